@@ -1,0 +1,1 @@
+"""Decentralized learning that sends a fraction of the bytes."""

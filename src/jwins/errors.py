@@ -1,0 +1,62 @@
+"""Every exception the package raises on purpose, as one tree.
+
+Two families are kept apart, as h11 does: :class:`UsageError` says that *the caller* did something
+wrong, :class:`PeerError` that *a remote peer* did. Catching :class:`JwinsError` catches both.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CodecError",
+    "ConfigError",
+    "DataError",
+    "FrameError",
+    "JwinsError",
+    "PeerError",
+    "ResumeError",
+    "UsageError",
+]
+
+
+class JwinsError(Exception):
+    """Base of every exception raised on purpose by this package."""
+
+
+class UsageError(JwinsError, ValueError):
+    """The caller broke the contract of a function or an object."""
+
+
+class ConfigError(UsageError):
+    """An experiment cannot be built as written.
+
+    Args:
+        path: where, as a TOML path, e.g. ``sharing.cutoff.fractions[2]``.
+        value: what was found there.
+        problem: what was expected, and the remedy.
+    """
+
+    def __init__(self, path: str, value: object, problem: str) -> None:
+        self.path = path
+        self.value = value
+        self.problem = problem
+        super().__init__(f"{path} = {value!r}: {problem}")
+
+
+class DataError(JwinsError):
+    """A data set is missing, incomplete or not of the expected schema."""
+
+
+class ResumeError(JwinsError):
+    """A run folder cannot be continued: nothing to continue, or another experiment."""
+
+
+class PeerError(JwinsError):
+    """A remote peer sent something that is not acceptable."""
+
+
+class CodecError(PeerError):
+    """Bytes do not decode to an update. The only exception a decoder may raise."""
+
+
+class FrameError(CodecError):
+    """Bytes are not a frame of this experiment: bad magic, version, checksum, digest or length."""

@@ -1,0 +1,221 @@
+"""The only things nodes exchange: a part of a vector, and what a receiver knows about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jwins.errors import UsageError
+
+__all__ = ["MAX_DIM", "Quantized", "Received", "Sampled", "Update", "identical"]
+
+MAX_DIM = 2**32 - 1
+"""Longest vector an update may describe: positions travel as 32-bit unsigned integers."""
+
+_PHILOX_DOMAIN = 0x4A57494E535F504F  # ASCII "JWINS_PO": keeps positions apart from other uses of a seed
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Pseudo-random positions: the wire carries the seed, sender and receiver draw the same positions.
+
+    Attributes:
+        seed: unsigned 64-bit integer.
+        count: how many positions, at least 0.
+
+    >>> Sampled(seed=7, count=3).positions(10)
+    tensor([1, 7, 9])
+    """
+
+    seed: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"Sampled.seed = {self.seed}: expected an unsigned 64-bit integer")
+        if not 0 <= self.count <= MAX_DIM:
+            raise UsageError(f"Sampled.count = {self.count}: expected 0 to {MAX_DIM}")
+
+    def positions(self, dim: int) -> Tensor:
+        """The positions themselves.
+
+        Each of the ``dim`` positions gets one 64-bit word of Philox4x64-10 with key
+        ``(seed, 0x4A57494E535F504F)``, in order from the first word of counter block 1; the ``count``
+        positions with the smallest words are chosen, ties towards the lower position. The rule is part
+        of the wire format (docs/wire.md), so it never changes within a version.
+
+        Args:
+            dim: length of the vector, at least ``count``.
+
+        Returns:
+            (count,) int64, strictly increasing.
+
+        Raises:
+            UsageError: more positions asked for than there are.
+        """
+        if self.count > dim:
+            raise UsageError(f"Sampled.count = {self.count}: a vector of {dim} has fewer positions")
+        if self.count == 0:
+            return torch.zeros(0, dtype=torch.int64)
+        if self.count == dim:
+            return torch.arange(dim)
+        words = np.random.Philox(key=self.seed | _PHILOX_DOMAIN << 64).random_raw(dim)
+        last = np.partition(words, self.count - 1)[self.count - 1]
+        chosen = words < last
+        ties = np.flatnonzero(words == last)[: self.count - int(np.count_nonzero(chosen))]
+        chosen[ties] = True
+        return torch.from_numpy(np.flatnonzero(chosen))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """Values as integer levels times a scale.
+
+    Attributes:
+        levels: (k,) int32.
+        scales: (g,) float32, finite and > 0.
+        runs: g lengths that sum to k; ``levels`` of run i are multiplied by ``scales[i]``. One run is a
+            single step size, many are blocks or wavelet subbands.
+    """
+
+    levels: Tensor
+    scales: Tensor
+    runs: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.levels.dtype != torch.int32 or self.levels.dim() != 1:
+            raise UsageError(f"Quantized.levels: expected (k,) int32, got {_describe(self.levels)}")
+        if self.scales.dtype != torch.float32 or self.scales.dim() != 1:
+            raise UsageError(f"Quantized.scales: expected (g,) float32, got {_describe(self.scales)}")
+        if len(self.runs) != len(self.scales) or any(run < 0 for run in self.runs):
+            raise UsageError(f"Quantized.runs: expected {len(self.scales)} lengths of at least 0")
+        if sum(self.runs) != len(self.levels):
+            raise UsageError(f"Quantized.runs sum to {sum(self.runs)}, but there are {len(self.levels)} levels")
+        if not bool(((self.scales > 0) & torch.isfinite(self.scales)).all()):
+            raise UsageError("Quantized.scales: expected finite values > 0")
+
+    def dense(self) -> Tensor:
+        """The values themselves, (k,) float32."""
+        return self.levels.to(torch.float32) * torch.repeat_interleave(
+            self.scales, torch.tensor(self.runs, dtype=torch.int64)
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """Part of a dense vector, as one node tells it to its neighbours. Immutable, shared between receivers.
+
+    Attributes:
+        dim: length of the dense vector this is a part of.
+        positions: (k,) int64, strictly increasing, each in [0, dim); or :class:`Sampled`; or None for
+            all of ``range(dim)``.
+        values: (k,) float32 or bfloat16, or :class:`Quantized`.
+        base: None if the update stands alone; r if it is an increment on what the sender's update of
+            round r left behind.
+        check: unsigned 32-bit hash of the sender's replica after this update, or None. A receiver that
+            computes another one has drifted and asks for a key.
+    """
+
+    dim: int
+    positions: Tensor | Sampled | None
+    values: Tensor | Quantized
+    base: int | None = None
+    check: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dim <= MAX_DIM:
+            raise UsageError(f"Update.dim = {self.dim}: expected 0 to {MAX_DIM}")
+        if isinstance(self.values, Tensor) and (
+            self.values.dtype not in (torch.float32, torch.bfloat16) or self.values.dim() != 1
+        ):
+            raise UsageError(f"Update.values: expected (k,) float32 or bfloat16, got {_describe(self.values)}")
+        if isinstance(self.positions, Tensor) and (
+            self.positions.dtype != torch.int64 or self.positions.dim() != 1
+        ):
+            raise UsageError(f"Update.positions: expected (k,) int64, got {_describe(self.positions)}")
+        expected = (
+            self.dim
+            if self.positions is None
+            else self.positions.count
+            if isinstance(self.positions, Sampled)
+            else len(self.positions)
+        )
+        if self.count != expected:
+            raise UsageError(f"Update: {self.count} values for {expected} positions")
+        if self.count > self.dim:
+            raise UsageError(f"Update: {self.count} values for a vector of {self.dim}")
+        if self.base is not None and not 0 <= self.base < 2**32:
+            raise UsageError(f"Update.base = {self.base}: expected None or an unsigned 32-bit round")
+        if self.check is not None and not 0 <= self.check < 2**32:
+            raise UsageError(f"Update.check = {self.check}: expected None or an unsigned 32-bit hash")
+
+    @property
+    def count(self) -> int:
+        """How many values the update carries."""
+        return len(self.values.levels) if isinstance(self.values, Quantized) else len(self.values)
+
+    def indices(self) -> Tensor | None:
+        """Positions as a tensor, (k,) int64, or None when every position is present."""
+        return self.positions.positions(self.dim) if isinstance(self.positions, Sampled) else self.positions
+
+    def dense_values(self) -> Tensor:
+        """Values as (k,) float32, whatever they travelled as."""
+        return self.values.dense() if isinstance(self.values, Quantized) else self.values.to(torch.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Received:
+    """An update as the receiver's algorithm sees it.
+
+    Attributes:
+        sender: the node it came from.
+        round: the sender's round.
+        weight: mixing weight of the sender in the receiver's round; 0 when the update is late or its
+            sender is no neighbour in this round.
+        update: what was sent.
+    """
+
+    sender: int
+    round: int
+    weight: float
+    update: Update
+
+
+def identical(a: Update, b: Update) -> bool:
+    """Whether two updates are the same bit for bit, -0.0 and NaN payloads included.
+
+    >>> u = Update(dim=2, positions=None, values=torch.tensor([0.0, 1.0]))
+    >>> v = Update(dim=2, positions=None, values=torch.tensor([-0.0, 1.0]))
+    >>> identical(u, u), identical(u, v)
+    (True, False)
+    """
+    if (a.dim, a.base, a.check) != (b.dim, b.base, b.check):
+        return False
+    if isinstance(a.positions, Tensor) and isinstance(b.positions, Tensor):
+        if not torch.equal(a.positions, b.positions):
+            return False
+    elif isinstance(a.positions, Tensor) or isinstance(b.positions, Tensor) or a.positions != b.positions:
+        return False
+    if isinstance(a.values, Quantized) and isinstance(b.values, Quantized):
+        return (
+            a.values.runs == b.values.runs
+            and torch.equal(a.values.levels, b.values.levels)
+            and _same_bits(a.values.scales, b.values.scales)
+        )
+    if isinstance(a.values, Tensor) and isinstance(b.values, Tensor):
+        return _same_bits(a.values, b.values)
+    return False
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    integer = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[a.dtype]
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
