@@ -27,7 +27,7 @@ class Sampled:
         count: how many positions, at least 0.
 
     >>> Sampled(seed=7, count=3).positions(10)
-    tensor([1, 7, 9])
+    tensor([0, 2, 5])
     """
 
     seed: int

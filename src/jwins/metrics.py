@@ -1,0 +1,225 @@
+"""What a run measures: typed rows, and the append-only JSONL log that keeps them.
+
+One line per row, tagged by ``kind``. Rows are written once and never changed; a resumed run truncates the
+log to the length its checkpoint remembers and appends from there, so the file of an interrupted run and
+that of an uninterrupted one hold the same measurements.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from jwins.errors import DataError
+
+__all__ = ["EndRow", "EvalRow", "MetricsLog", "Row", "Spread", "StartRow", "Traffic", "TrafficSplit", "read_rows"]
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """One metric over the nodes.
+
+    Attributes:
+        mean: over nodes.
+        sd: standard deviation over nodes (of the population of nodes, so 0 for one).
+        min: the worst or best node, whichever is smaller.
+        max: the other end.
+        average_model: the metric of the average of all nodes' parameters.
+    """
+
+    mean: float
+    sd: float
+    min: float
+    max: float
+    average_model: float | None = None
+
+
+class TrafficSplit(msgspec.Struct, frozen=True):
+    """Bytes sent, split by what they carried. Every sent byte is in exactly one of the five.
+
+    Attributes:
+        positions: compressed positions of updates.
+        values: compressed values of updates.
+        header: headers, lengths and checksums of updates.
+        key: whole frames that carry a key (a full replica for a neighbour that lacks it).
+        control: whole messages that carry no parameters.
+    """
+
+    positions: int = 0
+    values: int = 0
+    header: int = 0
+    key: int = 0
+    control: int = 0
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.positions + self.values + self.header + self.key + self.control
+
+    def __add__(self, other: TrafficSplit) -> TrafficSplit:
+        return TrafficSplit(
+            self.positions + other.positions,
+            self.values + other.values,
+            self.header + other.header,
+            self.key + other.key,
+            self.control + other.control,
+        )
+
+
+class Traffic(msgspec.Struct, frozen=True):
+    """Bytes one node sent to another over the whole run."""
+
+    source: int
+    target: int
+    bytes: TrafficSplit
+
+
+class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind"):
+    """The first row of a run.
+
+    Attributes:
+        name: of the experiment.
+        digest: of everything in the experiment that affects the result, hex.
+        seed: the experiment's seed.
+        num_nodes: how many nodes.
+        dim: parameters per model that are exchanged, P.
+        neighbours_mean: mean number of recipients of a node in round 0.
+        versions: of this package and of the libraries that compute results.
+        machine: processor, cores, platform.
+        fingerprints: hashes of the initial model, the partition, the batches and the codec, by which two
+            runs can be checked to be like for like.
+        batching: "loop" or "stacked", as resolved, and why if it is a fallback.
+    """
+
+    name: str
+    digest: str
+    seed: int
+    num_nodes: int
+    dim: int
+    neighbours_mean: float
+    versions: dict[str, str]
+    machine: dict[str, str]
+    fingerprints: dict[str, str]
+    batching: str
+
+
+class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
+    """All nodes measured after the same number of rounds.
+
+    Attributes:
+        round: completed rounds; 0 is the common start.
+        time_s: virtual seconds at which the last of the measured nodes completed it.
+        nodes: which nodes were measured (all, unless some had crashed).
+        metrics: each metric's spread over those nodes.
+        per_node: each metric's value per measured node, in the order of ``nodes``.
+        train_loss: mean training loss over the nodes in the last round, None at the start.
+        consensus_distance: root mean square over nodes of the distance to the average model.
+        traffic: bytes all nodes have sent to complete that many rounds.
+        samples: test samples used.
+    """
+
+    round: int
+    time_s: float
+    nodes: list[int]
+    metrics: dict[str, Spread]
+    per_node: dict[str, list[float]]
+    train_loss: float | None
+    consensus_distance: float
+    traffic: TrafficSplit
+    samples: int
+
+
+class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind"):
+    """The last row of a run that ended by itself.
+
+    Attributes:
+        status: ``finished``, or ``diverged`` if a node's parameters stopped being finite.
+        round: rounds completed by every live node.
+        time_s: virtual seconds.
+        reason: in words, for a run that did not finish.
+        sha256: over the final parameters of all nodes in id order, little-endian float32.
+        traffic: bytes per directed edge.
+        wall_s: real seconds by activity, of the process that ended the run; the only numbers here that
+            differ between two runs of the same experiment.
+    """
+
+    status: str
+    round: int
+    time_s: float
+    reason: str
+    sha256: str
+    traffic: list[Traffic]
+    wall_s: dict[str, float]
+
+
+Row = StartRow | EvalRow | EndRow
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[Row] = msgspec.json.Decoder(Row)
+
+
+class MetricsLog:
+    """Append-only JSONL file of rows.
+
+    Args:
+        path: the file; made if it does not exist.
+        keep_bytes: what is kept of an existing file; the rest was written after the checkpoint that is
+            being resumed. None keeps everything.
+    """
+
+    def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
+        self.path = path
+        self._file = path.open("ab")
+        if keep_bytes is not None:
+            size = self._file.seek(0, os.SEEK_END)
+            if size < keep_bytes:
+                self._file.close()
+                raise DataError(f"{path}: {size} bytes, but the checkpoint was taken at {keep_bytes}; the file was cut")
+            self._file.truncate(keep_bytes)
+            self._file.seek(0, os.SEEK_END)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the file: what a checkpoint remembers."""
+        return self._file.tell()
+
+    def append(self, row: Row) -> None:
+        """Write one row and hand it to the operating system."""
+        self._file.write(_encoder.encode(row) + b"\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make sure that the rows are on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a metrics file, in order; a half-written last line (a killed run) is left out.
+
+    Raises:
+        DataError: a line other than the last is not a row.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield _decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise DataError(f"{path}, line {number}: not a metrics row ({error})") from error
