@@ -1,0 +1,302 @@
+"""The discrete wavelet transform of flat parameter vectors, on CPU and CUDA.
+
+On CPU, PyWavelets does the work: it releases the interpreter lock and uses one thread. On other devices the
+same filter bank runs as a strided convolution, written as one scaled addition per filter tap: unlike
+``conv1d``, which may round its inputs to TF32, it keeps all bits of float32, and it adds in the same order
+each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import pywt
+import torch
+from torch import Tensor
+
+from jwins.errors import ConfigError, UsageError
+
+__all__ = ["MAX_LEVELS", "Mode", "Wavelet"]
+
+Mode = Literal["symmetric", "periodization"]
+
+MAX_LEVELS = 24
+"""Most levels of a transform: ``periodization`` pads to a multiple of ``2**levels``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wavelet:
+    """A multi-level discrete wavelet transform.
+
+    The coefficients of a vector of P numbers are one vector of C numbers, coarsest first:
+    ``[cA_n, cD_n, ..., cD_1]``, as ``pywt.wavedec`` orders them.
+
+    Any number of levels is accepted for any length; there is no warning when a vector is shorter than the
+    filter. With ``symmetric``, a short vector is reflected as often as needed, each level of it has at
+    least ``filter length - 1`` coefficients, and C grows by about that much per level. With
+    ``periodization``, the vector is first padded with zeros to a multiple of ``2**levels``, and C is the
+    padded length; for an orthogonal wavelet the transform is then orthonormal. In both, ``inverse`` gives
+    back the vector up to rounding.
+
+    Attributes:
+        name: a discrete wavelet of PyWavelets, orthogonal or biorthogonal, e.g. ``sym2``, ``db4``, ``bior2.2``.
+        levels: how often the coarse half is split again, 0 (the identity) to 24.
+        mode: what lies beyond the ends of the vector.
+
+    Raises:
+        ConfigError: an unknown wavelet or mode, or a number of levels out of range.
+
+    >>> haar = Wavelet("haar", levels=1, mode="periodization")
+    >>> c = haar.forward(torch.tensor([1.0, 1.0, 3.0, 3.0]))
+    >>> [round(v, 3) for v in c.tolist()]
+    [1.414, 4.243, 0.0, 0.0]
+    >>> [round(v, 3) for v in haar.inverse(c, 4).tolist()]
+    [1.0, 1.0, 3.0, 3.0]
+    """
+
+    name: str = "sym2"
+    levels: int = 4
+    mode: Mode = "symmetric"
+
+    def __post_init__(self) -> None:
+        if self.name not in _names():
+            raise ConfigError(
+                "sharing.wavelet", self.name, "expected a discrete wavelet of PyWavelets, such as sym2 or db4"
+            )
+        if (
+            isinstance(self.levels, bool)
+            or not isinstance(self.levels, int)
+            or not 0 <= self.levels <= MAX_LEVELS
+        ):
+            raise ConfigError("sharing.levels", self.levels, f"expected an integer, 0 to {MAX_LEVELS}")
+        if self.mode not in ("symmetric", "periodization"):
+            raise ConfigError("sharing.mode", self.mode, "expected symmetric or periodization")
+
+    def subbands(self, dim: int) -> tuple[int, ...]:
+        """Lengths of the subbands ``[cA_n, cD_n, ..., cD_1]`` of a vector of ``dim`` numbers; they sum to C."""
+        return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).bands
+
+    def size(self, dim: int) -> int:
+        """C: how many coefficients a vector of ``dim`` numbers has; C >= ``dim``.
+
+        >>> Wavelet("sym2", levels=4).size(328), Wavelet("sym2", 4, "periodization").size(328)
+        (340, 336)
+        """
+        return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Coefficients of each vector along the last dimension.
+
+        Args:
+            x: (..., P) float32, P >= 1.
+
+        Returns:
+            (..., C) float32, a new tensor on the same device.
+
+        Raises:
+            UsageError: not float32, or no numbers at all.
+        """
+        _check_dtype("Wavelet.forward", x)
+        plan = _plan(self.name, self.levels, self.mode, _checked_dim(x.shape[-1] if x.dim() else 0))
+        x = x.detach()
+        return _forward_pywt(plan, x) if x.device.type == "cpu" else _forward_torch(plan, x)
+
+    def inverse(self, c: Tensor, dim: int) -> Tensor:
+        """Vectors of ``dim`` numbers from their coefficients.
+
+        Args:
+            c: (..., C) float32 with C = ``size(dim)``.
+            dim: P, the length of the original vector.
+
+        Returns:
+            (..., P) float32, a new tensor on the same device.
+
+        Raises:
+            UsageError: not float32, or not the number of coefficients of a vector of ``dim`` numbers.
+        """
+        _check_dtype("Wavelet.inverse", c)
+        plan = _plan(self.name, self.levels, self.mode, _checked_dim(dim))
+        if c.dim() == 0 or c.shape[-1] != plan.size:
+            raise UsageError(
+                f"Wavelet.inverse: got coefficients of shape {tuple(c.shape)}, "
+                f"but a vector of {dim} has {plan.size} coefficients"
+            )
+        c = c.detach()
+        return _inverse_pywt(plan, c) if c.device.type == "cpu" else _inverse_torch(plan, c)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """All lengths of one transform: ``steps[l]`` is the length that level l+1 splits."""
+
+    name: str
+    mode: Mode
+    dim: int
+    steps: tuple[int, ...]
+    bands: tuple[int, ...]
+    size: int
+
+    @property
+    def padded(self) -> int:
+        return self.steps[0] if self.steps else self.dim
+
+
+@lru_cache(maxsize=1)
+def _names() -> frozenset[str]:
+    return frozenset(pywt.wavelist(kind="discrete"))
+
+
+@lru_cache(maxsize=256)
+def _filters(name: str) -> Any:
+    return pywt.Wavelet(name)
+
+
+@lru_cache(maxsize=1024)
+def _plan(name: str, levels: int, mode: Mode, dim: int) -> _Plan:
+    taps = _filters(name).dec_len
+    length = -(-dim // 2**levels) * 2**levels if mode == "periodization" else dim
+    steps, details = [], []
+    for _ in range(levels):
+        steps.append(length)
+        length = length // 2 if mode == "periodization" else (length + taps - 1) // 2
+        details.append(length)
+    bands = (length, *reversed(details))
+    return _Plan(name, mode, dim, tuple(steps), bands, sum(bands))
+
+
+def _check_dtype(where: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.float32:
+        raise UsageError(f"{where}: expected float32, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def _checked_dim(dim: int) -> int:
+    if dim < 1:
+        raise UsageError(f"Wavelet: dim = {dim}: expected a vector of at least one number")
+    return dim
+
+
+# PyWavelets, one level at a time: its own multi-level functions warn about short vectors.
+
+
+def _forward_pywt(plan: _Plan, x: Tensor) -> Tensor:
+    wavelet = _filters(plan.name)
+    out = np.empty((*x.shape[:-1], plan.size), dtype=np.float32)
+    approximation: Any = x.numpy()
+    if plan.padded != plan.dim:
+        approximation = np.zeros((*x.shape[:-1], plan.padded), dtype=np.float32)
+        approximation[..., : plan.dim] = x.numpy()
+    end = plan.size
+    if out.size:
+        for _ in plan.steps:
+            approximation, detail = pywt.dwt(approximation, wavelet, plan.mode)
+            out[..., end - detail.shape[-1] : end] = detail
+            end -= detail.shape[-1]
+        out[..., :end] = approximation
+    return torch.from_numpy(out)
+
+
+def _inverse_pywt(plan: _Plan, c: Tensor) -> Tensor:
+    wavelet = _filters(plan.name)
+    coefficients = c.numpy()
+    if not coefficients.size:
+        return torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32)
+    start = plan.bands[0]
+    vector: Any = coefficients[..., :start]
+    for length, band in zip(reversed(plan.steps), plan.bands[1:], strict=True):
+        detail = coefficients[..., start : start + band]
+        start += band
+        vector = pywt.idwt(vector, detail, wavelet, plan.mode)[..., :length]
+    # The caller owns the result, and never gets a view into the coefficients or a longer buffer.
+    return torch.from_numpy(np.array(vector[..., : plan.dim], dtype=np.float32, order="C"))
+
+
+# The same filter bank in torch. With F taps (always even) and the extended vector e:
+#   symmetric      c[i] = sum_j dec[j] e[2i + 1 - j]      for i < (n + F - 1) // 2
+#   periodization  c[i] = sum_j dec[j] e[2i + F/2 - j]    for i < n / 2
+# and back, with t = k + F - 2 (symmetric) or k + F/2 - 1 (periodization, circular) and e = t mod 2:
+#   x[k] = sum_p recL[2p + e] cA[(t - e)/2 - p] + recH[2p + e] cD[(t - e)/2 - p]
+
+
+@lru_cache(maxsize=256)
+def _border(n: int, before: int, after: int, mode: Mode, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the numbers beyond both ends of a vector of n come from."""
+
+    def source(index: Tensor) -> Tensor:
+        if mode == "periodization":
+            return index % n
+        index = index % (2 * n)
+        return torch.where(index < n, index, 2 * n - 1 - index)
+
+    return source(torch.arange(-before, 0)).to(device), source(torch.arange(n, n + after)).to(device)
+
+
+def _extend(x: Tensor, before: int, after: int, mode: Mode) -> Tensor:
+    left, right = _border(x.shape[-1], before, after, mode, x.device)
+    return torch.cat([x.index_select(-1, left), x, x.index_select(-1, right)], dim=-1)
+
+
+def _convolve(terms: list[tuple[float, Tensor]]) -> Tensor:
+    weight, first = terms[0]
+    total = first * weight
+    for weight, term in terms[1:]:
+        if weight:
+            total.add_(term, alpha=weight)
+    return total
+
+
+def _split(x: Tensor, wavelet: Any, mode: Mode) -> tuple[Tensor, Tensor]:
+    n, taps = x.shape[-1], wavelet.dec_len
+    count = n // 2 if mode == "periodization" else (n + taps - 1) // 2
+    last = taps // 2 if mode == "periodization" else 1  # tap j of coefficient i reads e[2i + last - j]
+    before = taps - 1 - last
+    extended = _extend(x, before, max(0, 2 * (count - 1) + last + 1 - n), mode)
+
+    def band(weights: list[float]) -> Tensor:
+        starts = [before + last - j for j in range(taps)]
+        return _convolve(
+            [(w, extended[..., s : s + 2 * count - 1 : 2]) for w, s in zip(weights, starts, strict=True)]
+        )
+
+    return band(wavelet.dec_lo), band(wavelet.dec_hi)
+
+
+def _join(approximation: Tensor, detail: Tensor, wavelet: Any, mode: Mode) -> Tensor:
+    count, half = approximation.shape[-1], wavelet.rec_len // 2
+    if mode == "periodization":
+        pairs = count
+        low = _extend(approximation, half - 1, 0, mode)
+        high = _extend(detail, half - 1, 0, mode)
+    else:
+        pairs = count - half + 1
+        low, high = approximation, detail
+
+    def phase(parity: int) -> Tensor:
+        terms = []
+        for weights, band in ((wavelet.rec_lo, low), (wavelet.rec_hi, high)):
+            for p in range(half):
+                terms.append((weights[2 * p + parity], band[..., half - 1 - p : half - 1 - p + pairs]))
+        return _convolve(terms)
+
+    joined = torch.stack([phase(0), phase(1)], dim=-1).flatten(-2)
+    return torch.roll(joined, 1 - half, dims=-1) if mode == "periodization" else joined
+
+
+def _forward_torch(plan: _Plan, x: Tensor) -> Tensor:
+    wavelet = _filters(plan.name)
+    approximation = torch.nn.functional.pad(x, (0, plan.padded - plan.dim))
+    details = []
+    for _ in plan.steps:
+        approximation, detail = _split(approximation, wavelet, plan.mode)
+        details.append(detail)
+    return torch.cat([approximation, *reversed(details)], dim=-1)
+
+
+def _inverse_torch(plan: _Plan, c: Tensor) -> Tensor:
+    wavelet = _filters(plan.name)
+    vector, *details = torch.split(c, plan.bands, dim=-1)
+    for length, detail in zip(reversed(plan.steps), details, strict=True):
+        vector = _join(vector, detail, wavelet, plan.mode)[..., :length]
+    return vector[..., : plan.dim].clone()

@@ -1,0 +1,226 @@
+"""A model as one flat float32 vector, and back.
+
+What nodes exchange and merge is a vector of P numbers; what trains is a module. :class:`Layout` says which
+numbers of the vector are which tensor of the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jwins.errors import ConfigError, UsageError
+
+__all__ = ["BufferPolicy", "Layout", "Slot"]
+
+BufferPolicy = Literal["local", "shared"]
+"""``local``: buffers stay on their node. ``shared``: float buffers are part of the vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one tensor of the model lies in the vector.
+
+    Attributes:
+        name: as in ``model.named_parameters()`` or ``model.named_buffers()``.
+        shape: of the tensor.
+        offset: of its first number in the vector.
+        size: how many numbers.
+        kind: ``parameter``, or ``buffer`` for a shared one.
+        nonnegative: a variance, which must not fall below 0 in a merge.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    kind: Literal["parameter", "buffer"]
+    nonnegative: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of a model's tensors in its flat vector.
+
+    Attributes:
+        slots: the parameters in the order of ``model.named_parameters()``, then the shared buffers.
+        local: names of the buffers that stay on their node. Integer buffers always do, and so do buffers
+            that the model does not save (``persistent=False``): those are constants.
+        size: P, the length of the vector.
+        tied: for each further name of a parameter that the model holds under several names, that name and
+            the one in ``slots``.
+        transient: names in ``local`` of buffers that the model does not save.
+
+    >>> layout = Layout.of(nn.Linear(3, 2))
+    >>> [(slot.name, slot.shape, slot.offset) for slot in layout.slots], layout.size
+    ([('weight', (2, 3), 0), ('bias', (2,), 6)], 8)
+    """
+
+    slots: tuple[Slot, ...]
+    local: tuple[str, ...]
+    size: int
+    tied: tuple[tuple[str, str], ...] = ()
+    transient: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(model: nn.Module, buffers: BufferPolicy = "local") -> Layout:
+        """The layout of a model.
+
+        Args:
+            model: with at least one parameter, all float32. A parameter held under several names counts once.
+            buffers: ``local`` or ``shared``; see :data:`BufferPolicy`.
+
+        Raises:
+            UsageError: no parameters, a lazy one, or a tensor that cannot be part of a float32 vector.
+            ConfigError: an unknown policy.
+        """
+        if buffers not in ("local", "shared"):
+            raise ConfigError("train.buffers", buffers, "expected local or shared")
+        slots: list[Slot] = []
+        offset = 0
+        first_name: dict[int, str] = {}
+        tied = []
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if nn.parameter.is_lazy(parameter):
+                raise UsageError(
+                    f"parameter {name!r} has no shape yet: run one batch through the model in model()"
+                )
+            if id(parameter) in first_name:
+                tied.append((name, first_name[id(parameter)]))
+                continue
+            _check_float32("parameter", name, parameter)
+            first_name[id(parameter)] = name
+            slots.append(Slot(name, tuple(parameter.shape), offset, parameter.numel(), "parameter", False))
+            offset += parameter.numel()
+        if offset == 0:
+            raise UsageError(f"{type(model).__name__} has no parameters: there is nothing to train and share")
+
+        variances = _variance_names(model)
+        saved = set(model.state_dict(keep_vars=True))
+        local = []
+        for name, buffer in model.named_buffers():
+            if buffers == "shared" and buffer.is_floating_point() and name in saved:
+                _check_float32("buffer", name, buffer)
+                slots.append(
+                    Slot(name, tuple(buffer.shape), offset, buffer.numel(), "buffer", name in variances)
+                )
+                offset += buffer.numel()
+            else:
+                local.append(name)
+        transient = tuple(name for name in local if name not in saved)
+        return Layout(tuple(slots), tuple(local), offset, tuple(tied), transient)
+
+    def flatten(self, model: nn.Module) -> Tensor:
+        """A copy of the model's numbers as one vector, (P,) float32."""
+        tensors = _tensors(model)
+        with torch.no_grad():
+            return torch.cat([tensors[slot.name].detach().reshape(-1) for slot in self.slots])
+
+    def write(self, vector: Tensor, model: nn.Module) -> None:
+        """Copy a vector into the model's tensors, in place.
+
+        Args:
+            vector: (P,) float32.
+            model: of this layout.
+
+        Raises:
+            UsageError: a vector of another length.
+        """
+        self._check(vector)
+        tensors = _tensors(model)
+        with torch.no_grad():
+            for slot in self.slots:
+                part = vector[slot.offset : slot.offset + slot.size]
+                tensors[slot.name].copy_(part.view(slot.shape))
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """The tensors inside a vector, or inside each row of a stack of vectors, without copying.
+
+        Args:
+            vector: (..., P); the last dimension contiguous.
+
+        Returns:
+            A view (..., *shape) for each slot, by name.
+
+        Raises:
+            UsageError: the last dimension is not P.
+
+        >>> layout = Layout.of(nn.Linear(3, 2))
+        >>> {name: tuple(view.shape) for name, view in layout.views(torch.zeros(5, 8)).items()}
+        {'weight': (5, 2, 3), 'bias': (5, 2)}
+        """
+        self._check(vector)
+        lead = vector.shape[:-1]
+        return {
+            slot.name: vector[..., slot.offset : slot.offset + slot.size].view(*lead, *slot.shape)
+            for slot in self.slots
+        }
+
+    def project_(self, vector: Tensor) -> Tensor:
+        """Clamp shared variances at 0, in place; to be called after each merge.
+
+        A merge in the wavelet domain replaces some coefficients of a variance and not others, so the sum
+        can fall below 0 although no node's did. NaN stays NaN.
+
+        Args:
+            vector: (..., P).
+
+        Returns:
+            The same tensor.
+        """
+        self._check(vector)
+        for slot in self.slots:
+            if slot.nonnegative:
+                vector[..., slot.offset : slot.offset + slot.size].clamp_(min=0.0)
+        return vector
+
+    def state_dict(self, vector: Tensor, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What ``model.load_state_dict`` takes, each tensor contiguous and with memory of its own.
+
+        Args:
+            vector: (P,) float32.
+            local: the node's local buffers by name; those that the model does not save are left out.
+
+        Returns:
+            All saved tensors by name, on the CPU; tied parameters under each of their names.
+
+        Raises:
+            UsageError: a local buffer is missing.
+        """
+        missing = [name for name in self.local if name not in local and name not in self.transient]
+        if missing:
+            raise UsageError(f"Layout.state_dict: local buffers missing: {', '.join(missing)}")
+        found = self.views(vector.detach())
+        found.update({name: found[first] for name, first in self.tied})
+        found.update({name: local[name].detach() for name in self.local if name not in self.transient})
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+
+    def _check(self, vector: Tensor) -> None:
+        if vector.dim() == 0 or vector.shape[-1] != self.size:
+            raise UsageError(
+                f"Layout: got a vector of shape {tuple(vector.shape)}, expected (..., {self.size})"
+            )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _variance_names(model: nn.Module) -> set[str]:
+    return {
+        f"{prefix}.running_var" if prefix else "running_var"
+        for prefix, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+    }
+
+
+def _check_float32(what: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.float32:
+        found = str(tensor.dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{what} {name!r} is {found}: expected float32; convert the model in model(), e.g. with .float()"
+        )
