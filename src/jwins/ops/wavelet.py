@@ -39,7 +39,7 @@ class Wavelet:
     least ``filter length - 1`` coefficients, and C grows by about that much per level. With
     ``periodization``, the vector is first padded with zeros to a multiple of ``2**levels``, and C is the
     padded length; for an orthogonal wavelet the transform is then orthonormal. In both, ``inverse`` gives
-    back the vector up to rounding.
+    back the vector up to rounding; only ``dmey``, whose published filter is truncated, errs by about 1 %.
 
     Attributes:
         name: a discrete wavelet of PyWavelets, orthogonal or biorthogonal, e.g. ``sym2``, ``db4``, ``bior2.2``.
@@ -66,11 +66,7 @@ class Wavelet:
             raise ConfigError(
                 "sharing.wavelet", self.name, "expected a discrete wavelet of PyWavelets, such as sym2 or db4"
             )
-        if (
-            isinstance(self.levels, bool)
-            or not isinstance(self.levels, int)
-            or not 0 <= self.levels <= MAX_LEVELS
-        ):
+        if type(self.levels) is not int or not 0 <= self.levels <= MAX_LEVELS:
             raise ConfigError("sharing.levels", self.levels, f"expected an integer, 0 to {MAX_LEVELS}")
         if self.mode not in ("symmetric", "periodization"):
             raise ConfigError("sharing.mode", self.mode, "expected symmetric or periodization")
@@ -83,7 +79,7 @@ class Wavelet:
         """C: how many coefficients a vector of ``dim`` numbers has; C >= ``dim``.
 
         >>> Wavelet("sym2", levels=4).size(328), Wavelet("sym2", 4, "periodization").size(328)
-        (340, 336)
+        (338, 336)
         """
         return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).size
 
@@ -274,11 +270,14 @@ def _join(approximation: Tensor, detail: Tensor, wavelet: Any, mode: Mode) -> Te
         low, high = approximation, detail
 
     def phase(parity: int) -> Tensor:
-        terms = []
-        for weights, band in ((wavelet.rec_lo, low), (wavelet.rec_hi, high)):
-            for p in range(half):
-                terms.append((weights[2 * p + parity], band[..., half - 1 - p : half - 1 - p + pairs]))
-        return _convolve(terms)
+        taps = ((wavelet.rec_lo, low), (wavelet.rec_hi, high))
+        return _convolve(
+            [
+                (weights[2 * p + parity], band[..., half - 1 - p : half - 1 - p + pairs])
+                for weights, band in taps
+                for p in range(half)
+            ]
+        )
 
     joined = torch.stack([phase(0), phase(1)], dim=-1).flatten(-2)
     return torch.roll(joined, 1 - half, dims=-1) if mode == "periodization" else joined
@@ -296,7 +295,7 @@ def _forward_torch(plan: _Plan, x: Tensor) -> Tensor:
 
 def _inverse_torch(plan: _Plan, c: Tensor) -> Tensor:
     wavelet = _filters(plan.name)
-    vector, *details = torch.split(c, plan.bands, dim=-1)
+    vector, *details = torch.split(c, list(plan.bands), dim=-1)
     for length, detail in zip(reversed(plan.steps), details, strict=True):
         vector = _join(vector, detail, wavelet, plan.mode)[..., :length]
     return vector[..., : plan.dim].clone()
