@@ -1,1 +1,1 @@
-"""."""
+"""Workloads: data, models, losses and metrics."""

@@ -1,0 +1,150 @@
+"""What a workload is: data, a model, a loss and metrics.
+
+A user's own task subclasses :class:`Task`, sets ``train`` and ``test`` and defines ``model``; everything
+else has a default that suits classification. ``docs/own_task.md`` shows a complete one.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jwins.errors import UsageError
+
+__all__ = ["Batch", "Dataset", "Task"]
+
+
+class Batch(NamedTuple):
+    """Samples of one step, as they stand in the data set.
+
+    Attributes:
+        inputs: (B, ...) of the data set's type, not yet prepared.
+        targets: (B, ...).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Samples held once in memory; nodes hold index arrays into them.
+
+    Attributes:
+        inputs: (n, ...) of any type; store images as uint8 and convert in :meth:`Task.prepare`.
+        targets: (n, ...).
+        keys: (n,) int64, the natural owner of each sample (writer, user, role), or None.
+
+    Raises:
+        UsageError: the lengths differ.
+
+    >>> len(Dataset(torch.zeros(3, 2), torch.zeros(3)))
+    3
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    keys: npt.NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "targets"):
+            found = getattr(self, name)
+            if not isinstance(found, Tensor):
+                raise UsageError(
+                    f"Dataset.{name} is of type {type(found).__name__}: expected a torch tensor; "
+                    f"torch.as_tensor makes one of an array or a list"
+                )
+        if self.inputs.ndim == 0 or self.targets.ndim == 0 or len(self.inputs) != len(self.targets):
+            raise UsageError(
+                f"Dataset: inputs of shape {tuple(self.inputs.shape)} and targets of shape "
+                f"{tuple(self.targets.shape)}; expected one target per input along the first dimension"
+            )
+        if self.keys is not None and (self.keys.shape != (len(self),) or self.keys.dtype != np.int64):
+            raise UsageError(
+                f"Dataset.keys: shape {self.keys.shape}, {self.keys.dtype}; expected ({len(self)},) int64, "
+                f"the owner of each sample"
+            )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+class Task(abc.ABC):
+    """A workload. Subclasses set ``train`` and ``test`` in ``__init__`` and define :meth:`model`.
+
+    The constructor's argument names are the keys that the ``[task]`` table may have. A task is used from
+    several threads at once: after ``__init__`` nothing in it may change. ``prepare``, ``loss`` and
+    ``metrics`` must work under ``torch.func.vmap``; if they do not, nodes are trained one by one.
+
+    Attributes:
+        name: what tables and figures call it.
+        train: the samples that are divided among the nodes.
+        test: the samples every node is evaluated on.
+    """
+
+    name: str = "own task"
+    train: Dataset
+    test: Dataset
+
+    @abc.abstractmethod
+    def model(self) -> nn.Module:
+        """A fresh model. Draws its parameters from torch's global generator, which the caller seeds."""
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """What the model takes, from inputs as they are stored; by default they are the same.
+
+        Args:
+            inputs: (B, ...) as in the data set, e.g. uint8 images.
+
+        Returns:
+            (B, ...), e.g. float32 images of mean 0.
+        """
+        return inputs
+
+    def loss(
+        self, model: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator | None
+    ) -> Tensor:
+        """The training loss of a batch, by default the mean cross-entropy.
+
+        Args:
+            model: maps prepared inputs to outputs. A function, not always a module.
+            batch: the samples.
+            generator: for random augmentation; None when nodes are trained together.
+
+        Returns:
+            A scalar to differentiate.
+        """
+        return functional.cross_entropy(model(self.prepare(batch.inputs)), batch.targets)
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """What evaluation reports, per sample; by default for classification.
+
+        Args:
+            outputs: (n, classes), the model's outputs for prepared inputs.
+            targets: (n,) int64.
+
+        Returns:
+            Name to (n,) float32. One of them is called ``loss``; the means over the test set are reported.
+        """
+        return {
+            "accuracy": (outputs.argmax(dim=-1) == targets).float(),
+            "loss": functional.cross_entropy(outputs, targets, reduction="none"),
+        }
+
+    def partition_labels(self) -> npt.NDArray[np.int64] | None:
+        """(n,) int64 labels of the training samples, which ``shards`` and ``dirichlet`` divide by.
+
+        By default the targets, if they are one integer per sample; None means there are no labels.
+        """
+        targets = self.train.targets
+        if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+            return None
+        return targets.numpy().astype(np.int64)
