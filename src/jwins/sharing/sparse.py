@@ -1,0 +1,399 @@
+"""Full sharing, random-k, top-k and JWINS: algorithms that send part of the model itself.
+
+They differ in three choices only:
+
+    =========  ==================  ==============================  =========================
+    algorithm  domain              positions                       how many
+    =========  ==================  ==============================  =========================
+    full       parameters          all                             all
+    random-k   parameters          drawn from a seed on the wire   a fixed fraction
+    top-k      parameters          largest change                  a fixed fraction
+    JWINS      wavelet coeffs      largest change since last sent  a fraction drawn per round
+    =========  ==================  ==============================  =========================
+
+JWINS, as in Dhasade et al., "Get More for Less in Decentralized Learning Systems", ICDCS 2023, doi
+10.1109/ICDCS57875.2023.00067, with T the wavelet transform, y the parameters after local training and r what
+the score is measured from:
+
+    score      = T(y) - r
+    k          = round(alpha * C), alpha drawn by each node for itself
+    positions  = top-k of |score|
+    send         T(y)[positions]
+    r[positions] <- where the score starts again, by the score rule
+    x          = y + T^-1( sum_j W_ij (T(y_j) - T(y_i)) on what each neighbour j sent )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from jwins.errors import ConfigError
+from jwins.ops.select import count_of, largest_k
+from jwins.ops.wavelet import Wavelet
+from jwins.rng import RoundContext
+from jwins.sharing.base import Cutoff, Precision, check_fraction, check_precision, mix, place, rounded
+from jwins.update import Received, Sampled, Update
+
+__all__ = [
+    "PAPER_FRACTIONS",
+    "FixedCutoff",
+    "Full",
+    "Jwins",
+    "RandomCutoff",
+    "RandomK",
+    "ScoreRule",
+    "full",
+    "jwins",
+    "random_k",
+    "top_k",
+]
+
+PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
+"""The paper's list; a node draws one of them uniformly in each round, 34 % on average."""
+
+ScoreRule = Literal["since_sent", "reference", "training_only"]
+"""What a coefficient's score is measured from (y after training, x at the round's start):
+
+- ``since_sent``: T(y) - r, r = T(y) of the round in which the coefficient was last sent.
+- ``reference``: T(y) - r, r = T(x) at the *start* of that round. What the authors' public code computes.
+- ``training_only``: the sum of T(y) - T(x) over the rounds since then; what merging changed does not count.
+
+In all three, r starts at T of the initial parameters (sums at 0), and a dense send resets everything.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedCutoff:
+    """The same fraction in every round."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        check_fraction("sharing.cutoff.fraction", self.fraction)
+
+    def __call__(self, ctx: RoundContext) -> float:
+        """The fraction to send."""
+        return self.fraction
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCutoff:
+    """A fraction drawn uniformly from a list, by each node for itself in each round.
+
+    The paper's randomized cut-off: all coefficients are sent now and then, and the network's load
+    spreads over the rounds.
+    """
+
+    fractions: tuple[float, ...] = PAPER_FRACTIONS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fractions", tuple(self.fractions))
+        if not self.fractions:
+            raise ConfigError("sharing.cutoff.fractions", [], "expected at least one fraction in (0, 1]")
+        for index, fraction in enumerate(self.fractions):
+            check_fraction(f"sharing.cutoff.fractions[{index}]", fraction)
+
+    def __call__(self, ctx: RoundContext) -> float:
+        """The fraction to send."""
+        return self.fractions[int(ctx.rng("cutoff").integers(len(self.fractions)))]
+
+
+# --- Full sharing and random-k: no memory ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnState:
+    """Between share and merge, the node's parameters as its neighbours see them; None otherwise."""
+
+    own: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Full:
+    """D-PSGD: every node sends all of its parameters in every round.
+
+    Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017.
+
+    Attributes:
+        values: precision in which parameters are sent.
+    """
+
+    values: Precision = "float32"
+    remembers_peers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_precision(self.values)
+
+    def init(self, params: Tensor) -> OwnState:
+        """No memory is needed."""
+        return OwnState()
+
+    def share(self, state: OwnState, params: Tensor, ctx: RoundContext) -> tuple[Update, OwnState]:
+        """All parameters."""
+        values = rounded(params.clone(), self.values)
+        return Update(len(params), None, values), OwnState(values.to(torch.float32))
+
+    def merge(
+        self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[Tensor, OwnState]:
+        """``x = y + sum_j W_ij (y_j - y_i)``."""
+        return _merge_params(state, params, received)
+
+    def key(self, state: OwnState, ctx: RoundContext) -> Update:
+        """Not needed: every update stands alone."""
+        return _no_key(self)
+
+    def missing(self, state: OwnState) -> frozenset[int]:
+        """Nothing is ever missing."""
+        return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class RandomK:
+    """Random sampling: each node sends a fresh random subset of its parameters, and the seed that draws it.
+
+    Attributes:
+        fraction: of the parameters to send, in (0, 1].
+        values: precision in which parameters are sent.
+    """
+
+    fraction: float
+    values: Precision = "float32"
+    remembers_peers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fraction("sharing.fraction", self.fraction)
+        check_precision(self.values)
+
+    def init(self, params: Tensor) -> OwnState:
+        """No memory is needed."""
+        return OwnState()
+
+    def share(self, state: OwnState, params: Tensor, ctx: RoundContext) -> tuple[Update, OwnState]:
+        """``round(fraction * P)`` parameters at positions drawn from the seed that the update carries."""
+        dim = len(params)
+        count = count_of(self.fraction, dim)
+        if count == dim:
+            values = rounded(params.clone(), self.values)
+            return Update(dim, None, values), OwnState(values.to(torch.float32))
+        sampled = Sampled(int(ctx.rng("positions").integers(2**64, dtype="uint64")), count)
+        positions = sampled.positions(dim).to(params.device)
+        values = rounded(params[positions], self.values)
+        return Update(dim, sampled, values), OwnState(place(params, positions, values))
+
+    def merge(
+        self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[Tensor, OwnState]:
+        """As full sharing; what a neighbour did not send counts as the receiver's own."""
+        return _merge_params(state, params, received)
+
+    def key(self, state: OwnState, ctx: RoundContext) -> Update:
+        """Not needed: every update stands alone."""
+        return _no_key(self)
+
+    def missing(self, state: OwnState) -> frozenset[int]:
+        """Nothing is ever missing."""
+        return frozenset()
+
+
+# --- Top-k and JWINS: scores accumulate ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreState:
+    """What JWINS remembers, each (C,) float32 or None where the score rule does not need it.
+
+    Attributes:
+        since: what scores are measured from (r), or the sum of changes for ``training_only``.
+        start: T(x), the coefficients at the start of the round.
+        own: T(y) as the neighbours see it; only between share and merge.
+    """
+
+    since: Tensor | None
+    start: Tensor | None
+    own: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Jwins:
+    """JWINS, and by its arguments every ablation of it; see the module's docstring for the algorithm.
+
+    Attributes:
+        cutoff: fraction of coefficients to send, drawn per node and round.
+        transform: the wavelet transform, or None to work on the parameters themselves.
+        score: see :data:`ScoreRule`.
+        accumulate: False scores by this round's training alone, T(y) - T(x).
+        dense_above: at this fraction and above, all coefficients are sent and no positions.
+        values: precision in which coefficients are sent.
+    """
+
+    cutoff: Cutoff
+    transform: Wavelet | None
+    score: ScoreRule = "since_sent"
+    accumulate: bool = True
+    dense_above: float = 0.5
+    values: Precision = "float32"
+    remembers_peers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.score not in get_args(ScoreRule):
+            raise ConfigError("sharing.score", self.score, f"expected one of {', '.join(get_args(ScoreRule))}")
+        if not self.dense_above > 0.0:
+            raise ConfigError("sharing.dense_above", self.dense_above, "expected a fraction above 0")
+        check_precision(self.values)
+
+    def init(self, params: Tensor) -> ScoreState:
+        """Scores start at zero: r = T(x_0)."""
+        start = self._forward(params).clone()
+        if not self.accumulate:
+            return ScoreState(None, start)
+        if self.score == "since_sent":
+            return ScoreState(start, None)
+        if self.score == "reference":
+            return ScoreState(start, start)
+        return ScoreState(torch.zeros_like(start), start)
+
+    def share(self, state: ScoreState, params: Tensor, ctx: RoundContext) -> tuple[Update, ScoreState]:
+        """The coefficients that changed most since they were last sent."""
+        own = self._forward(params)
+        size = len(own)
+        fraction = self.cutoff(ctx)
+        count = size if fraction >= self.dense_above else count_of(fraction, size)
+        score = self._score(state, own)
+        positions = None if count == size else largest_k(score, count)
+        values = rounded(own.clone() if positions is None else own[positions], self.values)
+        if self.values != "float32":
+            own = place(own, positions, values)
+        since = self._restart(state, score, own, positions)
+        return Update(size, positions, values), ScoreState(since, state.start, own)
+
+    def merge(
+        self, state: ScoreState, params: Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[Tensor, ScoreState]:
+        """Mix the coefficients that were heard, and transform the change back."""
+        own = self._forward(params) if state.own is None else state.own
+        change = mix(own, received)
+        merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
+        start = None if state.start is None else self._forward(merged).clone()
+        return merged, ScoreState(state.since, start)
+
+    def key(self, state: ScoreState, ctx: RoundContext) -> Update:
+        """Not needed: every update stands alone."""
+        return _no_key(self)
+
+    def missing(self, state: ScoreState) -> frozenset[int]:
+        """Nothing is ever missing."""
+        return frozenset()
+
+    def _forward(self, params: Tensor) -> Tensor:
+        return params if self.transform is None else self.transform.forward(params)
+
+    def _score(self, state: ScoreState, own: Tensor) -> Tensor:
+        """How much each coefficient has changed, (C,); its sign does not matter."""
+        if state.since is None:
+            assert state.start is not None
+            return own - state.start
+        if self.score == "training_only":
+            assert state.start is not None
+            return state.since + (own - state.start)
+        return own - state.since
+
+    def _restart(
+        self, state: ScoreState, score: Tensor, own: Tensor, positions: Tensor | None
+    ) -> Tensor | None:
+        """Where the next round's scores are measured from, once ``positions`` are sent."""
+        if state.since is None:
+            return None
+        if self.score == "since_sent":
+            return _overwrite(state.since, positions, own)
+        assert state.start is not None
+        if self.score == "reference":
+            return _overwrite(state.since, positions, state.start)
+        return _overwrite(score, positions, torch.zeros_like(score))
+
+
+def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tensor:
+    """``vector`` with the entries at ``positions`` (None: all of them) taken from ``source``."""
+    return source.clone() if positions is None else place(vector, positions, source[positions])
+
+
+def _merge_params(
+    state: OwnState, params: Tensor, received: Sequence[Received]
+) -> tuple[Tensor, OwnState]:
+    own = params if state.own is None else state.own
+    return params + mix(own, received), replace(state, own=None)
+
+
+def _no_key(algorithm: object) -> Update:
+    raise TypeError(f"{type(algorithm).__name__} does not remember its peers, so it has no key")
+
+
+# --- Constructors: what configuration files name ----------------------------------------------------------
+
+
+def full(*, values: Precision = "float32") -> Full:
+    """Full sharing (D-PSGD).
+
+    >>> full()
+    Full(values='float32')
+    """
+    return Full(values)
+
+
+def random_k(fraction: float, *, values: Precision = "float32") -> RandomK:
+    """Random sampling of a fixed fraction of the parameters.
+
+    Args:
+        fraction: in (0, 1].
+        values: "float32" or "bfloat16".
+
+    >>> random_k(0.2)
+    RandomK(fraction=0.2, values='float32')
+    """
+    return RandomK(fraction, values)
+
+
+def top_k(fraction: float, *, accumulate: bool = False, values: Precision = "float32") -> Jwins:
+    """The parameters that changed most: JWINS without wavelet and without a randomized cut-off.
+
+    Args:
+        fraction: in (0, 1]. At 1 this is full sharing.
+        accumulate: False scores by this round's training; True by the change since last sent.
+        values: "float32" or "bfloat16".
+    """
+    return Jwins(FixedCutoff(fraction), None, "since_sent", accumulate, dense_above=1.0, values=values)
+
+
+def jwins(
+    cutoff: Cutoff | None = None,
+    wavelet: str | None = "sym2",
+    levels: int = 4,
+    mode: Literal["symmetric", "periodization"] = "symmetric",
+    score: ScoreRule = "since_sent",
+    accumulate: bool = True,
+    dense_above: float = 0.5,
+    values: Precision = "float32",
+) -> Jwins:
+    """JWINS with the paper's values as defaults, except for the score rule (see docs/assumptions.md).
+
+    Args:
+        cutoff: fraction per node and round; None is ``RandomCutoff(PAPER_FRACTIONS)``.
+        wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
+        levels: of the transform, at least 1.
+        mode: boundary handling; "symmetric" gives a few more coefficients than parameters,
+            "periodization" is orthonormal for orthogonal wavelets.
+        score: see :data:`ScoreRule`.
+        accumulate: False drops the accumulation of scores.
+        dense_above: at this fraction and above, everything is sent.
+        values: "float32" or "bfloat16".
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+    transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
+    return Jwins(RandomCutoff() if cutoff is None else cutoff, transform, score, accumulate, dense_above, values)
