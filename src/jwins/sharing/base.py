@@ -53,6 +53,10 @@ class Sharing(Protocol[S]):
     remembers_peers: ClassVar[bool]
     """Whether the state holds replicas of neighbours, which lost frames would make stale."""
 
+    def update_dim(self, num_params: int) -> int:
+        """Length of the vector that updates are parts of, for models of ``num_params`` parameters."""
+        ...
+
     def init(self, params: Tensor) -> S:
         """State before the first round.
 

@@ -79,6 +79,10 @@ class Choco:
             raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
         check_precision(self.values)
 
+    def update_dim(self, num_params: int) -> int:
+        """P: updates are parts of the replica."""
+        return num_params
+
     def init(self, params: Tensor) -> ChocoState:
         """All replicas start at 0, which needs no message."""
         return ChocoState(torch.zeros_like(params))

@@ -129,6 +129,10 @@ class Full:
     def __post_init__(self) -> None:
         check_precision(self.values)
 
+    def update_dim(self, num_params: int) -> int:
+        """P: updates are parts of the parameter vector itself."""
+        return num_params
+
     def init(self, params: Tensor) -> OwnState:
         """No memory is needed."""
         return OwnState()
@@ -169,6 +173,10 @@ class RandomK:
     def __post_init__(self) -> None:
         check_fraction("sharing.fraction", self.fraction)
         check_precision(self.values)
+
+    def update_dim(self, num_params: int) -> int:
+        """P: updates are parts of the parameter vector itself."""
+        return num_params
 
     def init(self, params: Tensor) -> OwnState:
         """No memory is needed."""
@@ -247,6 +255,10 @@ class Jwins:
             raise ConfigError("sharing.dense_above", self.dense_above, "expected a fraction above 0")
         check_precision(self.values)
 
+    def update_dim(self, num_params: int) -> int:
+        """C, the number of coefficients."""
+        return num_params if self.transform is None else self.transform.size(num_params)
+
     def init(self, params: Tensor) -> ScoreState:
         """Scores start at zero: r = T(x_0)."""
         start = self._forward(params).clone()
@@ -322,9 +334,7 @@ def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tens
     return source.clone() if positions is None else place(vector, positions, source[positions])
 
 
-def _merge_params(
-    state: OwnState, params: Tensor, received: Sequence[Received]
-) -> tuple[Tensor, OwnState]:
+def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received]) -> tuple[Tensor, OwnState]:
     own = params if state.own is None else state.own
     return params + mix(own, received), replace(state, own=None)
 
@@ -396,4 +406,6 @@ def jwins(
         ConfigError: an argument is out of range.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return Jwins(RandomCutoff() if cutoff is None else cutoff, transform, score, accumulate, dense_above, values)
+    return Jwins(
+        RandomCutoff() if cutoff is None else cutoff, transform, score, accumulate, dense_above, values
+    )

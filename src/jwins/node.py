@@ -1,0 +1,591 @@
+"""One node's rounds as a sans-I/O state machine: events in, commands out, ``now`` is an argument.
+
+A driver (the simulator, or a process with sockets) runs the commands and feeds the results back as events. The
+node itself never trains, sends, waits, reads a clock or touches another node, so the same code runs in
+every engine, and drivers may call different nodes' ``handle`` from several threads.
+
+    start() --> Train --> TRAINING --Trained--> [share] --> Send --> WAITING
+                             ^                                          |
+                             |                     all expected frames, or the deadline
+                             |                                          v
+                             +--- Train <-- RequestKey? Evaluate? Checkpoint? <-- [merge]
+                                                                        |
+                                        DONE <-- last round, or Stop ---+      FAILED <-- not finite
+
+A node waits for the frames of all neighbours of the round that are up. A neighbour that is missing at the
+deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier rounds are handed to
+the next merge with weight 0, which algorithms that remember their peers use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jwins.errors import UsageError
+from jwins.rng import RoundContext
+from jwins.sharing.base import Sharing
+from jwins.topology import Topology
+from jwins.update import Received
+from jwins.wire.codec import Codec
+from jwins.wire.frame import Frame, KeyRequest, Packed, pack
+
+__all__ = [
+    "MAX_ROUNDS_AHEAD",
+    "Checkpoint",
+    "Command",
+    "Evaluate",
+    "Event",
+    "Finished",
+    "FrameReceived",
+    "KeyRequested",
+    "Node",
+    "NodeState",
+    "PeerLost",
+    "PeerUp",
+    "Phase",
+    "Refused",
+    "RequestKey",
+    "RosterChanged",
+    "Send",
+    "Stop",
+    "Tick",
+    "Train",
+    "Trained",
+    "WakeAt",
+]
+
+MAX_ROUNDS_AHEAD = 64
+"""Frames further ahead than this are refused. In a static graph without deadlines a neighbour is at most one
+round ahead, in one drawn anew each round about a diameter; the limit bounds the memory a peer can take."""
+
+
+class Phase(StrEnum):
+    """Where in its life a node is."""
+
+    NEW = "new"
+    TRAINING = "training"
+    WAITING = "waiting"
+    DONE = "done"
+    FAILED = "failed"
+
+
+# --- Events -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """Local training of ``round`` is done; ``params`` (P,) float32 is the result."""
+
+    round: int
+    params: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameReceived:
+    """A frame arrived and was decoded."""
+
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class PeerUp:
+    """A peer is there, and takes part from ``round`` on."""
+
+    peer: int
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """A peer is gone; nothing more is expected of it until a :class:`PeerUp`."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequested:
+    """A peer lacks what it must hold of this node."""
+
+    peer: int
+
+
+@dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """The peers that are up, all others being gone; those that are new take part from ``round`` on."""
+
+    peers: frozenset[int]
+    round: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed; asked for by :class:`WakeAt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End after the current merge, or at once if nothing was trained since."""
+
+
+Event = Trained | FrameReceived | PeerUp | PeerLost | KeyRequested | RosterChanged | Tick | Stop
+
+
+# --- Commands -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Train:
+    """Train ``round`` from ``params`` (P,) float32, then report :class:`Trained`."""
+
+    round: int
+    params: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Send:
+    """Send the same bytes to each of ``to``."""
+
+    to: tuple[int, ...]
+    round: int
+    packed: Packed
+    key: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestKey:
+    """Send ``to`` a request for its key."""
+
+    to: int
+    packed: Packed
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluate:
+    """Measure ``params`` (P,), the model after ``round`` completed rounds."""
+
+    round: int
+    params: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A good moment to save the node: ``round`` rounds are complete."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send a :class:`Tick` at ``time`` (seconds, on the clock of ``now``) or later."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A frame was not acceptable, and nothing was changed by it."""
+
+    sender: int
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """The node is done or has failed.
+
+    Attributes:
+        status: ``finished``, ``stopped``, or ``diverged`` if parameters stopped being finite.
+        round: completed rounds.
+        params: (P,) float32.
+        reason: in words, unless it finished.
+    """
+
+    status: str
+    round: int
+    params: Tensor
+    reason: str = ""
+
+
+Command = Train | Send | RequestKey | Evaluate | Checkpoint | WakeAt | Refused | Finished
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NodeState:
+    """All that a node must remember to go on after a restart; for checkpoint.py.
+
+    Attributes:
+        phase: a :class:`Phase`, as a string.
+        round: current round = completed rounds.
+        params: (P,) parameters at the start of the round, or after training while waiting.
+        sharing: the algorithm's state.
+        inbox: frames that wait for a merge, by (sender, round).
+        down: peers that are gone.
+        expected_from: first round of each peer that came up later.
+        informed: peers that were sent this node's latest update or key, and so hold its replica.
+        outgoing: the frame of the current round, while waiting.
+        sent_bytes: length of the previous update's frame.
+        deadline: on the clock of ``now``, while waiting and if there is one.
+        stopping: whether :class:`Stop` was heard.
+    """
+
+    phase: str
+    round: int
+    params: Tensor
+    sharing: Any
+    inbox: Mapping[tuple[int, int], Frame]
+    down: frozenset[int]
+    expected_from: Mapping[int, int]
+    informed: frozenset[int]
+    outgoing: Packed | None
+    sent_bytes: int
+    deadline: float | None
+    stopping: bool
+
+
+class Node:
+    """One node of a decentralized learning run.
+
+    Args:
+        id: this node, in [0, topology.num_nodes).
+        params: (P,) float32, the common initial parameters.
+        sharing: what is told and how it is merged.
+        codec: how updates become bytes.
+        topology: neighbours and mixing weights of every round.
+        rounds: how many.
+        seed: of the experiment.
+        digest: 8 bytes that identify the experiment in every frame.
+        project: applied in place to merged parameters, e.g. ``Layout.project_``.
+        evaluate_at: numbers of completed rounds at which to ask for an evaluation.
+        checkpoint_every: ask for a checkpoint every so many rounds; 0 for never.
+        deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
+    """
+
+    def __init__(
+        self,
+        id: int,
+        params: Tensor,
+        sharing: Sharing[Any],
+        codec: Codec,
+        topology: Topology,
+        *,
+        rounds: int,
+        seed: int,
+        digest: bytes,
+        project: Callable[[Tensor], Tensor] | None = None,
+        evaluate_at: Collection[int] = (),
+        checkpoint_every: int = 0,
+        deadline_s: float | None = None,
+    ) -> None:
+        if not 0 <= id < topology.num_nodes:
+            raise UsageError(f"node {id}: the topology has nodes 0 to {topology.num_nodes - 1}")
+        self.id = id
+        self.rounds = rounds
+        self.update_dim = sharing.update_dim(len(params))
+        self._sharing = sharing
+        self._codec = codec
+        self._topology = topology
+        self._seed = seed
+        self._digest = digest
+        self._project = project
+        self._evaluate_at = frozenset(evaluate_at)
+        self._checkpoint_every = checkpoint_every
+        self._deadline_s = deadline_s
+
+        self.phase = Phase.NEW
+        self.round = 0
+        self.params = params
+        self._state: Any = sharing.init(params)
+        self._inbox: dict[tuple[int, int], Frame] = {}
+        self._down: set[int] = set()
+        self._expected_from: dict[int, int] = {}
+        self._informed: set[int] = set()
+        self._outgoing: Packed | None = None
+        self._sent_bytes = 0
+        self._deadline: float | None = None
+        self._stopping = False
+
+    # --- Driving ------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Command]:
+        """Begin round 0, or go on after :meth:`restore`: commands that were under way are issued again."""
+        if self.phase is Phase.NEW:
+            commands: list[Command] = []
+            if 0 in self._evaluate_at:
+                commands.append(Evaluate(0, self.params))
+            return commands + self._next_round()
+        if self.phase is Phase.TRAINING:
+            return [Train(self.round, self.params)]
+        if self.phase is Phase.WAITING and self._deadline is not None:
+            return [WakeAt(self._deadline)]
+        return []
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in one event.
+
+        Args:
+            event: what happened.
+            now: seconds on any clock that does not go backwards; only compared with itself.
+
+        Returns:
+            Commands, to be run in this order.
+
+        Raises:
+            UsageError: the driver reports something it was not asked for.
+        """
+        method = _TRANSITIONS.get((self.phase, type(event)))
+        if method is None:
+            raise UsageError(
+                f"node {self.id}, round {self.round}: {type(event).__name__} while {self.phase.value}"
+            )
+        return method(self, event, now)
+
+    def rejoin(self, round: int, now: float) -> list[Command]:
+        """Come back after a crash, with the state of the crash, at ``round`` of the others.
+
+        Frames of the time before are forgotten; the neighbours' replicas count as lost.
+        """
+        if self.phase not in (Phase.TRAINING, Phase.WAITING) or not self.round <= round < self.rounds:
+            raise UsageError(f"node {self.id}: cannot rejoin at round {round} from round {self.round}")
+        self._inbox.clear()
+        self._informed.clear()
+        self._outgoing, self._deadline = None, None
+        self.round = round
+        self.phase = Phase.TRAINING
+        return [Train(round, self.params)]
+
+    def snapshot(self) -> NodeState:
+        """What :meth:`restore` needs."""
+        return NodeState(
+            self.phase.value,
+            self.round,
+            self.params,
+            self._state,
+            dict(self._inbox),
+            frozenset(self._down),
+            dict(self._expected_from),
+            frozenset(self._informed),
+            self._outgoing,
+            self._sent_bytes,
+            self._deadline,
+            self._stopping,
+        )
+
+    def restore(self, state: NodeState) -> None:
+        """Become the node that made ``state``; call :meth:`start` next if its driver is new, too."""
+        self.phase = Phase(state.phase)
+        self.round = state.round
+        self.params = state.params
+        self._state = state.sharing
+        self._inbox = dict(state.inbox)
+        self._down = set(state.down)
+        self._expected_from = dict(state.expected_from)
+        self._informed = set(state.informed)
+        self._outgoing = state.outgoing
+        self._sent_bytes = state.sent_bytes
+        self._deadline = state.deadline
+        self._stopping = state.stopping
+
+    @property
+    def waiting_for(self) -> tuple[int, ...]:
+        """Neighbours whose frame of this round is expected and not here."""
+        senders = self._topology.at(self.round).senders[self.id]
+        return tuple(j for j in senders if self._takes_part(j) and (j, self.round) not in self._inbox)
+
+    # --- One method per cell of the transition table ----------------------------------------------------------
+
+    def _on_trained(self, event: Trained, now: float) -> list[Command]:
+        if event.round != self.round:
+            raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
+        self.params = event.params
+        if not bool(torch.isfinite(event.params).all()):
+            return self._fail("parameters are not finite after local training; a smaller learning rate may help")
+        update, self._state = self._sharing.share(self._state, self.params, self._context())
+        self._outgoing = pack(Frame(self.id, self.round, update), self._codec, self._digest)
+        self._sent_bytes = len(self._outgoing.data)
+        stands_alone = update.base is None
+        recipients = [j for j in self._topology.at(self.round).recipients[self.id] if self._takes_part(j)]
+        follow = tuple(j for j in recipients if stands_alone or j in self._informed)
+        lack = tuple(j for j in recipients if not stands_alone and j not in self._informed)
+        commands: list[Command] = []
+        if follow:
+            commands.append(Send(follow, self.round, self._outgoing, key=False))
+        if lack:
+            commands.append(self._send_key(lack))
+        self._informed = set(recipients)
+        self.phase = Phase.WAITING
+        if self._deadline_s is not None:
+            self._deadline = now + self._deadline_s
+            commands.append(WakeAt(self._deadline))
+        return commands + self._merge_if_ready(now)
+
+    def _on_frame(self, event: FrameReceived, now: float) -> list[Command]:
+        frame = event.frame
+        reason = self._objection(frame)
+        if reason is not None:
+            return [Refused(frame.sender, frame.round, reason)]
+        held = self._inbox.get((frame.sender, frame.round))
+        if held is None or (frame.key and not held.key):  # a key makes up for an update that did not fit
+            self._inbox[frame.sender, frame.round] = frame
+        return self._merge_if_ready(now)
+
+    def _on_peer_up(self, event: PeerUp, now: float) -> list[Command]:
+        self._down.discard(event.peer)
+        self._expected_from[event.peer] = event.round
+        if self.phase is not Phase.WAITING or not self._takes_part(event.peer) or self._outgoing is None:
+            return []
+        if event.peer in self._informed or event.peer not in self._topology.at(self.round).recipients[self.id]:
+            return []
+        self._informed.add(event.peer)
+        if self._sharing.remembers_peers:
+            return [self._send_key((event.peer,))]
+        return [Send((event.peer,), self.round, self._outgoing, key=False)]
+
+    def _on_peer_lost(self, event: PeerLost, now: float) -> list[Command]:
+        self._down.add(event.peer)
+        self._informed.discard(event.peer)
+        return self._merge_if_ready(now)
+
+    def _on_roster(self, event: RosterChanged, now: float) -> list[Command]:
+        commands: list[Command] = []
+        everyone = set(range(self._topology.num_nodes)) - {self.id}
+        for peer in sorted(everyone - event.peers - self._down):
+            commands += self._on_peer_lost(PeerLost(peer), now)
+        for peer in sorted(event.peers & self._down):
+            commands += self._on_peer_up(PeerUp(peer, max(event.round, self.round)), now)
+        return commands
+
+    def _on_key_requested(self, event: KeyRequested, now: float) -> list[Command]:
+        never_shared = self.round == 0 and self.phase is Phase.TRAINING
+        if not self._sharing.remembers_peers or never_shared or event.peer in self._down:
+            return []  # the next update stands alone, or nobody is there to hear
+        self._informed.add(event.peer)
+        return [self._send_key((event.peer,))]
+
+    def _on_tick(self, event: Tick, now: float) -> list[Command]:
+        return self._merge_if_ready(now)
+
+    def _on_stop(self, event: Stop, now: float) -> list[Command]:
+        self._stopping = True
+        if self.phase is Phase.TRAINING or self.phase is Phase.NEW:
+            self.phase = Phase.DONE
+            return [Finished("stopped", self.round, self.params, "asked to stop")]
+        return []
+
+    def _ignore(self, event: Event, now: float) -> list[Command]:
+        return []
+
+    # --- The round ------------------------------------------------------------------------------------------
+
+    def _merge_if_ready(self, now: float) -> list[Command]:
+        if self.phase is not Phase.WAITING:
+            return []
+        overdue = self._deadline is not None and now >= self._deadline
+        if not overdue and self.waiting_for:
+            return []
+        ctx = self._context()
+        due = sorted(key for key in self._inbox if key[1] <= self.round)
+        received = [
+            Received(j, r, ctx.weights.get(j, 0.0) if r == self.round else 0.0, self._inbox.pop((j, r)).update)
+            for j, r in due
+        ]
+        merged, self._state = self._sharing.merge(self._state, self.params, received, ctx)
+        self.params = merged if self._project is None else self._project(merged)
+        self._outgoing, self._deadline = None, None
+        if not bool(torch.isfinite(self.params).all()):
+            return self._fail("parameters are not finite after merging")
+        commands: list[Command] = [
+            RequestKey(j, pack(KeyRequest(self.id, self.round), self._codec, self._digest))
+            for j in sorted(self._sharing.missing(self._state) - self._down)
+        ]
+        self.round += 1
+        if self.round in self._evaluate_at:
+            commands.append(Evaluate(self.round, self.params))
+        if self._checkpoint_every and self.round % self._checkpoint_every == 0:
+            commands.append(Checkpoint(self.round))
+        return commands + self._next_round()
+
+    def _next_round(self) -> list[Command]:
+        if self.round >= self.rounds or self._stopping:
+            self.phase = Phase.DONE
+            stopped = self.round < self.rounds
+            reason = "asked to stop" if stopped else ""
+            return [Finished("stopped" if stopped else "finished", self.round, self.params, reason)]
+        self.phase = Phase.TRAINING
+        return [Train(self.round, self.params)]
+
+    def _fail(self, reason: str) -> list[Command]:
+        self.phase = Phase.FAILED
+        where = f"node {self.id}, round {self.round}: {reason}"
+        return [Finished("diverged", self.round, self.params, where)]
+
+    def _context(self) -> RoundContext:
+        weights = self._topology.at(self.round).senders[self.id]
+        return RoundContext(self._seed, self.id, self.round, weights, self._sent_bytes)
+
+    def _takes_part(self, peer: int) -> bool:
+        """Whether frames are exchanged with ``peer`` in this round."""
+        return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
+
+    def _send_key(self, to: tuple[int, ...]) -> Send:
+        """What ``to`` must hold of this node after its last share."""
+        round = self.round if self.phase is Phase.WAITING or self._outgoing is not None else self.round - 1
+        key = self._sharing.key(self._state, self._context())
+        return Send(to, round, pack(Frame(self.id, round, key, key=True), self._codec, self._digest), key=True)
+
+    def _objection(self, frame: Frame) -> str | None:
+        """Why a frame cannot be taken in, or None."""
+        if not 0 <= frame.sender < self._topology.num_nodes or frame.sender == self.id:
+            return "the sender is not another node of this topology"
+        if not 0 <= frame.round < self.rounds:
+            return f"the run has {self.rounds} rounds"
+        if frame.round > self.round + MAX_ROUNDS_AHEAD:
+            return f"{frame.round - self.round} rounds ahead; at most {MAX_ROUNDS_AHEAD} are kept"
+        if not frame.key and frame.sender not in self._topology.at(frame.round).senders[self.id]:
+            return "the sender is not a neighbour in that round"
+        if frame.update.dim != self.update_dim:
+            return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
+        if not bool(torch.isfinite(frame.update.dense_values()).all()):
+            return "a value is not finite"
+        return None
+
+
+# What is not in this table is a mistake of the driver. Once done or failed, a node only ignores.
+_TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command]]] = {
+    (Phase.NEW, FrameReceived): Node._on_frame,
+    (Phase.NEW, PeerUp): Node._on_peer_up,
+    (Phase.NEW, PeerLost): Node._on_peer_lost,
+    (Phase.NEW, RosterChanged): Node._on_roster,
+    (Phase.NEW, KeyRequested): Node._ignore,
+    (Phase.NEW, Tick): Node._ignore,
+    (Phase.NEW, Stop): Node._on_stop,
+    #
+    (Phase.TRAINING, Trained): Node._on_trained,
+    (Phase.TRAINING, FrameReceived): Node._on_frame,
+    (Phase.TRAINING, PeerUp): Node._on_peer_up,
+    (Phase.TRAINING, PeerLost): Node._on_peer_lost,
+    (Phase.TRAINING, RosterChanged): Node._on_roster,
+    (Phase.TRAINING, KeyRequested): Node._on_key_requested,
+    (Phase.TRAINING, Tick): Node._ignore,
+    (Phase.TRAINING, Stop): Node._on_stop,
+    #
+    (Phase.WAITING, FrameReceived): Node._on_frame,
+    (Phase.WAITING, PeerUp): Node._on_peer_up,
+    (Phase.WAITING, PeerLost): Node._on_peer_lost,
+    (Phase.WAITING, RosterChanged): Node._on_roster,
+    (Phase.WAITING, KeyRequested): Node._on_key_requested,
+    (Phase.WAITING, Tick): Node._on_tick,
+    (Phase.WAITING, Stop): Node._on_stop,
+    #
+    **{
+        (phase, event): Node._ignore
+        for phase in (Phase.DONE, Phase.FAILED)
+        for event in (Trained, FrameReceived, PeerUp, PeerLost, RosterChanged, KeyRequested, Tick, Stop)
+    },
+}
