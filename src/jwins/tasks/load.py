@@ -1,0 +1,194 @@
+"""From the ``[task]`` table of an experiment to a task: classes by name, and a user's own from a local file.
+
+Importing a file runs it. Only a file that the user names on this machine is ever imported, never something that
+a peer or a downloaded run refers to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from jwins.errors import ConfigError, JwinsError
+from jwins.tasks.base import Batch, Dataset, Task
+
+__all__ = ["built", "named_class", "task_class"]
+
+
+def named_class(name: str, tasks: Mapping[str, type[Task]]) -> type[Task]:
+    """The class of a task that comes with the package.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in tasks:
+        own = ", or set task.file = 'my_task.py:MyTask' for your own"
+        raise ConfigError("task.name", name, f"expected one of {', '.join(tasks)}{own}")
+    return tasks[name]
+
+
+def task_class(file: str, folder: Path) -> type[Task]:
+    """The class that ``"my_task.py:MyTask"`` names.
+
+    Args:
+        file: a Python file and, after a colon, a class in it.
+        folder: where a relative file starts.
+
+    Raises:
+        ConfigError: no such file or class, the file does not run, or the class is not a task.
+    """
+    name, colon, cls_name = file.rpartition(":")
+    if not colon or not name.endswith(".py") or not cls_name.isidentifier():
+        raise ConfigError(
+            "task.file", file, "expected a Python file and a class in it, as in 'my_task.py:MyTask'"
+        )
+    path = (folder / name).resolve()
+    if not path.is_file():
+        raise ConfigError(
+            "task.file", file, f"there is no file {path}; a relative name starts at the experiment file"
+        )
+    # A name of its own in sys.modules, so that two files of one name do not meet and pickle finds the class.
+    module_name = f"jwins_task_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise ConfigError("task.file", file, f"{path} does not run: {_where(error, path)}") from error
+    cls = getattr(module, cls_name, None)
+    if cls is None:
+        present = [
+            other
+            for other, value in vars(module).items()
+            if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module_name
+        ]
+        has = f"it has {', '.join(present)}" if present else "no class in it subclasses jwins.tasks.Task"
+        raise ConfigError("task.file", file, f"{path} has no class {cls_name}; {has}")
+    if not inspect.isclass(cls) or not issubclass(cls, Task):
+        raise ConfigError("task.file", file, f"{cls_name} in {path} does not subclass jwins.tasks.Task")
+    if inspect.isabstract(cls):
+        absent = ", ".join(f"{method}()" for method in sorted(cls.__abstractmethods__))
+        raise ConfigError("task.file", file, f"{cls_name} in {path} lacks {absent}")
+    return cls
+
+
+def built(
+    cls: type[Task], options: Mapping[str, object], data: Path | None, *, file: str | None = None
+) -> Task:
+    """A task of this class; one from a user's file is tried on two samples.
+
+    Args:
+        cls: the class.
+        options: arguments of its constructor.
+        data: handed over as the argument ``data``; takes precedence over an option of that name.
+        file: where the class is from, for a user's own.
+
+    Raises:
+        ConfigError: an unknown or missing option, data that the task does not take, or an incomplete task.
+        DataError: from the constructor.
+    """
+    arguments = dict(options)
+    if data is not None:
+        arguments["data"] = data
+    _check_arguments(cls, arguments)
+    if file is None:
+        return cls(**arguments)
+    try:
+        task = cls(**arguments)
+    except JwinsError:
+        raise
+    except Exception as error:
+        path = Path(inspect.getfile(cls))
+        raise ConfigError(
+            "task.file", file, f"{cls.__name__} cannot be built: {_where(error, path)}"
+        ) from error
+    _try(task, file)
+    return task
+
+
+def _check_arguments(cls: type[Task], arguments: Mapping[str, object]) -> None:
+    parameters = list(inspect.signature(cls).parameters.values())
+    takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key, value in arguments.items():
+            if key not in takes:
+                known = f"takes only {', '.join(takes)}" if takes else "takes no options"
+                value = str(value) if isinstance(value, Path) else value
+                raise ConfigError(f"task.{key}", value, f"unknown key; {cls.__name__} {known}")
+    for p in parameters:
+        if p.name in takes and p.default is p.empty and p.name not in arguments:
+            raise ConfigError(f"task.{p.name}", None, f"{cls.__name__} needs it; add it to the [task] table")
+
+
+def _try(task: Task, file: str) -> None:
+    """Run every part of a user's task once, so that what is missing is said now and not in round 1."""
+
+    def lacks(problem: str) -> ConfigError:
+        return ConfigError("task.file", file, f"{type(task).__name__} {problem}")
+
+    for split in ("train", "test"):
+        found = getattr(task, split, None)
+        if found is None:
+            raise lacks(f"does not set self.{split}; set it to a jwins.tasks.Dataset in __init__")
+        if not isinstance(found, Dataset):
+            raise lacks(f"sets self.{split} to a {type(found).__name__}; expected a jwins.tasks.Dataset")
+        if not len(found):
+            raise lacks(f"sets self.{split} to an empty data set")
+    path = Path(inspect.getfile(type(task)))
+    stage = "model()"
+    # The trial must not move the streams that the experiment draws from.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = task.model()
+            if not isinstance(model, nn.Module):
+                raise lacks(f"returns a {type(model).__name__} from model(); expected a torch.nn.Module")
+            if not any(p.requires_grad for p in model.parameters()):
+                raise lacks("returns a model without parameters to train from model()")
+            stage = "loss()"
+            batch = Batch(task.train.inputs[:2], task.train.targets[:2])
+            loss: object = task.loss(model, batch, None)
+            if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
+                raise lacks("returns no scalar to differentiate from loss()")
+            stage = "metrics()"
+            targets = task.test.targets[:2]
+            with torch.no_grad():
+                outputs = model.eval()(task.prepare(task.test.inputs[:2]))
+                metrics: dict[str, object] = dict(task.metrics(outputs, targets))
+            for name, values in metrics.items():
+                if not isinstance(values, Tensor) or values.shape != (len(targets),):
+                    shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                    raise lacks(
+                        f"returns {shape} as metrics()[{name!r}]; expected one value per sample, shape (n,)"
+                    )
+            if "loss" not in metrics:
+                raise lacks("returns no 'loss' from metrics(); expected (n,) values of it")
+        except JwinsError:
+            raise
+        except Exception as error:
+            raise lacks(f"fails in {stage} on the first two samples: {_where(error, path)}") from error
+
+
+def _where(error: Exception, path: Path) -> str:
+    """What was raised and the last line of the user's file on its way."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == path.resolve()
+    ]
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == path.resolve():
+        lines.append(error.lineno)
+    reason = str(error).strip().splitlines()
+    said = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    return f"{said} ({path.name}, line {lines[-1]})" if lines else said

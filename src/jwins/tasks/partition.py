@@ -1,0 +1,275 @@
+"""Who holds which training samples.
+
+A partitioner divides sample numbers among the nodes: every sample to exactly one node, no node empty.
+What cannot be done so is a :class:`~jwins.errors.ConfigError` that says what to change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.errors import ConfigError
+
+__all__ = ["PARTITIONERS", "ByKey", "Dirichlet", "Iid", "Partitioner", "Shards", "make_partitioner"]
+
+Indices = npt.NDArray[np.int64]
+
+_DIRICHLET_DRAWS = 500
+"""How often Dirichlet shares are drawn before we give up on filling every node: milliseconds each."""
+
+
+class Partitioner(Protocol):
+    """Divides the samples of a data set among nodes."""
+
+    def split(
+        self,
+        *,
+        num_samples: int,
+        num_nodes: int,
+        labels: Indices | None,
+        keys: Indices | None,
+        rng: np.random.Generator,
+    ) -> list[Indices]:
+        """The samples of each node.
+
+        Args:
+            num_samples: n, how many there are.
+            num_nodes: N, among how many nodes.
+            labels: (n,) int64 classes, or None where the task has none.
+            keys: (n,) int64 natural owners, or None where the task has none.
+            rng: the only source of randomness.
+
+        Returns:
+            N arrays of increasing int64 sample numbers, none empty, that together hold each of range(n)
+            exactly once.
+
+        Raises:
+            ConfigError: no such division exists, or none was found.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Iid:
+    """Samples in random order, cut into parts whose sizes differ by at most one.
+
+    >>> parts = Iid().split(num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1))
+    >>> [len(part) for part in parts]
+    [3, 2]
+    """
+
+    def split(
+        self,
+        *,
+        num_samples: int,
+        num_nodes: int,
+        labels: Indices | None,
+        keys: Indices | None,
+        rng: np.random.Generator,
+    ) -> list[Indices]:
+        """See :meth:`Partitioner.split`."""
+        _check_enough("iid", num_samples, num_nodes)
+        return [np.sort(part) for part in np.array_split(rng.permutation(num_samples), num_nodes)]
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Samples sorted by label, cut into equal shards, of which each node gets some at random.
+
+    With two shards a node sees about two classes. Source: McMahan, Moore, Ramage, Hampson, Aguera y Arcas,
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017, section 3.
+
+    Args:
+        shards_per_node: at least 1. Shards differ in size by at most one sample.
+    """
+
+    shards_per_node: int = 2
+
+    def __post_init__(self) -> None:
+        if self.shards_per_node < 1:
+            raise ConfigError("task.partition.shards_per_node", self.shards_per_node, "expected at least 1")
+
+    def split(
+        self,
+        *,
+        num_samples: int,
+        num_nodes: int,
+        labels: Indices | None,
+        keys: Indices | None,
+        rng: np.random.Generator,
+    ) -> list[Indices]:
+        """See :meth:`Partitioner.split`."""
+        labels = _check_labels("shards", labels)
+        num_shards = num_nodes * self.shards_per_node
+        if num_shards > num_samples:
+            raise ConfigError(
+                "task.partition.shards_per_node",
+                self.shards_per_node,
+                f"{num_nodes} nodes would need {num_shards} shards, and there are {num_samples} training "
+                f"samples; use fewer shards or nodes",
+            )
+        shuffled = rng.permutation(num_samples)
+        by_label = shuffled[np.argsort(labels[shuffled], kind="stable")]
+        shards = np.array_split(by_label, num_shards)
+        dealt = rng.permutation(num_shards).reshape(num_nodes, self.shards_per_node)
+        return [np.sort(np.concatenate([shards[s] for s in own])) for own in dealt]
+
+
+@dataclass(frozen=True, slots=True)
+class Dirichlet:
+    """Each class is divided among the nodes in proportions drawn from a symmetric Dirichlet distribution.
+
+    Drawn anew until every node has ``min_samples``. Source: Yurochkin, Agarwal, Ghosh, Greenewald, Hoang,
+    Khazaeni, "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, section 4.
+
+    Args:
+        alpha: concentration, > 0: 0.1 gives most nodes a few classes, 100 is nearly iid.
+        min_samples: fewest samples of a node, at least 1.
+    """
+
+    alpha: float = 0.5
+    min_samples: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.alpha < float("inf"):
+            raise ConfigError(
+                "task.partition.alpha", self.alpha, "expected a finite number above 0, such as 0.5"
+            )
+        if self.min_samples < 1:
+            raise ConfigError("task.partition.min_samples", self.min_samples, "expected at least 1")
+
+    def split(
+        self,
+        *,
+        num_samples: int,
+        num_nodes: int,
+        labels: Indices | None,
+        keys: Indices | None,
+        rng: np.random.Generator,
+    ) -> list[Indices]:
+        """See :meth:`Partitioner.split`."""
+        labels = _check_labels("dirichlet", labels)
+        if num_nodes * self.min_samples > num_samples:
+            raise ConfigError(
+                "task.partition.min_samples",
+                self.min_samples,
+                f"{num_nodes} nodes cannot all have that many of {num_samples} training samples; use fewer",
+            )
+        classes, counts = np.unique(labels, return_counts=True)
+        for _ in range(_DIRICHLET_DRAWS):
+            shares = rng.dirichlet(np.full(num_nodes, self.alpha), size=len(classes))
+            # Rounding the cumulated shares, not the shares, uses up each class exactly.
+            ends = np.rint(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
+            ends[:, -1] = counts
+            if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= self.min_samples:
+                break
+        else:
+            raise ConfigError(
+                "task.partition.alpha",
+                self.alpha,
+                f"none of {_DIRICHLET_DRAWS} draws gave each of {num_nodes} nodes {self.min_samples} or more "
+                f"samples; use a larger alpha, fewer nodes or fewer task.partition.min_samples",
+            )
+        parts: list[list[Indices]] = [[] for _ in range(num_nodes)]
+        for label, end in zip(classes, ends, strict=True):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            for part, piece in zip(parts, np.split(members, end[:-1]), strict=True):
+                part.append(piece)
+        return [np.sort(np.concatenate(part)) for part in parts]
+
+
+@dataclass(frozen=True, slots=True)
+class ByKey:
+    """All samples of a natural owner (writer, user, role) stay together on one node.
+
+    Owners are put into random order and cut into parts of as many owners each, give or take one. The numbers
+    of samples differ as the owners' do.
+    """
+
+    def split(
+        self,
+        *,
+        num_samples: int,
+        num_nodes: int,
+        labels: Indices | None,
+        keys: Indices | None,
+        rng: np.random.Generator,
+    ) -> list[Indices]:
+        """See :meth:`Partitioner.split`."""
+        if keys is None:
+            raise ConfigError(
+                "task.partition.kind",
+                "by_key",
+                "the task's samples have no natural owner; use 'shards', 'dirichlet' or 'iid', or give "
+                "task.train its keys",
+            )
+        _, owners = np.unique(keys, return_inverse=True)
+        num_owners = int(owners.max(initial=-1)) + 1
+        if num_owners < num_nodes:
+            raise ConfigError(
+                "task.partition.kind",
+                "by_key",
+                f"there are {num_owners} owners of samples for {num_nodes} nodes; use at most {num_owners} "
+                f"nodes, or 'iid'",
+            )
+        node_of_owner = np.empty(num_owners, dtype=np.int64)
+        for node, own in enumerate(np.array_split(rng.permutation(num_owners), num_nodes)):
+            node_of_owner[own] = node
+        node_of_sample = node_of_owner[owners]
+        order = np.argsort(node_of_sample, kind="stable")
+        return np.split(order, np.cumsum(np.bincount(node_of_sample, minlength=num_nodes))[:-1])
+
+
+PARTITIONERS: Mapping[str, type[Partitioner]] = {
+    "iid": Iid,
+    "shards": Shards,
+    "dirichlet": Dirichlet,
+    "by_key": ByKey,
+}
+"""What ``task.partition.kind`` may say."""
+
+
+def make_partitioner(kind: str, options: Mapping[str, object]) -> Partitioner:
+    """The partitioner that a ``[task] partition`` table describes.
+
+    Args:
+        kind: a key of :data:`PARTITIONERS`.
+        options: the other keys of the table, the constructor's argument names.
+
+    Raises:
+        ConfigError: no such kind, or an unknown key.
+    """
+    if kind not in PARTITIONERS:
+        raise ConfigError("task.partition.kind", kind, f"expected one of {', '.join(PARTITIONERS)}")
+    cls = PARTITIONERS[kind]
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key, value in options.items():
+        if key not in known:
+            takes = f"takes only {', '.join(known)}" if known else "takes no other keys"
+            raise ConfigError(f"task.partition.{key}", value, f"unknown key; kind = {kind!r} {takes}")
+    return cls(**options)
+
+
+def _check_enough(kind: str, num_samples: int, num_nodes: int) -> None:
+    if num_samples < num_nodes:
+        raise ConfigError(
+            "task.partition.kind",
+            kind,
+            f"{num_samples} training samples cannot fill {num_nodes} nodes; use fewer nodes",
+        )
+
+
+def _check_labels(kind: str, labels: Sequence[int] | Indices | None) -> Indices:
+    if labels is None:
+        raise ConfigError(
+            "task.partition.kind",
+            kind,
+            "the task's samples have no labels; use 'by_key' or 'iid', or define "
+            "partition_labels() in the task",
+        )
+    return np.asarray(labels, dtype=np.int64)

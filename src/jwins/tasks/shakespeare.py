@@ -1,0 +1,202 @@
+"""Shakespeare: the next character of a speech, by speaking role.
+
+Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS
+2017; Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv 1812.01097.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from jwins.errors import ConfigError, DataError
+from jwins.tasks.base import Dataset, Task
+from jwins.tasks.source import (
+    chosen_keys,
+    decoded_once,
+    hub_files,
+    key_numbers,
+    read_rows,
+    split_within_keys,
+)
+
+__all__ = ["NextCharacter", "Shakespeare"]
+
+_REPO = "flwrlabs/shakespeare"
+_LENGTH = 80
+"""Characters the model sees, as in LEAF."""
+
+_ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
+"""Printable ASCII, whatever the text; every other character counts as one more, the last."""
+
+_CLASSES = len(_ALPHABET) + 1
+_CODES = np.full(256, _CLASSES - 1, dtype=np.uint8)
+_CODES[np.frombuffer(_ALPHABET.encode("ascii"), dtype=np.uint8)] = np.arange(len(_ALPHABET), dtype=np.uint8)
+
+_TEST_FRACTION = 0.1
+_ROLE = re.compile(r"([A-Z][^:\n]{0,60}):[ \t]*")
+
+
+class NextCharacter(nn.Module):
+    """Embedding of 8, two stacked LSTM layers of 256 units, a linear layer on the last position's state.
+
+    Args:
+        classes: characters in the alphabet.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(classes, 8)
+        self.lstm = nn.LSTM(8, 256, num_layers=2, batch_first=True)
+        self.linear = nn.Linear(256, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, 80) int64 characters to (B, classes) logits of the one that follows."""
+        states, _ = self.lstm(self.embedding(inputs))
+        logits: Tensor = self.linear(states[:, -1])
+        return logits
+
+
+class Shakespeare(Task):
+    """Sequences of 80 characters and the one that follows, divided by speaking role.
+
+    A role's last sequences, 10 % of them, are for testing: the characters to predict there follow what training
+    has seen, and no training sequence holds one. The model is LEAF's; with this alphabet of 97 it has 824,425
+    parameters.
+
+    Args:
+        data: a plain text of plays, in which a line ``NAME:`` after an empty one starts a speech; or a folder
+            of such ``*.txt``, where equal names in different files are different roles; or a folder with
+            ``train-*.parquet`` of ``flwrlabs/shakespeare`` (columns ``character_id``, ``x``, ``y``). None
+            downloads the last.
+        roles: how many roles to use, drawn once by a fixed seed; None uses all that say more than 80
+            characters.
+        stride: take every stride-th sequence of a role's text; 1 takes all.
+
+    Raises:
+        ConfigError: more roles than there are, or a stride below 1.
+        DataError: no data, or not of this schema.
+    """
+
+    def __init__(self, *, data: Path | None = None, roles: int | None = None, stride: int = 1) -> None:
+        if stride < 1:
+            raise ConfigError("task.stride", stride, "expected at least 1")
+        self.name = "shakespeare"
+        texts = _texts(data)
+        if texts is not None:
+            tensors = _windows(_speeches(texts), roles, stride)
+        else:
+            files = hub_files(self.name, _REPO, data, ("train",))
+            tensors = decoded_once(
+                self.name, files, (roles, stride), lambda: _sequences(files["train"], roles, stride)
+            )
+        self.train = _dataset(tensors, "train")
+        self.test = _dataset(tensors, "test")
+        if not len(self.train) or not len(self.test):
+            raise DataError(
+                f"shakespeare: no role says enough for sequences of {_LENGTH} characters and a test"
+            )
+
+    def model(self) -> nn.Module:
+        """A fresh stacked LSTM."""
+        return NextCharacter(_CLASSES)
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """(B, 80) uint8 to int64."""
+        return inputs.long()
+
+
+def _dataset(tensors: Mapping[str, Tensor], split: str) -> Dataset:
+    inputs, targets, keys = (tensors[f"{split}_{part}"] for part in ("inputs", "targets", "keys"))
+    return Dataset(inputs, targets, keys.numpy())
+
+
+def _texts(data: Path | None) -> list[Path] | None:
+    """Files of plays, or None where the data are parquet."""
+    if data is None:
+        return None
+    if data.is_file():
+        return [data]
+    if any(data.rglob("train*.parquet")):
+        return None
+    texts = [path for path in sorted(data.rglob("*.txt")) if not path.stem.lower().startswith("readme")]
+    if not texts:
+        raise DataError(
+            f"shakespeare: {data} has neither *.txt nor train-*.parquet; put a plain text of plays there, in "
+            f"which a line NAME: starts a speech, or the files of https://huggingface.co/datasets/{_REPO}"
+        )
+    return texts
+
+
+def _speeches(paths: Sequence[Path]) -> list[str]:
+    """What each role says in each file, all its speeches one after the other; roles in alphabetical order."""
+    said: dict[tuple[int, str], list[str]] = {}
+    for number, path in enumerate(paths):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"shakespeare: {path} cannot be read as a UTF-8 text ({error})") from error
+        speaker = None
+        for paragraph in re.split(r"\n[ \t]*\n\s*", text.strip()):
+            first, _, rest = paragraph.partition("\n")
+            name = _ROLE.fullmatch(first)
+            if name is not None:
+                speaker, paragraph = (number, name[1]), rest
+            if (
+                speaker is not None
+            ):  # a paragraph without a name goes on with the speech; stage directions before
+                said.setdefault(speaker, []).append(paragraph + "\n")
+    if not said:
+        raise DataError(
+            f"shakespeare: {paths[0]}: no line such as 'HAMLET:' after an empty line starts a speech"
+        )
+    return ["".join(said[role]) for role in sorted(said)]
+
+
+def _codes(text: str) -> npt.NDArray[np.uint8]:
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    codes: npt.NDArray[np.uint8] = _CODES[np.minimum(points, 255)]
+    return codes
+
+
+def _windows(speeches: Sequence[str], roles: int | None, stride: int) -> dict[str, Tensor]:
+    texts = [_codes(speech) for speech in speeches if len(speech) > _LENGTH]
+    chosen = chosen_keys("shakespeare", "roles", np.arange(len(texts)), roles)
+    windows, keys = [np.empty((0, _LENGTH + 1), dtype=np.uint8)], [np.empty(0, dtype=np.int64)]
+    for role in chosen:
+        windows.append(np.lib.stride_tricks.sliding_window_view(texts[role], _LENGTH + 1)[::stride])
+        keys.append(np.full(len(windows[-1]), role))
+    return _divided(np.concatenate(windows), np.concatenate(keys))
+
+
+def _sequences(files: Sequence[Path], roles: int | None, stride: int) -> dict[str, Tensor]:
+    names: list[str] = []
+    windows = [np.empty((0, _LENGTH + 1), dtype=np.uint8)]
+    for rows in read_rows("shakespeare", files, ("character_id", "x", "y")):
+        texts = [x + y for x, y in zip(rows["x"], rows["y"], strict=True)]
+        if any(len(text) != _LENGTH + 1 for text in texts):
+            raise DataError(f"shakespeare: {files[0].parent}: expected x of {_LENGTH} characters and y of one")
+        names += rows["character_id"]
+        windows.append(_codes("".join(texts)).reshape(-1, _LENGTH + 1))
+    keys = key_numbers(names)
+    kept = chosen_keys("shakespeare", "roles", keys, roles)
+    kept = kept[np.argsort(keys[kept], kind="stable")]
+    _, starts, counts = np.unique(keys[kept], return_index=True, return_counts=True)
+    kept = kept[(np.arange(len(kept)) - np.repeat(starts, counts)) % stride == 0]
+    return _divided(np.concatenate(windows)[kept], keys[kept])
+
+
+def _divided(windows: npt.NDArray[np.uint8], keys: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+    tensors = {}
+    parts = split_within_keys("shakespeare", keys, _TEST_FRACTION, last=True)
+    for split, rows in zip(("train", "test"), parts, strict=True):
+        tensors[f"{split}_inputs"] = torch.from_numpy(windows[rows, :-1])
+        tensors[f"{split}_targets"] = torch.from_numpy(windows[rows, -1].astype(np.int64))
+        tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
+    return tensors

@@ -1,0 +1,446 @@
+"""Where the data of a workload come from: a local folder, our cache, or a download.
+
+A workload's files are looked for in the folder the user names; without one, in the cache, which a download
+fills once. Images are decoded once and kept in the cache as safetensors. The cache stands where the
+platform keeps such things, or at ``$JWINS_DATA``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.progress import wrap_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jwins.errors import ConfigError, DataError
+from jwins.rng import stream
+
+__all__ = [
+    "SPLIT_SEED",
+    "cache_folder",
+    "chosen_keys",
+    "decode_images",
+    "decoded_once",
+    "hub_files",
+    "images_by_owner",
+    "key_numbers",
+    "labels_of",
+    "read_rows",
+    "split_within_keys",
+    "zip_member",
+]
+
+SPLIT_SEED = 20230718
+"""Seed of every division into training and test samples, the same in every experiment."""
+
+_DECODER = "1"
+"""Goes into the name of decoded files; changes whenever their meaning does."""
+
+_BATCH_ROWS = 2048
+"""Rows held undecoded at a time: some MB of images."""
+
+_TIMEOUT_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where downloads and decoded images are kept: ``$JWINS_DATA``, or the platform's folder for caches."""
+    if override := os.environ.get("JWINS_DATA"):
+        return Path(override).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "jwins"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "jwins" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jwins"
+
+
+# --- files ---------------------------------------------------------------------------------------------
+
+
+def hub_files(task: str, repo: str, data: Path | None, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The parquet files of a data set of the Hugging Face hub, by split.
+
+    Args:
+        task: the workload's name, for messages.
+        repo: the data set's name on the hub.
+        data: a folder that holds the files as the hub has them, at any depth; None takes the cache and, if
+            need be, the network.
+        splits: which splits there must be.
+
+    Raises:
+        DataError: not there and not to be had; the message says what to get and where to put it.
+    """
+    if data is not None:
+        found = _splits_in(data, splits) if data.is_dir() else {}
+        absent = [split for split in splits if not found.get(split)]
+        if absent:
+            problem = f"has no {absent[0]}-*.parquet" if data.is_dir() else "is not a folder"
+            raise DataError(f"{task}: {data} {problem}; {_what_to_get(repo, splits)} into that folder")
+        return found
+    folder = cache_folder() / "hub" / repo.replace("/", "--")
+    if not folder.is_dir():
+        _download_hub(task, repo, folder, splits)
+    found = _splits_in(folder, splits)
+    absent = [split for split in splits if not found.get(split)]
+    if absent:
+        raise DataError(
+            f"{task}: {folder} has no {absent[0]}-*.parquet; remove the folder, and it is downloaded again"
+        )
+    return found
+
+
+def zip_member(task: str, url: str, member: str) -> Path:
+    """A file of a zip archive on the network, downloaded once.
+
+    The archive must arrive whole, and the member's checksum in it must be right.
+
+    Args:
+        task: the workload's name, for messages.
+        url: the archive.
+        member: the file's name inside it.
+
+    Raises:
+        DataError: it cannot be had; the message says what to get and where to put it.
+    """
+    path = cache_folder() / "files" / task / Path(member).name
+    if path.is_file():
+        return path
+    remedy = f"download {url} yourself, unpack it, and name its folder with --data"
+    archive = io.BytesIO()
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            expected = int(response.headers.get("Content-Length") or 0)
+            console = Console(stderr=True)
+            with wrap_file(response, expected, description=f"Downloading {task}", console=console) as reader:
+                shutil.copyfileobj(reader, archive)
+    except OSError as error:  # URLError, timeouts and broken connections are all of this kind
+        raise DataError(f"{task}: no data, and the download failed ({error}); {remedy}") from error
+    size = archive.tell()
+    if expected and size != expected:
+        raise DataError(
+            f"{task}: the download broke off after {size} of {expected} bytes; try again, or {remedy}"
+        )
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            content = opened.read(member)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DataError(f"{task}: {url} is not the expected archive ({error}); {remedy}") from error
+    _write_whole(path, lambda partial: partial.write_bytes(content))
+    return path
+
+
+def _what_to_get(repo: str, splits: Sequence[str]) -> str:
+    wanted = " and ".join(f"{split}-*.parquet" for split in splits)
+    return f"get {wanted} from https://huggingface.co/datasets/{repo} (tab Files) and put them"
+
+
+def _splits_in(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    return {split: _all_shards(sorted(folder.rglob(f"{split}*.parquet"))) for split in splits}
+
+
+def _all_shards(files: list[Path]) -> list[Path]:
+    """The same files, after a check that of ``…-00000-of-00003`` all three are there."""
+    for file in files:
+        numbered = re.fullmatch(r"(.*-)(\d+)-of-(\d+)\.parquet", file.name)
+        if numbered is None:
+            continue
+        for number in range(int(numbered[3])):
+            other = f"{numbered[1]}{number:0{len(numbered[2])}d}-of-{numbered[3]}.parquet"
+            if not (file.parent / other).is_file():
+                raise DataError(
+                    f"{file.parent} lacks {other}, one of {int(numbered[3])} files; get the missing ones"
+                )
+    return files
+
+
+def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> None:
+    remedy = f"{_what_to_get(repo, splits)} into a folder that you name with --data"
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{task}: no data, and the download needs an extra: pip install 'jwins[hf]'; or {remedy}"
+        ) from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
+        try:
+            loaded = datasets.load_dataset(repo, cache_dir=f"{partial}/arrow")  # checks sizes, shows progress
+            complete = Path(partial) / "complete"
+            complete.mkdir()
+            for split, rows in loaded.items():
+                rows.to_parquet(str(complete / f"{split}-00000-of-00001.parquet"))
+        except Exception as error:  # of the many libraries below `datasets`, each raises its own kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DataError(
+                f"{task}: no data, and the download of {repo} failed ({reason}); {remedy}"
+            ) from error
+        complete.rename(folder)
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file that appears at ``path`` only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix="partial-", dir=path.parent)
+    os.close(handle)
+    try:
+        write(Path(name))
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+# --- rows and images -----------------------------------------------------------------------------------
+
+
+def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
+    """Rows of parquet files, some thousands at a time, as lists by column.
+
+    Raises:
+        DataError: a file is damaged or lacks a column.
+    """
+    try:
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"{task}: reading parquet needs an extra: pip install 'jwins[hf]'") from error
+    for file in files:
+        try:
+            with parquet.ParquetFile(file) as opened:
+                present = opened.schema_arrow.names
+                absent = [column for column in columns if column not in present]
+                if absent:
+                    raise DataError(f"{task}: {file} has no column {absent[0]!r}, only {', '.join(present)}")
+                for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
+                    yield batch.to_pydict()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{task}: {file} cannot be read as parquet ({error}); get it again") from error
+
+
+def decode_images(
+    task: str,
+    files: Sequence[Path],
+    column: str,
+    *,
+    mode: str,
+    size: tuple[int, int],
+    rows: npt.NDArray[np.int64] | None = None,
+) -> Tensor:
+    """A column of encoded images of parquet files as one tensor.
+
+    Args:
+        task: the workload's name, for messages.
+        files: parquet files whose ``column`` holds ``{"bytes": ..., "path": ...}``, as the hub stores images.
+        column: the column's name.
+        mode: ``"RGB"`` or ``"L"`` (grey).
+        size: (height, width); other images are resized (bicubic).
+        rows: increasing row numbers, counted through all files; None decodes all.
+
+    Returns:
+        (n, 3 or 1, height, width) uint8.
+
+    Raises:
+        DataError: a file is damaged, lacks the column, or holds an image that cannot be decoded.
+    """
+    height, width = size
+    parts = [np.empty((0, height, width, len(mode)), dtype=np.uint8)]
+    first = 0
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
+        for batch in read_rows(task, files, (column,)):
+            cells = batch[column]
+            if rows is None:
+                wanted = cells
+            else:
+                lo, hi = np.searchsorted(rows, (first, first + len(cells)))
+                wanted = [cells[row - first] for row in rows[lo:hi]]
+            first += len(cells)
+            if wanted:
+                images = list(pool.map(lambda cell: _decode(task, cell, mode, width, height), wanted))
+                parts.append(np.stack(images).reshape(-1, height, width, len(mode)))
+    return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts).transpose(0, 3, 1, 2)))
+
+
+def _decode(task: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{task}: decoding images needs an extra: pip install 'jwins[hf]'") from error
+    try:
+        with Image.open(io.BytesIO(cell["bytes"])) as opened:
+            image = opened.convert(mode)
+            if image.size != (width, height):
+                image = image.resize((width, height))
+            return np.asarray(image, dtype=np.uint8)
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise DataError(f"{task}: an image cannot be decoded ({error}); get the files again") from error
+
+
+def labels_of(task: str, files: Sequence[Path], column: str, num_classes: int) -> Tensor:
+    """A column of class labels, (n,) int64.
+
+    Raises:
+        DataError: there are none, or one is not in range(num_classes).
+    """
+    labels = [label for batch in read_rows(task, files, (column,)) for label in batch[column]]
+    if not labels or not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
+        raise DataError(f"{task}: {files[0].parent}: expected rows whose {column!r} is 0 to {num_classes - 1}")
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def images_by_owner(
+    task: str,
+    files: Sequence[Path],
+    *,
+    image: str,
+    owner: str,
+    label: str,
+    num_classes: int,
+    option: str,
+    count: int | None,
+    mode: str,
+    size: tuple[int, int],
+) -> dict[str, Tensor]:
+    """Labelled images of some owners; of each owner's images 10 % are for testing, as in LEAF.
+
+    Args:
+        task: the workload's name.
+        files: parquet files with the next three columns.
+        image: column of the images.
+        owner: column of the owners.
+        label: column of the labels.
+        num_classes: how many labels there are.
+        option: what ``count`` is called in the ``[task]`` table.
+        count: how many owners to keep, or None for all.
+        mode: see :func:`decode_images`.
+        size: see :func:`decode_images`.
+
+    Returns:
+        ``{train,test}_{images,labels,keys}``.
+    """
+    labels = labels_of(task, files, label, num_classes)
+    keys = key_numbers([name for batch in read_rows(task, files, (owner,)) for name in batch[owner]])
+    kept = chosen_keys(task, option, keys, count)
+    tensors = {}
+    for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
+        rows = kept[chosen]
+        tensors[f"{split}_images"] = decode_images(task, files, image, mode=mode, size=size, rows=rows)
+        tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
+        tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
+    return tensors
+
+
+def decoded_once(
+    task: str, files: Mapping[str, Sequence[Path]], options: object, build: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What ``build`` makes of files, kept in the cache under a hash of their content.
+
+    Args:
+        task: the workload's name.
+        files: what it is built from.
+        options: whatever else it depends on; its ``repr`` enters the name.
+        build: makes the tensors.
+    """
+    key = hashlib.blake2b(f"{_DECODER} {options!r}".encode(), digest_size=16)
+    for split, paths in sorted(files.items()):
+        for path in paths:
+            with path.open("rb") as opened:
+                key.update(split.encode() + hashlib.file_digest(opened, "blake2b").digest())
+    path = cache_folder() / "decoded" / f"{task}-{key.hexdigest()}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            _log.warning("%s is damaged (%s) and is made again", path, error)
+    tensors = build()
+    try:
+        _write_whole(path, lambda partial: save_file(tensors, partial))
+    except OSError as error:
+        _log.warning("decoded images are not kept: %s", error)
+    return tensors
+
+
+# --- natural owners ------------------------------------------------------------------------------------
+
+
+def key_numbers(keys: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Owners' names, (n,) of str or int, as numbers from 0 in increasing order of the names.
+
+    >>> key_numbers(["b", "a", "b"]).tolist()
+    [1, 0, 1]
+    """
+    return np.unique(np.asarray(keys), return_inverse=True)[1].astype(np.int64)
+
+
+def chosen_keys(
+    task: str, option: str, keys: npt.NDArray[np.int64], count: int | None
+) -> npt.NDArray[np.int64]:
+    """The samples of ``count`` owners, drawn by :data:`SPLIT_SEED`, or all for None.
+
+    Args:
+        task: the workload's name.
+        option: what the count is called in the ``[task]`` table, for the message.
+        keys: (n,) owners.
+        count: how many of them to keep.
+
+    Returns:
+        (m,) int64, increasing sample numbers.
+
+    Raises:
+        ConfigError: there are fewer owners than that.
+    """
+    if count is None:
+        return np.arange(len(keys))
+    owners = np.unique(keys)
+    if not 1 <= count <= len(owners):
+        raise ConfigError(f"task.{option}", count, f"expected 1 to {len(owners)}, as many as the data have")
+    chosen = stream(SPLIT_SEED, f"{task} {option}").permutation(owners)[:count]
+    return np.flatnonzero(np.isin(keys, chosen))
+
+
+def split_within_keys(
+    task: str, keys: npt.NDArray[np.int64], test_fraction: float, *, last: bool = False
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Training and test samples of each owner.
+
+    Of an owner's m samples ``round(test_fraction * m)`` are for testing, but never all of them.
+
+    Args:
+        task: the workload's name.
+        keys: (n,) owners.
+        test_fraction: in (0, 1).
+        last: test on the last samples of each owner, not on ones drawn by :data:`SPLIT_SEED`.
+
+    Returns:
+        Two arrays of increasing sample numbers.
+
+    >>> split_within_keys("t", np.array([7, 7, 7, 8]), 0.3, last=True)
+    (array([0, 1, 3]), array([2]))
+    """
+    n = len(keys)
+    shuffled = np.arange(n)[::-1] if last else stream(SPLIT_SEED, f"{task} split").permutation(n)
+    order = shuffled[np.argsort(keys[shuffled], kind="stable")]
+    _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+    num_test = np.minimum(np.rint(test_fraction * counts).astype(np.int64), counts - 1)
+    place = np.arange(n) - np.repeat(starts, counts)
+    is_test = np.zeros(n, dtype=bool)
+    is_test[order[place < np.repeat(num_test, counts)]] = True
+    return np.flatnonzero(~is_test), np.flatnonzero(is_test)
