@@ -1,1 +1,40 @@
-"""."""
+"""What nodes say to each other, as bytes: codecs of updates, and frames around them (docs/wire.md)."""
+
+from __future__ import annotations
+
+from jwins.wire.codec import CODECS, MAX_RUNS, Codec, Encoded, codec, max_payload_bytes
+from jwins.wire.frame import (
+    HEADER_BYTES,
+    VERSION,
+    Bye,
+    Frame,
+    Hello,
+    KeyRequest,
+    Message,
+    Packed,
+    describe,
+    max_frame_bytes,
+    pack,
+    unpack,
+)
+
+__all__ = [
+    "CODECS",
+    "HEADER_BYTES",
+    "MAX_RUNS",
+    "VERSION",
+    "Bye",
+    "Codec",
+    "Encoded",
+    "Frame",
+    "Hello",
+    "KeyRequest",
+    "Message",
+    "Packed",
+    "codec",
+    "describe",
+    "max_frame_bytes",
+    "max_payload_bytes",
+    "pack",
+    "unpack",
+]

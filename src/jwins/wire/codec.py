@@ -1,0 +1,404 @@
+"""Updates as bytes and back, bit for bit: the payload of a frame. All loss happens before, in the algorithm.
+
+A payload is a short head, a section of positions and a section of values (docs/wire.md). The codecs share
+the head and differ in how they write the arrays of the sections. Whatever the bytes, decoding ends with an
+update or with CodecError: each length, count, range and order is checked before something is allocated for it.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jwins.errors import CodecError, ConfigError, UsageError
+from jwins.update import Quantized, Sampled, Update
+from jwins.wire import fpzip, pco
+
+__all__ = [
+    "CODECS",
+    "MAX_RUNS",
+    "Codec",
+    "Encoded",
+    "Paper",
+    "Payload",
+    "Pco",
+    "PositionsKind",
+    "Raw",
+    "ValuesKind",
+    "codec",
+    "max_payload_bytes",
+    "read_payload",
+]
+
+MAX_RUNS = 1 << 16
+"""Most runs a Quantized may have on the wire. A run is a Python object in memory, unlike a level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An update as bytes.
+
+    Attributes:
+        data: the payload.
+        positions_bytes: length of its section of positions; 8 if a seed stands for them, 0 if all are there.
+        values_bytes: length of its section of values, scales and runs included.
+    """
+
+    data: bytes
+    positions_bytes: int
+    values_bytes: int
+
+
+class Codec(Protocol):
+    """A lossless coding of updates: ``decode(encode(update))`` is ``update``, bit for bit.
+
+    Attributes:
+        name: as in ``wire.codec``.
+        code: as in the header of a frame.
+        accepts_foreign: whether it may decode bytes of other processes.
+    """
+
+    name: ClassVar[str]
+    code: ClassVar[int]
+    accepts_foreign: ClassVar[bool]
+
+    def encode(self, update: Update) -> Encoded:
+        """The update as bytes.
+
+        Raises:
+            UsageError: positions out of order or range, or more than :data:`MAX_RUNS` runs.
+        """
+
+    def decode(self, data: bytes, *, dim: int) -> Update:
+        """The update that ``data`` encodes; any bytes may be given.
+
+        Args:
+            data: a payload, bytes or a memoryview of bytes.
+            dim: length of the dense vector, as the receiver knows it. Decoding takes at most 16 bytes per
+                element of it, and 16 MB.
+
+        Raises:
+            CodecError: the bytes are no payload of this codec. No other exception is raised.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Arrays as they are: unsigned 32-bit positions, float32, bfloat16 or int32. The yardstick."""
+
+    name: ClassVar[str] = "raw"
+    code: ClassVar[int] = 1
+    accepts_foreign: ClassVar[bool] = True
+
+    def encode(self, update: Update) -> Encoded:
+        """See :class:`Codec`."""
+        return _encode(update, _Plain)
+
+    def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
+        """See :class:`Codec`."""
+        return _decode(data, dim, _Plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Pco:
+    """Everything through pcodec: the smallest and, for what it saves, the fastest. The default."""
+
+    name: ClassVar[str] = "pco"
+    code: ClassVar[int] = 2
+    accepts_foreign: ClassVar[bool] = True
+
+    def encode(self, update: Update) -> Encoded:
+        """See :class:`Codec`."""
+        return _encode(update, pco)
+
+    def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
+        """See :class:`Codec`."""
+        return _decode(data, dim, pco)
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Elias gamma and fpzip, to count the paper's bytes in a simulation.
+
+    Decodes only what this process encoded itself, lately: fpzip crashes the process on hostile bytes.
+    """
+
+    name: ClassVar[str] = "paper"
+    code: ClassVar[int] = 3
+    accepts_foreign: ClassVar[bool] = False
+
+    def encode(self, update: Update) -> Encoded:
+        """See :class:`Codec`.
+
+        Raises:
+            ConfigError: the fpzip package is not installed.
+        """
+        encoded = _encode(update, fpzip)
+        fpzip.remember(encoded.data)
+        return encoded
+
+    def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
+        """See :class:`Codec`; raises CodecError for bytes of another process, before looking at them."""
+        if not fpzip.is_own(data):
+            raise CodecError(
+                "paper: this process did not encode these bytes lately, and fpzip is not safe on others"
+            )
+        return _decode(data, dim, fpzip)
+
+
+CODECS: dict[str, type[Raw] | type[Pco] | type[Paper]] = {kind.name: kind for kind in (Pco, Raw, Paper)}
+"""Every codec by name."""
+
+
+def codec(name: str) -> Codec:
+    """The codec called ``name``: ``pco``, ``raw`` or ``paper``.
+
+    Raises:
+        ConfigError: there is none, or it needs a package that is not installed.
+
+    >>> update = Update(dim=3, positions=torch.tensor([0, 2]), values=torch.tensor([1.0, -0.0]))
+    >>> encoded = codec("raw").encode(update)
+    >>> len(encoded.data), encoded.positions_bytes, encoded.values_bytes
+    (25, 8, 8)
+    >>> codec("raw").decode(encoded.data, dim=3).values
+    tensor([1., -0.])
+    """
+    if name not in CODECS:
+        raise ConfigError("wire.codec", name, f"expected one of {', '.join(CODECS)}")
+    if name == Paper.name:
+        fpzip.require()
+    return CODECS[name]()
+
+
+def max_payload_bytes(dim: int) -> int:
+    """Longest payload of an update of ``dim`` elements; no codec makes longer ones, and none are accepted."""
+    return 12 * dim + (1 << 20)
+
+
+class PositionsKind(IntEnum):
+    """How the positions travel."""
+
+    ALL = 0
+    LISTED = 1
+    SAMPLED = 2
+
+
+class ValuesKind(IntEnum):
+    """How the values travel."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    QUANTIZED = 2
+
+
+_HEAD = struct.Struct("<BII")  # layout, count, length of the positions' section; then base and check, if any
+_WORD = struct.Struct("<I")
+_SEED = struct.Struct("<Q")
+_VALUES_SHIFT, _HAS_BASE, _HAS_CHECK = 2, 1 << 4, 1 << 5  # bits of layout; bits 0 and 1 are the PositionsKind
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A payload taken apart, its sections not yet decoded."""
+
+    positions_kind: PositionsKind
+    values_kind: ValuesKind
+    count: int
+    base: int | None
+    check: int | None
+    positions: memoryview
+    values: memoryview
+
+
+class _Arrays(Protocol):
+    """How a codec writes the arrays of a section. Arrays of no elements are no bytes."""
+
+    def encode_positions(self, positions: npt.NDArray[np.int64]) -> bytes: ...
+    def decode_positions(self, data: memoryview, *, count: int, dim: int) -> npt.NDArray[np.int64]: ...
+    def encode_floats(self, values: npt.NDArray[np.float32]) -> bytes: ...
+    def decode_floats(self, data: memoryview, *, count: int) -> npt.NDArray[np.float32]: ...
+    def encode_halves(self, values: npt.NDArray[np.uint16]) -> bytes: ...
+    def decode_halves(self, data: memoryview, *, count: int) -> npt.NDArray[np.uint16]: ...
+    def encode_levels(self, levels: npt.NDArray[np.int32]) -> bytes: ...
+    def decode_levels(self, data: memoryview, *, count: int) -> npt.NDArray[np.int32]: ...
+
+
+class _Plain:
+    """Arrays as they are, little-endian."""
+
+    @staticmethod
+    def encode_positions(positions: npt.NDArray[np.int64]) -> bytes:
+        return positions.astype("<u4").tobytes()
+
+    @staticmethod
+    def decode_positions(data: memoryview, *, count: int, dim: int) -> npt.NDArray[np.int64]:
+        positions = _plain(data, count, "<u4")
+        if count and int(positions[-1]) >= dim:
+            raise CodecError(f"position {positions[-1]} in a vector of {dim}")
+        if not bool((positions[1:] > positions[:-1]).all()):
+            raise CodecError("positions are not strictly increasing")
+        return positions.astype(np.int64)
+
+    @staticmethod
+    def encode_floats(values: npt.NDArray[np.float32]) -> bytes:
+        return values.astype("<f4", copy=False).tobytes()
+
+    @staticmethod
+    def decode_floats(data: memoryview, *, count: int) -> npt.NDArray[np.float32]:
+        return _plain(data, count, "<f4").astype(np.float32)
+
+    @staticmethod
+    def encode_halves(values: npt.NDArray[np.uint16]) -> bytes:
+        return values.astype("<u2", copy=False).tobytes()
+
+    @staticmethod
+    def decode_halves(data: memoryview, *, count: int) -> npt.NDArray[np.uint16]:
+        return _plain(data, count, "<u2").astype(np.uint16)
+
+    @staticmethod
+    def encode_levels(levels: npt.NDArray[np.int32]) -> bytes:
+        return levels.astype("<i4", copy=False).tobytes()
+
+    @staticmethod
+    def decode_levels(data: memoryview, *, count: int) -> npt.NDArray[np.int32]:
+        return _plain(data, count, "<i4").astype(np.int32)
+
+
+def _plain(data: memoryview, count: int, dtype: str) -> npt.NDArray[Any]:
+    expected = count * np.dtype(dtype).itemsize
+    if len(data) != expected:
+        raise CodecError(f"{len(data)} bytes for {count} numbers, expected {expected}")
+    return np.frombuffer(data, dtype=dtype)
+
+
+def _encode(update: Update, arrays: _Arrays) -> Encoded:
+    if isinstance(update.positions, Tensor):
+        positions_kind = PositionsKind.LISTED
+        positions = arrays.encode_positions(_checked(update.positions, update.dim))
+    elif isinstance(update.positions, Sampled):
+        positions_kind, positions = PositionsKind.SAMPLED, _SEED.pack(update.positions.seed)
+    else:
+        positions_kind, positions = PositionsKind.ALL, b""
+
+    if isinstance(update.values, Quantized):
+        values_kind, values = ValuesKind.QUANTIZED, _encode_quantized(update.values, arrays)
+    elif update.values.dtype == torch.bfloat16:
+        halves = _array(update.values.detach().view(torch.int16)).view(np.uint16)
+        values_kind, values = ValuesKind.BFLOAT16, arrays.encode_halves(halves)
+    else:
+        values_kind, values = ValuesKind.FLOAT32, arrays.encode_floats(_array(update.values))
+
+    layout = positions_kind | values_kind << _VALUES_SHIFT
+    words = b""
+    if update.base is not None:
+        layout, words = layout | _HAS_BASE, _WORD.pack(update.base)
+    if update.check is not None:
+        layout, words = layout | _HAS_CHECK, words + _WORD.pack(update.check)
+    head = _HEAD.pack(layout, update.count, len(positions)) + words
+    return Encoded(b"".join((head, positions, values)), len(positions), len(values))
+
+
+def _encode_quantized(values: Quantized, arrays: _Arrays) -> bytes:
+    num_runs = len(values.runs)
+    if num_runs > MAX_RUNS:
+        raise UsageError(f"Quantized has {num_runs} runs: at most {MAX_RUNS} go on the wire; use longer runs")
+    scales = _array(values.scales).astype("<f4", copy=False).tobytes()
+    runs = np.array(values.runs, dtype="<u4").tobytes()
+    return b"".join((_WORD.pack(num_runs), scales, runs, arrays.encode_levels(_array(values.levels))))
+
+
+def _checked(positions: Tensor, dim: int) -> npt.NDArray[np.int64]:
+    array: npt.NDArray[np.int64] = _array(positions)
+    if len(array):
+        if int(array[0]) < 0 or int(array[-1]) >= dim:
+            raise UsageError(f"positions {array[0]} to {array[-1]}: expected 0 to {dim - 1}")
+        if not bool((array[1:] > array[:-1]).all()):
+            raise UsageError("positions: expected strictly increasing ones")
+    return array
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
+    """Takes a payload apart and checks its head; decodes nothing and copies nothing.
+
+    Args:
+        data: a payload of any codec.
+        dim: length of the dense vector.
+
+    Raises:
+        CodecError: the head is cut off or contradicts itself, ``dim`` or the length of ``data``.
+    """
+    view = memoryview(data)
+    if len(view) < _HEAD.size:
+        raise CodecError(f"a payload of {len(view)} bytes: its head alone has {_HEAD.size}")
+    layout, count, positions_bytes = _HEAD.unpack_from(view)
+    at = _HEAD.size
+    positions_code, values_code = layout & 3, layout >> _VALUES_SHIFT & 3
+    if layout >> 6 or positions_code > max(PositionsKind) or values_code > max(ValuesKind):
+        raise CodecError(f"layout {layout:#04x} is not defined")
+    if len(view) < at + 4 * (bool(layout & _HAS_BASE) + bool(layout & _HAS_CHECK)) + positions_bytes:
+        raise CodecError(
+            f"a payload of {len(view)} bytes is cut off: {positions_bytes} bytes of positions announced"
+        )
+    base = check = None
+    if layout & _HAS_BASE:
+        (base,) = _WORD.unpack_from(view, at)
+        at += 4
+    if layout & _HAS_CHECK:
+        (check,) = _WORD.unpack_from(view, at)
+        at += 4
+    kind = PositionsKind(positions_code)
+    if count > dim or (kind is PositionsKind.ALL and count != dim):
+        raise CodecError(f"{count} values for a vector of {dim}")
+    expected = {PositionsKind.ALL: 0, PositionsKind.LISTED: positions_bytes, PositionsKind.SAMPLED: _SEED.size}
+    if positions_bytes != expected[kind]:
+        raise CodecError(f"{positions_bytes} bytes of positions, expected {expected[kind]}")
+    middle = at + positions_bytes
+    return Payload(kind, ValuesKind(values_code), count, base, check, view[at:middle], view[middle:])
+
+
+def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays) -> Update:
+    payload = read_payload(data, dim=dim)
+    count = payload.count
+    positions: Tensor | Sampled | None = None
+    values: Tensor | Quantized
+    if payload.positions_kind is PositionsKind.LISTED:
+        positions = torch.from_numpy(arrays.decode_positions(payload.positions, count=count, dim=dim))
+    elif payload.positions_kind is PositionsKind.SAMPLED:
+        positions = Sampled(seed=_SEED.unpack(payload.positions)[0], count=count)
+    if payload.values_kind is ValuesKind.QUANTIZED:
+        values = _decode_quantized(payload.values, count, arrays)
+    elif payload.values_kind is ValuesKind.BFLOAT16:
+        halves = arrays.decode_halves(payload.values, count=count)
+        values = torch.from_numpy(halves.view(np.int16)).view(torch.bfloat16)
+    else:
+        values = torch.from_numpy(arrays.decode_floats(payload.values, count=count))
+    return Update(dim, positions, values, payload.base, payload.check)
+
+
+def _decode_quantized(data: memoryview, count: int, arrays: _Arrays) -> Quantized:
+    if len(data) < _WORD.size:
+        raise CodecError("quantized values are cut off")
+    (num_runs,) = _WORD.unpack_from(data)
+    middle = _WORD.size + 4 * num_runs
+    end = middle + 4 * num_runs
+    if num_runs > MAX_RUNS or end > len(data):
+        raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {MAX_RUNS}")
+    scales = _plain(data[_WORD.size : middle], num_runs, "<f4").astype(np.float32)
+    runs = _plain(data[middle:end], num_runs, "<u4").astype(np.int64)
+    if not bool((np.isfinite(scales) & (scales > 0)).all()):
+        raise CodecError("scales: expected finite values > 0")
+    if int(runs.sum()) != count:
+        raise CodecError(f"runs sum to {int(runs.sum())}, but there are {count} levels")
+    levels = torch.from_numpy(arrays.decode_levels(data[end:], count=count))
+    return Quantized(levels, torch.from_numpy(scales), tuple(runs.tolist()))

@@ -1,0 +1,373 @@
+"""Messages between nodes as frames: a header of 36 bytes, then the payload (docs/wire.md).
+
+The checksum finds accidents, not attacks: whoever can change a frame can also correct its CRC-32. Authenticity
+is the transport's affair.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, TypeAlias, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor
+
+from jwins.errors import CodecError, FrameError, UsageError
+from jwins.update import MAX_DIM, Update
+from jwins.wire.codec import CODECS, Codec, PositionsKind, ValuesKind, max_payload_bytes, read_payload
+
+__all__ = [
+    "DESCRIBED_DIM",
+    "DIGEST_BYTES",
+    "HEADER_BYTES",
+    "MAGIC",
+    "MAX_CONTROL_BYTES",
+    "MAX_HASH_BYTES",
+    "MAX_NAME_CHARS",
+    "MAX_REASON_CHARS",
+    "MAX_VERSIONS",
+    "VERSION",
+    "Bye",
+    "Frame",
+    "Hello",
+    "KeyRequest",
+    "Message",
+    "Packed",
+    "describe",
+    "max_frame_bytes",
+    "pack",
+    "unpack",
+]
+
+MAGIC = b"JWNS"
+VERSION = 1
+DIGEST_BYTES = 8
+MAX_CONTROL_BYTES = 4096
+"""Longest payload of a control message."""
+MAX_NAME_CHARS = 64
+"""Longest name of a codec, and longest name and number of a version."""
+MAX_VERSIONS = 16
+"""Most versions in a Hello."""
+MAX_HASH_BYTES = 64
+"""Longest hash of the initial parameters."""
+MAX_REASON_CHARS = 500
+"""Longest reason of a Bye."""
+DESCRIBED_DIM = 100_000_000
+"""Largest vector of which :func:`describe` decodes the values: a file should not claim gigabytes."""
+
+# magic, version, kind, codec, flags, sender, round, digest, dim, length of the payload; then the checksum
+_FIELDS = struct.Struct(f"<4sBBBBII{DIGEST_BYTES}sII")
+_CHECKSUM = struct.Struct("<I")
+HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
+_HELLO, _FRAME, _KEY_REQUEST, _BYE = 1, 2, 3, 4
+_KINDS = {_HELLO: "hello", _FRAME: "frame", _KEY_REQUEST: "key_request", _BYE: "bye"}
+_KEY_FLAG = 1
+_U32 = 2**32 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """What a node says first, so that both sides can tell whether they run the same experiment.
+
+    Attributes:
+        sender: who says it.
+        round: the round it is in.
+        dim: length of its parameter vector.
+        codec: name of the codec of its frames.
+        versions: names and numbers of the versions that matter, at most :data:`MAX_VERSIONS`.
+        x0: hash of its initial parameters, at most :data:`MAX_HASH_BYTES` bytes.
+    """
+
+    sender: int
+    round: int
+    dim: int
+    codec: str
+    versions: dict[str, str]
+    x0: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One update of one node.
+
+    Attributes:
+        sender: whose update it is.
+        round: the sender's round.
+        update: what it tells its neighbours.
+        key: whether it is a key, which stands alone, instead of the round's update.
+    """
+
+    sender: int
+    round: int
+    update: Update
+    key: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRequest:
+    """``sender`` asks for a key of the receiver; ``round`` is the sender's."""
+
+    sender: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """``sender`` leaves in ``round``, and says why in at most :data:`MAX_REASON_CHARS` characters."""
+
+    sender: int
+    round: int
+    reason: str
+
+
+Message: TypeAlias = Hello | Frame | KeyRequest | Bye
+"""Everything that nodes say to each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A message as bytes, and what they are spent on.
+
+    Attributes:
+        data: header and payload.
+        positions_bytes: bytes of the positions' section.
+        values_bytes: bytes of the values' section.
+    """
+
+    data: bytes
+    positions_bytes: int
+    values_bytes: int
+
+    @property
+    def header_bytes(self) -> int:
+        """Everything else: the header, the head of the payload; all of a control message."""
+        return len(self.data) - self.positions_bytes - self.values_bytes
+
+
+def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
+    """A message as bytes.
+
+    Args:
+        message: what to say.
+        codec: how updates are encoded.
+        digest: 8 bytes that tell this experiment from others.
+
+    Raises:
+        UsageError: a number, name or payload is larger than the format allows.
+
+    >>> from jwins.wire.codec import codec
+    >>> packed = pack(KeyRequest(sender=1, round=7), codec("raw"), b"8 bytes.")
+    >>> len(packed.data), packed.header_bytes
+    (36, 36)
+    >>> unpack(packed.data, codec("raw"), b"8 bytes.", dim=10)
+    KeyRequest(sender=1, round=7)
+    """
+    if len(digest) != DIGEST_BYTES:
+        raise UsageError(f"digest of {len(digest)} bytes: expected {DIGEST_BYTES}")
+    if not 0 <= message.sender <= _U32 or not 0 <= message.round <= _U32:
+        raise UsageError(f"sender {message.sender}, round {message.round}: expected unsigned 32-bit integers")
+    code = flags = dim = positions_bytes = values_bytes = 0
+    if isinstance(message, Frame):
+        encoded = codec.encode(message.update)
+        kind, code, flags, dim = _FRAME, codec.code, _KEY_FLAG * message.key, message.update.dim
+        payload, positions_bytes, values_bytes = encoded.data, encoded.positions_bytes, encoded.values_bytes
+        if len(payload) > _U32:
+            raise UsageError(f"an update of {len(payload)} bytes does not fit a frame: at most {_U32}")
+    elif isinstance(message, Hello):
+        if not 0 <= message.dim <= MAX_DIM:
+            raise UsageError(f"Hello.dim = {message.dim}: expected 0 to {MAX_DIM}")
+        kind, dim = _HELLO, message.dim
+        payload = _encode_body(_HelloBody(message.codec, message.versions, message.x0))
+    elif isinstance(message, Bye):
+        kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
+    else:
+        kind, payload = _KEY_REQUEST, b""
+    fields = _FIELDS.pack(
+        MAGIC, VERSION, kind, code, flags, message.sender, message.round, digest, dim, len(payload)
+    )
+    checksum = _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(fields)))
+    return Packed(b"".join((fields, checksum, payload)), positions_bytes, values_bytes)
+
+
+def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> Message:
+    """The message in a frame; any bytes may be given.
+
+    A Hello is returned whatever vector length or codec it states: comparing them is the receiver's task.
+
+    Args:
+        data: header and payload, nothing behind.
+        codec: the codec that frames of this experiment use.
+        digest: 8 bytes that tell this experiment from others.
+        dim: length of the vectors of this experiment.
+
+    Raises:
+        FrameError: the bytes are not a frame of this experiment and codec, or were changed on the way.
+        CodecError: the frame is sound, but its payload is not.
+    """
+    header, payload = _read_header(data)
+    if header.digest != digest:
+        raise FrameError(f"a frame of experiment {header.digest.hex()}, this one is {digest.hex()}")
+    if header.kind == _HELLO:
+        hello = _decode_body(payload, _HelloBody)
+        return Hello(header.sender, header.round, header.dim, hello.codec, hello.versions, hello.x0)
+    if header.kind == _BYE:
+        return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
+    if header.kind == _KEY_REQUEST:
+        return KeyRequest(header.sender, header.round)
+    if header.codec != codec.code:
+        raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
+    if header.dim != dim:
+        raise FrameError(f"an update of a vector of {header.dim}, expected {dim}")
+    # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
+    update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
+    return Frame(header.sender, header.round, update, bool(header.flags & _KEY_FLAG))
+
+
+def max_frame_bytes(dim: int) -> int:
+    """Longest frame of an experiment with vectors of ``dim``; a transport may refuse longer ones unread."""
+    return HEADER_BYTES + max(MAX_CONTROL_BYTES, max_payload_bytes(dim))
+
+
+def describe(data: bytes) -> dict[str, object]:
+    """What a frame contains, for people; needs to know nothing about the experiment.
+
+    Values are decoded only by codecs that accept foreign bytes, and up to :data:`DESCRIBED_DIM` elements.
+
+    Returns:
+        ``kind version codec sender round digest dim`` and ``frame_bytes header_bytes``; then for a frame
+        ``key base check count density positions positions_bytes bits_per_position values values_bytes
+        bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over the finite ones;
+        None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
+
+    Raises:
+        FrameError: the bytes are not a frame.
+        CodecError: the payload is not sound.
+    """
+    header, payload = _read_header(data)
+    names = {kind.code: name for name, kind in CODECS.items()}
+    about: dict[str, object] = {
+        "kind": _KINDS[header.kind],
+        "version": VERSION,
+        "codec": names.get(header.codec, "none" if header.codec == 0 else f"unknown ({header.codec})"),
+        "sender": header.sender,
+        "round": header.round,
+        "digest": header.digest.hex(),
+        "dim": header.dim,
+        "frame_bytes": len(data),
+    }
+    if header.kind == _HELLO:
+        hello = _decode_body(payload, _HelloBody)
+        about |= {"codec_name": hello.codec, "versions": hello.versions, "x0": hello.x0.hex()}
+    elif header.kind == _BYE:
+        about |= {"reason": _decode_body(payload, _ByeBody).reason}
+    if header.kind != _FRAME:
+        return about | {"header_bytes": len(data)}
+    parts = read_payload(payload, dim=header.dim)
+    count = parts.count
+    about |= {
+        "header_bytes": len(data) - len(parts.positions) - len(parts.values),
+        "key": bool(header.flags & _KEY_FLAG),
+        "base": parts.base,
+        "check": parts.check,
+        "count": count,
+        "density": count / header.dim if header.dim else 0.0,
+        "positions": PositionsKind(parts.positions_kind).name.lower(),
+        "positions_bytes": len(parts.positions),
+        "bits_per_position": 8 * len(parts.positions) / count if count else 0.0,
+        "values": ValuesKind(parts.values_kind).name.lower(),
+        "values_bytes": len(parts.values),
+        "bits_per_value": 8 * len(parts.values) / count if count else 0.0,
+    }
+    name = names.get(header.codec)
+    if name is not None and CODECS[name].accepts_foreign and header.dim <= DESCRIBED_DIM:
+        values = CODECS[name]().decode(payload, dim=header.dim).dense_values()
+        about |= _range(values)
+    return about
+
+
+def _range(values: Tensor) -> dict[str, object]:
+    finite = values[torch.isfinite(values)]
+    return {
+        "value_min": float(finite.min()) if len(finite) else None,
+        "value_max": float(finite.max()) if len(finite) else None,
+        "not_finite": len(values) - len(finite),
+    }
+
+
+class _Header(NamedTuple):
+    kind: int
+    codec: int
+    flags: int
+    sender: int
+    round: int
+    digest: bytes
+    dim: int
+
+
+def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
+    """The header and the payload of a frame whose checksum is right."""
+    view = memoryview(data)
+    if len(view) < HEADER_BYTES:
+        raise FrameError(f"{len(view)} bytes: a frame has at least {HEADER_BYTES}")
+    magic, version, kind, code, flags, sender, round_, digest, dim, length = _FIELDS.unpack_from(view)
+    if magic != MAGIC:
+        raise FrameError(f"starts with {magic!r}: not a frame")
+    if version != VERSION:
+        raise FrameError(f"format version {version}: this release reads version {VERSION}")
+    if kind not in _KINDS:
+        raise FrameError(f"message of kind {kind}: expected {min(_KINDS)} to {max(_KINDS)}")
+    longest = max_payload_bytes(dim) if kind == _FRAME else 0 if kind == _KEY_REQUEST else MAX_CONTROL_BYTES
+    if length != len(view) - HEADER_BYTES or length > longest:
+        raise FrameError(
+            f"{_KINDS[kind]} with {len(view) - HEADER_BYTES} bytes behind the header, which announces {length} "
+            f"and may announce {longest}"
+        )
+    payload = view[HEADER_BYTES:]
+    (checksum,) = _CHECKSUM.unpack_from(view, _FIELDS.size)
+    if zlib.crc32(payload, zlib.crc32(view[: _FIELDS.size])) != checksum:
+        raise FrameError("checksum does not match: the frame was changed on the way")
+    if flags & ~_KEY_FLAG or (kind != _FRAME and (flags or code)) or (kind in (_KEY_REQUEST, _BYE) and dim):
+        raise FrameError(f"{_KINDS[kind]} with flags {flags:#04x}, codec {code}, dim {dim}")
+    return _Header(kind, code, flags, sender, round_, digest, dim), payload
+
+
+_Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
+
+
+class _HelloBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    codec: _Name
+    versions: Annotated[dict[_Name, _Name], msgspec.Meta(max_length=MAX_VERSIONS)]
+    x0: Annotated[bytes, msgspec.Meta(max_length=MAX_HASH_BYTES)]
+
+
+class _ByeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARS)]
+
+
+def _encode_body(body: _HelloBody | _ByeBody) -> bytes:
+    try:
+        payload = msgspec.msgpack.encode(body)
+    except (TypeError, ValueError) as error:  # a value of another type, or text that has no UTF-8
+        raise UsageError(f"{body}: {error}") from None
+    try:
+        msgspec.msgpack.decode(payload, type=type(body))  # one place for the limits: what receivers accept
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{body}: {error}") from None
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise UsageError(f"{body}: {len(payload)} bytes, at most {MAX_CONTROL_BYTES}")
+    return payload
+
+
+_B = TypeVar("_B", _HelloBody, _ByeBody)
+
+
+def _decode_body(payload: bytes | memoryview, kind: type[_B]) -> _B:
+    if len(payload) > MAX_CONTROL_BYTES:
+        raise CodecError(f"control message of {len(payload)} bytes: at most {MAX_CONTROL_BYTES}")
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise CodecError(f"control message: {error}") from None
