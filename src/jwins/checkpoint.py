@@ -39,7 +39,8 @@ _NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
 def dump(state: object) -> bytes:
     """One state as the bytes of a safetensors file.
 
-    Equal states give equal bytes. Tensors that are the same object are stored once and come back as one.
+    Equal states give equal bytes. Tensors and bytes that are the same object are
+    stored once and come back as one; dataclass fields with ``init=False`` are caches and are left out.
 
     Raises:
         UsageError: a part of the state is of a type that cannot be stored; names where.
@@ -68,7 +69,7 @@ def load(data: bytes, classes: Iterable[type]) -> Any:
         content = json.loads(header["__metadata__"]["jwins"])
         if content["format"] != FORMAT:
             raise DataError(f"checkpoint of format {content['format']!r}: this version reads {FORMAT!r}")
-        return _unpack(content["state"], tensors, {c.__name__: c for c in classes})
+        return _unpack(content["state"], tensors, {c.__name__: c for c in classes}, {})
     except DataError:
         raise
     except Exception as error:  # whatever a damaged file provokes, in the libraries too
@@ -203,36 +204,43 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
         fields = {
             f.name: _pack(getattr(value, f.name), f"{where}.{f.name}", tensors, seen)
             for f in dataclasses.fields(value)
+            if f.init  # the others are caches
         }
         return {"c": type(value).__name__, "v": fields}
     raise UsageError(f"{where}: a {type(value).__name__} cannot be part of a checkpoint")
 
 
-def _unpack(tree: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, type]) -> Any:
+def _unpack(
+    tree: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, type], texts: dict[str, bytes]
+) -> Any:
     if not isinstance(tree, dict):
         return tree
     if "c" in tree:
         cls = classes.get(tree["c"])
         if cls is None:
             raise DataError(f"checkpoint has a {tree['c']}, which does not belong here")
-        return cls(**{k: _unpack(v, tensors, classes) for k, v in tree["v"].items()})
+        return cls(**{k: _unpack(v, tensors, classes, texts) for k, v in tree["v"].items()})
     ((tag, content),) = tree.items()
     match tag:
         case "t":
             return tensors[content]
         case "n":
-            return _unpack(content, tensors, classes).numpy()
+            return _unpack(content, tensors, classes, texts).numpy()
         case "f":
             return float(content)
         case "b":
-            return tensors[content].numpy().tobytes()
+            if content not in texts:
+                texts[content] = tensors[content].numpy().tobytes()
+            return texts[content]
         case "d":
-            return {_unpack(k, tensors, classes): _unpack(v, tensors, classes) for k, v in content}
+            return {
+                _unpack(k, tensors, classes, texts): _unpack(v, tensors, classes, texts) for k, v in content
+            }
         case "l":
-            return [_unpack(v, tensors, classes) for v in content]
+            return [_unpack(v, tensors, classes, texts) for v in content]
         case "u":
-            return tuple(_unpack(v, tensors, classes) for v in content)
+            return tuple(_unpack(v, tensors, classes, texts) for v in content)
         case "s":
-            return frozenset(_unpack(v, tensors, classes) for v in content)
+            return frozenset(_unpack(v, tensors, classes, texts) for v in content)
         case _:
             raise DataError(f"checkpoint has an unknown tag {tag!r}")

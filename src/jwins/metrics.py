@@ -16,11 +16,21 @@ import msgspec
 
 from jwins.errors import DataError
 
-__all__ = ["EndRow", "EvalRow", "MetricsLog", "Row", "Spread", "StartRow", "Traffic", "TrafficSplit", "read_rows"]
+__all__ = [
+    "EndRow",
+    "EvalRow",
+    "MetricsLog",
+    "Row",
+    "Spread",
+    "StartRow",
+    "Traffic",
+    "TrafficSplit",
+    "read_rows",
+]
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """One metric over the nodes.
+    """One metric over the nodes; a number that is not finite is None, as JSON has no word for it.
 
     Attributes:
         mean: over nodes.
@@ -30,10 +40,10 @@ class Spread(msgspec.Struct, frozen=True):
         average_model: the metric of the average of all nodes' parameters.
     """
 
-    mean: float
-    sd: float
-    min: float
-    max: float
+    mean: float | None
+    sd: float | None
+    min: float | None
+    max: float | None
     average_model: float | None = None
 
 
@@ -125,7 +135,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
     time_s: float
     nodes: list[int]
     metrics: dict[str, Spread]
-    per_node: dict[str, list[float]]
+    per_node: dict[str, list[float | None]]
     train_loss: float | None
     consensus_distance: float
     traffic: TrafficSplit
@@ -177,7 +187,9 @@ class MetricsLog:
             size = self._file.seek(0, os.SEEK_END)
             if size < keep_bytes:
                 self._file.close()
-                raise DataError(f"{path}: {size} bytes, but the checkpoint was taken at {keep_bytes}; the file was cut")
+                raise DataError(
+                    f"{path}: {size} bytes, but the checkpoint was taken at {keep_bytes}; the file was cut"
+                )
             self._file.truncate(keep_bytes)
             self._file.seek(0, os.SEEK_END)
 

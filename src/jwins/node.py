@@ -13,8 +13,8 @@ every engine, and drivers may call different nodes' ``handle`` from several thre
                                         DONE <-- last round, or Stop ---+      FAILED <-- not finite
 
 A node waits for the frames of all neighbours of the round that are up. A neighbour that is missing at the
-deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier rounds are handed to
-the next merge with weight 0, which algorithms that remember their peers use.
+deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier
+rounds are handed to the next merge with weight 0, which algorithms that remember their peers use.
 """
 
 from __future__ import annotations
@@ -230,6 +230,7 @@ class NodeState:
         expected_from: first round of each peer that came up later.
         informed: peers that were sent this node's latest update or key, and so hold its replica.
         outgoing: the frame of the current round, while waiting.
+        shared: round of the last share, or None.
         sent_bytes: length of the previous update's frame.
         deadline: on the clock of ``now``, while waiting and if there is one.
         stopping: whether :class:`Stop` was heard.
@@ -244,6 +245,7 @@ class NodeState:
     expected_from: Mapping[int, int]
     informed: frozenset[int]
     outgoing: Packed | None
+    shared: int | None
     sent_bytes: int
     deadline: float | None
     stopping: bool
@@ -307,6 +309,7 @@ class Node:
         self._expected_from: dict[int, int] = {}
         self._informed: set[int] = set()
         self._outgoing: Packed | None = None
+        self._shared: int | None = None
         self._sent_bytes = 0
         self._deadline: float | None = None
         self._stopping = False
@@ -372,6 +375,7 @@ class Node:
             dict(self._expected_from),
             frozenset(self._informed),
             self._outgoing,
+            self._shared,
             self._sent_bytes,
             self._deadline,
             self._stopping,
@@ -388,6 +392,7 @@ class Node:
         self._expected_from = dict(state.expected_from)
         self._informed = set(state.informed)
         self._outgoing = state.outgoing
+        self._shared = state.shared
         self._sent_bytes = state.sent_bytes
         self._deadline = state.deadline
         self._stopping = state.stopping
@@ -398,15 +403,18 @@ class Node:
         senders = self._topology.at(self.round).senders[self.id]
         return tuple(j for j in senders if self._takes_part(j) and (j, self.round) not in self._inbox)
 
-    # --- One method per cell of the transition table ----------------------------------------------------------
+    # --- One method per cell of the transition table ------------------------------------------------------
 
     def _on_trained(self, event: Trained, now: float) -> list[Command]:
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
         self.params = event.params
         if not bool(torch.isfinite(event.params).all()):
-            return self._fail("parameters are not finite after local training; a smaller learning rate may help")
+            return self._fail(
+                "parameters are not finite after local training; a smaller learning rate may help"
+            )
         update, self._state = self._sharing.share(self._state, self.params, self._context())
+        self._shared = self.round
         self._outgoing = pack(Frame(self.id, self.round, update), self._codec, self._digest)
         self._sent_bytes = len(self._outgoing.data)
         stands_alone = update.base is None
@@ -462,8 +470,7 @@ class Node:
         return commands
 
     def _on_key_requested(self, event: KeyRequested, now: float) -> list[Command]:
-        never_shared = self.round == 0 and self.phase is Phase.TRAINING
-        if not self._sharing.remembers_peers or never_shared or event.peer in self._down:
+        if not self._sharing.remembers_peers or self._shared is None or event.peer in self._down:
             return []  # the next update stands alone, or nobody is there to hear
         self._informed.add(event.peer)
         return [self._send_key((event.peer,))]
@@ -481,7 +488,7 @@ class Node:
     def _ignore(self, event: Event, now: float) -> list[Command]:
         return []
 
-    # --- The round ------------------------------------------------------------------------------------------
+    # --- The round ----------------------------------------------------------------------------------------
 
     def _merge_if_ready(self, now: float) -> list[Command]:
         if self.phase is not Phase.WAITING:
@@ -535,9 +542,10 @@ class Node:
 
     def _send_key(self, to: tuple[int, ...]) -> Send:
         """What ``to`` must hold of this node after its last share."""
-        round = self.round if self.phase is Phase.WAITING or self._outgoing is not None else self.round - 1
+        assert self._shared is not None
         key = self._sharing.key(self._state, self._context())
-        return Send(to, round, pack(Frame(self.id, round, key, key=True), self._codec, self._digest), key=True)
+        frame = Frame(self.id, self._shared, key, key=True)
+        return Send(to, self._shared, pack(frame, self._codec, self._digest), key=True)
 
     def _objection(self, frame: Frame) -> str | None:
         """Why a frame cannot be taken in, or None."""

@@ -52,6 +52,8 @@ class Sharing(Protocol[S]):
 
     remembers_peers: ClassVar[bool]
     """Whether the state holds replicas of neighbours, which lost frames would make stale."""
+    state_types: ClassVar[tuple[type, ...]]
+    """The dataclasses that a state is made of; only these are read back from a checkpoint."""
 
     def update_dim(self, num_params: int) -> int:
         """Length of the vector that updates are parts of, for models of ``num_params`` parameters."""

@@ -72,6 +72,7 @@ class Choco:
     gamma: float
     values: Precision = "float32"
     remembers_peers: ClassVar[bool] = True
+    state_types: ClassVar[tuple[type, ...]] = (ChocoState, Replica)
 
     def __post_init__(self) -> None:
         check_fraction("sharing.fraction", self.fraction)

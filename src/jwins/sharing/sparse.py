@@ -125,6 +125,7 @@ class Full:
 
     values: Precision = "float32"
     remembers_peers: ClassVar[bool] = False
+    state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
         check_precision(self.values)
@@ -169,6 +170,7 @@ class RandomK:
     fraction: float
     values: Precision = "float32"
     remembers_peers: ClassVar[bool] = False
+    state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
         check_fraction("sharing.fraction", self.fraction)
@@ -247,6 +249,7 @@ class Jwins:
     dense_above: float = 0.5
     values: Precision = "float32"
     remembers_peers: ClassVar[bool] = False
+    state_types: ClassVar[tuple[type, ...]] = (ScoreState,)
 
     def __post_init__(self) -> None:
         if self.score not in get_args(ScoreRule):
