@@ -1,0 +1,1116 @@
+"""Local training and evaluation of all nodes of a process.
+
+The parameters of all nodes are rows of one matrix. Training runs on either of two engines:
+
+- ``loop``: node after node. Each worker thread has one module whose parameters are made views into the row
+  of the node at hand, so that nothing is copied.
+- ``stacked``: chunks of nodes at once with ``torch.func.vmap``, for models so small that a step costs more
+  in calls than in arithmetic.
+
+Both give results that depend on nothing but the seed, the node, its round and its row: not on the number of
+threads, nor on which other nodes train at the same time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from jwins.errors import ConfigError, JwinsError, UsageError
+from jwins.params import BufferPolicy, Layout
+from jwins.rng import EVERY_NODE, EVERY_ROUND, stream, torch_generator
+from jwins.tasks.base import Batch, Task
+
+__all__ = ["OPTIMIZERS", "Batching", "Device", "Optimizer", "Trainer", "TrainingError", "batch_indices"]
+
+Batching = Literal["loop", "stacked", "auto"]
+Device = Literal["cpu", "cuda", "auto"]
+Indices = npt.NDArray[np.int64]
+J = TypeVar("J")
+
+CHUNK = 32
+"""Most nodes in one stack: enough to spread the cost of the calls, few enough to stay in the cache."""
+STACKED_MAX_PARAMETERS = 500_000
+"""``auto`` on CPU: larger models gain nothing from stacking."""
+THREADS_MIN_PARAMETERS = 200_000
+"""Smaller models without convolution or recurrence run on one thread: a second one would only wait for the
+interpreter."""
+EVALUATION_BATCH = 256
+"""Test samples per forward pass, which bounds the memory of evaluation."""
+_MIN_STACK = 3
+# A stack of one or two rows takes other paths in the matrix product and changes the last bits.
+_ALIGN = 16
+# Rows start at multiples of 64 bytes, as torch's own tensors do: kernels may round differently elsewhere, and
+# a node must get the same bits whether it is the only one of its process or one of many.
+_SLOW_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adamax": torch.optim.Adamax,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+}
+"""Elementwise optimizers by name: each number of a vector is updated by itself, so nodes can be stacked."""
+
+_IMPLEMENTATION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
+_SCALAR_START = {"step": 0.0, "mu_product": 1.0}  # what torch's per-parameter scalars are before the first step
+
+
+class TrainingError(JwinsError):
+    """Training or evaluating a node failed; the message names the node, the round and the stage."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Which ``torch.optim`` optimizer the nodes use.
+
+    Attributes:
+        kind: a name in :data:`OPTIMIZERS`.
+        options: its arguments by torch's names, e.g. ``{"lr": 0.05, "momentum": 0.9}``.
+        state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts afresh.
+
+    Raises:
+        ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``.
+
+    >>> Optimizer("sgd", {"lr": 0.05, "momentum": 0.9})
+    Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep')
+    >>> Optimizer("sgd", {"rate": 0.05})
+    Traceback (most recent call last):
+    ...
+    jwins.errors.ConfigError: train.optimizer.rate = 0.05: unknown option of sgd; expected one of \
+lr, momentum, dampening, weight_decay, nesterov, maximize
+    """
+
+    kind: str = "sgd"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    state: Literal["keep", "reset"] = "keep"
+
+    def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise ConfigError("train.optimizer.kind", self.kind, f"expected one of {', '.join(OPTIMIZERS)}")
+        if self.state not in ("keep", "reset"):
+            raise ConfigError("train.optimizer.state", self.state, "expected keep or reset")
+        known = {
+            name: parameter.default
+            for name, parameter in inspect.signature(OPTIMIZERS[self.kind]).parameters.items()
+            if name not in _IMPLEMENTATION_OPTIONS
+        }
+        for name, value in self.options.items():
+            path = f"train.optimizer.{name}"
+            if name not in known:
+                raise ConfigError(
+                    path, value, f"unknown option of {self.kind}; expected one of {', '.join(known)}"
+                )
+            _check_option(path, value, known[name])
+        try:
+            self.build([torch.zeros(1)])
+        except (TypeError, ValueError) as error:
+            for name, value in self.options.items():
+                try:
+                    OPTIMIZERS[self.kind]([torch.zeros(1)], **_torch_options({name: value}))
+                except (TypeError, ValueError) as alone:
+                    raise ConfigError(f"train.optimizer.{name}", value, str(alone)) from None
+            raise ConfigError("train.optimizer", dict(self.options), str(error)) from None
+
+    def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """The torch optimizer of these tensors."""
+        return OPTIMIZERS[self.kind](parameters, **_torch_options(self.options))
+
+    def sample_state(self) -> dict[str, Tensor]:
+        """What torch keeps for a parameter of shape (1,) after a step with gradient 0."""
+        sample = torch.zeros(1, requires_grad=True)
+        sample.grad = torch.zeros(1)
+        built = self.build([sample])
+        built.step()
+        return {key: value for key, value in built.state[sample].items() if isinstance(value, Tensor)}
+
+    def has_state(self) -> bool:
+        """Whether a step depends on earlier ones."""
+        return bool(self.sample_state())
+
+
+def _check_option(path: str, value: object, default: object) -> None:
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(path, value, "expected true or false")
+        return
+    if isinstance(default, tuple):
+        if not isinstance(value, list | tuple) or len(value) != len(default):
+            raise ConfigError(path, value, f"expected {len(default)} numbers, such as {list(default)}")
+        for i, entry in enumerate(value):
+            _check_option(f"{path}[{i}]", entry, 0.0)
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(path, value, "expected a finite number")
+
+
+def _torch_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+
+
+def batch_indices(
+    part: Indices, *, seed: int, node: int, round: int, local_steps: int, batch_size: int
+) -> Indices:
+    """Which samples a node trains on in a round.
+
+    A node's stream of samples is its part in random order, again and again: permutation e of node i comes
+    from ``stream(seed, "shuffle", node=i, round=e)``. Local step t, counted from the start of the run, takes
+    samples ``[t * batch_size, (t + 1) * batch_size)`` of that stream.
+
+    Args:
+        part: (n,) int64, the node's samples, n >= 1.
+        seed: of the experiment.
+        node: its number.
+        round: counted from 0.
+        local_steps: steps per round.
+        batch_size: samples per step; may be larger than n.
+
+    Returns:
+        (local_steps, batch_size) int64, entries of ``part``.
+    """
+    shuffled = _Shuffle(part, seed, node)
+    return shuffled.take(round * local_steps * batch_size, local_steps * batch_size).reshape(
+        local_steps, batch_size
+    )
+
+
+class _Shuffle:
+    """One node's stream of samples. Remembers the last permutation: rounds mostly follow each other."""
+
+    __slots__ = ("_epoch", "_node", "_order", "_part", "_seed")
+
+    def __init__(self, part: Indices, seed: int, node: int) -> None:
+        self._part, self._seed, self._node = part, seed, node
+        self._epoch = -1
+        self._order = part
+
+    def take(self, start: int, count: int) -> Indices:
+        n = len(self._part)
+        out = np.empty(count, dtype=np.int64)
+        filled = 0
+        while filled < count:
+            epoch, offset = divmod(start + filled, n)
+            piece = self._permutation(epoch)[offset : offset + count - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return out
+
+    def _permutation(self, epoch: int) -> Indices:
+        if epoch != self._epoch:
+            generator = stream(self._seed, "shuffle", node=self._node, round=epoch)
+            self._order = self._part[generator.permutation(len(self._part))]
+            self._epoch = epoch
+        return self._order
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """Which generators a task draws from: torch's global one, or the one handed to the loss."""
+
+    training: bool
+    evaluation: bool
+    handed: bool
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Every place in a module that holds one tensor: a shared module's tensor has several."""
+
+    name: str
+    owners: tuple[tuple[nn.Module, str], ...]
+
+    def put(self, tensor: Tensor) -> None:
+        for module, key in self.owners:
+            module._buffers[key] = tensor
+
+    def get(self) -> Tensor:
+        module, key = self.owners[0]
+        found = module._buffers[key]
+        assert found is not None
+        return found
+
+
+def _buffer_places(model: nn.Module) -> dict[str, _Place]:
+    by_tensor: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                by_tensor.setdefault(id(buffer), []).append((module, key))
+    return {name: _Place(name, tuple(by_tensor[id(buffer)])) for name, buffer in model.named_buffers()}
+
+
+class _Replica:
+    """One worker's module. Its tensors can be made views of any row."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.model = model
+        parameters = dict(model.named_parameters())
+        self.slots = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
+        self.trained = [(parameter, slot) for parameter, slot in self.slots if parameter.requires_grad]
+        self.places = _buffer_places(model)
+        self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
+
+    def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        for parameter, slot in self.slots:
+            parameter.data = row[slot.offset : slot.offset + slot.size].view(slot.shape)
+        for name, tensor in self._buffers_of(row, buffers):
+            self.places[name].put(tensor)
+
+    def collect(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        """Bring home buffers that the model replaced instead of changing them in place."""
+        for name, tensor in self._buffers_of(row, buffers):
+            found = self.places[name].get()
+            if found is not tensor:
+                tensor.copy_(found.detach())
+
+    def _buffers_of(self, row: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for slot in self.shared:
+            yield slot.name, row[slot.offset : slot.offset + slot.size].view(slot.shape)
+        yield from buffers.items()
+
+
+class _OptimizerState:
+    """Optimizer state of all nodes that keep it: a matrix per kind of moment, shaped as the parameters.
+
+    ``scalars`` are torch's counters per parameter, (rows, tensors) on the CPU. One of them, ``started``, is
+    our own: torch's SGD leaves out dampening in its very first step.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, rows: int, stride: int, tensors: int, device: torch.device
+    ) -> None:
+        self.moments: dict[str, Tensor] = {}
+        self.scalars: dict[str, Tensor] = {}
+        if optimizer.state == "reset":
+            return
+        start = 0.0
+        if optimizer.kind == "adagrad":
+            start = float(optimizer.options.get("initial_accumulator_value", 0.0))
+        for key, value in optimizer.sample_state().items():
+            if value.dim() == 0:
+                self.scalars[key] = torch.full((rows, tensors), _SCALAR_START[key], dtype=value.dtype)
+            else:
+                self.moments[key] = torch.full((rows, stride), start, dtype=torch.float32, device=device)
+        if optimizer.kind == "sgd" and optimizer.options.get("dampening", 0) and self.moments:
+            self.scalars["started"] = torch.zeros((rows, tensors))
+
+
+def _optimizer_step(built: torch.optim.Optimizer, first: bool) -> None:
+    """One step; ``first`` only of kept SGD with dampening, whose buffers hold zeros where torch has none."""
+    group = built.param_groups[0]
+    if not first:
+        built.step()
+        return
+    dampening, group["dampening"] = group["dampening"], 0
+    try:
+        built.step()
+    finally:
+        group["dampening"] = dampening
+
+
+class Trainer:
+    """Trains and evaluates the nodes of one process.
+
+    ``train`` changes rows of ``params`` in place; whoever shares and merges writes into the same rows.
+
+    With ``batching="auto"`` the engine follows from the model and the device only: on CPU, ``loop`` if the
+    model has convolution or recurrent layers (whose stacked kernels are slower) or more than
+    :data:`STACKED_MAX_PARAMETERS` numbers, else ``stacked``; on CUDA ``stacked``. A model that torch.func
+    cannot stack falls back to ``loop``, also where ``stacked`` was asked for; ``reason`` says why.
+
+    Models that draw from torch's global generator in training, such as those with dropout, are seeded per
+    (node, round) and run on one thread; stacked, they are seeded per (chunk, round). Whether a model draws is
+    found by running one step of it. The global generator is left as it was found.
+
+    Sets the number of torch's intra-op threads to 1, and leaves it there.
+
+    Args:
+        task: data, model, loss and metrics.
+        parts: for each node, (n,) int64 indices of its training samples, n >= 1.
+        seed: of the experiment.
+        local_steps: steps per round, at least 1.
+        batch_size: samples per step, at least 1.
+        optimizer: of every node.
+        buffers: see :data:`jwins.params.BufferPolicy`.
+        batching: the engine, or ``auto``.
+        device: where parameters and data live; ``auto`` is CUDA where there is one.
+        threads: workers, each with one intra-op thread; CUDA uses one.
+        chunk: most nodes in one stack. The nodes are divided into chunks of equal size in the order of
+            their numbers; part of what determines the bits of a stacked result.
+
+    Attributes:
+        batching: ``loop`` or ``stacked``, as resolved.
+        reason: why not ``stacked``; empty if it is.
+        device: as resolved.
+        layout: of the parameter vector.
+        num_nodes: N.
+        params: (N, P) float32; rows are contiguous, the matrix need not be.
+        local_buffers: for each buffer that stays on its node, (N, *shape).
+
+    Raises:
+        ConfigError: a number out of range, no CUDA device.
+        UsageError: the model has no parameters or others than float32, a node has no samples.
+        TrainingError: the model, the loss or the backward pass fails on the first batch of node 0.
+
+    Example::
+
+        sgd = Optimizer("sgd", {"lr": 0.05})
+        trainer = Trainer(task, parts, seed=1, local_steps=3, batch_size=8, optimizer=sgd)
+        losses = trainer.train({node: 0 for node in range(trainer.num_nodes)})
+        scores = trainer.evaluate(trainer.params, range(trainer.num_nodes), samples=None)
+    """
+
+    batching: Literal["loop", "stacked"]
+    reason: str
+
+    def __init__(
+        self,
+        task: Task,
+        parts: Sequence[Indices],
+        *,
+        seed: int,
+        local_steps: int,
+        batch_size: int,
+        optimizer: Optimizer,
+        buffers: BufferPolicy = "local",
+        batching: Batching = "auto",
+        device: Device = "auto",
+        threads: int = 1,
+        chunk: int = CHUNK,
+    ) -> None:
+        for path, value in (
+            ("train.local_steps", local_steps),
+            ("train.batch_size", batch_size),
+            ("run.threads", threads),
+            ("train.chunk", chunk),
+        ):
+            if type(value) is not int or value < 1:
+                raise ConfigError(path, value, "expected an integer of at least 1")
+        if batching not in ("loop", "stacked", "auto"):
+            raise ConfigError("train.batching", batching, "expected loop, stacked or auto")
+        torch.set_num_threads(1)
+        self.task = task
+        self.device = _resolve_device(device)
+        self.num_nodes = len(parts)
+        self._seed, self._local_steps, self._batch_size = seed, local_steps, batch_size
+        self._optimizer = optimizer
+        self._shuffles = [
+            _Shuffle(_checked_part(part, node, len(task.train)), seed, node) for node, part in enumerate(parts)
+        ]
+        if not self._shuffles:
+            raise UsageError("Trainer: no nodes; expected at least one part of the training samples")
+        self._train_data = Batch(task.train.inputs.to(self.device), task.train.targets.to(self.device))
+        self._test_data = Batch(task.test.inputs.to(self.device), task.test.targets.to(self.device))
+
+        model = self._fresh_model()
+        self.layout = Layout.of(model, buffers)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise UsageError(
+                f"{type(model).__name__} has no parameter with requires_grad: there is nothing to train"
+            )
+        self._initial = self.layout.flatten(model)
+
+        found = {name: buffer.detach() for name, buffer in model.named_buffers() if name in self.layout.local}
+        self._draws = self._probe_draws()
+        self.batching, self.reason = self._resolve_batching(batching, model, found)
+
+        rows = self.num_nodes
+        if self.batching == "stacked":
+            self._chunk = max(_MIN_STACK, -(-rows // -(-rows // chunk)))
+            rows = self._chunk * -(-rows // self._chunk)  # the last chunk is padded
+        stride = -(-self.layout.size // _ALIGN) * _ALIGN
+        matrix = torch.zeros(rows, stride, device=self.device)
+        self._rows = matrix[:, : self.layout.size]
+        self._rows.copy_(self._initial)
+        self.params = self._rows[: self.num_nodes]
+        self._buffers = {
+            name: found[name].expand(rows, *found[name].shape).clone() for name in self.layout.local
+        }
+        self.local_buffers = {name: tensor[: self.num_nodes] for name, tensor in self._buffers.items()}
+        tensors = len(_Replica(model, self.layout).trained)
+        self._state = _OptimizerState(optimizer, rows, stride, tensors, self.device)
+        slow = any(isinstance(module, _SLOW_STACKED) for module in model.modules())
+        useful = slow or self.layout.size >= THREADS_MIN_PARAMETERS
+        self._threads = threads if useful and self.device.type == "cpu" else 1
+        self._replicas = [_Replica(self._fresh_model(), self.layout) for _ in range(self._threads)]
+        self._loop_optimizers = [optimizer.build([p for p, _ in r.trained]) for r in self._replicas]
+        self._rebuild = optimizer.state == "reset" and optimizer.has_state()
+        self._chunks: dict[int, _Chunk] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    def initial(self) -> Tensor:
+        """The common start of all nodes: a copy of (P,) float32 that depends on the seed and the task only."""
+        return self._initial.clone()
+
+    def train(self, rounds: Mapping[int, int]) -> dict[int, float]:
+        """Run the local steps of one round of each of these nodes, on their rows of ``params``, in place.
+
+        Args:
+            rounds: the round of each node that trains.
+
+        Returns:
+            Mean training loss over the local steps, by node.
+
+        Raises:
+            UsageError: no such node, or a negative round.
+            TrainingError: a step failed. Rows of other nodes may have been trained.
+        """
+        for node, at in rounds.items():
+            if not 0 <= node < self.num_nodes or at < 0:
+                raise UsageError(
+                    f"Trainer.train: node {node}, round {at}: expected a node of 0 to {self.num_nodes - 1} "
+                    f"and a round of at least 0"
+                )
+        losses: dict[int, float] = {}
+        nodes = sorted(rounds)
+        threads = 1 if self._draws.training else self._threads
+        with self._kept_generators():
+            if self.batching == "loop":
+
+                def train_one(worker: int, node: int) -> None:
+                    losses[node] = self._train_node(worker, node, rounds[node])
+
+                self._run(nodes, train_one, threads)
+            else:
+                jobs: dict[tuple[int, int], list[int]] = {}
+                for node in nodes:
+                    # Draws are seeded per (chunk, round), so nodes of different rounds must not be mixed.
+                    apart = rounds[node] if self._draws.training or self._draws.handed else 0
+                    jobs.setdefault((node // self._chunk, apart), []).append(node)
+
+                def train_chunk(worker: int, job: tuple[int, int]) -> None:
+                    losses.update(self._train_chunk(worker, job[0], {n: rounds[n] for n in jobs[job]}))
+
+                self._run_by_chunk(sorted(jobs), train_chunk, threads)
+        return {node: losses[node] for node in rounds}
+
+    def evaluate(self, rows: Tensor, nodes: Sequence[int], samples: Tensor | None = None) -> dict[str, Tensor]:
+        """Mean of each of the task's metrics over the test set.
+
+        The models are in evaluation mode; nothing is changed.
+
+        Args:
+            rows: (n, P) float32, models.
+            nodes: for each row, the node whose local buffers to use; -1 for the average of all nodes' float
+                buffers (and node 0's integer ones).
+            samples: (m,) int64 positions in the test set, m >= 1; None for all.
+
+        Returns:
+            By metric, (n,) float64 on the CPU.
+
+        Raises:
+            UsageError: shapes do not fit, or no such node.
+            TrainingError: the model or a metric failed.
+        """
+        if rows.dim() != 2 or rows.shape[1] != self.layout.size or len(nodes) != len(rows):
+            raise UsageError(
+                f"Trainer.evaluate: rows of shape {tuple(rows.shape)} for {len(nodes)} nodes; "
+                f"expected ({len(nodes)}, {self.layout.size})"
+            )
+        if any(not -1 <= node < self.num_nodes for node in nodes):
+            raise UsageError(
+                f"Trainer.evaluate: expected nodes of -1 to {self.num_nodes - 1}, got {list(nodes)}"
+            )
+        count = len(self._test_data.inputs) if samples is None else len(samples)
+        if count == 0:
+            raise UsageError("Trainer.evaluate: no test samples; give the task's test set at least one")
+        if not len(rows):
+            return {}
+        rows = rows.detach().to(self.device, torch.float32)
+        if samples is not None:
+            samples = samples.to(self.device, torch.int64)
+        if rows.stride(1) != 1:
+            rows = rows.contiguous()
+        sums: list[dict[str, float]] = [{} for _ in nodes]
+        threads = 1 if self._draws.evaluation else self._threads
+        with self._kept_generators():
+            if self.batching == "loop" or len(rows) < _MIN_STACK:
+
+                def evaluate_one(worker: int, i: int) -> None:
+                    sums[i] = self._evaluate_row(worker, rows[i], nodes[i], samples)
+
+                self._run(range(len(rows)), evaluate_one, threads)
+            else:
+                pieces = _pieces(len(rows), self._chunk)
+
+                def evaluate_some(worker: int, piece: slice) -> None:
+                    sums[piece] = self._evaluate_stack(worker, rows[piece], nodes[piece], samples)
+
+                self._run(pieces, evaluate_some, threads)
+        return {
+            name: torch.tensor([total[name] for total in sums], dtype=torch.float64) / count for name in sums[0]
+        }
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint must hold besides ``params``.
+
+        Returns:
+            Optimizer moments (N, P), optimizer counters (N, tensors) and local buffers (N, *shape), by name.
+            They share memory with the trainer: write or copy them before the next ``train``.
+        """
+        n, size = self.num_nodes, self.layout.size
+        return {
+            "moments": {name: tensor[:n, :size] for name, tensor in self._state.moments.items()},
+            "scalars": {name: tensor[:n] for name, tensor in self._state.scalars.items()},
+            "buffers": dict(self.local_buffers),
+        }
+
+    def load_state_(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go on from what :meth:`state` returned in an earlier process.
+
+        Args:
+            state: of a trainer with the same task, number of nodes and optimizer.
+
+        Raises:
+            UsageError: names or shapes differ; nothing has been changed then.
+        """
+        own = self.state()
+        pairs = []
+        for group, tensors in own.items():
+            given = state.get(group, {})
+            if set(given) != set(tensors):
+                raise UsageError(
+                    f"Trainer.load_state_: {group}: got {sorted(given)}, expected {sorted(tensors)}"
+                )
+            for name, tensor in tensors.items():
+                if given[name].shape != tensor.shape or given[name].dtype != tensor.dtype:
+                    raise UsageError(
+                        f"Trainer.load_state_: {group}.{name}: got {tuple(given[name].shape)} "
+                        f"{given[name].dtype}, expected {tuple(tensor.shape)} {tensor.dtype}"
+                    )
+                pairs.append((tensor, given[name]))
+        for tensor, source in pairs:
+            tensor.copy_(source)
+
+    def reset_node_(self, node: int) -> None:
+        """Give a node the optimizer state and the local buffers of a fresh start; its row stays as it is."""
+        fresh = _Replica(self._fresh_model(), self.layout)
+        single = _OptimizerState(self._optimizer, 1, 1, len(fresh.trained), torch.device("cpu"))
+        for name, tensor in self._state.moments.items():
+            tensor[node] = single.moments[name][0, 0].to(tensor.device)
+        for name, tensor in self._state.scalars.items():
+            tensor[node] = single.scalars[name][0]
+        for name, tensor in self._buffers.items():
+            tensor[node] = fresh.places[name].get()
+
+    def close(self) -> None:
+        """End the worker threads. The trainer can be used again; it starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+    # Setting up
+
+    def _fresh_model(self) -> nn.Module:
+        with self._kept_generators():
+            self._seed_global("model", EVERY_NODE, EVERY_ROUND)
+            model = self.task.model()
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"task.model() returned {type(model).__name__}: expected a torch.nn.Module")
+        return model.to(self.device)
+
+    @contextmanager
+    def _kept_generators(self) -> Iterator[None]:
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            yield
+
+    def _global_state(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
+
+    def _seed_global(self, purpose: str, node: int, round: int) -> None:
+        """Seed torch's own generators; only within ``_kept_generators`` and on one thread."""
+        value = torch_generator(self._seed, purpose, node=node, round=round).initial_seed()
+        torch.default_generator.manual_seed(value)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(value)
+
+    def _probe_draws(self) -> _Draws:
+        """Run one step and a small evaluation of a fresh model, and look which generators they move."""
+        model = self._fresh_model().train()
+        batch = self._gather(self._indices(0, 0)[0])
+        generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
+        handed = generator.get_state()
+        with self._kept_generators():
+            before = self._global_state()
+            with _named(0, 0, "loss"):
+                loss = self.task.loss(model, batch, generator)
+                _check_scalar(loss)
+            with _named(0, 0, "backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            between = self._global_state()
+            inputs, targets = self._test_data
+            model.eval()
+            if len(inputs):
+                with _named(0, 0, "evaluation"), torch.no_grad():
+                    self._add_metrics({}, model(self.task.prepare(inputs[:2])), targets[:2])
+            after = self._global_state()
+        return _Draws(
+            training=_differ(before, between),
+            evaluation=_differ(between, after),
+            handed=not torch.equal(handed, generator.get_state()),
+        )
+
+    def _resolve_batching(
+        self, asked: Batching, model: nn.Module, buffers: Mapping[str, Tensor]
+    ) -> tuple[Literal["loop", "stacked"], str]:
+        if asked == "loop":
+            return "loop", "loop was asked for"
+        if asked == "auto" and self.device.type == "cpu":
+            for module in model.modules():
+                if isinstance(module, _SLOW_STACKED):
+                    return "loop", f"{type(module).__name__} is faster in a loop on CPU"
+            if self.layout.size > STACKED_MAX_PARAMETERS:
+                return "loop", f"models of more than {STACKED_MAX_PARAMETERS} parameters gain nothing on CPU"
+        problem = self._probe_stack(buffers)
+        return ("loop", f"torch.func cannot stack this model: {problem}") if problem else ("stacked", "")
+
+    def _probe_stack(self, single: Mapping[str, Tensor]) -> str:
+        """Why a stack of three nodes does not train and evaluate; empty if it does."""
+        replica = _Replica(self._fresh_model(), self.layout)
+        rows = self._initial.expand(_MIN_STACK, -1).clone().requires_grad_()
+        buffers = {name: tensor.expand(_MIN_STACK, *tensor.shape).clone() for name, tensor in single.items()}
+        index = np.stack([self._indices(0, 0)[0]] * _MIN_STACK)
+        generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
+        with self._kept_generators(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                replica.model.train()
+                losses, _ = self._stacked_loss(
+                    replica, self.layout.views(rows), buffers, self._gather(index), generator
+                )
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                replica.model.eval()
+                with torch.no_grad():
+                    self._stacked_outputs(
+                        replica, self.layout.views(rows.detach()), buffers, self._test_data.inputs[:2]
+                    )
+            except Exception as error:
+                return f"{type(error).__name__}: {_first_line(error)}"
+        for warning in caught:
+            if "performance drop" in str(warning.message):
+                return _first_line(warning.message)
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return ""
+
+    # Running jobs on threads
+
+    def _run(self, jobs: Sequence[J], work: Callable[[int, J], None], threads: int) -> None:
+        """Do every job, in any order; of several failures, the one of the first job is raised."""
+        torch.set_num_threads(1)
+        threads = min(threads, len(jobs))
+        if threads <= 1:
+            for job in jobs:
+                work(0, job)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="jwins-train")
+        counter = itertools.count()
+        stop = threading.Event()
+        failures: dict[int, BaseException] = {}
+
+        def drain(worker: int) -> None:
+            torch.set_num_threads(1)
+            while not stop.is_set() and (i := next(counter)) < len(jobs):
+                try:
+                    work(worker, jobs[i])
+                except BaseException as error:
+                    failures[i] = error
+                    stop.set()
+
+        futures: list[Future[None]] = [self._pool.submit(drain, worker) for worker in range(threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()  # only matters after Ctrl-C: the workers end after the node at hand
+            wait(futures)
+        if failures:
+            raise failures[min(failures)]
+
+    def _run_by_chunk(
+        self, jobs: Sequence[tuple[int, int]], work: Callable[[int, tuple[int, int]], None], threads: int
+    ) -> None:
+        """As ``_run``, but jobs of the same chunk follow each other on one thread: they use the same rows."""
+        by_chunk = [list(group) for _, group in itertools.groupby(jobs, key=lambda job: job[0])]
+
+        def work_all(worker: int, group: list[tuple[int, int]]) -> None:
+            for job in group:
+                work(worker, job)
+
+        self._run(by_chunk, work_all, threads)
+
+    # Data
+
+    def _indices(self, node: int, round: int) -> Indices:
+        count = self._local_steps * self._batch_size
+        return self._shuffles[node].take(round * count, count).reshape(self._local_steps, self._batch_size)
+
+    def _gather(self, index: Indices | Tensor) -> Batch:
+        if not isinstance(index, Tensor):
+            index = torch.from_numpy(index).to(self.device)
+        return Batch(self._train_data.inputs[index], self._train_data.targets[index])
+
+    def _test_batches(self, samples: Tensor | None) -> Iterator[Batch]:
+        inputs, targets = self._test_data
+        for start in range(0, len(inputs) if samples is None else len(samples), EVALUATION_BATCH):
+            part: Any = slice(start, start + EVALUATION_BATCH)
+            if samples is not None:
+                part = samples[part]
+            yield Batch(inputs[part], targets[part])
+
+    # The loop
+
+    def _train_node(self, worker: int, node: int, round: int) -> float:
+        replica, optimizer = self._replicas[worker], self._loop_optimizers[worker]
+        if self._rebuild:
+            optimizer = self._optimizer.build([parameter for parameter, _ in replica.trained])
+        row = self._rows[node]
+        buffers = {name: tensor[node] for name, tensor in self._buffers.items()}
+        replica.model.train()
+        replica.bind(row, buffers)
+        self._bind_state(optimizer, replica, node)
+        if self._draws.training:
+            self._seed_global("draws", node, round)
+        generator = torch_generator(self._seed, "loss", node=node, round=round, device=self.device)
+        index = torch.from_numpy(self._indices(node, round)).to(self.device)
+        started = self._state.scalars.get("started")
+        losses = []
+        stage = "batch"
+        try:
+            for step in range(self._local_steps):
+                stage = "batch"
+                batch = self._gather(index[step])
+                stage = "loss"
+                loss = self.task.loss(replica.model, batch, generator)
+                _check_scalar(loss)
+                stage = "backward"
+                loss.backward()  # type: ignore[no-untyped-call]
+                stage = "optimizer"
+                _optimizer_step(optimizer, started is not None and not bool(started[node, 0]))
+                if started is not None:
+                    started[node] = 1
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+            replica.collect(row, buffers)
+        except Exception as error:
+            raise _training_error(node, round, stage, error) from error
+        return float(torch.stack(losses).double().mean())
+
+    def _bind_state(self, optimizer: torch.optim.Optimizer, replica: _Replica, node: int) -> None:
+        optimizer.zero_grad()
+        if not self._state.moments:
+            return
+        moments = [(key, tensor[node]) for key, tensor in self._state.moments.items()]
+        scalars = [(key, tensor[node]) for key, tensor in self._state.scalars.items() if key != "started"]
+        for j, (parameter, slot) in enumerate(replica.trained):
+            optimizer.state[parameter] = {key: counters[j] for key, counters in scalars} | {
+                key: row[slot.offset : slot.offset + slot.size].view(slot.shape) for key, row in moments
+            }
+
+    def _evaluate_row(self, worker: int, row: Tensor, node: int, samples: Tensor | None) -> dict[str, float]:
+        replica = self._replicas[worker]
+        # Copies: a model may change its buffers in evaluation mode too, and that must not last.
+        own = row.clone() if replica.shared else row
+        replica.model.eval()
+        replica.bind(own, self._buffers_of(node))
+        sums: dict[str, float] = {}
+        if self._draws.evaluation:
+            self._seed_global("evaluation", node, EVERY_ROUND)
+        with _named(node, None, "evaluation"), torch.no_grad():
+            for inputs, targets in self._test_batches(samples):
+                outputs = replica.model(self.task.prepare(inputs))
+                self._add_metrics(sums, outputs, targets)
+        return sums
+
+    def _buffers_of(self, node: int) -> dict[str, Tensor]:
+        if node >= 0:
+            return {name: tensor[node].clone() for name, tensor in self.local_buffers.items()}
+        return {
+            name: tensor.mean(dim=0) if tensor.is_floating_point() else tensor[0].clone()
+            for name, tensor in self.local_buffers.items()
+        }
+
+    def _add_metrics(self, sums: dict[str, float], outputs: Any, targets: Tensor) -> None:
+        for name, values in self.task.metrics(outputs, targets).items():
+            if values.shape != (len(targets),):
+                raise UsageError(
+                    f"metric {name!r} has shape {tuple(values.shape)}: "
+                    f"expected one number per sample, ({len(targets)},)"
+                )
+            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+
+    # Stacks
+
+    def _stacked_loss(
+        self,
+        replica: _Replica,
+        tensors: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses (rows,), and all buffers as the model left them."""
+        names = [slot.name for slot in replica.shared] + list(buffers)
+
+        def one(
+            tensors: dict[str, Tensor], inputs: Tensor, targets: Tensor
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                return torch.func.functional_call(replica.model, tensors, args, kwargs)
+
+            loss = self.task.loss(call, Batch(inputs, targets), generator)
+            _check_scalar(loss)
+            return loss, {name: tensors[name] for name in names}
+
+        return torch.func.vmap(one, randomness="different")({**tensors, **buffers}, *batch)
+
+    def _stacked_outputs(
+        self, replica: _Replica, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
+    ) -> Any:
+        prepared = self.task.prepare(inputs)
+
+        def one(tensors: dict[str, Tensor]) -> Any:
+            return torch.func.functional_call(replica.model, tensors, (prepared,))
+
+        return torch.func.vmap(one, randomness="different")({**tensors, **buffers})
+
+    def _train_chunk(self, worker: int, number: int, rounds: Mapping[int, int]) -> dict[int, float]:
+        """Train some nodes of a chunk; the others take the same steps on some data, and are put back."""
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            chunk = self._chunks[number] = _Chunk(self, number)
+        replica = self._replicas[worker]
+        replica.model.train()
+        first, at = next(iter(rounds.items()))
+        if self._draws.training:
+            self._seed_global("draws of chunk", number, at)
+        generator = torch_generator(self._seed, "loss of chunk", node=number, round=at, device=self.device)
+        chosen = [node - number * self._chunk for node in rounds]
+        index = np.zeros((self._local_steps, self._chunk, self._batch_size), dtype=np.int64)
+        for node, row in zip(rounds, chosen, strict=True):
+            index[:, row] = self._indices(node, rounds[node])
+        on_device = torch.from_numpy(index).to(self.device)
+        losses = []
+        stage = "loss"
+        try:
+            with chunk.only(chosen):
+                chunk.begin(self._optimizer if self._rebuild else None)
+                for step in range(self._local_steps):
+                    stage = "loss"
+                    loss, buffers = self._stacked_loss(
+                        replica, chunk.tensors, chunk.buffers, self._gather(on_device[step]), generator
+                    )
+                    stage = "backward"
+                    loss.sum().backward()  # type: ignore[no-untyped-call]
+                    stage = "optimizer"
+                    chunk.step(chosen)
+                    chunk.collect(buffers)
+                    losses.append(loss.detach())
+        except Exception as error:
+            where = f"{first} to {max(rounds)}" if len(rounds) > 1 else str(first)
+            raise _training_error(where, at, stage, error) from error
+        means = torch.stack(losses).double().mean(dim=0).tolist()
+        return {node: means[row] for node, row in zip(rounds, chosen, strict=True)}
+
+    def _evaluate_stack(
+        self, worker: int, rows: Tensor, nodes: Sequence[int], samples: Tensor | None
+    ) -> list[dict[str, float]]:
+        replica = self._replicas[worker]
+        replica.model.eval()
+        own = rows.clone() if replica.shared else rows
+        per_node = [self._buffers_of(node) for node in nodes]
+        buffers = {name: torch.stack([found[name] for found in per_node]) for name in self._buffers}
+        sums: list[dict[str, float]] = [{} for _ in nodes]
+        if self._draws.evaluation:
+            self._seed_global("evaluation of stack", nodes[0], EVERY_ROUND)
+        with _named(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
+            tensors = self.layout.views(own)
+            for inputs, targets in self._test_batches(samples):
+                outputs = self._stacked_outputs(replica, tensors, buffers, inputs)
+                for i, total in enumerate(sums):
+                    self._add_metrics(total, pytree.tree_map(lambda tensor, i=i: tensor[i], outputs), targets)
+        return sums
+
+
+class _Chunk:
+    """A fixed range of rows as leaf tensors of one optimizer.
+
+    Every computation runs over all rows, in the same layout whoever trains, so that no node's result
+    depends on the others; rows that do not take part are put back afterwards.
+    """
+
+    def __init__(self, trainer: Trainer, number: int) -> None:
+        part = slice(number * trainer._chunk, (number + 1) * trainer._chunk)
+        rows = trainer._rows[part]
+        self.size = trainer._chunk
+        self.buffers = {name: tensor[part] for name, tensor in trainer._buffers.items()}
+        self.tensors = trainer.layout.views(rows)
+        trained = [slot for _, slot in trainer._replicas[0].trained]
+        for slot in trained:
+            self.tensors[slot.name] = self.tensors[slot.name].detach().requires_grad_()
+        self._leaves = [self.tensors[slot.name] for slot in trained]
+        self._optimizer = trainer._optimizer.build(self._leaves)
+        self._moments = {
+            name: tensor[part, : trainer.layout.size] for name, tensor in trainer._state.moments.items()
+        }
+        self._scalars = {name: tensor[part] for name, tensor in trainer._state.scalars.items()}
+        views = {name: trainer.layout.views(tensor) for name, tensor in self._moments.items()}
+        self._kept = [{name: found[slot.name] for name, found in views.items()} for slot in trained]
+        self._updated = [rows, *self._moments.values()]
+        self._all = [*self._updated, *self._scalars.values(), *self.buffers.values()]
+
+    @contextmanager
+    def only(self, chosen: Sequence[int]) -> Iterator[None]:
+        """Whatever happens inside, rows other than the chosen come out as they went in."""
+        with self._putting_back(chosen, self._all):
+            yield
+
+    @contextmanager
+    def _putting_back(self, chosen: Sequence[int], tensors: Sequence[Tensor]) -> Iterator[None]:
+        others = sorted(set(range(self.size)) - set(chosen))
+        if not others:
+            yield
+            return
+        index = torch.tensor(others)
+        saved = [tensor[index.to(tensor.device)] for tensor in tensors]
+        try:
+            yield
+        finally:
+            for tensor, values in zip(tensors, saved, strict=True):
+                tensor[index.to(tensor.device)] = values
+
+    def begin(self, afresh: Optimizer | None) -> None:
+        """Prepare the steps of a round; ``afresh`` builds an optimizer that remembers nothing."""
+        if afresh is not None:
+            self._optimizer = afresh.build(self._leaves)
+        self._optimizer.zero_grad()
+        for leaf, moments in zip(self._leaves, self._kept, strict=True):
+            if moments:
+                self._optimizer.state[leaf] = dict(moments)
+
+    def step(self, chosen: Sequence[int]) -> None:
+        """One step of the optimizer.
+
+        Its counters are the same for a whole stack, so nodes that have come less far, after a fault, take
+        their step apart from the others.
+        """
+        if not self._scalars:
+            self._optimizer.step()
+        else:
+            groups: dict[tuple[bytes, ...], list[int]] = {}
+            for row in chosen:
+                key = tuple(counters[row].numpy().tobytes() for counters in self._scalars.values())
+                groups.setdefault(key, []).append(row)
+            if len(groups) == 1:
+                self._step_together(chosen)
+            else:
+                for group in groups.values():
+                    with self._putting_back(group, self._updated):
+                        self._step_together(group)
+        self._optimizer.zero_grad()
+
+    def _step_together(self, group: Sequence[int]) -> None:
+        first = False
+        for name, counters in self._scalars.items():
+            if name == "started":
+                first = not bool(counters[group[0], 0])
+                continue
+            for j, leaf in enumerate(self._leaves):
+                self._optimizer.state[leaf][name] = counters[group[0], j].clone()
+        _optimizer_step(self._optimizer, first)
+        index = torch.tensor(group)
+        for name, counters in self._scalars.items():
+            if name == "started":
+                counters[index] = 1
+                continue
+            after = torch.stack([self._optimizer.state[leaf][name] for leaf in self._leaves])
+            counters[index] = after
+
+    def collect(self, buffers: Mapping[str, Tensor]) -> None:
+        """Bring home buffers that the model replaced instead of changing them in place."""
+        for name, found in buffers.items():
+            own = self.buffers[name] if name in self.buffers else self.tensors[name]
+            if found.data_ptr() != own.data_ptr():
+                own.copy_(found.detach())
+
+
+def _resolve_device(device: Device) -> torch.device:
+    if device not in ("cpu", "cuda", "auto"):
+        raise ConfigError("run.device", device, "expected cpu, cuda or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device", device, "torch sees no CUDA device here; use cpu or auto")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _checked_part(part: Indices, node: int, num_samples: int) -> Indices:
+    indices = np.asarray(part)
+    if indices.ndim != 1 or len(indices) == 0:
+        raise UsageError(f"node {node} has no samples: use fewer nodes or another partition")
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise UsageError(f"node {node}: expected integer sample indices, got {indices.dtype}")
+    if indices.min() < 0 or indices.max() >= num_samples:
+        raise UsageError(f"node {node}: sample indices reach beyond the {num_samples} training samples")
+    return indices.astype(np.int64)
+
+
+def _differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def _check_scalar(loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"task.loss returned {type(loss).__name__}: expected a tensor that holds one number")
+    if loss.dim() != 0:
+        raise UsageError(f"task.loss has shape {tuple(loss.shape)}: expected a scalar, e.g. its mean")
+
+
+def _pieces(count: int, size: int) -> list[slice]:
+    """Ranges of about ``size``, none of one or two."""
+    pieces = -(-count // size)
+    length = max(_MIN_STACK, -(-count // pieces))
+    starts = list(range(0, count, length))
+    if len(starts) > 1 and count - starts[-1] < _MIN_STACK:
+        starts.pop()
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True)]
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]
+
+
+def _training_error(node: object, round: int | None, stage: str, error: Exception) -> TrainingError:
+    at = "" if round is None else f", round {round}"
+    what = str(error) if isinstance(error, JwinsError) else f"{type(error).__name__}: {error}"
+    return TrainingError(f"node {node}{at}, {stage}: {what}")
+
+
+@contextmanager
+def _named(node: object, round: int | None, stage: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise _training_error(node, round, stage, error) from error
