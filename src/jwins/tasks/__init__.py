@@ -44,7 +44,7 @@ def make_task(
     Args:
         name: a key of :data:`TASKS`.
         file: instead of a name, ``"my_task.py:MyTask"``: a class in a Python file of the user's.
-        options: the other keys of the table, the constructor's argument names.
+        options: ``task.options``, arguments of the constructor.
         data: folder or file of the data, handed to the constructor as ``data``.
         folder: where a relative ``file`` starts, the experiment file's folder; None is the current one.
 

@@ -80,7 +80,8 @@ class Dataset:
 class Task(abc.ABC):
     """A workload. Subclasses set ``train`` and ``test`` in ``__init__`` and define :meth:`model`.
 
-    The constructor's argument names are the keys that the ``[task]`` table may have. A task is used from
+    The constructor's argument names are the keys that ``task.options`` may have; an argument ``data``
+    receives ``task.data``. A task is used from
     several threads at once: after ``__init__`` nothing in it may change. ``prepare``, ``loss`` and
     ``metrics`` must work under ``torch.func.vmap``; if they do not, nodes are trained one by one.
 

@@ -47,7 +47,7 @@ class Digits(Task):
 
     def __init__(self, *, model: str = "mlp") -> None:
         if model not in ("mlp", "cnn"):
-            raise ConfigError("task.model", model, "expected 'mlp' or 'cnn'")
+            raise ConfigError("task.options.model", model, "expected 'mlp' or 'cnn'")
         self.name = "digits"
         self.train, self.test = _read()
         self._model = model

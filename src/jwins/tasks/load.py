@@ -13,8 +13,10 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import torch
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from jwins.errors import ConfigError, JwinsError
@@ -92,17 +94,15 @@ def built(
     Args:
         cls: the class.
         options: arguments of its constructor.
-        data: handed over as the argument ``data``; takes precedence over an option of that name.
+        data: handed over as the argument ``data``, instead of an option of that name.
         file: where the class is from, for a user's own.
 
     Raises:
-        ConfigError: an unknown or missing option, data that the task does not take, or an incomplete task.
+        ConfigError: an option that is unknown, missing or of the wrong type, data that the task does not take,
+            or an incomplete task.
         DataError: from the constructor.
     """
-    arguments = dict(options)
-    if data is not None:
-        arguments["data"] = data
-    _check_arguments(cls, arguments)
+    arguments = _checked_arguments(cls, options, data)
     if file is None:
         return cls(**arguments)
     try:
@@ -118,18 +118,43 @@ def built(
     return task
 
 
-def _check_arguments(cls: type[Task], arguments: Mapping[str, object]) -> None:
-    parameters = list(inspect.signature(cls).parameters.values())
-    takes = [p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        for key, value in arguments.items():
-            if key not in takes:
-                known = f"takes only {', '.join(takes)}" if takes else "takes no options"
-                value = str(value) if isinstance(value, Path) else value
-                raise ConfigError(f"task.{key}", value, f"unknown key; {cls.__name__} {known}")
+def _checked_arguments(cls: type[Task], options: Mapping[str, object], data: Path | None) -> dict[str, Any]:
+    parameters = [p for p in inspect.signature(cls).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    takes = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    anything = len(takes) < len(parameters)
+    if data is not None and "data" not in takes and not anything:
+        raise ConfigError("task.data", str(data), f"{cls.__name__} takes no data of yours; leave it out")
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):  # a user's own annotations need not be types
+        hints = {}
+    arguments: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in takes and not anything:
+            known = (
+                f"takes only {', '.join(name for name in takes if name != 'data')}" if takes else "takes none"
+            )
+            raise ConfigError(f"task.options.{key}", value, f"unknown option; {cls.__name__} {known}")
+        arguments[key] = _of_type(f"task.options.{key}", value, hints[key]) if key in hints else value
+    if data is not None:
+        arguments["data"] = data
     for p in parameters:
         if p.name in takes and p.default is p.empty and p.name not in arguments:
-            raise ConfigError(f"task.{p.name}", None, f"{cls.__name__} needs it; add it to the [task] table")
+            place = "task.data" if p.name == "data" else f"task.options.{p.name}"
+            raise ConfigError(place, None, f"{cls.__name__} needs it, and it has no default")
+    return arguments
+
+
+def _of_type(path: str, value: object, hint: Any) -> object:
+    if isinstance(value, str) and Path in (hint, *get_args(hint)):
+        return Path(value)
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=True)
+    except PydanticSchemaGenerationError:
+        return value
+    except ValidationError as error:
+        wanted = getattr(hint, "__name__", None) if not get_args(hint) else None
+        raise ConfigError(path, value, f"expected {wanted or hint}: {error.errors()[0]['msg']}") from None
 
 
 def _try(task: Task, file: str) -> None:

@@ -72,7 +72,7 @@ class MovieLens(Task):
 
     def __init__(self, *, data: Path | None = None, factors: int = 20) -> None:
         if factors < 1:
-            raise ConfigError("task.factors", factors, "expected at least 1")
+            raise ConfigError("task.options.factors", factors, "expected at least 1")
         self.name = "movielens"
         names, ratings = _read(_find(data))
         users, films = key_numbers(names[:, 0]), key_numbers(names[:, 1])

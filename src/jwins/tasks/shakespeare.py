@@ -86,7 +86,7 @@ class Shakespeare(Task):
 
     def __init__(self, *, data: Path | None = None, roles: int | None = None, stride: int = 1) -> None:
         if stride < 1:
-            raise ConfigError("task.stride", stride, "expected at least 1")
+            raise ConfigError("task.options.stride", stride, "expected at least 1")
         self.name = "shakespeare"
         texts = _texts(data)
         if texts is not None:

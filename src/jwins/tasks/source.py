@@ -328,7 +328,7 @@ def images_by_owner(
         owner: column of the owners.
         label: column of the labels.
         num_classes: how many labels there are.
-        option: what ``count`` is called in the ``[task]`` table.
+        option: what ``count`` is called in ``task.options``.
         count: how many owners to keep, or None for all.
         mode: see :func:`decode_images`.
         size: see :func:`decode_images`.
@@ -397,7 +397,7 @@ def chosen_keys(
 
     Args:
         task: the workload's name.
-        option: what the count is called in the ``[task]`` table, for the message.
+        option: what the count is called in ``task.options``, for the message.
         keys: (n,) owners.
         count: how many of them to keep.
 
@@ -411,7 +411,9 @@ def chosen_keys(
         return np.arange(len(keys))
     owners = np.unique(keys)
     if not 1 <= count <= len(owners):
-        raise ConfigError(f"task.{option}", count, f"expected 1 to {len(owners)}, as many as the data have")
+        raise ConfigError(
+            f"task.options.{option}", count, f"expected 1 to {len(owners)}, as many as the data have"
+        )
     chosen = stream(SPLIT_SEED, f"{task} {option}").permutation(owners)[:count]
     return np.flatnonzero(np.isin(keys, chosen))
 
