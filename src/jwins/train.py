@@ -363,6 +363,7 @@ class Trainer:
         device: as resolved.
         layout: of the parameter vector.
         num_nodes: N.
+        local_steps: per round.
         params: (N, P) float32; rows are contiguous, the matrix need not be.
         local_buffers: for each buffer that stays on its node, (N, *shape).
 
@@ -411,7 +412,8 @@ class Trainer:
         self.task = task
         self.device = _resolve_device(device)
         self.num_nodes = len(parts)
-        self._seed, self._local_steps, self._batch_size = seed, local_steps, batch_size
+        self.local_steps = local_steps
+        self._seed, self._batch_size = seed, batch_size
         self._optimizer = optimizer
         self._shuffles = [
             _Shuffle(_checked_part(part, node, len(task.train)), seed, node) for node, part in enumerate(parts)
@@ -503,7 +505,14 @@ class Trainer:
                 self._run_by_chunk(sorted(jobs), train_chunk, threads)
         return {node: losses[node] for node in rounds}
 
-    def evaluate(self, rows: Tensor, nodes: Sequence[int], samples: Tensor | None = None) -> dict[str, Tensor]:
+    def evaluate(
+        self,
+        rows: Tensor,
+        nodes: Sequence[int],
+        samples: Tensor | None = None,
+        *,
+        buffers: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
         """Mean of each of the task's metrics over the test set.
 
         The models are in evaluation mode; nothing is changed.
@@ -513,6 +522,8 @@ class Trainer:
             nodes: for each row, the node whose local buffers to use; -1 for the average of all nodes' float
                 buffers (and node 0's integer ones).
             samples: (m,) int64 positions in the test set, m >= 1; None for all.
+            buffers: for each row, the local buffers to use instead of those that ``nodes`` names, as
+                :meth:`buffers` returned them earlier.
 
         Returns:
             By metric, (n,) float64 on the CPU.
@@ -541,23 +552,33 @@ class Trainer:
         if rows.stride(1) != 1:
             rows = rows.contiguous()
         sums: list[dict[str, float]] = [{} for _ in nodes]
+        found = [self.buffers(node) for node in nodes] if buffers is None else buffers
         threads = 1 if self._draws.evaluation else self._threads
         with self._kept_generators():
             if self.batching == "loop" or len(rows) < _MIN_STACK:
 
                 def evaluate_one(worker: int, i: int) -> None:
-                    sums[i] = self._evaluate_row(worker, rows[i], nodes[i], samples)
+                    sums[i] = self._evaluate_row(worker, rows[i], nodes[i], found[i], samples)
 
                 self._run(range(len(rows)), evaluate_one, threads)
             else:
                 pieces = _pieces(len(rows), self._chunk)
 
                 def evaluate_some(worker: int, piece: slice) -> None:
-                    sums[piece] = self._evaluate_stack(worker, rows[piece], nodes[piece], samples)
+                    sums[piece] = self._evaluate_stack(worker, rows[piece], nodes[piece], found[piece], samples)
 
                 self._run(pieces, evaluate_some, threads)
         return {
             name: torch.tensor([total[name] for total in sums], dtype=torch.float64) / count for name in sums[0]
+        }
+
+    def buffers(self, node: int) -> dict[str, Tensor]:
+        """Copies of a node's local buffers; of -1, the average over the nodes (of integer ones, node 0's)."""
+        if node >= 0:
+            return {name: tensor[node].clone() for name, tensor in self.local_buffers.items()}
+        return {
+            name: tensor.mean(dim=0) if tensor.is_floating_point() else tensor[0].clone()
+            for name, tensor in self.local_buffers.items()
         }
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -764,8 +785,8 @@ class Trainer:
     # Data
 
     def _indices(self, node: int, round: int) -> Indices:
-        count = self._local_steps * self._batch_size
-        return self._shuffles[node].take(round * count, count).reshape(self._local_steps, self._batch_size)
+        count = self.local_steps * self._batch_size
+        return self._shuffles[node].take(round * count, count).reshape(self.local_steps, self._batch_size)
 
     def _gather(self, index: Indices | Tensor) -> Batch:
         if not isinstance(index, Tensor):
@@ -799,7 +820,7 @@ class Trainer:
         losses = []
         stage = "batch"
         try:
-            for step in range(self._local_steps):
+            for step in range(self.local_steps):
                 stage = "batch"
                 batch = self._gather(index[step])
                 stage = "loss"
@@ -829,12 +850,14 @@ class Trainer:
                 key: row[slot.offset : slot.offset + slot.size].view(slot.shape) for key, row in moments
             }
 
-    def _evaluate_row(self, worker: int, row: Tensor, node: int, samples: Tensor | None) -> dict[str, float]:
+    def _evaluate_row(
+        self, worker: int, row: Tensor, node: int, buffers: Mapping[str, Tensor], samples: Tensor | None
+    ) -> dict[str, float]:
         replica = self._replicas[worker]
         # Copies: a model may change its buffers in evaluation mode too, and that must not last.
         own = row.clone() if replica.shared else row
         replica.model.eval()
-        replica.bind(own, self._buffers_of(node))
+        replica.bind(own, {name: tensor.to(self.device, copy=True) for name, tensor in buffers.items()})
         sums: dict[str, float] = {}
         if self._draws.evaluation:
             self._seed_global("evaluation", node, EVERY_ROUND)
@@ -843,14 +866,6 @@ class Trainer:
                 outputs = replica.model(self.task.prepare(inputs))
                 self._add_metrics(sums, outputs, targets)
         return sums
-
-    def _buffers_of(self, node: int) -> dict[str, Tensor]:
-        if node >= 0:
-            return {name: tensor[node].clone() for name, tensor in self.local_buffers.items()}
-        return {
-            name: tensor.mean(dim=0) if tensor.is_floating_point() else tensor[0].clone()
-            for name, tensor in self.local_buffers.items()
-        }
 
     def _add_metrics(self, sums: dict[str, float], outputs: Any, targets: Tensor) -> None:
         for name, values in self.task.metrics(outputs, targets).items():
@@ -908,7 +923,7 @@ class Trainer:
             self._seed_global("draws of chunk", number, at)
         generator = torch_generator(self._seed, "loss of chunk", node=number, round=at, device=self.device)
         chosen = [node - number * self._chunk for node in rounds]
-        index = np.zeros((self._local_steps, self._chunk, self._batch_size), dtype=np.int64)
+        index = np.zeros((self.local_steps, self._chunk, self._batch_size), dtype=np.int64)
         for node, row in zip(rounds, chosen, strict=True):
             index[:, row] = self._indices(node, rounds[node])
         on_device = torch.from_numpy(index).to(self.device)
@@ -917,7 +932,7 @@ class Trainer:
         try:
             with chunk.only(chosen):
                 chunk.begin(self._optimizer if self._rebuild else None)
-                for step in range(self._local_steps):
+                for step in range(self.local_steps):
                     stage = "loss"
                     loss, buffers = self._stacked_loss(
                         replica, chunk.tensors, chunk.buffers, self._gather(on_device[step]), generator
@@ -935,13 +950,17 @@ class Trainer:
         return {node: means[row] for node, row in zip(rounds, chosen, strict=True)}
 
     def _evaluate_stack(
-        self, worker: int, rows: Tensor, nodes: Sequence[int], samples: Tensor | None
+        self,
+        worker: int,
+        rows: Tensor,
+        nodes: Sequence[int],
+        found: Sequence[Mapping[str, Tensor]],
+        samples: Tensor | None,
     ) -> list[dict[str, float]]:
         replica = self._replicas[worker]
         replica.model.eval()
         own = rows.clone() if replica.shared else rows
-        per_node = [self._buffers_of(node) for node in nodes]
-        buffers = {name: torch.stack([found[name] for found in per_node]) for name in self._buffers}
+        buffers = {name: torch.stack([of[name].to(self.device) for of in found]) for name in self._buffers}
         sums: list[dict[str, float]] = [{} for _ in nodes]
         if self._draws.evaluation:
             self._seed_global("evaluation of stack", nodes[0], EVERY_ROUND)

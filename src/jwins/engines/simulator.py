@@ -841,14 +841,16 @@ class Simulator:
         rows = torch.stack([samples[i].params for i in nodes])
         average = rows.mean(dim=0, dtype=torch.float64).to(torch.float32)
         if round == 0:  # all nodes start from the same model
-            one = self.trainer.evaluate(rows[:1], [samples[nodes[0]].buffers], self.samples)
+            one = self.trainer.evaluate(rows[:1], nodes[:1], self.samples)
             values = {name: value.expand(len(nodes)).clone() for name, value in one.items()}
             of_average = {name: float(value[0]) for name, value in one.items()}
             distance = 0.0
         else:
-            values = self.trainer.evaluate(rows, [samples[i].buffers for i in nodes], self.samples)
-            mean_buffers = _mean_buffers([samples[i].buffers for i in nodes])
-            at_average = self.trainer.evaluate(average[None], [mean_buffers], self.samples)
+            buffers = [samples[i].buffers for i in nodes]
+            values = self.trainer.evaluate(rows, nodes, self.samples, buffers=buffers)
+            at_average = self.trainer.evaluate(
+                average[None], [-1], self.samples, buffers=[_mean_buffers(buffers)]
+            )
             of_average = {name: float(value[0]) for name, value in at_average.items()}
             squares = torch.stack([(row - average).square().sum(dtype=torch.float64) for row in rows])
             distance = float(squares.mean().sqrt())
