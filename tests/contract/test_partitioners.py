@@ -1,0 +1,147 @@
+"""What every partitioner keeps to, from one table, and what each promises on its own."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from jwins.errors import ConfigError
+from jwins.tasks.partition import PARTITIONERS, make_partitioner
+
+TABLE = {
+    "iid": {},
+    "shards": {"shards_per_node": 2},
+    "shards, four": {"shards_per_node": 4},
+    "dirichlet": {"alpha": 0.5},
+    "dirichlet, concentrated": {"alpha": 0.1, "min_samples": 2},
+    "by_key": {},
+}
+LABELS = np.random.default_rng(1).integers(10, size=1000)
+KEYS = np.random.default_rng(2).integers(60, size=1000) * 7 - 20  # neither dense nor all positive
+
+
+def split(row: str, num_nodes: int = 16, seed: int = 3) -> list[np.ndarray]:
+    partitioner = make_partitioner(row.split(",")[0], TABLE[row])
+    rng = np.random.default_rng(seed)
+    return partitioner.split(num_samples=1000, num_nodes=num_nodes, labels=LABELS, keys=KEYS, rng=rng)
+
+
+def test_table_has_every_kind() -> None:
+    assert {row.split(",")[0] for row in TABLE} == set(PARTITIONERS)
+
+
+@pytest.mark.parametrize("row", TABLE)
+class TestEveryPartitioner:
+    @pytest.mark.parametrize("num_nodes", [1, 2, 7, 16, 40])
+    def test_every_sample_in_exactly_one_part(self, row: str, num_nodes: int) -> None:
+        parts = split(row, num_nodes)
+        assert len(parts) == num_nodes
+        for part in parts:
+            assert len(part) > 0
+            assert part.dtype == np.int64
+            assert (np.diff(part) > 0).all()
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(1000))
+
+    def test_deterministic_and_drawn_from_the_generator(self, row: str) -> None:
+        one, again, other = split(row), split(row), split(row, seed=4)
+        assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
+        assert not all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+    def test_inputs_unchanged(self, row: str) -> None:
+        labels, keys = LABELS.copy(), KEYS.copy()
+        split(row)
+        np.testing.assert_array_equal(labels, LABELS)
+        np.testing.assert_array_equal(keys, KEYS)
+
+    def test_picklable_and_printable(self, row: str) -> None:
+        partitioner = make_partitioner(row.split(",")[0], TABLE[row])
+        assert pickle.loads(pickle.dumps(partitioner)) == partitioner
+        assert repr(partitioner)
+
+
+def test_iid_parts_are_even() -> None:
+    assert {len(part) for part in split("iid", 16)} == {62, 63}
+
+
+def test_shards_limit_the_labels_of_a_node() -> None:
+    labels = np.repeat(np.arange(10), 100)
+    partitioner = make_partitioner("shards", {"shards_per_node": 2})
+    rng = np.random.default_rng(1)
+    parts = partitioner.split(num_samples=1000, num_nodes=20, labels=labels, keys=None, rng=rng)
+    assert {len(part) for part in parts} == {50}
+    assert max(len(np.unique(labels[part])) for part in parts) == 2
+
+
+def test_shards_mix_the_samples_of_a_label() -> None:
+    """A shard is a random part of its label's samples, not a run of the file."""
+    labels = np.zeros(100, dtype=np.int64)
+    rng = np.random.default_rng(1)
+    parts = make_partitioner("shards", {}).split(
+        num_samples=100, num_nodes=5, labels=labels, keys=None, rng=rng
+    )
+    assert all(part[-1] - part[0] > 40 for part in parts)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1000.0])
+def test_dirichlet_concentrates_as_alpha_falls(alpha: float) -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(10), 500)
+    parts = make_partitioner("dirichlet", {"alpha": alpha}).split(
+        num_samples=5000, num_nodes=8, labels=labels, keys=None, rng=rng
+    )
+    largest = [np.bincount(labels[part]).max() / len(part) for part in parts]
+    assert (np.mean(largest) > 0.3) == (alpha < 1)
+
+
+def test_dirichlet_keeps_min_samples() -> None:
+    assert min(len(part) for part in split("dirichlet, concentrated")) >= 2
+
+
+def test_by_key_keeps_owners_together() -> None:
+    owners = [set(KEYS[part].tolist()) for part in split("by_key")]
+    assert sum(map(len, owners)) == len(set(KEYS.tolist()))
+    assert max(map(len, owners)) - min(map(len, owners)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "num_nodes", "path", "remedy"),
+    [
+        ("sorted", {}, 4, "task.partition.kind", "expected one of iid, shards, dirichlet, by_key"),
+        ("iid", {"alpha": 1.0}, 4, "task.partition.alpha", "takes no other keys"),
+        ("shards", {"alpha": 1.0}, 4, "task.partition.alpha", "takes only shards_per_node"),
+        ("shards", {"shards_per_node": 0}, 4, "task.partition.shards_per_node", "at least 1"),
+        ("dirichlet", {"alpha": 0.0}, 4, "task.partition.alpha", "above 0"),
+        ("dirichlet", {"alpha": float("nan")}, 4, "task.partition.alpha", "above 0"),
+        ("dirichlet", {"min_samples": 0}, 4, "task.partition.min_samples", "at least 1"),
+        ("iid", {}, 11, "task.partition.kind", "10 training samples cannot fill 11 nodes"),
+        ("shards", {}, 6, "task.partition.shards_per_node", "12 shards.*10 training samples; use fewer"),
+        ("dirichlet", {"min_samples": 4}, 3, "task.partition.min_samples", "use fewer"),
+        ("dirichlet", {"alpha": 1e-3}, 9, "task.partition.alpha", "use a larger alpha, fewer nodes"),
+        ("by_key", {}, 4, "task.partition.kind", "3 owners of samples for 4 nodes"),
+    ],
+)
+def test_impossible_partitions_are_refused(
+    kind: str, options: dict[str, object], num_nodes: int, path: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError, match=remedy) as caught:
+        make_partitioner(kind, options).split(
+            num_samples=10,
+            num_nodes=num_nodes,
+            labels=np.arange(10) % 2,
+            keys=np.arange(10) % 3,
+            rng=np.random.default_rng(0),
+        )
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"),
+    [("shards", "no labels"), ("dirichlet", r"partition_labels\(\)"), ("by_key", "no natural owner")],
+)
+def test_what_the_task_does_not_have(kind: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        make_partitioner(kind, {}).split(
+            num_samples=10, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(0)
+        )
