@@ -1,0 +1,80 @@
+# Everything runs in .venv, which the first target that needs it creates. Python 3.11 or newer and make are all
+# that must be there already. Which package index is used is pip's own configuration (PIP_INDEX_URL and so on).
+
+PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(python) -c 'import sys; sys.version_info >= (3, 11) and print("$(python)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --quiet --no-input --disable-pip-version-check
+
+# Nodes run in parallel, operations do not: more threads inside an operation would change the last bits of
+# results and make runs slower.
+export OMP_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+# Constraints first for torch: which build of it is installed depends on the index, and no later step may
+# choose another.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON, as in: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "[1/3] creating $(VENV) with $$($(PYTHON) --version)"
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
+		|| { echo "cannot create $(VENV); on Debian and Ubuntu this needs the package python3-venv" >&2; exit 1; }
+	@echo "[2/3] installing torch (the largest part)"
+	@$(PIP) install -c constraints.txt torch
+	@echo "[3/3] installing the package and what its tests need"
+	@$(PIP) install -c constraints.txt -e '.[dev,hf,paper]'
+	@touch $@
+
+.PHONY: install
+install: $(INSTALLED)  ## create .venv and install the package into it
+
+.PHONY: demo
+demo: $(INSTALLED)  ## compare four algorithms on 16 nodes; ends with a table and a figure
+	@$(BIN)/jwins compare digits-compare
+
+.PHONY: test
+test: $(INSTALLED)  ## run all tests, slow ones included
+	@$(BIN)/python -m pytest
+
+.PHONY: fast
+fast: $(INSTALLED)  ## run the tests that are not marked slow
+	@$(BIN)/python -m pytest -m "not slow"
+
+.PHONY: format
+format: $(INSTALLED)  ## rewrite the code in the project's format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix-only .
+
+.PHONY: lint
+lint: $(INSTALLED)  ## check format and style
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+
+.PHONY: types
+types: $(INSTALLED)  ## check types
+	@$(BIN)/mypy
+
+.PHONY: check
+check: lint types test  ## what CI runs: format, lint, types, tests
+
+.PHONY: bench
+bench: $(INSTALLED)  ## measure speed and size on this machine
+	@$(BIN)/python -m benchmarks
+
+.PHONY: fuzz
+fuzz: $(INSTALLED)  ## throw damaged bytes at the decoders for ten minutes
+	@$(BIN)/python benchmarks/fuzz_codec.py
+
+.PHONY: clean
+clean:  ## remove .venv, caches and build outputs; runs/ stays
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find src tests benchmarks experiments -name __pycache__ -prune -exec rm -rf {} +
