@@ -1,0 +1,129 @@
+"""The virtual clock against closed forms; no stopwatch is read."""
+
+from __future__ import annotations
+
+import pytest
+from worlds import end, evals, simulator
+
+from jwins.engines.simulator import Compute, Flow, Links, Parcel, Uplink
+from jwins.errors import ConfigError
+from jwins.sharing import FixedCutoff, jwins
+from jwins.topology import Regular, Ring, Star
+
+
+def frame_bytes() -> int:
+    """Length of a full-sharing frame in codec raw; the same in every round."""
+    traffic = end(simulator(2, rounds=1).run()).traffic
+    assert len(traffic) == 2
+    assert traffic[0].bytes.total == traffic[1].bytes.total
+    return traffic[0].bytes.total
+
+
+def test_doubling_the_uplink_halves_the_sending_time() -> None:
+    compute_s = 2 * 0.010
+    sending = []
+    for mbps in (0.5, 1.0, 2.0):
+        outcome = simulator(2, rounds=1, links=Links(mbps, latency_ms=0.0), compute=Compute(10.0)).run()
+        sending.append(evals(outcome)[-1].time_s - compute_s)
+    assert sending[0] == pytest.approx(frame_bytes() * 8 / 0.5e6, rel=1e-9)
+    assert sending[0] / sending[1] == pytest.approx(2.0, rel=1e-9)
+    assert sending[1] / sending[2] == pytest.approx(2.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("topology", [Ring(num_nodes=6, seed=1), Star(num_nodes=6, seed=1)])
+def test_rounds_follow_the_closed_recurrence(topology: Ring | Star) -> None:
+    """A node begins round r+1 when it and all of its neighbours have trained, and their frames are here.
+
+    start_i(r+1) = max(start_i(r) + c_i, max_j start_j(r) + c_j + deg_j * 8 B / u_j + latency)
+    """
+    uplinks = (1.0, 2.0, 4.0, 8.0, 3.0, 5.0)
+    steps_ms = (10.0, 14.0, 8.0, 30.0, 11.0, 9.0)
+    rounds, latency_s, size = 8, 0.005, frame_bytes()
+    outcome = simulator(
+        6, topology=topology, rounds=rounds, links=Links(uplinks, latency_s * 1e3), compute=Compute(steps_ms)
+    ).run()
+
+    graph = topology.at(0)
+    start = [0.0] * 6
+    expected = [0.0]
+    for _ in range(rounds):
+        trained = [start[i] + 2 * steps_ms[i] * 1e-3 for i in range(6)]
+        arrived = [trained[i] + len(graph.recipients[i]) * size * 8 / (uplinks[i] * 1e6) + latency_s for i in range(6)]
+        start = [max(trained[i], *(arrived[j] for j in graph.senders[i])) for i in range(6)]
+        expected.append(max(start))
+    assert [row.time_s for row in evals(outcome)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
+    """100 bits from 0 s and 100 bits from 5 s at 10 bit/s: the first has 50 left when it begins to share."""
+    parcel = Parcel(0, b"")
+    uplink = Uplink(rate=10.0)
+    uplink.add(0.0, 100, 1, parcel, 0.0, False)
+    assert uplink.next_time() == 10.0
+    uplink.add(5.0, 100, 2, parcel, 0.0, False)
+    assert uplink.next_time() == 15.0
+    first: list[Flow] = uplink.pop(15.0)
+    assert [flow.to for flow in first] == [1]
+    assert uplink.next_time() == 20.0
+    assert [flow.to for flow in uplink.pop(20.0)] == [2]
+    assert not uplink.flows
+
+
+def test_fewer_bytes_take_less_virtual_time() -> None:
+    slow = Links(uplink_mbps=0.1, latency_ms=1.0)
+    full = simulator(4, links=slow, train={"task": None}).run()
+    sparse = simulator(4, sharing=jwins(FixedCutoff(0.1)), links=slow).run()
+    assert end(sparse).time_s < 0.6 * end(full).time_s
+
+
+def test_compute_factors_are_repeatable_and_bounded() -> None:
+    compute = Compute(step_ms=10.0, spread=2.0, jitter=2.0)
+    drawn = [compute.seconds(1, node, round, 3) for node in range(20) for round in range(20)]
+    assert drawn == [compute.seconds(1, node, round, 3) for node in range(20) for round in range(20)]
+    assert min(drawn) >= compute.least_seconds(3)
+    assert max(drawn) <= 0.030 * 64
+    assert len(set(drawn)) > 200
+    still = Compute(step_ms=10.0, spread=0.5)
+    assert still.seconds(1, 3, 0, 3) == still.seconds(1, 3, 9, 3) != still.seconds(1, 4, 0, 3)
+
+
+def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handling a window of events at once gives what handling them one by one gives."""
+
+    def run(one_by_one: bool, threads: int) -> tuple[str, list[object]]:
+        sim = simulator(
+            8,
+            sharing=jwins(),
+            topology=Regular(num_nodes=8, seed=3, degree=3, dynamic=True),
+            rounds=10,
+            threads=threads,
+            codec="pco",
+            compute=Compute(10.0, spread=0.3, jitter=0.3),
+        )
+        if one_by_one:
+            sim._window_s = 0.0
+        else:
+            assert sim._window_s > 0.0
+        outcome = sim.run()
+        return end(outcome).sha256, [*evals(outcome), end(outcome).traffic]
+
+    monkeypatch.setattr("jwins.engines.simulator._SERIAL_BELOW", 0)
+    reference = run(one_by_one=True, threads=1)
+    assert run(one_by_one=False, threads=1) == reference
+    assert run(one_by_one=False, threads=3) == reference
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Links(0.0), "links.uplink_mbps = 0.0"),
+        (lambda: Links(1.0, -1.0), "links.latency_ms = -1.0"),
+        (lambda: Compute(0.0), "compute.step_ms = 0.0"),
+        (lambda: Compute(1.0, spread=3.0), "compute.spread = 3.0"),
+        (lambda: simulator(4, links=Links((1.0, 2.0))), "links.uplink_mbps = '2 numbers'"),
+        (lambda: simulator(4, topology=Ring(num_nodes=5, seed=1)), "topology = 5"),
+    ],
+)
+def test_impossible_worlds_are_refused(build: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("[", r"\[")):
+        build()  # type: ignore[operator]

@@ -1,0 +1,176 @@
+"""Faults by script: what goes on, what is lost, and that every algorithm finds back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from worlds import end, evals, simulator
+
+from jwins.engines.simulator import Faults, Links, StalledError
+from jwins.errors import ConfigError
+from jwins.sharing import Sharing, choco, full, jwins
+from jwins.topology import FullyConnected, Regular, Ring
+
+ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, gamma=0.5)}
+
+
+def test_a_dropped_frame_leaves_its_weight_with_the_receiver() -> None:
+    """Node 1 misses node 0 in round 2: until then all is as without the fault, then only 1 differs at once."""
+    runs = []
+    for faults in (Faults(), Faults().drop(sender=0, round=2, receiver=1)):
+        sim = simulator(4, rounds=3, faults=faults, deadline_s=0.5)
+        outcome = sim.run()
+        assert outcome.params is not None
+        runs.append(outcome.params)
+    differs = [not torch.equal(a, b) for a, b in zip(*runs, strict=True)]
+    assert differs == [False, True, False, False]
+
+
+def test_a_dropped_frame_is_paid_for() -> None:
+    clean = simulator(4, deadline_s=0.5).run()
+    lossy = simulator(4, deadline_s=0.5, faults=Faults().drop(sender=0, round=2)).run()
+    assert end(clean).traffic == end(lossy).traffic
+    assert end(lossy).time_s > end(clean).time_s
+
+
+def test_without_a_deadline_a_drop_is_refused_and_a_stall_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"faults\[0\]\.kind = 'drop'.*run\.deadline_s"):
+        simulator(4, faults=Faults().drop(sender=0, round=2))
+    sim = simulator(4, faults=Faults().delay(sender=0, round=2, seconds=1.0))
+    sim._uplinks[0].rate = 1e-300  # a link so slow that nothing arrives before time overflows
+    sim._on_uplink = lambda item, now: None  # type: ignore[method-assign]
+    with pytest.raises(StalledError, match=r"node 0 in round 0 for frames of 1, 3; set run\.deadline_s"):
+        sim.run()
+
+
+def test_a_delayed_frame_is_waited_for() -> None:
+    clean = simulator(4, rounds=4).run()
+    late = simulator(4, rounds=4, faults=Faults().delay(sender=0, round=1, seconds=3.0)).run()
+    assert end(late).sha256 == end(clean).sha256
+    assert end(late).time_s == pytest.approx(end(clean).time_s + 3.0)
+
+
+def test_a_late_frame_is_not_merged_by_an_algorithm_without_memory() -> None:
+    dropped = simulator(4, rounds=6, deadline_s=0.1, faults=Faults().drop(sender=0, round=1, receiver=1)).run()
+    late = simulator(
+        4, rounds=6, deadline_s=0.1, faults=Faults().delay(sender=0, round=1, seconds=0.15, receiver=1)
+    ).run()
+    assert end(dropped).sha256 == end(late).sha256
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_the_others_go_on_when_a_node_crashes_and_it_finds_back(name: str, dynamic: bool) -> None:
+    sim = simulator(
+        6,
+        sharing=ALGORITHMS[name],
+        topology=Regular(num_nodes=6, seed=2, degree=3, dynamic=dynamic),
+        rounds=16,
+        faults=Faults().crash(node=2, round=4).rejoin(node=2, round=9),
+    )
+    outcome = sim.run()
+    rows = {row.round: row for row in evals(outcome)}
+    assert outcome.status == "finished"
+    assert rows[4].nodes == [0, 1, 2, 3, 4, 5]
+    assert rows[7].nodes == [0, 1, 3, 4, 5]
+    assert rows[16].nodes == [0, 1, 2, 3, 4, 5]
+    assert not outcome.refused
+    distance = [rows[r].consensus_distance for r in (10, 16)]
+    assert distance[1] < 3 * rows[4].consensus_distance, "the rejoined node was drawn back to the others"
+    sent_by_2 = sum(edge.bytes.total for edge in end(outcome).traffic if edge.source == 2)
+    sent_by_3 = sum(edge.bytes.total for edge in end(outcome).traffic if edge.source == 3)
+    assert 0 < sent_by_2 < sent_by_3
+    check_replicas(sim)
+
+
+def test_a_crash_without_rejoin_leaves_the_model_of_the_crash() -> None:
+    outcome = simulator(5, rounds=8, faults=Faults().crash(node=0, round=3)).run()
+    before = simulator(5, rounds=3).run()
+    assert outcome.params is not None
+    assert before.params is not None
+    assert torch.equal(outcome.params[0], before.params[0])
+    assert evals(outcome)[-1].round == 8
+    assert evals(outcome)[-1].nodes == [1, 2, 3, 4]
+
+
+def check_replicas(sim: Any) -> None:
+    """Every replica that a CHOCO-SGD node holds is its neighbour's own, bit for bit."""
+    for node in sim._nodes:
+        state = node._state
+        for j, replica in getattr(state, "replicas", {}).items():
+            theirs = sim._nodes[j]._state
+            if replica.round == theirs.shared:
+                assert torch.equal(replica.x_hat, theirs.x_hat), f"{node.id} holds a wrong replica of {j}"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_choco_recovers_from_random_loss_through_keys(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    faults = Faults()
+    for _ in range(6):
+        sender, receiver, when = (int(torch.randint(high, (1,), generator=generator)) for high in (6, 6, 14))
+        if sender != receiver:
+            faults = faults.drop(sender, when, receiver)
+    sim = simulator(
+        6,
+        sharing=choco(0.3, gamma=0.5),
+        topology=Regular(num_nodes=6, seed=2, degree=3),
+        rounds=20,
+        faults=faults,
+        deadline_s=0.2,
+    )
+    outcome = sim.run()
+    assert outcome.status == "finished"
+    lost = any(
+        fault.receiver in sim.topology.at(0).recipients[fault.node] for fault in faults.script if fault.round < 18
+    )
+    keys = evals(outcome)[-1].traffic
+    assert (keys.key > 0) == lost, "a key is sent when a frame was lost, and only then"
+    assert (keys.control > 0) == lost
+    for node in sim._nodes:
+        assert not node._state.missing
+        assert set(node._state.replicas) == set(sim.topology.at(0).senders[node.id])
+    check_replicas(sim)
+
+
+def test_choco_on_dynamic_graphs_pays_for_keys() -> None:
+    static = simulator(6, sharing=choco(0.3, 0.5), topology=Regular(num_nodes=6, seed=2, degree=3)).run()
+    dynamic = simulator(
+        6, sharing=choco(0.3, 0.5), topology=Regular(num_nodes=6, seed=2, degree=3, dynamic=True)
+    ).run()
+    assert evals(static)[-1].traffic.key == 0
+    assert evals(dynamic)[-1].traffic.key > 0
+    assert not dynamic.refused
+
+
+@pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_a_slow_node_is_left_behind_and_nothing_breaks(sharing: Sharing[Any]) -> None:
+    """With a deadline a node on a slow line is late in every round; its weight stays with the others."""
+    sim = simulator(
+        4,
+        sharing=sharing,
+        topology=FullyConnected(num_nodes=4, seed=1),
+        rounds=10,
+        links=Links((0.05, 10.0, 10.0, 10.0), 1.0),
+        deadline_s=0.02,
+    )
+    outcome = sim.run()
+    assert outcome.status == "finished"
+    assert not outcome.refused
+
+
+@pytest.mark.parametrize(
+    ("faults", "message"),
+    [
+        (Faults().crash(node=9, round=1), r"faults\[0\]\.node = 9"),
+        (Faults().crash(node=1, round=99), r"faults\[0\]\.round = 99"),
+        (Faults().rejoin(node=1, round=3), "rejoins without a crash"),
+        (Faults().crash(1, 2).crash(1, 4), "crashes twice"),
+        (Faults().delay(1, 2, seconds=-1.0), r"faults\[0\]\.seconds = -1\.0"),
+    ],
+)
+def test_scripts_that_cannot_be_played_are_refused(faults: Faults, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        simulator(4, topology=Ring(num_nodes=4, seed=1), faults=faults)

@@ -1,0 +1,84 @@
+"""Small worlds for the simulator's tests: least squares on a few points per node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from jwins.engines.simulator import Outcome, Simulator
+from jwins.metrics import EndRow, EvalRow, StartRow
+from jwins.sharing import Sharing, full
+from jwins.tasks.base import Dataset, Task
+from jwins.topology import Ring, Topology
+from jwins.train import Optimizer, Trainer
+from jwins.wire.codec import codec
+
+DIGEST = b"testtest"
+
+
+class Lines(Task):
+    """Classify points by which of two directions they lie in."""
+
+    name = "lines"
+
+    def __init__(self, hidden: int = 8, batch_norm: bool = False, poison: bool = False) -> None:
+        generator = torch.Generator().manual_seed(5)
+        inputs = torch.randn(96, 6, generator=generator)
+        targets = (inputs @ torch.randn(6, 3, generator=generator)).argmax(dim=1)
+        self.train = Dataset(inputs[:64], targets[:64])
+        self.test = Dataset(inputs[64:], targets[64:])
+        self.hidden, self.batch_norm = hidden, batch_norm
+
+    def model(self) -> nn.Module:
+        middle: list[nn.Module] = [nn.BatchNorm1d(self.hidden)] if self.batch_norm else []
+        return nn.Sequential(nn.Linear(6, self.hidden), *middle, nn.ReLU(), nn.Linear(self.hidden, 3))
+
+
+def trainer(num_nodes: int = 4, task: Task | None = None, lr: float = 0.1, **options: Any) -> Trainer:
+    task = task or Lines()
+    parts = [np.arange(i, len(task.train), num_nodes) for i in range(num_nodes)]
+    options = {"batching": "loop", "local_steps": 2, "batch_size": 4, **options}
+    return Trainer(task, parts, seed=1, optimizer=Optimizer("sgd", {"lr": lr}), **options)
+
+
+def start_row(num_nodes: int = 4) -> StartRow:
+    return StartRow("test", DIGEST.hex(), 1, num_nodes, 0, 2.0, {}, {}, {}, "loop")
+
+
+def simulator(
+    num_nodes: int = 4,
+    *,
+    sharing: Sharing[Any] | None = None,
+    topology: Topology | None = None,
+    rounds: int = 6,
+    train: dict[str, Any] | None = None,
+    folder: Path | None = None,
+    **options: Any,
+) -> Simulator:
+    options = {"eval_at": range(0, rounds + 1), **options}
+    return Simulator(
+        trainer(num_nodes, **(train or {})),
+        sharing or full(),
+        codec(options.pop("codec", "raw")),
+        topology or Ring(num_nodes=num_nodes, seed=1),
+        rounds=rounds,
+        seed=1,
+        digest=DIGEST,
+        start=start_row(num_nodes),
+        folder=folder,
+        **options,
+    )
+
+
+def evals(outcome: Outcome) -> list[EvalRow]:
+    return [row for row in outcome.rows if isinstance(row, EvalRow)]
+
+
+def end(outcome: Outcome) -> EndRow:
+    row = outcome.rows[-1]
+    assert isinstance(row, EndRow)
+    return row
