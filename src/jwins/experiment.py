@@ -82,6 +82,7 @@ __all__ = [
     "TrainConfig",
     "WireConfig",
     "bundled",
+    "digest_of",
     "lay_over",
     "load",
     "read",
@@ -426,16 +427,19 @@ class ComputeConfig(Settings):
     if TYPE_CHECKING:
         step_ms: float | tuple[float, ...] = 10.0
     else:
-        step_ms: Annotated[float | tuple[float, ...], OneOrMany(Within("a time in ms", 0))] = Field(
-            default=10.0, description="virtual time of one local step"
+        step_ms: Annotated[float | tuple[float, ...], OneOrMany(Within("a time in ms", 0, open_low=True))] = (
+            Field(default=10.0, description="virtual time of one local step")
         )
-    spread: Annotated[float, Within("a standard deviation", 0)] = Field(
-        default=0.0, description="of the logarithm of a node's own factor on step_ms, drawn once from the seed"
+    spread: Annotated[float, Within("a standard deviation", 0, 2)] = Field(
+        default=0.0, description="over nodes, of the logarithm of their slowness; drawn from the seed"
+    )
+    jitter: Annotated[float, Within("a standard deviation", 0, 2)] = Field(
+        default=0.0, description="the same over the rounds of a node"
     )
 
 
 class CrashConfig(Settings):
-    """A node stops at a round."""
+    """A node stops when it is about to train; what it had sent arrives."""
 
     kind: Literal["crash"] = "crash"
     node: Index = Field(description="which node")
@@ -443,15 +447,15 @@ class CrashConfig(Settings):
 
 
 class RejoinConfig(Settings):
-    """A crashed node comes back."""
+    """A crashed node comes back, with its state of the crash."""
 
     kind: Literal["rejoin"] = "rejoin"
     node: Index = Field(description="which node")
-    round: Index = Field(description="the round of the others in which it comes back")
+    round: Index = Field(description="the round that the first of the others begins when it comes back")
 
 
 class DropConfig(Settings):
-    """A frame is lost."""
+    """A frame is sent, its bytes count, and it never arrives."""
 
     kind: Literal["drop"] = "drop"
     sender: Index = Field(description="who sent it")
@@ -577,12 +581,9 @@ class Experiment(Settings):
                 node = getattr(fault, key, None)
                 if node is not None and node >= count:
                     raise refuse(f"faults[{index}].{key}", node, f"there are nodes 0 to {count - 1}")
-        if self.faults and self.run.deadline_s is None:
-            raise refuse(
-                "run.deadline_s",
-                MISSING,
-                "required with faults: how long a node waits for a frame that may never come",
-            )
+        if self.run.deadline_s is None and any(isinstance(fault, DropConfig) for fault in self.faults):
+            problem = "required when frames are dropped: how long a node waits for what may never come"
+            raise refuse("run.deadline_s", MISSING, problem)
         for index, at in enumerate(self.run.eval_at):
             if at > self.run.rounds:
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
@@ -616,19 +617,8 @@ class Experiment(Settings):
         return write_toml(self.resolved(relative_to))
 
     def digest(self) -> bytes:
-        """8 bytes that two experiments share if they have the same results.
-
-        The hash (BLAKE2b) covers everything but names, folders and what only changes how fast a result
-        comes: ``run.threads`` and ``run.checkpoint_every``.
-        """
-        tables = self.resolved()
-        del tables["name"]
-        for key in ("threads", "checkpoint_every", "folder"):
-            tables["run"].pop(key)
-        tables["task"].pop("data", None)
-        _rewrite_paths(tables, lambda path: Path(path).name)
-        text = json.dumps(tables, sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=8).digest()
+        """8 bytes that two experiments share if they have the same results; see :func:`digest_of`."""
+        return digest_of(self.resolved())
 
     def changed(self, tables: Mapping[str, Any]) -> Experiment:
         """A copy with some keys changed; ``tables`` as in TOML, so ``{"run": {"seed": 2}}``.
@@ -660,6 +650,22 @@ class Experiment(Settings):
     @field_serializer("faults")
     def _plain_faults(self, faults: tuple[Any, ...]) -> list[dict[str, Any]]:
         return [fault.model_dump(exclude_none=True) for fault in faults]
+
+
+def digest_of(tables: Mapping[str, Any]) -> bytes:
+    """BLAKE2b, 8 bytes, of everything in an experiment's resolved tables that affects its results.
+
+    Left out are the name, folders, and what only changes how fast a result comes: ``run.threads`` and
+    ``run.checkpoint_every``.
+    """
+    covered = json.loads(json.dumps(tables))  # a copy
+    covered.pop("name", None)
+    for key in ("threads", "checkpoint_every", "folder"):
+        covered["run"].pop(key, None)
+    covered["task"].pop("data", None)
+    _rewrite_paths(covered, lambda path: Path(path).name)
+    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _describe_task(own: object) -> str:
@@ -728,7 +734,9 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
     else:
         problem = "no such file" if path.suffix == ".toml" else "neither a file nor the name of an experiment"
         raise ConfigError(
-            "experiment", str(source), f"{problem}{nearest(str(source), names)}; bundled: {', '.join(names)}"
+            "experiment",
+            str(source),
+            f"{problem}{nearest(str(source), names) or ';'} bundled: {', '.join(names)}",
         )
     tables = read_toml(text, origin)
     _rewrite_paths(tables, lambda file: str(folder / file))

@@ -1,0 +1,583 @@
+"""What runs measured, as tables and figures.
+
+A :class:`Record` is one run folder's metrics, a :class:`Group` the runs of one variant over several seeds, and
+a :class:`Line` what the table says of it. Figures keep one colour per algorithm, wherever it appears.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jwins.checkpoint import write_atomically
+from jwins.errors import DataError, UsageError
+from jwins.metrics import EndRow, EvalRow, StartRow, read_rows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "COLOURS",
+    "Group",
+    "Line",
+    "Record",
+    "Target",
+    "columns",
+    "figure",
+    "flat_rows",
+    "lines",
+    "save_figure",
+    "save_tables",
+    "table_cells",
+]
+
+COLOURS = {
+    "full": "#4d4d4d",
+    "random_k": "#e69f00",
+    "top_k": "#009e73",
+    "choco": "#0072b2",
+    "jwins": "#d55e00",
+}
+"""One colour per algorithm, told apart with any colour vision (after Okabe and Ito)."""
+
+_OWN_COLOUR = "#cc79a7"
+_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
+_MARKERS = {"full": "o", "random_k": "^", "top_k": "v", "choco": "s", "jwins": "D"}
+_NEVER = "—"
+
+
+@dataclass(frozen=True)
+class Record:
+    """The metrics of one run folder.
+
+    Attributes:
+        folder: the run folder.
+        start: first row.
+        evaluations: in order of rounds.
+        end: None for a run that has not ended by itself.
+    """
+
+    folder: Path
+    start: StartRow
+    evaluations: tuple[EvalRow, ...]
+    end: EndRow | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Read ``folder/metrics.jsonl``.
+
+        Raises:
+            DataError: there is no run in the folder, or its metrics are damaged.
+        """
+        path = folder / "metrics.jsonl"
+        if not path.is_file():
+            raise DataError(f"{folder}: no run here (metrics.jsonl is missing)")
+        rows = list(read_rows(path))
+        if not rows or not isinstance(rows[0], StartRow):
+            raise DataError(f"{path}: does not begin with the row that starts a run")
+        end = rows[-1] if isinstance(rows[-1], EndRow) else None
+        return cls(folder, rows[0], tuple(row for row in rows if isinstance(row, EvalRow)), end)
+
+    @property
+    def rounds(self) -> int:
+        """Completed rounds that were measured."""
+        return self.evaluations[-1].round if self.evaluations else 0
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``diverged @ 12`` or ``unfinished @ 12``, the number being completed rounds."""
+        if self.end is None:
+            return f"unfinished @ {self.rounds}"
+        return self.end.status if self.end.status == "finished" else f"{self.end.status} @ {self.end.round}"
+
+    def series(self, metric: str) -> list[float]:
+        """Mean over nodes of ``metric`` at each evaluation; not a number where it was not finite.
+
+        Raises:
+            UsageError: the task has no such metric.
+        """
+        for row in self.evaluations:
+            if metric not in row.metrics:
+                raise UsageError(f"metric {metric!r}: {self.folder} has {', '.join(row.metrics)}")
+        means = [row.metrics[metric].mean for row in self.evaluations]
+        return [math.nan if mean is None else mean for mean in means]
+
+    def bytes_per_node(self) -> list[float]:
+        """Bytes sent until each evaluation, mean over nodes."""
+        return [row.traffic.total / self.start.num_nodes for row in self.evaluations]
+
+    def final(self, metric: str, over: int = 1) -> float:
+        """Mean of ``metric`` over the last ``over`` evaluations; not a number if nothing was measured."""
+        values = self.series(metric)[-over:]
+        return statistics.fmean(values) if values else math.nan
+
+
+def flat_rows(record: Record) -> list[dict[str, Any]]:
+    """One flat dict per evaluation, as ``pandas.DataFrame`` takes it: ``accuracy_mean``, ``bytes_total``, …"""
+    rows = []
+    for row in record.evaluations:
+        flat: dict[str, Any] = {
+            "name": record.start.name,
+            "seed": record.start.seed,
+            "round": row.round,
+            "time_s": row.time_s,
+            "nodes": len(row.nodes),
+            "samples": row.samples,
+            "train_loss": row.train_loss,
+            "consensus_distance": row.consensus_distance,
+        }
+        for metric, spread in row.metrics.items():
+            for part in ("mean", "sd", "min", "max", "average_model"):
+                flat[f"{metric}_{part}"] = getattr(spread, part)
+        flat["bytes_total"] = row.traffic.total
+        for part in ("positions", "values", "header", "key", "control"):
+            flat[f"bytes_{part}"] = getattr(row.traffic, part)
+        flat["bytes_per_node"] = row.traffic.total / record.start.num_nodes
+        rows.append(flat)
+    return rows
+
+
+@dataclass(frozen=True)
+class Group:
+    """One variant's runs.
+
+    Attributes:
+        name: what the table calls it.
+        algorithm: ``kind`` of its sharing, which decides the colour.
+        records: one per seed.
+        raw_bytes: for each record, bytes per node that full sharing of uncompressed float32 parameters
+            would have sent in the same rounds: 4 bytes per parameter and recipient.
+    """
+
+    name: str
+    algorithm: str
+    records: tuple[Record, ...]
+    raw_bytes: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A value of the metric that variants are timed to.
+
+    Attributes:
+        metric: name of the metric.
+        value: to reach.
+        lower_is_better: whether to fall to it instead of rising to it.
+        meaning: in words, e.g. "95 % of full sharing's final accuracy".
+    """
+
+    metric: str
+    value: float
+    lower_is_better: bool = False
+    meaning: str = ""
+
+    def first(self, record: Record) -> EvalRow | None:
+        """The first evaluation that reaches the target, None if there is none."""
+        for row, value in zip(record.evaluations, record.series(self.metric), strict=True):
+            if value <= self.value if self.lower_is_better else value >= self.value:
+                return row
+        return None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What the table says of one variant. Means are over seeds, bytes are per node.
+
+    Attributes:
+        variant: its name.
+        seeds: how many runs.
+        final: final metric, mean over seeds.
+        final_sd: standard deviation over seeds (of a sample), None for one seed.
+        bytes_per_node: sent in the whole run.
+        saving_raw: 1 - bytes / bytes of full sharing of raw float32.
+        saving_codec: 1 - bytes / bytes of full sharing through the same codec in as many rounds, or None
+            without full sharing in the comparison.
+        reached: how many of the seeds reached the target.
+        bytes_to_target: mean over the seeds that reached it, None if none did.
+        rounds_to_target: likewise.
+        seconds_to_target: likewise, virtual seconds.
+        status: ``finished``, or what happened instead.
+    """
+
+    variant: str
+    seeds: int
+    final: float
+    final_sd: float | None
+    bytes_per_node: float
+    saving_raw: float
+    saving_codec: float | None
+    reached: int
+    bytes_to_target: float | None
+    rounds_to_target: float | None
+    seconds_to_target: float | None
+    status: str
+
+
+def lines(groups: Sequence[Group], target: Target, *, full: str | None, final_over: int = 1) -> list[Line]:
+    """The table.
+
+    Args:
+        groups: the variants that have been run.
+        target: what bytes, rounds and seconds are counted to.
+        full: name of the variant with full sharing, against which savings are stated; None if there is none.
+        final_over: how many last evaluations make up the final value.
+    """
+    reference = next((group for group in groups if group.name == full), None)
+    table = []
+    for group in groups:
+        finals = [record.final(target.metric, final_over) for record in group.records]
+        sent = [record.bytes_per_node()[-1] for record in group.records]
+        hits = [(record, row) for record in group.records if (row := target.first(record)) is not None]
+        table.append(
+            Line(
+                variant=group.name,
+                seeds=len(group.records),
+                final=statistics.fmean(finals),
+                final_sd=statistics.stdev(finals) if len(finals) > 1 else None,
+                bytes_per_node=statistics.fmean(sent),
+                saving_raw=_saving(sum(sent), sum(group.raw_bytes)),
+                saving_codec=None if reference is None else _saving(sum(sent), _same_rounds(reference, group)),
+                reached=len(hits),
+                bytes_to_target=_mean([row.traffic.total / record.start.num_nodes for record, row in hits]),
+                rounds_to_target=_mean([float(row.round) for _, row in hits]),
+                seconds_to_target=_mean([row.time_s for _, row in hits]),
+                status="; ".join(_counted([record.status for record in group.records])),
+            )
+        )
+    return table
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def _saving(sent: float, reference: float) -> float:
+    return 1.0 - sent / reference if reference > 0 else math.nan
+
+
+def _same_rounds(reference: Group, group: Group) -> float:
+    """Bytes per node that ``reference`` sent, for each of ``group``'s runs in as many rounds."""
+    by_seed = {record.start.seed: record for record in reference.records}
+    total = 0.0
+    for record in group.records:
+        other = by_seed.get(record.start.seed, reference.records[0])
+        rounds = [row.round for row in other.evaluations]
+        total += float(np.interp(record.rounds, rounds, other.bytes_per_node())) if rounds else 0.0
+        if rounds and record.rounds > rounds[-1] > 0:  # every round costs full sharing about the same
+            total += other.bytes_per_node()[-1] * (record.rounds / rounds[-1] - 1)
+    return total
+
+
+def _counted(words: Sequence[str]) -> list[str]:
+    if len(set(words)) == 1:
+        return [words[0]]
+    return [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]
+
+
+# --- Tables -----------------------------------------------------------------------------------------------
+
+
+def columns(target: Target) -> list[str]:
+    """Headings of the table."""
+    return [
+        "variant",
+        f"final {target.metric}",
+        "bytes/node",
+        "saving vs raw",
+        "saving vs codec",
+        "bytes to target",
+        "rounds",
+        "seconds",
+        "status",
+    ]
+
+
+def table_cells(line: Line, *, percent: bool) -> list[str]:
+    """One line of the table as text.
+
+    Args:
+        line: what to show.
+        percent: whether the metric is a fraction shown in percent.
+    """
+    scale, unit, digits = (100.0, " %", 1) if percent else (1.0, "", 4)
+    final = f"{line.final * scale:.{digits}f}"
+    if line.final_sd is not None:
+        final += f" ± {line.final_sd * scale:.{digits}f}"
+    some = f" ({line.reached}/{line.seeds})" if 0 < line.reached < line.seeds else ""
+    return [
+        line.variant,
+        final + unit,
+        size(line.bytes_per_node),
+        share(line.saving_raw),
+        _NEVER if line.saving_codec is None else share(line.saving_codec),
+        _NEVER if line.bytes_to_target is None else size(line.bytes_to_target) + some,
+        _NEVER if line.rounds_to_target is None else f"{line.rounds_to_target:.0f}",
+        _NEVER if line.seconds_to_target is None else f"{line.seconds_to_target:.1f}",
+        line.status,
+    ]
+
+
+def size(number: float) -> str:
+    """Bytes in decimal units.
+
+    >>> size(999), size(1_234_567)
+    ('999 B', '1.23 MB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= factor:
+            return (
+                f"{number / factor:.3g} {unit}" if number < 1000 * factor else f"{number / factor:.0f} {unit}"
+            )
+    return f"{number:.0f} B"
+
+
+def share(fraction: float) -> str:
+    """A fraction in percent.
+
+    >>> share(0.6413)
+    '64.1 %'
+    """
+    return _NEVER if math.isnan(fraction) else f"{fraction * 100:.1f} %"
+
+
+def is_percent(target: Target) -> bool:
+    """Whether the metric is shown in percent."""
+    return target.metric in ("accuracy",) or target.metric.endswith("_accuracy")
+
+
+def markdown(table: Sequence[Line], target: Target) -> str:
+    """The table in Markdown, with a sentence on the target."""
+    rows = [table_cells(line, percent=is_percent(target)) for line in table]
+    head = columns(target)
+    text = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 2) + ['---'])}|"]
+    text += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join([*text, "", describe_target(target), ""])
+
+
+def describe_target(target: Target) -> str:
+    """The target in a sentence."""
+    value = f"{target.value * 100:.1f} %" if is_percent(target) else f"{target.value:.4g}"
+    return f"Target: {target.metric} {value}{f' ({target.meaning})' if target.meaning else ''}."
+
+
+def save_tables(folder: Path, table: Sequence[Line], target: Target, about: Mapping[str, Any]) -> None:
+    """Write ``table.md``, ``table.csv`` and ``summary.json``.
+
+    Args:
+        folder: an existing folder.
+        table: the lines.
+        target: what was timed to.
+        about: further entries of ``summary.json``.
+    """
+    write_atomically(folder / "table.md", markdown(table, target).encode())
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = [field.name for field in fields(Line)]
+    writer.writerow(names)
+    writer.writerows([["" if (v := getattr(line, name)) is None else v for name in names] for line in table])
+    write_atomically(folder / "table.csv", buffer.getvalue().encode())
+    summary = {
+        **about,
+        "target": {field.name: getattr(target, field.name) for field in fields(Target)},
+        "table": [{name: _finite(getattr(line, name)) for name in names} for line in table],
+    }
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / "summary.json", (text + "\n").encode())
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# --- Figures ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Axis:
+    label: str
+    values: Callable[[Record], list[float]]
+    log: bool = False
+
+
+def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title: str = "") -> Figure:
+    """The metric against rounds, against bytes per node (log axis) and against virtual seconds.
+
+    Lines are means over seeds; bands reach from the lowest to the highest seed.
+
+    Args:
+        groups: the variants.
+        target: drawn as a dotted line, if there is one.
+        metric: what to draw.
+        title: above everything.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    axes_of = [
+        _Axis("rounds", lambda record: [float(row.round) for row in record.evaluations]),
+        _Axis("MB sent per node (log)", lambda r: [b / 1e6 for b in r.bytes_per_node()], log=True),
+        _Axis("virtual seconds", lambda record: [row.time_s for row in record.evaluations]),
+    ]
+    with rc_context(_STYLE):
+        drawing = Figure(figsize=(12.0, 4.6), dpi=150)
+        FigureCanvasAgg(drawing)
+        panels = drawing.subplots(1, 3, sharey=True)
+        percent = target is not None and is_percent(target)
+        styles = _styles(groups)
+        ends: list[float] = []
+        for panel, axis in zip(panels, axes_of, strict=True):
+            for group, style in zip(groups, styles, strict=True):
+                ends += _draw(panel, group, metric, axis, style, 100.0 if percent else 1.0)
+            if target is not None:
+                _draw_target(panel, target, percent, named=axis is axes_of[0])
+            panel.set_xlabel(axis.label)
+            if axis.log:
+                panel.set_xscale("log")
+                panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            else:
+                panel.set_xlim(left=0)
+        panels[0].set_ylabel(f"{metric} in %, mean over nodes" if percent else f"{metric}, mean over nodes")
+        _limit(panels[0], groups, metric, 100.0 if percent else 1.0)
+        handles, names = panels[0].get_legend_handles_labels()
+        rows = math.ceil(len(names) / 5)
+        drawing.legend(
+            handles,
+            names,
+            loc="upper left",
+            bbox_to_anchor=(0.045, 0.93 if title else 1.0),
+            ncols=math.ceil(len(names) / rows) if rows else 1,
+            handlelength=2.4,
+            columnspacing=1.8,
+        )
+        if title:
+            drawing.text(0.052, 0.975, title, ha="left", va="top", fontsize=12.5, fontweight="bold")
+        top = (0.90 if title else 0.97) - 0.055 * rows
+        drawing.subplots_adjust(left=0.06, right=0.985, bottom=0.13, top=top, wspace=0.07)
+    return drawing
+
+
+def save_figure(drawing: Figure, path: Path) -> list[Path]:
+    """Write ``path`` as PNG and as PDF, without dates in them, and return both."""
+    from matplotlib import rc_context
+
+    written = []
+    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+        buffer = io.BytesIO()
+        with rc_context(_STYLE):
+            drawing.savefig(buffer, format=suffix[1:], metadata=metadata)
+        write_atomically(path.with_suffix(suffix), buffer.getvalue())
+        written.append(path.with_suffix(suffix))
+    return written
+
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8a8a",
+    "axes.labelcolor": "#222222",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "text.color": "#222222",
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "lines.solid_capstyle": "round",
+    "pdf.fonttype": 42,
+    "savefig.facecolor": "white",
+}
+
+
+def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Colour and marker by algorithm; variants of one algorithm differ in their dashes."""
+    seen: dict[str, int] = {}
+    styles = []
+    for group in groups:
+        number = seen.get(group.algorithm, 0)
+        seen[group.algorithm] = number + 1
+        styles.append(
+            {
+                "color": COLOURS.get(group.algorithm, _OWN_COLOUR),
+                "marker": _MARKERS.get(group.algorithm, "P"),
+                "linestyle": _STYLES[number % len(_STYLES)],
+            }
+        )
+    return styles
+
+
+def _draw(
+    panel: Axes, group: Group, metric: str, axis: _Axis, style: dict[str, Any], scale: float
+) -> list[float]:
+    """One variant in one panel; returns where its line ends."""
+    # A seed that stopped earlier would bend the mean; so the mean goes as far as every seed does.
+    shared = min((len(record.evaluations) for record in group.records), default=0)
+    skip = 1 if axis.log else 0  # nothing was sent before the first round
+    if shared <= skip:
+        return []
+    x = np.mean([axis.values(record)[skip:shared] for record in group.records], axis=0)
+    y = np.array([record.series(metric)[skip:shared] for record in group.records]) * scale
+    if len(y) > 1:
+        panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.16, linewidth=0)
+    mean = y.mean(axis=0)
+    panel.plot(
+        x,
+        mean,
+        label=group.name,
+        markevery=[len(x) - 1],
+        markersize=6.5,
+        markeredgecolor="white",
+        markeredgewidth=1.0,
+        clip_on=False,
+        zorder=3,
+        **style,
+    )
+    if any(record.end is not None and record.end.status == "diverged" for record in group.records):
+        panel.plot(x[-1:], mean[-1:], marker="x", color=style["color"], markersize=11, mew=2.5, zorder=4)
+    return [float(mean[-1])]
+
+
+def _draw_target(panel: Axes, target: Target, percent: bool, *, named: bool) -> None:
+    y = target.value * (100.0 if percent else 1.0)
+    panel.axhline(y, color="#777777", linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
+    if named:
+        text = f"target {y:.1f} %" if percent else f"target {y:.4g}"
+        panel.annotate(
+            text,
+            (1, y),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -4),
+            textcoords="offset points",
+            ha="right",
+            va="top",
+            fontsize=9,
+            color="#555555",
+        )
+
+
+def _limit(panel: Axes, groups: Sequence[Group], metric: str, scale: float) -> None:
+    """Leave out values so far off that they would flatten everything else, such as a diverging loss."""
+    values = np.array([v for g in groups for r in g.records for v in r.series(metric)]) * scale
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return
+    low, high = float(values.min()), float(values.max())
+    typical = float(np.quantile(values, 0.9))
+    if high - low > 10 * (typical - low) > 0:
+        high = typical
+    margin = 0.04 * (high - low) or 1.0
+    panel.set_ylim(low - margin, high + margin)

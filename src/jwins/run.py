@@ -1,0 +1,593 @@
+"""From an experiment to a run folder and what it measured.
+
+A run folder has ``config.toml`` (the experiment, resolved), ``metrics.jsonl`` (append-only), ``checkpoints/``
+and, in the end, ``final/node-<i>.safetensors``. The experiment's digest decides whether it can be continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jwins.checkpoint import write_atomically
+from jwins.errors import ConfigError, DataError, ResumeError
+from jwins.experiment import (
+    ChocoConfig,
+    CrashConfig,
+    DelayConfig,
+    DropConfig,
+    Experiment,
+    FixedCutoffConfig,
+    FullConfig,
+    JwinsConfig,
+    RandomCutoffConfig,
+    RandomKConfig,
+    RejoinConfig,
+    TopKConfig,
+    digest_of,
+)
+from jwins.metrics import StartRow
+from jwins.report import Record, flat_rows
+from jwins.settings import Settings, read_toml
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+    from jwins.engines.simulator import Fault, Progress, Simulator
+    from jwins.sharing import Sharing
+    from jwins.tasks import Task
+    from jwins.topology import Topology
+
+__all__ = [
+    "FolderState",
+    "Parts",
+    "Result",
+    "build",
+    "build_sharing",
+    "build_task",
+    "build_topology",
+    "evaluation_rounds",
+    "folder_state",
+    "raw_bytes_per_node",
+    "simulate",
+]
+
+_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
+
+
+# --- Building ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment is made of.
+
+    Attributes:
+        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
+        task: the workload.
+        parts: for each node, its training samples.
+        simulator: ready to run.
+        start: the first row of its log.
+    """
+
+    experiment: Experiment
+    task: Task
+    parts: Sequence[npt.NDArray[np.int64]]
+    simulator: Simulator
+    start: StartRow
+
+
+def build_task(experiment: Experiment) -> Task:
+    """The workload of an experiment.
+
+    Raises:
+        ConfigError: no such task, file, class or option.
+        DataError: its data are missing.
+    """
+    from jwins.tasks import make_task
+
+    config = experiment.task
+    if config.own is None:
+        return make_task(config.name, file=config.file, options=config.options, data=config.data)
+    if isinstance(config.own, type):
+        options = dict(config.options)
+        if config.data is not None:
+            options["data"] = config.data
+        task: Task = config.own(**options)
+        return task
+    own: Task = config.own
+    return own
+
+
+def build_topology(experiment: Experiment) -> Topology:
+    """The graphs of an experiment.
+
+    Raises:
+        ConfigError: there is no such graph.
+    """
+    from jwins.topology import make_topology
+
+    config = experiment.topology
+    if not isinstance(config, Settings):
+        return config
+    options = config.model_dump(exclude_none=True)
+    kind = options.pop("kind")
+    return make_topology(kind, options, num_nodes=experiment.nodes.count, seed=experiment.run.seed)
+
+
+def build_sharing(experiment: Experiment) -> Sharing[Any]:
+    """The sharing algorithm of an experiment.
+
+    Raises:
+        ConfigError: no such wavelet.
+    """
+    from jwins import sharing
+
+    config = experiment.sharing
+    match config:
+        case FullConfig():
+            return sharing.full(values=config.values)
+        case RandomKConfig():
+            return sharing.random_k(config.fraction, values=config.values)
+        case TopKConfig():
+            return sharing.top_k(config.fraction, accumulate=config.accumulate, values=config.values)
+        case ChocoConfig():
+            return sharing.choco(config.fraction, config.gamma, values=config.values)
+        case JwinsConfig():
+            cutoff: sharing.Cutoff
+            match config.cutoff:
+                case RandomCutoffConfig(fractions=fractions):
+                    cutoff = sharing.RandomCutoff(fractions)
+                case FixedCutoffConfig(fraction=fraction):
+                    cutoff = sharing.FixedCutoff(fraction)
+                case own:
+                    cutoff = own
+            return sharing.jwins(
+                cutoff=cutoff,
+                wavelet=config.wavelet,
+                levels=config.levels,
+                mode=config.mode,
+                score=config.score,
+                accumulate=config.accumulate,
+                dense_above=config.dense_above,
+                values=config.values,
+            )
+        case _:
+            return config
+
+
+def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
+    """Numbers of completed rounds at which all models are evaluated; 0 and the last are always among them."""
+    run = experiment.run
+    return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at})
+
+
+def build(
+    experiment: Experiment,
+    *,
+    folder: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Parts:
+    """Build everything an experiment names.
+
+    Args:
+        experiment: what to build.
+        folder: where the simulator writes; None keeps everything in memory.
+        on_progress: told after every step of the clock.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+    """
+    import torch
+
+    from jwins.engines.simulator import Compute, Faults, Links, Simulator
+    from jwins.rng import stream
+    from jwins.tasks.partition import make_partitioner
+    from jwins.train import Optimizer, Trainer
+    from jwins.wire.codec import codec
+
+    run, train, seed = experiment.run, experiment.train, experiment.run.seed
+    sharing, topology = build_sharing(experiment), build_topology(experiment)
+    wire = codec(experiment.wire.codec)
+    optimizer = Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state)
+    task = build_task(experiment)
+
+    partition = experiment.task.partition
+    if isinstance(partition, Settings):
+        options = partition.model_dump()
+        partition = make_partitioner(options.pop("kind"), options)
+    parts = partition.split(
+        num_samples=len(task.train),
+        num_nodes=experiment.nodes.count,
+        labels=task.partition_labels(),
+        keys=task.train.keys,
+        rng=stream(seed, "partition"),
+    )
+    samples: Tensor | None = None
+    if run.eval_samples != "all":
+        if run.eval_samples > len(task.test):
+            problem = f'the test set has {len(task.test)} samples; write at most as many, or "all"'
+            raise ConfigError("run.eval_samples", run.eval_samples, problem)
+        chosen = stream(seed, "evaluation").choice(len(task.test), run.eval_samples, replace=False)
+        chosen.sort()
+        samples = torch.from_numpy(chosen)
+
+    trainer = Trainer(
+        task,
+        parts,
+        seed=seed,
+        local_steps=train.local_steps,
+        batch_size=train.batch_size,
+        optimizer=optimizer,
+        buffers=train.buffers,
+        batching=train.batching,
+        device=run.device,
+        threads=run.threads,
+    )
+    resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
+    if train.batching == "auto":
+        resolved = resolved.changed({"train": {"batching": trainer.batching}})
+    initial = trainer.initial()
+    start = StartRow(
+        name=experiment.name,
+        digest=resolved.digest().hex(),
+        seed=seed,
+        num_nodes=experiment.nodes.count,
+        dim=len(initial),
+        neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
+        versions=_versions(),
+        machine=_machine(trainer.device),
+        fingerprints=_fingerprints(resolved, task, parts, initial, samples),
+        batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
+    )
+    simulator = Simulator(
+        trainer,
+        sharing,
+        wire,
+        topology,
+        rounds=run.rounds,
+        seed=seed,
+        digest=resolved.digest(),
+        start=start,
+        links=Links(experiment.links.uplink_mbps, experiment.links.latency_ms),
+        compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
+        faults=Faults(tuple(map(_fault, experiment.faults))),
+        eval_at=evaluation_rounds(experiment),
+        samples=samples,
+        deadline_s=run.deadline_s,
+        threads=run.threads,
+        folder=folder,
+        checkpoint_every=run.checkpoint_every,
+        on_progress=on_progress,
+    )
+    return Parts(resolved, task, parts, simulator, start)
+
+
+def _fault(config: CrashConfig | RejoinConfig | DropConfig | DelayConfig) -> Fault:
+    from jwins.engines.simulator import Fault
+
+    match config:
+        case CrashConfig() | RejoinConfig():
+            return Fault(config.kind, config.node, config.round)
+        case DropConfig():
+            return Fault("drop", config.sender, config.round, config.receiver)
+        case DelayConfig():
+            return Fault("delay", config.sender, config.round, config.receiver, config.seconds)
+
+
+def _fingerprints(
+    experiment: Experiment,
+    task: Task,
+    parts: Sequence[npt.NDArray[np.int64]],
+    initial: Tensor,
+    samples: Tensor | None,
+) -> dict[str, str]:
+    """Hashes of what must be the same for two runs to be like for like."""
+    from jwins.train import batch_indices
+
+    train = experiment.train
+    first_batches = [
+        batch_indices(
+            part,
+            seed=experiment.run.seed,
+            node=node,
+            round=0,
+            local_steps=train.local_steps,
+            batch_size=train.batch_size,
+        ).tobytes()
+        for node, part in enumerate(parts)
+    ]
+    targets = task.test.targets if samples is None else samples
+    return {
+        "model": _hash(initial.cpu().numpy().astype("<f4", copy=False).tobytes()),
+        "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in parts)),
+        "batches": _hash(f"{train.local_steps} x {train.batch_size}".encode(), *first_batches),
+        "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
+        "codec": experiment.wire.codec,
+    }
+
+
+def _hash(*pieces: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little") + piece)
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions
+
+
+def _machine(device: Any) -> dict[str, str]:
+    import torch
+
+    machine = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        machine["accelerator"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
+    """What full sharing of raw float32 would send: 4 bytes per parameter and recipient, mean over nodes.
+
+    Args:
+        experiment: its topology counts; faults do not.
+        dim: parameters per model.
+        rounds: how many.
+    """
+    topology = build_topology(experiment)
+    sends = sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)
+    return 4.0 * dim * sends / experiment.nodes.count
+
+
+# --- Run folders ------------------------------------------------------------------------------------------
+
+
+class FolderState(StrEnum):
+    """What a run folder holds of an experiment."""
+
+    ABSENT = "absent"
+    UNFINISHED = "unfinished"
+    COMPLETE = "complete"
+
+
+def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Experiment]:
+    """What is in ``folder``.
+
+    Args:
+        experiment: that is to be run there.
+        folder: may not exist.
+
+    Returns:
+        The state, and the experiment with what the earlier run resolved.
+
+    Raises:
+        ResumeError: the folder holds another experiment, or is not a run folder.
+    """
+    config = folder / "config.toml"
+    if not config.is_file():
+        if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ResumeError(
+                f"{folder}: not empty, and not a run folder (config.toml is missing); choose another run.folder"
+            )
+        return FolderState.ABSENT, experiment
+    stored = read_toml(config.read_text(encoding="utf-8"), str(config))
+    try:
+        batching, device = stored["train"]["batching"], stored["run"]["device"]
+        stored_digest = digest_of(stored)
+    except (KeyError, TypeError, AttributeError):
+        raise ResumeError(f"{config}: not the configuration of a run; choose another run.folder") from None
+    same = experiment
+    if experiment.train.batching == "auto":
+        same = same.changed({"train": {"batching": batching}})
+    if experiment.run.device == "auto":
+        same = same.changed({"run": {"device": device}})
+    if same.digest() != stored_digest:
+        difference = _difference(same.resolved(), stored)
+        raise ResumeError(
+            f"{folder}: holds another experiment ({difference}); choose another run.folder, or remove this one"
+        )
+    with contextlib.suppress(DataError):
+        if Record.read(folder).end is not None:
+            return FolderState.COMPLETE, same
+    return FolderState.UNFINISHED, same
+
+
+def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") -> str:
+    """The first key in which two experiments differ, for people."""
+    for key in [*mine, *(key for key in stored if key not in mine)]:
+        here = f"{path}.{key}" if path else key
+        if here in ("name", "run.folder", "run.threads", "run.checkpoint_every", "task.data"):
+            continue
+        a, b = mine.get(key), stored.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := _difference(a, b, here):
+                return found
+        elif a != b and (list(a) if isinstance(a, tuple) else a) != b and key not in ("file", "path"):
+            return f"{here} = {b!r} there, {a!r} here"
+    return ""
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResumeError(f"{folder}: another process is running this experiment here") from None
+        yield
+
+
+# --- Running ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run measured, read from its folder.
+
+    Attributes:
+        experiment: as resolved.
+        folder: the run folder.
+        status: ``finished``, ``diverged`` or ``interrupted``.
+        record: the typed rows.
+        was_complete: whether nothing had to be done, because the run was complete before.
+
+    Example::
+
+        result = jwins.simulate(jwins.Experiment(name="tiny"))
+        frame = pandas.DataFrame(result.rows)
+        frame.plot(x="bytes_per_node", y="accuracy_mean")
+    """
+
+    experiment: Experiment
+    folder: Path
+    status: str
+    record: Record
+    was_complete: bool = False
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict per evaluation: ``round``, ``time_s``, ``accuracy_mean``, ``bytes_total``, ..."""
+        return flat_rows(self.record)
+
+    @property
+    def edges(self) -> list[dict[str, int]]:
+        """Bytes over the whole run for each directed edge; empty for an interrupted run."""
+        if self.record.end is None:
+            return []
+        return [
+            {
+                "source": edge.source,
+                "target": edge.target,
+                "bytes_total": edge.bytes.total,
+                "bytes_positions": edge.bytes.positions,
+                "bytes_values": edge.bytes.values,
+                "bytes_header": edge.bytes.header,
+                "bytes_key": edge.bytes.key,
+                "bytes_control": edge.bytes.control,
+            }
+            for edge in self.record.end.traffic
+        ]
+
+    @property
+    def sha256(self) -> str | None:
+        """Of all final parameters, hex; None for an interrupted run."""
+        return None if self.record.end is None else self.record.end.sha256
+
+    def parameters(self, node: int) -> dict[str, Tensor]:
+        """A node's final tensors by name.
+
+        Raises:
+            DataError: the run has no final model of that node.
+        """
+        from safetensors.torch import load_file
+
+        path = self.folder / "final" / f"node-{node}.safetensors"
+        if not path.is_file():
+            raise DataError(f"{path}: no final model of node {node}; the run is {self.status}")
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
+
+    def model(self, node: int) -> nn.Module:
+        """A node's final model.
+
+        Raises:
+            DataError: the run has no final model of that node.
+        """
+        import torch
+
+        tensors = self.parameters(node)
+        task = build_task(self.experiment)
+        with torch.random.fork_rng(devices=[]):
+            model = task.model()
+        # Not strict: tied parameters are stored once.
+        unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+        if unexpected:
+            raise DataError(
+                f"{self.folder}: the task's model has no {unexpected[0]}; it has changed since the run"
+            )
+        return model.eval()
+
+
+def simulate(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Run an experiment in its folder.
+
+    Args:
+        experiment: what to run; ``experiment.folder`` is where.
+        resume: go on from the newest checkpoint; from the start if there is none yet; and if the run is
+            complete, only read it.
+        progress: told after every step of the virtual clock.
+
+    Returns:
+        What was measured. Ctrl-C leaves a checkpoint and returns with status ``interrupted``.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+        ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
+    """
+    folder = experiment.folder
+    state, experiment = folder_state(experiment, folder)
+    if state is not FolderState.ABSENT and not resume:
+        raise ResumeError(
+            f"{folder}: this experiment is {state.value} there; "
+            + (
+                "read it with --resume (resume=True), "
+                if state is FolderState.COMPLETE
+                else "go on with --resume (resume=True), "
+            )
+            + "choose another run.folder, or remove it"
+        )
+    if state is FolderState.COMPLETE:
+        record = Record.read(folder)
+        assert record.end is not None
+        return Result(experiment, folder, record.end.status, record, was_complete=True)
+
+    parts = build(experiment, folder=folder, on_progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if state is FolderState.ABSENT:
+            write_atomically(folder / "config.toml", parts.experiment.to_toml(folder).encode())
+        going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
+        if not going_on:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+        outcome = parts.simulator.run(resume=going_on)
+    return Result(parts.experiment, folder, outcome.status, Record.read(folder))
