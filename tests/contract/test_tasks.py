@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import pickle
 import re
+import shutil
 import sys
 import urllib.error
 import zipfile
@@ -34,12 +36,12 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
 
     def unreachable(*args: object, **options: object) -> None:
         raise ConnectionError("the network is unreachable")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
     monkeypatch.setattr("urllib.request.urlopen", lambda *a, **o: unreachable())
 
 
@@ -456,21 +458,33 @@ class TestWithoutData:
 
 
 def test_hub_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
+    hub = pytest.importorskip("huggingface_hub")
     cifar10_files(tmp_path / "hub")
-    load, asked = datasets.load_dataset, []
+    asked = []
 
-    def hub(repo: str, *, cache_dir: str) -> Any:
-        asked.append(repo)
-        files = {s: str(tmp_path / f"hub/plain_text/{s}-00000-of-00001.parquet") for s in ("train", "test")}
-        return load("parquet", data_files=files, cache_dir=cache_dir).cast_column("img", datasets.Image())
+    def download(repo: str, *, local_dir: Path, **options: object) -> None:
+        asked.append((repo, options))
+        shutil.copytree(tmp_path / "hub", local_dir, dirs_exist_ok=True)
+        if len(asked) == 1:
+            next(local_dir.rglob("test*")).unlink()
+            raise ConnectionError("broken off")
 
-    monkeypatch.setattr(datasets, "load_dataset", hub)
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    with pytest.raises(DataError, match=r"failed \(broken off\)"):
+        make_task("cifar10")
     downloaded, again = make_task("cifar10"), make_task("cifar10")
-    assert asked == ["uoft-cs/cifar10"]
+    assert asked == 2 * [("uoft-cs/cifar10", {"repo_type": "dataset", "allow_patterns": "*.parquet"})]
     assert equal(downloaded.train, make_task("cifar10", data=tmp_path / "hub").train)
     assert equal(downloaded.train, again.train)
-    assert not list(tmp_path.rglob("partial-*"))
+    assert not list(tmp_path.rglob("*partial*"))
+
+
+def test_the_hub_is_asked_as_it_understands() -> None:
+    """The stand-in above takes any argument; the real function must know these."""
+    hub = pytest.importorskip("huggingface_hub")
+    known = inspect.signature(hub.snapshot_download).parameters
+    assert {"repo_id", "repo_type", "allow_patterns", "local_dir"} <= set(known)
+    assert next(iter(known)) == "repo_id"
 
 
 def zipped(path: Path, member: str, text: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor, nn
 
 from jwins.tasks.base import Dataset, Task
@@ -55,8 +56,11 @@ class Cifar10(Task):
 
 
 def _read(files: Mapping[str, Sequence[Path]]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for split in ("train", "test"):
-        tensors[f"{split}_labels"] = labels_of("cifar10", files[split], "label", _CLASSES)
-        tensors[f"{split}_images"] = decode_images("cifar10", files[split], "img", mode="RGB", size=(32, 32))
+        labels = labels_of("cifar10", files[split], "label", _CLASSES)
+        images = decode_images(
+            "cifar10", files[split], "img", np.arange(len(labels)), mode="RGB", size=(32, 32)
+        )
+        tensors |= {f"{split}_labels": labels, f"{split}_images": images}
     return tensors

@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from jwins.errors import ConfigError
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
+from jwins.tasks.source import SPLIT_SEED
 
-__all__ = ["SPLIT_SEED", "Digits"]
-
-SPLIT_SEED = 20230718
-"""Seed of the division into 1,437 training and 360 test samples, the same in every experiment."""
+__all__ = ["Digits"]
 
 _TEST_EVERY = 5
 """One sample in five is for testing."""

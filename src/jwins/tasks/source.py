@@ -7,6 +7,7 @@ platform keeps such things, or at ``$JWINS_DATA``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
@@ -145,7 +146,10 @@ def zip_member(task: str, url: str, member: str) -> Path:
             content = opened.read(member)
     except (zipfile.BadZipFile, KeyError) as error:
         raise DataError(f"{task}: {url} is not the expected archive ({error}); {remedy}") from error
-    _write_whole(path, lambda partial: partial.write_bytes(content))
+    try:
+        _write_whole(path, lambda partial: partial.write_bytes(content))
+    except OSError as error:
+        raise DataError(f"{task}: {path} cannot be written ({error}); set JWINS_DATA, or {remedy}") from error
     return path
 
 
@@ -174,27 +178,29 @@ def _all_shards(files: list[Path]) -> list[Path]:
 
 
 def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> None:
+    """Fetch a data set's files as they are: :func:`datasets.load_dataset` would keep two copies more."""
     remedy = f"{_what_to_get(repo, splits)} into a folder that you name with --data"
     try:
-        import datasets
+        import huggingface_hub  # comes with `datasets`
     except ImportError as error:
         raise DataError(
             f"{task}: no data, and the download needs an extra: pip install 'jwins[hf]'; or {remedy}"
         ) from error
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="partial-", dir=folder.parent) as partial:
-        try:
-            loaded = datasets.load_dataset(repo, cache_dir=f"{partial}/arrow")  # checks sizes, shows progress
-            complete = Path(partial) / "complete"
-            complete.mkdir()
-            for split, rows in loaded.items():
-                rows.to_parquet(str(complete / f"{split}-00000-of-00001.parquet"))
-        except Exception as error:  # of the many libraries below `datasets`, each raises its own kinds
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(
-                f"{task}: no data, and the download of {repo} failed ({reason}); {remedy}"
-            ) from error
-        complete.rename(folder)
+    partial = folder.with_name(
+        f"{folder.name}.partial"
+    )  # stays after a failure, and the next attempt goes on there
+    try:
+        huggingface_hub.snapshot_download(  # shows progress, checks sizes
+            repo, repo_type="dataset", allow_patterns="*.parquet", local_dir=partial
+        )
+    except Exception as error:  # of several libraries, which each raise their own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{task}: no data, and the download of {repo} failed ({reason}); {remedy}") from error
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was faster
+            raise
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -240,20 +246,20 @@ def decode_images(
     task: str,
     files: Sequence[Path],
     column: str,
+    rows: npt.NDArray[np.int64],
     *,
     mode: str,
     size: tuple[int, int],
-    rows: npt.NDArray[np.int64] | None = None,
 ) -> Tensor:
-    """A column of encoded images of parquet files as one tensor.
+    """Some encoded images of parquet files as one tensor.
 
     Args:
         task: the workload's name, for messages.
         files: parquet files whose ``column`` holds ``{"bytes": ..., "path": ...}``, as the hub stores images.
         column: the column's name.
+        rows: (n,) increasing row numbers, counted through all files.
         mode: ``"RGB"`` or ``"L"`` (grey).
         size: (height, width); other images are resized (bicubic).
-        rows: increasing row numbers, counted through all files; None decodes all.
 
     Returns:
         (n, 3 or 1, height, width) uint8.
@@ -262,21 +268,19 @@ def decode_images(
         DataError: a file is damaged, lacks the column, or holds an image that cannot be decoded.
     """
     height, width = size
-    parts = [np.empty((0, height, width, len(mode)), dtype=np.uint8)]
+    images = np.empty((len(rows), len(mode), height, width), dtype=np.uint8)
     first = 0
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
         for batch in read_rows(task, files, (column,)):
             cells = batch[column]
-            if rows is None:
-                wanted = cells
-            else:
-                lo, hi = np.searchsorted(rows, (first, first + len(cells)))
-                wanted = [cells[row - first] for row in rows[lo:hi]]
+            lo, hi = np.searchsorted(rows, (first, first + len(cells)))
+            wanted = [cells[row - first] for row in rows[lo:hi]]
+            for place, pixels in enumerate(
+                pool.map(lambda c: _decode(task, c, mode, width, height), wanted), lo
+            ):
+                images[place] = pixels
             first += len(cells)
-            if wanted:
-                images = list(pool.map(lambda cell: _decode(task, cell, mode, width, height), wanted))
-                parts.append(np.stack(images).reshape(-1, height, width, len(mode)))
-    return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts).transpose(0, 3, 1, 2)))
+    return torch.from_numpy(images)
 
 
 def _decode(task: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -289,8 +293,8 @@ def _decode(task: str, cell: Any, mode: str, width: int, height: int) -> npt.NDA
             image = opened.convert(mode)
             if image.size != (width, height):
                 image = image.resize((width, height))
-            return np.asarray(image, dtype=np.uint8)
-    except (OSError, TypeError, KeyError, ValueError) as error:
+            return np.asarray(image, dtype=np.uint8).reshape(height, width, len(mode)).transpose(2, 0, 1)
+    except (OSError, TypeError, KeyError, ValueError, SyntaxError) as error:  # Pillow's way to say "not a PNG"
         raise DataError(f"{task}: an image cannot be decoded ({error}); get the files again") from error
 
 
@@ -342,7 +346,7 @@ def images_by_owner(
     tensors = {}
     for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
         rows = kept[chosen]
-        tensors[f"{split}_images"] = decode_images(task, files, image, mode=mode, size=size, rows=rows)
+        tensors[f"{split}_images"] = decode_images(task, files, image, rows, mode=mode, size=size)
         tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
         tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
     return tensors
@@ -362,8 +366,7 @@ def decoded_once(
     key = hashlib.blake2b(f"{_DECODER} {options!r}".encode(), digest_size=16)
     for split, paths in sorted(files.items()):
         for path in paths:
-            with path.open("rb") as opened:
-                key.update(split.encode() + hashlib.file_digest(opened, "blake2b").digest())
+            key.update(f"{split} {_content_hash(path)}".encode())
     path = cache_folder() / "decoded" / f"{task}-{key.hexdigest()}.safetensors"
     if path.is_file():
         try:
@@ -376,6 +379,20 @@ def decoded_once(
     except OSError as error:
         _log.warning("decoded images are not kept: %s", error)
     return tensors
+
+
+def _content_hash(path: Path) -> str:
+    """Hash of a file's content, kept by name, size and time of change: CelebA is 12 GB to read."""
+    stat = path.stat()
+    seen = hashlib.blake2b(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=16)
+    kept = cache_folder() / "hashes" / seen.hexdigest()
+    with contextlib.suppress(OSError):
+        return kept.read_text(encoding="ascii")
+    with path.open("rb") as opened:
+        found = hashlib.file_digest(opened, "blake2b").hexdigest()
+    with contextlib.suppress(OSError):
+        _write_whole(kept, lambda partial: partial.write_text(found, encoding="ascii"))
+    return found
 
 
 # --- natural owners ------------------------------------------------------------------------------------
