@@ -1,1 +1,36 @@
-"""Decentralized learning that sends a fraction of the bytes."""
+"""Decentralized learning that sends a fraction of the bytes.
+
+>>> import jwins
+>>> experiment = jwins.load("digits", ["run.rounds=50"])
+>>> experiment.run.rounds
+50
+
+``jwins.simulate(experiment)`` runs it. Algorithms are in :mod:`jwins.sharing`, settings in
+:mod:`jwins.experiment`, comparisons in :mod:`jwins.compare`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jwins.experiment import Experiment, load
+    from jwins.run import Result, simulate
+
+__all__ = ["Experiment", "Result", "__version__", "load", "simulate"]
+
+_HOMES = {"Experiment": "experiment", "load": "experiment", "Result": "run", "simulate": "run"}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for when it is asked for: importing the package does not import torch."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"jwins.{_HOMES[name]}"), name)
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("jwins")
+    raise AttributeError(f"module 'jwins' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -291,7 +291,7 @@ class TrainConfig(Settings):
     batch_size: Count = Field(default=8, description="samples per step")
     optimizer: OptimizerConfig = OptimizerConfig()
     optimizer_state: Literal["keep", "reset"] = Field(
-        default="reset",
+        default="keep",
         description="whether momenta live on from round to round or start anew",
     )
     buffers: Literal["local", "shared"] = Field(

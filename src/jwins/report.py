@@ -423,6 +423,7 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     axes_of = [
         _Axis("rounds", lambda record: [float(row.round) for row in record.evaluations]),
@@ -444,7 +445,9 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
             panel.set_xlabel(axis.label)
             if axis.log:
                 panel.set_xscale("log")
+                panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
                 panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                panel.xaxis.set_minor_formatter(NullFormatter())
             else:
                 panel.set_xlim(left=0)
         panels[0].set_ylabel(f"{metric} in %, mean over nodes" if percent else f"{metric}, mean over nodes")
@@ -457,7 +460,7 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
             loc="upper left",
             bbox_to_anchor=(0.045, 0.93 if title else 1.0),
             ncols=math.ceil(len(names) / rows) if rows else 1,
-            handlelength=2.4,
+            handlelength=3.0,
             columnspacing=1.8,
         )
         if title:
@@ -534,10 +537,11 @@ def _draw(
     if len(y) > 1:
         panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.16, linewidth=0)
     mean = y.mean(axis=0)
+    diverged = any(record.end is not None and record.end.status == "diverged" for record in group.records)
     panel.plot(
         x,
         mean,
-        label=group.name,
+        label=f"{group.name} (diverged)" if diverged else group.name,
         markevery=[len(x) - 1],
         markersize=6.5,
         markeredgecolor="white",
@@ -546,7 +550,7 @@ def _draw(
         zorder=3,
         **style,
     )
-    if any(record.end is not None and record.end.status == "diverged" for record in group.records):
+    if diverged:
         panel.plot(x[-1:], mean[-1:], marker="x", color=style["color"], markersize=11, mew=2.5, zorder=4)
     return [float(mean[-1])]
 
@@ -554,16 +558,15 @@ def _draw(
 def _draw_target(panel: Axes, target: Target, percent: bool, *, named: bool) -> None:
     y = target.value * (100.0 if percent else 1.0)
     panel.axhline(y, color="#777777", linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    if named:
-        text = f"target {y:.1f} %" if percent else f"target {y:.4g}"
+    if named:  # on the left, on the side away from the curves, which come from the other
         panel.annotate(
-            text,
-            (1, y),
+            f"target {y:.1f} %" if percent else f"target {y:.4g}",
+            (0, y),
             xycoords=("axes fraction", "data"),
-            xytext=(-2, -4),
+            xytext=(5, -3 if target.lower_is_better else 3),
             textcoords="offset points",
-            ha="right",
-            va="top",
+            ha="left",
+            va="top" if target.lower_is_better else "bottom",
             fontsize=9,
             color="#555555",
         )

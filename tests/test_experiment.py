@@ -1,0 +1,375 @@
+"""Experiments as settings: TOML and Python say the same, and errors name path, value and remedy."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jwins import experiment as e
+from jwins.errors import ConfigError
+from jwins.experiment import Experiment, bundled, digest_of, load
+from jwins.run import build_sharing, build_task, build_topology, evaluation_rounds
+from jwins.settings import Settings, keys_of, merge, parse_overrides, read_toml, write_toml
+
+BUNDLED_RUNS = [name for name in bundled() if not name.endswith("compare")]
+
+
+# --- Errors -----------------------------------------------------------------------------------------------
+
+WRONG: list[tuple[list[str], str]] = [
+    (
+        ["sharing.cutoff.fractions=[0.1, 0.2, 1.4]"],
+        "sharing.cutoff.fractions[2] = 1.4: expected a fraction in (0, 1]; did you mean 0.14?",
+    ),
+    (
+        ["sharing.kind=random_k", "sharing.fraction=30"],
+        "sharing.fraction = 30: expected a fraction in (0, 1]; did you mean 0.3?",
+    ),
+    (
+        ["sharing.kind=jwin"],
+        "sharing.kind = 'jwin': unknown kind; did you mean \"jwins\"? kinds: full, random_k, top_k, choco,",
+    ),
+    (["run.round=3"], 'run.round = 3: unknown key; did you mean "rounds"?'),
+    (["rounds=3"], 'rounds = 3: unknown key here; did you mean "run.rounds"?'),
+    (["task.colour=red"], "task.colour = 'red': unknown key; known here: name, file,"),
+    (["run.rounds='3'"], "run.rounds = '3': expected a whole number; write 3 without quotes"),
+    (["run.rounds=3.0"], "run.rounds = 3.0: expected a whole number; write 3"),
+    (["run.rounds=0"], "run.rounds = 0: expected a whole number of at least 1"),
+    (["run.seed=true"], "run.seed = True: expected a whole number"),
+    (["run.seed=9223372036854775808"], "expected a signed 64-bit number in [-2^63, 2^63]"),
+    (["run.deadline_s=nan"], "run.deadline_s = nan: expected a time above 0"),
+    (["links.latency_ms=inf"], "links.latency_ms = inf: expected a time of at least 0"),
+    (["topology=ring"], "topology = 'ring': expected a table; write topology = { kind = \"ring\" }"),
+    (["topology.kind=torus", "topology.row=3"], 'topology.row = 3: unknown key; did you mean "rows"?'),
+    (
+        ["task.partition.alpha=3"],
+        'task.partition.alpha = 3: this key is for kind = "dirichlet"; known here: kind, shards_per_node',
+    ),
+    (["sharing.kind=choco"], "sharing.fraction = <missing>: required"),
+    (["sharing.kind=choco"], "sharing.gamma = <missing>: required"),
+    (["train.batching=stack"], 'expected "auto", "loop" or "stacked"; did you mean "stacked"?'),
+    (["train.optimizer.lr=-1"], "train.optimizer.lr = -1: expected a learning rate above 0"),
+    (["links.uplink_mbps=[1, 2]"], "links.uplink_mbps = [1.0, 2.0]: 2 numbers for 16 nodes"),
+    (["links.uplink_mbps=[1, -2]"], "links.uplink_mbps[1] = -2: expected a rate in Mbit/s above 0"),
+    (["links.uplink_mbps=fast"], "links.uplink_mbps = 'fast': expected a number"),
+    (["run.eval_samples=some"], 'expected a number of samples of at least 1, or "all"'),
+    (["run.eval_at=[300]"], "run.eval_at[0] = 300: the run ends after run.rounds = 200"),
+    (
+        ["faults=[{kind='drop', sender=1, round=2}]"],
+        "run.deadline_s = <missing>: required when frames are dropped",
+    ),
+    (["faults=[{kind='crash', node=16, round=2}]"], "faults[0].node = 16: there are nodes 0 to 15"),
+    (["faults=[{kind='drap'}]"], "faults[0].kind = 'drap': unknown kind; did you mean \"drop\"?"),
+    (["faults=[{node=1}]"], "faults[0].kind = <missing>: required, one of: crash, rejoin, drop, delay"),
+    (["name=a/b"], "name = 'a/b': expected a name that can be a folder's name"),
+    (["nodes=3"], "nodes = 3: expected a table"),
+    (
+        ["sharing.cutoff={kind='random', fractions=[]}"],
+        "sharing.cutoff.fractions = []: expected at least one entry",
+    ),
+    (["sharing.wavelet=3"], "sharing.wavelet = 3: expected a text in quotes"),
+    (["task.file=my_task.py"], "expected file and class"),
+    (["task.own=x"], "task.own = 'x': a task object comes from Python only"),
+    (["rounds"], "--set = 'rounds': expected KEY=VALUE"),
+    (["run=3", "run.rounds=4"], "run was set to 3 before"),
+    (["sharing.kind=object"], "was a Python object in the run that wrote this"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), WRONG, ids=[" ".join(o)[:40] for o, _ in WRONG])
+def test_error_names_path_value_and_remedy(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("digits", overrides)
+    assert message in str(caught.value)
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("digits", ["run.threads=0", "nodes.count=x"])
+    assert {line.partition(" = ")[0] for line in str(caught.value).splitlines()} == {
+        "run.threads",
+        "nodes.count",
+    }
+    assert caught.value.path in ("run.threads", "nodes.count")
+
+
+def test_errors_from_python_are_the_same() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^fraction = 1.5: expected a fraction in \(0, 1\]; did you mean 0.15\?"
+    ):
+        e.RandomKConfig(fraction=1.5)
+    with pytest.raises(ConfigError, match=r"^sharing.fraction = 1.5"):
+        Experiment(sharing={"kind": "random_k", "fraction": 1.5})  # type: ignore[arg-type]
+
+
+def test_toml_syntax_errors_name_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text('name = "x"\n[run]\nrounds 5\n')
+    with pytest.raises(ConfigError, match=r"broken.toml, line 3 = 'rounds 5': not TOML: Expected '='"):
+        load(path)
+
+
+def test_unknown_experiments_are_guessed_and_listed() -> None:
+    with pytest.raises(ConfigError, match=r"neither a file nor .*; did you mean \"digits\"\? bundled: digits"):
+        load("digit")
+    with pytest.raises(ConfigError, match="no such file"):
+        load("nowhere.toml")
+    with pytest.raises(ConfigError, match="jwins compare"):
+        load("digits-compare")
+
+
+def test_error_says_which_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[run]\nrounds = 0\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert caught.value.__notes__ == [f"in {path}"]
+
+
+# --- Round trips ------------------------------------------------------------------------------------------
+
+EVERYTHING = [
+    "task.partition={kind='dirichlet', alpha=0.1}",
+    "task.options={model='cnn'}",
+    "topology={kind='small_world', degree=4, rewire=0.2, dynamic=true}",
+    "train.optimizer={kind='adamw', lr=0.001, weight_decay=0.01, betas=[0.9, 0.99]}",
+    "links.uplink_mbps=[1, 2, 3, 4]",
+    "nodes.count=4",
+    "run.eval_at=[1, 3]",
+    "run.deadline_s=2.5",
+    "faults=[{kind='drop', sender=1, round=2}, {kind='delay', sender=0, receiver=1, round=3, seconds=0.5}]",
+    "sharing.wavelet=none",
+]
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], EVERYTHING, ["sharing.kind=full"]], ids=["plain", "everything", "full"]
+)
+def test_resolved_toml_reads_back_as_the_same_experiment(overrides: list[str], tmp_path: Path) -> None:
+    first = load("digits", overrides)
+    path = tmp_path / "config.toml"
+    path.write_text(first.to_toml(tmp_path))
+    second = load(path)
+    assert second.digest() == first.digest()
+    assert second.resolved() == first.resolved()
+    assert second.changed({}) == second
+
+
+def test_paths_are_relative_to_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sub").mkdir()
+    path = tmp_path / "sub" / "mine.toml"
+    path.write_text('[task]\nfile = "t.py:T"\ndata = "d"\n[topology]\nkind = "edge_list"\npath = "g.txt"\n')
+    monkeypatch.chdir(tmp_path)
+    experiment = load(path)
+    assert experiment.task.file == f"{tmp_path / 'sub' / 't.py'}:T"
+    assert experiment.task.data == tmp_path / "sub" / "d"
+    written = tomllib.loads(experiment.to_toml(tmp_path / "runs" / "x"))
+    assert written["task"]["file"] == "../../sub/t.py:T"
+    assert written["topology"]["path"] == "../../sub/g.txt"
+    assert load(path, ["task.data=e"]).task.data == tmp_path / "e"
+
+
+@given(
+    st.recursive(
+        st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_toml_writer_is_read_back_by_tomllib(value: Any) -> None:
+    tables = {"plain": value, "table": {"inner": value}, "array": [{"a": value}, {"b": 1}]}
+    assert tomllib.loads(write_toml(tables)) == tables
+
+
+def test_toml_lines_keep_every_kind_of_space() -> None:
+    assert read_toml(write_toml({"a": '\n\t\x7f\x85\u2028\\"'}), "x") == {"a": '\n\t\x7f\x85\u2028\\"'}
+
+
+# --- Merging and overriding -------------------------------------------------------------------------------
+
+
+def test_table_of_another_kind_takes_the_place_of_the_first() -> None:
+    experiment = load("digits", ["sharing.gamma=0.3", "sharing.kind=choco", "sharing.fraction=0.2"])
+    assert experiment.sharing == e.ChocoConfig(fraction=0.2, gamma=0.3)
+    assert merge({"s": {"kind": "a", "x": 1}}, {"s": {"kind": "a", "y": 2}}) == {
+        "s": {"kind": "a", "x": 1, "y": 2}
+    }
+
+
+def test_own_task_takes_the_place_of_a_named_one() -> None:
+    experiment = load("digits", ["task.file=my_task.py:MyTask"])
+    assert experiment.task.name is None
+    assert str(experiment.task.file).endswith("my_task.py:MyTask")
+
+
+def test_override_values_are_toml_or_text() -> None:
+    assert parse_overrides(["a.b=1", "a.c=x y", "a.d=[1]", 'a.e="1"', "a.f=", "a.g=a=b"]) == {
+        "a": {"b": 1, "c": "x y", "d": [1], "e": "1", "f": "", "g": "a=b"}
+    }
+
+
+# --- Digest -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        ("run.threads=2", True),
+        ("run.folder=elsewhere", True),
+        ("run.checkpoint_every=1", True),
+        ("name=other", True),
+        ("task.data=somewhere", True),
+        ("run.seed=2", False),
+        ("run.rounds=201", False),
+        ("run.eval_every=7", False),
+        ("sharing.levels=3", False),
+        ("links.latency_ms=21", False),
+        ("train.optimizer.momentum=0.9", False),
+        ("wire.codec=raw", False),
+    ],
+)
+def test_digest_covers_what_affects_results(override: str, same: bool) -> None:
+    assert (load("digits", [override]).digest() == load("digits").digest()) is same
+
+
+def test_digest_is_eight_bytes_and_stable() -> None:
+    experiment = load("digits")
+    assert len(experiment.digest()) == 8
+    assert digest_of(experiment.resolved()) == experiment.digest()
+    assert experiment.digest() == pickle.loads(pickle.dumps(experiment)).digest()
+
+
+# --- Python says what TOML says ---------------------------------------------------------------------------
+
+
+def test_settings_have_the_constructors_names_and_defaults() -> None:
+    """TOML keys are the constructors' argument names, and leaving one out means the same in both."""
+    from jwins import sharing, topology
+    from jwins.engines import simulator
+    from jwins.tasks import partition
+    from jwins.wire.codec import CODECS
+
+    def same(config: type[Settings], target: Any, skip: tuple[str, ...] = ()) -> None:
+        for name, parameter in inspect.signature(target).parameters.items():
+            if name in skip or name.startswith("_"):
+                continue
+            field = config.model_fields[name]
+            if parameter.default is inspect.Parameter.empty:
+                assert field.is_required(), (config, name)
+            elif name != "cutoff":
+                assert field.get_default() == parameter.default, (config, name)
+        assert set(config.model_fields) - {"kind"} <= set(inspect.signature(target).parameters)
+
+    same(e.FullConfig, sharing.full)
+    same(e.RandomKConfig, sharing.random_k)
+    same(e.TopKConfig, sharing.top_k)
+    same(e.ChocoConfig, sharing.choco)
+    same(e.JwinsConfig, sharing.jwins)
+    assert e.RandomCutoffConfig().fractions == sharing.PAPER_FRACTIONS
+    same(e.LinksConfig, simulator.Links)
+    same(e.ComputeConfig, simulator.Compute)
+    for configs, classes in (
+        (get_args(get_args(e._TopologyTable)[0]), topology.TOPOLOGIES),
+        ((e.IidConfig, e.ShardsConfig, e.DirichletConfig, e.ByKeyConfig), partition.PARTITIONERS),
+    ):
+        by_kind = {config.model_fields["kind"].default: config for config in configs}
+        assert list(by_kind) == list(classes)
+        for kind, cls in classes.items():
+            arguments = [f for f in fields(cls) if f.init and f.name not in ("num_nodes", "seed")]  # type: ignore[arg-type]
+            assert {f.name for f in arguments} == set(by_kind[kind].model_fields) - {"kind"}
+    assert set(get_args(e.WireConfig.model_fields["codec"].annotation)) == set(CODECS)
+
+
+def test_objects_may_stand_for_tables() -> None:
+    from jwins.sharing import FixedCutoff, jwins, top_k
+    from jwins.tasks.digits import Digits
+    from jwins.tasks.partition import Iid
+    from jwins.topology import Ring
+
+    algorithm = top_k(0.25)
+    experiment = Experiment(
+        task=e.TaskConfig(own=Digits, options={"model": "cnn"}, partition=Iid()),
+        nodes=e.NodesConfig(count=4),
+        topology=Ring(4),
+        sharing=algorithm,
+    )
+    assert build_sharing(experiment) is algorithm
+    assert build_topology(experiment) == Ring(4)
+    assert isinstance(build_task(experiment), Digits)
+    assert experiment.resolved()["sharing"] == {"kind": "object", "object": repr(algorithm)}
+    assert experiment.resolved()["task"]["own"] == "jwins.tasks.digits.Digits"
+    assert experiment.changed({"run": {"seed": 2}}).sharing is algorithm
+    assert experiment.digest() != experiment.changed({"sharing": {"kind": "full"}}).digest()
+    own_cutoff = Experiment(sharing=e.JwinsConfig(cutoff=FixedCutoff(0.5)))
+    assert build_sharing(own_cutoff) == jwins(cutoff=FixedCutoff(0.5))
+    assert build_sharing(own_cutoff.changed({"run": {"seed": 2}})) == jwins(cutoff=FixedCutoff(0.5))
+
+
+@pytest.mark.parametrize("kind", ["full", "random_k", "top_k", "choco", "jwins"])
+def test_every_kind_of_sharing_is_built(kind: str) -> None:
+    given = {
+        "random_k": {"fraction": 0.3},
+        "top_k": {"fraction": 0.3},
+        "choco": {"fraction": 0.3, "gamma": 0.5},
+    }
+    experiment = Experiment(sharing={"kind": kind, "values": "bfloat16", **given.get(kind, {})})  # type: ignore[arg-type]
+    assert build_sharing(experiment).values == "bfloat16"  # type: ignore[attr-defined]
+
+
+def test_no_wavelet_can_be_said_in_both() -> None:
+    assert build_sharing(Experiment(sharing=e.JwinsConfig(wavelet=None))).transform is None  # type: ignore[attr-defined]
+    assert build_sharing(load("digits", ["sharing.wavelet=none"])).transform is None  # type: ignore[attr-defined]
+
+
+def test_start_and_end_are_always_evaluated() -> None:
+    run = e.RunConfig(rounds=25, eval_every=10, eval_at=(3,))
+    assert evaluation_rounds(Experiment(run=run)) == {0, 3, 10, 20, 25}
+
+
+@pytest.mark.parametrize("name", BUNDLED_RUNS)
+def test_bundled_experiments_load(name: str) -> None:
+    assert load(name).name == name
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parents[1].glob("experiments/*.toml")), ids=lambda p: p.name
+)
+def test_example_files_load(path: Path) -> None:
+    from jwins.compare import load_comparison
+
+    if "[[variants]]" in path.read_text(encoding="utf-8"):
+        load_comparison(path)
+    else:
+        load(path)
+
+
+def test_package_is_imported_without_torch() -> None:
+    code = "import sys, jwins; jwins.load('digits'); jwins.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# --- Documentation ----------------------------------------------------------------------------------------
+
+
+def test_every_key_has_a_meaning_and_is_documented() -> None:
+    from jwins.compare import CompareConfig, VariantTable
+
+    text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    for key in [*keys_of(Experiment), *keys_of(CompareConfig, "compare"), *keys_of(VariantTable, "variants")]:
+        assert key.meaning, key
+        default = f"`{key.default}`" if key.default else ""
+        cells = [f"`{key.path}`", key.when, key.type, default, key.meaning]
+        line = f"| {' | '.join(cells)} |".replace("|  |", "| |")
+        assert line in text, f"docs/experiments.md lacks:\n{line}"
