@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import networkx as nx
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jwins.topology import Graph, OnePeerExponential, Regular, Ring, SmallWorld, Topology, Torus
@@ -60,6 +60,7 @@ def random_topologies(draw: st.DrawFn) -> tuple[Topology, int | None]:
     return SmallWorld(n, degree, rewire, dynamic, seed), None
 
 
+@settings(deadline=None)  # redrawing until connected takes as long as it takes
 @given(random_topologies(), rounds)
 def test_random_topologies(drawn: tuple[Topology, int | None], round: int) -> None:
     topology, degree = drawn
