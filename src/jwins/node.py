@@ -10,11 +10,15 @@ every engine, and drivers may call different nodes' ``handle`` from several thre
                              |                                          v
                              +--- Train <-- RequestKey? Evaluate? Checkpoint? <-- [merge]
                                                                         |
-                                        DONE <-- last round, or Stop ---+      FAILED <-- not finite
+                                        DONE <-- last round, or Stop ---+      FAILED <-- diverged
 
 A node waits for the frames of all neighbours of the round that are up. A neighbour that is missing at the
 deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier
 rounds are handed to the next merge with weight 0, which algorithms that remember their peers use.
+
+A neighbour that does not hold this node's replica, be it new, back or asking, gets the key *in place of* the
+next update. A key sent beside the updates could be overtaken by one that builds upon it, round after round, and
+the neighbour would never catch up; this way it is the very frame that the neighbour waits for.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from jwins.wire.codec import Codec
 from jwins.wire.frame import Frame, KeyRequest, Packed, pack
 
 __all__ = [
+    "LARGEST_PARAMETER",
     "MAX_ROUNDS_AHEAD",
     "Checkpoint",
     "Command",
@@ -63,6 +68,10 @@ __all__ = [
 MAX_ROUNDS_AHEAD = 64
 """Frames further ahead than this are refused. In a static graph without deadlines a neighbour is at most one
 round ahead, in one drawn anew each round about a diameter; the limit bounds the memory a peer can take."""
+
+LARGEST_PARAMETER = 1e30
+"""Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
+to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
 
 class Phase(StrEnum):
@@ -201,7 +210,8 @@ class Finished:
     """The node is done or has failed.
 
     Attributes:
-        status: ``finished``, ``stopped``, or ``diverged`` if parameters stopped being finite.
+        status: ``finished``, ``stopped``, or ``diverged`` if parameters stopped being finite (or grew beyond
+            :data:`LARGEST_PARAMETER`).
         round: completed rounds.
         params: (P,) float32.
         reason: in words, unless it finished.
@@ -352,13 +362,15 @@ class Node:
     def rejoin(self, round: int, now: float) -> list[Command]:
         """Come back after a crash, with the state of the crash, at ``round`` of the others.
 
-        Frames of the time before are forgotten; the neighbours' replicas count as lost.
+        Frames of the time before are forgotten; the neighbours' replicas count as lost. A round that was shared
+        and not merged ends with nothing heard, as at a deadline.
         """
         if self.phase not in (Phase.TRAINING, Phase.WAITING) or not self.round <= round < self.rounds:
             raise UsageError(f"node {self.id}: cannot rejoin at round {round} from round {self.round}")
         self._inbox.clear()
         self._informed.clear()
-        self._outgoing, self._deadline = None, None
+        if self.phase is Phase.WAITING:  # no share without a merge: scores would count the training twice
+            self._merge([])
         self.round = round
         self.phase = Phase.TRAINING
         return [Train(round, self.params)]
@@ -409,7 +421,7 @@ class Node:
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
         self.params = event.params
-        if not bool(torch.isfinite(event.params).all()):
+        if _diverged(event.params):
             return self._fail(
                 "parameters are not finite after local training; a smaller learning rate may help"
             )
@@ -446,9 +458,11 @@ class Node:
     def _on_peer_up(self, event: PeerUp, now: float) -> list[Command]:
         self._down.discard(event.peer)
         self._expected_from[event.peer] = event.round
-        if self.phase is not Phase.WAITING or not self._takes_part(event.peer) or self._outgoing is None:
+        if not self._takes_part(event.peer):
+            return self._merge_if_ready(now)  # its frame of this round may be what the node was waiting for
+        if self._outgoing is None or event.peer in self._informed:
             return []
-        if event.peer in self._informed or event.peer not in self._topology.at(self.round).recipients[self.id]:
+        if event.peer not in self._topology.at(self.round).recipients[self.id]:
             return []
         self._informed.add(event.peer)
         if self._sharing.remembers_peers:
@@ -463,17 +477,16 @@ class Node:
     def _on_roster(self, event: RosterChanged, now: float) -> list[Command]:
         commands: list[Command] = []
         everyone = set(range(self._topology.num_nodes)) - {self.id}
-        for peer in sorted(everyone - event.peers - self._down):
-            commands += self._on_peer_lost(PeerLost(peer), now)
-        for peer in sorted(event.peers & self._down):
+        lost = sorted(everyone - event.peers - self._down)
+        for peer in sorted(event.peers & self._down):  # first, so that they count in this round
             commands += self._on_peer_up(PeerUp(peer, max(event.round, self.round)), now)
+        for peer in lost:
+            commands += self._on_peer_lost(PeerLost(peer), now)
         return commands
 
     def _on_key_requested(self, event: KeyRequested, now: float) -> list[Command]:
-        if not self._sharing.remembers_peers or self._shared is None or event.peer in self._down:
-            return []  # the next update stands alone, or nobody is there to hear
-        self._informed.add(event.peer)
-        return [self._send_key((event.peer,))]
+        self._informed.discard(event.peer)
+        return []
 
     def _on_tick(self, event: Tick, now: float) -> list[Command]:
         return self._merge_if_ready(now)
@@ -502,10 +515,8 @@ class Node:
             Received(j, r, ctx.weights.get(j, 0.0) if r == self.round else 0.0, self._inbox.pop((j, r)).update)
             for j, r in due
         ]
-        merged, self._state = self._sharing.merge(self._state, self.params, received, ctx)
-        self.params = merged if self._project is None else self._project(merged)
-        self._outgoing, self._deadline = None, None
-        if not bool(torch.isfinite(self.params).all()):
+        self._merge(received)
+        if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
             RequestKey(j, pack(KeyRequest(self.id, self.round), self._codec, self._digest))
@@ -517,6 +528,11 @@ class Node:
         if self._checkpoint_every and self.round % self._checkpoint_every == 0:
             commands.append(Checkpoint(self.round))
         return commands + self._next_round()
+
+    def _merge(self, received: list[Received]) -> None:
+        merged, self._state = self._sharing.merge(self._state, self.params, received, self._context())
+        self.params = merged if self._project is None else self._project(merged)
+        self._outgoing, self._deadline = None, None
 
     def _next_round(self) -> list[Command]:
         if self.round >= self.rounds or self._stopping:
@@ -562,6 +578,10 @@ class Node:
         if not bool(torch.isfinite(frame.update.dense_values()).all()):
             return "a value is not finite"
         return None
+
+
+def _diverged(params: Tensor) -> bool:
+    return not bool((params.abs() <= LARGEST_PARAMETER).all())  # NaN compares as False
 
 
 # What is not in this table is a mistake of the driver. Once done or failed, a node only ignores.

@@ -1,0 +1,390 @@
+"""Nodes that remember their peers, driven by hand through loss, delay, restarts and drift.
+
+Every scenario ends with the same check: what each node holds of a neighbour is, bit for bit, what that
+neighbour holds of itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+
+from jwins.node import (
+    Command,
+    Event,
+    FrameReceived,
+    KeyRequested,
+    Node,
+    PeerLost,
+    PeerUp,
+    Phase,
+    Refused,
+    RequestKey,
+    Send,
+    Tick,
+    Train,
+    Trained,
+    WakeAt,
+)
+from jwins.rng import stream
+from jwins.sharing import Choco, choco, full, jwins
+from jwins.topology import FullyConnected, OnePeerExponential, Regular, Ring
+from jwins.wire import Frame, KeyRequest, codec, unpack
+
+DIGEST = b"recovery"
+P = 40
+ROUNDS = 12
+
+
+@dataclass
+class Network:
+    """Messages in order of sending, and a clock that only moves when nothing else can.
+
+    Attributes:
+        lost: which frames never arrive.
+        slow_keys: keys arrive when nothing else is under way, as large messages on a shared uplink may.
+        kept_back: events that the test delivers itself.
+    """
+
+    nodes: dict[int, Node]
+    lost: Callable[[int, int, Frame], bool] = lambda sender, receiver, frame: False
+    slow_keys: bool = False
+    now: float = 0.0
+    events: deque[tuple[int, Event]] = field(default_factory=deque)
+    slow: deque[tuple[int, Event]] = field(default_factory=deque)
+    wake: list[float] = field(default_factory=list)
+    sent: list[tuple[int, int, int, bool]] = field(default_factory=list)
+    requests: list[tuple[int, int, int]] = field(default_factory=list)
+    down: set[int] = field(default_factory=set)
+
+    def start(self) -> Network:
+        for i, node in self.nodes.items():
+            self.carry_out(i, node.start(self.now))
+        return self
+
+    def carry_out(self, id: int, commands: list[Command]) -> None:
+        node = self.nodes[id]
+        for command in commands:
+            match command:
+                case Train(round, params):
+                    noise = stream(3, "training", node=id, round=round).normal(size=P, scale=0.1)
+                    self.events.append((id, Trained(round, params + torch.from_numpy(noise).float())))
+                case Send(to, _, packed, key):
+                    frame = unpack(packed.data, codec("raw"), DIGEST, dim=node.update_dim)
+                    assert isinstance(frame, Frame)
+                    for receiver in to:
+                        self.sent.append((id, receiver, frame.round, key))
+                        if not self.lost(id, receiver, frame) and receiver not in self.down:
+                            queue = self.slow if key and self.slow_keys else self.events
+                            queue.append((receiver, FrameReceived(frame)))
+                case RequestKey(to, packed):
+                    message = unpack(packed.data, codec("raw"), DIGEST, dim=node.update_dim)
+                    assert message == KeyRequest(id, message.round)
+                    self.requests.append((id, to, message.round))
+                    self.events.append((to, KeyRequested(id)))
+                case WakeAt(time):
+                    self.wake.append(time)
+                case Refused(sender, round, reason):
+                    raise AssertionError(f"{sender} to {id}, round {round}: {reason}")
+
+    def step(self) -> bool:
+        if self.events or self.slow:
+            i, event = (self.events or self.slow).popleft()
+            if i not in self.down:
+                self.carry_out(i, self.nodes[i].handle(event, self.now))
+            return True
+        if self.wake:
+            self.now = min(self.wake)
+            self.wake.remove(self.now)
+            self.events += [(i, Tick()) for i in self.nodes]
+            return True
+        return False
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> Network:
+        while not until() and self.step():
+            pass
+        return self
+
+    def reached(self, round: int) -> Callable[[], bool]:
+        return lambda: min(node.round for i, node in self.nodes.items() if i not in self.down) >= round
+
+    def crash(self, id: int) -> None:
+        self.down.add(id)
+        self.events = deque(event for event in self.events if event[0] != id)
+        for i, node in self.nodes.items():
+            if i not in self.down:
+                self.carry_out(i, node.handle(PeerLost(id), self.now))
+
+    def rejoin(self, id: int) -> None:
+        self.down.discard(id)
+        now_in = min(max(node.round for node in self.nodes.values()), ROUNDS - 1)
+        for i, node in self.nodes.items():
+            if i != id:
+                self.carry_out(i, node.handle(PeerUp(id, now_in), self.now))
+        self.carry_out(id, self.nodes[id].rejoin(now_in, self.now))
+
+    def key_frames(self) -> list[tuple[int, int, int]]:
+        return [(sender, receiver, r) for sender, receiver, r, key in self.sent if key]
+
+    def assert_recovered(self) -> None:
+        assert all(node.phase is Phase.DONE and node.round == ROUNDS for node in self.nodes.values())
+        for i, node in self.nodes.items():
+            neighbours = node._topology.at(ROUNDS - 1).senders[i]
+            held = node.snapshot().sharing
+            assert held.missing == frozenset(), f"node {i} lacks {held.missing}"
+            assert held.replicas.keys() == neighbours.keys()
+            for j, replica in held.replicas.items():
+                own = self.nodes[j].snapshot().sharing
+                assert replica.round == own.shared == ROUNDS - 1
+                assert torch.equal(replica.x_hat.view(torch.int32), own.x_hat.view(torch.int32)), f"{j} at {i}"
+
+
+def network(sharing: Any = None, topology: Any = None, deadline_s: float | None = 5.0, **more: Any) -> Network:
+    topology = topology or Ring(2)
+    start = torch.linspace(-1, 1, P)
+    return Network(
+        {
+            i: Node(
+                i,
+                start,
+                sharing or choco(0.2, 0.4),
+                codec("raw"),
+                topology,
+                rounds=ROUNDS,
+                seed=1,
+                digest=DIGEST,
+                deadline_s=deadline_s,
+            )
+            for i in range(topology.num_nodes)
+        },
+        **more,
+    )
+
+
+def dropping(*lost: tuple[int, int, int]) -> Callable[[int, int, Frame], bool]:
+    """(sender, receiver, round) of updates that are lost; keys are not."""
+    return lambda sender, receiver, frame: not frame.key and (sender, receiver, frame.round) in lost
+
+
+SHARINGS = [choco(0.2, 0.4), choco(0.2, 0.4, values="bfloat16"), choco(1.0, 1.0), choco(0.01, 0.4)]
+
+
+@pytest.mark.parametrize("sharing", SHARINGS, ids=repr)
+def test_without_faults_no_key_is_sent(sharing: Choco) -> None:
+    run = network(sharing, FullyConnected(4)).start().run()
+    run.assert_recovered()
+    assert run.key_frames() == run.requests == []
+
+
+@pytest.mark.parametrize("slow_keys", [False, True])
+@pytest.mark.parametrize("round", [0, 1, 5, ROUNDS - 4])
+@pytest.mark.parametrize("sharing", SHARINGS, ids=repr)
+def test_a_dropped_frame(sharing: Choco, round: int, slow_keys: bool) -> None:
+    run = network(sharing, lost=dropping((0, 1, round)), slow_keys=slow_keys).start().run()
+    run.assert_recovered()
+    assert run.requests[0] == (1, 0, round + 1), "noticed by the next update, which builds on the lost one"
+    assert {(sender, receiver) for sender, receiver, _ in run.key_frames()} == {(0, 1)}
+    assert len(run.requests) <= 2
+    assert len(run.key_frames()) <= 2
+    assert 1 not in run.nodes[0].snapshot().sharing.missing
+
+
+@pytest.mark.parametrize("slow_keys", [False, True])
+def test_many_dropped_frames(slow_keys: bool) -> None:
+    rng = stream(5, "losses")
+    lost = [
+        (i, j, r)
+        for i in range(4)
+        for j in range(4)
+        for r in range(ROUNDS - 4)
+        if i != j and rng.random() < 0.25
+    ]
+    run = network(topology=FullyConnected(4), lost=dropping(*lost), slow_keys=slow_keys).start().run()
+    run.assert_recovered()
+
+
+def test_a_key_may_be_lost_too() -> None:
+    def lost(sender: int, receiver: int, frame: Frame) -> bool:
+        return sender == 0 and (frame.round == 2 or (frame.key and frame.round <= 5))
+
+    run = network(lost=lost).start().run()
+    run.assert_recovered()
+    assert len(run.requests) > 2
+
+
+def test_a_key_is_the_frame_of_its_round() -> None:
+    """It replaces the update to that neighbour, counts with the neighbour's weight, and costs no round."""
+    run = network(topology=Ring(3), lost=dropping((0, 1, 3))).start().run()
+    run.assert_recovered()
+    ((sender, receiver, when),) = set(run.key_frames())
+    assert (sender, receiver) == (0, 1)
+    to_1 = [key for s, t, r, key in run.sent if (s, t, r) == (0, 1, when)]
+    to_2 = [key for s, t, r, key in run.sent if (s, t, r) == (0, 2, when)]
+    assert (to_1, to_2) == ([True], [False])
+
+
+def test_a_key_that_is_asked_for_goes_out_with_the_next_share() -> None:
+    node = network().nodes[0]
+    node.start(0.0)
+    assert node.handle(KeyRequested(1), 0.0) == []
+    (first, _) = node.handle(Trained(0, node.params), 0.0)
+    assert isinstance(first, Send)
+    assert not first.key, "the first update stands alone anyway"
+    assert node.handle(KeyRequested(1), 0.0) == []
+    node.handle(Tick(), 5.0)
+    (second, _) = node.handle(Trained(1, node.params + 1), 5.0)
+    assert isinstance(second, Send)
+    assert (second.key, second.to, second.round) == (True, (1,), 1)
+    node.handle(Tick(), 10.0)
+    (third, _) = node.handle(Trained(2, node.params + 1), 10.0)
+    assert isinstance(third, Send)
+    assert not third.key
+
+
+@pytest.mark.parametrize("algorithm", [full(), jwins(wavelet="haar")], ids=lambda s: type(s).__name__)
+def test_algorithms_without_memory_of_peers_never_send_keys(algorithm: Any) -> None:
+    run = network(algorithm, lost=dropping((0, 1, 3))).start()
+    run.run(run.reached(4))
+    run.carry_out(0, run.nodes[0].handle(KeyRequested(1), run.now))
+    run.run()
+    assert run.key_frames() == run.requests == []
+
+
+# --- Late frames --------------------------------------------------------------------------------------------
+
+
+def test_a_late_frame_spares_the_key() -> None:
+    run = network().start()
+    late = []
+
+    def lost(sender: int, receiver: int, frame: Frame) -> bool:
+        if (sender, frame.round) == (0, 4):
+            late.append(frame)
+            return True
+        return False
+
+    run.lost = lost
+    run.run(run.reached(5))
+    run.events.appendleft((1, FrameReceived(late[0])))
+    run.run()
+    run.assert_recovered()
+    assert run.key_frames() == run.requests == []
+
+
+def test_frames_that_come_after_the_key_are_known() -> None:
+    run = network().start()
+    late = []
+
+    def lost(sender: int, receiver: int, frame: Frame) -> bool:
+        if sender == 0 and frame.round == 4 and not frame.key:
+            late.append(frame)
+            return True
+        return False
+
+    run.lost = lost
+    run.run(lambda: bool(run.key_frames()) and run.nodes[1].round > run.key_frames()[0][2])
+    run.events.append((1, FrameReceived(late[0])))
+    keys = len(run.key_frames())
+    run.run()
+    run.assert_recovered()
+    assert len(run.key_frames()) <= keys + 1
+
+
+# --- Crashes and drift --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("topology", [Ring(2), Ring(5), FullyConnected(4)], ids=repr)
+@pytest.mark.parametrize("away", [0, 1, 3])
+def test_crash_and_rejoin(topology: Any, away: int) -> None:
+    run = network(topology=topology).start()
+    run.run(run.reached(3))
+    run.crash(1)
+    run.run(run.reached(3 + away))
+    run.rejoin(1)
+    run.run()
+    run.assert_recovered()
+    neighbours = set(topology.at(0).recipients[1])
+    assert neighbours <= {receiver for sender, receiver, _ in run.key_frames() if sender == 1}
+    assert neighbours <= {sender for sender, receiver, _ in run.key_frames() if receiver == 1}
+
+
+def test_a_restart_that_nobody_noticed() -> None:
+    run = network(topology=Ring(3)).start()
+    run.run(lambda: run.nodes[1].round == 4 and run.nodes[1].phase is Phase.TRAINING)
+    run.events = deque(event for event in run.events if event[0] != 1)
+    run.rejoin(1)
+    run.run()
+    run.assert_recovered()
+
+
+def test_a_link_that_breaks_on_one_side_for_a_moment() -> None:
+    run = network(topology=Ring(3)).start()
+    run.run(run.reached(4))
+    for event in (PeerLost(1), PeerUp(1)):
+        run.carry_out(0, run.nodes[0].handle(event, run.now))
+    run.run()
+    run.assert_recovered()
+    assert {(sender, receiver) for sender, receiver, _ in run.key_frames()} == {(0, 1)}
+
+
+def corrupt(node: Node, peer: int) -> None:
+    state = node.snapshot()
+    replica = state.sharing.replicas[peer]
+    x_hat = replica.x_hat.clone()
+    x_hat[0] += 1e-3
+    replicas = {**state.sharing.replicas, peer: replace(replica, x_hat=x_hat)}
+    node.restore(replace(state, sharing=replace(state.sharing, replicas=replicas)))
+
+
+def test_drift_is_detected_and_repaired() -> None:
+    run = network(topology=Ring(3)).start()
+    run.run(run.reached(4))
+    corrupt(run.nodes[2], 0)
+    run.run()
+    run.assert_recovered()
+    assert run.requests[0][:2] == (2, 0)
+    assert {(sender, receiver) for sender, receiver, _ in run.key_frames()} == {(0, 2)}
+
+
+def test_a_neighbour_out_of_step_is_left_out_of_the_mixing() -> None:
+    run = network(topology=Ring(2)).start()
+    run.run(run.reached(4))
+    corrupt(run.nodes[1], 0)
+    node = run.nodes[1]
+    run.run(lambda: node.round == 4 and node.phase is Phase.WAITING)
+    trained = node.params.clone()
+    run.run(lambda: node.round == 5)
+    assert torch.equal(node.params, trained)
+    run.run(lambda: node.round == 7)
+    assert not torch.equal(node.params, trained)
+
+
+# --- Graphs that change -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slow_keys", [False, True])
+@pytest.mark.parametrize(
+    "topology",
+    [Regular(6, 3, dynamic=True, seed=1), Regular(4, 1, dynamic=True), OnePeerExponential(4)],
+    ids=repr,
+)
+def test_new_neighbours_get_a_key_unasked(topology: Any, slow_keys: bool) -> None:
+    run = network(topology=topology, deadline_s=None, slow_keys=slow_keys).start().run()
+    run.assert_recovered()
+    assert run.requests == []
+    for sender, receiver, r, key in run.sent:
+        new = r > 0 and receiver not in topology.at(r - 1).recipients[sender]
+        assert key == new, f"{sender} to {receiver} in round {r}"
+
+
+def test_changing_graphs_and_losses() -> None:
+    topology = Regular(6, 3, dynamic=True, seed=1)
+    rng = stream(6, "losses")
+    lost = [(i, j, r) for i in range(6) for j in range(6) for r in range(ROUNDS - 4) if rng.random() < 0.2]
+    run = network(topology=topology, lost=dropping(*lost)).start().run()
+    run.assert_recovered()
