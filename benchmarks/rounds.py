@@ -1,0 +1,206 @@
+"""What sharing costs on top of training: whole JWINS rounds, a thousand nodes, and each step by itself.
+
+From the root:
+
+    python -m benchmarks.rounds [--nodes 96] [--repetitions 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.training import (
+    POOL,
+    GroupNormLeNet,
+    Synthetic,
+    alternate,
+    make_trainer,
+    mlp,
+    synthetic_parts,
+)
+from jwins.engines.simulator import Simulator
+from jwins.metrics import StartRow
+from jwins.rng import RoundContext
+from jwins.sharing import FixedCutoff, Sharing, full, jwins
+from jwins.topology import Regular
+from jwins.train import Trainer
+from jwins.update import Received
+from jwins.wire.codec import codec
+from jwins.wire.frame import Frame, pack, unpack
+
+DIGEST = b"\0" * 8
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """Whole rounds of one algorithm against the local training in them, in one run."""
+
+    name: str
+    training_ms: float
+    round_ms: float
+    ratio: float
+    target: float
+
+
+@dataclass(frozen=True)
+class ScaleRow:
+    """One size of network in a process of its own."""
+
+    nodes: int
+    seconds_per_round: float
+    peak_mb: float
+    growth_mb_per_node: float
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One step of a JWINS round of one node: median and fastest of the repetitions."""
+
+    params: int
+    step: str
+    median_us: float
+    least_us: float
+
+
+def simulate(trainer: Trainer, sharing: Sharing, rounds: int, *, threads: int) -> Simulator:
+    n = trainer.num_nodes
+    start = StartRow("bench", DIGEST.hex(), 1, n, trainer.layout.size, 4.0, {}, {}, {}, trainer.batching)
+    return Simulator(
+        trainer,
+        sharing,
+        codec("pco"),
+        Regular(num_nodes=n, seed=1, degree=4),
+        rounds=rounds,
+        seed=1,
+        digest=DIGEST,
+        start=start,
+        threads=threads,
+    )
+
+
+def round_rows(num_nodes: int = 96, repetitions: int = 5) -> list[RoundRow]:
+    """CIFAR-10's GN-LeNet: 3 local steps of 8 images, a static 4-regular graph, the default codec, two threads.
+
+    The contestants take turns with three rounds each; a round includes everything but evaluation.
+    """
+    task = Synthetic(GroupNormLeNet, (3, 32, 32), POOL)
+    parts = synthetic_parts(num_nodes)
+    algorithms: dict[str, Sharing] = {"JWINS": jwins(), "full sharing": full()}
+    alone = make_trainer(task, parts, batching="loop", threads=2)
+    waiting = {
+        name: [
+            simulate(make_trainer(task, parts, batching="loop", threads=2), sharing, ROUNDS, threads=2)
+            for _ in range(repetitions + 1)
+        ]
+        for name, sharing in algorithms.items()
+    }
+
+    def train(repetition: int) -> None:
+        for number in range(ROUNDS):
+            alone.train(dict.fromkeys(range(num_nodes), ROUNDS * repetition + number))
+
+    contestants: dict[str, Callable[[int], object]] = {"training": train}
+    for name, simulators in waiting.items():
+        contestants[name] = lambda repetition, simulators=simulators: simulators[repetition].run()
+    medians = {name: value / ROUNDS for name, value in alternate(contestants, repetitions).items()}
+    base = medians["training"]
+    return [
+        RoundRow(f"{name}, {num_nodes} nodes", base, medians[name], medians[name] / base, 1.25)
+        for name in algorithms
+    ]
+
+
+def scale_rows(sizes: tuple[int, ...] = (100, 300, 1000)) -> list[ScaleRow]:
+    """The 50,890-parameter MLP under JWINS: seconds per round and peak memory, each size in its own process."""
+    rows: list[ScaleRow] = []
+    for nodes in sizes:
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.rounds", "--scale", str(nodes)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        measured = json.loads(done.stdout.splitlines()[-1])
+        growth = 0.0 if not rows else (measured["peak_mb"] - rows[0].peak_mb) / (nodes - rows[0].nodes)
+        rows.append(ScaleRow(nodes, measured["seconds"], measured["peak_mb"], growth))
+    return rows
+
+
+def one_scale(nodes: int, rounds: int = 5) -> dict[str, float]:
+    """Seconds per round after the first, and peak memory of this process in MB."""
+    task = Synthetic(lambda: mlp(784, 64, 10), (784,), POOL)
+    trainer = make_trainer(task, synthetic_parts(nodes), batching="auto", threads=2)
+    marks: list[tuple[int, float]] = []
+    simulator = simulate(trainer, jwins(), rounds + 1, threads=2)
+
+    def on_progress(progress: object) -> None:
+        done = progress.round  # type: ignore[attr-defined]
+        if not marks or marks[-1][0] != done:
+            marks.append((done, time.perf_counter()))
+
+    simulator.on_progress = on_progress
+    simulator.run()
+    at = dict(marks)
+    return {
+        "seconds": (at[rounds + 1] - at[1]) / rounds,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+    }
+
+
+def step_rows(sizes: tuple[int, ...] = (89_834, 1_690_046), repetitions: int = 30) -> list[StepRow]:
+    """Share, encode, decode and merge (four neighbours) at a fraction of 0.3, on one thread."""
+    torch.set_num_threads(1)
+    rows = []
+    for params in sizes:
+        generator = torch.Generator().manual_seed(1)
+        x = 0.05 * torch.randn(params, generator=generator)
+        y = x + 0.01 * torch.randn(params, generator=generator)
+        algorithm, wire = jwins(FixedCutoff(0.3)), codec("pco")
+        ctx = RoundContext(seed=1, node=0, round=0, weights=dict.fromkeys(range(1, 5), 0.2))
+        before = algorithm.init(x)
+        update, after = algorithm.share(before, y, ctx)
+        packed = pack(Frame(0, 0, update), wire, DIGEST)
+        received = [Received(j, 0, 0.2, update) for j in range(1, 5)]
+        steps: dict[str, Callable[[], object]] = {
+            "share": lambda a=algorithm, b=before, y=y, c=ctx: a.share(b, y, c),
+            "encode": lambda u=update, w=wire: pack(Frame(0, 0, u), w, DIGEST),
+            "decode": lambda p=packed, w=wire, d=update.dim: unpack(p.data, w, DIGEST, dim=d),
+            "merge": lambda a=algorithm, s=after, y=y, r=received, c=ctx: a.merge(s, y, r, c),
+        }
+        for name, step in steps.items():
+            step()
+            taken = []
+            for _ in range(repetitions):
+                started = time.perf_counter()
+                step()
+                taken.append((time.perf_counter() - started) * 1e6)
+            rows.append(StepRow(params, name, statistics.median(taken), min(taken)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nodes", type=int, default=96)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--scale", type=int, help="only measure this many nodes, and print JSON")
+    arguments = parser.parse_args()
+    if arguments.scale:
+        print(json.dumps(one_scale(arguments.scale)))
+        return
+    for row in [*round_rows(arguments.nodes, arguments.repetitions), *scale_rows(), *step_rows()]:
+        print(row)
+
+
+if __name__ == "__main__":
+    main()
