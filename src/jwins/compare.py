@@ -29,7 +29,7 @@ from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment import Experiment, FullConfig, lay_over, read
 from jwins.report import Group, Line, Record, Target, figure, lines, save_figure, save_tables
 from jwins.run import FolderState, folder_state, raw_bytes_per_node, simulate
-from jwins.settings import MISSING, Settings, TomlPath, Within, merge, parse_overrides, refuse, write_toml
+from jwins.settings import MISSING, Settings, TomlPath, Within, parse_overrides, refuse, write_toml
 
 if TYPE_CHECKING:
     from jwins.engines.simulator import Progress
@@ -259,7 +259,8 @@ def _comparison(
         )
     tables = dict(tables)
     entries, settings, base = tables.pop("variants"), tables.pop("compare", {}), tables.pop("base", None)
-    settings = merge(settings, given.pop("compare", {})) if isinstance(settings, Mapping) else settings
+    if isinstance(settings, Mapping):
+        settings = {**settings, **given.pop("compare", {})}
     if seeds is not None:
         settings = {**settings, "seeds": list(seeds)}
     if not isinstance(entries, list):

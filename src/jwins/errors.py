@@ -41,6 +41,9 @@ class ConfigError(UsageError):
         self.problem = problem
         super().__init__(f"{path} = {value!r}: {problem}")
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, object, str]]:
+        return type(self), (self.path, self.value, self.problem)  # pickle would pass the message alone
+
 
 class DataError(JwinsError):
     """A data set is missing, incomplete or not of the expected schema."""

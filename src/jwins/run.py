@@ -584,6 +584,8 @@ def simulate(
     parts = build(experiment, folder=folder, on_progress=progress)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        if folder_state(experiment, folder)[0] is not state:
+            raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", parts.experiment.to_toml(folder).encode())
         going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))

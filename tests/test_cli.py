@@ -1,0 +1,285 @@
+"""The command line as a script sees it: output, files and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from jwins.cli import app
+from jwins.update import Update
+from jwins.wire.codec import codec
+from jwins.wire.frame import Frame, pack
+
+TINY = ["nodes.count=4", "topology.kind=ring", "run.rounds=3", "run.eval_every=2", "run.checkpoint_every=1"]
+
+
+def sets(*assignments: str) -> list[str]:
+    return [part for assignment in assignments for part in ("--set", assignment)]
+
+
+def jwins(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def run_tiny(folder: Path, *more: str) -> Result:
+    return jwins("run", "digits", *sets(*TINY, f"run.folder={folder}"), *more)
+
+
+def shell(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jwins", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+# --- run --------------------------------------------------------------------------------------------------
+
+
+def test_run_writes_the_folder_and_says_what_it_found(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    result = run_tiny(folder)
+    assert result.exit_code == 0, result.output
+    assert "round 3/3  accuracy " in result.stdout
+    assert "finished after 3 rounds" in result.stdout
+    assert str(folder) in result.stdout
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"config.toml", "metrics.jsonl", "final/node-0.safetensors", "final/node-3.safetensors"} <= found
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["start", "eval", "eval", "eval", "end"]
+    assert 'batching = "auto"' not in (folder / "config.toml").read_text()
+
+
+def test_the_folders_own_config_repeats_the_run(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "a")
+    again = jwins("run", tmp_path / "a" / "config.toml", "--set", f"run.folder={tmp_path / 'b'}", "--quiet")
+    assert (again.exit_code, again.output) == (0, "")
+    ends = [json.loads((tmp_path / x / "metrics.jsonl").read_text().splitlines()[-1]) for x in "ab"]
+    assert ends[0]["sha256"] == ends[1]["sha256"]
+    assert (tmp_path / "a" / "final" / "node-1.safetensors").read_bytes() == (
+        tmp_path / "b" / "final" / "node-1.safetensors"
+    ).read_bytes()
+
+
+def test_a_complete_run_is_not_run_again(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "out")
+    log = (tmp_path / "out" / "metrics.jsonl").read_bytes()
+    refused = run_tiny(tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "this experiment is complete there; read it with --resume" in refused.stderr
+    read = run_tiny(tmp_path / "out", "--resume")
+    assert read.exit_code == 0
+    assert "this run is complete; nothing to do" in read.stdout
+    assert (tmp_path / "out" / "metrics.jsonl").read_bytes() == log
+
+
+def test_another_experiments_folder_is_refused(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "out")
+    for more in ([], ["--resume"]):
+        result = run_tiny(tmp_path / "out", *sets("run.seed=2"), *more)
+        assert result.exit_code == 2
+        assert "holds another experiment (run.seed = 1 there, 2 here)" in result.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    result = run_tiny(tmp_path / "mine")
+    assert result.exit_code == 2
+    assert "not a run folder" in result.stderr
+
+
+def test_resume_without_a_checkpoint_starts_from_the_start(tmp_path: Path) -> None:
+    run_tiny(tmp_path / "a")
+    folder = tmp_path / "b"
+    folder.mkdir()
+    (folder / "config.toml").write_bytes((tmp_path / "a" / "config.toml").read_bytes())
+    lines = (tmp_path / "a" / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(lines[0] + lines[1][:20])
+    assert run_tiny(folder).exit_code == 2
+    assert run_tiny(folder, "--resume").exit_code == 0
+    last = (folder / "metrics.jsonl").read_bytes().splitlines()[-1]
+    assert json.loads(last)["sha256"] == json.loads(lines[-1])["sha256"]
+
+
+def test_a_diverging_run_has_its_own_exit_code(tmp_path: Path) -> None:
+    result = run_tiny(tmp_path / "out", *sets("sharing.kind=full", "train.optimizer.lr=1e20"))
+    assert result.exit_code == 3
+    assert re.search(r"diverged in round \d", result.stderr)
+    assert "Traceback" not in result.output
+    assert (
+        run_tiny(tmp_path / "out", *sets("sharing.kind=full", "train.optimizer.lr=1e20"), "--resume").exit_code
+        == 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ["run", "digits", "--set", "run.rounds=0"],
+            2,
+            "run.rounds = 0: expected a whole number of at least 1",
+        ),
+        (["run", "digits", "--set", "run.rounds=0"], 2, "in digits"),
+        (["run", "digit"], 2, 'did you mean "digits"?'),
+        (["run", "digits-compare"], 2, "jwins compare"),
+        (["compare", "digits"], 2, "variants = <missing>: required in a comparison"),
+        (["compare", "digits-compare", "--seeds", "1;2"], 2, "--seeds = '1;2': expected whole numbers"),
+        (["run", "digits", "--set", "task.name=digit"], 2, "task.name = 'digit'"),
+        (["run", "digits", "--set", "topology.degree=16"], 2, "topology.degree = 16"),
+        (["run", "digits", "--set", "run.eval_samples=999"], 2, "run.eval_samples = 999: the test set has 360"),
+        (["run", "digits", "--set", "train.optimizer.kind=sdg"], 2, "train.optimizer.kind = 'sdg'"),
+        (["run", "digits", "--data", "/nonexistent"], 4, "there is no such folder"),
+        (["run", "digits", "--nonsense"], 2, "No such option"),
+        (["inspect", "/nonexistent"], 2, "there is no such file"),
+    ],
+)
+def test_wrong_usage_is_explained(
+    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = jwins(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr.replace("\n", " ")
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_data_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    result = jwins(
+        "run", "digits", *sets("task.name=movielens", "task.partition.kind=by_key"), "--data", "empty"
+    )
+    assert result.exit_code == 4, result.output
+    assert "Traceback" not in result.output
+
+
+def test_own_task_beside_the_file(tmp_path: Path) -> None:
+    task = Path(__file__).parents[1] / "experiments" / "my_task.py"
+    (tmp_path / "my_task.py").write_text(task.read_text(encoding="utf-8"))
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\n[task]\nfile = "my_task.py:Spirals"\noptions = { points = 400 }\n'
+    )
+    result = jwins("run", tmp_path / "mine.toml", *sets(*TINY, f"run.folder={tmp_path / 'out'}"))
+    assert result.exit_code == 0, result.output
+    assert 'file = "../my_task.py:Spirals"' in (tmp_path / "out" / "config.toml").read_text()
+
+
+# --- compare, inspect, list -------------------------------------------------------------------------------
+
+
+def test_compare_prints_the_table(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["compare", "digits-compare", "--seeds", "3", "--jobs", "1"]
+    result = jwins(*arguments, *sets(*TINY, f"compare.folder={out}", "compare.target={accuracy=0.99}"))
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("variant "))
+    assert [line.split("  ")[0] for line in lines[head + 1 : head + 5]] == [
+        "full sharing",
+        "random sampling",
+        "CHOCO-SGD",
+        "JWINS",
+    ]
+    assert all(" —  " in line and line.endswith("finished") for line in lines[head + 1 : head + 5])
+    assert {"table.md", "table.csv", "summary.json", "comparison.png"} <= {path.name for path in out.iterdir()}
+    refused = jwins(*arguments, "--no-resume", *sets(*TINY, f"compare.folder={out}"))
+    assert refused.exit_code == 2
+    assert "exists already" in refused.stderr
+
+
+def test_inspect_shows_a_frame(tmp_path: Path) -> None:
+    update = Update(dim=1000, positions=torch.arange(0, 1000, 4), values=torch.linspace(-1, 1, 250))
+    packed = pack(Frame(sender=3, round=7, update=update), codec("pco"), bytes(8))
+    path = tmp_path / "frame.bin"
+    path.write_bytes(packed.data)
+    result = jwins("inspect", path)
+    assert result.exit_code == 0, result.output
+    shown = dict(line.split(None, 1) for line in result.stdout.splitlines())
+    assert (shown["sender"], shown["round"], shown["count"], shown["density"]) == ("3", "7", "250", "0.25")
+    assert int(shown["frame_bytes"]) == len(packed.data)
+    path.write_bytes(packed.data[:-1])
+    damaged = jwins("inspect", path)
+    assert damaged.exit_code == 2
+    assert "not a sound frame" in damaged.stderr
+
+
+def test_list_has_everything_that_has_a_name() -> None:
+    result = jwins("list")
+    assert result.exit_code == 0
+    for name in ("digits-compare", "cifar10", "random_k", "small_world", "dirichlet", "paper"):
+        assert re.search(rf"^  {name} +\S", result.stdout, re.MULTILINE), name
+    keys = jwins("list", "--keys").stdout
+    assert "sharing.cutoff.fractions (random) = [0.1," in keys
+    assert "run.rounds = 200\n    a whole number of at least 1; rounds of training and sharing" in keys
+
+
+# --- As a process -----------------------------------------------------------------------------------------
+
+
+def test_help_and_version_come_without_torch(tmp_path: Path) -> None:
+    for arguments in (["--help"], ["--version"], ["run", "--help"], ["run", "digits", "--set", "run.rounds=0"]):
+        code = (
+            "import sys\nfrom jwins.cli import main\n"
+            f"sys.argv = ['jwins', *{arguments!r}]\n"
+            "try: main()\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+    assert re.match(r"jwins \d+\.\d+", shell("--version", cwd=tmp_path).stdout)
+    assert "130 interrupted" in " ".join(shell("run", "--help", cwd=tmp_path).stdout.split())
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_result(tmp_path: Path) -> None:
+    command = ["run", "digits", *sets(*TINY, "run.rounds=150", "run.checkpoint_every=1000")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jwins", *command, "--set", "run.folder=a"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    log = tmp_path / "a" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.read_bytes().count(b"\n") > 3):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors == "interrupted\n"
+    assert list((tmp_path / "a" / "checkpoints").glob("*.safetensors"))
+    assert jwins(*command, *sets(f"run.folder={tmp_path / 'a'}"), "--resume").exit_code == 0
+    assert jwins(*command, *sets(f"run.folder={tmp_path / 'b'}"), "--quiet").exit_code == 0
+    ends = [json.loads((tmp_path / x / "metrics.jsonl").read_text().splitlines()[-1]) for x in "ab"]
+    assert ends[0]["sha256"] == ends[1]["sha256"]
+    rows = [(tmp_path / x / "metrics.jsonl").read_text().splitlines()[1:-1] for x in "ab"]
+    assert rows[0] == rows[1]
+
+
+def test_a_second_process_is_kept_out_of_the_folder(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        result = run_tiny(folder)
+    assert result.exit_code == 2
+    assert "another process" in result.stderr

@@ -1,0 +1,368 @@
+"""Comparisons: cells, like for like, and tables whose every number is checked against the raw JSONL."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jwins import compare as comparing
+from jwins.compare import Comparison, compare, load_comparison
+from jwins.errors import ConfigError, DataError, ResumeError
+from jwins.metrics import Spread, TrafficSplit
+from jwins.report import Group, Record, Target, figure, flat_rows, lines, save_figure, table_cells
+
+FILE = """
+name = "tiny"
+base = "digits"
+[nodes]
+count = 4
+[topology]
+kind = "ring"
+[run]
+rounds = 4
+eval_every = 2
+[compare]
+seeds = [1, 2]
+target = { accuracy = 0.15 }
+folder = "FOLDER"
+[[variants]]
+name = "full sharing"
+sharing = { kind = "full" }
+[[variants]]
+name = "random 20 %"
+sharing = { kind = "random_k", fraction = 0.2 }
+[[variants]]
+name = "JWINS"
+"""
+
+Write = Callable[..., Comparison]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(extra: str = "", *overrides: str) -> Comparison:
+        path = tmp_path / "tiny.toml"
+        path.write_text(FILE.replace("FOLDER", str(tmp_path / "out")) + extra)
+        return load_comparison(path, overrides)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> comparing.Compared:
+    folder = tmp_path_factory.mktemp("compared")
+    path = folder / "tiny.toml"
+    path.write_text(FILE.replace("FOLDER", str(folder / "out")))
+    return compare(load_comparison(path), jobs=1)
+
+
+def raw_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def total(row: dict[str, Any]) -> int:
+    return sum(row["traffic"].values())
+
+
+# --- What is compared -------------------------------------------------------------------------------------
+
+
+def test_cells_are_variants_times_seeds_in_their_own_folders(write: Write, tmp_path: Path) -> None:
+    cells = write().cells()
+    assert [(cell.variant.name, cell.seed) for cell in cells][:4] == [
+        ("full sharing", 1),
+        ("random 20 %", 1),
+        ("JWINS", 1),
+        ("full sharing", 2),
+    ]
+    assert cells[1].folder == tmp_path / "out" / "random-20" / "seed-1"
+    assert all(cell.experiment.nodes.count == 4 and cell.experiment.run.seed == cell.seed for cell in cells)
+    assert len({cell.experiment.digest() for cell in cells}) == len(cells)
+
+
+def test_overrides_lie_over_every_variant(write: Write) -> None:
+    comparison = write("", "run.rounds=7", "compare.seeds=[5]", "sharing.values=bfloat16")
+    assert [cell.experiment.run.rounds for cell in comparison.cells()] == [7, 7, 7]
+    assert all(v.experiment.sharing.values == "bfloat16" for v in comparison.variants)  # type: ignore[union-attr]
+
+
+def test_bundled_comparison_loads() -> None:
+    comparison = load_comparison("digits-compare", seeds=[4])
+    assert [cell.seed for cell in comparison.cells()] == [4] * len(comparison.variants)
+    assert comparison.full is not None
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("train = { batch_size = 4 }", r"variants\[2\].train.batch_size = 4: 'full sharing' has 8.*'batches'"),
+        ("wire = { codec = 'raw' }", r"variants\[2\].wire.codec = 'raw'.*allow_different = \['codec'\]"),
+        ("sharing = { level = 3 }", r"sharing.level = 3: unknown key; did you mean \"levels\"\?"),
+        ("[[variants]]\nname = 'jwins'", r"variants\[3\].name = 'jwins': has the same folder as 'JWINS'"),
+        ("[[variants]]", r"variants\[3\].name = <missing>: required"),
+        (
+            "allow_different = ['codecs']",
+            r"variants\[2\].allow_different\[0\] = 'codecs'.*did you mean \"codec\"",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(
+    write: Write, extra: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write(extra)
+
+
+def test_difference_can_be_allowed(write: Write) -> None:
+    assert len(write("wire = { codec = 'raw' }\nallow_different = ['codec']").variants) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare.seeds=[1, 1]"], r"compare.seeds\[1\] = 1: is in the list already"),
+        (["compare.target={fraction=0.9, accuracy=0.9}"], "compare.target = .*expected one of"),
+        (["compare.full=nobody"], "compare.full = 'nobody': expected a variant: full sharing"),
+        (["sharing.kind=full", "compare.seeds=[]"], "compare.seeds = .*at least one"),
+    ],
+)
+def test_comparison_settings_are_checked(write: Write, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        write("", *overrides)
+
+
+def test_relative_target_needs_full_sharing(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('base = "digits"\n[[variants]]\nname = "JWINS"\n')
+    with pytest.raises(ConfigError, match=r"no variant has sharing\.kind = 'full'"):
+        load_comparison(path)
+
+
+# --- Numbers ----------------------------------------------------------------------------------------------
+
+
+def test_table_is_what_the_raw_metrics_say(done: comparing.Compared) -> None:
+    out = done.folder
+    dim = raw_rows(out / "jwins" / "seed-1", "start")[0]["dim"]
+    sent_in_full = []
+    for line, slug in zip(done.table, ("full-sharing", "random-20", "jwins"), strict=True):
+        runs = [raw_rows(out / slug / f"seed-{seed}", "eval") for seed in (1, 2)]
+        finals = [run[-1]["metrics"]["accuracy"]["mean"] for run in runs]
+        sent = [total(run[-1]) / 4 for run in runs]
+        sent_in_full = sent_in_full or sent
+        assert [row["round"] for row in runs[0]] == [0, 2, 4]
+        assert line.final == pytest.approx(statistics.fmean(finals), rel=1e-12)
+        assert line.final_sd == pytest.approx(statistics.stdev(finals), rel=1e-12)
+        assert line.bytes_per_node == statistics.fmean(sent)
+        raw = 4 * dim * 2 * 4  # bytes x parameters x neighbours in a ring x rounds
+        assert line.saving_raw == pytest.approx(1 - statistics.fmean(sent) / raw, rel=1e-12)
+        assert line.saving_codec == pytest.approx(1 - sum(sent) / sum(sent_in_full), rel=1e-12, abs=1e-12)
+        hits = [next((r for r in run if r["metrics"]["accuracy"]["mean"] >= 0.15), None) for run in runs]
+        reached = [hit for hit in hits if hit is not None]
+        assert line.reached == len(reached)
+        if reached:
+            assert line.bytes_to_target == statistics.fmean(total(hit) / 4 for hit in reached)
+            assert line.rounds_to_target == statistics.fmean(hit["round"] for hit in reached)
+            assert line.seconds_to_target == statistics.fmean(hit["time_s"] for hit in reached)
+        assert line.status == "finished"
+    assert done.table[0].saving_codec == 0.0
+
+
+def test_bytes_of_edges_sum_to_the_total(done: comparing.Compared) -> None:
+    folder = done.folder / "jwins" / "seed-1"
+    edges = raw_rows(folder, "end")[0]["traffic"]
+    assert sum(sum(edge["bytes"].values()) for edge in edges) == total(raw_rows(folder, "eval")[-1])
+
+
+def test_files_hold_the_table(done: comparing.Compared) -> None:
+    with (done.folder / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["final"]) for row in rows] == [line.final for line in done.table]
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert [row["bytes_per_node"] for row in summary["table"]] == [line.bytes_per_node for line in done.table]
+    assert summary["target"]["value"] == 0.15
+    markdown = (done.folder / "table.md").read_text()
+    assert all(line.variant in markdown for line in done.table)
+    assert "Target: accuracy 15.0 %." in markdown
+    assert (done.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (done.folder / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    assert (done.folder / "jwins" / "experiment.toml").is_file()
+
+
+def test_flat_rows_fit_pandas(done: comparing.Compared) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(flat_rows(done.groups[2].records[0]))
+    assert list(frame["round"]) == [0, 2, 4]
+    parts = ["bytes_positions", "bytes_values", "bytes_header", "bytes_key", "bytes_control"]
+    assert (frame[parts].sum(axis=1) == frame["bytes_total"]).all()
+    assert frame["accuracy_mean"].between(0, 1).all()
+    assert not any(isinstance(value, dict | list) for value in frame.iloc[-1])
+
+
+def test_relative_targets(done: comparing.Compared) -> None:
+    finals = [record.final("accuracy") for record in done.groups[0].records]
+    starts = [record.series("accuracy")[0] for record in done.groups[0].records]
+    for wanted, value in (
+        ({"fraction": 0.5}, 0.5 * statistics.fmean(finals)),
+        ({"way": 0.5}, (statistics.fmean(starts) + statistics.fmean(finals)) / 2),
+    ):
+        settings = done.comparison.compare.model_copy(update={"target": comparing.TargetConfig(**wanted)})
+        comparison = done.comparison.model_copy(update={"compare": settings})
+        again = comparing.summarize(comparison)
+        assert again.target is not None
+        assert again.target.value == pytest.approx(value)
+    comparing.summarize(done.comparison)  # the files as the other tests expect them
+
+
+# --- Going on ---------------------------------------------------------------------------------------------
+
+
+def test_finished_cells_are_not_run_again(done: comparing.Compared) -> None:
+    logs = {path: path.stat().st_mtime_ns for path in done.folder.glob("*/seed-*/metrics.jsonl")}
+    assert len(logs) == 6
+    told: list[comparing.CellProgress] = []
+    again = compare(done.comparison, jobs=1, progress=told.append)
+    assert again.table == done.table
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
+    assert [progress.status for progress in told] == ["finished"] * 6
+
+
+def test_unfinished_cells_go_on_to_the_same_result(
+    write: Write, done: comparing.Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second cell: it and the ones after it are run by the next call."""
+    comparison = write("", "run.checkpoint_every=1")
+    real = comparing._run_cell
+    stop = {"now": False}
+
+    def run_cell(cell: Any, index: int, send: Any) -> str:
+        def watch(progress: comparing.CellProgress) -> None:
+            stop["now"] = progress.cell == 1 and progress.round >= 2 and progress.status == "running"
+            send(progress)
+
+        return real(cell, index, watch, lambda: stop["now"])
+
+    monkeypatch.setattr(comparing, "_run_cell", run_cell)
+    first = compare(comparison, jobs=1)
+    assert first.status == "interrupted"
+    assert first.table == []
+    monkeypatch.setattr(comparing, "_run_cell", real)
+    second = compare(comparison, jobs=1)
+    assert second.table == done.table
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_same(write: Write, done: comparing.Compared, tmp_path: Path) -> None:
+    told: list[comparing.CellProgress] = []
+    other = compare(write(), jobs=2, progress=told.append)
+    assert other.table == done.table
+    assert {progress.cell for progress in told if progress.status == "finished"} == set(range(6))
+    ours = [group.records[0].end.sha256 for group in other.groups if group.records[0].end]
+    theirs = [group.records[0].end.sha256 for group in done.groups if group.records[0].end]
+    assert ours == theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_errors_of_a_cell_come_through(write: Write, jobs: int) -> None:
+    with pytest.raises(ConfigError, match="model"):
+        compare(write("", "task.options={model='none'}"), jobs=jobs)
+
+
+def test_folder_of_another_comparison_is_refused(done: comparing.Compared) -> None:
+    tables = {"run": {"rounds": 5}}
+    variants = tuple(
+        variant.model_copy(update={"experiment": variant.experiment.changed(tables)})
+        for variant in done.comparison.variants
+    )
+    with pytest.raises(ResumeError, match=r"run\.rounds = 4 there, 5 here"):
+        compare(done.comparison.model_copy(update={"variants": variants}), jobs=1)
+
+
+def test_fingerprints_are_compared(done: comparing.Compared) -> None:
+    """What settings cannot show, such as a data set that changed between two runs, the fingerprints do."""
+    cells = {(cell.variant.name, cell.seed): Record.read(cell.folder) for cell in done.comparison.cells()}
+    other = cells["JWINS", 2]
+    prints = {**other.start.fingerprints, "partition": "another"}
+    start = msgspec.structs.replace(other.start, fingerprints=prints)
+    cells["JWINS", 2] = Record(other.folder, start, other.evaluations, other.end)
+    with pytest.raises(ConfigError, match=r"'JWINS', seed 2, partition = 'another'.*not like for like"):
+        comparing._check_like_for_like(done.comparison, cells)
+
+
+def test_unmeasured_cell_is_an_error(write: Write) -> None:
+    with pytest.raises(DataError, match="no run here"):
+        comparing.summarize(write())
+
+
+# --- Runs that end badly ----------------------------------------------------------------------------------
+
+
+def test_diverged_run_is_a_result(write: Write) -> None:
+    comparison = write(
+        "[[variants]]\nname = 'too fast'\nsharing = { kind = 'full' }\ntrain = { optimizer = { lr = 1e20 } }",
+        "compare.seeds=[1]",
+        "run.eval_every=1",
+    )
+    table = {line.variant: line for line in compare(comparison, jobs=1).table}
+    assert table["JWINS"].status == "finished"
+    assert table["too fast"].status.startswith("diverged @ ")
+    assert table_cells(table["too fast"], percent=True)[-1] == table["too fast"].status
+    json.loads((comparison.folder / "summary.json").read_text())
+
+
+def record(values: list[float], *, seed: int = 1, done: bool = True, source: Record) -> Record:
+    """A made-up run with one evaluation per round and 100 bytes per round."""
+    evaluations = tuple(
+        msgspec.structs.replace(
+            source.evaluations[-1],
+            round=index,
+            time_s=float(index),
+            metrics={"accuracy": Spread(None if math.isnan(value) else value, 0.0, 0.0, 0.0)},
+            traffic=TrafficSplit(values=100 * index),
+        )
+        for index, value in enumerate(values)
+    )
+    start = msgspec.structs.replace(source.start, seed=seed, num_nodes=1)
+    return Record(source.folder, start, evaluations, source.end if done else None)
+
+
+def test_savings_refer_to_as_many_rounds(done: comparing.Compared) -> None:
+    source = done.groups[0].records[0]
+    full = Group("full", "full", (record([0.1, 0.5, 0.9, 0.9], source=source),), (400.0,))
+    short = Group("short", "jwins", (record([0.1, 0.5], source=source),), (400.0,))
+    unfinished = Group("cut", "jwins", (record([0.1, math.nan], source=source, done=False),), (400.0,))
+    table = lines([full, short, unfinished], Target("accuracy", 0.8), full="full")
+    assert [line.saving_codec for line in table] == [0.0, 0.0, 0.0]
+    assert table[1].saving_raw == 0.75
+    assert [line.reached for line in table] == [1, 0, 0]
+    assert table_cells(table[1], percent=True)[5:8] == ["—", "—", "—"]
+    assert table[2].status == "unfinished @ 1"
+    assert math.isnan(table[2].final)
+
+
+def test_some_seeds_reach_the_target(done: comparing.Compared) -> None:
+    source = done.groups[0].records[0]
+    runs = (record([0.1, 0.9], source=source), record([0.1, 0.2], seed=2, source=source))
+    (line,) = lines([Group("x", "jwins", runs, (1.0, 1.0))], Target("accuracy", 0.8), full=None)
+    assert (line.reached, line.rounds_to_target, line.saving_codec) == (1, 1.0, None)
+    assert table_cells(line, percent=True)[5] == "100 B (1/2)"
+    assert (
+        lines([Group("x", "own", runs, (1.0, 1.0))], Target("accuracy", 0.15, True), full=None)[0].reached == 2
+    )
+
+
+def test_figures_are_the_same_for_the_same_numbers(done: comparing.Compared, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save_figure(figure(done.groups, done.target, metric="accuracy"), tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
