@@ -1,0 +1,139 @@
+"""The documentation leads somewhere and runs: links, names of files and make targets, Python and TOML."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+import tomllib
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("records/*/README.md")})
+SOURCES = [
+    path
+    for pattern in (
+        "*",
+        ".ci/*",
+        "src/**/*",
+        "docs/**/*",
+        "benchmarks/**/*",
+        "experiments/**/*",
+        "records/**/*",
+    )
+    for path in ROOT.glob(pattern)
+    if path.is_file()
+    and path.suffix in {".md", ".py", ".toml", ".txt", ".json", ".jsonl", ".csv", ""}
+    and "__pycache__" not in path.parts
+    and path.stat().st_size < 2_000_000
+]
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+FOLDERS = ("src/", "tests/", "docs/", "benchmarks/", "experiments/", "tests/")
+# /home/you is the reader's; what else looks like a home or a checkout is somebody's own.
+MACHINE = re.compile(r"(?<![\w.~-])/(?:work|root|Users|home/(?!you\b)|opt)/[\w.-]+")
+REGISTRY = re.compile(
+    r"https?://[\w.-]*(?:pypi|pythonhosted|anaconda|conda-forge|download\.pytorch)[\w.-]*", re.I
+)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def prose(path: Path) -> str:
+    """The page without its blocks of code."""
+    return FENCE.sub("", path.read_text(encoding="utf-8"))
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(path.read_text(encoding="utf-8")) if kind == language]
+
+
+def anchors(path: Path) -> set[str]:
+    """What a page's headings are called in links to them."""
+    headings = re.findall(r"^#+ +(.+?) *$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def target(page: Path, link: str) -> Path:
+    file = unquote(link.partition("#")[0])
+    return (page.parent / file).resolve() if file else page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(page)):
+        if re.match(r"[a-z]+:", link):
+            assert link.startswith("https://"), f"{name(page)}: {link}"
+            continue
+        found = target(page, link)
+        assert found.exists(), f"{name(page)}: {link} leads nowhere"
+        assert found.is_relative_to(ROOT), f"{name(page)}: {link} leads out of the project"
+        anchor = link.partition("#")[2]
+        assert not anchor or anchor in anchors(found), f"{name(page)}: {link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_files_exist(page: Path) -> None:
+    for code in CODE.findall(prose(page)):
+        if code.startswith(FOLDERS) and not set(code) & set("*<> ="):
+            assert (ROOT / code).exists(), f"{name(page)} names {code}, which does not exist"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    linked = {target(index, link) for link in LINK.findall(prose(index)) if not link.startswith("https:")}
+    missing = [
+        name(page) for page in PAGES if page.parent == index.parent and page != index and page not in linked
+    ]
+    assert not missing, f"docs/README.md does not link {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_make_targets_exist(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    known = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    text = page.read_text(encoding="utf-8")
+    named = set(re.findall(r"(?:`|^)make ([a-z-]+)", text, re.MULTILINE))
+    assert named <= known, f"{name(page)}: make {', '.join(sorted(named - known))}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_python_runs_or_compiles(page: Path) -> None:
+    """Examples with prompts run, one after another with the same names; others are parsed."""
+    examples = [block for block in blocks(page, "python") if ">>>" in block]
+    for block in blocks(page, "python"):
+        if block not in examples:
+            ast.parse(block, filename=name(page))
+    if examples:
+        test = doctest.DocTestParser().get_doctest("\n".join(examples), {}, name(page), str(page), 0)
+        report: list[str] = []
+        runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+        result = runner.run(test, out=report.append)
+        assert result.attempted > 0
+        assert result.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name)
+def test_toml_is_an_experiment(page: Path) -> None:
+    """Tables that stand for a whole experiment are built; parts of one are only read."""
+    from jwins.experiment import Experiment
+
+    for block in blocks(page, "toml"):
+        tables = tomllib.loads(block)
+        if tables.keys() <= Experiment.model_fields.keys():
+            assert Experiment(**tables).run.rounds >= 1
+
+
+def test_no_machine_or_registry_is_named() -> None:
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for pattern in (MACHINE, REGISTRY):
+            found = pattern.search(text)
+            assert found is None, f"{name(path)}: {found[0]}"
