@@ -178,12 +178,8 @@ def test_two_rounds_of_full_sharing() -> None:
     node.handle(heard(1, 1), 2.0)
     commands = node.handle(heard(2, 1), 2.0)
     assert kinds(commands) == ["Evaluate", "Checkpoint", "Finished"]
-    assert (commands[0].round, commands[2].round, commands[2].status, commands[2].reason) == (
-        2,
-        2,
-        "finished",
-        "",
-    )
+    evaluate, _, finished = commands
+    assert (evaluate.round, finished.round, finished.status, finished.reason) == (2, 2, "finished", "")
     assert node.phase is Phase.DONE
     assert torch.equal(finished.params, node.params)
 

@@ -1,0 +1,413 @@
+"""Every sharing algorithm keeps the contract of ``jwins.sharing.Sharing``. A new one is a row of ALGORITHMS."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jwins import checkpoint
+from jwins.errors import ConfigError, UsageError
+from jwins.ops.wavelet import Wavelet
+from jwins.rng import RoundContext, stream
+from jwins.sharing import (
+    FixedCutoff,
+    Jwins,
+    RandomCutoff,
+    choco,
+    full,
+    jwins,
+    random_k,
+    top_k,
+)
+from jwins.topology import FullyConnected, Ring
+from jwins.update import Received, Update, identical
+from jwins.wire import codec
+
+P = 61  # odd and prime: no level of a transform divides it
+
+ALGORITHMS: dict[str, Any] = {
+    "full": full(),
+    "full, bfloat16": full(values="bfloat16"),
+    "random_k": random_k(0.2),
+    "random_k, all": random_k(1.0),
+    "random_k, none": random_k(0.001),
+    "random_k, bfloat16": random_k(0.2, values="bfloat16"),
+    "top_k": top_k(0.2),
+    "top_k, accumulated": top_k(0.2, accumulate=True),
+    "top_k, all": top_k(1.0),
+    "top_k, none": top_k(0.001),
+    "top_k, bfloat16": top_k(0.2, accumulate=True, values="bfloat16"),
+    "choco": choco(0.2, 0.5),
+    "choco, all": choco(1.0, 1.0),
+    "choco, none": choco(0.001, 0.5),
+    "choco, bfloat16": choco(0.2, 0.5, values="bfloat16"),
+    "jwins": jwins(),
+    "jwins, reference": jwins(score="reference"),
+    "jwins, training_only": jwins(score="training_only"),
+    "jwins, no wavelet": jwins(wavelet=None),
+    "jwins, no wavelet, reference": jwins(wavelet="none", score="reference"),
+    "jwins, no wavelet, training_only": jwins(wavelet=None, score="training_only"),
+    "jwins, no accumulation": jwins(accumulate=False),
+    "jwins, fixed": jwins(FixedCutoff(0.3)),
+    "jwins, periodization": jwins(mode="periodization", levels=3),
+    "jwins, db4": jwins(RandomCutoff((0.1, 0.9)), wavelet="db4", levels=2),
+    "jwins, bior2.2": jwins(wavelet="bior2.2", levels=6, dense_above=2.0),
+    "jwins, bfloat16": jwins(values="bfloat16"),
+}
+WEIGHTS = {1: 0.25, 4: 0.5}
+ROUNDS = 5
+
+
+@pytest.fixture(params=ALGORITHMS)
+def algorithm(request: pytest.FixtureRequest) -> Any:
+    return ALGORITHMS[request.param]
+
+
+def vector(purpose: str, node: int, round: int, scale: float = 0.1) -> Tensor:
+    return torch.from_numpy(stream(7, purpose, node=node, round=round).normal(size=P, scale=scale)).float()
+
+
+def context(node: int, round: int) -> RoundContext:
+    return RoundContext(seed=3, node=node, round=round, weights=WEIGHTS, sent_bytes=100 * round)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in a state, an update or a list of them."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [t for item in value for t in tensors(item)]
+    if isinstance(value, dict):
+        return [t for item in value.values() for t in tensors(item)]
+    if hasattr(type(value), "__dataclass_fields__"):
+        return [t for name in value.__dataclass_fields__ for t in tensors(getattr(value, name))]
+    return []
+
+
+def bits(value: Any) -> list[bytes]:
+    return [t.detach().clone().view(torch.uint8).numpy().tobytes() for t in tensors(value)]
+
+
+class Pair:
+    """A node and two neighbours over several rounds, and everything that happened."""
+
+    def __init__(
+        self,
+        algorithm: Any,
+        *,
+        reload: bool = False,
+        late: tuple[tuple[int, int], ...] = (),
+        lost: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        start = vector("start", 0, 0, scale=1.0)
+        nodes = (0, *WEIGHTS)
+        self.params = dict.fromkeys(nodes, start)
+        self.state = {i: algorithm.init(start) for i in nodes}
+        self.updates: list[Update] = []
+        self.merged: list[Tensor] = []
+        delayed: list[Received] = []
+        for r in range(ROUNDS):
+            sent = {}
+            for i in nodes:
+                self.params[i] = self.params[i] + vector("training", i, r)
+                sent[i], self.state[i] = algorithm.share(self.state[i], self.params[i], context(i, r))
+            if reload:
+                self.state = {i: reloaded(algorithm, s) for i, s in self.state.items()}
+            received = delayed + [
+                Received(j, r, w, sent[j]) for j, w in WEIGHTS.items() if (j, r) not in (*late, *lost)
+            ]
+            received.sort(key=lambda item: (item.sender, item.round))
+            delayed = [Received(j, r, 0.0, sent[j]) for j in WEIGHTS if (j, r) in late]
+            self.params[0], self.state[0] = algorithm.merge(
+                self.state[0], self.params[0], received, context(0, r)
+            )
+            for i in WEIGHTS:
+                self.params[i], self.state[i] = algorithm.merge(
+                    self.state[i], self.params[i], [], context(i, r)
+                )
+            if reload:
+                self.state = {i: reloaded(algorithm, s) for i, s in self.state.items()}
+            self.updates.append(sent[0])
+            self.merged.append(self.params[0])
+
+
+def reloaded(algorithm: Any, state: Any) -> Any:
+    return checkpoint.load(checkpoint.dump(state), algorithm.state_types)
+
+
+def test_is_deterministic_and_holds_no_state(algorithm: Any) -> None:
+    torch.manual_seed(1)
+    one = Pair(algorithm)
+    torch.manual_seed(2)
+    two = Pair(algorithm)
+    assert all(identical(a, b) for a, b in zip(one.updates, two.updates, strict=True))
+    assert bits(one.merged) == bits(two.merged)
+
+
+def test_draws_from_no_global_generator(algorithm: Any) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    Pair(algorithm)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_is_frozen_picklable_and_printable(algorithm: Any) -> None:
+    again = pickle.loads(pickle.dumps(algorithm))
+    assert again == algorithm
+    assert hash(again) == hash(algorithm)
+    assert type(algorithm).__name__ in repr(algorithm)
+    assert "0x" not in repr(algorithm)
+    with pytest.raises((AttributeError, TypeError)):
+        algorithm.values = "float32"
+    assert bits(Pair(again).merged) == bits(Pair(algorithm).merged)
+
+
+def test_leaves_its_inputs_alone(algorithm: Any) -> None:
+    pair = Pair(algorithm)
+    ctx, params = context(0, ROUNDS), pair.params[0] + 0.5
+    state = algorithm.init(params)
+    for step in (
+        lambda: algorithm.init(params),
+        lambda: algorithm.share(state, params, ctx),
+        lambda: algorithm.share(pair.state[0], params, ctx),
+    ):
+        before = bits([state, pair.state[0], params])
+        step()
+        assert bits([state, pair.state[0], params]) == before
+    update, shared = algorithm.share(pair.state[0], params, ctx)
+    _, of_peer = algorithm.share(pair.state[1], params, context(1, ROUNDS))
+    from_peer, _ = algorithm.share(pair.state[1], params, context(1, ROUNDS))
+    received = [Received(1, ROUNDS, 0.25, from_peer)]
+    held = [update, shared, of_peer, [item.update for item in received], params]
+    before, weights = bits(held), dict(ctx.weights)
+    for _ in range(2):
+        algorithm.merge(shared, params, received, ctx)
+        algorithm.merge(shared, params, [], ctx)
+        if algorithm.remembers_peers:
+            algorithm.key(shared, ctx)
+    assert bits(held) == before
+    assert len(received) == 1
+    assert ctx.weights == weights
+
+
+def test_results_do_not_alias_the_parameters(algorithm: Any) -> None:
+    """A caller may train in place in the vector that merge returned, and in the one it gave, after merge."""
+    start = vector("start", 0, 0)
+    state = algorithm.init(start)
+    initial = bits(state)
+    start.zero_()
+    assert bits(state) == initial
+    params = vector("training", 0, 0)
+    update, state = algorithm.share(state, params, context(0, 0))
+    sent = bits(update)
+    merged, state = algorithm.merge(state, params, [], context(0, 0))
+    after, result = bits(state), bits(merged)
+    params.zero_()
+    assert bits(update) == sent
+    assert bits(merged) == result
+    merged.zero_()
+    assert bits(state) == after
+    assert bits(update) == sent
+
+
+def test_keeps_dtypes_and_shapes(algorithm: Any) -> None:
+    pair = Pair(algorithm)
+    for update, merged in zip(pair.updates, pair.merged, strict=True):
+        assert isinstance(update.values, Tensor)
+        bfloat16 = algorithm.values == "bfloat16"
+        assert update.values.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+        assert (merged.dtype, merged.shape) == (torch.float32, (P,))
+        positions = update.indices()
+        if positions is not None:
+            assert positions.dtype == torch.int64
+            assert bool((positions[1:] > positions[:-1]).all())
+            assert len(positions) == 0 or 0 <= int(positions[0]) <= int(positions[-1]) < update.dim
+    assert all(t.dtype == torch.float32 and not t.requires_grad for t in tensors(pair.state))
+
+
+def test_update_dim_is_that_of_the_updates(algorithm: Any) -> None:
+    for size in (1, 2, 5, P, 200):
+        params = torch.linspace(-1, 1, size)
+        update, _ = algorithm.share(algorithm.init(torch.zeros(size)), params, context(0, 0))
+        assert update.dim == algorithm.update_dim(size)
+
+
+def test_updates_travel_through_every_codec(algorithm: Any) -> None:
+    for update in Pair(algorithm).updates:
+        for name in ("raw", "pco"):
+            assert identical(
+                update, codec(name).decode(codec(name).encode(update).data, dim=algorithm.update_dim(P))
+            )
+
+
+@pytest.mark.parametrize("gone", [(), ((1, 2),), ((1, 0), (4, 0), (4, 3))])
+@pytest.mark.parametrize("how", ["late", "lost"])
+def test_states_survive_a_checkpoint_at_any_time(
+    algorithm: Any, how: str, gone: tuple[tuple[int, int], ...]
+) -> None:
+    through, without = Pair(algorithm, reload=True, **{how: gone}), Pair(algorithm, **{how: gone})
+    assert all(identical(a, b) for a, b in zip(through.updates, without.updates, strict=True))
+    assert bits(through.merged) == bits(without.merged)
+    assert bits(through.state) == bits(without.state)
+    assert checkpoint.dump(through.state) == checkpoint.dump(without.state)
+
+
+def test_nothing_heard_changes_nothing(algorithm: Any) -> None:
+    pair = Pair(algorithm)
+    params = pair.params[0] + 1.0
+    _, state = algorithm.share(pair.state[0], params, context(0, ROUNDS))
+    merged, _ = algorithm.merge(state, params, [], context(0, ROUNDS))
+    assert torch.equal(merged, params)
+
+
+def test_what_has_no_weight_changes_nothing(algorithm: Any) -> None:
+    pair = Pair(algorithm)
+    params = pair.params[0] + 1.0
+    _, state = algorithm.share(pair.state[0], params, context(0, ROUNDS))
+    far = Update(algorithm.update_dim(P), None, torch.full((algorithm.update_dim(P),), 50.0))
+    merged, _ = algorithm.merge(state, params, [Received(1, ROUNDS - 1, 0.0, far)], context(0, ROUNDS))
+    assert torch.equal(merged, params)
+
+
+def test_merging_is_pulled_towards_what_was_heard(algorithm: Any) -> None:
+    """One dense update of a constant offset, which stands alone: x + W_ij (v_j - v_i), scaled by gamma."""
+    params = vector("start", 0, 0)
+    update, state = algorithm.share(algorithm.init(params), params, context(0, 0))
+    start = torch.zeros(P) if algorithm.remembers_peers else params
+    transform = getattr(algorithm, "transform", None) or Wavelet("haar", levels=0)
+    own = transform.forward(start)
+    if algorithm.remembers_peers:
+        own = (
+            own.index_add(0, update.indices(), update.dense_values())
+            if update.indices() is not None
+            else params
+        )
+    elif algorithm.values == "bfloat16":
+        # what was sent counts as rounded, at the sender too
+        positions = update.indices()
+        own = (
+            update.dense_values() if positions is None else own.index_copy(0, positions, update.dense_values())
+        )
+    offset = transform.forward(torch.full((P,), 2.0))
+    merged, _ = algorithm.merge(
+        state, params, [Received(1, 0, 0.25, Update(len(own), None, own + offset))], context(0, 0)
+    )
+    torch.testing.assert_close(merged, params + 0.5 * getattr(algorithm, "gamma", 1.0), rtol=0, atol=1e-5)
+
+
+def test_missing_and_keys_belong_to_those_that_remember(algorithm: Any) -> None:
+    state = algorithm.init(torch.zeros(P))
+    assert algorithm.missing(state) == frozenset()
+    pair = Pair(algorithm, lost=((1, 2),))
+    if not algorithm.remembers_peers:
+        assert algorithm.missing(pair.state[0]) == frozenset()
+        assert all(update.base is None and update.check is None for update in pair.updates)
+        with pytest.raises(TypeError, match="no key"):
+            algorithm.key(pair.state[0], context(0, 0))
+        return
+    assert algorithm.missing(pair.state[0]) == {1}, "nothing heals without a key"
+    with pytest.raises(UsageError, match="shared nothing yet"):
+        algorithm.key(state, context(0, 0))
+    key = algorithm.key(pair.state[1], context(1, ROUNDS - 1))
+    assert key.base is None
+    _, state = algorithm.share(pair.state[0], pair.params[0], context(0, ROUNDS))
+    _, healed = algorithm.merge(state, pair.params[0], [Received(1, ROUNDS - 1, 0.0, key)], context(0, ROUNDS))
+    assert algorithm.missing(healed) == frozenset()
+    assert bits(healed.replicas[1].x_hat) == bits(pair.state[1].x_hat)
+    for update in pair.updates:
+        assert update.check is not None
+    assert [update.base for update in pair.updates] == [None, *range(ROUNDS - 1)]
+
+
+REMEMBERING = [name for name, algorithm in ALGORITHMS.items() if algorithm.remembers_peers]
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_late_updates_are_caught_up_with(name: str) -> None:
+    late, in_time = Pair(ALGORITHMS[name], late=((1, 2),)), Pair(ALGORITHMS[name])
+    assert ALGORITHMS[name].missing(late.state[0]) == frozenset()
+    assert bits(late.state[0].replicas) == bits(in_time.state[0].replicas)
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_peers_that_are_no_neighbours_any_more_are_forgotten(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    pair = Pair(algorithm, lost=((1, 2),))
+    assert pair.state[0].replicas.keys() == {4}
+    params = pair.params[0]
+    ctx = RoundContext(3, 0, ROUNDS, {})
+    _, state = algorithm.share(pair.state[0], params, ctx)
+    _, state = algorithm.merge(state, params, [], ctx)
+    assert state.replicas == {}
+    assert algorithm.missing(state) == frozenset()
+
+
+def test_nodes_and_rounds_draw_for_themselves() -> None:
+    params = vector("training", 0, 0)
+    for algorithm in (random_k(0.2), jwins(wavelet=None)):
+        drawn = {
+            tuple(update.indices().tolist()) if update.indices() is not None else None
+            for node in range(4)
+            for r in range(4)
+            for update in [algorithm.share(algorithm.init(torch.zeros(P)), params, context(node, r))[0]]
+        }
+        assert len(drawn) > 3
+
+
+# --- Arguments ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("build", "path"),
+    [
+        (lambda: random_k(0.0), "sharing.fraction = 0.0"),
+        (lambda: random_k(20), r"sharing.fraction = 20: .* did you mean 0.2\?"),
+        (lambda: random_k(float("nan")), "sharing.fraction = nan"),
+        (lambda: top_k(-0.5), "sharing.cutoff.fraction = -0.5"),
+        (lambda: choco(1.5, 0.5), "sharing.fraction = 1.5"),
+        (lambda: choco(0.5, 0.0), "sharing.gamma = 0.0"),
+        (lambda: choco(0.5, 1.1), "sharing.gamma = 1.1"),
+        (lambda: full(values="float16"), "sharing.values = 'float16'"),  # type: ignore[arg-type]
+        (lambda: jwins(score="best"), "sharing.score = 'best': .*since_sent"),  # type: ignore[arg-type]
+        (lambda: jwins(dense_above=0.0), "sharing.dense_above = 0.0"),
+        (lambda: jwins(dense_above=float("nan")), "sharing.dense_above = nan"),
+        (lambda: jwins(wavelet="morlet"), "sharing.wavelet = 'morlet'"),
+        (lambda: RandomCutoff(()), "sharing.cutoff.fractions"),
+        (lambda: RandomCutoff((0.1, 1.4)), r"sharing.cutoff.fractions\[1\] = 1.4"),
+    ],
+)
+def test_arguments_out_of_range_name_their_path(build: Any, path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        build()
+
+
+@pytest.mark.parametrize("fraction", [-0.1, float("nan")])
+def test_a_cutoff_out_of_range_is_misuse(fraction: float) -> None:
+    algorithm = jwins(lambda ctx: fraction)
+    with pytest.raises(UsageError, match="fraction"):
+        algorithm.share(algorithm.init(torch.zeros(P)), torch.ones(P), context(0, 0))
+
+
+def test_dense_above_sends_everything_without_positions() -> None:
+    params = vector("training", 0, 0)
+    for fraction, dense in ((0.49, False), (0.5, True), (0.7, True)):
+        algorithm = jwins(FixedCutoff(fraction), dense_above=0.5)
+        update, _ = algorithm.share(algorithm.init(torch.zeros(P)), params, context(0, 0))
+        assert (update.positions is None) == dense
+        assert update.count == (update.dim if dense else round(fraction * update.dim))
+
+
+def test_topologies_give_weights_that_a_context_takes() -> None:
+    for graph in (Ring(5).at(0), FullyConnected(4).at(0)):
+        ctx = RoundContext(1, 0, 0, graph.senders[0])
+        assert ctx.own_weight == pytest.approx(graph.matrix()[0, 0])
+
+
+def test_the_names_of_algorithms_are_their_constructors() -> None:
+    assert isinstance(top_k(0.1), Jwins)
+    assert top_k(0.1).transform is None
+    assert jwins().transform == Wavelet("sym2", 4, "symmetric")
