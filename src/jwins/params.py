@@ -156,7 +156,7 @@ class Layout:
         self._check(vector)
         lead = vector.shape[:-1]
         return {
-            slot.name: vector[..., slot.offset : slot.offset + slot.size].view(*lead, *slot.shape)
+            slot.name: vector[..., slot.offset : slot.offset + slot.size].view((*lead, *slot.shape))
             for slot in self.slots
         }
 

@@ -1,0 +1,129 @@
+"""A model and its vector hold the same numbers, and buffers follow their policy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from jwins.errors import ConfigError, UsageError
+from jwins.params import Layout
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    model(torch.randn(8, 4))
+    return model
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 3, bias=False)
+        self.decoder = nn.Linear(3, 3, bias=False)
+        self.decoder.weight = self.encoder.weight
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("mask", torch.ones(2), persistent=False)
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x)) * self.scale
+
+
+def test_local_policy_keeps_every_buffer_out_of_the_vector():
+    layout = Layout.of(normed())
+    assert layout.size == 4 * 3 + 3 + 3 + 3 + 3 * 2 + 2
+    assert layout.local == ("1.running_mean", "1.running_var", "1.num_batches_tracked")
+    assert all(slot.kind == "parameter" for slot in layout.slots)
+
+
+def test_shared_policy_puts_float_buffers_behind_the_parameters():
+    model = normed()
+    layout = Layout.of(model, "shared")
+    assert layout.local == ("1.num_batches_tracked",)
+    assert [(s.name, s.kind, s.nonnegative) for s in layout.slots[-2:]] == [
+        ("1.running_mean", "buffer", False),
+        ("1.running_var", "buffer", True),
+    ]
+    vector = layout.flatten(model)
+    assert torch.equal(vector[-3:], model[1].running_var)
+
+
+def test_merged_variances_do_not_fall_below_zero():
+    layout = Layout.of(normed(), "shared")
+    matrix = torch.full((2, layout.size), -1.0)
+    matrix[0, -1] = torch.nan
+    assert layout.project_(matrix) is matrix
+    assert torch.equal(matrix[:, -3:-1], torch.zeros(2, 2))
+    assert torch.isnan(matrix[0, -1])  # divergence is not hidden
+    assert bool((matrix[:, :-3] == -1).all())
+    assert torch.equal(Layout.of(normed()).project_(torch.full((29,), -1.0)), torch.full((29,), -1.0))
+
+
+@pytest.mark.parametrize("policy", ["local", "shared"])
+@pytest.mark.parametrize("build", [normed, Tied])
+def test_write_undoes_flatten(build, policy):
+    model = build()
+    layout = Layout.of(model, policy)
+    vector = layout.flatten(model)
+    other = build()
+    layout.write(torch.zeros(layout.size), other)
+    assert not layout.flatten(other).any()
+    layout.write(vector, other)
+    assert torch.equal(layout.flatten(other), vector)
+    vector.zero_()
+    assert layout.flatten(other).any()  # a copy
+
+
+def test_views_share_memory_with_rows():
+    layout = Layout.of(normed())
+    matrix = torch.zeros(5, 32)[:, : layout.size]
+    views = layout.views(matrix)
+    views["0.weight"][3, 1, 2] = 7.0
+    assert matrix[3, 1 * 4 + 2] == 7.0
+    assert layout.views(matrix[3])["0.weight"][1, 2] == 7.0
+
+
+def test_tied_parameters_count_once_and_are_saved_under_both_names():
+    model = Tied()
+    layout = Layout.of(model)
+    assert layout.size == 9 + 1
+    assert layout.tied == (("decoder.weight", "encoder.weight"),)
+    assert layout.transient == ("mask",)
+    saved = load(save(layout.state_dict(torch.arange(10.0), {})))
+    fresh = Tied()
+    fresh.load_state_dict(saved)
+    assert torch.equal(layout.flatten(fresh), torch.arange(10.0))
+
+
+@pytest.mark.parametrize("policy", ["local", "shared"])
+def test_state_dict_loads_into_a_plain_model(policy):
+    model = normed()
+    layout = Layout.of(model, policy)
+    local = {name: buffer for name, buffer in model.named_buffers() if name in layout.local}
+    fresh = normed()
+    fresh.load_state_dict(load(save(layout.state_dict(layout.flatten(model), local))))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), fresh.state_dict().values(), strict=True)
+    )
+    with pytest.raises(UsageError, match="num_batches_tracked"):
+        layout.state_dict(layout.flatten(model), {})
+
+
+def test_models_that_are_no_float32_vector_are_refused():
+    with pytest.raises(UsageError, match=r"parameter 'weight' is float64: expected float32.*\.float\(\)"):
+        Layout.of(nn.Linear(2, 2).double())
+    with pytest.raises(UsageError, match="has no parameters"):
+        Layout.of(nn.ReLU())
+    with pytest.raises(UsageError, match="'weight' has no shape yet"):
+        Layout.of(nn.LazyLinear(2))
+    with pytest.raises(ConfigError, match=r"train.buffers = 'mine'"):
+        Layout.of(nn.Linear(2, 2), "mine")  # type: ignore[arg-type]
+    double = nn.BatchNorm1d(2)
+    double.running_mean = double.running_mean.double()
+    with pytest.raises(UsageError, match="buffer 'running_mean' is float64"):
+        Layout.of(double, "shared")
+    assert "running_mean" in Layout.of(double).local
+    with pytest.raises(UsageError, match=r"expected \(\.\.\., 6\)"):
+        Layout.of(nn.Linear(2, 2)).views(torch.zeros(5))
