@@ -26,7 +26,8 @@ from jwins.train import Batching, Optimizer, Trainer, batch_indices
 LOCAL_STEPS = 3
 BATCH_SIZE = 8
 LEARNING_RATE = 0.01
-SAMPLES_PER_NODE = 64
+SAMPLES_PER_NODE = 512
+POOL = 4096
 SEED = 1
 
 
@@ -95,14 +96,35 @@ class Synthetic(Task):
 
 
 def synthetic_parts(num_nodes: int) -> list[np.ndarray]:
-    return list(np.arange(num_nodes * SAMPLES_PER_NODE).reshape(num_nodes, -1))
+    """Samples of each node, from a pool that all share: speed does not depend on who owns what."""
+    generator = np.random.default_rng(SEED)
+    return [np.sort(generator.choice(POOL, SAMPLES_PER_NODE, replace=False)) for _ in range(num_nodes)]
 
 
 class PlainLoop:
     """What one would write without this package: a module and an optimizer per node, one node after another."""
 
-    def __init__(self, task: Task, parts: Sequence[np.ndarray], *, workers: int, intra_op: int) -> None:
-        self._task, self._parts, self._intra_op, self._workers = task, parts, intra_op, workers
+    def __init__(
+        self, task: Task, parts: Sequence[np.ndarray], *, workers: int, intra_op: int, rounds: int
+    ) -> None:
+        self._task, self._intra_op = task, intra_op
+        # Drawn beforehand: shuffling is not what is compared, and counts for the trainer only.
+        self._batches = [
+            [
+                torch.from_numpy(
+                    batch_indices(
+                        part,
+                        seed=SEED,
+                        node=node,
+                        round=number,
+                        local_steps=LOCAL_STEPS,
+                        batch_size=BATCH_SIZE,
+                    )
+                )
+                for number in range(rounds)
+            ]
+            for node, part in enumerate(parts)
+        ]
         torch.manual_seed(SEED)
         self._models = [task.model() for _ in parts]
         self._optimizers = [torch.optim.SGD(model.parameters(), lr=LEARNING_RATE) for model in self._models]
@@ -110,7 +132,7 @@ class PlainLoop:
 
     def round(self, number: int) -> None:
         torch.set_num_threads(self._intra_op)
-        nodes = range(len(self._parts))
+        nodes = range(len(self._models))
         if self._pool is None:
             for node in nodes:
                 self._train(node, number)
@@ -120,16 +142,7 @@ class PlainLoop:
 
     def _train(self, node: int, number: int) -> None:
         model, optimizer = self._models[node], self._optimizers[node]
-        index = torch.from_numpy(
-            batch_indices(
-                self._parts[node],
-                seed=SEED,
-                node=node,
-                round=number,
-                local_steps=LOCAL_STEPS,
-                batch_size=BATCH_SIZE,
-            )
-        )
+        index = self._batches[node][number]
         for step in range(LOCAL_STEPS):
             inputs, targets = self._task.train.inputs[index[step]], self._task.train.targets[index[step]]
             functional.cross_entropy(model(inputs), targets).backward()
@@ -171,11 +184,11 @@ def make_trainer(task: Task, parts: Sequence[np.ndarray], *, batching: Batching,
 def loop_rows(num_nodes: int = 96, repetitions: int = 5) -> list[Row]:
     """Local training of the GN-LeNet in a loop, two threads on both sides."""
     parts = synthetic_parts(num_nodes)
-    task = Synthetic(GroupNormLeNet, (3, 32, 32), num_nodes * SAMPLES_PER_NODE)
+    task = Synthetic(GroupNormLeNet, (3, 32, 32), POOL)
     trainer = make_trainer(task, parts, batching="loop", threads=2)
     plain = {
-        "two intra-op threads": PlainLoop(task, parts, workers=1, intra_op=2),
-        "two workers": PlainLoop(task, parts, workers=2, intra_op=1),
+        "two intra-op threads": PlainLoop(task, parts, workers=1, intra_op=2, rounds=repetitions + 1),
+        "two workers": PlainLoop(task, parts, workers=2, intra_op=1, rounds=repetitions + 1),
     }
     medians = alternate(
         {
@@ -204,9 +217,9 @@ def stacked_rows(num_nodes: int = 96, repetitions: int = 15) -> list[Row]:
     rows = []
     for widths, target in (((784, 64, 10), 2.5), ((64, 64, 10), 8.0)):
         parts = synthetic_parts(num_nodes)
-        task = Synthetic(lambda widths=widths: mlp(*widths), widths[:1], num_nodes * SAMPLES_PER_NODE)
+        task = Synthetic(lambda widths=widths: mlp(*widths), widths[:1], POOL)
         trainer = make_trainer(task, parts, batching="stacked", threads=2)
-        plain = PlainLoop(task, parts, workers=1, intra_op=1)
+        plain = PlainLoop(task, parts, workers=1, intra_op=1, rounds=repetitions + 1)
         medians = alternate(
             {
                 "jwins": lambda r, trainer=trainer: trainer.train(dict.fromkeys(range(num_nodes), r)),

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from jwins.errors import ConfigError, JwinsError, UsageError
+from jwins.ops.stacked import StackedKernels
 from jwins.params import BufferPolicy, Layout
 from jwins.rng import EVERY_NODE, EVERY_ROUND, stream, torch_generator
 from jwins.tasks.base import Batch, Task
@@ -42,8 +43,10 @@ Device = Literal["cpu", "cuda", "auto"]
 Indices = npt.NDArray[np.int64]
 J = TypeVar("J")
 
-CHUNK = 32
-"""Most nodes in one stack: enough to spread the cost of the calls, few enough to stay in the cache."""
+CHUNK_NUMBERS = 2**23
+"""Most parameters of all nodes of one stack together, 32 MB: larger ones leave the cache and need memory."""
+CHUNK_NODES = 128
+"""Most nodes in one stack, however small: the calls cost little then, and a straggler's step costs a stack."""
 STACKED_MAX_PARAMETERS = 500_000
 """``auto`` on CPU: larger models gain nothing from stacking."""
 THREADS_MIN_PARAMETERS = 200_000
@@ -205,6 +208,9 @@ class _Shuffle:
 
     def take(self, start: int, count: int) -> Indices:
         n = len(self._part)
+        epoch, offset = divmod(start, n)
+        if offset + count <= n:
+            return self._permutation(epoch)[offset : offset + count]
         out = np.empty(count, dtype=np.int64)
         filled = 0
         while filled < count:
@@ -231,31 +237,33 @@ class _Draws:
     handed: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Place:
-    """Every place in a module that holds one tensor: a shared module's tensor has several."""
+    """Every place in a module that holds one tensor: a tied one has several."""
 
-    name: str
-    owners: tuple[tuple[nn.Module, str], ...]
+    owners: tuple[tuple[dict[str, Any], str], ...]
 
     def put(self, tensor: Tensor) -> None:
-        for module, key in self.owners:
-            module._buffers[key] = tensor
+        for table, key in self.owners:
+            table[key] = tensor
 
     def get(self) -> Tensor:
-        module, key = self.owners[0]
-        found = module._buffers[key]
-        assert found is not None
+        table, key = self.owners[0]
+        found: Tensor = table[key]
         return found
 
 
-def _buffer_places(model: nn.Module) -> dict[str, _Place]:
-    by_tensor: dict[int, list[tuple[nn.Module, str]]] = {}
+def _places(model: nn.Module) -> dict[str, _Place]:
+    by_tensor: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
-        for key, buffer in module._buffers.items():
-            if buffer is not None:
-                by_tensor.setdefault(id(buffer), []).append((module, key))
-    return {name: _Place(name, tuple(by_tensor[id(buffer)])) for name, buffer in model.named_buffers()}
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    by_tensor.setdefault(id(tensor), []).append((table, key))
+    return {
+        name: _Place(tuple(by_tensor[id(tensor)]))
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+    }
 
 
 class _Replica:
@@ -266,7 +274,7 @@ class _Replica:
         parameters = dict(model.named_parameters())
         self.slots = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
         self.trained = [(parameter, slot) for parameter, slot in self.slots if parameter.requires_grad]
-        self.places = _buffer_places(model)
+        self.places = _places(model)
         self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
 
     def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
@@ -281,6 +289,18 @@ class _Replica:
             found = self.places[name].get()
             if found is not tensor:
                 tensor.copy_(found.detach())
+
+    @contextmanager
+    def swapped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[None]:
+        """The module with other tensors, such as those vmap hands out. Cheaper than ``functional_call``."""
+        own = [self.places[name].get() for name in names]
+        for name, tensor in zip(names, tensors, strict=True):
+            self.places[name].put(tensor)
+        try:
+            yield
+        finally:
+            for name, tensor in zip(names, own, strict=True):
+                self.places[name].put(tensor)
 
     def _buffers_of(self, row: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for slot in self.shared:
@@ -354,8 +374,9 @@ class Trainer:
         batching: the engine, or ``auto``.
         device: where parameters and data live; ``auto`` is CUDA where there is one.
         threads: workers, each with one intra-op thread; CUDA uses one.
-        chunk: most nodes in one stack. The nodes are divided into chunks of equal size in the order of
-            their numbers; part of what determines the bits of a stacked result.
+        chunk: most nodes in one stack; None for :data:`CHUNK_NODES`, or fewer where :data:`CHUNK_NUMBERS`
+            asks for it. The nodes are divided into chunks of equal size in the order of their numbers, which
+            is part of what determines the bits of a stacked result.
 
     Attributes:
         batching: ``loop`` or ``stacked``, as resolved.
@@ -396,13 +417,13 @@ class Trainer:
         batching: Batching = "auto",
         device: Device = "auto",
         threads: int = 1,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
     ) -> None:
         for path, value in (
             ("train.local_steps", local_steps),
             ("train.batch_size", batch_size),
             ("run.threads", threads),
-            ("train.chunk", chunk),
+            ("train.chunk", 1 if chunk is None else chunk),
         ):
             if type(value) is not int or value < 1:
                 raise ConfigError(path, value, "expected an integer of at least 1")
@@ -437,7 +458,8 @@ class Trainer:
 
         rows = self.num_nodes
         if self.batching == "stacked":
-            self._chunk = max(_MIN_STACK, -(-rows // -(-rows // chunk)))
+            most = chunk or max(_MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS // self.layout.size))
+            self._chunk = max(_MIN_STACK, -(-rows // -(-rows // most)))
             rows = self._chunk * -(-rows // self._chunk)  # the last chunk is padded
         stride = -(-self.layout.size // _ALIGN) * _ALIGN
         matrix = torch.zeros(rows, stride, device=self.device)
@@ -671,7 +693,7 @@ class Trainer:
     def _probe_draws(self) -> _Draws:
         """Run one step and a small evaluation of a fresh model, and look which generators they move."""
         model = self._fresh_model().train()
-        batch = self._gather(self._indices(0, 0)[0])
+        batch = self._gather(torch.from_numpy(self._indices(0, 0)[0]).to(self.device))
         generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
         handed = generator.get_state()
         with self._kept_generators():
@@ -709,31 +731,55 @@ class Trainer:
         return ("loop", f"torch.func cannot stack this model: {problem}") if problem else ("stacked", "")
 
     def _probe_stack(self, single: Mapping[str, Tensor]) -> str:
-        """Why a stack of three nodes does not train and evaluate; empty if it does."""
+        """Why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
         replica = _Replica(self._fresh_model(), self.layout)
-        rows = self._initial.expand(_MIN_STACK, -1).clone().requires_grad_()
+        tensors = _leaves(self.layout, replica, self._initial.expand(_MIN_STACK, -1).clone())
         buffers = {name: tensor.expand(_MIN_STACK, *tensor.shape).clone() for name, tensor in single.items()}
-        index = np.stack([self._indices(0, 0)[0]] * _MIN_STACK)
+        index = torch.from_numpy(np.stack([self._indices(0, 0)[0]] * _MIN_STACK)).to(self.device)
         generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
         with self._kept_generators(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
                 replica.model.train()
-                losses, _ = self._stacked_loss(
-                    replica, self.layout.views(rows), buffers, self._gather(index), generator
-                )
-                losses.sum().backward()  # type: ignore[no-untyped-call]
+                batch = self._gather(index)
+                losses, left = self._stacked_loss(replica, tensors, buffers, batch, generator)
+                losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
+                gradients = {slot.name: tensors[slot.name].grad for _, slot in replica.trained}
+                if not (self._draws.training or self._draws.handed):
+                    differing = self._differs_from_loop({"the loss": losses} | left, gradients)
+                    if differing:
+                        return f"{differing} of a step is not what it is in a loop"
                 replica.model.eval()
                 with torch.no_grad():
-                    self._stacked_outputs(
-                        replica, self.layout.views(rows.detach()), buffers, self._test_data.inputs[:2]
-                    )
+                    self._stacked_outputs(replica, tensors, buffers, self._test_data.inputs[:2])
             except Exception as error:
                 return f"{type(error).__name__}: {_first_line(error)}"
         for warning in caught:
             if "performance drop" in str(warning.message):
                 return _first_line(warning.message)
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return ""
+
+    def _differs_from_loop(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> str:
+        """The first of these that one step of one node does not confirm for the first row of a stack."""
+        model = self._fresh_model().train()
+        generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
+        loss = self.task.loss(
+            model, self._gather(torch.from_numpy(self._indices(0, 0)[0]).to(self.device)), generator
+        )
+        loss.backward()  # type: ignore[no-untyped-call]
+        expected = {"the loss": loss.detach(), **dict(model.named_buffers())}
+        pairs = [(name, values[name][0].detach(), expected[name]) for name in values]
+        for name, parameter in model.named_parameters():
+            stacked = gradients.get(name)
+            if (stacked is None) != (parameter.grad is None):
+                return f"the gradient of {name}"
+            if stacked is not None and parameter.grad is not None:
+                pairs.append((f"the gradient of {name}", stacked[0], parameter.grad))
+        for name, got, wanted in pairs:
+            scale = float(wanted.abs().max()) if wanted.numel() else 0.0
+            if not torch.allclose(got, wanted, rtol=0, atol=1e-3 * scale + 1e-6, equal_nan=True):
+                return name
         return ""
 
     # Running jobs on threads
@@ -788,10 +834,13 @@ class Trainer:
         count = self.local_steps * self._batch_size
         return self._shuffles[node].take(round * count, count).reshape(self.local_steps, self._batch_size)
 
-    def _gather(self, index: Indices | Tensor) -> Batch:
-        if not isinstance(index, Tensor):
-            index = torch.from_numpy(index).to(self.device)
-        return Batch(self._train_data.inputs[index], self._train_data.targets[index])
+    def _gather(self, index: Tensor) -> Batch:
+        """Samples at positions of any shape, (..., B) int64. Five times as fast as indexing with a tensor."""
+        flat = index.reshape(-1)
+        inputs, targets = (data.index_select(0, flat) for data in self._train_data)
+        return Batch(
+            inputs.view(*index.shape, *inputs.shape[1:]), targets.view(*index.shape, *targets.shape[1:])
+        )
 
     def _test_batches(self, samples: Tensor | None) -> Iterator[Batch]:
         inputs, targets = self._test_data
@@ -887,29 +936,35 @@ class Trainer:
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses (rows,), and all buffers as the model left them."""
-        names = [slot.name for slot in replica.shared] + list(buffers)
+        # Contiguous: vmap works on copies of other buffers, and what the model writes would be lost.
+        shared = {slot.name: tensors[slot.name].contiguous() for slot in replica.shared}
+        given = {**tensors, **shared, **buffers}
+        names = tuple(given)
+        changing = [slot.name for slot in replica.shared] + list(buffers)
 
-        def one(
-            tensors: dict[str, Tensor], inputs: Tensor, targets: Tensor
-        ) -> tuple[Tensor, dict[str, Tensor]]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                return torch.func.functional_call(replica.model, tensors, args, kwargs)
+        def one(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            with replica.swapped(names, tensors):
+                loss = self.task.loss(replica.model, Batch(inputs, targets), generator)
+                _check_scalar(loss)
+                return loss, *(replica.places[name].get() for name in changing)
 
-            loss = self.task.loss(call, Batch(inputs, targets), generator)
-            _check_scalar(loss)
-            return loss, {name: tensors[name] for name in names}
-
-        return torch.func.vmap(one, randomness="different")({**tensors, **buffers}, *batch)
+        with StackedKernels():
+            losses, *left = torch.func.vmap(one, randomness="different")(*batch, *given.values())
+        return losses, dict(zip(changing, left, strict=True))
 
     def _stacked_outputs(
         self, replica: _Replica, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
     ) -> Any:
+        given = {**tensors, **buffers}
+        names = tuple(given)
         prepared = self.task.prepare(inputs)
 
-        def one(tensors: dict[str, Tensor]) -> Any:
-            return torch.func.functional_call(replica.model, tensors, (prepared,))
+        def one(*tensors: Tensor) -> Any:
+            with replica.swapped(names, tensors):
+                return replica.model(prepared)
 
-        return torch.func.vmap(one, randomness="different")({**tensors, **buffers})
+        with StackedKernels():
+            return torch.func.vmap(one, randomness="different")(*given.values())
 
     def _train_chunk(self, worker: int, number: int, rounds: Mapping[int, int]) -> dict[int, float]:
         """Train some nodes of a chunk; the others take the same steps on some data, and are put back."""
@@ -938,7 +993,7 @@ class Trainer:
                         replica, chunk.tensors, chunk.buffers, self._gather(on_device[step]), generator
                     )
                     stage = "backward"
-                    loss.sum().backward()  # type: ignore[no-untyped-call]
+                    loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
                     stage = "optimizer"
                     chunk.step(chosen)
                     chunk.collect(buffers)
@@ -973,6 +1028,18 @@ class Trainer:
         return sums
 
 
+def _leaves(layout: Layout, replica: _Replica, rows: Tensor) -> dict[str, Tensor]:
+    """Views of the rows; those that train are leaves of autograd.
+
+    ``.data`` gives each a version counter of its own. Otherwise all chunks would count their changes as those
+    of the one matrix, and autograd of one thread would take another's for a change of its saved tensors.
+    """
+    tensors = {name: view.data for name, view in layout.views(rows).items()}
+    for _, slot in replica.trained:
+        tensors[slot.name].requires_grad_()
+    return tensors
+
+
 class _Chunk:
     """A fixed range of rows as leaf tensors of one optimizer.
 
@@ -984,11 +1051,9 @@ class _Chunk:
         part = slice(number * trainer._chunk, (number + 1) * trainer._chunk)
         rows = trainer._rows[part]
         self.size = trainer._chunk
-        self.buffers = {name: tensor[part] for name, tensor in trainer._buffers.items()}
-        self.tensors = trainer.layout.views(rows)
+        self.buffers = {name: tensor[part].data for name, tensor in trainer._buffers.items()}
+        self.tensors = _leaves(trainer.layout, trainer._replicas[0], rows)
         trained = [slot for _, slot in trainer._replicas[0].trained]
-        for slot in trained:
-            self.tensors[slot.name] = self.tensors[slot.name].detach().requires_grad_()
         self._leaves = [self.tensors[slot.name] for slot in trained]
         self._optimizer = trainer._optimizer.build(self._leaves)
         self._moments = {
@@ -1024,7 +1089,7 @@ class _Chunk:
         """Prepare the steps of a round; ``afresh`` builds an optimizer that remembers nothing."""
         if afresh is not None:
             self._optimizer = afresh.build(self._leaves)
-        self._optimizer.zero_grad()
+        self._forget_gradients()
         for leaf, moments in zip(self._leaves, self._kept, strict=True):
             if moments:
                 self._optimizer.state[leaf] = dict(moments)
@@ -1048,7 +1113,11 @@ class _Chunk:
                 for group in groups.values():
                     with self._putting_back(group, self._updated):
                         self._step_together(group)
-        self._optimizer.zero_grad()
+        self._forget_gradients()
+
+    def _forget_gradients(self) -> None:
+        for leaf in self._leaves:
+            leaf.grad = None
 
     def _step_together(self, group: Sequence[int]) -> None:
         first = False
