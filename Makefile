@@ -24,7 +24,8 @@ help:  ## list the targets
 # Constraints first for torch: which build of it is installed depends on the index, and no later step may
 # choose another.
 $(INSTALLED): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; set PYTHON, as in: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+		"no Python 3.11 or newer found; set PYTHON, as in: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "[1/3] creating $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
 		|| { echo "cannot create $(VENV); on Debian and Ubuntu this needs the package python3-venv" >&2; exit 1; }
