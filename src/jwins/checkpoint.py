@@ -178,8 +178,12 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
             tensors[name] = value.detach().cpu().contiguous().clone()
         return {"t": name}
     if isinstance(value, np.ndarray):
-        return {"n": _pack(torch.from_numpy(np.ascontiguousarray(value)), where, tensors, {})}
-    if isinstance(value, (np.integer, np.floating)):
+        try:  # of a copy: torch warns of read-only arrays, and ascontiguousarray makes (1,) of shape ()
+            tensor = torch.from_numpy(np.array(value, order="C"))
+        except (TypeError, ValueError):
+            raise UsageError(f"{where}: a ndarray of {value.dtype} cannot be part of a checkpoint") from None
+        return {"n": _pack(tensor, where, tensors, {})}
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
         return _pack(value.item(), where, tensors, seen)
     if isinstance(value, bytes):
         name = seen.get(id(value))
@@ -199,7 +203,13 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
         tag = "l" if isinstance(value, list) else "u"
         return {tag: [_pack(v, f"{where}[{i}]", tensors, seen) for i, v in enumerate(value)]}
     if isinstance(value, (set, frozenset)):
-        return {"s": [_pack(v, where, tensors, seen) for v in sorted(value)]}
+        try:
+            ordered = sorted(value)  # equal sets may iterate in different orders
+        except TypeError as error:
+            raise UsageError(
+                f"{where}: a {type(value).__name__} of things without an order ({error})"
+            ) from None
+        return {"s": [_pack(v, where, tensors, seen) for v in ordered]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             f.name: _pack(getattr(value, f.name), f"{where}.{f.name}", tensors, seen)
