@@ -323,7 +323,7 @@ def compare(
             "--jobs",
             "-j",
             min=1,
-            help="Runs side by side, each with one thread. [default: one per core]",
+            help="Runs side by side, each with one thread; by default one per core.",
             show_default=False,
         ),
     ] = None,
@@ -379,7 +379,7 @@ class _PlainComparison:
         self._console = console
         self._cells = comparison.cells()
         self._done = 0
-        console.print(f"{comparison.name}: {len(self._cells)} runs")
+        console.print(f"{comparison.name}: {len(self._cells)} runs", soft_wrap=True, markup=False)
 
     def __call__(self, progress: CellProgress) -> None:
         if progress.status == "running":
@@ -407,23 +407,29 @@ def _live_comparison(console: Console, comparison: Comparison) -> Iterator[Calla
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    clock = _Clock()
+    clock, ended = _Clock(), _PlainComparison(console, comparison)
     rounds: dict[int, int] = {}
-    rows: dict[int, Any] = {}
+    running: dict[int, Any] = {}
     with Bar(*columns, console=console, refresh_per_second=8) as bar:
         whole = bar.add_task(comparison.name, total=total, note="")
 
         def tell(progress: CellProgress) -> None:
-            cell = cells[progress.cell]
-            rounds[progress.cell] = progress.round if progress.status == "running" else progress.rounds
+            """A bar for each cell under way, and a line above the bars for each that has ended."""
+            number, cell = progress.cell, cells[progress.cell]
+            over = progress.status != "running"
+            rounds[number] = progress.rounds if over else progress.round
             done = sum(rounds.values())
             bar.update(whole, completed=done, note=f"rounds  {clock.left(done, total)} left")
-            if progress.cell not in rows:
+            if over:
+                if number in running:
+                    bar.remove_task(running.pop(number))
+                ended(progress)
+                return
+            if number not in running:
                 name = f"  {cell.variant.name}, seed {cell.seed}"
-                rows[progress.cell] = bar.add_task(name, total=progress.rounds, note="")
-            status = "" if progress.status == "running" else f"  {progress.status}"
-            note = f"{_metrics(dict(progress.metrics or {}))}  {_size(progress.bytes_total)}{status}"
-            bar.update(rows[progress.cell], completed=progress.round, note=note)
+                running[number] = bar.add_task(name, total=progress.rounds, note="")
+            note = f"{_metrics(dict(progress.metrics or {}))}  {_size(progress.bytes_total)}"
+            bar.update(running[number], completed=progress.round, note=note)
 
         yield tell
 

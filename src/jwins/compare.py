@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import queue
 import re
 import signal
 import statistics
@@ -552,7 +551,7 @@ def _run_side_by_side(
     cells: Sequence[Cell], todo: Sequence[int], jobs: int, tell: Callable[[CellProgress], None]
 ) -> list[str]:
     context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
+    messages, stop = context.SimpleQueue(), context.Event()  # what a worker puts is there before its result
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(messages, stop))
     try:
         waiting = {pool.submit(_work, cells[index], index) for index in todo}
@@ -602,9 +601,8 @@ def _interrupts_set(stop: Any) -> Iterator[None]:
 
 
 def _drain(messages: Any) -> Iterator[CellProgress]:
-    with contextlib.suppress(queue.Empty):
-        while True:
-            yield messages.get_nowait()
+    while not messages.empty():
+        yield messages.get()
 
 
 def _cores() -> int:
