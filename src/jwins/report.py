@@ -507,7 +507,7 @@ _STYLE: Any = {
 
 
 def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Colour and marker by algorithm; variants of one algorithm differ in their dashes."""
+    """Colour and marker by algorithm; its variants differ in dashes, and from the fifth on in shade, too."""
     seen: dict[str, int] = {}
     styles = []
     for group in groups:
@@ -515,12 +515,19 @@ def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
         seen[group.algorithm] = number + 1
         styles.append(
             {
-                "color": COLOURS.get(group.algorithm, _OWN_COLOUR),
+                "color": _shade(COLOURS.get(group.algorithm, _OWN_COLOUR), number // len(_STYLES)),
                 "marker": _MARKERS.get(group.algorithm, "P"),
                 "linestyle": _STYLES[number % len(_STYLES)],
             }
         )
     return styles
+
+
+def _shade(colour: str, number: int) -> str:
+    """``colour`` for number 0, lighter for odd and darker for further even ones."""
+    towards, amount = (255 if number % 2 else 0), (0.45 if number else 0.0)
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(c + (towards - c) * amount):02x}" for c in channels)
 
 
 def _draw(
