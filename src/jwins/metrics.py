@@ -126,7 +126,8 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
         metrics: each metric's spread over those nodes.
         per_node: each metric's value per measured node, in the order of ``nodes``.
         train_loss: mean training loss over the nodes in the last round, None at the start.
-        consensus_distance: root mean square over nodes of the distance to the average model.
+        consensus_distance: root mean square over nodes of the distance to the average model; None if it is
+            not finite.
         traffic: bytes all nodes have sent to complete that many rounds.
         samples: test samples used.
     """
@@ -137,7 +138,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
     metrics: dict[str, Spread]
     per_node: dict[str, list[float | None]]
     train_loss: float | None
-    consensus_distance: float
+    consensus_distance: float | None
     traffic: TrafficSplit
     samples: int
 
@@ -177,21 +178,22 @@ class MetricsLog:
     Args:
         path: the file; made if it does not exist.
         keep_bytes: what is kept of an existing file; the rest was written after the checkpoint that is
-            being resumed. None keeps everything.
+            being resumed. None keeps everything but a half-written last line.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
         self.path = path
+        if keep_bytes is None:
+            keep_bytes = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
         self._file = path.open("ab")
-        if keep_bytes is not None:
-            size = self._file.seek(0, os.SEEK_END)
-            if size < keep_bytes:
-                self._file.close()
-                raise DataError(
-                    f"{path}: {size} bytes, but the checkpoint was taken at {keep_bytes}; the file was cut"
-                )
-            self._file.truncate(keep_bytes)
-            self._file.seek(0, os.SEEK_END)
+        size = self._file.seek(0, os.SEEK_END)
+        if size < keep_bytes:
+            self._file.close()
+            raise DataError(
+                f"{path}: {size} bytes, but the checkpoint was taken at {keep_bytes}; the file was cut"
+            )
+        self._file.truncate(keep_bytes)
+        self._file.seek(0, os.SEEK_END)
 
     @property
     def size_bytes(self) -> int:

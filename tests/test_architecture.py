@@ -1,0 +1,162 @@
+"""The direction of imports, and what no file of the package may do. Read from the source, not by importing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "jwins"
+
+# A file imports only from rows above its own, or from its own package.
+ROWS = (
+    ("errors",),
+    ("rng", "update"),
+    ("params", "topology", "ops", "metrics", "checkpoint"),
+    ("sharing", "wire", "tasks"),
+    ("train",),
+    ("node",),
+    ("engines",),
+    ("settings",),
+    ("experiment", "report"),
+    ("run",),
+    ("compare",),
+    ("cli",),
+    ("__main__",),
+)
+LEVEL = {name: level for level, row in enumerate(ROWS) for name in row}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def label(path: Path) -> str:
+    return str(path.relative_to(SOURCE))
+
+
+def package(path: Path) -> str:
+    """The part of the package a file belongs to: errors, ops, sharing, ..."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for other in child.orelse:
+                yield other
+                yield from runtime_nodes(other)
+            continue
+        yield child
+        yield from runtime_nodes(child)
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, those inside functions too."""
+    for node in runtime_nodes(tree(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{label(path)}:{node.lineno}: a relative import"
+            assert node.module is not None
+            if node.module == "jwins":
+                for alias in node.names:
+                    yield node.lineno, f"jwins.{alias.name}"
+            else:
+                yield node.lineno, node.module
+
+
+def test_every_file_has_a_level() -> None:
+    unknown = {package(path) for path in FILES} - LEVEL.keys() - {"__init__"}
+    assert not unknown, f"give {sorted(unknown)} a row in {Path(__file__).name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_imports_point_downwards(path: Path) -> None:
+    own = package(path)
+    if own == "__init__":
+        return  # the front of the package may show anything
+    for line, module in imported(path):
+        if not module.startswith("jwins.") or module.split(".")[1] not in LEVEL:
+            continue
+        other = module.split(".")[1]
+        assert other == own or LEVEL[other] < LEVEL[own], (
+            f"{label(path)}:{line} imports {module}, which is not below it"
+        )
+
+
+# Reading bytes with one of these can run code that the bytes choose.
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "jsonpickle"}
+UNSAFE_NAMES = {"eval", "exec", "__import__"}
+UNSAFE_CALLS = {"torch.load", "torch.save", "yaml.load", "np.load", "numpy.load"}
+OWN_CODE = {"tasks/load.py", "__init__.py"}
+"""Where a Python file that the user names is imported, and where the package finds its own names."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_nothing_that_is_read_can_run_code(path: Path) -> None:
+    for line, module in imported(path):
+        assert module.split(".")[0] not in UNSAFE_MODULES, f"{label(path)}:{line} imports {module}"
+    for node in ast.walk(tree(path)):
+        where = f"{label(path)}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Name):
+            assert node.id not in UNSAFE_NAMES, f"{where} uses {node.id}"
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            assert name not in UNSAFE_CALLS, f"{where} calls {name}"
+            assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"{where} allows pickle"
+            if name in ("importlib.import_module", "importlib.util.spec_from_file_location"):
+                assert label(path) in OWN_CODE, f"{where} imports code by name"
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_nothing_draws_from_a_global_generator(path: Path) -> None:
+    """Randomness comes from jwins.rng. The trainer seeds torch's generator for models that draw from it."""
+    for line, module in imported(path):
+        assert module.split(".")[0] != "random", f"{label(path)}:{line} imports random"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("np.random", "numpy.random"):
+            assert node.attr in ("Generator", "Philox"), (
+                f"{label(path)}:{node.lineno} uses np.random.{node.attr}"
+            )
+
+
+CORE = (
+    "rng.py",
+    "update.py",
+    "node.py",
+    "sharing/base.py",
+    "sharing/sparse.py",
+    "sharing/choco.py",
+    "topology.py",
+)
+CLOCKS_AND_IO = {"os", "io", "sys", "time", "datetime", "socket", "asyncio", "threading", "logging"}
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_does_no_io_and_reads_no_clock(name: str) -> None:
+    modules = {module.split(".")[0] for _, module in imported(SOURCE / name)}
+    assert not modules & CLOCKS_AND_IO
+    calls = {ast.unparse(n.func) for n in ast.walk(tree(SOURCE / name)) if isinstance(n, ast.Call)}
+    assert not calls & {"open", "print", "input"}
+
+
+@pytest.mark.parametrize("module", ["torch", "matplotlib", "networkx", "pywt", "pandas"])
+def test_importing_the_package_is_cheap(module: str, loaded: frozenset[str]) -> None:
+    assert module not in loaded
+
+
+@pytest.fixture(scope="module")
+def loaded() -> frozenset[str]:
+    script = "import sys, jwins; print('\\n'.join(sys.modules))"
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    )
+    return frozenset(result.stdout.split())
