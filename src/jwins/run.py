@@ -1,7 +1,8 @@
 """From an experiment to a run folder and what it measured.
 
-A run folder has ``config.toml`` (the experiment, resolved), ``metrics.jsonl`` (append-only), ``checkpoints/``
-and, in the end, ``final/node-<i>.safetensors``. The experiment's digest decides whether it can be continued.
+A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` (how many samples each node
+holds), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end, ``final/node-<i>.safetensors``. The
+experiment's digest decides whether it can be continued.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -53,11 +55,13 @@ __all__ = [
     "Parts",
     "Result",
     "build",
+    "build_partition",
     "build_sharing",
     "build_task",
     "build_topology",
     "evaluation_rounds",
     "folder_state",
+    "partition_counts",
     "raw_bytes_per_node",
     "simulate",
 ]
@@ -193,7 +197,6 @@ def build(
 
     from jwins.engines.simulator import Compute, Faults, Links, Simulator
     from jwins.rng import stream
-    from jwins.tasks.partition import make_partitioner
     from jwins.train import Optimizer, Trainer
     from jwins.wire.codec import codec
 
@@ -203,17 +206,7 @@ def build(
     optimizer = Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state)
     task = build_task(experiment)
 
-    partition = experiment.task.partition
-    if isinstance(partition, Settings):
-        options = partition.model_dump()
-        partition = make_partitioner(options.pop("kind"), options)
-    parts = partition.split(
-        num_samples=len(task.train),
-        num_nodes=experiment.nodes.count,
-        labels=task.partition_labels(),
-        keys=task.train.keys,
-        rng=stream(seed, "partition"),
-    )
+    parts = build_partition(experiment, task)
     samples: Tensor | None = None
     if run.eval_samples != "all":
         if run.eval_samples > len(task.test):
@@ -272,6 +265,54 @@ def build(
         on_progress=on_progress,
     )
     return Parts(resolved, task, parts, simulator, start)
+
+
+def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.int64]]:
+    """For each node, which of the task's training samples it holds, increasing.
+
+    Raises:
+        ConfigError: there is no such partitioner, or it cannot divide these samples so.
+    """
+    from jwins.rng import stream
+    from jwins.tasks.partition import make_partitioner
+
+    partition = experiment.task.partition
+    if isinstance(partition, Settings):
+        options = partition.model_dump()
+        partition = make_partitioner(options.pop("kind"), options)
+    return partition.split(
+        num_samples=len(task.train),
+        num_nodes=experiment.nodes.count,
+        labels=task.partition_labels(),
+        keys=task.train.keys,
+        rng=stream(experiment.run.seed, "partition"),
+    )
+
+
+_MOST_LABELS = 1000
+"""More labels than these are no classes that a figure could show."""
+
+
+def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
+    """What ``partition.json`` says: how many samples each node holds, and of which class if there are classes.
+
+    Returns:
+        ``samples`` (one number per node) and, for up to 1,000 classes, ``labels`` and ``counts`` (per node, one
+        number per label).
+    """
+    import numpy as np
+
+    found: dict[str, Any] = {"samples": [len(part) for part in parts]}
+    labels = task.partition_labels()
+    if labels is not None:
+        values = np.unique(labels)
+        if len(values) <= _MOST_LABELS:
+            found["labels"] = values.tolist()
+            found["counts"] = [
+                np.bincount(np.searchsorted(values, labels[part]), minlength=len(values)).tolist()
+                for part in parts
+            ]
+    return found
 
 
 def _fault(config: CrashConfig | RejoinConfig | DropConfig | DelayConfig) -> Fault:
@@ -588,6 +629,9 @@ def simulate(
             raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", parts.experiment.to_toml(folder).encode())
+        if not (folder / "partition.json").is_file():
+            counts = partition_counts(parts.task, parts.parts)
+            write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
         going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
         if not going_on:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
