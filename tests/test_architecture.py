@@ -23,7 +23,7 @@ ROWS = (
     ("engines",),
     ("settings",),
     ("experiment", "report"),
-    ("run",),
+    ("charts", "run"),
     ("compare",),
     ("cli",),
     ("__main__",),
