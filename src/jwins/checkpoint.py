@@ -62,14 +62,19 @@ def load(data: bytes, classes: Iterable[type]) -> Any:
 
     Raises:
         DataError: not such a file, damaged, or with a class that is not listed.
+        UsageError: two different classes have the same name.
     """
+    known: dict[str, type] = {}
+    for one in classes:
+        if known.setdefault(one.__name__, one) is not one:
+            raise UsageError(f"two classes of a checkpoint are called {one.__name__}: rename one of them")
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         content = json.loads(header["__metadata__"]["jwins"])
         if content["format"] != FORMAT:
             raise DataError(f"checkpoint of format {content['format']!r}: this version reads {FORMAT!r}")
-        return _unpack(content["state"], tensors, {c.__name__: c for c in classes}, {})
+        return _unpack(content["state"], tensors, known, {})
     except DataError:
         raise
     except Exception as error:  # whatever a damaged file provokes, in the libraries too

@@ -383,7 +383,7 @@ class JwinsConfig(Settings):
         default="symmetric", description="what the transform assumes beyond the ends"
     )
     score: Literal["since_sent", "reference", "training_only"] = Field(
-        default="since_sent", description="what a coefficient's change is measured from; docs/algorithm.md"
+        default="reference", description="what a coefficient's change is measured from; docs/algorithm.md"
     )
     accumulate: bool = Field(default=True, description="false scores by this round's training alone")
     dense_above: Annotated[float, Within("a fraction", 0, open_low=True)] = Field(

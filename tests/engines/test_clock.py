@@ -48,7 +48,9 @@ def test_rounds_follow_the_closed_recurrence(topology: Ring | Star) -> None:
     expected = [0.0]
     for _ in range(rounds):
         trained = [start[i] + 2 * steps_ms[i] * 1e-3 for i in range(6)]
-        arrived = [trained[i] + len(graph.recipients[i]) * size * 8 / (uplinks[i] * 1e6) + latency_s for i in range(6)]
+        arrived = [
+            trained[i] + len(graph.recipients[i]) * size * 8 / (uplinks[i] * 1e6) + latency_s for i in range(6)
+        ]
         start = [max(trained[i], *(arrived[j] for j in graph.senders[i])) for i in range(6)]
         expected.append(max(start))
     assert [row.time_s for row in evals(outcome)] == pytest.approx(expected, rel=1e-12)
@@ -78,8 +80,8 @@ def test_fewer_bytes_take_less_virtual_time() -> None:
 
 def test_compute_factors_are_repeatable_and_bounded() -> None:
     compute = Compute(step_ms=10.0, spread=2.0, jitter=2.0)
-    drawn = [compute.seconds(1, node, round, 3) for node in range(20) for round in range(20)]
-    assert drawn == [compute.seconds(1, node, round, 3) for node in range(20) for round in range(20)]
+    drawn = [compute.seconds(1, node, r, 3) for node in range(20) for r in range(20)]
+    assert drawn == [compute.seconds(1, node, r, 3) for node in range(20) for r in range(20)]
     assert min(drawn) >= compute.least_seconds(3)
     assert max(drawn) <= 0.030 * 64
     assert len(set(drawn)) > 200

@@ -124,7 +124,9 @@ def test_choco_recovers_from_random_loss_through_keys(seed: int) -> None:
     outcome = sim.run()
     assert outcome.status == "finished"
     lost = any(
-        fault.receiver in sim.topology.at(0).recipients[fault.node] for fault in faults.script if fault.round < 18
+        fault.receiver in sim.topology.at(0).recipients[fault.node]
+        for fault in faults.script
+        if fault.round < 18
     )
     keys = evals(outcome)[-1].traffic
     assert (keys.key > 0) == lost, "a key is sent when a frame was lost, and only then"

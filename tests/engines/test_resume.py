@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
         "faults": Faults().crash(1, 2).rejoin(1, 5).drop(0, 3).delay(2, 7, 0.3),
         "deadline_s": 0.1,
     },
+    "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {
         "train": {"task": Lines(batch_norm=True)},
         "compute": Compute(10.0, spread=0.5, jitter=0.5),
@@ -40,12 +41,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def build(case: str, folder: Path | None, **options: Any) -> Any:
-    return simulator(rounds=10, codec="pco", folder=folder, checkpoint_every=2, **CASES[case], **options)
+    return simulator(rounds=10, folder=folder, checkpoint_every=2, **{"codec": "pco", **CASES[case]}, **options)
 
 
 def without_clock(outcome: Outcome) -> list[Any]:
@@ -64,7 +65,7 @@ def test_stopping_at_any_step_and_resuming_changes_nothing(case: str, tmp_path: 
             nonlocal steps
             steps += 1
             if steps == step:
-                raise Killed
+                raise KilledError
 
         return on_progress
 
@@ -73,14 +74,16 @@ def test_stopping_at_any_step_and_resuming_changes_nothing(case: str, tmp_path: 
         folder = tmp_path / str(step)
         try:
             outcome = build(case, folder, on_progress=stop_at(step)).run()
-        except Killed:
+        except KilledError:
             try:
                 outcome = build(case, folder).run(resume=True)
             except ResumeError:
                 assert not list((folder / "checkpoints").glob("round-*")), "there was nothing to resume yet"
                 continue
         assert without_clock(outcome) == without_clock(reference), f"stopped at step {step}"
-        assert [type(row) for row in read_rows(folder / "metrics.jsonl")] == [type(row) for row in reference.rows]
+        assert [type(row) for row in read_rows(folder / "metrics.jsonl")] == [
+            type(row) for row in reference.rows
+        ]
         for node in range(4):
             name = f"final/node-{node}.safetensors"
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -59,7 +59,7 @@ def simulator(
     folder: Path | None = None,
     **options: Any,
 ) -> Simulator:
-    options = {"eval_at": range(0, rounds + 1), **options}
+    options = {"eval_at": range(rounds + 1), **options}
     return Simulator(
         trainer(num_nodes, **(train or {})),
         sharing or full(),

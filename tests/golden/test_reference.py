@@ -48,7 +48,8 @@ def test_reproduces_the_reference(name: str) -> None:
         neighbours[a].add(b)
         neighbours[b].add(a)
     weights = {
-        i: {j: 1.0 / (1 + max(len(neighbours[i]), len(neighbours[j]))) for j in sorted(neighbours[i])} for i in nodes
+        i: {j: 1.0 / (1 + max(len(neighbours[i]), len(neighbours[j]))) for j in sorted(neighbours[i])}
+        for i in nodes
     }
     rounds = 1 + max(int(key[1 : key.index("_")]) for key in file if key.endswith("_merged"))
     assert rounds >= 3, "the state must be carried through several rounds to be tested"
@@ -75,6 +76,10 @@ def test_reproduces_the_reference(name: str) -> None:
             received = [Received(j, r, w, sent[j]) for j, w in weights[i].items()]
             merged, state[i] = sharing.merge(state[i], trained[i], received, ctx[i])
             np.testing.assert_allclose(
-                merged.numpy(), file[f"r{r}_n{i}_merged"], rtol=0, atol=1e-5, err_msg=f"{name}, round {r}, node {i}"
+                merged.numpy(),
+                file[f"r{r}_n{i}_merged"],
+                rtol=0,
+                atol=1e-5,
+                err_msg=f"{name}, round {r}, node {i}",
             )
             assert not sharing.missing(state[i])

@@ -34,7 +34,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from jwins import checkpoint
-from jwins.errors import ConfigError, JwinsError
+from jwins.errors import ConfigError, JwinsError, ResumeError
 from jwins.metrics import EndRow, EvalRow, MetricsLog, Row, Spread, StartRow, Traffic, TrafficSplit, read_rows
 from jwins.node import (
     Checkpoint,
@@ -239,7 +239,7 @@ class Parcel:
 
     sender: int
     data: bytes
-    message: Frame | KeyRequest | None = field(default=None, init=False)
+    message: Frame | KeyRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +385,7 @@ STATE_TYPES: tuple[type, ...] = (
     Arrival,
     Flow,
     Frame,
+    KeyRequest,
     LossNoticed,
     NodeState,
     Packed,
@@ -436,6 +437,7 @@ class Outcome:
     refused: list[tuple[int, int, int, str]]
 
 
+Stored = TypeVar("Stored", Item, Flow)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -620,7 +622,11 @@ class Simulator:
             self._rows = list(read_rows(path))
             self._restore(state)
             return
-        if path is not None:
+        if self.folder is not None and path is not None:
+            if any((self.folder / "checkpoints").glob("round-*")):
+                raise ResumeError(
+                    f"{self.folder} holds another run's checkpoints: resume it, or choose another folder"
+                )
             path.parent.mkdir(parents=True, exist_ok=True)
             self._log = MetricsLog(path, keep_bytes=0)
         self._append(self.start_row)
@@ -852,7 +858,7 @@ class Simulator:
                 average[None], [-1], self.samples, buffers=[_mean_buffers(buffers)]
             )
             of_average = {name: float(value[0]) for name, value in at_average.items()}
-            squares = torch.stack([(row - average).square().sum(dtype=torch.float64) for row in rows])
+            squares = torch.stack([(row.double() - average).square().sum() for row in rows])
             distance = float(squares.mean().sqrt())
         metrics = {name: _spread(value, of_average[name]) for name, value in values.items()}
         losses = [loss for i in nodes if (loss := samples[i].loss) is not None]
@@ -949,9 +955,9 @@ class Simulator:
                 log_bytes=self._log.size_bytes,
                 now=self._now,
                 sequence=self._sequence,
-                queue=tuple(self._queue),
+                queue=tuple((at, order, self._stored(item)) for at, order, item in self._queue),
                 uplinks=tuple(
-                    (u.time, u.served, u.version, u.orders, tuple(f for _, _, f in u.flows))
+                    (u.time, u.served, u.version, u.orders, tuple(self._stored(f) for _, _, f in u.flows))
                     for u in self._uplinks
                 ),
                 nodes=tuple(node.snapshot() for node in self._nodes),
@@ -975,6 +981,17 @@ class Simulator:
                 trainer=self.trainer.state(),
             )
             checkpoint.write(self.folder / "checkpoints", round, state)
+
+    def _stored(self, item: Stored) -> Stored:
+        """An item as it is saved: with bytes that can be decoded again, or else with what they decode to."""
+        if not isinstance(item, (Arrival, Flow)):
+            return item
+        parcel = item.parcel
+        if self.codec.accepts_foreign:
+            return replace(item, parcel=Parcel(parcel.sender, parcel.data))
+        if parcel.message is None:
+            self._unpack(parcel)
+        return item
 
     def _restore(self, state: SimulatorState) -> None:
         self._now = state.now

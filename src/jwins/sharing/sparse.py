@@ -244,7 +244,7 @@ class Jwins:
 
     cutoff: Cutoff
     transform: Wavelet | None
-    score: ScoreRule = "since_sent"
+    score: ScoreRule = "reference"
     accumulate: bool = True
     dense_above: float = 0.5
     values: Precision = "float32"
@@ -387,12 +387,12 @@ def jwins(
     wavelet: str | None = "sym2",
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "symmetric",
-    score: ScoreRule = "since_sent",
+    score: ScoreRule = "reference",
     accumulate: bool = True,
     dense_above: float = 0.5,
     values: Precision = "float32",
 ) -> Jwins:
-    """JWINS with the paper's values as defaults, except for the score rule (see docs/assumptions.md).
+    """JWINS with the paper's values as defaults. The score rule is the one that won in records/score-rule.
 
     Args:
         cutoff: fraction per node and round; None is ``RandomCutoff(PAPER_FRACTIONS)``.
