@@ -376,10 +376,10 @@ def top_k(fraction: float, *, accumulate: bool = False, values: Precision = "flo
 
     Args:
         fraction: in (0, 1]. At 1 this is full sharing.
-        accumulate: False scores by this round's training; True by the change since last sent.
+        accumulate: False scores by this round's training; True by the change since last sent, as JWINS does.
         values: "float32" or "bfloat16".
     """
-    return Jwins(FixedCutoff(fraction), None, "since_sent", accumulate, dense_above=1.0, values=values)
+    return Jwins(FixedCutoff(fraction), None, "reference", accumulate, dense_above=1.0, values=values)
 
 
 def jwins(
