@@ -246,7 +246,7 @@ def test_help_and_version_come_without_torch(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_result(tmp_path: Path) -> None:
-    command = ["run", "digits", *sets(*TINY, "run.rounds=150", "run.checkpoint_every=1000")]
+    command = ["run", "digits", *sets(*TINY, "run.rounds=600", "run.checkpoint_every=1000")]
     process = subprocess.Popen(
         [sys.executable, "-m", "jwins", *command, "--set", "run.folder=a"],
         cwd=tmp_path,
