@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "jwins"
 # A file imports only from rows above its own, or from its own package.
 ROWS = (
     ("errors",),
-    ("rng", "update"),
+    ("intervals", "rng", "update"),
     ("params", "topology", "ops", "metrics", "checkpoint"),
     ("sharing", "wire", "tasks"),
     ("train",),
@@ -24,6 +24,7 @@ ROWS = (
     ("settings",),
     ("experiment", "report"),
     ("charts", "run"),
+    ("jobs",),
     ("compare",),
     ("cli",),
     ("__main__",),

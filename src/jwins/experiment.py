@@ -494,6 +494,10 @@ class RunConfig(Settings):
     eval_samples: Annotated[int | Literal["all"], OrWord(Within("a number of samples", 1), "all")] = Field(
         default="all", description="test samples of each evaluation, a fixed choice drawn from the seed, or all"
     )
+    eval_own: bool = Field(
+        default=False,
+        description="also evaluate each node on the test samples of the owners whose samples it trains on",
+    )
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="of everything random"
     )
@@ -662,6 +666,8 @@ def digest_of(tables: Mapping[str, Any]) -> bytes:
     covered.pop("name", None)
     for key in ("threads", "checkpoint_every", "folder"):
         covered["run"].pop(key, None)
+    if not covered["run"].get("eval_own"):  # runs from before there was this key stay the same runs
+        covered["run"].pop("eval_own", None)
     covered["task"].pop("data", None)
     _rewrite_paths(covered, lambda path: Path(path).name)
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))

@@ -12,7 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from jwins.checkpoint import write_atomically
 from jwins.errors import DataError, UsageError
+from jwins.intervals import Difference, paired
 from jwins.metrics import EndRow, EvalRow, StartRow, read_rows
 
 if TYPE_CHECKING:
@@ -30,12 +31,19 @@ __all__ = [
     "COLOURS",
     "Group",
     "Line",
+    "Reach",
     "Record",
+    "Table",
     "Target",
     "columns",
+    "difference",
     "figure",
     "flat_rows",
+    "line_of",
     "lines",
+    "metrics_table",
+    "reach",
+    "reach_table",
     "save_figure",
     "save_tables",
     "table_cells",
@@ -207,6 +215,14 @@ class Line:
         rounds_to_target: likewise.
         seconds_to_target: likewise, virtual seconds.
         status: ``finished``, or what happened instead.
+        difference: final metric minus the reference variant's, mean over the seeds of both; None for the
+            reference itself.
+        difference_half: half the width of its 95 % interval (Student's t, paired by seed); None for one seed.
+        difference_seeds: in how many seeds both ran.
+        reference: name of that variant.
+        overhead: real seconds of everything but training and evaluation, per second of training.
+        group: which variants it is compared with, if the comparison has groups.
+        tuned: what was chosen for it, such as ``gamma = 0.4``.
     """
 
     variant: str
@@ -221,9 +237,23 @@ class Line:
     rounds_to_target: float | None
     seconds_to_target: float | None
     status: str
+    difference: float | None = None
+    difference_half: float | None = None
+    difference_seeds: int = 0
+    reference: str | None = None
+    overhead: float | None = None
+    group: str | None = None
+    tuned: str = ""
 
 
-def lines(groups: Sequence[Group], target: Target, *, full: str | None, final_over: int = 1) -> list[Line]:
+def lines(
+    groups: Sequence[Group],
+    target: Target,
+    *,
+    full: str | None,
+    final_over: int = 1,
+    reference: str | None = None,
+) -> list[Line]:
     """The table.
 
     Args:
@@ -231,30 +261,171 @@ def lines(groups: Sequence[Group], target: Target, *, full: str | None, final_ov
         target: what bytes, rounds and seconds are counted to.
         full: name of the variant with full sharing, against which savings are stated; None if there is none.
         final_over: how many last evaluations make up the final value.
+        reference: name of the variant to which differences are stated; None for ``full``.
     """
-    reference = next((group for group in groups if group.name == full), None)
-    table = []
-    for group in groups:
-        finals = [record.final(target.metric, final_over) for record in group.records]
-        sent = [record.bytes_per_node()[-1] for record in group.records]
-        hits = [(record, row) for record in group.records if (row := target.first(record)) is not None]
-        table.append(
-            Line(
+    by_name = {group.name: group for group in groups}
+    whole = by_name.get(full or "")
+    other = by_name.get(reference or full or "")
+    return [line_of(group, target, full=whole, reference=other, final_over=final_over) for group in groups]
+
+
+def line_of(
+    group: Group,
+    target: Target,
+    *,
+    full: Group | None,
+    reference: Group | None = None,
+    final_over: int = 1,
+    label: str | None = None,
+    tuned: str = "",
+) -> Line:
+    """One line of the table; see :func:`lines`.
+
+    Args:
+        group: the variant's runs.
+        target: what bytes, rounds and seconds are counted to.
+        full: the runs with full sharing, against which savings are stated.
+        reference: the runs to which the difference is stated.
+        final_over: how many last evaluations make up the final value.
+        label: the variant's group in the comparison.
+        tuned: what was chosen for it.
+    """
+    finals = [record.final(target.metric, final_over) for record in group.records]
+    sent = [record.bytes_per_node()[-1] for record in group.records]
+    hits = [(record, row) for record in group.records if (row := target.first(record)) is not None]
+    apart = None if reference is None else difference(group, reference, target.metric, final_over)
+    return Line(
+        variant=group.name,
+        seeds=len(group.records),
+        final=statistics.fmean(finals),
+        final_sd=statistics.stdev(finals) if len(finals) > 1 else None,
+        bytes_per_node=statistics.fmean(sent),
+        saving_raw=_saving(sum(sent), sum(group.raw_bytes)),
+        saving_codec=None if full is None else _saving(sum(sent), _same_rounds(full, group)),
+        reached=len(hits),
+        bytes_to_target=_mean([row.traffic.total / record.start.num_nodes for record, row in hits]),
+        rounds_to_target=_mean([float(row.round) for _, row in hits]),
+        seconds_to_target=_mean([row.time_s for _, row in hits]),
+        status="; ".join(_counted([record.status for record in group.records])),
+        difference=None if apart is None else apart.mean,
+        difference_half=None if apart is None else apart.half_width,
+        difference_seeds=0 if apart is None else apart.pairs,
+        reference=None if reference is None else reference.name,
+        overhead=_overhead(group),
+        group=label,
+        tuned=tuned,
+    )
+
+
+def difference(group: Group, reference: Group, metric: str, final_over: int = 1) -> Difference | None:
+    """Final ``metric`` of a variant minus that of another, paired by seed, with a 95 % interval.
+
+    Returns:
+        None for the same variant, or if no seed ran for both.
+    """
+    if group.name == reference.name:
+        return None
+    others = {record.start.seed: record for record in reference.records}
+    pairs = [(record, others[record.start.seed]) for record in group.records if record.start.seed in others]
+    if not pairs:
+        return None
+    return paired(
+        [a.final(metric, final_over) for a, _ in pairs], [b.final(metric, final_over) for _, b in pairs]
+    )
+
+
+def _overhead(group: Group) -> float | None:
+    """Real seconds of everything but training and evaluation, per second of training."""
+    spent = [record.end.wall_s for record in group.records if record.end is not None]
+    training = math.fsum(wall.get("training", 0.0) for wall in spent)
+    rest = math.fsum(w.get("total", 0.0) - w.get("training", 0.0) - w.get("evaluation", 0.0) for w in spent)
+    return rest / training if training > 0 else None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What it took a variant to reach one of several targets; means over the seeds that did, bytes per node.
+
+    Attributes:
+        variant: its name.
+        group: of the comparison, if it has any.
+        target: value of the metric.
+        meaning: of that value, in words.
+        seeds: how many runs.
+        reached: how many of them reached it.
+        bytes_per_node: sent until then, None if none reached it.
+        rounds: likewise.
+        seconds: likewise, virtual.
+        baseline: the variant that ratios refer to, None if there is none or it is this one.
+        pairs: seeds in which both reached it.
+        bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None if there are none.
+        seconds_ratio: likewise.
+    """
+
+    variant: str
+    group: str | None
+    target: float
+    meaning: str
+    seeds: int
+    reached: int
+    bytes_per_node: float | None
+    rounds: float | None
+    seconds: float | None
+    baseline: str | None
+    pairs: int
+    bytes_ratio: float | None
+    seconds_ratio: float | None
+
+
+def reach(
+    group: Group, targets: Sequence[Target], baseline: Group | None = None, label: str | None = None
+) -> list[Reach]:
+    """What it took a variant to reach each target.
+
+    Args:
+        group: the variant's runs.
+        targets: what to reach.
+        baseline: the runs of the variant that ratios refer to.
+        label: the variant's group in the comparison.
+    """
+    if baseline is not None and baseline.name == group.name:
+        baseline = None
+    found = []
+    for target in targets:
+        own, other = _hits(group, target), {} if baseline is None else _hits(baseline, target)
+        both = [(own[seed], other[seed]) for seed in own if seed in other]
+        sent = [a[0] for a in own.values()]
+        found.append(
+            Reach(
                 variant=group.name,
+                group=label,
+                target=target.value,
+                meaning=target.meaning,
                 seeds=len(group.records),
-                final=statistics.fmean(finals),
-                final_sd=statistics.stdev(finals) if len(finals) > 1 else None,
-                bytes_per_node=statistics.fmean(sent),
-                saving_raw=_saving(sum(sent), sum(group.raw_bytes)),
-                saving_codec=None if reference is None else _saving(sum(sent), _same_rounds(reference, group)),
-                reached=len(hits),
-                bytes_to_target=_mean([row.traffic.total / record.start.num_nodes for record, row in hits]),
-                rounds_to_target=_mean([float(row.round) for _, row in hits]),
-                seconds_to_target=_mean([row.time_s for _, row in hits]),
-                status="; ".join(_counted([record.status for record in group.records])),
+                reached=len(own),
+                bytes_per_node=_mean(sent),
+                rounds=_mean([a[1] for a in own.values()]),
+                seconds=_mean([a[2] for a in own.values()]),
+                baseline=None if baseline is None else baseline.name,
+                pairs=len(both),
+                bytes_ratio=_ratio([a[0] for a, _ in both], [b[0] for _, b in both]),
+                seconds_ratio=_ratio([a[2] for a, _ in both], [b[2] for _, b in both]),
             )
         )
-    return table
+    return found
+
+
+def _hits(group: Group, target: Target) -> dict[int, tuple[float, float, float]]:
+    """By seed, bytes per node, rounds and seconds to the target, for the runs that reach it."""
+    return {
+        record.start.seed: (row.traffic.total / record.start.num_nodes, float(row.round), row.time_s)
+        for record in group.records
+        if (row := target.first(record)) is not None
+    }
+
+
+def _ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
+    return math.fsum(values) / math.fsum(others) if math.fsum(others) > 0 else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -287,8 +458,123 @@ def _counted(words: Sequence[str]) -> list[str]:
 # --- Tables -----------------------------------------------------------------------------------------------
 
 
-def columns(target: Target) -> list[str]:
-    """Headings of the table."""
+@dataclass(frozen=True)
+class Table:
+    """A table beside the main one.
+
+    Attributes:
+        name: of its CSV file, and of its entry in ``summary.json``.
+        title: in words.
+        head: headings.
+        rows: as text.
+        data: the same in full precision, one flat dict per row.
+        notes: sentences below it.
+    """
+
+    name: str
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    data: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+
+
+def reach_table(reached: Sequence[Reach], target: Target) -> Table:
+    """Bytes, rounds and seconds to several targets, and their ratios to a baseline's."""
+    percent = is_percent(target)
+    head = ["variant", f"{target.metric} to reach", "reached", "bytes/node", "rounds", "seconds"]
+    head += ["bytes / baseline's", "seconds / baseline's", "baseline"]
+    rows = []
+    for row in reached:
+        value = f"{row.target * 100:.1f} %" if percent else f"{row.target:.4g}"
+        some = f" ({row.pairs})" if 0 < row.pairs < row.seeds else ""
+        rows.append(
+            [
+                row.variant,
+                f"{value} ({row.meaning})" if row.meaning else value,
+                f"{row.reached}/{row.seeds}" if row.reached else "never",
+                _NEVER if row.bytes_per_node is None else size(row.bytes_per_node),
+                _NEVER if row.rounds is None else f"{row.rounds:.0f}",
+                _NEVER if row.seconds is None else f"{row.seconds:.1f}",
+                _NEVER if row.bytes_ratio is None else f"{row.bytes_ratio:.2f}{some}",
+                _NEVER if row.seconds_ratio is None else f"{row.seconds_ratio:.2f}{some}",
+                row.baseline or _NEVER,
+            ]
+        )
+    return Table("targets", "To each target", head, rows, [asdict(row) for row in reached])
+
+
+def metrics_table(
+    groups: Sequence[tuple[Group, Group | None]], metrics: Sequence[str], final_over: int = 1
+) -> Table:
+    """Final values of several metrics, and their differences to a reference.
+
+    Args:
+        groups: each variant's runs, and those of its reference.
+        metrics: names.
+        final_over: how many last evaluations make up the final value.
+    """
+    rows, data = [], []
+    for metric in metrics:
+        for group, reference in groups:
+            finals = [record.final(metric, final_over) for record in group.records]
+            sd = statistics.stdev(finals) if len(finals) > 1 else None
+            apart = None if reference is None else difference(group, reference, metric, final_over)
+            row = {
+                "metric": metric,
+                "variant": group.name,
+                "seeds": len(finals),
+                "final": statistics.fmean(finals),
+                "final_sd": sd,
+                "reference": None if reference is None else reference.name,
+                "difference": None if apart is None else apart.mean,
+                "difference_half": None if apart is None else apart.half_width,
+            }
+            percent = is_percent(Target(metric, 0.0))
+            data.append(row)
+            rows.append(
+                [
+                    metric,
+                    group.name,
+                    spread_text(statistics.fmean(finals), sd, percent=percent),
+                    _NEVER if apart is None else difference_text(apart.mean, apart.half_width, percent=percent),
+                ]
+            )
+    return Table("metrics", "Further metrics", ["metric", "variant", "final", "difference [95 %]"], rows, data)
+
+
+def spread_text(mean: float, sd: float | None, *, percent: bool) -> str:
+    """Mean and standard deviation.
+
+    >>> spread_text(0.5, 0.012, percent=True)
+    '50.0 ± 1.2 %'
+    """
+    scale, unit, digits = (100.0, " %", 1) if percent else (1.0, "", 4)
+    return f"{mean * scale:.{digits}f}" + ("" if sd is None else f" ± {sd * scale:.{digits}f}") + unit
+
+
+def difference_text(mean: float, half: float | None, *, percent: bool) -> str:
+    """A difference and its interval; of percentages, in points.
+
+    >>> difference_text(-0.012, 0.02, percent=True)
+    '-1.2 [-3.2, +0.8]'
+    """
+    scale, digits = (100.0, 1) if percent else (1.0, 4)
+    if math.isnan(mean):
+        return _NEVER
+    text = f"{mean * scale:+.{digits}f}"
+    if half is None:
+        return text
+    return f"{text} [{(mean - half) * scale:+.{digits}f}, {(mean + half) * scale:+.{digits}f}]"
+
+
+def columns(target: Target, reference: str | None = None) -> list[str]:
+    """Headings of the table.
+
+    Args:
+        target: names the metric.
+        reference: what differences are stated to, if it is the same for all lines.
+    """
     return [
         "variant",
         f"final {target.metric}",
@@ -298,6 +584,8 @@ def columns(target: Target) -> list[str]:
         "bytes to target",
         "rounds",
         "seconds",
+        f"difference{f' to {reference}' if reference else ''} [95 %]",
+        "other / training",
         "status",
     ]
 
@@ -309,20 +597,20 @@ def table_cells(line: Line, *, percent: bool) -> list[str]:
         line: what to show.
         percent: whether the metric is a fraction shown in percent.
     """
-    scale, unit, digits = (100.0, " %", 1) if percent else (1.0, "", 4)
-    final = f"{line.final * scale:.{digits}f}"
-    if line.final_sd is not None:
-        final += f" ± {line.final_sd * scale:.{digits}f}"
     some = f" ({line.reached}/{line.seeds})" if 0 < line.reached < line.seeds else ""
     return [
-        line.variant,
-        final + unit,
+        line.variant + (f" ({line.tuned})" if line.tuned else ""),
+        spread_text(line.final, line.final_sd, percent=percent),
         size(line.bytes_per_node),
         share(line.saving_raw),
         _NEVER if line.saving_codec is None else share(line.saving_codec),
         _NEVER if line.bytes_to_target is None else size(line.bytes_to_target) + some,
         _NEVER if line.rounds_to_target is None else f"{line.rounds_to_target:.0f}",
         _NEVER if line.seconds_to_target is None else f"{line.seconds_to_target:.1f}",
+        _NEVER
+        if line.difference is None
+        else difference_text(line.difference, line.difference_half, percent=percent),
+        _NEVER if line.overhead is None else share(line.overhead),
         line.status,
     ]
 
@@ -358,10 +646,19 @@ def is_percent(target: Target) -> bool:
 def markdown(table: Sequence[Line], target: Target) -> str:
     """The table in Markdown, with a sentence on the target."""
     rows = [table_cells(line, percent=is_percent(target)) for line in table]
-    head = columns(target)
-    text = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 2) + ['---'])}|"]
-    text += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    text = _markdown_rows(columns(target, common_reference(table)), rows)
     return "\n".join([*text, "", describe_target(target), ""])
+
+
+def common_reference(table: Sequence[Line]) -> str | None:
+    """What all lines state their difference to, None if that is not the same."""
+    names = {line.reference for line in table}
+    return names.pop() if len(names) == 1 else None
+
+
+def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    text = [f"| {' | '.join(head)} |", f"|{'|'.join(['---'] + ['---:'] * (len(head) - 2) + ['---'])}|"]
+    return text + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
 
 
 def describe_target(target: Target) -> str:
@@ -370,29 +667,55 @@ def describe_target(target: Target) -> str:
     return f"Target: {target.metric} {value}{f' ({target.meaning})' if target.meaning else ''}."
 
 
-def save_tables(folder: Path, table: Sequence[Line], target: Target, about: Mapping[str, Any]) -> None:
-    """Write ``table.md``, ``table.csv`` and ``summary.json``.
+def save_tables(
+    folder: Path,
+    table: Sequence[Line],
+    target: Target,
+    about: Mapping[str, Any],
+    further: Sequence[Table] = (),
+    notes: Sequence[str] = (),
+) -> None:
+    """Write ``table.md``, ``table.csv``, ``summary.json``, and for each further table ``<name>.csv``.
 
     Args:
         folder: an existing folder.
         table: the lines.
         target: what was timed to.
         about: further entries of ``summary.json``.
+        further: tables below the main one.
+        notes: sentences below the main table.
     """
-    write_atomically(folder / "table.md", markdown(table, target).encode())
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    names = [field.name for field in fields(Line)]
-    writer.writerow(names)
-    writer.writerows([["" if (v := getattr(line, name)) is None else v for name in names] for line in table])
-    write_atomically(folder / "table.csv", buffer.getvalue().encode())
+    text = markdown(table, target) if table else ""
+    text += "".join(f"{note}\n" for note in notes)
+    for other in further:
+        text += "\n".join(["", f"## {other.title}", "", *_markdown_rows(other.head, other.rows), ""])
+        text += "".join(f"\n{note}\n" for note in other.notes)
+        _write_csv(folder / f"{other.name}.csv", other.data)
+    write_atomically(folder / "table.md", text.encode())
+    rows = [asdict(line) for line in table]
+    _write_csv(folder / "table.csv", rows)
     summary = {
         **about,
-        "target": {field.name: getattr(target, field.name) for field in fields(Target)},
-        "table": [{name: _finite(getattr(line, name)) for name in names} for line in table],
+        "notes": list(notes),
+        "target": asdict(target),
+        "table": [_finite_row(row) for row in rows],
+        **{other.name: [_finite_row(row) for row in other.data] for other in further},
     }
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / "summary.json", (text + "\n").encode())
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    if rows:
+        writer.writerow(rows[0])
+    writer.writerows([["" if value is None else value for value in row.values()] for row in rows])
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def _finite_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _finite(value) for name, value in row.items()}
 
 
 def _finite(value: Any) -> Any:

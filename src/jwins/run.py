@@ -61,6 +61,7 @@ __all__ = [
     "build_topology",
     "evaluation_rounds",
     "folder_state",
+    "own_test_samples",
     "partition_counts",
     "raw_bytes_per_node",
     "simulate",
@@ -215,6 +216,7 @@ def build(
         chosen = stream(seed, "evaluation").choice(len(task.test), run.eval_samples, replace=False)
         chosen.sort()
         samples = torch.from_numpy(chosen)
+    own = None if not run.eval_own else [torch.from_numpy(rows) for rows in own_test_samples(task, parts)]
 
     trainer = Trainer(
         task,
@@ -258,6 +260,7 @@ def build(
         faults=Faults(tuple(map(_fault, experiment.faults))),
         eval_at=evaluation_rounds(experiment),
         samples=samples,
+        own=own,
         deadline_s=run.deadline_s,
         threads=run.threads,
         folder=folder,
@@ -287,6 +290,23 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
         keys=task.train.keys,
         rng=stream(experiment.run.seed, "partition"),
     )
+
+
+def own_test_samples(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+    """For each node, the test samples of those owners of whom it has training samples, increasing.
+
+    Raises:
+        ConfigError: the task's samples have no natural owner.
+    """
+    import numpy as np
+
+    train, test = task.train.keys, task.test.keys
+    if train is None or test is None:
+        problem = (
+            "the task's samples have no natural owner; leave it out, or give task.train and task.test keys"
+        )
+        raise ConfigError("run.eval_own", True, problem)
+    return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in parts]
 
 
 _MOST_LABELS = 1000
@@ -468,6 +488,8 @@ def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") ->
         if here in ("name", "run.folder", "run.threads", "run.checkpoint_every", "task.data"):
             continue
         a, b = mine.get(key), stored.get(key)
+        if here == "run.eval_own" and not a and not b:  # an older run does not have the key
+            continue
         if isinstance(a, dict) and isinstance(b, dict):
             if found := _difference(a, b, here):
                 return found

@@ -459,6 +459,8 @@ class Simulator:
         faults: what goes wrong.
         eval_at: numbers of completed rounds after which all models are evaluated.
         samples: (m,) int64 test samples to evaluate on; None for all.
+        own: for each node, (m_i,) int64 test samples of its own; adds the metrics ``own_<name>``, which a node
+            without any does not have. None adds nothing.
         deadline_s: virtual seconds a node waits for its neighbours' frames; None for ever.
         threads: Python threads for the nodes' own work (training has its own setting).
         folder: where metrics, checkpoints and final models go; None keeps everything in memory.
@@ -482,6 +484,7 @@ class Simulator:
         faults: Faults | None = None,
         eval_at: Collection[int] = (),
         samples: Tensor | None = None,
+        own: Sequence[Tensor] | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
         folder: Path | None = None,
@@ -500,6 +503,7 @@ class Simulator:
         self.compute = compute or Compute()
         self.faults = faults or Faults()
         self.samples = samples
+        self.own = own
         self.deadline_s = deadline_s
         self.folder = folder
         self.on_progress = on_progress
@@ -845,6 +849,7 @@ class Simulator:
     def _evaluate(self, round: int, samples: Mapping[int, Sample]) -> EvalRow:
         nodes = sorted(samples)
         rows = torch.stack([samples[i].params for i in nodes])
+        every_buffers = [samples[i].buffers for i in nodes]
         average = rows.mean(dim=0, dtype=torch.float64).to(torch.float32)
         if round == 0:  # all nodes start from the same model
             one = self.trainer.evaluate(rows[:1], nodes[:1], self.samples)
@@ -852,15 +857,19 @@ class Simulator:
             of_average = {name: float(value[0]) for name, value in one.items()}
             distance = 0.0
         else:
-            buffers = [samples[i].buffers for i in nodes]
-            values = self.trainer.evaluate(rows, nodes, self.samples, buffers=buffers)
+            values = self.trainer.evaluate(rows, nodes, self.samples, buffers=every_buffers)
             at_average = self.trainer.evaluate(
-                average[None], [-1], self.samples, buffers=[_mean_buffers(buffers)]
+                average[None], [-1], self.samples, buffers=[_mean_buffers(every_buffers)]
             )
             of_average = {name: float(value[0]) for name, value in at_average.items()}
             squares = torch.stack([(row.double() - average).square().sum() for row in rows])
             distance = float(squares.mean().sqrt())
         metrics = {name: _spread(value, of_average[name]) for name, value in values.items()}
+        per_node = {name: [_finite(v) for v in value.tolist()] for name, value in values.items()}
+        for name, own in self._evaluate_own(nodes, rows, every_buffers).items():
+            present = torch.tensor([v for v in own if v is not None], dtype=torch.float64)
+            metrics[name] = _spread(present, math.nan) if len(present) else Spread(None, None, None, None)
+            per_node[name] = [v if v is None else _finite(v) for v in own]
         losses = [loss for i in nodes if (loss := samples[i].loss) is not None]
         sent = [sum(column) for column in zip(*(samples[i].sent for i in nodes), strict=True)]
         return EvalRow(
@@ -868,12 +877,29 @@ class Simulator:
             time_s=max(sample.time for sample in samples.values()),
             nodes=nodes,
             metrics=metrics,
-            per_node={name: [_finite(v) for v in value.tolist()] for name, value in values.items()},
+            per_node=per_node,
             train_loss=_finite(math.fsum(losses) / len(losses)) if losses and round > 0 else None,
             consensus_distance=distance,
             traffic=TrafficSplit(*sent),
             samples=len(self.trainer.task.test) if self.samples is None else len(self.samples),
         )
+
+    def _evaluate_own(
+        self, nodes: Sequence[int], rows: Tensor, buffers: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, list[float | None]]:
+        """Each node on its own test samples: ``own_<metric>`` to one number per node, None without samples."""
+        found: dict[str, list[float | None]] = {}
+        if self.own is None:
+            return found
+        for index, node in enumerate(nodes):
+            if not len(self.own[node]):
+                continue
+            values = self.trainer.evaluate(
+                rows[index : index + 1], [node], self.own[node], buffers=[buffers[index]]
+            )
+            for name, value in values.items():
+                found.setdefault(f"own_{name}", [None] * len(nodes))[index] = float(value[0])
+        return found
 
     def _append(self, row: Row) -> None:
         self._rows.append(row)
