@@ -1,4 +1,4 @@
-"""The command line: ``jwins run``, ``compare``, ``inspect`` and ``list``.
+"""The command line: ``jwins run``, ``compare``, ``report``, ``inspect`` and ``list``.
 
 Torch is loaded only by the commands that need it, so help and errors in a configuration come at once.
 """
@@ -137,6 +137,10 @@ def run(
         bool,
         typer.Option("--resume", help="Go on from the newest checkpoint; the result is the same bit for bit."),
     ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write TensorBoard event files, too (extra: tensorboard)."),
+    ] = False,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
@@ -145,6 +149,8 @@ def run(
         from jwins.experiment import load
 
         given = [*(overrides or []), *_data_override(data)]
+        if tensorboard:
+            given.append("run.tensorboard=true")
         chosen = load(experiment, given)
         console = _console()
         result = _run(chosen, console, resume=resume, quiet=quiet)
@@ -467,6 +473,65 @@ def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+# --- report -----------------------------------------------------------------------------------------------
+
+
+@app.command(epilog=_EPILOG)
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...", help="Run folders, comparison folders, or folders of them, in any mixture."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="The page. [default: report.html in the folder, if one is given]",
+            show_default=False,
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures",
+            metavar="DIR",
+            help="Folder for the figures as PDF and PNG. [default: <page>-figures beside the page]",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="Show this metric instead of the first.")
+    ] = None,
+    open_: Annotated[str, typer.Option("--open", metavar="yes|no", help="Open the page in a browser.")] = "no",
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained HTML page about runs, and its figures as PDF and PNG."""
+    with _errors():
+        if open_ not in ("yes", "no"):
+            raise ConfigError("--open", open_, "expected yes or no")
+        if out is None:
+            out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+        if out.is_dir() or out.suffix not in (".html", ".htm"):
+            raise ConfigError("--out", str(out), "expected a file that ends in .html")
+        from jwins.page import write_page
+
+        page, files = write_page(runs, out, figures=figures, metric=metric)
+        if not quiet:
+            console = _console()
+            console.print(f"page: {page}", soft_wrap=True, markup=False)
+            if files:
+                console.print(
+                    f"{len(files)} figures (PDF, PNG): {files[0].parent}", soft_wrap=True, markup=False
+                )
+        if open_ == "yes":
+            import webbrowser
+
+            webbrowser.open(page.resolve().as_uri())
 
 
 # --- inspect and list -------------------------------------------------------------------------------------

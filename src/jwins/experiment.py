@@ -514,6 +514,9 @@ class RunConfig(Settings):
         default=None,
         description="where the run is written, from the current folder; left out: runs/<name>",
     )
+    tensorboard: bool = Field(
+        default=False, description="also write TensorBoard event files to the run folder; needs the extra"
+    )
 
 
 class Experiment(Settings):
@@ -664,7 +667,7 @@ def digest_of(tables: Mapping[str, Any]) -> bytes:
     """
     covered = json.loads(json.dumps(tables))  # a copy
     covered.pop("name", None)
-    for key in ("threads", "checkpoint_every", "folder"):
+    for key in ("threads", "checkpoint_every", "folder", "tensorboard"):
         covered["run"].pop(key, None)
     if not covered["run"].get("eval_own"):  # runs from before there was this key stay the same runs
         covered["run"].pop("eval_own", None)

@@ -39,6 +39,7 @@ from jwins.experiment import (
 from jwins.metrics import StartRow
 from jwins.report import Record, flat_rows
 from jwins.settings import Settings, read_toml
+from jwins.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -485,7 +486,14 @@ def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") ->
     """The first key in which two experiments differ, for people."""
     for key in [*mine, *(key for key in stored if key not in mine)]:
         here = f"{path}.{key}" if path else key
-        if here in ("name", "run.folder", "run.threads", "run.checkpoint_every", "task.data"):
+        if here in (
+            "name",
+            "run.folder",
+            "run.threads",
+            "run.checkpoint_every",
+            "run.tensorboard",
+            "task.data",
+        ):
             continue
         a, b = mine.get(key), stored.get(key)
         if here == "run.eval_own" and not a and not b:  # an older run does not have the key
@@ -642,11 +650,22 @@ def simulate(
     if state is FolderState.COMPLETE:
         record = Record.read(folder)
         assert record.end is not None
+        if experiment.run.tensorboard:
+            with TensorBoard(folder) as written:
+                written.replay()
         return Result(experiment, folder, record.end.status, record, was_complete=True)
 
-    parts = build(experiment, folder=folder, on_progress=progress)
+    board = TensorBoard(folder) if experiment.run.tensorboard else contextlib.nullcontext()
+
+    def tell(now: Progress) -> None:
+        if now.row is not None and isinstance(board, TensorBoard):
+            board.add(now.row)
+        if progress is not None:
+            progress(now)
+
+    parts = build(experiment, folder=folder, on_progress=tell)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder), board:
         if folder_state(experiment, folder)[0] is not state:
             raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
         if state is FolderState.ABSENT:
