@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jwins.ops.stacked import StackedKernels
+from jwins.ops.stacked import StackedKernels, flattened
 
 
 def compare(function, *inputs):
@@ -77,3 +77,24 @@ def test_cross_entropy_of_probabilities_and_of_one_sample():
 def test_an_unknown_reduction_is_torch_s_error():
     with StackedKernels(), pytest.raises(ValueError, match="not a valid value for reduction"):
         functional.cross_entropy(torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64), reduction="median")
+
+
+def test_flattened_repeats_operations_gradients_and_changes_in_place():
+    def function(x, counter):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad((x.view(2, 3).permute(0, 1) ** 3).sum(), [x])
+        counter.add_(1)
+        return gradient, None
+
+    counter = torch.zeros(())
+    flat = flattened(function, [torch.ones(2, 3), counter])
+    assert int(counter) == 1
+    x = torch.arange(6.0).view(2, 3)
+    with torch.no_grad():
+        gradient, nothing = flat(x, counter)
+    assert nothing is None
+    assert int(counter) == 2
+    torch.testing.assert_close(gradient, 3 * x**2)
+    assert "permute" not in flat.code
+    assert "view" not in flat.code

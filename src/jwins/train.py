@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from jwins.errors import ConfigError, JwinsError, UsageError
-from jwins.ops.stacked import StackedKernels
+from jwins.ops.stacked import StackedKernels, flattened
 from jwins.params import BufferPolicy, Layout
 from jwins.rng import EVERY_NODE, EVERY_ROUND, stream, torch_generator
 from jwins.tasks.base import Batch, Task
@@ -42,13 +42,14 @@ Batching = Literal["loop", "stacked", "auto"]
 Device = Literal["cpu", "cuda", "auto"]
 Indices = npt.NDArray[np.int64]
 J = TypeVar("J")
+_Step = Callable[..., tuple[Any, ...]]
 
-CHUNK_NUMBERS = 2**23
-"""Most parameters of all nodes of one stack together, 32 MB: larger ones leave the cache and need memory."""
-CHUNK_NODES = 128
+CHUNK_NUMBERS = 3 * 2**19
+"""Most parameters of all nodes of one stack together: 6 MB, and as much for gradients, stay in a cache."""
+CHUNK_NODES = 64
 """Most nodes in one stack, however small: the calls cost little then, and a straggler's step costs a stack."""
-STACKED_MAX_PARAMETERS = 500_000
-"""``auto`` on CPU: larger models gain nothing from stacking."""
+STACKED_MAX_PARAMETERS = 100_000
+"""``auto`` on CPU: larger models gain little from stacking, if anything."""
 THREADS_MIN_PARAMETERS = 200_000
 """Smaller models without convolution or recurrence run on one thread: a second one would only wait for the
 interpreter."""
@@ -454,6 +455,11 @@ class Trainer:
 
         found = {name: buffer.detach() for name, buffer in model.named_buffers() if name in self.layout.local}
         self._draws = self._probe_draws()
+        self._names = (*(slot.name for slot in self.layout.slots), *self.layout.local)
+        self._trained = [slot.name for _, slot in _Replica(model, self.layout).trained]
+        self._changing = [slot.name for slot in self.layout.slots if slot.kind == "buffer"] + list(
+            self.layout.local
+        )
         self.batching, self.reason = self._resolve_batching(batching, model, found)
 
         rows = self.num_nodes
@@ -461,17 +467,13 @@ class Trainer:
             most = chunk or max(_MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS // self.layout.size))
             self._chunk = max(_MIN_STACK, -(-rows // -(-rows // most)))
             rows = self._chunk * -(-rows // self._chunk)  # the last chunk is padded
-        stride = -(-self.layout.size // _ALIGN) * _ALIGN
-        matrix = torch.zeros(rows, stride, device=self.device)
-        self._rows = matrix[:, : self.layout.size]
-        self._rows.copy_(self._initial)
+        self._rows = self._matrix(rows)
         self.params = self._rows[: self.num_nodes]
         self._buffers = {
             name: found[name].expand(rows, *found[name].shape).clone() for name in self.layout.local
         }
         self.local_buffers = {name: tensor[: self.num_nodes] for name, tensor in self._buffers.items()}
-        tensors = len(_Replica(model, self.layout).trained)
-        self._state = _OptimizerState(optimizer, rows, stride, tensors, self.device)
+        self._state = _OptimizerState(optimizer, rows, self._rows.stride(0), len(self._trained), self.device)
         slow = any(isinstance(module, _SLOW_STACKED) for module in model.modules())
         useful = slow or self.layout.size >= THREADS_MIN_PARAMETERS
         self._threads = threads if useful and self.device.type == "cpu" else 1
@@ -479,6 +481,7 @@ class Trainer:
         self._loop_optimizers = [optimizer.build([p for p, _ in r.trained]) for r in self._replicas]
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._chunks: dict[int, _Chunk] = {}
+        self._flat_step = self._flatten_step(found)
         self._pool: ThreadPoolExecutor | None = None
 
     def initial(self) -> Tensor:
@@ -663,6 +666,29 @@ class Trainer:
 
     # Setting up
 
+    def _matrix(self, rows: int) -> Tensor:
+        """The initial model in each of so many aligned rows, (rows, P)."""
+        stride = -(-self.layout.size // _ALIGN) * _ALIGN
+        matrix = torch.zeros(rows, stride, device=self.device)[:, : self.layout.size]
+        return matrix.copy_(self._initial)
+
+    def _flatten_step(self, single: Mapping[str, Tensor]) -> _Step | None:
+        """The step of a whole chunk as its tensor operations only; None where that does not work."""
+        if self.batching == "loop" or self._draws.handed:  # a generator is no tensor: it would be fixed
+            return None
+        replica = _Replica(self._fresh_model(), self.layout)
+        generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
+        step = self._stacked_step(replica, generator)
+        example = [*self._probe_batch(0, self._chunk), *self._scratch(self._chunk, single)]
+        with self._kept_generators(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                flat = flattened(step, example)
+                # On another batch, so that nothing of the first can have become a part of the step.
+                return None if self._differs_from_loop(flat, self._chunk, single, 1) else flat
+            except Exception:  # not everything can be recorded; steps are then taken with all their calls
+                return None
+
     def _fresh_model(self) -> nn.Module:
         with self._kept_generators():
             self._seed_global("model", EVERY_NODE, EVERY_ROUND)
@@ -733,25 +759,20 @@ class Trainer:
     def _probe_stack(self, single: Mapping[str, Tensor]) -> str:
         """Why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
         replica = _Replica(self._fresh_model(), self.layout)
-        tensors = _leaves(self.layout, replica, self._initial.expand(_MIN_STACK, -1).clone())
-        buffers = {name: tensor.expand(_MIN_STACK, *tensor.shape).clone() for name, tensor in single.items()}
-        index = torch.from_numpy(np.stack([self._indices(0, 0)[0]] * _MIN_STACK)).to(self.device)
-        generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
+
         with self._kept_generators(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                replica.model.train()
-                batch = self._gather(index)
-                losses, left = self._stacked_loss(replica, tensors, buffers, batch, generator)
-                losses.backward(torch.ones_like(losses))  # type: ignore[no-untyped-call]
-                gradients = {slot.name: tensors[slot.name].grad for _, slot in replica.trained}
-                if not (self._draws.training or self._draws.handed):
-                    differing = self._differs_from_loop({"the loss": losses} | left, gradients)
-                    if differing:
-                        return f"{differing} of a step is not what it is in a loop"
+                generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
+                step = self._stacked_step(replica, generator)
+                differing = self._differs_from_loop(step, _MIN_STACK, single, 0)
+                if differing:
+                    return f"{differing} of a step is not what it is in a loop"
                 replica.model.eval()
                 with torch.no_grad():
-                    self._stacked_outputs(replica, tensors, buffers, self._test_data.inputs[:2])
+                    self._stacked_outputs(
+                        replica, self._scratch(_MIN_STACK, single), self._test_data.inputs[:2]
+                    )
             except Exception as error:
                 return f"{type(error).__name__}: {_first_line(error)}"
         for warning in caught:
@@ -760,22 +781,38 @@ class Trainer:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         return ""
 
-    def _differs_from_loop(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> str:
-        """The first of these that one step of one node does not confirm for the first row of a stack."""
+    def _scratch(self, rows: int, single: Mapping[str, Tensor]) -> list[Tensor]:
+        """Tensors of so many rows at the start of the run, which lie in memory as the real ones do."""
+        buffers = [tensor.expand(rows, *tensor.shape).clone() for tensor in single.values()]
+        return _values(self.layout, self.layout.views(self._matrix(rows)), buffers)
+
+    def _probe_batch(self, step: int, rows: int) -> Batch:
+        index = torch.from_numpy(self._shuffles[0].take(step * self._batch_size, self._batch_size))
+        return self._gather(index.expand(rows, -1).to(self.device))
+
+    def _differs_from_loop(self, step: _Step, rows: int, single: Mapping[str, Tensor], number: int) -> str:
+        """What of a stack's step one node in a loop does not confirm; always empty for random models."""
+        with torch.no_grad():
+            losses, gradients, buffers = self._outcome(
+                step(*self._probe_batch(number, rows), *self._scratch(rows, single))
+            )
+        if self._draws.training or self._draws.handed:
+            return ""
         model = self._fresh_model().train()
+        inputs, targets = self._probe_batch(number, 1)
         generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
-        loss = self.task.loss(
-            model, self._gather(torch.from_numpy(self._indices(0, 0)[0]).to(self.device)), generator
-        )
+        loss = self.task.loss(model, Batch(inputs[0], targets[0]), generator)
         loss.backward()  # type: ignore[no-untyped-call]
-        expected = {"the loss": loss.detach(), **dict(model.named_buffers())}
-        pairs = [(name, values[name][0].detach(), expected[name]) for name in values]
-        for name, parameter in model.named_parameters():
-            stacked = gradients.get(name)
-            if (stacked is None) != (parameter.grad is None):
+        named = dict(model.named_buffers())
+        pairs = [("the loss", losses[0], loss.detach())]
+        pairs += [(name, tensor[0], named[name]) for name, tensor in buffers.items()]
+        own = {name: parameter.grad for name, parameter in model.named_parameters()}
+        for name, gradient in gradients.items():
+            expected = own[name]
+            if (gradient is None) != (expected is None):
                 return f"the gradient of {name}"
-            if stacked is not None and parameter.grad is not None:
-                pairs.append((f"the gradient of {name}", stacked[0], parameter.grad))
+            if gradient is not None and expected is not None:
+                pairs.append((f"the gradient of {name}", gradient[0], expected))
         for name, got, wanted in pairs:
             scale = float(wanted.abs().max()) if wanted.numel() else 0.0
             if not torch.allclose(got, wanted, rtol=0, atol=1e-3 * scale + 1e-6, equal_nan=True):
@@ -927,56 +964,61 @@ class Trainer:
 
     # Stacks
 
-    def _stacked_loss(
-        self,
-        replica: _Replica,
-        tensors: Mapping[str, Tensor],
-        buffers: Mapping[str, Tensor],
-        batch: Batch,
-        generator: torch.Generator,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses (rows,), and all buffers as the model left them."""
-        # Contiguous: vmap works on copies of other buffers, and what the model writes would be lost.
-        shared = {slot.name: tensors[slot.name].contiguous() for slot in replica.shared}
-        given = {**tensors, **shared, **buffers}
-        names = tuple(given)
-        changing = [slot.name for slot in replica.shared] + list(buffers)
+    def _stacked_step(self, replica: _Replica, generator: torch.Generator) -> _Step:
+        """Losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
+        replica.model.train()
+        names = self._names
 
         def one(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             with replica.swapped(names, tensors):
                 loss = self.task.loss(replica.model, Batch(inputs, targets), generator)
                 _check_scalar(loss)
-                return loss, *(replica.places[name].get() for name in changing)
+                return loss, *(replica.places[name].get() for name in self._changing)
 
-        with StackedKernels():
-            losses, *left = torch.func.vmap(one, randomness="different")(*batch, *given.values())
-        return losses, dict(zip(changing, left, strict=True))
+        def step(inputs: Tensor, targets: Tensor, *values: Tensor) -> tuple[Tensor | None, ...]:
+            given = dict(zip(names, values, strict=True))
+            for name in self._trained:
+                given[name] = given[name].detach().requires_grad_()
+            with torch.enable_grad(), StackedKernels():
+                run = torch.func.vmap(one, randomness="different")
+                losses, *left = run(inputs, targets, *given.values())
+                leaves = [given[name] for name in self._trained]
+                gradients = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+            return losses.detach(), *gradients, *(tensor.detach() for tensor in left)
 
-    def _stacked_outputs(
-        self, replica: _Replica, tensors: Mapping[str, Tensor], buffers: Mapping[str, Tensor], inputs: Tensor
-    ) -> Any:
-        given = {**tensors, **buffers}
-        names = tuple(given)
+        return step
+
+    def _outcome(self, result: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
+        """A step's result by name."""
+        losses, *rest = result
+        count = len(self._trained)
+        return (
+            losses,
+            dict(zip(self._trained, rest[:count], strict=True)),
+            dict(zip(self._changing, rest[count:], strict=True)),
+        )
+
+    def _stacked_outputs(self, replica: _Replica, values: Sequence[Tensor], inputs: Tensor) -> Any:
         prepared = self.task.prepare(inputs)
 
         def one(*tensors: Tensor) -> Any:
-            with replica.swapped(names, tensors):
+            with replica.swapped(self._names, tensors):
                 return replica.model(prepared)
 
-        with StackedKernels():
-            return torch.func.vmap(one, randomness="different")(*given.values())
+        return torch.func.vmap(one, randomness="different")(*values)
 
     def _train_chunk(self, worker: int, number: int, rounds: Mapping[int, int]) -> dict[int, float]:
         """Train some nodes of a chunk; the others take the same steps on some data, and are put back."""
         chunk = self._chunks.get(number)
         if chunk is None:
             chunk = self._chunks[number] = _Chunk(self, number)
-        replica = self._replicas[worker]
-        replica.model.train()
         first, at = next(iter(rounds.items()))
         if self._draws.training:
             self._seed_global("draws of chunk", number, at)
-        generator = torch_generator(self._seed, "loss of chunk", node=number, round=at, device=self.device)
+        take = self._flat_step
+        if take is None:
+            generator = torch_generator(self._seed, "loss of chunk", node=number, round=at, device=self.device)
+            take = self._stacked_step(self._replicas[worker], generator)
         chosen = [node - number * self._chunk for node in rounds]
         index = np.zeros((self.local_steps, self._chunk, self._batch_size), dtype=np.int64)
         for node, row in zip(rounds, chosen, strict=True):
@@ -985,19 +1027,16 @@ class Trainer:
         losses = []
         stage = "loss"
         try:
-            with chunk.only(chosen):
+            with chunk.only(chosen), torch.no_grad():
                 chunk.begin(self._optimizer if self._rebuild else None)
                 for step in range(self.local_steps):
                     stage = "loss"
-                    loss, buffers = self._stacked_loss(
-                        replica, chunk.tensors, chunk.buffers, self._gather(on_device[step]), generator
-                    )
-                    stage = "backward"
-                    loss.backward(torch.ones_like(loss))  # type: ignore[no-untyped-call]
+                    result = take(*self._gather(on_device[step]), *chunk.values())
+                    loss, gradients, buffers = self._outcome(result)
                     stage = "optimizer"
-                    chunk.step(chosen)
+                    chunk.step(gradients, chosen)
                     chunk.collect(buffers)
-                    losses.append(loss.detach())
+                    losses.append(loss)
         except Exception as error:
             where = f"{first} to {max(rounds)}" if len(rounds) > 1 else str(first)
             raise _training_error(where, at, stage, error) from error
@@ -1020,24 +1059,24 @@ class Trainer:
         if self._draws.evaluation:
             self._seed_global("evaluation of stack", nodes[0], EVERY_ROUND)
         with _named(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
-            tensors = self.layout.views(own)
+            values = [*self.layout.views(own).values(), *buffers.values()]
             for inputs, targets in self._test_batches(samples):
-                outputs = self._stacked_outputs(replica, tensors, buffers, inputs)
+                outputs = self._stacked_outputs(replica, values, inputs)
                 for i, total in enumerate(sums):
                     self._add_metrics(total, pytree.tree_map(lambda tensor, i=i: tensor[i], outputs), targets)
         return sums
 
 
-def _leaves(layout: Layout, replica: _Replica, rows: Tensor) -> dict[str, Tensor]:
-    """Views of the rows; those that train are leaves of autograd.
+def _values(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of some rows in the order of a step's arguments.
 
-    ``.data`` gives each a version counter of its own. Otherwise all chunks would count their changes as those
-    of the one matrix, and autograd of one thread would take another's for a change of its saved tensors.
+    Buffers are contiguous: vmap works on copies of others, and what the model writes would be lost.
     """
-    tensors = {name: view.data for name, view in layout.views(rows).items()}
-    for _, slot in replica.trained:
-        tensors[slot.name].requires_grad_()
-    return tensors
+    slots = [
+        tensors[slot.name].contiguous() if slot.kind == "buffer" else tensors[slot.name]
+        for slot in layout.slots
+    ]
+    return slots + list(buffers)
 
 
 class _Chunk:
@@ -1052,16 +1091,18 @@ class _Chunk:
         rows = trainer._rows[part]
         self.size = trainer._chunk
         self.buffers = {name: tensor[part].data for name, tensor in trainer._buffers.items()}
-        self.tensors = _leaves(trainer.layout, trainer._replicas[0], rows)
-        trained = [slot for _, slot in trainer._replicas[0].trained]
-        self._leaves = [self.tensors[slot.name] for slot in trained]
+        # .data gives each view a version counter of its own. Otherwise all chunks would count their changes
+        # as those of the one matrix, and autograd of one thread would take another's for its own.
+        self.tensors = {name: view.data for name, view in trainer.layout.views(rows).items()}
+        self._layout = trainer.layout
+        self._leaves = [self.tensors[name] for name in trainer._trained]
         self._optimizer = trainer._optimizer.build(self._leaves)
         self._moments = {
             name: tensor[part, : trainer.layout.size] for name, tensor in trainer._state.moments.items()
         }
         self._scalars = {name: tensor[part] for name, tensor in trainer._state.scalars.items()}
         views = {name: trainer.layout.views(tensor) for name, tensor in self._moments.items()}
-        self._kept = [{name: found[slot.name] for name, found in views.items()} for slot in trained]
+        self._kept = [{name: found[leaf] for name, found in views.items()} for leaf in trainer._trained]
         self._updated = [rows, *self._moments.values()]
         self._all = [*self._updated, *self._scalars.values(), *self.buffers.values()]
 
@@ -1094,12 +1135,18 @@ class _Chunk:
             if moments:
                 self._optimizer.state[leaf] = dict(moments)
 
-    def step(self, chosen: Sequence[int]) -> None:
+    def values(self) -> list[Tensor]:
+        """All tensors of the rows, as a step takes them."""
+        return _values(self._layout, self.tensors, list(self.buffers.values()))
+
+    def step(self, gradients: Mapping[str, Tensor | None], chosen: Sequence[int]) -> None:
         """One step of the optimizer.
 
         Its counters are the same for a whole stack, so nodes that have come less far, after a fault, take
         their step apart from the others.
         """
+        for leaf, gradient in zip(self._leaves, gradients.values(), strict=True):
+            leaf.grad = gradient
         if not self._scalars:
             self._optimizer.step()
         else:

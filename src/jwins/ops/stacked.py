@@ -1,27 +1,70 @@
-"""Faster forms of two functions for models that are stacked with ``torch.func.vmap``.
+"""What makes training steps of models that are stacked with ``torch.func.vmap`` cheap.
 
-The results are the same up to rounding. What changes is the cost of the gradient:
+For small models most of a step is spent on the calls that lead to its tensor operations. :func:`flattened`
+records the operations once and repeats them without the calls. :class:`StackedKernels` replaces two functions
+while they are recorded. The results are the same up to rounding:
 
-- ``linear`` as vmap takes it apart leaves the gradient of the weight transposed in memory, and autograd copies
-  it before the optimizer may use it. Here it comes out in order: for small weights by multiplying from the
-  other side, ``(W x^T)^T``, for large ones, where that product is slower, by a backward pass of its own.
+- ``linear`` as vmap takes it apart leaves the gradient of the weight transposed in memory, which makes the
+  optimizer slow. Here it comes out in order.
 - ``cross_entropy`` is taken apart by vmap in Python, step by step; the few steps it comes to are written here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["StackedKernels"]
+__all__ = ["StackedKernels", "flattened"]
 
-_LARGE_WEIGHT = 2**14
-# numbers of a weight from which the faster product outweighs the calls of an own backward pass
+aten = torch.ops.aten
+
+
+def flattened(function: Callable[..., Any], example: Sequence[Tensor]) -> Callable[..., Any]:
+    """The tensor operations of a function, without the Python that led to them.
+
+    Everything but the tensors is fixed by the example: shapes, strides, the branches taken, and all numbers
+    that are not in one of the arguments. Draws from torch's global generator remain draws.
+
+    Args:
+        function: from tensors to a tuple of tensors and Nones; may take gradients inside.
+        example: arguments; the function runs on them once, and what it changes in place is changed.
+
+    Returns:
+        A function of the same arguments; can be called from several threads. To be called under
+        ``torch.no_grad()``.
+
+    Raises:
+        Exception: whatever the function or the recording of it raises.
+
+    >>> f = flattened(lambda x: (x.expand(2, 3) * 2,), [torch.ones(2, 3)])
+    >>> f(torch.full((2, 3), 5.0))[0][0]
+    tensor([10., 10., 10.])
+    """
+    module = make_fx(function)(*example)
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and _changes_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _changes_nothing(node: torch.fx.Node) -> bool:
+    if node.target in (aten.detach.default, aten.alias.default):
+        return True
+    if node.target is aten.permute.default:
+        return list(node.args[1]) == list(range(len(node.args[1])))  # type: ignore[arg-type]
+    if node.target in (aten.view.default, aten._unsafe_view.default, aten.expand.default):
+        source = node.args[0]
+        return isinstance(source, torch.fx.Node) and source.meta["val"].shape == node.meta["val"].shape
+    return False
 
 
 class StackedKernels(TorchFunctionMode):
@@ -84,13 +127,11 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if weight.dim() != 2 or input.dim() < 2:
         return functional.linear(input, weight, bias)
     flat = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-    if weight.numel() < _LARGE_WEIGHT:
-        out = torch.matmul(weight, flat.mT).mT
-    else:
-        out = _Product.apply(flat, weight)  # type: ignore[no-untyped-call]
+    out = _Product.apply(flat, weight)  # type: ignore[no-untyped-call]
     if bias is not None:
         out = out + bias
-    return out if input.dim() == 2 else out.reshape(*input.shape[:-1], weight.shape[0])
+    result: Tensor = out if input.dim() == 2 else out.reshape(*input.shape[:-1], weight.shape[0])
+    return result
 
 
 def _cross_entropy(
