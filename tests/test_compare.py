@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from jwins import compare as comparing
+from jwins import jobs
 from jwins.compare import Comparison, compare, load_comparison
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.metrics import Spread, TrafficSplit
@@ -241,21 +242,21 @@ def test_unfinished_cells_go_on_to_the_same_result(
 ) -> None:
     """Ctrl-C in the second cell: it and the ones after it are run by the next call."""
     comparison = write("", "run.checkpoint_every=1")
-    real = comparing._run_cell
+    real = jobs.run_job
     stop = {"now": False}
 
-    def run_cell(cell: Any, index: int, send: Any) -> str:
+    def run_job(job: jobs.Job, send: Any) -> str:
         def watch(progress: comparing.CellProgress) -> None:
             stop["now"] = progress.cell == 1 and progress.round >= 2 and progress.status == "running"
             send(progress)
 
-        return real(cell, index, watch, lambda: stop["now"])
+        return real(job, watch, lambda: stop["now"])
 
-    monkeypatch.setattr(comparing, "_run_cell", run_cell)
+    monkeypatch.setattr(jobs, "run_job", run_job)
     first = compare(comparison, jobs=1)
     assert first.status == "interrupted"
     assert first.table == []
-    monkeypatch.setattr(comparing, "_run_cell", real)
+    monkeypatch.setattr(jobs, "run_job", real)
     second = compare(comparison, jobs=1)
     assert second.table == done.table
 
@@ -272,10 +273,10 @@ def test_side_by_side_gives_the_same(write: Write, done: comparing.Compared, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_errors_of_a_cell_come_through(write: Write, jobs: int) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_errors_of_a_cell_come_through(write: Write, workers: int) -> None:
     with pytest.raises(ConfigError, match="model"):
-        compare(write("", "task.options={model='none'}"), jobs=jobs)
+        compare(write("", "task.options={model='none'}"), jobs=workers)
 
 
 def test_folder_of_another_comparison_is_refused(done: comparing.Compared) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -339,28 +340,43 @@ def compare(
             "--resume/--no-resume", help="Keep finished runs and go on with interrupted ones, or refuse to."
         ),
     ] = True,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="VARIANT",
+            help="Run this variant only, and what its tuning needs; may be repeated.",
+        ),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing; make tables and figure of what is there.")
+    ] = False,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
     """Run several variants of an experiment over several seeds, and compare them like for like."""
     with _errors():
         from jwins.compare import compare as run_comparison
-        from jwins.compare import load_comparison
+        from jwins.compare import load_comparison, summarize
 
         given = [*(overrides or []), *_data_override(data)]
         chosen = load_comparison(comparison, given, seeds=_seeds(seeds))
-        if not resume and chosen.folder.exists():
+        if not resume and chosen.folder.exists() and not report_only:
             raise ConfigError(
                 "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"
             )
         console = _console()
-        if quiet:
-            compared = run_comparison(chosen, jobs=jobs)
+        names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
+        if report_only:
+            compared = summarize(chosen, partial=True)
+        elif quiet:
+            compared = run_comparison(chosen, jobs=jobs, only=names)
         elif console.is_terminal:
-            with _live_comparison(console, chosen) as tell:
-                compared = run_comparison(chosen, jobs=jobs, progress=tell)
+            with _live_comparison(console, chosen, names) as tell:
+                compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
         else:
-            compared = run_comparison(chosen, jobs=jobs, progress=_PlainComparison(console, chosen))
+            tell = _PlainComparison(console, chosen, names)
+            compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
         if compared.status == "interrupted":
             _leave("", INTERRUPTED)
         if not quiet:
@@ -381,19 +397,18 @@ def _seeds(text: str | None) -> list[int] | None:
 class _PlainComparison:
     """One line per finished cell."""
 
-    def __init__(self, console: Console, comparison: Comparison) -> None:
+    def __init__(self, console: Console, comparison: Comparison, only: Sequence[str] = ()) -> None:
         self._console = console
-        self._cells = comparison.cells()
+        self._runs, _ = comparison.expected(only)
         self._done = 0
-        console.print(f"{comparison.name}: {len(self._cells)} runs", soft_wrap=True, markup=False)
+        console.print(f"{comparison.name}: {self._runs} runs", soft_wrap=True, markup=False)
 
     def __call__(self, progress: CellProgress) -> None:
         if progress.status == "running":
             return
         self._done += 1
-        cell = self._cells[progress.cell]
         self._console.print(
-            f"[{self._done}/{len(self._cells)}] {cell.variant.name}, seed {cell.seed}: {progress.status}, "
+            f"[{self._done}/{max(self._runs, self._done)}] {progress.name}: {progress.status}, "
             f"{_metrics(dict(progress.metrics or {}))}, {_size(progress.bytes_total)} sent",
             soft_wrap=True,
             markup=False,
@@ -401,19 +416,20 @@ class _PlainComparison:
 
 
 @contextmanager
-def _live_comparison(console: Console, comparison: Comparison) -> Iterator[Callable[[CellProgress], None]]:
+def _live_comparison(
+    console: Console, comparison: Comparison, only: Sequence[str] = ()
+) -> Iterator[Callable[[CellProgress], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    cells = comparison.cells()
-    total = sum(cell.experiment.run.rounds for cell in cells)
+    _, total = comparison.expected(only)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    clock, ended = _Clock(), _PlainComparison(console, comparison)
+    clock, ended = _Clock(), _PlainComparison(console, comparison, only)
     rounds: dict[int, int] = {}
     running: dict[int, Any] = {}
     with Bar(*columns, console=console, refresh_per_second=8) as bar:
@@ -421,7 +437,7 @@ def _live_comparison(console: Console, comparison: Comparison) -> Iterator[Calla
 
         def tell(progress: CellProgress) -> None:
             """A bar for each cell under way, and a line above the bars for each that has ended."""
-            number, cell = progress.cell, cells[progress.cell]
+            number = progress.cell
             over = progress.status != "running"
             rounds[number] = progress.rounds if over else progress.round
             done = sum(rounds.values())
@@ -432,8 +448,7 @@ def _live_comparison(console: Console, comparison: Comparison) -> Iterator[Calla
                 ended(progress)
                 return
             if number not in running:
-                name = f"  {cell.variant.name}, seed {cell.seed}"
-                running[number] = bar.add_task(name, total=progress.rounds, note="")
+                running[number] = bar.add_task(f"  {progress.name}", total=progress.rounds, note="")
             note = f"{_metrics(dict(progress.metrics or {}))}  {_size(progress.bytes_total)}"
             bar.update(running[number], completed=progress.round, note=note)
 
@@ -441,12 +456,24 @@ def _live_comparison(console: Console, comparison: Comparison) -> Iterator[Calla
 
 
 def _print_comparison(console: Console, compared: Compared) -> None:
-    from jwins.report import columns, describe_target, is_percent, table_cells
+    from jwins.report import columns, common_reference, describe_target, is_percent, table_cells
 
     target = compared.target
-    assert target is not None
-    head = columns(target)
-    rows = [table_cells(line, percent=is_percent(target)) for line in compared.table]
+    if target is not None:
+        head = columns(target, common_reference(compared.table))
+        _print_table(console, head, [table_cells(line, percent=is_percent(target)) for line in compared.table])
+        console.print(describe_target(target), soft_wrap=True)
+    for note in compared.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    for other in compared.further:
+        console.print(f"\n[bold]{other.title}[/]")
+        _print_table(console, other.head, other.rows)
+        for note in other.notes:
+            console.print(note, soft_wrap=True, markup=False)
+    console.print(f"table and figure: {compared.folder}{os.sep}table.md, comparison.png", soft_wrap=True)
+
+
+def _print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if console.is_terminal:
         from rich.table import Table
 
@@ -459,8 +486,6 @@ def _print_comparison(console: Console, compared: Compared) -> None:
     else:
         for text in _plain_table([head, *rows]):
             console.print(text, soft_wrap=True, markup=False)
-    console.print(describe_target(target), soft_wrap=True)
-    console.print(f"table and figure: {compared.folder}{os.sep}table.md, comparison.png", soft_wrap=True)
 
 
 def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -241,7 +241,7 @@ class Line:
     difference_half: float | None = None
     difference_seeds: int = 0
     reference: str | None = None
-    overhead: float | None = None
+    overhead: float | None = field(default=None, compare=False)  # real time differs from run to run
     group: str | None = None
     tuned: str = ""
 
@@ -663,6 +663,8 @@ def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 def describe_target(target: Target) -> str:
     """The target in a sentence."""
+    if math.isnan(target.value):
+        return f"Target: unknown ({target.meaning})."
     value = f"{target.value * 100:.1f} %" if is_percent(target) else f"{target.value:.4g}"
     return f"Target: {target.metric} {value}{f' ({target.meaning})' if target.meaning else ''}."
 
@@ -697,7 +699,7 @@ def save_tables(
     summary = {
         **about,
         "notes": list(notes),
-        "target": asdict(target),
+        "target": _finite_row(asdict(target)),
         "table": [_finite_row(row) for row in rows],
         **{other.name: [_finite_row(row) for row in other.data] for other in further},
     }
