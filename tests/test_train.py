@@ -412,17 +412,37 @@ def test_auto_is_a_rule_of_model_and_device(monkeypatch):
 
 def test_steps_that_cannot_be_recorded_are_taken_with_all_their_calls(monkeypatch):
     recorded = make(batching="stacked")
-    assert recorded._flat_step is not None
+    assert recorded._flat_steps
 
     def refuse(function, example):
         raise RuntimeError("not today")
 
     monkeypatch.setattr(jwins.train, "flattened", refuse)
     called = make(batching="stacked")
-    assert (called.batching, called._flat_step) == ("stacked", None)
+    assert (called.batching, called._flat_steps) == ("stacked", [])
     for trainer in (recorded, called):
         trainer.train(everyone(trainer, 0))
     torch.testing.assert_close(recorded.params, called.params, atol=1e-6, rtol=0)
+
+
+def test_large_gradients_are_written_to_the_memory_of_their_thread(monkeypatch):
+    monkeypatch.setattr(jwins.train, "THREADS_MIN_PARAMETERS", 0)
+
+    def wide():
+        return nn.Sequential(nn.Linear(6, 4000), nn.ReLU(), nn.Linear(4000, 3))
+
+    digests = set()
+    for threads in (1, 2):
+        trainer = make(wide, 9, batching="stacked", threads=threads, chunk=3)
+        memories = [memory.data_ptr() for step in trainer._flat_steps for memory in step.buffers()]
+        assert len(set(memories)) == len(memories) == threads
+        for r in range(3):
+            trainer.train(everyone(trainer, r))
+        trainer.close()
+        digests.add(digest(trainer))
+    assert len(digests) == 1
+    expected, _ = plain(trainer, 5, 3, build=wide)
+    torch.testing.assert_close(trainer.params[5], expected, atol=1e-5, rtol=0)
 
 
 def test_a_step_that_changes_after_it_was_recorded_is_not_used():
@@ -441,7 +461,7 @@ def test_a_step_that_changes_after_it_was_recorded_is_not_used():
         Changing(), parts_of(4), seed=7, local_steps=1, batch_size=4, optimizer=Optimizer(), batching="stacked",
         device="cpu",
     )  # fmt: skip
-    assert trainer._flat_step is None
+    assert not trainer._flat_steps
 
 
 @pytest.mark.parametrize("batching", ["auto", "stacked"])

@@ -13,6 +13,7 @@ threads, nor on which other nodes train at the same time.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import math
@@ -44,9 +45,9 @@ Indices = npt.NDArray[np.int64]
 J = TypeVar("J")
 _Step = Callable[..., tuple[Any, ...]]
 
-CHUNK_NUMBERS = 3 * 2**19
-"""Most parameters of all nodes of one stack together: 6 MB, and as much for gradients, stay in a cache."""
-CHUNK_NODES = 64
+CHUNK_NUMBERS = 2**23
+"""Most parameters of all nodes of one stack together: 32 MB, and as much for gradients."""
+CHUNK_NODES = 128
 """Most nodes in one stack, however small: the calls cost little then, and a straggler's step costs a stack."""
 STACKED_MAX_PARAMETERS = 100_000
 """``auto`` on CPU: larger models gain little from stacking, if anything."""
@@ -481,7 +482,8 @@ class Trainer:
         self._loop_optimizers = [optimizer.build([p for p, _ in r.trained]) for r in self._replicas]
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._chunks: dict[int, _Chunk] = {}
-        self._flat_step = self._flatten_step(found)
+        flat = self._flatten_step(found)
+        self._flat_steps = [] if flat is None else [flat, *(copy.deepcopy(flat) for _ in self._replicas[1:])]
         self._pool: ThreadPoolExecutor | None = None
 
     def initial(self) -> Tensor:
@@ -672,7 +674,7 @@ class Trainer:
         matrix = torch.zeros(rows, stride, device=self.device)[:, : self.layout.size]
         return matrix.copy_(self._initial)
 
-    def _flatten_step(self, single: Mapping[str, Tensor]) -> _Step | None:
+    def _flatten_step(self, single: Mapping[str, Tensor]) -> torch.fx.GraphModule | None:
         """The step of a whole chunk as its tensor operations only; None where that does not work."""
         if self.batching == "loop" or self._draws.handed:  # a generator is no tensor: it would be fixed
             return None
@@ -1015,8 +1017,9 @@ class Trainer:
         first, at = next(iter(rounds.items()))
         if self._draws.training:
             self._seed_global("draws of chunk", number, at)
-        take = self._flat_step
-        if take is None:
+        if self._flat_steps:
+            take: _Step = self._flat_steps[worker]
+        else:
             generator = torch_generator(self._seed, "loss of chunk", node=number, round=at, device=self.device)
             take = self._stacked_step(self._replicas[worker], generator)
         chosen = [node - number * self._chunk for node in rounds]
