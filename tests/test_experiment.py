@@ -364,10 +364,11 @@ def test_package_is_imported_without_torch() -> None:
 
 
 def test_every_key_has_a_meaning_and_is_documented() -> None:
-    from jwins.compare import CompareConfig, VariantTable
+    from jwins.compare import CompareConfig, TuneConfig, VariantTable
 
     text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
-    for key in [*keys_of(Experiment), *keys_of(CompareConfig, "compare"), *keys_of(VariantTable, "variants")]:
+    comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]
+    for key in [*keys_of(Experiment), *(key for model, path in comparison for key in keys_of(model, path))]:
         assert key.meaning, key
         default = f"`{key.default}`" if key.default else ""
         cells = [f"`{key.path}`", key.when, key.type, default, key.meaning]

@@ -788,35 +788,39 @@ class _Planner:
         """Random sampling with the fraction that sends as many bytes per round as ``other``.
 
         The first guess is the ratio of the other's bytes to full sharing's; then it is corrected by what it
-        turns out to send. All with the comparison's first seed.
+        turns out to send. All are means over the comparison's seeds.
         """
-        comparison, seed = self._comparison, self._comparison.compare.seeds[0]
-        sharing = variant.experiment.sharing
+        sharing, full = variant.experiment.sharing, self._comparison.full_of(variant)
         assert isinstance(sharing, RandomKConfig)  # checked when the comparison was made
-        full = comparison.full_of(variant)
-        wanted = self._bytes_per_round(other, self.settings(other), seed)
-        whole = None if full is None else self._bytes_per_round(full, self.settings(full), seed)
+        wanted = self._bytes_per_round(other, self.settings(other))
+        whole = None if full is None else self._bytes_per_round(full, self.settings(full))
         if wanted is None or (full is not None and whole is None):
             return None
         fraction = sharing.fraction if whole is None else wanted / whole
-        for _ in range(_ATTEMPTS):
+        for attempt in range(1, _ATTEMPTS + 1):
             fraction = min(1.0, max(1e-4, round(fraction, 4)))
             chosen = {**settings, "sharing.fraction": fraction}
-            record = ended(comparison.cell(variant, seed, chosen))
-            if record is None:
-                self.add(comparison.cell(variant, seed, chosen))
+            sent = self._bytes_per_round(variant, chosen, add=False)
+            if sent is None:
+                self._bytes_per_round(variant, chosen)
                 return None
-            sent = record.bytes_per_node()[-1] / max(1, record.rounds)
-            if abs(sent / wanted - 1.0) <= _SAME_BYTES or fraction == 1.0:
+            if attempt == _ATTEMPTS or fraction == 1.0 or abs(sent / wanted - 1.0) <= _SAME_BYTES:
                 break
             fraction *= wanted / sent
         return chosen
 
-    def _bytes_per_round(self, variant: Variant, settings: dict[str, Any] | None, seed: int) -> float | None:
+    def _bytes_per_round(
+        self, variant: Variant, settings: dict[str, Any] | None, *, add: bool = True
+    ) -> float | None:
+        """Bytes per node and round, mean over the comparison's seeds; None if a run has not ended."""
         if settings is None:
             return None
-        record = self.add(self._comparison.cell(variant, seed, settings))
-        return None if record is None else record.bytes_per_node()[-1] / max(1, record.rounds)
+        cells = [self._comparison.cell(variant, seed, settings) for seed in self._comparison.compare.seeds]
+        records = [self.add(cell) if add else ended(cell) for cell in cells]
+        there = [record for record in records if record is not None]
+        if len(there) < len(cells):
+            return None
+        return statistics.fmean(record.bytes_per_node()[-1] / max(1, record.rounds) for record in there)
 
     def add_sensitivity(self) -> None:
         """Every variant whose own settings are decided, at every value of the shared setting."""
@@ -978,13 +982,14 @@ def compare(
     _check_only(comparison, only)
     tell, speak = progress or (lambda _: None), say or (lambda _: None)
     comparison.folder.mkdir(parents=True, exist_ok=True)
-    numbers: dict[Path, int] = {}
-    done: set[Path] = set()
+    numbers: dict[tuple[Path, str], int] = {}
+    done: set[str] = set()
     while True:
         todo: list[Job] = []
         for cell in plan(comparison, only).cells:
-            begun = cell.folder in numbers
-            job = Job(numbers.setdefault(cell.folder, len(numbers)), cell.name, cell.experiment)
+            begun = (cell.folder, cell.name) in numbers
+            number = numbers.setdefault((cell.folder, cell.name), len(numbers))
+            job = Job(number, cell.name, cell.experiment)
             _make_room(cell)
             if folder_state(cell.experiment, cell.folder)[0] is not FolderState.COMPLETE:
                 todo.append(job)
@@ -992,10 +997,10 @@ def compare(
                 tell(last_progress(job, Record.read(cell.folder)))
         if not todo:
             break
-        again = [job for job in todo if job.experiment.folder in done]
+        again = [job for job in todo if job.name in done]  # an attempt at equal bytes has another name
         if again:
             raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
-        done |= {job.experiment.folder for job in todo}
+        done |= {job.name for job in todo}
         workers = _workers(todo, jobs, speak)
         statuses = run_jobs(todo, workers, tell)
         if "interrupted" in statuses:

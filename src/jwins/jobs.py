@@ -252,7 +252,7 @@ def cores() -> int:
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
 
-_VECTORS = 16
+_VECTORS = 20
 """Vectors of float32 per node: parameters before and after training, the trainer's row, its gradient, an
 algorithm's state, what was sent and decoded, what is evaluated; and all of it again for a checkpoint."""
 
@@ -260,7 +260,7 @@ algorithm's state, what was sent and decoded, what is evaluated; and all of it a
 def memory_needed(experiments: Sequence[Experiment]) -> float:
     """Bytes that the largest of some runs may take: an estimate that is rather too high.
 
-    Data once, and N x C numbers for each of about 16 vectors, more with momenta (two per parameter are assumed
+    Data once, and N x C numbers for each of about 20 vectors, more with momenta (two per parameter are assumed
     for anything but plain SGD) and with CHOCO-SGD's replicas of neighbours.
 
     Raises:
