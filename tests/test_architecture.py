@@ -17,7 +17,7 @@ ROWS = (
     ("errors",),
     ("intervals", "rng", "update"),
     ("params", "topology", "ops", "metrics", "checkpoint"),
-    ("sharing", "wire", "tasks"),
+    ("sharing", "wire", "tasks", "tensorboard"),
     ("train",),
     ("node",),
     ("engines",),
@@ -26,6 +26,7 @@ ROWS = (
     ("charts", "run"),
     ("jobs",),
     ("compare",),
+    ("page",),
     ("cli",),
     ("__main__",),
 )

@@ -347,13 +347,15 @@ def curve_chart(
         axes.set_xlabel(x_label)
         axes.set_title(y_label, color=_MUTED)
         _limit_y(axes, curves, scale, target)
-        if in_bytes:
+        if in_bytes and curves:
             axes.set_xscale("log")
             _byte_ticks(axes, curves)
         elif curves:
             axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
-            axes.xaxis.set_major_locator(_whole_steps(6))
-        if target is not None and math.isfinite(target.value):
+            axes.xaxis.set_major_locator(_whole_steps(6, only_whole=x_label == "rounds"))
+        if not any(np.isfinite(curve.mean).any() for curve in curves):
+            _say(axes, "nothing measured yet")
+        elif target is not None and math.isfinite(target.value):
             _draw_target(axes, target, scale, percent)
         if paper and curves:
             figure.legend(
@@ -446,17 +448,23 @@ def _limit_y(axes: Axes, curves: Sequence[_Curve], scale: float, target: Target 
     axes.yaxis.set_major_locator(_whole_steps(6, whole=False))
 
 
-def _whole_steps(count: int, *, whole: bool = True) -> Any:
+def _say(axes: Axes, text: str) -> None:
+    """Words instead of curves."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_MUTED)
+
+
+def _whole_steps(count: int, *, whole: bool = True, only_whole: bool = False) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2 if whole else 3)
+    steps = [1, 2, 5, 10] if only_whole else [1, 2, 2.5, 5, 10]
+    return MaxNLocator(count, steps=steps, min_n_ticks=2 if whole else 3, integer=only_whole)
 
 
 def _byte_ticks(axes: Axes, curves: Sequence[_Curve]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    if not curves:
-        return
     low, high = min(float(c.x[0]) for c in curves), max(float(c.x[-1]) for c in curves)
     low, high = low / 1.12, high * 1.12
     axes.set_xlim(low, high)
@@ -679,7 +687,7 @@ def topology_chart(slug: str, title: str, caption: str, graph: Graph) -> Chart:
         hits = []
         for node, (x, y) in enumerate(places):
             if named:
-                axes.annotate(str(node), (x, y), ha="center", va="center", color=_PAGE, fontsize=9.5)
+                axes.annotate(str(node), (x, y), ha="center", va="center", color=_PAGE, fontsize=10.3)
             text = f"node {node}: sends to {_listed(graph.recipients[node])}"
             hits.append(Hit(axes, float(x), float(y), text))
         axes.set_xlim(-1.12, 1.12)

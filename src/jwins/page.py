@@ -43,11 +43,23 @@ from jwins.checkpoint import write_atomically
 from jwins.compare import Variant as ComparedVariant
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment import Experiment, load
-from jwins.report import Group, Line, Record, Target, describe_target, lines, share, size
+from jwins.report import (
+    Group,
+    Line,
+    Record,
+    Target,
+    describe_target,
+    line_of,
+    metrics_table,
+    reach,
+    reach_table,
+    share,
+    size,
+)
 from jwins.run import build_partition, build_task, build_topology, partition_counts, raw_bytes_per_node
 from jwins.settings import read_toml, write_toml
 
-__all__ = ["Difference", "Study", "Variant", "gather", "headline", "paired_difference", "render", "write_page"]
+__all__ = ["Study", "Variant", "gather", "headline", "render", "write_page"]
 
 
 # --- What there is to report ------------------------------------------------------------------------------
@@ -77,6 +89,12 @@ class Study:
         full: name of the variant with full sharing that savings refer to, None without one.
         final_over: how many last evaluations make up the final value.
         notes: what a reader must know of how the runs were found.
+        targets: all targets of the comparison, if it has several.
+        references: by variant, the one its final value is compared to; others are compared to ``full``.
+        baseline: name of the variant that ratios to the targets refer to.
+        also: further metrics that the comparison asks for.
+        tuned: by variant, what was chosen for it.
+        recorded: tables of the comparison's summary on how settings were chosen, by title.
     """
 
     name: str
@@ -85,6 +103,12 @@ class Study:
     full: str | None
     final_over: int = 1
     notes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    references: Mapping[str, str] = field(default_factory=dict)
+    baseline: str | None = None
+    also: tuple[str, ...] = ()
+    tuned: Mapping[str, str] = field(default_factory=dict)
+    recorded: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[Group]:
@@ -106,9 +130,33 @@ class Study:
         """Whether anything is counted to a target."""
         return math.isfinite(self.target.value)
 
+    def group(self, name: str | None) -> Group | None:
+        """The runs of a variant, None if there is none of that name."""
+        return next((group for group in self.groups if group.name == name), None)
+
+    def reference(self, group: Group) -> Group | None:
+        """What a variant's final value is compared to."""
+        other = self.group(self.references.get(group.name, self.full))
+        return None if other is group else other
+
     def table(self) -> list[Line]:
         """One line per variant."""
-        return lines(self.groups, self.target, full=self.full, final_over=self.final_over)
+        full = self.group(self.full)
+        return [
+            line_of(
+                group,
+                self.target,
+                full=full,
+                reference=self.reference(group),
+                final_over=self.final_over,
+                tuned=self.tuned.get(group.name, ""),
+            )
+            for group in self.groups
+        ]
+
+
+class _NothingMeasuredError(DataError):
+    """A run that has only just begun."""
 
 
 @dataclass
@@ -145,10 +193,9 @@ def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]
             if (place / "metrics.jsonl").is_file():
                 single.append(_read(place))
             else:
-                study = _comparison(place, metric)
-                seen |= {record.folder.resolve() for record in study.records}
-                studies.append(study)
-    single = [found for found in single if all(found.record.folder not in _folders(s) for s in studies)]
+                studies += _comparison(place, metric)
+    reported = {record.folder.resolve() for study in studies for record in study.records}
+    single = [found for found in single if found.record.folder.resolve() not in reported]
     together: dict[str, list[_Found]] = {}
     for found in single:
         task = {key: value for key, value in found.tables.get("task", {}).items() if key != "data"}
@@ -156,10 +203,6 @@ def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]
         together.setdefault(key, []).append(found)
     studies += [_single_runs(runs, metric) for runs in together.values()]
     return studies
-
-
-def _folders(study: Study) -> set[Path]:
-    return {record.folder for record in study.records}
 
 
 def _places(folder: Path) -> list[Path]:
@@ -183,9 +226,11 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> _Found:
+    if (folder / "metrics.jsonl").stat().st_size == 0:
+        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
     record = Record.read(folder)
     if not record.evaluations:
-        raise DataError(f"{folder}: nothing has been measured yet")
+        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
     config = folder / "config.toml"
     if not config.is_file():
         raise DataError(f"{folder}: the run's config.toml is missing")
@@ -193,55 +238,122 @@ def _read(folder: Path) -> _Found:
     return _Found(record, tables, str(tables.get("name", record.start.name)))
 
 
-def _comparison(folder: Path, metric: str | None) -> Study:
-    notes = []
-    summary: dict[str, Any] = {}
-    if (folder / "summary.json").is_file():
-        try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            wanted = {
-                ComparedVariant.model_construct(name=row["variant"]).slug: row["variant"]
-                for row in summary["table"]
-            }
-            target = Target(**summary["target"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{folder / 'summary.json'}: not the summary of a comparison ({error})") from None
+def _comparison(folder: Path, metric: str | None) -> list[Study]:
+    """The studies of a comparison's folder: one for each of its groups of variants."""
+    summary = _summary(folder)
+    rows: dict[str, dict[str, Any]] = {row["variant"]: row for row in summary.get("table", [])}
+    by_slug = {ComparedVariant.model_construct(name=name).slug: name for name in rows}
     found: list[_Found] = []
     not_begun = 0
     left_out: list[str] = []
     for path in sorted(folder.glob("*/seed-*/metrics.jsonl"), key=_by_seed):
+        slug = path.parent.parent.name
         try:
             run = _read(path.parent)
-        except DataError as error:
-            if "nothing has been measured" not in str(error) and "does not begin" not in str(error):
-                raise
+        except _NothingMeasuredError:
             not_begun += 1
             continue
-        slug = path.parent.parent.name
-        if summary:
-            if slug not in wanted or run.record.start.seed not in summary["seeds"]:
-                left_out.append(f"{slug}/{path.parent.name}")
-                continue
-            run.name = wanted[slug]
-        else:
+        if not rows:
             run.name = run.name.partition(": ")[2] or slug
+        elif slug in by_slug and run.record.start.seed in summary["seeds"]:
+            run.name = by_slug[slug]
+        else:
+            left_out.append(f"{slug}/{path.parent.name}")
+            continue
         found.append(run)
     if not found:
         raise DataError(f"{folder}: nothing has been measured yet")
+    notes = list(summary.get("notes", []))
     if left_out:
         notes.append(f"Left out, as they are no part of the comparison: {', '.join(left_out)}.")
     if not_begun:
         notes.append(f"{not_begun} run{'s have' if not_begun > 1 else ' has'} measured nothing yet.")
-    if not summary:
+    variants = _variants(found)
+    if not rows:
         notes.append("This comparison has not finished: it has no summary yet, and this page chose the target.")
         name = found[0].record.start.name.partition(": ")[0] or folder.name
-        return _study(name, _variants(found), metric, notes=notes)
-    order = {row["variant"]: index for index, row in enumerate(summary["table"])}
-    variants = sorted(_variants(found), key=lambda v: order.get(v.group.name, len(order)))
+        return [_study(name, variants, metric, notes=notes)]
+    order = list(rows)
+    variants.sort(key=lambda v: order.index(v.group.name) if v.group.name in rows else len(order))
+    labels = list(dict.fromkeys(rows.get(v.group.name, {}).get("group") for v in variants))
+    studies = []
+    for label in labels:
+        own = [v for v in variants if rows.get(v.group.name, {}).get("group") == label]
+        name = summary["name"] if len(labels) == 1 else f"{summary['name']}: {label or 'others'}"
+        first = label == labels[0]
+        studies.append(_compared_study(name, own, variants, rows, summary, metric, notes if first else []))
+    return studies
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for row in summary["table"]:
+            row["variant"] + ""
+        for key in ("name", "seeds", "full_sharing", "final_over"):
+            summary[key]
+        _target(summary["target"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the summary of a comparison ({error!r})") from None
+    return dict(summary)
+
+
+def _target(table: Mapping[str, Any]) -> Target:
+    value = math.nan if table["value"] is None else float(table["value"])
+    return Target(table["metric"], value, bool(table["lower_is_better"]), str(table["meaning"]))
+
+
+def _compared_study(
+    name: str,
+    own: list[Variant],
+    everyone: Sequence[Variant],
+    rows: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    metric: str | None,
+    notes: Sequence[str],
+) -> Study:
+    """One group of a comparison's variants, compared as the comparison says."""
+    target = _target(summary["target"])
+    named = {variant.group.name: variant for variant in everyone}
+    here = [variant.group.name for variant in own]
+    references = {n: str(rows[n]["reference"]) for n in here if rows.get(n, {}).get("reference")}
+    full = next((v.group.name for v in own if v.group.algorithm == "full"), summary["full_sharing"])
+    if summary["full_sharing"] in here:
+        full = summary["full_sharing"]
+    for needed in dict.fromkeys([full, *references.values()]):  # of another group
+        if needed in named and needed not in here:
+            own = [named[needed], *own]
+            here = [needed, *here]
+    asked = [row for row in summary.get("targets", []) if row.get("variant") in here]
+    targets = list(
+        dict.fromkeys(
+            Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
+            for row in asked
+            if row.get("target") is not None
+        )
+    )
     if metric is not None and metric != target.metric:
-        return _study(summary["name"], variants, metric, notes=notes)
+        return _study(name, own, metric, notes=notes)
+    recorded = {
+        title: [row for row in summary.get(key, []) if row.get("variant") in here]
+        for key, title in (("tuning", "Tuning: what was tried"), ("sensitivity", "Sensitivity"))
+    }
     return Study(
-        summary["name"], tuple(variants), target, summary["full_sharing"], summary["final_over"], tuple(notes)
+        name,
+        tuple(own),
+        targets[0] if targets else target,
+        full if full in here else None,
+        int(summary["final_over"]),
+        tuple(notes),
+        targets=tuple(targets),
+        references=references,
+        baseline=next((row["baseline"] for row in asked if row.get("baseline") in here), None),
+        also=tuple(dict.fromkeys(row["metric"] for row in summary.get("metrics", []))),
+        tuned={n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")},
+        recorded={title: table for title, table in recorded.items() if table},
     )
 
 
@@ -304,7 +416,8 @@ def _study(name: str, variants: Sequence[Variant], metric: str | None, *, notes:
     available = variants[0].group.records[0].evaluations[0].metrics
     if metric is not None and metric not in available:
         raise UsageError(f"--metric {metric}: these runs have {', '.join(available)}")
-    chosen = metric or ("accuracy" if "accuracy" in available else next(iter(available)))
+    usual = [name for name in ("squared_error", "accuracy") if name in available]
+    chosen = metric or next(iter([*usual, *available]))
     lower = bool(re.search(r"loss|error|rmse|mse|mae|perplexity", chosen))
     full = next((v.group for v in variants if v.group.algorithm == "full"), None)
     target = Target(chosen, math.nan, lower)
@@ -340,55 +453,6 @@ def _network(record: Record, tables: Mapping[str, Any]) -> Experiment:
 # --- Comparing --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How far a variant's final value is from another's, paired by seed.
-
-    Attributes:
-        mean: over the seeds that both have.
-        half: half the width of the 95 % interval (Student's t); None for one seed.
-        seeds: how many both have.
-    """
-
-    mean: float
-    half: float | None
-    seeds: int
-
-
-# fmt: off
-_T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)
-# fmt: on
-"""The 97.5 % quantile of Student's t for 1 to 30 degrees of freedom."""
-
-
-def paired_difference(group: Group, other: Group, metric: str, *, over: int = 1) -> Difference | None:
-    """The final value of ``group`` less that of ``other``, seed by seed; None if they share no seed.
-
-    Args:
-        group: a variant.
-        other: what it is compared to.
-        metric: which metric.
-        over: last evaluations that make up a final value.
-    """
-    finals = {record.start.seed: record.final(metric, over) for record in other.records}
-    found = [
-        record.final(metric, over) - finals[record.start.seed]
-        for record in group.records
-        if record.start.seed in finals
-    ]
-    found = [value for value in found if math.isfinite(value)]
-    if not found:
-        return None
-    mean, n = statistics.fmean(found), len(found)
-    if n == 1:
-        return Difference(mean, None, 1)
-    t = _T_975[n - 2] if n - 2 < len(_T_975) else 1.96 + 2.4 / (n - 1)
-    return Difference(mean, t * statistics.stdev(found) / math.sqrt(n), n)
-
-
 def _subject(study: Study) -> int:
     """The variant that headline and key numbers are about: the first JWINS, or the first that is not full."""
     order = [v.group.algorithm for v in study.variants]
@@ -403,24 +467,23 @@ def headline(study: Study) -> str:
     """What was found, in words, computed from the runs."""
     table = study.table()
     index = _subject(study)
-    line, group = table[index], study.groups[index]
+    line = table[index]
     full = next((other for other in table if other.variant == study.full), None)
     metric = _words(study.target.metric)
-    raw = _fewer(line.saving_raw)
     text = f"{line.variant} ends at {_value(line.final, study)} {metric}"
     if line.final_sd is not None:
         text += f" (± {_value(line.final_sd, study, unit=False)} over {line.seeds} seeds)"
-    text += f" and sends {raw} than uncompressed full sharing (4 bytes per parameter)"
+    if math.isnan(line.saving_raw):
+        return f"{text}; nothing has been sent yet."
+    text += f" and sends {_fewer(line.saving_raw)} than uncompressed full sharing (4 bytes per parameter)"
     if full is not None and full is not line and line.saving_codec is not None:
         text += f", {_fewer(line.saving_codec)} than full sharing through the same codec"
     text += "."
     if full is not None and full is not line:
         text += f" {_start(full.variant)} ends at {_value(full.final, study)}"
-        other = next(g for g in study.groups if g.name == study.full)
-        apart = paired_difference(group, other, study.target.metric, over=study.final_over)
-        if apart is not None:
-            text += f", so the difference is {_apart(apart, study)}"
-            if apart.half is None:
+        if line.reference == full.variant and line.difference is not None:
+            text += f", so the difference is {_apart(line.difference, line.difference_half, study)}"
+            if line.difference_half is None:
                 text += " on one seed"
         text += "."
         if study.has_target:
@@ -433,9 +496,9 @@ def headline(study: Study) -> str:
                     f" To {what} {line.variant} needs {size(line.bytes_to_target)} per node{some}, "
                     f"{line.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs."
                 )
-    odd = [f"{line.variant}: {line.status}" for line in table if line.status != "finished"]
+    odd = [f"{line.variant} {line.status}" for line in table if line.status != "finished"]
     if odd:
-        text += f" Not finished: {'; '.join(odd)}."
+        text += f" Mind what is not finished: {'; '.join(odd)}."
     return text
 
 
@@ -445,13 +508,13 @@ def _value(value: float, study: Study, *, unit: bool = True) -> str:
     return f"{value:.4f}" if math.isfinite(value) else "—"
 
 
-def _apart(difference: Difference, study: Study) -> str:
+def _apart(mean: float, half: float | None, study: Study) -> str:
     """Like ``−3.2 points (95 % interval −4.9 to −1.5)``."""
     scale, digits, unit = (100.0, 1, " points") if study.percent else (1.0, 4, "")
-    text = f"{_signed(difference.mean * scale, digits)}{unit}"
-    if difference.half is not None:
-        low, high = difference.mean - difference.half, difference.mean + difference.half
-        text += f" (95 % interval {_signed(low * scale, digits)} to {_signed(high * scale, digits)})"
+    text = f"{_signed(mean * scale, digits)}{unit}"
+    if half is not None:
+        low, high = _signed((mean - half) * scale, digits), _signed((mean + half) * scale, digits)
+        text += f" (95 % interval {low} to {high})"
     return text
 
 
@@ -463,8 +526,6 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _fewer(saving: float) -> str:
-    if math.isnan(saving):
-        return "as many bytes"
     return f"{share(abs(saving))} {'fewer' if saving >= 0 else 'more'} bytes"
 
 
@@ -602,7 +663,8 @@ def _alike(study: Study) -> tuple[bool, str]:
     }
     same = [meaning.get(what, what) for what in study.records[0].start.fingerprints if what not in differing]
     if shared and same:
-        text = f"For every seed, all {len(study.variants)} variants have the same {_and(same)}"
+        everyone = "both variants" if len(study.variants) == 2 else f"all {len(study.variants)} variants"
+        text = f"For every seed, {everyone} have the same {_and(same)}"
         text += " (compared by fingerprint)."
     if differing:
         what = _and([meaning.get(name, name) for name in differing])
@@ -728,7 +790,8 @@ def _add_topologies(study: Study, figures: _Figures) -> None:
             continue
         degrees = [len(row) for row in graph.recipients]
         span = f"{degrees[0]}" if len(set(degrees)) == 1 else f"{min(degrees)} to {max(degrees)}"
-        caption = f"{_start(_described(table))}: {graph.num_nodes} nodes, each sends to {span} others."
+        others = "other" if span == "1" else "others"
+        caption = f"{_start(_described(table))}: {graph.num_nodes} nodes, each sends to {span} {others}."
         W = graph.matrix()
         if np.allclose(W, W.T) and graph.num_nodes > 1:
             gap = 1 - float(np.sort(np.abs(np.linalg.eigvalsh(W)))[-2])
@@ -858,7 +921,8 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
         studies: at least one.
         figures: where the reader finds the figures as PDF and PNG; "" for nowhere.
     """
-    title = _and([study.name for study in studies]) if len(studies) < 4 else f"{len(studies)} studies"
+    title = _and([study.name for study in studies])
+    title = title if len(studies) < 4 else f"{len(studies)} studies: {_and([s.name for s in studies[:2]])}, …"
     bodies, charts = [], []
     for index, study in enumerate(studies, start=1):
         body, own = _render_study(study, index, alone=len(studies) == 1)
@@ -1040,7 +1104,11 @@ class _Cell:
 
 
 def _table(
-    head: Sequence[str], rows: Iterable[Sequence[_Cell | str]], caption: str, *, kind: str = "wide"
+    head: Sequence[str],
+    rows: Iterable[Sequence[_Cell | str] | Sequence[str]],
+    caption: str,
+    *,
+    kind: str = "wide",
 ) -> str:
     """A table. On a narrow screen ``cards`` becomes a list of cards, others scroll under their first column.
 
@@ -1056,7 +1124,8 @@ def _table(
             title = f' title="{_e(cell.title)}"' if cell.title else ""
             css = f' class="{cell.kind}"' if cell.kind else ""
             if index == 0:
-                cells.append(f'<th scope="row" role="rowheader"{css}{title}>{_e(cell.text)}{small}</th>')
+                name = re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", _e(cell.text))
+                cells.append(f'<th scope="row" role="rowheader"{css}{title}>{name}{small}</th>')
             else:
                 content = f"<span>{_e(cell.text)}{small}</span>"
                 cells.append(f'<td role="cell" data-label="{_e(label)}"{css}{title}>{content}</td>')
@@ -1073,23 +1142,24 @@ def _savings(study: Study) -> str:
     metric = _words(study.target.metric)
     table = study.table()
     full = next((line for line in table if line.variant == study.full), None)
-    compared = full is not None and len(table) > 1
+    compared = any(line.difference is not None for line in table)
+    mixed = any(line.reference not in (None, study.full) for line in table)
     head = ["variant", "seeds", f"final {metric}"]
-    head += ["difference to full"] if compared else []
+    head += ["difference" if mixed else "difference to full"] if compared else []
     head += ["bytes per node", "saving against raw"]
     head += ["saving, same codec"] if full is not None else []
     head += ["bytes to target", "rounds to target", "virtual s to target"] if study.has_target else []
     head.append("status")
     rows = []
-    reference = next((group for group in study.groups if group.name == study.full), None)
-    for line, group in zip(table, study.groups, strict=True):
+    for line in table:
         deviation = "" if line.final_sd is None else f"± {_value(line.final_sd, study, unit=False)}"
-        row: list[_Cell | str] = [line.variant, str(line.seeds), _Cell(_value(line.final, study), deviation)]
+        row: list[_Cell | str] = [
+            _Cell(line.variant, line.tuned),
+            str(line.seeds),
+            _Cell(_value(line.final, study), deviation),
+        ]
         if compared:
-            apart = None
-            if reference is not None and line is not full:
-                apart = paired_difference(group, reference, study.target.metric, over=study.final_over)
-            row.append(_difference_cell(apart, study))
+            row.append(_difference_cell(line, study, named=mixed))
         row += [size(line.bytes_per_node), share(line.saving_raw)]
         if full is not None:
             row.append("—" if line.saving_codec is None else share(line.saving_codec))
@@ -1117,18 +1187,42 @@ def _savings(study: Study) -> str:
     return (
         _table(head, rows, caption, kind="cards")
         + f'<p class="under">{_e(" ".join(says))}</p><p{mark}>{_e(statement)}</p>'
+        + _further(study)
     )
 
 
-def _difference_cell(apart: Difference | None, study: Study) -> _Cell | str:
-    if apart is None:
+def _further(study: Study) -> str:
+    """The comparison's other tables, computed anew from the runs where they can be."""
+    text = ""
+    if len(study.targets) > 1 or study.baseline is not None:
+        baseline = study.group(study.baseline)
+        targets = study.targets or (study.target,)
+        found = [row for group in study.groups for row in reach(group, targets, baseline)]
+        table = reach_table(found, study.target)
+        text += _table(table.head, table.rows, table.title)
+    if study.also:
+        known = [m for m in study.also if all(m in r.evaluations[-1].metrics for r in study.records)]
+        table = metrics_table([(g, study.reference(g)) for g in study.groups], known, study.final_over)
+        text += _details(table.title, _table(table.head, table.rows, table.title)) if known else ""
+    for title, rows in study.recorded.items():
+        head = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[_shown(row.get(key)) for key in head] for row in rows]
+        text += _details(
+            title, _table(list(map(_words, head)), cells, f"{title}, as the comparison recorded it")
+        )
+    return text
+
+
+def _difference_cell(line: Line, study: Study, *, named: bool) -> _Cell | str:
+    if line.difference is None:
         return "—"
     scale, digits = (100.0, 1) if study.percent else (1.0, 4)
-    text = _signed(apart.mean * scale, digits)
-    if apart.half is None:
-        return _Cell(text, "one seed")
-    low, high = apart.mean - apart.half, apart.mean + apart.half
-    return _Cell(text, f"{_signed(low * scale, digits)} to {_signed(high * scale, digits)}")
+    to = f" (to {line.reference})" if named else ""
+    text = _signed(line.difference * scale, digits)
+    if line.difference_half is None:
+        return _Cell(text, f"one seed{to}")
+    low, high = line.difference - line.difference_half, line.difference + line.difference_half
+    return _Cell(text, f"{_signed(low * scale, digits)} to {_signed(high * scale, digits)}{to}")
 
 
 def _target_cells(line: Line, full: Line | None) -> list[_Cell | str]:
@@ -1236,6 +1330,7 @@ def _wall_clock(study: Study) -> str:
     """Real time by activity, as means over the seeds that ended."""
     rows, activities = [], []
     walls: list[tuple[str, list[dict[str, float]]]] = []
+    overheads = {line.variant: line.overhead for line in study.table()}
     for group in study.groups:
         ended = [record.end.wall_s for record in group.records if record.end is not None]
         walls.append((group.name, ended))
@@ -1247,9 +1342,8 @@ def _wall_clock(study: Study) -> str:
         if not ended:
             continue
         mean = {a: statistics.fmean(w.get(a, 0.0) for w in ended) for a in [*activities, "total"]}
-        rest = mean["total"] - mean.get("training", 0.0) - mean.get("evaluation", 0.0)
-        training = mean.get("training", 0.0)
-        overhead = f"{rest / training * 100:.0f} % of training" if training > 0 else "—"
+        share_of = overheads[name]
+        overhead = "—" if share_of is None else f"{share_of * 100:.0f} % of training"
         rows.append([name, *(f"{mean[a]:.1f}" for a in activities), f"{mean['total']:.1f}", overhead])
     caption = "Wall-clock seconds by activity, mean over seeds"
     head = ["variant", *activities, "total", "all but training and evaluation"]
@@ -1407,8 +1501,8 @@ min-width:6.5rem;max-width:8rem;overflow-wrap:anywhere;border-right:1px solid va
 .cards tr{display:block;background:var(--card);border:1px solid var(--line);border-radius:10px;
 padding:.5rem .85rem;margin:.6rem 0}
 .cards th[scope=row]{display:block;border:0;padding:.2rem 0 .35rem;font-size:1.02rem}
-.cards td{display:flex;justify-content:space-between;gap:1rem;border:0;border-top:1px solid var(--line);
-padding:.3rem 0;text-align:right}
+.cards td{display:flex;justify-content:space-between;align-items:baseline;gap:1rem;border:0;
+border-top:1px solid var(--line);padding:.3rem 0;text-align:right}
 .cards td::before{content:attr(data-label);color:var(--muted);text-align:left;
 font:400 .9rem system-ui,sans-serif}
 .cards td span{white-space:normal;overflow-wrap:anywhere;min-width:0}
