@@ -1183,6 +1183,10 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
             for row in found.tried
         ]
         head = ["variant", "tried", f"final {settings.metric}", "bytes to target", "seconds", "status", ""]
+        if rule.by == "final" and not any(
+            row.reached for row in found.tried
+        ):  # nothing was counted to a target
+            head, rows = head[:3] + head[5:], [row[:3] + row[5:] for row in rows]
         by = {"final": f"final {settings.metric}", "bytes": "bytes to the first target"}
         how = by.get(rule.by, "seconds to the first target")
         seeds = ", ".join(map(str, rule.seeds))
