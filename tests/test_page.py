@@ -477,7 +477,7 @@ def test_the_same_run_is_counted_once(compared: Path) -> None:
     assert len(study[0].records) == 8
 
 
-def test_groups_of_a_comparison_are_compared_within_themselves(compared: Path, tmp_path: Path) -> None:
+def test_groups_with_a_full_sharing_each_are_studies(compared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(compared, tmp_path / "grouped"))
     summary = json.loads((folder / "summary.json").read_text())
     for row in summary["table"]:
@@ -488,6 +488,41 @@ def test_groups_of_a_comparison_are_compared_within_themselves(compared: Path, t
     assert "diverging" in [group.name for group in studies["tiny: wild"].groups]
     assert all(study.full is not None for study in studies.values())
     render(list(studies.values()))
+
+
+def test_several_targets_and_baselines(compared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compared, tmp_path / "several"))
+    summary = json.loads((folder / "summary.json").read_text())
+    for row in summary["table"]:
+        row["group"] = None if row["variant"] in ("full sharing", "diverging") else "sparse"
+    summary["targets"] = [
+        {"variant": row["variant"], "target": value, "meaning": meaning, "baseline": baseline}
+        for row in summary["table"]
+        for value, meaning in ((0.2, "low"), (0.99, "out of reach"))
+        for baseline in (["random 10 %"] if row["variant"] == NASTY else [None])
+    ]
+    summary["metrics"] = [{"metric": "loss", "variant": "full sharing"}]
+    summary["tuning"] = [
+        {"variant": "full sharing", "key": "train.optimizer.lr", "value": 0.05, "chosen": True}
+    ]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    study = gather([folder])[0]
+    assert [target.value for target in study.targets] == [0.2, 0.99]
+    tables = Page(render([study])[0]).tables
+    rows = [row for row in tables["To each target"] if row[0] == NASTY]
+    assert [row[2] for row in rows] == ["2/2", "never"]
+    assert rows[0][-1] == "random 10 %"
+    own, other = (
+        [
+            next(r for r in raw(p)[1] if r["metrics"]["accuracy"]["mean"] >= 0.2)
+            for p in sorted(compared.glob(f"{slug}*/seed-*"))
+        ]
+        for slug in ("jwins", "random")
+    )
+    ratio = sum(sum(r["traffic"].values()) for r in own) / sum(sum(r["traffic"].values()) for r in other)
+    assert rows[0][-3] == f"{ratio:.2f}"
+    assert tables["Further metrics"][1][:2] == ["loss", "full sharing"]
+    assert "train.optimizer.lr" in tables["Tuning: what was tried, as the comparison recorded it"][1]
 
 
 def test_the_partition_is_drawn_again_if_it_was_not_recorded(single: Path) -> None:

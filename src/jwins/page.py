@@ -91,7 +91,7 @@ class Study:
         notes: what a reader must know of how the runs were found.
         targets: all targets of the comparison, if it has several.
         references: by variant, the one its final value is compared to; others are compared to ``full``.
-        baseline: name of the variant that ratios to the targets refer to.
+        baselines: by variant, the one that its ratios to the targets refer to.
         also: further metrics that the comparison asks for.
         tuned: by variant, what was chosen for it.
         recorded: tables of the comparison's summary on how settings were chosen, by title.
@@ -105,7 +105,7 @@ class Study:
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     references: Mapping[str, str] = field(default_factory=dict)
-    baseline: str | None = None
+    baselines: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     tuned: Mapping[str, str] = field(default_factory=dict)
     recorded: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -239,7 +239,7 @@ def _read(folder: Path) -> _Found:
 
 
 def _comparison(folder: Path, metric: str | None) -> list[Study]:
-    """The studies of a comparison's folder: one for each of its groups of variants."""
+    """A comparison's study; several if its groups have a full sharing each, and so targets of their own."""
     summary = _summary(folder)
     rows: dict[str, dict[str, Any]] = {row["variant"]: row for row in summary.get("table", [])}
     by_slug = {ComparedVariant.model_construct(name=name).slug: name for name in rows}
@@ -275,10 +275,13 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
         return [_study(name, variants, metric, notes=notes)]
     order = list(rows)
     variants.sort(key=lambda v: order.index(v.group.name) if v.group.name in rows else len(order))
-    labels = list(dict.fromkeys(rows.get(v.group.name, {}).get("group") for v in variants))
+    label_of = {v.group.name: rows.get(v.group.name, {}).get("group") for v in variants}
+    labels = list(dict.fromkeys(label_of.values()))
+    if len({label_of[v.group.name] for v in variants if v.group.algorithm == "full"}) < 2:
+        labels, label_of = [None], dict.fromkeys(label_of)  # one full sharing for all
     studies = []
     for label in labels:
-        own = [v for v in variants if rows.get(v.group.name, {}).get("group") == label]
+        own = [v for v in variants if label_of[v.group.name] == label]
         name = summary["name"] if len(labels) == 1 else f"{summary['name']}: {label or 'others'}"
         first = label == labels[0]
         studies.append(_compared_study(name, own, variants, rows, summary, metric, notes if first else []))
@@ -350,7 +353,7 @@ def _compared_study(
         tuple(notes),
         targets=tuple(targets),
         references=references,
-        baseline=next((row["baseline"] for row in asked if row.get("baseline") in here), None),
+        baselines={row["variant"]: row["baseline"] for row in asked if row.get("baseline") in here},
         also=tuple(dict.fromkeys(row["metric"] for row in summary.get("metrics", []))),
         tuned={n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")},
         recorded={title: table for title, table in recorded.items() if table},
@@ -1191,15 +1194,23 @@ def _savings(study: Study) -> str:
     )
 
 
+def _aside(text: str) -> _Cell:
+    """``42 % (why)`` with what is in brackets below, and small."""
+    value, _, why = text.partition(" (")
+    return _Cell(value, why.removesuffix(")"))
+
+
 def _further(study: Study) -> str:
     """The comparison's other tables, computed anew from the runs where they can be."""
     text = ""
-    if len(study.targets) > 1 or study.baseline is not None:
-        baseline = study.group(study.baseline)
+    if len(study.targets) > 1 or study.baselines:
         targets = study.targets or (study.target,)
-        found = [row for group in study.groups for row in reach(group, targets, baseline)]
+        found = []
+        for group in study.groups:
+            found += reach(group, targets, study.group(study.baselines.get(group.name)))
         table = reach_table(found, study.target)
-        text += _table(table.head, table.rows, table.title)
+        reached = [[first, _aside(goal), *rest] for first, goal, *rest in table.rows]
+        text += _table(table.head, reached, table.title)
     if study.also:
         known = [m for m in study.also if all(m in r.evaluations[-1].metrics for r in study.records)]
         table = metrics_table([(g, study.reference(g)) for g in study.groups], known, study.final_over)
