@@ -471,6 +471,17 @@ def test_runs_of_different_experiments_become_studies_of_their_own(
     assert {study.name for study in gather([tmp_path])} == {study.name for study in studies[1:]}
 
 
+def test_values_that_are_not_finite_leave_a_dash(compared: Path) -> None:
+    """The loss of a run that diverged is not a number."""
+    study = gather([compared], metric="loss")[0]
+    line = next(line for line in study.table() if line.variant == "diverging")
+    text = render([study])[0]
+    row = next(r for r in Page(text).tables["Final loss, bytes and savings"] if r[0] == "diverging")
+    if math.isnan(line.final):
+        assert row[2] == row[3] == "—"
+    assert not re.search(r"\bnan\b", text)
+
+
 def test_the_same_run_is_counted_once(compared: Path) -> None:
     study = gather([compared, compared / "full-sharing" / "seed-1"])
     assert len(study) == 1

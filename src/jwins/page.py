@@ -484,7 +484,7 @@ def headline(study: Study) -> str:
     text += "."
     if full is not None and full is not line:
         text += f" {_start(full.variant)} ends at {_value(full.final, study)}"
-        if line.reference == full.variant and line.difference is not None:
+        if line.reference == full.variant and line.difference is not None and math.isfinite(line.difference):
             text += f", so the difference is {_apart(line.difference, line.difference_half, study)}"
             if line.difference_half is None:
                 text += " on one seed"
@@ -522,6 +522,8 @@ def _apart(mean: float, half: float | None, study: Study) -> str:
 
 
 def _signed(value: float, digits: int) -> str:
+    if math.isnan(value):
+        return "—"
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
@@ -1209,7 +1211,7 @@ def _further(study: Study) -> str:
         for group in study.groups:
             found += reach(group, targets, study.group(study.baselines.get(group.name)))
         table = reach_table(found, study.target)
-        reached = [[first, _aside(goal), *rest] for first, goal, *rest in table.rows]
+        reached: list[list[_Cell | str]] = [[first, _aside(goal), *rest] for first, goal, *rest in table.rows]
         text += _table(table.head, reached, table.title)
     if study.also:
         known = [m for m in study.also if all(m in r.evaluations[-1].metrics for r in study.records)]
@@ -1225,7 +1227,7 @@ def _further(study: Study) -> str:
 
 
 def _difference_cell(line: Line, study: Study, *, named: bool) -> _Cell | str:
-    if line.difference is None:
+    if line.difference is None or math.isnan(line.difference):
         return "—"
     scale, digits = (100.0, 1) if study.percent else (1.0, 4)
     to = f" (to {line.reference})" if named else ""

@@ -298,7 +298,7 @@ def line_of(
         variant=group.name,
         seeds=len(group.records),
         final=statistics.fmean(finals),
-        final_sd=statistics.stdev(finals) if len(finals) > 1 else None,
+        final_sd=_deviation(finals),
         bytes_per_node=statistics.fmean(sent),
         saving_raw=_saving(sum(sent), sum(group.raw_bytes)),
         saving_codec=None if full is None else _saving(sum(sent), _same_rounds(full, group)),
@@ -432,6 +432,11 @@ def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
+def _deviation(values: Sequence[float]) -> float | None:
+    """Of a sample; None for one value, and where a value is not finite, as of a run that diverged."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+
 def _saving(sent: float, reference: float) -> float:
     return 1.0 - sent / reference if reference > 0 else math.nan
 
@@ -518,7 +523,7 @@ def metrics_table(
     for metric in metrics:
         for group, reference in groups:
             finals = [record.final(metric, final_over) for record in group.records]
-            sd = statistics.stdev(finals) if len(finals) > 1 else None
+            sd = _deviation(finals)
             apart = None if reference is None else difference(group, reference, metric, final_over)
             row = {
                 "metric": metric,
@@ -549,6 +554,8 @@ def spread_text(mean: float, sd: float | None, *, percent: bool) -> str:
     >>> spread_text(0.5, 0.012, percent=True)
     '50.0 ± 1.2 %'
     """
+    if math.isnan(mean):
+        return _NEVER
     scale, unit, digits = (100.0, " %", 1) if percent else (1.0, "", 4)
     return f"{mean * scale:.{digits}f}" + ("" if sd is None else f" ± {sd * scale:.{digits}f}") + unit
 
