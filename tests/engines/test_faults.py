@@ -105,6 +105,18 @@ def check_replicas(sim: Any) -> None:
                 assert torch.equal(replica.x_hat, theirs.x_hat), f"{node.id} holds a wrong replica of {j}"
 
 
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("back", [None, 5])
+def test_what_a_crashed_node_has_sent_stays_counted(name: str, back: int | None) -> None:
+    faults = Faults().crash(node=1, round=3)
+    if back is not None:
+        faults = faults.rejoin(node=1, round=back)
+    outcome = simulator(4, sharing=ALGORITHMS[name], rounds=7, faults=faults).run()
+    totals = [row.traffic.total for row in evals(outcome)]
+    assert totals == sorted(totals)
+    assert totals[-1] == sum(edge.bytes.total for edge in end(outcome).traffic)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_choco_recovers_from_random_loss_through_keys(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

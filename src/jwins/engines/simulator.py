@@ -871,7 +871,9 @@ class Simulator:
             metrics[name] = _spread(present, math.nan) if len(present) else Spread(None, None, None, None)
             per_node[name] = [v if v is None else _finite(v) for v in own]
         losses = [loss for i in nodes if (loss := samples[i].loss) is not None]
-        sent = [sum(column) for column in zip(*(samples[i].sent for i in nodes), strict=True)]
+        # Of nodes that are down or came back later, all they have sent: no byte is taken back.
+        counts = [samples[i].sent if i in samples else self._sent[i] for i in range(self.num_nodes)]
+        sent = [sum(column) for column in zip(*counts, strict=True)]
         return EvalRow(
             round=round,
             time_s=max(sample.time for sample in samples.values()),
