@@ -100,19 +100,12 @@ def build_task(experiment: Experiment) -> Task:
         ConfigError: no such task, file, class or option.
         DataError: its data are missing.
     """
-    from jwins.tasks import make_task
+    from jwins.tasks import make_task, own_task
 
     config = experiment.task
-    if config.own is None:
-        return make_task(config.name, file=config.file, options=config.options, data=config.data)
-    if isinstance(config.own, type):
-        options = dict(config.options)
-        if config.data is not None:
-            options["data"] = config.data
-        task: Task = config.own(**options)
-        return task
-    own: Task = config.own
-    return own
+    if config.own is not None:
+        return own_task(config.own, config.options, config.data)
+    return make_task(config.name, file=config.file, options=config.options, data=config.data)
 
 
 def build_topology(experiment: Experiment) -> Topology:

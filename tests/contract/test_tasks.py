@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, source
+from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, source
 from jwins.tasks.partition import make_partitioner
 
 ROOT = Path(__file__).parents[2]
@@ -724,6 +724,43 @@ def test_what_is_missing_is_said(file: str, code: str, problem: str, tmp_path: P
     if "Dataset: inputs" not in problem:
         assert isinstance(caught.value, ConfigError)
         assert caught.value.path == "task.file"
+
+
+def test_what_is_missing_in_a_task_from_python_is_said_as_well() -> None:
+    class Whole(Task):
+        def __init__(self, classes: int = 2) -> None:
+            self.train = self.test = Dataset(torch.zeros(5, 3), torch.arange(5) % classes)
+
+        def model(self) -> torch.nn.Module:
+            return torch.nn.Linear(3, 2)
+
+    class NoTest(Whole):
+        def __init__(self) -> None:
+            self.train = Dataset(torch.zeros(5, 3), torch.arange(5) % 2)
+
+    class Scalar(Whole):
+        def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": outputs.mean()}
+
+    class NoModel(Task):
+        pass
+
+    assert isinstance(own_task(Whole, {"classes": 1}, None), Whole)
+    whole = Whole()
+    assert own_task(whole, {}, None) is whole
+    for own, problem in (
+        (NoTest, "NoTest does not set self.test; set it to a"),
+        (NoTest(), "NoTest does not set self.test; set it to a"),
+        (Scalar, r"Scalar returns \(\) as metrics\(\)\['loss'\]; expected one value per sample"),
+        (NoModel, r"NoModel lacks model\(\)"),
+        (torch.nn.Linear, "Linear does not subclass jwins.tasks.Task"),
+        (3, "int does not subclass jwins.tasks.Task"),
+    ):
+        with pytest.raises(ConfigError, match=problem) as caught:
+            own_task(own, {}, None)
+        assert caught.value.path == "task.own"
+    with pytest.raises(ConfigError, match=r"task\.options\.classes = .3.: expected int"):
+        own_task(Whole, {"classes": "3"}, None)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from jwins.tasks.celeba import Celeba
 from jwins.tasks.cifar10 import Cifar10
 from jwins.tasks.digits import Digits
 from jwins.tasks.femnist import Femnist
-from jwins.tasks.load import built, named_class, task_class
+from jwins.tasks.load import built, named_class, own_task, task_class
 from jwins.tasks.movielens import MovieLens
 from jwins.tasks.shakespeare import Shakespeare
 
-__all__ = ["TASKS", "Batch", "Dataset", "Task", "make_task"]
+__all__ = ["TASKS", "Batch", "Dataset", "Task", "make_task", "own_task"]
 
 TASKS: Mapping[str, type[Task]] = {
     "digits": Digits,

@@ -12,6 +12,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from jwins.errors import ConfigError, JwinsError
 from jwins.tasks.base import Batch, Dataset, Task
 
-__all__ = ["built", "named_class", "task_class"]
+__all__ = ["built", "named_class", "own_task", "task_class"]
 
 
 def named_class(name: str, tasks: Mapping[str, type[Task]]) -> type[Task]:
@@ -81,9 +82,33 @@ def task_class(file: str, folder: Path) -> type[Task]:
     if not inspect.isclass(cls) or not issubclass(cls, Task):
         raise ConfigError("task.file", file, f"{cls_name} in {path} does not subclass jwins.tasks.Task")
     if inspect.isabstract(cls):
-        absent = ", ".join(f"{method}()" for method in sorted(cls.__abstractmethods__))
-        raise ConfigError("task.file", file, f"{cls_name} in {path} lacks {absent}")
+        raise ConfigError("task.file", file, f"{cls_name} in {path} lacks {_absent(cls)}")
     return cls
+
+
+def own_task(own: object, options: Mapping[str, object], data: Path | None) -> Task:
+    """A user's task from Python, tried on two samples: an object as it is, a class built.
+
+    Args:
+        own: an object of a subclass of :class:`Task`, or the subclass.
+        options: arguments of the class's constructor.
+        data: handed over as its argument ``data``.
+
+    Raises:
+        ConfigError: neither of these; an option that is unknown, missing or of the wrong type; data that the
+            task does not take; or an incomplete task.
+        DataError: from the constructor.
+    """
+    cls = own if inspect.isclass(own) else type(own)
+    named = _Named("task.own", f"{cls.__module__}.{cls.__qualname__}")
+    if not issubclass(cls, Task):
+        raise named.error(f"{cls.__name__} does not subclass jwins.tasks.Task")
+    if inspect.isabstract(cls):
+        raise named.error(f"{cls.__name__} lacks {_absent(cls)}")
+    if isinstance(own, Task):
+        _try(own, named)
+        return own
+    return _built(cls, options, data, named)
 
 
 def built(
@@ -102,20 +127,36 @@ def built(
             or an incomplete task.
         DataError: from the constructor.
     """
-    arguments = _checked_arguments(cls, options, data)
     if file is None:
-        return cls(**arguments)
+        return cls(**_checked_arguments(cls, options, data))
+    return _built(cls, options, data, _Named("task.file", file))
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Where the experiment names a user's task."""
+
+    path: str
+    value: str
+
+    def error(self, problem: str) -> ConfigError:
+        return ConfigError(self.path, self.value, problem)
+
+
+def _built(cls: type[Task], options: Mapping[str, object], data: Path | None, named: _Named) -> Task:
+    arguments = _checked_arguments(cls, options, data)
     try:
         task = cls(**arguments)
     except JwinsError:
         raise
     except Exception as error:
-        path = Path(inspect.getfile(cls))
-        raise ConfigError(
-            "task.file", file, f"{cls.__name__} cannot be built: {_where(error, path)}"
-        ) from error
-    _try(task, file)
+        raise named.error(f"{cls.__name__} cannot be built: {_where(error, cls)}") from error
+    _try(task, named)
     return task
+
+
+def _absent(cls: type[Task]) -> str:
+    return ", ".join(f"{method}()" for method in sorted(cls.__abstractmethods__))
 
 
 def _checked_arguments(cls: type[Task], options: Mapping[str, object], data: Path | None) -> dict[str, Any]:
@@ -157,11 +198,11 @@ def _of_type(path: str, value: object, hint: Any) -> object:
         raise ConfigError(path, value, f"expected {wanted or hint}: {error.errors()[0]['msg']}") from None
 
 
-def _try(task: Task, file: str) -> None:
+def _try(task: Task, named: _Named) -> None:
     """Run every part of a user's task once, so that what is missing is said now and not in round 1."""
 
     def lacks(problem: str) -> ConfigError:
-        return ConfigError("task.file", file, f"{type(task).__name__} {problem}")
+        return named.error(f"{type(task).__name__} {problem}")
 
     for split in ("train", "test"):
         found = getattr(task, split, None)
@@ -171,7 +212,6 @@ def _try(task: Task, file: str) -> None:
             raise lacks(f"sets self.{split} to a {type(found).__name__}; expected a jwins.tasks.Dataset")
         if not len(found):
             raise lacks(f"sets self.{split} to an empty data set")
-    path = Path(inspect.getfile(type(task)))
     stage = "model()"
     # The trial must not move the streams that the experiment draws from.
     with torch.random.fork_rng(devices=[]):
@@ -202,11 +242,15 @@ def _try(task: Task, file: str) -> None:
         except JwinsError:
             raise
         except Exception as error:
-            raise lacks(f"fails in {stage} on the first two samples: {_where(error, path)}") from error
+            raise lacks(f"fails in {stage} on the first two samples: {_where(error, type(task))}") from error
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: Exception, place: Path | type[Task]) -> str:
     """What was raised and the last line of the user's file on its way."""
+    try:
+        path = place if isinstance(place, Path) else Path(inspect.getfile(place))
+    except (OSError, TypeError):  # a class of an interactive session has no file
+        path = Path()
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
