@@ -26,6 +26,7 @@ ROWS = (
     ("charts", "run"),
     ("jobs",),
     ("compare",),
+    ("studies",),
     ("page",),
     ("cli",),
     ("__main__",),

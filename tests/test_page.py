@@ -23,7 +23,8 @@ from jwins.charts import THEME, save
 from jwins.cli import app
 from jwins.compare import compare, load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.page import Study, gather, headline, render, write_page
+from jwins.page import headline, render, write_page
+from jwins.studies import Study, gather
 
 NASTY = "JWINS <script>alert('x')</script> & $\\alpha$ \"quoted\", a rather long name that goes on and on"
 
