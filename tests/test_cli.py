@@ -99,6 +99,57 @@ def test_another_experiments_folder_is_refused(tmp_path: Path) -> None:
     assert "not a run folder" in result.stderr
 
 
+OWN_TASK = """
+import torch
+from jwins.tasks import Dataset, Task
+
+class Mine(Task):
+    def __init__(self):
+        generator = torch.Generator().manual_seed(SEED)
+        inputs = torch.randn(40, 3, generator=generator)
+        self.train = self.test = Dataset(inputs, (inputs.sum(dim=1) > 0).long())
+
+    def model(self):
+        return torch.nn.Sequential(torch.nn.Linear(3, WIDTH), torch.nn.ReLU(), torch.nn.Linear(WIDTH, 2))
+"""
+
+
+@pytest.mark.parametrize(
+    ("seed", "width", "problem"),
+    [(1, 9, "parameters per model: 50 there, 56 here"), (2, 8, "evaluation samples differ")],
+)
+def test_a_task_that_has_changed_does_not_go_on(seed: int, width: int, problem: str, tmp_path: Path) -> None:
+    def run(seed: int, width: int, *more: str) -> Result:
+        (tmp_path / "mine.py").write_text(OWN_TASK.replace("SEED", str(seed)).replace("WIDTH", str(width)))
+        return run_tiny(folder, *sets(f'task={{ file = "{tmp_path / "mine.py"}:Mine" }}'), *more)
+
+    folder = tmp_path / "out"
+    assert run(1, 8).exit_code == 0
+    log = folder / "metrics.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))  # as if interrupted before the end
+    cut = log.read_bytes()
+    refused = run(seed, width, "--resume")
+    assert refused.exit_code == 2
+    assert problem in refused.stderr
+    assert "the task or its data have changed since" in refused.stderr
+    assert log.read_bytes() == cut
+    assert run(1, 8, "--resume").exit_code == 0
+    sha256 = [json.loads(text.splitlines()[-1])["sha256"] for text in (whole, log.read_bytes())]
+    assert sha256[0] == sha256[1]
+
+
+@pytest.mark.parametrize("text", [b"\x9f\x00 not text", b"x = [", b"", b"x = 1"])
+def test_a_damaged_config_is_no_traceback(text: bytes, tmp_path: Path) -> None:
+    run_tiny(tmp_path / "out")
+    (tmp_path / "out" / "config.toml").write_bytes(text)
+    result = run_tiny(tmp_path / "out", "--resume")
+    assert result.exit_code == 2
+    assert "config.toml" in result.stderr
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_resume_without_a_checkpoint_starts_from_the_start(tmp_path: Path) -> None:
     run_tiny(tmp_path / "a")
     folder = tmp_path / "b"

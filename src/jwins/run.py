@@ -453,7 +453,11 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
                 f"{folder}: not empty, and not a run folder (config.toml is missing); choose another run.folder"
             )
         return FolderState.ABSENT, experiment
-    stored = read_toml(config.read_text(encoding="utf-8"), str(config))
+    try:
+        text = config.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ResumeError(f"{config}: not UTF-8 text; choose another run.folder, or remove this one") from None
+    stored = read_toml(text, str(config))
     try:
         batching, device = stored["train"]["batching"], stored["run"]["device"]
         stored_digest = digest_of(stored)
@@ -497,6 +501,32 @@ def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") ->
         elif a != b and (list(a) if isinstance(a, tuple) else a) != b and key not in ("file", "path"):
             return f"{here} = {b!r} there, {a!r} here"
     return ""
+
+
+def _check_task_unchanged(folder: Path, start: StartRow) -> None:
+    """The digest covers what the experiment says, not what is in a file that it names or an object given to it.
+
+    The initial model is not compared: its last bits may depend on the processor.
+    """
+    try:
+        before = Record.read(folder).start
+    except DataError:  # the simulator says what is wrong with the log
+        return
+    changed = []
+    if before.dim != start.dim:
+        changed.append(f"parameters per model: {before.dim} there, {start.dim} here")
+    for key, what in (
+        ("partition", "partitions"),
+        ("batches", "batches"),
+        ("evaluation", "evaluation samples"),
+    ):
+        if before.fingerprints.get(key) != start.fingerprints[key]:
+            changed.append(f"{what} differ")
+    if changed:
+        raise ResumeError(
+            f"{folder}: the task or its data have changed since ({', '.join(changed)}); restore them, "
+            f"choose another run.folder, or remove this one"
+        )
 
 
 @contextlib.contextmanager
@@ -667,7 +697,9 @@ def simulate(
             counts = partition_counts(parts.task, parts.parts)
             write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
         going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
-        if not going_on:
+        if going_on:
+            _check_task_unchanged(folder, parts.start)
+        else:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
         outcome = parts.simulator.run(resume=going_on)
     return Result(parts.experiment, folder, outcome.status, Record.read(folder))
