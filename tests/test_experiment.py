@@ -72,7 +72,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["faults=[{kind='drap'}]"], "faults[0].kind = 'drap': unknown kind; did you mean \"drop\"?"),
     (["faults=[{node=1}]"], "faults[0].kind = <missing>: required, one of: crash, rejoin, drop, delay"),
     (["name=a/b"], "name = 'a/b': expected a name that can be a folder's name"),
-    (["nodes=3"], "nodes = 3: expected a table"),
+    (["nodes=3"], "nodes = 3: expected a table; its keys: count"),
+    (["wire=pco"], "wire = 'pco': expected a table; its keys: codec"),
+    (["sharing=full"], "sharing = 'full': expected a table; write sharing = { kind = \"full\" }"),
+    (["train.optimizer=sgd"], 'expected a table; write optimizer = { kind = "sgd" }'),
     (
         ["sharing.cutoff={kind='random', fractions=[]}"],
         "sharing.cutoff.fractions = []: expected at least one entry",
@@ -315,6 +318,23 @@ def test_objects_may_stand_for_tables() -> None:
     own_cutoff = Experiment(sharing=e.JwinsConfig(cutoff=FixedCutoff(0.5)))
     assert build_sharing(own_cutoff) == jwins(cutoff=FixedCutoff(0.5))
     assert build_sharing(own_cutoff.changed({"run": {"seed": 2}})) == jwins(cutoff=FixedCutoff(0.5))
+
+
+def test_an_object_handed_over_again_is_the_same_experiment() -> None:
+    """What is written of it must not hold an address in memory, or no other process could resume."""
+
+    def experiment() -> Experiment:
+        class Half:
+            def __call__(self, ctx: Any) -> float:
+                return 0.5
+
+        return Experiment(sharing=e.JwinsConfig(cutoff=Half()))
+
+    first, second = experiment(), experiment()
+    assert first.digest() == second.digest()
+    assert "0x" not in first.to_toml()
+    assert "Half object" in first.to_toml()
+    assert "0x" not in Experiment(sharing=e.JwinsConfig(cutoff=lambda ctx: 0.5)).to_toml()
 
 
 @pytest.mark.parametrize("kind", ["full", "random_k", "top_k", "choco", "jwins"])

@@ -151,7 +151,12 @@ class OrObject:
         return value if self.matches(value) else handler(value)
 
     def _serialize(self, value: Any, handler: Callable[[Any], Any]) -> Any:
-        return {"kind": "object", "object": repr(value)} if self.matches(value) else handler(value)
+        return {"kind": "object", "object": _described(value)} if self.matches(value) else handler(value)
+
+
+def _described(value: object) -> str:
+    """An object in words that are the same in every process: without its address in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +274,19 @@ def _explain_one(
         known = re.findall(r"'([^']+)'", context["expected"])
         return path, value, f"expected {_alternatives(known)}{nearest(str(value), known)}"
     if kind in ("model_type", "model_attributes_type"):
-        hint = f'; write {name} = {{ kind = "{value}" }}' if isinstance(value, str) else ""
-        return path, value, f"expected a table{hint}"
+        return path, value, "expected a table" + _as_table(name, value, models)
     if kind in _EXPECTED:
         return path, value, _EXPECTED[kind] + _unquote(kind, value)
     return path, value, details["msg"]
+
+
+def _as_table(name: str, value: object, models: list[type[BaseModel]]) -> str:
+    """The remedy for something else in place of the table ``name``."""
+    fields = [m.model_fields[name] for m in models if name in m.model_fields]
+    keys = list(dict.fromkeys(key for f in fields for m in _models_in(f.annotation) for key in m.model_fields))
+    if isinstance(value, str) and "kind" in keys:
+        return f'; write {name} = {{ kind = "{value}" }}'
+    return f"; its keys: {', '.join(keys)}" if keys else ""
 
 
 def _locate(
