@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment, bundled, digest_of, load
-from jwins.run import build_sharing, build_task, build_topology, evaluation_rounds
+from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds
 from jwins.settings import Settings, keys_of, merge, parse_overrides, read_toml, write_toml
 
 BUNDLED_RUNS = [name for name in bundled() if not name.endswith("compare")]
@@ -120,6 +120,20 @@ def test_toml_syntax_errors_name_file_and_line(tmp_path: Path) -> None:
     path.write_text('name = "x"\n[run]\nrounds 5\n')
     with pytest.raises(ConfigError, match=r"broken.toml, line 3 = 'rounds 5': not TOML: Expected '='"):
         load(path)
+
+
+def test_toml_of_an_editor_that_marks_the_byte_order(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b'\xef\xbb\xbfname = "mine"\r\n')
+    assert load(path).name == "mine"
+
+
+def test_a_transform_that_pads_beyond_measure_is_refused() -> None:
+    """2^24 coefficients of 12,010 parameters would take gigabytes on 16 nodes, for nothing."""
+    wavelet = ["sharing.mode=periodization", "run.rounds=1", "nodes.count=2", "topology.kind=ring"]
+    with pytest.raises(ConfigError, match=r"^sharing\.levels = 24: .*16,777,216.*12,010.*at most 13"):
+        build(load("digits", ["sharing.levels=24", *wavelet]))
+    build(load("digits", ["sharing.levels=13", *wavelet]))
 
 
 def test_unknown_experiments_are_guessed_and_listed() -> None:

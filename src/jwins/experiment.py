@@ -278,6 +278,10 @@ class OptimizerConfig(Settings):
         default=0.05, description="learning rate"
     )
 
+    if TYPE_CHECKING:
+
+        def __init__(self, *, kind: str = "sgd", lr: float = 0.05, **options: Any) -> None: ...
+
     @property
     def options(self) -> dict[str, Any]:
         """All arguments of the optimizer's constructor."""
@@ -754,7 +758,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigError("experiment", str(path), f"not UTF-8 text ({error.reason})") from None
     except OSError as error:

@@ -228,6 +228,7 @@ def build(
     if train.batching == "auto":
         resolved = resolved.changed({"train": {"batching": trainer.batching}})
     initial = trainer.initial()
+    _check_padding(experiment, sharing, len(initial))
     start = StartRow(
         name=experiment.name,
         digest=resolved.digest().hex(),
@@ -262,6 +263,21 @@ def build(
         on_progress=on_progress,
     )
     return Parts(resolved, task, parts, simulator, start)
+
+
+_PADDING_UNNOTICED = 2**16
+"""So many coefficients more than parameters cost nothing that matters, however small the model."""
+
+
+def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
+    """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
+    config, size = experiment.sharing, sharing.update_dim(dim)
+    if isinstance(config, JwinsConfig) and size > 2 * dim + _PADDING_UNNOTICED:
+        problem = (
+            f"{config.mode} would make {size:,} coefficients of the model's {dim:,} parameters; "
+            f"use at most {dim.bit_length() - 1} levels"
+        )
+        raise ConfigError("sharing.levels", config.levels, problem)
 
 
 def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.int64]]:

@@ -584,7 +584,7 @@ def _read_edges(path: Path, num_nodes: int) -> tuple[tuple[int, int], ...]:
         return ConfigError("topology.path", str(path), f"{path.name}, line {line}: {problem}")
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         problem = (
             f"cannot be read ({error.strerror or error}); expected a text file with two node numbers per line"

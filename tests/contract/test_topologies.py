@@ -186,6 +186,12 @@ def test_edge_list_errors_name_file_and_line(text: str, problem: str, tmp_path: 
     assert str(tmp_path / "edges.txt") in str(caught.value)
 
 
+def test_edge_list_of_an_editor_that_marks_the_byte_order(tmp_path: Path) -> None:
+    (tmp_path / "edges.txt").write_bytes(b"\xef\xbb\xbf0 1\r\n1 2\r\n2 3\r\n")
+    graph = make_topology("edge_list", {"path": "edges.txt"}, num_nodes=4, seed=0, folder=tmp_path).at(0)
+    assert graph.recipients == ((1,), (0, 2), (1, 3), (2,))
+
+
 def test_edge_list_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "edges.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a UTF-8 text file"):
