@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment, bundled, digest_of, load
-from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds
+from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate
 from jwins.settings import Settings, keys_of, merge, parse_overrides, read_toml, write_toml
 
 BUNDLED_RUNS = [name for name in bundled() if not name.endswith("compare")]
@@ -395,6 +395,20 @@ def test_package_is_imported_without_torch() -> None:
 
 
 # --- Documentation ----------------------------------------------------------------------------------------
+
+
+def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
+    import torch
+
+    sets = ["nodes.count=2", "topology.kind=ring", "run.rounds=1", f"run.folder={tmp_path / 'out'}"]
+    before, state = torch.get_num_threads(), torch.random.get_rng_state()
+    torch.set_num_threads(2)
+    try:
+        simulate(load("digits", sets))
+        assert torch.get_num_threads() == 2
+        assert torch.equal(torch.random.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_every_key_has_a_meaning_and_is_documented() -> None:

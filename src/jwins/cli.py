@@ -66,7 +66,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        _leave("interrupted", INTERRUPTED)
+        _leave("", INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, as in `jwins list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
@@ -97,7 +97,7 @@ def _message(error: Exception) -> str:
 def _leave(message: str, code: int) -> NoReturn:
     console = _console(stderr=True)
     console.print(f"[bold red]{'interrupted' if code == INTERRUPTED else 'error'}[/]", end="")
-    console.print("" if code == INTERRUPTED else f": {message}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f": {message}" if message else "", markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(code)
 
 
@@ -156,7 +156,7 @@ def run(
         console = _console()
         result = _run(chosen, console, resume=resume, quiet=quiet)
         if result.status == "interrupted":
-            _leave("", INTERRUPTED)
+            _leave("go on with --resume", INTERRUPTED)
         if not quiet:
             _print_result(console, result)
         if result.status == "diverged":
@@ -378,7 +378,7 @@ def compare(
             tell = _PlainComparison(console, chosen, names)
             compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
         if compared.status == "interrupted":
-            _leave("", INTERRUPTED)
+            _leave("the same command goes on", INTERRUPTED)
         if not quiet:
             _print_comparison(console, compared)
 

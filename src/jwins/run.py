@@ -702,9 +702,28 @@ def simulate(
         if progress is not None:
             progress(now)
 
+    with _callers_threads(), board:
+        return _simulate(experiment, folder, state, tell)
+
+
+@contextlib.contextmanager
+def _callers_threads() -> Iterator[None]:
+    """Training sets torch to one thread; give the caller its own number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _simulate(
+    experiment: Experiment, folder: Path, state: FolderState, tell: Callable[[Progress], None]
+) -> Result:
     parts = build(experiment, folder=folder, on_progress=tell)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder), board:
+    with _locked(folder):
         if folder_state(experiment, folder)[0] is not state:
             raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
         if state is FolderState.ABSENT:
