@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from jwins.cli import app
@@ -135,6 +136,40 @@ def test_a_task_that_has_changed_does_not_go_on(seed: int, width: int, problem: 
     assert "the task or its data have changed since" in refused.stderr
     assert log.read_bytes() == cut
     assert run(1, 8, "--resume").exit_code == 0
+    sha256 = [json.loads(text.splitlines()[-1])["sha256"] for text in (whole, log.read_bytes())]
+    assert sha256[0] == sha256[1]
+
+
+FROZEN_TASK = (
+    OWN_TASK.replace("SEED", "1").replace("WIDTH", "8").replace("return torch", "model = torch")
+    + """
+        model[0].requires_grad_(False)
+        return model
+"""
+)
+
+
+@pytest.mark.parametrize("batching", ["loop", "stacked"])
+def test_frozen_parameters_cost_nothing_and_are_in_the_final_models(batching: str, tmp_path: Path) -> None:
+    def run(name: str, *more: str) -> Path:
+        own = sets(f'task={{ file = "{tmp_path / "mine.py"}:Mine" }}', f"train.batching={batching}")
+        result = run_tiny(tmp_path / name, *own, *more)
+        assert result.exit_code == 0, result.output
+        return tmp_path / name
+
+    (tmp_path / "mine.py").write_text(FROZEN_TASK)
+    folder = run("out")
+    log = folder / "metrics.jsonl"
+    whole = log.read_bytes()
+    assert json.loads(whole.splitlines()[0])["dim"] == 8 * 2 + 2
+    models = [load_file(folder / "final" / f"node-{node}.safetensors") for node in range(4)]
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    for model in models:
+        plain.load_state_dict(model, strict=True)
+        assert torch.equal(model["0.weight"], models[0]["0.weight"])
+    assert not torch.equal(models[0]["2.weight"], models[1]["2.weight"])
+    log.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))  # as if interrupted before the end
+    run("out", "--resume")
     sha256 = [json.loads(text.splitlines()[-1])["sha256"] for text in (whole, log.read_bytes())]
     assert sha256[0] == sha256[1]
 

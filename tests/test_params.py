@@ -97,6 +97,28 @@ def test_tied_parameters_count_once_and_are_saved_under_both_names():
     assert torch.equal(layout.flatten(fresh), torch.arange(10.0))
 
 
+def test_frozen_parameters_are_left_out_of_the_vector_and_saved_all_the_same():
+    model = Tied()
+    model.encoder.weight.requires_grad_(False)
+    layout = Layout.of(model)
+    assert (layout.size, layout.frozen) == (1, ("encoder.weight",))
+    assert layout.tied == (("decoder.weight", "encoder.weight"),)
+    assert torch.equal(layout.flatten(model), torch.ones(1))
+    kept = model.encoder.weight.detach().clone()
+    layout.write(torch.zeros(1), model)
+    assert torch.equal(model.encoder.weight, kept)
+    fresh = Tied()
+    saved = layout.state_dict(torch.full((1,), 2.0), {}, {"encoder.weight": kept})
+    fresh.load_state_dict(load(save(saved)), strict=True)
+    assert torch.equal(fresh.decoder.weight, kept)
+    assert fresh.scale == 2.0
+    with pytest.raises(UsageError, match=r"frozen parameters missing: encoder\.weight"):
+        layout.state_dict(torch.ones(1), {})
+    assert Layout.of(nn.Linear(2, 2)).frozen == ()
+    with pytest.raises(UsageError, match="requires_grad"):
+        Layout.of(nn.Linear(2, 2).requires_grad_(False))
+
+
 @pytest.mark.parametrize("policy", ["local", "shared"])
 def test_state_dict_loads_into_a_plain_model(policy):
     model = normed()

@@ -758,19 +758,85 @@ def test_rows_that_diverge_do_not_touch_their_stack():
     assert torch.isnan(broken.params[2]).all()
 
 
-def test_frozen_parameters_are_part_of_the_row_but_stay():
-    def half_frozen():
+def half_frozen():
+    model = mlp()
+    model[0].requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize("state", ["keep", "reset"])
+def test_frozen_parameters_have_no_place_in_the_row_and_stay(state):
+    adam = Optimizer("adam", {"lr": 0.05, "weight_decay": 0.1}, state)
+    rows = {}
+    for batching in ("loop", "stacked"):
+        trainer = make(half_frozen, batching=batching, optimizer=adam)
+        assert trainer.batching == batching, trainer.reason
+        assert trainer.layout.frozen == ("0.weight", "0.bias")
+        assert trainer.params.shape == (5, 8 * 3 + 3)
+        before = {name: tensor.clone() for name, tensor in trainer.frozen.items()}
+        trainer.train(everyone(trainer, 0))
+        again = make(half_frozen, batching=batching, optimizer=adam)
+        again.params.copy_(trainer.params)
+        again.load_state_(trainer.state())
+        for each in (trainer, again):
+            each.train(everyone(each, 1))
+        assert torch.equal(trainer.params, again.params)
+        assert not torch.equal(trainer.params[3], trainer.initial())
+        assert all(torch.equal(trainer.frozen[name], tensor) for name, tensor in before.items())
+        rows[batching] = trainer.params
+
+        plain = half_frozen()
+        vector = trainer.params[3]
+        plain.load_state_dict(trainer.layout.state_dict(vector, {}, trainer.frozen), strict=True)
+        outputs = plain(trainer.task.test.inputs)
+        losses = functional.cross_entropy(outputs, trainer.task.test.targets)
+        assert float(trainer.evaluate(vector[None], [3])["loss"][0]) == pytest.approx(losses.item(), abs=1e-5)
+        scores = trainer.evaluate(trainer.params, range(5))
+        assert float(scores["loss"][3]) == pytest.approx(losses.item(), abs=1e-5)
+    torch.testing.assert_close(rows["stacked"], rows["loop"], atol=1e-4, rtol=0)
+
+
+def test_frozen_parameters_train_as_in_plain_torch():
+    trainer = make(half_frozen, batching="stacked", optimizer=Optimizer("sgd", {"lr": 0.1}))
+    model = half_frozen()
+    tensors = trainer.layout.state_dict(trainer.initial(), {}, trainer.frozen)
+    model.load_state_dict(tensors, strict=True)
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for index in trainer._indices(2, 0):
+        sgd.zero_grad()
+        inputs, targets = trainer.task.train.inputs[index], trainer.task.train.targets[index]
+        functional.cross_entropy(model(inputs), targets).backward()
+        sgd.step()
+    trainer.train(everyone(trainer, 0))
+    torch.testing.assert_close(trainer.params[2], trainer.layout.flatten(model), atol=1e-5, rtol=0)
+
+
+class Averaging(nn.Module):
+    """Keeps a moving average of its weights in a frozen parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.average = nn.Parameter(torch.zeros(3, 6), requires_grad=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.average.lerp_(self.fc.weight, 0.1)
+        return self.fc(x)
+
+
+def test_frozen_parameters_that_change_by_themselves_are_refused():
+    with pytest.raises(UsageError, match=r"'average'.*changes in a step; register it as a buffer"):
+        make(Averaging)
+    draws = np.random.default_rng(1)
+
+    def arbitrary():
         model = mlp()
-        model[0].requires_grad_(False)
+        model[0].weight = nn.Parameter(torch.from_numpy(draws.random((8, 6), "float32")), requires_grad=False)
         return model
 
-    for batching in ("loop", "stacked"):
-        trainer = make(half_frozen, batching=batching, optimizer=Optimizer("adam"))
-        assert trainer.batching == batching
-        trainer.train(everyone(trainer, 0))
-        start, now = (trainer.layout.views(v) for v in (trainer.initial(), trainer.params))
-        assert torch.equal(now["0.weight"][3], start["0.weight"])
-        assert not torch.equal(now["2.weight"][3], start["2.weight"])
+    with pytest.raises(UsageError, match=r"'0.weight'.*differs between two calls of model\(\)"):
+        make(arbitrary)
 
 
 @pytest.mark.cuda

@@ -276,8 +276,10 @@ def memory_needed(experiments: Sequence[Experiment]) -> float:
         if key not in tasks:
             task = build_task(experiment)
             with torch.random.fork_rng(devices=[]):
-                dim = sum(parameter.numel() for parameter in task.model().parameters())
-            tensors = (task.train.inputs, task.train.targets, task.test.inputs, task.test.targets)
+                parameters = list(task.model().parameters())
+            dim = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+            tensors = [task.train.inputs, task.train.targets, task.test.inputs, task.test.targets, *frozen]
             tasks[key] = (float(sum(t.numel() * t.element_size() for t in tensors)), dim)
         data_bytes, dim = tasks[key]
         optimizer = experiment.train.optimizer

@@ -1,7 +1,8 @@
 """A model as one flat float32 vector, and back.
 
 What nodes exchange and merge is a vector of P numbers; what trains is a module. :class:`Layout` says which
-numbers of the vector are which tensor of the module.
+numbers of the vector are which tensor of the module. Parameters that do not train, because
+``requires_grad`` is False, are no part of the vector: they stay as the model was made.
 """
 
 from __future__ import annotations
@@ -47,13 +48,14 @@ class Layout:
     """The order of a model's tensors in its flat vector.
 
     Attributes:
-        slots: the parameters in the order of ``model.named_parameters()``, then the shared buffers.
+        slots: the parameters that train in the order of ``model.named_parameters()``, then the shared buffers.
         local: names of the buffers that stay on their node. Integer buffers always do, and so do buffers
             that the model does not save (``persistent=False``): those are constants.
         size: P, the length of the vector.
         tied: for each further name of a parameter that the model holds under several names, that name and
             the one in ``slots``.
         transient: names in ``local`` of buffers that the model does not save.
+        frozen: names of the parameters with ``requires_grad`` False, which have no place in the vector.
 
     >>> layout = Layout.of(nn.Linear(3, 2))
     >>> [(slot.name, slot.shape, slot.offset) for slot in layout.slots], layout.size
@@ -65,17 +67,20 @@ class Layout:
     size: int
     tied: tuple[tuple[str, str], ...] = ()
     transient: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
 
     @staticmethod
     def of(model: nn.Module, buffers: BufferPolicy = "local") -> Layout:
         """The layout of a model.
 
         Args:
-            model: with at least one parameter, all float32. A parameter held under several names counts once.
+            model: with at least one parameter that trains; all that do are float32. A parameter held under
+                several names counts once.
             buffers: ``local`` or ``shared``; see :data:`BufferPolicy`.
 
         Raises:
-            UsageError: no parameters, a lazy one, or a tensor that cannot be part of a float32 vector.
+            UsageError: no parameters, none that trains, a lazy one, or a tensor that cannot be part of a
+                float32 vector.
             ConfigError: an unknown policy.
         """
         if buffers not in ("local", "shared"):
@@ -83,7 +88,7 @@ class Layout:
         slots: list[Slot] = []
         offset = 0
         first_name: dict[int, str] = {}
-        tied = []
+        tied, frozen = [], []
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if nn.parameter.is_lazy(parameter):
                 raise UsageError(
@@ -92,10 +97,17 @@ class Layout:
             if id(parameter) in first_name:
                 tied.append((name, first_name[id(parameter)]))
                 continue
-            _check_float32("parameter", name, parameter)
             first_name[id(parameter)] = name
+            if not parameter.requires_grad:
+                frozen.append(name)
+                continue
+            _check_float32("parameter", name, parameter)
             slots.append(Slot(name, tuple(parameter.shape), offset, parameter.numel(), "parameter", False))
             offset += parameter.numel()
+        if offset == 0 and frozen:
+            raise UsageError(
+                f"{type(model).__name__} has no parameter with requires_grad: there is nothing to train"
+            )
         if offset == 0:
             raise UsageError(f"{type(model).__name__} has no parameters: there is nothing to train and share")
 
@@ -112,7 +124,7 @@ class Layout:
             else:
                 local.append(name)
         transient = tuple(name for name in local if name not in saved)
-        return Layout(tuple(slots), tuple(local), offset, tuple(tied), transient)
+        return Layout(tuple(slots), tuple(local), offset, tuple(tied), transient, tuple(frozen))
 
     def flatten(self, model: nn.Module) -> Tensor:
         """A copy of the model's numbers as one vector, (P,) float32."""
@@ -178,23 +190,31 @@ class Layout:
                 vector[..., slot.offset : slot.offset + slot.size].clamp_(min=0.0)
         return vector
 
-    def state_dict(self, vector: Tensor, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def state_dict(
+        self, vector: Tensor, local: Mapping[str, Tensor], frozen: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """What ``model.load_state_dict`` takes, each tensor contiguous and with memory of its own.
 
         Args:
             vector: (P,) float32.
             local: the node's local buffers by name; those that the model does not save are left out.
+            frozen: the parameters that do not train, by name; needed if the layout has some.
 
         Returns:
             All saved tensors by name, on the CPU; tied parameters under each of their names.
 
         Raises:
-            UsageError: a local buffer is missing.
+            UsageError: a local buffer or a frozen parameter is missing.
         """
         missing = [name for name in self.local if name not in local and name not in self.transient]
         if missing:
             raise UsageError(f"Layout.state_dict: local buffers missing: {', '.join(missing)}")
+        constant = {} if frozen is None else frozen
+        missing = [name for name in self.frozen if name not in constant]
+        if missing:
+            raise UsageError(f"Layout.state_dict: frozen parameters missing: {', '.join(missing)}")
         found = self.views(vector.detach())
+        found.update({name: constant[name].detach() for name in self.frozen})
         found.update({name: found[first] for name, first in self.tied})
         found.update({name: local[name].detach() for name in self.local if name not in self.transient})
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}

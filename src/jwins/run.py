@@ -238,7 +238,7 @@ def build(
         neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
         versions=_versions(),
         machine=_machine(trainer.device),
-        fingerprints=_fingerprints(resolved, task, parts, initial, samples),
+        fingerprints=_fingerprints(resolved, task, parts, [initial, *trainer.frozen.values()], samples),
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
     )
     simulator = Simulator(
@@ -361,7 +361,7 @@ def _fingerprints(
     experiment: Experiment,
     task: Task,
     parts: Sequence[npt.NDArray[np.int64]],
-    initial: Tensor,
+    model: Sequence[Tensor],
     samples: Tensor | None,
 ) -> dict[str, str]:
     """Hashes of what must be the same for two runs to be like for like."""
@@ -381,7 +381,7 @@ def _fingerprints(
     ]
     targets = task.test.targets if samples is None else samples
     return {
-        "model": _hash(initial.cpu().numpy().astype("<f4", copy=False).tobytes()),
+        "model": _hash(*(tensor.float().cpu().numpy().astype("<f4", copy=False).tobytes() for tensor in model)),
         "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in parts)),
         "batches": _hash(f"{train.local_steps} x {train.batch_size}".encode(), *first_batches),
         "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),

@@ -269,18 +269,17 @@ def _places(model: nn.Module) -> dict[str, _Place]:
 
 
 class _Replica:
-    """One worker's module. Its tensors can be made views of any row."""
+    """One worker's module. Its tensors can be made views of any row; frozen parameters stay as they are."""
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         parameters = dict(model.named_parameters())
-        self.slots = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
-        self.trained = [(parameter, slot) for parameter, slot in self.slots if parameter.requires_grad]
+        self.trained = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
         self.places = _places(model)
         self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
 
     def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
-        for parameter, slot in self.slots:
+        for parameter, slot in self.trained:
             parameter.data = row[slot.offset : slot.offset + slot.size].view(slot.shape)
         for name, tensor in self._buffers_of(row, buffers):
             self.places[name].put(tensor)
@@ -389,10 +388,12 @@ class Trainer:
         local_steps: per round.
         params: (N, P) float32; rows are contiguous, the matrix need not be.
         local_buffers: for each buffer that stays on its node, (N, *shape).
+        frozen: for each parameter with ``requires_grad`` False, its value, (*shape), the same on all nodes.
 
     Raises:
         ConfigError: a number out of range, no CUDA device.
-        UsageError: the model has no parameters or others than float32, a node has no samples.
+        UsageError: the model has no parameters that train, trains others than float32, or changes frozen
+            ones; a node has no samples.
         TrainingError: the model, the loss or the backward pass fails on the first batch of node 0.
 
     Example::
@@ -448,10 +449,10 @@ class Trainer:
 
         model = self._fresh_model()
         self.layout = Layout.of(model, buffers)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
-            raise UsageError(
-                f"{type(model).__name__} has no parameter with requires_grad: there is nothing to train"
-            )
+        parameters = dict(model.named_parameters())
+        self.frozen = {name: parameters[name].detach().clone() for name in self.layout.frozen}
+        # What a step computes with, be it part of the row or not.
+        self._numbers = self.layout.size + sum(tensor.numel() for tensor in self.frozen.values())
         self._initial = self.layout.flatten(model)
 
         found = {name: buffer.detach() for name, buffer in model.named_buffers() if name in self.layout.local}
@@ -476,7 +477,7 @@ class Trainer:
         self.local_buffers = {name: tensor[: self.num_nodes] for name, tensor in self._buffers.items()}
         self._state = _OptimizerState(optimizer, rows, self._rows.stride(0), len(self._trained), self.device)
         slow = any(isinstance(module, _SLOW_STACKED) for module in model.modules())
-        useful = slow or self.layout.size >= THREADS_MIN_PARAMETERS
+        useful = slow or self._numbers >= THREADS_MIN_PARAMETERS
         self._threads = threads if useful and self.device.type == "cpu" else 1
         self._replicas = [_Replica(self._fresh_model(), self.layout) for _ in range(self._threads)]
         self._loop_optimizers = [optimizer.build([p for p, _ in r.trained]) for r in self._replicas]
@@ -721,6 +722,7 @@ class Trainer:
     def _probe_draws(self) -> _Draws:
         """Run one step and a small evaluation of a fresh model, and look which generators they move."""
         model = self._fresh_model().train()
+        self._check_frozen(model, "differs between two calls of model(); draw it from torch's own generator")
         batch = self._gather(torch.from_numpy(self._indices(0, 0)[0]).to(self.device))
         generator = torch_generator(self._seed, "loss", node=0, round=0, device=self.device)
         handed = generator.get_state()
@@ -738,11 +740,19 @@ class Trainer:
                 with _named(0, 0, "evaluation"), torch.no_grad():
                     self._add_metrics({}, model(self.task.prepare(inputs[:2])), targets[:2])
             after = self._global_state()
+        self._check_frozen(model, "changes in a step; register it as a buffer in model()")
         return _Draws(
             training=_differ(before, between),
             evaluation=_differ(between, after),
             handed=not torch.equal(handed, generator.get_state()),
         )
+
+    def _check_frozen(self, model: nn.Module, problem: str) -> None:
+        """Frozen parameters are the same in every replica and at any time; a model may break that."""
+        parameters = dict(model.named_parameters())
+        for name, before in self.frozen.items():
+            if not torch.allclose(parameters[name], before, rtol=0, atol=0, equal_nan=True):
+                raise UsageError(f"parameter {name!r}, whose requires_grad is False, {problem}")
 
     def _resolve_batching(
         self, asked: Batching, model: nn.Module, buffers: Mapping[str, Tensor]
@@ -753,7 +763,7 @@ class Trainer:
             for module in model.modules():
                 if isinstance(module, _SLOW_STACKED):
                     return "loop", f"{type(module).__name__} is faster in a loop on CPU"
-            if self.layout.size > STACKED_MAX_PARAMETERS:
+            if self._numbers > STACKED_MAX_PARAMETERS:
                 return "loop", f"models of more than {STACKED_MAX_PARAMETERS} parameters gain nothing on CPU"
         problem = self._probe_stack(buffers)
         return ("loop", f"torch.func cannot stack this model: {problem}") if problem else ("stacked", "")

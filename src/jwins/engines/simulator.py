@@ -968,7 +968,9 @@ class Simulator:
         final = self.folder / "final"
         final.mkdir(parents=True, exist_ok=True)
         for node in range(self.num_nodes):
-            tensors = self.trainer.layout.state_dict(params[node].cpu(), self.trainer.buffers(node))
+            tensors = self.trainer.layout.state_dict(
+                params[node].cpu(), self.trainer.buffers(node), self.trainer.frozen
+            )
             checkpoint.write_atomically(final / f"node-{node}.safetensors", save(dict(tensors)))
 
     def _save(self, round: int) -> None:
