@@ -134,11 +134,34 @@ def test_difference_can_be_allowed(write: Write) -> None:
         (["compare.target={fraction=0.9, accuracy=0.9}"], "compare.target = .*expected one of"),
         (["compare.full=nobody"], "compare.full = 'nobody': expected a variant: full sharing"),
         (["sharing.kind=full", "compare.seeds=[]"], "compare.seeds = .*at least one"),
+        (["run.seed=5"], r"run.seed = 5: a comparison has seeds of its own; use --seeds or compare.seeds"),
+        (["run.folder=here"], r"run.folder = 'here': .*its own folder; use compare.folder"),
     ],
 )
 def test_comparison_settings_are_checked(write: Write, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         write("", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "jobs", "message"),
+    [
+        ("compare.metric=acuracy", 2, r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?"),
+        ('compare.also=["loss", "los"]', 1, r"compare.also\[1\] = 'los': .*accuracy, loss; did you mean"),
+    ],
+)
+def test_a_misspelt_metric_is_found_in_the_first_runs(
+    write: Write, override: str, jobs: int, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare(write("", override), jobs=jobs)
+    assert 1 <= len(list((tmp_path / "out").glob("*/*/metrics.jsonl"))) <= 2  # of six
+
+
+def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.Compared) -> None:
+    settings = done.comparison.compare.model_copy(update={"metric": "acuracy"})
+    with pytest.raises(ConfigError, match=r"compare.metric = 'acuracy'"):
+        compare(done.comparison.model_copy(update={"compare": settings}), jobs=1)
 
 
 def test_relative_target_needs_full_sharing(tmp_path: Path) -> None:

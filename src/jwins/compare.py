@@ -591,6 +591,13 @@ def _comparison(
         raise ConfigError(shared, _look_up(given, shared), problem)
     if seeds is not None:
         settings = {**settings, "seeds": list(seeds)}
+    instead = {
+        "run.seed": "a comparison has seeds of its own; use --seeds or compare.seeds",
+        "run.folder": "each run of a comparison has its own folder; use compare.folder",
+    }
+    for key, problem in instead.items():
+        if _look_up(given, key) is not MISSING:
+            raise ConfigError(key, _look_up(given, key), problem)
     if not isinstance(entries, list):
         raise ConfigError("variants", entries, "expected an array of tables: [[variants]]")
     if base is not None:
@@ -973,14 +980,20 @@ def compare(
         say: told in a sentence what a user should know, such as that memory is short.
 
     Raises:
-        ConfigError: a cell cannot be built as written, or variants are not like for like.
+        ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
+            has no metric of a name that the comparison asks for.
         DataError: data are missing.
         ResumeError: a cell's folder holds another experiment.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: expected at least 1")
     _check_only(comparison, only)
-    tell, speak = progress or (lambda _: None), say or (lambda _: None)
+    outer, speak = progress or (lambda _: None), say or (lambda _: None)
+
+    def tell(of: CellProgress) -> None:
+        _check_metrics(comparison.compare, of.metrics or ())
+        outer(of)
+
     comparison.folder.mkdir(parents=True, exist_ok=True)
     numbers: dict[tuple[Path, str], int] = {}
     done: set[str] = set()
@@ -1013,6 +1026,16 @@ def _check_only(comparison: Comparison, only: Collection[str]) -> None:
     for name in only:
         if name not in names:
             raise ConfigError("--only", name, f"expected a variant: {', '.join(names)}{nearest(name, names)}")
+
+
+def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
+    """The metrics that are asked for are among those of an evaluation, if there was one."""
+    wanted = [("compare.metric", settings.metric)]
+    wanted += [(f"compare.also[{index}]", name) for index, name in enumerate(settings.also)]
+    for path, name in wanted:
+        if measured and name not in measured:
+            problem = f"expected a metric of the task: {', '.join(measured)}{nearest(name, measured)}"
+            raise ConfigError(path, name, problem)
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> int:
