@@ -100,6 +100,16 @@ def test_another_experiments_folder_is_refused(tmp_path: Path) -> None:
     assert "not a run folder" in result.stderr
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "below"):
+        for more in ([], ["--resume"]):
+            result = run_tiny(folder, *more)
+            assert result.exit_code == 2, result.output
+            assert f"run.folder = '{folder}': {tmp_path / 'mine'} is a file; choose another" in result.stderr
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 OWN_TASK = """
 import torch
 from jwins.tasks import Dataset, Task
@@ -229,6 +239,7 @@ def test_a_diverging_run_has_its_own_exit_code(tmp_path: Path) -> None:
         (["run", "digits", "--data", "/nonexistent"], 4, "there is no such folder"),
         (["run", "digits", "--nonsense"], 2, "No such option"),
         (["inspect", "/nonexistent"], 2, "there is no such file"),
+        (["inspect", "."], 2, "FRAME = '.': is a folder; expected a file with the bytes of one frame"),
     ],
 )
 def test_wrong_usage_is_explained(

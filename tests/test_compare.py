@@ -164,6 +164,13 @@ def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.Compared) -
         compare(done.comparison.model_copy(update={"compare": settings}), jobs=1)
 
 
+def test_a_file_in_the_place_of_the_folder_is_refused(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(ConfigError, match=r"compare.folder = '.*out': .*out is a file; choose another"):
+        compare(write(), jobs=1)
+    assert (tmp_path / "out").read_text() == "precious"
+
+
 def test_relative_target_needs_full_sharing(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('base = "digits"\n[[variants]]\nname = "JWINS"\n')

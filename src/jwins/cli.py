@@ -568,6 +568,8 @@ def inspect(
 ) -> None:
     """Show what a frame contains."""
     with _errors():
+        if frame.is_dir():
+            raise ConfigError("FRAME", str(frame), "is a folder; expected a file with the bytes of one frame")
         if not frame.is_file():
             raise ConfigError("FRAME", str(frame), "there is no such file")
         from jwins.wire.frame import describe

@@ -43,7 +43,7 @@ from jwins.report import (
     size,
     spread_text,
 )
-from jwins.run import FolderState, folder_state, raw_bytes_per_node
+from jwins.run import FolderState, check_folder, folder_state, raw_bytes_per_node
 from jwins.settings import (
     MISSING,
     Settings,
@@ -994,6 +994,7 @@ def compare(
         _check_metrics(comparison.compare, of.metrics or ())
         outer(of)
 
+    check_folder("compare.folder", comparison.folder)
     comparison.folder.mkdir(parents=True, exist_ok=True)
     numbers: dict[tuple[Path, str], int] = {}
     done: set[str] = set()

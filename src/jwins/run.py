@@ -60,6 +60,7 @@ __all__ = [
     "build_sharing",
     "build_task",
     "build_topology",
+    "check_folder",
     "evaluation_rounds",
     "folder_state",
     "own_test_samples",
@@ -449,6 +450,21 @@ class FolderState(StrEnum):
     COMPLETE = "complete"
 
 
+def check_folder(path: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made because a file has its name or that of a folder above it.
+
+    Args:
+        path: of the setting that names the folder.
+        folder: may not exist.
+
+    Raises:
+        ConfigError: a file is in the way.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise ConfigError(path, str(folder), f"{place} is a file; choose another")
+
+
 def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Experiment]:
     """What is in ``folder``.
 
@@ -460,8 +476,10 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
         The state, and the experiment with what the earlier run resolved.
 
     Raises:
+        ConfigError: a file has the folder's name.
         ResumeError: the folder holds another experiment, or is not a run folder.
     """
+    check_folder("run.folder", folder)
     config = folder / "config.toml"
     if not config.is_file():
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
