@@ -182,6 +182,7 @@ def test_a_slow_node_is_left_behind_and_nothing_breaks(sharing: Sharing[Any]) ->
         (Faults().crash(node=1, round=99), r"faults\[0\]\.round = 99"),
         (Faults().rejoin(node=1, round=3), "rejoins without a crash"),
         (Faults().crash(1, 2).crash(1, 4), "crashes twice"),
+        (Faults().delay(1, 2, seconds=1.0, receiver=1), r"faults\[0\]\.receiver = 1: is the sender itself"),
         (Faults().delay(1, 2, seconds=-1.0), r"faults\[0\]\.seconds = -1\.0"),
     ],
 )

@@ -208,6 +208,9 @@ class Faults:
             for name, node in (("node", fault.node), ("receiver", fault.receiver)):
                 if node is not None and not 0 <= node < num_nodes:
                     raise ConfigError(f"{where}.{name}", node, f"expected a node, 0 to {num_nodes - 1}")
+            if fault.receiver == fault.node:
+                problem = "is the sender itself, which sends itself nothing; name another node"
+                raise ConfigError(f"{where}.receiver", fault.receiver, problem)
             if not 0 <= fault.round < rounds:
                 raise ConfigError(f"{where}.round", fault.round, f"expected a round, 0 to {rounds - 1}")
             if fault.kind == "drop" and deadline_s is None:
