@@ -400,7 +400,12 @@ def main() -> int:
     folder = options.save or Path(tempfile.mkdtemp(prefix="jwins-fuzz-"))
     folder.mkdir(parents=True, exist_ok=True)
     print(f"seed {options.seed}, {options.minutes:g} minutes, vector lengths {tuple(options.dims)}", flush=True)
-    total = fuzz(options.minutes, options.seed, folder, options.dims)
+    try:
+        total = fuzz(options.minutes, options.seed, folder, options.dims)
+    finally:
+        (folder / "current").unlink(missing_ok=True)
+        if options.save is None and not any(folder.iterdir()):  # what ended a process stays
+            folder.rmdir()
     report(total, Console())
     passed = not total.failures and total.past_header() >= MIN_PAST_HEADER
     print("passed" if passed else "FAILED")

@@ -294,6 +294,25 @@ def test_short_fuzz(dim):
     assert all(tally.of(name).get("codec error") for name in fuzz.TARGETS)
 
 
+@pytest.mark.parametrize("failing", [False, True])
+def test_the_fuzzer_leaves_only_failing_inputs(failing, tmp_path, monkeypatch):
+    fuzz = fuzzer()
+
+    def round_of(dim, seed, seconds, folder):
+        (folder / "current").write_bytes(b"x")
+        if failing:
+            (folder / "dim300-seed1.bin").write_bytes(b"x")
+        return fuzz.Tally(failures=["failed"] if failing else [])
+
+    monkeypatch.setattr(fuzz, "round_of", round_of)
+    monkeypatch.setattr(fuzz.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["fuzz_codec.py", "--minutes", "0", "--dims", "300"])
+    assert fuzz.main() == int(failing)
+    left = [path.name for path in tmp_path.glob("jwins-fuzz-*/*")]
+    assert left == (["dim300-seed1.bin"] if failing else [])
+    assert len(list(tmp_path.iterdir())) == int(failing)
+
+
 @pytest.mark.slow
 def test_fuzz_in_a_process_of_its_own_within_memory(tmp_path):
     command = [sys.executable, str(FUZZER), "--minutes", "0.02", "--dims", "1000000", "--save", str(tmp_path)]
