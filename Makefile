@@ -19,7 +19,7 @@ export MKL_NUM_THREADS := 1
 
 .PHONY: help
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 # Constraints first for torch: which build of it is installed depends on the index, and no later step may
 # choose another.
@@ -74,6 +74,10 @@ bench: $(INSTALLED)  ## measure speed and size on this machine
 .PHONY: fuzz
 fuzz: $(INSTALLED)  ## throw damaged bytes at the decoders for ten minutes
 	@$(BIN)/python benchmarks/fuzz_codec.py
+
+.PHONY: check-resume
+check-resume: $(INSTALLED)  ## kill -9 runs at random instants, resume them, compare the results (some minutes)
+	@$(BIN)/python -m benchmarks.check_resume
 
 .PHONY: clean
 clean:  ## remove .venv, caches and build outputs; runs/ stays

@@ -3,7 +3,8 @@
     python -m benchmarks [NAME ...]
 
 A benchmark is a script in this folder that prints what it measured; the first line of its docstring is its
-title. Scripts called ``fuzz_*`` are not benchmarks (``make fuzz`` runs them).
+title. Scripts called ``fuzz_*`` and ``check_*`` are not benchmarks: ``make fuzz`` and ``make check-resume`` run
+them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def benchmarks() -> dict[str, Path]:
     return {
         path.stem: path
         for path in sorted(FOLDER.glob("*.py"))
-        if not path.stem.startswith(("_", "fuzz_")) and path.stem != "report"
+        if not path.stem.startswith(("_", "fuzz_", "check_")) and path.stem != "report"
     }
 
 

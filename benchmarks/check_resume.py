@@ -3,7 +3,7 @@
 Every other kill waits for a checkpoint that is being written, so that it strikes inside the write. From the
 root:
 
-    python -m benchmarks.kill_resume [--kills 20] [--seed 1]
+    python -m benchmarks.check_resume [--kills 20] [--seed 1]
 """
 
 from __future__ import annotations
