@@ -154,7 +154,7 @@ def test_a_misspelt_metric_is_found_in_the_first_runs(
     write: Write, override: str, jobs: int, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        compare(write("", override), jobs=jobs)
+        compare(write("", override, "run.rounds=5000", "run.eval_every=1000"), jobs=jobs)
     assert 1 <= len(list((tmp_path / "out").glob("*/*/metrics.jsonl"))) <= 2  # of six
 
 

@@ -96,7 +96,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
         jobs: in the order in which they start.
         workers: at most so many at once, each in a process of its own with one thread. With 1, in this
             process, with the experiment's own number of threads.
-        tell: told how far they are.
+        tell: told how far they are; what it raises ends all runs.
 
     Raises:
         JwinsError: what a run raises; the others then stop with a checkpoint.
@@ -188,8 +188,10 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin_worker, initargs=(messages, stop)
     )
+    futures: set[Future[str]] = set()
     try:
-        waiting = {pool.submit(_work, job) for job in jobs}
+        futures = {pool.submit(_work, job) for job in jobs}
+        waiting = set(futures)
         done: list[Future[str]] = []
         with _interrupts_set(stop):
             while waiting:
@@ -212,6 +214,9 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
         ) from None
     finally:
         stop.set()
+        while wait(futures, timeout=0.1).not_done:  # if ``tell`` raised; a full pipe would hold the workers up
+            for _ in _drain(messages):
+                pass
         pool.shutdown(cancel_futures=True)
         messages.close()
 
