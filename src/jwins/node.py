@@ -575,13 +575,14 @@ class Node:
             return "the sender is not a neighbour in that round"
         if frame.update.dim != self.update_dim:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
-        if not bool(torch.isfinite(frame.update.dense_values()).all()):
+        if not frame.update.is_finite():
             return "a value is not finite"
         return None
 
 
 def _diverged(params: Tensor) -> bool:
-    return not bool((params.abs() <= LARGEST_PARAMETER).all())  # NaN compares as False
+    least, largest = torch.aminmax(params)  # in one pass; NaN if there is one, and NaN compares as False
+    return not (float(least) >= -LARGEST_PARAMETER and float(largest) <= LARGEST_PARAMETER)
 
 
 # What is not in this table is a mistake of the driver. Once done or failed, a node only ignores.

@@ -45,8 +45,9 @@ Indices = npt.NDArray[np.int64]
 J = TypeVar("J")
 _Step = Callable[..., tuple[Any, ...]]
 
-CHUNK_NUMBERS = 2**23
-"""Most parameters of all nodes of one stack together: 32 MB, and as much for gradients."""
+CHUNK_NUMBERS = {"cpu": 3 * 2**18, "cuda": 2**23}
+"""Most parameters of all nodes of one stack together. On CPU these are 3 MB, and as much for gradients, which
+stay in the cache from step to step; on CUDA 32 MB, which keep the device busy."""
 CHUNK_NODES = 128
 """Most nodes in one stack, however small: the calls cost little then, and a straggler's step costs a stack."""
 STACKED_MAX_PARAMETERS = 100_000
@@ -466,7 +467,9 @@ class Trainer:
 
         rows = self.num_nodes
         if self.batching == "stacked":
-            most = chunk or max(_MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS // self.layout.size))
+            most = chunk or max(
+                _MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS[self.device.type] // self.layout.size)
+            )
             self._chunk = max(_MIN_STACK, -(-rows // -(-rows // most)))
             rows = self._chunk * -(-rows // self._chunk)  # the last chunk is padded
         self._rows = self._matrix(rows)

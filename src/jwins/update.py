@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -124,6 +124,7 @@ class Update:
     values: Tensor | Quantized
     base: int | None = None
     check: int | None = None
+    _finite: bool | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dim <= MAX_DIM:
@@ -160,6 +161,12 @@ class Update:
     def indices(self) -> Tensor | None:
         """Positions as a tensor, (k,) int64, or None when every position is present."""
         return self.positions.positions(self.dim) if isinstance(self.positions, Sampled) else self.positions
+
+    def is_finite(self) -> bool:
+        """Whether all values are finite numbers; found once for all receivers."""
+        if self._finite is None:
+            object.__setattr__(self, "_finite", bool(torch.isfinite(self.dense_values()).all()))
+        return bool(self._finite)
 
     def dense_values(self) -> Tensor:
         """Values as (k,) float32, whatever they travelled as."""

@@ -126,11 +126,9 @@ def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
             continue
         values = item.update.dense_values().to(own.device)
         positions = item.update.indices()
-        if positions is None:
-            change.add_(values - own, alpha=item.weight)
-        else:
-            positions = positions.to(own.device)
-            change.index_add_(0, positions, values - own[positions], alpha=item.weight)
+        # The sender's vector as the receiver sees it. Filling in is faster than gathering, here and on a GPU.
+        theirs = values - own if positions is None else place(own, positions.to(own.device), values).sub_(own)
+        change.add_(theirs, alpha=item.weight)
     return change
 
 
