@@ -2,7 +2,7 @@
 
 From the root:
 
-    python -m benchmarks.rounds [--nodes 96] [--repetitions 5]
+    python -m benchmarks.rounds [--nodes 96] [--repetitions 15]
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from benchmarks.training import (
     make_trainer,
     mlp,
     synthetic_parts,
-    turns,
 )
-from jwins.engines.simulator import Simulator
+from jwins.engines.simulator import Progress, Simulator
 from jwins.metrics import StartRow
 from jwins.rng import RoundContext
 from jwins.sharing import FixedCutoff, Sharing, full, jwins
@@ -39,7 +38,7 @@ from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, pack, unpack
 
 DIGEST = b"\0" * 8
-ROUNDS = 6
+WARM_UP = 2
 
 
 @dataclass(frozen=True)
@@ -89,42 +88,39 @@ def simulate(trainer: Trainer, sharing: Sharing, rounds: int, *, threads: int) -
     )
 
 
-def round_rows(num_nodes: int = 96, repetitions: int = 5) -> list[RoundRow]:
+def round_rows(num_nodes: int = 96, repetitions: int = 15) -> list[RoundRow]:
     """CIFAR-10's GN-LeNet: 3 local steps of 8 images, a static 4-regular graph, the default codec, two threads.
 
-    The contestants take turns with six rounds each; a round includes everything but evaluation.
+    After every round of the simulation, a trainer without simulation trains a round; both are timed, and
+    neighbours in time are compared, because the machine's speed drifts by more than what is measured.
     """
     task = Synthetic(GroupNormLeNet, (3, 32, 32), POOL)
     parts = synthetic_parts(num_nodes)
-    algorithms: dict[str, Sharing] = {"JWINS": jwins(), "full sharing": full()}
     alone = make_trainer(task, parts, batching="loop", threads=2)
-    waiting = {
-        name: [
-            simulate(make_trainer(task, parts, batching="loop", threads=2), sharing, ROUNDS, threads=2)
-            for _ in range(repetitions + 1)
-        ]
-        for name, sharing in algorithms.items()
-    }
+    rows = []
+    for name, sharing in (("JWINS", jwins()), ("full sharing", full())):
+        trainer = make_trainer(task, parts, batching="loop", threads=2)
+        simulator = simulate(trainer, sharing, WARM_UP + repetitions, threads=2)
+        whole: list[float] = []
+        training: list[float] = []
+        marks = [time.perf_counter()]
 
-    def train(repetition: int) -> None:
-        for number in range(ROUNDS):
-            alone.train(dict.fromkeys(range(num_nodes), ROUNDS * repetition + number))
+        def on_progress(progress: Progress, whole=whole, training=training, marks=marks) -> None:
+            if progress.round == len(whole):
+                return
+            now = time.perf_counter()
+            whole.append((now - marks[-1]) * 1e3)
+            alone.train(dict.fromkeys(range(num_nodes), progress.round))
+            marks.append(time.perf_counter())
+            training.append((marks[-1] - now) * 1e3)
 
-    contestants: dict[str, Callable[[int], object]] = {"training": train}
-    for name, simulators in waiting.items():
-        contestants[name] = lambda repetition, simulators=simulators: simulators[repetition].run()
-    taken = turns(contestants, repetitions)
-    # Neighbours in time are compared, because the machine's speed drifts by more than what is measured.
-    return [
-        RoundRow(
-            f"{name}, {num_nodes} nodes",
-            statistics.median(taken["training"]) / ROUNDS,
-            statistics.median(taken[name]) / ROUNDS,
-            statistics.median(a / b for a, b in zip(taken[name], taken["training"], strict=True)),
-            1.25,
-        )
-        for name in algorithms
-    ]
+        simulator.on_progress = on_progress
+        simulator.run()
+        del whole[:WARM_UP], training[:WARM_UP]
+        ratio = statistics.median(a / b for a, b in zip(whole, training, strict=True))
+        base = statistics.median(training)
+        rows.append(RoundRow(f"{name}, {num_nodes} nodes", base, statistics.median(whole), ratio, 1.25))
+    return rows
 
 
 def scale_rows(sizes: tuple[int, ...] = (100, 300, 1000)) -> list[ScaleRow]:
@@ -204,7 +200,7 @@ def step_rows(sizes: tuple[int, ...] = (89_834, 1_690_046), repetitions: int = 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=96)
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=15)
     parser.add_argument("--scale", type=int, help="only measure this many nodes, and print JSON")
     arguments = parser.parse_args()
     if arguments.scale:

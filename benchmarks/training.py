@@ -156,11 +156,6 @@ class PlainLoop:
 
 def alternate(contestants: Mapping[str, Callable[[int], object]], repetitions: int) -> dict[str, float]:
     """Median milliseconds of each, taking turns; the first turn warms up and is not counted."""
-    return {name: statistics.median(values) for name, values in turns(contestants, repetitions).items()}
-
-
-def turns(contestants: Mapping[str, Callable[[int], object]], repetitions: int) -> dict[str, list[float]]:
-    """Milliseconds of each in each turn but the first."""
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for repetition in range(repetitions + 1):
         names = list(contestants)
@@ -169,7 +164,7 @@ def turns(contestants: Mapping[str, Callable[[int], object]], repetitions: int) 
             contestants[name](repetition)
             if repetition:
                 taken[name].append((time.perf_counter() - start) * 1e3)
-    return taken
+    return {name: statistics.median(values) for name, values in taken.items()}
 
 
 def make_trainer(task: Task, parts: Sequence[np.ndarray], *, batching: Batching, threads: int) -> Trainer:
