@@ -375,7 +375,6 @@ class SimulatorState:
     pending: Mapping[int, int]
     rows: Mapping[int, Tensor]
     losses: Mapping[int, float]
-    finished: Mapping[int, int]
     samples: Mapping[int, Mapping[int, Sample]]
     votes: Mapping[int, frozenset[int]]
     sent: tuple[tuple[int, ...], ...]
@@ -545,7 +544,6 @@ class Simulator:
         self._fired: set[int] = set()
         self._pending: dict[int, int] = {}
         self._losses: dict[int, float] = {}
-        self._finished: dict[int, int] = {}
         self._samples: dict[int, dict[int, Sample]] = {}
         self._votes: dict[int, set[int]] = {}
         self._sent = [[0, 0, 0, 0, 0] for _ in range(self.num_nodes)]
@@ -731,10 +729,8 @@ class Simulator:
                     self._push(at, TickDue(node))
                 case Refused(sender, round, reason):
                     self._refused.append((node, sender, round, reason))
-                case Finished(status, round, _, _):
-                    self._finished[node] = round
-                    if status == "diverged":
-                        self._failure = self._failure or command
+                case Finished(status="diverged"):
+                    self._failure = self._failure or command
 
     def _on_train(self, node: int, round: int, params: Tensor, now: float) -> None:
         for index, fault in enumerate(self.faults.script):
@@ -1005,7 +1001,6 @@ class Simulator:
                     if isinstance(item, TrainedDue) and item.node not in self._pending
                 },
                 losses=dict(self._losses),
-                finished=dict(self._finished),
                 samples={r: dict(samples) for r, samples in self._samples.items()},
                 votes={r: frozenset(votes) for r, votes in self._votes.items()},
                 sent=tuple(map(tuple, self._sent)),
@@ -1056,7 +1051,6 @@ class Simulator:
         for i, row in state.rows.items():
             self.trainer.params[i].copy_(row.to(device))
         self._losses = dict(state.losses)
-        self._finished = dict(state.finished)
         self._samples = {r: dict(samples) for r, samples in state.samples.items()}
         self._votes = {r: set(votes) for r, votes in state.votes.items()}
         self._sent = [list(columns) for columns in state.sent]
