@@ -513,6 +513,54 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     assert without.digest() != digits.digest()
 
 
+def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
+    import torch
+
+    from jwins.run import build, evaluation_samples
+
+    def of(**run: Any) -> Any:
+        run = {"rounds": 8, "eval_every": 2, "eval_own": False, **run}
+        return load(tmp_path).variants[0].experiment.changed({"run": run})
+
+    few = of(eval_samples=60, eval_samples_early=25, eval_last=2)
+    parts = build(few)
+    last, early = evaluation_samples(few, parts.task)
+    assert last is not None
+    assert early is not None
+    assert len(early) == 25
+    assert set(early.tolist()) < set(last.tolist())
+    rows = {row.round: row for row in parts.simulator.run().rows if hasattr(row, "samples")}
+    assert [rows[r].samples for r in (0, 2, 4, 6, 8)] == [25, 25, 25, 60, 60]
+
+    plain = build(of(eval_samples=60))
+    assert torch.equal(evaluation_samples(plain.experiment, plain.task)[0], last)  # type: ignore[arg-type]
+    complete = {row.round: row for row in plain.simulator.run().rows if hasattr(row, "samples")}
+    assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
+    at_8 = parts.simulator.trainer.evaluate(parts.simulator._nodes[0].params[None], [0], early)
+    assert float(at_8["accuracy"][0]) * 25 == pytest.approx(round(float(at_8["accuracy"][0]) * 25))
+
+    everything = of(eval_samples_early=25)
+    assert evaluation_samples(everything, parts.task)[0] is None
+    assert len(evaluation_samples(everything, parts.task)[1]) == 25  # type: ignore[arg-type]
+    same = of(eval_samples=20, eval_samples_early=25)
+    assert torch.equal(*evaluation_samples(same, parts.task))  # type: ignore[arg-type]
+    assert of(eval_last=3).digest() == of().digest() != everything.digest()
+
+
+def test_final_values_mix_no_sample_sizes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"only the last 2 evaluations .* raise run.eval_last"):
+        load(tmp_path, "run.eval_samples_early=9", "run.eval_last=2", "compare.final_over=3")
+
+
+def test_tuning_runs_may_be_evaluated_on_fewer_samples(tmp_path: Path) -> None:
+    comparison = load(tmp_path, "tune.eval_samples=30", "run.eval_samples_early=9")
+    variant = comparison.variants[0]
+    tried = comparison.cell(variant, 11, {"train.optimizer.lr": 0.1}, tuning=True).experiment.run
+    compared = comparison.cell(variant, 1, {"train.optimizer.lr": 0.1}).experiment.run
+    assert (tried.eval_samples, tried.eval_samples_early) == (30, None)
+    assert (compared.eval_samples, compared.eval_samples_early) == ("all", 9)
+
+
 def test_groups_have_their_own_full_sharing(tmp_path: Path) -> None:
     text = """
 base = "digits"

@@ -185,6 +185,9 @@ class TuneConfig(Settings):
     rounds: Annotated[int, Within("a whole number", 1)] | None = Field(
         default=None, description="rounds of tuning runs; left out: as many as the comparison's"
     )
+    eval_samples: Annotated[int, Within("a number of samples", 1)] | None = Field(
+        default=None, description="test samples of tuning runs; left out: as many as the comparison's"
+    )
     by: Literal["final", "bytes", "seconds"] = Field(
         default="final",
         description="the best final value, or the fewest bytes or seconds to the first target",
@@ -350,6 +353,13 @@ class Comparison(Settings):
                 )
         for index, variant in enumerate(self.variants):
             self._check_alike(index, variant)
+            run = variant.experiment.run
+            if run.eval_samples_early is not None and self.compare.final_over > run.eval_last:
+                raise refuse(
+                    "compare.final_over",
+                    self.compare.final_over,
+                    f"only the last {run.eval_last} evaluations use all samples; raise run.eval_last",
+                )
         self._check_tuning()
         return self
 
@@ -506,6 +516,8 @@ class Comparison(Settings):
             wanted = variant.experiment.run
             run["rounds"] = min(wanted.rounds, self.rule.rounds or wanted.rounds)
             run["eval_at"] = [at for at in wanted.eval_at if at <= run["rounds"]]
+            if self.rule.eval_samples is not None:
+                run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
         run["folder"] = folder / f"seed-{seed}"
         name = f"{self.name}: {variant.name}".replace("/", "-")
         experiment = variant.experiment.changed(_tables(settings)).changed({"name": name, "run": run})

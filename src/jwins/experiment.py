@@ -498,6 +498,12 @@ class RunConfig(Settings):
     eval_samples: Annotated[int | Literal["all"], OrWord(Within("a number of samples", 1), "all")] = Field(
         default="all", description="test samples of each evaluation, a fixed choice drawn from the seed, or all"
     )
+    eval_samples_early: Annotated[int, Within("a number of samples", 1)] | None = Field(
+        default=None,
+        description="test samples of all evaluations but the last eval_last, some of eval_samples; "
+        "left out: as many",
+    )
+    eval_last: Count = Field(default=5, description="evaluations at the end that use all eval_samples")
     eval_own: bool = Field(
         default=False,
         description="also evaluate each node on the test samples of the owners whose samples it trains on",
@@ -675,6 +681,9 @@ def digest_of(tables: Mapping[str, Any]) -> bytes:
         covered["run"].pop(key, None)
     if not covered["run"].get("eval_own"):  # runs from before there was this key stay the same runs
         covered["run"].pop("eval_own", None)
+    if covered["run"].get("eval_samples_early") is None:
+        covered["run"].pop("eval_samples_early", None)
+        covered["run"].pop("eval_last", None)
     covered["task"].pop("data", None)
     _rewrite_paths(covered, lambda path: Path(path).name)
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))

@@ -172,6 +172,36 @@ def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
     return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at})
 
 
+def _first_of_last(experiment: Experiment) -> int:
+    """Completed rounds at the first of the last ``run.eval_last`` evaluations."""
+    return sorted(evaluation_rounds(experiment))[-experiment.run.eval_last :][0]
+
+
+def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | None, Tensor | None]:
+    """Test samples of the last evaluations, and of those before; None for all of them.
+
+    Returns:
+        Two vectors of increasing int64; the second is some of the first, or the same.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    import torch
+
+    from jwins.rng import stream
+
+    run = experiment.run
+    wanted = len(task.test) if run.eval_samples == "all" else run.eval_samples
+    if wanted > len(task.test):
+        problem = f'the test set has {len(task.test)} samples; write at most as many, or "all"'
+        raise ConfigError("run.eval_samples", run.eval_samples, problem)
+    early = min(wanted, run.eval_samples_early or wanted)
+    chosen = stream(run.seed, "evaluation").choice(len(task.test), wanted, replace=False)
+    some = torch.from_numpy(chosen.copy())
+    all_of_them = None if run.eval_samples == "all" else some.sort().values
+    return all_of_them, all_of_them if early == wanted else some[:early].sort().values
+
+
 def build(
     experiment: Experiment,
     *,
@@ -192,7 +222,6 @@ def build(
     import torch
 
     from jwins.engines.simulator import Compute, Faults, Links, Simulator
-    from jwins.rng import stream
     from jwins.train import Optimizer, Trainer
     from jwins.wire.codec import codec
 
@@ -203,14 +232,7 @@ def build(
     task = build_task(experiment)
 
     parts = build_partition(experiment, task)
-    samples: Tensor | None = None
-    if run.eval_samples != "all":
-        if run.eval_samples > len(task.test):
-            problem = f'the test set has {len(task.test)} samples; write at most as many, or "all"'
-            raise ConfigError("run.eval_samples", run.eval_samples, problem)
-        chosen = stream(seed, "evaluation").choice(len(task.test), run.eval_samples, replace=False)
-        chosen.sort()
-        samples = torch.from_numpy(chosen)
+    samples, early_samples = evaluation_samples(experiment, task)
     own = None if not run.eval_own else [torch.from_numpy(rows) for rows in own_test_samples(task, parts)]
 
     trainer = Trainer(
@@ -256,6 +278,8 @@ def build(
         faults=Faults(tuple(map(_fault, experiment.faults))),
         eval_at=evaluation_rounds(experiment),
         samples=samples,
+        early_samples=early_samples,
+        early_before=_first_of_last(experiment),
         own=own,
         deadline_s=run.deadline_s,
         threads=run.threads,

@@ -461,6 +461,8 @@ class Simulator:
         faults: what goes wrong.
         eval_at: numbers of completed rounds after which all models are evaluated.
         samples: (m,) int64 test samples to evaluate on; None for all.
+        early_samples: the same for the evaluations before ``early_before``.
+        early_before: a number of completed rounds.
         own: for each node, (m_i,) int64 test samples of its own; adds the metrics ``own_<name>``, which a node
             without any does not have. None adds nothing.
         deadline_s: virtual seconds a node waits for its neighbours' frames; None for ever.
@@ -486,6 +488,8 @@ class Simulator:
         faults: Faults | None = None,
         eval_at: Collection[int] = (),
         samples: Tensor | None = None,
+        early_samples: Tensor | None = None,
+        early_before: int = 0,
         own: Sequence[Tensor] | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
@@ -505,6 +509,8 @@ class Simulator:
         self.compute = compute or Compute()
         self.faults = faults or Faults()
         self.samples = samples
+        self.early_samples = early_samples
+        self.early_before = early_before
         self.own = own
         self.deadline_s = deadline_s
         self.folder = folder
@@ -847,18 +853,19 @@ class Simulator:
 
     def _evaluate(self, round: int, samples: Mapping[int, Sample]) -> EvalRow:
         nodes = sorted(samples)
+        tested = self.early_samples if round < self.early_before else self.samples
         rows = torch.stack([samples[i].params for i in nodes])
         every_buffers = [samples[i].buffers for i in nodes]
         average = rows.mean(dim=0, dtype=torch.float64).to(torch.float32)
         if round == 0:  # all nodes start from the same model
-            one = self.trainer.evaluate(rows[:1], nodes[:1], self.samples)
+            one = self.trainer.evaluate(rows[:1], nodes[:1], tested)
             values = {name: value.expand(len(nodes)).clone() for name, value in one.items()}
             of_average = {name: float(value[0]) for name, value in one.items()}
             distance = 0.0
         else:
-            values = self.trainer.evaluate(rows, nodes, self.samples, buffers=every_buffers)
+            values = self.trainer.evaluate(rows, nodes, tested, buffers=every_buffers)
             at_average = self.trainer.evaluate(
-                average[None], [-1], self.samples, buffers=[_mean_buffers(every_buffers)]
+                average[None], [-1], tested, buffers=[_mean_buffers(every_buffers)]
             )
             of_average = {name: float(value[0]) for name, value in at_average.items()}
             squares = torch.stack([(row.double() - average).square().sum() for row in rows])
@@ -882,7 +889,7 @@ class Simulator:
             train_loss=_finite(math.fsum(losses) / len(losses)) if losses and round > 0 else None,
             consensus_distance=distance,
             traffic=TrafficSplit(*sent),
-            samples=len(self.trainer.task.test) if self.samples is None else len(self.samples),
+            samples=len(self.trainer.task.test) if tested is None else len(tested),
         )
 
     def _evaluate_own(
