@@ -56,7 +56,9 @@ THREADS_MIN_PARAMETERS = 200_000
 """Smaller models without convolution or recurrence run on one thread: a second one would only wait for the
 interpreter."""
 EVALUATION_BATCH = 256
-"""Test samples per forward pass, which bounds the memory of evaluation."""
+"""Most test samples per forward pass, which bounds the memory of evaluation."""
+EVALUATION_BATCH_CPU = 2**17
+"""On CPU, numbers that the test samples of a forward pass have together: then activations stay in the cache."""
 _MIN_STACK = 3
 # A stack of one or two rows takes other paths in the matrix product and changes the last bits.
 _ALIGN = 16
@@ -896,8 +898,11 @@ class Trainer:
 
     def _test_batches(self, samples: Tensor | None) -> Iterator[Batch]:
         inputs, targets = self._test_data
-        for start in range(0, len(inputs) if samples is None else len(samples), EVALUATION_BATCH):
-            part: Any = slice(start, start + EVALUATION_BATCH)
+        size = EVALUATION_BATCH
+        if self.device.type == "cpu":
+            size = min(size, max(16, EVALUATION_BATCH_CPU // max(1, inputs[:1].numel())))
+        for start in range(0, len(inputs) if samples is None else len(samples), size):
+            part: Any = slice(start, start + size)
             if samples is not None:
                 part = samples[part]
             yield Batch(inputs[part], targets[part])

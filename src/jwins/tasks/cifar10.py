@@ -51,8 +51,8 @@ class Cifar10(Task):
         )
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """(B, 3, 32, 32) uint8 to float32 in [-1, 1]."""
-        return inputs.float() / 127.5 - 1.0
+        """(B, 3, 32, 32) uint8 to float32 in [-1, 1], channels last in memory, as convolutions like it."""
+        return inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def _read(files: Mapping[str, Sequence[Path]]) -> dict[str, Tensor]:

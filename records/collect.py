@@ -1,0 +1,71 @@
+"""Copy what a comparison measured into a record: configurations, raw metrics, tables, figure and report.
+
+    python records/collect.py RUNS records/CLAIM
+
+RUNS is the folder of a finished comparison (``compare.folder``). The record can be compared again, and go on
+with further seeds: ``jwins compare FILE --set compare.folder=records/CLAIM/runs``. Final models and checkpoints
+stay behind, and so do the names of this machine's folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from jwins.page import render
+from jwins.studies import gather
+
+_TABLES = ("table.md", "summary.json", "comparison.png")
+_PATHS = {"data": "DATA", "folder": "RUN"}
+
+
+def _without_paths(text: str) -> str:
+    """A run's ``config.toml`` without folders of this machine, none of which are part of its digest."""
+    for key, placeholder in _PATHS.items():
+        text = re.sub(rf'(?m)^{key} = ".*"$', f'{key} = "{placeholder}"', text)
+    return re.sub(r'"[^"\n]*/(experiments/[^"\n]+)"', r'"\1"', text)
+
+
+def collect(source: Path, record: Path) -> list[Path]:
+    """Copy the runs below ``source`` to ``record / "runs"`` and make the report; returns the compared runs."""
+    if not (source / "summary.json").is_file():
+        sys.exit(f"{source}: no summary.json; run jwins compare to the end, or with --report-only")
+    runs = record / "runs"
+    compared = []
+    for log in sorted(source.rglob("metrics.jsonl")):
+        run = log.parent
+        place = runs / run.relative_to(source)
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(log, place / "metrics.jsonl")
+        config = (run / "config.toml").read_text(encoding="utf-8")
+        (place / "config.toml").write_text(_without_paths(config), encoding="utf-8")
+        if not {"tuning", "earlier"} & set(run.relative_to(source).parts):
+            compared.append(place)
+            if (run / "partition.json").is_file():
+                shutil.copyfile(run / "partition.json", place / "partition.json")
+    for name in _TABLES:
+        shutil.copyfile(source / name, record / name)
+    page, _ = render(gather([source]))
+    for folder in (source, Path.cwd(), Path.home()):
+        if str(folder) in page:
+            sys.exit(f"the report names a folder of this machine: {folder}")
+    (record / "report.html").write_text(page, encoding="utf-8")
+    return compared
+
+
+def main() -> None:
+    """Collect and say what is there."""
+    parser = argparse.ArgumentParser(description="Copy what a comparison measured into a record.")
+    parser.add_argument("source", type=Path)
+    parser.add_argument("record", type=Path)
+    given = parser.parse_args()
+    compared = collect(given.source.resolve(), given.record.resolve())
+    size = sum(path.stat().st_size for path in given.record.rglob("*") if path.is_file())
+    print(f"{given.record}: {len(compared)} runs, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
