@@ -25,6 +25,8 @@ ROWS = (
     ("experiment", "report"),
     ("charts", "run"),
     ("jobs",),
+    ("comparison",),
+    ("plan",),
     ("compare",),
     ("studies",),
     ("page",),

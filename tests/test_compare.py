@@ -15,7 +15,8 @@ import pytest
 
 from jwins import compare as comparing
 from jwins import jobs
-from jwins.compare import Comparison, compare, load_comparison
+from jwins.compare import compare
+from jwins.comparison import Comparison, TargetConfig, load_comparison
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.metrics import Spread, TrafficSplit
 from jwins.report import Group, Record, Target, figure, flat_rows, lines, save_figure, table_cells
@@ -246,7 +247,7 @@ def test_relative_targets(done: comparing.Compared) -> None:
         ({"fraction": 0.5}, 0.5 * statistics.fmean(finals)),
         ({"way": 0.5}, (statistics.fmean(starts) + statistics.fmean(finals)) / 2),
     ):
-        settings = done.comparison.compare.model_copy(update={"target": comparing.TargetConfig(**wanted)})
+        settings = done.comparison.compare.model_copy(update={"target": TargetConfig(**wanted)})
         comparison = done.comparison.model_copy(update={"compare": settings})
         again = comparing.summarize(comparison)
         assert again.target is not None

@@ -381,7 +381,7 @@ def test_bundled_experiments_load(name: str) -> None:
     "path", sorted(Path(__file__).parents[1].glob("experiments/*.toml")), ids=lambda p: p.name
 )
 def test_example_files_load(path: Path) -> None:
-    from jwins.compare import load_comparison
+    from jwins.comparison import load_comparison
 
     if "[[variants]]" in path.read_text(encoding="utf-8"):
         load_comparison(path)
@@ -412,7 +412,7 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_every_key_has_a_meaning_and_is_documented() -> None:
-    from jwins.compare import CompareConfig, TuneConfig, VariantTable
+    from jwins.comparison import CompareConfig, TuneConfig, VariantTable
 
     text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
     comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]

@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 import jwins
 from jwins.charts import THEME, save
 from jwins.cli import app
-from jwins.compare import compare, load_comparison
+from jwins.compare import compare
+from jwins.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.page import headline, render, write_page
 from jwins.studies import Study, gather

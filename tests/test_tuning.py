@@ -14,21 +14,11 @@ from typing import Any
 import pytest
 
 from jwins import jobs
-from jwins.compare import (
-    Cell,
-    Comparison,
-    Grid,
-    Tried,
-    _at_edge,
-    _rank,
-    compare,
-    ended,
-    load_comparison,
-    plan,
-    summarize,
-)
+from jwins.compare import compare, summarize
+from jwins.comparison import Cell, Comparison, Grid, load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.intervals import paired, student_t_quantile
+from jwins.plan import Tried, _at_edge, _rank, ended, plan
 from jwins.report import Record, difference_text
 
 ROOT = Path(__file__).parents[1]

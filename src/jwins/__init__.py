@@ -6,7 +6,7 @@
 50
 
 ``jwins.simulate(experiment)`` runs it. Algorithms are in :mod:`jwins.sharing`, settings in
-:mod:`jwins.experiment`, comparisons in :mod:`jwins.compare`.
+:mod:`jwins.experiment`, comparisons in :mod:`jwins.comparison` and :mod:`jwins.compare`.
 """
 
 from __future__ import annotations

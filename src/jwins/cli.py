@@ -22,7 +22,8 @@ from jwins.errors import CodecError, ConfigError, DataError, JwinsError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jwins.compare import CellProgress, Compared, Comparison
+    from jwins.compare import CellProgress, Compared
+    from jwins.comparison import Comparison
     from jwins.engines.simulator import Progress
     from jwins.experiment import Experiment
     from jwins.run import Result
@@ -357,7 +358,8 @@ def compare(
     """Run several variants of an experiment over several seeds, and compare them like for like."""
     with _errors():
         from jwins.compare import compare as run_comparison
-        from jwins.compare import load_comparison, summarize
+        from jwins.compare import summarize
+        from jwins.comparison import load_comparison
 
         given = [*(overrides or []), *_data_override(data)]
         chosen = load_comparison(comparison, given, seeds=_seeds(seeds))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.charts import metric_percent
-from jwins.compare import Variant as ComparedVariant
+from jwins.comparison import Variant as ComparedVariant
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment import Experiment
 from jwins.report import Group, Line, Record, Target, line_of
