@@ -4,12 +4,13 @@
 
 RUNS is the folder of a finished comparison (``compare.folder``). The record can be compared again, and go on
 with further seeds: ``jwins compare FILE --set compare.folder=records/CLAIM/runs``. Final models and checkpoints
-stay behind, and so do the names of this machine's folders.
+stay behind, and so do the names of this machine's folders; what each node measured is rounded to five digits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -29,6 +30,20 @@ def _without_paths(text: str) -> str:
     return re.sub(r'"[^"\n]*/(experiments/[^"\n]+)"', r'"\1"', text)
 
 
+def _row(line: str, *, tuning: bool) -> str:
+    """A row as it is, but for what each node measured: of five digits, or for tuning none, nor bytes per edge."""
+    row = json.loads(line)
+    if row["kind"] == "eval":
+        row["per_node"] = {
+            name: [value if value is None else float(f"{value:.5g}") for value in values]
+            for name, values in row["per_node"].items()
+            if not tuning
+        }
+    if row["kind"] == "end" and tuning:
+        row["traffic"] = []
+    return json.dumps(row, separators=(",", ":")) + "\n"
+
+
 def collect(source: Path, record: Path) -> list[Path]:
     """Copy the runs below ``source`` to ``record / "runs"`` and make the report; returns the compared runs."""
     if not (source / "summary.json").is_file():
@@ -39,10 +54,12 @@ def collect(source: Path, record: Path) -> list[Path]:
         run = log.parent
         place = runs / run.relative_to(source)
         place.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(log, place / "metrics.jsonl")
+        tuning = bool({"tuning", "earlier"} & set(run.relative_to(source).parts))
+        rows = (_row(line, tuning=tuning) for line in log.read_text(encoding="utf-8").splitlines())
+        (place / "metrics.jsonl").write_text("".join(rows), encoding="utf-8")
         config = (run / "config.toml").read_text(encoding="utf-8")
         (place / "config.toml").write_text(_without_paths(config), encoding="utf-8")
-        if not {"tuning", "earlier"} & set(run.relative_to(source).parts):
+        if not tuning:
             compared.append(place)
             if (run / "partition.json").is_file():
                 shutil.copyfile(run / "partition.json", place / "partition.json")

@@ -897,17 +897,21 @@ def _draw(
 def _draw_target(panel: Axes, target: Target, percent: bool, *, named: bool) -> None:
     y = target.value * (100.0 if percent else 1.0)
     panel.axhline(y, color="#777777", linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    if named:  # on the left, on the side away from the curves, which come from the other
+    if named:  # at the end, on the side that curves come from: there they have left it
+        from matplotlib.patheffects import withStroke
+
         panel.annotate(
             f"target {y:.1f} %" if percent else f"target {y:.4g}",
-            (0, y),
+            (1, y),
             xycoords=("axes fraction", "data"),
-            xytext=(5, -3 if target.lower_is_better else 3),
+            xytext=(-5, 3 if target.lower_is_better else -3),
             textcoords="offset points",
-            ha="left",
-            va="top" if target.lower_is_better else "bottom",
+            ha="right",
+            va="bottom" if target.lower_is_better else "top",
             fontsize=9,
             color="#555555",
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+            zorder=5,
         )
 
 
