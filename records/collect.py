@@ -31,7 +31,7 @@ def _without_paths(text: str) -> str:
 
 
 def _row(line: str, *, tuning: bool) -> str:
-    """A row as it is, but for what each node measured: of five digits, or for tuning none, nor bytes per edge."""
+    """A row, but what each node measured has five digits; of tuning runs that and the edges are left out."""
     row = json.loads(line)
     if row["kind"] == "eval":
         row["per_node"] = {

@@ -418,13 +418,14 @@ def _draw_curve(axes: Axes, curve: _Curve, scale: float, *, in_bytes: bool, many
 def _draw_target(axes: Axes, target: Target, scale: float, percent: bool) -> None:
     y = target.value * scale
     axes.axhline(y, color=_MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    axes.annotate(  # on the left, on the side away from the curves, which come from the other
+    axes.annotate(  # at the end, on the side that curves come from: there they have left it
         f"target {number(target.value, percent=percent)}",
-        (0, y),
+        (1, y),
         xycoords=("axes fraction", "data"),
-        xytext=(4, -3 if target.lower_is_better else 3),
+        xytext=(-4, 3 if target.lower_is_better else -3),
         textcoords="offset points",
-        va="top" if target.lower_is_better else "bottom",
+        ha="right",
+        va="bottom" if target.lower_is_better else "top",
         fontsize=10.8,
         color=_MUTED,
     )
