@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "jwins"
 
 # A file imports only from rows above its own, or from its own package.
 ROWS = (
-    ("errors",),
+    ("allocator", "errors"),
     ("intervals", "rng", "update"),
     ("params", "topology", "ops", "metrics", "checkpoint"),
     ("sharing", "wire", "tasks", "tensorboard"),

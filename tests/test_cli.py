@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -380,3 +381,9 @@ def test_a_second_process_is_kept_out_of_the_folder(tmp_path: Path) -> None:
         result = run_tiny(folder)
     assert result.exit_code == 2
     assert "another process" in result.stderr
+
+
+def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
+    code = "from jwins.allocator import keep_freed_memory; print(keep_freed_memory())"
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ended.stdout.strip() == str(platform.libc_ver()[0] == "glibc")

@@ -471,7 +471,7 @@ def test_papers_run_on_tiny_data(path: Path, tmp_path: Path, monkeypatch: pytest
 def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     import torch
 
-    from jwins.run import build, own_test_samples
+    from jwins.run import build, own_evaluation_samples, own_test_samples
 
     (tmp_path / "data").mkdir()
     tasks_of_the_contract().movielens_files(tmp_path / "data")
@@ -496,6 +496,14 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     mean = last.metrics["own_squared_error"]  # type: ignore[union-attr]
     assert mean.mean == pytest.approx(statistics.fmean(last.per_node["own_squared_error"]))  # type: ignore[union-attr,arg-type]
     assert mean.average_model is None
+    few = experiment.changed({"run": {"eval_samples": 2, "eval_samples_early": 1}})
+    last, early = own_evaluation_samples(few, parts.task, parts.parts)
+    for some, fewer, rows_of in zip(last, early, own, strict=True):
+        assert (len(some), len(fewer)) == (min(2, len(rows_of)), min(1, len(rows_of)))
+        assert set(fewer.tolist()) <= set(some.tolist()) <= set(rows_of.tolist())
+    assert [some.tolist() for some in own_evaluation_samples(experiment, parts.task, parts.parts)[0]] == [
+        rows_of.tolist() for rows_of in own
+    ]
     digits = load_comparison("digits-compare", ["run.eval_own=true"]).variants[0].experiment
     with pytest.raises(ConfigError, match="no natural owner"):
         build(digits)

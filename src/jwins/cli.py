@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from jwins.allocator import keep_freed_memory
 from jwins.errors import CodecError, ConfigError, DataError, JwinsError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ Data = Annotated[
 
 def main() -> None:
     """Entry point: runs the command line and leaves with one of the documented exit codes."""
+    keep_freed_memory()
     try:
         app()
     except KeyboardInterrupt:

@@ -506,7 +506,8 @@ class RunConfig(Settings):
     eval_last: Count = Field(default=5, description="evaluations at the end that use all eval_samples")
     eval_own: bool = Field(
         default=False,
-        description="also evaluate each node on the test samples of the owners whose samples it trains on",
+        description="also evaluate each node on the test samples of the owners whose samples it trains on, "
+        "on eval_samples of them at most",
     )
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="of everything random"

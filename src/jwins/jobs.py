@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jwins.allocator import keep_freed_memory
 from jwins.errors import ResumeError
 from jwins.experiment import ChocoConfig, Experiment
 from jwins.report import Record, size
@@ -163,6 +164,7 @@ _stop: Any = None
 def _begin_worker(to_parent: Any, stop: Any) -> None:
     global _to_parent, _stop
     _to_parent, _stop = to_parent, stop
+    keep_freed_memory()
     with contextlib.suppress(AttributeError, OSError):
         os.setpgid(0, 0)
     signal.signal(signal.SIGINT, lambda number, frame: None)

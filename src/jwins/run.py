@@ -219,8 +219,6 @@ def build(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    import torch
-
     from jwins.engines.simulator import Compute, Faults, Links, Simulator
     from jwins.train import Optimizer, Trainer
     from jwins.wire.codec import codec
@@ -233,7 +231,7 @@ def build(
 
     parts = build_partition(experiment, task)
     samples, early_samples = evaluation_samples(experiment, task)
-    own = None if not run.eval_own else [torch.from_numpy(rows) for rows in own_test_samples(task, parts)]
+    own, early_own = own_evaluation_samples(experiment, task, parts) if run.eval_own else (None, None)
 
     trainer = Trainer(
         task,
@@ -281,6 +279,7 @@ def build(
         early_samples=early_samples,
         early_before=_first_of_last(experiment),
         own=own,
+        early_own=early_own,
         deadline_s=run.deadline_s,
         threads=run.threads,
         folder=folder,
@@ -342,6 +341,29 @@ def own_test_samples(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> list
         )
         raise ConfigError("run.eval_own", True, problem)
     return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in parts]
+
+
+def own_evaluation_samples(
+    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each node, its own test samples at the last evaluations, and at those before; see ``run.eval_own``.
+
+    Raises:
+        ConfigError: the task's samples have no natural owner.
+    """
+    import torch
+
+    from jwins.rng import stream
+
+    run = experiment.run
+    last: list[Tensor] = []
+    early: list[Tensor] = []
+    for node, own in enumerate(own_test_samples(task, parts)):
+        most = len(own) if run.eval_samples == "all" else min(len(own), run.eval_samples)
+        some = torch.from_numpy(stream(run.seed, "own evaluation", node=node).permutation(own)[:most])
+        last.append(some.sort().values)
+        early.append(some[: run.eval_samples_early].sort().values)
+    return last, early
 
 
 _MOST_LABELS = 1000

@@ -461,7 +461,7 @@ class Simulator:
         faults: what goes wrong.
         eval_at: numbers of completed rounds after which all models are evaluated.
         samples: (m,) int64 test samples to evaluate on; None for all.
-        early_samples: the same for the evaluations before ``early_before``.
+        early_samples: the same for the evaluations before ``early_before``; and so ``early_own``.
         early_before: a number of completed rounds.
         own: for each node, (m_i,) int64 test samples of its own; adds the metrics ``own_<name>``, which a node
             without any does not have. None adds nothing.
@@ -491,6 +491,7 @@ class Simulator:
         early_samples: Tensor | None = None,
         early_before: int = 0,
         own: Sequence[Tensor] | None = None,
+        early_own: Sequence[Tensor] | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
         folder: Path | None = None,
@@ -512,6 +513,7 @@ class Simulator:
         self.early_samples = early_samples
         self.early_before = early_before
         self.own = own
+        self.early_own = early_own
         self.deadline_s = deadline_s
         self.folder = folder
         self.on_progress = on_progress
@@ -872,7 +874,7 @@ class Simulator:
             distance = float(squares.mean().sqrt())
         metrics = {name: _spread(value, of_average[name]) for name, value in values.items()}
         per_node = {name: [_finite(v) for v in value.tolist()] for name, value in values.items()}
-        for name, own in self._evaluate_own(nodes, rows, every_buffers).items():
+        for name, own in self._evaluate_own(round, nodes, rows, every_buffers).items():
             present = torch.tensor([v for v in own if v is not None], dtype=torch.float64)
             metrics[name] = _spread(present, math.nan) if len(present) else Spread(None, None, None, None)
             per_node[name] = [v if v is None else _finite(v) for v in own]
@@ -893,18 +895,17 @@ class Simulator:
         )
 
     def _evaluate_own(
-        self, nodes: Sequence[int], rows: Tensor, buffers: Sequence[Mapping[str, Tensor]]
+        self, round: int, nodes: Sequence[int], rows: Tensor, buffers: Sequence[Mapping[str, Tensor]]
     ) -> dict[str, list[float | None]]:
         """Each node on its own test samples: ``own_<metric>`` to one number per node, None without samples."""
         found: dict[str, list[float | None]] = {}
-        if self.own is None:
+        own = self.early_own if round < self.early_before else self.own
+        if own is None:
             return found
         for index, node in enumerate(nodes):
-            if not len(self.own[node]):
+            if not len(own[node]):
                 continue
-            values = self.trainer.evaluate(
-                rows[index : index + 1], [node], self.own[node], buffers=[buffers[index]]
-            )
+            values = self.trainer.evaluate(rows[index : index + 1], [node], own[node], buffers=[buffers[index]])
             for name, value in values.items():
                 found.setdefault(f"own_{name}", [None] * len(nodes))[index] = float(value[0])
         return found
