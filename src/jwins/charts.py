@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report import COLOURS, Group, Record, Target, is_percent, save_figure, size
+from jwins.report import COLOURS, Group, Record, Target, is_percent, name_line, save_figure, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -416,19 +416,8 @@ def _draw_curve(axes: Axes, curve: _Curve, scale: float, *, in_bytes: bool, many
 
 
 def _draw_target(axes: Axes, target: Target, scale: float, percent: bool) -> None:
-    y = target.value * scale
-    axes.axhline(y, color=_MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    axes.annotate(  # at the end, on the side that curves come from: there they have left it
-        f"target {number(target.value, percent=percent)}",
-        (1, y),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 3 if target.lower_is_better else -3),
-        textcoords="offset points",
-        ha="right",
-        va="bottom" if target.lower_is_better else "top",
-        fontsize=10.8,
-        color=_MUTED,
-    )
+    line = axes.axhline(target.value * scale, color=_MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
+    name_line(axes, f"target {number(target.value, percent=percent)}", line, size=10.8, color=_MUTED)
 
 
 def _limit_y(axes: Axes, curves: Sequence[_Curve], scale: float, target: Target | None) -> None:

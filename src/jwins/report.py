@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import math
 import statistics
@@ -26,6 +27,7 @@ from jwins.metrics import EndRow, EvalRow, StartRow, read_rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 __all__ = [
     "COLOURS",
@@ -42,6 +44,7 @@ __all__ = [
     "line_of",
     "lines",
     "metrics_table",
+    "name_line",
     "reach",
     "reach_table",
     "save_figure",
@@ -772,8 +775,6 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         for panel, axis in zip(panels, axes_of, strict=True):
             for group, style in zip(groups, styles, strict=True):
                 ends += _draw(panel, group, metric, axis, style, 100.0 if percent else 1.0)
-            if target is not None:
-                _draw_target(panel, target, percent, named=axis is axes_of[0])
             panel.set_xlabel(axis.label)
             if axis.log:
                 panel.set_xscale("log")
@@ -784,6 +785,9 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
                 panel.set_xlim(left=0)
         panels[0].set_ylabel(f"{metric} in %, mean over nodes" if percent else f"{metric}, mean over nodes")
         _limit(panels[0], groups, metric, 100.0 if percent else 1.0)
+        if target is not None:
+            for panel in panels:
+                _draw_target(panel, target, percent, named=panel is panels[0])
         handles, names = panels[0].get_legend_handles_labels()
         rows = math.ceil(len(names) / 5)
         drawing.legend(
@@ -896,23 +900,56 @@ def _draw(
 
 def _draw_target(panel: Axes, target: Target, percent: bool, *, named: bool) -> None:
     y = target.value * (100.0 if percent else 1.0)
-    panel.axhline(y, color="#777777", linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    if named:  # at the end, on the side that curves come from: there they have left it
-        from matplotlib.patheffects import withStroke
+    line = panel.axhline(y, color="#777777", linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
+    if named:
+        name_line(panel, f"target {y:.1f} %" if percent else f"target {y:.4g}", line, size=9.0, color="#555555")
 
-        panel.annotate(
-            f"target {y:.1f} %" if percent else f"target {y:.4g}",
-            (1, y),
-            xycoords=("axes fraction", "data"),
-            xytext=(-5, 3 if target.lower_is_better else -3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom" if target.lower_is_better else "top",
-            fontsize=9,
-            color="#555555",
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-            zorder=5,
-        )
+
+def name_line(panel: Axes, text: str, level: Line2D, *, size: float, color: str) -> None:
+    """Write at one end of a horizontal line, above or below it: where the fewest curves run.
+
+    Args:
+        panel: with its curves, scales and limits as they will be.
+        text: what to write.
+        level: the line.
+        size: of the letters, points.
+        color: of the letters.
+    """
+    drawing = panel.get_figure()
+    assert drawing is not None
+    pixels = size / 72.0 * drawing.dpi
+    width, height = 0.62 * pixels * len(text), 1.5 * pixels
+    curves = []
+    for curve in panel.get_lines():
+        corners = curve.get_transform().transform(np.asarray(curve.get_xydata(), dtype=np.float64))
+        if curve is level or not len(corners):
+            continue
+        between = np.linspace(0.0, 1.0, 24, endpoint=False)[:, None]
+        pieces = [a + between * (b - a) for a, b in itertools.pairwise(corners)]
+        curves.append(np.concatenate([*pieces, corners[-1:]]))
+    points = np.concatenate(curves) if curves else np.empty((0, 2))
+    (left, bottom), (right, top) = panel.transAxes.transform([(0.0, 0.0), (1.0, 1.0)])
+    y = float(panel.transData.transform((panel.get_xlim()[1], float(np.asarray(level.get_ydata())[0])))[1])
+
+    def crossed(at_end: bool, above: bool) -> tuple[bool, int]:
+        x0, y0 = (right - width if at_end else left), (y if above else y - height)
+        inside = (points[:, 0] >= x0) & (points[:, 0] <= x0 + width)
+        inside &= (points[:, 1] >= y0) & (points[:, 1] <= y0 + height)
+        return not bottom <= y0 <= top - height, int(inside.sum())
+
+    at_end, above = min(itertools.product((True, False), (False, True)), key=lambda place: crossed(*place))
+    panel.annotate(
+        text,
+        (float(at_end), float(np.asarray(level.get_ydata())[0])),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4 if at_end else 4, 3 if above else -3),
+        textcoords="offset points",
+        ha="right" if at_end else "left",
+        va="bottom" if above else "top",
+        fontsize=size,
+        color=color,
+        zorder=5,
+    )
 
 
 def _limit(panel: Axes, groups: Sequence[Group], metric: str, scale: float) -> None:
