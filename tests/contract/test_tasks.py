@@ -324,7 +324,11 @@ def test_images_keep_their_pixels_and_place(tmp_path: Path) -> None:
     task = build("cifar10", tmp_path)
     assert torch.equal(task.train.inputs[0], expected)
     assert task.train.targets.tolist() == [i % 10 for i in range(30)]
-    assert task.prepare(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+    prepared = task.prepare(task.train.inputs)
+    assert torch.equal(prepared, task.train.inputs.float() / 127.5 - 1.0)
+    assert prepared.is_contiguous(memory_format=torch.channels_last)
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    assert task.prepare(ends).flatten().tolist() == [-1.0, 1.0]
 
 
 def test_labels_and_owners_stay_with_their_images(tmp_path: Path) -> None:
