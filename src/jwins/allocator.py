@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks of up to 1 GiB for the next tensor, for the whole process.
 
     By default it hands large blocks back to the system at once, and the system clears every page again before
-    the next activation is written to it: a third of the time of evaluating a convolutional network
-    (``benchmarks/evaluation.py``). Results do not depend on it.
+    the next activation is written to it: a fifth of the time of evaluating a convolutional network, two fifths
+    in large batches (``benchmarks/evaluation.py``). Results do not depend on it.
 
     Returns:
         Whether it was set; False with other C libraries, which are left alone.
