@@ -94,6 +94,12 @@ def test_another_experiments_folder_is_refused(tmp_path: Path) -> None:
         result = run_tiny(tmp_path / "out", *sets("run.seed=2"), *more)
         assert result.exit_code == 2
         assert "holds another experiment (run.seed = 1 there, 2 here)" in result.stderr
+    config = tmp_path / "out" / "config.toml"
+    older = [line for line in config.read_text().splitlines() if not line.startswith(("eval_own", "eval_last"))]
+    config.write_text("\n".join(older))
+    assert "this run is complete" in run_tiny(tmp_path / "out", "--resume").stdout
+    refused = run_tiny(tmp_path / "out", *sets("run.seed=2"), "--resume")
+    assert "holds another experiment (run.seed = 1 there, 2 here)" in refused.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     result = run_tiny(tmp_path / "mine")

@@ -83,6 +83,7 @@ __all__ = [
     "WireConfig",
     "bundled",
     "digest_of",
+    "what_counts",
     "lay_over",
     "load",
     "read",
@@ -670,24 +671,29 @@ class Experiment(Settings):
         return [fault.model_dump(exclude_none=True) for fault in faults]
 
 
-def digest_of(tables: Mapping[str, Any]) -> bytes:
-    """BLAKE2b, 8 bytes, of everything in an experiment's resolved tables that affects its results.
+def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of an experiment's resolved tables with everything that affects its results, as JSON has it.
 
-    Left out are the name, folders, and what only changes how fast a result comes: ``run.threads`` and
-    ``run.checkpoint_every``.
+    Left out are the name, folders, what only changes how fast a result comes (``run.threads`` and
+    ``run.checkpoint_every``), and keys without effect that runs from before there were these keys do not have.
     """
-    covered = json.loads(json.dumps(tables))  # a copy
+    covered: dict[str, Any] = json.loads(json.dumps(tables))
     covered.pop("name", None)
     for key in ("threads", "checkpoint_every", "folder", "tensorboard"):
         covered["run"].pop(key, None)
-    if not covered["run"].get("eval_own"):  # runs from before there was this key stay the same runs
+    if not covered["run"].get("eval_own"):
         covered["run"].pop("eval_own", None)
     if covered["run"].get("eval_samples_early") is None:
         covered["run"].pop("eval_samples_early", None)
         covered["run"].pop("eval_last", None)
     covered["task"].pop("data", None)
     _rewrite_paths(covered, lambda path: Path(path).name)
-    text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return covered
+
+
+def digest_of(tables: Mapping[str, Any]) -> bytes:
+    """BLAKE2b, 8 bytes, of everything in an experiment's resolved tables that affects its results."""
+    text = json.dumps(what_counts(tables), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 

@@ -35,6 +35,7 @@ from jwins.experiment import (
     RejoinConfig,
     TopKConfig,
     digest_of,
+    what_counts,
 )
 from jwins.metrics import StartRow
 from jwins.report import Record, flat_rows
@@ -549,7 +550,7 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
     if experiment.run.device == "auto":
         same = same.changed({"run": {"device": device}})
     if same.digest() != stored_digest:
-        difference = _difference(same.resolved(), stored)
+        difference = _difference(what_counts(same.resolved()), what_counts(stored))
         raise ResumeError(
             f"{folder}: holds another experiment ({difference}); choose another run.folder, or remove this one"
         )
@@ -560,25 +561,14 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
 
 
 def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") -> str:
-    """The first key in which two experiments differ, for people."""
+    """The first key in which what counts of two experiments differs, for people."""
     for key in [*mine, *(key for key in stored if key not in mine)]:
         here = f"{path}.{key}" if path else key
-        if here in (
-            "name",
-            "run.folder",
-            "run.threads",
-            "run.checkpoint_every",
-            "run.tensorboard",
-            "task.data",
-        ):
-            continue
         a, b = mine.get(key), stored.get(key)
-        if here == "run.eval_own" and not a and not b:  # an older run does not have the key
-            continue
         if isinstance(a, dict) and isinstance(b, dict):
             if found := _difference(a, b, here):
                 return found
-        elif a != b and (list(a) if isinstance(a, tuple) else a) != b and key not in ("file", "path"):
+        elif a != b:
             return f"{here} = {b!r} there, {a!r} here"
     return ""
 
