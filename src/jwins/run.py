@@ -33,6 +33,7 @@ from jwins.experiment import (
     RandomCutoffConfig,
     RandomKConfig,
     RejoinConfig,
+    RunConfig,
     TopKConfig,
     digest_of,
     what_counts,
@@ -187,20 +188,26 @@ def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | Non
     Raises:
         ConfigError: more than there are.
     """
-    import torch
-
     from jwins.rng import stream
 
     run = experiment.run
+    if run.eval_samples == "all" and run.eval_samples_early is None:
+        return None, None
     wanted = len(task.test) if run.eval_samples == "all" else run.eval_samples
     if wanted > len(task.test):
         problem = f'the test set has {len(task.test)} samples; write at most as many, or "all"'
         raise ConfigError("run.eval_samples", run.eval_samples, problem)
-    early = min(wanted, run.eval_samples_early or wanted)
-    chosen = stream(run.seed, "evaluation").choice(len(task.test), wanted, replace=False)
-    some = torch.from_numpy(chosen.copy())
-    all_of_them = None if run.eval_samples == "all" else some.sort().values
-    return all_of_them, all_of_them if early == wanted else some[:early].sort().values
+    drawn = stream(run.seed, "evaluation").choice(len(task.test), wanted, replace=False)
+    last, early = _last_and_early(drawn, run)
+    return None if run.eval_samples == "all" else last, early
+
+
+def _last_and_early(drawn: npt.NDArray[np.int64], run: RunConfig) -> tuple[Tensor, Tensor]:
+    """Of test samples in random order all, and the first few for the early evaluations; both increasing."""
+    import torch
+
+    samples = torch.from_numpy(drawn)
+    return samples.sort().values, samples[: run.eval_samples_early].sort().values
 
 
 def build(
@@ -352,19 +359,15 @@ def own_evaluation_samples(
     Raises:
         ConfigError: the task's samples have no natural owner.
     """
-    import torch
-
     from jwins.rng import stream
 
     run = experiment.run
-    last: list[Tensor] = []
-    early: list[Tensor] = []
-    for node, own in enumerate(own_test_samples(task, parts)):
-        most = len(own) if run.eval_samples == "all" else min(len(own), run.eval_samples)
-        some = torch.from_numpy(stream(run.seed, "own evaluation", node=node).permutation(own)[:most])
-        last.append(some.sort().values)
-        early.append(some[: run.eval_samples_early].sort().values)
-    return last, early
+    most = None if run.eval_samples == "all" else run.eval_samples
+    pairs = [
+        _last_and_early(stream(run.seed, "own evaluation", node=node).permutation(own)[:most], run)
+        for node, own in enumerate(own_test_samples(task, parts))
+    ]
+    return [last for last, _ in pairs], [early for _, early in pairs]
 
 
 _MOST_LABELS = 1000
