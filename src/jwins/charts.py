@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report import COLOURS, Group, Record, Target, is_percent, name_line, save_figure, size
+from jwins.report import COLOURS, Group, Record, Target, is_percent, mark_level, save_figure, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -356,7 +356,8 @@ def curve_chart(
         if not any(np.isfinite(curve.mean).any() for curve in curves):
             _say(axes, "nothing measured yet")
         elif target is not None and math.isfinite(target.value):
-            _draw_target(axes, target, scale, percent)
+            name = f"target {number(target.value, percent=percent)}"
+            mark_level(axes, target.value * scale, name, size=10.8, line=_MUTED, letters=_MUTED)
         if paper and curves:
             figure.legend(
                 *axes.get_legend_handles_labels(),
@@ -413,11 +414,6 @@ def _draw_curve(axes: Axes, curve: _Curve, scale: float, *, in_bytes: bool, many
         text += f": {mean}{spread}"
         hits.append(Hit(axes, float(curve.x[i]), float(curve.mean[i] * scale), text))
     return hits
-
-
-def _draw_target(axes: Axes, target: Target, scale: float, percent: bool) -> None:
-    line = axes.axhline(target.value * scale, color=_MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    name_line(axes, f"target {number(target.value, percent=percent)}", line, size=10.8, color=_MUTED)
 
 
 def _limit_y(axes: Axes, curves: Sequence[_Curve], scale: float, target: Target | None) -> None:

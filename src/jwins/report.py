@@ -27,7 +27,6 @@ from jwins.metrics import EndRow, EvalRow, StartRow, read_rows
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 __all__ = [
     "COLOURS",
@@ -44,7 +43,7 @@ __all__ = [
     "line_of",
     "lines",
     "metrics_table",
-    "name_line",
+    "mark_level",
     "reach",
     "reach_table",
     "save_figure",
@@ -786,8 +785,11 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         panels[0].set_ylabel(f"{metric} in %, mean over nodes" if percent else f"{metric}, mean over nodes")
         _limit(panels[0], groups, metric, 100.0 if percent else 1.0)
         if target is not None:
+            level = target.value * (100.0 if percent else 1.0)
+            name = f"target {level:.1f} %" if percent else f"target {level:.4g}"
             for panel in panels:
-                _draw_target(panel, target, percent, named=panel is panels[0])
+                named = name if panel is panels[0] else ""
+                mark_level(panel, level, named, size=9.0, line="#777777", letters="#555555")
         handles, names = panels[0].get_legend_handles_labels()
         rows = math.ceil(len(names) / 5)
         drawing.legend(
@@ -898,58 +900,56 @@ def _draw(
     return [float(mean[-1])]
 
 
-def _draw_target(panel: Axes, target: Target, percent: bool, *, named: bool) -> None:
-    y = target.value * (100.0 if percent else 1.0)
-    line = panel.axhline(y, color="#777777", linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-    if named:
-        name_line(panel, f"target {y:.1f} %" if percent else f"target {y:.4g}", line, size=9.0, color="#555555")
-
-
-def name_line(panel: Axes, text: str, level: Line2D, *, size: float, color: str) -> None:
-    """Write at one end of a horizontal line, above or below it: where the fewest curves run.
+def mark_level(axes: Axes, y: float, name: str, *, size: float, line: str, letters: str) -> None:
+    """A dotted horizontal line, named at one end, above or below it: where the fewest curves run.
 
     Args:
-        panel: with its curves, scales and limits as they will be.
-        text: what to write.
-        level: the line.
+        axes: with their curves, scales and limits as they will be.
+        y: where, in data units.
+        name: what to write; "" for nothing.
         size: of the letters, points.
-        color: of the letters.
+        line: colour of the line.
+        letters: colour of the letters.
     """
-    drawing = panel.get_figure()
-    assert drawing is not None
-    pixels = size / 72.0 * drawing.dpi
-    width, height = 0.62 * pixels * len(text), 1.5 * pixels
-    curves = []
-    for curve in panel.get_lines():
-        corners = curve.get_transform().transform(np.asarray(curve.get_xydata(), dtype=np.float64))
-        if curve is level or not len(corners):
-            continue
-        between = np.linspace(0.0, 1.0, 24, endpoint=False)[:, None]
-        pieces = [a + between * (b - a) for a, b in itertools.pairwise(corners)]
-        curves.append(np.concatenate([*pieces, corners[-1:]]))
-    points = np.concatenate(curves) if curves else np.empty((0, 2))
-    (left, bottom), (right, top) = panel.transAxes.transform([(0.0, 0.0), (1.0, 1.0)])
-    y = float(panel.transData.transform((panel.get_xlim()[1], float(np.asarray(level.get_ydata())[0])))[1])
+    if name:
+        at_end, above = _clear_place(axes, y, width=0.62 * size * len(name), height=1.5 * size)
+        axes.annotate(
+            name,
+            (float(at_end), y),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4 if at_end else 4, 3 if above else -3),
+            textcoords="offset points",
+            ha="right" if at_end else "left",
+            va="bottom" if above else "top",
+            fontsize=size,
+            color=letters,
+            zorder=5,
+        )
+    axes.axhline(y, color=line, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
 
-    def crossed(at_end: bool, above: bool) -> tuple[bool, int]:
-        x0, y0 = (right - width if at_end else left), (y if above else y - height)
-        inside = (points[:, 0] >= x0) & (points[:, 0] <= x0 + width)
-        inside &= (points[:, 1] >= y0) & (points[:, 1] <= y0 + height)
+
+def _clear_place(axes: Axes, y: float, *, width: float, height: float) -> tuple[bool, bool]:
+    """(at the end, above): the corner at a level where a box, in points, covers the least of the curves."""
+    drawing = axes.get_figure()
+    assert drawing is not None
+    width, height = width * drawing.dpi / 72.0, height * drawing.dpi / 72.0
+    points = [np.empty((0, 2))]
+    between = np.linspace(0.0, 1.0, 24, endpoint=False)[:, None]
+    for curve in axes.get_lines():
+        corners = curve.get_transform().transform(np.asarray(curve.get_xydata(), dtype=np.float64))
+        points += [a + between * (b - a) for a, b in itertools.pairwise(corners)]
+        points.append(corners[-1:])
+    x_all, y_all = np.concatenate(points).T
+    (left, bottom), (right, top) = axes.transAxes.transform([(0.0, 0.0), (1.0, 1.0)])
+    level = float(axes.transData.transform((axes.get_xlim()[1], y))[1])
+
+    def covered(place: tuple[bool, bool]) -> tuple[bool, int]:
+        at_end, above = place
+        x0, y0 = (right - width if at_end else left), (level if above else level - height)
+        inside = (x0 <= x_all) & (x_all <= x0 + width) & (y0 <= y_all) & (y_all <= y0 + height)
         return not bottom <= y0 <= top - height, int(inside.sum())
 
-    at_end, above = min(itertools.product((True, False), (False, True)), key=lambda place: crossed(*place))
-    panel.annotate(
-        text,
-        (float(at_end), float(np.asarray(level.get_ydata())[0])),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4 if at_end else 4, 3 if above else -3),
-        textcoords="offset points",
-        ha="right" if at_end else "left",
-        va="bottom" if above else "top",
-        fontsize=size,
-        color=color,
-        zorder=5,
-    )
+    return min(itertools.product((True, False), (False, True)), key=covered)
 
 
 def _limit(panel: Axes, groups: Sequence[Group], metric: str, scale: float) -> None:
