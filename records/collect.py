@@ -17,17 +17,21 @@ import sys
 from pathlib import Path
 
 from jwins.page import render
+from jwins.settings import read_toml, write_toml
 from jwins.studies import gather
 
 _TABLES = ("table.md", "summary.json", "comparison.png")
-_PATHS = {"data": "DATA", "folder": "RUN"}
 
 
 def _without_paths(text: str) -> str:
     """A run's ``config.toml`` without folders of this machine, none of which are part of its digest."""
-    for key, placeholder in _PATHS.items():
-        text = re.sub(rf'(?m)^{key} = ".*"$', f'{key} = "{placeholder}"', text)
-    return re.sub(r'"[^"\n]*/(experiments/[^"\n]+)"', r'"\1"', text)
+    tables = read_toml(text, "config.toml")
+    tables["run"]["folder"] = "RUN"
+    if "data" in tables["task"]:
+        tables["task"]["data"] = "DATA"
+    if "file" in tables["task"]:  # from the root of the project, as far as it is in there
+        tables["task"]["file"] = re.sub(r"^.*/(?=experiments/)", "", tables["task"]["file"])
+    return write_toml(tables)
 
 
 def _row(line: str, *, tuning: bool) -> str:
