@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-NODES, SAMPLES, STEPS = 8, 512, 64
+NODES, SAMPLES = 8, 512
 CONTESTANTS = {
     "as it is": (),
     "large batches": ("--large-batches",),
@@ -29,9 +29,15 @@ def measure(options: Sequence[str]) -> dict[str, float]:
     import torch
 
     import jwins.train
-    from benchmarks.training import BATCH_SIZE, POOL, GroupNormLeNet, Synthetic, synthetic_parts
+    from benchmarks.training import (
+        LOCAL_STEPS,
+        POOL,
+        GroupNormLeNet,
+        Synthetic,
+        make_trainer,
+        synthetic_parts,
+    )
     from jwins.allocator import keep_freed_memory
-    from jwins.train import Optimizer, Trainer
 
     if "--hand-back" not in options:
         keep_freed_memory()
@@ -39,17 +45,7 @@ def measure(options: Sequence[str]) -> dict[str, float]:
         jwins.train.EVALUATION_BATCH_CPU = 2**40
     task = Synthetic(GroupNormLeNet, (3, 32, 32), POOL)
     task.test = task.train
-    trainer = Trainer(
-        task,
-        synthetic_parts(NODES),
-        seed=1,
-        local_steps=STEPS // NODES,
-        batch_size=BATCH_SIZE,
-        optimizer=Optimizer("sgd", {"lr": 0.01}),
-        batching="loop",
-        device="cpu",
-        threads=1,
-    )
+    trainer = make_trainer(task, synthetic_parts(NODES), batching="loop", threads=1)
     rows, nodes, samples = trainer.initial()[None].repeat(NODES, 1), list(range(NODES)), torch.arange(SAMPLES)
     found = {"evaluation": [], "training": []}
     for turn in range(3):
@@ -59,7 +55,7 @@ def measure(options: Sequence[str]) -> dict[str, float]:
         trainer.train(dict.fromkeys(nodes, turn))
         end = time.perf_counter()
         found["evaluation"].append((middle - start) / (NODES * SAMPLES) * 1e3)
-        found["training"].append((end - middle) / STEPS * 1e3)
+        found["training"].append((end - middle) / (NODES * LOCAL_STEPS) * 1e3)
     return {name: min(values) for name, values in found.items()}
 
 
