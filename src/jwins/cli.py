@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from jwins.allocator import keep_freed_memory
 from jwins.errors import CodecError, ConfigError, DataError, JwinsError
 
 if TYPE_CHECKING:
@@ -65,7 +64,6 @@ Data = Annotated[
 
 def main() -> None:
     """Entry point: runs the command line and leaves with one of the documented exit codes."""
-    keep_freed_memory()
     try:
         app()
     except KeyboardInterrupt:
@@ -177,8 +175,10 @@ def _data_override(data: Path | None) -> list[str]:
 
 
 def _run(experiment: Experiment, console: Console, *, resume: bool, quiet: bool) -> Result:
+    from jwins.allocator import keep_freed_memory
     from jwins.run import simulate
 
+    keep_freed_memory()
     if quiet:
         return simulate(experiment, resume=resume)
     if console.is_terminal:
@@ -359,6 +359,7 @@ def compare(
 ) -> None:
     """Run several variants of an experiment over several seeds, and compare them like for like."""
     with _errors():
+        from jwins.allocator import keep_freed_memory
         from jwins.compare import compare as run_comparison
         from jwins.compare import summarize
         from jwins.comparison import load_comparison
@@ -369,6 +370,7 @@ def compare(
             raise ConfigError(
                 "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"
             )
+        keep_freed_memory()
         console = _console()
         names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
         if report_only:
