@@ -45,10 +45,7 @@ from jwins.report import (
     spread_text,
 )
 from jwins.run import FolderState, check_folder, folder_state, raw_bytes_per_node
-from jwins.settings import (
-    nearest,
-    write_toml,
-)
+from jwins.settings import nearest, write_toml
 
 __all__ = [
     "CellProgress",

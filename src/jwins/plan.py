@@ -28,14 +28,9 @@ from jwins.comparison import (
 )
 from jwins.errors import ResumeError
 from jwins.experiment import RandomKConfig
-from jwins.report import (
-    Record,
-    Target,
-)
+from jwins.report import Record, Target
 from jwins.run import FolderState, folder_state
-from jwins.settings import (
-    read_toml,
-)
+from jwins.settings import read_toml
 
 __all__ = [
     "SAME_BYTES",
