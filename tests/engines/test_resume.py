@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_stopping_at_any_step_and_resuming_changes_nothing(case: str, tmp_path: 
             assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.fixture
+def default_interrupts() -> Iterator[None]:
+    """Python's handling of Ctrl-C, also where the tests run in the background and the shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_interrupts")
 def test_ctrl_c_ends_with_a_checkpoint_and_a_second_one_at_once(tmp_path: Path) -> None:
     reference = build("jwins-loop", None).run()
     steps = 0
@@ -161,6 +171,7 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 
 KILLED = """
 import os, random, signal, sys
+from collections.abc import Iterator
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from jwins import checkpoint
