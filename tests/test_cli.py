@@ -239,6 +239,7 @@ def test_a_diverging_run_has_its_own_exit_code(tmp_path: Path) -> None:
         (["run", "digits-compare"], 2, "jwins compare"),
         (["compare", "digits"], 2, "variants = <missing>: required in a comparison"),
         (["compare", "digits-compare", "--seeds", "1;2"], 2, "--seeds = '1;2': expected whole numbers"),
+        (["compare", "digits-compare", "--report-only", "--only", "JWINS"], 2, "leave out one"),
         (["run", "digits", "--set", "task.name=digit"], 2, "task.name = 'digit'"),
         (["run", "digits", "--set", "topology.degree=16"], 2, "topology.degree = 16"),
         (["run", "digits", "--set", "run.eval_samples=999"], 2, "run.eval_samples = 999: the test set has 360"),

@@ -188,6 +188,24 @@ def test_another_choice_sets_the_earlier_runs_aside_and_takes_them_back(done: An
     assert (first.folder / "jwins" / "earlier" / "lr=0.3" / "seed-1").is_dir()
 
 
+def test_a_further_seed_of_like_bytes_leaves_the_runs_there_are_as_they_are(tmp_path: Path) -> None:
+    fixed = ("tune.values=[0.1]", "tune.sensitivity=false")
+    text = FILE.replace('tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }\n', "")
+    text = text.replace(
+        'name = "JWINS"\n', 'name = "JWINS"\nsharing = { cutoff = { kind = "fixed", fraction = 0.4 } }\n'
+    )
+    first = compare(load(tmp_path, "compare.seeds=[1]", *fixed, text=text), jobs=1)
+    before = logs(first.folder)
+    assert (first.folder / "random" / "seed-1" / "metrics.jsonl") in before
+    second = compare(load(tmp_path, "compare.seeds=[1, 2]", *fixed, text=text), jobs=1)
+    after = logs(second.folder)
+    assert {path: after.get(path) for path in before} == before
+    assert set(after) - set(before) == {
+        second.folder / slug / "seed-2" / "metrics.jsonl"
+        for slug in ("full-sharing", "jwins", "choco", "random")
+    }
+
+
 def tried(value: float, final: float, cost: float | None, reached: int = 1, status: str = "finished") -> Tried:
     return Tried("x", "sharing.gamma", value, 1, final, reached, cost, cost, status)
 

@@ -366,6 +366,10 @@ def compare(
 
         given = [*(overrides or []), *_data_override(data)]
         chosen = load_comparison(comparison, given, seeds=_seeds(seeds))
+        if report_only and only:
+            raise ConfigError(
+                "--only", ", ".join(only), "says what to run, and --report-only runs nothing; leave out one"
+            )
         if not resume and chosen.folder.exists() and not report_only:
             raise ConfigError(
                 "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"

@@ -211,34 +211,41 @@ class _Planner:
         """Random sampling with the fraction that sends as many bytes per round as ``other``.
 
         The first guess is the ratio of the other's bytes to full sharing's; then it is corrected by what it
-        turns out to send. All are means over the comparison's seeds.
+        turns out to send, first with the comparison's first seed, then in the mean over all seeds. So a further
+        seed changes the fraction, and with it the runs there are, only if the means differ by too much.
         """
         sharing, full = variant.experiment.sharing, self._comparison.full_of(variant)
         assert isinstance(sharing, RandomKConfig)  # checked when the comparison was made
-        wanted = self._bytes_per_round(other, self.settings(other))
-        whole = None if full is None else self._bytes_per_round(full, self.settings(full))
+        all_seeds = self._comparison.compare.seeds
+        wanted = self._bytes_per_round(other, self.settings(other), all_seeds[:1])
+        whole = None if full is None else self._bytes_per_round(full, self.settings(full), all_seeds[:1])
         if wanted is None or (full is not None and whole is None):
             return None
+        chosen = settings
         fraction = sharing.fraction if whole is None else wanted / whole
-        for attempt in range(1, _ATTEMPTS + 1):
-            fraction = min(1.0, max(1e-4, round(fraction, 4)))
-            chosen = {**settings, "sharing.fraction": fraction}
-            sent = self._bytes_per_round(variant, chosen, add=False)
-            if sent is None:
-                self._bytes_per_round(variant, chosen)
+        for seeds in (all_seeds[:1], all_seeds):
+            wanted = self._bytes_per_round(other, self.settings(other), seeds)
+            if wanted is None:
                 return None
-            if attempt == _ATTEMPTS or fraction == 1.0 or abs(sent / wanted - 1.0) <= SAME_BYTES:
-                break
-            fraction *= wanted / sent
+            for attempt in range(1, _ATTEMPTS + 1):
+                fraction = min(1.0, max(1e-4, round(fraction, 4)))
+                chosen = {**settings, "sharing.fraction": fraction}
+                sent = self._bytes_per_round(variant, chosen, seeds, add=False)
+                if sent is None:
+                    self._bytes_per_round(variant, chosen, seeds)
+                    return None
+                if attempt == _ATTEMPTS or fraction == 1.0 or abs(sent / wanted - 1.0) <= SAME_BYTES:
+                    break
+                fraction *= wanted / sent
         return chosen
 
     def _bytes_per_round(
-        self, variant: Variant, settings: dict[str, Any] | None, *, add: bool = True
+        self, variant: Variant, settings: dict[str, Any] | None, seeds: Sequence[int], *, add: bool = True
     ) -> float | None:
-        """Bytes per node and round, mean over the comparison's seeds; None if a run has not ended."""
+        """Bytes per node and round, mean over seeds; None if a run has not ended."""
         if settings is None:
             return None
-        cells = [self._comparison.cell(variant, seed, settings) for seed in self._comparison.compare.seeds]
+        cells = [self._comparison.cell(variant, seed, settings) for seed in seeds]
         records = [self.add(cell) if add else ended(cell) for cell in cells]
         there = [record for record in records if record is not None]
         if len(there) < len(cells):
