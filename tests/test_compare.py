@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,25 @@ import pytest
 from jwins import compare as comparing
 from jwins import jobs
 from jwins.compare import compare
-from jwins.comparison import Comparison, TargetConfig, load_comparison
+from jwins.comparison import CompareConfig, Comparison, TargetConfig, load_comparison
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.metrics import Spread, TrafficSplit
-from jwins.report import Group, Record, Target, figure, flat_rows, lines, save_figure, table_cells
+from jwins.report import (
+    Group,
+    Record,
+    Target,
+    difference_text,
+    figure,
+    flat_rows,
+    line_of,
+    lines,
+    markdown,
+    metrics_table,
+    save_figure,
+    share,
+    table_cells,
+)
+from jwins.run import locked
 
 FILE = """
 name = "tiny"
@@ -391,6 +407,64 @@ def test_some_seeds_reach_the_target(done: comparing.Compared) -> None:
     assert (
         lines([Group("x", "own", runs, (1.0, 1.0))], Target("accuracy", 0.15, True), full=None)[0].reached == 2
     )
+
+
+def diverged(made: Record) -> Record:
+    assert made.end is not None
+    return replace(made, end=msgspec.structs.replace(made.end, status="diverged", round=made.rounds))
+
+
+def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.Compared) -> None:
+    source = done.groups[0].records[0]
+    full = tuple(record([0.1, 0.5, 0.9], seed=seed, source=source) for seed in (1, 2, 3))
+    good = tuple(record([0.1, 0.6, level], seed=seed, source=source) for seed, level in ((1, 0.7), (2, 0.9)))
+    bad = diverged(record([0.1, 0.3], seed=3, source=source))
+    whole, group = Group("full", "full", full, (400.0,) * 3), Group("x", "jwins", (*good, bad), (400.0,) * 3)
+    line = lines([whole, group], Target("accuracy", 0.3), full="full")[1]
+    assert (line.seeds, line.counted, line.reached) == (3, 2, 3)
+    assert line.final == pytest.approx(0.8)
+    assert line.bytes_per_node == 200.0
+    assert (line.saving_raw, line.saving_codec) == (0.5, 0.0)
+    assert line.difference == pytest.approx(-0.1)
+    assert line.difference_seeds == 2
+    assert table_cells(line, percent=True)[1] == "80.0 ± 14.1 % (2/3)"
+    further = metrics_table([(group, whole)], ["accuracy"])
+    assert further.rows[0][2:] == ["80.0 ± 14.1 % (2/3)", table_cells(line, percent=True)[8]]
+    (lost,) = lines([Group("x", "jwins", (bad,), (400.0,))], Target("accuracy", 0.8), full=None)
+    assert (lost.counted, lost.bytes_per_node) == (0, 100.0)
+    assert table_cells(lost, percent=True)[1] == "—"
+
+
+def test_each_group_says_its_own_target(done: comparing.Compared) -> None:
+    runs = (record([0.1, 0.9], source=done.groups[0].records[0]),)
+    group = Group("x", "jwins", runs, (1.0,))
+    table = [
+        line_of(group, Target("accuracy", value, meaning="so"), full=None, label=label)
+        for value, label in ((0.5, "a"), (0.8, "b"))
+    ]
+    other = replace(table[1], variant="y")
+    text = markdown([table[0], other], Target("accuracy", 0.5, meaning="so"))
+    assert "Target: accuracy 50.0 % (so): for x.\nTarget: accuracy 80.0 % (so): for y." in text
+    assert "Target: accuracy 50.0 % (so).\n" in markdown([table[0]], Target("accuracy", 0.5, meaning="so"))
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    assert difference_text(-0.0002, 0.0001, percent=True) == "0.0 [0.0, 0.0]"
+    assert share(-0.0001) == "0.0 %"
+
+
+def test_a_second_process_is_refused(write: Write) -> None:
+    comparison = write()
+    comparison.folder.mkdir(parents=True)
+    with locked(comparison.folder, "this"), pytest.raises(ResumeError, match="another process is running this"):
+        compare(comparison, jobs=1)
+
+
+def test_the_target_of_a_loss_lies_on_the_way_there() -> None:
+    assert CompareConfig(lower_is_better=True).all_targets == (TargetConfig(way=0.95),)
+    assert CompareConfig().all_targets == (TargetConfig(fraction=0.95),)
+    given = CompareConfig(lower_is_better=True, target=TargetConfig(fraction=1.1))
+    assert given.all_targets == (TargetConfig(fraction=1.1),)
 
 
 def test_figures_are_the_same_for_the_same_numbers(done: comparing.Compared, tmp_path: Path) -> None:

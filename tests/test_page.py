@@ -191,8 +191,15 @@ def test_the_savings_table_says_what_the_raw_metrics_say(compared: Path, page: s
         mine = runs[slugs[name]]
         cell = dict(zip(head, row, strict=True))
         nodes = mine[0][0]["num_nodes"]
+        ends = [end["status"] for _, _, end in mine if end is not None]
         finals = [accuracy(rows[-1]) * 100 for _, rows, _ in mine]
-        assert cell["final accuracy"] == f"{statistics.fmean(finals):.1f} % ± {statistics.stdev(finals):.1f}"
+        if ends == ["diverged", "diverged"]:
+            assert cell["final accuracy"] == "—"
+        else:
+            assert ends == ["finished", "finished"]
+            assert (
+                cell["final accuracy"] == f"{statistics.fmean(finals):.1f} % ± {statistics.stdev(finals):.1f}"
+            )
         assert cell["seeds"] == "2"
 
         sent = [sum(rows[-1]["traffic"].values()) / nodes for _, rows, _ in mine]
@@ -220,7 +227,7 @@ def test_the_savings_table_says_what_the_raw_metrics_say(compared: Path, page: s
             )
             assert ("1 of 2 seeds" in cell["bytes to target"]) == (len(reached) == 1)
 
-        if name == "full sharing":
+        if name == "full sharing" or "diverged" in ends:
             assert cell["difference to full"] == "—"
         else:
             apart = [
@@ -230,7 +237,6 @@ def test_the_savings_table_says_what_the_raw_metrics_say(compared: Path, page: s
             mean, half = statistics.fmean(apart), 12.706 * statistics.stdev(apart) / math.sqrt(2)
             found = [float(v) for v in re.findall(r"[-+]?[\d.]+", cell["difference to full"].replace("−", "-"))]
             assert found == pytest.approx([mean, mean - half, mean + half], abs=0.051)
-        ends = [end["status"] for _, _, end in mine if end is not None]
         assert ("diverged" in cell["status"]) == ("diverged" in ends)
     assert "diverged @" in body["diverging"][-1]
 
@@ -455,6 +461,30 @@ def test_another_metric_where_lower_is_better(compared: Path, tmp_path: Path) ->
     assert Page(text).tables["Final squared error, bytes and savings"][1][2] == f"{last:.4f}"
     with pytest.raises(UsageError, match="--metric f1: these runs have rank, squared_error"):
         gather(runs, metric="f1")
+
+
+def test_a_comparison_keeps_its_rules_for_another_metric(compared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(compared, tmp_path / "rules"))
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["final_over"] = 2
+    for row in summary["table"]:
+        row["tuned"] = "x = 1"
+        row["reference"] = "random 10 %" if row["variant"] == NASTY else None
+    (folder / "summary.json").write_text(json.dumps(summary))
+    study = gather([folder], metric="loss")[0]
+    line = next(line for line in study.table() if line.variant == NASTY)
+    mine = [raw(path)[1] for path in sorted(folder.glob("jwins*/seed-*"))]
+    means = [statistics.fmean(row["metrics"]["loss"]["mean"] for row in rows[-2:]) for rows in mine]
+    assert line.final == pytest.approx(statistics.fmean(means))
+    assert (line.tuned, line.reference) == ("x = 1", "random 10 %")
+
+
+def test_a_record_keeps_its_tables_beside_its_runs(compared: Path, tmp_path: Path) -> None:
+    shutil.copytree(compared, tmp_path / "record" / "runs")
+    (tmp_path / "record" / "runs" / "summary.json").rename(tmp_path / "record" / "summary.json")
+    study = gather([tmp_path / "record"])[0]
+    assert (study.name, study.target) == ("tiny", gather([compared])[0].target)
+    assert not any("has not finished" in note for note in study.notes)
 
 
 def test_runs_of_different_experiments_become_studies_of_their_own(

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import jwins
 from jwins import jobs
 from jwins.compare import compare, summarize
 from jwins.comparison import Cell, Comparison, Grid, load_comparison
@@ -188,6 +190,36 @@ def test_another_choice_sets_the_earlier_runs_aside_and_takes_them_back(done: An
     assert (first.folder / "jwins" / "earlier" / "lr=0.3" / "seed-1").is_dir()
 
 
+def test_a_fraction_that_fits_is_kept(tmp_path: Path) -> None:
+    fixed = ("tune.values=[0.1]", "tune.sensitivity=false", "compare.seeds=[1]")
+    text = FILE.replace('tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }\n', "")
+    first = compare(load(tmp_path, *fixed, text=text), jobs=1)
+    chosen = plan(first.comparison).chosen["random"]
+    fraction = chosen["sharing.fraction"]
+    near = round(fraction * 1.004, 4)
+    assert near != fraction
+    for there, expected in ((near, near), (0.9, pytest.approx(fraction, rel=0.03))):
+        shutil.rmtree(first.folder / "random")
+        changed = {**chosen, "sharing.fraction": there}
+        cell = first.comparison.cell(first.comparison.variant("random"), 1, changed)
+        jwins.simulate(cell.experiment)
+        compare(first.comparison, jobs=1)
+        assert plan(first.comparison).chosen["random"]["sharing.fraction"] == expected
+
+
+def test_runs_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    (tmp_path / "tuning").mkdir()
+    text = FILE.replace('tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }\n', "")
+    small = (
+        "compare.seeds=[1]",
+        "tune.sensitivity=false",
+        f"compare.folder={json.dumps(str(tmp_path / 'tuning'))}",
+    )
+    compare(load(tmp_path, "tune.values=[0.1]", *small, text=text), jobs=1, only=["JWINS"])
+    compare(load(tmp_path, "tune.values=[0.3]", *small, text=text), jobs=1, only=["JWINS"])
+    assert (tmp_path / "tuning" / "jwins" / "earlier" / "lr=0.1" / "seed-1").is_dir()
+
+
 def test_a_further_seed_of_like_bytes_leaves_the_runs_there_are_as_they_are(tmp_path: Path) -> None:
     fixed = ("tune.values=[0.1]", "tune.sensitivity=false")
     text = FILE.replace('tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }\n', "")
@@ -331,7 +363,7 @@ def test_only_and_report_only(tmp_path: Path) -> None:
     found = compare(comparison, jobs=1, only=["full sharing", "JWINS"])
     assert [line.variant for line in found.table] == ["full sharing", "JWINS"]
     assert found.status == "partial"
-    assert "2 runs have not ended" in found.notes[0]
+    assert "2 runs have not ended, or not begun" in found.notes[0]
     before = logs(found.folder)
     assert summarize(comparison, partial=True).table == found.table
     assert logs(found.folder) == before

@@ -466,13 +466,14 @@ def _live_comparison(
 
 
 def _print_comparison(console: Console, compared: Compared) -> None:
-    from jwins.report import columns, common_reference, describe_target, is_percent, table_cells
+    from jwins.report import columns, common_reference, is_percent, table_cells, targets_of
 
     target = compared.target
     if target is not None:
         head = columns(target, common_reference(compared.table))
         _print_table(console, head, [table_cells(line, percent=is_percent(target)) for line in compared.table])
-        console.print(describe_target(target), soft_wrap=True)
+        for sentence in targets_of(compared.table, target):
+            console.print(sentence, soft_wrap=True, markup=False)
     for note in compared.notes:
         console.print(note, soft_wrap=True, markup=False)
     for other in compared.further:

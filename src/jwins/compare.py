@@ -44,7 +44,7 @@ from jwins.report import (
     size,
     spread_text,
 )
-from jwins.run import FolderState, check_folder, folder_state, raw_bytes_per_node
+from jwins.run import FolderState, check_folder, folder_state, locked, raw_bytes_per_node
 from jwins.settings import nearest, write_toml
 
 __all__ = [
@@ -104,7 +104,7 @@ def compare(
         ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
             has no metric of a name that the comparison asks for.
         DataError: data are missing.
-        ResumeError: a cell's folder holds another experiment.
+        ResumeError: a cell's folder holds another experiment, or another process runs this comparison.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: expected at least 1")
@@ -117,6 +117,17 @@ def compare(
 
     check_folder("compare.folder", comparison.folder)
     comparison.folder.mkdir(parents=True, exist_ok=True)
+    with locked(comparison.folder, "this comparison"):
+        return _compare(comparison, jobs, tell, only, speak)
+
+
+def _compare(
+    comparison: Comparison,
+    jobs: int | None,
+    tell: Callable[[CellProgress], None],
+    only: Collection[str],
+    speak: Callable[[str], None],
+) -> Compared:
     numbers: dict[tuple[Path, str], int] = {}
     done: set[str] = set()
     while True:
@@ -287,7 +298,8 @@ def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict
 
 def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], missing: int) -> Iterator[str]:
     if missing:
-        yield f"{missing} run{'s have' if missing != 1 else ' has'} not ended and are left out."
+        have = "runs have" if missing != 1 else "run has"
+        yield f"{missing} {have} not ended, or not begun; the tables are without."
     rule, on = comparison.rule, comparison.tuned_on
     if rule.key is not None and on is not None and on.name in found.chosen:
         value = setting_text(found.chosen[on.name][rule.key])

@@ -99,6 +99,8 @@ class CompareConfig(Settings):
     def all_targets(self) -> tuple[TargetConfig, ...]:
         """The targets, the first of which stands in the main table."""
         if not self.targets:
+            if self.lower_is_better and "target" not in self.model_fields_set:
+                return (TargetConfig(way=0.95),)  # 0.95 times a final loss is less than full sharing reaches
             return (self.target,)
         if "target" in self.model_fields_set:
             return (self.target, *(other for other in self.targets if other != self.target))
@@ -229,12 +231,14 @@ class Cell:
         seed: one of the comparison's, or of tuning.
         experiment: with seed, folder and all settings.
         settings: what was chosen or is tried, by TOML path.
+        tuning: whether the run is for choosing a setting, and not itself compared.
     """
 
     variant: Variant
     seed: int
     experiment: Experiment
     settings: Mapping[str, Any] = field(default_factory=dict)
+    tuning: bool = False
 
     @property
     def folder(self) -> Path:
@@ -481,7 +485,7 @@ class Comparison(Settings):
         run["folder"] = folder / f"seed-{seed}"
         name = f"{self.name}: {variant.name}".replace("/", "-")
         experiment = variant.experiment.changed(tables_of(settings)).changed({"name": name, "run": run})
-        return Cell(variant, seed, experiment, dict(settings))
+        return Cell(variant, seed, experiment, dict(settings), tuning)
 
     def expected(self, only: Collection[str] = ()) -> tuple[int, int]:
         """Runs and rounds of the whole comparison, as far as they are known beforehand.

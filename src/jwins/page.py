@@ -90,7 +90,9 @@ def headline(study: Study) -> str:
     metric = _words(study.target.metric)
     text = f"{line.variant} ends at {_value(line.final, study)} {metric}"
     if line.final_sd is not None:
-        text += f" (± {_value(line.final_sd, study, unit=False)} over {line.seeds} seeds)"
+        text += f" (± {_value(line.final_sd, study, unit=False)} over {line.counted} seeds)"
+    if 0 < line.counted < line.seeds:
+        text += f" in the {line.counted} of {line.seeds} seeds in which it did not diverge"
     if math.isnan(line.saving_raw):
         return f"{text}; nothing has been sent yet."
     text += f" and sends {_fewer(line.saving_raw)} than uncompressed full sharing (4 bytes per parameter)"
@@ -731,11 +733,12 @@ def _savings(study: Study) -> str:
     head.append("status")
     rows = []
     for line in table:
-        deviation = "" if line.final_sd is None else f"± {_value(line.final_sd, study, unit=False)}"
+        beside = [] if line.final_sd is None else [f"± {_value(line.final_sd, study, unit=False)}"]
+        beside += [f"{line.counted} of {line.seeds} seeds"] if 0 < line.counted < line.seeds else []
         row: list[_Cell | str] = [
             _Cell(line.variant, line.tuned),
             str(line.seeds),
-            _Cell(_value(line.final, study), deviation),
+            _Cell(_value(line.final, study), ", ".join(beside)),
         ]
         if compared:
             row.append(_difference_cell(line, study, named=mixed))
@@ -752,6 +755,8 @@ def _savings(study: Study) -> str:
         f"Final: {last}; mean ± standard deviation over seeds.",
         "Raw: full sharing at 4 bytes per parameter and recipient, in as many rounds.",
     ]
+    if any(line.counted < line.seeds for line in table):
+        says.append("Runs that diverged have no final value, and their bytes are not counted.")
     if compared:
         says.append("Difference: paired by seed, with a 95 % interval (Student’s t).")
     if study.has_target:

@@ -211,8 +211,8 @@ class _Planner:
         """Random sampling with the fraction that sends as many bytes per round as ``other``.
 
         The first guess is the ratio of the other's bytes to full sharing's; then it is corrected by what it
-        turns out to send, first with the comparison's first seed, then in the mean over all seeds. So a further
-        seed changes the fraction, and with it the runs there are, only if the means differ by too much.
+        turns out to send, first with the comparison's first seed, then in the mean over all seeds. A fraction
+        with which there is a run already is kept as long as its bytes fit.
         """
         sharing, full = variant.experiment.sharing, self._comparison.full_of(variant)
         assert isinstance(sharing, RandomKConfig)  # checked when the comparison was made
@@ -223,6 +223,7 @@ class _Planner:
             return None
         chosen = settings
         fraction = sharing.fraction if whole is None else wanted / whole
+        fraction = self._fraction_there(variant, settings) or fraction
         for seeds in (all_seeds[:1], all_seeds):
             wanted = self._bytes_per_round(other, self.settings(other), seeds)
             if wanted is None:
@@ -238,6 +239,16 @@ class _Planner:
                     break
                 fraction *= wanted / sent
         return chosen
+
+    def _fraction_there(self, variant: Variant, settings: dict[str, Any]) -> float | None:
+        """The fraction of the run that is there for the comparison's first seed, None if there is none."""
+        cell = self._comparison.cell(variant, self._comparison.compare.seeds[0], settings)
+        config = cell.folder / "config.toml"
+        if not config.is_file():
+            return None
+        stored = read_toml(config.read_text(encoding="utf-8"), str(config))
+        fraction = look_up(stored, "sharing.fraction")
+        return float(fraction) if isinstance(fraction, int | float) else None
 
     def _bytes_per_round(
         self, variant: Variant, settings: dict[str, Any] | None, seeds: Sequence[int], *, add: bool = True
@@ -330,7 +341,7 @@ def ended(cell: Cell) -> Record | None:
 
 def _earlier(cell: Cell) -> Path | None:
     """Where a run is kept that was compared before another value was chosen."""
-    if not cell.settings or "tuning" in cell.folder.parts[-3:]:
+    if not cell.settings or cell.tuning:
         return None
     return cell.folder.parent / "earlier" / settings_slug(cell.settings) / cell.folder.name
 
@@ -362,12 +373,13 @@ def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Se
         return Target(settings.metric, wanted.accuracy, settings.lower_is_better)
     if not full:
         return Target(settings.metric, math.nan, settings.lower_is_better, f"{name} has not been run")
-    final = statistics.fmean(record.final(settings.metric, settings.final_over) for record in full)
+    kept = [record for record in full if not record.diverged] or full
+    final = statistics.fmean(record.final(settings.metric, settings.final_over) for record in kept)
     if wanted.fraction is not None:
         value, meaning = final * wanted.fraction, f"{wanted.fraction:.0%} of the final value of {name}"
     else:
         assert wanted.way is not None
-        start = statistics.fmean(record.series(settings.metric)[0] for record in full)
+        start = statistics.fmean(record.series(settings.metric)[0] for record in kept)
         value = start + wanted.way * (final - start)
         meaning = f"{wanted.way:.0%} of the way of {name} from start to end"
     return Target(settings.metric, value, settings.lower_is_better, meaning.replace("%", " %"))

@@ -110,6 +110,11 @@ class Record:
             return f"unfinished @ {self.rounds}"
         return self.end.status if self.end.status == "finished" else f"{self.end.status} @ {self.end.round}"
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended early because a model was not finite any more."""
+        return self.end is not None and self.end.status == "diverged"
+
     def series(self, metric: str) -> list[float]:
         """Mean over nodes of ``metric`` at each evaluation; not a number where it was not finite.
 
@@ -127,9 +132,12 @@ class Record:
         return [row.traffic.total / self.start.num_nodes for row in self.evaluations]
 
     def final(self, metric: str, over: int = 1) -> float:
-        """Mean of ``metric`` over the last ``over`` evaluations; not a number if nothing was measured."""
+        """Mean of ``metric`` over the last ``over`` evaluations.
+
+        Not a number if nothing was measured, or if the run diverged: it has no final model.
+        """
         values = self.series(metric)[-over:]
-        return statistics.fmean(values) if values else math.nan
+        return statistics.fmean(values) if values and not self.diverged else math.nan
 
 
 def flat_rows(record: Record) -> list[dict[str, Any]]:
@@ -174,6 +182,15 @@ class Group:
     records: tuple[Record, ...]
     raw_bytes: tuple[float, ...]
 
+    @property
+    def counted(self) -> Group:
+        """The runs that did not diverge, of which final values and bytes are means; all if all diverged."""
+        kept = [index for index, record in enumerate(self.records) if not record.diverged]
+        if len(kept) in (0, len(self.records)):
+            return self
+        records, raw = zip(*((self.records[index], self.raw_bytes[index]) for index in kept), strict=True)
+        return Group(self.name, self.algorithm, records, raw)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -206,7 +223,8 @@ class Line:
     Attributes:
         variant: its name.
         seeds: how many runs.
-        final: final metric, mean over seeds.
+        counted: how many of them did not diverge; final values, bytes and savings are means over these.
+        final: final metric, mean over seeds; not a number if all diverged.
         final_sd: standard deviation over seeds (of a sample), None for one seed.
         bytes_per_node: sent in the whole run.
         saving_raw: 1 - bytes / bytes of full sharing of raw float32.
@@ -225,10 +243,13 @@ class Line:
         overhead: real seconds of everything but training and evaluation, per second of training.
         group: which variants it is compared with, if the comparison has groups.
         tuned: what was chosen for it, such as ``gamma = 0.4``.
+        target: value of the metric that bytes, rounds and seconds are counted to.
+        meaning: of that value, in words.
     """
 
     variant: str
     seeds: int
+    counted: int
     final: float
     final_sd: float | None
     bytes_per_node: float
@@ -246,6 +267,8 @@ class Line:
     overhead: float | None = field(default=None, compare=False)  # real time differs from run to run
     group: str | None = None
     tuned: str = ""
+    target: float = math.nan
+    meaning: str = ""
 
 
 def lines(
@@ -292,18 +315,20 @@ def line_of(
         label: the variant's group in the comparison.
         tuned: what was chosen for it.
     """
-    finals = [record.final(target.metric, final_over) for record in group.records]
-    sent = [record.bytes_per_node()[-1] for record in group.records]
+    counted = group.counted
+    finals = [record.final(target.metric, final_over) for record in counted.records]
+    sent = [record.bytes_per_node()[-1] for record in counted.records]
     hits = [(record, row) for record in group.records if (row := target.first(record)) is not None]
     apart = None if reference is None else difference(group, reference, target.metric, final_over)
     return Line(
         variant=group.name,
         seeds=len(group.records),
+        counted=sum(not record.diverged for record in group.records),
         final=statistics.fmean(finals),
         final_sd=_deviation(finals),
         bytes_per_node=statistics.fmean(sent),
-        saving_raw=_saving(sum(sent), sum(group.raw_bytes)),
-        saving_codec=None if full is None else _saving(sum(sent), _same_rounds(full, group)),
+        saving_raw=_saving(sum(sent), sum(counted.raw_bytes)),
+        saving_codec=None if full is None else _saving(sum(sent), _same_rounds(full, counted)),
         reached=len(hits),
         bytes_to_target=_mean([row.traffic.total / record.start.num_nodes for record, row in hits]),
         rounds_to_target=_mean([float(row.round) for _, row in hits]),
@@ -316,6 +341,8 @@ def line_of(
         overhead=_overhead(group),
         group=label,
         tuned=tuned,
+        target=target.value,
+        meaning=target.meaning,
     )
 
 
@@ -323,12 +350,13 @@ def difference(group: Group, reference: Group, metric: str, final_over: int = 1)
     """Final ``metric`` of a variant minus that of another, paired by seed, with a 95 % interval.
 
     Returns:
-        None for the same variant, or if no seed ran for both.
+        None for the same variant, or if no seed ran for both. Seeds in which either diverged are left out.
     """
     if group.name == reference.name:
         return None
-    others = {record.start.seed: record for record in reference.records}
-    pairs = [(record, others[record.start.seed]) for record in group.records if record.start.seed in others]
+    others = {record.start.seed: record for record in reference.records if not record.diverged}
+    own = [record for record in group.records if not record.diverged]
+    pairs = [(record, others[record.start.seed]) for record in own if record.start.seed in others]
     if not pairs:
         return None
     return paired(
@@ -524,13 +552,14 @@ def metrics_table(
     rows, data = [], []
     for metric in metrics:
         for group, reference in groups:
-            finals = [record.final(metric, final_over) for record in group.records]
+            finals = [record.final(metric, final_over) for record in group.counted.records]
             sd = _deviation(finals)
             apart = None if reference is None else difference(group, reference, metric, final_over)
             row = {
                 "metric": metric,
                 "variant": group.name,
-                "seeds": len(finals),
+                "seeds": len(group.records),
+                "counted": sum(not record.diverged for record in group.records),
                 "final": statistics.fmean(finals),
                 "final_sd": sd,
                 "reference": None if reference is None else reference.name,
@@ -543,7 +572,8 @@ def metrics_table(
                 [
                     metric,
                     group.name,
-                    spread_text(statistics.fmean(finals), sd, percent=percent),
+                    spread_text(statistics.fmean(finals), sd, percent=percent)
+                    + of_seeds(len(group.counted.records), len(group.records)),
                     _NEVER if apart is None else difference_text(apart.mean, apart.half_width, percent=percent),
                 ]
             )
@@ -562,6 +592,25 @@ def spread_text(mean: float, sd: float | None, *, percent: bool) -> str:
     return f"{mean * scale:.{digits}f}" + ("" if sd is None else f" ± {sd * scale:.{digits}f}") + unit
 
 
+def fixed(value: float, digits: int, *, sign: bool = False) -> str:
+    """A number with so many decimals; what rounds to zero has no sign.
+
+    >>> fixed(-0.04, 1), fixed(0.26, 1, sign=True)
+    ('0.0', '+0.3')
+    """
+    value = round(value, digits)
+    return f"{0.0:.{digits}f}" if value == 0.0 else f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def of_seeds(some: int, seeds: int) -> str:
+    """How many of the seeds a mean is over, unless all or none.
+
+    >>> of_seeds(2, 3), of_seeds(3, 3)
+    (' (2/3)', '')
+    """
+    return f" ({some}/{seeds})" if 0 < some < seeds else ""
+
+
 def difference_text(mean: float, half: float | None, *, percent: bool) -> str:
     """A difference and its interval; of percentages, in points.
 
@@ -571,10 +620,10 @@ def difference_text(mean: float, half: float | None, *, percent: bool) -> str:
     scale, digits = (100.0, 1) if percent else (1.0, 4)
     if math.isnan(mean):
         return _NEVER
-    text = f"{mean * scale:+.{digits}f}"
-    if half is None:
-        return text
-    return f"{text} [{(mean - half) * scale:+.{digits}f}, {(mean + half) * scale:+.{digits}f}]"
+    text, low, high = (
+        fixed(value * scale, digits, sign=True) for value in (mean, mean - (half or 0.0), mean + (half or 0.0))
+    )
+    return text if half is None else f"{text} [{low}, {high}]"
 
 
 def columns(target: Target, reference: str | None = None) -> list[str]:
@@ -606,16 +655,16 @@ def table_cells(line: Line, *, percent: bool) -> list[str]:
         line: what to show.
         percent: whether the metric is a fraction shown in percent.
     """
-    some = f" ({line.reached}/{line.seeds})" if 0 < line.reached < line.seeds else ""
+    some = of_seeds(line.reached, line.seeds)
     return [
         line.variant + (f" ({line.tuned})" if line.tuned else ""),
-        spread_text(line.final, line.final_sd, percent=percent),
+        spread_text(line.final, line.final_sd, percent=percent) + of_seeds(line.counted, line.seeds),
         size(line.bytes_per_node),
         share(line.saving_raw),
         _NEVER if line.saving_codec is None else share(line.saving_codec),
         _NEVER if line.bytes_to_target is None else size(line.bytes_to_target) + some,
-        _NEVER if line.rounds_to_target is None else f"{line.rounds_to_target:.0f}",
-        _NEVER if line.seconds_to_target is None else f"{line.seconds_to_target:.1f}",
+        _NEVER if line.rounds_to_target is None else f"{line.rounds_to_target:.0f}{some}",
+        _NEVER if line.seconds_to_target is None else f"{line.seconds_to_target:.1f}{some}",
         _NEVER
         if line.difference is None
         else difference_text(line.difference, line.difference_half, percent=percent),
@@ -644,7 +693,7 @@ def share(fraction: float) -> str:
     >>> share(0.6413)
     '64.1 %'
     """
-    return _NEVER if math.isnan(fraction) else f"{fraction * 100:.1f} %"
+    return _NEVER if math.isnan(fraction) else f"{fixed(fraction * 100, 1)} %"
 
 
 def is_percent(target: Target) -> bool:
@@ -653,10 +702,21 @@ def is_percent(target: Target) -> bool:
 
 
 def markdown(table: Sequence[Line], target: Target) -> str:
-    """The table in Markdown, with a sentence on the target."""
+    """The table in Markdown, with a sentence on the target, or on each group's."""
     rows = [table_cells(line, percent=is_percent(target)) for line in table]
     text = _markdown_rows(columns(target, common_reference(table)), rows)
-    return "\n".join([*text, "", describe_target(target), ""])
+    return "\n".join([*text, "", *targets_of(table, target), ""])
+
+
+def targets_of(table: Sequence[Line], target: Target) -> list[str]:
+    """The target in a sentence; one for each if variants have different ones."""
+    said: dict[str, list[str]] = {}
+    for line in table:
+        own = describe_target(Target(target.metric, line.target, target.lower_is_better, line.meaning))
+        said.setdefault(own, []).append(line.variant)
+    if len(said) < 2:
+        return [describe_target(target)]
+    return [f"{own[:-1]}: for {', '.join(names)}." for own, names in said.items()]
 
 
 def common_reference(table: Sequence[Line]) -> str | None:
@@ -768,7 +828,7 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         drawing = Figure(figsize=(12.0, 4.6), dpi=150)
         FigureCanvasAgg(drawing)
         panels = drawing.subplots(1, 3, sharey=True)
-        percent = target is not None and is_percent(target)
+        percent = is_percent(Target(metric, math.nan))
         styles = _styles(groups)
         ends: list[float] = []
         for panel, axis in zip(panels, axes_of, strict=True):

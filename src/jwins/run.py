@@ -65,6 +65,7 @@ __all__ = [
     "check_folder",
     "evaluation_rounds",
     "folder_state",
+    "locked",
     "own_test_samples",
     "partition_counts",
     "raw_bytes_per_node",
@@ -603,8 +604,16 @@ def _check_task_unchanged(folder: Path, start: StartRow) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends."""
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep a second process out of the folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: where the lock is.
+        what: is run in there, for the message.
+
+    Raises:
+        ResumeError: another process holds the lock.
+    """
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -614,7 +623,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ResumeError(f"{folder}: another process is running this experiment here") from None
+            raise ResumeError(f"{folder}: another process is running {what} here") from None
         yield
 
 
@@ -780,7 +789,7 @@ def _simulate(
 ) -> Result:
     parts = build(experiment, folder=folder, on_progress=tell)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder, "this experiment"):
         if folder_state(experiment, folder)[0] is not state:
             raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
         if state is FolderState.ABSENT:

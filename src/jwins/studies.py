@@ -10,7 +10,7 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
         raise DataError(f"{folder}: nothing has been measured yet")
     notes = list(summary.get("notes", []))
     if left_out:
-        notes.append(f"Left out, as they are no part of the comparison: {', '.join(left_out)}.")
+        notes.append(f"Left out, as the comparison's tables were made without them: {', '.join(left_out)}.")
     if not_begun:
         notes.append(f"{not_begun} run{'s have' if not_begun > 1 else ' has'} measured nothing yet.")
     variants = _variants(found)
@@ -260,6 +260,8 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
+    if not path.is_file() and folder.name == "runs":  # as in a record, where tables lie beside the runs
+        path = folder.parent / "summary.json"
     if not path.is_file():
         return {}
     try:
@@ -308,8 +310,15 @@ def _compared_study(
             if row.get("target") is not None
         )
     )
+    over = int(summary["final_over"])
+    tuned = {n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")}
     if metric is not None and metric != target.metric:
-        return _study(name, own, metric, notes=notes)
+        other = _study(name, own, metric, notes=notes, full=full, over=over)
+        return replace(other, references=references, tuned=tuned)
+    if not targets and here:  # each group has its own
+        row = next((rows[n] for n in here if rows.get(n, {}).get("target") is not None), None)
+        if row is not None:
+            target = Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
     recorded = {
         title: [row for row in summary.get(key, []) if row.get("variant") in here]
         for key, title in (("tuning", "Tuning: what was tried"), ("sensitivity", "Sensitivity"))
@@ -319,13 +328,13 @@ def _compared_study(
         tuple(own),
         targets[0] if targets else target,
         full if full in here else None,
-        int(summary["final_over"]),
+        over,
         tuple(notes),
         targets=tuple(targets),
         references=references,
         baselines={row["variant"]: row["baseline"] for row in asked if row.get("baseline") in here},
         also=tuple(dict.fromkeys(row["metric"] for row in summary.get("metrics", []))),
-        tuned={n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")},
+        tuned=tuned,
         recorded={title: table for title, table in recorded.items() if table},
     )
 
@@ -386,23 +395,33 @@ def _distinction(tables: Sequence[Mapping[str, Any]], run: _Found) -> str:
     return ", ".join(said) or run.record.folder.name
 
 
-def _study(name: str, variants: Sequence[Variant], metric: str | None, *, notes: Sequence[str]) -> Study:
-    """A study for which no comparison says what is compared to what."""
+def _study(
+    name: str,
+    variants: Sequence[Variant],
+    metric: str | None,
+    *,
+    notes: Sequence[str],
+    full: str | None = None,
+    over: int = 1,
+) -> Study:
+    """A study for which no comparison says what is to be reached, and perhaps not what is compared to what."""
     available = variants[0].group.records[0].evaluations[0].metrics
     if metric is not None and metric not in available:
         raise UsageError(f"--metric {metric}: these runs have {', '.join(available)}")
     usual = [name for name in ("squared_error", "accuracy") if name in available]
     chosen = metric or next(iter([*usual, *available]))
     lower = bool(re.search(r"loss|error|rmse|mse|mae|perplexity", chosen))
-    full = next((v.group for v in variants if v.group.algorithm == "full"), None)
+    groups = [v.group for v in variants if v.group.algorithm == "full"]
+    whole = next((group for group in groups if group.name == full), groups[0] if groups else None)
     target = Target(chosen, math.nan, lower)
-    if full is not None and len(variants) > 1 and all(len(r.evaluations) > 1 for r in full.records):
-        begin = statistics.fmean(record.series(chosen)[0] for record in full.records)
-        end = statistics.fmean(record.final(chosen) for record in full.records)
+    if whole is not None and len(variants) > 1 and all(len(r.evaluations) > 1 for r in whole.records):
+        kept = whole.counted.records
+        begin = statistics.fmean(record.series(chosen)[0] for record in kept)
+        end = statistics.fmean(record.final(chosen, over) for record in kept)
         if math.isfinite(begin + end) and (end < begin if lower else end > begin):
-            meaning = f"95 % of the way of {full.name} from start to end"
+            meaning = f"95 % of the way of {whole.name} from start to end"
             target = Target(chosen, begin + 0.95 * (end - begin), lower, meaning)
-    return Study(name, tuple(variants), target, None if full is None else full.name, 1, tuple(notes))
+    return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(notes))
 
 
 def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:
