@@ -223,8 +223,13 @@ class _Planner:
             return None
         chosen = settings
         fraction = sharing.fraction if whole is None else wanted / whole
-        fraction = self._fraction_there(variant, settings) or fraction
-        for seeds in (all_seeds[:1], all_seeds):
+        there = self._fraction_there(variant, settings)
+        steps: tuple[Sequence[int], ...] = (all_seeds[:1], all_seeds)
+        if there is not None:
+            fraction = there
+            if self._bytes_per_round(variant, {**settings, "sharing.fraction": there}, all_seeds, add=False):
+                steps = (all_seeds,)
+        for seeds in steps:
             wanted = self._bytes_per_round(other, self.settings(other), seeds)
             if wanted is None:
                 return None
