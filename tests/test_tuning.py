@@ -423,6 +423,24 @@ def test_memory_bounds_the_runs_side_by_side() -> None:
     assert free is None or free > 0
 
 
+def test_runs_share_a_gpu_only_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from jwins import compare as comparing
+
+    todo = [
+        jobs.Job(number, cell.name, cell.experiment)
+        for number, cell in enumerate(load_comparison("digits-compare").cells()[:2])
+    ]
+    said: list[str] = []
+    monkeypatch.setattr(comparing, "cores", lambda: 2)
+    assert comparing._workers(todo, None, said.append) == 2
+    monkeypatch.setattr(comparing, "resolve_device", lambda _: torch.device("cuda", 0))
+    assert comparing._workers(todo, None, said.append) == 1
+    assert "share a GPU" in said[-1]
+    assert comparing._workers(todo, 2, said.append) == 2
+
+
 def test_memory_grows_with_nodes_and_replicas() -> None:
     experiments: list[Any] = [cell.experiment for cell in load_comparison("digits-compare").cells()[:4]]
     full, _, choco, _ = (jobs.memory_needed([experiment]) for experiment in experiments)

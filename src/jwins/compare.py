@@ -46,6 +46,7 @@ from jwins.report import (
 )
 from jwins.run import FolderState, check_folder, folder_state, locked, raw_bytes_per_node
 from jwins.settings import nearest, write_toml
+from jwins.train import resolve_device
 
 __all__ = [
     "CellProgress",
@@ -175,6 +176,9 @@ def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]
     """How many runs side by side. A number that was asked for is kept; too large a one is remarked on."""
     workers = min(wanted or cores(), len(todo))
     if workers == 1:
+        return 1
+    if wanted is None and any(resolve_device(job.experiment.run.device).type == "cuda" for job in todo):
+        say("one run at a time, as they share a GPU; --jobs runs more side by side")
         return 1
     fit, remark = that_fit(workers, memory_needed([job.experiment for job in todo]), memory_free())
     if not remark:

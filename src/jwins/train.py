@@ -37,7 +37,16 @@ from jwins.params import BufferPolicy, Layout
 from jwins.rng import EVERY_NODE, EVERY_ROUND, stream, torch_generator
 from jwins.tasks.base import Batch, Task
 
-__all__ = ["OPTIMIZERS", "Batching", "Device", "Optimizer", "Trainer", "TrainingError", "batch_indices"]
+__all__ = [
+    "OPTIMIZERS",
+    "Batching",
+    "Device",
+    "Optimizer",
+    "Trainer",
+    "TrainingError",
+    "batch_indices",
+    "resolve_device",
+]
 
 Batching = Literal["loop", "stacked", "auto"]
 Device = Literal["cpu", "cuda", "auto"]
@@ -437,7 +446,7 @@ class Trainer:
             raise ConfigError("train.batching", batching, "expected loop, stacked or auto")
         torch.set_num_threads(1)
         self.task = task
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         self.num_nodes = len(parts)
         self.local_steps = local_steps
         self._seed, self._batch_size = seed, batch_size
@@ -1212,7 +1221,12 @@ class _Chunk:
                 own.copy_(found.detach())
 
 
-def _resolve_device(device: Device) -> torch.device:
+def resolve_device(device: Device) -> torch.device:
+    """Where training happens.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError("run.device", device, "expected cpu, cuda or auto")
     if device == "cuda" and not torch.cuda.is_available():
