@@ -435,6 +435,14 @@ def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.C
     assert table_cells(lost, percent=True)[1] == "—"
 
 
+def test_the_model_before_training_is_in_no_final_value(done: comparing.Compared) -> None:
+    made = record([0.1, 0.6, 0.8], source=done.groups[0].records[0])
+    assert made.final("accuracy", 5) == pytest.approx(0.7)
+    assert replace(made, evaluations=made.evaluations[1:]).final("accuracy", 5) == pytest.approx(0.7)
+    assert replace(made, evaluations=made.evaluations[:1]).final("accuracy", 5) == 0.1
+    assert math.isnan(replace(made, evaluations=()).final("accuracy", 5))
+
+
 def test_each_group_says_its_own_target(done: comparing.Compared) -> None:
     runs = (record([0.1, 0.9], source=done.groups[0].records[0]),)
     group = Group("x", "jwins", runs, (1.0,))

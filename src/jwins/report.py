@@ -132,11 +132,14 @@ class Record:
         return [row.traffic.total / self.start.num_nodes for row in self.evaluations]
 
     def final(self, metric: str, over: int = 1) -> float:
-        """Mean of ``metric`` over the last ``over`` evaluations.
+        """Mean of ``metric`` over the last ``over`` evaluations; the one before training counts only if alone.
 
         Not a number if nothing was measured, or if the run diverged: it has no final model.
         """
-        values = self.series(metric)[-over:]
+        values = self.series(metric)
+        if len(values) > 1 and self.evaluations[0].round == 0:
+            del values[0]
+        values = values[-over:]
         return statistics.fmean(values) if values and not self.diverged else math.nan
 
 
