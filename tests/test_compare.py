@@ -433,6 +433,10 @@ def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.C
     (lost,) = lines([Group("x", "jwins", (bad,), (400.0,))], Target("accuracy", 0.8), full=None)
     assert (lost.counted, lost.bytes_per_node) == (0, 100.0)
     assert table_cells(lost, percent=True)[1] == "—"
+    assert (whole.diverged, group.diverged) == ("", "1 of 3 diverged")
+    drawing = figure([whole, group], None, metric="accuracy")
+    (curve,) = (line for line in drawing.axes[0].get_lines() if line.get_label() == "x (1 of 3 diverged)")
+    assert list(curve.get_ydata()) == pytest.approx([10.0, 60.0, 80.0])
 
 
 def test_the_model_before_training_is_in_no_final_value(done: comparing.Compared) -> None:

@@ -270,7 +270,7 @@ class _Curve:
 
     @property
     def diverged(self) -> bool:
-        return any(r.end is not None and r.end.status == "diverged" for r in self.group.records)
+        return self.group.diverged == "diverged"
 
 
 def _curves(
@@ -283,15 +283,16 @@ def _curves(
 ) -> list[_Curve]:
     found = []
     for group, style in zip(groups, styles, strict=True):
-        # A seed that stopped earlier would bend the mean; so the mean goes as far as every seed does.
-        shared = min((len(record.evaluations) for record in group.records), default=0)
+        # A run that stopped earlier would bend the mean; so the mean goes as far as every run that counts.
+        records = group.counted.records
+        shared = min((len(record.evaluations) for record in records), default=0)
         if shared <= skip:
             continue
-        across = np.mean([x(record)[skip:shared] for record in group.records], axis=0)
-        values = np.array([y(record)[skip:shared] for record in group.records], dtype=float)
+        across = np.mean([x(record)[skip:shared] for record in records], axis=0)
+        values = np.array([y(record)[skip:shared] for record in records], dtype=float)
         with np.errstate(invalid="ignore"):
             mean, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-        rounds = [row.round for row in group.records[0].evaluations[skip:shared]]
+        rounds = [row.round for row in records[0].evaluations[skip:shared]]
         found.append(_Curve(group, style, across, mean, low, high, rounds))
     return found
 
@@ -378,7 +379,7 @@ def _draw_curve(axes: Axes, curve: _Curve, scale: float, *, in_bytes: bool, many
         axes.fill_between(
             curve.x, curve.low * scale, curve.high * scale, color=style.colour, alpha=0.17, linewidth=0
         )
-    name = curve.group.name + (" (diverged)" if curve.diverged else "")
+    name = curve.group.name + (f" ({curve.group.diverged})" if curve.group.diverged else "")
     axes.plot(
         curve.x,
         curve.mean * scale,
@@ -505,7 +506,7 @@ def bytes_by_part(group: Group) -> dict[str, float]:
     for part in PARTS:
         sent = [
             getattr(record.evaluations[-1].traffic, part) / record.start.num_nodes
-            for record in group.records
+            for record in group.counted.records
             if record.evaluations
         ]
         parts[part] = float(np.mean(sent)) if sent else 0.0
@@ -571,7 +572,7 @@ def final_per_node(group: Group, metric: str) -> npt.NDArray[np.float64]:
     """The metric of each node at the last evaluation, over all seeds, without what was not finite."""
     found = [
         value
-        for record in group.records
+        for record in group.counted.records
         if record.evaluations
         for value in record.evaluations[-1].per_node.get(metric, [])
         if value is not None and math.isfinite(value)

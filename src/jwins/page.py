@@ -616,8 +616,8 @@ def _figure_title(chart: Chart, level: int) -> str:
 def _legend(study: Study, styles: Sequence[Style]) -> str:
     items = []
     for group, style in zip(study.groups, styles, strict=True):
-        diverged = any(record.end is not None and record.end.status == "diverged" for record in group.records)
-        name = group.name + (" (diverged, ✕)" if diverged else "")
+        mark = ", ✕" if group.diverged == "diverged" else ""
+        name = group.name + (f" ({group.diverged}{mark})" if group.diverged else "")
         items.append(f"<li>{_swatch(style)}{_e(name)}</li>")
     return f'<ul class="legend" aria-label="Legend">{"".join(items)}</ul>'
 

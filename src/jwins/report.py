@@ -194,6 +194,18 @@ class Group:
         records, raw = zip(*((self.records[index], self.raw_bytes[index]) for index in kept), strict=True)
         return Group(self.name, self.algorithm, records, raw)
 
+    @property
+    def diverged(self) -> str:
+        """``diverged`` if all runs did, ``1 of 5 diverged`` if some did, nothing if none did."""
+        lost = sum(record.diverged for record in self.records)
+        return (
+            ""
+            if not lost
+            else "diverged"
+            if lost == len(self.records)
+            else f"{lost} of {len(self.records)} diverged"
+        )
+
 
 @dataclass(frozen=True)
 class Target:
@@ -935,21 +947,21 @@ def _draw(
     panel: Axes, group: Group, metric: str, axis: _Axis, style: dict[str, Any], scale: float
 ) -> list[float]:
     """One variant in one panel; returns where its line ends."""
-    # A seed that stopped earlier would bend the mean; so the mean goes as far as every seed does.
-    shared = min((len(record.evaluations) for record in group.records), default=0)
+    # A seed that stopped earlier would bend the mean; so the mean goes as far as every seed does that counts.
+    records, diverged = group.counted.records, group.diverged
+    shared = min((len(record.evaluations) for record in records), default=0)
     skip = 1 if axis.log else 0  # nothing was sent before the first round
     if shared <= skip:
         return []
-    x = np.mean([axis.values(record)[skip:shared] for record in group.records], axis=0)
-    y = np.array([record.series(metric)[skip:shared] for record in group.records]) * scale
+    x = np.mean([axis.values(record)[skip:shared] for record in records], axis=0)
+    y = np.array([record.series(metric)[skip:shared] for record in records]) * scale
     if len(y) > 1:
         panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.16, linewidth=0)
     mean = y.mean(axis=0)
-    diverged = any(record.end is not None and record.end.status == "diverged" for record in group.records)
     panel.plot(
         x,
         mean,
-        label=f"{group.name} (diverged)" if diverged else group.name,
+        label=f"{group.name} ({diverged})" if diverged else group.name,
         markevery=[len(x) - 1],
         markersize=6.5,
         markeredgecolor="white",
@@ -958,7 +970,7 @@ def _draw(
         zorder=3,
         **style,
     )
-    if diverged:
+    if diverged == "diverged":
         panel.plot(x[-1:], mean[-1:], marker="x", color=style["color"], markersize=11, mew=2.5, zorder=4)
     return [float(mean[-1])]
 
