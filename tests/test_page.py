@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jwins
-from jwins.charts import THEME, save
+from jwins.charts import THEME, save, styles_of
 from jwins.cli import app
 from jwins.compare import compare
 from jwins.comparison import load_comparison
@@ -350,6 +350,16 @@ def test_colours_stand_out_from_the_page(theme: int) -> None:
     for name in ("full-0", "top-k-0", "choco-0", "jwins-0", "part-values"):
         assert contrast(colours[name]) >= 3, name
     assert contrast(colours["random-k-0"]) >= 2  # the palette's orange; its marker and table say it, too
+
+
+def test_the_variants_of_an_ablation_have_different_colours() -> None:
+    few = styles_of(["full", "jwins", "jwins", "jwins", "choco"])
+    assert len({style.colour for style in few[1:4]} & {style.colour for style in (few[0], few[4])}) == 0
+    many = styles_of(["full", *["jwins"] * 6, "choco"])
+    looks = [(style.colour, str(style.dash)) for style in many]
+    assert len(set(looks)) == 8
+    assert len({THEME[style.colour][0].rpartition("-")[0] for style in many}) == 6  # CHOCO-SGD keeps its own
+    assert many[-1].colour == styles_of(["choco"])[0].colour
 
 
 # --- All kinds of runs ------------------------------------------------------------------------------------

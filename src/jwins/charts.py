@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report import COLOURS, Group, Record, Target, is_percent, mark_level, save_figure, size
+from jwins.report import COLOURS, Group, Record, Target, colours_of, is_percent, mark_level, save_figure, size
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,15 +212,15 @@ class Partition:
 
 
 def styles_of(algorithms: Sequence[str]) -> list[Style]:
-    """One style per variant: colour for the algorithm; shade, dashes and marker tell its variants apart."""
+    """One style per variant: colours as in ``colours_of``; shade, dashes and marker tell those of one apart."""
     seen: dict[str, int] = {}
     styles = []
-    for algorithm in algorithms:
+    for algorithm, (colour, number_) in zip(algorithms, colours_of(algorithms), strict=True):
         key = algorithm if algorithm in COLOURS else "own"
         index = seen.get(key, 0)
         seen[key] = index + 1
         marker = _MARKERS[key] if index == 0 else _MORE_MARKERS[(index - 1) % len(_MORE_MARKERS)]
-        styles.append(Style(_SHADES[key][index % 3], _DASHES[index % len(_DASHES)], marker))
+        styles.append(Style(_SHADES[colour][number_ % 3], _DASHES[number_ % len(_DASHES)], marker))
     return styles
 
 

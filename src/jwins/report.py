@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS",
+    "colours_of",
     "Group",
     "Line",
     "Reach",
@@ -919,21 +920,40 @@ _STYLE: Any = {
 }
 
 
-def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Colour and marker by algorithm; its variants differ in dashes, and from the fifth on in shade, too."""
+def colours_of(algorithms: Sequence[str]) -> list[tuple[str, int]]:
+    """Whose colour each variant has, and how many before it have the same.
+
+    A variant has its algorithm's colour. Where an algorithm has more than three variants, as in an ablation,
+    all but the first also take those of algorithms that are not there.
+
+    Args:
+        algorithms: of the variants, in order; one that is not in ``COLOURS`` counts as ``own``.
+    """
+    keys = [algorithm if algorithm in COLOURS else "own" for algorithm in algorithms]
+    spare = [key for key in ("choco", "top_k", "own", "random_k") if key not in keys]
     seen: dict[str, int] = {}
-    styles = []
-    for group in groups:
-        number = seen.get(group.algorithm, 0)
-        seen[group.algorithm] = number + 1
-        styles.append(
-            {
-                "color": _shade(COLOURS.get(group.algorithm, _OWN_COLOUR), number // len(_STYLES)),
-                "marker": _MARKERS.get(group.algorithm, "P"),
-                "linestyle": _STYLES[number % len(_STYLES)],
-            }
-        )
-    return styles
+    used: dict[str, int] = {}
+    found = []
+    for key in keys:
+        index = seen.get(key, 0)
+        seen[key] = index + 1
+        palette = [key, *spare] if keys.count(key) > 3 else [key]
+        colour = palette[index % len(palette)]
+        found.append((colour, used.get(colour, 0)))
+        used[colour] = used.get(colour, 0) + 1
+    return found
+
+
+def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Colours as in ``colours_of``; those of one differ in dashes, from the fifth on in shade, too."""
+    return [
+        {
+            "color": _shade(COLOURS.get(key, _OWN_COLOUR), number // len(_STYLES)),
+            "marker": _MARKERS.get(group.algorithm, "P"),
+            "linestyle": _STYLES[number % len(_STYLES)],
+        }
+        for group, (key, number) in zip(groups, colours_of([g.algorithm for g in groups]), strict=True)
+    ]
 
 
 def _shade(colour: str, number: int) -> str:
