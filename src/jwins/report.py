@@ -198,14 +198,10 @@ class Group:
     @property
     def diverged(self) -> str:
         """``diverged`` if all runs did, ``1 of 5 diverged`` if some did, nothing if none did."""
-        lost = sum(record.diverged for record in self.records)
-        return (
-            ""
-            if not lost
-            else "diverged"
-            if lost == len(self.records)
-            else f"{lost} of {len(self.records)} diverged"
-        )
+        lost, runs = sum(record.diverged for record in self.records), len(self.records)
+        if lost in (0, runs):
+            return "diverged" if lost else ""
+        return f"{lost} of {runs} diverged"
 
 
 @dataclass(frozen=True)
@@ -568,7 +564,8 @@ def metrics_table(
     rows, data = [], []
     for metric in metrics:
         for group, reference in groups:
-            finals = [record.final(metric, final_over) for record in group.counted.records]
+            counted = group.counted.records
+            finals = [record.final(metric, final_over) for record in counted]
             sd = _deviation(finals)
             apart = None if reference is None else difference(group, reference, metric, final_over)
             row = {
@@ -589,7 +586,7 @@ def metrics_table(
                     metric,
                     group.name,
                     spread_text(statistics.fmean(finals), sd, percent=percent)
-                    + of_seeds(len(group.counted.records), len(group.records)),
+                    + of_seeds(len(counted), len(group.records)),
                     _NEVER if apart is None else difference_text(apart.mean, apart.half_width, percent=percent),
                 ]
             )
@@ -931,17 +928,11 @@ def colours_of(algorithms: Sequence[str]) -> list[tuple[str, int]]:
     """
     keys = [algorithm if algorithm in COLOURS else "own" for algorithm in algorithms]
     spare = [key for key in ("choco", "top_k", "own", "random_k") if key not in keys]
-    seen: dict[str, int] = {}
-    used: dict[str, int] = {}
-    found = []
-    for key in keys:
-        index = seen.get(key, 0)
-        seen[key] = index + 1
+    colours: list[str] = []
+    for number, key in enumerate(keys):
         palette = [key, *spare] if keys.count(key) > 3 else [key]
-        colour = palette[index % len(palette)]
-        found.append((colour, used.get(colour, 0)))
-        used[colour] = used.get(colour, 0) + 1
-    return found
+        colours.append(palette[keys[:number].count(key) % len(palette)])
+    return [(colour, colours[:number].count(colour)) for number, colour in enumerate(colours)]
 
 
 def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
