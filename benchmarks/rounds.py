@@ -29,6 +29,7 @@ from benchmarks.training import (
 )
 from jwins.engines.simulator import Progress, Simulator
 from jwins.metrics import StartRow
+from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.sharing import FixedCutoff, Sharing, full, jwins
 from jwins.topology import Regular
@@ -167,7 +168,10 @@ def peak_memory_mb() -> float:
 
 
 def step_rows(sizes: tuple[int, ...] = (89_834, 1_690_046), repetitions: int = 30) -> list[StepRow]:
-    """Share, encode, decode and merge (four neighbours) at a fraction of 0.3, on one thread."""
+    """Share, encode, decode and merge (four neighbours) at a fraction of 0.3, and two choices, on one thread.
+
+    Most of the rows of an embedding get no gradient in a round, so most of its scores are zero.
+    """
     torch.set_num_threads(1)
     rows = []
     for params in sizes:
@@ -180,11 +184,16 @@ def step_rows(sizes: tuple[int, ...] = (89_834, 1_690_046), repetitions: int = 3
         update, after = algorithm.share(before, y, ctx)
         packed = pack(Frame(0, 0, update), wire, DIGEST)
         received = [Received(j, 0, 0.2, update) for j in range(1, 5)]
+        scores = y - x
+        few = torch.where(torch.rand(params, generator=generator) < 0.6, 0.0, scores)
+        k = count_of(0.3, params)
         steps: dict[str, Callable[[], object]] = {
             "share": lambda a=algorithm, b=before, y=y, c=ctx: a.share(b, y, c),
             "encode": lambda u=update, w=wire: pack(Frame(0, 0, u), w, DIGEST),
             "decode": lambda p=packed, w=wire, d=update.dim: unpack(p.data, w, DIGEST, dim=d),
             "merge": lambda a=algorithm, s=after, y=y, r=received, c=ctx: a.merge(s, y, r, c),
+            "choose": lambda s=scores, k=k: largest_k(s, k),
+            "choose, 60 % zeros": lambda s=few, k=k: largest_k(s, k),
         }
         for name, step in steps.items():
             step()

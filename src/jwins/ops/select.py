@@ -58,7 +58,9 @@ def largest_k(score: Tensor, k: int) -> Tensor:
             raise UsageError("a score is not finite")
         if k == 0 or k == n:
             return torch.arange(k)
-        smallest = np.partition(magnitude, n - k)[n - k]
+        # Weights that no batch touched have the score 0, and a partition is many times slower on equal numbers.
+        positive = magnitude if np.all(magnitude) else magnitude[magnitude > 0]
+        smallest = np.partition(positive, len(positive) - k)[len(positive) - k] if k <= len(positive) else 0.0
         above = magnitude > smallest
         missing = k - int(np.count_nonzero(above))
         above[np.flatnonzero(magnitude == smallest)[:missing]] = True
