@@ -125,6 +125,7 @@ class Update:
     base: int | None = None
     check: int | None = None
     _finite: bool | None = field(default=None, init=False, repr=False)
+    _drawn: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dim <= MAX_DIM:
@@ -159,8 +160,12 @@ class Update:
         return len(self.values.levels) if isinstance(self.values, Quantized) else len(self.values)
 
     def indices(self) -> Tensor | None:
-        """Positions as a tensor, (k,) int64, or None when every position is present."""
-        return self.positions.positions(self.dim) if isinstance(self.positions, Sampled) else self.positions
+        """Positions, (k,) int64, drawn once for all receivers; None when every position is present."""
+        if not isinstance(self.positions, Sampled):
+            return self.positions
+        if self._drawn is None:
+            object.__setattr__(self, "_drawn", self.positions.positions(self.dim))
+        return self._drawn
 
     def is_finite(self) -> bool:
         """Whether all values are finite numbers; found once for all receivers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -76,15 +77,15 @@ def context(node: int, round: int) -> RoundContext:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in a state, an update or a list of them."""
+    """All tensors in a state, an update or a list of them; caches, which are no arguments, are left out."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, (list, tuple)):
         return [t for item in value for t in tensors(item)]
     if isinstance(value, dict):
         return [t for item in value.values() for t in tensors(item)]
-    if hasattr(type(value), "__dataclass_fields__"):
-        return [t for name in value.__dataclass_fields__ for t in tensors(getattr(value, name))]
+    if is_dataclass(value):
+        return [t for f in fields(value) if f.init for t in tensors(getattr(value, f.name))]
     return []
 
 

@@ -268,6 +268,14 @@ def test_sampled_positions_are_uniform() -> None:
     assert abs(hits / 2000 - 0.2).max() < 5 * (0.2 * 0.8 / 2000) ** 0.5
 
 
+def test_an_update_draws_its_positions_once_for_all_receivers() -> None:
+    update = Update(1000, Sampled(123456789, 6), torch.ones(6))
+    positions = update.indices()
+    assert positions is not None
+    assert positions.tolist() == GOLDEN_POSITIONS[123456789, 6, 1000]
+    assert update.indices() is positions
+
+
 def test_more_positions_than_there_are_is_misuse() -> None:
     with pytest.raises(UsageError, match="fewer positions"):
         Sampled(1, 11).positions(10)
