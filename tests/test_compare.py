@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from jwins.report import (
     difference_text,
     figure,
     flat_rows,
+    latex,
     line_of,
     lines,
     markdown,
@@ -241,9 +243,32 @@ def test_files_hold_the_table(done: comparing.Compared) -> None:
     markdown = (done.folder / "table.md").read_text()
     assert all(line.variant in markdown for line in done.table)
     assert "Target: accuracy 15.0 %." in markdown
+    tex = (done.folder / "table.tex").read_text()
+    rows_of_tex = [row for row in tex.splitlines() if row.endswith(r" \\")]
+    assert len(rows_of_tex) == 1 + len(done.table)
+    assert [row.split(" & ")[0] for row in rows_of_tex[1:]] == [
+        line.variant.replace("%", r"\%") for line in done.table
+    ]
+    assert all(row.count(" & ") == 10 for row in rows_of_tex)
+    assert re.search(r"[^\\\n]%", tex) is None, "a percent sign would begin a comment"
     assert (done.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (done.folder / "comparison.pdf").read_bytes().startswith(b"%PDF")
     assert (done.folder / "jwins" / "experiment.toml").is_file()
+
+
+def test_latex_escapes_what_it_would_take_for_commands() -> None:
+    text = latex(["a_b", "50 %"], [["[x] R&D", "-1.2 [-3.2, +0.8]"], ["top-k", "1 ± 2"], ["{\\}", "~^#$ 1e-3"]])
+    assert text.splitlines() == [
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"a\_b & 50 \% \\",
+        r"\midrule",
+        r"{}[x] R\&D & $-$1.2 [$-$3.2, +0.8] \\",
+        r"top-k & 1 $\pm$ 2 \\",
+        r"\{\textbackslash{}\} & \textasciitilde{}\textasciicircum{}\#\$ 1e-3 \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def test_flat_rows_fit_pandas(done: comparing.Compared) -> None:

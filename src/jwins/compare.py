@@ -64,7 +64,7 @@ class Compared:
 
     Attributes:
         comparison: what was compared.
-        folder: has ``table.md``, ``table.csv``, ``summary.json``, ``comparison.png`` and ``.pdf``.
+        folder: has ``table.md``, ``.tex`` and ``.csv``, ``summary.json``, ``comparison.png`` and ``.pdf``.
         table: one line per variant.
         target: what bytes, rounds and seconds were counted to.
         groups: the runs.

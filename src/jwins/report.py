@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -743,6 +744,40 @@ def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
     return text + [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
 
 
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table for a paper: a ``tabular`` with the rules of the package booktabs.
+
+    Args:
+        head: headings of the columns; the first column is text, the others numbers.
+        rows: as many cells each.
+    """
+    lines = [" & ".join(map(_latex_text, row)) + r" \\" for row in (head, *rows)]
+    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
+    columns = "l" + "r" * (len(head) - 1)
+    return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", ""])
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{symbol: f"\\{symbol}" for symbol in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "—": "---",
+}
+
+
+def _latex_text(text: str) -> str:
+    """A cell with what LaTeX takes for commands escaped, and hyphens before numbers as minus signs.
+
+    >>> _latex_text("-1.2 [-3.2, +0.8], 20 %, lr_a")
+    '$-$1.2 [$-$3.2, +0.8], 20 \\\\%, lr\\\\_a'
+    """
+    escaped = "".join(_LATEX.get(symbol, symbol) for symbol in text)
+    escaped = re.sub(r"(?<![\w.\]])-(?=\d)", "$-$", escaped)
+    return f"{{}}{escaped}" if escaped.startswith("[") else escaped  # a line break takes it for its argument
+
+
 def describe_target(target: Target) -> str:
     """The target in a sentence."""
     if math.isnan(target.value):
@@ -759,7 +794,7 @@ def save_tables(
     further: Sequence[Table] = (),
     notes: Sequence[str] = (),
 ) -> None:
-    """Write ``table.md``, ``table.csv``, ``summary.json``, and for each further table ``<name>.csv``.
+    """Write ``summary.json``, all tables as ``table.md`` and ``table.tex``, each as a CSV file.
 
     Args:
         folder: an existing folder.
@@ -770,12 +805,16 @@ def save_tables(
         notes: sentences below the main table.
     """
     text = markdown(table, target) if table else ""
+    cells = [table_cells(line, percent=is_percent(target)) for line in table]
+    tabulars = [latex(columns(target, common_reference(table)), cells)] if table else []
     text += "".join(f"{note}\n" for note in notes)
     for other in further:
         text += "\n".join(["", f"## {other.title}", "", *_markdown_rows(other.head, other.rows), ""])
         text += "".join(f"\n{note}\n" for note in other.notes)
+        tabulars.append(f"% {other.title}\n{latex(other.head, other.rows)}")
         _write_csv(folder / f"{other.name}.csv", other.data)
     write_atomically(folder / "table.md", text.encode())
+    write_atomically(folder / "table.tex", "\n".join(tabulars).encode())
     rows = [asdict(line) for line in table]
     _write_csv(folder / "table.csv", rows)
     summary = {
