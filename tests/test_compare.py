@@ -21,6 +21,7 @@ from jwins.compare import compare
 from jwins.comparison import CompareConfig, Comparison, TargetConfig, load_comparison
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.metrics import Spread, TrafficSplit
+from jwins.plan import target_of
 from jwins.report import (
     Group,
     Record,
@@ -33,6 +34,7 @@ from jwins.report import (
     lines,
     markdown,
     metrics_table,
+    samples_note,
     save_figure,
     share,
     table_cells,
@@ -407,6 +409,44 @@ def record(values: list[float], *, seed: int = 1, done: bool = True, source: Rec
     )
     start = msgspec.structs.replace(source.start, seed=seed, num_nodes=1)
     return Record(source.folder, start, evaluations, source.end if done else None)
+
+
+def test_targets_are_on_the_samples_of_early_evaluations(done: comparing.Compared) -> None:
+    source = done.groups[0].records[0]
+    first, second, *last = record([0.1, 0.3, 0.5, 0.7], source=source).evaluations
+    few = [msgspec.structs.replace(row, samples=10) for row in (first, second)]
+    many = [
+        msgspec.structs.replace(row, samples=60, early={"accuracy": mean})
+        for row, mean in zip(last, (0.35, 0.45), strict=True)
+    ]
+    both = replace(record([], source=source), evaluations=(*few, *many))
+    assert both.series("accuracy") == [0.1, 0.3, 0.35, 0.45]
+    assert both.final("accuracy", 2) == pytest.approx(0.6)
+    assert both.end_of_series("accuracy", 2) == pytest.approx(0.4)
+    assert (both.early_samples, both.mixed) == (10, False)
+    assert samples_note([both]) == (
+        "Curves and targets are on the same 10 test samples throughout, final values on 60."
+    )
+    frame = flat_rows(both)
+    assert [row["accuracy_mean"] for row in frame] == [0.1, 0.3, 0.5, 0.7]
+    assert [row["accuracy_early"] for row in frame] == both.series("accuracy")
+
+    settings = done.comparison.compare
+    target = target_of(settings, TargetConfig(way=0.9), "full sharing", [both])
+    assert target.value == pytest.approx(
+        0.1 + 0.9 * (both.end_of_series("accuracy", settings.final_over) - 0.1)
+    )
+    reached = target.first(both)
+    assert reached is not None
+    assert reached.round == 3
+
+    old = replace(both, evaluations=(*few, *(msgspec.structs.replace(row, early={}) for row in many)))
+    assert old.series("accuracy") == [0.1, 0.3, 0.5, 0.7]
+    assert (old.early_samples, old.mixed) == (10, True)
+    assert "may not on 60" in str(samples_note([old]))
+    plain = record([0.1, 0.3], source=source)
+    assert (plain.early_samples, plain.mixed, samples_note([plain])) == (None, False, None)
+    assert "accuracy_early" not in flat_rows(plain)[0]
 
 
 def test_savings_refer_to_as_many_rounds(done: comparing.Compared) -> None:

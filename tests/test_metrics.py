@@ -49,7 +49,7 @@ END = EndRow(
     traffic=[Traffic(0, 1, TrafficSplit(5, 4, 3, 2, 1)), Traffic(1, 0, TrafficSplit())],
     wall_s={"total": 0.5},
 )
-ROWS: list[Row] = [START, evaluation(0), evaluation(1), END]
+ROWS: list[Row] = [START, evaluation(0), evaluation(1, early={"accuracy": 0.25, "loss": None}), END]
 
 
 def write(path: Path, rows: list[Row] = ROWS) -> list[int]:
@@ -70,6 +70,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     lines = path.read_bytes().splitlines()
     assert len(lines) == len(ROWS)
     assert [msgspec.json.decode(line)["kind"] for line in lines] == ["start", "eval", "eval", "end"]
+    assert ["early" in msgspec.json.decode(line) for line in lines] == [False, False, True, False]
 
 
 def test_rows_are_on_the_file_as_soon_as_they_are_appended(tmp_path: Path) -> None:

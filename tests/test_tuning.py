@@ -602,8 +602,13 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     assert torch.equal(evaluation_samples(plain.experiment, plain.task)[0], last)  # type: ignore[arg-type]
     complete = {row.round: row for row in plain.simulator.run().rows if hasattr(row, "samples")}
     assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
-    at_8 = parts.simulator.trainer.evaluate(parts.simulator._nodes[0].params[None], [0], early)
-    assert float(at_8["accuracy"][0]) * 25 == pytest.approx(round(float(at_8["accuracy"][0]) * 25))
+    at_8 = [parts.simulator.trainer.evaluate(n.params[None], [0], early) for n in parts.simulator._nodes]
+    assert rows[8].early == {
+        name: pytest.approx(statistics.fmean(float(found[name][0]) for found in at_8))
+        for name in rows[8].metrics
+    }
+    assert [bool(rows[r].early) for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
+    assert not any(row.early for row in complete.values())
 
     everything = of(eval_samples_early=25)
     assert evaluation_samples(everything, parts.task)[0] is None

@@ -39,6 +39,7 @@ from jwins.report import (
     metrics_table,
     reach,
     reach_table,
+    samples_note,
     save_figure,
     save_tables,
     size,
@@ -320,6 +321,8 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
         if mine is not None and other is not None:
             ratio = _bytes(mine) / _bytes(other) if _bytes(other) else math.nan
             yield f"{variant.name} sends {ratio:.3f} times the bytes of {variant.bytes_as}."
+    if note := samples_note([record for group in groups.values() for record in group.records]):
+        yield note
 
 
 def _bytes(group: Group) -> float:

@@ -116,7 +116,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind"):
     batching: str
 
 
-class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
+class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_defaults=True):
     """All nodes measured after the same number of rounds.
 
     Attributes:
@@ -130,6 +130,8 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
             not finite.
         traffic: bytes all nodes have sent to complete that many rounds.
         samples: test samples used.
+        early: each metric's mean over nodes on the samples of earlier evaluations, if those used only some of
+            these; else empty.
     """
 
     round: int
@@ -141,6 +143,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind"):
     consensus_distance: float | None
     traffic: TrafficSplit
     samples: int
+    early: dict[str, float | None] = {}
 
 
 class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind"):

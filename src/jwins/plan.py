@@ -379,7 +379,7 @@ def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Se
     if not full:
         return Target(settings.metric, math.nan, settings.lower_is_better, f"{name} has not been run")
     kept = [record for record in full if not record.diverged] or full
-    final = statistics.fmean(record.final(settings.metric, settings.final_over) for record in kept)
+    final = statistics.fmean(record.end_of_series(settings.metric, settings.final_over) for record in kept)
     if wanted.fraction is not None:
         value, meaning = final * wanted.fraction, f"{wanted.fraction:.0%} of the final value of {name}"
     else:

@@ -118,16 +118,33 @@ class Record:
         return self.end is not None and self.end.status == "diverged"
 
     def series(self, metric: str) -> list[float]:
-        """Mean over nodes of ``metric`` at each evaluation; not a number where it was not finite.
+        """Mean over nodes of ``metric`` at each evaluation, all on the test samples of the early ones.
+
+        Not a number where it was not finite. Runs from before there was ``EvalRow.early`` change to more
+        samples in the last evaluations; ``mixed`` tells.
 
         Raises:
             UsageError: the task has no such metric.
         """
+        return self._means(metric, lambda row: row.early.get(metric, row.metrics[metric].mean))
+
+    def _means(self, metric: str, mean_of: Callable[[EvalRow], float | None]) -> list[float]:
         for row in self.evaluations:
             if metric not in row.metrics:
                 raise UsageError(f"metric {metric!r}: {self.folder} has {', '.join(row.metrics)}")
-        means = [row.metrics[metric].mean for row in self.evaluations]
+        means = map(mean_of, self.evaluations)
         return [math.nan if mean is None else mean for mean in means]
+
+    @property
+    def early_samples(self) -> int | None:
+        """Test samples of the early evaluations if the last ones used more, else None."""
+        first, last = self.evaluations[0].samples, self.evaluations[-1].samples
+        return first if first != last else None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the last evaluations used more samples and do not say what they found on the early ones."""
+        return self.early_samples is not None and not self.evaluations[-1].early
 
     def bytes_per_node(self) -> list[float]:
         """Bytes sent until each evaluation, mean over nodes."""
@@ -138,7 +155,13 @@ class Record:
 
         Not a number if nothing was measured, or if the run diverged: it has no final model.
         """
-        values = self.series(metric)
+        return self._mean_of_last(self._means(metric, lambda row: row.metrics[metric].mean), over)
+
+    def end_of_series(self, metric: str, over: int = 1) -> float:
+        """As :meth:`final`, on the test samples of :meth:`series`: what a target is a fraction of."""
+        return self._mean_of_last(self.series(metric), over)
+
+    def _mean_of_last(self, values: list[float], over: int) -> float:
         if len(values) > 1 and self.evaluations[0].round == 0:
             del values[0]
         values = values[-over:]
@@ -146,8 +169,12 @@ class Record:
 
 
 def flat_rows(record: Record) -> list[dict[str, Any]]:
-    """One flat dict per evaluation, as ``pandas.DataFrame`` takes it: ``accuracy_mean``, ``bytes_total``, …"""
+    """One flat dict per evaluation, as ``pandas.DataFrame`` takes it: ``accuracy_mean``, ``bytes_total``, …
+
+    Where the last evaluations used more samples, ``accuracy_early`` is on the same samples in every row.
+    """
     rows = []
+    both = any(row.early for row in record.evaluations)
     for row in record.evaluations:
         flat: dict[str, Any] = {
             "name": record.start.name,
@@ -162,12 +189,29 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
         for metric, spread in row.metrics.items():
             for part in ("mean", "sd", "min", "max", "average_model"):
                 flat[f"{metric}_{part}"] = getattr(spread, part)
+            if both:
+                flat[f"{metric}_early"] = row.early.get(metric, spread.mean)
         flat["bytes_total"] = row.traffic.total
         for part in ("positions", "values", "header", "key", "control"):
             flat[f"bytes_{part}"] = getattr(row.traffic, part)
         flat["bytes_per_node"] = row.traffic.total / record.start.num_nodes
         rows.append(flat)
     return rows
+
+
+def samples_note(records: Sequence[Record]) -> str | None:
+    """On which test samples curves and targets are, if not on those of the final values."""
+    for record in records:
+        if (few := record.early_samples) is None:
+            continue
+        many = record.evaluations[-1].samples
+        if record.mixed:
+            return (
+                f"The last evaluations are on {many:,} test samples, those before on {few:,} of them: curves "
+                f"have a step there, and what reaches a target on {few:,} may not on {many:,}."
+            )
+        return f"Curves and targets are on the same {few:,} test samples throughout, final values on {many:,}."
+    return None
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def build(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    from jwins.engines.simulator import Compute, Faults, Links, Simulator
+    from jwins.engines.simulator import Compute, EvaluationSamples, Faults, Links, Simulator
     from jwins.train import Optimizer, Trainer
     from jwins.wire.codec import codec
 
@@ -239,7 +239,7 @@ def build(
     task = build_task(experiment)
 
     parts = build_partition(experiment, task)
-    samples, early_samples = evaluation_samples(experiment, task)
+    common, early_common = evaluation_samples(experiment, task)
     own, early_own = own_evaluation_samples(experiment, task, parts) if run.eval_own else (None, None)
 
     trainer = Trainer(
@@ -268,7 +268,7 @@ def build(
         neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
         versions=_versions(),
         machine=_machine(trainer.device),
-        fingerprints=_fingerprints(resolved, task, parts, [initial, *trainer.frozen.values()], samples),
+        fingerprints=_fingerprints(resolved, task, parts, [initial, *trainer.frozen.values()], common),
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
     )
     simulator = Simulator(
@@ -284,11 +284,9 @@ def build(
         compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
         faults=Faults(tuple(map(_fault, experiment.faults))),
         eval_at=evaluation_rounds(experiment),
-        samples=samples,
-        early_samples=early_samples,
+        samples=EvaluationSamples(common, own),
+        early_samples=None if run.eval_samples_early is None else EvaluationSamples(early_common, early_own),
         early_before=_first_of_last(experiment),
-        own=own,
-        early_own=early_own,
         deadline_s=run.deadline_s,
         threads=run.threads,
         folder=folder,

@@ -18,7 +18,7 @@ from jwins.charts import metric_percent
 from jwins.comparison import Variant as ComparedVariant
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment import Experiment
-from jwins.report import Group, Line, Record, Target, line_of
+from jwins.report import Group, Line, Record, Target, line_of, samples_note
 from jwins.run import raw_bytes_per_node
 from jwins.settings import read_toml
 
@@ -417,11 +417,13 @@ def _study(
     if whole is not None and len(variants) > 1 and all(len(r.evaluations) > 1 for r in whole.records):
         kept = whole.counted.records
         begin = statistics.fmean(record.series(chosen)[0] for record in kept)
-        end = statistics.fmean(record.final(chosen, over) for record in kept)
+        end = statistics.fmean(record.end_of_series(chosen, over) for record in kept)
         if math.isfinite(begin + end) and (end < begin if lower else end > begin):
             meaning = f"95 % of the way of {whole.name} from start to end"
             target = Target(chosen, begin + 0.95 * (end - begin), lower, meaning)
-    return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(notes))
+    note = samples_note([record for v in variants for record in v.group.records])
+    said = notes if note is None or note in notes else [*notes, note]
+    return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(said))
 
 
 def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:

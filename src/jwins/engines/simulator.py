@@ -360,6 +360,20 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class EvaluationSamples:
+    """Test samples that an evaluation uses.
+
+    Attributes:
+        common: (m,) increasing int64, for all nodes; None for all samples.
+        own: for each node, (m_i,) int64, samples of its own; adds the metrics ``own_<name>``, which a node
+            without any does not have. None adds nothing.
+    """
+
+    common: Tensor | None = None
+    own: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SimulatorState:
     """Everything a resumed simulation needs, for checkpoint.py."""
 
@@ -460,11 +474,10 @@ class Simulator:
         compute: training times.
         faults: what goes wrong.
         eval_at: numbers of completed rounds after which all models are evaluated.
-        samples: (m,) int64 test samples to evaluate on; None for all.
-        early_samples: the same for the evaluations before ``early_before``; and so ``early_own``.
+        samples: what to evaluate on.
+        early_samples: the same for the evaluations before ``early_before``; the others then say what they find
+            on these too (``EvalRow.early``). None for no difference.
         early_before: a number of completed rounds.
-        own: for each node, (m_i,) int64 test samples of its own; adds the metrics ``own_<name>``, which a node
-            without any does not have. None adds nothing.
         deadline_s: virtual seconds a node waits for its neighbours' frames; None for ever.
         threads: Python threads for the nodes' own work (training has its own setting).
         folder: where metrics, checkpoints and final models go; None keeps everything in memory.
@@ -487,11 +500,9 @@ class Simulator:
         compute: Compute | None = None,
         faults: Faults | None = None,
         eval_at: Collection[int] = (),
-        samples: Tensor | None = None,
-        early_samples: Tensor | None = None,
+        samples: EvaluationSamples | None = None,
+        early_samples: EvaluationSamples | None = None,
         early_before: int = 0,
-        own: Sequence[Tensor] | None = None,
-        early_own: Sequence[Tensor] | None = None,
         deadline_s: float | None = None,
         threads: int = 1,
         folder: Path | None = None,
@@ -509,11 +520,9 @@ class Simulator:
         self.links = links or Links()
         self.compute = compute or Compute()
         self.faults = faults or Faults()
-        self.samples = samples
+        self.samples = samples or EvaluationSamples()
         self.early_samples = early_samples
-        self.early_before = early_before
-        self.own = own
-        self.early_own = early_own
+        self.early_before = early_before if early_samples is not None else 0
         self.deadline_s = deadline_s
         self.folder = folder
         self.on_progress = on_progress
@@ -855,28 +864,28 @@ class Simulator:
 
     def _evaluate(self, round: int, samples: Mapping[int, Sample]) -> EvalRow:
         nodes = sorted(samples)
-        tested = self.early_samples if round < self.early_before else self.samples
+        early = self.early_samples
+        tested = early if early is not None and round < self.early_before else self.samples
         rows = torch.stack([samples[i].params for i in nodes])
         every_buffers = [samples[i].buffers for i in nodes]
         average = rows.mean(dim=0, dtype=torch.float64).to(torch.float32)
         if round == 0:  # all nodes start from the same model
-            one = self.trainer.evaluate(rows[:1], nodes[:1], tested)
+            one = self.trainer.evaluate(rows[:1], nodes[:1], tested.common)
             values = {name: value.expand(len(nodes)).clone() for name, value in one.items()}
             of_average = {name: float(value[0]) for name, value in one.items()}
             distance = 0.0
         else:
-            values = self.trainer.evaluate(rows, nodes, tested, buffers=every_buffers)
+            values = self.trainer.evaluate(rows, nodes, tested.common, buffers=every_buffers)
             at_average = self.trainer.evaluate(
-                average[None], [-1], tested, buffers=[_mean_buffers(every_buffers)]
+                average[None], [-1], tested.common, buffers=[_mean_buffers(every_buffers)]
             )
             of_average = {name: float(value[0]) for name, value in at_average.items()}
             squares = torch.stack([(row.double() - average).square().sum() for row in rows])
             distance = float(squares.mean().sqrt())
         metrics = {name: _spread(value, of_average[name]) for name, value in values.items()}
         per_node = {name: [_finite(v) for v in value.tolist()] for name, value in values.items()}
-        for name, own in self._evaluate_own(round, nodes, rows, every_buffers).items():
-            present = torch.tensor([v for v in own if v is not None], dtype=torch.float64)
-            metrics[name] = _spread(present, math.nan) if len(present) else Spread(None, None, None, None)
+        for name, own in self._evaluate_own(tested.own, nodes, rows, every_buffers).items():
+            metrics[name] = _spread_of_present(own)
             per_node[name] = [v if v is None else _finite(v) for v in own]
         losses = [loss for i in nodes if (loss := samples[i].loss) is not None]
         # Of nodes that are down or came back later, all they have sent: no byte is taken back.
@@ -891,15 +900,32 @@ class Simulator:
             train_loss=_finite(math.fsum(losses) / len(losses)) if losses and round > 0 else None,
             consensus_distance=distance,
             traffic=TrafficSplit(*sent),
-            samples=len(self.trainer.task.test) if tested is None else len(tested),
+            samples=len(self.trainer.task.test) if tested.common is None else len(tested.common),
+            early={} if early is None or early is tested else self._early(early, nodes, rows, every_buffers),
         )
 
+    def _early(
+        self,
+        early: EvaluationSamples,
+        nodes: Sequence[int],
+        rows: Tensor,
+        buffers: Sequence[Mapping[str, Tensor]],
+    ) -> dict[str, float | None]:
+        """At a late evaluation, each metric's mean over nodes on the samples of the early ones."""
+        common = self.trainer.evaluate(rows, nodes, early.common, buffers=buffers)
+        means = {name: _finite(float(value.mean())) for name, value in common.items()}
+        own = self._evaluate_own(early.own, nodes, rows, buffers)
+        return means | {name: _spread_of_present(values).mean for name, values in own.items()}
+
     def _evaluate_own(
-        self, round: int, nodes: Sequence[int], rows: Tensor, buffers: Sequence[Mapping[str, Tensor]]
+        self,
+        own: Sequence[Tensor] | None,
+        nodes: Sequence[int],
+        rows: Tensor,
+        buffers: Sequence[Mapping[str, Tensor]],
     ) -> dict[str, list[float | None]]:
         """Each node on its own test samples: ``own_<metric>`` to one number per node, None without samples."""
         found: dict[str, list[float | None]] = {}
-        own = self.early_own if round < self.early_before else self.own
         if own is None:
             return found
         for index, node in enumerate(nodes):
@@ -1093,6 +1119,14 @@ class Simulator:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _spread_of_present(values: Sequence[float | None]) -> Spread:
+    """Over the nodes that have the metric."""
+    present = [v for v in values if v is not None]
+    if not present:
+        return Spread(None, None, None, None)
+    return _spread(torch.tensor(present, dtype=torch.float64), math.nan)
 
 
 def _spread(values: Tensor, of_average: float) -> Spread:
