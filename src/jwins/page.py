@@ -15,7 +15,6 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -539,7 +538,7 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
 <body>
 <header>
 <h1>{_e(title)}</h1>
-<p class="what">{_e(what)} {_e(_dates(studies))}</p>
+<p class="what">{_e(what)}</p>
 {lead}
 {navigation}
 </header>
@@ -559,14 +558,6 @@ def _compared_what(study: Study) -> str:
     nodes = " / ".join(dict.fromkeys(str(record.start.num_nodes) for record in study.records))
     who = and_list(names) if len(names) < 8 else f"{len(names)} variants"
     return f"{who} on {nodes} nodes, {seeds} seed{'s' if seeds != 1 else ''}."
-
-
-def _dates(studies: Sequence[Study]) -> str:
-    times = [(record.folder / "metrics.jsonl").stat().st_mtime for study in studies for record in study.records]
-    first, last = (datetime.fromtimestamp(t, UTC).strftime("%Y-%m-%d %H:%M") for t in (min(times), max(times)))
-    if first == last:
-        return f"Measurements written {first} UTC."
-    return f"Measurements written {first} to {last.removeprefix(first[:11])} UTC."
 
 
 def _render_study(study: Study, index: int, *, alone: bool) -> tuple[str, list[Chart]]:
