@@ -443,7 +443,8 @@ def test_targets_are_on_the_samples_of_early_evaluations(done: comparing.Compare
     old = replace(both, evaluations=(*few, *(msgspec.structs.replace(row, early={}) for row in many)))
     assert old.series("accuracy") == [0.1, 0.3, 0.5, 0.7]
     assert (old.early_samples, old.mixed) == (10, True)
-    assert "may not on 60" in str(samples_note([old]))
+    assert "may not on 60" in str(samples_note([both, old]))
+    assert replace(both, evaluations=()).early_samples is None
     plain = record([0.1, 0.3], source=source)
     assert (plain.early_samples, plain.mixed, samples_note([plain])) == (None, False, None)
     assert "accuracy_early" not in flat_rows(plain)[0]

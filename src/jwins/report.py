@@ -138,8 +138,8 @@ class Record:
     @property
     def early_samples(self) -> int | None:
         """Test samples of the early evaluations if the last ones used more, else None."""
-        first, last = self.evaluations[0].samples, self.evaluations[-1].samples
-        return first if first != last else None
+        used = [row.samples for row in self.evaluations]
+        return used[0] if used and used[0] != used[-1] else None
 
     @property
     def mixed(self) -> bool:
@@ -201,17 +201,16 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
 
 def samples_note(records: Sequence[Record]) -> str | None:
     """On which test samples curves and targets are, if not on those of the final values."""
-    for record in records:
-        if (few := record.early_samples) is None:
-            continue
-        many = record.evaluations[-1].samples
-        if record.mixed:
-            return (
-                f"The last evaluations are on {many:,} test samples, those before on {few:,} of them: curves "
-                f"have a step there, and what reaches a target on {few:,} may not on {many:,}."
-            )
-        return f"Curves and targets are on the same {few:,} test samples throughout, final values on {many:,}."
-    return None
+    found = sorted((r for r in records if r.early_samples is not None), key=lambda r: not r.mixed)
+    if not found:
+        return None
+    few, many = found[0].early_samples, found[0].evaluations[-1].samples
+    if found[0].mixed:
+        return (
+            f"The last evaluations are on {many:,} test samples, those before on {few:,} of them: curves "
+            f"have a step there, and what reaches a target on {few:,} may not on {many:,}."
+        )
+    return f"Curves and targets are on the same {few:,} test samples throughout, final values on {many:,}."
 
 
 @dataclass(frozen=True)
