@@ -500,10 +500,7 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
         studies: at least one.
         figures: where the reader finds the figures as PDF and PNG; "" for nowhere.
     """
-    title = and_list([study.name for study in studies])
-    title = (
-        title if len(studies) < 4 else f"{len(studies)} studies: {and_list([s.name for s in studies[:2]])}, …"
-    )
+    title = _title([study.name for study in studies])
     bodies, charts = [], []
     for index, study in enumerate(studies, start=1):
         body, own = _render_study(study, index, alone=len(studies) == 1)
@@ -550,6 +547,18 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
 </html>
 """
     return text, charts
+
+
+def _title(names: Sequence[str]) -> str:
+    """Of a page: the studies' names; of the groups of one comparison, its name.
+
+    >>> _title(["digits", "movielens"]), _title(["scale: 96 nodes", "scale: 192 nodes"])
+    ('digits and movielens', 'scale')
+    """
+    common = names[0].partition(": ")[0]
+    if len(names) > 1 and all(name.startswith(f"{common}: ") for name in names):
+        return common
+    return and_list(names) if len(names) < 4 else f"{len(names)} studies: {and_list(names[:2])}, …"
 
 
 def _compared_what(study: Study) -> str:
@@ -648,7 +657,7 @@ def _tiles(study: Study) -> str:
         elif full.bytes_to_target is not None:
             ratio = line.bytes_to_target / full.bytes_to_target
             goal = number(study.target.value, percent=study.percent)
-            tiles.append((f"{ratio:.2f} ×", f"{full.variant}’s bytes to {goal} {metric}"))
+            tiles.append((f"{ratio:.2f} ×", f"the bytes of {full.variant} to {goal} {metric}"))
     items = "".join(f"<div><dt>{_e(what)}</dt><dd>{_e(value)}</dd></div>" for value, what in tiles)
     return f'<p class="of">{_e(line.variant)}</p><dl class="tiles">{items}</dl>'
 
