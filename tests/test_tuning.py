@@ -603,6 +603,7 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     complete = {row.round: row for row in plain.simulator.run().rows if hasattr(row, "samples")}
     assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
     at_8 = [parts.simulator.trainer.evaluate(n.params[None], [0], early) for n in parts.simulator._nodes]
+    assert float(at_8[0]["accuracy"][0]) * 25 == pytest.approx(round(float(at_8[0]["accuracy"][0]) * 25))
     assert rows[8].early == {
         name: pytest.approx(statistics.fmean(float(found[name][0]) for found in at_8))
         for name in rows[8].metrics

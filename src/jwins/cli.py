@@ -466,12 +466,11 @@ def _live_comparison(
 
 
 def _print_comparison(console: Console, compared: Compared) -> None:
-    from jwins.report import columns, common_reference, is_percent, table_cells, targets_of
+    from jwins.report import head_and_rows, targets_of
 
     target = compared.target
     if target is not None:
-        head = columns(target, common_reference(compared.table))
-        _print_table(console, head, [table_cells(line, percent=is_percent(target)) for line in compared.table])
+        _print_table(console, *head_and_rows(compared.table, target))
         for sentence in targets_of(compared.table, target):
             console.print(sentence, soft_wrap=True, markup=False)
     for note in compared.notes:

@@ -42,6 +42,7 @@ __all__ = [
     "difference",
     "figure",
     "flat_rows",
+    "head_and_rows",
     "line_of",
     "lines",
     "metrics_table",
@@ -730,6 +731,17 @@ def table_cells(line: Line, *, percent: bool) -> list[str]:
     ]
 
 
+def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the main table as text, as the terminal, Markdown and LaTeX show them.
+
+    Args:
+        table: the lines.
+        target: what was timed to.
+    """
+    percent = is_percent(target)
+    return columns(target, common_reference(table)), [table_cells(line, percent=percent) for line in table]
+
+
 def size(number: float) -> str:
     """Bytes in decimal units.
 
@@ -760,9 +772,7 @@ def is_percent(target: Target) -> bool:
 
 def markdown(table: Sequence[Line], target: Target) -> str:
     """The table in Markdown, with a sentence on the target, or on each group's."""
-    rows = [table_cells(line, percent=is_percent(target)) for line in table]
-    text = _markdown_rows(columns(target, common_reference(table)), rows)
-    return "\n".join([*text, "", *targets_of(table, target), ""])
+    return "\n".join([*_markdown_rows(*head_and_rows(table, target)), "", *targets_of(table, target), ""])
 
 
 def targets_of(table: Sequence[Line], target: Target) -> list[str]:
@@ -848,8 +858,7 @@ def save_tables(
         notes: sentences below the main table.
     """
     text = markdown(table, target) if table else ""
-    cells = [table_cells(line, percent=is_percent(target)) for line in table]
-    tabulars = [latex(columns(target, common_reference(table)), cells)] if table else []
+    tabulars = [latex(*head_and_rows(table, target))] if table else []
     text += "".join(f"{note}\n" for note in notes)
     for other in further:
         text += "\n".join(["", f"## {other.title}", "", *_markdown_rows(other.head, other.rows), ""])
