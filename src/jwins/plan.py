@@ -28,7 +28,7 @@ from jwins.comparison import (
 )
 from jwins.errors import ResumeError
 from jwins.experiment import RandomKConfig
-from jwins.report import Record, Target
+from jwins.report import Record, Target, start_and_end
 from jwins.run import FolderState, folder_state
 from jwins.settings import read_toml
 
@@ -378,13 +378,11 @@ def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Se
         return Target(settings.metric, wanted.accuracy, settings.lower_is_better)
     if not full:
         return Target(settings.metric, math.nan, settings.lower_is_better, f"{name} has not been run")
-    kept = [record for record in full if not record.diverged] or full
-    final = statistics.fmean(record.end_of_series(settings.metric, settings.final_over) for record in kept)
+    start, final = start_and_end(full, settings.metric, settings.final_over)
     if wanted.fraction is not None:
         value, meaning = final * wanted.fraction, f"{wanted.fraction:.0%} of the final value of {name}"
     else:
         assert wanted.way is not None
-        start = statistics.fmean(record.series(settings.metric)[0] for record in kept)
         value = start + wanted.way * (final - start)
         meaning = f"{wanted.way:.0%} of the way of {name} from start to end"
     return Target(settings.metric, value, settings.lower_is_better, meaning.replace("%", " %"))

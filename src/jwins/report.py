@@ -47,10 +47,12 @@ __all__ = [
     "lines",
     "metrics_table",
     "mark_level",
+    "not_diverged",
     "reach",
     "reach_table",
     "save_figure",
     "save_tables",
+    "start_and_end",
     "table_cells",
 ]
 
@@ -200,6 +202,24 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
     return rows
 
 
+def not_diverged(records: Sequence[Record]) -> Sequence[Record]:
+    """The runs that did not diverge; all if all did."""
+    return [record for record in records if not record.diverged] or records
+
+
+def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tuple[float, float]:
+    """A metric at the start and at the end of curves, means over the runs that did not diverge.
+
+    Args:
+        records: runs with evaluations, at least one.
+        metric: its name.
+        final_over: how many of the last evaluations the end is the mean of.
+    """
+    kept = not_diverged(records)
+    start = statistics.fmean(record.series(metric)[0] for record in kept)
+    return start, statistics.fmean(record.end_of_series(metric, final_over) for record in kept)
+
+
 def samples_note(records: Sequence[Record]) -> str | None:
     """On which test samples curves and targets are, if not on those of the final values."""
     found = sorted((r for r in records if r.early_samples is not None), key=lambda r: not r.mixed)
@@ -234,11 +254,11 @@ class Group:
     @property
     def counted(self) -> Group:
         """The runs that did not diverge, of which final values and bytes are means; all if all diverged."""
-        kept = [index for index, record in enumerate(self.records) if not record.diverged]
-        if len(kept) in (0, len(self.records)):
+        records = not_diverged(self.records)
+        if len(records) == len(self.records):
             return self
-        records, raw = zip(*((self.records[index], self.raw_bytes[index]) for index in kept), strict=True)
-        return Group(self.name, self.algorithm, records, raw)
+        raw = [raw for record, raw in zip(self.records, self.raw_bytes, strict=True) if not record.diverged]
+        return Group(self.name, self.algorithm, tuple(records), tuple(raw))
 
     @property
     def diverged(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from jwins.charts import metric_percent
 from jwins.comparison import Variant as ComparedVariant
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment import Experiment
-from jwins.report import Group, Line, Record, Target, line_of, samples_note
+from jwins.report import Group, Line, Record, Target, line_of, samples_note, start_and_end
 from jwins.run import raw_bytes_per_node
 from jwins.settings import read_toml
 
@@ -415,9 +414,7 @@ def _study(
     whole = next((group for group in groups if group.name == full), groups[0] if groups else None)
     target = Target(chosen, math.nan, lower)
     if whole is not None and len(variants) > 1 and all(len(r.evaluations) > 1 for r in whole.records):
-        kept = whole.counted.records
-        begin = statistics.fmean(record.series(chosen)[0] for record in kept)
-        end = statistics.fmean(record.end_of_series(chosen, over) for record in kept)
+        begin, end = start_and_end(whole.records, chosen, over)
         if math.isfinite(begin + end) and (end < begin if lower else end > begin):
             meaning = f"95 % of the way of {whole.name} from start to end"
             target = Target(chosen, begin + 0.95 * (end - begin), lower, meaning)
