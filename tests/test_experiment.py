@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -16,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jwins import experiment as e
+from jwins import sharing
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment, bundled, digest_of, load
 from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate
 from jwins.settings import Settings, keys_of, merge, parse_overrides, read_toml, write_toml
+from jwins.tasks import partition
 
 BUNDLED_RUNS = [name for name in bundled() if not name.endswith("compare")]
 
@@ -332,6 +335,66 @@ def test_objects_may_stand_for_tables() -> None:
     own_cutoff = Experiment(sharing=e.JwinsConfig(cutoff=FixedCutoff(0.5)))
     assert build_sharing(own_cutoff) == jwins(cutoff=FixedCutoff(0.5))
     assert build_sharing(own_cutoff.changed({"run": {"seed": 2}})) == jwins(cutoff=FixedCutoff(0.5))
+
+
+class Forgetful:
+    """Lacks what ``jwins.sharing.Sharing`` would have given it."""
+
+    def init(self, params: Any) -> None: ...
+    def share(self, state: Any, params: Any, ctx: Any) -> Any: ...
+    def merge(self, state: Any, params: Any, received: Any, ctx: Any) -> Any: ...
+
+
+class Everywhere:
+    def at(self, round: int) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "problem"),
+    [
+        (
+            {"sharing": Forgetful()},
+            "sharing",
+            "an object without key, missing, update_dim, remembers_peers, state_types; derive its class "
+            "from jwins.sharing.Sharing",
+        ),
+        (
+            {"topology": Everywhere()},
+            "topology",
+            "without num_nodes; derive its class from jwins.topology.Topology",
+        ),
+        ({"sharing": sharing.Full}, "sharing", "a class; hand over an object of it"),
+        ({"task": {"name": "digits", "partition": partition.Iid}}, "task.partition", "a class; hand over"),
+    ],
+)
+def test_an_object_that_lacks_something_is_refused(settings: Any, path: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Experiment(**settings)
+    assert caught.value.path == path
+
+
+def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    path = root / "experiments" / "my_sharing.py"
+    assert f"```python\n{path.read_text()}```" in (root / "docs" / "own_algorithm.md").read_text()
+    scope = runpy.run_path(str(path))
+
+    def experiment(folder: str, algorithm: Any) -> Experiment:
+        run = e.RunConfig(rounds=6, eval_every=6, checkpoint_every=2, folder=tmp_path / folder)
+        return Experiment(sharing=algorithm, nodes=e.NodesConfig(count=6), run=run)
+
+    def interrupt(now: Any) -> None:
+        if now.round == 4:
+            raise TimeoutError
+
+    blocks = scope["Blocks"](3)
+    whole = simulate(experiment("whole", blocks))
+    assert whole.rows[-1]["accuracy_mean"] > whole.rows[0]["accuracy_mean"]
+    everything = simulate(experiment("full", sharing.full()))
+    assert 0.3 < whole.rows[-1]["bytes_total"] / everything.rows[-1]["bytes_total"] < 0.37
+    with pytest.raises(TimeoutError):
+        simulate(experiment("parts", blocks), progress=interrupt)
+    assert simulate(experiment("parts", blocks), resume=True).sha256 == whole.sha256
 
 
 def test_an_object_handed_over_again_is_the_same_experiment() -> None:

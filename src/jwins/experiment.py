@@ -151,7 +151,7 @@ class TaskConfig(Settings):
         partition: Annotated[
             IidConfig | ShardsConfig | DirichletConfig | ByKeyConfig,
             Field(discriminator="kind"),
-            OrObject(("split",)),
+            OrObject(("split",), "jwins.tasks.partition.Partitioner"),
         ] = Field(default=IidConfig(), description="how the training samples are divided among the nodes")
 
     @model_validator(mode="after")
@@ -402,6 +402,12 @@ _SharingTable = Annotated[
 ]
 
 
+_SHARING = (
+    *("init", "share", "merge", "key", "missing", "update_dim"),
+    *("remembers_peers", "state_types"),
+)
+
+
 class WireConfig(Settings):
     """How updates become bytes."""
 
@@ -557,7 +563,7 @@ class Experiment(Settings):
             | Topology
         ) = RegularConfig()
     else:
-        topology: Annotated[_TopologyTable, OrObject(("at",))] = Field(
+        topology: Annotated[_TopologyTable, OrObject(("num_nodes", "at"), "jwins.topology.Topology")] = Field(
             default=RegularConfig(), description="who sends to whom"
         )
     train: TrainConfig = TrainConfig()
@@ -566,7 +572,7 @@ class Experiment(Settings):
             JwinsConfig()
         )
     else:
-        sharing: Annotated[_SharingTable, OrObject(("init", "share", "merge"))] = Field(
+        sharing: Annotated[_SharingTable, OrObject(_SHARING, "jwins.sharing.Sharing")] = Field(
             default=JwinsConfig(), description="what is sent"
         )
     wire: WireConfig = WireConfig()

@@ -121,13 +121,15 @@ class Within:
 
 @dataclass(frozen=True, slots=True)
 class OrObject:
-    """Besides the tables of a union, Python may hand over an object that has certain methods.
+    """Besides the tables of a union, Python may hand over an object that has certain members.
 
     Attributes:
-        methods: names of the methods the object must have; empty for anything callable.
+        members: names of the methods and attributes that the object must have; empty for anything callable.
+        base: the class that says what they are, for the error if one is missing.
     """
 
-    methods: tuple[str, ...]
+    members: tuple[str, ...]
+    base: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Let objects through, and everything else to the union."""
@@ -141,14 +143,23 @@ class OrObject:
         """Whether ``value`` is such an object, and not a table."""
         if isinstance(value, BaseModel | Mapping | str):
             return False
-        if not self.methods:
+        if not self.members:
             return callable(value)
-        return all(callable(getattr(value, name, None)) for name in self.methods)
+        return not isinstance(value, type) and all(hasattr(value, name) for name in self.members)
 
     def _accept(self, value: Any, handler: Callable[[Any], Any]) -> Any:
         if isinstance(value, Mapping) and value.get("kind") == "object":
             raise _problem("was a Python object in the run that wrote this; hand it over from Python again")
-        return value if self.matches(value) else handler(value)
+        if self.matches(value):
+            return value
+        missing = [name for name in self.members if not hasattr(value, name)]
+        if len(missing) < len(self.members) and not isinstance(value, BaseModel | Mapping | str):
+            raise _problem(
+                f"an object without {', '.join(missing)}; derive its class from {self.base}"
+                if missing
+                else "a class; hand over an object of it"
+            )
+        return handler(value)
 
     def _serialize(self, value: Any, handler: Callable[[Any], Any]) -> Any:
         return {"kind": "object", "object": _described(value)} if self.matches(value) else handler(value)

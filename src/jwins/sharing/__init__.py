@@ -3,7 +3,7 @@
 Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k and JWINS on one screen each.
 """
 
-from jwins.sharing.base import Cutoff, Precision, Sharing
+from jwins.sharing.base import Cutoff, Precision, Sharing, mix, place
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.sparse import (
     PAPER_FRACTIONS,
@@ -34,6 +34,8 @@ __all__ = [
     "choco",
     "full",
     "jwins",
+    "mix",
+    "place",
     "random_k",
     "top_k",
 ]

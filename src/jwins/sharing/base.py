@@ -37,6 +37,10 @@ arrives bit for bit."""
 class Sharing(Protocol[S]):
     """What a sharing algorithm must offer. Implementations are frozen, picklable and printable.
 
+    A class derived from this one needs ``init``, ``share`` and ``merge``, and ``state_types`` if its state is a
+    dataclass. The rest is for algorithms that remember their peers, or whose updates are not parts of the
+    parameter vector itself.
+
     >>> import torch
     >>> from jwins.sharing import top_k
     >>> algorithm = top_k(fraction=0.5)
@@ -50,14 +54,14 @@ class Sharing(Protocol[S]):
     (tensor([1]), tensor([4.0000, 1.5000]))
     """
 
-    remembers_peers: ClassVar[bool]
+    remembers_peers: ClassVar[bool] = False
     """Whether the state holds replicas of neighbours, which lost frames would make stale."""
-    state_types: ClassVar[tuple[type, ...]]
+    state_types: ClassVar[tuple[type, ...]] = ()
     """The dataclasses that a state is made of; only these are read back from a checkpoint."""
 
     def update_dim(self, num_params: int) -> int:
         """Length of the vector that updates are parts of, for models of ``num_params`` parameters."""
-        ...
+        return num_params
 
     def init(self, params: Tensor) -> S:
         """State before the first round.
@@ -99,12 +103,15 @@ class Sharing(Protocol[S]):
         ...
 
     def key(self, state: S, ctx: RoundContext) -> Update:
-        """An update that stands alone: what a neighbour must hold of this node after its last share."""
-        ...
+        """An update that stands alone: what a neighbour must hold of this node after its last share.
+
+        Asked for only where a neighbour's ``missing`` names this node.
+        """
+        raise TypeError(f"{type(self).__name__} does not remember its peers, so it has no key")
 
     def missing(self, state: S) -> frozenset[int]:
         """Senders whose replica is lost or stale and whose key is needed."""
-        ...
+        return frozenset()
 
 
 def mix(own: Tensor, received: Sequence[Received]) -> Tensor:

@@ -36,7 +36,16 @@ from jwins.errors import ConfigError
 from jwins.ops.select import count_of, largest_k
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import Cutoff, Precision, check_fraction, check_precision, mix, place, rounded
+from jwins.sharing.base import (
+    Cutoff,
+    Precision,
+    Sharing,
+    check_fraction,
+    check_precision,
+    mix,
+    place,
+    rounded,
+)
 from jwins.update import Received, Sampled, Update
 
 __all__ = [
@@ -114,7 +123,7 @@ class OwnState:
 
 
 @dataclass(frozen=True, slots=True)
-class Full:
+class Full(Sharing[OwnState]):
     """D-PSGD: every node sends all of its parameters in every round.
 
     Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017.
@@ -124,15 +133,10 @@ class Full:
     """
 
     values: Precision = "float32"
-    remembers_peers: ClassVar[bool] = False
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
         check_precision(self.values)
-
-    def update_dim(self, num_params: int) -> int:
-        """P: updates are parts of the parameter vector itself."""
-        return num_params
 
     def init(self, params: Tensor) -> OwnState:
         """No memory is needed."""
@@ -149,17 +153,9 @@ class Full:
         """``x = y + sum_j W_ij (y_j - y_i)``."""
         return _merge_params(state, params, received)
 
-    def key(self, state: OwnState, ctx: RoundContext) -> Update:
-        """Not needed: every update stands alone."""
-        return _no_key(self)
-
-    def missing(self, state: OwnState) -> frozenset[int]:
-        """Nothing is ever missing."""
-        return frozenset()
-
 
 @dataclass(frozen=True, slots=True)
-class RandomK:
+class RandomK(Sharing[OwnState]):
     """Random sampling: each node sends a fresh random subset of its parameters, and the seed that draws it.
 
     Attributes:
@@ -169,16 +165,11 @@ class RandomK:
 
     fraction: float
     values: Precision = "float32"
-    remembers_peers: ClassVar[bool] = False
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
         check_fraction("sharing.fraction", self.fraction)
         check_precision(self.values)
-
-    def update_dim(self, num_params: int) -> int:
-        """P: updates are parts of the parameter vector itself."""
-        return num_params
 
     def init(self, params: Tensor) -> OwnState:
         """No memory is needed."""
@@ -202,14 +193,6 @@ class RandomK:
         """As full sharing; what a neighbour did not send counts as the receiver's own."""
         return _merge_params(state, params, received)
 
-    def key(self, state: OwnState, ctx: RoundContext) -> Update:
-        """Not needed: every update stands alone."""
-        return _no_key(self)
-
-    def missing(self, state: OwnState) -> frozenset[int]:
-        """Nothing is ever missing."""
-        return frozenset()
-
 
 # --- Top-k and JWINS: scores accumulate ------------------------------------------------------------------
 
@@ -230,7 +213,7 @@ class ScoreState:
 
 
 @dataclass(frozen=True, slots=True)
-class Jwins:
+class Jwins(Sharing[ScoreState]):
     """JWINS, and by its arguments every ablation of it; see the module's docstring for the algorithm.
 
     Attributes:
@@ -248,7 +231,6 @@ class Jwins:
     accumulate: bool = True
     dense_above: float = 0.5
     values: Precision = "float32"
-    remembers_peers: ClassVar[bool] = False
     state_types: ClassVar[tuple[type, ...]] = (ScoreState,)
 
     def __post_init__(self) -> None:
@@ -297,14 +279,6 @@ class Jwins:
         start = None if state.start is None else self._forward(merged).clone()
         return merged, ScoreState(state.since, start)
 
-    def key(self, state: ScoreState, ctx: RoundContext) -> Update:
-        """Not needed: every update stands alone."""
-        return _no_key(self)
-
-    def missing(self, state: ScoreState) -> frozenset[int]:
-        """Nothing is ever missing."""
-        return frozenset()
-
     def _forward(self, params: Tensor) -> Tensor:
         return params if self.transform is None else self.transform.forward(params)
 
@@ -340,10 +314,6 @@ def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tens
 def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received]) -> tuple[Tensor, OwnState]:
     own = params if state.own is None else state.own
     return params + mix(own, received), replace(state, own=None)
-
-
-def _no_key(algorithm: object) -> Update:
-    raise TypeError(f"{type(algorithm).__name__} does not remember its peers, so it has no key")
 
 
 # --- Constructors: what configuration files name ----------------------------------------------------------
