@@ -373,6 +373,15 @@ def test_an_object_that_lacks_something_is_refused(settings: Any, path: str, pro
     assert caught.value.path == path
 
 
+def test_a_derived_algorithm_must_have_the_three_functions() -> None:
+    class NoMerge(sharing.Sharing[None]):
+        def init(self, params: Any) -> None: ...
+        def share(self, state: None, params: Any, ctx: Any) -> Any: ...
+
+    with pytest.raises(TypeError, match="merge"):
+        NoMerge()  # type: ignore[abstract]
+
+
 def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
     path = root / "experiments" / "my_sharing.py"

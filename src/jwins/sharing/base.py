@@ -12,6 +12,7 @@ Neither function does I/O, reads a clock or draws from a global generator: rando
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Protocol, TypeVar
 
@@ -63,6 +64,7 @@ class Sharing(Protocol[S]):
         """Length of the vector that updates are parts of, for models of ``num_params`` parameters."""
         return num_params
 
+    @abstractmethod
     def init(self, params: Tensor) -> S:
         """State before the first round.
 
@@ -71,6 +73,7 @@ class Sharing(Protocol[S]):
         """
         ...
 
+    @abstractmethod
     def share(self, state: S, params: Tensor, ctx: RoundContext) -> tuple[Update, S]:
         """What the node tells its neighbours after local training.
 
@@ -84,6 +87,7 @@ class Sharing(Protocol[S]):
         """
         ...
 
+    @abstractmethod
     def merge(
         self, state: S, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, S]:
@@ -105,9 +109,10 @@ class Sharing(Protocol[S]):
     def key(self, state: S, ctx: RoundContext) -> Update:
         """An update that stands alone: what a neighbour must hold of this node after its last share.
 
-        Asked for only where a neighbour's ``missing`` names this node.
+        Asked for where a neighbour's ``missing`` names this node, where a peer comes back and the algorithm
+        remembers its peers, and where an update has a ``base`` that a recipient cannot hold.
         """
-        raise TypeError(f"{type(self).__name__} does not remember its peers, so it has no key")
+        raise TypeError(f"{type(self).__name__} has no key; one that remembers its peers must have one")
 
     def missing(self, state: S) -> frozenset[int]:
         """Senders whose replica is lost or stale and whose key is needed."""
