@@ -345,6 +345,10 @@ class Forgetful:
     def merge(self, state: Any, params: Any, received: Any, ctx: Any) -> Any: ...
 
 
+class Fixed(sharing.Full):
+    share = None  # type: ignore[assignment]
+
+
 class Everywhere:
     def at(self, round: int) -> Any: ...
 
@@ -363,6 +367,7 @@ class Everywhere:
             "topology",
             "without num_nodes; derive its class from jwins.topology.Topology",
         ),
+        ({"sharing": Fixed()}, "sharing", "an object without share; derive"),
         ({"sharing": sharing.Full}, "sharing", "a class; hand over an object of it"),
         ({"task": {"name": "digits", "partition": partition.Iid}}, "task.partition", "a class; hand over"),
     ],

@@ -151,7 +151,7 @@ class TaskConfig(Settings):
         partition: Annotated[
             IidConfig | ShardsConfig | DirichletConfig | ByKeyConfig,
             Field(discriminator="kind"),
-            OrObject(("split",), "jwins.tasks.partition.Partitioner"),
+            OrObject(("split",), base="jwins.tasks.partition.Partitioner"),
         ] = Field(default=IidConfig(), description="how the training samples are divided among the nodes")
 
     @model_validator(mode="after")
@@ -402,12 +402,6 @@ _SharingTable = Annotated[
 ]
 
 
-_SHARING = (
-    *("init", "share", "merge", "key", "missing", "update_dim"),
-    *("remembers_peers", "state_types"),
-)
-
-
 class WireConfig(Settings):
     """How updates become bytes."""
 
@@ -563,18 +557,23 @@ class Experiment(Settings):
             | Topology
         ) = RegularConfig()
     else:
-        topology: Annotated[_TopologyTable, OrObject(("num_nodes", "at"), "jwins.topology.Topology")] = Field(
-            default=RegularConfig(), description="who sends to whom"
-        )
+        topology: Annotated[
+            _TopologyTable, OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
+        ] = Field(default=RegularConfig(), description="who sends to whom")
     train: TrainConfig = TrainConfig()
     if TYPE_CHECKING:
         sharing: FullConfig | RandomKConfig | TopKConfig | ChocoConfig | JwinsConfig | Sharing[Any] = (
             JwinsConfig()
         )
     else:
-        sharing: Annotated[_SharingTable, OrObject(_SHARING, "jwins.sharing.Sharing")] = Field(
-            default=JwinsConfig(), description="what is sent"
-        )
+        sharing: Annotated[
+            _SharingTable,
+            OrObject(
+                ("init", "share", "merge", "key", "missing", "update_dim"),
+                ("remembers_peers", "state_types"),
+                base="jwins.sharing.Sharing",
+            ),
+        ] = Field(default=JwinsConfig(), description="what is sent")
     wire: WireConfig = WireConfig()
     links: LinksConfig = LinksConfig()
     compute: ComputeConfig = ComputeConfig()

@@ -124,11 +124,13 @@ class OrObject:
     """Besides the tables of a union, Python may hand over an object that has certain members.
 
     Attributes:
-        members: names of the methods and attributes that the object must have; empty for anything callable.
+        methods: names of the methods the object must have; empty for anything callable.
+        attributes: names of what else it must have.
         base: the class that says what they are, for the error if one is missing.
     """
 
-    members: tuple[str, ...]
+    methods: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     base: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -143,17 +145,23 @@ class OrObject:
         """Whether ``value`` is such an object, and not a table."""
         if isinstance(value, BaseModel | Mapping | str):
             return False
-        if not self.members:
+        if not self.methods:
             return callable(value)
-        return not isinstance(value, type) and all(hasattr(value, name) for name in self.members)
+        return not isinstance(value, type) and not self._missing(value)
+
+    def _missing(self, value: object) -> list[str]:
+        methods = [name for name in self.methods if not callable(getattr(value, name, None))]
+        return methods + [name for name in self.attributes if not hasattr(value, name)]
 
     def _accept(self, value: Any, handler: Callable[[Any], Any]) -> Any:
         if isinstance(value, Mapping) and value.get("kind") == "object":
             raise _problem("was a Python object in the run that wrote this; hand it over from Python again")
         if self.matches(value):
             return value
-        missing = [name for name in self.members if not hasattr(value, name)]
-        if len(missing) < len(self.members) and not isinstance(value, BaseModel | Mapping | str):
+        missing = self._missing(value)
+        if len(missing) < len(self.methods + self.attributes) and not isinstance(
+            value, BaseModel | Mapping | str
+        ):
             raise _problem(
                 f"an object without {', '.join(missing)}; derive its class from {self.base}"
                 if missing

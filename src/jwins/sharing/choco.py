@@ -27,7 +27,7 @@ from torch import Tensor
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, check_fraction, check_precision, rounded
+from jwins.sharing.base import Precision, Sharing, check_fraction, check_precision, rounded
 from jwins.update import Received, Update
 
 __all__ = ["Choco", "ChocoState", "Replica", "choco"]
@@ -59,7 +59,7 @@ class ChocoState:
 
 
 @dataclass(frozen=True, slots=True)
-class Choco:
+class Choco(Sharing[ChocoState]):
     """CHOCO-SGD with a top-k compressor; see the module's docstring for the algorithm.
 
     Attributes:
@@ -79,10 +79,6 @@ class Choco:
         if not 0.0 < self.gamma <= 1.0:
             raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
         check_precision(self.values)
-
-    def update_dim(self, num_params: int) -> int:
-        """P: updates are parts of the replica."""
-        return num_params
 
     def init(self, params: Tensor) -> ChocoState:
         """All replicas start at 0, which needs no message."""
