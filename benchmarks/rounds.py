@@ -28,12 +28,12 @@ from benchmarks.training import (
     synthetic_parts,
 )
 from jwins.engines.simulator import Progress, Simulator
-from jwins.metrics import StartRow
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
+from jwins.runfiles.rows import StartRow
 from jwins.sharing import FixedCutoff, Sharing, full, jwins
 from jwins.topology import Regular
-from jwins.train import Trainer
+from jwins.training.trainer import Trainer
 from jwins.update import Received
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, pack, unpack

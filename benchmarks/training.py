@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jwins.tasks.base import Dataset, Task
-from jwins.train import Batching, Optimizer, Trainer, batch_indices
+from jwins.training.batches import batch_indices
+from jwins.training.optimizer import Optimizer
+from jwins.training.trainer import Batching, Trainer
 
 LOCAL_STEPS = 3
 BATCH_SIZE = 8

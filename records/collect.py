@@ -16,9 +16,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from jwins.page import render
-from jwins.settings import read_toml, write_toml
-from jwins.studies import gather
+from jwins.experiment.toml import read_toml, write_toml
+from jwins.report.page import render
+from jwins.report.studies import gather
 
 _TABLES = ("table.md", "summary.json", "comparison.png")
 

@@ -22,9 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from jwins import checkpoint
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.node import Phase
+from jwins.runfiles import checkpoint
 
 
 @dataclass(frozen=True)
@@ -395,8 +395,8 @@ def test_a_full_disk_leaves_everything_as_it_was(
     before = {p: p.read_bytes() for p in folder.iterdir()}
     with monkeypatch.context() as patch:
         if what == "write":
-            patch.setattr("jwins.checkpoint.os.fsync", full_disk)
-            patch.setattr("jwins.checkpoint.save", lambda *a, **k: b"x" * 10)
+            patch.setattr("jwins.runfiles.atomic.os.fsync", full_disk)
+            patch.setattr("jwins.runfiles.checkpoint.save", lambda *a, **k: b"x" * 10)
         else:
             patch.setattr(what, full_disk)
         with pytest.raises(OSError, match="No space left"):
@@ -438,7 +438,7 @@ ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 import torch
-from jwins import checkpoint
+from jwins.runfiles import checkpoint
 
 folder = Path(sys.argv[1])
 checkpoint.write(folder, 1, {"round": 1, "x": torch.zeros(1000)})

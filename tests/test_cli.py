@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from jwins.cli import app
+from jwins.cli.app import app
 from jwins.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, pack
@@ -391,6 +391,6 @@ def test_a_second_process_is_kept_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
-    code = "from jwins.allocator import keep_freed_memory; print(keep_freed_memory())"
+    code = "from jwins.training.allocator import keep_freed_memory; print(keep_freed_memory())"
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ended.stdout.strip() == str(platform.libc_ver()[0] == "glibc")

@@ -16,30 +16,18 @@ import msgspec
 import pytest
 
 from jwins import compare as comparing
-from jwins import jobs
-from jwins.compare import compare
-from jwins.comparison import CompareConfig, Comparison, TargetConfig, load_comparison
+from jwins.compare import compare, summary, workers
+from jwins.compare.comparison import CompareConfig, Comparison, TargetConfig, load_comparison
+from jwins.compare.plan import target_of
 from jwins.errors import ConfigError, DataError, ResumeError
-from jwins.metrics import Spread, TrafficSplit
-from jwins.plan import target_of
-from jwins.report import (
-    Group,
-    Record,
-    Target,
-    difference_text,
-    figure,
-    flat_rows,
-    latex,
-    line_of,
-    lines,
-    markdown,
-    metrics_table,
-    samples_note,
-    save_figure,
-    share,
-    table_cells,
-)
+from jwins.report.curves import figure, save_figure
+from jwins.report.tables import latex, markdown, metrics_table, table_cells
+from jwins.report.words import difference_text, share
+from jwins.results.groups import Group, Target
+from jwins.results.lines import line_of, lines
+from jwins.results.record import Record, flat_rows, samples_note
 from jwins.run import locked
+from jwins.runfiles.rows import Spread, TrafficSplit
 
 FILE = """
 name = "tiny"
@@ -316,21 +304,21 @@ def test_unfinished_cells_go_on_to_the_same_result(
 ) -> None:
     """Ctrl-C in the second cell: it and the ones after it are run by the next call."""
     comparison = write("", "run.checkpoint_every=1")
-    real = jobs.run_job
+    real = workers.run_job
     stop = {"now": False}
 
-    def run_job(job: jobs.Job, send: Any) -> str:
+    def run_job(job: workers.Job, send: Any) -> str:
         def watch(progress: comparing.CellProgress) -> None:
             stop["now"] = progress.cell == 1 and progress.round >= 2 and progress.status == "running"
             send(progress)
 
         return real(job, watch, lambda: stop["now"])
 
-    monkeypatch.setattr(jobs, "run_job", run_job)
+    monkeypatch.setattr(workers, "run_job", run_job)
     first = compare(comparison, jobs=1)
     assert first.status == "interrupted"
     assert first.table == []
-    monkeypatch.setattr(jobs, "run_job", real)
+    monkeypatch.setattr(workers, "run_job", real)
     second = compare(comparison, jobs=1)
     assert second.table == done.table
 
@@ -371,7 +359,7 @@ def test_fingerprints_are_compared(done: comparing.Compared) -> None:
     start = msgspec.structs.replace(other.start, fingerprints=prints)
     cells["JWINS", 2] = Record(other.folder, start, other.evaluations, other.end)
     with pytest.raises(ConfigError, match=r"'JWINS', seed 2, partition = 'another'.*not like for like"):
-        comparing._check_like_for_like(done.comparison, cells)
+        summary._check_like_for_like(done.comparison, cells)
 
 
 def test_unmeasured_cell_is_an_error(write: Write) -> None:

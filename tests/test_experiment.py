@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins import sharing
 from jwins.errors import ConfigError
-from jwins.experiment import Experiment, bundled, digest_of, load
+from jwins.experiment import Experiment, bundled, digest_of, load, sections
+from jwins.experiment.keys import keys_of
+from jwins.experiment.settings import Settings
+from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
 from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate
-from jwins.settings import Settings, keys_of, merge, parse_overrides, read_toml, write_toml
 from jwins.tasks import partition
 
 BUNDLED_RUNS = [name for name in bundled() if not name.endswith("compare")]
@@ -301,7 +303,7 @@ def test_settings_have_the_constructors_names_and_defaults() -> None:
     same(e.LinksConfig, simulator.Links)
     same(e.ComputeConfig, simulator.Compute)
     for configs, classes in (
-        (get_args(get_args(e._TopologyTable)[0]), topology.TOPOLOGIES),
+        (get_args(get_args(sections._TopologyTable)[0]), topology.TOPOLOGIES),
         ((e.IidConfig, e.ShardsConfig, e.DirichletConfig, e.ByKeyConfig), partition.PARTITIONERS),
     ):
         by_kind = {config.model_fields["kind"].default: config for config in configs}
@@ -458,7 +460,7 @@ def test_bundled_experiments_load(name: str) -> None:
     "path", sorted(Path(__file__).parents[1].glob("experiments/*.toml")), ids=lambda p: p.name
 )
 def test_example_files_load(path: Path) -> None:
-    from jwins.comparison import load_comparison
+    from jwins.compare.comparison import load_comparison
 
     if "[[variants]]" in path.read_text(encoding="utf-8"):
         load_comparison(path)
@@ -489,7 +491,7 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_every_key_has_a_meaning_and_is_documented() -> None:
-    from jwins.comparison import CompareConfig, TuneConfig, VariantTable
+    from jwins.compare.comparison import CompareConfig, TuneConfig, VariantTable
 
     text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
     comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]

@@ -9,7 +9,17 @@ import msgspec
 import pytest
 
 from jwins.errors import DataError
-from jwins.metrics import EndRow, EvalRow, MetricsLog, Row, Spread, StartRow, Traffic, TrafficSplit, read_rows
+from jwins.runfiles.rows import (
+    EndRow,
+    EvalRow,
+    MetricsLog,
+    Row,
+    Spread,
+    StartRow,
+    Traffic,
+    TrafficSplit,
+    read_rows,
+)
 
 START = StartRow(
     name="digits ☃",

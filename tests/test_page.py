@@ -19,13 +19,13 @@ import pytest
 from typer.testing import CliRunner
 
 import jwins
-from jwins.charts import THEME, save, styles_of
-from jwins.cli import app
+from jwins.cli.app import app
 from jwins.compare import compare
-from jwins.comparison import load_comparison
+from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.page import headline, render, write_page
-from jwins.studies import Study, gather
+from jwins.report.charts import THEME, save, styles_of
+from jwins.report.page import headline, render, write_page
+from jwins.report.studies import Study, gather
 
 NASTY = "JWINS <script>alert('x')</script> & $\\alpha$ \"quoted\", a rather long name that goes on and on"
 
@@ -613,7 +613,7 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_graphs_and_partitions_stay_small(single: Path) -> None:
-    from jwins.charts import Partition, as_svg, partition_chart, topology_chart
+    from jwins.report.charts import Partition, as_svg, partition_chart, topology_chart
     from jwins.topology import FullyConnected, OnePeerExponential, Regular, Star
 
     for topology in (

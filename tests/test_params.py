@@ -8,7 +8,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from jwins.errors import ConfigError, UsageError
-from jwins.params import Layout
+from jwins.training.layout import Layout
 
 
 def normed() -> nn.Module:

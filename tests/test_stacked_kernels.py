@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jwins.ops.stacked import StackedKernels, flattened
+from jwins.training.kernels import StackedKernels, flattened
 
 
 def compare(function, *inputs):

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import jwins.train
+import jwins.training.trainer
 from jwins.errors import ConfigError, UsageError
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
-from jwins.train import OPTIMIZERS, Optimizer, Trainer, TrainingError, batch_indices
+from jwins.training.batches import batch_indices
+from jwins.training.optimizer import OPTIMIZERS, Optimizer
+from jwins.training.trainer import Trainer, TrainingError
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -241,7 +243,7 @@ def test_training_loss_falls():
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 @pytest.mark.parametrize("model", ["dropout", "norm", "conv"])
 def test_threads_do_not_change_a_bit(model, batching, monkeypatch):
-    monkeypatch.setattr(jwins.train, "THREADS_MIN_PARAMETERS", 0)
+    monkeypatch.setattr(jwins.training.trainer, "THREADS_MIN_PARAMETERS", 0)
     digests = set()
     for threads in (1, 3):
         trainer = make(
@@ -405,7 +407,7 @@ def test_auto_is_a_rule_of_model_and_device(monkeypatch):
     assert (convolution.batching, convolution.reason) == ("loop", "Conv1d is faster in a loop on CPU")
     assert make(Recurrent, batching="auto").reason == "LSTM is faster in a loop on CPU"
     assert make(batching="loop").reason == "loop was asked for"
-    monkeypatch.setattr(jwins.train, "STACKED_MAX_PARAMETERS", 10)
+    monkeypatch.setattr(jwins.training.trainer, "STACKED_MAX_PARAMETERS", 10)
     assert make(batching="auto").batching == "loop"
     assert make(batching="stacked").batching == "stacked"
 
@@ -417,7 +419,7 @@ def test_steps_that_cannot_be_recorded_are_taken_with_all_their_calls(monkeypatc
     def refuse(function, example):
         raise RuntimeError("not today")
 
-    monkeypatch.setattr(jwins.train, "flattened", refuse)
+    monkeypatch.setattr(jwins.training.trainer, "flattened", refuse)
     called = make(batching="stacked")
     assert (called.batching, called._flat_steps) == ("stacked", [])
     for trainer in (recorded, called):
@@ -426,7 +428,7 @@ def test_steps_that_cannot_be_recorded_are_taken_with_all_their_calls(monkeypatc
 
 
 def test_large_gradients_are_written_to_the_memory_of_their_thread(monkeypatch):
-    monkeypatch.setattr(jwins.train, "THREADS_MIN_PARAMETERS", 0)
+    monkeypatch.setattr(jwins.training.trainer, "THREADS_MIN_PARAMETERS", 0)
 
     def wide():
         return nn.Sequential(nn.Linear(6, 4000), nn.ReLU(), nn.Linear(4000, 3))
@@ -559,7 +561,7 @@ def test_shared_statistics_are_part_of_the_row(batching):
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 def test_evaluation_is_the_mean_over_the_chosen_samples(batching, monkeypatch):
-    monkeypatch.setattr(jwins.train, "EVALUATION_BATCH", 6)
+    monkeypatch.setattr(jwins.training.trainer, "EVALUATION_BATCH", 6)
     trainer = make(batching=batching)
     trainer.train(everyone(trainer, 0))
     samples = torch.tensor([1, 4, 9, 0, 2, 3, 19])

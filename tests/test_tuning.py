@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 import jwins
-from jwins import jobs
-from jwins.compare import compare, summarize
-from jwins.comparison import Cell, Comparison, Grid, load_comparison
+from jwins.compare import cells, compare, memory, summarize, workers
+from jwins.compare.comparison import Cell, Comparison, Grid, load_comparison
+from jwins.compare.plan import Tried, _at_edge, _rank, ended, plan
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.intervals import paired, student_t_quantile
-from jwins.plan import Tried, _at_edge, _rank, ended, plan
-from jwins.report import Record, difference_text
+from jwins.report.words import difference_text
+from jwins.results.intervals import paired, student_t_quantile
+from jwins.results.record import Record
 
 ROOT = Path(__file__).parents[1]
 PAPERS = sorted((ROOT / "experiments" / "paper").glob("*.toml"))
@@ -167,7 +167,7 @@ def test_sensitivity_has_a_row_per_variant_and_value(done: Any) -> None:
 
 def test_nothing_is_run_twice(done: Any) -> None:
     before = logs(done.folder)
-    told: list[jobs.CellProgress] = []
+    told: list[workers.CellProgress] = []
     again = compare(done.comparison, jobs=1, progress=told.append)
     assert again.table == done.table
     assert logs(done.folder) == before
@@ -414,39 +414,37 @@ def test_setting_what_is_tuned_says_how(tmp_path: Path) -> None:
 
 
 def test_memory_bounds_the_runs_side_by_side() -> None:
-    assert jobs.that_fit(4, 1e9, 10e9) == (4, "")
-    assert jobs.that_fit(4, 1e9, None) == (4, "")
-    assert jobs.that_fit(4, 4e9, 10e9)[0] == 2
-    assert jobs.that_fit(4, 40e9, 10e9)[0] == 1
-    assert "1 run side by side instead of 4" in jobs.that_fit(4, 40e9, 10e9)[1]
-    free = jobs.memory_free()
+    assert memory.that_fit(4, 1e9, 10e9) == (4, "")
+    assert memory.that_fit(4, 1e9, None) == (4, "")
+    assert memory.that_fit(4, 4e9, 10e9)[0] == 2
+    assert memory.that_fit(4, 40e9, 10e9)[0] == 1
+    assert "1 run side by side instead of 4" in memory.that_fit(4, 40e9, 10e9)[1]
+    free = memory.memory_free()
     assert free is None or free > 0
 
 
 def test_runs_share_a_gpu_only_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    from jwins import compare as comparing
-
     todo = [
-        jobs.Job(number, cell.name, cell.experiment)
+        workers.Job(number, cell.name, cell.experiment)
         for number, cell in enumerate(load_comparison("digits-compare").cells()[:2])
     ]
     said: list[str] = []
-    monkeypatch.setattr(comparing, "cores", lambda: 2)
-    assert comparing._workers(todo, None, said.append) == 2
-    monkeypatch.setattr(comparing, "resolve_device", lambda _: torch.device("cuda", 0))
-    assert comparing._workers(todo, None, said.append) == 1
+    monkeypatch.setattr(cells, "cores", lambda: 2)
+    assert cells._workers(todo, None, said.append) == 2
+    monkeypatch.setattr(cells, "resolve_device", lambda _: torch.device("cuda", 0))
+    assert cells._workers(todo, None, said.append) == 1
     assert "share a GPU" in said[-1]
-    assert comparing._workers(todo, 2, said.append) == 2
+    assert cells._workers(todo, 2, said.append) == 2
 
 
 def test_memory_grows_with_nodes_and_replicas() -> None:
     experiments: list[Any] = [cell.experiment for cell in load_comparison("digits-compare").cells()[:4]]
-    full, _, choco, _ = (jobs.memory_needed([experiment]) for experiment in experiments)
+    full, _, choco, _ = (memory.memory_needed([experiment]) for experiment in experiments)
     assert choco > full > 0
-    assert jobs.memory_needed(experiments) == max(jobs.memory_needed([e]) for e in experiments)
-    assert jobs.memory_needed([experiments[0].changed({"nodes": {"count": 500}})]) > full
+    assert memory.memory_needed(experiments) == max(memory.memory_needed([e]) for e in experiments)
+    assert memory.memory_needed([experiments[0].changed({"nodes": {"count": 500}})]) > full
 
 
 # --- Groups, own users, and the shipped papers ---------------------------------------------------------------

@@ -6,7 +6,7 @@
 50
 
 ``jwins.simulate(experiment)`` runs it. Algorithms are in :mod:`jwins.sharing`, settings in
-:mod:`jwins.experiment`, comparisons in :mod:`jwins.comparison` and :mod:`jwins.compare`.
+:mod:`jwins.experiment`, comparisons in :mod:`jwins.compare`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jwins.experiment import Experiment, load
-    from jwins.run import Result, simulate
+    from jwins.experiment.experiment import Experiment
+    from jwins.experiment.load import load
+    from jwins.run.result import Result
+    from jwins.run.run import simulate
 
 __all__ = ["Experiment", "Result", "__version__", "load", "simulate"]
 

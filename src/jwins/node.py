@@ -34,7 +34,7 @@ from torch import Tensor
 from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
-from jwins.topology import Topology
+from jwins.topology.graph import Topology
 from jwins.update import Received
 from jwins.wire.codec import Codec
 from jwins.wire.frame import Frame, KeyRequest, Packed, pack

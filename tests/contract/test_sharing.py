@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from jwins import checkpoint
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext, stream
+from jwins.runfiles import checkpoint
 from jwins.sharing import (
     FixedCutoff,
     Jwins,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from worlds import end, evals, simulator
 
-from jwins.engines.simulator import Compute, Flow, Links, Parcel, Uplink
+from jwins.engines.simulator import Compute, Links
+from jwins.engines.simulator.queue import Flow, Parcel, Uplink
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
 from jwins.topology import Regular, Ring, Star
@@ -109,7 +110,7 @@ def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         outcome = sim.run()
         return end(outcome).sha256, [*evals(outcome), end(outcome).traffic]
 
-    monkeypatch.setattr("jwins.engines.simulator._SERIAL_BELOW", 0)
+    monkeypatch.setattr("jwins.engines.simulator.simulator._SERIAL_BELOW", 0)
     reference = run(one_by_one=True, threads=1)
     assert run(one_by_one=False, threads=1) == reference
     assert run(one_by_one=False, threads=3) == reference

@@ -14,10 +14,10 @@ import pytest
 import torch
 from worlds import Lines, end, evals, simulator
 
-from jwins import checkpoint
 from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
-from jwins.metrics import EndRow, read_rows
+from jwins.runfiles import checkpoint
+from jwins.runfiles.rows import EndRow, read_rows
 from jwins.sharing import choco, jwins
 from jwins.topology import Regular
 
@@ -174,7 +174,7 @@ import os, random, signal, sys
 from collections.abc import Iterator
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from jwins import checkpoint
+from jwins.runfiles import checkpoint
 import test_resume
 
 case, folder, moment = {case!r}, Path({folder!r}), {moment!r}
@@ -212,7 +212,7 @@ def test_kill_9_then_resume_is_bit_identical(case: str, moment: str, tmp_path: P
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 def test_threads_change_no_bit(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jwins.engines.simulator._SERIAL_BELOW", 0)
+    monkeypatch.setattr("jwins.engines.simulator.simulator._SERIAL_BELOW", 0)
     hashes = {
         end(
             simulator(

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from jwins.engines.simulator import Outcome, Simulator
-from jwins.metrics import EndRow, EvalRow, StartRow
+from jwins.runfiles.rows import EndRow, EvalRow, StartRow
 from jwins.sharing import Sharing, full
 from jwins.tasks.base import Dataset, Task
 from jwins.topology import Ring, Topology
-from jwins.train import Optimizer, Trainer
+from jwins.training.optimizer import Optimizer
+from jwins.training.trainer import Trainer
 from jwins.wire.codec import codec
 
 DIGEST = b"testtest"

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from jwins import checkpoint
 from jwins.errors import UsageError
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
@@ -30,6 +29,7 @@ from jwins.node import (
     WakeAt,
 )
 from jwins.rng import RoundContext, stream
+from jwins.runfiles import checkpoint
 from jwins.sharing import choco, full, jwins, random_k, top_k
 from jwins.topology import FullyConnected, Graph, OnePeerExponential, Ring
 from jwins.update import Quantized, Sampled, Update

@@ -1,0 +1,119 @@
+"""The command line: ``jwins run``, ``compare``, ``report``, ``inspect`` and ``list``.
+
+Torch is loaded only by the commands that need it, so help and errors in a configuration come at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from jwins.errors import ConfigError, DataError, JwinsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["EPILOG", "app", "console_of", "errors_said", "leave", "main"]
+
+OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+
+EPILOG = (
+    "Exit codes: 0 done; 1 unexpected failure; 2 wrong usage or configuration; 3 the run diverged; "
+    "4 data are missing; 130 interrupted (go on with --resume)."
+)
+
+
+app = typer.Typer(
+    name="jwins",
+    help="Decentralized learning that sends a fraction of the bytes.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set run.rounds=50; may be repeated."
+    ),
+]
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data of tasks that need some.")
+]
+
+
+def main() -> None:
+    """Entry point: runs the command line and leaves with one of the documented exit codes."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        leave("", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, as in `jwins list | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(FAILED) from None
+
+
+@contextmanager
+def errors_said() -> Iterator[None]:
+    """Errors raised on purpose become one message and an exit code, without a traceback."""
+    try:
+        yield
+    except DataError as error:
+        leave(_message(error), NO_DATA)
+    except ConfigError as error:
+        leave(_message(error), USAGE)
+    except JwinsError as error:
+        from jwins.errors import ResumeError, UsageError
+
+        leave(_message(error), USAGE if isinstance(error, ResumeError | UsageError) else FAILED)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        leave(f"{where}{error.strerror or error}; what was saved before is intact", FAILED)
+
+
+def _message(error: Exception) -> str:
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
+def leave(message: str, code: int) -> NoReturn:
+    console = console_of(stderr=True)
+    console.print(f"[bold red]{'interrupted' if code == INTERRUPTED else 'error'}[/]", end="")
+    console.print(f": {message}" if message else "", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code)
+
+
+def console_of(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"jwins {metadata.version('jwins')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    pass

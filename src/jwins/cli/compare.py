@@ -1,0 +1,156 @@
+"""``jwins compare``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jwins.cli.app import EPILOG, INTERRUPTED, Data, Overrides, Quiet, app, console_of, errors_said, leave
+from jwins.cli.progress import PlainComparison, live_comparison
+from jwins.cli.run import data_override
+from jwins.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jwins.compare.summary import Compared
+
+__all__ = ["print_table"]
+
+
+@app.command(epilog=EPILOG)
+def compare(
+    comparison: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMPARISON.toml|NAME", help="A file, or a bundled comparison (see `jwins list`)."
+        ),
+    ],
+    overrides: Overrides = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="1,2,3", help="Seeds instead of the file's.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            "-j",
+            min=1,
+            help="Runs side by side, each with one thread; by default one per core.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Keep finished runs and go on with interrupted ones, or refuse to."
+        ),
+    ] = True,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only",
+            metavar="VARIANT",
+            help="Run this variant only, and what its tuning needs; may be repeated.",
+        ),
+    ] = None,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Run nothing; make tables and figure of what is there.")
+    ] = False,
+    quiet: Quiet = False,
+    data: Data = None,
+) -> None:
+    """Run several variants of an experiment over several seeds, and compare them like for like."""
+    with errors_said():
+        from jwins.compare.cells import compare as run_comparison
+        from jwins.compare.comparison import load_comparison
+        from jwins.compare.summary import summarize
+        from jwins.training.allocator import keep_freed_memory
+
+        given = [*(overrides or []), *data_override(data)]
+        chosen = load_comparison(comparison, given, seeds=_seeds(seeds))
+        if report_only and only:
+            raise ConfigError(
+                "--only", ", ".join(only), "says what to run, and --report-only runs nothing; leave out one"
+            )
+        if not resume and chosen.folder.exists() and not report_only:
+            raise ConfigError(
+                "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"
+            )
+        keep_freed_memory()
+        console = console_of()
+        names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
+        if report_only:
+            compared = summarize(chosen, partial=True)
+        elif quiet:
+            compared = run_comparison(chosen, jobs=jobs, only=names)
+        elif console.is_terminal:
+            with live_comparison(console, chosen, names) as tell:
+                compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
+        else:
+            tell = PlainComparison(console, chosen, names)
+            compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
+        if compared.status == "interrupted":
+            leave("the same command goes on", INTERRUPTED)
+        if not quiet:
+            _print_comparison(console, compared)
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            "--seeds", text, "expected whole numbers with commas between them, such as 1,2,3"
+        ) from None
+
+
+def _print_comparison(console: Console, compared: Compared) -> None:
+    from jwins.report.tables import head_and_rows, targets_of
+
+    target = compared.target
+    if target is not None:
+        print_table(console, *head_and_rows(compared.table, target))
+        for sentence in targets_of(compared.table, target):
+            console.print(sentence, soft_wrap=True, markup=False)
+    for note in compared.notes:
+        console.print(note, soft_wrap=True, markup=False)
+    for other in compared.further:
+        console.print(f"\n[bold]{other.title}[/]")
+        print_table(console, other.head, other.rows)
+        for note in other.notes:
+            console.print(note, soft_wrap=True, markup=False)
+    console.print(f"table and figure: {compared.folder}{os.sep}table.md, comparison.png", soft_wrap=True)
+
+
+def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if console.is_terminal:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for index, heading in enumerate(head):
+            table.add_column(heading, justify="left" if index in (0, len(head) - 1) else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    else:
+        for text in _plain_table([head, *rows]):
+            console.print(text, soft_wrap=True, markup=False)
+
+
+def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    last = len(widths) - 1
+    return [
+        "  ".join(
+            cell.ljust(width) if i in (0, last) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

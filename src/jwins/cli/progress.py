@@ -1,0 +1,179 @@
+"""Progress on the terminal: bars, or lines for a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jwins.compare.comparison import Comparison
+    from jwins.compare.workers import CellProgress
+    from jwins.engines.simulator.simulator import Progress
+    from jwins.experiment.experiment import Experiment
+
+__all__ = ["PlainComparison", "PlainRun", "live_comparison", "live_run", "metrics_text", "size_text"]
+
+_PLAIN_LINES_S = 2.0
+"""Without a terminal, progress is one line at most so often, and one per evaluation."""
+
+
+class PlainRun:
+    """Progress as lines, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self.console_of = console
+        self._clock = _Clock()
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.row is None:
+            return
+        now = time.monotonic()
+        if now - self._last < _PLAIN_LINES_S and progress.row.round != progress.rounds:
+            return
+        self._last = now
+        means = {name: spread.mean for name, spread in progress.row.metrics.items()}
+        left = self._clock.left(progress.round, progress.rounds)
+        self.console_of.print(
+            f"round {progress.row.round}/{progress.rounds}  {metrics_text(means)}  "
+            f"{size_text(progress.row.traffic.total)} sent  {progress.row.time_s:.1f} virtual s  {left} left",
+            soft_wrap=True,
+        )
+
+
+class _Clock:
+    """Time left, from the rounds done since the first report (a resumed run does not start at 0)."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+
+    def left(self, round: int, rounds: int) -> str:
+        """Like ``1:05``, or ``-:--`` while nothing is known."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = (now, round)
+        begun, first = self._start
+        if round <= first:
+            return "-:--"
+        seconds = int((now - begun) / (round - first) * (rounds - round) + 0.5)
+        hours, rest = divmod(seconds, 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+@contextmanager
+def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Progress], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[metrics]}", markup=False),
+        TextColumn("{task.fields[sent]}", markup=False),
+        TextColumn("{task.fields[left]} left", markup=False),
+    )
+    clock, shown = _Clock(), 0.0
+    with Bar(*columns, console=console, refresh_per_second=8) as bar:
+        task = bar.add_task(experiment.name, total=experiment.run.rounds, metrics="", sent="", left="-:--")
+
+        def tell(progress: Progress) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if progress.row is not None:
+                means = {name: spread.mean for name, spread in progress.row.metrics.items()}
+                bar.update(task, metrics=metrics_text(means))
+            elif now - shown < 0.1 and progress.round < progress.rounds:
+                return
+            shown = now
+            bar.update(
+                task,
+                completed=progress.round,
+                sent=size_text(progress.bytes_total),
+                left=clock.left(progress.round, progress.rounds),
+            )
+
+        yield tell
+
+
+def metrics_text(means: dict[str, float | None]) -> str:
+    shown = []
+    for name, mean in means.items():
+        if mean is None:
+            shown.append(f"{name} —")
+        elif name.endswith("accuracy"):
+            shown.append(f"{name} {mean * 100:.1f} %")
+        else:
+            shown.append(f"{name} {mean:.3f}")
+    return "  ".join(shown)
+
+
+def size_text(number: float) -> str:
+    from jwins.report.words import size
+
+    return size(number)
+
+
+class PlainComparison:
+    """One line per finished cell."""
+
+    def __init__(self, console: Console, comparison: Comparison, only: Sequence[str] = ()) -> None:
+        self.console_of = console
+        self._runs, _ = comparison.expected(only)
+        self._done = 0
+        console.print(f"{comparison.name}: {self._runs} runs", soft_wrap=True, markup=False)
+
+    def __call__(self, progress: CellProgress) -> None:
+        if progress.status == "running":
+            return
+        self._done += 1
+        self.console_of.print(
+            f"[{self._done}/{max(self._runs, self._done)}] {progress.name}: {progress.status}, "
+            f"{metrics_text(dict(progress.metrics or {}))}, {size_text(progress.bytes_total)} sent",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+@contextmanager
+def live_comparison(
+    console: Console, comparison: Comparison, only: Sequence[str] = ()
+) -> Iterator[Callable[[CellProgress], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    _, total = comparison.expected(only)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+    )
+    clock, ended = _Clock(), PlainComparison(console, comparison, only)
+    rounds: dict[int, int] = {}
+    running: dict[int, Any] = {}
+    with Bar(*columns, console=console, refresh_per_second=8) as bar:
+        whole = bar.add_task(comparison.name, total=total, note="")
+
+        def tell(progress: CellProgress) -> None:
+            """A bar for each cell under way, and a line above the bars for each that has ended."""
+            number = progress.cell
+            over = progress.status != "running"
+            rounds[number] = progress.rounds if over else progress.round
+            done = sum(rounds.values())
+            bar.update(whole, completed=done, note=f"rounds  {clock.left(done, total)} left")
+            if over:
+                if number in running:
+                    bar.remove_task(running.pop(number))
+                ended(progress)
+                return
+            if number not in running:
+                running[number] = bar.add_task(f"  {progress.name}", total=progress.rounds, note="")
+            note = f"{metrics_text(dict(progress.metrics or {}))}  {size_text(progress.bytes_total)}"
+            bar.update(running[number], completed=progress.round, note=note)
+
+        yield tell

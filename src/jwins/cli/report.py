@@ -1,0 +1,67 @@
+"""``jwins report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jwins.cli.app import EPILOG, Quiet, app, console_of, errors_said
+from jwins.errors import ConfigError
+
+
+@app.command(epilog=EPILOG)
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...", help="Run folders, comparison folders, or folders of them, in any mixture."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE.html",
+            help="The page. [default: report.html in the folder, if one is given]",
+            show_default=False,
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures",
+            metavar="DIR",
+            help="Folder for the figures as PDF and PNG. [default: <page>-figures beside the page]",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", metavar="NAME", help="Show this metric instead of the first.")
+    ] = None,
+    open_: Annotated[str, typer.Option("--open", metavar="yes|no", help="Open the page in a browser.")] = "no",
+    quiet: Quiet = False,
+) -> None:
+    """Write one self-contained HTML page about runs, and its figures as PDF and PNG."""
+    with errors_said():
+        if open_ not in ("yes", "no"):
+            raise ConfigError("--open", open_, "expected yes or no")
+        if out is None:
+            out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+        if out.is_dir() or out.suffix not in (".html", ".htm"):
+            raise ConfigError("--out", str(out), "expected a file that ends in .html")
+        from jwins.report.page import write_page
+
+        page, files = write_page(runs, out, figures=figures, metric=metric)
+        if not quiet:
+            console = console_of()
+            console.print(f"page: {page}", soft_wrap=True, markup=False)
+            if files:
+                console.print(
+                    f"{len(files)} figures (PDF, PNG): {files[0].parent}", soft_wrap=True, markup=False
+                )
+        if open_ == "yes":
+            import webbrowser
+
+            webbrowser.open(page.resolve().as_uri())

@@ -1,0 +1,121 @@
+"""``jwins run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jwins.cli.app import (
+    DIVERGED,
+    EPILOG,
+    INTERRUPTED,
+    Data,
+    Overrides,
+    Quiet,
+    app,
+    console_of,
+    errors_said,
+    leave,
+)
+from jwins.cli.progress import PlainRun, live_run, metrics_text, size_text
+from jwins.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jwins.experiment.experiment import Experiment
+    from jwins.run.result import Result
+
+__all__ = ["data_override"]
+
+
+@app.command(epilog=EPILOG)
+def run(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT.toml|NAME", help="A file, or a bundled experiment (see `jwins list`)."
+        ),
+    ],
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the newest checkpoint; the result is the same bit for bit."),
+    ] = False,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write TensorBoard event files, too (extra: tensorboard)."),
+    ] = False,
+    quiet: Quiet = False,
+    data: Data = None,
+) -> None:
+    """Run one experiment."""
+    with errors_said():
+        from jwins.experiment.load import load
+
+        given = [*(overrides or []), *data_override(data)]
+        if tensorboard:
+            given.append("run.tensorboard=true")
+        chosen = load(experiment, given)
+        console = console_of()
+        result = _run(chosen, console, resume=resume, quiet=quiet)
+        if result.status == "interrupted":
+            leave("go on with --resume", INTERRUPTED)
+        if not quiet:
+            _print_result(console, result)
+        if result.status == "diverged":
+            leave(_divergence(result), DIVERGED)
+
+
+def data_override(data: Path | None) -> list[str]:
+    if data is None:
+        return []
+    if not data.exists():
+        raise DataError(f"--data {data}: there is no such folder")
+    import json
+
+    return [f"task.data={json.dumps(str(data.resolve()))}"]
+
+
+def _run(experiment: Experiment, console: Console, *, resume: bool, quiet: bool) -> Result:
+    from jwins.run.run import simulate
+    from jwins.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    if quiet:
+        return simulate(experiment, resume=resume)
+    if console.is_terminal:
+        with live_run(console, experiment) as tell:
+            return simulate(experiment, resume=resume, progress=tell)
+    console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
+    return simulate(experiment, resume=resume, progress=PlainRun(console))
+
+
+def _print_result(console: Console, result: Result) -> None:
+    last = result.record.evaluations[-1]
+    nodes = result.record.start.num_nodes
+    if result.was_complete:
+        console.print("this run is complete; nothing to do")
+    means = {name: spread.mean for name, spread in last.metrics.items()}
+    traffic = last.traffic
+    console.print(
+        f"{result.status} after {last.round} rounds, {last.time_s:.1f} virtual seconds: {metrics_text(means)}"
+    )
+    split = ", ".join(
+        f"{part} {size_text(getattr(traffic, part))}"
+        for part in ("values", "positions", "header", "key", "control")
+    )
+    console.print(
+        f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}",
+        soft_wrap=True,
+    )
+    console.print(f"written to {result.folder}", soft_wrap=True)
+
+
+def _divergence(result: Result) -> str:
+    end = result.record.end
+    assert end is not None
+    reason = f": {end.reason}" if end.reason else ""
+    return f"diverged in round {end.round}{reason}; a smaller train.optimizer.lr may help"

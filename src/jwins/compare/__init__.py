@@ -1,0 +1,27 @@
+"""Variants of an experiment over seeds, like for like."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jwins.compare.cells import compare
+    from jwins.compare.summary import Compared, summarize
+    from jwins.compare.workers import CellProgress
+
+__all__ = ["CellProgress", "Compared", "compare", "summarize"]
+
+_HOMES = {
+    "CellProgress": "jwins.compare.workers",
+    "Compared": "jwins.compare.summary",
+    "compare": "jwins.compare.cells",
+    "summarize": "jwins.compare.summary",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for when it is asked for."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

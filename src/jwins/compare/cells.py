@@ -1,0 +1,126 @@
+"""Runs what a comparison plans, like for like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from jwins.compare.comparison import CompareConfig, Comparison
+from jwins.compare.memory import memory_free, memory_needed, that_fit
+from jwins.compare.plan import make_room, plan
+from jwins.compare.summary import Compared, summarize
+from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
+from jwins.errors import ConfigError, ResumeError, UsageError
+from jwins.experiment.messages import nearest
+from jwins.results.record import Record
+from jwins.run.folder import FolderState, check_folder, folder_state, locked
+from jwins.training.trainer import resolve_device
+
+__all__ = ["compare"]
+
+
+def compare(
+    comparison: Comparison,
+    *,
+    jobs: int | None = None,
+    progress: Callable[[CellProgress], None] | None = None,
+    only: Collection[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> Compared:
+    """Run all cells that are not finished, check that they are like for like, and write tables and figure.
+
+    Args:
+        comparison: what to compare.
+        jobs: cells side by side, each in a process of its own with one thread; None: one per core, as far as
+            memory allows. At most one per unfinished cell. With 1, cells run in this process.
+        progress: told how far the cells are.
+        only: names of variants to run; the tables then have what is there. Empty for all.
+        say: told in a sentence what a user should know, such as that memory is short.
+
+    Raises:
+        ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
+            has no metric of a name that the comparison asks for.
+        DataError: data are missing.
+        ResumeError: a cell's folder holds another experiment, or another process runs this comparison.
+    """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs = {jobs}: expected at least 1")
+    _check_only(comparison, only)
+    outer, speak = progress or (lambda _: None), say or (lambda _: None)
+
+    def tell(of: CellProgress) -> None:
+        _check_metrics(comparison.compare, of.metrics or ())
+        outer(of)
+
+    check_folder("compare.folder", comparison.folder)
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    with locked(comparison.folder, "this comparison"):
+        return _compare(comparison, jobs, tell, only, speak)
+
+
+def _compare(
+    comparison: Comparison,
+    jobs: int | None,
+    tell: Callable[[CellProgress], None],
+    only: Collection[str],
+    speak: Callable[[str], None],
+) -> Compared:
+    numbers: dict[tuple[Path, str], int] = {}
+    done: set[str] = set()
+    while True:
+        todo: list[Job] = []
+        for cell in plan(comparison, only).cells:
+            begun = (cell.folder, cell.name) in numbers
+            number = numbers.setdefault((cell.folder, cell.name), len(numbers))
+            job = Job(number, cell.name, cell.experiment)
+            make_room(cell)
+            if folder_state(cell.experiment, cell.folder)[0] is not FolderState.COMPLETE:
+                todo.append(job)
+            elif not begun:
+                tell(last_progress(job, Record.read(cell.folder)))
+        if not todo:
+            break
+        again = [job for job in todo if job.name in done]  # an attempt at equal bytes has another name
+        if again:
+            raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
+        done |= {job.name for job in todo}
+        workers = _workers(todo, jobs, speak)
+        statuses = run_jobs(todo, workers, tell)
+        if "interrupted" in statuses:
+            return Compared(comparison, comparison.folder, [], None, [], "interrupted")
+    return summarize(comparison, only=only)
+
+
+def _check_only(comparison: Comparison, only: Collection[str]) -> None:
+    names = [variant.name for variant in comparison.variants]
+    for name in only:
+        if name not in names:
+            raise ConfigError("--only", name, f"expected a variant: {', '.join(names)}{nearest(name, names)}")
+
+
+def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
+    """The metrics that are asked for are among those of an evaluation, if there was one."""
+    wanted = [("compare.metric", settings.metric)]
+    wanted += [(f"compare.also[{index}]", name) for index, name in enumerate(settings.also)]
+    for path, name in wanted:
+        if measured and name not in measured:
+            problem = f"expected a metric of the task: {', '.join(measured)}{nearest(name, measured)}"
+            raise ConfigError(path, name, problem)
+
+
+def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> int:
+    """How many runs side by side. A number that was asked for is kept; too large a one is remarked on."""
+    workers = min(wanted or cores(), len(todo))
+    if workers == 1:
+        return 1
+    if wanted is None and any(resolve_device(job.experiment.run.device).type == "cuda" for job in todo):
+        say("one run at a time, as they share a GPU; --jobs runs more side by side")
+        return 1
+    fit, remark = that_fit(workers, memory_needed([job.experiment for job in todo]), memory_free())
+    if not remark:
+        return workers
+    if wanted is not None:
+        say(f"memory may not do for {workers} runs side by side, as asked for: {remark.partition(': ')[2]}")
+        return workers
+    say(remark)
+    return fit

@@ -1,0 +1,603 @@
+"""A comparison as a TOML file says it: variants of one experiment, seeds, targets, and what is tuned how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from jwins.errors import ConfigError
+from jwins.experiment.experiment import Experiment, lay_over
+from jwins.experiment.load import read
+from jwins.experiment.messages import nearest
+from jwins.experiment.rules import MISSING, TomlPath, Within, refuse
+from jwins.experiment.sections import FullConfig, RandomKConfig
+from jwins.experiment.settings import Settings
+from jwins.experiment.toml import parse_overrides, write_toml
+
+__all__ = [
+    "Cell",
+    "CompareConfig",
+    "Comparison",
+    "Grid",
+    "TargetConfig",
+    "TuneConfig",
+    "Variant",
+    "VariantTable",
+    "load_comparison",
+    "look_up",
+    "setting_text",
+    "settings_slug",
+    "settings_texts",
+    "tables_of",
+]
+
+Like = Literal["model", "partition", "batches", "evaluation", "codec"]
+Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
+Key = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
+
+
+class TargetConfig(Settings):
+    """The value of the metric that bytes, rounds and seconds are counted to. One of the keys is given."""
+
+    accuracy: float | None = Field(default=None, description="reach this value of the metric")
+    fraction: Annotated[float, Within("a fraction", 0, open_low=True)] | None = Field(
+        default=None, description="reach this fraction of full sharing's final value"
+    )
+    way: Annotated[float, Within("a fraction", 0, 1, open_low=True)] | None = Field(
+        default=None, description="go this fraction of full sharing's way from its first to its final value"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [key for key in ("accuracy", "fraction", "way") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise refuse("", self.model_dump(exclude_none=True), "expected one of accuracy, fraction, way")
+        return self
+
+
+class CompareConfig(Settings):
+    """How variants are compared."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
+        default=(1,), description="each variant runs once per seed"
+    )
+    metric: str = Field(default="accuracy", description="what is compared: a metric of the task")
+    also: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="further metrics whose final values are reported"
+    )
+    lower_is_better: bool = Field(default=False, description="for metrics such as loss")
+    target: TargetConfig = TargetConfig(fraction=0.95)
+    targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
+        default=(), description="several targets, for a table of their own; the first is the target if none is"
+    )
+    final_over: Annotated[int, Within("a whole number", 1)] = Field(
+        default=1, description="last evaluations whose mean is the final value"
+    )
+    full: str | None = Field(
+        default=None, description="variant that savings refer to; left out: the first with full sharing"
+    )
+    reference: str | None = Field(
+        default=None, description="variant that differences refer to; left out: the one that savings refer to"
+    )
+    baselines: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="variants that ratios to the targets refer to, at most one per group"
+    )
+    folder: TomlPath | None = Field(
+        default=None, description="where everything is written; left out: runs/<name>"
+    )
+
+    @property
+    def all_targets(self) -> tuple[TargetConfig, ...]:
+        """The targets, the first of which stands in the main table."""
+        if not self.targets:
+            if self.lower_is_better and "target" not in self.model_fields_set:
+                return (TargetConfig(way=0.95),)  # 0.95 times a final loss is less than full sharing reaches
+            return (self.target,)
+        if "target" in self.model_fields_set:
+            return (self.target, *(other for other in self.targets if other != self.target))
+        return self.targets
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        for index, seed in enumerate(self.seeds):
+            if seed in self.seeds[:index]:
+                raise refuse(f"seeds[{index}]", seed, "is in the list already")
+        return self
+
+
+def _check_values(values: Sequence[Any]) -> None:
+    texts = [setting_text(value) for value in values]
+    for index, text in enumerate(texts):
+        if text in texts[:index]:
+            raise refuse(f"values[{index}]", values[index], "is in the list already")
+
+
+class Grid(Settings):
+    """Values of one setting, of which the best is used."""
+
+    key: Key = Field(description='the setting, such as "sharing.gamma"')
+    values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] = Field(
+        description="values to try, in order"
+    )
+
+    @model_validator(mode="after")
+    def _different(self) -> Self:
+        _check_values(self.values)
+        return self
+
+
+class TuneConfig(Settings):
+    """The rule by which everything is tuned, and a setting that is tuned on one variant for all."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
+        default=(101,), description="seeds of tuning runs, none of them the comparison's"
+    )
+    rounds: Annotated[int, Within("a whole number", 1)] | None = Field(
+        default=None, description="rounds of tuning runs; left out: as many as the comparison's"
+    )
+    eval_samples: Annotated[int, Within("a number of samples", 1)] | None = Field(
+        default=None, description="test samples of tuning runs; left out: as many as the comparison's"
+    )
+    by: Literal["final", "bytes", "seconds"] = Field(
+        default="final",
+        description="the best final value, or the fewest bytes or seconds to the first target",
+    )
+    key: Key | None = Field(
+        default=None, description='a setting that all variants share, such as "train.optimizer.lr"'
+    )
+    values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
+        default=(), description="values to try for it, in order; the best final value counts"
+    )
+    on: str | None = Field(
+        default=None, description="variant it is tuned on; left out: the one that savings refer to"
+    )
+    sensitivity: bool = Field(
+        default=False, description="also run the variants at every value, with the first of the seeds"
+    )
+    sensitivity_of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="which variants; left out: all"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.key is None) != (not self.values):
+            missing = "key" if self.key is None else "values"
+            raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
+        if self.sensitivity and self.key is None:
+            raise refuse("sensitivity", True, "sensitivity to what? Give key and values")
+        _check_values(self.values)
+        return self
+
+
+class Variant(Settings):
+    """One variant of the comparison.
+
+    Attributes:
+        name: what table and figure call it.
+        experiment: as it is run, but for seed and folder.
+        allow_different: what need not be the same as in the other variants.
+        group: variants of a group share full sharing, if one of them has it, and a baseline.
+        tune: a setting of its own that is tuned.
+        bytes_as: for random sampling, the variant that sends as many bytes.
+    """
+
+    name: str = Field(min_length=1)
+    experiment: Experiment
+    allow_different: Annotated[tuple[Like, ...], Field(strict=False)] = ()
+    group: str | None = None
+    tune: Grid | None = None
+    bytes_as: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """The variant's folder."""
+        return re.sub(r"[^a-z0-9._]+", "-", self.name.lower()).strip("-.") or "variant"
+
+
+class VariantTable(Settings):
+    """An entry of ``[[variants]]``: its own keys; all others are an experiment's."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(description="what table and figure call it", min_length=1)
+    allow_different: Annotated[tuple[Like, ...], Field(strict=False)] = Field(
+        default=(), description="what need not be as in the other variants"
+    )
+    group: str | None = Field(
+        default=None,
+        description="variants of a group share full sharing, if one of them has it, and a baseline",
+    )
+    tune: Grid | None = None
+    bytes_as: str | None = Field(
+        default=None, description="for random sampling: choose the fraction that sends this variant's bytes"
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        variant: of the comparison.
+        seed: one of the comparison's, or of tuning.
+        experiment: with seed, folder and all settings.
+        settings: what was chosen or is tried, by TOML path.
+        tuning: whether the run is for choosing a setting, and not itself compared.
+    """
+
+    variant: Variant
+    seed: int
+    experiment: Experiment
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    tuning: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The cell's run folder."""
+        return self.experiment.folder
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return ", ".join([self.variant.name, *settings_texts(self.settings), f"seed {self.seed}"])
+
+
+def settings_texts(settings: Mapping[str, Any]) -> list[str]:
+    """``["lr = 0.1", "gamma = 0.4"]``."""
+    return [f"{key.rpartition('.')[2]} = {setting_text(value)}" for key, value in settings.items()]
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value as people read it."""
+    return write_toml({"v": value}).partition(" = ")[2].strip().strip('"') if value is not None else "none"
+
+
+def settings_slug(settings: Mapping[str, Any]) -> str:
+    """Settings as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(settings_texts(settings)).replace(" = ", "="))
+
+
+def tables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"train.optimizer.lr": 1}`` as ``{"train": {"optimizer": {"lr": 1}}}``."""
+    tables: dict[str, Any] = {}
+    for key, value in settings.items():
+        place = tables
+        *steps, last = key.split(".")
+        for step in steps:
+            place = place.setdefault(step, {})
+        place[last] = value
+    return tables
+
+
+def look_up(tables: Mapping[str, Any], key: str) -> Any:
+    """The value at a TOML path, MISSING if there is none."""
+    place: Any = tables
+    for step in key.split("."):
+        place = place.get(step, MISSING) if isinstance(place, Mapping) else MISSING
+    return place
+
+
+class Comparison(Settings):
+    """Variants, seeds and how they are compared; see :func:`load_comparison` for the TOML form."""
+
+    name: str = Field(min_length=1)
+    variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
+    compare: CompareConfig = CompareConfig()
+    tune: TuneConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        slugs: dict[str, int] = {}
+        for index, variant in enumerate(self.variants):
+            if variant.slug in slugs:
+                other = self.variants[slugs[variant.slug]].name
+                raise refuse(
+                    f"variants[{index}].name",
+                    variant.name,
+                    f"has the same folder as {other!r}; choose another name",
+                )
+            slugs[variant.slug] = index
+        self._check_names()
+        for wanted in self.compare.all_targets:
+            if self.full is None and wanted.accuracy is None:
+                raise refuse(
+                    "compare.target",
+                    wanted.model_dump(exclude_none=True),
+                    "refers to full sharing, but no variant has sharing.kind = 'full'; write "
+                    "{ accuracy = 0.9 }",
+                )
+        for index, variant in enumerate(self.variants):
+            self._check_alike(index, variant)
+            run = variant.experiment.run
+            if run.eval_samples_early is not None and self.compare.final_over > run.eval_last:
+                raise refuse(
+                    "compare.final_over",
+                    self.compare.final_over,
+                    f"only the last {run.eval_last} evaluations use all samples; raise run.eval_last",
+                )
+        self._check_tuning()
+        return self
+
+    def _check_names(self) -> None:
+        """Whatever names a variant names one that is there."""
+        names = [variant.name for variant in self.variants]
+        named = [("compare.full", self.compare.full), ("compare.reference", self.compare.reference)]
+        named += [(f"compare.baselines[{i}]", name) for i, name in enumerate(self.compare.baselines)]
+        if self.tune is not None:
+            named.append(("tune.on", self.tune.on))
+            named += [(f"tune.sensitivity_of[{i}]", name) for i, name in enumerate(self.tune.sensitivity_of)]
+        named += [(f"variants[{i}].bytes_as", variant.bytes_as) for i, variant in enumerate(self.variants)]
+        for path, name in named:
+            if name is not None and name not in names:
+                raise refuse(path, name, f"expected a variant: {', '.join(names)}{nearest(name, names)}")
+        groups = [self.variant(name).group for name in self.compare.baselines]
+        for index, group in enumerate(groups):
+            if group in groups[:index]:
+                problem = f"{'its group' if group else 'variants without a group'} have a baseline already"
+                raise refuse(f"compare.baselines[{index}]", self.compare.baselines[index], problem)
+
+    def _check_tuning(self) -> None:
+        """Every setting that may be tried makes an experiment, and no tuning seed is compared."""
+        for index, variant in enumerate(self.variants):
+            path = f"variants[{index}]"
+            if variant.bytes_as is not None:
+                if not isinstance(variant.experiment.sharing, RandomKConfig):
+                    raise refuse(f"{path}.bytes_as", variant.bytes_as, "is for sharing.kind = 'random_k' only")
+                if self.variant(variant.bytes_as).bytes_as is not None or variant.bytes_as == variant.name:
+                    raise refuse(f"{path}.bytes_as", variant.bytes_as, "sends another variant's bytes itself")
+                if variant.tune is not None:
+                    raise refuse(f"{path}.tune", variant.tune.key, "cannot be tuned: it has bytes_as")
+            for value in variant.tune.values if variant.tune is not None else ():
+                assert variant.tune is not None
+                self._try(variant, variant.tune.key, value, f"{path}.tune")
+        tune = self.tune
+        if tune is not None and tune.key is not None:
+            on = self.tuned_on
+            if on is None:
+                raise refuse("tune.on", MISSING, "required: no variant has sharing.kind = 'full'")
+            if on.tune is not None or on.bytes_as is not None:
+                raise refuse(
+                    "tune.on", on.name, "has a setting of its own to be chosen; tune on another variant"
+                )
+            for variant in self.variants:
+                for value in tune.values:
+                    self._try(variant, tune.key, value, "tune")
+        if self.is_tuned:
+            for index, seed in enumerate(self.rule.seeds):
+                if seed in self.compare.seeds:
+                    problem = "is a seed of the comparison, too; what is tuned on a seed looks too good on it"
+                    raise refuse(f"tune.seeds[{index}]", seed, problem)
+
+    def _try(self, variant: Variant, key: str, value: Any, path: str) -> None:
+        try:
+            variant.experiment.changed(tables_of({key: value}))
+        except ConfigError as error:
+            raise refuse(path, {"key": key, "value": value}, f"{error.path}: {error.problem}") from None
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+    @property
+    def rule(self) -> TuneConfig:
+        """How everything is tuned."""
+        return self.tune if self.tune is not None else TuneConfig()
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is a choice to make by tuning runs."""
+        return len(self.rule.values) > 1 or any(v.tune and len(v.tune.values) > 1 for v in self.variants)
+
+    @property
+    def tuned_on(self) -> Variant | None:
+        """The variant on which the shared setting is tuned."""
+        return self.full if self.rule.on is None else self.variant(self.rule.on)
+
+    def full_of(self, variant: Variant) -> Variant | None:
+        """Full sharing to which a variant's savings and targets refer: its group's, or the comparison's."""
+        for other in self.variants:
+            if other.group == variant.group and isinstance(other.experiment.sharing, FullConfig):
+                if variant.group is None and self.compare.full is not None:
+                    break
+                return other
+        return self.full
+
+    def reference_of(self, variant: Variant) -> Variant | None:
+        """The variant to which a variant's difference refers."""
+        if self.compare.reference is not None:
+            return self.variant(self.compare.reference)
+        return self.full_of(variant)
+
+    def baseline_of(self, variant: Variant) -> Variant | None:
+        """The variant to which a variant's ratios refer."""
+        named = [self.variant(name) for name in self.compare.baselines]
+        return next((other for other in named if other.group == variant.group), None)
+
+    def _check_alike(self, index: int, variant: Variant) -> None:
+        """What must differ by the settings alone is found before anything runs."""
+        first = self.variants[0]
+        keys = {"wire.codec": "codec", "train.batch_size": "batches", "train.local_steps": "batches"}
+        keys |= {"task.partition": "partition", "nodes.count": "partition"}
+        for key, like in keys.items():
+            section, _, name = key.partition(".")
+            mine = getattr(getattr(variant.experiment, section), name)
+            other = getattr(getattr(first.experiment, section), name)
+            if mine != other and like not in (*variant.allow_different, *first.allow_different):
+                raise refuse(
+                    f"variants[{index}].{key}",
+                    mine,
+                    f"{first.name!r} has {other!r}, so the two are not like for like; "
+                    f"use the same, or say allow_different = [{like!r}]",
+                )
+
+    @property
+    def full(self) -> Variant | None:
+        """The variant that savings refer to."""
+        if self.compare.full is not None:
+            return next(variant for variant in self.variants if variant.name == self.compare.full)
+        return next((v for v in self.variants if isinstance(v.experiment.sharing, FullConfig)), None)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return self.compare.folder if self.compare.folder is not None else Path("runs") / self.name
+
+    def cells(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[Cell]:
+        """The runs that are compared, all variants of a seed before the next seed.
+
+        Args:
+            chosen: by variant, the settings that tuning has chosen, by TOML path; None for none.
+        """
+        settings = chosen or {}
+        return [
+            self.cell(variant, seed, settings.get(variant.name, {}))
+            for seed in self.compare.seeds
+            for variant in self.variants
+        ]
+
+    def cell(self, variant: Variant, seed: int, settings: Mapping[str, Any], *, tuning: bool = False) -> Cell:
+        """One run.
+
+        Args:
+            variant: one of the comparison's.
+            seed: any.
+            settings: laid over the variant's experiment, by TOML path.
+            tuning: whether it is a tuning run, which has a place and a length of its own.
+        """
+        folder = self.folder / variant.slug
+        run: dict[str, Any] = {"seed": seed}
+        if tuning:
+            folder = folder / "tuning" / settings_slug(settings)
+            wanted = variant.experiment.run
+            run["rounds"] = min(wanted.rounds, self.rule.rounds or wanted.rounds)
+            run["eval_at"] = [at for at in wanted.eval_at if at <= run["rounds"]]
+            if self.rule.eval_samples is not None:
+                run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
+        run["folder"] = folder / f"seed-{seed}"
+        name = f"{self.name}: {variant.name}".replace("/", "-")
+        experiment = variant.experiment.changed(tables_of(settings)).changed({"name": name, "run": run})
+        return Cell(variant, seed, experiment, dict(settings), tuning)
+
+    def expected(self, only: Collection[str] = ()) -> tuple[int, int]:
+        """Runs and rounds of the whole comparison, as far as they are known beforehand.
+
+        Args:
+            only: names of variants; empty for all.
+        """
+        rule, on = self.rule, self.tuned_on
+        runs = rounds = 0
+
+        def add(variant: Variant, count: int, *, tuning: bool) -> None:
+            nonlocal runs, rounds
+            each = variant.experiment.run.rounds
+            runs += count
+            rounds += count * (min(each, rule.rounds or each) if tuning else each)
+
+        shared = len(rule.values) if len(rule.values) > 1 else 0
+        if shared and on is not None:
+            add(on, shared * len(rule.seeds), tuning=True)
+        for variant in self.variants:
+            if only and variant.name not in only:
+                continue
+            add(variant, len(self.compare.seeds), tuning=False)
+            grid = len(variant.tune.values) if variant.tune is not None else 0
+            add(variant, grid * len(rule.seeds) if grid > 1 else 0, tuning=True)
+            if self.in_sensitivity(variant) and shared and variant is not on:
+                add(variant, shared - (grid > 1), tuning=True)
+        return runs, rounds
+
+    def in_sensitivity(self, variant: Variant) -> bool:
+        """Is the variant run at every value of the shared setting?"""
+        rule = self.rule
+        return rule.sensitivity and (not rule.sensitivity_of or variant.name in rule.sensitivity_of)
+
+
+def load_comparison(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: Sequence[int] | None = None,
+) -> Comparison:
+    """A comparison from a TOML file, or a bundled one by name.
+
+    ``base`` names the experiment all variants start from; the file's own sections lie over it, each
+    variant's keys over those, and ``overrides`` over everything.
+
+    Args:
+        source: file or name.
+        overrides: ``key=value`` assignments; ``compare.…`` concerns the comparison, all else every variant.
+        seeds: instead of the file's.
+
+    Raises:
+        ConfigError: with TOML path, value and remedy.
+    """
+    tables, origin = read(source)
+    try:
+        return _comparison(tables, parse_overrides(overrides), seeds, source)
+    except ConfigError as error:
+        error.add_note(f"in {origin}")
+        raise
+
+
+def _comparison(
+    tables: dict[str, Any], given: dict[str, Any], seeds: Sequence[int] | None, source: str | Path
+) -> Comparison:
+    if "variants" not in tables:
+        raise ConfigError(
+            "variants", MISSING, "required in a comparison; run a single experiment with `jwins run`"
+        )
+    tables = dict(tables)
+    entries, settings, base = tables.pop("variants"), tables.pop("compare", {}), tables.pop("base", None)
+    tune = tables.pop("tune", None)
+    if isinstance(settings, Mapping):
+        settings = {**settings, **given.pop("compare", {})}
+    if "tune" in given:
+        tune = {**(tune or {}), **given.pop("tune")}
+    shared = tune.get("key") if isinstance(tune, Mapping) else None
+    if isinstance(shared, str) and look_up(given, shared) is not MISSING:
+        problem = f"is tuned for all variants; write --set tune.values=[{look_up(given, shared)}]"
+        raise ConfigError(shared, look_up(given, shared), problem)
+    if seeds is not None:
+        settings = {**settings, "seeds": list(seeds)}
+    instead = {
+        "run.seed": "a comparison has seeds of its own; use --seeds or compare.seeds",
+        "run.folder": "each run of a comparison has its own folder; use compare.folder",
+    }
+    for key, problem in instead.items():
+        if look_up(given, key) is not MISSING:
+            raise ConfigError(key, look_up(given, key), problem)
+    if not isinstance(entries, list):
+        raise ConfigError("variants", entries, "expected an array of tables: [[variants]]")
+    if base is not None:
+        if not isinstance(base, str):
+            raise ConfigError("base", base, "expected the name or the file of an experiment")
+        beside = Path(source).parent / base
+        start, _ = read(beside if beside.is_file() else base)
+        name = tables.get("name", Path(str(source)).stem)
+        tables = {**lay_over(start, tables), "name": name}
+    tables.setdefault("name", Path(str(source)).stem)
+    variants = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"variants[{index}]", entry, "expected a table")
+        try:
+            table = VariantTable(**entry)
+        except ConfigError as error:
+            raise ConfigError(f"variants[{index}].{error.path}", error.value, error.problem) from None
+        own = table.model_extra or {}
+        if isinstance(shared, str) and look_up(own, shared) is not MISSING:
+            problem = "is tuned for all variants ([tune]); remove it here"
+            raise ConfigError(f"variants[{index}].{shared}", look_up(own, shared), problem)
+        try:
+            experiment = Experiment(**lay_over(lay_over(tables, own), given))
+        except ConfigError as error:
+            error.add_note(f"in variants[{index}], {table.name!r}")
+            raise
+        keys = {key: getattr(table, key) for key in VariantTable.model_fields}
+        variants.append(Variant(experiment=experiment, **keys))
+    return Comparison(name=tables["name"], variants=tuple(variants), compare=settings, tune=tune)

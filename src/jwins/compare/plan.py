@@ -1,0 +1,389 @@
+"""What of a comparison has been decided, and what is to be run next.
+
+Some settings are chosen by runs: the learning rate on one variant for all of them, and what a variant's
+``tune`` lists, by the same rule on the same seeds, which are not the comparison's. :func:`plan` reads from the
+disk what has been decided, so a comparison may stop and go on anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jwins.compare.comparison import (
+    Cell,
+    CompareConfig,
+    Comparison,
+    Grid,
+    TargetConfig,
+    Variant,
+    look_up,
+    settings_slug,
+    tables_of,
+)
+from jwins.errors import ResumeError
+from jwins.experiment.sections import RandomKConfig
+from jwins.experiment.toml import read_toml
+from jwins.results.groups import Target
+from jwins.results.record import Record, start_and_end
+from jwins.run.folder import FolderState, folder_state
+
+__all__ = [
+    "SAME_BYTES",
+    "Plan",
+    "Tried",
+    "ended",
+    "make_room",
+    "plan",
+    "target_of",
+]
+
+SAME_BYTES = 0.02
+"""Bytes that differ by no more than this fraction count as the same."""
+
+_ATTEMPTS = 4
+"""How often a fraction is corrected until the bytes are the same; the second is nearly always the last."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One value of a grid. Means are over the tuning seeds, bytes are per node.
+
+    Attributes:
+        variant: on which it was tried.
+        key: TOML path of the setting.
+        value: of the setting.
+        seeds: how many runs.
+        final: final metric, mean over seeds.
+        reached: how many seeds reached the first target.
+        bytes_to_target: mean over the seeds that did, None if none did.
+        seconds_to_target: likewise, virtual.
+        status: how the runs ended.
+        chosen: whether it is the best.
+        edge: whether it is the best and the smallest or largest of the grid, which is then too narrow.
+    """
+
+    variant: str
+    key: str
+    value: Any
+    seeds: int
+    final: float
+    reached: int
+    bytes_to_target: float | None
+    seconds_to_target: float | None
+    status: str
+    chosen: bool = False
+    edge: bool = False
+
+
+@dataclass
+class Plan:
+    """What of a comparison is decided, by what is on the disk.
+
+    Attributes:
+        chosen: for each variant whose settings are decided, those settings by TOML path.
+        cells: every run that is part of it or leads to a decision, as far as it can be known now; those
+            that have ended, too.
+        tried: tuning, for each grid of which all runs have ended.
+        sensitivity: runs of each variant at each value of the shared setting.
+    """
+
+    chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    sensitivity: list[Cell] = field(default_factory=list)
+
+
+def plan(comparison: Comparison, only: Collection[str] = ()) -> Plan:
+    """What has been decided and what can be run now.
+
+    Args:
+        comparison: what to compare.
+        only: names of variants; empty for all. What their tuning needs of others is in the plan, too.
+
+    Raises:
+        ResumeError: a cell's folder holds another experiment.
+    """
+    found = Plan()
+    planner = _Planner(comparison, found)
+    for variant in comparison.variants:
+        if not only or variant.name in only:
+            settings = planner.settings(variant)
+            if settings is not None:
+                found.chosen[variant.name] = settings
+    for seed in comparison.compare.seeds:
+        for variant in comparison.variants:
+            if variant.name in found.chosen:
+                planner.add(comparison.cell(variant, seed, found.chosen[variant.name]))
+    planner.add_sensitivity()
+    return found
+
+
+class _Planner:
+    def __init__(self, comparison: Comparison, found: Plan) -> None:
+        self._comparison, self._found = comparison, found
+        self._folders: set[Path] = set()
+        self._settings: dict[str, dict[str, Any] | None] = {}
+
+    def add(self, cell: Cell) -> Record | None:
+        """Make the cell part of the plan; its record, if it has ended."""
+        if cell.folder not in self._folders:
+            self._folders.add(cell.folder)
+            self._found.cells.append(cell)
+        return ended(cell)
+
+    def settings(self, variant: Variant) -> dict[str, Any] | None:
+        """What a variant is run with, None as long as that is undecided."""
+        if variant.name not in self._settings:
+            self._settings[variant.name] = self._decide(variant)
+        return self._settings[variant.name]
+
+    def _decide(self, variant: Variant) -> dict[str, Any] | None:
+        rule, on = self._comparison.rule, self._comparison.tuned_on
+        settings: dict[str, Any] = {}
+        if rule.key is not None and on is not None:
+            if variant is on:
+                value = self._best(on, Grid(key=rule.key, values=rule.values), {}, "final")
+                return None if value is None else {rule.key: value}
+            shared = self.settings(on)
+            if shared is None:
+                return None
+            settings = dict(shared)
+        if variant.tune is not None:
+            value = self._best(variant, variant.tune, settings, rule.by)
+            return None if value is None else {**settings, variant.tune.key: value}
+        if variant.bytes_as is not None:
+            return self._with_bytes_as(variant, self._comparison.variant(variant.bytes_as), settings)
+        return settings
+
+    def _best(self, variant: Variant, grid: Grid, settings: dict[str, Any], by: str) -> Any:
+        """The best value of a grid, None as long as it is not known."""
+        if len(grid.values) == 1:
+            return grid.values[0]
+        comparison = self._comparison
+        records: list[list[Record]] = []
+        for value in grid.values:
+            cells = [
+                comparison.cell(variant, seed, {**settings, grid.key: value}, tuning=True)
+                for seed in comparison.rule.seeds
+            ]
+            records.append([record for cell in cells if (record := self.add(cell)) is not None])
+        targets = self._tuning_targets(variant, by)
+        if targets is None or any(len(of) < len(comparison.rule.seeds) for of in records):
+            return None
+        tried = [
+            _tried(variant, grid.key, value, of, targets, comparison.compare)
+            for value, of in zip(grid.values, records, strict=True)
+        ]
+        best = min(range(len(tried)), key=lambda i: _rank(tried[i], by, comparison.compare))
+        tried[best] = replace(tried[best], chosen=True, edge=_at_edge(grid, best))
+        self._found.tried += tried
+        return grid.values[best]
+
+    def _tuning_targets(self, variant: Variant, by: str) -> dict[int, Target] | None:
+        """By tuning seed, what bytes and seconds are counted to; None as long as that is not known."""
+        settings, wanted = self._comparison.compare, self._comparison.compare.all_targets[0]
+        seeds = self._comparison.rule.seeds
+        if wanted.accuracy is not None:
+            target = Target(settings.metric, wanted.accuracy, settings.lower_is_better)
+            return dict.fromkeys(seeds, target)
+        if by == "final":
+            return {}
+        full = self._comparison.full_of(variant)
+        assert full is not None  # checked when the comparison was made
+        chosen = self.settings(full)
+        if chosen is None:
+            return None
+        targets = {}
+        for seed in seeds:
+            record = self.add(self._comparison.cell(full, seed, chosen, tuning=True))
+            if record is not None:
+                targets[seed] = target_of(settings, wanted, full.name, [record])
+        return targets if len(targets) == len(seeds) else None
+
+    def _with_bytes_as(
+        self, variant: Variant, other: Variant, settings: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Random sampling with the fraction that sends as many bytes per round as ``other``.
+
+        The first guess is the ratio of the other's bytes to full sharing's; then it is corrected by what it
+        turns out to send, first with the comparison's first seed, then in the mean over all seeds. A fraction
+        with which there is a run already is kept as long as its bytes fit.
+        """
+        sharing, full = variant.experiment.sharing, self._comparison.full_of(variant)
+        assert isinstance(sharing, RandomKConfig)  # checked when the comparison was made
+        all_seeds = self._comparison.compare.seeds
+        wanted = self._bytes_per_round(other, self.settings(other), all_seeds[:1])
+        whole = None if full is None else self._bytes_per_round(full, self.settings(full), all_seeds[:1])
+        if wanted is None or (full is not None and whole is None):
+            return None
+        chosen = settings
+        fraction = sharing.fraction if whole is None else wanted / whole
+        there = self._fraction_there(variant, settings)
+        steps: tuple[Sequence[int], ...] = (all_seeds[:1], all_seeds)
+        if there is not None:
+            fraction = there
+            if self._bytes_per_round(variant, {**settings, "sharing.fraction": there}, all_seeds, add=False):
+                steps = (all_seeds,)
+        for seeds in steps:
+            wanted = self._bytes_per_round(other, self.settings(other), seeds)
+            if wanted is None:
+                return None
+            for attempt in range(1, _ATTEMPTS + 1):
+                fraction = min(1.0, max(1e-4, round(fraction, 4)))
+                chosen = {**settings, "sharing.fraction": fraction}
+                sent = self._bytes_per_round(variant, chosen, seeds, add=False)
+                if sent is None:
+                    self._bytes_per_round(variant, chosen, seeds)
+                    return None
+                if attempt == _ATTEMPTS or fraction == 1.0 or abs(sent / wanted - 1.0) <= SAME_BYTES:
+                    break
+                fraction *= wanted / sent
+        return chosen
+
+    def _fraction_there(self, variant: Variant, settings: dict[str, Any]) -> float | None:
+        """The fraction of the run that is there for the comparison's first seed, None if there is none."""
+        cell = self._comparison.cell(variant, self._comparison.compare.seeds[0], settings)
+        config = cell.folder / "config.toml"
+        if not config.is_file():
+            return None
+        stored = read_toml(config.read_text(encoding="utf-8"), str(config))
+        fraction = look_up(stored, "sharing.fraction")
+        return float(fraction) if isinstance(fraction, int | float) else None
+
+    def _bytes_per_round(
+        self, variant: Variant, settings: dict[str, Any] | None, seeds: Sequence[int], *, add: bool = True
+    ) -> float | None:
+        """Bytes per node and round, mean over seeds; None if a run has not ended."""
+        if settings is None:
+            return None
+        cells = [self._comparison.cell(variant, seed, settings) for seed in seeds]
+        records = [self.add(cell) if add else ended(cell) for cell in cells]
+        there = [record for record in records if record is not None]
+        if len(there) < len(cells):
+            return None
+        return statistics.fmean(record.bytes_per_node()[-1] / max(1, record.rounds) for record in there)
+
+    def add_sensitivity(self) -> None:
+        """Every variant whose own settings are decided, at every value of the shared setting."""
+        rule = self._comparison.rule
+        if rule.key is None or len(rule.values) < 2:
+            return
+        for variant in self._comparison.variants:
+            settings = self._found.chosen.get(variant.name)
+            if settings is None or not self._comparison.in_sensitivity(variant):
+                continue
+            for value in rule.values:
+                cell = self._comparison.cell(variant, rule.seeds[0], {**settings, rule.key: value}, tuning=True)
+                self.add(cell)
+                self._found.sensitivity.append(cell)
+
+
+def _tried(
+    variant: Variant,
+    key: str,
+    value: Any,
+    records: Sequence[Record],
+    targets: Mapping[int, Target],
+    settings: CompareConfig,
+) -> Tried:
+    finals = [record.final(settings.metric, settings.final_over) for record in records]
+    hits = [
+        (row.traffic.total / record.start.num_nodes, row.time_s)
+        for record in records
+        if record.start.seed in targets and (row := targets[record.start.seed].first(record)) is not None
+    ]
+    ends = [record.status for record in records]
+    return Tried(
+        variant=variant.name,
+        key=key,
+        value=value,
+        seeds=len(records),
+        final=statistics.fmean(finals),
+        reached=len(hits),
+        bytes_to_target=statistics.fmean(sent for sent, _ in hits) if hits else None,
+        seconds_to_target=statistics.fmean(time_s for _, time_s in hits) if hits else None,
+        status="; ".join(dict.fromkeys(ends)),
+    )
+
+
+def _rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
+    """The smallest is the best: finished, reached by most seeds, fewest bytes or seconds, best final value."""
+    final = tried.final if settings.lower_is_better else -tried.final
+    final = math.inf if math.isnan(final) else final
+    if by == "final":
+        return tried.status != "finished", 0.0, 0.0, final
+    cost = tried.bytes_to_target if by == "bytes" else tried.seconds_to_target
+    return tried.status != "finished", -tried.reached, math.inf if cost is None else cost, final
+
+
+def _at_edge(grid: Grid, best: int) -> bool:
+    """Whether a value beyond the grid might have been better still; beyond a fraction of 1 there is none."""
+    values = grid.values
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return False
+    if values[best] == 1.0 and grid.key.endswith((".gamma", ".fraction")):
+        return False
+    return bool(values[best] in (min(values), max(values)))
+
+
+def ended(cell: Cell) -> Record | None:
+    """The record of a run that has ended, None for any other."""
+    with contextlib.suppress(ResumeError):
+        if folder_state(cell.experiment, cell.folder)[0] is FolderState.COMPLETE:
+            return Record.read(cell.folder)
+    earlier = _earlier(cell)
+    if earlier is not None:
+        with contextlib.suppress(ResumeError):
+            if folder_state(cell.experiment, earlier)[0] is FolderState.COMPLETE:
+                return Record.read(earlier)
+    return None
+
+
+def _earlier(cell: Cell) -> Path | None:
+    """Where a run is kept that was compared before another value was chosen."""
+    if not cell.settings or cell.tuning:
+        return None
+    return cell.folder.parent / "earlier" / settings_slug(cell.settings) / cell.folder.name
+
+
+def make_room(cell: Cell) -> None:
+    """Set aside what the cell's folder holds from before another value was chosen, and take back its own."""
+    earlier = _earlier(cell)
+    if earlier is None:
+        return
+    config = cell.folder / "config.toml"
+    if config.is_file():
+        stored = read_toml(config.read_text(encoding="utf-8"), str(config))
+        before = {key: look_up(stored, key) for key in cell.settings}
+        if before == dict(cell.settings):
+            return
+        old = replace(cell, experiment=cell.experiment.changed(tables_of(before)), settings=before)
+        folder_state(old.experiment, cell.folder)  # differs in more than what was chosen: an error, as always
+        aside = _earlier(old)
+        assert aside is not None
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        cell.folder.rename(aside)
+    if earlier.is_dir():
+        earlier.rename(cell.folder)
+
+
+def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Sequence[Record]) -> Target:
+    """A target by what full sharing reached; one that nothing reaches if it has not been run."""
+    if wanted.accuracy is not None:
+        return Target(settings.metric, wanted.accuracy, settings.lower_is_better)
+    if not full:
+        return Target(settings.metric, math.nan, settings.lower_is_better, f"{name} has not been run")
+    start, final = start_and_end(full, settings.metric, settings.final_over)
+    if wanted.fraction is not None:
+        value, meaning = final * wanted.fraction, f"{wanted.fraction:.0%} of the final value of {name}"
+    else:
+        assert wanted.way is not None
+        value = start + wanted.way * (final - start)
+        meaning = f"{wanted.way:.0%} of the way of {name} from start to end"
+    return Target(settings.metric, value, settings.lower_is_better, meaning.replace("%", " %"))

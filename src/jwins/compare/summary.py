@@ -1,0 +1,309 @@
+"""What a comparison found: tables and figure of the runs that are there."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jwins.compare.comparison import Cell, Comparison, Variant, setting_text, settings_texts, tables_of
+from jwins.compare.plan import Plan, ended, plan, target_of
+from jwins.errors import ConfigError, DataError
+from jwins.experiment.toml import write_toml
+from jwins.report.curves import figure, save_figure
+from jwins.report.tables import Table, metrics_table, reach_table, save_tables
+from jwins.report.words import is_percent, size, spread_text
+from jwins.results.groups import Group, Target, reach
+from jwins.results.lines import Line, line_of
+from jwins.results.record import Record, samples_note
+from jwins.run.parts import raw_bytes_per_node
+
+__all__ = ["Compared", "summarize"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparison's outcome.
+
+    Attributes:
+        comparison: what was compared.
+        folder: has ``table.md``, ``.tex`` and ``.csv``, ``summary.json``, ``comparison.png`` and ``.pdf``.
+        table: one line per variant.
+        target: what bytes, rounds and seconds were counted to.
+        groups: the runs.
+        status: ``finished``, ``partial`` if runs are missing, or ``interrupted`` with an empty table.
+        further: tables beside the main one: several targets, further metrics, tuning, sensitivity.
+        notes: what a reader of the table must know.
+    """
+
+    comparison: Comparison
+    folder: Path
+    table: list[Line]
+    target: Target | None
+    groups: list[Group]
+    status: str
+    further: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def summarize(comparison: Comparison, *, partial: bool = False, only: Collection[str] = ()) -> Compared:
+    """Tables and figure of a comparison from what is on the disk; nothing is run.
+
+    Args:
+        comparison: what was compared.
+        partial: whether runs may be missing; the tables then have what has ended.
+        only: names of variants whose runs must be there; others may be missing.
+
+    Raises:
+        DataError: a cell has not been run.
+        ConfigError: variants are not like for like.
+    """
+    found = plan(comparison)
+    cells = [cell for cell in comparison.cells(found.chosen) if cell.variant.name in found.chosen]
+    records: dict[tuple[str, int], Record] = {}
+    for cell in cells:
+        record = ended(cell)
+        if record is None and not partial and not only:
+            Record.read(cell.folder)  # says what is missing
+            raise DataError(f"{cell.folder}: this run has not ended; go on with `jwins compare`")
+        if record is not None:
+            records[cell.variant.name, cell.seed] = record
+    undecided = [v.name for v in comparison.variants if v.name not in found.chosen]
+    if undecided and not partial and not only:
+        raise DataError(f"{comparison.folder}: tuning of {undecided[0]!r} has not ended; run `jwins compare`")
+    _check_like_for_like(comparison, records)
+    groups = _groups(comparison, cells, records)
+    missing = len(comparison.variants) * len(comparison.compare.seeds) - len(records)
+    return _written(comparison, found, groups, missing)
+
+
+def _groups(
+    comparison: Comparison, cells: Sequence[Cell], records: Mapping[tuple[str, int], Record]
+) -> list[Group]:
+    groups = []
+    for variant in comparison.variants:
+        own = [cell for cell in cells if cell.variant is variant and (variant.name, cell.seed) in records]
+        of = tuple(records[variant.name, cell.seed] for cell in own)
+        raw = tuple(
+            raw_bytes_per_node(cell.experiment, record.start.dim, record.rounds)
+            for cell, record in zip(own, of, strict=True)
+        )
+        if of:
+            groups.append(Group(variant.name, getattr(variant.experiment.sharing, "kind", "own"), of, raw))
+    return groups
+
+
+def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> Compared:
+    """Compute the tables and write everything."""
+    settings, folder = comparison.compare, comparison.folder
+    by_name = {group.name: group for group in groups}
+
+    def of(variant: Variant | None) -> Group | None:
+        return None if variant is None else by_name.get(variant.name)
+
+    table, reached, with_reference, targets = [], [], [], []
+    for group in groups:
+        variant = comparison.variant(group.name)
+        full, reference = of(comparison.full_of(variant)), of(comparison.reference_of(variant))
+        own_targets = _targets(comparison, full)
+        targets.append(own_targets[0])
+        table.append(
+            line_of(
+                group,
+                own_targets[0],
+                full=full,
+                reference=reference,
+                final_over=settings.final_over,
+                label=variant.group,
+                tuned=", ".join(settings_texts(_own_settings(comparison, found, variant))),
+            )
+        )
+        reached += reach(group, own_targets, of(comparison.baseline_of(variant)), variant.group)
+        with_reference.append((group, reference))
+    target = targets[0] if targets else _targets(comparison, None)[0]
+    further = []
+    if groups and (settings.targets or settings.baselines):
+        further.append(reach_table(reached, target))
+    if groups and settings.also:
+        further.append(metrics_table(with_reference, settings.also, settings.final_over))
+    further += _tuning_tables(comparison, found)
+    notes = list(_notes(comparison, found, by_name, missing))
+    first = groups[0].records[0].start if groups else None
+    about = {
+        "name": comparison.name,
+        "seeds": list(settings.seeds),
+        "full_sharing": comparison.full.name if comparison.full is not None else None,
+        "final_over": settings.final_over,
+        "missing_runs": missing,
+        "chosen": found.chosen,
+        "versions": first.versions if first is not None else {},
+        "machine": first.machine if first is not None else {},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tables(folder, table, target, about, further, notes)
+    if groups:
+        shown = target if all(other.value == target.value for other in targets) else None
+        drawing = figure(groups, shown, metric=settings.metric, title=_title(comparison, groups))
+        save_figure(drawing, folder / "comparison.png")
+    _save_configs(comparison, found)
+    status = "partial" if missing else "finished"
+    return Compared(comparison, folder, table, target if groups else None, groups, status, further, notes)
+
+
+def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict[str, Any]:
+    """What was chosen for this variant and not for all."""
+    chosen = found.chosen.get(variant.name, {})
+    return {key: value for key, value in chosen.items() if key != comparison.rule.key}
+
+
+def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], missing: int) -> Iterator[str]:
+    if missing:
+        have = "runs have" if missing != 1 else "run has"
+        yield f"{missing} {have} not ended, or not begun; the tables are without."
+    rule, on = comparison.rule, comparison.tuned_on
+    if rule.key is not None and on is not None and on.name in found.chosen:
+        value = setting_text(found.chosen[on.name][rule.key])
+        how = f", the best of {len(rule.values)} on {on.name}" if len(rule.values) > 1 else ""
+        yield f"All variants: {rule.key} = {value}{how}."
+    for tried in found.tried:
+        if tried.edge:
+            yield (
+                f"{tried.variant}: the best {tried.key}, {setting_text(tried.value)}, is at the edge of what "
+                f"was tried; a wider grid may have a better one."
+            )
+    for variant in comparison.variants:
+        mine, other = groups.get(variant.name), groups.get(variant.bytes_as or "")
+        if mine is not None and other is not None:
+            ratio = _bytes(mine) / _bytes(other) if _bytes(other) else math.nan
+            yield f"{variant.name} sends {ratio:.3f} times the bytes of {variant.bytes_as}."
+    if note := samples_note([record for group in groups.values() for record in group.records]):
+        yield note
+
+
+def _bytes(group: Group) -> float:
+    return statistics.fmean(record.bytes_per_node()[-1] for record in group.records)
+
+
+def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
+    settings, rule = comparison.compare, comparison.rule
+    percent = is_percent(Target(settings.metric, 0.0))
+    tables = []
+    if found.tried:
+        rows = [
+            [
+                row.variant,
+                f"{row.key} = {setting_text(row.value)}",
+                spread_text(row.final, None, percent=percent),
+                "—" if row.bytes_to_target is None else size(row.bytes_to_target),
+                "—" if row.seconds_to_target is None else f"{row.seconds_to_target:.1f}",
+                row.status,
+                "chosen, at the edge" if row.edge else "chosen" if row.chosen else "",
+            ]
+            for row in found.tried
+        ]
+        head = ["variant", "tried", f"final {settings.metric}", "bytes to target", "seconds", "status", ""]
+        if rule.by == "final" and not any(
+            row.reached for row in found.tried
+        ):  # nothing was counted to a target
+            head, rows = head[:3] + head[5:], [row[:3] + row[5:] for row in rows]
+        by = {"final": f"final {settings.metric}", "bytes": "bytes to the first target"}
+        how = by.get(rule.by, "seconds to the first target")
+        seeds = ", ".join(map(str, rule.seeds))
+        length = f", {rule.rounds} rounds" if rule.rounds is not None else ""
+        note = f"Chosen by {how}; seed{'s' if len(rule.seeds) > 1 else ''} {seeds}{length}."
+        if rule.key is not None and rule.by != "final":
+            note += f" {rule.key} is chosen by final {settings.metric}."
+        data = [asdict(row) | {"value": _plain(row.value)} for row in found.tried]
+        tables.append(Table("tuning", "Tuning", head, rows, data, [note]))
+    lines, data = [], []
+    for cell in found.sensitivity:
+        record = ended(cell)
+        if record is None or rule.key is None:
+            continue
+        value = cell.settings[rule.key]
+        final = record.final(settings.metric, settings.final_over)
+        lines.append(
+            [cell.variant.name, setting_text(value), spread_text(final, None, percent=percent), record.status]
+        )
+        data.append(
+            {
+                "variant": cell.variant.name,
+                "key": rule.key,
+                "value": _plain(value),
+                "seed": cell.seed,
+                "final": final,
+                "bytes_per_node": record.bytes_per_node()[-1],
+                "status": record.status,
+            }
+        )
+    if lines:
+        head = ["variant", str(rule.key), f"final {settings.metric}", "status"]
+        note = f"Seed {rule.seeds[0]}; other settings as chosen."
+        tables.append(Table("sensitivity", f"Sensitivity to {rule.key}", head, lines, data, [note]))
+    return tables
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int | float | str) else setting_text(value)
+
+
+def _title(comparison: Comparison, groups: Sequence[Group]) -> str:
+    seeds = len(comparison.compare.seeds)
+    counts = sorted({group.records[0].start.num_nodes for group in groups})
+    nodes = ", ".join(map(str, counts))
+    return f"{comparison.name} · {nodes} nodes · {seeds} seed{'s' if seeds != 1 else ''}"
+
+
+def _save_configs(comparison: Comparison, found: Plan) -> None:
+    """``<variant>/experiment.toml``: each variant as it was run, but for the seed."""
+    for variant in comparison.variants:
+        folder = comparison.folder / variant.slug
+        if variant.name not in found.chosen or not folder.is_dir():
+            continue
+        experiment = variant.experiment.changed(tables_of(found.chosen[variant.name]))
+        tables = experiment.resolved(folder)
+        del tables["run"]["seed"], tables["run"]["folder"]
+        (folder / "experiment.toml").write_text(write_toml(tables), encoding="utf-8")
+
+
+def _targets(comparison: Comparison, full: Group | None) -> list[Target]:
+    settings = comparison.compare
+    return [
+        target_of(settings, wanted, full.name if full else "full sharing", full.records if full else ())
+        for wanted in settings.all_targets
+    ]
+
+
+def _check_like_for_like(comparison: Comparison, records: Mapping[tuple[str, int], Record]) -> None:
+    """All variants of a seed have the same fingerprints, as far as they do not say otherwise.
+
+    A group that differs from the first variant, for instance by its number of nodes, is alike within itself.
+    """
+    for seed in comparison.compare.seeds:
+        there = [variant for variant in comparison.variants if (variant.name, seed) in records]
+        for variant in there[1:]:
+            leader = next(other for other in there if other.group == variant.group)
+            for first in dict.fromkeys([there[0].name, leader.name]):
+                within = first == leader.name != there[0].name
+                _check_pair(comparison.variant(first), variant, seed, records, within=within)
+
+
+def _check_pair(
+    first: Variant, variant: Variant, seed: int, records: Mapping[tuple[str, int], Record], *, within: bool
+) -> None:
+    expected = records[first.name, seed].start.fingerprints
+    found = records[variant.name, seed].start.fingerprints
+    for what in expected:
+        allowed = what in (*first.allow_different, *variant.allow_different)
+        if within and what != "codec" and what in first.allow_different and what in variant.allow_different:
+            allowed = False
+        if found.get(what) != expected[what] and not allowed:
+            raise ConfigError(
+                f"variants: {variant.name!r}, seed {seed}, {what}",
+                found.get(what),
+                f"{first.name!r} has {expected[what]!r}, so the two are not like for like; make them "
+                f"the same, or say allow_different = [{what!r}] in the variant",
+            )

@@ -1,0 +1,242 @@
+"""Runs side by side: worker processes, progress, Ctrl-C, and how many fit into memory.
+
+Each run goes on where it stopped and leaves a checkpoint when it is interrupted, as ``simulate(resume=True)``
+does; nothing here knows what the runs are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import ResumeError
+from jwins.experiment.experiment import Experiment
+from jwins.results.record import Record
+from jwins.run.run import simulate
+from jwins.training.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from jwins.engines.simulator.simulator import Progress
+
+__all__ = ["CellProgress", "Job", "cores", "last_progress", "run_jobs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run.
+
+    Attributes:
+        index: by which progress names it.
+        name: in words.
+        experiment: with its folder.
+    """
+
+    index: int
+    name: str
+    experiment: Experiment
+
+
+@dataclass(frozen=True, slots=True)
+class CellProgress:
+    """How far a run is.
+
+    Attributes:
+        cell: its number.
+        round: completed rounds.
+        rounds: of the whole run.
+        bytes_total: sent so far, by all nodes.
+        metrics: newest means over the nodes, by metric.
+        status: ``running``, ``finished``, ``diverged`` or ``interrupted``.
+        name: in words, such as "JWINS, seed 1".
+    """
+
+    cell: int
+    round: int
+    rounds: int
+    bytes_total: int = 0
+    metrics: Mapping[str, float | None] | None = None
+    status: str = "running"
+    name: str = ""
+
+
+Tell = Callable[[CellProgress], None]
+
+
+def last_progress(job: Job, record: Record) -> CellProgress:
+    """How a run ended, or where it was interrupted."""
+    last = record.evaluations[-1] if record.evaluations else None
+    metrics = {} if last is None else {name: spread.mean for name, spread in last.metrics.items()}
+    sent = 0 if last is None else last.traffic.total
+    status = "interrupted" if record.end is None else record.end.status
+    return CellProgress(job.index, record.rounds, job.experiment.run.rounds, sent, metrics, status, job.name)
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
+    """Run all of them, and return how they ended; fewer if interrupted.
+
+    Args:
+        jobs: in the order in which they start.
+        workers: at most so many at once, each in a process of its own with one thread. With 1, in this
+            process, with the experiment's own number of threads.
+        tell: told how far they are; what it raises ends all runs.
+
+    Raises:
+        JwinsError: what a run raises; the others then stop with a checkpoint.
+        ResumeError: a worker process died.
+    """
+    if workers > 1:
+        single = {"run": {"threads": 1}}
+        return _side_by_side(
+            [replace(job, experiment=job.experiment.changed(single)) for job in jobs], workers, tell
+        )
+    statuses = []
+    for job in jobs:
+        statuses.append(run_job(job, tell))
+        if statuses[-1] == "interrupted":
+            break
+    return statuses
+
+
+def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> str:
+    """Run one job in this process; ``stop`` is asked after every step of its clock."""
+    result = simulate(job.experiment, resume=True, progress=_Reporter(job, send, stop))
+    send(last_progress(job, result.record))
+    return result.status
+
+
+class _Reporter:
+    """Turns a simulator's progress into a run's: one message per round, not per event."""
+
+    def __init__(self, job: Job, send: Tell, stop: Callable[[], bool]) -> None:
+        self._job, self._send, self._stop = job, send, stop
+        self._round = -1
+        self._metrics: dict[str, float | None] = {}
+        self._stopped = False
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.row is not None:
+            self._metrics = {name: spread.mean for name, spread in progress.row.metrics.items()}
+        if progress.row is not None or progress.round != self._round:
+            self._round = progress.round
+            self._send(
+                CellProgress(
+                    self._job.index,
+                    progress.round,
+                    progress.rounds,
+                    progress.bytes_total,
+                    dict(self._metrics),
+                    name=self._job.name,
+                )
+            )
+        if not self._stopped and self._stop():
+            self._stopped = True
+            signal.raise_signal(signal.SIGINT)  # the simulator leaves a checkpoint
+
+
+# They are no part of the terminal's process group, so Ctrl-C reaches the parent only, which sets ``stop``;
+# every run then ends with a checkpoint. If the parent is killed, they go, too.
+_to_parent: Any = None
+
+
+_stop: Any = None
+
+
+def _begin_worker(to_parent: Any, stop: Any) -> None:
+    global _to_parent, _stop
+    _to_parent, _stop = to_parent, stop
+    keep_freed_memory()
+    with contextlib.suppress(AttributeError, OSError):
+        os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
+
+
+def _work(job: Job) -> str:
+    if _stop.is_set():
+        return "interrupted"
+    return run_job(job, _to_parent.put, _stop.is_set)
+
+
+def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
+    context = multiprocessing.get_context("spawn")
+    messages, stop = context.SimpleQueue(), context.Event()  # what a worker puts is there before its result
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin_worker, initargs=(messages, stop)
+    )
+    futures: set[Future[str]] = set()
+    try:
+        futures = {pool.submit(_work, job) for job in jobs}
+        waiting = set(futures)
+        done: list[Future[str]] = []
+        with _interrupts_set(stop):
+            while waiting:
+                finished, waiting = wait(waiting, timeout=0.1)
+                for message in _drain(messages):
+                    tell(message)
+                done += finished
+                if any(future.exception() is not None for future in finished):
+                    stop.set()
+        for message in _drain(messages):
+            tell(message)
+        errors = [error for future in done if (error := future.exception()) is not None]
+        if errors:
+            raise errors[0]
+        return [future.result() for future in done]
+    except BrokenProcessPool:
+        raise ResumeError(
+            "a worker process died, perhaps for lack of memory; run again with a lower --jobs, and finished "
+            "cells stay finished"
+        ) from None
+    finally:
+        stop.set()
+        while wait(futures, timeout=0.1).not_done:  # if ``tell`` raised; a full pipe would hold the workers up
+            for _ in _drain(messages):
+                pass
+        pool.shutdown(cancel_futures=True)
+        messages.close()
+
+
+@contextlib.contextmanager
+def _interrupts_set(stop: Any) -> Iterator[None]:
+    """Ctrl-C asks the workers to stop, and waits until they have."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_interrupt(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _drain(messages: Any) -> Iterator[CellProgress]:
+    while not messages.empty():
+        yield messages.get()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

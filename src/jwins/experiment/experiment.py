@@ -1,0 +1,261 @@
+"""What an experiment is: typed settings, written in TOML or in Python, and what they resolve to.
+
+>>> from jwins.experiment import Experiment, FixedCutoffConfig, JwinsConfig, NodesConfig
+>>> experiment = Experiment(name="tiny", sharing=JwinsConfig(cutoff=FixedCutoffConfig(fraction=0.2)))
+>>> experiment.sharing.levels, experiment.run.rounds
+(4, 200)
+>>> Experiment(nodes=NodesConfig(count=0))
+Traceback (most recent call last):
+    ...
+jwins.errors.ConfigError: count = 0: expected a number of nodes of at least 1
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, field_serializer, field_validator, model_validator
+
+from jwins.experiment.rules import MISSING, OrObject, refuse
+from jwins.experiment.sections import (
+    ChocoConfig,
+    ComputeConfig,
+    DropConfig,
+    EdgeListConfig,
+    ErdosRenyiConfig,
+    FullConfig,
+    FullyConnectedConfig,
+    JwinsConfig,
+    LinksConfig,
+    NodesConfig,
+    OnePeerExponentialConfig,
+    RandomKConfig,
+    RegularConfig,
+    RingConfig,
+    RunConfig,
+    SmallWorldConfig,
+    StarConfig,
+    TaskConfig,
+    TopKConfig,
+    TorusConfig,
+    TrainConfig,
+    WireConfig,
+    _FaultTable,
+    _SharingTable,
+    _TopologyTable,
+)
+from jwins.experiment.settings import Settings
+from jwins.experiment.toml import merge, write_toml
+
+if TYPE_CHECKING:
+    from jwins.sharing import Sharing
+    from jwins.topology.graph import Topology
+else:  # torch is not loaded only to read a configuration
+    Sharing = Topology = Any
+
+__all__ = ["Experiment", "digest_of", "lay_over", "rewrite_paths", "what_counts"]
+
+
+class Experiment(Settings):
+    """Everything that determines a run, as the TOML file says it.
+
+    Raises:
+        ConfigError: from the constructor; names the TOML path, the value and the remedy of every problem.
+    """
+
+    name: str = Field(
+        default="experiment", description="what tables, figures and the default folder call it", min_length=1
+    )
+    task: TaskConfig = TaskConfig(name="digits")
+    nodes: NodesConfig = NodesConfig()
+    if TYPE_CHECKING:
+        topology: (
+            RingConfig
+            | FullyConnectedConfig
+            | StarConfig
+            | TorusConfig
+            | RegularConfig
+            | SmallWorldConfig
+            | ErdosRenyiConfig
+            | OnePeerExponentialConfig
+            | EdgeListConfig
+            | Topology
+        ) = RegularConfig()
+    else:
+        topology: Annotated[
+            _TopologyTable, OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
+        ] = Field(default=RegularConfig(), description="who sends to whom")
+    train: TrainConfig = TrainConfig()
+    if TYPE_CHECKING:
+        sharing: FullConfig | RandomKConfig | TopKConfig | ChocoConfig | JwinsConfig | Sharing[Any] = (
+            JwinsConfig()
+        )
+    else:
+        sharing: Annotated[
+            _SharingTable,
+            OrObject(
+                ("init", "share", "merge", "key", "missing", "update_dim"),
+                ("remembers_peers", "state_types"),
+                base="jwins.sharing.Sharing",
+            ),
+        ] = Field(default=JwinsConfig(), description="what is sent")
+    wire: WireConfig = WireConfig()
+    links: LinksConfig = LinksConfig()
+    compute: ComputeConfig = ComputeConfig()
+    faults: Annotated[tuple[_FaultTable, ...], Field(strict=False)] = Field(
+        default=(), description="what goes wrong, as an array of tables"
+    )
+    run: RunConfig = RunConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable() or "/" in name or name.strip(". ") != name:
+            raise refuse("", name, "expected a name that can be a folder's name")
+        return name
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        count = self.nodes.count
+        for path, value in (
+            ("links.uplink_mbps", self.links.uplink_mbps),
+            ("compute.step_ms", self.compute.step_ms),
+        ):
+            if isinstance(value, tuple) and len(value) != count:
+                raise refuse(
+                    path, list(value), f"{len(value)} numbers for {count} nodes; write one per node, or one"
+                )
+        for index, fault in enumerate(self.faults):
+            for key in ("node", "sender", "receiver"):
+                node = getattr(fault, key, None)
+                if node is not None and node >= count:
+                    raise refuse(f"faults[{index}].{key}", node, f"there are nodes 0 to {count - 1}")
+        if self.run.deadline_s is None and any(isinstance(fault, DropConfig) for fault in self.faults):
+            problem = "required when frames are dropped: how long a node waits for what may never come"
+            raise refuse("run.deadline_s", MISSING, problem)
+        for index, at in enumerate(self.run.eval_at):
+            if at > self.run.rounds:
+                raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        return self.run.folder if self.run.folder is not None else Path("runs") / self.name
+
+    def resolved(self, relative_to: Path | None = None) -> dict[str, Any]:
+        """Every key with its value, defaults included, as plain tables.
+
+        Args:
+            relative_to: folder that paths are written relative to, so that a run folder can be moved
+                together with what it names; None leaves them as they are.
+        """
+        tables: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        if self.task.own is not None:
+            tables["task"]["own"] = _describe_task(self.task.own)
+        tables["faults"] = list(tables["faults"])
+        if not tables["faults"]:
+            del tables["faults"]
+        tables["run"]["folder"] = str(self.folder)
+        if relative_to is not None:
+            rewrite_paths(tables, lambda path: Path(os.path.relpath(path, relative_to)).as_posix())
+        return tables
+
+    def to_toml(self, relative_to: Path | None = None) -> str:
+        """The same as TOML, which :func:`load` reads again."""
+        return write_toml(self.resolved(relative_to))
+
+    def digest(self) -> bytes:
+        """8 bytes that two experiments share if they have the same results; see :func:`digest_of`."""
+        return digest_of(self.resolved())
+
+    def changed(self, tables: Mapping[str, Any]) -> Experiment:
+        """A copy with some keys changed; ``tables`` as in TOML, so ``{"run": {"seed": 2}}``.
+
+        Raises:
+            ConfigError: the result is not an experiment.
+        """
+        values = self._values()
+        return Experiment(**lay_over(values, tables))
+
+    def _values(self) -> dict[str, Any]:
+        """The constructor's arguments, with objects as they are."""
+        tables = self.model_dump(mode="python", exclude_none=True, exclude_unset=False)
+        objects = {("task", "partition"), ("topology",), ("sharing",), ("sharing", "cutoff")}
+        for path in objects:
+            place: Any = self
+            for step in path[:-1]:
+                place = getattr(place, step)
+            value = getattr(place, path[-1], None)
+            if value is not None and not isinstance(value, Settings) and isinstance(place, Settings):
+                table = tables
+                for step in path[:-1]:
+                    table = table[step]
+                table[path[-1]] = value
+        if self.task.own is not None:
+            tables["task"]["own"] = self.task.own
+        return tables
+
+    @field_serializer("faults")
+    def _plain_faults(self, faults: tuple[Any, ...]) -> list[dict[str, Any]]:
+        return [fault.model_dump(exclude_none=True) for fault in faults]
+
+
+def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of an experiment's resolved tables with everything that affects its results, as JSON has it.
+
+    Left out are the name, folders, what only changes how fast a result comes (``run.threads`` and
+    ``run.checkpoint_every``), and keys without effect that runs from before there were these keys do not have.
+    """
+    covered: dict[str, Any] = json.loads(json.dumps(tables))
+    covered.pop("name", None)
+    for key in ("threads", "checkpoint_every", "folder", "tensorboard"):
+        covered["run"].pop(key, None)
+    if not covered["run"].get("eval_own"):
+        covered["run"].pop("eval_own", None)
+    if covered["run"].get("eval_samples_early") is None:
+        covered["run"].pop("eval_samples_early", None)
+        covered["run"].pop("eval_last", None)
+    covered["task"].pop("data", None)
+    rewrite_paths(covered, lambda path: Path(path).name)
+    return covered
+
+
+def digest_of(tables: Mapping[str, Any]) -> bytes:
+    """BLAKE2b, 8 bytes, of everything in an experiment's resolved tables that affects its results."""
+    text = json.dumps(what_counts(tables), sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
+
+
+def _describe_task(own: object) -> str:
+    cls = own if isinstance(own, type) else type(own)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def rewrite_paths(tables: dict[str, Any], change: Any) -> None:
+    """Apply ``change`` to each file that an experiment names (not to ``run.folder``), in place."""
+    task, topology = tables.get("task"), tables.get("topology")
+    if isinstance(task, dict):
+        if isinstance(task.get("file"), str) and ":" in task["file"]:
+            file, _, name = task["file"].rpartition(":")
+            task["file"] = f"{change(file)}:{name}"
+        if isinstance(task.get("data"), str):
+            task["data"] = change(task["data"])
+    if isinstance(topology, dict) and isinstance(topology.get("path"), str):
+        topology["path"] = change(topology["path"])
+
+
+def lay_over(tables: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's tables with others laid over them; naming another task takes the place of the first."""
+    merged = merge(tables, given)
+    if given.keys() >= {"task"} and isinstance(given["task"], Mapping) and isinstance(merged["task"], dict):
+        named = [key for key in ("name", "file", "own") if key in given["task"]]
+        for key in ("name", "file", "own"):
+            if named and key not in named:
+                merged["task"].pop(key, None)
+    return merged

@@ -1,0 +1,118 @@
+"""Every key that a settings class knows, for reference tables and error messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from jwins.experiment.rules import OneOrMany, OrWord, Within
+from jwins.experiment.toml import toml_text
+
+__all__ = ["Key", "join", "keys_of", "models_in", "tag_of"]
+
+
+def join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path and key else path or key
+
+
+def tag_of(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return (
+        get_args(field.annotation)[0] if field is not None and get_origin(field.annotation) is Literal else None
+    )
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of a settings class, for reference tables.
+
+    Attributes:
+        path: TOML path; tables of a union are written ``sharing.<kind>``-wise in ``when``.
+        type: in words.
+        default: as TOML writes it, "required" or "" (none).
+        meaning: one sentence.
+        when: the ``kind`` this key belongs to, or "".
+    """
+
+    path: str
+    type: str
+    default: str
+    meaning: str
+    when: str = ""
+
+
+def keys_of(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterator[Key]:
+    """All keys of a settings class and of the tables in it, depth first."""
+    for name, field in model.model_fields.items():
+        if field.exclude:
+            continue
+        path = join(prefix, name)
+        models = models_in(field.annotation)
+        if models and len(models) == 1 and tag_of(models[0]) is None:
+            yield from keys_of(models[0], path, when)
+            continue
+        if models:
+            kinds = ", ".join(tag for m in models if (tag := tag_of(m)))
+            yield Key(path, f"table; kind = {kinds}", _default(field), field.description or "", when)
+            for inner in models:
+                tag = tag_of(inner) or ""
+                for key in keys_of(inner, path, tag):
+                    if not key.path.endswith(".kind") or key.path != f"{path}.kind":
+                        yield key
+            continue
+        yield Key(path, _type_name(field), _default(field), field.description or "", when)
+
+
+def _type_name(field: FieldInfo) -> str:
+    options = [a for a in (get_args(field.annotation) or (field.annotation,)) if a is not type(None)]
+    if get_origin(field.annotation) is Literal:
+        return " \\| ".join(f'"{word}"' for word in get_args(field.annotation))
+    if get_origin(field.annotation) is dict:
+        return "table"
+    rules = [m for m in field.metadata if isinstance(m, Within | OneOrMany | OrWord)]
+    if rules:
+        rule = rules[0]
+        if isinstance(rule, OrWord):
+            return f'{rule.rule.what} {rule.rule.interval}, or "{rule.word}"'
+        if isinstance(rule, OneOrMany):
+            return f"{rule.rule.what} {rule.rule.interval}, or a list of one per node".replace("  ", " ")
+        return f"{rule.what} {rule.interval}".strip()
+    if get_origin(field.annotation) is tuple:
+        inner = FieldInfo.from_annotation(get_args(field.annotation)[0])
+        return f"list, each {_type_name(inner)}"
+    names = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path"}
+    words = []
+    for option in options:
+        if get_origin(option) is Literal:
+            words += [f'"{word}"' for word in get_args(option)]
+        elif get_origin(option) is Annotated:
+            words.append(_type_name(FieldInfo.from_annotation(option)))
+        else:
+            words.append(names.get(option, "any"))
+    return " \\| ".join(dict.fromkeys(words)) or "any"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value is PydanticUndefined:
+        return ""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_none=True)
+    elif isinstance(value, tuple):
+        value = list(value)
+    return toml_text(value)

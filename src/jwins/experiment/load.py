@@ -1,0 +1,95 @@
+"""Experiments from files, bundled ones by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jwins.errors import ConfigError
+from jwins.experiment.experiment import Experiment, lay_over, rewrite_paths
+from jwins.experiment.messages import nearest
+from jwins.experiment.toml import parse_overrides, read_toml
+
+__all__ = ["BUNDLED", "bundled", "load", "read"]
+
+BUNDLED = "experiment/bundled"
+"""Folder of the package with the experiments that have names."""
+
+
+def bundled() -> dict[str, str]:
+    """The bundled experiments and comparisons, and the first line of comment in each."""
+    found = {}
+    for entry in sorted(resources.files("jwins").joinpath(BUNDLED).iterdir(), key=lambda entry: entry.name):
+        if entry.name.endswith(".toml"):
+            first = entry.read_text(encoding="utf-8").partition("\n")[0]
+            found[entry.name.removesuffix(".toml")] = first.lstrip("# ").strip()
+    return found
+
+
+def read(source: str | Path) -> tuple[dict[str, Any], str]:
+    """The tables of a TOML file or a bundled experiment, paths in them made absolute.
+
+    Args:
+        source: a file, or the name of a bundled experiment.
+
+    Returns:
+        The tables, and what to call the source.
+
+    Raises:
+        ConfigError: neither a file nor a name, or not TOML.
+    """
+    path = Path(source)
+    if path.is_file():
+        text, origin, folder = _read_text(path), str(path), path.resolve().parent
+    elif str(source) in (names := bundled()):
+        entry = resources.files("jwins").joinpath(BUNDLED, f"{source}.toml")
+        text, origin, folder = entry.read_text(encoding="utf-8"), str(source), Path.cwd()
+    else:
+        problem = "no such file" if path.suffix == ".toml" else "neither a file nor the name of an experiment"
+        raise ConfigError(
+            "experiment",
+            str(source),
+            f"{problem}{nearest(str(source), names) or ';'} bundled: {', '.join(names)}",
+        )
+    tables = read_toml(text, origin)
+    rewrite_paths(tables, lambda file: str(folder / file))
+    return tables, origin
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise ConfigError("experiment", str(path), f"not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise ConfigError("experiment", str(path), f"cannot be read: {error.strerror}") from None
+
+
+def load(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment from a TOML file, or a bundled one by name.
+
+    Paths in the file are relative to its folder, those in ``overrides`` to the current one.
+
+    Args:
+        source: file or name.
+        overrides: ``key=value`` assignments as ``--set`` takes them; values are TOML, or else text.
+
+    Raises:
+        ConfigError: with TOML path, value and remedy.
+
+    >>> load("digits", ["run.rounds=5", "sharing.kind=full"]).sharing
+    FullConfig(kind='full', values='float32')
+    """
+    tables, origin = read(source)
+    if "variants" in tables or "compare" in tables:
+        raise ConfigError("experiment", str(source), "this is a comparison; run it with `jwins compare`")
+    given = parse_overrides(overrides)
+    rewrite_paths(given, lambda file: str(Path(file).resolve()))
+    tables = lay_over(tables, given)
+    try:
+        return Experiment(**tables)
+    except ConfigError as error:
+        error.add_note(f"in {origin}")
+        raise

@@ -1,0 +1,179 @@
+"""Rules for single values: ranges, words, lists and objects in place of tables."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from jwins.errors import ConfigError
+
+__all__ = ["MISSING", "OneOrMany", "OrObject", "OrWord", "TomlPath", "Within", "problem_of", "refuse"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<missing>"
+
+
+MISSING = _Missing()
+"""Stands for the value in the error about a required key that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A range, for ``Annotated[float, Within("a fraction", 0, 1, open_low=True)]``.
+
+    Attributes:
+        what: noun with article, as in "expected a fraction in (0, 1]".
+        low: smallest value, None for no limit.
+        high: largest value, None for no limit.
+        open_low: whether ``low`` itself is out of range.
+    """
+
+    what: str
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check after the type has been checked."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    @property
+    def interval(self) -> str:
+        """In words, e.g. ``in (0, 1]`` or ``of at least 1``."""
+        if self.low is not None and self.high is not None:
+            return f"in {'(' if self.open_low else '['}{_short(self.low)}, {_short(self.high)}]"
+        if self.low is not None:
+            return f"{'above' if self.open_low else 'of at least'} {self.low:g}"
+        return "" if self.high is None else f"of at most {self.high:g}"
+
+    def _check(self, value: float) -> float:
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or value <= self.high
+        if above and below and abs(value) != float("inf"):  # NaN fails one of the comparisons
+            return value
+        hint = ""
+        if self.high == 1 and 1 < value <= 100:
+            hint = f"; did you mean {value / (10 if value < 10 else 100):.6g}?"
+        raise problem_of(f"expected {self.what} {self.interval}".rstrip() + hint)
+
+
+@dataclass(frozen=True, slots=True)
+class OrObject:
+    """Besides the tables of a union, Python may hand over an object that has certain members.
+
+    Attributes:
+        methods: names of the methods the object must have; empty for anything callable.
+        attributes: names of what else it must have.
+        base: the class that says what they are, for the error if one is missing.
+    """
+
+    methods: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
+    base: str = ""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let objects through, and everything else to the union."""
+        return core_schema.no_info_wrap_validator_function(
+            self._accept,
+            handler(source),
+            serialization=core_schema.wrap_serializer_function_ser_schema(self._serialize),
+        )
+
+    def matches(self, value: object) -> bool:
+        """Whether ``value`` is such an object, and not a table."""
+        if isinstance(value, BaseModel | Mapping | str):
+            return False
+        if not self.methods:
+            return callable(value)
+        return not isinstance(value, type) and not self._missing(value)
+
+    def _missing(self, value: object) -> list[str]:
+        methods = [name for name in self.methods if not callable(getattr(value, name, None))]
+        return methods + [name for name in self.attributes if not hasattr(value, name)]
+
+    def _accept(self, value: Any, handler: Callable[[Any], Any]) -> Any:
+        if isinstance(value, Mapping) and value.get("kind") == "object":
+            raise problem_of("was a Python object in the run that wrote this; hand it over from Python again")
+        if self.matches(value):
+            return value
+        missing = self._missing(value)
+        if len(missing) < len(self.methods + self.attributes) and not isinstance(
+            value, BaseModel | Mapping | str
+        ):
+            raise problem_of(
+                f"an object without {', '.join(missing)}; derive its class from {self.base}"
+                if missing
+                else "a class; hand over an object of it"
+            )
+        return handler(value)
+
+    def _serialize(self, value: Any, handler: Callable[[Any], Any]) -> Any:
+        return {"kind": "object", "object": _described(value)} if self.matches(value) else handler(value)
+
+
+def _described(value: object) -> str:
+    """An object in words that are the same in every process: without its address in memory."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
+
+@dataclass(frozen=True, slots=True)
+class OneOrMany:
+    """A number, or a list of one per node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``."""
+
+    rule: Within
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Choose by whether it is a list, so that an error names the number in it."""
+        number = core_schema.no_info_after_validator_function(
+            self.rule._check, core_schema.float_schema(strict=True)
+        )
+        many = core_schema.tuple_schema([number], variadic_item_index=0, min_length=1, strict=False)
+        return core_schema.tagged_union_schema(
+            {"number": number, "list": many},
+            discriminator=lambda value: "list" if isinstance(value, list | tuple) else "number",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OrWord:
+    """A number, or one word: ``Annotated[int | Literal["all"], OrWord(rule, "all")]``."""
+
+    rule: Within
+    word: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """One message for both."""
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def _check(self, value: Any) -> int | str:
+        if value == self.word:
+            return self.word
+        if type(value) is int:
+            return int(self.rule._check(value))
+        raise problem_of(f'expected {self.rule.what} {self.rule.interval}, or "{self.word}"')
+
+
+TomlPath = Annotated[Path, Field(strict=False)]
+"""A path; TOML writes it as a string."""
+
+
+def _short(number: float) -> str:
+    return f"{number:g}" if abs(number) < 1e6 else f"{'-' if number < 0 else ''}2^{math.log2(abs(number)):g}"
+
+
+def problem_of(text: str) -> PydanticCustomError:
+    return PydanticCustomError("settings", "{text}", {"text": text})
+
+
+def refuse(path: str, value: object, problem: str) -> ConfigError:
+    """The error for a validator that compares several keys; ``path`` is relative to the validator's table."""
+    return ConfigError(path, value, problem)

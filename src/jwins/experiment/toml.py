@@ -1,0 +1,143 @@
+"""TOML in and out, as plain tables."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jwins.errors import ConfigError
+
+__all__ = ["merge", "parse_overrides", "read_toml", "toml_text", "toml_value", "write_toml"]
+
+
+def read_toml(text: str, origin: str) -> dict[str, Any]:
+    """Parse TOML.
+
+    Args:
+        text: the document.
+        origin: the file's name, for errors.
+
+    Raises:
+        ConfigError: a syntax error, with file and line.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        found = re.search(r"\(at line (\d+), column \d+\)", message)
+        lines = text.splitlines()
+        number = int(found[1]) if found else len(lines)
+        line = lines[number - 1].strip() if 0 < number <= len(lines) else ""
+        problem = message.partition(" (at ")[0]
+        raise ConfigError(f"{origin}, line {number}", line, f"not TOML: {problem}") from None
+
+
+def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
+    """Tables from ``key=value`` assignments.
+
+    Args:
+        assignments: dotted keys and TOML values; what is not a TOML value is a text.
+
+    Raises:
+        ConfigError: an assignment without a key or without ``=``.
+
+    >>> parse_overrides(["run.rounds=5", "sharing.kind=full", "run.eval_at=[1, 2]"])
+    {'run': {'rounds': 5, 'eval_at': [1, 2]}, 'sharing': {'kind': 'full'}}
+    """
+    tables: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        steps = [step.strip() for step in key.split(".")]
+        if not equals or not all(re.fullmatch(r"[A-Za-z0-9_-]+", step) for step in steps):
+            raise ConfigError("--set", assignment, "expected KEY=VALUE, such as run.rounds=100")
+        table = tables
+        for step in steps[:-1]:
+            inner = table.setdefault(step, {})
+            if not isinstance(inner, dict):
+                raise ConfigError("--set", assignment, f"{step} was set to {inner!r} before, so it has no keys")
+            table = inner
+        table[steps[-1]] = toml_value(text.strip())
+    return tables
+
+
+def toml_value(text: str) -> Any:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if list(parsed) == ["value"] else text
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the keys of ``over`` laid over it, table by table.
+
+    A table whose ``kind`` changes is replaced, because its keys mean nothing to the other kind.
+
+    >>> merge({"a": {"kind": "x", "p": 1}, "b": 1}, {"a": {"kind": "y"}})
+    {'a': {'kind': 'y'}, 'b': 1}
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            replaced = "kind" in value and value["kind"] != old.get("kind", value["kind"])
+            merged[key] = dict(value) if replaced else merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def write_toml(tables: Mapping[str, Any]) -> str:
+    """TOML of plain values: one ``[section]`` per table, tables inside it in one line, None left out.
+
+    >>> print(write_toml({"name": "x", "run": {"rounds": 5, "at": [1, 2]}}), end="")
+    name = "x"
+    <BLANKLINE>
+    [run]
+    rounds = 5
+    at = [1, 2]
+    """
+    present = {key: value for key, value in tables.items() if value is not None}
+    lines = [f"{_key(key)} = {toml_text(value)}" for key, value in present.items() if not _is_section(value)]
+    for key, value in present.items():
+        if not _is_section(value):
+            continue
+        for header, table in (
+            [(f"[{_key(key)}]", value)]
+            if isinstance(value, Mapping)
+            else [(f"[[{_key(key)}]]", entry) for entry in value]
+        ):
+            lines += ["", header]
+            lines += [f"{_key(k)} = {toml_text(v)}" for k, v in table.items() if v is not None]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _is_section(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, Mapping) for v in value)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_text(key)
+
+
+def toml_text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Path):
+        return toml_text(value.as_posix())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml_text(entry) for entry in value)}]"
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_key(k)} = {toml_text(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inner} }}" if inner else "{}"
+    raise TypeError(f"{value!r} cannot be written as TOML")

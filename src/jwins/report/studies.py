@@ -1,0 +1,494 @@
+"""Which runs are shown together: run folders and comparison folders become studies.
+
+Everything is read from the folders; nothing is run, and no data are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jwins.compare.comparison import Variant as ComparedVariant
+from jwins.errors import DataError, JwinsError, UsageError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.toml import read_toml
+from jwins.report.charts import metric_percent
+from jwins.results.groups import Group, Target
+from jwins.results.lines import Line, line_of
+from jwins.results.record import Record, samples_note, start_and_end
+from jwins.run.parts import raw_bytes_per_node
+
+__all__ = [
+    "Study",
+    "Variant",
+    "and_list",
+    "compared_settings",
+    "differing_keys",
+    "flat",
+    "gather",
+    "network",
+    "shown",
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The runs of one experiment over its seeds.
+
+    Attributes:
+        group: name, algorithm and records.
+        tables: the resolved configuration of the first run.
+    """
+
+    group: Group
+    tables: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants that are shown together: a comparison, or single runs of the same task on as many nodes.
+
+    Attributes:
+        name: its heading.
+        variants: in the order of the comparison, or as they were given.
+        target: what bytes, rounds and seconds are counted to; its value is not a number if there is none.
+        full: name of the variant with full sharing that savings refer to, None without one.
+        final_over: how many last evaluations make up the final value.
+        notes: what a reader must know of how the runs were found.
+        targets: all targets of the comparison, if it has several.
+        references: by variant, the one its final value is compared to; others are compared to ``full``.
+        baselines: by variant, the one that its ratios to the targets refer to.
+        also: further metrics that the comparison asks for.
+        tuned: by variant, what was chosen for it.
+        recorded: tables of the comparison's summary on how settings were chosen, by title.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    target: Target
+    full: str | None
+    final_over: int = 1
+    notes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
+    references: Mapping[str, str] = field(default_factory=dict)
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+    tuned: Mapping[str, str] = field(default_factory=dict)
+    recorded: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The variants' runs."""
+        return [variant.group for variant in self.variants]
+
+    @property
+    def records(self) -> list[Record]:
+        """All runs."""
+        return [record for group in self.groups for record in group.records]
+
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is shown in percent."""
+        return metric_percent(self.target.metric)
+
+    @property
+    def has_target(self) -> bool:
+        """Whether anything is counted to a target."""
+        return math.isfinite(self.target.value)
+
+    def group(self, name: str | None) -> Group | None:
+        """The runs of a variant, None if there is none of that name."""
+        return next((group for group in self.groups if group.name == name), None)
+
+    def reference(self, group: Group) -> Group | None:
+        """What a variant's final value is compared to."""
+        other = self.group(self.references.get(group.name, self.full))
+        return None if other is group else other
+
+    def table(self) -> list[Line]:
+        """One line per variant."""
+        full = self.group(self.full)
+        return [
+            line_of(
+                group,
+                self.target,
+                full=full,
+                reference=self.reference(group),
+                final_over=self.final_over,
+                tuned=self.tuned.get(group.name, ""),
+            )
+            for group in self.groups
+        ]
+
+
+class _NothingMeasuredError(DataError):
+    """A run that has only just begun."""
+
+
+@dataclass
+class _Found:
+    """A run folder that is to be reported."""
+
+    record: Record
+    tables: dict[str, Any]
+    name: str
+
+
+def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]:
+    """Find the runs in folders and put together what belongs together.
+
+    Args:
+        folders: run folders, comparison folders, and folders of either, in any mixture. A comparison is one
+            study; single runs of the same task and number of nodes are one.
+        metric: to show, instead of the comparison's or the task's first.
+
+    Raises:
+        DataError: no measured run in a folder, or a damaged one.
+        UsageError: no folder, or a metric that no run has.
+    """
+    if not folders:
+        raise UsageError("no folder given: expected run folders or comparison folders")
+    studies: list[Study] = []
+    single: list[_Found] = []
+    seen: set[Path] = set()
+    for folder in folders:
+        for place in _places(folder):
+            if place.resolve() in seen:
+                continue
+            seen.add(place.resolve())
+            if (place / "metrics.jsonl").is_file():
+                single.append(_read(place))
+            else:
+                studies += _comparison(place, metric)
+    reported = {record.folder.resolve() for study in studies for record in study.records}
+    single = [found for found in single if found.record.folder.resolve() not in reported]
+    together: dict[str, list[_Found]] = {}
+    for found in single:
+        task = {key: value for key, value in found.tables.get("task", {}).items() if key != "data"}
+        key = json.dumps([task, found.tables.get("nodes")], sort_keys=True, default=str)
+        together.setdefault(key, []).append(found)
+    studies += [_single_runs(runs, metric) for runs in together.values()]
+    return studies
+
+
+def _places(folder: Path) -> list[Path]:
+    """The runs and comparisons that a folder is or holds."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+
+    def is_comparison(place: Path) -> bool:
+        return next(place.glob("*/seed-*/metrics.jsonl"), None) is not None
+
+    if (folder / "metrics.jsonl").is_file() or is_comparison(folder):
+        return [folder]
+    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    found = [entry for entry in inner if (entry / "metrics.jsonl").is_file() or is_comparison(entry)]
+    if not found:
+        raise DataError(
+            f"{folder}: neither a run (metrics.jsonl) nor a comparison (<variant>/seed-<n>/metrics.jsonl), nor "
+            "a folder of these"
+        )
+    return found
+
+
+def _read(folder: Path) -> _Found:
+    if (folder / "metrics.jsonl").stat().st_size == 0:
+        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
+    record = Record.read(folder)
+    if not record.evaluations:
+        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
+    config = folder / "config.toml"
+    if not config.is_file():
+        raise DataError(f"{folder}: the run's config.toml is missing")
+    tables = read_toml(config.read_text(encoding="utf-8"), str(config))
+    return _Found(record, tables, str(tables.get("name", record.start.name)))
+
+
+def _comparison(folder: Path, metric: str | None) -> list[Study]:
+    """A comparison's study; several if its groups have a full sharing each, and so targets of their own."""
+    summary = _summary(folder)
+    rows: dict[str, dict[str, Any]] = {row["variant"]: row for row in summary.get("table", [])}
+    by_slug = {ComparedVariant.model_construct(name=name).slug: name for name in rows}
+    found: list[_Found] = []
+    not_begun = 0
+    left_out: list[str] = []
+    for path in sorted(folder.glob("*/seed-*/metrics.jsonl"), key=_by_seed):
+        slug = path.parent.parent.name
+        try:
+            run = _read(path.parent)
+        except _NothingMeasuredError:
+            not_begun += 1
+            continue
+        if not rows:
+            run.name = run.name.partition(": ")[2] or slug
+        elif slug in by_slug and run.record.start.seed in summary["seeds"]:
+            run.name = by_slug[slug]
+        else:
+            left_out.append(f"{slug}/{path.parent.name}")
+            continue
+        found.append(run)
+    if not found:
+        raise DataError(f"{folder}: nothing has been measured yet")
+    notes = list(summary.get("notes", []))
+    if left_out:
+        notes.append(f"Left out, as the comparison's tables were made without them: {', '.join(left_out)}.")
+    if not_begun:
+        notes.append(f"{not_begun} run{'s have' if not_begun > 1 else ' has'} measured nothing yet.")
+    variants = _variants(found)
+    if not rows:
+        notes.append("This comparison has not finished: it has no summary yet, and this page chose the target.")
+        name = found[0].record.start.name.partition(": ")[0] or folder.name
+        return [_study(name, variants, metric, notes=notes)]
+    order = list(rows)
+    variants.sort(key=lambda v: order.index(v.group.name) if v.group.name in rows else len(order))
+    label_of = {v.group.name: rows.get(v.group.name, {}).get("group") for v in variants}
+    labels = list(dict.fromkeys(label_of.values()))
+    if len({label_of[v.group.name] for v in variants if v.group.algorithm == "full"}) < 2:
+        labels, label_of = [None], dict.fromkeys(label_of)  # one full sharing for all
+    studies = []
+    for label in labels:
+        own = [v for v in variants if label_of[v.group.name] == label]
+        name = summary["name"] if len(labels) == 1 else f"{summary['name']}: {label or 'others'}"
+        first = label == labels[0]
+        studies.append(_compared_study(name, own, variants, rows, summary, metric, notes if first else []))
+    return studies
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / "summary.json"
+    if not path.is_file() and folder.name == "runs":  # as in a record, where tables lie beside the runs
+        path = folder.parent / "summary.json"
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        for row in summary["table"]:
+            row["variant"] + ""
+        for key in ("name", "seeds", "full_sharing", "final_over"):
+            summary[key]
+        _target(summary["target"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the summary of a comparison ({error!r})") from None
+    return dict(summary)
+
+
+def _target(table: Mapping[str, Any]) -> Target:
+    value = math.nan if table["value"] is None else float(table["value"])
+    return Target(table["metric"], value, bool(table["lower_is_better"]), str(table["meaning"]))
+
+
+def _compared_study(
+    name: str,
+    own: list[Variant],
+    everyone: Sequence[Variant],
+    rows: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    metric: str | None,
+    notes: Sequence[str],
+) -> Study:
+    """One group of a comparison's variants, compared as the comparison says."""
+    target = _target(summary["target"])
+    named = {variant.group.name: variant for variant in everyone}
+    here = [variant.group.name for variant in own]
+    references = {n: str(rows[n]["reference"]) for n in here if rows.get(n, {}).get("reference")}
+    full = next((v.group.name for v in own if v.group.algorithm == "full"), summary["full_sharing"])
+    if summary["full_sharing"] in here:
+        full = summary["full_sharing"]
+    for needed in dict.fromkeys([full, *references.values()]):  # of another group
+        if needed in named and needed not in here:
+            own = [named[needed], *own]
+            here = [needed, *here]
+    asked = [row for row in summary.get("targets", []) if row.get("variant") in here]
+    targets = list(
+        dict.fromkeys(
+            Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
+            for row in asked
+            if row.get("target") is not None
+        )
+    )
+    over = int(summary["final_over"])
+    tuned = {n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")}
+    if metric is not None and metric != target.metric:
+        other = _study(name, own, metric, notes=notes, full=full, over=over)
+        return replace(other, references=references, tuned=tuned)
+    if not targets and here:  # each group has its own
+        row = next((rows[n] for n in here if rows.get(n, {}).get("target") is not None), None)
+        if row is not None:
+            target = Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
+    recorded = {
+        title: [row for row in summary.get(key, []) if row.get("variant") in here]
+        for key, title in (("tuning", "Tuning: what was tried"), ("sensitivity", "Sensitivity"))
+    }
+    return Study(
+        name,
+        tuple(own),
+        targets[0] if targets else target,
+        full if full in here else None,
+        over,
+        tuple(notes),
+        targets=tuple(targets),
+        references=references,
+        baselines={row["variant"]: row["baseline"] for row in asked if row.get("baseline") in here},
+        also=tuple(dict.fromkeys(row["metric"] for row in summary.get("metrics", []))),
+        tuned=tuned,
+        recorded={title: table for title, table in recorded.items() if table},
+    )
+
+
+def _by_seed(path: Path) -> tuple[str, int, str]:
+    number_ = path.parent.name.removeprefix("seed-")
+    return path.parent.parent.name, int(number_) if re.fullmatch(r"-?\d+", number_) else 0, number_
+
+
+def _single_runs(found: Sequence[_Found], metric: str | None) -> Study:
+    names = list(dict.fromkeys(run.name for run in found))
+    title = (
+        names[0]
+        if len(names) == 1
+        else f"{found[0].tables.get('task', {}).get('name', 'runs')}: "
+        + and_list(names[:4] + ([f"{len(names) - 4} more"] if len(names) > 4 else []))
+    )
+    notes = []
+    unique: dict[tuple[str, int], _Found] = {}
+    for run in found:
+        unique.setdefault((run.record.start.digest, run.record.start.seed), run)
+    if len(unique) < len(found):
+        notes.append(
+            f"{len(found) - len(unique)} runs are left out: they repeat the experiment and seed of another."
+        )
+    return _study(title, _variants(list(unique.values())), metric, notes=notes)
+
+
+def _variants(found: Sequence[_Found]) -> list[Variant]:
+    """Runs that differ in their seed only are one variant; different ones get different names."""
+    by_config: dict[str, list[_Found]] = {}
+    for run in found:
+        by_config.setdefault(json.dumps([run.name, compared_settings(run.tables)], sort_keys=True), []).append(
+            run
+        )
+    names = [runs[0].name for runs in by_config.values()]
+    variants: list[Variant] = []
+    for index, runs in enumerate(by_config.values()):
+        name = runs[0].name
+        if names.count(name) > 1:
+            namesakes = [others[0].tables for others in by_config.values() if others[0].name == name]
+            name = f"{name} ({_distinction(namesakes, runs[0])})"
+        if name in names[:index] or any(name == variant.group.name for variant in variants):
+            name = f"{name} [{runs[0].record.folder.name}]"
+        records = tuple(sorted((run.record for run in runs), key=lambda record: record.start.seed))
+        raw = tuple(_raw_bytes(record, runs[0].tables) for record in records)
+        sharing = runs[0].tables.get("sharing")
+        algorithm = str(sharing.get("kind", "own")) if isinstance(sharing, Mapping) else "own"
+        variants.append(Variant(Group(name, algorithm, records, raw), runs[0].tables))
+    return variants
+
+
+def _distinction(tables: Sequence[Mapping[str, Any]], run: _Found) -> str:
+    """The settings by which experiments of the same name differ."""
+    differing = differing_keys([compared_settings(t) for t in tables])
+    mine = flat(compared_settings(run.tables))
+    said = [f"{key.rpartition('.')[2]} {shown(mine.get(key))}" for key in differing][:3]
+    return ", ".join(said) or run.record.folder.name
+
+
+def _study(
+    name: str,
+    variants: Sequence[Variant],
+    metric: str | None,
+    *,
+    notes: Sequence[str],
+    full: str | None = None,
+    over: int = 1,
+) -> Study:
+    """A study for which no comparison says what is to be reached, and perhaps not what is compared to what."""
+    available = variants[0].group.records[0].evaluations[0].metrics
+    if metric is not None and metric not in available:
+        raise UsageError(f"--metric {metric}: these runs have {', '.join(available)}")
+    usual = [name for name in ("squared_error", "accuracy") if name in available]
+    chosen = metric or next(iter([*usual, *available]))
+    lower = bool(re.search(r"loss|error|rmse|mse|mae|perplexity", chosen))
+    groups = [v.group for v in variants if v.group.algorithm == "full"]
+    whole = next((group for group in groups if group.name == full), groups[0] if groups else None)
+    target = Target(chosen, math.nan, lower)
+    if whole is not None and len(variants) > 1 and all(len(r.evaluations) > 1 for r in whole.records):
+        begin, end = start_and_end(whole.records, chosen, over)
+        if math.isfinite(begin + end) and (end < begin if lower else end > begin):
+            meaning = f"95 % of the way of {whole.name} from start to end"
+            target = Target(chosen, begin + 0.95 * (end - begin), lower, meaning)
+    note = samples_note([record for v in variants for record in v.group.records])
+    said = notes if note is None or note in notes else [*notes, note]
+    return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(said))
+
+
+def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:
+    try:
+        return raw_bytes_per_node(network(record, tables), record.start.dim, record.rounds)
+    except (JwinsError, OSError, KeyError, TypeError):  # the caller's own topology, or a file that is gone
+        return 4.0 * record.start.dim * record.start.neighbours_mean * record.rounds
+
+
+def network(record: Record, tables: Mapping[str, Any]) -> Experiment:
+    """An experiment with the run's nodes and topology, whatever its task is."""
+    topology = dict(tables["topology"])
+    if "path" in topology:
+        topology["path"] = str(record.folder / topology["path"])
+    settings: dict[str, Any] = {
+        "nodes": tables["nodes"],
+        "topology": topology,
+        "run": {"seed": record.start.seed},
+    }
+    return Experiment(**settings)
+
+
+# --- Settings of runs -------------------------------------------------------------------------------------
+
+_OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboard"), "task": ("data",)}
+"""Settings in which the runs of one variant may differ."""
+
+
+def compared_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's tables without what may differ between the runs of one variant."""
+    kept = {key: value for key, value in tables.items() if key != "name"}
+    for section, keys in _OF_A_RUN.items():
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    return kept
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables within tables as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def differing_keys(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all tables."""
+    flats = [flat(table) for table in tables]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
+
+
+def shown(value: Any) -> str:
+    """A setting's value as text."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return " ".join(map(shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def and_list(words: Sequence[str]) -> str:
+    """Like ``a, b and c``."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,1 @@
+"""What runs measured, as numbers: records, groups of seeds, intervals."""

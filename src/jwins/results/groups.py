@@ -1,0 +1,231 @@
+"""The runs of one variant over its seeds, and what two variants have in common."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jwins.results.intervals import Difference, paired
+from jwins.results.record import Record, not_diverged
+from jwins.runfiles.rows import EvalRow
+
+__all__ = [
+    "Group",
+    "Reach",
+    "Target",
+    "counted_words",
+    "deviation",
+    "difference",
+    "mean_of",
+    "overhead",
+    "reach",
+    "same_rounds",
+    "saving",
+]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One variant's runs.
+
+    Attributes:
+        name: what the table calls it.
+        algorithm: ``kind`` of its sharing, which decides the colour.
+        records: one per seed.
+        raw_bytes: for each record, bytes per node that full sharing of uncompressed float32 parameters
+            would have sent in the same rounds: 4 bytes per parameter and recipient.
+    """
+
+    name: str
+    algorithm: str
+    records: tuple[Record, ...]
+    raw_bytes: tuple[float, ...]
+
+    @property
+    def counted(self) -> Group:
+        """The runs that did not diverge, of which final values and bytes are means; all if all diverged."""
+        records = not_diverged(self.records)
+        if len(records) == len(self.records):
+            return self
+        raw = [raw for record, raw in zip(self.records, self.raw_bytes, strict=True) if not record.diverged]
+        return Group(self.name, self.algorithm, tuple(records), tuple(raw))
+
+    @property
+    def diverged(self) -> str:
+        """``diverged`` if all runs did, ``1 of 5 diverged`` if some did, nothing if none did."""
+        lost, runs = sum(record.diverged for record in self.records), len(self.records)
+        if lost in (0, runs):
+            return "diverged" if lost else ""
+        return f"{lost} of {runs} diverged"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A value of the metric that variants are timed to.
+
+    Attributes:
+        metric: name of the metric.
+        value: to reach.
+        lower_is_better: whether to fall to it instead of rising to it.
+        meaning: in words, e.g. "95 % of full sharing's final accuracy".
+    """
+
+    metric: str
+    value: float
+    lower_is_better: bool = False
+    meaning: str = ""
+
+    def first(self, record: Record) -> EvalRow | None:
+        """The first evaluation that reaches the target, None if there is none."""
+        for row, value in zip(record.evaluations, record.series(self.metric), strict=True):
+            if value <= self.value if self.lower_is_better else value >= self.value:
+                return row
+        return None
+
+
+def difference(group: Group, reference: Group, metric: str, final_over: int = 1) -> Difference | None:
+    """Final ``metric`` of a variant minus that of another, paired by seed, with a 95 % interval.
+
+    Returns:
+        None for the same variant, or if no seed ran for both. Seeds in which either diverged are left out.
+    """
+    if group.name == reference.name:
+        return None
+    others = {record.start.seed: record for record in reference.records if not record.diverged}
+    own = [record for record in group.records if not record.diverged]
+    pairs = [(record, others[record.start.seed]) for record in own if record.start.seed in others]
+    if not pairs:
+        return None
+    return paired(
+        [a.final(metric, final_over) for a, _ in pairs], [b.final(metric, final_over) for _, b in pairs]
+    )
+
+
+def overhead(group: Group) -> float | None:
+    """Real seconds of everything but training and evaluation, per second of training."""
+    spent = [record.end.wall_s for record in group.records if record.end is not None]
+    training = math.fsum(wall.get("training", 0.0) for wall in spent)
+    rest = math.fsum(w.get("total", 0.0) - w.get("training", 0.0) - w.get("evaluation", 0.0) for w in spent)
+    return rest / training if training > 0 else None
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What it took a variant to reach one of several targets; means over the seeds that did, bytes per node.
+
+    Attributes:
+        variant: its name.
+        group: of the comparison, if it has any.
+        target: value of the metric.
+        meaning: of that value, in words.
+        seeds: how many runs.
+        reached: how many of them reached it.
+        bytes_per_node: sent until then, None if none reached it.
+        rounds: likewise.
+        seconds: likewise, virtual.
+        baseline: the variant that ratios refer to, None if there is none or it is this one.
+        pairs: seeds in which both reached it.
+        bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None if there are none.
+        seconds_ratio: likewise.
+    """
+
+    variant: str
+    group: str | None
+    target: float
+    meaning: str
+    seeds: int
+    reached: int
+    bytes_per_node: float | None
+    rounds: float | None
+    seconds: float | None
+    baseline: str | None
+    pairs: int
+    bytes_ratio: float | None
+    seconds_ratio: float | None
+
+
+def reach(
+    group: Group, targets: Sequence[Target], baseline: Group | None = None, label: str | None = None
+) -> list[Reach]:
+    """What it took a variant to reach each target.
+
+    Args:
+        group: the variant's runs.
+        targets: what to reach.
+        baseline: the runs of the variant that ratios refer to.
+        label: the variant's group in the comparison.
+    """
+    if baseline is not None and baseline.name == group.name:
+        baseline = None
+    found = []
+    for target in targets:
+        own, other = _hits(group, target), {} if baseline is None else _hits(baseline, target)
+        both = [(own[seed], other[seed]) for seed in own if seed in other]
+        sent = [a[0] for a in own.values()]
+        found.append(
+            Reach(
+                variant=group.name,
+                group=label,
+                target=target.value,
+                meaning=target.meaning,
+                seeds=len(group.records),
+                reached=len(own),
+                bytes_per_node=mean_of(sent),
+                rounds=mean_of([a[1] for a in own.values()]),
+                seconds=mean_of([a[2] for a in own.values()]),
+                baseline=None if baseline is None else baseline.name,
+                pairs=len(both),
+                bytes_ratio=_ratio([a[0] for a, _ in both], [b[0] for _, b in both]),
+                seconds_ratio=_ratio([a[2] for a, _ in both], [b[2] for _, b in both]),
+            )
+        )
+    return found
+
+
+def _hits(group: Group, target: Target) -> dict[int, tuple[float, float, float]]:
+    """By seed, bytes per node, rounds and seconds to the target, for the runs that reach it."""
+    return {
+        record.start.seed: (row.traffic.total / record.start.num_nodes, float(row.round), row.time_s)
+        for record in group.records
+        if (row := target.first(record)) is not None
+    }
+
+
+def _ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
+    return math.fsum(values) / math.fsum(others) if math.fsum(others) > 0 else None
+
+
+def mean_of(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Of a sample; None for one value, and where a value is not finite, as of a run that diverged."""
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+
+
+def saving(sent: float, reference: float) -> float:
+    return 1.0 - sent / reference if reference > 0 else math.nan
+
+
+def same_rounds(reference: Group, group: Group) -> float:
+    """Bytes per node that ``reference`` sent, for each of ``group``'s runs in as many rounds."""
+    by_seed = {record.start.seed: record for record in reference.records}
+    total = 0.0
+    for record in group.records:
+        other = by_seed.get(record.start.seed, reference.records[0])
+        rounds = [row.round for row in other.evaluations]
+        total += float(np.interp(record.rounds, rounds, other.bytes_per_node())) if rounds else 0.0
+        if rounds and record.rounds > rounds[-1] > 0:  # every round costs full sharing about the same
+            total += other.bytes_per_node()[-1] * (record.rounds / rounds[-1] - 1)
+    return total
+
+
+def counted_words(words: Sequence[str]) -> list[str]:
+    if len(set(words)) == 1:
+        return [words[0]]
+    return [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]

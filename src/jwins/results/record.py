@@ -1,0 +1,178 @@
+"""One run as its folder tells it: typed rows, and the numbers that tables and figures are made of."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jwins.errors import DataError, UsageError
+from jwins.runfiles.rows import EndRow, EvalRow, StartRow, read_rows
+
+__all__ = ["Record", "flat_rows", "not_diverged", "start_and_end"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """The metrics of one run folder.
+
+    Attributes:
+        folder: the run folder.
+        start: first row.
+        evaluations: in order of rounds.
+        end: None for a run that has not ended by itself.
+    """
+
+    folder: Path
+    start: StartRow
+    evaluations: tuple[EvalRow, ...]
+    end: EndRow | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Record:
+        """Read ``folder/metrics.jsonl``.
+
+        Raises:
+            DataError: there is no run in the folder, or its metrics are damaged.
+        """
+        path = folder / "metrics.jsonl"
+        if not path.is_file():
+            raise DataError(f"{folder}: no run here (metrics.jsonl is missing)")
+        rows = list(read_rows(path))
+        if not rows or not isinstance(rows[0], StartRow):
+            raise DataError(f"{path}: does not begin with the row that starts a run")
+        end = rows[-1] if isinstance(rows[-1], EndRow) else None
+        return cls(folder, rows[0], tuple(row for row in rows if isinstance(row, EvalRow)), end)
+
+    @property
+    def rounds(self) -> int:
+        """Completed rounds that were measured."""
+        return self.evaluations[-1].round if self.evaluations else 0
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``diverged @ 12`` or ``unfinished @ 12``, the number being completed rounds."""
+        if self.end is None:
+            return f"unfinished @ {self.rounds}"
+        return self.end.status if self.end.status == "finished" else f"{self.end.status} @ {self.end.round}"
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run ended early because a model was not finite any more."""
+        return self.end is not None and self.end.status == "diverged"
+
+    def series(self, metric: str) -> list[float]:
+        """Mean over nodes of ``metric`` at each evaluation, all on the test samples of the early ones.
+
+        Not a number where it was not finite. Runs from before there was ``EvalRow.early`` change to more
+        samples in the last evaluations; ``mixed`` tells.
+
+        Raises:
+            UsageError: the task has no such metric.
+        """
+        return self._means(metric, lambda row: row.early.get(metric, row.metrics[metric].mean))
+
+    def _means(self, metric: str, mean_of: Callable[[EvalRow], float | None]) -> list[float]:
+        for row in self.evaluations:
+            if metric not in row.metrics:
+                raise UsageError(f"metric {metric!r}: {self.folder} has {', '.join(row.metrics)}")
+        means = map(mean_of, self.evaluations)
+        return [math.nan if mean is None else mean for mean in means]
+
+    @property
+    def early_samples(self) -> int | None:
+        """Test samples of the early evaluations if the last ones used more, else None."""
+        used = [row.samples for row in self.evaluations]
+        return used[0] if used and used[0] != used[-1] else None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the last evaluations used more samples and do not say what they found on the early ones."""
+        return self.early_samples is not None and not self.evaluations[-1].early
+
+    def bytes_per_node(self) -> list[float]:
+        """Bytes sent until each evaluation, mean over nodes."""
+        return [row.traffic.total / self.start.num_nodes for row in self.evaluations]
+
+    def final(self, metric: str, over: int = 1) -> float:
+        """Mean of ``metric`` over the last ``over`` evaluations; the one before training counts only if alone.
+
+        Not a number if nothing was measured, or if the run diverged: it has no final model.
+        """
+        return self._mean_of_last(self._means(metric, lambda row: row.metrics[metric].mean), over)
+
+    def end_of_series(self, metric: str, over: int = 1) -> float:
+        """As :meth:`final`, on the test samples of :meth:`series`: what a target is a fraction of."""
+        return self._mean_of_last(self.series(metric), over)
+
+    def _mean_of_last(self, values: list[float], over: int) -> float:
+        if len(values) > 1 and self.evaluations[0].round == 0:
+            del values[0]
+        values = values[-over:]
+        return statistics.fmean(values) if values and not self.diverged else math.nan
+
+
+def flat_rows(record: Record) -> list[dict[str, Any]]:
+    """One flat dict per evaluation, as ``pandas.DataFrame`` takes it: ``accuracy_mean``, ``bytes_total``, …
+
+    Where the last evaluations used more samples, ``accuracy_early`` is on the same samples in every row.
+    """
+    rows = []
+    both = any(row.early for row in record.evaluations)
+    for row in record.evaluations:
+        flat: dict[str, Any] = {
+            "name": record.start.name,
+            "seed": record.start.seed,
+            "round": row.round,
+            "time_s": row.time_s,
+            "nodes": len(row.nodes),
+            "samples": row.samples,
+            "train_loss": row.train_loss,
+            "consensus_distance": row.consensus_distance,
+        }
+        for metric, spread in row.metrics.items():
+            for part in ("mean", "sd", "min", "max", "average_model"):
+                flat[f"{metric}_{part}"] = getattr(spread, part)
+            if both:
+                flat[f"{metric}_early"] = row.early.get(metric, spread.mean)
+        flat["bytes_total"] = row.traffic.total
+        for part in ("positions", "values", "header", "key", "control"):
+            flat[f"bytes_{part}"] = getattr(row.traffic, part)
+        flat["bytes_per_node"] = row.traffic.total / record.start.num_nodes
+        rows.append(flat)
+    return rows
+
+
+def not_diverged(records: Sequence[Record]) -> Sequence[Record]:
+    """The runs that did not diverge; all if all did."""
+    return [record for record in records if not record.diverged] or records
+
+
+def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tuple[float, float]:
+    """A metric at the start and at the end of curves, means over the runs that did not diverge.
+
+    Args:
+        records: runs with evaluations, at least one.
+        metric: its name.
+        final_over: how many of the last evaluations the end is the mean of.
+    """
+    kept = not_diverged(records)
+    start = statistics.fmean(record.series(metric)[0] for record in kept)
+    return start, statistics.fmean(record.end_of_series(metric, final_over) for record in kept)
+
+
+def samples_note(records: Sequence[Record]) -> str | None:
+    """On which test samples curves and targets are, if not on those of the final values."""
+    found = sorted((r for r in records if r.early_samples is not None), key=lambda r: not r.mixed)
+    if not found:
+        return None
+    few, many = found[0].early_samples, found[0].evaluations[-1].samples
+    if found[0].mixed:
+        return (
+            f"The last evaluations are on {many:,} test samples, those before on {few:,} of them: curves "
+            f"have a step there, and what reaches a target on {few:,} may not on {many:,}."
+        )
+    return f"Curves and targets are on the same {few:,} test samples throughout, final values on {many:,}."

@@ -1,0 +1,68 @@
+"""From an experiment to a run folder and what it measured."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jwins.run.folder import FolderState, check_folder, folder_state, locked
+    from jwins.run.parts import (
+        Parts,
+        build,
+        build_partition,
+        build_sharing,
+        build_task,
+        build_topology,
+        evaluation_rounds,
+        own_test_samples,
+        partition_counts,
+        raw_bytes_per_node,
+    )
+    from jwins.run.result import Result
+    from jwins.run.run import simulate
+
+__all__ = [
+    "FolderState",
+    "Parts",
+    "Result",
+    "build",
+    "build_partition",
+    "build_sharing",
+    "build_task",
+    "build_topology",
+    "check_folder",
+    "evaluation_rounds",
+    "folder_state",
+    "locked",
+    "own_test_samples",
+    "partition_counts",
+    "raw_bytes_per_node",
+    "simulate",
+]
+
+_HOMES = {
+    "FolderState": "jwins.run.folder",
+    "Parts": "jwins.run.parts",
+    "Result": "jwins.run.result",
+    "build": "jwins.run.parts",
+    "build_partition": "jwins.run.parts",
+    "build_sharing": "jwins.run.parts",
+    "build_task": "jwins.run.parts",
+    "build_topology": "jwins.run.parts",
+    "check_folder": "jwins.run.folder",
+    "evaluation_rounds": "jwins.run.parts",
+    "folder_state": "jwins.run.folder",
+    "locked": "jwins.run.folder",
+    "own_test_samples": "jwins.run.parts",
+    "partition_counts": "jwins.run.parts",
+    "raw_bytes_per_node": "jwins.run.parts",
+    "simulate": "jwins.run.run",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for when it is asked for."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,151 @@
+"""What is in a run folder, and keeping others out of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from jwins.errors import ConfigError, DataError, ResumeError
+from jwins.experiment.experiment import Experiment, digest_of, what_counts
+from jwins.experiment.toml import read_toml
+from jwins.results.record import Record
+from jwins.runfiles.rows import StartRow
+
+__all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked"]
+
+
+class FolderState(StrEnum):
+    """What a run folder holds of an experiment."""
+
+    ABSENT = "absent"
+    UNFINISHED = "unfinished"
+    COMPLETE = "complete"
+
+
+def check_folder(path: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made because a file has its name or that of a folder above it.
+
+    Args:
+        path: of the setting that names the folder.
+        folder: may not exist.
+
+    Raises:
+        ConfigError: a file is in the way.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise ConfigError(path, str(folder), f"{place} is a file; choose another")
+
+
+def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Experiment]:
+    """What is in ``folder``.
+
+    Args:
+        experiment: that is to be run there.
+        folder: may not exist.
+
+    Returns:
+        The state, and the experiment with what the earlier run resolved.
+
+    Raises:
+        ConfigError: a file has the folder's name.
+        ResumeError: the folder holds another experiment, or is not a run folder.
+    """
+    check_folder("run.folder", folder)
+    config = folder / "config.toml"
+    if not config.is_file():
+        if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ResumeError(
+                f"{folder}: not empty, and not a run folder (config.toml is missing); choose another run.folder"
+            )
+        return FolderState.ABSENT, experiment
+    try:
+        text = config.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ResumeError(f"{config}: not UTF-8 text; choose another run.folder, or remove this one") from None
+    stored = read_toml(text, str(config))
+    try:
+        batching, device = stored["train"]["batching"], stored["run"]["device"]
+        stored_digest = digest_of(stored)
+    except (KeyError, TypeError, AttributeError):
+        raise ResumeError(f"{config}: not the configuration of a run; choose another run.folder") from None
+    same = experiment
+    if experiment.train.batching == "auto":
+        same = same.changed({"train": {"batching": batching}})
+    if experiment.run.device == "auto":
+        same = same.changed({"run": {"device": device}})
+    if same.digest() != stored_digest:
+        difference = _difference(what_counts(same.resolved()), what_counts(stored))
+        raise ResumeError(
+            f"{folder}: holds another experiment ({difference}); choose another run.folder, or remove this one"
+        )
+    with contextlib.suppress(DataError):
+        if Record.read(folder).end is not None:
+            return FolderState.COMPLETE, same
+    return FolderState.UNFINISHED, same
+
+
+def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") -> str:
+    """The first key in which what counts of two experiments differs, for people."""
+    for key in [*mine, *(key for key in stored if key not in mine)]:
+        here = f"{path}.{key}" if path else key
+        a, b = mine.get(key), stored.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            if found := _difference(a, b, here):
+                return found
+        elif a != b:
+            return f"{here} = {b!r} there, {a!r} here"
+    return ""
+
+
+def check_task_unchanged(folder: Path, start: StartRow) -> None:
+    """The digest covers what the experiment says, not what is in a file that it names or an object given to it.
+
+    The initial model is not compared: its last bits may depend on the processor.
+    """
+    try:
+        before = Record.read(folder).start
+    except DataError:  # the simulator says what is wrong with the log
+        return
+    changed = []
+    if before.dim != start.dim:
+        changed.append(f"parameters per model: {before.dim} there, {start.dim} here")
+    for key, what in (
+        ("partition", "partitions"),
+        ("batches", "batches"),
+        ("evaluation", "evaluation samples"),
+    ):
+        if before.fingerprints.get(key) != start.fingerprints[key]:
+            changed.append(f"{what} differ")
+    if changed:
+        raise ResumeError(
+            f"{folder}: the task or its data have changed since ({', '.join(changed)}); restore them, "
+            f"choose another run.folder, or remove this one"
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep a second process out of the folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: where the lock is.
+        what: is run in there, for the message.
+
+    Raises:
+        ResumeError: another process holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResumeError(f"{folder}: another process is running {what} here") from None
+        yield

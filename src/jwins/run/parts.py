@@ -1,0 +1,397 @@
+"""From an experiment to everything that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import ConfigError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.sections import (
+    ChocoConfig,
+    CrashConfig,
+    DelayConfig,
+    DropConfig,
+    FixedCutoffConfig,
+    FullConfig,
+    JwinsConfig,
+    RandomCutoffConfig,
+    RandomKConfig,
+    RejoinConfig,
+    RunConfig,
+    TopKConfig,
+)
+from jwins.experiment.settings import Settings
+from jwins.run.provenance import fingerprints, machine, versions
+from jwins.runfiles.rows import StartRow
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from jwins.engines.simulator.faults import Fault
+    from jwins.engines.simulator.simulator import Progress, Simulator
+    from jwins.sharing import Sharing
+    from jwins.tasks import Task
+    from jwins.topology.graph import Topology
+
+__all__ = [
+    "Parts",
+    "build",
+    "build_partition",
+    "build_sharing",
+    "build_task",
+    "build_topology",
+    "evaluation_rounds",
+    "own_test_samples",
+    "partition_counts",
+    "raw_bytes_per_node",
+]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment is made of.
+
+    Attributes:
+        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
+        task: the workload.
+        parts: for each node, its training samples.
+        simulator: ready to run.
+        start: the first row of its log.
+    """
+
+    experiment: Experiment
+    task: Task
+    parts: Sequence[npt.NDArray[np.int64]]
+    simulator: Simulator
+    start: StartRow
+
+
+def build_task(experiment: Experiment) -> Task:
+    """The workload of an experiment.
+
+    Raises:
+        ConfigError: no such task, file, class or option.
+        DataError: its data are missing.
+    """
+    from jwins.tasks import make_task, own_task
+
+    config = experiment.task
+    if config.own is not None:
+        return own_task(config.own, config.options, config.data)
+    return make_task(config.name, file=config.file, options=config.options, data=config.data)
+
+
+def build_topology(experiment: Experiment) -> Topology:
+    """The graphs of an experiment.
+
+    Raises:
+        ConfigError: there is no such graph.
+    """
+    from jwins.topology.kinds import make_topology
+
+    config = experiment.topology
+    if not isinstance(config, Settings):
+        return config
+    options = config.model_dump(exclude_none=True)
+    kind = options.pop("kind")
+    return make_topology(kind, options, num_nodes=experiment.nodes.count, seed=experiment.run.seed)
+
+
+def build_sharing(experiment: Experiment) -> Sharing[Any]:
+    """The sharing algorithm of an experiment.
+
+    Raises:
+        ConfigError: no such wavelet.
+    """
+    from jwins import sharing
+
+    config = experiment.sharing
+    match config:
+        case FullConfig():
+            return sharing.full(values=config.values)
+        case RandomKConfig():
+            return sharing.random_k(config.fraction, values=config.values)
+        case TopKConfig():
+            return sharing.top_k(config.fraction, accumulate=config.accumulate, values=config.values)
+        case ChocoConfig():
+            return sharing.choco(config.fraction, config.gamma, values=config.values)
+        case JwinsConfig():
+            cutoff: sharing.Cutoff
+            match config.cutoff:
+                case RandomCutoffConfig(fractions=fractions):
+                    cutoff = sharing.RandomCutoff(fractions)
+                case FixedCutoffConfig(fraction=fraction):
+                    cutoff = sharing.FixedCutoff(fraction)
+                case own:
+                    cutoff = own
+            return sharing.jwins(
+                cutoff=cutoff,
+                wavelet=config.wavelet,
+                levels=config.levels,
+                mode=config.mode,
+                score=config.score,
+                accumulate=config.accumulate,
+                dense_above=config.dense_above,
+                values=config.values,
+            )
+        case _:
+            return config
+
+
+def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
+    """Numbers of completed rounds at which all models are evaluated; 0 and the last are always among them."""
+    run = experiment.run
+    return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at})
+
+
+def _first_of_last(experiment: Experiment) -> int:
+    """Completed rounds at the first of the last ``run.eval_last`` evaluations."""
+    return sorted(evaluation_rounds(experiment))[-experiment.run.eval_last :][0]
+
+
+def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | None, Tensor | None]:
+    """Test samples of the last evaluations, and of those before; None for all of them.
+
+    Returns:
+        Two vectors of increasing int64; the second is some of the first, or the same.
+
+    Raises:
+        ConfigError: more than there are.
+    """
+    from jwins.rng import stream
+
+    run = experiment.run
+    if run.eval_samples == "all" and run.eval_samples_early is None:
+        return None, None
+    wanted = len(task.test) if run.eval_samples == "all" else run.eval_samples
+    if wanted > len(task.test):
+        problem = f'the test set has {len(task.test)} samples; write at most as many, or "all"'
+        raise ConfigError("run.eval_samples", run.eval_samples, problem)
+    drawn = stream(run.seed, "evaluation").choice(len(task.test), wanted, replace=False)
+    last, early = _last_and_early(drawn, run)
+    return None if run.eval_samples == "all" else last, early
+
+
+def _last_and_early(drawn: npt.NDArray[np.int64], run: RunConfig) -> tuple[Tensor, Tensor]:
+    """Of test samples in random order all, and the first few for the early evaluations; both increasing."""
+    import torch
+
+    samples = torch.from_numpy(drawn)
+    return samples.sort().values, samples[: run.eval_samples_early].sort().values
+
+
+def build(
+    experiment: Experiment,
+    *,
+    folder: Path | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Parts:
+    """Build everything an experiment names.
+
+    Args:
+        experiment: what to build.
+        folder: where the simulator writes; None keeps everything in memory.
+        on_progress: told after every step of the clock.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+    """
+    from jwins.engines.simulator.faults import Faults
+    from jwins.engines.simulator.links import Compute, Links
+    from jwins.engines.simulator.simulator import EvaluationSamples, Simulator
+    from jwins.training.optimizer import Optimizer
+    from jwins.training.trainer import Trainer
+    from jwins.wire.codec import codec
+
+    run, train, seed = experiment.run, experiment.train, experiment.run.seed
+    sharing, topology = build_sharing(experiment), build_topology(experiment)
+    wire = codec(experiment.wire.codec)
+    optimizer = Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state)
+    task = build_task(experiment)
+
+    parts = build_partition(experiment, task)
+    common, early_common = evaluation_samples(experiment, task)
+    own, early_own = own_evaluation_samples(experiment, task, parts) if run.eval_own else (None, None)
+
+    trainer = Trainer(
+        task,
+        parts,
+        seed=seed,
+        local_steps=train.local_steps,
+        batch_size=train.batch_size,
+        optimizer=optimizer,
+        buffers=train.buffers,
+        batching=train.batching,
+        device=run.device,
+        threads=run.threads,
+    )
+    resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
+    if train.batching == "auto":
+        resolved = resolved.changed({"train": {"batching": trainer.batching}})
+    initial = trainer.initial()
+    _check_padding(experiment, sharing, len(initial))
+    start = StartRow(
+        name=experiment.name,
+        digest=resolved.digest().hex(),
+        seed=seed,
+        num_nodes=experiment.nodes.count,
+        dim=len(initial),
+        neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
+        versions=versions(),
+        machine=machine(trainer.device),
+        fingerprints=fingerprints(resolved, task, parts, [initial, *trainer.frozen.values()], common),
+        batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
+    )
+    simulator = Simulator(
+        trainer,
+        sharing,
+        wire,
+        topology,
+        rounds=run.rounds,
+        seed=seed,
+        digest=resolved.digest(),
+        start=start,
+        links=Links(experiment.links.uplink_mbps, experiment.links.latency_ms),
+        compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
+        faults=Faults(tuple(map(_fault, experiment.faults))),
+        eval_at=evaluation_rounds(experiment),
+        samples=EvaluationSamples(common, own),
+        early_samples=None if run.eval_samples_early is None else EvaluationSamples(early_common, early_own),
+        early_before=_first_of_last(experiment),
+        deadline_s=run.deadline_s,
+        threads=run.threads,
+        folder=folder,
+        checkpoint_every=run.checkpoint_every,
+        on_progress=on_progress,
+    )
+    return Parts(resolved, task, parts, simulator, start)
+
+
+_PADDING_UNNOTICED = 2**16
+"""So many coefficients more than parameters cost nothing that matters, however small the model."""
+
+
+def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
+    """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
+    config, size = experiment.sharing, sharing.update_dim(dim)
+    if isinstance(config, JwinsConfig) and size > 2 * dim + _PADDING_UNNOTICED:
+        problem = (
+            f"{config.mode} would make {size:,} coefficients of the model's {dim:,} parameters; "
+            f"use at most {dim.bit_length() - 1} levels"
+        )
+        raise ConfigError("sharing.levels", config.levels, problem)
+
+
+def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.int64]]:
+    """For each node, which of the task's training samples it holds, increasing.
+
+    Raises:
+        ConfigError: there is no such partitioner, or it cannot divide these samples so.
+    """
+    from jwins.rng import stream
+    from jwins.tasks.partition import make_partitioner
+
+    partition = experiment.task.partition
+    if isinstance(partition, Settings):
+        options = partition.model_dump()
+        partition = make_partitioner(options.pop("kind"), options)
+    return partition.split(
+        num_samples=len(task.train),
+        num_nodes=experiment.nodes.count,
+        labels=task.partition_labels(),
+        keys=task.train.keys,
+        rng=stream(experiment.run.seed, "partition"),
+    )
+
+
+def own_test_samples(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+    """For each node, the test samples of those owners of whom it has training samples, increasing.
+
+    Raises:
+        ConfigError: the task's samples have no natural owner.
+    """
+    import numpy as np
+
+    train, test = task.train.keys, task.test.keys
+    if train is None or test is None:
+        problem = (
+            "the task's samples have no natural owner; leave it out, or give task.train and task.test keys"
+        )
+        raise ConfigError("run.eval_own", True, problem)
+    return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in parts]
+
+
+def own_evaluation_samples(
+    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """For each node, its own test samples at the last evaluations, and at those before; see ``run.eval_own``.
+
+    Raises:
+        ConfigError: the task's samples have no natural owner.
+    """
+    from jwins.rng import stream
+
+    run = experiment.run
+    most = None if run.eval_samples == "all" else run.eval_samples
+    pairs = [
+        _last_and_early(stream(run.seed, "own evaluation", node=node).permutation(own)[:most], run)
+        for node, own in enumerate(own_test_samples(task, parts))
+    ]
+    return [last for last, _ in pairs], [early for _, early in pairs]
+
+
+_MOST_LABELS = 1000
+"""More labels than these are no classes that a figure could show."""
+
+
+def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
+    """What ``partition.json`` says: how many samples each node holds, and of which class if there are classes.
+
+    Returns:
+        ``samples`` (one number per node) and, for up to 1,000 classes, ``labels`` and ``counts`` (per node, one
+        number per label).
+    """
+    import numpy as np
+
+    found: dict[str, Any] = {"samples": [len(part) for part in parts]}
+    labels = task.partition_labels()
+    if labels is not None:
+        values = np.unique(labels)
+        if len(values) <= _MOST_LABELS:
+            found["labels"] = values.tolist()
+            found["counts"] = [
+                np.bincount(np.searchsorted(values, labels[part]), minlength=len(values)).tolist()
+                for part in parts
+            ]
+    return found
+
+
+def _fault(config: CrashConfig | RejoinConfig | DropConfig | DelayConfig) -> Fault:
+    from jwins.engines.simulator.faults import Fault
+
+    match config:
+        case CrashConfig() | RejoinConfig():
+            return Fault(config.kind, config.node, config.round)
+        case DropConfig():
+            return Fault("drop", config.sender, config.round, config.receiver)
+        case DelayConfig():
+            return Fault("delay", config.sender, config.round, config.receiver, config.seconds)
+
+
+def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
+    """What full sharing of raw float32 would send: 4 bytes per parameter and recipient, mean over nodes.
+
+    Args:
+        experiment: its topology counts; faults do not.
+        dim: parameters per model.
+        rounds: how many.
+    """
+    topology = build_topology(experiment)
+    sends = sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)
+    return 4.0 * dim * sends / experiment.nodes.count

@@ -1,0 +1,93 @@
+"""What a run was made with: versions, machine, and hashes by which two runs are like for like."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jwins.experiment.experiment import Experiment
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from jwins.tasks import Task
+
+__all__ = ["fingerprints", "machine", "versions"]
+
+_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
+
+
+def fingerprints(
+    experiment: Experiment,
+    task: Task,
+    parts: Sequence[npt.NDArray[np.int64]],
+    model: Sequence[Tensor],
+    samples: Tensor | None,
+) -> dict[str, str]:
+    """Hashes of what must be the same for two runs to be like for like."""
+    from jwins.training.batches import batch_indices
+
+    train = experiment.train
+    first_batches = [
+        batch_indices(
+            part,
+            seed=experiment.run.seed,
+            node=node,
+            round=0,
+            local_steps=train.local_steps,
+            batch_size=train.batch_size,
+        ).tobytes()
+        for node, part in enumerate(parts)
+    ]
+    targets = task.test.targets if samples is None else samples
+    return {
+        "model": _hash(*(tensor.float().cpu().numpy().astype("<f4", copy=False).tobytes() for tensor in model)),
+        "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in parts)),
+        "batches": _hash(f"{train.local_steps} x {train.batch_size}".encode(), *first_batches),
+        "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
+        "codec": experiment.wire.codec,
+    }
+
+
+def _hash(*pieces: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little") + piece)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for library in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[library] = importlib.metadata.version(library)
+    return versions
+
+
+def machine(device: Any) -> dict[str, str]:
+    import torch
+
+    machine = {
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type == "cuda":
+        machine["accelerator"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

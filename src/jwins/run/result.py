@@ -1,0 +1,105 @@
+"""What a run measured, read from its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import DataError
+from jwins.experiment.experiment import Experiment
+from jwins.results.record import Record, flat_rows
+from jwins.run.parts import build_task
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run measured, read from its folder.
+
+    Attributes:
+        experiment: as resolved.
+        folder: the run folder.
+        status: ``finished``, ``diverged`` or ``interrupted``.
+        record: the typed rows.
+        was_complete: whether nothing had to be done, because the run was complete before.
+
+    Example::
+
+        result = jwins.simulate(jwins.Experiment(name="tiny"))
+        frame = pandas.DataFrame(result.rows)
+        frame.plot(x="bytes_per_node", y="accuracy_mean")
+    """
+
+    experiment: Experiment
+    folder: Path
+    status: str
+    record: Record
+    was_complete: bool = False
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict per evaluation: ``round``, ``time_s``, ``accuracy_mean``, ``bytes_total``, ..."""
+        return flat_rows(self.record)
+
+    @property
+    def edges(self) -> list[dict[str, int]]:
+        """Bytes over the whole run for each directed edge; empty for an interrupted run."""
+        if self.record.end is None:
+            return []
+        return [
+            {
+                "source": edge.source,
+                "target": edge.target,
+                "bytes_total": edge.bytes.total,
+                "bytes_positions": edge.bytes.positions,
+                "bytes_values": edge.bytes.values,
+                "bytes_header": edge.bytes.header,
+                "bytes_key": edge.bytes.key,
+                "bytes_control": edge.bytes.control,
+            }
+            for edge in self.record.end.traffic
+        ]
+
+    @property
+    def sha256(self) -> str | None:
+        """Of all final parameters, hex; None for an interrupted run."""
+        return None if self.record.end is None else self.record.end.sha256
+
+    def parameters(self, node: int) -> dict[str, Tensor]:
+        """A node's final tensors by name.
+
+        Raises:
+            DataError: the run has no final model of that node.
+        """
+        from safetensors.torch import load_file
+
+        path = self.folder / "final" / f"node-{node}.safetensors"
+        if not path.is_file():
+            raise DataError(f"{path}: no final model of node {node}; the run is {self.status}")
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors
+
+    def model(self, node: int) -> nn.Module:
+        """A node's final model.
+
+        Raises:
+            DataError: the run has no final model of that node.
+        """
+        import torch
+
+        tensors = self.parameters(node)
+        task = build_task(self.experiment)
+        with torch.random.fork_rng(devices=[]):
+            model = task.model()
+        # Not strict: tied parameters are stored once.
+        unexpected = model.load_state_dict(tensors, strict=False).unexpected_keys
+        if unexpected:
+            raise DataError(
+                f"{self.folder}: the task's model has no {unexpected[0]}; it has changed since the run"
+            )
+        return model.eval()

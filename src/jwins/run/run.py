@@ -1,0 +1,116 @@
+"""From an experiment to a run folder and what it measured.
+
+A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` (how many samples each node
+holds), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end, ``final/node-<i>.safetensors``. The
+experiment's digest decides whether it can be continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jwins.errors import ResumeError
+from jwins.experiment.experiment import Experiment
+from jwins.results.record import Record
+from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
+from jwins.run.parts import build, partition_counts
+from jwins.run.result import Result
+from jwins.runfiles.atomic import write_atomically
+from jwins.runfiles.tensorboard import TensorBoard
+
+if TYPE_CHECKING:
+    from jwins.engines.simulator.simulator import Progress
+
+__all__ = ["simulate"]
+
+
+def simulate(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Run an experiment in its folder.
+
+    Args:
+        experiment: what to run; ``experiment.folder`` is where.
+        resume: go on from the newest checkpoint; from the start if there is none yet; and if the run is
+            complete, only read it.
+        progress: told after every step of the virtual clock.
+
+    Returns:
+        What was measured. Ctrl-C leaves a checkpoint and returns with status ``interrupted``.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+        ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
+    """
+    folder = experiment.folder
+    state, experiment = folder_state(experiment, folder)
+    if state is not FolderState.ABSENT and not resume:
+        raise ResumeError(
+            f"{folder}: this experiment is {state.value} there; "
+            + (
+                "read it with --resume (resume=True), "
+                if state is FolderState.COMPLETE
+                else "go on with --resume (resume=True), "
+            )
+            + "choose another run.folder, or remove it"
+        )
+    if state is FolderState.COMPLETE:
+        record = Record.read(folder)
+        assert record.end is not None
+        if experiment.run.tensorboard:
+            with TensorBoard(folder) as written:
+                written.replay()
+        return Result(experiment, folder, record.end.status, record, was_complete=True)
+
+    board = TensorBoard(folder) if experiment.run.tensorboard else contextlib.nullcontext()
+
+    def tell(now: Progress) -> None:
+        if now.row is not None and isinstance(board, TensorBoard):
+            board.add(now.row)
+        if progress is not None:
+            progress(now)
+
+    with _callers_threads(), board:
+        return _simulate(experiment, folder, state, tell)
+
+
+@contextlib.contextmanager
+def _callers_threads() -> Iterator[None]:
+    """Training sets torch to one thread; give the caller its own number back."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _simulate(
+    experiment: Experiment, folder: Path, state: FolderState, tell: Callable[[Progress], None]
+) -> Result:
+    parts = build(experiment, folder=folder, on_progress=tell)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "this experiment"):
+        if folder_state(experiment, folder)[0] is not state:
+            raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
+        if state is FolderState.ABSENT:
+            write_atomically(folder / "config.toml", parts.experiment.to_toml(folder).encode())
+        if not (folder / "partition.json").is_file():
+            counts = partition_counts(parts.task, parts.parts)
+            write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
+        going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
+        if going_on:
+            check_task_unchanged(folder, parts.start)
+        else:
+            (folder / "metrics.jsonl").unlink(missing_ok=True)
+        outcome = parts.simulator.run(resume=going_on)
+    return Result(parts.experiment, folder, outcome.status, Record.read(folder))

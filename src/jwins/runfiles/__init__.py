@@ -1,0 +1,1 @@
+"""The files of a run: rows, checkpoints, and how they are written."""

@@ -1,0 +1,240 @@
+"""Any state <-> one file of tensors and JSON. No pickle: loading a file never runs code from it.
+
+A state is a tree of frozen dataclasses, dicts, lists, tuples, frozensets, strings, numbers, bytes, None,
+numpy arrays and tensors. Tensors and bytes go to a safetensors file as they are; the rest becomes JSON in that
+file's metadata. Dataclasses are written by name and read back only if the reader lists them, so a file cannot
+name a class of its choosing.
+
+A file is written beside its final place, flushed to the disk, and renamed; its name ends in its own SHA-256. So
+a file under its final name is complete, whenever the process was killed, and a damaged one is noticed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from jwins.errors import DataError, ResumeError, UsageError
+from jwins.runfiles.atomic import write_atomically
+
+__all__ = ["dump", "latest", "load", "read", "write"]
+
+FORMAT = "jwins-state-1"
+
+
+_NO_BYTES = torch.zeros(0, dtype=torch.uint8)
+
+
+_NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
+
+
+def dump(state: object) -> bytes:
+    """One state as the bytes of a safetensors file.
+
+    Equal states give equal bytes. Tensors and bytes that are the same object are
+    stored once and come back as one; dataclass fields with ``init=False`` are caches and are left out.
+
+    Raises:
+        UsageError: a part of the state is of a type that cannot be stored; names where.
+    """
+    tensors: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    tree = _pack(state, "state", tensors, seen)
+    # One metadata entry, because safetensors does not keep the order of several.
+    text = json.dumps({"format": FORMAT, "state": tree}, separators=(",", ":"))
+    return save(tensors, metadata={"jwins": text})
+
+
+def load(data: bytes, classes: Iterable[type]) -> Any:
+    """The state that :func:`dump` stored.
+
+    Args:
+        data: bytes of a file.
+        classes: the dataclasses that may occur.
+
+    Raises:
+        DataError: not such a file, damaged, or with a class that is not listed.
+        UsageError: two different classes have the same name.
+    """
+    known: dict[str, type] = {}
+    for one in classes:
+        if known.setdefault(one.__name__, one) is not one:
+            raise UsageError(f"two classes of a checkpoint are called {one.__name__}: rename one of them")
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        content = json.loads(header["__metadata__"]["jwins"])
+        if content["format"] != FORMAT:
+            raise DataError(f"checkpoint of format {content['format']!r}: this version reads {FORMAT!r}")
+        return _unpack(content["state"], tensors, known, {})
+    except DataError:
+        raise
+    except Exception as error:  # whatever a damaged file provokes, in the libraries too
+        raise DataError(f"not a checkpoint, or a damaged one ({type(error).__name__}: {error})") from error
+
+
+def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
+    """Add a checkpoint to ``folder`` and remove all but the newest ``keep``.
+
+    Args:
+        folder: of checkpoints; made if it does not exist.
+        round: completed rounds, for the name and the order.
+        state: see :func:`dump`.
+        keep: how many to keep; two, so that one damaged file is not the end.
+
+    Raises:
+        OSError: the disk is full; the checkpoints there are untouched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.partial"):
+        leftover.unlink(missing_ok=True)
+    data = dump(state)
+    path = folder / f"round-{round:08d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+    write_atomically(path, data)
+    others = [p for p in _all(folder) if p != path]
+    for old in others[max(0, keep - 1) :]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def latest(folder: Path, classes: Iterable[type]) -> tuple[Any, Path]:
+    """The newest undamaged checkpoint in ``folder``.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    known = tuple(classes)
+    problems = []
+    for path in _all(folder):
+        try:
+            return read(path, known), path
+        except (DataError, OSError) as error:
+            problems.append(f"{path.name}: {error}")
+    detail = "; ".join(problems) or "none was written yet"
+    raise ResumeError(f"{folder}: no usable checkpoint ({detail}); start the run anew without --resume")
+
+
+def read(path: Path, classes: Iterable[type]) -> Any:
+    """The state in one file, checked against the SHA-256 in its name.
+
+    Raises:
+        DataError: damaged or not a checkpoint.
+    """
+    match = _NAME.fullmatch(path.name)
+    data = path.read_bytes()
+    if match and not hashlib.sha256(data).hexdigest().startswith(match[2]):
+        raise DataError("its content does not fit the SHA-256 in its name")
+    return load(data, classes)
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoints in ``folder``, newest first: by round, then by time of writing."""
+    found = [
+        (int(match[1]), path.stat().st_mtime_ns, path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int, str]) -> object:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else {"f": str(value)}
+    if isinstance(value, Tensor):
+        name = seen.get(id(value))
+        if name is None:
+            name = f"t{len(tensors)}"
+            seen[id(value)] = name
+            # clone: safetensors refuses tensors that share memory
+            tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"t": name}
+    if isinstance(value, np.ndarray):
+        try:  # of a copy: torch warns of read-only arrays, and ascontiguousarray makes (1,) of shape ()
+            tensor = torch.from_numpy(np.array(value, order="C"))
+        except (TypeError, ValueError):
+            raise UsageError(f"{where}: a ndarray of {value.dtype} cannot be part of a checkpoint") from None
+        return {"n": _pack(tensor, where, tensors, {})}
+    if isinstance(value, (np.bool_, np.integer, np.floating)):
+        return _pack(value.item(), where, tensors, seen)
+    if isinstance(value, bytes):
+        name = seen.get(id(value))
+        if name is None:
+            name = f"t{len(tensors)}"
+            seen[id(value)] = name
+            tensors[name] = torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else _NO_BYTES
+        return {"b": name}
+    if isinstance(value, Mapping):
+        return {
+            "d": [
+                [_pack(k, where, tensors, seen), _pack(v, f"{where}[{k!r}]", tensors, seen)]
+                for k, v in value.items()
+            ]
+        }
+    if isinstance(value, (list, tuple)):
+        tag = "l" if isinstance(value, list) else "u"
+        return {tag: [_pack(v, f"{where}[{i}]", tensors, seen) for i, v in enumerate(value)]}
+    if isinstance(value, (set, frozenset)):
+        try:
+            ordered = sorted(value)  # equal sets may iterate in different orders
+        except TypeError as error:
+            raise UsageError(
+                f"{where}: a {type(value).__name__} of things without an order ({error})"
+            ) from None
+        return {"s": [_pack(v, where, tensors, seen) for v in ordered]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: _pack(getattr(value, f.name), f"{where}.{f.name}", tensors, seen)
+            for f in dataclasses.fields(value)
+            if f.init  # the others are caches
+        }
+        return {"c": type(value).__name__, "v": fields}
+    raise UsageError(f"{where}: a {type(value).__name__} cannot be part of a checkpoint")
+
+
+def _unpack(
+    tree: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, type], texts: dict[str, bytes]
+) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    if "c" in tree:
+        cls = classes.get(tree["c"])
+        if cls is None:
+            raise DataError(f"checkpoint has a {tree['c']}, which does not belong here")
+        return cls(**{k: _unpack(v, tensors, classes, texts) for k, v in tree["v"].items()})
+    ((tag, content),) = tree.items()
+    match tag:
+        case "t":
+            return tensors[content]
+        case "n":
+            return _unpack(content, tensors, classes, texts).numpy()
+        case "f":
+            return float(content)
+        case "b":
+            if content not in texts:
+                texts[content] = tensors[content].numpy().tobytes()
+            return texts[content]
+        case "d":
+            return {
+                _unpack(k, tensors, classes, texts): _unpack(v, tensors, classes, texts) for k, v in content
+            }
+        case "l":
+            return [_unpack(v, tensors, classes, texts) for v in content]
+        case "u":
+            return tuple(_unpack(v, tensors, classes, texts) for v in content)
+        case "s":
+            return frozenset(_unpack(v, tensors, classes, texts) for v in content)
+        case _:
+            raise DataError(f"checkpoint has an unknown tag {tag!r}")

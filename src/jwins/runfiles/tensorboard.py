@@ -1,0 +1,101 @@
+"""Evaluations as TensorBoard event files; needs the extra ``tensorboard``.
+
+Event files hold what ``metrics.jsonl`` holds and nothing else. So a run that goes on does not append to its
+event files: they are written anew from the measurements, and no step is in them twice.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from jwins.errors import ConfigError
+from jwins.runfiles.rows import EvalRow, read_rows
+
+__all__ = ["TensorBoard"]
+
+FOLDER = "tensorboard"
+"""Folder of the event files within the run folder."""
+
+
+class TensorBoard:
+    """Event files of one run; steps are completed rounds.
+
+    Args:
+        folder: the run folder; earlier event files in its ``tensorboard`` are replaced at the first row.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            problem = 'TensorBoard is not installed; pip install "jwins[tensorboard]", or leave it out'
+            raise ConfigError("run.tensorboard", True, problem) from error
+        self._make: Any = SummaryWriter
+        self._folder = folder
+        self._writer: Any = None
+
+    def add(self, row: EvalRow) -> None:
+        """Write one evaluation; the first time, also all that ``metrics.jsonl`` has of before it."""
+        if self._writer is None:
+            self._begin()
+            for earlier in _evaluations(self._folder):
+                if earlier.round < row.round:
+                    self._write(earlier)
+        self._write(row)
+        self._writer.flush()
+
+    def replay(self) -> None:
+        """Write what ``metrics.jsonl`` has, for a run that is complete."""
+        self._begin()
+        for row in _evaluations(self._folder):
+            self._write(row)
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def __enter__(self) -> TensorBoard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        self.close()
+        place = self._folder / FOLDER
+        shutil.rmtree(place, ignore_errors=True)
+        self._writer = self._make(log_dir=str(place))
+
+    def _write(self, row: EvalRow) -> None:
+        for name, value in scalars(row).items():
+            self._writer.add_scalar(name, value, global_step=row.round)
+
+
+def scalars(row: EvalRow) -> dict[str, float]:
+    """What TensorBoard shows of an evaluation, by tag; what was not finite is left out."""
+    found: dict[str, float | None] = {}
+    for metric, spread in row.metrics.items():
+        for part in ("mean", "min", "max", "average_model"):
+            found[f"{metric}/{part}"] = getattr(spread, part)
+    found["train/loss"] = row.train_loss
+    found["train/consensus_distance"] = row.consensus_distance
+    found["time/virtual_s"] = row.time_s
+    found["bytes/total"] = row.traffic.total
+    for part in ("positions", "values", "header", "key", "control"):
+        found[f"bytes/{part}"] = getattr(row.traffic, part)
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _evaluations(folder: Path) -> list[EvalRow]:
+    path = folder / "metrics.jsonl"
+    return [row for row in read_rows(path) if isinstance(row, EvalRow)] if path.is_file() else []

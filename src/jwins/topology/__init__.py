@@ -1,0 +1,32 @@
+"""Who sends to whom: graphs with Metropolis-Hastings weights, static or drawn anew in each round."""
+
+from jwins.topology.edge_list import EdgeList
+from jwins.topology.graph import Graph, Topology
+from jwins.topology.kinds import (
+    TOPOLOGIES,
+    ErdosRenyi,
+    FullyConnected,
+    OnePeerExponential,
+    Regular,
+    Ring,
+    SmallWorld,
+    Star,
+    Torus,
+    make_topology,
+)
+
+__all__ = [
+    "EdgeList",
+    "ErdosRenyi",
+    "FullyConnected",
+    "Graph",
+    "OnePeerExponential",
+    "Regular",
+    "Ring",
+    "SmallWorld",
+    "Star",
+    "TOPOLOGIES",
+    "Topology",
+    "Torus",
+    "make_topology",
+]

@@ -1,0 +1,49 @@
+"""From the edges of a round to its graph, remembered while it is in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Protocol
+
+from jwins.errors import ConfigError, UsageError
+from jwins.rng import EVERY_ROUND
+from jwins.topology.graph import Graph, Topology
+
+__all__ = ["Undirected", "check_nodes", "check_round", "drawn_graph", "static_graph"]
+
+_CACHED_GRAPHS = 16
+"""Nodes ask for the graph of a round one by one, and faults may hold some a few rounds behind."""
+
+
+class Undirected(Topology, Protocol):
+    """A topology that lists the undirected edges of a round."""
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
+
+    def __hash__(self) -> int: ...
+
+
+@lru_cache(maxsize=_CACHED_GRAPHS)
+def _graph(topology: Undirected, round: int) -> Graph:
+    return Graph.metropolis_hastings(topology.num_nodes, topology._edges(round))
+
+
+def static_graph(topology: Undirected, round: int) -> Graph:
+    check_round(round)
+    return _graph(topology, EVERY_ROUND)
+
+
+def drawn_graph(topology: Undirected, round: int) -> Graph:
+    check_round(round)
+    return _graph(topology, round)
+
+
+def check_round(round: int) -> None:
+    if round < 0:
+        raise UsageError(f"round = {round}: rounds count from 0")
+
+
+def check_nodes(num_nodes: int) -> None:
+    if num_nodes < 1:
+        raise ConfigError("nodes.count", num_nodes, "expected at least 1 node")

@@ -1,0 +1,95 @@
+"""Who hears whom in a round, and with which mixing weight.
+
+A topology is a frozen object that gives a :class:`Graph` for every round, as a pure function of its
+arguments and the round. Every topology is built from the number of nodes and the experiment's seed,
+whether it draws or not, so that a caller need not know which do; the other arguments are the keys of the
+``[topology]`` table.
+
+Undirected graphs mix with Metropolis-Hastings weights, ``W_ij = 1 / (1 + max(deg i, deg j))``, and the
+rest stays on the node: W is symmetric and doubly stochastic. Source: Xiao, Boyd, Kim, "Distributed average
+consensus with least-mean-square deviation", J. Parallel Distrib. Comput. 67(1), 2007.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.errors import UsageError
+
+__all__ = ["Graph", "Topology"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph of one round.
+
+    Attributes:
+        num_nodes: N.
+        senders: for each node, whom it hears: ``senders[i][j]`` is the mixing weight W_ij that node i
+            gives to what node j sent. In increasing order of j, without i itself.
+        recipients: for each node, whom it sends to, in increasing order.
+
+    >>> Graph.metropolis_hastings(3, [(0, 1), (1, 2)]).senders[0]
+    {1: 0.3333333333333333}
+    """
+
+    num_nodes: int
+    senders: tuple[Mapping[int, float], ...]
+    recipients: tuple[tuple[int, ...], ...]
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """All (sender, receiver) pairs, increasing; an undirected edge appears in both directions."""
+        return tuple((i, j) for i, row in enumerate(self.recipients) for j in row)
+
+    def matrix(self) -> npt.NDArray[np.float64]:
+        """The mixing matrix W, (N, N) float64 with the nodes' own weights on the diagonal."""
+        W = np.zeros((self.num_nodes, self.num_nodes))
+        for i, row in enumerate(self.senders):
+            for j, weight in row.items():
+                W[i, j] = weight
+            W[i, i] = 1.0 - sum(row.values())
+        return W
+
+    @staticmethod
+    def metropolis_hastings(num_nodes: int, edges: Iterable[tuple[int, int]]) -> Graph:
+        """The undirected graph with these edges and Metropolis-Hastings weights.
+
+        Args:
+            num_nodes: N, at least 1.
+            edges: pairs of different nodes in range(N), in any order; what is listed twice counts once.
+
+        Raises:
+            UsageError: a node out of range, or an edge from a node to itself.
+        """
+        neighbours: list[set[int]] = [set() for _ in range(num_nodes)]
+        for i, j in edges:
+            if i == j or not (0 <= i < num_nodes and 0 <= j < num_nodes):
+                raise UsageError(f"edge ({i}, {j}): expected two different nodes of 0 to {num_nodes - 1}")
+            neighbours[i].add(j)
+            neighbours[j].add(i)
+        degrees = [len(row) for row in neighbours]
+        recipients = tuple(tuple(sorted(row)) for row in neighbours)
+        senders = tuple(
+            {j: 1.0 / (1.0 + max(degree, degrees[j])) for j in row}
+            for degree, row in zip(degrees, recipients, strict=True)
+        )
+        return Graph(num_nodes, senders, recipients)
+
+
+class Topology(Protocol):
+    """What the engines need to know of a topology: the graph of each round."""
+
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes there are."""
+        ...
+
+    def at(self, round: int) -> Graph:
+        """The graph of a round, counted from 0; the same for the same arguments, always."""
+        ...

@@ -1,0 +1,408 @@
+"""The graphs there are: one frozen class each."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+
+from jwins.errors import ConfigError
+from jwins.rng import stream
+from jwins.topology.drawing import check_nodes, check_round, drawn_graph, static_graph
+from jwins.topology.edge_list import EdgeList
+from jwins.topology.graph import Graph, Topology
+
+__all__ = [
+    "ErdosRenyi",
+    "FullyConnected",
+    "OnePeerExponential",
+    "Regular",
+    "Ring",
+    "SmallWorld",
+    "Star",
+    "TOPOLOGIES",
+    "Torus",
+    "make_topology",
+]
+
+_DRAWS = 200
+"""How often a random graph is drawn before we give up on a connected one; above the threshold of
+connectivity one or two draws do, far below it no number would."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Each node has the two neighbours ``i - 1`` and ``i + 1`` (modulo N).
+
+    Args:
+        num_nodes: N, at least 1.
+        seed: not used; the graph is fixed.
+
+    >>> Ring(5).at(0).recipients[0]
+    (1, 4)
+    """
+
+    num_nodes: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+
+    def at(self, round: int) -> Graph:
+        """The same graph in every round."""
+        return static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        return _cycle(range(self.num_nodes))
+
+
+@dataclass(frozen=True)
+class FullyConnected:
+    """Each node has all others as its neighbours; one round of mixing is an exact average.
+
+    Args:
+        num_nodes: N, at least 1. Memory and bytes grow with its square.
+        seed: not used; the graph is fixed.
+    """
+
+    num_nodes: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+
+    def at(self, round: int) -> Graph:
+        """The same graph in every round."""
+        return static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        return ((i, j) for i in range(self.num_nodes) for j in range(i))
+
+
+@dataclass(frozen=True)
+class Star:
+    """Node 0 is everyone's only neighbour.
+
+    Args:
+        num_nodes: N, at least 1.
+        seed: not used; the graph is fixed.
+    """
+
+    num_nodes: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+
+    def at(self, round: int) -> Graph:
+        """The same graph in every round."""
+        return static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        return ((0, i) for i in range(1, self.num_nodes))
+
+
+@dataclass(frozen=True)
+class Torus:
+    """A grid that wraps around in both directions; node ``r * columns + c`` stands in row r, column c.
+
+    Args:
+        num_nodes: N, a product of two numbers of at least 2.
+        rows: how many rows, a divisor of N; None takes the most nearly square grid. Along a side of
+            2 both ways around are one edge.
+        seed: not used; the graph is fixed.
+
+    >>> Torus(12).at(0).recipients[0]
+    (1, 3, 4, 8)
+    """
+
+    num_nodes: int
+    rows: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+        rows = self._rows()
+        if rows < 2 or self.num_nodes % rows or self.num_nodes // rows < 2:
+            sides = [r for r in range(2, self.num_nodes // 2 + 1) if self.num_nodes % r == 0]
+            remedy = (
+                f"use one of {sides}"
+                if sides
+                else "change nodes.count to a product such as 16 = 4 x 4, or use ring"
+            )
+            raise ConfigError(
+                "topology.rows",
+                self.rows,
+                f"{self.num_nodes} nodes do not form a grid of that many rows; {remedy}",
+            )
+
+    def _rows(self) -> int:
+        if self.rows is not None:
+            return self.rows
+        return max(r for r in range(1, math.isqrt(self.num_nodes) + 1) if self.num_nodes % r == 0)
+
+    def at(self, round: int) -> Graph:
+        """The same graph in every round."""
+        return static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        grid = np.arange(self.num_nodes).reshape(self._rows(), -1).tolist()
+        for line in (*grid, *zip(*grid, strict=True)):
+            yield from _cycle(line)
+
+
+@dataclass(frozen=True)
+class Regular:
+    """A random graph in which every node has the same number of neighbours.
+
+    A static one is connected. One drawn anew each round need not be connected in every round, so there
+    even degree 1, a random matching, mixes.
+
+    Args:
+        num_nodes: N.
+        degree: neighbours of each node, 1 to N - 1; N * degree must be even. A static graph of more
+            than two nodes needs at least 2.
+        dynamic: draw a new graph each round.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: no such graph exists.
+
+    >>> [len(row) for row in Regular(6, degree=3, seed=1).at(0).recipients]
+    [3, 3, 3, 3, 3, 3]
+    """
+
+    num_nodes: int
+    degree: int = 4
+    dynamic: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+        _check_degree(self.degree, self.num_nodes)
+        if self.num_nodes * self.degree % 2:
+            raise ConfigError(
+                "topology.degree",
+                self.degree,
+                f"nodes x degree = {self.num_nodes} x {self.degree} is odd, and every edge has two ends; "
+                f"make one of them even",
+            )
+        if self.degree == 1 and self.num_nodes > 2 and not self.dynamic:
+            raise ConfigError(
+                "topology.degree",
+                1,
+                "pairs of nodes are not connected with each other; use 2 or more, or dynamic = true",
+            )
+
+    def at(self, round: int) -> Graph:
+        """The graph of ``round``, or the same in every round."""
+        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        rng = stream(self.seed, "topology", round=round)
+        for _ in range(_DRAWS):
+            graph = nx.random_regular_graph(self.degree, self.num_nodes, seed=_int_seed(rng))
+            if self.dynamic or nx.is_connected(graph):
+                return list(graph.edges)
+        raise _never_connected("topology.degree", self.degree, "use 3 or more, or a ring")
+
+
+@dataclass(frozen=True)
+class SmallWorld:
+    """Watts-Strogatz: a ring of ``degree`` nearest neighbours, each edge rewired with some probability.
+
+    Always connected: disconnected draws are repeated. Source: Watts, Strogatz, "Collective dynamics of
+    'small-world' networks", Nature 393, 1998.
+
+    Args:
+        num_nodes: N.
+        degree: neighbours of each node before rewiring, even, 2 to N - 1.
+        rewire: probability in [0, 1] that an edge is rewired.
+        dynamic: draw a new graph each round.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: no such graph exists, or no connected one was found.
+    """
+
+    num_nodes: int
+    degree: int = 4
+    rewire: float = 0.1
+    dynamic: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+        _check_degree(self.degree, self.num_nodes)
+        if self.degree % 2:
+            raise ConfigError(
+                "topology.degree",
+                self.degree,
+                "a small world has as many neighbours on either side; use an even number",
+            )
+        if not 0.0 <= self.rewire <= 1.0:
+            raise ConfigError("topology.rewire", self.rewire, "expected a probability in [0, 1]")
+        self.at(0)
+
+    def at(self, round: int) -> Graph:
+        """The graph of ``round``, or the same in every round."""
+        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        rng = stream(self.seed, "topology", round=round)
+        for _ in range(_DRAWS):
+            graph = nx.watts_strogatz_graph(self.num_nodes, self.degree, self.rewire, seed=_int_seed(rng))
+            if nx.is_connected(graph):
+                return list(graph.edges)
+        raise _never_connected("topology.rewire", self.rewire, "use a smaller one, or a higher topology.degree")
+
+
+@dataclass(frozen=True)
+class ErdosRenyi:
+    """Each pair of nodes is joined with probability p, given that the whole is connected.
+
+    Disconnected draws are repeated, which is drawing from the connected graphs alone.
+
+    Args:
+        num_nodes: N.
+        p: probability of each edge, in (0, 1]. Connected draws are rare much below ln(N) / N.
+        dynamic: draw a new graph each round.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: p out of range, or so low that no connected graph was found.
+    """
+
+    num_nodes: int
+    p: float = 0.5
+    dynamic: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+        if not 0.0 < self.p <= 1.0:
+            raise ConfigError("topology.p", self.p, "expected a probability in (0, 1]")
+        self.at(0)
+
+    def at(self, round: int) -> Graph:
+        """The graph of ``round``, or the same in every round."""
+        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
+
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]:
+        if self.p == 1.0:  # the fast sampler divides by log(1 - p)
+            return FullyConnected(self.num_nodes)._edges(round)
+        rng = stream(self.seed, "topology", round=round)
+        for _ in range(_DRAWS):
+            graph = nx.fast_gnp_random_graph(self.num_nodes, self.p, seed=_int_seed(rng))
+            if nx.is_connected(graph):
+                return list(graph.edges)
+        threshold = math.log(self.num_nodes) / self.num_nodes
+        raise _never_connected("topology.p", self.p, f"use more than ln(N) / N = {threshold:.3g}")
+
+
+@dataclass(frozen=True)
+class OnePeerExponential:
+    """Directed: in each round a node sends to one other, at a distance that doubles from round to round.
+
+    In round r node i sends to ``i + 2^(r mod ceil(log2 N))`` (modulo N), and each node weighs what it hears
+    and its own model with 1/2. When N is a power of two, log2 N rounds average exactly. Source: Ying, Yuan,
+    Chen, Hu, Pan, Yin, "Exponential Graph is Provably Efficient for Decentralized Deep Training",
+    NeurIPS 2021.
+
+    Args:
+        num_nodes: N, at least 2.
+        seed: not used; the graphs are fixed.
+
+    >>> [OnePeerExponential(8).at(r).recipients[0] for r in range(4)]
+    [(1,), (2,), (4,), (1,)]
+    """
+
+    num_nodes: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+        if self.num_nodes < 2:
+            raise ConfigError("nodes.count", self.num_nodes, "a one-peer topology needs at least 2 nodes")
+
+    def at(self, round: int) -> Graph:
+        """The graph of ``round``; it repeats with period ceil(log2 N)."""
+        check_round(round)
+        N = self.num_nodes
+        distance = 1 << (round % (N - 1).bit_length())
+        return Graph(
+            N,
+            senders=tuple({(i - distance) % N: 0.5} for i in range(N)),
+            recipients=tuple(((i + distance) % N,) for i in range(N)),
+        )
+
+
+TOPOLOGIES: Mapping[str, type[Topology]] = {
+    "ring": Ring,
+    "fully_connected": FullyConnected,
+    "star": Star,
+    "torus": Torus,
+    "regular": Regular,
+    "small_world": SmallWorld,
+    "erdos_renyi": ErdosRenyi,
+    "one_peer_exponential": OnePeerExponential,
+    "edge_list": EdgeList,
+}
+"""What ``topology.kind`` may say."""
+
+
+def make_topology(
+    kind: str, options: Mapping[str, object], *, num_nodes: int, seed: int, folder: Path | None = None
+) -> Topology:
+    """The topology that a ``[topology]`` table describes.
+
+    Args:
+        kind: a key of :data:`TOPOLOGIES`.
+        options: the other keys of the table, the constructor's argument names.
+        num_nodes: N.
+        seed: the experiment's seed.
+        folder: where a relative ``path`` starts; None is the current folder.
+
+    Raises:
+        ConfigError: no such kind, an unknown key, or an impossible graph.
+    """
+    if kind not in TOPOLOGIES:
+        raise ConfigError("topology.kind", kind, f"expected one of {', '.join(TOPOLOGIES)}")
+    cls = TOPOLOGIES[kind]
+    known = [f.name for f in fields(cls) if f.init and f.name not in ("num_nodes", "seed")]  # type: ignore[arg-type]
+    for key, value in options.items():
+        if key not in known:
+            takes = f"takes only {', '.join(known)}" if known else "takes no other keys"
+            raise ConfigError(f"topology.{key}", value, f"unknown key; kind = {kind!r} {takes}")
+    arguments = dict(options)
+    if kind == "edge_list":
+        if not isinstance(options.get("path"), str | Path):
+            raise ConfigError("topology.path", options.get("path"), "expected the name of a file of edges")
+        arguments["path"] = (folder or Path()) / Path(str(options["path"]))
+    return cls(num_nodes=num_nodes, seed=seed, **arguments)  # type: ignore[call-arg]
+
+
+def _check_degree(degree: int, num_nodes: int) -> None:
+    if degree < 1:
+        raise ConfigError("topology.degree", degree, "expected at least 1 neighbour")
+    if degree >= num_nodes:
+        raise ConfigError(
+            "topology.degree",
+            degree,
+            f"each of {num_nodes} nodes has at most {num_nodes - 1} neighbours; use a lower one, or more nodes",
+        )
+
+
+def _never_connected(path: str, value: object, remedy: str) -> ConfigError:
+    return ConfigError(path, value, f"none of {_DRAWS} draws was a connected graph; {remedy}")
+
+
+def _int_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**63))
+
+
+def _cycle(nodes: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """Edges around a closed line of nodes; none for one node, and one for two."""
+    return ((i, j) for i, j in zip(nodes, (*nodes[1:], nodes[0]), strict=True) if i != j)

@@ -1,0 +1,1 @@
+"""Local training and evaluation of the nodes that one process holds."""

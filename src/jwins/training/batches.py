@@ -1,0 +1,82 @@
+"""Which samples a node trains on."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.errors import UsageError
+from jwins.rng import stream
+
+__all__ = ["Shuffle", "batch_indices", "checked_part"]
+
+Indices = npt.NDArray[np.int64]
+
+
+def batch_indices(
+    part: Indices, *, seed: int, node: int, round: int, local_steps: int, batch_size: int
+) -> Indices:
+    """Which samples a node trains on in a round.
+
+    A node's stream of samples is its part in random order, again and again: permutation e of node i comes
+    from ``stream(seed, "shuffle", node=i, round=e)``. Local step t, counted from the start of the run, takes
+    samples ``[t * batch_size, (t + 1) * batch_size)`` of that stream.
+
+    Args:
+        part: (n,) int64, the node's samples, n >= 1.
+        seed: of the experiment.
+        node: its number.
+        round: counted from 0.
+        local_steps: steps per round.
+        batch_size: samples per step; may be larger than n.
+
+    Returns:
+        (local_steps, batch_size) int64, entries of ``part``.
+    """
+    shuffled = Shuffle(part, seed, node)
+    return shuffled.take(round * local_steps * batch_size, local_steps * batch_size).reshape(
+        local_steps, batch_size
+    )
+
+
+class Shuffle:
+    """One node's stream of samples. Remembers the last permutation: rounds mostly follow each other."""
+
+    __slots__ = ("_epoch", "_node", "_order", "_part", "_seed")
+
+    def __init__(self, part: Indices, seed: int, node: int) -> None:
+        self._part, self._seed, self._node = part, seed, node
+        self._epoch = -1
+        self._order = part
+
+    def take(self, start: int, count: int) -> Indices:
+        n = len(self._part)
+        epoch, offset = divmod(start, n)
+        if offset + count <= n:
+            return self._permutation(epoch)[offset : offset + count]
+        out = np.empty(count, dtype=np.int64)
+        filled = 0
+        while filled < count:
+            epoch, offset = divmod(start + filled, n)
+            piece = self._permutation(epoch)[offset : offset + count - filled]
+            out[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return out
+
+    def _permutation(self, epoch: int) -> Indices:
+        if epoch != self._epoch:
+            generator = stream(self._seed, "shuffle", node=self._node, round=epoch)
+            self._order = self._part[generator.permutation(len(self._part))]
+            self._epoch = epoch
+        return self._order
+
+
+def checked_part(part: Indices, node: int, num_samples: int) -> Indices:
+    indices = np.asarray(part)
+    if indices.ndim != 1 or len(indices) == 0:
+        raise UsageError(f"node {node} has no samples: use fewer nodes or another partition")
+    if not np.issubdtype(indices.dtype, np.integer):
+        raise UsageError(f"node {node}: expected integer sample indices, got {indices.dtype}")
+    if indices.min() < 0 or indices.max() >= num_samples:
+        raise UsageError(f"node {node}: sample indices reach beyond the {num_samples} training samples")
+    return indices.astype(np.int64)

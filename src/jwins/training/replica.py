@@ -1,0 +1,85 @@
+"""A worker's module, whose tensors can be made views of any row."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from jwins.training.layout import Layout
+
+__all__ = ["Replica"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Every place in a module that holds one tensor: a tied one has several."""
+
+    owners: tuple[tuple[dict[str, Any], str], ...]
+
+    def put(self, tensor: Tensor) -> None:
+        for table, key in self.owners:
+            table[key] = tensor
+
+    def get(self) -> Tensor:
+        table, key = self.owners[0]
+        found: Tensor = table[key]
+        return found
+
+
+def _places(model: nn.Module) -> dict[str, _Place]:
+    by_tensor: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    by_tensor.setdefault(id(tensor), []).append((table, key))
+    return {
+        name: _Place(tuple(by_tensor[id(tensor)]))
+        for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+    }
+
+
+class Replica:
+    """One worker's module. Its tensors can be made views of any row; frozen parameters stay as they are."""
+
+    def __init__(self, model: nn.Module, layout: Layout) -> None:
+        self.model = model
+        parameters = dict(model.named_parameters())
+        self.trained = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
+        self.places = _places(model)
+        self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
+
+    def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        for parameter, slot in self.trained:
+            parameter.data = row[slot.offset : slot.offset + slot.size].view(slot.shape)
+        for name, tensor in self._buffers_of(row, buffers):
+            self.places[name].put(tensor)
+
+    def collect(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        """Bring home buffers that the model replaced instead of changing them in place."""
+        for name, tensor in self._buffers_of(row, buffers):
+            found = self.places[name].get()
+            if found is not tensor:
+                tensor.copy_(found.detach())
+
+    @contextmanager
+    def swapped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[None]:
+        """The module with other tensors, such as those vmap hands out. Cheaper than ``functional_call``."""
+        own = [self.places[name].get() for name in names]
+        for name, tensor in zip(names, tensors, strict=True):
+            self.places[name].put(tensor)
+        try:
+            yield
+        finally:
+            for name, tensor in zip(names, own, strict=True):
+                self.places[name].put(tensor)
+
+    def _buffers_of(self, row: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        for slot in self.shared:
+            yield slot.name, row[slot.offset : slot.offset + slot.size].view(slot.shape)
+        yield from buffers.items()
