@@ -537,7 +537,8 @@ def test_papers_run_on_tiny_data(path: Path, tmp_path: Path, monkeypatch: pytest
 def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     import torch
 
-    from jwins.run import build, own_evaluation_samples, own_test_samples
+    from jwins.run import build, own_test_samples
+    from jwins.run.parts import own_evaluation_samples
 
     (tmp_path / "data").mkdir()
     tasks_of_the_contract().movielens_files(tmp_path / "data")
@@ -580,7 +581,8 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
 def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     import torch
 
-    from jwins.run import build, evaluation_samples
+    from jwins.run import build
+    from jwins.run.parts import evaluation_samples
 
     def of(**run: Any) -> Any:
         run = {"rounds": 8, "eval_every": 2, "eval_own": False, **run}
