@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 
 import numpy as np
@@ -11,13 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import jwins.training.probing
 import jwins.training.trainer
+import jwins.training.workshop
 from jwins.errors import ConfigError, UsageError
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
 from jwins.training.batches import batch_indices
 from jwins.training.optimizer import OPTIMIZERS, Optimizer
-from jwins.training.trainer import Trainer, TrainingError
+from jwins.training.trainer import Trainer
+from jwins.training.workshop import TrainingError
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -120,7 +122,13 @@ def everyone(trainer, round):
 
 
 def digest(trainer):
-    state = [tensor for group in trainer.state().values() for _, tensor in sorted(group.items())]
+    states = [trainer.state(node) for node in trainer.nodes]
+    state = [
+        tensor
+        for own in states
+        for group in (own.moments, own.counters, own.buffers)
+        for _, tensor in sorted(group.items())
+    ]
     return hashlib.sha256(
         b"".join(t.contiguous().cpu().numpy().tobytes() for t in [trainer.params, *state])
     ).hexdigest()
@@ -131,10 +139,10 @@ def plain(trainer, node, rounds, *, reset=False, build=mlp):
     task = Toy(build)
     model = build()
     trainer.layout.write(trainer.initial(), model)
-    optimizer = trainer._optimizer.build(list(model.parameters()))
+    optimizer = trainer.optimizer.build(list(model.parameters()))
     for r in range(rounds):
         if reset:
-            optimizer = trainer._optimizer.build(list(model.parameters()))
+            optimizer = trainer.optimizer.build(list(model.parameters()))
         for index in batch_indices(
             parts_of(trainer.num_nodes)[node], seed=7, node=node, round=r, local_steps=3, batch_size=4
         ):
@@ -209,7 +217,7 @@ def test_keeping_and_resetting_differ_only_after_the_first_round():
     for trainer in (kept, reset):
         trainer.train(everyone(trainer, 1))
     assert not torch.equal(kept.params, reset.params)
-    assert not reset.state()["moments"]
+    assert not reset.state(0).moments
 
 
 @pytest.mark.parametrize("build", [mlp, normed, Convolution, Counting])
@@ -306,9 +314,10 @@ def test_going_on_from_a_state_is_bit_identical(kind, batching, model):
         whole.train(everyone(whole, r))
     first.train(everyone(first, 0))
     first.train({0: 1, 3: 1})
-    saved, rows = copy.deepcopy(first.state()), first.params.clone()
+    saved, rows = {node: first.state(node) for node in first.nodes}, first.params.clone()
     second.params.copy_(rows)
-    second.load_state_(saved)
+    for node, state in saved.items():
+        second.load_state_(node, state)
     second.train({1: 1, 2: 1, 4: 1})
     for r in (2, 3):
         second.train(everyone(second, r))
@@ -318,21 +327,23 @@ def test_going_on_from_a_state_is_bit_identical(kind, batching, model):
 def test_a_state_of_another_trainer_is_refused():
     trainer = make(normed, optimizer=Optimizer("adam"))
     with pytest.raises(UsageError, match="moments"):
-        trainer.load_state_(make(normed).state())
-    with pytest.raises(UsageError, match=r"moments.exp_avg: got \(4, "):
-        trainer.load_state_(make(normed, num_nodes=4, optimizer=Optimizer("adam")).state())
+        trainer.load_state_(0, make(normed).state(0))
+    with pytest.raises(UsageError, match=r"node 1, moments.exp_avg: \(\d+,\) .*, not \("):
+        trainer.load_state_(1, make(mlp, optimizer=Optimizer("adam")).state(1))
 
 
 def test_resetting_a_node_gives_it_a_fresh_start():
     trainer = make(normed, optimizer=Optimizer("adagrad", {"initial_accumulator_value": 0.5}))
-    fresh = copy.deepcopy(trainer.state())
+    fresh = [trainer.state(node) for node in range(5)]
     trainer.train(everyone(trainer, 0))
-    trained = copy.deepcopy(trainer.state())
+    trained = [trainer.state(node) for node in range(5)]
     trainer.reset_node_(2)
-    for group, tensors in trainer.state().items():
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor[2], fresh[group][name][2])
-            assert torch.equal(tensor[1], trained[group][name][1])
+    for node, expected in ((2, fresh[2]), (1, trained[1])):
+        own = trainer.state(node)
+        for group in ("moments", "counters", "buffers"):
+            assert getattr(own, group).keys() == getattr(expected, group).keys()
+            for name, tensor in getattr(own, group).items():
+                assert torch.equal(tensor, getattr(expected, group)[name])
 
 
 def test_the_initial_model_depends_on_the_seed_only():
@@ -360,8 +371,8 @@ def test_dropout_differs_between_nodes_and_rounds_and_leaves_the_global_generato
         task, same, seed=7, local_steps=1, batch_size=60, optimizer=Optimizer("sgd", {"lr": 0.1}),
         batching=batching, device="cpu",
     )  # fmt: skip
-    assert trainer._draws.training
-    assert not trainer._draws.evaluation
+    assert trainer.draws.training
+    assert not trainer.draws.evaluation
     trainer.train(everyone(trainer, 0))
     trainer.evaluate(trainer.params, range(4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -389,8 +400,8 @@ def test_augmentation_draws_from_the_generator_it_is_given(batching):
             optimizer=Optimizer("sgd", {"lr": 0.1}), batching=batching, device="cpu",
         )  # fmt: skip
         assert trainer.batching == batching
-        assert trainer._draws.handed
-        assert not trainer._draws.training
+        assert trainer.draws.handed
+        assert not trainer.draws.training
         trainer.train({0: 0, 1: 0, 2: 1, 3: 1} if not results else {0: 0, 1: 0})
         trainer.train({} if not results else {2: 1, 3: 1})
         results.append(digest(trainer))
@@ -407,21 +418,21 @@ def test_auto_is_a_rule_of_model_and_device(monkeypatch):
     assert (convolution.batching, convolution.reason) == ("loop", "Conv1d is faster in a loop on CPU")
     assert make(Recurrent, batching="auto").reason == "LSTM is faster in a loop on CPU"
     assert make(batching="loop").reason == "loop was asked for"
-    monkeypatch.setattr(jwins.training.trainer, "STACKED_MAX_PARAMETERS", 10)
+    monkeypatch.setattr(jwins.training.probing, "STACKED_MAX_PARAMETERS", 10)
     assert make(batching="auto").batching == "loop"
     assert make(batching="stacked").batching == "stacked"
 
 
 def test_steps_that_cannot_be_recorded_are_taken_with_all_their_calls(monkeypatch):
     recorded = make(batching="stacked")
-    assert recorded._flat_steps
+    assert recorded.recorded
 
     def refuse(function, example):
         raise RuntimeError("not today")
 
-    monkeypatch.setattr(jwins.training.trainer, "flattened", refuse)
+    monkeypatch.setattr(jwins.training.probing, "flattened", refuse)
     called = make(batching="stacked")
-    assert (called.batching, called._flat_steps) == ("stacked", [])
+    assert (called.batching, called.recorded) == ("stacked", [])
     for trainer in (recorded, called):
         trainer.train(everyone(trainer, 0))
     torch.testing.assert_close(recorded.params, called.params, atol=1e-6, rtol=0)
@@ -436,7 +447,7 @@ def test_large_gradients_are_written_to_the_memory_of_their_thread(monkeypatch):
     digests = set()
     for threads in (1, 2):
         trainer = make(wide, 9, batching="stacked", threads=threads, chunk=3)
-        memories = [memory.data_ptr() for step in trainer._flat_steps for memory in step.buffers()]
+        memories = [memory.data_ptr() for step in trainer.recorded for memory in step.buffers()]
         assert len(set(memories)) == len(memories) == threads
         for r in range(3):
             trainer.train(everyone(trainer, r))
@@ -463,7 +474,7 @@ def test_a_step_that_changes_after_it_was_recorded_is_not_used():
         Changing(), parts_of(4), seed=7, local_steps=1, batch_size=4, optimizer=Optimizer(), batching="stacked",
         device="cpu",
     )  # fmt: skip
-    assert not trainer._flat_steps
+    assert not trainer.recorded
 
 
 @pytest.mark.parametrize("batching", ["auto", "stacked"])
@@ -506,7 +517,7 @@ def test_one_node_is_enough_for_a_stack():
         trainer.train({0: 0})
     torch.testing.assert_close(loop.params, stacked.params, atol=1e-5, rtol=0)
     assert stacked.params.shape == (1, stacked.layout.size)
-    assert stacked.state()["buffers"] == {}
+    assert stacked.state(0).buffers == {}
 
 
 # Buffers
@@ -561,7 +572,7 @@ def test_shared_statistics_are_part_of_the_row(batching):
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 def test_evaluation_is_the_mean_over_the_chosen_samples(batching, monkeypatch):
-    monkeypatch.setattr(jwins.training.trainer, "EVALUATION_BATCH", 6)
+    monkeypatch.setattr(jwins.training.workshop, "EVALUATION_BATCH", 6)
     trainer = make(batching=batching)
     trainer.train(everyone(trainer, 0))
     samples = torch.tensor([1, 4, 9, 0, 2, 3, 19])
@@ -586,7 +597,7 @@ def test_evaluation_refuses_what_does_not_fit():
     trainer = make()
     with pytest.raises(UsageError, match=r"expected \(2, "):
         trainer.evaluate(trainer.params, [0, 1])
-    with pytest.raises(UsageError, match="nodes of -1 to 4"):
+    with pytest.raises(UsageError, match="node 5 is not among the 5 nodes held here"):
         trainer.evaluate(trainer.params[:1], [5])
     with pytest.raises(UsageError, match="no test samples"):
         trainer.evaluate(trainer.params[:1], [0], torch.zeros(0, dtype=torch.int64))
@@ -738,12 +749,13 @@ def test_an_interrupted_round_can_be_taken_again(threads):
     whole, task = trainer_of(Toy(Convolution)), Interrupted(Convolution)
     whole.train(everyone(whole, 0))
     trainer = trainer_of(task)
-    rows, saved = trainer.params.clone(), copy.deepcopy(trainer.state())
+    rows, saved = trainer.params.clone(), [trainer.state(node) for node in trainer.nodes]
     task.calls_left = 4
     with pytest.raises(KeyboardInterrupt):
         trainer.train(everyone(trainer, 0))
     trainer.params.copy_(rows)
-    trainer.load_state_(saved)
+    for node, state in enumerate(saved):
+        trainer.load_state_(node, state)
     trainer.train(everyone(trainer, 0))
     assert digest(trainer) == digest(whole)
     for each in (trainer, whole):
@@ -779,7 +791,8 @@ def test_frozen_parameters_have_no_place_in_the_row_and_stay(state):
         trainer.train(everyone(trainer, 0))
         again = make(half_frozen, batching=batching, optimizer=adam)
         again.params.copy_(trainer.params)
-        again.load_state_(trainer.state())
+        for node in trainer.nodes:
+            again.load_state_(node, trainer.state(node))
         for each in (trainer, again):
             each.train(everyone(each, 1))
         assert torch.equal(trainer.params, again.params)
@@ -804,7 +817,7 @@ def test_frozen_parameters_train_as_in_plain_torch():
     tensors = trainer.layout.state_dict(trainer.initial(), {}, trainer.frozen)
     model.load_state_dict(tensors, strict=True)
     sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    for index in trainer._indices(2, 0):
+    for index in trainer.indices(2, 0):
         sgd.zero_grad()
         inputs, targets = trainer.task.train.inputs[index], trainer.task.train.targets[index]
         functional.cross_entropy(model(inputs), targets).backward()
@@ -856,6 +869,47 @@ def test_cuda_trains_as_the_cpu_does(build):
         assert scores["loss"].device.type == "cpu"
         if build is not dropping:
             on_cpu.params.copy_(on_cpu.initial())
-            on_cpu.load_state_(make(build, batching="loop", optimizer=Optimizer("adam", {"lr": 0.01})).state())
+            fresh = make(build, batching="loop", optimizer=Optimizer("adam", {"lr": 0.01}))
+            for node in on_cpu.nodes:
+                on_cpu.load_state_(node, fresh.state(node))
             assert losses == pytest.approx(on_cpu.train(everyone(on_cpu, 0)), abs=1e-2)
             torch.testing.assert_close(trainer.params.cpu(), on_cpu.params, atol=1e-2, rtol=0)
+
+
+# A process that holds some of the nodes
+
+
+@pytest.mark.parametrize("batching", ["loop", "stacked"])
+@pytest.mark.parametrize("build", [Convolution, normed, dropping])
+def test_nodes_get_the_same_bits_whoever_else_is_held(build, batching):
+    options = {"batching": batching, "optimizer": Optimizer("adam", {"lr": 0.01})}
+    if batching == "stacked":
+        options["chunk"] = 3
+    parts = dict(enumerate(parts_of(8)))
+    whole = make(build, 8, **options)
+    defaults = {"seed": 7, "local_steps": 3, "batch_size": 4, "device": "cpu", "num_nodes": 8}
+    some = [
+        Trainer(Toy(build), {node: parts[node] for node in nodes}, **defaults | options)
+        for nodes in (range(3, 6), [0, 1, 2, 6, 7])
+    ]
+    for r in range(3):
+        losses = whole.train(everyone(whole, r))
+        for trainer in some:
+            assert trainer.train(dict.fromkeys(trainer.nodes, r)) == {i: losses[i] for i in trainer.nodes}
+    for trainer in some:
+        scores = trainer.evaluate(trainer.params, trainer.nodes)
+        expected = whole.evaluate(whole.params, whole.nodes)
+        for row, node in enumerate(trainer.nodes):
+            assert torch.equal(trainer.row(node), whole.row(node))
+            assert torch.equal(trainer.params[row], whole.params[node])
+            assert all(torch.equal(scores[name][row], values[node]) for name, values in expected.items())
+
+
+def test_a_chunk_that_is_only_partly_here_is_refused():
+    parts = dict(enumerate(parts_of(8)))
+    rest = {"seed": 7, "local_steps": 1, "batch_size": 4, "optimizer": Optimizer(), "num_nodes": 8}
+    with pytest.raises(UsageError, match=r'nodes 3 to 5 train as one stack.*train\.batching = "loop"'):
+        Trainer(Toy(), {4: parts[4]}, batching="stacked", chunk=3, **rest)
+    assert Trainer(Toy(), {4: parts[4]}, batching="loop", **rest).nodes == (4,)
+    with pytest.raises(UsageError, match="nodes 4 to 4 of 3"):
+        Trainer(Toy(), {4: parts[4]}, **rest | {"num_nodes": 3})

@@ -23,7 +23,7 @@ the neighbour would never catch up; this way it is the very frame that the neigh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -35,13 +35,13 @@ from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.topology.graph import Topology
-from jwins.update import Received
-from jwins.wire.codec import Codec
-from jwins.wire.frame import Frame, KeyRequest, Packed, pack
+from jwins.update import Quantized, Received, Sampled, Update
+from jwins.wire.frame import Frame, KeyRequest, Packed, Wire
 
 __all__ = [
     "LARGEST_PARAMETER",
     "MAX_ROUNDS_AHEAD",
+    "STATE_TYPES",
     "Checkpoint",
     "Command",
     "Evaluate",
@@ -55,8 +55,10 @@ __all__ = [
     "PeerUp",
     "Phase",
     "Refused",
+    "Rejoin",
     "RequestKey",
     "RosterChanged",
+    "Rules",
     "Send",
     "Stop",
     "Tick",
@@ -74,6 +76,33 @@ LARGEST_PARAMETER = 1e30
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What all nodes of a run have in common.
+
+    Attributes:
+        sharing: what is told and how it is merged.
+        wire: how messages become bytes; its ``dim`` is the algorithm's ``update_dim``.
+        topology: neighbours and mixing weights of every round.
+        rounds: how many.
+        seed: of the experiment.
+        evaluate_at: numbers of completed rounds at which a node asks for an evaluation.
+        checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
+        deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
+        project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
+    """
+
+    sharing: Sharing[Any]
+    wire: Wire
+    topology: Topology
+    rounds: int
+    seed: int
+    evaluate_at: frozenset[int] = frozenset()
+    checkpoint_every: int = 0
+    deadline_s: float | None = None
+    project: Callable[[Tensor], Tensor] | None = None
+
+
 class Phase(StrEnum):
     """Where in its life a node is."""
 
@@ -89,7 +118,10 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """Local training of ``round`` is done; ``params`` (P,) float32 is the result."""
+    """Local training of ``round`` is done; ``params`` (P,) float32 is the result.
+
+    The node keeps the tensor, and so may its algorithm: the driver must not write into it again.
+    """
 
     round: int
     params: Tensor
@@ -133,6 +165,17 @@ class RosterChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejoin:
+    """After a crash: go on from the state of the crash at ``round`` of the others.
+
+    Frames of the time before are forgotten, and the neighbours' replicas count as lost. A round that was shared
+    and not merged ends with nothing heard, as at a deadline.
+    """
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; asked for by :class:`WakeAt`."""
 
@@ -142,18 +185,18 @@ class Stop:
     """End after the current merge, or at once if nothing was trained since."""
 
 
-Event = Trained | FrameReceived | PeerUp | PeerLost | KeyRequested | RosterChanged | Tick | Stop
+Event = Trained | FrameReceived | PeerUp | PeerLost | KeyRequested | RosterChanged | Rejoin | Tick | Stop
 
 
 # --- Commands -----------------------------------------------------------------------------------------------
+# Numbers and bytes, no tensors: the model that a command speaks of is ``Node.params`` at that time.
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Train:
-    """Train ``round`` from ``params`` (P,) float32, then report :class:`Trained`."""
+    """Train ``round`` from the node's parameters, then report :class:`Trained`."""
 
     round: int
-    params: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,12 +217,11 @@ class RequestKey:
     packed: Packed
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Measure ``params`` (P,), the model after ``round`` completed rounds."""
+    """Measure the node's parameters, its model after ``round`` completed rounds."""
 
     round: int
-    params: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,21 +247,19 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The node is done or has failed.
+    """The node is done or has failed; its parameters are the result.
 
     Attributes:
         status: ``finished``, ``stopped``, or ``diverged`` if parameters stopped being finite (or grew beyond
             :data:`LARGEST_PARAMETER`).
         round: completed rounds.
-        params: (P,) float32.
         reason: in words, unless it finished.
     """
 
     status: str
     round: int
-    params: Tensor
     reason: str = ""
 
 
@@ -261,59 +301,45 @@ class NodeState:
     stopping: bool
 
 
+STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
+"""What a checkpoint may contain of a node, besides the ``state_types`` of its algorithm."""
+
+
 class Node:
     """One node of a decentralized learning run.
 
     Args:
         id: this node, in [0, topology.num_nodes).
         params: (P,) float32, the common initial parameters.
-        sharing: what is told and how it is merged.
-        codec: how updates become bytes.
-        topology: neighbours and mixing weights of every round.
-        rounds: how many.
-        seed: of the experiment.
-        digest: 8 bytes that identify the experiment in every frame.
-        project: applied in place to merged parameters, e.g. ``Layout.project_``.
-        evaluate_at: numbers of completed rounds at which to ask for an evaluation.
-        checkpoint_every: ask for a checkpoint every so many rounds; 0 for never.
-        deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
+        rules: what all nodes of the run have in common.
+
+    Attributes:
+        phase: where in its life the node is.
+        round: current round = completed rounds.
+        params: (P,) float32, at the start of the round, or after training while waiting; never written into.
+        state: what the algorithm remembers.
+
+    Raises:
+        UsageError: no such node, or a wire for updates of another length.
     """
 
-    def __init__(
-        self,
-        id: int,
-        params: Tensor,
-        sharing: Sharing[Any],
-        codec: Codec,
-        topology: Topology,
-        *,
-        rounds: int,
-        seed: int,
-        digest: bytes,
-        project: Callable[[Tensor], Tensor] | None = None,
-        evaluate_at: Collection[int] = (),
-        checkpoint_every: int = 0,
-        deadline_s: float | None = None,
-    ) -> None:
-        if not 0 <= id < topology.num_nodes:
-            raise UsageError(f"node {id}: the topology has nodes 0 to {topology.num_nodes - 1}")
+    def __init__(self, id: int, params: Tensor, rules: Rules) -> None:
+        if not 0 <= id < rules.topology.num_nodes:
+            raise UsageError(f"node {id}: the topology has nodes 0 to {rules.topology.num_nodes - 1}")
+        self.update_dim = rules.sharing.update_dim(len(params))
+        if rules.wire.dim != self.update_dim:
+            raise UsageError(
+                f"node {id}: its updates have dimension {self.update_dim}, those of the wire {rules.wire.dim}"
+            )
         self.id = id
-        self.rounds = rounds
-        self.update_dim = sharing.update_dim(len(params))
-        self._sharing = sharing
-        self._codec = codec
-        self._topology = topology
-        self._seed = seed
-        self._digest = digest
-        self._project = project
-        self._evaluate_at = frozenset(evaluate_at)
-        self._checkpoint_every = checkpoint_every
-        self._deadline_s = deadline_s
+        self.rules = rules
+        self._sharing = rules.sharing
+        self._topology = rules.topology
 
         self.phase = Phase.NEW
         self.round = 0
         self.params = params
-        self._state: Any = sharing.init(params)
+        self.state: Any = rules.sharing.init(params)
         self._inbox: dict[tuple[int, int], Frame] = {}
         self._down: set[int] = set()
         self._expected_from: dict[int, int] = {}
@@ -330,11 +356,11 @@ class Node:
         """Begin round 0, or go on after :meth:`restore`: commands that were under way are issued again."""
         if self.phase is Phase.NEW:
             commands: list[Command] = []
-            if 0 in self._evaluate_at:
-                commands.append(Evaluate(0, self.params))
+            if 0 in self.rules.evaluate_at:
+                commands.append(Evaluate(0))
             return commands + self._next_round()
         if self.phase is Phase.TRAINING:
-            return [Train(self.round, self.params)]
+            return [Train(self.round)]
         if self.phase is Phase.WAITING and self._deadline is not None:
             return [WakeAt(self._deadline)]
         return []
@@ -359,29 +385,13 @@ class Node:
             )
         return method(self, event, now)
 
-    def rejoin(self, round: int, now: float) -> list[Command]:
-        """Come back after a crash, with the state of the crash, at ``round`` of the others.
-
-        Frames of the time before are forgotten; the neighbours' replicas count as lost. A round that was shared
-        and not merged ends with nothing heard, as at a deadline.
-        """
-        if self.phase not in (Phase.TRAINING, Phase.WAITING) or not self.round <= round < self.rounds:
-            raise UsageError(f"node {self.id}: cannot rejoin at round {round} from round {self.round}")
-        self._inbox.clear()
-        self._informed.clear()
-        if self.phase is Phase.WAITING:  # no share without a merge: scores would count the training twice
-            self._merge([])
-        self.round = round
-        self.phase = Phase.TRAINING
-        return [Train(round, self.params)]
-
     def snapshot(self) -> NodeState:
         """What :meth:`restore` needs."""
         return NodeState(
             self.phase.value,
             self.round,
             self.params,
-            self._state,
+            self.state,
             dict(self._inbox),
             frozenset(self._down),
             dict(self._expected_from),
@@ -398,7 +408,7 @@ class Node:
         self.phase = Phase(state.phase)
         self.round = state.round
         self.params = state.params
-        self._state = state.sharing
+        self.state = state.sharing
         self._inbox = dict(state.inbox)
         self._down = set(state.down)
         self._expected_from = dict(state.expected_from)
@@ -425,9 +435,9 @@ class Node:
             return self._fail(
                 "parameters are not finite after local training; a smaller learning rate may help"
             )
-        update, self._state = self._sharing.share(self._state, self.params, self._context())
+        update, self.state = self._sharing.share(self.state, self.params, self._context())
         self._shared = self.round
-        self._outgoing = pack(Frame(self.id, self.round, update), self._codec, self._digest)
+        self._outgoing = self.rules.wire.pack(Frame(self.id, self.round, update))
         self._sent_bytes = len(self._outgoing.data)
         stands_alone = update.base is None
         recipients = [j for j in self._topology.at(self.round).recipients[self.id] if self._takes_part(j)]
@@ -440,8 +450,8 @@ class Node:
             commands.append(self._send_key(lack))
         self._informed = set(recipients)
         self.phase = Phase.WAITING
-        if self._deadline_s is not None:
-            self._deadline = now + self._deadline_s
+        if self.rules.deadline_s is not None:
+            self._deadline = now + self.rules.deadline_s
             commands.append(WakeAt(self._deadline))
         return commands + self._merge_if_ready(now)
 
@@ -495,8 +505,19 @@ class Node:
         self._stopping = True
         if self.phase is Phase.TRAINING or self.phase is Phase.NEW:
             self.phase = Phase.DONE
-            return [Finished("stopped", self.round, self.params, "asked to stop")]
+            return [Finished("stopped", self.round, "asked to stop")]
         return []
+
+    def _on_rejoin(self, event: Rejoin, now: float) -> list[Command]:
+        if not self.round <= event.round < self.rules.rounds:
+            raise UsageError(f"node {self.id}: cannot rejoin at round {event.round} from round {self.round}")
+        self._inbox.clear()
+        self._informed.clear()
+        if self.phase is Phase.WAITING:  # no share without a merge: scores would count the training twice
+            self._merge([])
+        self.round = event.round
+        self.phase = Phase.TRAINING
+        return [Train(event.round)]
 
     def _ignore(self, event: Event, now: float) -> list[Command]:
         return []
@@ -519,38 +540,42 @@ class Node:
         if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
-            RequestKey(j, pack(KeyRequest(self.id, self.round), self._codec, self._digest))
-            for j in sorted(self._sharing.missing(self._state) - self._down)
+            RequestKey(j, self.rules.wire.pack(KeyRequest(self.id, self.round)))
+            for j in sorted(self._sharing.missing(self.state) - self._down)
         ]
         self.round += 1
-        if self.round in self._evaluate_at:
-            commands.append(Evaluate(self.round, self.params))
-        if self._checkpoint_every and self.round % self._checkpoint_every == 0:
+        if self.round in self.rules.evaluate_at:
+            commands.append(Evaluate(self.round))
+        if self.rules.checkpoint_every and self.round % self.rules.checkpoint_every == 0:
             commands.append(Checkpoint(self.round))
         return commands + self._next_round()
 
     def _merge(self, received: list[Received]) -> None:
-        merged, self._state = self._sharing.merge(self._state, self.params, received, self._context())
-        self.params = merged if self._project is None else self._project(merged)
+        self.params, self.state = self._sharing.merge(self.state, self.params, received, self._context())
+        if self.rules.project is not None:
+            merged = self.params
+            self.params = self.rules.project(merged.clone())
+            if not torch.equal(self.params, merged):
+                self.state = self._sharing.projected(self.state, self.params)
         self._outgoing, self._deadline = None, None
 
     def _next_round(self) -> list[Command]:
-        if self.round >= self.rounds or self._stopping:
+        if self.round >= self.rules.rounds or self._stopping:
             self.phase = Phase.DONE
-            stopped = self.round < self.rounds
+            stopped = self.round < self.rules.rounds
             reason = "asked to stop" if stopped else ""
-            return [Finished("stopped" if stopped else "finished", self.round, self.params, reason)]
+            return [Finished("stopped" if stopped else "finished", self.round, reason)]
         self.phase = Phase.TRAINING
-        return [Train(self.round, self.params)]
+        return [Train(self.round)]
 
     def _fail(self, reason: str) -> list[Command]:
         self.phase = Phase.FAILED
         where = f"node {self.id}, round {self.round}: {reason}"
-        return [Finished("diverged", self.round, self.params, where)]
+        return [Finished("diverged", self.round, where)]
 
     def _context(self) -> RoundContext:
         weights = self._topology.at(self.round).senders[self.id]
-        return RoundContext(self._seed, self.id, self.round, weights, self._sent_bytes)
+        return RoundContext(self.rules.seed, self.id, self.round, weights, self._sent_bytes)
 
     def _takes_part(self, peer: int) -> bool:
         """Whether frames are exchanged with ``peer`` in this round."""
@@ -559,16 +584,16 @@ class Node:
     def _send_key(self, to: tuple[int, ...]) -> Send:
         """What ``to`` must hold of this node after its last share."""
         assert self._shared is not None
-        key = self._sharing.key(self._state, self._context())
+        key = self._sharing.key(self.state, self._context())
         frame = Frame(self.id, self._shared, key, key=True)
-        return Send(to, self._shared, pack(frame, self._codec, self._digest), key=True)
+        return Send(to, self._shared, self.rules.wire.pack(frame), key=True)
 
     def _objection(self, frame: Frame) -> str | None:
         """Why a frame cannot be taken in, or None."""
         if not 0 <= frame.sender < self._topology.num_nodes or frame.sender == self.id:
             return "the sender is not another node of this topology"
-        if not 0 <= frame.round < self.rounds:
-            return f"the run has {self.rounds} rounds"
+        if not 0 <= frame.round < self.rules.rounds:
+            return f"the run has {self.rules.rounds} rounds"
         if frame.round > self.round + MAX_ROUNDS_AHEAD:
             return f"{frame.round - self.round} rounds ahead; at most {MAX_ROUNDS_AHEAD} are kept"
         if not frame.key and frame.sender not in self._topology.at(frame.round).senders[self.id]:
@@ -602,6 +627,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.TRAINING, RosterChanged): Node._on_roster,
     (Phase.TRAINING, KeyRequested): Node._on_key_requested,
     (Phase.TRAINING, Tick): Node._ignore,
+    (Phase.TRAINING, Rejoin): Node._on_rejoin,
     (Phase.TRAINING, Stop): Node._on_stop,
     #
     (Phase.WAITING, FrameReceived): Node._on_frame,
@@ -610,6 +636,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.WAITING, RosterChanged): Node._on_roster,
     (Phase.WAITING, KeyRequested): Node._on_key_requested,
     (Phase.WAITING, Tick): Node._on_tick,
+    (Phase.WAITING, Rejoin): Node._on_rejoin,
     (Phase.WAITING, Stop): Node._on_stop,
     #
     **{

@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 from worlds import end, evals, simulator
 
+from jwins.engines.host import Parcel
 from jwins.engines.simulator import Compute, Links
-from jwins.engines.simulator.queue import Flow, Parcel, Uplink
+from jwins.engines.simulator.network import Flow, Uplink
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
 from jwins.topology import Regular, Ring, Star
+from jwins.wire import Packed
 
 
 def frame_bytes() -> int:
     """Length of a full-sharing frame in codec raw; the same in every round."""
-    traffic = end(simulator(2, rounds=1).run()).traffic
+    traffic = simulator(2, rounds=1).run().traffic
     assert len(traffic) == 2
     assert traffic[0].bytes.total == traffic[1].bytes.total
     return traffic[0].bytes.total
@@ -59,7 +61,7 @@ def test_rounds_follow_the_closed_recurrence(topology: Ring | Star) -> None:
 
 def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
     """100 bits from 0 s and 100 bits from 5 s at 10 bit/s: the first has 50 left when it begins to share."""
-    parcel = Parcel(0, b"")
+    parcel = Parcel(1, 0, Packed(b"", 0, 0))
     uplink = Uplink(rate=10.0)
     uplink.add(0.0, 100, 1, parcel, 0.0, False)
     assert uplink.next_time() == 10.0
@@ -104,13 +106,13 @@ def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             compute=Compute(10.0, spread=0.3, jitter=0.3),
         )
         if one_by_one:
-            sim._window_s = 0.0
+            sim.window_s = 0.0
         else:
-            assert sim._window_s > 0.0
+            assert sim.window_s > 0.0
         outcome = sim.run()
-        return end(outcome).sha256, [*evals(outcome), end(outcome).traffic]
+        return end(outcome).sha256, [*evals(outcome), outcome.traffic]
 
-    monkeypatch.setattr("jwins.engines.simulator.simulator._SERIAL_BELOW", 0)
+    monkeypatch.setattr("jwins.engines.host.SERIAL_BELOW", 0)
     reference = run(one_by_one=True, threads=1)
     assert run(one_by_one=False, threads=1) == reference
     assert run(one_by_one=False, threads=3) == reference

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from worlds import end, evals, simulator
+from worlds import end, evals, simulator, state_of
 
 from jwins.engines.simulator import Faults, Links, StalledError
 from jwins.errors import ConfigError
@@ -31,7 +31,7 @@ def test_a_dropped_frame_leaves_its_weight_with_the_receiver() -> None:
 def test_a_dropped_frame_is_paid_for() -> None:
     clean = simulator(4, deadline_s=0.5).run()
     lossy = simulator(4, deadline_s=0.5, faults=Faults().drop(sender=0, round=2)).run()
-    assert end(clean).traffic == end(lossy).traffic
+    assert clean.traffic == lossy.traffic
     assert end(lossy).time_s > end(clean).time_s
 
 
@@ -39,8 +39,8 @@ def test_without_a_deadline_a_drop_is_refused_and_a_stall_is_named() -> None:
     with pytest.raises(ConfigError, match=r"faults\[0\]\.kind = 'drop'.*run\.deadline_s"):
         simulator(4, faults=Faults().drop(sender=0, round=2))
     sim = simulator(4, faults=Faults().delay(sender=0, round=2, seconds=1.0))
-    sim._uplinks[0].rate = 1e-300  # a link so slow that nothing arrives before time overflows
-    sim._on_uplink = lambda item, now: None  # type: ignore[method-assign]
+    sim.network.uplinks[0].rate = 1e-300  # a link so slow that nothing arrives before time overflows
+    sim.network.advance = lambda due, now: None  # type: ignore[method-assign]
     with pytest.raises(StalledError, match=r"node 0 in round 0 for frames of 1, 3; set run\.deadline_s"):
         sim.run()
 
@@ -79,8 +79,8 @@ def test_the_others_go_on_when_a_node_crashes_and_it_finds_back(name: str, dynam
     assert not outcome.refused
     distance = [rows[r].consensus_distance for r in (10, 16)]
     assert distance[1] < 3 * rows[4].consensus_distance, "the rejoined node was drawn back to the others"
-    sent_by_2 = sum(edge.bytes.total for edge in end(outcome).traffic if edge.source == 2)
-    sent_by_3 = sum(edge.bytes.total for edge in end(outcome).traffic if edge.source == 3)
+    sent_by_2 = sum(edge.bytes.total for edge in outcome.traffic if edge.source == 2)
+    sent_by_3 = sum(edge.bytes.total for edge in outcome.traffic if edge.source == 3)
     assert 0 < sent_by_2 < sent_by_3
     check_replicas(sim)
 
@@ -97,12 +97,11 @@ def test_a_crash_without_rejoin_leaves_the_model_of_the_crash() -> None:
 
 def check_replicas(sim: Any) -> None:
     """Every replica that a CHOCO-SGD node holds is its neighbour's own, bit for bit."""
-    for node in sim._nodes:
-        state = node._state
-        for j, replica in getattr(state, "replicas", {}).items():
-            theirs = sim._nodes[j]._state
+    for node in range(sim.num_nodes):
+        for j, replica in getattr(state_of(sim, node), "replicas", {}).items():
+            theirs = state_of(sim, j)
             if replica.round == theirs.shared:
-                assert torch.equal(replica.x_hat, theirs.x_hat), f"{node.id} holds a wrong replica of {j}"
+                assert torch.equal(replica.x_hat, theirs.x_hat), f"{node} holds a wrong replica of {j}"
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -114,7 +113,7 @@ def test_what_a_crashed_node_has_sent_stays_counted(name: str, back: int | None)
     outcome = simulator(4, sharing=ALGORITHMS[name], rounds=7, faults=faults).run()
     totals = [row.traffic.total for row in evals(outcome)]
     assert totals == sorted(totals)
-    assert totals[-1] == sum(edge.bytes.total for edge in end(outcome).traffic)
+    assert totals[-1] == sum(edge.bytes.total for edge in outcome.traffic)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -136,16 +135,16 @@ def test_choco_recovers_from_random_loss_through_keys(seed: int) -> None:
     outcome = sim.run()
     assert outcome.status == "finished"
     lost = any(
-        fault.receiver in sim.topology.at(0).recipients[fault.node]
+        fault.receiver in sim.rules.topology.at(0).recipients[fault.node]
         for fault in faults.script
         if fault.round < 18
     )
     keys = evals(outcome)[-1].traffic
     assert (keys.key > 0) == lost, "a key is sent when a frame was lost, and only then"
     assert (keys.control > 0) == lost
-    for node in sim._nodes:
-        assert not node._state.missing
-        assert set(node._state.replicas) == set(sim.topology.at(0).senders[node.id])
+    for node in range(6):
+        assert not state_of(sim, node).missing
+        assert set(state_of(sim, node).replicas) == set(sim.rules.topology.at(0).senders[node])
     check_replicas(sim)
 
 

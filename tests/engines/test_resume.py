@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 from worlds import Lines, end, evals, simulator
 
+from jwins.engines.interrupts import interrupts
 from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
 from jwins.runfiles import checkpoint
@@ -53,7 +55,7 @@ def build(case: str, folder: Path | None, **options: Any) -> Any:
 def without_clock(outcome: Outcome) -> list[Any]:
     """All rows, less the seconds of the process."""
     final = end(outcome)
-    return [*outcome.rows[:-1], (final.status, final.round, final.time_s, final.sha256, final.traffic)]
+    return [*outcome.rows[:-1], (final.status, final.round, final.time_s, final.sha256, outcome.traffic)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -109,22 +111,41 @@ def test_ctrl_c_ends_with_a_checkpoint_and_a_second_one_at_once(tmp_path: Path) 
         if steps == 13:
             os.kill(os.getpid(), signal.SIGINT)
 
-    outcome = simulator(
-        rounds=10, codec="pco", sharing=jwins(), folder=tmp_path, checkpoint_every=0, on_progress=interrupt
-    ).run()
+    world: dict[str, Any] = {"rounds": 10, "codec": "pco", "sharing": jwins()}
+    with interrupts() as stop:
+        outcome = simulator(**world, folder=tmp_path, on_progress=interrupt, stop=stop).run()
     assert outcome.status == "interrupted"
     assert not any(isinstance(row, EndRow) for row in outcome.rows)
     assert len(list((tmp_path / "checkpoints").glob("round-*.safetensors"))) == 1
-    again = simulator(rounds=10, codec="pco", sharing=jwins(), folder=tmp_path).run(resume=True)
+    again = simulator(**world, folder=tmp_path).run(resume=True)
     assert without_clock(again) == without_clock(reference)
 
     def insist(progress: Progress) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        simulator(rounds=10, on_progress=insist).run()
+    with pytest.raises(KeyboardInterrupt), interrupts() as stop:
+        simulator(rounds=10, on_progress=insist, stop=stop).run()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_is_stopped_from_any_thread(tmp_path: Path) -> None:
+    """No signal is needed, so an engine that runs on another thread can be asked to stop, too."""
+    reference = build("jwins-loop", None).run()
+    asked = threading.Event()
+
+    def ask(progress: Progress) -> None:
+        if progress.round == 4:
+            asked.set()
+
+    outcomes: list[Outcome] = []
+    thread = threading.Thread(
+        target=lambda: outcomes.append(build("jwins-loop", tmp_path, on_progress=ask, stop=asked.is_set).run())
+    )
+    thread.start()
+    thread.join(timeout=60)
+    assert [outcome.status for outcome in outcomes] == ["interrupted"]
+    assert without_clock(build("jwins-loop", tmp_path).run(resume=True)) == without_clock(reference)
 
 
 def test_a_full_disk_loses_nothing_before_the_last_checkpoint(
@@ -212,7 +233,7 @@ def test_kill_9_then_resume_is_bit_identical(case: str, moment: str, tmp_path: P
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 def test_threads_change_no_bit(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jwins.engines.simulator.simulator._SERIAL_BELOW", 0)
+    monkeypatch.setattr("jwins.engines.host.SERIAL_BELOW", 0)
     hashes = {
         end(
             simulator(
@@ -246,7 +267,7 @@ def test_shared_batch_norm_variances_stay_positive() -> None:
         )
         outcome = sim.run()
         assert outcome.params is not None
-        slots = {slot.name: slot for slot in sim.trainer.layout.slots}
+        slots = {slot.name: slot for slot in sim.hosts[0].trainer.layout.slots}
         assert ("1.running_var" in slots) == (buffers == "shared")
         if buffers == "shared":
             slot = slots["1.running_var"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from jwins.engines.host import Host
+from jwins.engines.measuring import Tests
+from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, Simulator
+from jwins.node import Rules
+from jwins.run.assembly import spread
 from jwins.runfiles.rows import EndRow, EvalRow, StartRow
 from jwins.sharing import Sharing, full
 from jwins.tasks.base import Dataset, Task
@@ -17,6 +23,7 @@ from jwins.topology import Ring, Topology
 from jwins.training.optimizer import Optimizer
 from jwins.training.trainer import Trainer
 from jwins.wire.codec import codec
+from jwins.wire.frame import Wire
 
 DIGEST = b"testtest"
 
@@ -39,11 +46,18 @@ class Lines(Task):
         return nn.Sequential(nn.Linear(6, self.hidden), *middle, nn.ReLU(), nn.Linear(self.hidden, 3))
 
 
-def trainer(num_nodes: int = 4, task: Task | None = None, lr: float = 0.1, **options: Any) -> Trainer:
+def trainer(
+    num_nodes: int = 4,
+    task: Task | None = None,
+    lr: float = 0.1,
+    optimizer: Optimizer | None = None,
+    held: Sequence[int] | None = None,
+    **options: Any,
+) -> Trainer:
     task = task or Lines()
-    parts = [np.arange(i, len(task.train), num_nodes) for i in range(num_nodes)]
-    options = {"batching": "loop", "local_steps": 2, "batch_size": 4, **options}
-    return Trainer(task, parts, seed=1, optimizer=Optimizer("sgd", {"lr": lr}), **options)
+    parts = {i: np.arange(i, len(task.train), num_nodes) for i in (range(num_nodes) if held is None else held)}
+    options = {"batching": "loop", "local_steps": 2, "batch_size": 4, "num_nodes": num_nodes, **options}
+    return Trainer(task, parts, seed=1, optimizer=optimizer or Optimizer("sgd", {"lr": lr}), **options)
 
 
 def start_row(num_nodes: int = 4) -> StartRow:
@@ -53,24 +67,40 @@ def start_row(num_nodes: int = 4) -> StartRow:
 def simulator(
     num_nodes: int = 4,
     *,
+    hosts: int = 1,
     sharing: Sharing[Any] | None = None,
     topology: Topology | None = None,
     rounds: int = 6,
     train: dict[str, Any] | None = None,
     folder: Path | None = None,
+    tests: Tests | None = None,
+    threads: int = 1,
+    deadline_s: float | None = None,
+    checkpoint_every: int = 0,
+    eval_at: Iterable[int] | None = None,
     **options: Any,
 ) -> Simulator:
-    options = {"eval_at": range(rounds + 1), **options}
-    return Simulator(
-        trainer(num_nodes, **(train or {})),
-        sharing or full(),
-        codec(options.pop("codec", "raw")),
+    """A simulator, with the nodes spread over so many hosts."""
+    sharing, train = sharing or full(), train or {}
+    chunk = trainer(num_nodes, **train).chunk
+    trainers = [trainer(num_nodes, held=nodes, **train) for nodes in spread(num_nodes, hosts, chunk)]
+    layout = trainers[0].layout
+    wire = Wire(codec(options.pop("codec", "raw")), DIGEST, sharing.update_dim(layout.size))
+    rules = Rules(
+        sharing,
+        wire,
         topology or Ring(num_nodes=num_nodes, seed=1),
         rounds=rounds,
         seed=1,
-        digest=DIGEST,
+        evaluate_at=frozenset(range(rounds + 1) if eval_at is None else eval_at),
+        checkpoint_every=checkpoint_every,
+        deadline_s=deadline_s,
+        project=layout.project_ if layout.has_variances else None,
+    )
+    return Simulator(
+        [Host(own, rules, tests=tests, threads=threads) for own in trainers],
         start=start_row(num_nodes),
-        folder=folder,
+        recorder=Recorder(folder),
         **options,
     )
 
@@ -83,3 +113,9 @@ def end(outcome: Outcome) -> EndRow:
     row = outcome.rows[-1]
     assert isinstance(row, EndRow)
     return row
+
+
+def state_of(simulator: Simulator, node: int) -> Any:
+    """What a node's algorithm remembers."""
+    (host,) = [host for host in simulator.hosts if node in host.nodes]
+    return host.sharing_state(node)

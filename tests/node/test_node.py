@@ -11,16 +11,21 @@ import torch
 from jwins.errors import UsageError
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
+    STATE_TYPES,
     Checkpoint,
     Evaluate,
+    Finished,
     FrameReceived,
     KeyRequested,
     Node,
-    NodeState,
     PeerLost,
     PeerUp,
     Phase,
+    Refused,
+    Rejoin,
+    RequestKey,
     RosterChanged,
+    Rules,
     Send,
     Stop,
     Tick,
@@ -30,15 +35,15 @@ from jwins.node import (
 )
 from jwins.rng import RoundContext, stream
 from jwins.runfiles import checkpoint
-from jwins.sharing import choco, full, jwins, random_k, top_k
+from jwins.sharing import Full, choco, full, jwins, random_k, top_k
 from jwins.topology import FullyConnected, Graph, OnePeerExponential, Ring
-from jwins.update import Quantized, Sampled, Update
-from jwins.wire import Frame, Packed, codec, pack, unpack
+from jwins.update import Quantized, Update
+from jwins.wire import Frame, Packed, codec, unpack
+from jwins.wire.frame import Wire
 
 DIGEST = b"node-run"
 P = 6
 START = torch.arange(1.0, P + 1)
-STATE_TYPES = (NodeState, Frame, Update, Packed, Sampled, Quantized)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +58,10 @@ class Scripted:
 
 
 def make(sharing: Any = None, topology: Any = None, *, id: int = 0, rounds: int = 5, **more: Any) -> Node:
-    return Node(
-        id,
-        more.pop("params", START),
-        sharing or full(),
-        codec("raw"),
-        topology or Ring(3),
-        rounds=rounds,
-        seed=1,
-        digest=DIGEST,
-        **more,
-    )
+    params, sharing = more.pop("params", START), sharing or full()
+    wire = Wire(codec("raw"), DIGEST, sharing.update_dim(len(params)))
+    more["evaluate_at"] = frozenset(more.get("evaluate_at", ()))
+    return Node(id, params, Rules(sharing, wire, topology or Ring(3), rounds=rounds, seed=1, **more))
 
 
 def heard(sender: int, round: int, value: float = 0.0, **more: Any) -> FrameReceived:
@@ -106,10 +104,14 @@ EVENTS = {
     "lost": PeerLost(1),
     "key": KeyRequested(1),
     "roster": RosterChanged(frozenset({1, 2})),
+    "rejoin": Rejoin(0),
     "tick": Tick(),
     "stop": Stop(),
 }
-MISUSED = {(Phase.NEW, "trained"), (Phase.WAITING, "trained")}
+MISUSED = {
+    *((phase, "trained") for phase in (Phase.NEW, Phase.WAITING)),
+    *((phase, "rejoin") for phase in (Phase.NEW, Phase.DONE, Phase.FAILED)),
+}
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -117,7 +119,7 @@ MISUSED = {(Phase.NEW, "trained"), (Phase.WAITING, "trained")}
 def test_every_cell_of_the_table(phase: Phase, event: str) -> None:
     node = in_phase(phase)
     if (phase, event) in MISUSED:
-        with pytest.raises(UsageError, match=rf"node 0, round 0: Trained while {phase.value}"):
+        with pytest.raises(UsageError, match=rf"node 0, round 0: {event.title()} while {phase.value}"):
             node.handle(EVENTS[event], 2.0)
         assert node.phase is phase
         return
@@ -143,9 +145,10 @@ def test_a_node_outside_the_topology_is_misuse() -> None:
     with pytest.raises(UsageError, match="nodes 0 to 2"):
         make(id=3)
     with pytest.raises(UsageError, match="8"):
-        Node(0, START, full(), codec("raw"), Ring(2), rounds=1, seed=0, digest=b"x").handle(Tick(), 0) or pack(
-            Frame(0, 0, Update(P, None, START)), codec("raw"), b"x"
-        )
+        Wire(codec("raw"), b"x", P).pack(Frame(0, 0, Update(P, None, START)))
+    wire = Wire(codec("raw"), DIGEST, P + 1)
+    with pytest.raises(UsageError, match=f"dimension {P}, those of the wire {P + 1}"):
+        Node(0, START, Rules(full(), wire, Ring(3), rounds=1, seed=0))
 
 
 # --- A scripted run -----------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def test_two_rounds_of_full_sharing() -> None:
     commands = node.start(0.0)
     assert kinds(commands) == ["Evaluate", "Train"]
     assert (commands[0].round, commands[1].round) == (0, 0)
-    assert torch.equal(commands[1].params, START)
+    assert torch.equal(node.params, START)
 
     commands = node.handle(Trained(0, START + 1), 1.0)
     assert kinds(commands) == ["Send"], "no deadline, so nothing to wake up for"
@@ -172,7 +175,7 @@ def test_two_rounds_of_full_sharing() -> None:
     commands = node.handle(heard(1, 0, 6.0), 1.0)
     assert kinds(commands) == ["Checkpoint", "Train"]
     assert commands == [Checkpoint(1), commands[1]]
-    torch.testing.assert_close(commands[1].params, (START + 1 + 6.0 + 3.0) / 3)
+    torch.testing.assert_close(node.params, (START + 1 + 6.0 + 3.0) / 3)
 
     node.handle(trained(node), 2.0)
     node.handle(heard(1, 1), 2.0)
@@ -181,7 +184,6 @@ def test_two_rounds_of_full_sharing() -> None:
     evaluate, _, finished = commands
     assert (evaluate.round, finished.round, finished.status, finished.reason) == (2, 2, "finished", "")
     assert node.phase is Phase.DONE
-    assert torch.equal(finished.params, node.params)
 
 
 def test_no_rounds_are_done_at_once() -> None:
@@ -435,7 +437,7 @@ def test_stop_while_training_ends_at_once() -> None:
         node = in_phase(phase)
         (finished,) = node.handle(Stop(), 1.0)
         assert (finished.status, finished.round) == ("stopped", 0)
-        assert torch.equal(finished.params, START)
+        assert torch.equal(node.params, START)
         assert node.phase is Phase.DONE
         assert node.start(2.0) == []
 
@@ -445,7 +447,7 @@ def test_stop_while_waiting_ends_after_the_merge() -> None:
     assert node.handle(Stop(), 1.0) == []
     (finished,) = node.handle(heard(1, 0, 0.0), 1.0)
     assert (finished.status, finished.round, finished.reason) == ("stopped", 1, "asked to stop")
-    torch.testing.assert_close(finished.params, (START + 1) / 2)
+    torch.testing.assert_close(node.params, (START + 1) / 2)
 
 
 def test_stop_in_the_last_round_is_no_different_from_the_end() -> None:
@@ -469,7 +471,7 @@ def test_parameters_that_diverge_end_the_run(sharing: Any, value: float) -> None
     (finished,) = node.handle(Trained(0, params), 1.0)
     assert (finished.status, finished.round, node.phase) == ("diverged", 0, Phase.FAILED)
     assert finished.reason.startswith("node 0, round 0: ")
-    assert torch.equal(finished.params, params) or value != value
+    assert torch.equal(node.params, params) or value != value
 
 
 @pytest.mark.parametrize("sharing", [full(values="bfloat16"), top_k(0.5), choco(0.5, 1.0), jwins()], ids=repr)
@@ -504,9 +506,9 @@ def test_rejoin_goes_on_at_the_round_of_the_others() -> None:
     node.handle(FrameReceived(Frame(1, 0, Update(P, None, START))), 0.0)
     node.handle(FrameReceived(Frame(1, 1, Update(P, torch.tensor([0]), torch.tensor([1.0]), base=0))), 0.0)
     params = node.params
-    (train,) = node.rejoin(3, 5.0)
+    (train,) = node.handle(Rejoin(3), 5.0)
     assert (train.round, node.phase) == (3, Phase.TRAINING)
-    assert torch.equal(train.params, params)
+    assert torch.equal(node.params, params)
     assert not node.snapshot().inbox
     sent = only(node.handle(trained(node), 6.0), Send)
     assert (sent.key, sent.round, sent.to) == (True, 3, (1,)), "the neighbour's replica counts as lost"
@@ -518,10 +520,10 @@ def test_rejoin_goes_neither_back_nor_past_the_end(round: int) -> None:
     node.start(0.0)
     node.handle(trained(node), 0.0)
     with pytest.raises(UsageError, match="cannot rejoin"):
-        node.rejoin(round, 0.0)
+        node.handle(Rejoin(round), 0.0)
     for phase in (Phase.NEW, Phase.DONE, Phase.FAILED):
-        with pytest.raises(UsageError, match="cannot rejoin"):
-            in_phase(phase).rejoin(1, 0.0)
+        with pytest.raises(UsageError, match=f"Rejoin while {phase.value}"):
+            in_phase(phase).handle(Rejoin(1), 0.0)
 
 
 @pytest.mark.parametrize("score", ["since_sent", "reference", "training_only"])
@@ -532,7 +534,7 @@ def test_rejoin_while_waiting_ends_the_round_with_nothing_heard(score: Any) -> N
     for node in (back, alone):
         node.start(0.0)
         node.handle(trained(node), 0.0)
-    back.rejoin(1, 5.0)
+    back.handle(Rejoin(1), 5.0)
     alone.handle(Tick(), 1.0)
     assert torch.equal(back.params, alone.params)
     frames = []
@@ -639,9 +641,34 @@ def test_a_snapshot_does_not_change_with_the_node() -> None:
     assert checkpoint.dump(state) == before
 
 
-def test_commands_are_complete() -> None:
-    """Evaluate and Train hand out the same parameters; nobody may change them."""
-    node = make(topology=Ring(1), evaluate_at=(1,))
+def test_commands_are_plain_data() -> None:
+    """They cross to other processes: numbers, texts and encoded bytes, and the model stays with the node."""
+    seen = set()
+    node = make(choco(0.5, 0.5), Ring(3), evaluate_at=(0, 1), checkpoint_every=1, deadline_s=1.0, rounds=2)
+    commands = node.start(0.0) + node.handle(trained(node), 0.0) + node.handle(heard(1, 0), 0.5)
+    stray = FrameReceived(Frame(2, 0, Update(P, torch.tensor([0]), torch.tensor([1.0]), base=7)))
+    commands += node.handle(heard(1, 99), 0.5) + node.handle(stray, 0.6) + node.handle(Stop(), 0.7)
+    commands += node.handle(trained(node), 1.0) + node.handle(Tick(), 9.0)
+    for command in commands:
+        seen.add(type(command))
+        for field in dataclasses.fields(command):
+            value = getattr(command, field.name)
+            assert isinstance(value, int | float | str | tuple | Packed), f"{command}: {field.name}"
+    assert {Evaluate, Train, Send, Checkpoint, WakeAt, Refused, RequestKey, Finished} <= seen
+
+
+def test_variances_that_are_clamped_reach_the_algorithm() -> None:
+    """What an algorithm keeps of the merged parameters would be stale otherwise."""
+    told: list[torch.Tensor] = []
+
+    class Watching(Full):
+        def projected(self, state: Any, params: torch.Tensor) -> Any:
+            told.append(params)
+            return state
+
+    node = make(Watching(), topology=Ring(1), project=lambda vector: vector.clamp_(max=2.0))
     node.start(0.0)
-    commands = node.handle(trained(node), 0.0)
-    assert torch.equal(only(commands, Evaluate).params, only(commands, Train).params)
+    node.handle(Trained(0, START.clone()), 0.0)
+    assert torch.equal(told[0], START.clamp(max=2.0))
+    node.handle(Trained(1, torch.ones(P)), 0.0)
+    assert len(told) == 1, "nothing was changed, so nothing is said"

@@ -24,7 +24,9 @@ from jwins.node import (
     PeerUp,
     Phase,
     Refused,
+    Rejoin,
     RequestKey,
+    Rules,
     Send,
     Tick,
     Train,
@@ -35,6 +37,7 @@ from jwins.rng import stream
 from jwins.sharing import Choco, choco, full, jwins
 from jwins.topology import FullyConnected, OnePeerExponential, Regular, Ring
 from jwins.wire import Frame, KeyRequest, codec, unpack
+from jwins.wire.frame import Wire
 
 DIGEST = b"recovery"
 P = 40
@@ -71,9 +74,9 @@ class Network:
         node = self.nodes[id]
         for command in commands:
             match command:
-                case Train(round, params):
+                case Train(round):
                     noise = stream(3, "training", node=id, round=round).normal(size=P, scale=0.1)
-                    self.events.append((id, Trained(round, params + torch.from_numpy(noise).float())))
+                    self.events.append((id, Trained(round, node.params + torch.from_numpy(noise).float())))
                 case Send(to, _, packed, key):
                     frame = unpack(packed.data, codec("raw"), DIGEST, dim=node.update_dim)
                     assert isinstance(frame, Frame)
@@ -126,7 +129,7 @@ class Network:
         for i, node in self.nodes.items():
             if i != id:
                 self.carry_out(i, node.handle(PeerUp(id, now_in), self.now))
-        self.carry_out(id, self.nodes[id].rejoin(now_in, self.now))
+        self.carry_out(id, self.nodes[id].handle(Rejoin(now_in), self.now))
 
     def key_frames(self) -> list[tuple[int, int, int]]:
         return [(sender, receiver, r) for sender, receiver, r, key in self.sent if key]
@@ -134,7 +137,7 @@ class Network:
     def assert_recovered(self) -> None:
         assert all(node.phase is Phase.DONE and node.round == ROUNDS for node in self.nodes.values())
         for i, node in self.nodes.items():
-            neighbours = node._topology.at(ROUNDS - 1).senders[i]
+            neighbours = node.rules.topology.at(ROUNDS - 1).senders[i]
             held = node.snapshot().sharing
             assert held.missing == frozenset(), f"node {i} lacks {held.missing}"
             assert held.replicas.keys() == neighbours.keys()
@@ -146,24 +149,10 @@ class Network:
 
 def network(sharing: Any = None, topology: Any = None, deadline_s: float | None = 5.0, **more: Any) -> Network:
     topology = topology or Ring(2)
-    start = torch.linspace(-1, 1, P)
-    return Network(
-        {
-            i: Node(
-                i,
-                start,
-                sharing or choco(0.2, 0.4),
-                codec("raw"),
-                topology,
-                rounds=ROUNDS,
-                seed=1,
-                digest=DIGEST,
-                deadline_s=deadline_s,
-            )
-            for i in range(topology.num_nodes)
-        },
-        **more,
-    )
+    start, sharing = torch.linspace(-1, 1, P), sharing or choco(0.2, 0.4)
+    wire = Wire(codec("raw"), DIGEST, sharing.update_dim(P))
+    rules = Rules(sharing, wire, topology, rounds=ROUNDS, seed=1, deadline_s=deadline_s)
+    return Network({i: Node(i, start, rules) for i in range(topology.num_nodes)}, **more)
 
 
 def dropping(*lost: tuple[int, int, int]) -> Callable[[int, int, Frame], bool]:

@@ -14,7 +14,7 @@ from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
-from jwins.training.trainer import resolve_device
+from jwins.training.workshop import resolve_device
 
 __all__ = ["compare"]
 

@@ -468,7 +468,11 @@ class RunConfig(Settings):
         default=None,
         description="virtual seconds a node waits for its neighbours' frames; left out: as long as it takes",
     )
-    threads: Count = Field(default=1, description="threads for training; results do not depend on it")
+    threads: Count | None = Field(
+        default=None,
+        description="threads for training and evaluation; results do not depend on it; left out: as many as there "
+        "are cores",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where training happens; auto: cuda if there is one"
     )

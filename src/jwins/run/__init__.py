@@ -6,10 +6,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jwins.run.assembly import Parts, build
     from jwins.run.folder import FolderState, check_folder, folder_state, locked
     from jwins.run.parts import (
-        Parts,
-        build,
         build_partition,
         build_sharing,
         build_task,
@@ -43,9 +42,9 @@ __all__ = [
 
 _HOMES = {
     "FolderState": "jwins.run.folder",
-    "Parts": "jwins.run.parts",
+    "Parts": "jwins.run.assembly",
     "Result": "jwins.run.result",
-    "build": "jwins.run.parts",
+    "build": "jwins.run.assembly",
     "build_partition": "jwins.run.parts",
     "build_sharing": "jwins.run.parts",
     "build_task": "jwins.run.parts",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
@@ -24,8 +22,6 @@ from jwins.experiment.sections import (
     TopKConfig,
 )
 from jwins.experiment.settings import Settings
-from jwins.run.provenance import fingerprints, machine, versions
-from jwins.runfiles.rows import StartRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,42 +29,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jwins.engines.simulator.faults import Fault
-    from jwins.engines.simulator.simulator import Progress, Simulator
     from jwins.sharing import Sharing
     from jwins.tasks import Task
     from jwins.topology.graph import Topology
 
 __all__ = [
-    "Parts",
-    "build",
+    "build_faults",
     "build_partition",
     "build_sharing",
     "build_task",
     "build_topology",
     "evaluation_rounds",
+    "evaluation_samples",
+    "first_of_last",
+    "own_evaluation_samples",
     "own_test_samples",
     "partition_counts",
     "raw_bytes_per_node",
 ]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What an experiment is made of.
-
-    Attributes:
-        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
-        task: the workload.
-        parts: for each node, its training samples.
-        simulator: ready to run.
-        start: the first row of its log.
-    """
-
-    experiment: Experiment
-    task: Task
-    parts: Sequence[npt.NDArray[np.int64]]
-    simulator: Simulator
-    start: StartRow
 
 
 def build_task(experiment: Experiment) -> Task:
@@ -149,7 +127,7 @@ def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
     return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at})
 
 
-def _first_of_last(experiment: Experiment) -> int:
+def first_of_last(experiment: Experiment) -> int:
     """Completed rounds at the first of the last ``run.eval_last`` evaluations."""
     return sorted(evaluation_rounds(experiment))[-experiment.run.eval_last :][0]
 
@@ -183,109 +161,6 @@ def _last_and_early(drawn: npt.NDArray[np.int64], run: RunConfig) -> tuple[Tenso
 
     samples = torch.from_numpy(drawn)
     return samples.sort().values, samples[: run.eval_samples_early].sort().values
-
-
-def build(
-    experiment: Experiment,
-    *,
-    folder: Path | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Parts:
-    """Build everything an experiment names.
-
-    Args:
-        experiment: what to build.
-        folder: where the simulator writes; None keeps everything in memory.
-        on_progress: told after every step of the clock.
-
-    Raises:
-        ConfigError: the experiment cannot be built as written.
-        DataError: data are missing.
-    """
-    from jwins.engines.simulator.faults import Faults
-    from jwins.engines.simulator.links import Compute, Links
-    from jwins.engines.simulator.simulator import EvaluationSamples, Simulator
-    from jwins.training.optimizer import Optimizer
-    from jwins.training.trainer import Trainer
-    from jwins.wire.codec import codec
-
-    run, train, seed = experiment.run, experiment.train, experiment.run.seed
-    sharing, topology = build_sharing(experiment), build_topology(experiment)
-    wire = codec(experiment.wire.codec)
-    optimizer = Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state)
-    task = build_task(experiment)
-
-    parts = build_partition(experiment, task)
-    common, early_common = evaluation_samples(experiment, task)
-    own, early_own = own_evaluation_samples(experiment, task, parts) if run.eval_own else (None, None)
-
-    trainer = Trainer(
-        task,
-        parts,
-        seed=seed,
-        local_steps=train.local_steps,
-        batch_size=train.batch_size,
-        optimizer=optimizer,
-        buffers=train.buffers,
-        batching=train.batching,
-        device=run.device,
-        threads=run.threads,
-    )
-    resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
-    if train.batching == "auto":
-        resolved = resolved.changed({"train": {"batching": trainer.batching}})
-    initial = trainer.initial()
-    _check_padding(experiment, sharing, len(initial))
-    start = StartRow(
-        name=experiment.name,
-        digest=resolved.digest().hex(),
-        seed=seed,
-        num_nodes=experiment.nodes.count,
-        dim=len(initial),
-        neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
-        versions=versions(),
-        machine=machine(trainer.device),
-        fingerprints=fingerprints(resolved, task, parts, [initial, *trainer.frozen.values()], common),
-        batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
-    )
-    simulator = Simulator(
-        trainer,
-        sharing,
-        wire,
-        topology,
-        rounds=run.rounds,
-        seed=seed,
-        digest=resolved.digest(),
-        start=start,
-        links=Links(experiment.links.uplink_mbps, experiment.links.latency_ms),
-        compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
-        faults=Faults(tuple(map(_fault, experiment.faults))),
-        eval_at=evaluation_rounds(experiment),
-        samples=EvaluationSamples(common, own),
-        early_samples=None if run.eval_samples_early is None else EvaluationSamples(early_common, early_own),
-        early_before=_first_of_last(experiment),
-        deadline_s=run.deadline_s,
-        threads=run.threads,
-        folder=folder,
-        checkpoint_every=run.checkpoint_every,
-        on_progress=on_progress,
-    )
-    return Parts(resolved, task, parts, simulator, start)
-
-
-_PADDING_UNNOTICED = 2**16
-"""So many coefficients more than parameters cost nothing that matters, however small the model."""
-
-
-def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
-    """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
-    config, size = experiment.sharing, sharing.update_dim(dim)
-    if isinstance(config, JwinsConfig) and size > 2 * dim + _PADDING_UNNOTICED:
-        problem = (
-            f"{config.mode} would make {size:,} coefficients of the model's {dim:,} parameters; "
-            f"use at most {dim.bit_length() - 1} levels"
-        )
-        raise ConfigError("sharing.levels", config.levels, problem)
 
 
 def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.int64]]:
@@ -370,6 +245,11 @@ def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict
                 for part in parts
             ]
     return found
+
+
+def build_faults(experiment: Experiment) -> tuple[Fault, ...]:
+    """The script of an experiment."""
+    return tuple(map(_fault, experiment.faults))
 
 
 def _fault(config: CrashConfig | RejoinConfig | DropConfig | DelayConfig) -> Fault:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from jwins.tasks import Task
 
-__all__ = ["fingerprints", "machine", "versions"]
+__all__ = ["fingerprints", "cores", "machine", "versions"]
 
 _LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
 
@@ -62,6 +62,13 @@ def _hash(*pieces: bytes) -> str:
     for piece in pieces:
         digest.update(len(piece).to_bytes(8, "little") + piece)
     return digest.hexdigest()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from jwins.errors import DataError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record, flat_rows
 from jwins.run.parts import build_task
+from jwins.runfiles import traffic
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,18 +52,11 @@ class Result:
         """Bytes over the whole run for each directed edge; empty for an interrupted run."""
         if self.record.end is None:
             return []
+        edges = traffic.read(self.folder) or self.record.end.traffic
         return [
-            {
-                "source": edge.source,
-                "target": edge.target,
-                "bytes_total": edge.bytes.total,
-                "bytes_positions": edge.bytes.positions,
-                "bytes_values": edge.bytes.values,
-                "bytes_header": edge.bytes.header,
-                "bytes_key": edge.bytes.key,
-                "bytes_control": edge.bytes.control,
-            }
-            for edge in self.record.end.traffic
+            {"source": edge.source, "target": edge.target, "bytes_total": edge.bytes.total}
+            | {f"bytes_{kind}": size_bytes for kind, size_bytes in edge.bytes.by_kind().items()}
+            for edge in edges
         ]
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
+from jwins.run.assembly import build
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
-from jwins.run.parts import build, partition_counts
+from jwins.run.parts import partition_counts
 from jwins.run.result import Result
 from jwins.runfiles.atomic import write_atomically
 from jwins.runfiles.tensorboard import TensorBoard
@@ -33,6 +35,7 @@ def simulate(
     *,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Run an experiment in its folder.
 
@@ -41,15 +44,20 @@ def simulate(
         resume: go on from the newest checkpoint; from the start if there is none yet; and if the run is
             complete, only read it.
         progress: told after every step of the virtual clock.
+        stop: asked after every step whether to end there, from any thread.
 
     Returns:
-        What was measured. Ctrl-C leaves a checkpoint and returns with status ``interrupted``.
+        What was measured. ``stop`` and, on the main thread, Ctrl-C leave a checkpoint and return with status
+        ``interrupted``; a second Ctrl-C ends at once.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
         ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
     """
+    from jwins.engines.interrupts import interrupts
+
+    started = time.perf_counter()
     folder = experiment.folder
     state, experiment = folder_state(experiment, folder)
     if state is not FolderState.ABSENT and not resume:
@@ -78,8 +86,11 @@ def simulate(
         if progress is not None:
             progress(now)
 
-    with _callers_threads(), board:
-        return _simulate(experiment, folder, state, tell)
+    def startup_s() -> float:
+        return time.perf_counter() - started
+
+    with _callers_threads(), board, interrupts() as interrupted:
+        return _simulate(experiment, folder, state, tell, lambda: interrupted() or stop(), startup_s)
 
 
 @contextlib.contextmanager
@@ -95,9 +106,14 @@ def _callers_threads() -> Iterator[None]:
 
 
 def _simulate(
-    experiment: Experiment, folder: Path, state: FolderState, tell: Callable[[Progress], None]
+    experiment: Experiment,
+    folder: Path,
+    state: FolderState,
+    tell: Callable[[Progress], None],
+    stop: Callable[[], bool],
+    startup_s: Callable[[], float],
 ) -> Result:
-    parts = build(experiment, folder=folder, on_progress=tell)
+    parts = build(experiment, folder=folder, on_progress=tell, stop=stop, startup_s=startup_s)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):
         if folder_state(experiment, folder)[0] is not state:

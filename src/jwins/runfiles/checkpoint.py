@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.runfiles.atomic import write_atomically
 
-__all__ = ["dump", "latest", "load", "read", "write"]
+__all__ = ["dump", "latest", "load", "read", "read_part", "write", "write_part"]
 
 FORMAT = "jwins-state-1"
 
@@ -37,6 +37,7 @@ _NO_BYTES = torch.zeros(0, dtype=torch.uint8)
 
 
 _NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
+_PART = re.compile(r"part-(\d{8})-\d+-([0-9a-f]{16})\.safetensors")
 
 
 def dump(state: object) -> bytes:
@@ -85,31 +86,66 @@ def load(data: bytes, classes: Iterable[type]) -> Any:
 
 
 def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
-    """Add a checkpoint to ``folder`` and remove all but the newest ``keep``.
+    """Add a checkpoint to ``folder`` and remove all but the newest ``keep``, with their parts.
 
     Args:
         folder: of checkpoints; made if it does not exist.
         round: completed rounds, for the name and the order.
-        state: see :func:`dump`.
+        state: see :func:`dump`; may name parts that :func:`write_part` has written for this round.
         keep: how many to keep; two, so that one damaged file is not the end.
 
     Raises:
         OSError: the disk is full; the checkpoints there are untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
-    data = dump(state)
-    path = folder / f"round-{round:08d}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
-    write_atomically(path, data)
+    path = _write(folder, f"round-{round:08d}", state)
     others = [p for p in _all(folder) if p != path]
     for old in others[max(0, keep - 1) :]:
         old.unlink(missing_ok=True)
+    rounds = {path.name[6:14] for path in _all(folder)}
+    for part in folder.iterdir():
+        if (match := _PART.fullmatch(part.name)) and match[1] not in rounds:
+            part.unlink(missing_ok=True)
     return path
 
 
-def latest(folder: Path, classes: Iterable[type]) -> tuple[Any, Path]:
+def write_part(folder: Path, round: int, number: int, state: object) -> str:
+    """Write a part of a checkpoint before the checkpoint itself, which then names it.
+
+    Args:
+        folder: of checkpoints; made if it does not exist.
+        round: of the checkpoint.
+        number: of the part, so that several writers do not meet.
+        state: see :func:`dump`.
+
+    Returns:
+        The file's name, for :func:`read_part`.
+
+    Raises:
+        OSError: the disk is full; the checkpoints there are untouched.
+    """
+    return _write(folder, f"part-{round:08d}-{number}", state).name
+
+
+def _write(folder: Path, label: str, state: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    data = dump(state)
+    path = folder / f"{label}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
+    write_atomically(path, data)
+    return path
+
+
+def latest(
+    folder: Path, classes: Iterable[type], complete: Callable[[Any], Any] = lambda state: state
+) -> tuple[Any, Path]:
     """The newest undamaged checkpoint in ``folder``.
+
+    Args:
+        folder: of checkpoints.
+        classes: the dataclasses that may occur.
+        complete: makes of a state what is returned, for example by reading its parts; a DataError says that it
+            cannot be used.
 
     Raises:
         ResumeError: there is none.
@@ -118,11 +154,25 @@ def latest(folder: Path, classes: Iterable[type]) -> tuple[Any, Path]:
     problems = []
     for path in _all(folder):
         try:
-            return read(path, known), path
+            return complete(read(path, known)), path
         except (DataError, OSError) as error:
             problems.append(f"{path.name}: {error}")
     detail = "; ".join(problems) or "none was written yet"
     raise ResumeError(f"{folder}: no usable checkpoint ({detail}); start the run anew without --resume")
+
+
+def read_part(folder: Path, name: str, classes: Iterable[type]) -> Any:
+    """The state in a part that a checkpoint names.
+
+    Raises:
+        DataError: no such part, or a damaged one.
+    """
+    if not _PART.fullmatch(name):
+        raise DataError(f"{name!r} is not the name of a part")
+    try:
+        return read(folder / name, classes)
+    except (DataError, OSError) as error:
+        raise DataError(f"{name}: {error}") from error
 
 
 def read(path: Path, classes: Iterable[type]) -> Any:
@@ -131,7 +181,7 @@ def read(path: Path, classes: Iterable[type]) -> Any:
     Raises:
         DataError: damaged or not a checkpoint.
     """
-    match = _NAME.fullmatch(path.name)
+    match = _NAME.fullmatch(path.name) or _PART.fullmatch(path.name)
     data = path.read_bytes()
     if match and not hashlib.sha256(data).hexdigest().startswith(match[2]):
         raise DataError("its content does not fit the SHA-256 in its name")
@@ -139,7 +189,7 @@ def read(path: Path, classes: Iterable[type]) -> Any:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder``, newest first: by round, then by time of writing."""
+    """Checkpoints in ``folder`` without their parts, newest first: by round, then by time of writing."""
     found = [
         (int(match[1]), path.stat().st_mtime_ns, path)
         for path in (folder.iterdir() if folder.is_dir() else ())

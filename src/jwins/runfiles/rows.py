@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import ClassVar
 
 import msgspec
 
@@ -58,6 +59,9 @@ class TrafficSplit(msgspec.Struct, frozen=True):
         control: whole messages that carry no parameters.
     """
 
+    KINDS: ClassVar[tuple[str, ...]] = ("positions", "values", "header", "key", "control")
+    """The names of the five kinds, in the order in which tables show them."""
+
     positions: int = 0
     values: int = 0
     header: int = 0
@@ -67,15 +71,15 @@ class TrafficSplit(msgspec.Struct, frozen=True):
     @property
     def total(self) -> int:
         """All bytes."""
-        return self.positions + self.values + self.header + self.key + self.control
+        return sum(self.by_kind().values())
+
+    def by_kind(self) -> dict[str, int]:
+        """Bytes by the names of the five kinds, in the order of :attr:`KINDS`."""
+        return {kind: getattr(self, kind) for kind in self.KINDS}
 
     def __add__(self, other: TrafficSplit) -> TrafficSplit:
         return TrafficSplit(
-            self.positions + other.positions,
-            self.values + other.values,
-            self.header + other.header,
-            self.key + other.key,
-            self.control + other.control,
+            *(a + b for a, b in zip(self.by_kind().values(), other.by_kind().values(), strict=True))
         )
 
 
@@ -146,7 +150,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
     early: dict[str, float | None] = {}
 
 
-class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind"):
+class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defaults=True):
     """The last row of a run that ended by itself.
 
     Attributes:
@@ -155,9 +159,9 @@ class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind"):
         time_s: virtual seconds.
         reason: in words, for a run that did not finish.
         sha256: over the final parameters of all nodes in id order, little-endian float32.
-        traffic: bytes per directed edge.
         wall_s: real seconds by activity, of the process that ended the run; the only numbers here that
             differ between two runs of the same experiment.
+        traffic: bytes per directed edge, in runs of versions that had no ``traffic.csv``; else empty.
     """
 
     status: str
@@ -165,8 +169,8 @@ class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind"):
     time_s: float
     reason: str
     sha256: str
-    traffic: list[Traffic]
     wall_s: dict[str, float]
+    traffic: list[Traffic] = []
 
 
 Row = StartRow | EvalRow | EndRow

@@ -106,6 +106,15 @@ class Sharing(Protocol[S]):
         """
         ...
 
+    def projected(self, state: S, params: Tensor) -> S:
+        """The state, where the parameters were changed after ``merge``: variances were clamped at 0.
+
+        Args:
+            state: from ``merge``.
+            params: (P,) float32, what the next round starts from.
+        """
+        return state
+
     def key(self, state: S, ctx: RoundContext) -> Update:
         """An update that stands alone: what a neighbour must hold of this node after its last share.
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from jwins.errors import UsageError
 from jwins.rng import stream
 
-__all__ = ["Shuffle", "batch_indices", "checked_part"]
+__all__ = ["Indices", "Shuffle", "batch_indices", "checked_part"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,6 +50,7 @@ class Shuffle:
         self._order = part
 
     def take(self, start: int, count: int) -> Indices:
+        """The samples at ``start`` to ``start + count`` of the stream, (count,) int64."""
         n = len(self._part)
         epoch, offset = divmod(start, n)
         if offset + count <= n:
@@ -72,6 +73,11 @@ class Shuffle:
 
 
 def checked_part(part: Indices, node: int, num_samples: int) -> Indices:
+    """A node's samples as int64.
+
+    Raises:
+        UsageError: none, or not positions among ``num_samples``.
+    """
     indices = np.asarray(part)
     if indices.ndim != 1 or len(indices) == 0:
         raise UsageError(f"node {node} has no samples: use fewer nodes or another partition")

@@ -172,6 +172,11 @@ class Layout:
             for slot in self.slots
         }
 
+    @property
+    def has_variances(self) -> bool:
+        """Whether there is anything for :meth:`project_` to do."""
+        return any(slot.nonnegative for slot in self.slots)
+
     def project_(self, vector: Tensor) -> Tensor:
         """Clamp shared variances at 0, in place; to be called after each merge.
 

@@ -45,39 +45,50 @@ def _places(model: nn.Module) -> dict[str, _Place]:
 
 
 class Replica:
-    """One worker's module. Its tensors can be made views of any row; frozen parameters stay as they are."""
+    """One worker's module. Its tensors can be made views of any row; frozen parameters stay as they are.
+
+    Attributes:
+        model: the module.
+        trained: its parameters that train, each with its place in a row.
+        shared: places in a row of the buffers that are shared.
+    """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
         self.model = model
         parameters = dict(model.named_parameters())
         self.trained = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
-        self.places = _places(model)
+        self._places = _places(model)
         self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
 
     def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
+        """Make the module's tensors views of ``row`` (P,), and its local buffers these."""
         for parameter, slot in self.trained:
             parameter.data = row[slot.offset : slot.offset + slot.size].view(slot.shape)
         for name, tensor in self._buffers_of(row, buffers):
-            self.places[name].put(tensor)
+            self._places[name].put(tensor)
 
     def collect(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Bring home buffers that the model replaced instead of changing them in place."""
         for name, tensor in self._buffers_of(row, buffers):
-            found = self.places[name].get()
+            found = self._places[name].get()
             if found is not tensor:
                 tensor.copy_(found.detach())
 
     @contextmanager
     def swapped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[None]:
         """The module with other tensors, such as those vmap hands out. Cheaper than ``functional_call``."""
-        own = [self.places[name].get() for name in names]
+        own = [self._places[name].get() for name in names]
         for name, tensor in zip(names, tensors, strict=True):
-            self.places[name].put(tensor)
+            self._places[name].put(tensor)
         try:
             yield
         finally:
             for name, tensor in zip(names, own, strict=True):
-                self.places[name].put(tensor)
+                self._places[name].put(tensor)
+
+    def get(self, name: str) -> Tensor:
+        """The tensor that stands in the module under this name now."""
+        return self._places[name].get()
 
     def _buffers_of(self, row: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for slot in self.shared:

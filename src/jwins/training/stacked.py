@@ -1,23 +1,67 @@
-"""Chunks of nodes that train as one stack."""
+"""Training and evaluating nodes as stacks, with ``torch.func.vmap``.
+
+Nodes 0 to N - 1 are divided into chunks of equal size in the order of their numbers, the last one padded. A chunk
+trains as one stack, always as a whole, so that no result depends on who else trains or where other chunks are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from jwins.errors import UsageError
+from jwins.tasks.base import Batch
+from jwins.training.batches import Indices
+from jwins.training.held import Held
+from jwins.training.kernels import StackedKernels
 from jwins.training.layout import Layout
 from jwins.training.optimizer import Optimizer, optimizer_step
+from jwins.training.replica import Replica
+from jwins.training.workshop import Workshop, check_scalar, training_error
 
-if TYPE_CHECKING:
-    from jwins.training.trainer import Trainer
+__all__ = [
+    "CHUNK_NODES",
+    "CHUNK_NUMBERS",
+    "MIN_STACK",
+    "Chunk",
+    "StackedModel",
+    "Stacks",
+    "Step",
+    "chunk_nodes",
+    "values_of",
+]
 
-__all__ = ["Chunk", "MIN_STACK", "pieces_of", "values_of"]
+Step = Callable[..., tuple[Any, ...]]
 
+CHUNK_NUMBERS = {"cpu": 3 * 2**18, "cuda": 2**23}
+"""Most parameters of all nodes of one stack together. On CPU these are 3 MB, and as much for gradients, which
+stay in the cache from step to step; on CUDA 32 MB, which keep the device busy."""
+CHUNK_NODES = 128
+"""Most nodes in one stack, however small: the calls cost little then, and a straggler's step costs a stack."""
 MIN_STACK = 3
+"""A stack of one or two rows takes other paths in the matrix product and changes the last bits."""
+
+
+def chunk_nodes(num_nodes: int, size: int, device: torch.device, most: int | None = None) -> int:
+    """How many nodes each chunk has; part of what determines the bits of a stacked result.
+
+    Args:
+        num_nodes: N, of the whole run, wherever they are.
+        size: P, parameters per node.
+        device: where they train.
+        most: nodes in a chunk; None for :data:`CHUNK_NODES`, or fewer where :data:`CHUNK_NUMBERS` asks for it.
+
+    >>> chunk_nodes(200, 50_000, torch.device("cpu"))
+    15
+    """
+    if most is None:
+        most = max(MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS[device.type] // size))
+    return max(MIN_STACK, -(-num_nodes // -(-num_nodes // most)))
 
 
 def values_of(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[Tensor]) -> list[Tensor]:
@@ -32,6 +76,68 @@ def values_of(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[T
     return slots + list(buffers)
 
 
+class StackedModel:
+    """The steps and outputs of one model under many parameters at once.
+
+    Args:
+        workshop: task and generators.
+        layout: of the parameter vector.
+
+    Attributes:
+        trained: names of the parameters that train.
+    """
+
+    def __init__(self, workshop: Workshop, layout: Layout) -> None:
+        self._workshop, self._layout = workshop, layout
+        self._names = (*(slot.name for slot in layout.slots), *layout.local)
+        self.trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
+        self._changing = [slot.name for slot in layout.slots if slot.kind == "buffer"] + list(layout.local)
+
+    def step(self, replica: Replica, generator: torch.Generator) -> Step:
+        """Losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
+        replica.model.train()
+        task, names, changing = self._workshop.task, self._names, self._changing
+
+        def one(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+            with replica.swapped(names, tensors):
+                loss = task.loss(replica.model, Batch(inputs, targets), generator)
+                check_scalar(loss)
+                return loss, *(replica.get(name) for name in changing)
+
+        def step(inputs: Tensor, targets: Tensor, *values: Tensor) -> tuple[Tensor | None, ...]:
+            given = dict(zip(names, values, strict=True))
+            for name in self.trained:
+                given[name] = given[name].detach().requires_grad_()
+            with torch.enable_grad(), StackedKernels():
+                run = torch.func.vmap(one, randomness="different")
+                losses, *left = run(inputs, targets, *given.values())
+                leaves = [given[name] for name in self.trained]
+                gradients = torch.autograd.grad(losses, leaves, torch.ones_like(losses), allow_unused=True)
+            return losses.detach(), *gradients, *(tensor.detach() for tensor in left)
+
+        return step
+
+    def outcome(self, result: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
+        """A step's losses, gradients and buffers by name."""
+        losses, *rest = result
+        count = len(self.trained)
+        return (
+            losses,
+            dict(zip(self.trained, rest[:count], strict=True)),
+            dict(zip(self._changing, rest[count:], strict=True)),
+        )
+
+    def outputs(self, replica: Replica, values: Sequence[Tensor], inputs: Tensor) -> Any:
+        """What the models of all rows, in evaluation mode, make of the same test samples."""
+        prepared = self._workshop.task.prepare(inputs)
+
+        def one(*tensors: Tensor) -> Any:
+            with replica.swapped(self._names, tensors):
+                return replica.model(prepared)
+
+        return torch.func.vmap(one, randomness="different")(*values)
+
+
 class Chunk:
     """A fixed range of rows as leaf tensors of one optimizer.
 
@@ -39,23 +145,21 @@ class Chunk:
     depends on the others; rows that do not take part are put back afterwards.
     """
 
-    def __init__(self, trainer: Trainer, number: int) -> None:
-        part = slice(number * trainer._chunk, (number + 1) * trainer._chunk)
-        rows = trainer._rows[part]
-        self.size = trainer._chunk
-        self.buffers = {name: tensor[part].data for name, tensor in trainer._buffers.items()}
+    def __init__(self, held: Held, part: slice, layout: Layout, optimizer: Optimizer) -> None:
+        rows = held.rows[part]
+        self.size = part.stop - part.start
+        self.buffers = {name: tensor[part].data for name, tensor in held.buffers.items()}
         # .data gives each view a version counter of its own. Otherwise all chunks would count their changes
         # as those of the one matrix, and autograd of one thread would take another's for its own.
-        self.tensors = {name: view.data for name, view in trainer.layout.views(rows).items()}
-        self._layout = trainer.layout
-        self._leaves = [self.tensors[name] for name in trainer._trained]
-        self._optimizer = trainer._optimizer.build(self._leaves)
-        self._moments = {
-            name: tensor[part, : trainer.layout.size] for name, tensor in trainer._state.moments.items()
-        }
-        self._scalars = {name: tensor[part] for name, tensor in trainer._state.scalars.items()}
-        views = {name: trainer.layout.views(tensor) for name, tensor in self._moments.items()}
-        self._kept = [{name: found[leaf] for name, found in views.items()} for leaf in trainer._trained]
+        self.tensors = {name: view.data for name, view in layout.views(rows).items()}
+        self._layout = layout
+        trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
+        self._leaves = [self.tensors[name] for name in trained]
+        self._optimizer = optimizer.build(self._leaves)
+        self._moments = {name: tensor[part, : layout.size] for name, tensor in held.optimizer.moments.items()}
+        self._scalars = {name: tensor[part] for name, tensor in held.optimizer.scalars.items()}
+        views = {name: layout.views(tensor) for name, tensor in self._moments.items()}
+        self._kept = [{name: found[leaf] for name, found in views.items()} for leaf in trained]
         self._updated = [rows, *self._moments.values()]
         self._all = [*self._updated, *self._scalars.values(), *self.buffers.values()]
 
@@ -144,11 +248,113 @@ class Chunk:
                 own.copy_(found.detach())
 
 
-def pieces_of(count: int, size: int) -> list[slice]:
-    """Ranges of about ``size``, none of one or two."""
-    pieces = -(-count // size)
-    length = max(MIN_STACK, -(-count // pieces))
-    starts = list(range(0, count, length))
-    if len(starts) > 1 and count - starts[-1] < MIN_STACK:
-        starts.pop()
-    return [slice(a, b) for a, b in zip(starts, [*starts[1:], count], strict=True)]
+class Stacks:
+    """Trains chunks of the nodes that a process holds.
+
+    Args:
+        workshop: task, data and generators.
+        held: the nodes; whole chunks only.
+        layout: of the parameter vector.
+        optimizer: of every node.
+        chunk: nodes of a chunk.
+        num_nodes: N, of the whole run.
+        replicas: a module for each worker.
+        recorded: for each worker, the step of a chunk as it was recorded; empty for none.
+        seeds_global: whether the task draws from torch's own generator in training.
+
+    Raises:
+        UsageError: a chunk is here only in part.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        held: Held,
+        layout: Layout,
+        optimizer: Optimizer,
+        *,
+        chunk: int,
+        num_nodes: int,
+        replicas: Sequence[Replica],
+        recorded: Sequence[Step],
+        seeds_global: bool,
+    ) -> None:
+        self._workshop, self._held, self._layout = workshop, held, layout
+        self._optimizer, self._chunk, self._replicas = optimizer, chunk, replicas
+        self._rebuild = optimizer.state == "reset" and optimizer.has_state()
+        self._recorded, self._seeds_global = recorded, seeds_global
+        self._model = StackedModel(workshop, layout)
+        self._chunks: dict[int, Chunk] = {}
+        here = set(held.nodes)
+        for number in {node // chunk for node in held.nodes}:
+            whole = range(number * chunk, min((number + 1) * chunk, num_nodes))
+            if not here.issuperset(whole):
+                raise UsageError(
+                    f"nodes {whole[0]} to {whole[-1]} train as one stack, and only some of them are here: "
+                    f'keep chunks of {chunk} nodes together, or set train.batching = "loop"'
+                )
+
+    def number_of(self, node: int) -> int:
+        """The chunk a node is in."""
+        return node // self._chunk
+
+    def train(
+        self, worker: int, number: int, rounds: Mapping[int, int], indices: Mapping[int, Indices]
+    ) -> dict[int, float]:
+        """Train some nodes of a chunk; the others take the same steps on some data, and are put back.
+
+        Args:
+            worker: whose module to use.
+            number: of the chunk.
+            rounds: of those that train; the same for all if the task draws.
+            indices: for each of them, (local_steps, batch_size) int64.
+
+        Returns:
+            Mean loss over the steps, by node.
+
+        Raises:
+            TrainingError: a step failed.
+        """
+        chunk = self._chunk_of(number)
+        first, at = next(iter(rounds.items()))
+        if self._seeds_global:
+            self._workshop.seed_global("draws of chunk", number, at)
+        take = self._step(worker, number, at)
+        chosen = [node - number * self._chunk for node in rounds]
+        shape = (self._workshop.local_steps, self._chunk, self._workshop.batch_size)
+        index = np.zeros(shape, dtype=np.int64)
+        for node, row in zip(rounds, chosen, strict=True):
+            index[:, row] = indices[node]
+        on_device = torch.from_numpy(index).to(self._workshop.device)
+        losses = []
+        stage = "loss"
+        try:
+            with chunk.only(chosen), torch.no_grad():
+                chunk.begin(self._optimizer if self._rebuild else None)
+                for step in range(self._workshop.local_steps):
+                    stage = "loss"
+                    result = take(*self._workshop.gather(on_device[step]), *chunk.values())
+                    loss, gradients, buffers = self._model.outcome(result)
+                    stage = "optimizer"
+                    chunk.step(gradients, chosen)
+                    chunk.collect(buffers)
+                    losses.append(loss)
+        except Exception as error:
+            where = f"{first} to {max(rounds)}" if len(rounds) > 1 else str(first)
+            raise training_error(where, at, stage, error) from error
+        means = torch.stack(losses).double().mean(dim=0).tolist()
+        return {node: means[row] for node, row in zip(rounds, chosen, strict=True)}
+
+    def _chunk_of(self, number: int) -> Chunk:
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            start = self._held.row(number * self._chunk)
+            part = slice(start, start + self._chunk)
+            chunk = self._chunks[number] = Chunk(self._held, part, self._layout, self._optimizer)
+        return chunk
+
+    def _step(self, worker: int, number: int, round: int) -> Step:
+        if self._recorded:
+            return self._recorded[worker]
+        generator = self._workshop.generator("loss of chunk", number, round)
+        return self._model.step(self._replicas[worker], generator)

@@ -36,6 +36,7 @@ __all__ = [
     "KeyRequest",
     "Message",
     "Packed",
+    "Wire",
     "describe",
     "max_frame_bytes",
     "pack",
@@ -142,9 +143,14 @@ class Packed:
     values_bytes: int
 
     @property
+    def size_bytes(self) -> int:
+        """Length of the whole message."""
+        return len(self.data)
+
+    @property
     def header_bytes(self) -> int:
         """Everything else: the header, the head of the payload; all of a control message."""
-        return len(self.data) - self.positions_bytes - self.values_bytes
+        return self.size_bytes - self.positions_bytes - self.values_bytes
 
 
 def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
@@ -224,6 +230,34 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
     update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
     return Frame(header.sender, header.round, update, bool(header.flags & _KEY_FLAG))
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How the messages of one experiment become bytes, and back.
+
+    Attributes:
+        codec: how updates are encoded.
+        digest: 8 bytes that tell this experiment from others.
+        dim: length of the vectors that updates are parts of.
+
+    >>> from jwins.wire.codec import codec
+    >>> wire = Wire(codec("raw"), b"8 bytes.", dim=10)
+    >>> wire.unpack(wire.pack(KeyRequest(sender=1, round=7)).data)
+    KeyRequest(sender=1, round=7)
+    """
+
+    codec: Codec
+    digest: bytes
+    dim: int
+
+    def pack(self, message: Message) -> Packed:
+        """See :func:`pack`."""
+        return pack(message, self.codec, self.digest)
+
+    def unpack(self, data: bytes) -> Message:
+        """See :func:`unpack`."""
+        return unpack(data, self.codec, self.digest, dim=self.dim)
 
 
 def max_frame_bytes(dim: int) -> int:

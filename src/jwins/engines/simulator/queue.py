@@ -1,28 +1,26 @@
-"""Events under way, and the fair share of an uplink."""
+"""What will happen on the virtual clock, in the order of time."""
 
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from jwins.wire.frame import Frame, KeyRequest
+from jwins.engines.host import Due, HostEvent
 
-
-@dataclass(slots=True, eq=False)
-class Parcel:
-    """Bytes under way, shared by all their receivers, and what they decode to once they arrive."""
-
-    sender: int
-    data: bytes
-    message: Frame | KeyRequest | None = None
+__all__ = ["EventQueue", "Item", "Pending", "QueueState", "UplinkDue"]
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedDue:
-    """A node's local training is over."""
+class Pending:
+    """Something that will happen to a node."""
 
     node: int
-    round: int
+    event: HostEvent
+
+    def at(self, time: float) -> Due:
+        """The same at its time."""
+        return Due(self.node, time, self.event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,88 +31,57 @@ class UplinkDue:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """A parcel reaches its receiver."""
-
-    node: int
-    parcel: Parcel
+Item = Pending | UplinkDue
+Entry = tuple[float, int, Item]
 
 
 @dataclass(frozen=True, slots=True)
-class TickDue:
-    """A node asked to be woken."""
+class QueueState:
+    """What a queue must remember: the next number, and all entries."""
 
-    node: int
-
-
-@dataclass(frozen=True, slots=True)
-class LossNoticed:
-    """A node notices that a peer is gone."""
-
-    node: int
-    peer: int
+    sequence: int
+    entries: tuple[Entry, ...]
 
 
-Item = TrainedDue | UplinkDue | Arrival | TickDue | LossNoticed
+class EventQueue:
+    """Items by time; those of the same time in the order in which they were pushed."""
 
+    def __init__(self) -> None:
+        self._entries: list[Entry] = []
+        self._sequence = 0
 
-@dataclass(frozen=True, slots=True)
-class Flow:
-    """A transfer on an uplink; ``finish`` is on the uplink's own scale of bits served per flow."""
+    def __bool__(self) -> bool:
+        return bool(self._entries)
 
-    finish: float
-    order: int
-    to: int
-    parcel: Parcel
-    extra_s: float
-    dropped: bool
+    def push(self, at: float, item: Item) -> None:
+        """Something will happen at ``at`` seconds."""
+        heapq.heappush(self._entries, (at, self._sequence, item))
+        self._sequence += 1
 
+    def pop_window(self, length_s: float) -> list[tuple[float, Item]]:
+        """The next item, and all others less than ``length_s`` later."""
+        at, _, item = heapq.heappop(self._entries)
+        window, end = [(at, item)], at + length_s
+        while self._entries and self._entries[0][0] < end:
+            at, _, item = heapq.heappop(self._entries)
+            window.append((at, item))
+        return window
 
-@dataclass(slots=True)
-class Uplink:
-    """Fluid fair share of one uplink: n simultaneous transfers each get 1/n of the rate.
+    def keep(self, wanted: Callable[[Item], bool]) -> None:
+        """Drop all other items."""
+        self._entries = [entry for entry in self._entries if wanted(entry[2])]
+        heapq.heapify(self._entries)
 
-    ``served`` counts the bits that each transfer present all the time would have got, so a transfer of b bits
-    that joins now is through when ``served`` has grown by b, whoever comes and goes in between.
-    """
+    def items(self) -> Sequence[Item]:
+        """All items, in no particular order."""
+        return [item for _, _, item in self._entries]
 
-    rate: float
-    time: float = 0.0
-    served: float = 0.0
-    version: int = 0
-    orders: int = 0
-    flows: list[tuple[float, int, Flow]] = field(default_factory=list)
+    def snapshot(self) -> QueueState:
+        """What :meth:`restore` needs."""
+        return QueueState(self._sequence, tuple(self._entries))
 
-    def add(self, now: float, bits: int, to: int, parcel: Parcel, extra_s: float, dropped: bool) -> None:
-        """A transfer of ``bits`` begins."""
-        self._advance(now)
-        flow = Flow(self.served + bits, self.orders, to, parcel, extra_s, dropped)
-        heapq.heappush(self.flows, (flow.finish, flow.order, flow))
-        self.orders += 1
-        self.version += 1
-
-    def next_time(self) -> float:
-        """When the next transfer is through; there must be one."""
-        return self.time + (self.flows[0][0] - self.served) * len(self.flows) / self.rate
-
-    def pop(self, now: float) -> list[Flow]:
-        """The transfers that are through at ``now``, which is ``next_time()``."""
-        self.served = self.flows[0][0]
-        self.time = now
-        done = []
-        while self.flows and self.flows[0][0] <= self.served:
-            done.append(heapq.heappop(self.flows)[2])
-        self.version += 1
-        return done
-
-    def clear(self, now: float) -> None:
-        """The sender is gone, and what it had not sent with it."""
-        self._advance(now)
-        self.flows.clear()
-        self.version += 1
-
-    def _advance(self, now: float) -> None:
-        if self.flows:
-            self.served += (now - self.time) * self.rate / len(self.flows)
-        self.time = now
+    def restore(self, state: QueueState, change: Callable[[Item], Item]) -> None:
+        """Become the queue that made ``state``, each item as ``change`` gives it."""
+        self._sequence = state.sequence
+        self._entries = [(at, order, change(item)) for at, order, item in state.entries]
+        heapq.heapify(self._entries)

@@ -1,0 +1,461 @@
+"""The nodes that one process holds: their state machines, their training, decoding, evaluation and snapshots.
+
+A *clock* drives hosts: it says what happens to which node and when, and carries out what the nodes command. What
+crosses the seam is plain data:
+
+- in: :class:`Due` events by node, with messages as :class:`Parcel` references;
+- out: the commands of :mod:`jwins.node`, which hold numbers and encoded bytes.
+
+A clock touches no tensor, and a host knows neither the time but as a number nor how to reach another node. So a
+clock can drive hosts in other processes, and the same host serves a virtual clock and the wall clock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from jwins.engines.measuring import Average, EvaluationSamples, Part, Partial, Tests, tree_sums
+from jwins.errors import UsageError
+from jwins.node import (
+    STATE_TYPES as NODE_TYPES,
+)
+from jwins.node import (
+    Command,
+    Evaluate,
+    Event,
+    FrameReceived,
+    KeyRequested,
+    Node,
+    NodeState,
+    PeerLost,
+    PeerUp,
+    Phase,
+    Rejoin,
+    RosterChanged,
+    Rules,
+    Stop,
+    Tick,
+    Train,
+    Trained,
+)
+from jwins.training.evaluation import Exam
+from jwins.training.held import LocalState
+from jwins.training.trainer import Trainer
+from jwins.wire.frame import Frame, KeyRequest, Packed
+
+__all__ = ["STATE_TYPES", "Arrived", "Due", "Host", "HostEvent", "HostState", "Parcel", "TrainingOver"]
+
+SERIAL_BELOW = 16_384
+"""Below this dimension handing a node's work to a thread costs more than the work."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+# --- What crosses the seam --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Parcel:
+    """A message under way: a reference that a clock passes on and does not open.
+
+    Attributes:
+        number: of the message, unique in a run.
+        sender: who sent it.
+        packed: its bytes, their number and what they are spent on; shared by all receivers.
+    """
+
+    number: int
+    sender: int
+    packed: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOver:
+    """The time that local training of ``round`` takes has passed; the host trains at the latest now."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message reaches the node."""
+
+    parcel: Parcel
+
+
+HostEvent = TrainingOver | Arrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Stop
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that happens to a node.
+
+    Attributes:
+        node: to whom.
+        time: when, in seconds on the clock.
+        event: what.
+    """
+
+    node: int
+    time: float
+    event: HostEvent
+
+
+# --- What a checkpoint keeps ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One node's model after a number of rounds, until it is measured."""
+
+    params: Tensor
+    buffers: Mapping[str, Tensor]
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldNode:
+    """All that a host remembers of one node.
+
+    Attributes:
+        node: of its state machine.
+        local: optimizer and local buffers.
+        trained: (P,) float32, the result of a training that the node has not been told of; else None.
+        loss: mean training loss of its last round.
+        samples: by completed rounds, its models that wait for an evaluation.
+    """
+
+    node: NodeState
+    local: LocalState
+    trained: Tensor | None
+    loss: float | None
+    samples: Mapping[int, Sample]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HostState:
+    """A host's part of a checkpoint, by node: any host that holds one of them can go on with it.
+
+    Attributes:
+        nodes: what is remembered of each.
+        messages: by number, messages under way whose bytes only the process that packed them may decode.
+    """
+
+    nodes: Mapping[int, HeldNode]
+    messages: Mapping[int, Frame | KeyRequest] = field(default_factory=dict)
+
+
+STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, HeldNode, HostState, KeyRequest, LocalState, Sample)
+"""What a host's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
+
+
+# --- The host ---------------------------------------------------------------------------------------------
+
+
+class Host:
+    """Some nodes of a run, all in this process.
+
+    Args:
+        trainer: local training of these nodes.
+        rules: what all nodes of the run have in common.
+        tests: which samples evaluations use.
+        threads: Python threads for the nodes' own work (training has its own setting).
+
+    Attributes:
+        nodes: their numbers, increasing.
+        rules: as given.
+        trainer: as given.
+        local_steps: optimizer steps per round.
+        wall_s: real seconds spent so far, by activity.
+    """
+
+    def __init__(self, trainer: Trainer, rules: Rules, *, tests: Tests | None = None, threads: int = 1) -> None:
+        self.nodes = trainer.nodes
+        self.rules = rules
+        self.local_steps = trainer.local_steps
+        self.wall_s = dict.fromkeys(("training", "share and merge", "decoding", "evaluation"), 0.0)
+        self.trainer = trainer
+        self._tests = tests or Tests()
+        initial = trainer.initial()
+        self._nodes = {node: Node(node, initial, rules) for node in self.nodes}
+        self._losses: dict[int, float] = {}
+        self._trained: set[int] = set()
+        self._samples: dict[int, dict[int, Sample]] = {}
+        self._messages: WeakKeyDictionary[Parcel, Frame | KeyRequest] = WeakKeyDictionary()
+        self._kept: dict[int, Frame | KeyRequest] = {}
+        threads = threads if rules.wire.dim >= SERIAL_BELOW else 1
+        self._pool = ThreadPoolExecutor(threads, "node") if threads > 1 else None
+
+    # --- Rounds -------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> dict[int, list[Command]]:
+        """Begin round 0: each node's commands."""
+        found = {}
+        for node, machine in self._nodes.items():
+            found[node] = machine.start(now)
+            self._prepare(node, found[node])
+        return found
+
+    def train(self, rounds: Mapping[int, int]) -> None:
+        """Local training of these nodes, which is reported to each by :class:`TrainingOver`.
+
+        Args:
+            rounds: the round of each node that trains; what it commanded last.
+        """
+        with self._timed("training"):
+            self._losses.update(self.trainer.train(rounds))
+        self._trained.update(rounds)
+
+    def handle(self, due: Sequence[Due]) -> list[list[Command]]:
+        """Let the nodes take in what happens to them; different nodes do so on different threads.
+
+        Args:
+            due: in order of time, for nodes of this host.
+
+        Returns:
+            For each, what the node commands.
+        """
+        with self._timed("decoding"):
+            self._decode([item.event.parcel for item in due if isinstance(item.event, Arrived)])
+        work: dict[int, list[int]] = {}
+        for index, item in enumerate(due):
+            work.setdefault(item.node, []).append(index)
+        commands: list[list[Command]] = [[] for _ in due]
+
+        def handle_all(indices: list[int]) -> None:
+            for index in indices:
+                item = due[index]
+                node = self._machine(item.node)
+                commands[index] = node.handle(self._event(item), item.time)
+                self._prepare(item.node, commands[index])
+
+        with self._timed("share and merge"):
+            self._map(handle_all, list(work.values()))
+        return commands
+
+    def _machine(self, node: int) -> Node:
+        machine = self._nodes.get(node)
+        if machine is None:
+            raise UsageError(f"node {node} is not among the {len(self.nodes)} nodes of this host")
+        return machine
+
+    def _event(self, item: Due) -> Event:
+        match item.event:
+            case TrainingOver(round):
+                self._trained.discard(item.node)
+                # A copy: the node and its algorithm may keep it, and the row is trained further.
+                return Trained(round, self.trainer.row(item.node).clone())
+            case Arrived(parcel):
+                message = self._messages[parcel]
+                return FrameReceived(message) if isinstance(message, Frame) else KeyRequested(parcel.sender)
+            case event:
+                return event
+
+    def _prepare(self, node: int, commands: Sequence[Command]) -> None:
+        """What commands speak of is put aside before anything else happens to the node."""
+        for command in commands:
+            if isinstance(command, Train):
+                self.trainer.row(node).copy_(self._nodes[node].params)
+            elif isinstance(command, Evaluate):
+                sample = Sample(self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node))
+                self._samples.setdefault(command.round, {})[node] = sample
+
+    def _decode(self, parcels: Sequence[Parcel]) -> None:
+        """Once for all receivers here; what is decoded lives as long as the clock has the parcel."""
+
+        def decode(parcel: Parcel) -> Frame | KeyRequest:
+            message = self.rules.wire.unpack(parcel.packed.data)
+            assert isinstance(message, (Frame, KeyRequest))
+            return message
+
+        fresh = [parcel for parcel in dict.fromkeys(parcels) if parcel not in self._messages]
+        kept = {parcel: self._kept.pop(parcel.number) for parcel in fresh if parcel.number in self._kept}
+        new = [parcel for parcel in fresh if parcel not in kept]
+        self._messages.update(kept)
+        self._messages.update(zip(new, self._map(decode, new), strict=True))
+
+    def _map(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
+        """``function`` of each item, in order; on threads where that pays."""
+        if self._pool is None or len(items) < 2:
+            return [function(item) for item in items]
+        return list(self._pool.map(function, items))
+
+    # --- Measuring ----------------------------------------------------------------------------------------
+
+    def num_samples(self, round: int) -> int:
+        """Common test samples of the evaluation after ``round`` completed rounds."""
+        common = self._tests.of(round).common
+        return len(self.trainer.task.test) if common is None else len(common)
+
+    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+        """Of the models that wait for an evaluation, what the average needs.
+
+        Returns:
+            Sums of parameters, and each node's local buffers.
+        """
+        samples = self._samples.get(round, {})
+        with self._timed("evaluation"):
+            leaves = ((node, samples[node].params if node in samples else None) for node in self.nodes)
+            return tree_sums(leaves), {node: sample.buffers for node, sample in samples.items()}
+
+    def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
+        """Test the models that wait for an evaluation, which is over for them then.
+
+        Args:
+            round: completed rounds; after 0 all models are the same, and one is tested for all.
+            average: of all nodes' models.
+            test_average: whether to test it, too.
+        """
+        with self._timed("evaluation"):
+            samples = self._samples.pop(round, {})
+            return self._measure(round, dict(sorted(samples.items())), average, test_average)
+
+    def _measure(self, round: int, samples: Mapping[int, Sample], average: Average, test_average: bool) -> Part:
+        nodes, used = list(samples), self._tests.of(round)
+        device = self.trainer.device
+        first = nodes[:1] if round == 0 else nodes
+        exams = self._common_exams(round, {node: samples[node] for node in first}, used)
+        if test_average and round > 0:
+            exams.append(Exam(average.params[None].to(device), [-1], [average.buffers], used.common))
+        own = {node: used.own[node] for node in nodes if used.own is not None and len(used.own[node])}
+        for node, positions in own.items():
+            row, buffers = samples[node].params[None], [samples[node].buffers]
+            exams.append(Exam(row, [node], buffers, positions, self._tests.own_early(round, node)))
+        scores = self.trainer.evaluate_all(exams)
+        common = scores[: len(exams) - len(own) - bool(test_average and round > 0)]
+        metrics, early = ({}, {}) if not common else (common[0].all, common[0].some)
+        if round == 0:
+            found = _spread_to(nodes, metrics)
+            of_average = {name: float(values[0]) for name, values in metrics.items()}
+        else:
+            found = _listed(nodes, metrics)
+            of_average = (
+                {name: float(v[0]) for name, v in scores[len(common)].all.items()} if test_average else {}
+            )
+        early_found = _spread_to(nodes, early) if round == 0 else _listed(nodes, early)
+        own_found: dict[str, dict[int, float]] = {}
+        for node, score in zip(own, scores[len(scores) - len(own) :], strict=True):
+            for name, values in score.all.items():
+                own_found.setdefault(name, {})[node] = float(values[0])
+            for name, values in score.some.items():
+                early_found.setdefault(f"own_{name}", {})[node] = float(values[0])
+        return Part(
+            metrics=found,
+            own=own_found,
+            early=early_found,
+            losses={node: loss for node in nodes if (loss := samples[node].loss) is not None},
+            squares={} if round == 0 else self._squares(samples, average),
+            of_average=of_average if test_average else None,
+        )
+
+    def _common_exams(self, round: int, samples: Mapping[int, Sample], used: EvaluationSamples) -> list[Exam]:
+        if not samples:
+            return []
+        early = self._tests.common_early(round, len(self.trainer.task.test))
+        rows = torch.stack([sample.params for sample in samples.values()])
+        buffers = [sample.buffers for sample in samples.values()]
+        names = list(samples) if round > 0 else [0]  # the same draws wherever the one model is tested
+        return [Exam(rows, names, buffers, used.common, early, stacked=round > 0)]
+
+    def _squares(self, samples: Mapping[int, Sample], average: Average) -> dict[int, float]:
+        mean = average.params.to(self.trainer.device)
+        return {node: float((sample.params.double() - mean).square().sum()) for node, sample in samples.items()}
+
+    # --- The end, and coming back -------------------------------------------------------------------------
+
+    def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """Of these nodes, those that wait: their round, and for whose frames."""
+        machines = [self._nodes[node] for node in nodes]
+        return {m.id: (m.round, m.waiting_for) for m in machines if m.phase is Phase.WAITING}
+
+    def parameters(self, node: int) -> Tensor:
+        """A node's parameters as they are, (P,) float32 on the CPU."""
+        return self._nodes[node].params.cpu()
+
+    def sharing_state(self, node: int) -> Any:
+        """What a node's algorithm remembers."""
+        return self._nodes[node].state
+
+    def model_file(self, node: int) -> bytes:
+        """A node's model as a safetensors file that ``load_state_dict`` takes."""
+        trainer = self.trainer
+        tensors = trainer.layout.state_dict(self.parameters(node), trainer.buffers(node), trainer.frozen)
+        return save(dict(tensors))
+
+    def snapshot(self, under_way: Sequence[Parcel] = ()) -> HostState:
+        """What :meth:`restore` needs, here or on other hosts.
+
+        Args:
+            under_way: parcels that the clock will hand over again; of a codec that decodes only its own
+                process's bytes, the state keeps what they decode to.
+        """
+        messages = {}
+        if not self.rules.wire.codec.accepts_foreign:
+            self._decode(under_way)
+            messages = {parcel.number: self._messages[parcel] for parcel in under_way}
+        return HostState({node: self._snapshot_of(node) for node in self.nodes}, messages)
+
+    def _snapshot_of(self, node: int) -> HeldNode:
+        samples = {at: of[node] for at, of in sorted(self._samples.items()) if node in of}
+        return HeldNode(
+            self._nodes[node].snapshot(),
+            self.trainer.state(node),
+            self.trainer.row(node).clone() if node in self._trained else None,
+            self._losses.get(node),
+            samples,
+        )
+
+    def restore(self, state: HostState) -> None:
+        """Go on from a snapshot of these nodes, and perhaps others, in this process or another.
+
+        Raises:
+            UsageError: a node of this host is not in it.
+        """
+        if missing := [node for node in self.nodes if node not in state.nodes]:
+            raise UsageError(f"the checkpoint has no node {missing[0]}: it is of another number of nodes")
+        self._kept = dict(state.messages)
+        for node in self.nodes:
+            held = state.nodes[node]
+            machine = self._nodes[node]
+            machine.restore(held.node)
+            self.trainer.load_state_(node, held.local)
+            self.trainer.row(node).copy_(machine.params if held.trained is None else held.trained)
+            if held.trained is not None:
+                self._trained.add(node)
+            if held.loss is not None:
+                self._losses[node] = held.loss
+            for at, sample in held.samples.items():
+                self._samples.setdefault(at, {})[node] = sample
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    @contextmanager
+    def _timed(self, activity: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.wall_s[activity] += time.perf_counter() - started
+
+
+def _listed(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dict[int, float]]:
+    return {name: dict(zip(nodes, found.tolist(), strict=True)) for name, found in values.items()}
+
+
+def _spread_to(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dict[int, float]]:
+    """The one model's numbers for every node."""
+    return {name: dict.fromkeys(nodes, float(found[0])) for name, found in values.items()}

@@ -1,0 +1,269 @@
+"""What an evaluation measures: parts from the hosts, put together into one row.
+
+Nothing here depends on how the nodes are spread over hosts. Numbers of single nodes are listed in the order of their
+ids; sums over nodes run along a fixed binary tree over the ids, of which a host sends the sums of the largest
+subtrees that it holds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jwins.errors import UsageError
+from jwins.runfiles.rows import EvalRow, Spread, TrafficSplit
+from jwins.training.held import mean_buffers
+
+__all__ = ["Average", "EvaluationSamples", "Part", "Partial", "Tests", "average", "combine", "tree_sums"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EvaluationSamples:
+    """Test samples that an evaluation uses.
+
+    Attributes:
+        common: (m,) increasing int64, for all nodes; None for all samples.
+        own: for each node, (m_i,) int64, samples of its own; adds the metrics ``own_<name>``, which a node
+            without any does not have. None adds nothing.
+    """
+
+    common: Tensor | None = None
+    own: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tests:
+    """Which samples each evaluation uses.
+
+    Attributes:
+        samples: from ``early_before`` on.
+        early: before; the others then say what they find on these too (``EvalRow.early``). Some of
+            ``samples``, or None for no difference.
+        early_before: a number of completed rounds.
+    """
+
+    samples: EvaluationSamples = field(default_factory=EvaluationSamples)
+    early: EvaluationSamples | None = None
+    early_before: int = 0
+
+    def of(self, round: int) -> EvaluationSamples:
+        """What the evaluation after ``round`` completed rounds uses."""
+        return self.early if self.early is not None and round < self.early_before else self.samples
+
+    def common_early(self, round: int, num_test: int) -> Tensor | None:
+        """Of the common samples of a late evaluation, which are early ones, (m,) bool; else None."""
+        if self.early is None or self.of(round) is self.early:
+            return None
+        common = torch.arange(num_test) if self.samples.common is None else self.samples.common
+        some = torch.arange(num_test) if self.early.common is None else self.early.common
+        return _among(common, some, "common samples")
+
+    def own_early(self, round: int, node: int) -> Tensor | None:
+        """Of a node's own samples of a late evaluation, which are early ones, (m_i,) bool; else None."""
+        if self.early is None or self.of(round) is self.early:
+            return None
+        if self.early.own is None or self.samples.own is None:
+            return None
+        return _among(self.samples.own[node], self.early.own[node], f"samples of node {node}")
+
+
+def _among(samples: Tensor, some: Tensor, what: str) -> Tensor:
+    found = torch.isin(samples, some)
+    if int(found.sum()) != len(some):
+        raise UsageError(f"early evaluations: {what} must be some of those of the later ones")
+    return found
+
+
+# --- Sums over nodes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Partial:
+    """The sum over the nodes of one subtree, whose leaves are ``index * 2**level`` and so on.
+
+    Attributes:
+        level: height of the subtree; 0 for a single node.
+        index: which one of its level.
+        total: float64, or None if none of its nodes was measured.
+    """
+
+    level: int
+    index: int
+    total: Tensor | None
+
+
+def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[Partial]:
+    """Sums of the largest whole subtrees.
+
+    Args:
+        leaves: node and vector, or None where it was not measured; in the order of the nodes, each once.
+
+    Returns:
+        In the order of the nodes; memory for about as many vectors as the tree is high.
+    """
+    sums: list[Partial] = []
+    for node, leaf in leaves:
+        sums.append(Partial(0, node, None if leaf is None else leaf.to(torch.float64)))
+        _join_siblings(sums)
+    return sums
+
+
+def tree_total(partials: Iterable[Partial]) -> Tensor | None:
+    """The sum over the whole tree, from the subtrees of all hosts in the order of the nodes."""
+    sums: list[Partial] = []
+    for partial in partials:
+        sums.append(partial)
+        _join_siblings(sums)
+    total: Tensor | None = None
+    for partial in reversed(sums):  # the right edge, whose subtrees are smaller than their siblings would be
+        total = _sum(partial.total, total)
+    return total
+
+
+def _join_siblings(sums: list[Partial]) -> None:
+    while len(sums) > 1 and sums[-1].level == sums[-2].level and sums[-2].index + 1 == sums[-1].index:
+        if sums[-2].index % 2:
+            return
+        right, left = sums.pop(), sums.pop()
+        sums.append(Partial(left.level + 1, left.index // 2, _sum(left.total, right.total)))
+
+
+def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
+    if left is None or right is None:
+        return right if left is None else left
+    return left + right
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Average:
+    """The mean of all nodes' models.
+
+    Attributes:
+        params: (P,) float32.
+        buffers: local buffers by name, float ones averaged; of integer ones, the first node's.
+    """
+
+    params: Tensor
+    buffers: Mapping[str, Tensor]
+
+
+def average(
+    sums: Sequence[Sequence[Partial]], count: int, buffers: Mapping[int, Mapping[str, Tensor]]
+) -> Average:
+    """The mean model.
+
+    Args:
+        sums: of parameters, from each host.
+        count: how many nodes were measured.
+        buffers: local buffers of each node that was measured.
+    """
+    partials = sorted((p for host in sums for p in host), key=lambda p: p.index << p.level)
+    total = tree_total(partials)
+    assert total is not None, "an evaluation measures at least one node"
+    every = [buffers[node] for node in sorted(buffers)]
+    return Average((total / count).to(torch.float32), mean_buffers(every) if every else {})
+
+
+# --- From parts to a row ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What one host measured at an evaluation.
+
+    Attributes:
+        metrics: by metric, by node.
+        own: likewise on the nodes' own test samples; a node without any is left out.
+        early: means on the samples of earlier evaluations, by metric, by node; ``own_<metric>`` too.
+        losses: mean training loss of each node's last round.
+        squares: squared distance of each node to the average model.
+        of_average: metrics of the average model, from the host that tested it.
+    """
+
+    metrics: Mapping[str, Mapping[int, float]]
+    own: Mapping[str, Mapping[int, float]]
+    early: Mapping[str, Mapping[int, float]]
+    losses: Mapping[int, float]
+    squares: Mapping[int, float]
+    of_average: Mapping[str, float] | None = None
+
+
+def combine(
+    parts: Sequence[Part],
+    *,
+    round: int,
+    time_s: float,
+    nodes: Sequence[int],
+    traffic: TrafficSplit,
+    samples: int,
+) -> EvalRow:
+    """One row from the parts of all hosts.
+
+    Args:
+        parts: of all hosts.
+        round: completed rounds.
+        time_s: when the last of the nodes completed it.
+        nodes: that were measured, increasing.
+        traffic: bytes that all nodes have sent to complete that many rounds.
+        samples: test samples used.
+    """
+    of_average: Mapping[str, float] = next((p.of_average for p in parts if p.of_average is not None), {})
+    metrics: dict[str, Spread] = {}
+    per_node: dict[str, list[float | None]] = {}
+    for name, values in _by_node([part.metrics for part in parts]).items():
+        listed = [values[node] for node in nodes]
+        metrics[name] = _spread(listed, of_average.get(name, math.nan))
+        per_node[name] = [finite(value) for value in listed]
+    for name, values in _by_node([part.own for part in parts]).items():
+        metrics[f"own_{name}"] = _spread([values[node] for node in nodes if node in values], math.nan)
+        per_node[f"own_{name}"] = [finite(values[node]) if node in values else None for node in nodes]
+    losses = _by_node([{"": part.losses} for part in parts]).get("", {})
+    trained = [losses[node] for node in nodes if node in losses]
+    squares = _by_node([{"": part.squares} for part in parts]).get("", {})
+    distances = torch.tensor([squares[node] for node in nodes if node in squares], dtype=torch.float64)
+    return EvalRow(
+        round=round,
+        time_s=time_s,
+        nodes=list(nodes),
+        metrics=metrics,
+        per_node=per_node,
+        train_loss=finite(math.fsum(trained) / len(trained)) if trained and round > 0 else None,
+        consensus_distance=finite(float(distances.mean().sqrt())) if len(distances) else 0.0,
+        traffic=traffic,
+        samples=samples,
+        early={
+            name: _spread([values[node] for node in nodes if node in values], math.nan).mean
+            for name, values in _by_node([part.early for part in parts]).items()
+        },
+    )
+
+
+def _by_node(parts: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
+    """The hosts' numbers by name and node."""
+    found: dict[str, dict[int, float]] = {}
+    for part in parts:
+        for name, values in part.items():
+            found.setdefault(name, {}).update(values)
+    return found
+
+
+def _spread(values: Sequence[float], of_average: float) -> Spread:
+    if not values:
+        return Spread(None, None, None, None)
+    found = torch.tensor(values, dtype=torch.float64)
+    return Spread(
+        finite(float(found.mean())),
+        finite(float(found.std(unbiased=False))),
+        finite(float(found.min())),
+        finite(float(found.max())),
+        finite(of_average),
+    )
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None if it is not finite: JSON has no word for it."""
+    return value if math.isfinite(value) else None

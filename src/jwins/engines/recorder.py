@@ -1,0 +1,165 @@
+"""A run's folder as it is written: rows, checkpoints, traffic, final models."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jwins.engines.host import HeldNode, Host, HostState
+from jwins.errors import ConfigError, DataError, ResumeError
+from jwins.runfiles import checkpoint, traffic
+from jwins.runfiles.atomic import write_atomically
+from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
+from jwins.wire.frame import Frame, KeyRequest
+
+__all__ = ["Recorder", "Saved"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Saved:
+    """A checkpoint: the clock's part, and the names of the hosts' parts.
+
+    Attributes:
+        log_bytes: length of the log when it was taken.
+        clock: what the clock must remember.
+        parts: files beside it, one per host.
+    """
+
+    log_bytes: int
+    clock: Any
+    parts: tuple[str, ...]
+
+
+class Recorder:
+    """Keeps what a run measures, in a folder or only in memory.
+
+    Args:
+        folder: where metrics, checkpoints and final models go; None keeps everything in memory.
+
+    Attributes:
+        folder: as given.
+        rows: all rows of the run, of before an interruption, too.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.rows: list[Row] = []
+        self._log: MetricsLog | None = None
+
+    def begin(self, start: StartRow) -> None:
+        """Begin a run with its first row.
+
+        Raises:
+            ResumeError: the folder holds another run's checkpoints.
+        """
+        if self.folder is not None:
+            if any((self.folder / "checkpoints").glob("round-*")):
+                raise ResumeError(
+                    f"{self.folder} holds another run's checkpoints: resume it, or choose another folder"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._log = MetricsLog(self.folder / "metrics.jsonl", keep_bytes=0)
+        self.append(start)
+
+    def resume(self, types: Iterable[type]) -> tuple[Any, HostState]:
+        """Go on from the newest checkpoint; rows that were written after it are dropped.
+
+        Args:
+            types: the dataclasses that the clock's part and the hosts' parts may contain.
+
+        Returns:
+            What the clock remembered, and the hosts' parts put together, by node.
+
+        Raises:
+            ConfigError: there is no folder.
+            ResumeError: nothing to resume.
+            DataError: the log is shorter than it was.
+        """
+        if self.folder is None:
+            raise ConfigError("run.folder", None, "resuming needs the folder of the run")
+        folder, known = self.folder / "checkpoints", (*types, Saved)
+
+        def complete(saved: object) -> tuple[Saved, HostState]:
+            if not isinstance(saved, Saved):
+                raise DataError("written by another version of this package")
+            return saved, _united([checkpoint.read_part(folder, name, known) for name in saved.parts])
+
+        (saved, hosts), _ = checkpoint.latest(folder, known, complete)
+        path = self.folder / "metrics.jsonl"
+        self._log = MetricsLog(path, keep_bytes=saved.log_bytes)
+        self.rows = list(read_rows(path))
+        return saved.clock, hosts
+
+    def append(self, row: Row) -> None:
+        """Add a row."""
+        self.rows.append(row)
+        if self._log is not None:
+            self._log.append(row)
+
+    def newest(self, count: int) -> EvalRow | None:
+        """The last evaluation, if it is not among the first ``count`` rows."""
+        row = self.rows[-1] if len(self.rows) > count else None
+        return row if isinstance(row, EvalRow) else None
+
+    def save(self, round: int, clock: object, parts: Sequence[HostState]) -> None:
+        """Write a checkpoint; the rows it counts on are on the disk before it is. Without folder, nothing.
+
+        Args:
+            round: completed rounds.
+            clock: what the clock must remember.
+            parts: of all hosts.
+
+        Raises:
+            OSError: e.g. a full disk; the checkpoints there are intact.
+        """
+        if self.folder is None or self._log is None:
+            return
+        self._log.sync()
+        folder = self.folder / "checkpoints"
+        names = [checkpoint.write_part(folder, round, number, part) for number, part in enumerate(parts)]
+        checkpoint.write(folder, round, Saved(self._log.size_bytes, clock, tuple(names)))
+
+    def finish(self, hosts: Sequence[Host], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
+        """Write the end: final models, traffic, and the last row with the hash of all parameters.
+
+        Args:
+            hosts: that hold the nodes.
+            end: the last row; its ``sha256`` is filled in.
+            edges: bytes by directed edge.
+
+        Returns:
+            (N, P) float32, the parameters of all nodes.
+        """
+        at = {node: host for host in hosts for node in host.nodes}
+        params = torch.stack([at[node].parameters(node) for node in sorted(at)])
+        if self.folder is not None:
+            final = self.folder / "final"
+            final.mkdir(parents=True, exist_ok=True)
+            for node, host in sorted(at.items()):
+                write_atomically(final / f"node-{node}.safetensors", host.model_file(node))
+            traffic.write(self.folder, edges)
+        digest = hashlib.sha256(params.numpy().astype("<f4", copy=False).tobytes()).hexdigest()
+        self.append(EndRow(end.status, end.round, end.time_s, end.reason, digest, end.wall_s))
+        if self._log is not None:
+            self._log.sync()
+        return params
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+
+
+def _united(parts: Sequence[HostState]) -> HostState:
+    nodes: dict[int, HeldNode] = {}
+    messages: dict[int, Frame | KeyRequest] = {}
+    for part in parts:
+        nodes |= part.nodes
+        messages |= part.messages
+    return HostState(nodes, messages)

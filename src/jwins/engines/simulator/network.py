@@ -1,0 +1,146 @@
+"""Messages under way: fluid fair share of each node's uplink, then latency."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from jwins.engines.host import Arrived, Parcel
+from jwins.engines.simulator.links import Links
+from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
+
+__all__ = ["Flow", "Network", "Uplink", "UplinkState"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """A transfer on an uplink; ``finish`` is on the uplink's own scale of bits served per flow."""
+
+    finish: float
+    order: int
+    to: int
+    parcel: Parcel
+    extra_s: float
+    dropped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkState:
+    """What an uplink must remember."""
+
+    time: float
+    served: float
+    version: int
+    orders: int
+    flows: tuple[Flow, ...]
+
+
+@dataclass(slots=True)
+class Uplink:
+    """Fluid fair share of one uplink: n simultaneous transfers each get 1/n of the rate.
+
+    ``served`` counts the bits that each transfer present all the time would have got, so a transfer of b bits
+    that joins now is through when ``served`` has grown by b, whoever comes and goes in between.
+    """
+
+    rate: float
+    time: float = 0.0
+    served: float = 0.0
+    version: int = 0
+    orders: int = 0
+    flows: list[tuple[float, int, Flow]] = field(default_factory=list)
+
+    def add(self, now: float, bits: int, to: int, parcel: Parcel, extra_s: float, dropped: bool) -> None:
+        """A transfer of ``bits`` begins."""
+        self._advance(now)
+        flow = Flow(self.served + bits, self.orders, to, parcel, extra_s, dropped)
+        heapq.heappush(self.flows, (flow.finish, flow.order, flow))
+        self.orders += 1
+        self.version += 1
+
+    def next_time(self) -> float:
+        """When the next transfer is through; there must be one."""
+        return self.time + (self.flows[0][0] - self.served) * len(self.flows) / self.rate
+
+    def pop(self, now: float) -> list[Flow]:
+        """The transfers that are through at ``now``, which is ``next_time()``."""
+        self.served = self.flows[0][0]
+        self.time = now
+        done = []
+        while self.flows and self.flows[0][0] <= self.served:
+            done.append(heapq.heappop(self.flows)[2])
+        self.version += 1
+        return done
+
+    def clear(self, now: float) -> None:
+        """The sender is gone, and what it had not sent with it."""
+        self._advance(now)
+        self.flows.clear()
+        self.version += 1
+
+    def snapshot(self) -> UplinkState:
+        """What :meth:`restore` needs."""
+        flows = tuple(flow for _, _, flow in self.flows)
+        return UplinkState(self.time, self.served, self.version, self.orders, flows)
+
+    def restore(self, state: UplinkState, change: Callable[[Parcel], Parcel]) -> None:
+        """Become the uplink that made ``state``, each parcel as ``change`` gives it."""
+        self.time, self.served = state.time, state.served
+        self.version, self.orders = state.version, state.orders
+        self.flows = [(f.finish, f.order, replace(f, parcel=change(f.parcel))) for f in state.flows]
+        heapq.heapify(self.flows)
+
+    def _advance(self, now: float) -> None:
+        if self.flows:
+            self.served += (now - self.time) * self.rate / len(self.flows)
+        self.time = now
+
+
+class Network:
+    """Carries parcels from node to node.
+
+    Args:
+        links: rates and latency.
+        num_nodes: N.
+        queue: where arrivals are announced.
+
+    Attributes:
+        uplinks: of each node.
+    """
+
+    def __init__(self, links: Links, num_nodes: int, queue: EventQueue) -> None:
+        self.uplinks = [Uplink(links.bits_per_s(node)) for node in range(num_nodes)]
+        self._latency_s = links.latency_ms * 1e-3
+        self._queue = queue
+
+    def send(self, now: float, to: int, parcel: Parcel, *, extra_s: float = 0.0, dropped: bool = False) -> None:
+        """A parcel is put on its sender's uplink.
+
+        Args:
+            now: seconds.
+            to: who is to get it.
+            parcel: what.
+            extra_s: how much later than otherwise it arrives.
+            dropped: whether it takes up the uplink and never arrives.
+        """
+        uplink = self.uplinks[parcel.sender]
+        uplink.add(now, 8 * parcel.packed.size_bytes, to, parcel, extra_s, dropped)
+        self._queue.push(uplink.next_time(), UplinkDue(parcel.sender, uplink.version))
+
+    def advance(self, due: UplinkDue, now: float) -> None:
+        """What is through at ``now`` arrives after the latency."""
+        uplink = self.uplinks[due.node]
+        if due.version != uplink.version:
+            return
+        for flow in uplink.pop(now):
+            if not flow.dropped:
+                arrival = Pending(flow.to, Arrived(flow.parcel))
+                self._queue.push(now + self._latency_s + flow.extra_s, arrival)
+        if uplink.flows:
+            self._queue.push(uplink.next_time(), UplinkDue(due.node, uplink.version))
+
+    def parcels(self) -> Iterator[Parcel]:
+        """Those that are not through."""
+        for uplink in self.uplinks:
+            yield from (flow.parcel for _, _, flow in uplink.flows)

@@ -1,0 +1,50 @@
+"""A script of faults as it is played: which are due, and which have happened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from jwins.engines.simulator.faults import Fault, Faults
+
+__all__ = ["Script"]
+
+
+class Script:
+    """Plays faults, each crash and rejoin once.
+
+    Args:
+        faults: what goes wrong.
+        fired: numbers of those that have happened.
+    """
+
+    def __init__(self, faults: Faults, fired: Collection[int] = ()) -> None:
+        self._script = faults.script
+        self.fired = set(fired)
+
+    def __bool__(self) -> bool:
+        return bool(self._script)
+
+    def on_train(self, node: int, round: int, crashed: Collection[int]) -> Iterator[Fault]:
+        """Rejoins that are due when a node is about to train a round, and its own crash.
+
+        Args:
+            node: who is about to train.
+            round: what.
+            crashed: who is down; looked at again for each fault, so it may change in between.
+        """
+        for number, fault in enumerate(self._script):
+            back = fault.kind == "rejoin" and fault.node in crashed
+            down = fault.kind == "crash" and fault.node == node
+            if (back or down) and number not in self.fired and fault.round <= round:
+                self.fired.add(number)
+                yield fault
+
+    def on_send(self, node: int, round: int, receiver: int) -> tuple[float, bool]:
+        """How much later an update arrives, in seconds, and whether it is lost."""
+        hit = [
+            fault
+            for fault in self._script
+            if (fault.node, fault.round) == (node, round) and fault.receiver in (None, receiver)
+        ]
+        extra_s = sum(fault.seconds for fault in hit if fault.kind == "delay")
+        return extra_s, any(fault.kind == "drop" for fault in hit)

@@ -1,0 +1,253 @@
+"""From an experiment to hosts and the clock that drives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import ConfigError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.sections import JwinsConfig
+from jwins.run.parts import (
+    build_faults,
+    build_partition,
+    build_sharing,
+    build_task,
+    build_topology,
+    evaluation_rounds,
+    evaluation_samples,
+    first_of_last,
+    own_evaluation_samples,
+)
+from jwins.run.provenance import cores, fingerprints, machine, versions
+from jwins.runfiles.rows import StartRow
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from jwins.engines.measuring import Tests
+    from jwins.engines.simulator.simulator import Progress, Simulator
+    from jwins.node import Rules
+    from jwins.sharing import Sharing
+    from jwins.tasks import Task
+    from jwins.training.trainer import Trainer
+
+__all__ = ["Parts", "build", "build_trainer", "spread"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an experiment is made of.
+
+    Attributes:
+        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
+        task: the workload.
+        parts: for each node, its training samples.
+        simulator: ready to run.
+        start: the first row of its log.
+    """
+
+    experiment: Experiment
+    task: Task
+    parts: Sequence[npt.NDArray[np.int64]]
+    simulator: Simulator
+    start: StartRow
+
+
+def build(
+    experiment: Experiment,
+    *,
+    folder: Path | None = None,
+    hosts: int = 1,
+    on_progress: Callable[[Progress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    startup_s: Callable[[], float] = lambda: 0.0,
+) -> Parts:
+    """Build everything an experiment names.
+
+    Args:
+        experiment: what to build.
+        folder: where the run is written; None keeps everything in memory.
+        hosts: in so many groups of nodes, all in this process; nothing that is measured depends on it.
+        on_progress: told after every step of the clock.
+        stop: asked after every step whether to end with a checkpoint.
+        startup_s: real seconds since the start, asked when everything is built.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+    """
+    from jwins.engines.host import Host
+    from jwins.engines.recorder import Recorder
+    from jwins.engines.simulator.faults import Faults
+    from jwins.engines.simulator.links import Compute, Links
+    from jwins.engines.simulator.simulator import Simulator
+
+    sharing, topology = build_sharing(experiment), build_topology(experiment)
+    task = build_task(experiment)
+    parts = build_partition(experiment, task)
+    tests = _tests(experiment, task, parts)
+
+    trainers = _trainers(experiment, task, dict(enumerate(parts)), hosts)
+    trainer = trainers[0]
+    resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
+    if experiment.train.batching == "auto":
+        resolved = resolved.changed({"train": {"batching": trainer.batching}})
+    dim = trainer.layout.size
+    _check_padding(experiment, sharing, dim)
+    start = StartRow(
+        name=experiment.name,
+        digest=experiment.digest().hex(),
+        seed=experiment.run.seed,
+        num_nodes=experiment.nodes.count,
+        dim=dim,
+        neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
+        versions=versions(),
+        machine=machine(trainer.device),
+        fingerprints=fingerprints(
+            resolved, task, parts, [trainer.initial(), *trainer.frozen.values()], tests.samples.common
+        ),
+        batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
+    )
+    rules = _rules(experiment, sharing, topology, trainer)
+    threads = _threads(experiment)
+    held = [Host(own, rules, tests=tests, threads=threads) for own in trainers]
+    simulator = Simulator(
+        held,
+        start=start,
+        links=Links(experiment.links.uplink_mbps, experiment.links.latency_ms),
+        compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
+        faults=Faults(build_faults(experiment)),
+        recorder=Recorder(folder),
+        on_progress=on_progress,
+        stop=stop,
+        startup_s=startup_s(),
+    )
+    return Parts(resolved, task, parts, simulator, start)
+
+
+def build_trainer(
+    experiment: Experiment,
+    task: Task,
+    parts: Mapping[int, npt.NDArray[np.int64]],
+    *,
+    batching: str | None = None,
+) -> Trainer:
+    """Local training of some of an experiment's nodes.
+
+    Args:
+        experiment: which.
+        task: its workload.
+        parts: training samples of the nodes that are to be held here.
+        batching: as it was resolved before; None to resolve it.
+    """
+    from jwins.training.optimizer import Optimizer
+    from jwins.training.trainer import Trainer
+
+    run, train = experiment.run, experiment.train
+    return Trainer(
+        task,
+        parts,
+        num_nodes=experiment.nodes.count,
+        seed=run.seed,
+        local_steps=train.local_steps,
+        batch_size=train.batch_size,
+        optimizer=Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state),
+        buffers=train.buffers,
+        batching=batching or train.batching,  # type: ignore[arg-type]
+        device=run.device,
+        threads=_threads(experiment),
+    )
+
+
+def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
+    """Which nodes each host holds: neighbours in number, whole chunks, as evenly as can be.
+
+    Args:
+        num_nodes: N.
+        hosts: how many.
+        chunk: nodes that must be on one host.
+
+    Raises:
+        ConfigError: fewer chunks than hosts.
+
+    >>> spread(10, 3, 1)
+    [range(0, 4), range(4, 7), range(7, 10)]
+    >>> spread(10, 2, 4)
+    [range(0, 8), range(8, 10)]
+    """
+    chunks = -(-num_nodes // chunk)
+    if hosts > chunks:
+        stacked = f", in stacks of {chunk}" if chunk > 1 else ""
+        raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
+    each, more = divmod(chunks, hosts)
+    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]
+    return [range(a, min(b, num_nodes)) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _trainers(
+    experiment: Experiment, task: Task, parts: Mapping[int, npt.NDArray[np.int64]], hosts: int
+) -> list[Trainer]:
+    if hosts == 1:
+        return [build_trainer(experiment, task, parts)]
+    probe = build_trainer(experiment, task, parts)
+    return [
+        build_trainer(experiment, task, {node: parts[node] for node in nodes}, batching=probe.batching)
+        for nodes in spread(len(parts), hosts, probe.chunk)
+    ]
+
+
+def _threads(experiment: Experiment) -> int:
+    return experiment.run.threads or cores()
+
+
+def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer: Trainer) -> Rules:
+    from jwins.node import Rules
+    from jwins.wire.codec import codec
+    from jwins.wire.frame import Wire
+
+    layout = trainer.layout
+    return Rules(
+        sharing,
+        Wire(codec(experiment.wire.codec), experiment.digest(), sharing.update_dim(layout.size)),
+        topology,
+        rounds=experiment.run.rounds,
+        seed=experiment.run.seed,
+        evaluate_at=evaluation_rounds(experiment),
+        checkpoint_every=experiment.run.checkpoint_every,
+        deadline_s=experiment.run.deadline_s,
+        project=layout.project_ if layout.has_variances else None,
+    )
+
+
+def _tests(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> Tests:
+    from jwins.engines.measuring import EvaluationSamples, Tests
+
+    common, early = evaluation_samples(experiment, task)
+    own, own_early = (
+        own_evaluation_samples(experiment, task, parts) if experiment.run.eval_own else (None, None)
+    )
+    few = experiment.run.eval_samples_early is not None
+    return Tests(
+        EvaluationSamples(common, own),
+        EvaluationSamples(early, own_early) if few else None,
+        first_of_last(experiment),
+    )
+
+
+_PADDING_UNNOTICED = 2**16
+"""So many coefficients more than parameters cost nothing that matters, however small the model."""
+
+
+def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
+    """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
+    config, size = experiment.sharing, sharing.update_dim(dim)
+    if isinstance(config, JwinsConfig) and size > 2 * dim + _PADDING_UNNOTICED:
+        problem = (
+            f"{config.mode} would make {size:,} coefficients of the model's {dim:,} parameters; "
+            f"use at most {dim.bit_length() - 1} levels"
+        )
+        raise ConfigError("sharing.levels", config.levels, problem)

@@ -1,0 +1,56 @@
+"""Bytes by directed edge, as a file of a run folder: a line for each pair of nodes that exchanged messages."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from jwins.errors import DataError
+from jwins.runfiles.atomic import write_atomically
+from jwins.runfiles.rows import Traffic, TrafficSplit
+
+__all__ = ["FILE", "read", "write"]
+
+FILE = "traffic.csv"
+_HEAD = ["source", "target", *TrafficSplit.KINDS]
+
+
+def write(folder: Path, edges: Sequence[Traffic]) -> Path:
+    """Write ``folder/traffic.csv``, whole or not at all.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(_HEAD)
+    table.writerows([edge.source, edge.target, *edge.bytes.by_kind().values()] for edge in edges)
+    write_atomically(folder / FILE, text.getvalue().encode())
+    return folder / FILE
+
+
+def read(folder: Path) -> list[Traffic] | None:
+    """The edges of a run, in the order of (source, target); None if there is no such file.
+
+    Raises:
+        DataError: not such a file, or a damaged one.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    if not lines or lines[0] != _HEAD:
+        raise DataError(f"{path}: does not begin with {','.join(_HEAD)}")
+    edges = []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            source, target, *sent = map(int, line)
+            if len(sent) != len(TrafficSplit.KINDS):
+                raise ValueError(f"{len(line)} numbers")
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not an edge ({error})") from None
+        edges.append(Traffic(source, target, TrafficSplit(*sent)))
+    return edges

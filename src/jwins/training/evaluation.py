@@ -1,0 +1,223 @@
+"""Testing models: each on its own or in stacks, all of them and all their batches shared among the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from jwins.rng import EVERY_ROUND
+from jwins.training.layout import Layout
+from jwins.training.probing import Draws
+from jwins.training.replica import Replica
+from jwins.training.stacked import MIN_STACK, StackedModel
+from jwins.training.workshop import Workshop, named
+
+__all__ = ["Evaluation", "Exam", "Scores"]
+
+_JOBS_PER_THREAD = 16
+"""So many pieces of work for each thread at least, so that none waits long for the last one to end."""
+
+Sums = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exam:
+    """Models, and the test samples that all of them are tested on.
+
+    Attributes:
+        rows: (n, P) float32, models.
+        nodes: for each row, the node it belongs to; -1 for the average of all.
+        buffers: for each row, its local buffers by name.
+        samples: (m,) int64 positions in the test set; None for all.
+        some: (m,) bool, which of the samples make up the second of the two means; None for none.
+        stacked: whether models of the same chunk are tested as a stack.
+    """
+
+    rows: Tensor
+    nodes: Sequence[int]
+    buffers: Sequence[Mapping[str, Tensor]]
+    samples: Tensor | None = None
+    some: Tensor | None = None
+    stacked: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """What an exam found: means over samples, by metric, (n,) float64 on the CPU.
+
+    Attributes:
+        all: over all samples.
+        some: over those of ``Exam.some``; empty if there are none.
+    """
+
+    all: dict[str, Tensor]
+    some: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Some rows of an exam on some of its batches; the batches are numbered within the exam."""
+
+    exam: int
+    rows: tuple[int, ...]
+    first: int
+    last: int
+
+
+class Evaluation:
+    """Takes exams. The models are in evaluation mode; nothing is changed.
+
+    Args:
+        workshop: task, data and generators.
+        layout: of the parameter vector.
+        replicas: a module for each worker.
+        draws: what the task draws from.
+        chunk: nodes of a chunk; 0 for no stacks.
+        threads: workers.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        layout: Layout,
+        replicas: Sequence[Replica],
+        draws: Draws,
+        *,
+        chunk: int,
+        threads: int,
+    ) -> None:
+        self._workshop, self._layout, self._replicas, self._draws = workshop, layout, replicas, draws
+        self._chunk = chunk
+        self._threads = 1 if draws.evaluation else threads
+        self._divisible = not (draws.evaluation or draws.remembers)
+        self._model = StackedModel(workshop, layout)
+
+    def take(self, exams: Sequence[Exam]) -> list[Scores]:
+        """Test all models of all exams.
+
+        Sums run in the order of the batches, whoever tested which, so that a result does not depend on the
+        number of threads or on what else is tested.
+
+        Raises:
+            TrainingError: the model or a metric failed.
+        """
+        slices = [self._workshop.test_slices(self._count(exam)) for exam in exams]
+        jobs = self._jobs(exams, [len(parts) for parts in slices])
+        found: dict[int, list[list[Sums]]] = {}
+
+        def work(worker: int, number: int) -> None:
+            job = jobs[number]
+            parts = slices[job.exam][job.first : job.last]
+            test = self._test_stack if len(job.rows) > 1 or exams[job.exam].stacked else self._test_row
+            found[number] = test(worker, exams[job.exam], job.rows, parts)
+
+        with self._workshop.kept_generators():
+            self._workshop.run(range(len(jobs)), work, self._threads)
+        totals: list[list[Sums]] = [[{} for _ in exam.nodes] for exam in exams]
+        for number, job in enumerate(jobs):  # in the order of the batches
+            for row, batches in zip(job.rows, found[number], strict=True):
+                for batch in batches:
+                    _add(totals[job.exam][row], batch)
+        return [self._scores(exam, sums) for exam, sums in zip(exams, totals, strict=True)]
+
+    def _count(self, exam: Exam) -> int:
+        return self._workshop.num_test if exam.samples is None else len(exam.samples)
+
+    def _jobs(self, exams: Sequence[Exam], batches: Sequence[int]) -> list[_Job]:
+        """Work of about equal size, for a row or a stack at a time."""
+        pieces = [(number, rows) for number, exam in enumerate(exams) for rows in self._pieces(exam)]
+        per_piece = -(-_JOBS_PER_THREAD * self._threads // max(1, len(pieces))) if self._threads > 1 else 1
+        jobs = []
+        for number, rows in pieces:
+            count = batches[number]
+            length = max(1, -(-count // per_piece)) if self._divisible else max(1, count)
+            jobs += [_Job(number, rows, at, min(at + length, count)) for at in range(0, count, length)]
+        return jobs
+
+    def _pieces(self, exam: Exam) -> list[tuple[int, ...]]:
+        """Which rows are tested together: those of a chunk, or each by itself."""
+        if not exam.stacked:
+            return [(row,) for row in range(len(exam.nodes))]
+        pieces: dict[int, list[int]] = {}
+        for row, node in enumerate(exam.nodes):
+            pieces.setdefault(node // self._chunk, []).append(row)
+        return [tuple(rows) for rows in pieces.values()]
+
+    def _test_row(
+        self, worker: int, exam: Exam, rows: tuple[int, ...], parts: Sequence[slice]
+    ) -> list[list[Sums]]:
+        (index,) = rows
+        replica, workshop, node = self._replicas[worker], self._workshop, exam.nodes[index]
+        # Copies: a model may change its buffers in evaluation mode too, and that must not last.
+        row = exam.rows[index].clone() if replica.shared else exam.rows[index]
+        replica.model.eval()
+        copies = {name: tensor.to(workshop.device, copy=True) for name, tensor in exam.buffers[index].items()}
+        replica.bind(row, copies)
+        if self._draws.evaluation:
+            workshop.seed_global("evaluation", node, EVERY_ROUND)
+        found = []
+        with named(node, None, "evaluation"), torch.no_grad():
+            for part in parts:
+                inputs, targets = workshop.test_batch(exam.samples, part)
+                outputs = replica.model(workshop.task.prepare(inputs))
+                found.append(self._sums(outputs, targets, exam, part))
+        return [found]
+
+    def _test_stack(
+        self, worker: int, exam: Exam, rows: tuple[int, ...], parts: Sequence[slice]
+    ) -> list[list[Sums]]:
+        replica, workshop = self._replicas[worker], self._workshop
+        nodes = [exam.nodes[row] for row in rows]
+        padded = [*rows, *rows[:1] * (MIN_STACK - len(rows))]
+        replica.model.eval()
+        index = torch.tensor(padded, device=exam.rows.device)
+        whole = padded == list(range(padded[0], padded[-1] + 1))
+        stack = exam.rows[padded[0] : padded[-1] + 1] if whole else exam.rows[index]
+        buffers = {
+            name: torch.stack([exam.buffers[row][name].to(workshop.device) for row in padded])
+            for name in self._layout.local
+        }
+        own = stack.clone() if replica.shared else stack
+        if self._draws.evaluation:
+            workshop.seed_global("evaluation of stack", nodes[0], EVERY_ROUND)
+        found: list[list[Sums]] = [[] for _ in rows]
+        with named(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
+            values = [*self._layout.views(own).values(), *buffers.values()]
+            for part in parts:
+                inputs, targets = workshop.test_batch(exam.samples, part)
+                outputs = self._model.outputs(replica, values, inputs)
+                for i, sums in enumerate(found):
+                    single = pytree.tree_map(lambda tensor, i=i: tensor[i], outputs)
+                    sums.append(self._sums(single, targets, exam, part))
+        return found
+
+    def _sums(self, outputs: Any, targets: Tensor, exam: Exam, part: slice) -> Sums:
+        """Of a batch, each metric's sum over all samples and over some."""
+        some = None if exam.some is None else exam.some[part]
+        return {
+            name: (
+                float(values.double().sum()),
+                0.0 if some is None else float(values[some.to(values.device)].double().sum()),
+            )
+            for name, values in self._workshop.metrics_of(outputs, targets).items()
+        }
+
+    def _scores(self, exam: Exam, sums: Sequence[Sums]) -> Scores:
+        def means(which: int, count: int) -> dict[str, Tensor]:
+            return {
+                name: torch.tensor([row[name][which] for row in sums], dtype=torch.float64) / count
+                for name in (sums[0] if sums else ())
+            }
+
+        return Scores(means(0, self._count(exam)), {} if exam.some is None else means(1, int(exam.some.sum())))
+
+
+def _add(total: Sums, batch: Sums) -> None:
+    for name, (everything, some) in batch.items():
+        before = total.get(name, (0.0, 0.0))
+        total[name] = before[0] + everything, before[1] + some

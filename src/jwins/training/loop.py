@@ -1,0 +1,109 @@
+"""Training node after node: a worker's module takes the place of each node in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from jwins.training.batches import Indices
+from jwins.training.held import Held
+from jwins.training.optimizer import Optimizer, optimizer_step
+from jwins.training.replica import Replica
+from jwins.training.workshop import Workshop, check_scalar, training_error
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """Trains one node at a time on each worker, in the rows themselves.
+
+    Args:
+        workshop: task, data and generators.
+        held: the nodes.
+        replicas: a module for each worker.
+        optimizer: of every node.
+        seeds_global: whether the task draws from torch's own generator in training.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        held: Held,
+        replicas: Sequence[Replica],
+        optimizer: Optimizer,
+        *,
+        seeds_global: bool,
+    ) -> None:
+        self._workshop, self._held, self._replicas = workshop, held, replicas
+        self._optimizer, self._seeds_global = optimizer, seeds_global
+        self._rebuild = optimizer.state == "reset" and optimizer.has_state()
+        self._built = [self._of(replica) for replica in replicas]
+
+    def train(self, worker: int, node: int, round: int, indices: Indices) -> float:
+        """One round of one node.
+
+        Args:
+            worker: whose module to use.
+            node: which node.
+            round: for generators and errors.
+            indices: (local_steps, batch_size) int64, samples of each step.
+
+        Returns:
+            Mean loss over the steps.
+
+        Raises:
+            TrainingError: a step failed.
+        """
+        replica, workshop, held = self._replicas[worker], self._workshop, self._held
+        optimizer = self._of(replica) if self._rebuild else self._built[worker]
+        row = held.row(node)
+        vector, buffers = held.rows[row], held.buffers_of(node)
+        replica.model.train()
+        replica.bind(vector, buffers)
+        self._bind_state(optimizer, replica, row)
+        if self._seeds_global:
+            workshop.seed_global("draws", node, round)
+        generator = workshop.generator("loss", node, round)
+        index = torch.from_numpy(indices).to(workshop.device)
+        started = held.optimizer.scalars.get("started")
+        losses: list[Tensor] = []
+        stage = "batch"
+        try:
+            for step in range(workshop.local_steps):
+                stage = "batch"
+                batch = workshop.gather(index[step])
+                stage = "loss"
+                loss = workshop.task.loss(replica.model, batch, generator)
+                check_scalar(loss)
+                stage = "backward"
+                loss.backward()  # type: ignore[no-untyped-call]
+                stage = "optimizer"
+                optimizer_step(optimizer, started is not None and not bool(started[row, 0]))
+                if started is not None:
+                    started[row] = 1
+                optimizer.zero_grad()
+                losses.append(loss.detach())
+            replica.collect(vector, buffers)
+        except Exception as error:
+            raise training_error(node, round, stage, error) from error
+        return float(torch.stack(losses).double().mean())
+
+    def _of(self, replica: Replica) -> torch.optim.Optimizer:
+        return self._optimizer.build([parameter for parameter, _ in replica.trained])
+
+    def _bind_state(self, optimizer: torch.optim.Optimizer, replica: Replica, row: int) -> None:
+        optimizer.zero_grad()
+        state = self._held.optimizer
+        if not state.moments:
+            return
+        moments = {key: tensor[row] for key, tensor in state.moments.items()}
+        scalars: Mapping[str, Tensor] = {
+            key: tensor[row] for key, tensor in state.scalars.items() if key != "started"
+        }
+        for j, (parameter, slot) in enumerate(replica.trained):
+            optimizer.state[parameter] = {key: counters[j] for key, counters in scalars.items()} | {
+                key: vector[slot.offset : slot.offset + slot.size].view(slot.shape)
+                for key, vector in moments.items()
+            }

@@ -1,0 +1,229 @@
+"""What a model is like, found by running it once: what it draws from, and whether it can be stacked."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jwins.errors import UsageError
+from jwins.tasks.base import Batch
+from jwins.training.batches import Shuffle
+from jwins.training.held import aligned_rows
+from jwins.training.kernels import flattened
+from jwins.training.layout import Layout
+from jwins.training.replica import Replica
+from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of
+from jwins.training.workshop import Workshop, check_scalar, named
+
+__all__ = ["STACKED_MAX_PARAMETERS", "Batching", "Draws", "Probe", "is_slow_stacked"]
+
+Batching = Literal["loop", "stacked", "auto"]
+
+STACKED_MAX_PARAMETERS = 100_000
+"""``auto`` on CPU: larger models gain little from stacking, if anything."""
+
+_SLOW_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Which generators a task draws from, and whether evaluating changes the model.
+
+    Attributes:
+        training: torch's own generator, in training.
+        evaluation: torch's own generator, in evaluation.
+        handed: the generator that is handed to the loss.
+        remembers: in evaluation mode the model changes its buffers, so a batch may depend on the one before.
+    """
+
+    training: bool
+    evaluation: bool
+    handed: bool
+    remembers: bool
+
+
+def is_slow_stacked(model: nn.Module) -> nn.Module | None:
+    """The first layer whose stacked kernels are slow on CPU, convolution or recurrence, if there is one."""
+    return next((module for module in model.modules() if isinstance(module, _SLOW_STACKED)), None)
+
+
+class Probe:
+    """Runs steps of fresh models on the first batches of one node.
+
+    Args:
+        workshop: task, data and generators.
+        layout: of the parameter vector.
+        initial: (P,) float32, the common start.
+        buffers: local buffers at the start, by name.
+        frozen: parameters that do not train, by name.
+        shuffle: a node's stream of samples.
+
+    Attributes:
+        draws: which generators the task draws from.
+
+    Raises:
+        UsageError: frozen parameters differ between two models, or change in a step.
+        TrainingError: the model, the loss or the backward pass fails.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        layout: Layout,
+        initial: Tensor,
+        buffers: Mapping[str, Tensor],
+        frozen: Mapping[str, Tensor],
+        shuffle: Shuffle,
+    ) -> None:
+        self._workshop, self._layout, self._initial = workshop, layout, initial
+        self._buffers, self._frozen, self._shuffle = buffers, frozen, shuffle
+        self._model = StackedModel(workshop, layout)
+        self.draws = self._find_draws()
+
+    def batching(self, asked: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
+        """How to train this model, and why not stacked; see :class:`~jwins.training.trainer.Trainer`."""
+        if asked == "loop":
+            return "loop", "loop was asked for"
+        if asked == "auto" and self._workshop.device.type == "cpu":
+            slow = is_slow_stacked(model)
+            if slow is not None:
+                return "loop", f"{type(slow).__name__} is faster in a loop on CPU"
+            numbers = self._layout.size + sum(tensor.numel() for tensor in self._frozen.values())
+            if numbers > STACKED_MAX_PARAMETERS:
+                return "loop", f"models of more than {STACKED_MAX_PARAMETERS} parameters gain nothing on CPU"
+        problem = self._why_not_stacked()
+        return ("loop", f"torch.func cannot stack this model: {problem}") if problem else ("stacked", "")
+
+    def flat_step(self, chunk: int) -> torch.fx.GraphModule | None:
+        """The step of a whole chunk as its tensor operations only; None where that does not work."""
+        if self.draws.handed:  # a generator is no tensor: it would be fixed
+            return None
+        workshop = self._workshop
+        replica = Replica(workshop.fresh_model(), self._layout)
+        step = self._model.step(replica, workshop.generator("loss", 0, 0))
+        example = [*self._batch(0, chunk), *self._scratch(chunk)]
+        with workshop.kept_generators(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                flat = flattened(step, example)
+                # On another batch, so that nothing of the first can have become a part of the step.
+                return None if self._differs_from_loop(flat, chunk, 1) else flat
+            except Exception:  # not everything can be recorded; steps are then taken with all their calls
+                return None
+
+    def _find_draws(self) -> Draws:
+        """Run one step and a small evaluation of a fresh model, and look what they move."""
+        workshop = self._workshop
+        model = workshop.fresh_model().train()
+        self._check_frozen(model, "differs between two calls of model(); draw it from torch's own generator")
+        batch = self._batch(0, None)
+        generator = workshop.generator("loss", 0, 0)
+        handed = generator.get_state()
+        with workshop.kept_generators():
+            before = workshop.global_state()
+            with named(0, 0, "loss"):
+                loss = workshop.task.loss(model, batch, generator)
+                check_scalar(loss)
+            with named(0, 0, "backward"):
+                loss.backward()  # type: ignore[no-untyped-call]
+            between = workshop.global_state()
+            inputs, targets = workshop.few_test_samples()
+            model.eval()
+            kept = [buffer.clone() for buffer in model.buffers()]
+            if len(inputs):
+                with named(0, 0, "evaluation"), torch.no_grad():
+                    workshop.metrics_of(model(workshop.task.prepare(inputs)), targets)
+            after = workshop.global_state()
+        self._check_frozen(model, "changes in a step; register it as a buffer in model()")
+        buffers = list(model.buffers())
+        return Draws(
+            training=_differ(before, between),
+            evaluation=_differ(between, after),
+            handed=not torch.equal(handed, generator.get_state()),
+            remembers=len(kept) != len(buffers) or _differ(kept, buffers),
+        )
+
+    def _check_frozen(self, model: nn.Module, problem: str) -> None:
+        """Frozen parameters are the same in every replica and at any time; a model may break that."""
+        parameters = dict(model.named_parameters())
+        for name, before in self._frozen.items():
+            if not torch.allclose(parameters[name], before, rtol=0, atol=0, equal_nan=True):
+                raise UsageError(f"parameter {name!r}, whose requires_grad is False, {problem}")
+
+    def _why_not_stacked(self) -> str:
+        """Why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
+        workshop = self._workshop
+        replica = Replica(workshop.fresh_model(), self._layout)
+        with workshop.kept_generators(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                step = self._model.step(replica, workshop.generator("loss", 0, 0))
+                differing = self._differs_from_loop(step, MIN_STACK, 0)
+                if differing:
+                    return f"{differing} of a step is not what it is in a loop"
+                replica.model.eval()
+                with torch.no_grad():
+                    inputs, _ = workshop.few_test_samples()
+                    self._model.outputs(replica, self._scratch(MIN_STACK), inputs)
+            except Exception as error:
+                return f"{type(error).__name__}: {_first_line(error)}"
+        for warning in caught:
+            if "performance drop" in str(warning.message):
+                return _first_line(warning.message)
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        return ""
+
+    def _differs_from_loop(self, step: Step, rows: int, number: int) -> str:
+        """What of a stack's step one node in a loop does not confirm; always empty for random models."""
+        workshop = self._workshop
+        with torch.no_grad():
+            losses, gradients, buffers = self._model.outcome(
+                step(*self._batch(number, rows), *self._scratch(rows))
+            )
+        if self.draws.training or self.draws.handed:
+            return ""
+        model = workshop.fresh_model().train()
+        inputs, targets = self._batch(number, 1)
+        loss = workshop.task.loss(model, Batch(inputs[0], targets[0]), workshop.generator("loss", 0, 0))
+        loss.backward()  # type: ignore[no-untyped-call]
+        in_loop = dict(model.named_buffers())
+        pairs = [("the loss", losses[0], loss.detach())]
+        pairs += [(name, tensor[0], in_loop[name]) for name, tensor in buffers.items()]
+        own = {name: parameter.grad for name, parameter in model.named_parameters()}
+        for name, gradient in gradients.items():
+            expected = own[name]
+            if (gradient is None) != (expected is None):
+                return f"the gradient of {name}"
+            if gradient is not None and expected is not None:
+                pairs.append((f"the gradient of {name}", gradient[0], expected))
+        for name, got, wanted in pairs:
+            scale = float(wanted.abs().max()) if wanted.numel() else 0.0
+            if not torch.allclose(got, wanted, rtol=0, atol=1e-3 * scale + 1e-6, equal_nan=True):
+                return name
+        return ""
+
+    def _scratch(self, rows: int) -> list[Tensor]:
+        """Tensors of so many rows at the start of the run, which lie in memory as the real ones do."""
+        buffers = [tensor.expand(rows, *tensor.shape).clone() for tensor in self._buffers.values()]
+        return values_of(self._layout, self._layout.views(aligned_rows(self._initial, rows)), buffers)
+
+    def _batch(self, step: int, rows: int | None) -> Batch:
+        """The node's batch of a step, for so many rows; None for one without the dimension of rows."""
+        size = self._workshop.batch_size
+        index = torch.from_numpy(self._shuffle.take(step * size, size))
+        if rows is not None:
+            index = index.expand(rows, -1)
+        return self._workshop.gather(index.to(self._workshop.device))
+
+
+def _differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]

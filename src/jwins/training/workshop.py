@@ -1,0 +1,246 @@
+"""What both ways of training share: the task on its device, fresh models, seeded generators, worker threads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from jwins.errors import ConfigError, JwinsError, UsageError
+from jwins.rng import EVERY_NODE, EVERY_ROUND, torch_generator
+from jwins.tasks.base import Batch, Task
+
+__all__ = [
+    "EVALUATION_BATCH",
+    "EVALUATION_BATCH_CPU",
+    "Device",
+    "TrainingError",
+    "Workshop",
+    "check_scalar",
+    "named",
+    "resolve_device",
+    "training_error",
+]
+
+Device = Literal["cpu", "cuda", "auto"]
+J = TypeVar("J")
+
+EVALUATION_BATCH = 256
+"""Most test samples per forward pass, which bounds the memory of evaluation."""
+EVALUATION_BATCH_CPU = 2**17
+"""On CPU, numbers that the test samples of a forward pass have together: then activations stay in the cache."""
+
+
+class TrainingError(JwinsError):
+    """Training or evaluating a node failed; the message names the node, the round and the stage."""
+
+
+class Workshop:
+    """A task ready to be trained and evaluated by some worker threads.
+
+    Sets the number of torch's intra-op threads to 1, and leaves it there.
+
+    Args:
+        task: data, model, loss and metrics.
+        seed: of the experiment.
+        local_steps: steps per round.
+        batch_size: samples per step.
+        device: where parameters and data live; ``auto`` is CUDA where there is one.
+        threads: most workers.
+
+    Attributes:
+        task: as given.
+        device: as resolved.
+        seed: as given.
+        local_steps: as given.
+        batch_size: as given.
+        num_test: how many test samples there are.
+
+    Raises:
+        ConfigError: no CUDA device.
+    """
+
+    def __init__(
+        self, task: Task, *, seed: int, local_steps: int, batch_size: int, device: Device, threads: int
+    ) -> None:
+        torch.set_num_threads(1)
+        self.task = task
+        self.device = resolve_device(device)
+        self.seed, self.local_steps, self.batch_size = seed, local_steps, batch_size
+        self._train = Batch(task.train.inputs.to(self.device), task.train.targets.to(self.device))
+        self._test = Batch(task.test.inputs.to(self.device), task.test.targets.to(self.device))
+        self.num_test = len(self._test.inputs)
+        self._most_threads = threads
+        self._pool: ThreadPoolExecutor | None = None
+
+    # --- Models and randomness ----------------------------------------------------------------------------
+
+    def fresh_model(self) -> nn.Module:
+        """The model that all nodes start from, made anew.
+
+        Raises:
+            UsageError: the task gives something else.
+        """
+        with self.kept_generators():
+            self.seed_global("model", EVERY_NODE, EVERY_ROUND)
+            model = self.task.model()
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"task.model() returned {type(model).__name__}: expected a torch.nn.Module")
+        return model.to(self.device)
+
+    @contextmanager
+    def kept_generators(self) -> Iterator[None]:
+        """Torch's own generators come out as they went in."""
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            yield
+
+    def global_state(self) -> list[Tensor]:
+        """Where torch's own generators are."""
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        return states
+
+    def seed_global(self, purpose: str, node: int, round: int) -> None:
+        """Seed torch's own generators; only within ``kept_generators`` and on one thread."""
+        value = torch_generator(self.seed, purpose, node=node, round=round).initial_seed()
+        torch.default_generator.manual_seed(value)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(value)
+
+    def generator(self, purpose: str, node: int, round: int) -> torch.Generator:
+        """What a task's loss draws from."""
+        return torch_generator(self.seed, purpose, node=node, round=round, device=self.device)
+
+    # --- Data ---------------------------------------------------------------------------------------------
+
+    def gather(self, index: Tensor) -> Batch:
+        """Training samples at positions of any shape, (..., B) int64."""
+        flat = index.reshape(-1)  # five times as fast as indexing with a tensor
+        inputs, targets = (data.index_select(0, flat) for data in self._train)
+        return Batch(
+            inputs.view(*index.shape, *inputs.shape[1:]), targets.view(*index.shape, *targets.shape[1:])
+        )
+
+    def few_test_samples(self) -> Batch:
+        """The first two test samples, fewer if there are fewer."""
+        return Batch(self._test.inputs[:2], self._test.targets[:2])
+
+    def test_slices(self, count: int) -> list[slice]:
+        """Positions among ``count`` test samples that are evaluated together."""
+        size = EVALUATION_BATCH
+        if self.device.type == "cpu":
+            size = min(size, max(16, EVALUATION_BATCH_CPU // max(1, self._test.inputs[:1].numel())))
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def test_batch(self, samples: Tensor | None, part: slice) -> Batch:
+        """Of the test samples at positions ``samples`` (m,), all if None, those in ``part``."""
+        at: Any = part if samples is None else samples[part]
+        return Batch(self._test.inputs[at], self._test.targets[at])
+
+    def metrics_of(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        """Each of the task's metrics per sample.
+
+        Raises:
+            UsageError: not one number per sample.
+        """
+        found = dict(self.task.metrics(outputs, targets))
+        for name, values in found.items():
+            if values.shape != (len(targets),):
+                raise UsageError(
+                    f"metric {name!r} has shape {tuple(values.shape)}: "
+                    f"expected one number per sample, ({len(targets)},)"
+                )
+        return found
+
+    # --- Worker threads -----------------------------------------------------------------------------------
+
+    def run(self, jobs: Sequence[J], work: Callable[[int, J], None], threads: int) -> None:
+        """Do every job, in any order; of several failures, the one of the first job is raised.
+
+        Args:
+            jobs: what to do.
+            work: called with the number of the worker and the job.
+            threads: workers, each with one intra-op thread; at most as many as this object was made for.
+        """
+        torch.set_num_threads(1)
+        threads = min(threads, len(jobs))
+        if threads <= 1:
+            for job in jobs:
+                work(0, job)
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._most_threads, thread_name_prefix="jwins-train")
+        counter = itertools.count()
+        stop = threading.Event()
+        failures: dict[int, BaseException] = {}
+
+        def drain(worker: int) -> None:
+            torch.set_num_threads(1)
+            while not stop.is_set() and (i := next(counter)) < len(jobs):
+                try:
+                    work(worker, jobs[i])
+                except BaseException as error:
+                    failures[i] = error
+                    stop.set()
+
+        futures: list[Future[None]] = [self._pool.submit(drain, worker) for worker in range(threads)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()  # only matters after Ctrl-C: the workers end after the job at hand
+            wait(futures)
+        if failures:
+            raise failures[min(failures)]
+
+    def close(self) -> None:
+        """End the worker threads; the next ``run`` starts new ones."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def resolve_device(device: Device) -> torch.device:
+    """Where training happens.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
+    if device not in ("cpu", "cuda", "auto"):
+        raise ConfigError("run.device", device, "expected cpu, cuda or auto")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run.device", device, "torch sees no CUDA device here; use cpu or auto")
+    if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def check_scalar(loss: object) -> None:
+    """Raise a UsageError unless a task's loss is a tensor that holds one number."""
+    if not isinstance(loss, Tensor):
+        raise UsageError(f"task.loss returned {type(loss).__name__}: expected a tensor that holds one number")
+    if loss.dim() != 0:
+        raise UsageError(f"task.loss has shape {tuple(loss.shape)}: expected a scalar, e.g. its mean")
+
+
+def training_error(node: object, round: int | None, stage: str, error: Exception) -> TrainingError:
+    """What failed, with the node, the round and the stage it failed in."""
+    at = "" if round is None else f", round {round}"
+    what = str(error) if isinstance(error, JwinsError) else f"{type(error).__name__}: {error}"
+    return TrainingError(f"node {node}{at}, {stage}: {what}")
+
+
+@contextmanager
+def named(node: object, round: int | None, stage: str) -> Iterator[None]:
+    """What fails inside becomes a :class:`TrainingError`."""
+    try:
+        yield
+    except Exception as error:
+        raise training_error(node, round, stage, error) from error
