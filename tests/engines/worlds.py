@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from jwins.engines.host import Host
-from jwins.engines.measuring import Tests
+from jwins.engines.measuring import EvaluationPlan
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, Simulator
 from jwins.node import Rules
@@ -73,7 +73,7 @@ def simulator(
     rounds: int = 6,
     train: dict[str, Any] | None = None,
     folder: Path | None = None,
-    tests: Tests | None = None,
+    tests: EvaluationPlan | None = None,
     threads: int = 1,
     deadline_s: float | None = None,
     checkpoint_every: int = 0,

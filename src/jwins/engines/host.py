@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from jwins.engines.measuring import Average, EvaluationSamples, Part, Partial, Tests, tree_sums
+from jwins.engines.measuring import Average, EvaluationPlan, EvaluationSamples, Part, Partial, tree_sums
 from jwins.errors import UsageError
 from jwins.node import (
     STATE_TYPES as NODE_TYPES,
@@ -180,13 +180,15 @@ class Host:
         wall_s: real seconds spent so far, by activity.
     """
 
-    def __init__(self, trainer: Trainer, rules: Rules, *, tests: Tests | None = None, threads: int = 1) -> None:
+    def __init__(
+        self, trainer: Trainer, rules: Rules, *, tests: EvaluationPlan | None = None, threads: int = 1
+    ) -> None:
         self.nodes = trainer.nodes
         self.rules = rules
         self.local_steps = trainer.local_steps
         self.wall_s = dict.fromkeys(("training", "share and merge", "decoding", "evaluation"), 0.0)
         self.trainer = trainer
-        self._tests = tests or Tests()
+        self._tests = tests or EvaluationPlan()
         initial = trainer.initial()
         self._nodes = {node: Node(node, initial, rules) for node in self.nodes}
         self._losses: dict[int, float] = {}

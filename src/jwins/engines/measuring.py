@@ -18,7 +18,18 @@ from jwins.errors import UsageError
 from jwins.runfiles.rows import EvalRow, Spread, TrafficSplit
 from jwins.training.held import mean_buffers
 
-__all__ = ["Average", "EvaluationSamples", "Part", "Partial", "Tests", "average", "combine", "tree_sums"]
+__all__ = [
+    "Average",
+    "EvaluationPlan",
+    "EvaluationSamples",
+    "Part",
+    "Partial",
+    "average",
+    "combine",
+    "finite",
+    "tree_sums",
+    "tree_total",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +47,7 @@ class EvaluationSamples:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Tests:
+class EvaluationPlan:
     """Which samples each evaluation uses.
 
     Attributes:

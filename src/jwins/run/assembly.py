@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from jwins.engines.measuring import Tests
+    from jwins.engines.measuring import EvaluationPlan
     from jwins.engines.simulator.simulator import Progress, Simulator
     from jwins.node import Rules
     from jwins.sharing import Sharing
@@ -223,15 +223,15 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
     )
 
 
-def _tests(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> Tests:
-    from jwins.engines.measuring import EvaluationSamples, Tests
+def _tests(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> EvaluationPlan:
+    from jwins.engines.measuring import EvaluationPlan, EvaluationSamples
 
     common, early = evaluation_samples(experiment, task)
     own, own_early = (
         own_evaluation_samples(experiment, task, parts) if experiment.run.eval_own else (None, None)
     )
     few = experiment.run.eval_samples_early is not None
-    return Tests(
+    return EvaluationPlan(
         EvaluationSamples(common, own),
         EvaluationSamples(early, own_early) if few else None,
         first_of_last(experiment),
