@@ -27,7 +27,9 @@ from benchmarks.training import (
     mlp,
     synthetic_parts,
 )
+from jwins.engines.host import Host
 from jwins.engines.simulator import Progress, Simulator
+from jwins.node import Rules
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.runfiles.rows import StartRow
@@ -36,7 +38,7 @@ from jwins.topology import Regular
 from jwins.training.trainer import Trainer
 from jwins.update import Received
 from jwins.wire.codec import codec
-from jwins.wire.frame import Frame, pack, unpack
+from jwins.wire.frame import Frame, Wire, pack, unpack
 
 DIGEST = b"\0" * 8
 WARM_UP = 2
@@ -74,19 +76,11 @@ class StepRow:
 
 
 def simulate(trainer: Trainer, sharing: Sharing, rounds: int, *, threads: int) -> Simulator:
-    n = trainer.num_nodes
-    start = StartRow("bench", DIGEST.hex(), 1, n, trainer.layout.size, 4.0, {}, {}, {}, trainer.batching)
-    return Simulator(
-        trainer,
-        sharing,
-        codec("pco"),
-        Regular(num_nodes=n, seed=1, degree=4),
-        rounds=rounds,
-        seed=1,
-        digest=DIGEST,
-        start=start,
-        threads=threads,
-    )
+    n, size = trainer.num_nodes, trainer.layout.size
+    start = StartRow("bench", DIGEST.hex(), 1, n, size, 4.0, {}, {}, {}, trainer.batching)
+    wire = Wire(codec("pco"), DIGEST, sharing.update_dim(size))
+    rules = Rules(sharing, wire, Regular(num_nodes=n, seed=1, degree=4), rounds=rounds, seed=1)
+    return Simulator([Host(trainer, rules, threads=threads)], start=start)
 
 
 def round_rows(num_nodes: int = 96, repetitions: int = 15) -> list[RoundRow]:
