@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins import sharing
 from jwins.errors import ConfigError
-from jwins.experiment import Experiment, bundled, digest_of, load, sections
+from jwins.experiment import Experiment, bundled, digest_of, load, plugins
 from jwins.experiment.keys import keys_of
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
@@ -294,19 +294,15 @@ def test_settings_have_the_constructors_names_and_defaults() -> None:
                 assert field.get_default() == parameter.default, (config, name)
         assert set(config.model_fields) - {"kind"} <= set(inspect.signature(target).parameters)
 
-    same(e.FullConfig, sharing.full)
-    same(e.RandomKConfig, sharing.random_k)
-    same(e.TopKConfig, sharing.top_k)
-    same(e.ChocoConfig, sharing.choco)
-    same(e.JwinsConfig, sharing.jwins)
+    for kind, row in plugins.ALGORITHMS.items():
+        same(row.settings, getattr(sharing, kind))
     assert e.RandomCutoffConfig().fractions == sharing.PAPER_FRACTIONS
     same(e.LinksConfig, simulator.Links)
     same(e.ComputeConfig, simulator.Compute)
-    for configs, classes in (
-        (get_args(get_args(sections._TopologyTable)[0]), topology.TOPOLOGIES),
-        ((e.IidConfig, e.ShardsConfig, e.DirichletConfig, e.ByKeyConfig), partition.PARTITIONERS),
+    for by_kind, classes in (
+        (plugins.TOPOLOGIES, topology.TOPOLOGIES),
+        (plugins.PARTITIONS, partition.PARTITIONERS),
     ):
-        by_kind = {config.model_fields["kind"].default: config for config in configs}
         assert list(by_kind) == list(classes)
         for kind, cls in classes.items():
             arguments = [f for f in fields(cls) if f.init and f.name not in ("num_nodes", "seed")]  # type: ignore[arg-type]

@@ -21,33 +21,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from jwins.experiment.plugins import (
+    ALGORITHMS,
+    TOPOLOGIES,
+    JwinsConfig,
+    RegularConfig,
+    SharingTable,
+    TopologyTable,
+    one_of,
+)
 from jwins.experiment.rules import MISSING, OrObject, refuse
 from jwins.experiment.sections import (
-    ChocoConfig,
     ComputeConfig,
     DropConfig,
-    EdgeListConfig,
-    ErdosRenyiConfig,
-    FullConfig,
-    FullyConnectedConfig,
-    JwinsConfig,
     LinksConfig,
     NodesConfig,
-    OnePeerExponentialConfig,
-    RandomKConfig,
-    RegularConfig,
-    RingConfig,
     RunConfig,
-    SmallWorldConfig,
-    StarConfig,
     TaskConfig,
-    TopKConfig,
-    TorusConfig,
     TrainConfig,
     WireConfig,
     _FaultTable,
-    _SharingTable,
-    _TopologyTable,
 )
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, write_toml
@@ -74,30 +67,17 @@ class Experiment(Settings):
     task: TaskConfig = TaskConfig(name="digits")
     nodes: NodesConfig = NodesConfig()
     if TYPE_CHECKING:
-        topology: (
-            RingConfig
-            | FullyConnectedConfig
-            | StarConfig
-            | TorusConfig
-            | RegularConfig
-            | SmallWorldConfig
-            | ErdosRenyiConfig
-            | OnePeerExponentialConfig
-            | EdgeListConfig
-            | Topology
-        ) = RegularConfig()
+        topology: TopologyTable | Topology = RegularConfig()
     else:
         topology: Annotated[
-            _TopologyTable, OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
+            one_of(TOPOLOGIES), OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
         ] = Field(default=RegularConfig(), description="who sends to whom")
     train: TrainConfig = TrainConfig()
     if TYPE_CHECKING:
-        sharing: FullConfig | RandomKConfig | TopKConfig | ChocoConfig | JwinsConfig | Sharing[Any] = (
-            JwinsConfig()
-        )
+        sharing: SharingTable | Sharing[Any] = JwinsConfig()
     else:
         sharing: Annotated[
-            _SharingTable,
+            one_of({kind: row.settings for kind, row in ALGORITHMS.items()}),
             OrObject(
                 ("init", "share", "merge", "key", "missing", "update_dim"),
                 ("remembers_peers", "state_types"),

@@ -14,7 +14,20 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from jwins.errors import ConfigError
 
-__all__ = ["MISSING", "OneOrMany", "OrObject", "OrWord", "TomlPath", "Within", "problem_of", "refuse"]
+__all__ = [
+    "MISSING",
+    "Count",
+    "Duration",
+    "Fraction",
+    "Index",
+    "OneOrMany",
+    "OrObject",
+    "OrWord",
+    "TomlPath",
+    "Within",
+    "problem_of",
+    "refuse",
+]
 
 
 class _Missing:
@@ -164,6 +177,11 @@ class OrWord:
 
 TomlPath = Annotated[Path, Field(strict=False)]
 """A path; TOML writes it as a string."""
+
+Fraction = Annotated[float, Within("a fraction", 0, 1, open_low=True)]
+Count = Annotated[int, Within("a whole number", 1)]
+Index = Annotated[int, Within("a whole number", 0)]
+Duration = Annotated[float, Within("a time", 0)]
 
 
 def _short(number: float) -> str:

@@ -4,96 +4,42 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from jwins.experiment.rules import MISSING, OneOrMany, OrObject, OrWord, TomlPath, Within, refuse
+from jwins.experiment.plugins import PARTITIONS, IidConfig, PartitionTable, one_of
+from jwins.experiment.rules import (
+    MISSING,
+    Count,
+    Duration,
+    Index,
+    OneOrMany,
+    OrObject,
+    OrWord,
+    TomlPath,
+    Within,
+    refuse,
+)
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
-    from jwins.sharing import Cutoff
     from jwins.tasks.partition import Partitioner
 else:  # torch is not loaded only to read a configuration
-    Cutoff = Partitioner = Any
+    Partitioner = Any
 
 __all__ = [
-    "ByKeyConfig",
-    "ChocoConfig",
     "ComputeConfig",
     "CrashConfig",
     "DelayConfig",
-    "DirichletConfig",
     "DropConfig",
-    "EdgeListConfig",
-    "ErdosRenyiConfig",
-    "FixedCutoffConfig",
-    "FullConfig",
-    "FullyConnectedConfig",
-    "IidConfig",
-    "JwinsConfig",
     "LinksConfig",
     "NodesConfig",
-    "OnePeerExponentialConfig",
     "OptimizerConfig",
-    "RandomCutoffConfig",
-    "RandomKConfig",
-    "RegularConfig",
     "RejoinConfig",
-    "RingConfig",
     "RunConfig",
-    "ShardsConfig",
-    "SmallWorldConfig",
-    "StarConfig",
     "TaskConfig",
-    "TopKConfig",
-    "TorusConfig",
     "TrainConfig",
     "WireConfig",
 ]
-
-Fraction = Annotated[float, Within("a fraction", 0, 1, open_low=True)]
-
-
-Count = Annotated[int, Within("a whole number", 1)]
-
-
-Index = Annotated[int, Within("a whole number", 0)]
-
-
-Duration = Annotated[float, Within("a time", 0)]
-
-
-Precision = Annotated[
-    Literal["float32", "bfloat16"], Field(description="what values are rounded to before they are sent")
-]
-
-
-class IidConfig(Settings):
-    """Samples shuffled and dealt out evenly."""
-
-    kind: Literal["iid"] = "iid"
-
-
-class ShardsConfig(Settings):
-    """Samples sorted by label, cut into shards, dealt out at random: few labels per node."""
-
-    kind: Literal["shards"] = "shards"
-    shards_per_node: Count = Field(default=2, description="shards of the sorted samples that each node gets")
-
-
-class DirichletConfig(Settings):
-    """Each label divided among the nodes in proportions drawn from a Dirichlet distribution."""
-
-    kind: Literal["dirichlet"] = "dirichlet"
-    alpha: Annotated[float, Within("a concentration", 0, open_low=True)] = Field(
-        default=0.5, description="concentration; the smaller, the fewer labels per node"
-    )
-    min_samples: Count = Field(default=1, description="every node gets at least so many samples")
-
-
-class ByKeyConfig(Settings):
-    """Each owner in the data (writer, user, role) wholly to one node."""
-
-    kind: Literal["by_key"] = "by_key"
 
 
 class TaskConfig(Settings):
@@ -112,12 +58,10 @@ class TaskConfig(Settings):
         default=None, description="folder of the data, for tasks that do not bring their own"
     )
     if TYPE_CHECKING:
-        partition: IidConfig | ShardsConfig | DirichletConfig | ByKeyConfig | Partitioner = IidConfig()
+        partition: PartitionTable | Partitioner = IidConfig()
     else:
         partition: Annotated[
-            IidConfig | ShardsConfig | DirichletConfig | ByKeyConfig,
-            Field(discriminator="kind"),
-            OrObject(("split",), base="jwins.tasks.partition.Partitioner"),
+            one_of(PARTITIONS), OrObject(("split",), base="jwins.tasks.partition.Partitioner")
         ] = Field(default=IidConfig(), description="how the training samples are divided among the nodes")
 
     @model_validator(mode="after")
@@ -144,89 +88,6 @@ class NodesConfig(Settings):
     """The nodes."""
 
     count: Annotated[int, Within("a number of nodes", 1)] = Field(default=16, description="how many nodes")
-
-
-class RingConfig(Settings):
-    """Two neighbours each, in a circle."""
-
-    kind: Literal["ring"] = "ring"
-
-
-class FullyConnectedConfig(Settings):
-    """Everyone is everyone's neighbour."""
-
-    kind: Literal["fully_connected"] = "fully_connected"
-
-
-class StarConfig(Settings):
-    """Node 0 is everyone's only neighbour."""
-
-    kind: Literal["star"] = "star"
-
-
-class TorusConfig(Settings):
-    """A grid that wraps around."""
-
-    kind: Literal["torus"] = "torus"
-    rows: Count | None = Field(
-        default=None, description="a divisor of the number of nodes; left out: as square as can be"
-    )
-
-
-class RegularConfig(Settings):
-    """A random graph in which every node has the same number of neighbours."""
-
-    kind: Literal["regular"] = "regular"
-    degree: Count = Field(default=4, description="neighbours of each node")
-    dynamic: bool = Field(default=False, description="drawn anew each round")
-
-
-class SmallWorldConfig(Settings):
-    """Watts-Strogatz: a ring of nearest neighbours, some edges rewired."""
-
-    kind: Literal["small_world"] = "small_world"
-    degree: Count = Field(default=4, description="neighbours of each node before rewiring, even")
-    rewire: Annotated[float, Within("a probability", 0, 1)] = Field(
-        default=0.1, description="how likely an edge is rewired"
-    )
-    dynamic: bool = Field(default=False, description="drawn anew each round")
-
-
-class ErdosRenyiConfig(Settings):
-    """Each edge with the same probability, given that the graph is connected."""
-
-    kind: Literal["erdos_renyi"] = "erdos_renyi"
-    p: Annotated[float, Within("a probability", 0, 1, open_low=True)] = Field(
-        default=0.5, description="of each edge"
-    )
-    dynamic: bool = Field(default=False, description="drawn anew each round")
-
-
-class OnePeerExponentialConfig(Settings):
-    """Directed: one recipient per round, at a distance that doubles."""
-
-    kind: Literal["one_peer_exponential"] = "one_peer_exponential"
-
-
-class EdgeListConfig(Settings):
-    """The graph in a text file, two node numbers per line."""
-
-    kind: Literal["edge_list"] = "edge_list"
-    path: TomlPath = Field(description="the file; relative to the folder of this TOML file")
-
-
-_TopologyTable = Annotated[
-    RingConfig
-    | FullyConnectedConfig
-    | StarConfig
-    | TorusConfig
-    | RegularConfig
-    | SmallWorldConfig
-    | ErdosRenyiConfig
-    | OnePeerExponentialConfig
-    | EdgeListConfig,
-    Field(discriminator="kind"),
-]
 
 
 class OptimizerConfig(Settings):
@@ -266,97 +127,6 @@ class TrainConfig(Settings):
         default="auto",
         description="nodes trained one by one or as one stacked model; auto: a fixed rule",
     )
-
-
-class FullConfig(Settings):
-    """D-PSGD: everything, every round."""
-
-    kind: Literal["full"] = "full"
-    values: Precision = "float32"
-
-
-class RandomKConfig(Settings):
-    """A random subset; the seed travels instead of positions."""
-
-    kind: Literal["random_k"] = "random_k"
-    fraction: Fraction = Field(description="of the parameters that are sent")
-    values: Precision = "float32"
-
-
-class TopKConfig(Settings):
-    """The parameters that changed most."""
-
-    kind: Literal["top_k"] = "top_k"
-    fraction: Fraction = Field(description="of the parameters that are sent")
-    accumulate: bool = Field(
-        default=False, description="score by the change since last sent, not in this round"
-    )
-    values: Precision = "float32"
-
-
-class ChocoConfig(Settings):
-    """CHOCO-SGD: compressed differences to replicas that neighbours keep."""
-
-    kind: Literal["choco"] = "choco"
-    fraction: Fraction = Field(description="of the parameters whose differences are sent")
-    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; smaller for smaller fractions"
-    )
-    values: Precision = "float32"
-
-
-class RandomCutoffConfig(Settings):
-    """Each node draws a fraction from a list in each round."""
-
-    kind: Literal["random"] = "random"
-    fractions: Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)] = Field(
-        default=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0), description="drawn from uniformly"
-    )
-
-
-class FixedCutoffConfig(Settings):
-    """The same fraction in every round."""
-
-    kind: Literal["fixed"] = "fixed"
-    fraction: Fraction = Field(description="of the coefficients that are sent")
-
-
-def _none_is_a_word(value: Any) -> Any:
-    return "none" if value is None else value
-
-
-class JwinsConfig(Settings):
-    """JWINS: wavelet coefficients that changed most since they were sent, a random fraction of them."""
-
-    kind: Literal["jwins"] = "jwins"
-    if TYPE_CHECKING:
-        cutoff: RandomCutoffConfig | FixedCutoffConfig | Cutoff = RandomCutoffConfig()
-        wavelet: str | None = "sym2"
-    else:
-        cutoff: Annotated[RandomCutoffConfig | FixedCutoffConfig, Field(discriminator="kind"), OrObject(())] = (
-            Field(default=RandomCutoffConfig(), description="which fraction of the coefficients is sent")
-        )
-        wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
-            default="sym2",
-            description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
-        )
-    levels: Count = Field(default=4, description="levels of the transform")
-    mode: Literal["symmetric", "periodization"] = Field(
-        default="symmetric", description="what the transform assumes beyond the ends"
-    )
-    score: Literal["since_sent", "reference", "training_only"] = Field(
-        default="reference", description="what a coefficient's change is measured from; docs/algorithm.md"
-    )
-    accumulate: bool = Field(default=True, description="false scores by this round's training alone")
-    dense_above: Annotated[float, Within("a fraction", 0, open_low=True)] = Field(
-        default=0.5, description="from this fraction on, all coefficients are sent and no positions"
-    )
-    values: Precision = "float32"
-
-
-_SharingTable = Annotated[
-    FullConfig | RandomKConfig | TopKConfig | ChocoConfig | JwinsConfig, Field(discriminator="kind")
-]
 
 
 class WireConfig(Settings):

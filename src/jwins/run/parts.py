@@ -9,21 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.sections import (
-    ChocoConfig,
-    CrashConfig,
-    DelayConfig,
-    DropConfig,
-    FixedCutoffConfig,
-    FullConfig,
-    JwinsConfig,
-    RandomCutoffConfig,
-    RandomKConfig,
-    RejoinConfig,
-    RunConfig,
-    TopKConfig,
-)
-from jwins.experiment.settings import Settings
+from jwins.experiment.plugins import JwinsConfig, PartitionTable, SharingTable, TopologyTable
+from jwins.experiment.sections import CrashConfig, DelayConfig, DropConfig, RejoinConfig, RunConfig
 from jwins.run.provenance import fingerprints, machine, versions
 from jwins.runfiles.rows import StartRow
 
@@ -92,14 +79,10 @@ def build_topology(experiment: Experiment) -> Topology:
     Raises:
         ConfigError: there is no such graph.
     """
-    from jwins.topology.kinds import make_topology
-
     config = experiment.topology
-    if not isinstance(config, Settings):
+    if not isinstance(config, TopologyTable):
         return config
-    options = config.model_dump(exclude_none=True)
-    kind = options.pop("kind")
-    return make_topology(kind, options, num_nodes=experiment.nodes.count, seed=experiment.run.seed)
+    return config.build(num_nodes=experiment.nodes.count, seed=experiment.run.seed)
 
 
 def build_sharing(experiment: Experiment) -> Sharing[Any]:
@@ -108,39 +91,8 @@ def build_sharing(experiment: Experiment) -> Sharing[Any]:
     Raises:
         ConfigError: no such wavelet.
     """
-    from jwins import sharing
-
     config = experiment.sharing
-    match config:
-        case FullConfig():
-            return sharing.full(values=config.values)
-        case RandomKConfig():
-            return sharing.random_k(config.fraction, values=config.values)
-        case TopKConfig():
-            return sharing.top_k(config.fraction, accumulate=config.accumulate, values=config.values)
-        case ChocoConfig():
-            return sharing.choco(config.fraction, config.gamma, values=config.values)
-        case JwinsConfig():
-            cutoff: sharing.Cutoff
-            match config.cutoff:
-                case RandomCutoffConfig(fractions=fractions):
-                    cutoff = sharing.RandomCutoff(fractions)
-                case FixedCutoffConfig(fraction=fraction):
-                    cutoff = sharing.FixedCutoff(fraction)
-                case own:
-                    cutoff = own
-            return sharing.jwins(
-                cutoff=cutoff,
-                wavelet=config.wavelet,
-                levels=config.levels,
-                mode=config.mode,
-                score=config.score,
-                accumulate=config.accumulate,
-                dense_above=config.dense_above,
-                values=config.values,
-            )
-        case _:
-            return config
+    return config.build() if isinstance(config, SharingTable) else config
 
 
 def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
@@ -295,12 +247,9 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
         ConfigError: there is no such partitioner, or it cannot divide these samples so.
     """
     from jwins.rng import stream
-    from jwins.tasks.partition import make_partitioner
 
-    partition = experiment.task.partition
-    if isinstance(partition, Settings):
-        options = partition.model_dump()
-        partition = make_partitioner(options.pop("kind"), options)
+    config = experiment.task.partition
+    partition = config.build() if isinstance(config, PartitionTable) else config
     return partition.split(
         num_samples=len(task.train),
         num_nodes=experiment.nodes.count,
