@@ -133,6 +133,8 @@ CORE = (
     "sharing/base.py",
     "sharing/sparse.py",
     "sharing/choco.py",
+    "sharing/cutoff.py",
+    "sharing/replicas.py",
     "topology/graph.py",
     "topology/kinds.py",
 )

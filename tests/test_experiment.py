@@ -335,6 +335,21 @@ def test_objects_may_stand_for_tables() -> None:
     assert build_sharing(own_cutoff.changed({"run": {"seed": 2}})) == jwins(cutoff=FixedCutoff(0.5))
 
 
+def test_a_quantizer_may_stand_for_a_precision() -> None:
+    class Halves:
+        def __call__(self, values: Any, bands: Any, ctx: Any) -> Any:
+            return (2 * values).round() / 2
+
+    quantizer = Halves()
+    for table in (e.FullConfig(values=quantizer), e.JwinsConfig(values=quantizer)):
+        experiment = Experiment(sharing=table)
+        assert build_sharing(experiment).values is quantizer  # type: ignore[attr-defined]
+        assert build_sharing(experiment.changed({"run": {"seed": 2}})).values is quantizer  # type: ignore[attr-defined]
+        assert "0x" not in experiment.to_toml()
+    with pytest.raises(ConfigError, match='expected "float32" or "bfloat16"'):
+        Experiment(sharing={"kind": "full", "values": "float16"})  # type: ignore[arg-type]
+
+
 class Forgetful:
     """Lacks what ``jwins.sharing.Sharing`` would have given it."""
 

@@ -160,30 +160,24 @@ class Experiment(Settings):
         Raises:
             ConfigError: the result is not an experiment.
         """
-        values = self._values()
-        return Experiment(**lay_over(values, tables))
-
-    def _values(self) -> dict[str, Any]:
-        """The constructor's arguments, with objects as they are."""
-        tables = self.model_dump(mode="python", exclude_none=True, exclude_unset=False)
-        objects = {("task", "partition"), ("topology",), ("sharing",), ("sharing", "cutoff")}
-        for path in objects:
-            place: Any = self
-            for step in path[:-1]:
-                place = getattr(place, step)
-            value = getattr(place, path[-1], None)
-            if value is not None and not isinstance(value, Settings) and isinstance(place, Settings):
-                table = tables
-                for step in path[:-1]:
-                    table = table[step]
-                table[path[-1]] = value
-        if self.task.own is not None:
-            tables["task"]["own"] = self.task.own
-        return tables
+        return Experiment(**lay_over(_keys(self), tables))
 
     @field_serializer("faults")
     def _plain_faults(self, faults: tuple[Any, ...]) -> list[dict[str, Any]]:
         return [fault.model_dump(exclude_none=True) for fault in faults]
+
+
+def _keys(settings: Settings) -> dict[str, Any]:
+    """The constructor's arguments of settings and of the settings in them, with objects as they are."""
+    found: dict[str, Any] = {}
+    for key, value in settings:
+        if isinstance(value, Settings):
+            found[key] = _keys(value)
+        elif isinstance(value, tuple):
+            found[key] = tuple(_keys(entry) if isinstance(entry, Settings) else entry for entry in value)
+        elif value is not None:
+            found[key] = value
+    return found
 
 
 def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from jwins.experiment.rules import Count, Fraction, OrObject, TomlPath, Within
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
-    from jwins.sharing import Cutoff, Sharing
+    from jwins.sharing import Cutoff, Quantizer, Sharing
     from jwins.tasks.partition import Partitioner
     from jwins.topology.graph import Topology
 else:  # torch is not loaded only to read a configuration
-    Cutoff = Partitioner = Sharing = Topology = Any
+    Cutoff = Partitioner = Quantizer = Sharing = Topology = Any
 
 __all__ = [
     "ALGORITHMS",
@@ -290,9 +290,14 @@ CUTOFFS: Mapping[str, type[CutoffTable]] = _by_kind((RandomCutoffConfig, FixedCu
 
 # --- Sharing algorithms -----------------------------------------------------------------------------------
 
-Precision = Annotated[
-    Literal["float32", "bfloat16"], Field(description="what values are rounded to before they are sent")
-]
+if TYPE_CHECKING:
+    Values = Literal["float32", "bfloat16"] | Quantizer
+else:
+    Values = Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="what values are rounded to before they are sent"),
+        OrObject(()),
+    ]
 
 
 class SharingTable(Plugin):
@@ -307,7 +312,7 @@ class FullConfig(SharingTable):
     """D-PSGD: everything, every round."""
 
     kind: Literal["full"] = "full"
-    values: Precision = "float32"
+    values: Values = "float32"
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`."""
@@ -321,7 +326,7 @@ class RandomKConfig(SharingTable):
 
     kind: Literal["random_k"] = "random_k"
     fraction: Fraction = Field(description="of the parameters that are sent")
-    values: Precision = "float32"
+    values: Values = "float32"
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`."""
@@ -338,7 +343,7 @@ class TopKConfig(SharingTable):
     accumulate: bool = Field(
         default=False, description="score by the change since last sent, not in this round"
     )
-    values: Precision = "float32"
+    values: Values = "float32"
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`."""
@@ -355,7 +360,7 @@ class ChocoConfig(SharingTable):
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
         description="consensus step size; smaller for smaller fractions"
     )
-    values: Precision = "float32"
+    values: Values = "float32"
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`."""
@@ -394,7 +399,7 @@ class JwinsConfig(SharingTable):
     dense_above: Annotated[float, Within("a fraction", 0, open_low=True)] = Field(
         default=0.5, description="from this fraction on, all coefficients are sent and no positions"
     )
-    values: Precision = "float32"
+    values: Values = "float32"
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`.
