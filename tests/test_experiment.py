@@ -74,6 +74,20 @@ WRONG: list[tuple[list[str], str]] = [
         "run.deadline_s = <missing>: required when frames are dropped",
     ),
     (["faults=[{kind='crash', node=16, round=2}]"], "faults[0].node = 16: there are nodes 0 to 15"),
+    (
+        ["run.deadline_s=1.0", "faults=[{kind='drop', sender=16, round=2}]"],
+        "faults[0].sender = 16: there are nodes 0 to 15",
+    ),
+    (["faults=[{kind='crash', node=1, round=200}]"], "faults[0].round = 200: expected a round, 0 to 199"),
+    (
+        ["faults=[{kind='delay', sender=1, round=2, seconds=0}]"],
+        "faults[0].seconds = 0: expected a time above 0",
+    ),
+    (
+        ["faults=[{kind='delay', sender=1, receiver=1, round=2, seconds=1}]"],
+        "faults[0].receiver = 1: is the sender itself",
+    ),
+    (["faults=[{kind='rejoin', node=1, round=2}]"], "the node rejoins without a crash in an earlier round"),
     (["faults=[{kind='drap'}]"], "faults[0].kind = 'drap': unknown kind; did you mean \"drop\"?"),
     (["faults=[{node=1}]"], "faults[0].kind = <missing>: required, one of: crash, rejoin, drop, delay"),
     (["name=a/b"], "name = 'a/b': expected a name that can be a folder's name"),

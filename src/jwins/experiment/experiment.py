@@ -30,20 +30,21 @@ from jwins.experiment.plugins import (
     TopologyTable,
     one_of,
 )
-from jwins.experiment.rules import MISSING, OrObject, refuse
+from jwins.experiment.rules import OrObject, refuse
 from jwins.experiment.sections import (
+    FAULTS,
     ComputeConfig,
-    DropConfig,
+    FaultTable,
     LinksConfig,
     NodesConfig,
     RunConfig,
     TaskConfig,
     TrainConfig,
     WireConfig,
-    _FaultTable,
 )
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, write_toml
+from jwins.world import Faults, check_world
 
 if TYPE_CHECKING:
     from jwins.sharing import Sharing
@@ -87,9 +88,12 @@ class Experiment(Settings):
     wire: WireConfig = WireConfig()
     links: LinksConfig = LinksConfig()
     compute: ComputeConfig = ComputeConfig()
-    faults: Annotated[tuple[_FaultTable, ...], Field(strict=False)] = Field(
-        default=(), description="what goes wrong, as an array of tables"
-    )
+    if TYPE_CHECKING:
+        faults: tuple[FaultTable, ...] = ()
+    else:
+        faults: Annotated[tuple[one_of(FAULTS), ...], Field(strict=False)] = Field(
+            default=(), description="what goes wrong, as an array of tables"
+        )
     run: RunConfig = RunConfig()
 
     @field_validator("name")
@@ -101,27 +105,22 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        count = self.nodes.count
-        for path, value in (
-            ("links.uplink_mbps", self.links.uplink_mbps),
-            ("compute.step_ms", self.compute.step_ms),
-        ):
-            if isinstance(value, tuple) and len(value) != count:
-                raise refuse(
-                    path, list(value), f"{len(value)} numbers for {count} nodes; write one per node, or one"
-                )
-        for index, fault in enumerate(self.faults):
-            for key in ("node", "sender", "receiver"):
-                node = getattr(fault, key, None)
-                if node is not None and node >= count:
-                    raise refuse(f"faults[{index}].{key}", node, f"there are nodes 0 to {count - 1}")
-        if self.run.deadline_s is None and any(isinstance(fault, DropConfig) for fault in self.faults):
-            problem = "required when frames are dropped: how long a node waits for what may never come"
-            raise refuse("run.deadline_s", MISSING, problem)
+        check_world(
+            num_nodes=self.nodes.count,
+            rounds=self.run.rounds,
+            links=self.links.build(),
+            compute=self.compute.build(),
+            faults=self.script(),
+            deadline_s=self.run.deadline_s,
+        )
         for index, at in enumerate(self.run.eval_at):
             if at > self.run.rounds:
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
         return self
+
+    def script(self) -> Faults:
+        """What goes wrong, for the clock."""
+        return Faults(tuple(fault.build() for fault in self.faults))
 
     @property
     def folder(self) -> Path:

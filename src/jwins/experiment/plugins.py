@@ -58,6 +58,7 @@ __all__ = [
     "TopKConfig",
     "TopologyTable",
     "TorusConfig",
+    "by_kind",
     "one_of",
 ]
 
@@ -81,7 +82,8 @@ class Plugin(Settings):
 P = TypeVar("P", bound=Plugin)
 
 
-def _by_kind(tables: Iterable[type[P]]) -> dict[str, type[P]]:
+def by_kind(tables: Iterable[type[P]]) -> dict[str, type[P]]:
+    """The tables by what ``kind`` says for each."""
     return {table.name(): table for table in tables}
 
 
@@ -132,7 +134,7 @@ class ByKeyConfig(PartitionTable):
     kind: Literal["by_key"] = "by_key"
 
 
-PARTITIONS: Mapping[str, type[PartitionTable]] = _by_kind(
+PARTITIONS: Mapping[str, type[PartitionTable]] = by_kind(
     (IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig)
 )
 """What ``task.partition.kind`` may say."""
@@ -229,7 +231,7 @@ class EdgeListConfig(TopologyTable):
     path: TomlPath = Field(description="the file; relative to the folder of this TOML file")
 
 
-TOPOLOGIES: Mapping[str, type[TopologyTable]] = _by_kind(
+TOPOLOGIES: Mapping[str, type[TopologyTable]] = by_kind(
     (
         RingConfig,
         FullyConnectedConfig,
@@ -284,7 +286,7 @@ class FixedCutoffConfig(CutoffTable):
         return FixedCutoff(**self.arguments())
 
 
-CUTOFFS: Mapping[str, type[CutoffTable]] = _by_kind((RandomCutoffConfig, FixedCutoffConfig))
+CUTOFFS: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, FixedCutoffConfig))
 """What ``sharing.cutoff.kind`` may say."""
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from jwins.experiment.plugins import PARTITIONS, IidConfig, PartitionTable, one_of
+from jwins.experiment.plugins import PARTITIONS, IidConfig, PartitionTable, Plugin, by_kind, one_of
 from jwins.experiment.rules import (
     MISSING,
     Count,
-    Duration,
     Index,
     OneOrMany,
     OrObject,
@@ -20,6 +21,17 @@ from jwins.experiment.rules import (
     refuse,
 )
 from jwins.experiment.settings import Settings
+from jwins.world import (
+    DEADLINE_S,
+    DELAY_S,
+    LATENCY_MS,
+    SPREAD,
+    STEP_MS,
+    UPLINK_MBPS,
+    Compute,
+    Fault,
+    Links,
+)
 
 if TYPE_CHECKING:
     from jwins.tasks.partition import Partitioner
@@ -27,6 +39,8 @@ else:  # torch is not loaded only to read a configuration
     Partitioner = Any
 
 __all__ = [
+    "FAULTS",
+    "FaultTable",
     "ComputeConfig",
     "CrashConfig",
     "DelayConfig",
@@ -144,10 +158,16 @@ class LinksConfig(Settings):
     if TYPE_CHECKING:
         uplink_mbps: float | tuple[float, ...] = 100.0
     else:
-        uplink_mbps: Annotated[
-            float | tuple[float, ...], OneOrMany(Within("a rate in Mbit/s", 0, open_low=True))
-        ] = Field(default=100.0, description="what a node can send, shared by its simultaneous sends")
-    latency_ms: Duration = Field(default=20.0, description="from the last byte sent to the frame received")
+        uplink_mbps: Annotated[float | tuple[float, ...], OneOrMany(UPLINK_MBPS)] = Field(
+            default=100.0, description="what a node can send, shared by its simultaneous sends"
+        )
+    latency_ms: Annotated[float, LATENCY_MS] = Field(
+        default=20.0, description="from the last byte sent to the frame received"
+    )
+
+    def build(self) -> Links:
+        """What the clock is given."""
+        return Links(self.uplink_mbps, self.latency_ms)
 
 
 class ComputeConfig(Settings):
@@ -156,34 +176,52 @@ class ComputeConfig(Settings):
     if TYPE_CHECKING:
         step_ms: float | tuple[float, ...] = 10.0
     else:
-        step_ms: Annotated[float | tuple[float, ...], OneOrMany(Within("a time in ms", 0, open_low=True))] = (
-            Field(default=10.0, description="virtual time of one local step")
+        step_ms: Annotated[float | tuple[float, ...], OneOrMany(STEP_MS)] = Field(
+            default=10.0, description="virtual time of one local step"
         )
-    spread: Annotated[float, Within("a standard deviation", 0, 2)] = Field(
+    spread: Annotated[float, SPREAD] = Field(
         default=0.0, description="over nodes, of the logarithm of their slowness; drawn from the seed"
     )
-    jitter: Annotated[float, Within("a standard deviation", 0, 2)] = Field(
-        default=0.0, description="the same over the rounds of a node"
-    )
+    jitter: Annotated[float, SPREAD] = Field(default=0.0, description="the same over the rounds of a node")
+
+    def build(self) -> Compute:
+        """What the clock is given."""
+        return Compute(self.step_ms, self.spread, self.jitter)
 
 
-class CrashConfig(Settings):
+class FaultTable(Plugin):
+    """Something that goes wrong, or right again."""
+
+    @abstractmethod
+    def build(self) -> Fault:
+        """What the clock is given."""
+
+
+class CrashConfig(FaultTable):
     """A node stops when it is about to train; what it had sent arrives."""
 
     kind: Literal["crash"] = "crash"
     node: Index = Field(description="which node")
     round: Index = Field(description="the round in which it happens, from 0")
 
+    def build(self) -> Fault:
+        """See :meth:`FaultTable.build`."""
+        return Fault("crash", self.node, self.round)
 
-class RejoinConfig(Settings):
+
+class RejoinConfig(FaultTable):
     """A crashed node comes back, with its state of the crash."""
 
     kind: Literal["rejoin"] = "rejoin"
     node: Index = Field(description="which node")
     round: Index = Field(description="the round that the first of the others begins when it comes back")
 
+    def build(self) -> Fault:
+        """See :meth:`FaultTable.build`."""
+        return Fault("rejoin", self.node, self.round)
 
-class DropConfig(Settings):
+
+class DropConfig(FaultTable):
     """A frame is sent, its bytes count, and it never arrives."""
 
     kind: Literal["drop"] = "drop"
@@ -191,20 +229,27 @@ class DropConfig(Settings):
     receiver: Index | None = Field(default=None, description="who does not get it; left out: nobody gets it")
     round: Index = Field(description="the sender's round")
 
+    def build(self) -> Fault:
+        """See :meth:`FaultTable.build`."""
+        return Fault("drop", self.sender, self.round, self.receiver)
 
-class DelayConfig(Settings):
+
+class DelayConfig(FaultTable):
     """A frame arrives late."""
 
     kind: Literal["delay"] = "delay"
     sender: Index = Field(description="who sent it")
     receiver: Index | None = Field(default=None, description="who gets it late; left out: everyone")
     round: Index = Field(description="the sender's round")
-    seconds: Annotated[float, Within("a time", 0, open_low=True)] = Field(
-        description="how much later, in virtual seconds"
-    )
+    seconds: Annotated[float, DELAY_S] = Field(description="how much later, in virtual seconds")
+
+    def build(self) -> Fault:
+        """See :meth:`FaultTable.build`."""
+        return Fault("delay", self.sender, self.round, self.receiver, self.seconds)
 
 
-_FaultTable = Annotated[CrashConfig | RejoinConfig | DropConfig | DelayConfig, Field(discriminator="kind")]
+FAULTS: Mapping[str, type[FaultTable]] = by_kind((CrashConfig, RejoinConfig, DropConfig, DelayConfig))
+"""What ``faults[i].kind`` may say."""
 
 
 class RunConfig(Settings):
@@ -234,7 +279,7 @@ class RunConfig(Settings):
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="of everything random"
     )
-    deadline_s: Annotated[float, Within("a time", 0, open_low=True)] | None = Field(
+    deadline_s: Annotated[float, DEADLINE_S] | None = Field(
         default=None,
         description="virtual seconds a node waits for its neighbours' frames; left out: as long as it takes",
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import JwinsConfig, PartitionTable, SharingTable, TopologyTable
-from jwins.experiment.sections import CrashConfig, DelayConfig, DropConfig, RejoinConfig, RunConfig
+from jwins.experiment.sections import RunConfig
 from jwins.run.provenance import fingerprints, machine, versions
 from jwins.runfiles.rows import StartRow
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from jwins.engines.simulator.faults import Fault
     from jwins.engines.simulator.simulator import Progress, Simulator
     from jwins.sharing import Sharing
     from jwins.tasks import Task
@@ -154,8 +153,6 @@ def build(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    from jwins.engines.simulator.faults import Faults
-    from jwins.engines.simulator.links import Compute, Links
     from jwins.engines.simulator.simulator import EvaluationSamples, Simulator
     from jwins.training.optimizer import Optimizer
     from jwins.training.trainer import Trainer
@@ -209,9 +206,9 @@ def build(
         seed=seed,
         digest=resolved.digest(),
         start=start,
-        links=Links(experiment.links.uplink_mbps, experiment.links.latency_ms),
-        compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
-        faults=Faults(tuple(map(_fault, experiment.faults))),
+        links=experiment.links.build(),
+        compute=experiment.compute.build(),
+        faults=experiment.script(),
         eval_at=evaluation_rounds(experiment),
         samples=EvaluationSamples(common, own),
         early_samples=None if run.eval_samples_early is None else EvaluationSamples(early_common, early_own),
@@ -319,18 +316,6 @@ def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict
                 for part in parts
             ]
     return found
-
-
-def _fault(config: CrashConfig | RejoinConfig | DropConfig | DelayConfig) -> Fault:
-    from jwins.engines.simulator.faults import Fault
-
-    match config:
-        case CrashConfig() | RejoinConfig():
-            return Fault(config.kind, config.node, config.round)
-        case DropConfig():
-            return Fault("drop", config.sender, config.round, config.receiver)
-        case DelayConfig():
-            return Fault("delay", config.sender, config.round, config.receiver, config.seconds)
 
 
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal, Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from jwins.checks import FRACTION
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.update import Quantized, Received, Update
@@ -199,9 +200,7 @@ def quantize(
 
 def check_fraction(name: str, fraction: float) -> None:
     """Raise a ConfigError unless ``fraction`` is in (0, 1]."""
-    if not 0.0 < fraction <= 1.0:
-        hint = f"; did you mean {fraction / 100:g}?" if 1.0 < fraction <= 100.0 else ""
-        raise ConfigError(name, fraction, f"expected a fraction in (0, 1]{hint}")
+    FRACTION.check(name, fraction)
 
 
 def check_quantizer(quantizer: object) -> None:

@@ -32,8 +32,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from jwins.engines.simulator.faults import Faults
-from jwins.engines.simulator.links import Compute, Links
 from jwins.engines.simulator.queue import (
     Arrival,
     Flow,
@@ -87,6 +85,7 @@ from jwins.training.trainer import Trainer
 from jwins.update import Quantized, Sampled, Update
 from jwins.wire.codec import Codec
 from jwins.wire.frame import Frame, KeyRequest, Packed, unpack
+from jwins.world import Compute, Faults, Links
 
 __all__ = ["Outcome", "Progress", "Simulator", "StalledError"]
 
