@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins import sharing
 from jwins.errors import ConfigError
-from jwins.experiment import Experiment, bundled, digest_of, load, plugins
+from jwins.experiment import (
+    Experiment,
+    bundled,
+    digest_of,
+    load,
+    plugins,
+    what_counts,
+    what_identifies,
+)
 from jwins.experiment.keys import keys_of
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
@@ -263,6 +271,8 @@ def test_override_values_are_toml_or_text() -> None:
     ("override", "same"),
     [
         ("run.threads=2", True),
+        ("run.device=cpu", True),
+        ("train.batching=loop", True),
         ("run.folder=elsewhere", True),
         ("run.checkpoint_every=1", True),
         ("name=other", True),
@@ -278,6 +288,34 @@ def test_override_values_are_toml_or_text() -> None:
 )
 def test_digest_covers_what_affects_results(override: str, same: bool) -> None:
     assert (load("digits", [override]).digest() == load("digits").digest()) is same
+
+
+def test_a_run_folder_is_of_one_device_and_one_batching() -> None:
+    """What machines of an experiment may differ in changes last bits, so no run goes on with another."""
+    for key, values in (("run.device", ("cpu", "cuda")), ("train.batching", ("loop", "stacked"))):
+        first, second = (load("digits", [f"{key}={value}"]) for value in values)
+        assert first.digest() == second.digest()
+        assert what_counts(first.resolved()) != what_counts(second.resolved())
+        assert what_identifies(first.resolved()) == what_identifies(second.resolved())
+
+
+RECORDED = sorted(Path(__file__).parents[1].glob("records/*/runs/*/seed-1/config.toml"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: "-".join(path.parts[-5:-1]))
+def test_recorded_runs_are_known_again(path: Path) -> None:
+    """Settings that were written by an earlier version are those of the same run and experiment today."""
+    stored = read_toml(path.read_text(encoding="utf-8"), str(path))
+    experiment = Experiment(**stored)
+    assert what_counts(experiment.resolved()) == what_counts(stored)
+    assert experiment.digest() == digest_of(stored)
+
+
+def test_threads_left_out_are_left_to_the_machine() -> None:
+    experiment = load("digits")
+    assert experiment.run.threads is None
+    assert "threads" not in experiment.to_toml()
+    assert load("digits", ["run.threads=3"]).resolved()["run"]["threads"] == 3
 
 
 def test_digest_is_eight_bytes_and_stable() -> None:

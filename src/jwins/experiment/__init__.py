@@ -1,6 +1,6 @@
 """What an experiment is: typed settings, written in TOML or in Python, and what they resolve to."""
 
-from jwins.experiment.experiment import Experiment, digest_of, lay_over, what_counts
+from jwins.experiment.experiment import Experiment, digest_of, lay_over, what_counts, what_identifies
 from jwins.experiment.load import BUNDLED, bundled, load, read
 from jwins.experiment.plugins import (
     ByKeyConfig,
@@ -80,4 +80,5 @@ __all__ = [
     "load",
     "read",
     "what_counts",
+    "what_identifies",
 ]

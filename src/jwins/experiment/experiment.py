@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 else:  # torch is not loaded only to read a configuration
     Sharing = Topology = Any
 
-__all__ = ["Experiment", "digest_of", "lay_over", "rewrite_paths", "what_counts"]
+__all__ = ["Experiment", "digest_of", "lay_over", "rewrite_paths_", "what_counts", "what_identifies"]
 
 
 class Experiment(Settings):
@@ -142,7 +142,7 @@ class Experiment(Settings):
             del tables["faults"]
         tables["run"]["folder"] = str(self.folder)
         if relative_to is not None:
-            rewrite_paths(tables, lambda path: Path(os.path.relpath(path, relative_to)).as_posix())
+            rewrite_paths_(tables, lambda path: Path(os.path.relpath(path, relative_to)).as_posix())
         return tables
 
     def to_toml(self, relative_to: Path | None = None) -> str:
@@ -150,7 +150,10 @@ class Experiment(Settings):
         return write_toml(self.resolved(relative_to))
 
     def digest(self) -> bytes:
-        """8 bytes that two experiments share if they have the same results; see :func:`digest_of`."""
+        """8 bytes by which machines know that they run the same experiment; from the settings alone.
+
+        See :func:`what_identifies` for what is covered.
+        """
         return digest_of(self.resolved())
 
     def changed(self, tables: Mapping[str, Any]) -> Experiment:
@@ -180,10 +183,17 @@ def _keys(settings: Settings) -> dict[str, Any]:
 
 
 def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of an experiment's resolved tables with everything that affects its results, as JSON has it.
+    """A copy of resolved tables with everything that affects what a run folder holds, to the last bit.
 
-    Left out are the name, folders, what only changes how fast a result comes (``run.threads`` and
-    ``run.checkpoint_every``), and keys without effect that runs from before there were these keys do not have.
+    By this a folder is known that a run may go on in. Left out are the name, folders, what only changes how fast
+    a result comes (``run.threads`` and ``run.checkpoint_every``), and keys without effect that runs from before
+    there were these keys do not have.
+
+    Args:
+        tables: with ``train.batching`` and ``run.device`` as they were resolved.
+
+    Returns:
+        As JSON has it: lists in place of tuples.
     """
     covered: dict[str, Any] = json.loads(json.dumps(tables))
     covered.pop("name", None)
@@ -195,13 +205,24 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
         covered["run"].pop("eval_samples_early", None)
         covered["run"].pop("eval_last", None)
     covered["task"].pop("data", None)
-    rewrite_paths(covered, lambda path: Path(path).name)
+    rewrite_paths_(covered, lambda path: Path(path).name)
     return covered
 
 
+def what_identifies(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without ``run.device`` and ``train.batching``: what machines of one experiment agree about.
+
+    Which of these a machine takes it finds out for itself; it changes last bits, as other processors do.
+    """
+    shared = what_counts(tables)
+    shared["run"].pop("device", None)
+    shared["train"].pop("batching", None)
+    return shared
+
+
 def digest_of(tables: Mapping[str, Any]) -> bytes:
-    """BLAKE2b, 8 bytes, of everything in an experiment's resolved tables that affects its results."""
-    text = json.dumps(what_counts(tables), sort_keys=True, separators=(",", ":"))
+    """BLAKE2b, 8 bytes, of :func:`what_identifies`: in every frame and in the start row of a log."""
+    text = json.dumps(what_identifies(tables), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
@@ -210,7 +231,7 @@ def _describe_task(own: object) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def rewrite_paths(tables: dict[str, Any], change: Any) -> None:
+def rewrite_paths_(tables: dict[str, Any], change: Callable[[str], str]) -> None:
     """Apply ``change`` to each file that an experiment names (not to ``run.folder``), in place."""
     task, topology = tables.get("task"), tables.get("topology")
     if isinstance(task, dict):

@@ -18,10 +18,12 @@ __all__ = ["Key", "join", "keys_of", "models_in", "tag_of"]
 
 
 def join(path: str, key: str) -> str:
+    """Two parts of a TOML path, each of which may be empty."""
     return f"{path}.{key}" if path and key else path or key
 
 
 def tag_of(model: type[BaseModel]) -> str | None:
+    """What ``kind`` says for this class, or None if it is no table of a union."""
     field = model.model_fields.get("kind")
     return (
         get_args(field.annotation)[0] if field is not None and get_origin(field.annotation) is Literal else None

@@ -43,6 +43,16 @@ _EXPECTED = {
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> ConfigError:
+    """All problems that pydantic found, in the words of whoever wrote the settings.
+
+    Args:
+        error: from the validation.
+        model: the class that was to be built.
+        values: what its constructor was given.
+
+    Returns:
+        One error whose path and value are those of the first problem, with a line for each other.
+    """
     problems = [_explain_one(details, model, values) for details in error.errors(include_url=False)]
     path, value, problem = problems[0]
     for other in problems[1:]:
@@ -138,6 +148,7 @@ def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type
 
 
 def alternatives(words: Sequence[str]) -> str:
+    """Like ``"a", "b" or "c"``."""
     quoted = [f'"{word}"' for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 

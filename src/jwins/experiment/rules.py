@@ -134,6 +134,7 @@ Index = Annotated[int, Within("a whole number", 0)]
 
 
 def problem_of(text: str) -> PydanticCustomError:
+    """What a validator raises about the value it was given; the path is found later."""
     return PydanticCustomError("settings", "{text}", {"text": text})
 
 

@@ -283,7 +283,11 @@ class RunConfig(Settings):
         default=None,
         description="virtual seconds a node waits for its neighbours' frames; left out: as long as it takes",
     )
-    threads: Count = Field(default=1, description="threads for training; results do not depend on it")
+    threads: Count | None = Field(
+        default=None,
+        description="for training and evaluation; left out: as many as there are cores; "
+        "results do not depend on it",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where training happens; auto: cuda if there is one"
     )

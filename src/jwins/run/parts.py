@@ -11,7 +11,7 @@ from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import JwinsConfig, PartitionTable, SharingTable, TopologyTable
 from jwins.experiment.sections import RunConfig
-from jwins.run.provenance import fingerprints, machine, versions
+from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.runfiles.rows import StartRow
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def build(
     from jwins.wire.codec import codec
 
     run, train, seed = experiment.run, experiment.train, experiment.run.seed
+    threads = run.threads if run.threads is not None else cores()
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     wire = codec(experiment.wire.codec)
     optimizer = Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state)
@@ -178,7 +179,7 @@ def build(
         buffers=train.buffers,
         batching=train.batching,
         device=run.device,
-        threads=run.threads,
+        threads=threads,
     )
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
     if train.batching == "auto":
@@ -214,7 +215,7 @@ def build(
         early_samples=None if run.eval_samples_early is None else EvaluationSamples(early_common, early_own),
         early_before=_first_of_last(experiment),
         deadline_s=run.deadline_s,
-        threads=run.threads,
+        threads=threads,
         folder=folder,
         checkpoint_every=run.checkpoint_every,
         on_progress=on_progress,

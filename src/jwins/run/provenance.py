@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from jwins.tasks import Task
 
-__all__ = ["fingerprints", "machine", "versions"]
+__all__ = ["cores", "fingerprints", "machine", "versions"]
 
 _LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
 
@@ -70,6 +70,13 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[library] = importlib.metadata.version(library)
     return versions
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    with contextlib.suppress(AttributeError):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def machine(device: Any) -> dict[str, str]:
