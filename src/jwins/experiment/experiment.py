@@ -185,9 +185,9 @@ def _keys(settings: Settings) -> dict[str, Any]:
 def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of resolved tables with everything that affects what a run folder holds, to the last bit.
 
-    By this a folder is known that a run may go on in. Left out are the name, folders, what only changes how fast
-    a result comes (``run.threads`` and ``run.checkpoint_every``), and keys without effect that runs from before
-    there were these keys do not have.
+    By this a folder is known in which a run may go on. Left out are the name, folders, what only changes how
+    fast a result comes (``run.threads`` and ``run.checkpoint_every``), and keys without effect that runs from
+    before there were these keys do not have.
 
     Args:
         tables: with ``train.batching`` and ``run.device`` as they were resolved.

@@ -80,7 +80,8 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
     mine = what_counts(same.resolved())
     if mine != theirs:
         raise ResumeError(
-            f"{folder}: holds another experiment ({_difference(mine, theirs)}); choose another run.folder, or remove this one"
+            f"{folder}: holds another experiment ({_difference(mine, theirs)}); "
+            f"choose another run.folder, or remove this one"
         )
     with contextlib.suppress(DataError):
         if Record.read(folder).end is not None:
