@@ -424,8 +424,8 @@ class Everywhere:
         (
             {"sharing": Forgetful()},
             "sharing",
-            "an object without key, missing, update_dim, remembers_peers, state_types; derive its class "
-            "from jwins.sharing.Sharing",
+            "an object without key, missing, update_dim, projected, remembers_peers, state_types; derive its "
+            "class from jwins.sharing.Sharing",
         ),
         (
             {"topology": Everywhere()},
@@ -474,6 +474,20 @@ def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         simulate(experiment("parts", blocks), progress=interrupt)
     assert simulate(experiment("parts", blocks), resume=True).sha256 == whole.sha256
+
+
+def test_documented_quantizer_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "own_algorithm.md").read_text(encoding="utf-8")
+    path = tmp_path / "my_quantizer.py"
+    path.write_text(page.split("## Only other bits")[1].split("```python\n")[1].split("```")[0])
+    algorithm = runpy.run_path(str(path))["algorithm"]
+    run = e.RunConfig(rounds=4, eval_every=4, folder=tmp_path / "out")
+    few = simulate(Experiment(sharing=algorithm, nodes=e.NodesConfig(count=6), run=run))
+    all_bits = simulate(
+        Experiment(nodes=e.NodesConfig(count=6), run=run).changed({"run": {"folder": tmp_path / "plain"}})
+    )
+    assert few.rows[-1]["bytes_total"] < 0.5 * all_bits.rows[-1]["bytes_total"]
+    assert few.rows[-1]["accuracy_mean"] > few.rows[0]["accuracy_mean"]
 
 
 def test_an_object_handed_over_again_is_the_same_experiment() -> None:

@@ -228,7 +228,9 @@ class EdgeListConfig(TopologyTable):
     """The graph in a text file, two node numbers per line."""
 
     kind: Literal["edge_list"] = "edge_list"
-    path: TomlPath = Field(description="the file; relative to the folder of this TOML file")
+    path: TomlPath = Field(
+        description="the file, perhaps with the number of nodes first; relative to the folder of this TOML file"
+    )
 
 
 TOPOLOGIES: Mapping[str, type[TopologyTable]] = by_kind(
