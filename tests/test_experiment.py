@@ -352,8 +352,8 @@ def test_settings_have_the_constructors_names_and_defaults() -> None:
     same(e.LinksConfig, simulator.Links)
     same(e.ComputeConfig, simulator.Compute)
     for by_kind, classes in (
-        (plugins.TOPOLOGIES, topology.TOPOLOGIES),
-        (plugins.PARTITIONS, partition.PARTITIONERS),
+        (plugins.TOPOLOGY_TABLES, topology.TOPOLOGIES),
+        (plugins.PARTITION_TABLES, partition.PARTITIONERS),
     ):
         assert list(by_kind) == list(classes)
         for kind, cls in classes.items():

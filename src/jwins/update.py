@@ -91,9 +91,9 @@ def dither(seed: int, count: int) -> Tensor:
     tensor([0.2885, 0.3884])
     """
     words = np.random.Philox(key=seed | _DITHER_DOMAIN << 64).random_raw(count)
-    odd = (words >> np.uint64(39) | np.uint64(1)).astype(np.int32)  # 2 n + 1
-    odd -= 1 << 24
-    return torch.from_numpy(odd.astype(np.float32)).mul_(2.0**-25)
+    words >>= np.uint64(39)
+    words |= np.uint64(1)  # 2 n + 1
+    return torch.from_numpy(words.astype(np.int32)).sub_(1 << 24).to(torch.float32).mul_(2.0**-25)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +175,7 @@ class Update:
     check: int | None = None
     _finite: bool | None = field(default=None, init=False, repr=False)
     _drawn: Tensor | None = field(default=None, init=False, repr=False)
+    _dense: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dim <= MAX_DIM:
@@ -223,8 +224,13 @@ class Update:
         return bool(self._finite)
 
     def dense_values(self) -> Tensor:
-        """Values as (k,) float32, whatever they travelled as."""
-        return dense_of(self.values)
+        """Values as (k,) float32, whatever they travelled as; of levels computed once for all receivers."""
+        if not isinstance(self.values, Quantized):
+            return dense_of(self.values)
+        if self._dense is None:
+            object.__setattr__(self, "_dense", self.values.dense())
+        assert self._dense is not None
+        return self._dense
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,9 +21,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 TABLES: list[type[plugins.Plugin]] = [
     *(row.settings for row in plugins.ALGORITHMS.values()),
-    *plugins.CUTOFFS.values(),
-    *plugins.TOPOLOGIES.values(),
-    *plugins.PARTITIONS.values(),
+    *plugins.CUTOFF_TABLES.values(),
+    *plugins.TOPOLOGY_TABLES.values(),
+    *plugins.PARTITION_TABLES.values(),
 ]
 
 
@@ -40,24 +40,24 @@ def test_an_algorithm_is_built_from_its_table(kind: str) -> None:
     assert Sharing in type(build_sharing(experiment)).__mro__
 
 
-@pytest.mark.parametrize("kind", [kind for kind in plugins.TOPOLOGIES if kind != "edge_list"])
+@pytest.mark.parametrize("kind", [kind for kind in plugins.TOPOLOGY_TABLES if kind != "edge_list"])
 def test_a_topology_is_built_from_its_table(kind: str) -> None:
     experiment = Experiment(topology={"kind": kind})  # type: ignore[arg-type]
     assert build_topology(experiment).num_nodes == experiment.nodes.count
 
 
-@pytest.mark.parametrize("kind", plugins.PARTITIONS)
+@pytest.mark.parametrize("kind", plugins.PARTITION_TABLES)
 def test_a_partitioner_is_built_from_its_table(kind: str) -> None:
-    assert callable(plugins.PARTITIONS[kind]().build().split)
+    assert callable(plugins.PARTITION_TABLES[kind]().build().split)
 
 
 def test_the_reference_names_every_kind() -> None:
     types = {key.path: key.type for key in keys_of(Experiment)}
     for path, kinds in (
         ("sharing", plugins.ALGORITHMS),
-        ("sharing.cutoff", plugins.CUTOFFS),
-        ("topology", plugins.TOPOLOGIES),
-        ("task.partition", plugins.PARTITIONS),
+        ("sharing.cutoff", plugins.CUTOFF_TABLES),
+        ("topology", plugins.TOPOLOGY_TABLES),
+        ("task.partition", plugins.PARTITION_TABLES),
     ):
         assert types[path] == f"table; kind = {', '.join(kinds)}"
 

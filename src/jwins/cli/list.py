@@ -37,7 +37,7 @@ def list_(
 
 def _catalogue() -> list[tuple[str, dict[str, str]]]:
     from jwins.experiment.load import bundled
-    from jwins.experiment.plugins import ALGORITHMS, PARTITIONS, TOPOLOGIES
+    from jwins.experiment.plugins import ALGORITHMS, PARTITION_TABLES, TOPOLOGY_TABLES
     from jwins.tasks import TASKS
     from jwins.wire.codec import CODECS
 
@@ -48,8 +48,8 @@ def _catalogue() -> list[tuple[str, dict[str, str]]]:
         ("experiments and comparisons (jwins run NAME, jwins compare NAME)", bundled()),
         ("tasks (task.name)", said(TASKS)),
         ("sharing algorithms (sharing.kind)", said({k: row.settings for k, row in ALGORITHMS.items()})),
-        ("topologies (topology.kind)", said(TOPOLOGIES)),
-        ("partitioners (task.partition.kind)", said(PARTITIONS)),
+        ("topologies (topology.kind)", said(TOPOLOGY_TABLES)),
+        ("partitioners (task.partition.kind)", said(PARTITION_TABLES)),
         ("codecs (wire.codec)", said(CODECS)),
     ]
 

@@ -23,7 +23,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from jwins.experiment.plugins import (
     ALGORITHMS,
-    TOPOLOGIES,
+    TOPOLOGY_TABLES,
     JwinsConfig,
     RegularConfig,
     SharingTable,
@@ -32,7 +32,7 @@ from jwins.experiment.plugins import (
 )
 from jwins.experiment.rules import OrObject, refuse
 from jwins.experiment.sections import (
-    FAULTS,
+    FAULT_TABLES,
     ComputeConfig,
     FaultTable,
     LinksConfig,
@@ -71,7 +71,7 @@ class Experiment(Settings):
         topology: TopologyTable | Topology = RegularConfig()
     else:
         topology: Annotated[
-            one_of(TOPOLOGIES), OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
+            one_of(TOPOLOGY_TABLES), OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
         ] = Field(default=RegularConfig(), description="who sends to whom")
     train: TrainConfig = TrainConfig()
     if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Experiment(Settings):
     if TYPE_CHECKING:
         faults: tuple[FaultTable, ...] = ()
     else:
-        faults: Annotated[tuple[one_of(FAULTS), ...], Field(strict=False)] = Field(
+        faults: Annotated[tuple[one_of(FAULT_TABLES), ...], Field(strict=False)] = Field(
             default=(), description="what goes wrong, as an array of tables"
         )
     run: RunConfig = RunConfig()

@@ -29,9 +29,9 @@ else:  # torch is not loaded only to read a configuration
 
 __all__ = [
     "ALGORITHMS",
-    "CUTOFFS",
-    "PARTITIONS",
-    "TOPOLOGIES",
+    "CUTOFF_TABLES",
+    "PARTITION_TABLES",
+    "TOPOLOGY_TABLES",
     "Algorithm",
     "ByKeyConfig",
     "ChocoConfig",
@@ -134,7 +134,7 @@ class ByKeyConfig(PartitionTable):
     kind: Literal["by_key"] = "by_key"
 
 
-PARTITIONS: Mapping[str, type[PartitionTable]] = by_kind(
+PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
     (IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig)
 )
 """What ``task.partition.kind`` may say."""
@@ -233,7 +233,7 @@ class EdgeListConfig(TopologyTable):
     )
 
 
-TOPOLOGIES: Mapping[str, type[TopologyTable]] = by_kind(
+TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
     (
         RingConfig,
         FullyConnectedConfig,
@@ -288,7 +288,7 @@ class FixedCutoffConfig(CutoffTable):
         return FixedCutoff(**self.arguments())
 
 
-CUTOFFS: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, FixedCutoffConfig))
+CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, FixedCutoffConfig))
 """What ``sharing.cutoff.kind`` may say."""
 
 
@@ -385,7 +385,7 @@ class JwinsConfig(SharingTable):
         cutoff: CutoffTable | Cutoff = RandomCutoffConfig()
         wavelet: str | None = "sym2"
     else:
-        cutoff: Annotated[one_of(CUTOFFS), OrObject(())] = Field(
+        cutoff: Annotated[one_of(CUTOFF_TABLES), OrObject(())] = Field(
             default=RandomCutoffConfig(), description="which fraction of the coefficients is sent"
         )
         wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(

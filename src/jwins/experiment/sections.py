@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from jwins.experiment.plugins import PARTITIONS, IidConfig, PartitionTable, Plugin, by_kind, one_of
+from jwins.experiment.plugins import PARTITION_TABLES, IidConfig, PartitionTable, Plugin, by_kind, one_of
 from jwins.experiment.rules import (
     MISSING,
     Count,
@@ -39,7 +39,7 @@ else:  # torch is not loaded only to read a configuration
     Partitioner = Any
 
 __all__ = [
-    "FAULTS",
+    "FAULT_TABLES",
     "FaultTable",
     "ComputeConfig",
     "CrashConfig",
@@ -75,7 +75,7 @@ class TaskConfig(Settings):
         partition: PartitionTable | Partitioner = IidConfig()
     else:
         partition: Annotated[
-            one_of(PARTITIONS), OrObject(("split",), base="jwins.tasks.partition.Partitioner")
+            one_of(PARTITION_TABLES), OrObject(("split",), base="jwins.tasks.partition.Partitioner")
         ] = Field(default=IidConfig(), description="how the training samples are divided among the nodes")
 
     @model_validator(mode="after")
@@ -248,7 +248,7 @@ class DelayConfig(FaultTable):
         return Fault("delay", self.sender, self.round, self.receiver, self.seconds)
 
 
-FAULTS: Mapping[str, type[FaultTable]] = by_kind((CrashConfig, RejoinConfig, DropConfig, DelayConfig))
+FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind((CrashConfig, RejoinConfig, DropConfig, DelayConfig))
 """What ``faults[i].kind`` may say."""
 
 
