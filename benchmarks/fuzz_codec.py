@@ -74,9 +74,10 @@ def updates(dim: int, rng: np.random.Generator) -> list[Update]:
         levels = torch.from_numpy(rng.integers(-9, 10, count).astype(np.int32))
         runs = (count // 2, count - count // 2)
         quantized = Quantized(levels, torch.tensor([0.5, 2.0]), runs)
+        dithered = Quantized(levels, torch.tensor([0.5, 2.0]), runs, int(rng.integers(2**63)), offset=0.1)
         sampled = Sampled(int(rng.integers(2**63)), count)
         for positions in (listed, sampled, None):
-            for values in (floats, floats.to(torch.bfloat16), quantized):
+            for values in (floats, floats.to(torch.bfloat16), quantized, dithered):
                 if positions is not None or count == dim:
                     some.append(Update(dim, positions, values, base=3, check=2**32 - 1))  # noqa: PERF401
     return some
@@ -97,6 +98,7 @@ def bombs(dim: int) -> list[bytes]:
                 some.append(struct.pack("<BII", layout, claimed, len(positions)) + positions + values)
             levels = struct.pack("<I", 2**32 - 1) + bytes(64)
             some.append(struct.pack("<BII", 8, claimed, 0) + levels)
+            some.append(struct.pack("<BII", 0xC8, claimed, 0) + struct.pack("<Qf", 7, 0.25) + levels)
             some.append(struct.pack("<BII", 1, claimed, 2**32 - 1))
     most_runs = (
         struct.pack("<I", 1 << 16) + np.ones(1 << 16, "<f4").tobytes() + np.zeros(1 << 16, "<u4").tobytes()
@@ -171,7 +173,7 @@ def damaged(data: bytes, others: list[bytes], start: int, rng: np.random.Generat
         elif injury == 4 and size >= start + PAYLOAD_HEAD:  # the fields of a payload's head
             field_at = start + int(rng.choice([0, 1, 5]))
             if field_at == start:
-                out[start] = int(rng.integers(64))
+                out[start] = int(rng.integers(256))
             else:
                 old = int.from_bytes(out[field_at : field_at + 4], "little")
                 new = (old + int(rng.integers(-3, 4))) % 2**32 if rng.random() < 0.5 else _edge(rng)

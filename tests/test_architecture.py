@@ -15,8 +15,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "jwins"
 # A file imports only from rows above its own, or from its own package.
 ROWS = (
     ("errors", "rng"),
-    ("update",),
-    ("ops", "topology", "runfiles"),
+    ("checks", "update"),
+    ("ops", "topology", "runfiles", "world"),
     ("sharing", "wire", "tasks"),
     ("node", "training", "results"),
     ("engines", "experiment"),
@@ -129,10 +129,13 @@ def test_nothing_draws_from_a_global_generator(path: Path) -> None:
 CORE = (
     "rng.py",
     "update.py",
+    "world.py",
     "node.py",
     "sharing/base.py",
     "sharing/sparse.py",
     "sharing/choco.py",
+    "sharing/cutoff.py",
+    "sharing/replicas.py",
     "topology/graph.py",
     "topology/kinds.py",
 )

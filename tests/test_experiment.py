@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins import sharing
 from jwins.errors import ConfigError
-from jwins.experiment import Experiment, bundled, digest_of, load, sections
+from jwins.experiment import (
+    Experiment,
+    bundled,
+    digest_of,
+    load,
+    plugins,
+    what_counts,
+    what_identifies,
+)
 from jwins.experiment.keys import keys_of
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
@@ -74,6 +82,20 @@ WRONG: list[tuple[list[str], str]] = [
         "run.deadline_s = <missing>: required when frames are dropped",
     ),
     (["faults=[{kind='crash', node=16, round=2}]"], "faults[0].node = 16: there are nodes 0 to 15"),
+    (
+        ["run.deadline_s=1.0", "faults=[{kind='drop', sender=16, round=2}]"],
+        "faults[0].sender = 16: there are nodes 0 to 15",
+    ),
+    (["faults=[{kind='crash', node=1, round=200}]"], "faults[0].round = 200: expected a round, 0 to 199"),
+    (
+        ["faults=[{kind='delay', sender=1, round=2, seconds=0}]"],
+        "faults[0].seconds = 0: expected a time above 0",
+    ),
+    (
+        ["faults=[{kind='delay', sender=1, receiver=1, round=2, seconds=1}]"],
+        "faults[0].receiver = 1: is the sender itself",
+    ),
+    (["faults=[{kind='rejoin', node=1, round=2}]"], "the node rejoins without a crash in an earlier round"),
     (["faults=[{kind='drap'}]"], "faults[0].kind = 'drap': unknown kind; did you mean \"drop\"?"),
     (["faults=[{node=1}]"], "faults[0].kind = <missing>: required, one of: crash, rejoin, drop, delay"),
     (["name=a/b"], "name = 'a/b': expected a name that can be a folder's name"),
@@ -249,6 +271,8 @@ def test_override_values_are_toml_or_text() -> None:
     ("override", "same"),
     [
         ("run.threads=2", True),
+        ("run.device=cpu", True),
+        ("train.batching=loop", True),
         ("run.folder=elsewhere", True),
         ("run.checkpoint_every=1", True),
         ("name=other", True),
@@ -264,6 +288,34 @@ def test_override_values_are_toml_or_text() -> None:
 )
 def test_digest_covers_what_affects_results(override: str, same: bool) -> None:
     assert (load("digits", [override]).digest() == load("digits").digest()) is same
+
+
+def test_a_run_folder_is_of_one_device_and_one_batching() -> None:
+    """What machines of an experiment may differ in changes last bits, so no run goes on with another."""
+    for key, values in (("run.device", ("cpu", "cuda")), ("train.batching", ("loop", "stacked"))):
+        first, second = (load("digits", [f"{key}={value}"]) for value in values)
+        assert first.digest() == second.digest()
+        assert what_counts(first.resolved()) != what_counts(second.resolved())
+        assert what_identifies(first.resolved()) == what_identifies(second.resolved())
+
+
+RECORDED = sorted(Path(__file__).parents[1].glob("records/*/runs/*/seed-1/config.toml"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: "-".join(path.parts[-5:-1]))
+def test_recorded_runs_are_known_again(path: Path) -> None:
+    """Settings that were written by an earlier version are those of the same run and experiment today."""
+    stored = read_toml(path.read_text(encoding="utf-8"), str(path))
+    experiment = Experiment(**stored)
+    assert what_counts(experiment.resolved()) == what_counts(stored)
+    assert experiment.digest() == digest_of(stored)
+
+
+def test_threads_left_out_are_left_to_the_machine() -> None:
+    experiment = load("digits")
+    assert experiment.run.threads is None
+    assert "threads" not in experiment.to_toml()
+    assert load("digits", ["run.threads=3"]).resolved()["run"]["threads"] == 3
 
 
 def test_digest_is_eight_bytes_and_stable() -> None:
@@ -294,19 +346,15 @@ def test_settings_have_the_constructors_names_and_defaults() -> None:
                 assert field.get_default() == parameter.default, (config, name)
         assert set(config.model_fields) - {"kind"} <= set(inspect.signature(target).parameters)
 
-    same(e.FullConfig, sharing.full)
-    same(e.RandomKConfig, sharing.random_k)
-    same(e.TopKConfig, sharing.top_k)
-    same(e.ChocoConfig, sharing.choco)
-    same(e.JwinsConfig, sharing.jwins)
+    for kind, row in plugins.ALGORITHMS.items():
+        same(row.settings, getattr(sharing, kind))
     assert e.RandomCutoffConfig().fractions == sharing.PAPER_FRACTIONS
     same(e.LinksConfig, simulator.Links)
     same(e.ComputeConfig, simulator.Compute)
-    for configs, classes in (
-        (get_args(get_args(sections._TopologyTable)[0]), topology.TOPOLOGIES),
-        ((e.IidConfig, e.ShardsConfig, e.DirichletConfig, e.ByKeyConfig), partition.PARTITIONERS),
+    for by_kind, classes in (
+        (plugins.TOPOLOGY_TABLES, topology.TOPOLOGIES),
+        (plugins.PARTITION_TABLES, partition.PARTITIONERS),
     ):
-        by_kind = {config.model_fields["kind"].default: config for config in configs}
         assert list(by_kind) == list(classes)
         for kind, cls in classes.items():
             arguments = [f for f in fields(cls) if f.init and f.name not in ("num_nodes", "seed")]  # type: ignore[arg-type]
@@ -339,6 +387,21 @@ def test_objects_may_stand_for_tables() -> None:
     assert build_sharing(own_cutoff.changed({"run": {"seed": 2}})) == jwins(cutoff=FixedCutoff(0.5))
 
 
+def test_a_quantizer_may_stand_for_a_precision() -> None:
+    class Halves:
+        def __call__(self, values: Any, bands: Any, ctx: Any) -> Any:
+            return (2 * values).round() / 2
+
+    quantizer = Halves()
+    for table in (e.FullConfig(values=quantizer), e.JwinsConfig(values=quantizer)):
+        experiment = Experiment(sharing=table)
+        assert build_sharing(experiment).values is quantizer  # type: ignore[attr-defined]
+        assert build_sharing(experiment.changed({"run": {"seed": 2}})).values is quantizer  # type: ignore[attr-defined]
+        assert "0x" not in experiment.to_toml()
+    with pytest.raises(ConfigError, match='expected "float32" or "bfloat16"'):
+        Experiment(sharing={"kind": "full", "values": "float16"})  # type: ignore[arg-type]
+
+
 class Forgetful:
     """Lacks what ``jwins.sharing.Sharing`` would have given it."""
 
@@ -361,8 +424,8 @@ class Everywhere:
         (
             {"sharing": Forgetful()},
             "sharing",
-            "an object without key, missing, update_dim, remembers_peers, state_types; derive its class "
-            "from jwins.sharing.Sharing",
+            "an object without key, missing, update_dim, projected, remembers_peers, state_types; derive its "
+            "class from jwins.sharing.Sharing",
         ),
         (
             {"topology": Everywhere()},
@@ -411,6 +474,20 @@ def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
     with pytest.raises(TimeoutError):
         simulate(experiment("parts", blocks), progress=interrupt)
     assert simulate(experiment("parts", blocks), resume=True).sha256 == whole.sha256
+
+
+def test_documented_quantizer_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "own_algorithm.md").read_text(encoding="utf-8")
+    path = tmp_path / "my_quantizer.py"
+    path.write_text(page.split("## Only other bits")[1].split("```python\n")[1].split("```")[0])
+    algorithm = runpy.run_path(str(path))["algorithm"]
+    run = e.RunConfig(rounds=4, eval_every=4, folder=tmp_path / "out")
+    few = simulate(Experiment(sharing=algorithm, nodes=e.NodesConfig(count=6), run=run))
+    all_bits = simulate(
+        Experiment(nodes=e.NodesConfig(count=6), run=run).changed({"run": {"folder": tmp_path / "plain"}})
+    )
+    assert few.rows[-1]["bytes_total"] < 0.5 * all_bits.rows[-1]["bytes_total"]
+    assert few.rows[-1]["accuracy_mean"] > few.rows[0]["accuracy_mean"]
 
 
 def test_an_object_handed_over_again_is_the_same_experiment() -> None:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 
-__all__ = ["MAX_DIM", "Quantized", "Received", "Sampled", "Update", "identical"]
+__all__ = ["MAX_DIM", "Quantized", "Received", "Sampled", "Update", "dense_of", "dither", "identical"]
 
 MAX_DIM = 2**32 - 1
 """Longest vector an update may describe: positions travel as 32-bit unsigned integers."""
 
-_PHILOX_DOMAIN = 0x4A57494E535F504F  # ASCII "JWINS_PO": keeps positions apart from other uses of a seed
+_POSITIONS_DOMAIN = 0x4A57494E535F504F  # ASCII "JWINS_PO": keeps positions apart from other uses of a seed
+_DITHER_DOMAIN = 0x4A57494E535F4449  # ASCII "JWINS_DI"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class Sampled:
             return torch.zeros(0, dtype=torch.int64)
         if self.count == dim:
             return torch.arange(dim)
-        words = np.random.Philox(key=self.seed | _PHILOX_DOMAIN << 64).random_raw(dim)
+        words = np.random.Philox(key=self.seed | _POSITIONS_DOMAIN << 64).random_raw(dim)
         last = np.partition(words, self.count - 1)[self.count - 1]
         chosen = words < last
         ties = np.flatnonzero(words == last)[: self.count - int(np.count_nonzero(chosen))]
@@ -70,20 +71,51 @@ class Sampled:
         return torch.from_numpy(np.flatnonzero(chosen))
 
 
+def dither(seed: int, count: int) -> Tensor:
+    """Pseudo-random numbers that a quantizer adds before it rounds, and :meth:`Quantized.dense` takes away.
+
+    Number i is made of the upper 24 bits n of the i-th 64-bit word of Philox4x64-10 with key
+    ``(seed, 0x4A57494E535F4449)``, from the first word of counter block 1: ``(2 n + 1) / 2^25 - 1/2``, which
+    float32 holds exactly. The rule is part of the wire format (docs/wire.md), so it never changes within a
+    version. Source: L. Schuchman, "Dither signals and their effect on quantization noise", IEEE Transactions on
+    Communication Technology 12(4), 1964.
+
+    Args:
+        seed: unsigned 64-bit integer.
+        count: how many numbers, at least 0.
+
+    Returns:
+        (count,) float32, uniform in (-1/2, 1/2).
+
+    >>> dither(seed=7, count=2)
+    tensor([0.2885, 0.3884])
+    """
+    words = np.random.Philox(key=seed | _DITHER_DOMAIN << 64).random_raw(count)
+    words >>= np.uint64(39)
+    words |= np.uint64(1)  # 2 n + 1
+    return torch.from_numpy(words.astype(np.int32)).sub_(1 << 24).to(torch.float32).mul_(2.0**-25)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """Values as integer levels times a scale.
+    """Values as integer levels times a scale, which is the quantizer's step.
 
     Attributes:
         levels: (k,) int32.
         scales: (g,) float32, finite and > 0.
         runs: g lengths that sum to k; ``levels`` of run i are multiplied by ``scales[i]``. One run is a
             single step size, many are blocks or wavelet subbands.
+        dither: None, or the seed (unsigned 64-bit) of the :func:`dither` that was added, in steps, before
+            values were rounded to levels, and is taken away again.
+        offset: how many steps nearer to zero than its level a nonzero level's value is, in [0, 1/2); kept as
+            the nearest float32. Values are denser near zero, so the middle of a step is not the best guess.
     """
 
     levels: Tensor
     scales: Tensor
     runs: tuple[int, ...]
+    dither: int | None = None
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if self.levels.dtype != torch.int32 or self.levels.dim() != 1:
@@ -96,12 +128,29 @@ class Quantized:
             raise UsageError(f"Quantized.runs sum to {sum(self.runs)}, but there are {len(self.levels)} levels")
         if not bool(((self.scales > 0) & torch.isfinite(self.scales)).all()):
             raise UsageError("Quantized.scales: expected finite values > 0")
+        if self.dither is not None and not 0 <= self.dither < 2**64:
+            raise UsageError(f"Quantized.dither = {self.dither}: expected None or an unsigned 64-bit seed")
+        nearest = float(np.float32(self.offset)) + 0.0  # no -0.0
+        if not 0.0 <= nearest < 0.5:
+            raise UsageError(f"Quantized.offset = {self.offset}: expected steps in [0, 1/2)")
+        object.__setattr__(self, "offset", nearest)
 
     def dense(self) -> Tensor:
-        """The values themselves, (k,) float32."""
-        return self.levels.to(torch.float32) * torch.repeat_interleave(
-            self.scales, torch.tensor(self.runs, dtype=torch.int64)
-        )
+        """The values themselves, (k,) float32: ``((level - sign(level) * offset) - dither) * scale``.
+
+        Each operation is rounded to float32, so that every receiver has the same bits.
+        """
+        steps = self.levels.to(torch.float32)
+        if self.offset:
+            steps = steps - torch.sign(steps) * self.offset
+        if self.dither is not None:
+            steps = steps - dither(self.dither, len(steps)).to(steps.device)
+        return steps * torch.repeat_interleave(self.scales, torch.tensor(self.runs, dtype=torch.int64))
+
+
+def dense_of(values: Tensor | Quantized) -> Tensor:
+    """Values as (k,) float32, whatever they travel as; float32 is handed back as it is."""
+    return values.dense() if isinstance(values, Quantized) else values.to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +175,7 @@ class Update:
     check: int | None = None
     _finite: bool | None = field(default=None, init=False, repr=False)
     _drawn: Tensor | None = field(default=None, init=False, repr=False)
+    _dense: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dim <= MAX_DIM:
@@ -174,8 +224,13 @@ class Update:
         return bool(self._finite)
 
     def dense_values(self) -> Tensor:
-        """Values as (k,) float32, whatever they travelled as."""
-        return self.values.dense() if isinstance(self.values, Quantized) else self.values.to(torch.float32)
+        """Values as (k,) float32, whatever they travelled as; of levels computed once for all receivers."""
+        if not isinstance(self.values, Quantized):
+            return dense_of(self.values)
+        if self._dense is None:
+            object.__setattr__(self, "_dense", self.values.dense())
+        assert self._dense is not None
+        return self._dense
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,7 +268,8 @@ def identical(a: Update, b: Update) -> bool:
         return False
     if isinstance(a.values, Quantized) and isinstance(b.values, Quantized):
         return (
-            a.values.runs == b.values.runs
+            (a.values.runs, a.values.dither, a.values.offset)
+            == (b.values.runs, b.values.dither, b.values.offset)
             and torch.equal(a.values.levels, b.values.levels)
             and _same_bits(a.values.scales, b.values.scales)
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -41,10 +42,25 @@ def values(kind: str, count: int):
         return Quantized(bits, torch.tensor([1.0]), (count,))
     runs = (count // 3, 0, count - count // 3)
     levels = torch.from_numpy(rng.integers(-7, 8, count).astype(np.int32))
-    return Quantized(levels, torch.tensor([0.5, 1e-38, 3e38]), runs)
+    more = {
+        "dithered": {"dither": 2**64 - 1},
+        "offset": {"offset": 0.49},
+        "both": {"dither": 0, "offset": 1e-45},
+    }
+    return Quantized(levels, torch.tensor([0.5, 1e-38, 3e38]), runs, **more.get(kind, {}))
 
 
-VALUES = ("float32", "bfloat16", "any float32", "any bfloat16", "levels", "any levels")
+VALUES = (
+    "float32",
+    "bfloat16",
+    "any float32",
+    "any bfloat16",
+    "levels",
+    "any levels",
+    "dithered",
+    "offset",
+    "both",
+)
 
 
 def positions(kind: str):
@@ -162,6 +178,60 @@ def test_refuses_to_encode_too_many_runs(each):
     quantized = Quantized(torch.zeros(0, dtype=torch.int32), torch.ones(num_runs), (0,) * num_runs)
     with pytest.raises(UsageError, match="longer runs"):
         each.encode(Update(DIM, torch.zeros(0, dtype=torch.int64), quantized))
+
+
+def test_levels_without_dither_or_offset_say_nothing_of_them(each):
+    plain, both = (each.encode(update(values_kind=kind)) for kind in ("levels", "both"))
+    assert len(both.data) - len(plain.data) == 8 + 4
+    assert plain.data[0] >> 6 == 0
+    assert both.data[0] >> 6 == 3
+    assert (plain.values_bytes, plain.positions_bytes) == (both.values_bytes, both.positions_bytes)
+
+
+def test_a_codec_sees_the_runs_of_the_levels(monkeypatch):
+    """What an entropy coder with one model per subband needs, on both sides, before the levels."""
+    from jwins.wire import pco
+
+    seen = []
+    encode, decode = pco.encode_levels, pco.decode_levels
+    monkeypatch.setattr(pco, "encode_levels", lambda levels, runs: seen.append(runs) or encode(levels, runs))
+    monkeypatch.setattr(
+        pco,
+        "decode_levels",
+        lambda data, *, count, runs: seen.append(runs) or decode(data, count=count, runs=runs),
+    )
+    before = update(values_kind="levels")
+    after = codec("pco").decode(codec("pco").encode(before).data, dim=DIM)
+    assert seen == [(300, 0, 600)] * 2
+    assert identical(before, after)
+
+
+def damaged_head(values_kind: str, bit: int, words: bytes) -> bytes:
+    """A raw payload whose layout has one more bit, and those bytes for it behind the head."""
+    data = bytearray(codec("raw").encode(update("all", values_kind)).data)
+    data[0] |= bit
+    data[9:9] = words
+    return bytes(data)
+
+
+@pytest.mark.parametrize("values_kind", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("bit", "words"), [(1 << 6, bytes(8)), (1 << 7, struct.pack("<f", 0.25))])
+def test_refuses_dither_and_offset_of_values_that_are_no_levels(values_kind, bit, words):
+    with pytest.raises(CodecError, match="not quantized"):
+        codec("raw").decode(damaged_head(values_kind, bit, words), dim=DIM)
+
+
+@pytest.mark.parametrize("offset", [0.0, -0.0, -0.1, 0.5, 1.0, float("inf"), float("nan")])
+def test_refuses_offsets_out_of_range(offset):
+    with pytest.raises(CodecError, match="offset"):
+        codec("raw").decode(damaged_head("levels", 1 << 7, struct.pack("<f", offset)), dim=DIM)
+
+
+def test_refuses_a_head_cut_off_in_its_fields(each):
+    data = each.encode(update("none", "both", base=1, check=2)).data
+    for size in range(9 + 4 + 4 + 8 + 4):
+        with pytest.raises(CodecError):
+            read_payload(data[:size], dim=DIM)
 
 
 def test_refuses_another_dim(each):

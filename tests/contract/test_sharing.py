@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -25,10 +25,25 @@ from jwins.sharing import (
     top_k,
 )
 from jwins.topology import FullyConnected, Ring
-from jwins.update import Received, Update, identical
+from jwins.update import Quantized, Received, Update, dither, identical
 from jwins.wire import codec
 
 P = 61  # odd and prime: no level of a transform divides it
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A dithered quantizer for tests, one step per band: a fraction of the band's largest value."""
+
+    fraction: float = 0.1
+
+    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+        largest = [float(band.abs().max()) if len(band) else 1.0 for band in values.split(list(bands))]
+        scales = torch.tensor([max(self.fraction * value, 1e-6) for value in largest])
+        seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
+        steps = values / scales.repeat_interleave(torch.tensor(bands)) + dither(seed, len(values))
+        return Quantized(steps.round().to(torch.int32), scales, bands, seed, offset=0.05)
+
 
 ALGORITHMS: dict[str, Any] = {
     "full": full(),
@@ -58,6 +73,14 @@ ALGORITHMS: dict[str, Any] = {
     "jwins, db4": jwins(RandomCutoff((0.1, 0.9)), wavelet="db4", levels=2),
     "jwins, bior2.2": jwins(wavelet="bior2.2", levels=6, dense_above=2.0),
     "jwins, bfloat16": jwins(values="bfloat16"),
+    "full, quantized": full(values=Steps()),
+    "random_k, quantized": random_k(0.2, values=Steps()),
+    "random_k, all, quantized": random_k(1.0, values=Steps()),
+    "top_k, quantized": top_k(0.2, accumulate=True, values=Steps()),
+    "top_k, none, quantized": top_k(0.001, values=Steps()),
+    "choco, quantized": choco(0.2, 0.5, values=Steps()),
+    "jwins, quantized": jwins(values=Steps()),
+    "jwins, periodization, quantized": jwins(mode="periodization", levels=3, values=Steps()),
 }
 WEIGHTS = {1: 0.25, 4: 0.5}
 ROUNDS = 5
@@ -196,7 +219,7 @@ def test_leaves_its_inputs_alone(algorithm: Any) -> None:
 
 
 def test_results_do_not_alias_the_parameters(algorithm: Any) -> None:
-    """A caller may train in place in the vector that merge returned, and in the one it gave, after merge."""
+    """A caller may train in place in the vector that merge returned; what it gave it leaves as it is."""
     start = vector("start", 0, 0)
     state = algorithm.init(start)
     initial = bits(state)
@@ -206,21 +229,22 @@ def test_results_do_not_alias_the_parameters(algorithm: Any) -> None:
     update, state = algorithm.share(state, params, context(0, 0))
     sent = bits(update)
     merged, state = algorithm.merge(state, params, [], context(0, 0))
-    after, result = bits(state), bits(merged)
-    params.zero_()
-    assert bits(update) == sent
-    assert bits(merged) == result
+    after, given = bits(state), bits(params)
     merged.zero_()
     assert bits(state) == after
     assert bits(update) == sent
+    assert bits(params) == given
 
 
 def test_keeps_dtypes_and_shapes(algorithm: Any) -> None:
     pair = Pair(algorithm)
     for update, merged in zip(pair.updates, pair.merged, strict=True):
-        assert isinstance(update.values, Tensor)
-        bfloat16 = algorithm.values == "bfloat16"
-        assert update.values.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
+        if isinstance(algorithm.values, Steps):
+            assert isinstance(update.values, Quantized)
+        else:
+            assert isinstance(update.values, Tensor)
+            bfloat16 = algorithm.values == "bfloat16"
+            assert update.values.dtype == (torch.bfloat16 if bfloat16 else torch.float32)
         assert (merged.dtype, merged.shape) == (torch.float32, (P,))
         positions = update.indices()
         if positions is not None:
@@ -243,6 +267,22 @@ def test_updates_travel_through_every_codec(algorithm: Any) -> None:
             assert identical(
                 update, codec(name).decode(codec(name).encode(update).data, dim=algorithm.update_dim(P))
             )
+
+
+@pytest.mark.parametrize("name", ["raw", "pco"])
+def test_what_is_merged_after_a_codec_is_what_was_sent(algorithm: Any, name: str) -> None:
+    """share, encode, decode, merge: nothing is lost on the way; the sender knows what its neighbours read."""
+    pair = Pair(algorithm)
+    params = pair.params[0] + 0.5
+    _, state = algorithm.share(pair.state[0], params, context(0, ROUNDS))
+    sent, _ = algorithm.share(pair.state[1], pair.params[1] - 0.5, context(1, ROUNDS))
+    through = codec(name).decode(codec(name).encode(sent).data, dim=sent.dim)
+    results = [
+        algorithm.merge(state, params, [Received(1, ROUNDS, 0.25, update)], context(0, ROUNDS))
+        for update in (sent, through)
+    ]
+    assert bits(results[0]) == bits(results[1])
+    assert algorithm.missing(results[0][1]) == frozenset(), "a replica at the receiver is the sender's"
 
 
 @pytest.mark.parametrize("gone", [(), ((1, 2),), ((1, 0), (4, 0), (4, 3))])
@@ -287,8 +327,8 @@ def test_merging_is_pulled_towards_what_was_heard(algorithm: Any) -> None:
             if update.indices() is not None
             else params
         )
-    elif algorithm.values == "bfloat16":
-        # what was sent counts as rounded, at the sender too
+    elif algorithm.values != "float32":
+        # what was sent counts as quantized, at the sender too
         positions = update.indices()
         own = (
             update.dense_values() if positions is None else own.index_copy(0, positions, update.dense_values())
@@ -345,6 +385,97 @@ def test_peers_that_are_no_neighbours_any_more_are_forgotten(name: str) -> None:
     _, state = algorithm.merge(state, params, [], ctx)
     assert state.replicas == {}
     assert algorithm.missing(state) == frozenset()
+
+
+@dataclass(frozen=True)
+class Noting:
+    """Leaves values as they are, and notes what it was asked."""
+
+    asked: list[tuple[int, tuple[int, ...]]]
+
+    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Tensor:
+        self.asked.append((len(values), bands))
+        return values
+
+
+@pytest.mark.parametrize("kind", ["full", "random_k", "top_k", "choco"])
+def test_parameters_are_one_band(kind: str) -> None:
+    asked: list[tuple[int, tuple[int, ...]]] = []
+    build = {"full": full, "random_k": lambda **more: random_k(0.2, **more)}
+    build |= {"top_k": lambda **more: top_k(0.2, **more), "choco": lambda **more: choco(0.2, 0.5, **more)}
+    algorithm = build[kind](values=Noting(asked))
+    update, _ = algorithm.share(algorithm.init(torch.zeros(P)), vector("training", 0, 0), context(0, 0))
+    assert asked == [(update.count, (update.count,))]
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0])
+@pytest.mark.parametrize("mode", ["symmetric", "periodization"])
+def test_a_quantizer_is_told_how_many_values_lie_in_each_subband(fraction: float, mode: Any) -> None:
+    asked: list[tuple[int, tuple[int, ...]]] = []
+    algorithm = jwins(FixedCutoff(fraction), mode=mode, levels=3, values=Noting(asked))
+    plain = jwins(FixedCutoff(fraction), mode=mode, levels=3)
+    params = vector("training", 0, 0)
+    update, _ = algorithm.share(algorithm.init(torch.zeros(P)), params, context(0, 0))
+    assert identical(update, plain.share(plain.init(torch.zeros(P)), params, context(0, 0))[0])
+    subband = torch.repeat_interleave(torch.tensor(Wavelet("sym2", 3, mode).subbands(P)))
+    positions = update.indices()
+    chosen = subband if positions is None else subband[positions]
+    assert asked == [(update.count, tuple(torch.bincount(chosen, minlength=4).tolist()))]
+
+
+@pytest.mark.parametrize("name", [name for name, a in ALGORITHMS.items() if isinstance(a.values, Steps)])
+def test_a_quantizer_errs_by_half_a_step_and_its_offset(name: str) -> None:
+    """The sender goes on with what its neighbours read, so what they hold is near what it has."""
+    algorithm = ALGORITHMS[name]
+    params = vector("training", 0, 0)
+    update, _ = algorithm.share(algorithm.init(torch.zeros(P)), params, context(0, 0))
+    assert isinstance(update.values, Quantized)
+    coefficients = algorithm.transform.forward(params) if getattr(algorithm, "transform", None) else params
+    positions = update.indices()
+    exact = coefficients if positions is None else coefficients[positions]
+    steps = update.values.scales.repeat_interleave(torch.tensor(update.values.runs))
+    assert bool(((update.dense_values() - exact).abs() <= 0.5501 * steps + 1e-6).all())
+
+
+# --- Parameters that are changed behind an algorithm ------------------------------------------------------
+
+
+def test_projected_parameters_leave_a_state_as_if_merged_so(algorithm: Any) -> None:
+    """What is kept of merged parameters must be of those that the next round starts from."""
+    pair = Pair(algorithm)
+    params, state = pair.params[0], pair.state[0]
+    changed = params.clamp(min=0.0)
+    before = bits(state)
+    after = algorithm.projected(state, changed)
+    assert bits(state) == before
+    kept = getattr(after, "start", None)
+    if kept is None:
+        assert bits(after) == before
+        return
+    expected = bits(changed if algorithm.transform is None else algorithm.transform.forward(changed))
+    assert bits(kept) == expected
+    assert bits(after.since) == bits(state.since)
+    changed.zero_()  # as training does, in place
+    assert bits(kept) == expected
+
+
+@pytest.mark.parametrize("score", ["reference", "training_only"])
+def test_a_projection_is_no_training(score: Any) -> None:
+    """Clamped variances were scored as if the round's training had changed them, and sent for it."""
+    algorithm = jwins(FixedCutoff(0.05), wavelet=None, score=score)
+    x = vector("start", 0, 0)
+    _, state = algorithm.share(algorithm.init(x), x, context(0, 0))
+    merged, state = algorithm.merge(state, x, [], context(0, 0))
+    clamped = merged.index_fill(0, torch.tensor([3, 30]), 50.0)
+    state = algorithm.projected(state, clamped)
+    trained = clamped.index_add(0, torch.tensor([7, 8, 9]), torch.full((3,), 0.5))
+    update, state = algorithm.share(state, trained, context(0, 1))
+    sent = update.indices().tolist()
+    if score == "training_only":
+        assert sent == [7, 8, 9]
+    else:  # measured from the start of the round in which it was last sent
+        assert {3, 30} < set(sent)
+        assert state.since[sent].tolist() == clamped[sent].tolist()
 
 
 def test_nodes_and_rounds_draw_for_themselves() -> None:

@@ -175,6 +175,12 @@ def test_impossible_graphs_are_refused(
         ("0 1\n\n# rest\n2 4\n", "edges.txt, line 4: node 4 is not one of 0 to 3"),
         ("0 1\n2 2\n", "edges.txt, line 2: joins node 2 with itself"),
         ("0 1\n2 3\n", "no path leads from node 0 to node 2"),
+        (
+            "# nodes\n96\n0 1\n",
+            "edges.txt, line 2: the file is of 96 nodes; write nodes.count = 96, or choose another file",
+        ),
+        ("4\n0 1\n4\n", "edges.txt, line 3: expected two node numbers"),
+        ("4\n", "no path leads from node 0 to node 1"),
         ("", "no path leads from node 0 to node 1"),
     ],
 )
@@ -184,6 +190,14 @@ def test_edge_list_errors_name_file_and_line(text: str, problem: str, tmp_path: 
         make_topology("edge_list", {"path": "edges.txt"}, num_nodes=4, seed=0, folder=tmp_path)
     assert problem in str(caught.value)
     assert str(tmp_path / "edges.txt") in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["4\n0 1\n1 2\n2 3\n", "# a path\n\n 4  # nodes\n0,1\n1,2\n2,3"])
+def test_edge_list_that_begins_with_the_number_of_nodes(text: str, tmp_path: Path) -> None:
+    """As decentralizepy's graph files do."""
+    (tmp_path / "edges.txt").write_text(text)
+    graph = make_topology("edge_list", {"path": "edges.txt"}, num_nodes=4, seed=0, folder=tmp_path).at(0)
+    assert graph.recipients == ((1,), (0, 2), (1, 3), (2,))
 
 
 def test_edge_list_of_an_editor_that_marks_the_byte_order(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from jwins.update import Quantized, Sampled, Update, identical
+from jwins.update import Quantized, Sampled, Update, dither, identical
 from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyRequest, codec, pack, unpack
 from jwins.wire.codec import read_payload
 
@@ -20,6 +20,7 @@ FOLDER = Path(__file__).parent / "frames"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "wire.md"
 DIGEST = bytes(range(8))
 DIM = 40
+DITHER = [11762495, -13561627, -2110381, 206295, 7047691]  # in units of 2^-25
 SPECIAL = np.array(
     [0, 1 << 31, 1, 0x7F800000, 0x7FC00001, 0xFF800001], dtype=np.uint32
 )  # zeros to NaN payloads
@@ -30,7 +31,8 @@ def updates() -> dict[str, Update]:
     floats[:6] = torch.from_numpy(SPECIAL.view(np.int32)).view(torch.float32)
     levels = torch.arange(-10, 10, dtype=torch.int32) ** 3
     levels[:2] = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
-    quantized = Quantized(levels, torch.tensor([0.25, 3.0]), (15, 5))
+    scales = torch.tensor([0.25, 3.0])
+    quantized = Quantized(levels, scales, (15, 5))
     listed = torch.tensor([0, 1, 2, 5, 6, 9, 10, 11, 12, 14, 17, 20, 22, 23, 26, 30, 31, 33, 38, 39])
     sampled = Sampled(seed=0x0123456789ABCDEF, count=20)
     half = floats.to(torch.bfloat16)
@@ -43,6 +45,11 @@ def updates() -> dict[str, Update]:
         "sampled-float32": Update(DIM, sampled, floats[:20]),
         "sampled-bfloat16": Update(DIM, sampled, half[:20]),
         "sampled-quantized": Update(DIM, sampled, quantized),
+        "listed-dithered": Update(DIM, listed, Quantized(levels, scales, (15, 5), dither=2**64 - 2), check=1),
+        "sampled-offset": Update(DIM, sampled, Quantized(levels, scales, (15, 5), offset=0.1), base=6),
+        "all-dithered-offset": Update(
+            DIM, None, Quantized(levels.repeat(2), scales, (15, 25), dither=7, offset=0.125), base=6, check=1
+        ),
         "listed-none": Update(DIM, torch.zeros(0, dtype=torch.int64), torch.zeros(0)),
     }
 
@@ -91,6 +98,26 @@ def test_no_file_is_left_over():
 
 def test_sampled_positions_never_change():
     assert Sampled(seed=0x0123456789ABCDEF, count=8).positions(40).tolist() == [2, 11, 18, 20, 28, 30, 33, 37]
+
+
+def test_dither_never_changes():
+    assert dither(seed=0x0123456789ABCDEF, count=5).mul(2**25).tolist() == DITHER
+    assert dither(seed=7, count=3).tolist() == pytest.approx(
+        [0.288516909, 0.388383299, -0.0500049293], rel=1e-8
+    )
+    text = DOCUMENT.read_text()
+    assert "Seed 7 gives 0.288516909, 0.388383299, -0.0500049293" in text
+
+
+def test_what_dithered_levels_mean_never_changes():
+    """Bit for bit, as two implementations must agree on what a node's neighbours hold of it."""
+    quantized = updates()["all-dithered-offset"].values
+    u = dither(7, DIM).numpy()
+    level = quantized.levels.to(torch.float32).numpy()
+    scale = np.repeat(np.array([0.25, 3.0], dtype=np.float32), [15, 25])
+    expected = ((level - np.sign(level) * np.float32(0.125)) - u) * scale
+    assert expected.dtype == np.float32
+    assert quantized.dense().numpy().tobytes() == expected.tobytes()
 
 
 def test_the_example_in_the_document_is_what_the_code_does():

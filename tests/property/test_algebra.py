@@ -21,7 +21,7 @@ from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext, stream
 from jwins.sharing import PAPER_FRACTIONS, FixedCutoff, RandomCutoff, choco, full, jwins, random_k, top_k
 from jwins.topology import ErdosRenyi, FullyConnected, Ring, Star
-from jwins.update import Quantized, Received, Sampled, Update, identical
+from jwins.update import Quantized, Received, Sampled, Update, dither, identical
 
 P = 53
 TOPOLOGIES = [Ring(5), Star(6), FullyConnected(4), ErdosRenyi(7, p=0.5, seed=2)]
@@ -410,6 +410,45 @@ def test_every_coefficient_is_sent_in_the_end() -> None:
     assert seen == set(range(P))
 
 
+# --- Quantized ----------------------------------------------------------------------------------------------
+
+
+def test_an_offset_moves_nonzero_levels_towards_zero_and_no_further() -> None:
+    levels = torch.tensor([-3, -1, 0, 1, 3], dtype=torch.int32)
+    quantized = Quantized(levels, torch.tensor([2.0]), (5,), offset=0.25)
+    assert quantized.dense().tolist() == [-5.5, -1.5, 0.0, 1.5, 5.5]
+    assert Quantized(levels, torch.tensor([2.0]), (5,), offset=0.1).offset == float(np.float32(0.1))
+
+
+def test_the_error_of_a_dithered_quantizer_does_not_depend_on_the_value() -> None:
+    """Without dither, values below half a step all become 0; with it, their mean is kept."""
+    values = torch.full((40_000,), 0.2)
+    noise = dither(11, len(values))
+    assert abs(float(noise.mean())) < 0.01
+    assert -0.5 < float(noise.min()) < float(noise.max()) < 0.5
+    levels = (values + noise).round().to(torch.int32)
+    dense = Quantized(levels, torch.ones(1), (len(values),), dither=11).dense()
+    assert float(dense.mean()) == pytest.approx(0.2, abs=0.01)
+    assert float((dense - values).abs().max()) <= 0.5 + 1e-6
+    assert float((dense - values).var()) == pytest.approx(1 / 12, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"dither": -1}, "dither = -1"),
+        ({"dither": 2**64}, "unsigned 64-bit seed"),
+        ({"offset": -0.1}, "offset = -0.1"),
+        ({"offset": 0.5}, r"offset = 0.5: expected steps in \[0, 1/2\)"),
+        ({"offset": 0.5 - 1e-12}, "offset"),
+        ({"offset": float("nan")}, "offset = nan"),
+    ],
+)
+def test_dither_and_offset_are_checked(more: Any, problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        Quantized(torch.zeros(1, dtype=torch.int32), torch.ones(1), (1,), **more)
+
+
 # --- identical() --------------------------------------------------------------------------------------------
 
 
@@ -439,6 +478,10 @@ def variants() -> list[Update]:
         Update(2, None, Quantized(levels, torch.tensor([2.0]), (2,))),
         Update(2, None, Quantized(levels, torch.tensor([1.0, 1.0]), (1, 1))),
         Update(2, None, Quantized(levels, torch.tensor([1.0, 1.0]), (2, 0))),
+        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), dither=0)),
+        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), dither=1)),
+        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), offset=0.1)),
+        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), dither=1, offset=0.1)),
         Update(0, None, torch.zeros(0)),
         Update(0, torch.zeros(0, dtype=torch.int64), torch.zeros(0)),
         Update(0, Sampled(0, 0), torch.zeros(0)),

@@ -73,7 +73,9 @@ def quantized(draw, levels):
     runs = tuple(b - a for a, b in zip([0, *cuts], [*cuts, len(levels)], strict=True))
     # As patterns of bits: from the smallest subnormal to the largest finite number.
     scales = draw(st.lists(st.integers(1, 0x7F7FFFFF), min_size=len(runs), max_size=len(runs)))
-    return Quantized(levels, torch.tensor(scales, dtype=torch.int32).view(torch.float32), runs)
+    dither = draw(st.one_of(st.none(), st.integers(0, 2**64 - 1)))
+    offset = draw(st.one_of(st.just(0.0), st.floats(0, 0.5, exclude_max=True, width=32)))
+    return Quantized(levels, torch.tensor(scales, dtype=torch.int32).view(torch.float32), runs, dither, offset)
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
@@ -227,7 +229,7 @@ def test_elias_gamma_refuses_integers_out_of_range():
 
 @pytest.mark.parametrize("name", ["pco", "raw"])
 def test_claims_of_billions_are_refused(name):
-    for layout in range(12):
+    for layout in [*range(12), 0x48, 0x88, 0xC8, 0xC9, 0xFA]:
         for count in (2**32 - 1, 10**9):
             payload = struct.pack("<BII", layout, count, 0) + bytes(40)
             with pytest.raises(CodecError):

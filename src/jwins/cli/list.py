@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
 from jwins.cli.app import EPILOG, app, console_of, errors_said
-
-if TYPE_CHECKING:
-    pass
 
 
 @app.command("list", epilog=EPILOG)
@@ -38,42 +36,21 @@ def list_(
 
 
 def _catalogue() -> list[tuple[str, dict[str, str]]]:
-    from typing import get_args
-
-    from jwins import experiment
+    from jwins.experiment.load import bundled
+    from jwins.experiment.plugins import ALGORITHMS, PARTITION_TABLES, TOPOLOGY_TABLES
     from jwins.tasks import TASKS
     from jwins.wire.codec import CODECS
 
-    def of(*classes: Any) -> dict[str, str]:
-        return {get_args(cls.model_fields["kind"].annotation)[0]: _first_sentence(cls) for cls in classes}
+    def said(classes: Mapping[str, type]) -> dict[str, str]:
+        return {name: _first_sentence(cls) for name, cls in classes.items()}
 
-    e = experiment
     return [
-        ("experiments and comparisons (jwins run NAME, jwins compare NAME)", e.bundled()),
-        ("tasks (task.name)", {name: _first_sentence(cls) for name, cls in TASKS.items()}),
-        (
-            "sharing algorithms (sharing.kind)",
-            of(e.FullConfig, e.RandomKConfig, e.TopKConfig, e.ChocoConfig, e.JwinsConfig),
-        ),
-        (
-            "topologies (topology.kind)",
-            of(
-                e.RingConfig,
-                e.FullyConnectedConfig,
-                e.StarConfig,
-                e.TorusConfig,
-                e.RegularConfig,
-                e.SmallWorldConfig,
-                e.ErdosRenyiConfig,
-                e.OnePeerExponentialConfig,
-                e.EdgeListConfig,
-            ),
-        ),
-        (
-            "partitioners (task.partition.kind)",
-            of(e.IidConfig, e.ShardsConfig, e.DirichletConfig, e.ByKeyConfig),
-        ),
-        ("codecs (wire.codec)", {name: _first_sentence(cls) for name, cls in CODECS.items()}),
+        ("experiments and comparisons (jwins run NAME, jwins compare NAME)", bundled()),
+        ("tasks (task.name)", said(TASKS)),
+        ("sharing algorithms (sharing.kind)", said({k: row.settings for k, row in ALGORITHMS.items()})),
+        ("topologies (topology.kind)", said(TOPOLOGY_TABLES)),
+        ("partitioners (task.partition.kind)", said(PARTITION_TABLES)),
+        ("codecs (wire.codec)", said(CODECS)),
     ]
 
 

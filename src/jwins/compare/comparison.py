@@ -14,8 +14,8 @@ from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment, lay_over
 from jwins.experiment.load import read
 from jwins.experiment.messages import nearest
+from jwins.experiment.plugins import FullConfig, RandomKConfig
 from jwins.experiment.rules import MISSING, TomlPath, Within, refuse
-from jwins.experiment.sections import FullConfig, RandomKConfig
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides, write_toml
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.sections import ChocoConfig
 from jwins.report.words import size
 from jwins.run.parts import build_sharing, build_task, build_topology
 
@@ -27,7 +26,7 @@ def memory_needed(experiments: Sequence[Experiment]) -> float:
     """Bytes that the largest of some runs may take: an estimate that is rather too high.
 
     Data once, and N x C numbers for each of about 20 vectors, more with momenta (two per parameter are assumed
-    for anything but plain SGD) and with CHOCO-SGD's replicas of neighbours.
+    for anything but plain SGD) and with replicas of neighbours.
 
     Raises:
         DataError: a task's data are missing.
@@ -51,10 +50,11 @@ def memory_needed(experiments: Sequence[Experiment]) -> float:
         optimizer = experiment.train.optimizer
         plain = optimizer.kind == "sgd" and not optimizer.options.get("momentum")
         vectors = _VECTORS + (0 if plain else 4)
-        if isinstance(experiment.sharing, ChocoConfig):
+        sharing = build_sharing(experiment)
+        if sharing.remembers_peers:
             recipients = build_topology(experiment).at(0).recipients
             vectors += 2 * (1 + max(map(len, recipients)))
-        size_bytes = 4.0 * experiment.nodes.count * build_sharing(experiment).update_dim(dim) * vectors
+        size_bytes = 4.0 * experiment.nodes.count * sharing.update_dim(dim) * vectors
         largest = max(largest, _PROCESS_BYTES + 2.0 * data_bytes + size_bytes)
     return largest
 

@@ -27,7 +27,7 @@ from jwins.compare.comparison import (
     tables_of,
 )
 from jwins.errors import ResumeError
-from jwins.experiment.sections import RandomKConfig
+from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml
 from jwins.results.groups import Target
 from jwins.results.record import Record, start_and_end

@@ -1,15 +1,11 @@
 """What an experiment is: typed settings, written in TOML or in Python, and what they resolve to."""
 
-from jwins.experiment.experiment import Experiment, digest_of, lay_over, what_counts
+from jwins.experiment.experiment import Experiment, digest_of, lay_over, what_counts, what_identifies
 from jwins.experiment.load import BUNDLED, bundled, load, read
-from jwins.experiment.sections import (
+from jwins.experiment.plugins import (
     ByKeyConfig,
     ChocoConfig,
-    ComputeConfig,
-    CrashConfig,
-    DelayConfig,
     DirichletConfig,
-    DropConfig,
     EdgeListConfig,
     ErdosRenyiConfig,
     FixedCutoffConfig,
@@ -17,22 +13,28 @@ from jwins.experiment.sections import (
     FullyConnectedConfig,
     IidConfig,
     JwinsConfig,
-    LinksConfig,
-    NodesConfig,
     OnePeerExponentialConfig,
-    OptimizerConfig,
     RandomCutoffConfig,
     RandomKConfig,
     RegularConfig,
-    RejoinConfig,
     RingConfig,
-    RunConfig,
     ShardsConfig,
     SmallWorldConfig,
     StarConfig,
-    TaskConfig,
     TopKConfig,
     TorusConfig,
+)
+from jwins.experiment.sections import (
+    ComputeConfig,
+    CrashConfig,
+    DelayConfig,
+    DropConfig,
+    LinksConfig,
+    NodesConfig,
+    OptimizerConfig,
+    RejoinConfig,
+    RunConfig,
+    TaskConfig,
     TrainConfig,
     WireConfig,
 )
@@ -78,4 +80,5 @@ __all__ = [
     "load",
     "read",
     "what_counts",
+    "what_identifies",
 ]

@@ -15,42 +15,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from jwins.experiment.rules import MISSING, OrObject, refuse
-from jwins.experiment.sections import (
-    ChocoConfig,
-    ComputeConfig,
-    DropConfig,
-    EdgeListConfig,
-    ErdosRenyiConfig,
-    FullConfig,
-    FullyConnectedConfig,
+from jwins.experiment.plugins import (
+    ALGORITHMS,
+    TOPOLOGY_TABLES,
     JwinsConfig,
+    RegularConfig,
+    SharingTable,
+    TopologyTable,
+    one_of,
+)
+from jwins.experiment.rules import OrObject, refuse
+from jwins.experiment.sections import (
+    FAULT_TABLES,
+    ComputeConfig,
+    FaultTable,
     LinksConfig,
     NodesConfig,
-    OnePeerExponentialConfig,
-    RandomKConfig,
-    RegularConfig,
-    RingConfig,
     RunConfig,
-    SmallWorldConfig,
-    StarConfig,
     TaskConfig,
-    TopKConfig,
-    TorusConfig,
     TrainConfig,
     WireConfig,
-    _FaultTable,
-    _SharingTable,
-    _TopologyTable,
 )
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, write_toml
+from jwins.world import Faults, check_world
 
 if TYPE_CHECKING:
     from jwins.sharing import Sharing
@@ -58,7 +52,7 @@ if TYPE_CHECKING:
 else:  # torch is not loaded only to read a configuration
     Sharing = Topology = Any
 
-__all__ = ["Experiment", "digest_of", "lay_over", "rewrite_paths", "what_counts"]
+__all__ = ["Experiment", "digest_of", "lay_over", "rewrite_paths_", "what_counts", "what_identifies"]
 
 
 class Experiment(Settings):
@@ -74,32 +68,19 @@ class Experiment(Settings):
     task: TaskConfig = TaskConfig(name="digits")
     nodes: NodesConfig = NodesConfig()
     if TYPE_CHECKING:
-        topology: (
-            RingConfig
-            | FullyConnectedConfig
-            | StarConfig
-            | TorusConfig
-            | RegularConfig
-            | SmallWorldConfig
-            | ErdosRenyiConfig
-            | OnePeerExponentialConfig
-            | EdgeListConfig
-            | Topology
-        ) = RegularConfig()
+        topology: TopologyTable | Topology = RegularConfig()
     else:
         topology: Annotated[
-            _TopologyTable, OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
+            one_of(TOPOLOGY_TABLES), OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
         ] = Field(default=RegularConfig(), description="who sends to whom")
     train: TrainConfig = TrainConfig()
     if TYPE_CHECKING:
-        sharing: FullConfig | RandomKConfig | TopKConfig | ChocoConfig | JwinsConfig | Sharing[Any] = (
-            JwinsConfig()
-        )
+        sharing: SharingTable | Sharing[Any] = JwinsConfig()
     else:
         sharing: Annotated[
-            _SharingTable,
+            one_of({kind: row.settings for kind, row in ALGORITHMS.items()}),
             OrObject(
-                ("init", "share", "merge", "key", "missing", "update_dim"),
+                ("init", "share", "merge", "key", "missing", "update_dim", "projected"),
                 ("remembers_peers", "state_types"),
                 base="jwins.sharing.Sharing",
             ),
@@ -107,9 +88,12 @@ class Experiment(Settings):
     wire: WireConfig = WireConfig()
     links: LinksConfig = LinksConfig()
     compute: ComputeConfig = ComputeConfig()
-    faults: Annotated[tuple[_FaultTable, ...], Field(strict=False)] = Field(
-        default=(), description="what goes wrong, as an array of tables"
-    )
+    if TYPE_CHECKING:
+        faults: tuple[FaultTable, ...] = ()
+    else:
+        faults: Annotated[tuple[one_of(FAULT_TABLES), ...], Field(strict=False)] = Field(
+            default=(), description="what goes wrong, as an array of tables"
+        )
     run: RunConfig = RunConfig()
 
     @field_validator("name")
@@ -121,27 +105,22 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        count = self.nodes.count
-        for path, value in (
-            ("links.uplink_mbps", self.links.uplink_mbps),
-            ("compute.step_ms", self.compute.step_ms),
-        ):
-            if isinstance(value, tuple) and len(value) != count:
-                raise refuse(
-                    path, list(value), f"{len(value)} numbers for {count} nodes; write one per node, or one"
-                )
-        for index, fault in enumerate(self.faults):
-            for key in ("node", "sender", "receiver"):
-                node = getattr(fault, key, None)
-                if node is not None and node >= count:
-                    raise refuse(f"faults[{index}].{key}", node, f"there are nodes 0 to {count - 1}")
-        if self.run.deadline_s is None and any(isinstance(fault, DropConfig) for fault in self.faults):
-            problem = "required when frames are dropped: how long a node waits for what may never come"
-            raise refuse("run.deadline_s", MISSING, problem)
+        check_world(
+            num_nodes=self.nodes.count,
+            rounds=self.run.rounds,
+            links=self.links.build(),
+            compute=self.compute.build(),
+            faults=self.script(),
+            deadline_s=self.run.deadline_s,
+        )
         for index, at in enumerate(self.run.eval_at):
             if at > self.run.rounds:
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
         return self
+
+    def script(self) -> Faults:
+        """What goes wrong, for the clock."""
+        return Faults(tuple(fault.build() for fault in self.faults))
 
     @property
     def folder(self) -> Path:
@@ -163,7 +142,7 @@ class Experiment(Settings):
             del tables["faults"]
         tables["run"]["folder"] = str(self.folder)
         if relative_to is not None:
-            rewrite_paths(tables, lambda path: Path(os.path.relpath(path, relative_to)).as_posix())
+            rewrite_paths_(tables, lambda path: Path(os.path.relpath(path, relative_to)).as_posix())
         return tables
 
     def to_toml(self, relative_to: Path | None = None) -> str:
@@ -171,7 +150,10 @@ class Experiment(Settings):
         return write_toml(self.resolved(relative_to))
 
     def digest(self) -> bytes:
-        """8 bytes that two experiments share if they have the same results; see :func:`digest_of`."""
+        """8 bytes by which machines know that they run the same experiment; from the settings alone.
+
+        See :func:`what_identifies` for what is covered.
+        """
         return digest_of(self.resolved())
 
     def changed(self, tables: Mapping[str, Any]) -> Experiment:
@@ -180,37 +162,38 @@ class Experiment(Settings):
         Raises:
             ConfigError: the result is not an experiment.
         """
-        values = self._values()
-        return Experiment(**lay_over(values, tables))
-
-    def _values(self) -> dict[str, Any]:
-        """The constructor's arguments, with objects as they are."""
-        tables = self.model_dump(mode="python", exclude_none=True, exclude_unset=False)
-        objects = {("task", "partition"), ("topology",), ("sharing",), ("sharing", "cutoff")}
-        for path in objects:
-            place: Any = self
-            for step in path[:-1]:
-                place = getattr(place, step)
-            value = getattr(place, path[-1], None)
-            if value is not None and not isinstance(value, Settings) and isinstance(place, Settings):
-                table = tables
-                for step in path[:-1]:
-                    table = table[step]
-                table[path[-1]] = value
-        if self.task.own is not None:
-            tables["task"]["own"] = self.task.own
-        return tables
+        return Experiment(**lay_over(_keys(self), tables))
 
     @field_serializer("faults")
     def _plain_faults(self, faults: tuple[Any, ...]) -> list[dict[str, Any]]:
         return [fault.model_dump(exclude_none=True) for fault in faults]
 
 
-def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of an experiment's resolved tables with everything that affects its results, as JSON has it.
+def _keys(settings: Settings) -> dict[str, Any]:
+    """The constructor's arguments of settings and of the settings in them, with objects as they are."""
+    found: dict[str, Any] = {}
+    for key, value in settings:
+        if isinstance(value, Settings):
+            found[key] = _keys(value)
+        elif isinstance(value, tuple):
+            found[key] = tuple(_keys(entry) if isinstance(entry, Settings) else entry for entry in value)
+        elif value is not None:
+            found[key] = value
+    return found
 
-    Left out are the name, folders, what only changes how fast a result comes (``run.threads`` and
-    ``run.checkpoint_every``), and keys without effect that runs from before there were these keys do not have.
+
+def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of resolved tables with everything that affects what a run folder holds, to the last bit.
+
+    By this a folder is known in which a run may go on. Left out are the name, folders, what only changes how
+    fast a result comes (``run.threads`` and ``run.checkpoint_every``), and keys without effect that runs from
+    before there were these keys do not have.
+
+    Args:
+        tables: with ``train.batching`` and ``run.device`` as they were resolved.
+
+    Returns:
+        As JSON has it: lists in place of tuples.
     """
     covered: dict[str, Any] = json.loads(json.dumps(tables))
     covered.pop("name", None)
@@ -222,13 +205,24 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
         covered["run"].pop("eval_samples_early", None)
         covered["run"].pop("eval_last", None)
     covered["task"].pop("data", None)
-    rewrite_paths(covered, lambda path: Path(path).name)
+    rewrite_paths_(covered, lambda path: Path(path).name)
     return covered
 
 
+def what_identifies(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without ``run.device`` and ``train.batching``: what machines of one experiment agree about.
+
+    Which of these a machine takes it finds out for itself; it changes last bits, as other processors do.
+    """
+    shared = what_counts(tables)
+    shared["run"].pop("device", None)
+    shared["train"].pop("batching", None)
+    return shared
+
+
 def digest_of(tables: Mapping[str, Any]) -> bytes:
-    """BLAKE2b, 8 bytes, of everything in an experiment's resolved tables that affects its results."""
-    text = json.dumps(what_counts(tables), sort_keys=True, separators=(",", ":"))
+    """BLAKE2b, 8 bytes, of :func:`what_identifies`: in every frame and in the start row of a log."""
+    text = json.dumps(what_identifies(tables), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
@@ -237,7 +231,7 @@ def _describe_task(own: object) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def rewrite_paths(tables: dict[str, Any], change: Any) -> None:
+def rewrite_paths_(tables: dict[str, Any], change: Callable[[str], str]) -> None:
     """Apply ``change`` to each file that an experiment names (not to ``run.folder``), in place."""
     task, topology = tables.get("task"), tables.get("topology")
     if isinstance(task, dict):

@@ -14,14 +14,16 @@ from pydantic_core import PydanticUndefined
 from jwins.experiment.rules import OneOrMany, OrWord, Within
 from jwins.experiment.toml import toml_text
 
-__all__ = ["Key", "join", "keys_of", "models_in", "tag_of"]
+__all__ = ["Key", "join", "keys_of", "kind_of", "models_in"]
 
 
 def join(path: str, key: str) -> str:
+    """Two parts of a TOML path, each of which may be empty."""
     return f"{path}.{key}" if path and key else path or key
 
 
-def tag_of(model: type[BaseModel]) -> str | None:
+def kind_of(model: type[BaseModel]) -> str | None:
+    """What ``kind`` says for this class, or None if it is no table of a union."""
     field = model.model_fields.get("kind")
     return (
         get_args(field.annotation)[0] if field is not None and get_origin(field.annotation) is Literal else None
@@ -61,14 +63,14 @@ def keys_of(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterato
             continue
         path = join(prefix, name)
         models = models_in(field.annotation)
-        if models and len(models) == 1 and tag_of(models[0]) is None:
+        if models and len(models) == 1 and kind_of(models[0]) is None:
             yield from keys_of(models[0], path, when)
             continue
         if models:
-            kinds = ", ".join(tag for m in models if (tag := tag_of(m)))
+            kinds = ", ".join(kind for m in models if (kind := kind_of(m)))
             yield Key(path, f"table; kind = {kinds}", _default(field), field.description or "", when)
             for inner in models:
-                tag = tag_of(inner) or ""
+                tag = kind_of(inner) or ""
                 for key in keys_of(inner, path, tag):
                     if not key.path.endswith(".kind") or key.path != f"{path}.kind":
                         yield key

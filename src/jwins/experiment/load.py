@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError
-from jwins.experiment.experiment import Experiment, lay_over, rewrite_paths
+from jwins.experiment.experiment import Experiment, lay_over, rewrite_paths_
 from jwins.experiment.messages import nearest
 from jwins.experiment.toml import parse_overrides, read_toml
 
@@ -54,7 +54,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
             f"{problem}{nearest(str(source), names) or ';'} bundled: {', '.join(names)}",
         )
     tables = read_toml(text, origin)
-    rewrite_paths(tables, lambda file: str(folder / file))
+    rewrite_paths_(tables, lambda file: str(folder / file))
     return tables, origin
 
 
@@ -86,7 +86,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if "variants" in tables or "compare" in tables:
         raise ConfigError("experiment", str(source), "this is a comparison; run it with `jwins compare`")
     given = parse_overrides(overrides)
-    rewrite_paths(given, lambda file: str(Path(file).resolve()))
+    rewrite_paths_(given, lambda file: str(Path(file).resolve()))
     tables = lay_over(tables, given)
     try:
         return Experiment(**tables)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jwins.errors import ConfigError
-from jwins.experiment.keys import join, keys_of, models_in, tag_of
+from jwins.experiment.keys import join, keys_of, kind_of, models_in
 from jwins.experiment.rules import MISSING
 from jwins.experiment.toml import toml_value
 
@@ -43,6 +43,16 @@ _EXPECTED = {
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> ConfigError:
+    """All problems that pydantic found, in the words of whoever wrote the settings.
+
+    Args:
+        error: from the validation.
+        model: the class that was to be built.
+        values: what its constructor was given.
+
+    Returns:
+        One error whose path and value are those of the first problem, with a line for each other.
+    """
     problems = [_explain_one(details, model, values) for details in error.errors(include_url=False)]
     path, value, problem = problems[0]
     for other in problems[1:]:
@@ -114,13 +124,13 @@ def _locate(
             here = here.get(step) if isinstance(here, Mapping) else None
             models = [m for field in fields for m in models_in(field.annotation)]
         else:  # the branch of a union
-            models = last = [m for m in models if tag_of(m) == step] or models
+            models = last = [m for m in models if kind_of(m) == step] or models
     return path, last
 
 
 def _tags(models: list[type[BaseModel]], name: str) -> list[str]:
     fields = [m.model_fields[name] for m in models if name in m.model_fields]
-    return [tag for field in fields for m in models_in(field.annotation) if (tag := tag_of(m))]
+    return [tag for field in fields for m in models_in(field.annotation) if (tag := kind_of(m))]
 
 
 def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type[BaseModel]) -> str:
@@ -138,6 +148,7 @@ def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type
 
 
 def alternatives(words: Sequence[str]) -> str:
+    """Like ``"a", "b" or "c"``."""
     quoted = [f'"{word}"' for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,58 +11,22 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from jwins.checks import FRACTION, MISSING, Within
 from jwins.errors import ConfigError
 
-__all__ = ["MISSING", "OneOrMany", "OrObject", "OrWord", "TomlPath", "Within", "problem_of", "refuse"]
-
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "<missing>"
-
-
-MISSING = _Missing()
-"""Stands for the value in the error about a required key that is not there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Within:
-    """A range, for ``Annotated[float, Within("a fraction", 0, 1, open_low=True)]``.
-
-    Attributes:
-        what: noun with article, as in "expected a fraction in (0, 1]".
-        low: smallest value, None for no limit.
-        high: largest value, None for no limit.
-        open_low: whether ``low`` itself is out of range.
-    """
-
-    what: str
-    low: float | None = None
-    high: float | None = None
-    open_low: bool = False
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Check after the type has been checked."""
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    @property
-    def interval(self) -> str:
-        """In words, e.g. ``in (0, 1]`` or ``of at least 1``."""
-        if self.low is not None and self.high is not None:
-            return f"in {'(' if self.open_low else '['}{_short(self.low)}, {_short(self.high)}]"
-        if self.low is not None:
-            return f"{'above' if self.open_low else 'of at least'} {self.low:g}"
-        return "" if self.high is None else f"of at most {self.high:g}"
-
-    def _check(self, value: float) -> float:
-        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
-        below = self.high is None or value <= self.high
-        if above and below and abs(value) != float("inf"):  # NaN fails one of the comparisons
-            return value
-        hint = ""
-        if self.high == 1 and 1 < value <= 100:
-            hint = f"; did you mean {value / (10 if value < 10 else 100):.6g}?"
-        raise problem_of(f"expected {self.what} {self.interval}".rstrip() + hint)
+__all__ = [
+    "MISSING",
+    "Count",
+    "Fraction",
+    "Index",
+    "OneOrMany",
+    "OrObject",
+    "OrWord",
+    "TomlPath",
+    "Within",
+    "problem_of",
+    "refuse",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +97,7 @@ class OneOrMany:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Choose by whether it is a list, so that an error names the number in it."""
         number = core_schema.no_info_after_validator_function(
-            self.rule._check, core_schema.float_schema(strict=True)
+            self.rule.validated, core_schema.float_schema(strict=True)
         )
         many = core_schema.tuple_schema([number], variadic_item_index=0, min_length=1, strict=False)
         return core_schema.tagged_union_schema(
@@ -158,19 +121,20 @@ class OrWord:
         if value == self.word:
             return self.word
         if type(value) is int:
-            return int(self.rule._check(value))
+            return int(self.rule.validated(value))
         raise problem_of(f'expected {self.rule.what} {self.rule.interval}, or "{self.word}"')
 
 
 TomlPath = Annotated[Path, Field(strict=False)]
 """A path; TOML writes it as a string."""
 
-
-def _short(number: float) -> str:
-    return f"{number:g}" if abs(number) < 1e6 else f"{'-' if number < 0 else ''}2^{math.log2(abs(number)):g}"
+Fraction = Annotated[float, FRACTION]
+Count = Annotated[int, Within("a whole number", 1)]
+Index = Annotated[int, Within("a whole number", 0)]
 
 
 def problem_of(text: str) -> PydanticCustomError:
+    """What a validator raises about the value it was given; the path is found later."""
     return PydanticCustomError("settings", "{text}", {"text": text})
 
 

@@ -1,7 +1,7 @@
 """Typed settings: what a TOML table may say, and errors that name the place, the value and the remedy.
 
 Nothing here knows what an experiment is. :class:`Settings` is a strict, frozen pydantic model whose errors are
-:class:`~jwins.errors.ConfigError`; the functions read, merge and write plain TOML tables.
+:class:`~jwins.errors.ConfigError`, in the words of :mod:`jwins.experiment.messages`.
 """
 
 from __future__ import annotations

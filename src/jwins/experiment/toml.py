@@ -65,6 +65,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def toml_value(text: str) -> Any:
+    """What ``text`` is as a value of TOML, or else the text itself."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -127,6 +128,11 @@ def _key(key: str) -> str:
 
 
 def toml_text(value: object) -> str:
+    """A plain value in one line of TOML.
+
+    Raises:
+        TypeError: TOML has no such value.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -75,6 +75,27 @@ class Wavelet:
         """Lengths of the subbands ``[cA_n, cD_n, ..., cD_1]`` of a vector of ``dim`` numbers; they sum to C."""
         return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).bands
 
+    def subband_counts(self, positions: Tensor | None, dim: int) -> tuple[int, ...]:
+        """How many of some coefficients lie in each subband.
+
+        Args:
+            positions: (k,) int64, strictly increasing, each in range(C); None for all C.
+            dim: P, the length of the vector.
+
+        Returns:
+            As many numbers as :meth:`subbands` has, which sum to k.
+
+        >>> haar = Wavelet("haar", levels=2, mode="periodization")
+        >>> haar.subbands(8), haar.subband_counts(torch.tensor([0, 4, 5, 7]), 8)
+        ((2, 2, 4), (1, 0, 3))
+        """
+        lengths = self.subbands(dim)
+        if positions is None:
+            return lengths
+        ends = torch.tensor(lengths).cumsum(0).to(positions.device)
+        found = torch.searchsorted(positions, ends)
+        return tuple(torch.diff(found, prepend=torch.zeros_like(found[:1])).tolist())
+
     def size(self, dim: int) -> int:
         """C: how many coefficients a vector of ``dim`` numbers has; C >= ``dim``.
 

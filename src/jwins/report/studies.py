@@ -354,9 +354,10 @@ def _single_runs(found: Sequence[_Found], metric: str | None) -> Study:
         + and_list(names[:4] + ([f"{len(names) - 4} more"] if len(names) > 4 else []))
     )
     notes = []
-    unique: dict[tuple[str, int], _Found] = {}
+    unique: dict[tuple[Any, ...], _Found] = {}
     for run in found:
-        unique.setdefault((run.record.start.digest, run.record.start.seed), run)
+        how = (run.tables.get("train", {}).get("batching"), run.tables.get("run", {}).get("device"))
+        unique.setdefault((run.record.start.digest, run.record.start.seed, *how), run)
     if len(unique) < len(found):
         notes.append(
             f"{len(found) - len(unique)} runs are left out: they repeat the experiment and seed of another."

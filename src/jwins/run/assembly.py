@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.sections import JwinsConfig
+from jwins.experiment.plugins import JwinsConfig
 from jwins.run.parts import (
-    build_faults,
     build_partition,
     build_sharing,
     build_task,
@@ -82,8 +81,6 @@ def build(
     """
     from jwins.engines.host import Host
     from jwins.engines.recorder import Recorder
-    from jwins.engines.simulator.faults import Faults
-    from jwins.engines.simulator.links import Compute, Links
     from jwins.engines.simulator.simulator import Simulator
 
     sharing, topology = build_sharing(experiment), build_topology(experiment)
@@ -118,9 +115,9 @@ def build(
     simulator = Simulator(
         held,
         start=start,
-        links=Links(experiment.links.uplink_mbps, experiment.links.latency_ms),
-        compute=Compute(experiment.compute.step_ms, experiment.compute.spread, experiment.compute.jitter),
-        faults=Faults(build_faults(experiment)),
+        links=experiment.links.build(),
+        compute=experiment.compute.build(),
+        faults=experiment.script(),
         recorder=Recorder(folder),
         on_progress=on_progress,
         stop=stop,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError, DataError, ResumeError
-from jwins.experiment.experiment import Experiment, digest_of, what_counts
+from jwins.experiment.experiment import Experiment, what_counts
 from jwins.experiment.toml import read_toml
 from jwins.results.record import Record
 from jwins.runfiles.rows import StartRow
@@ -69,7 +69,7 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
     stored = read_toml(text, str(config))
     try:
         batching, device = stored["train"]["batching"], stored["run"]["device"]
-        stored_digest = digest_of(stored)
+        theirs = what_counts(stored)
     except (KeyError, TypeError, AttributeError):
         raise ResumeError(f"{config}: not the configuration of a run; choose another run.folder") from None
     same = experiment
@@ -77,10 +77,11 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
         same = same.changed({"train": {"batching": batching}})
     if experiment.run.device == "auto":
         same = same.changed({"run": {"device": device}})
-    if same.digest() != stored_digest:
-        difference = _difference(what_counts(same.resolved()), what_counts(stored))
+    mine = what_counts(same.resolved())
+    if mine != theirs:
         raise ResumeError(
-            f"{folder}: holds another experiment ({difference}); choose another run.folder, or remove this one"
+            f"{folder}: holds another experiment ({_difference(mine, theirs)}); "
+            f"choose another run.folder, or remove this one"
         )
     with contextlib.suppress(DataError):
         if Record.read(folder).end is not None:

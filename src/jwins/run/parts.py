@@ -7,34 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.sections import (
-    ChocoConfig,
-    CrashConfig,
-    DelayConfig,
-    DropConfig,
-    FixedCutoffConfig,
-    FullConfig,
-    JwinsConfig,
-    RandomCutoffConfig,
-    RandomKConfig,
-    RejoinConfig,
-    RunConfig,
-    TopKConfig,
-)
-from jwins.experiment.settings import Settings
+from jwins.experiment.plugins import PartitionTable, SharingTable, TopologyTable
+from jwins.experiment.sections import RunConfig
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
-    from jwins.engines.simulator.faults import Fault
     from jwins.sharing import Sharing
     from jwins.tasks import Task
     from jwins.topology.graph import Topology
 
 __all__ = [
-    "build_faults",
     "build_partition",
     "build_sharing",
     "build_task",
@@ -70,14 +55,10 @@ def build_topology(experiment: Experiment) -> Topology:
     Raises:
         ConfigError: there is no such graph.
     """
-    from jwins.topology.kinds import make_topology
-
     config = experiment.topology
-    if not isinstance(config, Settings):
+    if not isinstance(config, TopologyTable):
         return config
-    options = config.model_dump(exclude_none=True)
-    kind = options.pop("kind")
-    return make_topology(kind, options, num_nodes=experiment.nodes.count, seed=experiment.run.seed)
+    return config.build(num_nodes=experiment.nodes.count, seed=experiment.run.seed)
 
 
 def build_sharing(experiment: Experiment) -> Sharing[Any]:
@@ -86,39 +67,8 @@ def build_sharing(experiment: Experiment) -> Sharing[Any]:
     Raises:
         ConfigError: no such wavelet.
     """
-    from jwins import sharing
-
     config = experiment.sharing
-    match config:
-        case FullConfig():
-            return sharing.full(values=config.values)
-        case RandomKConfig():
-            return sharing.random_k(config.fraction, values=config.values)
-        case TopKConfig():
-            return sharing.top_k(config.fraction, accumulate=config.accumulate, values=config.values)
-        case ChocoConfig():
-            return sharing.choco(config.fraction, config.gamma, values=config.values)
-        case JwinsConfig():
-            cutoff: sharing.Cutoff
-            match config.cutoff:
-                case RandomCutoffConfig(fractions=fractions):
-                    cutoff = sharing.RandomCutoff(fractions)
-                case FixedCutoffConfig(fraction=fraction):
-                    cutoff = sharing.FixedCutoff(fraction)
-                case own:
-                    cutoff = own
-            return sharing.jwins(
-                cutoff=cutoff,
-                wavelet=config.wavelet,
-                levels=config.levels,
-                mode=config.mode,
-                score=config.score,
-                accumulate=config.accumulate,
-                dense_above=config.dense_above,
-                values=config.values,
-            )
-        case _:
-            return config
+    return config.build() if isinstance(config, SharingTable) else config
 
 
 def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
@@ -170,12 +120,9 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
         ConfigError: there is no such partitioner, or it cannot divide these samples so.
     """
     from jwins.rng import stream
-    from jwins.tasks.partition import make_partitioner
 
-    partition = experiment.task.partition
-    if isinstance(partition, Settings):
-        options = partition.model_dump()
-        partition = make_partitioner(options.pop("kind"), options)
+    config = experiment.task.partition
+    partition = config.build() if isinstance(config, PartitionTable) else config
     return partition.split(
         num_samples=len(task.train),
         num_nodes=experiment.nodes.count,
@@ -245,23 +192,6 @@ def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict
                 for part in parts
             ]
     return found
-
-
-def build_faults(experiment: Experiment) -> tuple[Fault, ...]:
-    """The script of an experiment."""
-    return tuple(map(_fault, experiment.faults))
-
-
-def _fault(config: CrashConfig | RejoinConfig | DropConfig | DelayConfig) -> Fault:
-    from jwins.engines.simulator.faults import Fault
-
-    match config:
-        case CrashConfig() | RejoinConfig():
-            return Fault(config.kind, config.node, config.round)
-        case DropConfig():
-            return Fault("drop", config.sender, config.round, config.receiver)
-        case DelayConfig():
-            return Fault("delay", config.sender, config.round, config.receiver, config.seconds)
 
 
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from jwins.tasks import Task
 
-__all__ = ["fingerprints", "cores", "machine", "versions"]
+__all__ = ["cores", "fingerprints", "machine", "versions"]
 
 _LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
 

@@ -3,14 +3,12 @@
 Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k and JWINS on one screen each.
 """
 
-from jwins.sharing.base import Cutoff, Precision, Sharing, mix, place
+from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
 from jwins.sharing.choco import Choco, choco
+from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
 from jwins.sharing.sparse import (
-    PAPER_FRACTIONS,
-    FixedCutoff,
     Full,
     Jwins,
-    RandomCutoff,
     RandomK,
     ScoreRule,
     full,
@@ -27,6 +25,7 @@ __all__ = [
     "Full",
     "Jwins",
     "Precision",
+    "Quantizer",
     "RandomCutoff",
     "RandomK",
     "ScoreRule",

@@ -1,4 +1,4 @@
-"""The protocol of a sharing algorithm, and the two things every algorithm here is made of.
+"""The protocols of a sharing algorithm and of a quantizer, and what every algorithm here is made of.
 
 A sharing algorithm is a frozen object without state of its own; what it must remember is passed in and
 returned, as in optax. One round of node i, from parameters x at its start, is
@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
+from jwins.checks import FRACTION
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
-from jwins.update import Received, Update
+from jwins.update import Quantized, Received, Update
 
-__all__ = ["Cutoff", "Precision", "Sharing", "mix", "place", "rounded"]
+__all__ = ["Cutoff", "Precision", "Quantizer", "Sharing", "mix", "place", "quantize"]
 
 S = TypeVar("S")
 
@@ -31,8 +32,29 @@ Cutoff = Callable[[RoundContext], float]
 """Which fraction of the coefficients a node sends in a round; drawn by each node for itself."""
 
 Precision = Literal["float32", "bfloat16"]
-"""What values are rounded to before they are sent. The rounding is part of the algorithm: what is sent
-arrives bit for bit."""
+"""The quantizers with a name: values as they are, or rounded to the nearest bfloat16."""
+
+
+class Quantizer(Protocol):
+    """What values become before they are sent. Implementations are frozen, hashable, picklable and printable.
+
+    All loss is the algorithm's: what a quantizer returns arrives bit for bit, and the sender itself goes on
+    with what its neighbours will read.
+    """
+
+    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Tensor | Quantized:
+        """The values as they are sent.
+
+        Args:
+            values: (k,) float32, which is left as it is.
+            bands: how many of the values, in order, lie in each band of the vector they are from: its wavelet
+                subbands, coarsest first, or one band for parameters. They sum to k, and some may be 0.
+            ctx: the round; what is drawn comes from ``ctx.rng(purpose)``.
+
+        Returns:
+            (k,) float32 or bfloat16, or k levels, with one scale for each band or as the quantizer likes.
+        """
+        ...
 
 
 class Sharing(Protocol[S]):
@@ -41,6 +63,10 @@ class Sharing(Protocol[S]):
     A class derived from this one needs ``init``, ``share`` and ``merge``, and ``state_types`` if its state is a
     dataclass. The rest is for algorithms that remember their peers, or whose updates are not parts of the
     parameter vector itself.
+
+    ``params`` is the node's own copy, which nobody changes any more: an algorithm may keep it, in its state or
+    in an update, but must not change it. The vector that ``merge`` returns is trained in place: nothing else
+    may hold its memory.
 
     >>> import torch
     >>> from jwins.sharing import top_k
@@ -107,7 +133,10 @@ class Sharing(Protocol[S]):
         ...
 
     def projected(self, state: S, params: Tensor) -> S:
-        """The state, where the parameters were changed after ``merge``: variances were clamped at 0.
+        """The state once the parameters that ``merge`` returned have been changed from outside.
+
+        Called after ``merge`` where shared buffers had left their range, such as BatchNorm's variances below 0.
+        An algorithm that remembers something of the merged parameters finds it again here.
 
         Args:
             state: from ``merge``.
@@ -160,19 +189,21 @@ def place(vector: Tensor, positions: Tensor | None, values: Tensor) -> Tensor:
     return vector.index_copy(0, positions, values.to(vector.dtype))
 
 
-def rounded(values: Tensor, precision: Precision) -> Tensor:
-    """``values`` (k,) as they are sent: float32 untouched, or rounded to the nearest bfloat16."""
-    return values if precision == "float32" else values.to(torch.bfloat16)
+def quantize(
+    quantizer: Precision | Quantizer, values: Tensor, bands: tuple[int, ...], ctx: RoundContext
+) -> Tensor | Quantized:
+    """``values`` (k,) as they are sent; see :class:`Quantizer`. Those of a name need no ``bands``."""
+    if not isinstance(quantizer, str):
+        return quantizer(values, bands, ctx)
+    return values if quantizer == "float32" else values.to(torch.bfloat16)
 
 
 def check_fraction(name: str, fraction: float) -> None:
     """Raise a ConfigError unless ``fraction`` is in (0, 1]."""
-    if not 0.0 < fraction <= 1.0:
-        hint = f"; did you mean {fraction / 100:g}?" if 1.0 < fraction <= 100.0 else ""
-        raise ConfigError(name, fraction, f"expected a fraction in (0, 1]{hint}")
+    FRACTION.check(name, fraction)
 
 
-def check_precision(precision: str) -> None:
-    """Raise a ConfigError unless ``precision`` is one of :data:`Precision`."""
-    if precision not in ("float32", "bfloat16"):
-        raise ConfigError("sharing.values", precision, "expected 'float32' or 'bfloat16'")
+def check_quantizer(quantizer: object) -> None:
+    """Raise a ConfigError unless ``quantizer`` is one of :data:`Precision`, or can be called."""
+    if quantizer not in get_args(Precision) and not callable(quantizer):
+        raise ConfigError("sharing.values", quantizer, "expected 'float32', 'bfloat16' or a quantizer")

@@ -39,14 +39,16 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import (
     Cutoff,
     Precision,
+    Quantizer,
     Sharing,
     check_fraction,
-    check_precision,
+    check_quantizer,
     mix,
     place,
-    rounded,
+    quantize,
 )
-from jwins.update import Received, Sampled, Update
+from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.update import Received, Sampled, Update, dense_of
 
 __all__ = [
     "PAPER_FRACTIONS",
@@ -62,9 +64,6 @@ __all__ = [
     "top_k",
 ]
 
-PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
-"""The paper's list; a node draws one of them uniformly in each round, 34 % on average."""
-
 ScoreRule = Literal["since_sent", "reference", "training_only"]
 """What a coefficient's score is measured from (y after training, x at the round's start):
 
@@ -74,42 +73,6 @@ ScoreRule = Literal["since_sent", "reference", "training_only"]
 
 In all three, r starts at T of the initial parameters (sums at 0), and a dense send resets everything.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class FixedCutoff:
-    """The same fraction in every round."""
-
-    fraction: float
-
-    def __post_init__(self) -> None:
-        check_fraction("sharing.cutoff.fraction", self.fraction)
-
-    def __call__(self, ctx: RoundContext) -> float:
-        """The fraction to send."""
-        return self.fraction
-
-
-@dataclass(frozen=True, slots=True)
-class RandomCutoff:
-    """A fraction drawn uniformly from a list, by each node for itself in each round.
-
-    The paper's randomized cut-off: all coefficients are sent now and then, and the network's load
-    spreads over the rounds.
-    """
-
-    fractions: tuple[float, ...] = PAPER_FRACTIONS
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fractions", tuple(self.fractions))
-        if not self.fractions:
-            raise ConfigError("sharing.cutoff.fractions", [], "expected at least one fraction in (0, 1]")
-        for index, fraction in enumerate(self.fractions):
-            check_fraction(f"sharing.cutoff.fractions[{index}]", fraction)
-
-    def __call__(self, ctx: RoundContext) -> float:
-        """The fraction to send."""
-        return self.fractions[int(ctx.rng("cutoff").integers(len(self.fractions)))]
 
 
 # --- Full sharing and random-k: no memory ---------------------------------------------------------------
@@ -129,14 +92,14 @@ class Full(Sharing[OwnState]):
     Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017.
 
     Attributes:
-        values: precision in which parameters are sent.
+        values: the quantizer of the parameters that are sent, or its name.
     """
 
-    values: Precision = "float32"
+    values: Precision | Quantizer = "float32"
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
-        check_precision(self.values)
+        check_quantizer(self.values)
 
     def init(self, params: Tensor) -> OwnState:
         """No memory is needed."""
@@ -144,8 +107,8 @@ class Full(Sharing[OwnState]):
 
     def share(self, state: OwnState, params: Tensor, ctx: RoundContext) -> tuple[Update, OwnState]:
         """All parameters."""
-        values = rounded(params.clone(), self.values)
-        return Update(len(params), None, values), OwnState(values.to(torch.float32))
+        values = quantize(self.values, params, (len(params),), ctx)
+        return Update(len(params), None, values), OwnState(dense_of(values))
 
     def merge(
         self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
@@ -160,16 +123,16 @@ class RandomK(Sharing[OwnState]):
 
     Attributes:
         fraction: of the parameters to send, in (0, 1].
-        values: precision in which parameters are sent.
+        values: the quantizer of the parameters that are sent, or its name.
     """
 
     fraction: float
-    values: Precision = "float32"
+    values: Precision | Quantizer = "float32"
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
         check_fraction("sharing.fraction", self.fraction)
-        check_precision(self.values)
+        check_quantizer(self.values)
 
     def init(self, params: Tensor) -> OwnState:
         """No memory is needed."""
@@ -180,12 +143,12 @@ class RandomK(Sharing[OwnState]):
         dim = len(params)
         count = count_of(self.fraction, dim)
         if count == dim:
-            values = rounded(params.clone(), self.values)
-            return Update(dim, None, values), OwnState(values.to(torch.float32))
+            values = quantize(self.values, params, (dim,), ctx)
+            return Update(dim, None, values), OwnState(dense_of(values))
         sampled = Sampled(int(ctx.rng("positions").integers(2**64, dtype="uint64")), count)
         positions = sampled.positions(dim).to(params.device)
-        values = rounded(params[positions], self.values)
-        return Update(dim, sampled, values), OwnState(place(params, positions, values))
+        values = quantize(self.values, params[positions], (count,), ctx)
+        return Update(dim, sampled, values), OwnState(place(params, positions, dense_of(values)))
 
     def merge(
         self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
@@ -222,7 +185,7 @@ class Jwins(Sharing[ScoreState]):
         score: see :data:`ScoreRule`.
         accumulate: False scores by this round's training alone, T(y) - T(x).
         dense_above: at this fraction and above, all coefficients are sent and no positions.
-        values: precision in which coefficients are sent.
+        values: the quantizer of the coefficients that are sent, or its name.
     """
 
     cutoff: Cutoff
@@ -230,7 +193,7 @@ class Jwins(Sharing[ScoreState]):
     score: ScoreRule = "reference"
     accumulate: bool = True
     dense_above: float = 0.5
-    values: Precision = "float32"
+    values: Precision | Quantizer = "float32"
     state_types: ClassVar[tuple[type, ...]] = (ScoreState,)
 
     def __post_init__(self) -> None:
@@ -238,7 +201,7 @@ class Jwins(Sharing[ScoreState]):
             raise ConfigError("sharing.score", self.score, f"expected one of {', '.join(get_args(ScoreRule))}")
         if not self.dense_above > 0.0:
             raise ConfigError("sharing.dense_above", self.dense_above, "expected a fraction above 0")
-        check_precision(self.values)
+        check_quantizer(self.values)
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -246,7 +209,7 @@ class Jwins(Sharing[ScoreState]):
 
     def init(self, params: Tensor) -> ScoreState:
         """Scores start at zero: r = T(x_0)."""
-        start = self._forward(params).clone()
+        start = self._kept(params)
         if not self.accumulate:
             return ScoreState(None, start)
         if self.score == "since_sent":
@@ -263,9 +226,10 @@ class Jwins(Sharing[ScoreState]):
         count = size if fraction >= self.dense_above else count_of(fraction, size)
         score = self._score(state, own)
         positions = None if count == size else largest_k(score, count)
-        values = rounded(own.clone() if positions is None else own[positions], self.values)
+        bands = self._bands(positions, count, len(params))
+        values = quantize(self.values, own if positions is None else own[positions], bands, ctx)
         if self.values != "float32":
-            own = place(own, positions, values)
+            own = place(own, positions, dense_of(values))
         since = self._restart(state, score, own, positions)
         return Update(size, positions, values), ScoreState(since, state.start, own)
 
@@ -276,11 +240,25 @@ class Jwins(Sharing[ScoreState]):
         own = self._forward(params) if state.own is None else state.own
         change = mix(own, received)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
-        start = None if state.start is None else self._forward(merged).clone()
+        start = None if state.start is None else self._kept(merged)
         return merged, ScoreState(state.since, start)
+
+    def projected(self, state: ScoreState, params: Tensor) -> ScoreState:
+        """Finds T(x) again: what ``merge`` kept is not of the parameters that the round starts from."""
+        return state if state.start is None else replace(state, start=self._kept(params))
 
     def _forward(self, params: Tensor) -> Tensor:
         return params if self.transform is None else self.transform.forward(params)
+
+    def _kept(self, params: Tensor) -> Tensor:
+        """T(params) in memory of its own: ``params`` itself is trained in place."""
+        return params.clone() if self.transform is None else self.transform.forward(params)
+
+    def _bands(self, positions: Tensor | None, count: int, num_params: int) -> tuple[int, ...]:
+        """How many of the chosen coefficients lie in each subband; not asked by quantizers that have a name."""
+        if self.transform is None or isinstance(self.values, str):
+            return (count,)
+        return self.transform.subband_counts(positions, num_params)
 
     def _score(self, state: ScoreState, own: Tensor) -> Tensor:
         """How much each coefficient has changed, (C,); its sign does not matter."""
@@ -319,8 +297,11 @@ def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received])
 # --- Constructors: what configuration files name ----------------------------------------------------------
 
 
-def full(*, values: Precision = "float32") -> Full:
+def full(*, values: Precision | Quantizer = "float32") -> Full:
     """Full sharing (D-PSGD).
+
+    Args:
+        values: "float32", "bfloat16" or a quantizer.
 
     >>> full()
     Full(values='float32')
@@ -328,12 +309,12 @@ def full(*, values: Precision = "float32") -> Full:
     return Full(values)
 
 
-def random_k(fraction: float, *, values: Precision = "float32") -> RandomK:
+def random_k(fraction: float, *, values: Precision | Quantizer = "float32") -> RandomK:
     """Random sampling of a fixed fraction of the parameters.
 
     Args:
         fraction: in (0, 1].
-        values: "float32" or "bfloat16".
+        values: "float32", "bfloat16" or a quantizer.
 
     >>> random_k(0.2)
     RandomK(fraction=0.2, values='float32')
@@ -341,13 +322,13 @@ def random_k(fraction: float, *, values: Precision = "float32") -> RandomK:
     return RandomK(fraction, values)
 
 
-def top_k(fraction: float, *, accumulate: bool = False, values: Precision = "float32") -> Jwins:
+def top_k(fraction: float, *, accumulate: bool = False, values: Precision | Quantizer = "float32") -> Jwins:
     """The parameters that changed most: JWINS without wavelet and without a randomized cut-off.
 
     Args:
         fraction: in (0, 1]. At 1 this is full sharing.
         accumulate: False scores by this round's training; True by the change since last sent, as JWINS does.
-        values: "float32" or "bfloat16".
+        values: "float32", "bfloat16" or a quantizer.
     """
     return Jwins(FixedCutoff(fraction), None, "reference", accumulate, dense_above=1.0, values=values)
 
@@ -360,7 +341,7 @@ def jwins(
     score: ScoreRule = "reference",
     accumulate: bool = True,
     dense_above: float = 0.5,
-    values: Precision = "float32",
+    values: Precision | Quantizer = "float32",
 ) -> Jwins:
     """JWINS with the paper's values as defaults. The score rule is the one that won in records/score-rule.
 
@@ -373,7 +354,7 @@ def jwins(
         score: see :data:`ScoreRule`.
         accumulate: False drops the accumulation of scores.
         dense_above: at this fraction and above, everything is sent.
-        values: "float32" or "bfloat16".
+        values: "float32", "bfloat16" or a quantizer.
 
     Raises:
         ConfigError: an argument is out of range.

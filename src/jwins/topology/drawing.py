@@ -30,20 +30,24 @@ def _graph(topology: Undirected, round: int) -> Graph:
 
 
 def static_graph(topology: Undirected, round: int) -> Graph:
+    """The one graph of a topology that does not change; ``round`` is only checked."""
     check_round(round)
     return _graph(topology, EVERY_ROUND)
 
 
 def drawn_graph(topology: Undirected, round: int) -> Graph:
+    """The graph of ``round``, of a topology that is drawn anew in each."""
     check_round(round)
     return _graph(topology, round)
 
 
 def check_round(round: int) -> None:
+    """Raise a UsageError for a round before the first."""
     if round < 0:
         raise UsageError(f"round = {round}: rounds count from 0")
 
 
 def check_nodes(num_nodes: int) -> None:
+    """Raise a ConfigError for an experiment without nodes."""
     if num_nodes < 1:
         raise ConfigError("nodes.count", num_nodes, "expected at least 1 node")

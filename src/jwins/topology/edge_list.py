@@ -20,7 +20,8 @@ class EdgeList:
     """The connected graph that a text file lists: two node numbers per line.
 
     Node numbers count from 0 and are parted by blanks, a comma or both; ``#`` starts a comment; an edge
-    that is listed twice, in either direction, counts once. The file is read when the object is built.
+    that is listed twice, in either direction, counts once. The first line may be the number of nodes alone,
+    as decentralizepy writes it. The file is read when the object is built.
 
     Args:
         num_nodes: N.
@@ -28,8 +29,8 @@ class EdgeList:
         seed: not used; the graph is fixed.
 
     Raises:
-        ConfigError: the file is missing, a line is not an edge (the message names file and line), or the
-            graph is not connected.
+        ConfigError: the file is missing or of another number of nodes, a line is not an edge (the message names
+            file and line), or the graph is not connected.
     """
 
     num_nodes: int
@@ -73,10 +74,17 @@ def _read_edges(path: Path, num_nodes: int) -> tuple[tuple[int, int], ...]:
     except UnicodeDecodeError as error:
         raise ConfigError("topology.path", str(path), "is not a UTF-8 text file") from error
     edges = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        content = line.split("#", 1)[0].strip()
-        if not content:
-            continue
+    lines = [(number, line.split("#", 1)[0].strip()) for number, line in enumerate(text.splitlines(), start=1)]
+    lines = [(number, content) for number, content in lines if content]
+    if lines and re.fullmatch(r"\d{1,9}", lines[0][1], flags=re.ASCII):
+        number, content = lines.pop(0)
+        if int(content) != num_nodes:
+            raise wrong(
+                number,
+                f"the file is of {int(content)} nodes; write nodes.count = {int(content)}, or choose "
+                f"another file",
+            )
+    for number, content in lines:
         pair = re.fullmatch(r"(\d{1,9})(?:\s*,\s*|\s+)(\d{1,9})", content, flags=re.ASCII)
         if pair is None:
             raise wrong(number, f"expected two node numbers such as '0 5', found {content[:40]!r}")

@@ -198,10 +198,12 @@ class ValuesKind(IntEnum):
     QUANTIZED = 2
 
 
-_HEAD = struct.Struct("<BII")  # layout, count, length of the positions' section; then base and check, if any
+_HEAD = struct.Struct("<BII")  # layout, count, length of the positions' section; then what layout has a bit for
 _WORD = struct.Struct("<I")
 _SEED = struct.Struct("<Q")
-_VALUES_SHIFT, _HAS_BASE, _HAS_CHECK = 2, 1 << 4, 1 << 5  # bits of layout; bits 0 and 1 are the PositionsKind
+_OFFSET = struct.Struct("<f")
+_VALUES_SHIFT = 2  # bits of layout: 0 and 1 are the PositionsKind, 2 and 3 the ValuesKind
+_HAS_BASE, _HAS_CHECK, _HAS_DITHER, _HAS_OFFSET = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +215,18 @@ class Payload:
     count: int
     base: int | None
     check: int | None
+    dither: int | None
+    offset: float
     positions: memoryview
     values: memoryview
 
 
 class _Arrays(Protocol):
-    """How a codec writes the arrays of a section. Arrays of no elements are no bytes."""
+    """How a codec writes the arrays of a section. Arrays of no elements are no bytes.
+
+    With levels come the lengths of their runs (subbands, blocks), whose levels may be distributed differently;
+    a receiver has read them before it decodes the levels.
+    """
 
     def encode_positions(self, positions: npt.NDArray[np.int64]) -> bytes: ...
     def decode_positions(self, data: memoryview, *, count: int, dim: int) -> npt.NDArray[np.int64]: ...
@@ -226,8 +234,10 @@ class _Arrays(Protocol):
     def decode_floats(self, data: memoryview, *, count: int) -> npt.NDArray[np.float32]: ...
     def encode_halves(self, values: npt.NDArray[np.uint16]) -> bytes: ...
     def decode_halves(self, data: memoryview, *, count: int) -> npt.NDArray[np.uint16]: ...
-    def encode_levels(self, levels: npt.NDArray[np.int32]) -> bytes: ...
-    def decode_levels(self, data: memoryview, *, count: int) -> npt.NDArray[np.int32]: ...
+    def encode_levels(self, levels: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes: ...
+    def decode_levels(
+        self, data: memoryview, *, count: int, runs: tuple[int, ...]
+    ) -> npt.NDArray[np.int32]: ...
 
 
 class _Plain:
@@ -263,11 +273,11 @@ class _Plain:
         return _plain(data, count, "<u2").astype(np.uint16)
 
     @staticmethod
-    def encode_levels(levels: npt.NDArray[np.int32]) -> bytes:
+    def encode_levels(levels: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
         return levels.astype("<i4", copy=False).tobytes()
 
     @staticmethod
-    def decode_levels(data: memoryview, *, count: int) -> npt.NDArray[np.int32]:
+    def decode_levels(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
         return _plain(data, count, "<i4").astype(np.int32)
 
 
@@ -301,6 +311,10 @@ def _encode(update: Update, arrays: _Arrays) -> Encoded:
         layout, words = layout | _HAS_BASE, _WORD.pack(update.base)
     if update.check is not None:
         layout, words = layout | _HAS_CHECK, words + _WORD.pack(update.check)
+    if isinstance(update.values, Quantized) and update.values.dither is not None:
+        layout, words = layout | _HAS_DITHER, words + _SEED.pack(update.values.dither)
+    if isinstance(update.values, Quantized) and update.values.offset:
+        layout, words = layout | _HAS_OFFSET, words + _OFFSET.pack(update.values.offset)
     head = _HEAD.pack(layout, update.count, len(positions)) + words
     return Encoded(b"".join((head, positions, values)), len(positions), len(values))
 
@@ -311,7 +325,8 @@ def _encode_quantized(values: Quantized, arrays: _Arrays) -> bytes:
         raise UsageError(f"Quantized has {num_runs} runs: at most {MAX_RUNS} go on the wire; use longer runs")
     scales = _array(values.scales).astype("<f4", copy=False).tobytes()
     runs = np.array(values.runs, dtype="<u4").tobytes()
-    return b"".join((_WORD.pack(num_runs), scales, runs, arrays.encode_levels(_array(values.levels))))
+    levels = arrays.encode_levels(_array(values.levels), values.runs)
+    return b"".join((_WORD.pack(num_runs), scales, runs, levels))
 
 
 def _checked(positions: Tensor, dim: int) -> npt.NDArray[np.int64]:
@@ -344,19 +359,33 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
     layout, count, positions_bytes = _HEAD.unpack_from(view)
     at = _HEAD.size
     positions_code, values_code = layout & 3, layout >> _VALUES_SHIFT & 3
-    if layout >> 6 or positions_code > max(PositionsKind) or values_code > max(ValuesKind):
+    if positions_code > max(PositionsKind) or values_code > max(ValuesKind):
         raise CodecError(f"layout {layout:#04x} is not defined")
-    if len(view) < at + 4 * (bool(layout & _HAS_BASE) + bool(layout & _HAS_CHECK)) + positions_bytes:
+    if layout & (_HAS_DITHER | _HAS_OFFSET) and values_code != ValuesKind.QUANTIZED:
+        raise CodecError(
+            f"layout {layout:#04x} is not defined: dither or offset of values that are not quantized"
+        )
+    fields = {_HAS_BASE: 4, _HAS_CHECK: 4, _HAS_DITHER: 8, _HAS_OFFSET: 4}
+    if len(view) < at + sum(size for bit, size in fields.items() if layout & bit) + positions_bytes:
         raise CodecError(
             f"a payload of {len(view)} bytes is cut off: {positions_bytes} bytes of positions announced"
         )
-    base = check = None
+    base = check = dither = None
+    offset = 0.0
     if layout & _HAS_BASE:
         (base,) = _WORD.unpack_from(view, at)
         at += 4
     if layout & _HAS_CHECK:
         (check,) = _WORD.unpack_from(view, at)
         at += 4
+    if layout & _HAS_DITHER:
+        (dither,) = _SEED.unpack_from(view, at)
+        at += 8
+    if layout & _HAS_OFFSET:
+        (offset,) = _OFFSET.unpack_from(view, at)
+        at += 4
+        if not 0.0 < offset < 0.5:
+            raise CodecError(f"offset {offset}: expected steps above 0 and below 1/2")
     kind = PositionsKind(positions_code)
     if count > dim or (kind is PositionsKind.ALL and count != dim):
         raise CodecError(f"{count} values for a vector of {dim}")
@@ -364,7 +393,8 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
     if positions_bytes != expected[kind]:
         raise CodecError(f"{positions_bytes} bytes of positions, expected {expected[kind]}")
     middle = at + positions_bytes
-    return Payload(kind, ValuesKind(values_code), count, base, check, view[at:middle], view[middle:])
+    values_kind = ValuesKind(values_code)
+    return Payload(kind, values_kind, count, base, check, dither, offset, view[at:middle], view[middle:])
 
 
 def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays) -> Update:
@@ -377,7 +407,7 @@ def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays) -> Update:
     elif payload.positions_kind is PositionsKind.SAMPLED:
         positions = Sampled(seed=_SEED.unpack(payload.positions)[0], count=count)
     if payload.values_kind is ValuesKind.QUANTIZED:
-        values = _decode_quantized(payload.values, count, arrays)
+        values = _decode_quantized(payload, arrays)
     elif payload.values_kind is ValuesKind.BFLOAT16:
         halves = arrays.decode_halves(payload.values, count=count)
         values = torch.from_numpy(halves.view(np.int16)).view(torch.bfloat16)
@@ -386,7 +416,8 @@ def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays) -> Update:
     return Update(dim, positions, values, payload.base, payload.check)
 
 
-def _decode_quantized(data: memoryview, count: int, arrays: _Arrays) -> Quantized:
+def _decode_quantized(payload: Payload, arrays: _Arrays) -> Quantized:
+    data, count = payload.values, payload.count
     if len(data) < _WORD.size:
         raise CodecError("quantized values are cut off")
     (num_runs,) = _WORD.unpack_from(data)
@@ -400,5 +431,6 @@ def _decode_quantized(data: memoryview, count: int, arrays: _Arrays) -> Quantize
         raise CodecError("scales: expected finite values > 0")
     if int(runs.sum()) != count:
         raise CodecError(f"runs sum to {int(runs.sum())}, but there are {count} levels")
-    levels = torch.from_numpy(arrays.decode_levels(data[end:], count=count))
-    return Quantized(levels, torch.from_numpy(scales), tuple(runs.tolist()))
+    lengths = tuple(runs.tolist())
+    levels = torch.from_numpy(arrays.decode_levels(data[end:], count=count, runs=lengths))
+    return Quantized(levels, torch.from_numpy(scales), lengths, payload.dither, payload.offset)

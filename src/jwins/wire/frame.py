@@ -272,9 +272,9 @@ def describe(data: bytes) -> dict[str, object]:
 
     Returns:
         ``kind version codec sender round digest dim`` and ``frame_bytes header_bytes``; then for a frame
-        ``key base check count density positions positions_bytes bits_per_position values values_bytes
-        bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over the finite ones;
-        None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
+        ``key base check count density positions positions_bytes bits_per_position values dither offset
+        values_bytes bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over the
+        finite ones; None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
 
     Raises:
         FrameError: the bytes are not a frame.
@@ -312,6 +312,8 @@ def describe(data: bytes) -> dict[str, object]:
         "positions_bytes": len(parts.positions),
         "bits_per_position": 8 * len(parts.positions) / count if count else 0.0,
         "values": ValuesKind(parts.values_kind).name.lower(),
+        "dither": parts.dither,
+        "offset": parts.offset,
         "values_bytes": len(parts.values),
         "bits_per_value": 8 * len(parts.values) / count if count else 0.0,
     }

@@ -1,7 +1,6 @@
-"""All nodes on a virtual clock: event queue, links, faults."""
+"""All nodes on a virtual clock, and the world it plays."""
 
-from jwins.engines.simulator.faults import Fault, Faults
-from jwins.engines.simulator.links import Compute, Links
 from jwins.engines.simulator.simulator import Outcome, Progress, Simulator, StalledError
+from jwins.world import Compute, Fault, Faults, Links
 
 __all__ = ["Compute", "Fault", "Faults", "Links", "Outcome", "Progress", "Simulator", "StalledError"]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from jwins.engines.host import Arrived, Parcel
-from jwins.engines.simulator.links import Links
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
+from jwins.world import Links
 
 __all__ = ["Flow", "Network", "Uplink", "UplinkState"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-from jwins.engines.simulator.faults import Fault, Faults
+from jwins.world import Fault, Faults
 
 __all__ = ["Script"]
 

@@ -28,8 +28,6 @@ from jwins.engines.host import Arrived, Due, Host, Parcel, TrainingOver
 from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
 from jwins.engines.recorder import Recorder
-from jwins.engines.simulator.faults import Faults
-from jwins.engines.simulator.links import Compute, Links
 from jwins.engines.simulator.network import Flow, Network, UplinkState
 from jwins.engines.simulator.queue import EventQueue, Item, Pending, QueueState, UplinkDue
 from jwins.engines.simulator.script import Script
@@ -53,6 +51,7 @@ from jwins.node import (
 )
 from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
 from jwins.wire.frame import Packed
+from jwins.world import Compute, Faults, Links, check_world
 
 __all__ = ["Outcome", "Progress", "Simulator", "StalledError"]
 
@@ -528,8 +527,11 @@ def _check(hosts: Sequence[Host], rules: Rules, links: Links, compute: Compute, 
     if len(hosts) > 1 and not rules.wire.codec.accepts_foreign:
         problem = "decodes only what its own process encoded; use another codec, or one host"
         raise ConfigError("wire.codec", rules.wire.codec.name, problem)
-    for path, value in (("links.uplink_mbps", links.uplink_mbps), ("compute.step_ms", compute.step_ms)):
-        if isinstance(value, tuple) and len(value) != n:
-            problem = f"expected one number, or one for each of {n} nodes"
-            raise ConfigError(path, f"{len(value)} numbers", problem)
-    faults.check(n, rules.rounds, rules.deadline_s)
+    check_world(
+        num_nodes=n,
+        rounds=rules.rounds,
+        links=links,
+        compute=compute,
+        faults=faults,
+        deadline_s=rules.deadline_s,
+    )

@@ -1,0 +1,104 @@
+"""Checks that settings and the objects built from them have in common, each stated once.
+
+A rule says in words what it expects. Settings find all problems at once through pydantic; an object that Python
+code builds refuses the first one by :meth:`Within.check`. Neither pydantic nor torch is needed to import this.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+__all__ = ["FRACTION", "MISSING", "Within"]
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "<missing>"
+
+
+MISSING = _Missing()
+"""Stands for the value in the error about a required key that is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A range of finite numbers; in settings ``Annotated[float, Within("a fraction", 0, 1, open_low=True)]``.
+
+    Attributes:
+        what: noun with article, as in "expected a fraction in (0, 1]".
+        low: smallest value, None for no limit.
+        high: largest value, None for no limit.
+        open_low: whether ``low`` itself is out of range.
+
+    >>> Within("a fraction", 0, 1, open_low=True).problem(1.4)
+    'expected a fraction in (0, 1]; did you mean 0.14?'
+    """
+
+    what: str
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check after the type has been checked."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.validated, handler(source))
+
+    @property
+    def interval(self) -> str:
+        """In words, e.g. ``in (0, 1]`` or ``of at least 1``."""
+        if self.low is not None and self.high is not None:
+            return f"in {'(' if self.open_low else '['}{_short(self.low)}, {_short(self.high)}]"
+        if self.low is not None:
+            return f"{'above' if self.open_low else 'of at least'} {self.low:g}"
+        return "" if self.high is None else f"of at most {self.high:g}"
+
+    def problem(self, value: float) -> str | None:
+        """What is wrong with ``value`` and what may have been meant; None if it is in range."""
+        above = self.low is None or (value > self.low if self.open_low else value >= self.low)
+        below = self.high is None or value <= self.high
+        if above and below and abs(value) != float("inf"):  # NaN fails one of the comparisons
+            return None
+        hint = ""
+        if self.high == 1 and 1 < value <= 100:
+            hint = f"; did you mean {value / (10 if value < 10 else 100):.6g}?"
+        return f"expected {self.what} {self.interval}".rstrip() + hint
+
+    def check(self, path: str, value: float) -> None:
+        """Raise a ConfigError with ``path`` unless ``value`` is in range."""
+        problem = self.problem(value)
+        if problem is not None:
+            raise ConfigError(path, value, problem)
+
+    def check_each(self, path: str, value: float | tuple[float, ...]) -> None:
+        """The same for one number, or for a list of one per node."""
+        if not isinstance(value, tuple):
+            self.check(path, value)
+            return
+        for index, number in enumerate(value):
+            self.check(f"{path}[{index}]", number)
+
+    def validated(self, value: float) -> float:
+        """``value``, or pydantic's error."""
+        problem = self.problem(value)
+        if problem is not None:
+            from pydantic_core import PydanticCustomError
+
+            raise PydanticCustomError("settings", "{text}", {"text": problem})
+        return value
+
+
+FRACTION = Within("a fraction", 0, 1, open_low=True)
+
+
+def _short(number: float) -> str:
+    return f"{number:g}" if abs(number) < 1e6 else f"{'-' if number < 0 else ''}2^{math.log2(abs(number)):g}"

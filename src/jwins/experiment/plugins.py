@@ -1,0 +1,448 @@
+"""What can be plugged into an experiment: algorithms, cut-offs, topologies and partitioners, each as a table.
+
+A class here is a table of TOML. Its keys are the arguments of what it builds, by the same names and with the
+same defaults, and ``build`` makes it. What ``kind`` may say in TOML is the mapping at the end of each section,
+one row per class: the union that settings are checked against, ``jwins list``, the reference of all keys, and
+the colours and markers of figures are read from there.
+
+Nothing here imports torch or networkx before something is built.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
+
+from pydantic import BeforeValidator, Field
+
+from jwins.experiment.rules import Count, Fraction, OrObject, TomlPath, Within
+from jwins.experiment.settings import Settings
+
+if TYPE_CHECKING:
+    from jwins.sharing import Cutoff, Quantizer, Sharing
+    from jwins.tasks.partition import Partitioner
+    from jwins.topology.graph import Topology
+else:  # torch is not loaded only to read a configuration
+    Cutoff = Partitioner = Quantizer = Sharing = Topology = Any
+
+__all__ = [
+    "ALGORITHMS",
+    "CUTOFF_TABLES",
+    "PARTITION_TABLES",
+    "TOPOLOGY_TABLES",
+    "Algorithm",
+    "ByKeyConfig",
+    "ChocoConfig",
+    "CutoffTable",
+    "DirichletConfig",
+    "EdgeListConfig",
+    "ErdosRenyiConfig",
+    "FixedCutoffConfig",
+    "FullConfig",
+    "FullyConnectedConfig",
+    "IidConfig",
+    "JwinsConfig",
+    "OnePeerExponentialConfig",
+    "PartitionTable",
+    "Plugin",
+    "RandomCutoffConfig",
+    "RandomKConfig",
+    "RegularConfig",
+    "RingConfig",
+    "ShardsConfig",
+    "SharingTable",
+    "SmallWorldConfig",
+    "StarConfig",
+    "TopKConfig",
+    "TopologyTable",
+    "TorusConfig",
+    "by_kind",
+    "one_of",
+]
+
+
+class Plugin(Settings):
+    """A table whose ``kind`` says what it builds."""
+
+    if TYPE_CHECKING:
+        kind: str
+
+    @classmethod
+    def name(cls) -> str:
+        """What ``kind`` says for this class."""
+        return str(cls.model_fields["kind"].default)
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments: every key but ``kind``, as it is."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+def by_kind(tables: Iterable[type[P]]) -> dict[str, type[P]]:
+    """The tables by what ``kind`` says for each."""
+    return {table.name(): table for table in tables}
+
+
+def one_of(tables: Mapping[str, type[Plugin]]) -> Any:
+    """The annotation of a key that is one of these tables, told apart by ``kind``."""
+    return Annotated[Union[tuple(tables.values())], Field(discriminator="kind")]  # noqa: UP007
+
+
+# --- Partitioners -----------------------------------------------------------------------------------------
+
+
+class PartitionTable(Plugin):
+    """How the training samples are divided among the nodes."""
+
+    def build(self) -> Partitioner:
+        """The partitioner of this name in :data:`jwins.tasks.partition.PARTITIONERS`."""
+        from jwins.tasks.partition import make_partitioner
+
+        return make_partitioner(self.kind, self.arguments())
+
+
+class IidConfig(PartitionTable):
+    """Samples shuffled and dealt out evenly."""
+
+    kind: Literal["iid"] = "iid"
+
+
+class ShardsConfig(PartitionTable):
+    """Samples sorted by label, cut into shards, dealt out at random: few labels per node."""
+
+    kind: Literal["shards"] = "shards"
+    shards_per_node: Count = Field(default=2, description="shards of the sorted samples that each node gets")
+
+
+class DirichletConfig(PartitionTable):
+    """Each label divided among the nodes in proportions drawn from a Dirichlet distribution."""
+
+    kind: Literal["dirichlet"] = "dirichlet"
+    alpha: Annotated[float, Within("a concentration", 0, open_low=True)] = Field(
+        default=0.5, description="concentration; the smaller, the fewer labels per node"
+    )
+    min_samples: Count = Field(default=1, description="every node gets at least so many samples")
+
+
+class ByKeyConfig(PartitionTable):
+    """Each owner in the data (writer, user, role) wholly to one node."""
+
+    kind: Literal["by_key"] = "by_key"
+
+
+PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
+    (IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig)
+)
+"""What ``task.partition.kind`` may say."""
+
+
+# --- Topologies -------------------------------------------------------------------------------------------
+
+
+class TopologyTable(Plugin):
+    """Who sends to whom."""
+
+    def build(self, *, num_nodes: int, seed: int) -> Topology:
+        """The topology of this name in :data:`jwins.topology.TOPOLOGIES`.
+
+        Args:
+            num_nodes: N.
+            seed: the experiment's seed.
+
+        Raises:
+            ConfigError: there is no such graph.
+        """
+        from jwins.topology import make_topology
+
+        given = {key: value for key, value in self.arguments().items() if value is not None}
+        return make_topology(self.kind, given, num_nodes=num_nodes, seed=seed)
+
+
+class RingConfig(TopologyTable):
+    """Two neighbours each, in a circle."""
+
+    kind: Literal["ring"] = "ring"
+
+
+class FullyConnectedConfig(TopologyTable):
+    """Everyone is everyone's neighbour."""
+
+    kind: Literal["fully_connected"] = "fully_connected"
+
+
+class StarConfig(TopologyTable):
+    """Node 0 is everyone's only neighbour."""
+
+    kind: Literal["star"] = "star"
+
+
+class TorusConfig(TopologyTable):
+    """A grid that wraps around."""
+
+    kind: Literal["torus"] = "torus"
+    rows: Count | None = Field(
+        default=None, description="a divisor of the number of nodes; left out: as square as can be"
+    )
+
+
+class RegularConfig(TopologyTable):
+    """A random graph in which every node has the same number of neighbours."""
+
+    kind: Literal["regular"] = "regular"
+    degree: Count = Field(default=4, description="neighbours of each node")
+    dynamic: bool = Field(default=False, description="drawn anew each round")
+
+
+class SmallWorldConfig(TopologyTable):
+    """Watts-Strogatz: a ring of nearest neighbours, some edges rewired."""
+
+    kind: Literal["small_world"] = "small_world"
+    degree: Count = Field(default=4, description="neighbours of each node before rewiring, even")
+    rewire: Annotated[float, Within("a probability", 0, 1)] = Field(
+        default=0.1, description="how likely an edge is rewired"
+    )
+    dynamic: bool = Field(default=False, description="drawn anew each round")
+
+
+class ErdosRenyiConfig(TopologyTable):
+    """Each edge with the same probability, given that the graph is connected."""
+
+    kind: Literal["erdos_renyi"] = "erdos_renyi"
+    p: Annotated[float, Within("a probability", 0, 1, open_low=True)] = Field(
+        default=0.5, description="of each edge"
+    )
+    dynamic: bool = Field(default=False, description="drawn anew each round")
+
+
+class OnePeerExponentialConfig(TopologyTable):
+    """Directed: one recipient per round, at a distance that doubles."""
+
+    kind: Literal["one_peer_exponential"] = "one_peer_exponential"
+
+
+class EdgeListConfig(TopologyTable):
+    """The graph in a text file, two node numbers per line."""
+
+    kind: Literal["edge_list"] = "edge_list"
+    path: TomlPath = Field(
+        description="the file, perhaps with the number of nodes first; relative to the folder of this TOML file"
+    )
+
+
+TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
+    (
+        RingConfig,
+        FullyConnectedConfig,
+        StarConfig,
+        TorusConfig,
+        RegularConfig,
+        SmallWorldConfig,
+        ErdosRenyiConfig,
+        OnePeerExponentialConfig,
+        EdgeListConfig,
+    )
+)
+"""What ``topology.kind`` may say."""
+
+
+# --- Cut-offs: how much JWINS sends -----------------------------------------------------------------------
+
+
+class CutoffTable(Plugin):
+    """Which fraction of the coefficients is sent."""
+
+    @abstractmethod
+    def build(self) -> Cutoff:
+        """The cut-off that this table describes."""
+
+
+class RandomCutoffConfig(CutoffTable):
+    """Each node draws a fraction from a list in each round."""
+
+    kind: Literal["random"] = "random"
+    fractions: Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)] = Field(
+        default=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0), description="drawn from uniformly"
+    )
+
+    def build(self) -> Cutoff:
+        """See :meth:`CutoffTable.build`."""
+        from jwins.sharing import RandomCutoff
+
+        return RandomCutoff(**self.arguments())
+
+
+class FixedCutoffConfig(CutoffTable):
+    """The same fraction in every round."""
+
+    kind: Literal["fixed"] = "fixed"
+    fraction: Fraction = Field(description="of the coefficients that are sent")
+
+    def build(self) -> Cutoff:
+        """See :meth:`CutoffTable.build`."""
+        from jwins.sharing import FixedCutoff
+
+        return FixedCutoff(**self.arguments())
+
+
+CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, FixedCutoffConfig))
+"""What ``sharing.cutoff.kind`` may say."""
+
+
+# --- Sharing algorithms -----------------------------------------------------------------------------------
+
+if TYPE_CHECKING:
+    Values = Literal["float32", "bfloat16"] | Quantizer
+else:
+    Values = Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="what values are rounded to before they are sent"),
+        OrObject(()),
+    ]
+
+
+class SharingTable(Plugin):
+    """What is sent."""
+
+    @abstractmethod
+    def build(self) -> Sharing[Any]:
+        """The algorithm that this table describes."""
+
+
+class FullConfig(SharingTable):
+    """D-PSGD: everything, every round."""
+
+    kind: Literal["full"] = "full"
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import full
+
+        return full(**self.arguments())
+
+
+class RandomKConfig(SharingTable):
+    """A random subset; the seed travels instead of positions."""
+
+    kind: Literal["random_k"] = "random_k"
+    fraction: Fraction = Field(description="of the parameters that are sent")
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import random_k
+
+        return random_k(**self.arguments())
+
+
+class TopKConfig(SharingTable):
+    """The parameters that changed most."""
+
+    kind: Literal["top_k"] = "top_k"
+    fraction: Fraction = Field(description="of the parameters that are sent")
+    accumulate: bool = Field(
+        default=False, description="score by the change since last sent, not in this round"
+    )
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import top_k
+
+        return top_k(**self.arguments())
+
+
+class ChocoConfig(SharingTable):
+    """CHOCO-SGD: compressed differences to replicas that neighbours keep."""
+
+    kind: Literal["choco"] = "choco"
+    fraction: Fraction = Field(description="of the parameters whose differences are sent")
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        description="consensus step size; smaller for smaller fractions"
+    )
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import choco
+
+        return choco(**self.arguments())
+
+
+def _none_is_a_word(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+class JwinsConfig(SharingTable):
+    """JWINS: wavelet coefficients that changed most since they were sent, a random fraction of them."""
+
+    kind: Literal["jwins"] = "jwins"
+    if TYPE_CHECKING:
+        cutoff: CutoffTable | Cutoff = RandomCutoffConfig()
+        wavelet: str | None = "sym2"
+    else:
+        cutoff: Annotated[one_of(CUTOFF_TABLES), OrObject(())] = Field(
+            default=RandomCutoffConfig(), description="which fraction of the coefficients is sent"
+        )
+        wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
+            default="sym2",
+            description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
+        )
+    levels: Count = Field(default=4, description="levels of the transform")
+    mode: Literal["symmetric", "periodization"] = Field(
+        default="symmetric", description="what the transform assumes beyond the ends"
+    )
+    score: Literal["since_sent", "reference", "training_only"] = Field(
+        default="reference", description="what a coefficient's change is measured from; docs/algorithm.md"
+    )
+    accumulate: bool = Field(default=True, description="false scores by this round's training alone")
+    dense_above: Annotated[float, Within("a fraction", 0, open_low=True)] = Field(
+        default=0.5, description="from this fraction on, all coefficients are sent and no positions"
+    )
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`.
+
+        Raises:
+            ConfigError: no such wavelet.
+        """
+        from jwins.sharing import jwins
+
+        cutoff = self.cutoff.build() if isinstance(self.cutoff, CutoffTable) else self.cutoff
+        return jwins(**self.arguments() | {"cutoff": cutoff})
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """A sharing algorithm that has a name.
+
+    What it costs in memory its object says: replicas of neighbours, where ``Sharing.remembers_peers``.
+
+    Attributes:
+        settings: its table, which builds it.
+        colour: of its curves, ``#rrggbb``; at least 3:1 against white, and told apart from the others with any
+            colour vision.
+        marker: of its curves, as matplotlib names it.
+    """
+
+    settings: type[SharingTable]
+    colour: str
+    marker: str
+
+
+ALGORITHMS: Mapping[str, Algorithm] = {
+    row.settings.name(): row
+    for row in (
+        Algorithm(FullConfig, colour="#4d4d4d", marker="o"),
+        Algorithm(RandomKConfig, colour="#9333ea", marker="^"),
+        Algorithm(TopKConfig, colour="#009e73", marker="v"),
+        Algorithm(ChocoConfig, colour="#0072b2", marker="s"),
+        Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
+    )
+}
+"""What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""

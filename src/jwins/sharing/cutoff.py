@@ -1,0 +1,50 @@
+"""Cut-offs: which fraction of its coefficients a node sends in a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jwins.errors import ConfigError
+from jwins.rng import RoundContext
+from jwins.sharing.base import check_fraction
+
+__all__ = ["PAPER_FRACTIONS", "FixedCutoff", "RandomCutoff"]
+
+PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
+"""The paper's list; a node draws one of them uniformly in each round, 34 % on average."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedCutoff:
+    """The same fraction in every round."""
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        check_fraction("sharing.cutoff.fraction", self.fraction)
+
+    def __call__(self, ctx: RoundContext) -> float:
+        """The fraction to send."""
+        return self.fraction
+
+
+@dataclass(frozen=True, slots=True)
+class RandomCutoff:
+    """A fraction drawn uniformly from a list, by each node for itself in each round.
+
+    The paper's randomized cut-off: all coefficients are sent now and then, and the network's load
+    spreads over the rounds.
+    """
+
+    fractions: tuple[float, ...] = PAPER_FRACTIONS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fractions", tuple(self.fractions))
+        if not self.fractions:
+            raise ConfigError("sharing.cutoff.fractions", [], "expected at least one fraction in (0, 1]")
+        for index, fraction in enumerate(self.fractions):
+            check_fraction(f"sharing.cutoff.fractions[{index}]", fraction)
+
+    def __call__(self, ctx: RoundContext) -> float:
+        """The fraction to send."""
+        return self.fractions[int(ctx.rng("cutoff").integers(len(self.fractions)))]

@@ -1,0 +1,126 @@
+"""Replicas: what a node holds of its neighbours, followed from one of their updates to the next.
+
+A node whose updates are increments has a replica of itself, and each neighbour that hears every update has the
+same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the round
+it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either does not
+fit, the sender is ``missing``, and its key is asked for: the whole replica, which stands alone. Replicas cost
+degree * C * 4 bytes of memory per node.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jwins.update import Quantized, Received, Update, dense_of
+
+__all__ = ["Followed", "Replica", "added", "follow", "hash_of", "key_of"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replica:
+    """What a node holds of another: x_hat (C,) float32 after the other's update of ``round``."""
+
+    x_hat: Tensor
+    round: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed:
+    """What a node holds of its neighbours after a round.
+
+    Attributes:
+        replicas: by node; those of neighbours of the round only.
+        missing: neighbours whose key is needed.
+        heard: mixing weights of the neighbours that were heard in this round and whose replica is right, by
+            node in increasing order.
+    """
+
+    replicas: Mapping[int, Replica]
+    missing: frozenset[int]
+    heard: Mapping[int, float] = field(default_factory=dict)
+
+
+def follow(
+    replicas: Mapping[int, Replica],
+    missing: Collection[int],
+    received: Sequence[Received],
+    neighbours: Collection[int],
+    like: Tensor,
+) -> Followed:
+    """Brings replicas up to date with what was received.
+
+    Args:
+        replicas: by node, before the round.
+        missing: nodes whose key was needed before the round.
+        received: every update since the last merge, late ones too, sorted by (sender, round).
+        neighbours: of the round; everyone else is forgotten.
+        like: (C,) float32; replicas are as long, and on its device.
+    """
+    held = {j: replica for j, replica in replicas.items() if j in neighbours}
+    needed = {j for j in missing if j in neighbours}
+    heard: dict[int, float] = {}
+    for item in received:
+        j = item.sender
+        before = held.get(j)
+        if before is not None and item.round <= before.round:
+            continue  # already known from a key
+        after = _after(before, item, like)
+        if after is None:
+            held.pop(j, None)
+            needed.add(j)
+            continue
+        held[j] = after
+        if item.update.base is None:
+            needed.discard(j)
+        if item.weight > 0.0:
+            heard[j] = item.weight
+    return Followed(
+        {j: replica for j, replica in held.items() if j in neighbours},
+        frozenset(j for j in needed if j in neighbours),
+        {j: heard[j] for j in sorted(heard) if j not in needed},
+    )
+
+
+def _after(before: Replica | None, item: Received, like: Tensor) -> Replica | None:
+    """The sender's replica after ``item``, or None if it cannot be known."""
+    update = item.update
+    if update.base is None:
+        x_hat = torch.zeros_like(like)
+    elif before is not None and before.round == update.base:
+        x_hat = before.x_hat
+    else:
+        return None
+    positions = update.indices()
+    x_hat = added(
+        x_hat,
+        None if positions is None else positions.to(like.device),
+        update.dense_values().to(like.device),
+    )
+    if update.check is not None and hash_of(x_hat) != update.check:
+        return None
+    return Replica(x_hat, item.round)
+
+
+def added(x_hat: Tensor, positions: Tensor | None, values: Tensor | Quantized) -> Tensor:
+    """``x_hat`` (C,) plus ``values`` (k,) at ``positions``; the same arithmetic at sender and receivers."""
+    change = dense_of(values)
+    return x_hat + change if positions is None else x_hat.index_add(0, positions, change)
+
+
+def key_of(x_hat: Tensor) -> Update:
+    """A replica (C,) as an update that stands alone, without its zeros where that is shorter."""
+    nonzero = torch.nonzero(x_hat).squeeze(-1)
+    sparse = 2 * len(nonzero) < len(x_hat)
+    positions = nonzero if sparse else None
+    values = x_hat[nonzero] if sparse else x_hat
+    return Update(len(x_hat), positions, values, base=None, check=hash_of(x_hat))
+
+
+def hash_of(x_hat: Tensor) -> int:
+    """CRC-32 of a vector's little-endian float32 bytes: finds drift, not malice."""
+    return zlib.crc32(x_hat.detach().cpu().numpy().astype("<f4", copy=False).data)

@@ -1,0 +1,215 @@
+"""The world that nodes live in, as a script: how long sending and computing take, and what goes wrong.
+
+Plain data with their checks, for settings as for engines; a virtual clock plays them. What an experiment says
+of them and what an engine is given is checked by the same rules, and together by :func:`check_world`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from jwins.checks import MISSING, Within
+from jwins.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "DEADLINE_S",
+    "DELAY_S",
+    "LATENCY_MS",
+    "SPREAD",
+    "STEP_MS",
+    "UPLINK_MBPS",
+    "Compute",
+    "Fault",
+    "Faults",
+    "Links",
+    "check_world",
+]
+
+UPLINK_MBPS = Within("a rate in Mbit/s", 0, open_low=True)
+LATENCY_MS = Within("a time", 0)
+STEP_MS = Within("a time in ms", 0, open_low=True)
+SPREAD = Within("a standard deviation", 0, 2)
+DELAY_S = Within("a time", 0, open_low=True)
+DEADLINE_S = Within("a time", 0, open_low=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A node's uplink is shared fairly by its simultaneous sends; its downlink is unlimited.
+
+    Attributes:
+        uplink_mbps: Mbit/s, one number for all nodes or one per node.
+        latency_ms: from the last bit sent to the frame's arrival.
+    """
+
+    uplink_mbps: float | tuple[float, ...] = 100.0
+    latency_ms: float = 20.0
+
+    def __post_init__(self) -> None:
+        UPLINK_MBPS.check_each("links.uplink_mbps", self.uplink_mbps)
+        LATENCY_MS.check("links.latency_ms", self.latency_ms)
+
+    def bits_per_s(self, node: int) -> float:
+        """Uplink rate of a node."""
+        rate = self.uplink_mbps[node] if isinstance(self.uplink_mbps, tuple) else self.uplink_mbps
+        return rate * 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """How long local training takes on the virtual clock.
+
+    Attributes:
+        step_ms: milliseconds per local step, one number for all nodes or one per node.
+        spread: standard deviation over nodes of the logarithm of their slowness; 0 makes them equal.
+        jitter: the same over the rounds of a node.
+
+    Both factors are cut off at 1/8 and 8.
+    """
+
+    step_ms: float | tuple[float, ...] = 10.0
+    spread: float = 0.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        STEP_MS.check_each("compute.step_ms", self.step_ms)
+        SPREAD.check("compute.spread", self.spread)
+        SPREAD.check("compute.jitter", self.jitter)
+
+    def seconds(self, seed: int, node: int, round: int, local_steps: int) -> float:
+        """Duration of one round's local training."""
+        from jwins.rng import stream  # which loads torch, for other generators
+
+        step_ms = self.step_ms[node] if isinstance(self.step_ms, tuple) else self.step_ms
+        slowness = 1.0
+        if self.spread:
+            slowness *= _lognormal(stream(seed, "compute", node=node), self.spread)
+        if self.jitter:
+            slowness *= _lognormal(stream(seed, "compute", node=node, round=round), self.jitter)
+        return step_ms * 1e-3 * local_steps * slowness
+
+    def least_seconds(self, local_steps: int) -> float:
+        """No round's training is shorter than this."""
+        least = min(self.step_ms) if isinstance(self.step_ms, tuple) else self.step_ms
+        return least * 1e-3 * local_steps / (8 if self.spread else 1) / (8 if self.jitter else 1)
+
+
+def _lognormal(rng: np.random.Generator, sd: float) -> float:
+    return min(8.0, max(1 / 8, math.exp(sd * rng.standard_normal())))
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong, or right again.
+
+    Attributes:
+        kind: ``crash`` and ``rejoin`` of ``node`` at the start of ``round``; ``drop`` and ``delay`` of the
+            frame that ``node`` sends in ``round``.
+        node: who.
+        round: when.
+        receiver: only the frame to this node; None for all.
+        seconds: of a delay.
+    """
+
+    kind: Literal["crash", "rejoin", "drop", "delay"]
+    node: int
+    round: int
+    receiver: int | None = None
+    seconds: float = 0.0
+
+    def check(self, path: str, num_nodes: int, rounds: int) -> None:
+        """Raise a ConfigError, in the words of the ``[[faults]]`` table at ``path``, for what cannot happen."""
+        who = "node" if self.kind in ("crash", "rejoin") else "sender"
+        for key, node in ((who, self.node), ("receiver", self.receiver)):
+            if node is not None and not 0 <= node < num_nodes:
+                raise ConfigError(f"{path}.{key}", node, f"there are nodes 0 to {num_nodes - 1}")
+        if self.receiver == self.node:
+            problem = "is the sender itself, which sends itself nothing; name another node"
+            raise ConfigError(f"{path}.receiver", self.receiver, problem)
+        if not 0 <= self.round < rounds:
+            raise ConfigError(f"{path}.round", self.round, f"expected a round, 0 to {rounds - 1}")
+        if self.kind == "delay":
+            DELAY_S.check(f"{path}.seconds", self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """A script of faults.
+
+    >>> Faults().crash(node=1, round=4).rejoin(node=1, round=8).drop(sender=2, round=3).kinds()
+    ['crash', 'rejoin', 'drop']
+    """
+
+    script: tuple[Fault, ...] = ()
+
+    def crash(self, node: int, round: int) -> Faults:
+        """The node dies when it is about to train ``round``; what it had sent arrives."""
+        return self._and(Fault("crash", node, round))
+
+    def rejoin(self, node: int, round: int) -> Faults:
+        """A crashed node is back when the first of the others begins ``round``, with its state of the crash."""
+        return self._and(Fault("rejoin", node, round))
+
+    def drop(self, sender: int, round: int, receiver: int | None = None) -> Faults:
+        """The frame is sent, its bytes count, and it never arrives."""
+        return self._and(Fault("drop", sender, round, receiver))
+
+    def delay(self, sender: int, round: int, seconds: float, receiver: int | None = None) -> Faults:
+        """The frame arrives ``seconds`` later."""
+        return self._and(Fault("delay", sender, round, receiver, seconds))
+
+    def kinds(self) -> list[str]:
+        """The kinds in order."""
+        return [fault.kind for fault in self.script]
+
+    def check(self, num_nodes: int, rounds: int, deadline_s: float | None) -> None:
+        """Raise a ConfigError for a script that cannot be played."""
+        for index, fault in enumerate(self.script):
+            fault.check(f"faults[{index}]", num_nodes, rounds)
+            if fault.kind == "drop" and deadline_s is None:
+                problem = (
+                    f"required when frames are dropped (faults[{index}].kind = 'drop'): how long a node waits "
+                    f"for what may never come, such as run.deadline_s = 1.0"
+                )
+                raise ConfigError("run.deadline_s", MISSING, problem)
+        down: dict[int, int] = {}
+        for fault in sorted(self.script, key=lambda f: f.round):
+            if fault.kind == "crash":
+                if fault.node in down:
+                    raise ConfigError("faults", fault.node, "the node crashes twice without a rejoin between")
+                down[fault.node] = fault.round
+            if fault.kind == "rejoin" and not down.pop(fault.node, rounds) < fault.round:
+                raise ConfigError("faults", fault.node, "the node rejoins without a crash in an earlier round")
+
+    def _and(self, fault: Fault) -> Faults:
+        return Faults((*self.script, fault))
+
+
+def check_world(
+    *, num_nodes: int, rounds: int, links: Links, compute: Compute, faults: Faults, deadline_s: float | None
+) -> None:
+    """What fits together only with the number of nodes and of rounds.
+
+    Args:
+        num_nodes: N.
+        rounds: how many.
+        links: with one uplink, or N.
+        compute: with one time per step, or N.
+        faults: of these nodes and rounds.
+        deadline_s: virtual seconds a node waits for its neighbours' frames; None for ever.
+
+    Raises:
+        ConfigError: names the TOML path, the value and the remedy.
+    """
+    for path, value in (("links.uplink_mbps", links.uplink_mbps), ("compute.step_ms", compute.step_ms)):
+        if isinstance(value, tuple) and len(value) != num_nodes:
+            problem = f"{len(value)} numbers for {num_nodes} nodes; write one per node, or one"
+            raise ConfigError(path, list(value), problem)
+    if deadline_s is not None:
+        DEADLINE_S.check("run.deadline_s", deadline_s)
+    faults.check(num_nodes, rounds, deadline_s)
