@@ -209,7 +209,7 @@ def build(
         start=start,
         links=experiment.links.build(),
         compute=experiment.compute.build(),
-        faults=experiment.script(),
+        faults=experiment.fault_script(),
         eval_at=evaluation_rounds(experiment),
         samples=EvaluationSamples(common, own),
         early_samples=None if run.eval_samples_early is None else EvaluationSamples(early_common, early_own),
