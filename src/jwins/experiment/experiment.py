@@ -110,7 +110,7 @@ class Experiment(Settings):
             rounds=self.run.rounds,
             links=self.links.build(),
             compute=self.compute.build(),
-            faults=self.script(),
+            faults=self.fault_script(),
             deadline_s=self.run.deadline_s,
         )
         for index, at in enumerate(self.run.eval_at):
@@ -118,7 +118,7 @@ class Experiment(Settings):
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
         return self
 
-    def script(self) -> Faults:
+    def fault_script(self) -> Faults:
         """What goes wrong, for the clock."""
         return Faults(tuple(fault.build() for fault in self.faults))
 

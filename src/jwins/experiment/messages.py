@@ -15,7 +15,7 @@ from jwins.experiment.keys import join, keys_of, kind_of, models_in
 from jwins.experiment.rules import MISSING
 from jwins.experiment.toml import toml_value
 
-__all__ = ["alternatives", "explain", "nearest"]
+__all__ = ["explain", "nearest"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -84,7 +84,7 @@ def _explain_one(
         return join(path, "kind"), tag, f"unknown kind{hint or ';'} kinds: {', '.join(kinds_known)}"
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", context["expected"])
-        return path, value, f"expected {alternatives(known)}{nearest(str(value), known)}"
+        return path, value, f"expected {_alternatives(known)}{nearest(str(value), known)}"
     if kind in ("model_type", "model_attributes_type"):
         return path, value, "expected a table" + _as_table(name, value, models)
     if kind in _EXPECTED:
@@ -139,15 +139,15 @@ def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type
         return f"unknown key{nearest(name, known)}"
     same = [key for key in keys_of(root) if key.path.rpartition(".")[2] == name]
     if kinds := sorted({key.when for key in same if key.path == path}):
-        return f"this key is for kind = {alternatives(kinds)}; known here: {', '.join(known)}"
+        return f"this key is for kind = {_alternatives(kinds)}; known here: {', '.join(known)}"
     if same:
-        return f"unknown key here; did you mean {alternatives(sorted({key.path for key in same}))}?"
+        return f"unknown key here; did you mean {_alternatives(sorted({key.path for key in same}))}?"
     if hint := nearest(name, known):
         return f"unknown key{hint}"
     return f"unknown key; known here: {', '.join(known) or 'none'}"
 
 
-def alternatives(words: Sequence[str]) -> str:
+def _alternatives(words: Sequence[str]) -> str:
     """Like ``"a", "b" or "c"``."""
     quoted = [f'"{word}"' for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"

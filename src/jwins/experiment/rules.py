@@ -24,7 +24,6 @@ __all__ = [
     "OrWord",
     "TomlPath",
     "Within",
-    "problem_of",
     "refuse",
 ]
 
@@ -65,14 +64,14 @@ class OrObject:
 
     def _accept(self, value: Any, handler: Callable[[Any], Any]) -> Any:
         if isinstance(value, Mapping) and value.get("kind") == "object":
-            raise problem_of("was a Python object in the run that wrote this; hand it over from Python again")
+            raise _problem("was a Python object in the run that wrote this; hand it over from Python again")
         if self.matches(value):
             return value
         missing = self._missing(value)
         if len(missing) < len(self.methods + self.attributes) and not isinstance(
             value, BaseModel | Mapping | str
         ):
-            raise problem_of(
+            raise _problem(
                 f"an object without {', '.join(missing)}; derive its class from {self.base}"
                 if missing
                 else "a class; hand over an object of it"
@@ -122,7 +121,7 @@ class OrWord:
             return self.word
         if type(value) is int:
             return int(self.rule.validated(value))
-        raise problem_of(f'expected {self.rule.what} {self.rule.interval}, or "{self.word}"')
+        raise _problem(f'expected {self.rule.what} {self.rule.interval}, or "{self.word}"')
 
 
 TomlPath = Annotated[Path, Field(strict=False)]
@@ -133,7 +132,7 @@ Count = Annotated[int, Within("a whole number", 1)]
 Index = Annotated[int, Within("a whole number", 0)]
 
 
-def problem_of(text: str) -> PydanticCustomError:
+def _problem(text: str) -> PydanticCustomError:
     """What a validator raises about the value it was given; the path is found later."""
     return PydanticCustomError("settings", "{text}", {"text": text})
 

@@ -117,7 +117,7 @@ def build(
         start=start,
         links=experiment.links.build(),
         compute=experiment.compute.build(),
-        faults=experiment.script(),
+        faults=experiment.fault_script(),
         recorder=Recorder(folder),
         on_progress=on_progress,
         stop=stop,
