@@ -56,9 +56,10 @@ format: $(INSTALLED)  ## rewrite the code in the project's format
 	@$(BIN)/ruff check --fix-only .
 
 .PHONY: lint
-lint: $(INSTALLED)  ## check format and style
+lint: $(INSTALLED)  ## check format, style and which room imports which
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 .PHONY: types
 types: $(INSTALLED)  ## check types

@@ -127,7 +127,10 @@ def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: Links(1.0, -1.0), "links.latency_ms = -1.0"),
         (lambda: Compute(0.0), "compute.step_ms = 0.0"),
         (lambda: Compute(1.0, spread=3.0), "compute.spread = 3.0"),
-        (lambda: simulator(4, links=Links((1.0, 2.0))), "links.uplink_mbps = [1.0, 2.0]: 2 numbers for 4 nodes"),
+        (
+            lambda: simulator(4, links=Links((1.0, 2.0))),
+            "links.uplink_mbps = [1.0, 2.0]: 2 numbers for 4 nodes",
+        ),
         (lambda: simulator(4, topology=Ring(num_nodes=5, seed=1)), "topology = 5"),
     ],
 )

@@ -68,10 +68,10 @@ def test_one_two_and_three_hosts_measure_the_same(case: str) -> None:
 def test_a_resume_may_change_the_number_of_hosts(case: str, tmp_path: Path) -> None:
     reference = measured(build(case, 1, tmp_path / "whole").run())
     folder = tmp_path / "spread"
-    for hosts, round in ((1, 3), (3, 5), (2, 8)):
+    for hosts, last in ((1, 3), (3, 5), (2, 8)):
 
-        def kill(progress: Progress, round: int = round) -> None:
-            if progress.round == round:
+        def kill(progress: Progress, last: int = last) -> None:
+            if progress.round == last:
                 raise KilledError
 
         with pytest.raises(KilledError):
@@ -111,7 +111,7 @@ PLAIN = (int, float, str, bytes, bool, type(None), TrainingOver, Arrived, Parcel
 
 
 def test_only_plain_data_goes_in_and_out() -> None:
-    """What a clock hands to a host and gets back has no tensor anywhere inside, and can be sent to a process."""
+    """What a clock hands to a host and gets back has no tensor inside, and could go to another process."""
     seen: set[str] = set()
 
     def look(value: Any, where: str) -> None:

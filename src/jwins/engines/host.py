@@ -1,4 +1,4 @@
-"""The nodes that one process holds: their state machines, their training, decoding, evaluation and snapshots.
+"""The nodes that one process holds: state machines, training, decoding, evaluation and snapshots.
 
 A *clock* drives hosts: it says what happens to which node and when, and carries out what the nodes command. What
 crosses the seam is plain data:

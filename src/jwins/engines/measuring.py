@@ -1,8 +1,8 @@
 """What an evaluation measures: parts from the hosts, put together into one row.
 
-Nothing here depends on how the nodes are spread over hosts. Numbers of single nodes are listed in the order of their
-ids; sums over nodes run along a fixed binary tree over the ids, of which a host sends the sums of the largest
-subtrees that it holds.
+Nothing here depends on how the nodes are spread over hosts. Numbers of single nodes are listed in the order of
+their ids; sums over nodes run along a fixed binary tree over the ids, of which a host sends the sums of the
+largest subtrees that it holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Training and evaluating nodes as stacks, with ``torch.func.vmap``.
 
-Nodes 0 to N - 1 are divided into chunks of equal size in the order of their numbers, the last one padded. A chunk
-trains as one stack, always as a whole, so that no result depends on who else trains or where other chunks are.
+Nodes 0 to N - 1 are divided into chunks of equal size in the order of their numbers, the last one padded. A
+chunk trains as one stack, always as a whole, so that no result depends on who else trains or where other chunks
+are.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Training runs in either of two ways:
 - ``stacked``: chunks of nodes at once with ``torch.func.vmap``, for models so small that a step costs more
   in calls than in arithmetic.
 
-Both give results that depend on nothing but the seed, the node, its round and its parameters: not on the number of
-threads, nor on which other nodes train at the same time, nor on which other nodes the process holds.
+Both give results that depend on nothing but the seed, the node, its round and its parameters: not on the number
+of threads, nor on which other nodes train at the same time, nor on which other nodes the process holds.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Trainer:
         local_steps: per round.
         task: as given.
         optimizer: as given.
-        recorded: for each worker, the step of a chunk as it was recorded; empty if it could not be, or in a loop.
+        recorded: for each worker, the step of a chunk as it was recorded; empty if it could not be.
         local_buffers: for each buffer that stays on its node, (n, *shape), in the order of ``nodes``.
         threads: workers that training and evaluation use.
         frozen: for each parameter with ``requires_grad`` False, its value, (*shape), the same on all nodes.
@@ -206,7 +206,7 @@ class Trainer:
         return self._held.rows[self._held.row(node)]
 
     def buffers(self, node: int) -> dict[str, Tensor]:
-        """Copies of a node's local buffers; of -1, the mean over the nodes here (of integer ones, the first's)."""
+        """Copies of a node's local buffers; of -1, the mean over the nodes here, of integer ones the first's."""
         if node == -1:
             return mean_buffers([self._held.buffers_of(own) for own in self.nodes])
         return {name: tensor.clone() for name, tensor in self._held.buffers_of(node).items()}

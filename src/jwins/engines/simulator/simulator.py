@@ -1,8 +1,8 @@
 """The virtual clock: all nodes of a run, the same :class:`~jwins.node.Node` as everywhere, real bytes.
 
-The simulator drives one host, or several that share the nodes, from one event queue. Local training takes the time
-that :class:`Compute` says, sending takes the time that :class:`Links` says, and everything else takes none; a
-stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each host
+The simulator drives one host, or several that share the nodes, from one event queue. Local training takes the
+time that :class:`Compute` says, sending takes the time that :class:`Links` says, and everything else takes none;
+a stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each host
 decodes it once for all its nodes.
 
 Two things make it fast without changing any result:
@@ -418,7 +418,7 @@ class Simulator:
 
     def _least_round(self) -> int:
         """Rounds completed by every live node."""
-        live = (round for node, round in enumerate(self._rounds) if node not in self._crashed)
+        live = (done for node, done in enumerate(self._rounds) if node not in self._crashed)
         return min(live, default=self.rules.rounds)
 
     def _check_not_stalled(self) -> None:
@@ -427,22 +427,19 @@ class Simulator:
             waiting |= host.stalled([node for node in host.nodes if node not in self._crashed])
         if waiting:
             node = min(waiting)
-            round, senders = waiting[node]
+            at, senders = waiting[node]
             raise StalledError(
-                f"{len(waiting)} nodes wait for ever: node {node} in round {round} for frames of "
+                f"{len(waiting)} nodes wait for ever: node {node} in round {at} for frames of "
                 f"{', '.join(map(str, senders))}; set run.deadline_s to go on without them"
             )
 
     # --- The end, and coming back -------------------------------------------------------------------------
 
     def _end(self) -> Outcome:
-        failure = self._failure
-        status = "finished" if failure is None else failure.status
-        round = self._least_round() if failure is None else failure.round
-        reason = "" if failure is None else failure.reason
-        end = EndRow(status, round, self._now, reason, "", self._seconds())
+        failure = self._failure or Finished("finished", self._least_round())
+        end = EndRow(failure.status, failure.round, self._now, failure.reason, "", self._seconds())
         params = self.recorder.finish(self.hosts, end, self._ledger.edges())
-        return self._outcome(status, params)
+        return self._outcome(failure.status, params)
 
     def _seconds(self) -> dict[str, float]:
         """Real seconds by activity, start-up first and all of it but start-up last."""
