@@ -52,7 +52,7 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_imports_name_their_whole_path(path: Path) -> None:
-    """Which room may import which is stated in pyproject.toml and checked by `make lint`; this is how it can tell."""
+    """Which room may import which is stated in pyproject.toml and checked by `make lint`, which reads paths."""
     for node in ast.walk(tree(path)):
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{label(path)}:{node.lineno}"
 

@@ -1,7 +1,7 @@
 """The nodes that one process holds: state machines, training, decoding, evaluation and snapshots.
 
-A *clock* drives hosts: it says what happens to which node and when, and carries out what the nodes command. What
-crosses the seam is plain data:
+A *clock* drives hosts: it says what happens to which node and when, and carries out what the nodes command.
+What crosses the seam is plain data:
 
 - in: :class:`Due` events by node, with messages as :class:`Parcel` references;
 - out: the commands of :mod:`jwins.node`, which hold numbers and encoded bytes.

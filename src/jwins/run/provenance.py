@@ -72,6 +72,7 @@ def cores() -> int:
 
 
 def versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries that compute results."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -80,6 +81,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: Any) -> dict[str, str]:
+    """Processor, cores and platform, and the accelerator if ``device`` is one."""
     import torch
 
     machine = {

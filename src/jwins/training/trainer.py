@@ -206,7 +206,7 @@ class Trainer:
         return self._held.rows[self._held.row(node)]
 
     def buffers(self, node: int) -> dict[str, Tensor]:
-        """Copies of a node's local buffers; of -1, the mean over the nodes here, of integer ones the first's."""
+        """Copies of a node's local buffers; of -1, the mean over the nodes here (the first's integer ones)."""
         if node == -1:
             return mean_buffers([self._held.buffers_of(own) for own in self.nodes])
         return {name: tensor.clone() for name, tensor in self._held.buffers_of(node).items()}
