@@ -13,11 +13,10 @@ clock can drive hosts in other processes, and the same host serves a virtual clo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,6 +47,7 @@ from jwins.node import (
     Train,
     Trained,
 )
+from jwins.training.crew import Crew
 from jwins.training.evaluation import Exam
 from jwins.training.held import LocalState
 from jwins.training.trainer import Trainer
@@ -57,10 +57,6 @@ __all__ = ["STATE_TYPES", "Arrived", "Due", "Host", "HostEvent", "HostState", "P
 
 SERIAL_BELOW = 16_384
 """Below this dimension handing a node's work to a thread costs more than the work."""
-
-T = TypeVar("T")
-U = TypeVar("U")
-
 
 # --- What crosses the seam --------------------------------------------------------------------------------
 
@@ -196,8 +192,7 @@ class Host:
         self._samples: dict[int, dict[int, Sample]] = {}
         self._messages: WeakKeyDictionary[Parcel, Frame | KeyRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyRequest] = {}
-        threads = threads if rules.wire.dim >= SERIAL_BELOW else 1
-        self._pool = ThreadPoolExecutor(threads, "node") if threads > 1 else None
+        self._crew = Crew(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
 
     # --- Rounds -------------------------------------------------------------------------------------------
 
@@ -235,7 +230,7 @@ class Host:
             work.setdefault(item.node, []).append(index)
         commands: list[list[Command]] = [[] for _ in due]
 
-        def handle_all(indices: list[int]) -> None:
+        def handle_all(worker: int, indices: list[int]) -> None:
             for index in indices:
                 item = due[index]
                 node = self._machine(item.node)
@@ -243,7 +238,7 @@ class Host:
                 self._prepare(item.node, commands[index])
 
         with self._timed("share and merge"):
-            self._map(handle_all, list(work.values()))
+            self._crew.run(list(work.values()), handle_all)
         return commands
 
     def _machine(self, node: int) -> Node:
@@ -276,22 +271,13 @@ class Host:
     def _decode(self, parcels: Sequence[Parcel]) -> None:
         """Once for all receivers here; what is decoded lives as long as the clock has the parcel."""
 
-        def decode(parcel: Parcel) -> Frame | KeyRequest:
-            message = self.rules.wire.unpack(parcel.packed.data)
+        def decode(worker: int, parcel: Parcel) -> None:
+            message = self._kept.pop(parcel.number, None) or self.rules.wire.unpack(parcel.packed.data)
             assert isinstance(message, (Frame, KeyRequest))
-            return message
+            self._messages[parcel] = message
 
         fresh = [parcel for parcel in dict.fromkeys(parcels) if parcel not in self._messages]
-        kept = {parcel: self._kept.pop(parcel.number) for parcel in fresh if parcel.number in self._kept}
-        new = [parcel for parcel in fresh if parcel not in kept]
-        self._messages.update(kept)
-        self._messages.update(zip(new, self._map(decode, new), strict=True))
-
-    def _map(self, function: Callable[[T], U], items: Sequence[T]) -> list[U]:
-        """``function`` of each item, in order; on threads where that pays."""
-        if self._pool is None or len(items) < 2:
-            return [function(item) for item in items]
-        return list(self._pool.map(function, items))
+        self._crew.run(fresh, decode)
 
     # --- Measuring ----------------------------------------------------------------------------------------
 
@@ -442,8 +428,7 @@ class Host:
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._crew.close()
 
     @contextmanager
     def _timed(self, activity: str) -> Iterator[None]:

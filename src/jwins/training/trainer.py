@@ -252,10 +252,10 @@ class Trainer:
         threads = 1 if self.draws.training else self.threads
         with self._workshop.kept_generators():
             if self._loop is not None:
-                self._workshop.run(sorted(rounds), self._node_job(self._loop, rounds, losses), threads)
+                self._workshop.crew.run(sorted(rounds), self._node_job(self._loop, rounds, losses), threads)
             elif self._stacks is not None:
                 jobs = self._chunk_jobs(self._stacks, rounds)
-                self._workshop.run(jobs, self._chunk_job(self._stacks, rounds, losses), threads)
+                self._workshop.crew.run(jobs, self._chunk_job(self._stacks, rounds, losses), threads)
         return {node: losses[node] for node in rounds}
 
     def _node_job(
@@ -359,7 +359,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the worker threads. The trainer can be used again; it starts new ones."""
-        self._workshop.close()
+        self._workshop.crew.close()
 
 
 def _check(local_steps: int, batch_size: int, threads: int, chunk: int | None, batching: str) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from jwins.errors import ConfigError, JwinsError, UsageError
 from jwins.rng import EVERY_NODE, EVERY_ROUND, torch_generator
 from jwins.tasks.base import Batch, Task
+from jwins.training.crew import Crew
 
 __all__ = [
     "EVALUATION_BATCH",
@@ -29,7 +27,6 @@ __all__ = [
 ]
 
 Device = Literal["cpu", "cuda", "auto"]
-J = TypeVar("J")
 
 EVALUATION_BATCH = 256
 """Most test samples per forward pass, which bounds the memory of evaluation."""
@@ -52,7 +49,7 @@ class Workshop:
         local_steps: steps per round.
         batch_size: samples per step.
         device: where parameters and data live; ``auto`` is CUDA where there is one.
-        threads: most workers.
+        threads: workers, at most.
 
     Attributes:
         task: as given.
@@ -61,6 +58,7 @@ class Workshop:
         local_steps: as given.
         batch_size: as given.
         num_test: how many test samples there are.
+        crew: the threads.
 
     Raises:
         ConfigError: no CUDA device.
@@ -76,8 +74,7 @@ class Workshop:
         self._train = Batch(task.train.inputs.to(self.device), task.train.targets.to(self.device))
         self._test = Batch(task.test.inputs.to(self.device), task.test.targets.to(self.device))
         self.num_test = len(self._test.inputs)
-        self._most_threads = threads
-        self._pool: ThreadPoolExecutor | None = None
+        self.crew = Crew(threads, "jwins-train")
 
     # --- Models and randomness ----------------------------------------------------------------------------
 
@@ -159,52 +156,6 @@ class Workshop:
                     f"expected one number per sample, ({len(targets)},)"
                 )
         return found
-
-    # --- Worker threads -----------------------------------------------------------------------------------
-
-    def run(self, jobs: Sequence[J], work: Callable[[int, J], None], threads: int) -> None:
-        """Do every job, in any order; of several failures, the one of the first job is raised.
-
-        Args:
-            jobs: what to do.
-            work: called with the number of the worker and the job.
-            threads: workers, each with one intra-op thread; at most as many as this object was made for.
-        """
-        torch.set_num_threads(1)
-        threads = min(threads, len(jobs))
-        if threads <= 1:
-            for job in jobs:
-                work(0, job)
-            return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._most_threads, thread_name_prefix="jwins-train")
-        counter = itertools.count()
-        stop = threading.Event()
-        failures: dict[int, BaseException] = {}
-
-        def drain(worker: int) -> None:
-            torch.set_num_threads(1)
-            while not stop.is_set() and (i := next(counter)) < len(jobs):
-                try:
-                    work(worker, jobs[i])
-                except BaseException as error:
-                    failures[i] = error
-                    stop.set()
-
-        futures: list[Future[None]] = [self._pool.submit(drain, worker) for worker in range(threads)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()  # only matters after Ctrl-C: the workers end after the job at hand
-            wait(futures)
-        if failures:
-            raise failures[min(failures)]
-
-    def close(self) -> None:
-        """End the worker threads; the next ``run`` starts new ones."""
-        if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
 
 
 def resolve_device(device: Device) -> torch.device:

@@ -1,8 +1,8 @@
 """The virtual clock: all nodes of a run, the same :class:`~jwins.node.Node` as everywhere, real bytes.
 
 The simulator drives one host, or several that share the nodes, from one event queue. Local training takes the
-time that :class:`Compute` says, sending takes the time that :class:`Links` says, and everything else takes
-none; a stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each host
+time that :class:`Compute` says, sending the time that :class:`Links` says, and everything else none; a stopwatch
+never enters. Every frame is really encoded, its bytes are counted once per recipient, and each host
 decodes it once for all its nodes.
 
 Two things make it fast without changing any result:
