@@ -92,6 +92,7 @@ def _message(error: Exception) -> str:
 
 
 def leave(message: str, code: int) -> NoReturn:
+    """End the command with this exit code, its reason on standard error."""
     console = console_of(stderr=True)
     console.print(f"[bold red]{'interrupted' if code == INTERRUPTED else 'error'}[/]", end="")
     console.print(f": {message}" if message else "", markup=False, highlight=False, soft_wrap=True)
@@ -99,6 +100,7 @@ def leave(message: str, code: int) -> NoReturn:
 
 
 def console_of(*, stderr: bool = False) -> Console:
+    """A console on standard output or error that colours nothing by itself."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)

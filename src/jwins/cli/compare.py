@@ -130,6 +130,7 @@ def _print_comparison(console: Console, compared: Compared) -> None:
 
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table of columns on a terminal, of aligned lines elsewhere."""
     if console.is_terminal:
         from rich.table import Table
 

@@ -30,6 +30,7 @@ class PlainRun:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        """Print a line if there is an evaluation and the last line is some seconds old."""
         if progress.row is None:
             return
         now = time.monotonic()
@@ -66,6 +67,7 @@ class _Clock:
 
 @contextmanager
 def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Progress], None]]:
+    """A bar for one run; gives what is called with its progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -101,6 +103,7 @@ def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Pro
 
 
 def metrics_text(means: dict[str, float | None]) -> str:
+    """Like ``accuracy 91.2 %  loss 0.310``."""
     shown = []
     for name, mean in means.items():
         if mean is None:
@@ -113,6 +116,7 @@ def metrics_text(means: dict[str, float | None]) -> str:
 
 
 def size_text(number: float) -> str:
+    """Bytes with the unit that suits them."""
     from jwins.report.words import size
 
     return size(number)
@@ -128,6 +132,7 @@ class PlainComparison:
         console.print(f"{comparison.name}: {self._runs} runs", soft_wrap=True, markup=False)
 
     def __call__(self, progress: CellProgress) -> None:
+        """Print a line if the cell is done."""
         if progress.status == "running":
             return
         self._done += 1
@@ -143,6 +148,7 @@ class PlainComparison:
 def live_comparison(
     console: Console, comparison: Comparison, only: Sequence[str] = ()
 ) -> Iterator[Callable[[CellProgress], None]]:
+    """A bar for all runs and one for each running cell; gives what is called with their progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 

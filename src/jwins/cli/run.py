@@ -70,6 +70,7 @@ def run(
 
 
 def data_override(data: Path | None) -> list[str]:
+    """The override that ``--data`` stands for; DataError if there is no such folder."""
     if data is None:
         return []
     if not data.exists():

@@ -18,6 +18,7 @@ from jwins.experiment.plugins import FullConfig, RandomKConfig
 from jwins.experiment.rules import MISSING, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides, write_toml
+from jwins.run.folder import variant_folder
 
 __all__ = [
     "Cell",
@@ -196,7 +197,7 @@ class Variant(Settings):
     @property
     def slug(self) -> str:
         """The variant's folder."""
-        return re.sub(r"[^a-z0-9._]+", "-", self.name.lower()).strip("-.") or "variant"
+        return variant_folder(self.name)
 
 
 class VariantTable(Settings):

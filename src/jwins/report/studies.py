@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparison import Variant as ComparedVariant
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
@@ -21,6 +20,7 @@ from jwins.report.charts import metric_percent
 from jwins.results.groups import Group, Target
 from jwins.results.lines import Line, line_of
 from jwins.results.record import Record, samples_note, start_and_end
+from jwins.run.folder import variant_folder
 from jwins.run.parts import raw_bytes_per_node
 
 __all__ = [
@@ -213,7 +213,7 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
     """A comparison's study; several if its groups have a full sharing each, and so targets of their own."""
     summary = _summary(folder)
     rows: dict[str, dict[str, Any]] = {row["variant"]: row for row in summary.get("table", [])}
-    by_slug = {ComparedVariant.model_construct(name=name).slug: name for name in rows}
+    by_slug = {variant_folder(name): name for name in rows}
     found: list[_Found] = []
     not_begun = 0
     left_out: list[str] = []

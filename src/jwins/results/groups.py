@@ -200,6 +200,7 @@ def _ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
 
 
 def mean_of(values: Sequence[float]) -> float | None:
+    """None for no value."""
     return statistics.fmean(values) if values else None
 
 
@@ -209,6 +210,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def saving(sent: float, reference: float) -> float:
+    """The fraction of the reference's bytes that was not sent; NaN where the reference sent none."""
     return 1.0 - sent / reference if reference > 0 else math.nan
 
 
@@ -226,6 +228,7 @@ def same_rounds(reference: Group, group: Group) -> float:
 
 
 def counted_words(words: Sequence[str]) -> list[str]:
+    """Like ``["finished"]``, or ``["2 finished", "1 diverged"]`` where they differ."""
     if len(set(words)) == 1:
         return [words[0]]
     return [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]

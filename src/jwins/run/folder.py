@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +15,7 @@ from jwins.experiment.toml import read_toml
 from jwins.results.record import Record
 from jwins.runfiles.rows import StartRow
 
-__all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked"]
+__all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked", "variant_folder"]
 
 
 class FolderState(StrEnum):
@@ -23,6 +24,11 @@ class FolderState(StrEnum):
     ABSENT = "absent"
     UNFINISHED = "unfinished"
     COMPLETE = "complete"
+
+
+def variant_folder(name: str) -> str:
+    """The folder, within a comparison's, that holds the runs of the variant of this name."""
+    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "variant"
 
 
 def check_folder(path: str, folder: Path) -> None:
