@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -220,7 +221,7 @@ class Update:
     def is_finite(self) -> bool:
         """Whether all values are finite numbers; found once for all receivers."""
         if self._finite is None:
-            object.__setattr__(self, "_finite", bool(torch.isfinite(self.dense_values()).all()))
+            object.__setattr__(self, "_finite", _all_finite(self.dense_values()))
         return bool(self._finite)
 
     def dense_values(self) -> Tensor:
@@ -249,6 +250,13 @@ class Received:
     round: int
     weight: float
     update: Update
+
+
+def _all_finite(values: Tensor) -> bool:
+    if not len(values):
+        return True
+    least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if there is one
+    return math.isfinite(float(least)) and math.isfinite(float(largest))
 
 
 def identical(a: Update, b: Update) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +127,8 @@ def test_only_plain_data_goes_in_and_out() -> None:
             assert isinstance(value, PLAIN), f"{where}: {type(value)}"
 
     class Watched(Host):
-        def handle(self, due: Sequence[Due]) -> Any:
-            commands = super().handle(due)
+        def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
+            commands = super().handle(due, train)
             look(list(due), "due")
             look(commands, "commands")
             return commands

@@ -13,7 +13,7 @@ clock can drive hosts in other processes, and the same host serves a virtual clo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,15 +210,15 @@ class Host:
         Args:
             rounds: the round of each node that trains; what it commanded last.
         """
-        with self._timed("training"):
-            self._losses.update(self.trainer.train(rounds))
-        self._trained.update(rounds)
+        self.handle([], rounds)
 
-    def handle(self, due: Sequence[Due]) -> list[list[Command]]:
+    def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
         """Let the nodes take in what happens to them; different nodes do so on different threads.
 
         Args:
             due: in order of time, for nodes of this host.
+            train: the round of each node that trains before, as in :meth:`train`. A node goes on as soon as its
+                own training is done: its row is still in the cache then, and the thread needs no other.
 
         Returns:
             For each, what the node commands.
@@ -237,9 +237,27 @@ class Host:
                 commands[index] = node.handle(self._event(item), item.time)
                 self._prepare(item.node, commands[index])
 
+        if train:
+            self._train(train, lambda node: handle_all(0, work.pop(node, [])))
         with self._timed("share and merge"):
             self._crew.run(list(work.values()), handle_all)
         return commands
+
+    def _train(self, rounds: Mapping[int, int], go_on: Callable[[int], None]) -> None:
+        started, elsewhere = time.perf_counter(), []
+
+        def then(node: int, loss: float) -> None:
+            begun = time.perf_counter()
+            self._losses[node] = loss
+            self._trained.add(node)
+            go_on(node)
+            elsewhere.append(time.perf_counter() - begun)
+
+        self.trainer.train(rounds, then)
+        spent = time.perf_counter() - started
+        other = sum(elsewhere) / self.trainer.threads
+        self.wall_s["training"] += spent - other
+        self.wall_s["share and merge"] += other
 
     def _machine(self, node: int) -> Node:
         machine = self._nodes.get(node)

@@ -87,7 +87,7 @@ class Choco(Sharing[ChocoState]):
         difference = params - state.x_hat
         count = count_of(self.fraction, dim)
         positions = None if count == dim else largest_k(difference, count)
-        chosen = difference if positions is None else difference[positions]
+        chosen = difference if positions is None else difference.index_select(0, positions)
         values = quantize(self.values, chosen, (count,), ctx)
         x_hat = added(state.x_hat, positions, values)
         update = Update(dim, positions, values, base=state.shared, check=hash_of(x_hat))

@@ -147,7 +147,7 @@ class RandomK(Sharing[OwnState]):
             return Update(dim, None, values), OwnState(dense_of(values))
         sampled = Sampled(int(ctx.rng("positions").integers(2**64, dtype="uint64")), count)
         positions = sampled.positions(dim).to(params.device)
-        values = quantize(self.values, params[positions], (count,), ctx)
+        values = quantize(self.values, params.index_select(0, positions), (count,), ctx)
         return Update(dim, sampled, values), OwnState(place(params, positions, dense_of(values)))
 
     def merge(
@@ -227,7 +227,7 @@ class Jwins(Sharing[ScoreState]):
         score = self._score(state, own)
         positions = None if count == size else largest_k(score, count)
         bands = self._bands(positions, count, len(params))
-        values = quantize(self.values, own if positions is None else own[positions], bands, ctx)
+        values = quantize(self.values, own if positions is None else own.index_select(0, positions), bands, ctx)
         if self.values != "float32":
             own = place(own, positions, dense_of(values))
         since = self._restart(state, score, own, positions)
@@ -286,7 +286,7 @@ class Jwins(Sharing[ScoreState]):
 
 def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tensor:
     """``vector`` with the entries at ``positions`` (None: all of them) taken from ``source``."""
-    return source.clone() if positions is None else place(vector, positions, source[positions])
+    return source.clone() if positions is None else place(vector, positions, source.index_select(0, positions))
 
 
 def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received]) -> tuple[Tensor, OwnState]:

@@ -17,8 +17,8 @@ J = TypeVar("J")
 class Crew:
     """Does jobs in any order on up to so many threads, each with one of torch's intra-op threads.
 
-    The calling thread is worker 0 and takes jobs like the others: handing a job to another thread costs more than
-    many a job does, so only whole workers are started, and each takes the next job until there is none.
+    The calling thread is worker 0 and takes jobs like the others: handing a job to another thread costs more
+    than many a job does, so only whole workers are started, and each takes the next job until there is none.
 
     Args:
         threads: how many, with the calling one.

@@ -14,6 +14,7 @@ of threads, nor on which other nodes train at the same time, nor on which other 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -229,11 +230,15 @@ class Trainer:
 
     # --- Training and evaluation --------------------------------------------------------------------------
 
-    def train(self, rounds: Mapping[int, int]) -> dict[int, float]:
+    def train(
+        self, rounds: Mapping[int, int], then: Callable[[int, float], None] | None = None
+    ) -> dict[int, float]:
         """Run the local steps of one round of each of these nodes, on their rows, in place.
 
         Args:
             rounds: the round of each node that trains.
+            then: called with each node and its loss as soon as its row is final, on the thread that trained it,
+                while others may still train.
 
         Returns:
             Mean training loss over the local steps, by node.
@@ -252,17 +257,24 @@ class Trainer:
         threads = 1 if self.draws.training else self.threads
         with self._workshop.kept_generators():
             if self._loop is not None:
-                self._workshop.crew.run(sorted(rounds), self._node_job(self._loop, rounds, losses), threads)
+                work = self._node_job(self._loop, rounds, losses, then)
+                self._workshop.crew.run(sorted(rounds), work, threads)
             elif self._stacks is not None:
                 jobs = self._chunk_jobs(self._stacks, rounds)
-                self._workshop.crew.run(jobs, self._chunk_job(self._stacks, rounds, losses), threads)
+                self._workshop.crew.run(jobs, self._chunk_job(self._stacks, rounds, losses, then), threads)
         return {node: losses[node] for node in rounds}
 
     def _node_job(
-        self, loop: Loop, rounds: Mapping[int, int], losses: dict[int, float]
+        self,
+        loop: Loop,
+        rounds: Mapping[int, int],
+        losses: dict[int, float],
+        then: Callable[[int, float], None] | None,
     ) -> Callable[[int, int], None]:
         def work(worker: int, node: int) -> None:
             losses[node] = loop.train(worker, node, rounds[node], self.indices(node, rounds[node]))
+            if then is not None:
+                then(node, losses[node])
 
         return work
 
@@ -282,13 +294,20 @@ class Trainer:
         return list(by_chunk.values())
 
     def _chunk_job(
-        self, stacks: Stacks, rounds: Mapping[int, int], losses: dict[int, float]
+        self,
+        stacks: Stacks,
+        rounds: Mapping[int, int],
+        losses: dict[int, float],
+        then: Callable[[int, float], None] | None,
     ) -> Callable[[int, list[list[int]]], None]:
         def work(worker: int, groups: list[list[int]]) -> None:
             for nodes in groups:
                 own = {node: rounds[node] for node in nodes}
                 indices = {node: self.indices(node, at) for node, at in own.items()}
                 losses.update(stacks.train(worker, stacks.number_of(nodes[0]), own, indices))
+            if then is not None:
+                for node in itertools.chain(*groups):
+                    then(node, losses[node])
 
         return work
 

@@ -1,9 +1,9 @@
 """The virtual clock: all nodes of a run, the same :class:`~jwins.node.Node` as everywhere, real bytes.
 
-The simulator drives one host, or several that share the nodes, from one event queue. Local training takes the
-time that :class:`Compute` says, sending the time that :class:`Links` says, and everything else none; a stopwatch
-never enters. Every frame is really encoded, its bytes are counted once per recipient, and each host
-decodes it once for all its nodes.
+The simulator drives one host, or several that share the nodes, from one event queue. Local training takes
+the time that :class:`Compute` says, sending the time that :class:`Links` says, and everything else none; a
+stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each
+host decodes it once for all its nodes.
 
 Two things make it fast without changing any result:
 
@@ -250,14 +250,15 @@ class Simulator:
         """Handle all events of one window, then carry out what the nodes command, in order of time."""
         window = self._queue.pop_window(self.window_s)
         trained = (i.node for _, i in window if isinstance(i, Pending) and isinstance(i.event, TrainingOver))
+        outstanding: dict[int, int] = {}
         if any(node in self._pending for node in trained):
-            self._train()
+            outstanding, self._pending = self._pending, {}
         due: dict[int, Due] = {
             index: item.at(at)
             for index, (at, item) in enumerate(window)
             if isinstance(item, Pending) and item.node not in self._crashed
         }
-        commands = self._handle(due)
+        commands = self._handle(due, outstanding)
         for index, (at, item) in enumerate(window):
             self._now = at
             if isinstance(item, UplinkDue):
@@ -265,23 +266,16 @@ class Simulator:
             else:
                 self._carry_out(item.node, commands.get(index, []), at)
 
-    def _handle(self, due: Mapping[int, Due]) -> dict[int, list[Command]]:
-        """What the nodes command, by the number of the event."""
-        by_host: dict[Host, list[int]] = {}
-        for index, item in due.items():
-            by_host.setdefault(self._host_of[item.node], []).append(index)
-        return {
-            index: found
-            for host, indices in by_host.items()
-            for index, found in zip(indices, host.handle([due[i] for i in indices]), strict=True)
-        }
-
-    def _train(self) -> None:
+    def _handle(self, due: Mapping[int, Due], train: Mapping[int, int]) -> dict[int, list[Command]]:
+        """What the nodes command, by the number of the event; all outstanding trainings come first."""
+        commands: dict[int, list[Command]] = {}
         for host in self.hosts:
-            rounds = {node: self._pending[node] for node in host.nodes if node in self._pending}
-            if rounds:
-                host.train(rounds)
-        self._pending = {}
+            indices = [index for index, item in due.items() if self._host_of[item.node] is host]
+            rounds = {node: train[node] for node in host.nodes if node in train} if train else {}
+            if indices or rounds:
+                found = host.handle([due[index] for index in indices], rounds)
+                commands.update(zip(indices, found, strict=True))
+        return commands
 
     # --- What nodes command -------------------------------------------------------------------------------
 
