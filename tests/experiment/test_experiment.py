@@ -299,7 +299,7 @@ def test_a_run_folder_is_of_one_device_and_one_batching() -> None:
         assert what_identifies(first.resolved()) == what_identifies(second.resolved())
 
 
-RECORDED = sorted(Path(__file__).parents[1].glob("records/*/runs/*/seed-1/config.toml"))
+RECORDED = sorted(Path(__file__).parents[2].glob("records/*/runs/*/seed-1/config.toml"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: "-".join(path.parts[-5:-1]))
@@ -453,7 +453,7 @@ def test_a_derived_algorithm_must_have_the_three_functions() -> None:
 
 
 def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     path = root / "experiments" / "my_sharing.py"
     assert f"```python\n{path.read_text()}```" in (root / "docs" / "own_algorithm.md").read_text()
     scope = runpy.run_path(str(path))
@@ -477,7 +477,7 @@ def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
 
 
 def test_documented_quantizer_runs(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "own_algorithm.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "own_algorithm.md").read_text(encoding="utf-8")
     path = tmp_path / "my_quantizer.py"
     path.write_text(page.split("## Only other bits")[1].split("```python\n")[1].split("```")[0])
     algorithm = runpy.run_path(str(path))["algorithm"]
@@ -534,7 +534,7 @@ def test_bundled_experiments_load(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(Path(__file__).parents[1].glob("experiments/*.toml")), ids=lambda p: p.name
+    "path", sorted(Path(__file__).parents[2].glob("experiments/*.toml")), ids=lambda p: p.name
 )
 def test_example_files_load(path: Path) -> None:
     from jwins.compare.comparison import load_comparison
@@ -570,7 +570,7 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
 def test_every_key_has_a_meaning_and_is_documented() -> None:
     from jwins.compare.comparison import CompareConfig, TuneConfig, VariantTable
 
-    text = (Path(__file__).parents[1] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
     comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]
     for key in [*keys_of(Experiment), *(key for model, path in comparison for key in keys_of(model, path))]:
         assert key.meaning, key

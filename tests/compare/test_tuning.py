@@ -23,7 +23,7 @@ from jwins.report.words import difference_text
 from jwins.results.intervals import paired, student_t_quantile
 from jwins.results.record import Record
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAPERS = sorted((ROOT / "experiments" / "paper").glob("*.toml"))
 
 FILE = """

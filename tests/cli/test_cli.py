@@ -272,7 +272,7 @@ def test_missing_data_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_own_task_beside_the_file(tmp_path: Path) -> None:
-    task = Path(__file__).parents[1] / "experiments" / "my_task.py"
+    task = Path(__file__).parents[2] / "experiments" / "my_task.py"
     (tmp_path / "my_task.py").write_text(task.read_text(encoding="utf-8"))
     (tmp_path / "mine.toml").write_text(
         'name = "mine"\n[task]\nfile = "my_task.py:Spirals"\noptions = { points = 400 }\n'
