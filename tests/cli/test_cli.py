@@ -65,6 +65,18 @@ def test_run_writes_the_folder_and_says_what_it_found(tmp_path: Path) -> None:
     assert 'batching = "auto"' not in (folder / "config.toml").read_text()
 
 
+def test_run_says_where_the_seconds_went(tmp_path: Path) -> None:
+    (line,) = [line for line in run_tiny(tmp_path / "out").stdout.splitlines() if " seconds here: " in line]
+    whole, _, parts = line.partition(" seconds here: ")
+    spent = {name: float(seconds) for name, _, seconds in (p.rpartition(" ") for p in parts.split(", "))}
+    assert list(spent) == sorted(spent, key=lambda name: -spent[name])
+    assert {"start-up", "training", "share and merge", "decoding", "evaluation", "other"} <= set(spent)
+    assert spent["start-up"] > 0.0  # torch is loaded, data are read
+    assert sum(spent.values()) == pytest.approx(float(whole), abs=0.05 * (len(spent) + 1))
+    again = run_tiny(tmp_path / "out", "--resume").stdout  # which takes no time worth telling
+    assert "seconds here" not in again
+
+
 def test_the_folders_own_config_repeats_the_run(tmp_path: Path) -> None:
     run_tiny(tmp_path / "a")
     again = jwins("run", tmp_path / "a" / "config.toml", "--set", f"run.folder={tmp_path / 'b'}", "--quiet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -112,7 +113,18 @@ def _print_result(console: Console, result: Result) -> None:
         f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}",
         soft_wrap=True,
     )
+    if result.record.end is not None and not result.was_complete:
+        console.print(_seconds_text(result.record.end.wall_s), soft_wrap=True)
     console.print(f"written to {result.folder}", soft_wrap=True)
+
+
+def _seconds_text(wall_s: Mapping[str, float]) -> str:
+    """Where the seconds of this process went, the longest first."""
+    spent = {name: seconds for name, seconds in wall_s.items() if name != "total"}
+    whole = wall_s["start-up"] + wall_s["total"]
+    spent["other"] = whole - sum(spent.values())
+    parts = sorted(spent.items(), key=lambda part: -part[1])
+    return f"{whole:.1f} seconds here: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts)
 
 
 def _divergence(result: Result) -> str:
