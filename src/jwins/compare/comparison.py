@@ -37,7 +37,7 @@ __all__ = [
     "tables_of",
 ]
 
-Like = Literal["model", "partition", "batches", "evaluation", "codec"]
+Like = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
 Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
 Key = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
 
