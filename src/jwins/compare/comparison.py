@@ -141,6 +141,11 @@ class TuneConfig(Settings):
     rounds: Annotated[int, Within("a whole number", 1)] | None = Field(
         default=None, description="rounds of tuning runs; left out: as many as the comparison's"
     )
+    confirm: bool = Field(
+        default=True,
+        description="where tuning runs are shorter than the comparison's, the best value also runs to the end, "
+        "then the next best if that is ahead, until the best has been there",
+    )
     eval_samples: Annotated[int, Within("a number of samples", 1)] | None = Field(
         default=None, description="test samples of tuning runs; left out: as many as the comparison's"
     )
@@ -229,6 +234,7 @@ class Cell:
         experiment: with seed, folder and all settings.
         settings: what was chosen or is tried, by TOML path.
         tuning: whether the run is for choosing a setting, and not itself compared.
+        to_end: whether it is one that confirms a choice.
     """
 
     variant: Variant
@@ -236,6 +242,7 @@ class Cell:
     experiment: Experiment
     settings: Mapping[str, Any] = field(default_factory=dict)
     tuning: bool = False
+    to_end: bool = False
 
     @property
     def folder(self) -> Path:
@@ -245,7 +252,8 @@ class Cell:
     @property
     def name(self) -> str:
         """In words."""
-        return ", ".join([self.variant.name, *settings_texts(self.settings), f"seed {self.seed}"])
+        words = [self.variant.name, *settings_texts(self.settings), f"seed {self.seed}"]
+        return ", ".join([*words, "to the end"] if self.to_end else words)
 
 
 def settings_texts(settings: Mapping[str, Any]) -> list[str]:
@@ -461,7 +469,15 @@ class Comparison(Settings):
             for variant in self.variants
         ]
 
-    def cell(self, variant: Variant, seed: int, settings: Mapping[str, Any], *, tuning: bool = False) -> Cell:
+    def cell(
+        self,
+        variant: Variant,
+        seed: int,
+        settings: Mapping[str, Any],
+        *,
+        tuning: bool = False,
+        to_end: bool = False,
+    ) -> Cell:
         """One run.
 
         Args:
@@ -469,23 +485,37 @@ class Comparison(Settings):
             seed: any.
             settings: laid over the variant's experiment, by TOML path.
             tuning: whether it is a tuning run, which has a place and a length of its own.
+            to_end: whether a tuning run is as long as the comparison's, to confirm a choice.
         """
         folder = self.folder / variant.slug
         run: dict[str, Any] = {"seed": seed}
         if tuning:
             folder = folder / "tuning" / settings_slug(settings)
             wanted = variant.experiment.run
-            run["rounds"] = min(wanted.rounds, self.rule.rounds or wanted.rounds)
+            run["rounds"] = wanted.rounds if to_end else self.tuning_rounds(variant)
+            if to_end:
+                folder = folder / "to-end"
             run["eval_at"] = [at for at in wanted.eval_at if at <= run["rounds"]]
             if self.rule.eval_samples is not None:
                 run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
         run["folder"] = folder / f"seed-{seed}"
         name = f"{self.name}: {variant.name}".replace("/", "-")
         experiment = variant.experiment.changed(tables_of(settings)).changed({"name": name, "run": run})
-        return Cell(variant, seed, experiment, dict(settings), tuning)
+        return Cell(variant, seed, experiment, dict(settings), tuning, to_end)
+
+    def tuning_rounds(self, variant: Variant) -> int:
+        """Rounds of a variant's tuning runs."""
+        rounds = variant.experiment.run.rounds
+        return min(rounds, self.rule.rounds or rounds)
+
+    def confirms(self, variant: Variant) -> bool:
+        """Is the best value of shortened tuning runs also run to the end?"""
+        return self.rule.confirm and self.tuning_rounds(variant) < variant.experiment.run.rounds
 
     def expected(self, only: Collection[str] = ()) -> tuple[int, int]:
         """Runs and rounds of the whole comparison, as far as they are known beforehand.
+
+        Not known are runs to the end of what was second, and those of fractions that send like bytes.
 
         Args:
             only: names of variants; empty for all.
@@ -495,19 +525,23 @@ class Comparison(Settings):
 
         def add(variant: Variant, count: int, *, tuning: bool) -> None:
             nonlocal runs, rounds
-            each = variant.experiment.run.rounds
             runs += count
-            rounds += count * (min(each, rule.rounds or each) if tuning else each)
+            rounds += count * (self.tuning_rounds(variant) if tuning else variant.experiment.run.rounds)
+
+        def add_grid(variant: Variant, count: int) -> None:
+            if count > 1:
+                add(variant, count * len(rule.seeds), tuning=True)
+                add(variant, len(rule.seeds) if self.confirms(variant) else 0, tuning=False)
 
         shared = len(rule.values) if len(rule.values) > 1 else 0
-        if shared and on is not None:
-            add(on, shared * len(rule.seeds), tuning=True)
+        if on is not None:
+            add_grid(on, shared)
         for variant in self.variants:
             if only and variant.name not in only:
                 continue
             add(variant, len(self.compare.seeds), tuning=False)
             grid = len(variant.tune.values) if variant.tune is not None else 0
-            add(variant, grid * len(rule.seeds) if grid > 1 else 0, tuning=True)
+            add_grid(variant, grid)
             if self.in_sensitivity(variant) and shared and variant is not on:
                 add(variant, shared - (grid > 1), tuning=True)
         return runs, rounds

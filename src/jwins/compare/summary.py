@@ -11,7 +11,7 @@ from typing import Any
 
 from jwins.compare.comparison import Cell, Comparison, Variant, setting_text, settings_texts, tables_of
 from jwins.compare.likeness import Unchanged, check_like_for_like, versions_note
-from jwins.compare.plan import Plan, ended, plan, target_of
+from jwins.compare.plan import Plan, Tried, ended, plan, target_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.curves import figure, save_figure
@@ -62,7 +62,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
         DataError: a cell has not been run.
         ConfigError: variants are not like for like.
     """
-    found = plan(comparison)
+    found = plan(comparison, unconfirmed=partial)
     cells = [cell for cell in comparison.cells(found.chosen) if cell.variant.name in found.chosen]
     records: dict[tuple[str, int], Record] = {}
     for cell in cells:
@@ -213,7 +213,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
                 "—" if row.bytes_to_target is None else size(row.bytes_to_target),
                 "—" if row.seconds_to_target is None else f"{row.seconds_to_target:.1f}",
                 row.status,
-                "chosen, at the edge" if row.edge else "chosen" if row.chosen else "",
+                _verdict(row, percent),
             ]
             for row in found.tried
         ]
@@ -257,6 +257,16 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
         note = f"Seed {rule.seeds[0]}; other settings as chosen."
         tables.append(Table("sensitivity", f"Sensitivity to {rule.key}", head, lines, data, [note]))
     return tables
+
+
+def _verdict(row: Tried, percent: bool) -> str:
+    """Whether a value was chosen, and what its runs to the end gave if it had any."""
+    words = ["chosen"] if row.chosen else []
+    if row.edge:
+        words.append("at the edge")
+    if row.to_end is not None:
+        words.append(f"to the end: {spread_text(row.to_end, None, percent=percent)}, {row.to_end_status}")
+    return ", ".join(words)
 
 
 def _plain(value: Any) -> Any:
