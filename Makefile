@@ -81,8 +81,8 @@ check-resume: $(INSTALLED)  ## kill -9 runs at random instants, resume them, com
 	@$(BIN)/python -m benchmarks.check_resume
 
 .PHONY: check-same
-check-same: $(INSTALLED)  ## compare results with those of COMMIT (HEAD), bit for bit; JWINS_DATA for all of it
-	@$(BIN)/python -m benchmarks.check_same --commit $(or $(COMMIT),HEAD)
+check-same: $(INSTALLED)  ## compare results with those of COMMIT=HEAD, bit for bit; DATA=folder for all of them
+	@$(BIN)/python -m benchmarks.check_same --commit $(or $(COMMIT),HEAD) $(if $(DATA),--data $(DATA))
 
 .PHONY: clean
 clean:  ## remove .venv, caches and build outputs; runs/ stays

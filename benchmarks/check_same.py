@@ -10,8 +10,8 @@ or in two steps, for instance to keep what a release computed:
     python -m benchmarks.check_same --write before.json
     python -m benchmarks.check_same --against before.json
 
-MovieLens and CIFAR-10 are skipped without ``--data`` (or JWINS_DATA), the folder that holds ``movielens-small``
-and ``cifar10``. Digests of different machines or versions of torch cannot be compared.
+MovieLens and CIFAR-10 are skipped without ``--data``, the folder that holds ``movielens-small`` and ``cifar10``.
+Digests of different machines or versions of torch cannot be compared.
 
 This file uses only what users use, as it must run with older sources: ``load`` and ``simulate``, the keys of
 TOML, and the files of a run folder.
@@ -313,10 +313,10 @@ def main() -> None:
     what.add_argument(
         "--against", type=Path, metavar="FILE", help="compare with digests that were written before"
     )
-    parser.add_argument("--data", type=Path, default=os.environ.get("JWINS_DATA"), metavar="FOLDER")
+    parser.add_argument("--data", type=Path, metavar="FOLDER")
     parser.add_argument("--only", default="", metavar="TEXT", help="experiments whose names have this in them")
     given = parser.parse_args()
-    data = None if given.data is None else Path(given.data).resolve()
+    data = None if given.data is None else given.data.resolve()
     print(f"sources: {Path(jwins.__file__).parent}", file=sys.stderr, flush=True)
     if given.write is not None:
         found = compute(given.only, data)
