@@ -10,7 +10,7 @@ or in two steps, for instance to keep what a release computed:
     python -m benchmarks.check_same --write before.json
     python -m benchmarks.check_same --against before.json
 
-MovieLens and CIFAR-10 are skipped without ``--data``, the folder that holds ``movielens-small`` and ``cifar10``.
+MovieLens and CIFAR-10 are skipped without ``--data``, the folder with ``movielens-small`` and ``cifar10``.
 Digests of different machines or versions of torch cannot be compared.
 
 This file uses only what users use, as it must run with older sources: ``load`` and ``simulate``, the keys of

@@ -246,6 +246,7 @@ def test_a_diverging_run_has_its_own_exit_code(tmp_path: Path) -> None:
         (["run", "digits", "--set", "task.name=digit"], 2, "task.name = 'digit'"),
         (["run", "digits", "--set", "topology.degree=16"], 2, "topology.degree = 16"),
         (["run", "digits", "--set", "run.eval_samples=999"], 2, "run.eval_samples = 999: the test set has 360"),
+        (["run", "digits", "--set", "train.batch_size=1000000000000"], 2, "GB are free; use at most"),
         (["run", "digits", "--set", "train.optimizer.kind=sdg"], 2, "train.optimizer.kind = 'sdg'"),
         (["run", "digits", "--data", "/nonexistent"], 4, "there is no such folder"),
         (["run", "digits", "--nonsense"], 2, "No such option"),
@@ -397,3 +398,10 @@ def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
     code = "from jwins.training.allocator import keep_freed_memory; print(keep_freed_memory())"
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ended.stdout.strip() == str(platform.libc_ver()[0] == "glibc")
+
+
+def test_lack_of_memory_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, errors_said():
+        raise MemoryError("Unable to allocate 7 TiB")
+    assert left.value.code == 1
+    assert "memory does not do: Unable to allocate 7 TiB" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.words import difference_text
 from jwins.results.intervals import paired, student_t_quantile
 from jwins.results.record import Record
+from jwins.run.memory import memory_free
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted((ROOT / "experiments" / "paper").glob("*.toml"))
@@ -494,7 +495,7 @@ def test_memory_bounds_the_runs_side_by_side() -> None:
     assert memory.that_fit(4, 4e9, 10e9)[0] == 2
     assert memory.that_fit(4, 40e9, 10e9)[0] == 1
     assert "1 run side by side instead of 4" in memory.that_fit(4, 40e9, 10e9)[1]
-    free = memory.memory_free()
+    free = memory_free()
     assert free is None or free > 0
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from jwins.experiment.experiment import Experiment
 from jwins.report.words import size
 from jwins.run.parts import build_sharing, build_task, build_topology
 
-__all__ = ["memory_free", "memory_needed", "that_fit"]
+__all__ = ["memory_needed", "that_fit"]
 
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
@@ -57,22 +55,6 @@ def memory_needed(experiments: Sequence[Experiment]) -> float:
         size_bytes = 4.0 * experiment.nodes.count * sharing.update_dim(dim) * vectors
         largest = max(largest, _PROCESS_BYTES + 2.0 * data_bytes + size_bytes)
     return largest
-
-
-def memory_free() -> float | None:
-    """Bytes that may still be taken, of the machine or of the limit this process is under; None if unknown."""
-    free: list[float] = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        words = Path("/proc/meminfo").read_text(encoding="ascii").split()
-        free.append(float(words[words.index("MemAvailable:") + 1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = float((group / "memory.max").read_text(encoding="ascii"))  # "max" is no number
-        used = float((group / "memory.current").read_text(encoding="ascii"))
-        counted = (group / "memory.stat").read_text(encoding="ascii").split()
-        cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
-        free.append(limit - used + cache)
-    return min(free) if free else None
 
 
 def that_fit(wanted: int, needed: float, free: float | None) -> tuple[int, str]:
