@@ -17,12 +17,11 @@ import pytest
 import jwins
 from jwins.compare import cells, compare, memory, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, Grid, load_comparison
-from jwins.compare.plan import Tried, _at_edge, _rank, ended, plan
+from jwins.compare.plan import Tried, at_edge, ended, plan, rank
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.words import difference_text
 from jwins.results.intervals import paired, student_t_quantile
 from jwins.results.record import Record
-from jwins.run.memory import memory_free
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted((ROOT / "experiments" / "paper").glob("*.toml"))
@@ -253,15 +252,15 @@ def test_the_rule() -> None:
     ]
 
     def best(by: str, **changed: Any) -> float:
-        return min(rows, key=lambda row: _rank(row, by, settings.model_copy(update=changed))).value
+        return min(rows, key=lambda row: rank(row, by, settings.model_copy(update=changed))).value
 
     assert best("final") == 0.3
     assert best("final", lower_is_better=True) == 0.2
     assert best("bytes") == best("seconds") == 0.2
-    assert _at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 0)
-    assert not _at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 1)
-    assert not _at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 2)
-    assert _at_edge(Grid(key="train.optimizer.lr", values=[0.1, 0.5, 1.0]), 2)
+    assert at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 0)
+    assert not at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 1)
+    assert not at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 2)
+    assert at_edge(Grid(key="train.optimizer.lr", values=[0.1, 0.5, 1.0]), 2)
 
 
 LATE = """
@@ -495,7 +494,7 @@ def test_memory_bounds_the_runs_side_by_side() -> None:
     assert memory.that_fit(4, 4e9, 10e9)[0] == 2
     assert memory.that_fit(4, 40e9, 10e9)[0] == 1
     assert "1 run side by side instead of 4" in memory.that_fit(4, 40e9, 10e9)[1]
-    free = memory_free()
+    free = memory.memory_free()
     assert free is None or free > 0
 
 

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from jwins.compare.comparison import Cell, CompareConfig, Comparison
 from jwins.compare.likeness import Unchanged, versions_note
-from jwins.compare.memory import memory_needed, that_fit
+from jwins.compare.memory import memory_free, memory_needed, that_fit
 from jwins.compare.plan import make_room, plan
 from jwins.compare.summary import Compared, summarize
-from jwins.compare.workers import CellProgress, Job, last_progress, run_jobs
+from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
 from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
-from jwins.run.memory import memory_free
-from jwins.run.provenance import cores
 from jwins.runfiles.rows import StartRow
 from jwins.training.workshop import resolve_device
 

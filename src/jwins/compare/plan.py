@@ -37,9 +37,11 @@ __all__ = [
     "SAME_BYTES",
     "Plan",
     "Tried",
+    "at_edge",
     "ended",
     "make_room",
     "plan",
+    "rank",
     "target_of",
 ]
 
@@ -188,7 +190,7 @@ class _Planner:
         best = self._confirmed(variant, settings, by, tried, targets)
         if best is None:
             return None
-        tried[best] = replace(tried[best], chosen=True, edge=_at_edge(grid, best))
+        tried[best] = replace(tried[best], chosen=True, edge=at_edge(grid, best))
         self._found.tried += tried
         return grid.values[best]
 
@@ -208,7 +210,7 @@ class _Planner:
         comparison = self._comparison
         known, confirmed = list(tried), set[int]()
         while True:
-            best = min(range(len(known)), key=lambda i: _rank(known[i], by, comparison.compare))
+            best = min(range(len(known)), key=lambda i: rank(known[i], by, comparison.compare))
             if best in confirmed or not comparison.confirms(variant):
                 return best
             own = {**settings, tried[best].key: tried[best].value}
@@ -350,7 +352,7 @@ def _tried(
     )
 
 
-def _rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
+def rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
     """The smallest is the best: finished, reached by most seeds, fewest bytes or seconds, best final value."""
     final = tried.final if settings.lower_is_better else -tried.final
     final = math.inf if math.isnan(final) else final
@@ -360,7 +362,7 @@ def _rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, 
     return tried.status != "finished", -tried.reached, math.inf if cost is None else cost, final
 
 
-def _at_edge(grid: Grid, best: int) -> bool:
+def at_edge(grid: Grid, best: int) -> bool:
     """Whether a value beyond the grid might have been better still; beyond a fraction of 1 there is none."""
     values = grid.values
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

@@ -21,13 +21,14 @@ from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
+from jwins.run.provenance import cores
 from jwins.run.run import simulate
 from jwins.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.simulator import Progress
 
-__all__ = ["CellProgress", "Job", "last_progress", "run_jobs"]
+__all__ = ["CellProgress", "Job", "cores", "last_progress", "run_jobs"]
 
 
 @dataclass(frozen=True, slots=True)

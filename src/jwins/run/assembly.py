@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import JwinsConfig
-from jwins.run.memory import check_batch_fits
+from jwins.run.fitting import check_batch_fits
 from jwins.run.parts import (
     build_partition,
     build_sharing,

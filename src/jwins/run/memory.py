@@ -1,23 +1,66 @@
-"""Whether memory does for what an experiment asks for."""
+"""How much memory a run needs, and how much there is."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
+from jwins.run.parts import build_sharing, build_task, build_topology
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = ["memory_free", "memory_needed"]
 
-    from jwins.tasks import Task
+_PROCESS_BYTES = 700e6
+"""Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
 
-__all__ = ["check_batch_fits", "memory_free"]
 
-_UNQUESTIONED = 128
-"""Batches of so few samples fit wherever their model does, and are not looked into."""
+_VECTORS = 20
+"""Vectors of float32 per node: parameters before and after training, the trainer's row, its gradient, an
+algorithm's state, what was sent and decoded, what is evaluated; and all of it again for a checkpoint."""
+
+
+def memory_needed(experiments: Sequence[Experiment], hosts: int = 1) -> float:
+    """Bytes that the largest of some runs may take: an estimate that is rather too high.
+
+    Data once, and N x C numbers for each of about 20 vectors, more with momenta (two per parameter are assumed
+    for anything but plain SGD) and with replicas of neighbours.
+
+    Args:
+        experiments: of the runs.
+        hosts: processes that share the nodes of a run; what each may take counts.
+
+    Raises:
+        DataError: a task's data are missing.
+    """
+    import torch
+
+    tasks: dict[str, tuple[float, int]] = {}
+    largest = 0.0
+    for experiment in experiments:
+        config = experiment.task
+        key = json.dumps(config.model_dump(mode="json", exclude={"partition"})) + repr(config.own)
+        if key not in tasks:
+            task = build_task(experiment)
+            with torch.random.fork_rng(devices=[]):
+                parameters = list(task.model().parameters())
+            dim = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+            tensors = [task.train.inputs, task.train.targets, task.test.inputs, task.test.targets, *frozen]
+            tasks[key] = (float(sum(t.numel() * t.element_size() for t in tensors)), dim)
+        data_bytes, dim = tasks[key]
+        optimizer = experiment.train.optimizer
+        plain = optimizer.kind == "sgd" and not optimizer.options.get("momentum")
+        vectors = _VECTORS + (0 if plain else 4)
+        sharing = build_sharing(experiment)
+        if sharing.remembers_peers:
+            recipients = build_topology(experiment).at(0).recipients
+            vectors += 2 * (1 + max(map(len, recipients)))
+        nodes = -(-experiment.nodes.count // hosts)
+        size_bytes = 4.0 * nodes * sharing.update_dim(dim) * vectors
+        largest = max(largest, _PROCESS_BYTES + 2.0 * data_bytes + size_bytes)
+    return largest
 
 
 def memory_free() -> float | None:
@@ -34,58 +77,3 @@ def memory_free() -> float | None:
         cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
         free.append(limit - used + cache)
     return min(free) if free else None
-
-
-def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
-    """Refuse a batch that memory cannot hold, before the system ends the process for it.
-
-    Counts what is sure to be needed: the numbers of a round's samples, and in a local step the samples and what
-    the model keeps of them for its gradient. On a GPU only the former; torch itself says what does not fit.
-
-    Args:
-        experiment: with the batch size.
-        task: its workload.
-        at_once: local steps that are under way at the same time.
-
-    Raises:
-        ConfigError: it cannot fit, with the largest that can.
-    """
-    import torch
-
-    train, nodes = experiment.train, experiment.nodes.count
-    free = memory_free()
-    if train.batch_size <= _UNQUESTIONED or free is None:
-        return
-    each = 8.0 * nodes * train.local_steps
-    if experiment.run.device == "cpu" or not torch.cuda.is_available():
-        each += at_once * _bytes_per_sample(task)
-    if train.batch_size * each > free:
-        problem = (
-            f"needs at least {train.batch_size * each / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are "
-            f"free; use at most {int(free / each):,}"
-        )
-        raise ConfigError("train.batch_size", train.batch_size, problem)
-
-
-def _bytes_per_sample(task: Task) -> float:
-    """Of a training step: a sample, and all that the model keeps of it between forward and backward pass."""
-    import torch
-    from torch.autograd.graph import saved_tensors_hooks
-
-    from jwins.tasks import Batch
-
-    batch = Batch(task.train.inputs[:2], task.train.targets[:2])
-    with torch.random.fork_rng(devices=[]):
-        model = task.model()
-        kept: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
-            return tensor
-
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            task.loss(model, batch, torch.Generator().manual_seed(0))
-    for parameter in model.parameters():
-        kept.pop(parameter.data_ptr(), None)
-    samples = sum(tensor.numel() * tensor.element_size() for tensor in batch)
-    return (samples + sum(kept.values())) / len(batch.inputs)
