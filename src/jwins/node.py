@@ -268,7 +268,7 @@ Command = Train | Send | RequestKey | Evaluate | Checkpoint | WakeAt | Refused |
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeState:
-    """All that a node must remember to go on after a restart; for checkpoint.py.
+    """All that a node must remember to go on after a restart, as a checkpoint keeps it.
 
     Attributes:
         phase: a :class:`Phase`, as a string.

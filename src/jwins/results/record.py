@@ -151,8 +151,7 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
             if both:
                 flat[f"{metric}_early"] = row.early.get(metric, spread.mean)
         flat["bytes_total"] = row.traffic.total
-        for part in ("positions", "values", "header", "key", "control"):
-            flat[f"bytes_{part}"] = getattr(row.traffic, part)
+        flat |= {f"bytes_{kind}": size_bytes for kind, size_bytes in row.traffic.by_kind().items()}
         flat["bytes_per_node"] = row.traffic.total / record.start.num_nodes
         rows.append(flat)
     return rows
