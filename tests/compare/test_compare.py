@@ -18,9 +18,10 @@ import pytest
 
 from jwins import compare as comparing
 from jwins.compare import compare, workers
-from jwins.compare.comparison import CompareConfig, Comparison, TargetConfig, load_comparison
+from jwins.compare.comparison import Comparison, load_comparison
 from jwins.compare.likeness import check_like_for_like
 from jwins.compare.plan import target_of
+from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.report.curves import figure, save_figure
 from jwins.report.tables import latex, markdown, metrics_table, table_cells

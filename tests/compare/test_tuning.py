@@ -16,8 +16,9 @@ import pytest
 
 import jwins
 from jwins.compare import cells, compare, memory, summarize, workers
-from jwins.compare.comparison import Cell, Comparison, Grid, load_comparison
+from jwins.compare.comparison import Cell, Comparison, load_comparison
 from jwins.compare.plan import Tried, at_edge, ended, plan, rank
+from jwins.compare.settings import Grid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.words import difference_text
 from jwins.results.intervals import paired, student_t_quantile

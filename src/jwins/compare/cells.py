@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from jwins.compare.comparison import Cell, CompareConfig, Comparison
+from jwins.compare.comparison import Cell, Comparison
 from jwins.compare.likeness import Unchanged, versions_note
 from jwins.compare.memory import memory_free, memory_needed, that_fit
 from jwins.compare.plan import make_room, plan
+from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import Compared, summarize
 from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
 from jwins.errors import ConfigError, ResumeError, UsageError

@@ -15,17 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparison import (
-    Cell,
-    CompareConfig,
-    Comparison,
-    Grid,
-    TargetConfig,
-    Variant,
-    look_up,
-    settings_slug,
-    tables_of,
-)
+from jwins.compare.comparison import Cell, Comparison, Variant
+from jwins.compare.settings import CompareConfig, Grid, TargetConfig, look_up, settings_slug, tables_of
 from jwins.errors import ResumeError
 from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml

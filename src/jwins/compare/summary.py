@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparison import Cell, Comparison, Variant, setting_text, settings_texts, tables_of
+from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.likeness import Unchanged, check_like_for_like, versions_note
 from jwins.compare.plan import Plan, Tried, ended, plan, target_of
+from jwins.compare.settings import setting_text, settings_texts, tables_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.curves import figure, save_figure
