@@ -135,8 +135,8 @@ class OptimizerState:
 
     Attributes:
         moments: by torch's name, (rows, stride) float32.
-        scalars: torch's counters per parameter by name, (rows, tensors) on the CPU. One of them, ``started``, is
-            our own: torch's SGD leaves out dampening in its very first step.
+        scalars: torch's counters per parameter by name, (rows, tensors) on the CPU. ``started`` is our own, as
+            torch's SGD leaves out dampening in its very first step.
     """
 
     def __init__(
