@@ -12,7 +12,7 @@ from jwins.compare.plan import make_room, plan
 from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import Compared, summarize
 from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
-from jwins.errors import ConfigError, ResumeError, UsageError
+from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
@@ -123,7 +123,11 @@ class _Alike:
         if of.cell in self._starts:
             return
         cell = self._cells[of.cell]
-        start = self._starts[of.cell] = Record.read(cell.folder).start
+        try:
+            start = Record.read(cell.folder).start
+        except DataError:  # its first row is not here yet
+            return
+        self._starts[of.cell] = start
         self._unchanged.check(cell, start)
         note = versions_note(self._starts.values())
         if note is not None and not self._said:
