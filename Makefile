@@ -80,6 +80,10 @@ fuzz: $(INSTALLED)  ## throw damaged bytes at the decoders for ten minutes
 check-resume: $(INSTALLED)  ## kill -9 runs at random instants, resume them, compare the results (some minutes)
 	@$(BIN)/python -m benchmarks.check_resume
 
+.PHONY: check-same
+check-same: $(INSTALLED)  ## compare results with those of COMMIT=HEAD, bit for bit; DATA=folder for all of them
+	@$(BIN)/python -m benchmarks.check_same --commit $(or $(COMMIT),HEAD) $(if $(DATA),--data $(DATA))
+
 .PHONY: clean
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,8 +3,8 @@
     python -m benchmarks [NAME ...]
 
 A benchmark is a script in this folder that prints what it measured; the first line of its docstring is its
-title. Scripts called ``fuzz_*`` and ``check_*`` are not benchmarks: ``make fuzz`` and ``make check-resume`` run
-them.
+title. Scripts called ``fuzz_*`` and ``check_*`` are not benchmarks: ``make fuzz``, ``make check-resume`` and
+``make check-same`` run them.
 """
 
 from __future__ import annotations

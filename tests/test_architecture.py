@@ -129,3 +129,60 @@ def loaded() -> frozenset[str]:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     return frozenset(result.stdout.split())
+
+
+# --- Sizes ------------------------------------------------------------------------------------------------
+
+MOST_LINES = 500
+"""Of a file: what one reads in a sitting."""
+MOST_LINES_OF_A_FUNCTION = 60
+"""With its docstring: a screen."""
+
+LONG_FILES = {
+    "node.py": "a third is the events, commands and state that it speaks of; the machine is read as a whole",
+    "engines/simulator/simulator.py": "one clock, from its events to what a checkpoint keeps",
+    "report/charts.py": "the figures of the page",
+    "report/page.py": "the text of the page",
+}
+"""Files that may be longer, and why."""
+
+LONG_FUNCTIONS = {
+    "cli/compare.py: compare": "two thirds declare the options and their help",
+    "report/charts.py: curve_chart": "one drawing, from its axes to its legend",
+    "report/charts.py: partition_chart": "one drawing",
+    "report/charts.py: topology_chart": "one drawing",
+    "report/curves.py: figure": "one drawing",
+    "report/page.py: _figures": "a list of the figures, in order",
+    "run/assembly.py: build": "what an experiment is made of, in the order in which one part needs another",
+    "run/run.py: simulate": "two thirds are what it promises and the refusals of a folder",
+    "training/trainer.py: Trainer.__init__": "what a trainer is made of, in the order of need",
+}
+"""Functions that may be longer, and why."""
+
+
+def functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(qualified name, lines) of every function, those in classes and functions too."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert child.end_lineno is not None
+            yield prefix + child.name, child.end_lineno - child.lineno + 1
+        named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        yield from functions(child, f"{prefix}{child.name}." if named else prefix)  # type: ignore[attr-defined]
+
+
+def test_files_are_read_in_a_sitting() -> None:
+    lines = {label(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    long = {name for name, count in lines.items() if count > MOST_LINES}
+    assert long - LONG_FILES.keys() == set(), "divide it, or say in LONG_FILES why it is one file"
+    assert LONG_FILES.keys() - long == set(), "no longer needs its place in LONG_FILES"
+
+
+def test_functions_fit_on_a_screen() -> None:
+    long = {
+        f"{label(path)}: {name}"
+        for path in FILES
+        for name, lines in functions(tree(path))
+        if lines > MOST_LINES_OF_A_FUNCTION
+    }
+    assert long - LONG_FUNCTIONS.keys() == set(), "divide it, or say in LONG_FUNCTIONS why it is one function"
+    assert LONG_FUNCTIONS.keys() - long == set(), "no longer needs its place in LONG_FUNCTIONS"

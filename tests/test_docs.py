@@ -28,6 +28,7 @@ SOURCES = [
     if path.is_file()
     and path.suffix in {".md", ".py", ".toml", ".txt", ".json", ".jsonl", ".csv", ""}
     and "__pycache__" not in path.parts
+    and path.name != ".git"  # of a second working tree, which says where the first is
     and path.stat().st_size < 2_000_000
 ]
 
@@ -35,6 +36,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 FOLDERS = ("src/", "tests/", "docs/", "benchmarks/", "experiments/", "tests/")
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PACKAGE = ROOT / "src" / "jwins"
 # /home/you is the reader's; what else looks like a home or a checkout is somebody's own.
 MACHINE = re.compile(r"(?<![\w.~-])/(?:work|root|Users|home/(?!you\b)|opt)/[\w.-]+")
 REGISTRY = re.compile(
@@ -84,6 +87,47 @@ def test_named_files_exist(page: Path) -> None:
     for code in CODE.findall(prose(page)):
         if code.startswith(FOLDERS) and not set(code) & set("*<> ="):
             assert (ROOT / code).exists(), f"{name(page)} names {code}, which does not exist"
+
+
+def architecture() -> str:
+    """The page without the names that files had before."""
+    return prose(ARCHITECTURE).partition("\n## Where earlier notes say otherwise")[0]
+
+
+def file_of_the_package(code: str) -> Path:
+    return ROOT / code if code.startswith(FOLDERS) else PACKAGE / code
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    named = {code for code in CODE.findall(architecture()) if re.fullmatch(r"[\w./-]+(/|\.py|\.md)", code)}
+    assert len(named) > 60
+    missing = sorted(code for code in named if not file_of_the_package(code).exists())
+    assert not missing, f"docs/architecture.md names {', '.join(missing)}"
+
+
+def test_the_architecture_names_what_is_in_the_files() -> None:
+    """``NAME`` of ``FILE``, ``NAME`` and ``NAME`` in ``FILE``: the words are in the file."""
+    pairs = re.findall(r"`([\w.]+)`(?: and `([\w.]+)`)? (?:of|in) `([\w/]+\.py)`", architecture())
+    assert len(pairs) > 25
+    for *names, file in pairs:
+        text = file_of_the_package(file).read_text(encoding="utf-8")
+        for word in names:
+            last = word.rpartition(".")[2]
+            assert re.search(rf"\b{last}\b", text) or not last, f"docs/architecture.md: {word} is not in {file}"
+
+
+def test_every_room_has_its_row() -> None:
+    """In the table as in the picture, the rooms that may not import each other side by side."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = [layer.split(" | ") for layer in contracts["contracts"][0]["layers"] if layer != "__main__"]
+    rooms = {room for layer in layers for room in layer}
+    rows = " ".join(re.findall(r"^\| (`[^|]*) \|", architecture(), re.MULTILINE))
+    assert {code.removesuffix("/").removesuffix(".py") for code in CODE.findall(rows)} == rooms
+    picture = (ROOT / "docs" / "figures" / "architecture.svg").read_text(encoding="utf-8")
+    drawn: dict[int, list[str]] = {}
+    for y, room in re.findall(r'class="mono" x="\d+" y="(\d+)">(\w+)<', picture.partition("</g>")[0]):
+        drawn.setdefault(int(y), []).append(room)
+    assert [sorted(drawn[y]) for y in sorted(drawn)] == [sorted(layer) for layer in layers]
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -129,14 +129,14 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameReceived:
-    """A frame arrived and was decoded."""
+    """``frame`` arrived and was decoded."""
 
     frame: Frame
 
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """A peer is there, and takes part from ``round`` on."""
+    """``peer`` is there, and takes part from ``round`` on."""
 
     peer: int
     round: int = 0
@@ -144,21 +144,21 @@ class PeerUp:
 
 @dataclass(frozen=True, slots=True)
 class PeerLost:
-    """A peer is gone; nothing more is expected of it until a :class:`PeerUp`."""
+    """``peer`` is gone; nothing more is expected of it until a :class:`PeerUp`."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRequested:
-    """A peer lacks what it must hold of this node."""
+    """``peer`` lacks what it must hold of this node."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """The peers that are up, all others being gone; those that are new take part from ``round`` on."""
+    """Those of ``peers`` are up, all others gone; those that are new take part from ``round`` on."""
 
     peers: frozenset[int]
     round: int = 0
@@ -201,7 +201,14 @@ class Train:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Send:
-    """Send the same bytes to each of ``to``."""
+    """Send the same bytes to each of ``to``.
+
+    Attributes:
+        to: receivers, increasing.
+        round: of the update.
+        packed: the frame.
+        key: whether it carries a key in place of the round's update.
+    """
 
     to: tuple[int, ...]
     round: int
@@ -211,7 +218,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestKey:
-    """Send ``to`` a request for its key."""
+    """Send ``packed``, a request for its key, to ``to``."""
 
     to: int
     packed: Packed
@@ -240,7 +247,13 @@ class WakeAt:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A frame was not acceptable, and nothing was changed by it."""
+    """A frame was not acceptable, and nothing was changed by it.
+
+    Attributes:
+        sender: whose it was.
+        round: the sender's.
+        reason: in words.
+    """
 
     sender: int
     round: int
@@ -268,7 +281,7 @@ Command = Train | Send | RequestKey | Evaluate | Checkpoint | WakeAt | Refused |
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeState:
-    """All that a node must remember to go on after a restart; for checkpoint.py.
+    """All that a node must remember to go on after a restart, as a checkpoint keeps it.
 
     Attributes:
         phase: a :class:`Phase`, as a string.

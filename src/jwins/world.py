@@ -82,7 +82,14 @@ class Compute:
         SPREAD.check("compute.jitter", self.jitter)
 
     def seconds(self, seed: int, node: int, round: int, local_steps: int) -> float:
-        """Duration of one round's local training."""
+        """Duration of one round's local training.
+
+        Args:
+            seed: the experiment's.
+            node: who trains.
+            round: counted from 0.
+            local_steps: of the round.
+        """
         from jwins.rng import stream  # which loads torch, for other generators
 
         step_ms = self.step_ms[node] if isinstance(self.step_ms, tuple) else self.step_ms
@@ -140,6 +147,9 @@ class Fault:
 @dataclass(frozen=True, slots=True)
 class Faults:
     """A script of faults.
+
+    Attributes:
+        script: in any order.
 
     >>> Faults().crash(node=1, round=4).rejoin(node=1, round=8).drop(sender=2, round=3).kinds()
     ['crash', 'rejoin', 'drop']

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from jwins.cli.app import app
+from jwins.cli.app import app, errors_said
 from jwins.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, pack
@@ -248,6 +248,9 @@ def test_a_diverging_run_has_its_own_exit_code(tmp_path: Path) -> None:
         ),
         (["run", "digits", "--set", "run.rounds=0"], 2, "in digits"),
         (["run", "digit"], 2, 'did you mean "digits"?'),
+        (["run", "cifar10"], 2, 'a task, not an experiment; write task.name = "cifar10" in a file'),
+        (["run", "cifar10"], 2, "`jwins run digits --set task.name=cifar10`"),
+        (["compare", "movielens"], 2, "`jwins list` shows all names"),
         (["run", "digits-compare"], 2, "jwins compare"),
         (["compare", "digits"], 2, "variants = <missing>: required in a comparison"),
         (["compare", "digits-compare", "--seeds", "1;2"], 2, "--seeds = '1;2': expected whole numbers"),
@@ -255,6 +258,7 @@ def test_a_diverging_run_has_its_own_exit_code(tmp_path: Path) -> None:
         (["run", "digits", "--set", "task.name=digit"], 2, "task.name = 'digit'"),
         (["run", "digits", "--set", "topology.degree=16"], 2, "topology.degree = 16"),
         (["run", "digits", "--set", "run.eval_samples=999"], 2, "run.eval_samples = 999: the test set has 360"),
+        (["run", "digits", "--set", "train.batch_size=1000000000000"], 2, "GB are free; use at most"),
         (["run", "digits", "--set", "train.optimizer.kind=sdg"], 2, "train.optimizer.kind = 'sdg'"),
         (["run", "digits", "--data", "/nonexistent"], 4, "there is no such folder"),
         (["run", "digits", "--nonsense"], 2, "No such option"),
@@ -406,3 +410,10 @@ def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
     code = "from jwins.training.allocator import keep_freed_memory; print(keep_freed_memory())"
     ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert ended.stdout.strip() == str(platform.libc_ver()[0] == "glibc")
+
+
+def test_lack_of_memory_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, errors_said():
+        raise MemoryError("Unable to allocate 7 TiB")
+    assert left.value.code == 1
+    assert "memory does not do: Unable to allocate 7 TiB" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +17,11 @@ import msgspec
 import pytest
 
 from jwins import compare as comparing
-from jwins.compare import compare, summary, workers
-from jwins.compare.comparison import CompareConfig, Comparison, TargetConfig, load_comparison
+from jwins.compare import compare, workers
+from jwins.compare.comparison import Comparison, load_comparison
+from jwins.compare.likeness import check_like_for_like
 from jwins.compare.plan import target_of
+from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.report.curves import figure, save_figure
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
@@ -361,7 +364,76 @@ def test_fingerprints_are_compared(done: comparing.Compared) -> None:
     start = msgspec.structs.replace(other.start, fingerprints=prints)
     cells["JWINS", 2] = Record(other.folder, start, other.evaluations, other.end)
     with pytest.raises(ConfigError, match=r"'JWINS', seed 2, partition = 'another'.*not like for like"):
-        summary._check_like_for_like(done.comparison, cells)
+        check_like_for_like(done.comparison, cells)
+
+
+TASK = """
+from pathlib import Path
+
+import torch
+from jwins.tasks import Dataset, Task
+
+class Mine(Task):
+    def __init__(self, *, samples: str):
+        lines = Path(samples).read_text().splitlines()
+        inputs = torch.tensor([[float(word) for word in line.split()] for line in lines])
+        self.train = self.test = Dataset(inputs, (torch.arange(len(inputs)) % 2))
+
+    def model(self):
+        return torch.nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Write:
+    """A comparison with a task of one's own: one file has its code, another its data."""
+    (tmp_path / "mine.py").write_text(TASK)
+    (tmp_path / "samples.txt").write_text("".join(f"{i} {i % 7}\n" for i in range(20)))
+
+    def own(extra: str = "", *overrides: str) -> Comparison:
+        task = f'file = "mine.py:Mine"\noptions = {{ samples = "{tmp_path / "samples.txt"}" }}'
+        path = tmp_path / "own.toml"
+        path.write_text(FILE.replace("FOLDER", str(tmp_path / "out")) + f"{extra}\n[task]\n{task}\n")
+        return load_comparison(path, overrides)
+
+    return own
+
+
+def test_a_comparison_notices_that_data_or_code_have_changed(own: Write, tmp_path: Path) -> None:
+    """Not when all have run: with the first row of the first run that is after the change."""
+    assert compare(own("", "compare.seeds=[1]"), jobs=1).status == "finished"
+    samples, code = tmp_path / "samples.txt", tmp_path / "mine.py"
+    before = samples.read_text()
+    samples.write_text(before.replace("3 3", "3 4"))
+    with pytest.raises(
+        ConfigError, match=r"full sharing, seed 2, data = .*the task's data have changed since .*seed-1"
+    ):
+        compare(own(), jobs=1)
+    assert not (tmp_path / "out" / "jwins").joinpath("seed-2").exists()
+    assert compare(own('allow_different = ["data"]'), jobs=1, only=["JWINS"]).status == "partial"
+    shutil.rmtree(tmp_path / "out" / "full-sharing" / "seed-2")
+    shutil.rmtree(tmp_path / "out" / "jwins" / "seed-2")
+    samples.write_text(before)
+    code.write_text("# A comment changes nothing.\n" + TASK)
+    assert compare(own(), jobs=1).status == "finished"
+    code.write_text(TASK.replace("Linear(2, 2)", "Linear(2, 2, bias=True)"))
+    with pytest.raises(ConfigError, match=r"seed 3, task = .*the task's code has changed since"):
+        compare(own("", "compare.seeds=[1, 2, 3]"), jobs=1)
+    compare(own('allow_different = ["task"]', "compare.seeds=[1, 2, 3]"), jobs=1, only=["JWINS"])
+    with pytest.raises(ConfigError, match=r"JWINS, seed 3, task = .*the task's code has changed since"):
+        comparing.summarize(own("", "compare.seeds=[1, 2, 3]"), partial=True)
+
+
+def test_a_comparison_says_that_versions_differ(write: Write, done: comparing.Compared, tmp_path: Path) -> None:
+    assert not any("versions" in note for note in done.notes)
+    shutil.copytree(done.folder, tmp_path / "out")
+    log = tmp_path / "out" / "jwins" / "seed-2" / "metrics.jsonl"
+    now = done.groups[0].records[0].start.versions["torch"]
+    log.write_text(log.read_text().replace(f'"torch":"{now}"', '"torch":"1.0"'))
+    said: list[str] = []
+    compared = compare(write(), jobs=1, say=said.append)
+    assert f"The runs were made with different versions: torch {now} and 1.0." in compared.notes
+    assert said == [note for note in compared.notes if "versions" in note]
 
 
 def test_unmeasured_cell_is_an_error(write: Write) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 import jwins
 from jwins.compare import cells, compare, memory, summarize, workers
-from jwins.compare.comparison import Cell, Comparison, Grid, load_comparison
-from jwins.compare.plan import Tried, _at_edge, _rank, ended, plan
+from jwins.compare.comparison import Cell, Comparison, load_comparison
+from jwins.compare.plan import Tried, at_edge, ended, plan, rank
+from jwins.compare.settings import Grid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.words import difference_text
 from jwins.results.intervals import paired, student_t_quantile
@@ -173,7 +174,7 @@ def test_nothing_is_run_twice(done: Any) -> None:
     assert logs(done.folder) == before
     runs, rounds = done.comparison.expected()
     assert len({progress.cell for progress in told}) == runs
-    assert rounds == 6 * 8 + 4 * (runs - 8)
+    assert rounds == 6 * (8 + 2) + 4 * (runs - 8 - 2)
 
 
 def test_another_choice_sets_the_earlier_runs_aside_and_takes_them_back(done: Any, tmp_path: Path) -> None:
@@ -252,15 +253,90 @@ def test_the_rule() -> None:
     ]
 
     def best(by: str, **changed: Any) -> float:
-        return min(rows, key=lambda row: _rank(row, by, settings.model_copy(update=changed))).value
+        return min(rows, key=lambda row: rank(row, by, settings.model_copy(update=changed))).value
 
     assert best("final") == 0.3
     assert best("final", lower_is_better=True) == 0.2
     assert best("bytes") == best("seconds") == 0.2
-    assert _at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 0)
-    assert not _at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 1)
-    assert not _at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 2)
-    assert _at_edge(Grid(key="train.optimizer.lr", values=[0.1, 0.5, 1.0]), 2)
+    assert at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 0)
+    assert not at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 1)
+    assert not at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 2)
+    assert at_edge(Grid(key="train.optimizer.lr", values=[0.1, 0.5, 1.0]), 2)
+
+
+LATE = """
+name = "late"
+base = "digits"
+[nodes]
+count = 2
+[topology]
+kind = "ring"
+[train.optimizer]
+lr = 0.05
+momentum = 0.9
+[run]
+rounds = 12
+eval_every = 2
+[compare]
+folder = "FOLDER"
+[tune]
+key = "train.optimizer.lr"
+values = [0.02, 0.05, 0.1]
+rounds = 2
+seeds = [11]
+[[variants]]
+name = "full sharing"
+sharing = { kind = "full" }
+"""
+
+
+def test_what_diverges_after_the_tuning_rounds_is_not_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best goes to the end, and so does the next best if it is ahead then."""
+    finals = {
+        # value: after the tuning rounds, and at the end; None for a run that diverges
+        0.02: (0.3, 0.8),
+        0.05: (0.4, 0.2),
+        0.1: (0.5, None),
+    }
+
+    def final(record: Record, metric: str, over: int = 1) -> float:
+        experiment = jwins.load(record.folder / "config.toml")
+        short, whole = finals[experiment.train.optimizer.lr]
+        reached = short if experiment.run.rounds == 2 else whole
+        return math.nan if reached is None else reached
+
+    def status(record: Record) -> str:
+        return "diverged @ 7" if math.isnan(final(record, "accuracy")) else "finished"
+
+    monkeypatch.setattr(Record, "final", final)
+    monkeypatch.setattr(Record, "status", property(status))
+    compared = compare(load(tmp_path, text=LATE), jobs=1)
+    assert plan(compared.comparison).chosen == {"full sharing": {"train.optimizer.lr": 0.02}}
+    (tuning,) = [table for table in compared.further if table.name == "tuning"]
+    verdicts = [row[-1] for row in tuning.rows]
+    assert verdicts == [
+        "chosen, at the edge, to the end: 80.0 %, finished",
+        "to the end: 20.0 %, finished",
+        "to the end: —, diverged @ 7",
+    ]
+    whole = [folder.parent.parent.name for folder in compared.folder.rglob("to-end/seed-11")]
+    assert sorted(whole) == ["lr=0.02", "lr=0.05", "lr=0.1"]
+    assert plan(load(tmp_path, "tune.confirm=false", text=LATE)).chosen["full sharing"] == {
+        "train.optimizer.lr": 0.1
+    }
+
+
+def test_a_choice_that_is_not_confirmed_yet_stands_in_tables_of_what_is_there(tmp_path: Path) -> None:
+    compared = compare(load(tmp_path, "tune.confirm=false", text=LATE), jobs=1)
+    comparison = load(tmp_path, text=LATE)
+    assert summarize(comparison, partial=True).table == compared.table
+    with pytest.raises(DataError, match="tuning of 'full sharing' has not ended"):
+        summarize(comparison)
+    told: list[workers.CellProgress] = []
+    compare(comparison, jobs=1, progress=told.append)
+    assert {of.rounds for of in told if of.name.endswith("to the end")} == {12}
 
 
 def test_tuning_by_bytes_counts_to_full_sharings_target(tmp_path: Path) -> None:

@@ -273,9 +273,7 @@ def test_paper_decodes_nothing_foreign(monkeypatch):
     with pytest.raises(CodecError, match="did not encode"):
         Paper().decode(data[:-1] + bytes([data[-1] ^ 1]), dim=DIM)
     monkeypatch.setattr(paper, "OWN_PAYLOADS", 2)
-    monkeypatch.setattr(paper, "_own", type(paper._own)())
-    for seed in range(3):
-        Paper().encode(Update(DIM, Sampled(seed, 1), torch.ones(1)))
-    assert len(paper._own) == 2
+    later = [Paper().encode(Update(DIM, Sampled(seed, 1), torch.ones(1))).data for seed in range(3)]
+    assert [paper.is_own(payload) for payload in (data, *later)] == [False, False, True, True]
     with pytest.raises(CodecError, match="did not encode"):
         Paper().decode(data, dim=DIM)

@@ -400,7 +400,7 @@ def test_images_are_decoded_once_per_content(tmp_path: Path, monkeypatch: pytest
     kept = list((tmp_path / "cache" / "decoded").iterdir())
     assert [path.suffix for path in kept] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr(source, "_decode", None)
+        patch.setattr(source, "decode_image", None)
         assert equal(build("cifar10", tmp_path).train, task.train)
         (tmp_path / "data").rename(tmp_path / "elsewhere")
         assert equal(make_task("cifar10", data=tmp_path / "elsewhere").train, task.train)
@@ -502,7 +502,7 @@ RATINGS = "userId,movieId,rating,timestamp\n" + "".join(f"1,{film},4.0,0\n" for 
 
 def test_zip_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = zipped(tmp_path / "small.zip", "ml-latest-small/ratings.csv", RATINGS)
-    monkeypatch.setattr(movielens, "_URL", archive.as_uri())
+    monkeypatch.setattr(movielens, "URL", archive.as_uri())
     assert len(make_task("movielens").train) == 3  # of five; 30 % are 1.5, rounded to even: two for testing
     archive.unlink()
     assert len(make_task("movielens").train) == 3

@@ -568,7 +568,7 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_every_key_has_a_meaning_and_is_documented() -> None:
-    from jwins.compare.comparison import CompareConfig, TuneConfig, VariantTable
+    from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
 
     text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
     comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]

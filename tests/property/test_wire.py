@@ -273,7 +273,8 @@ def test_describe_never_gives_foreign_bytes_to_fpzip(monkeypatch):
     def forbidden(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(paper, "_decompress", forbidden)
+    for decode in ("decode_floats", "decode_halves", "decode_levels"):
+        monkeypatch.setattr(paper, decode, forbidden)
     about = describe(data)
     assert about["codec"] == "paper"
     assert "value_min" not in about

@@ -82,6 +82,9 @@ def errors_said() -> Iterator[None]:
         from jwins.errors import ResumeError, UsageError
 
         leave(_message(error), USAGE if isinstance(error, ResumeError | UsageError) else FAILED)
+    except MemoryError as error:
+        said = f"memory does not do: {error}" if str(error) else "memory does not do"
+        leave(f"{said}; a smaller model, fewer nodes or a smaller train.batch_size may help", FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         leave(f"{where}{error.strerror or error}; what was saved before is intact", FAILED)

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jwins.compare.cells import compare
+    from jwins.compare.comparison import load_comparison
     from jwins.compare.summary import Compared, summarize
     from jwins.compare.workers import CellProgress
 
-__all__ = ["CellProgress", "Compared", "compare", "summarize"]
+__all__ = ["CellProgress", "Compared", "compare", "load_comparison", "summarize"]
 
 _HOMES = {
     "CellProgress": "jwins.compare.workers",
     "Compared": "jwins.compare.summary",
     "compare": "jwins.compare.cells",
+    "load_comparison": "jwins.compare.comparison",
     "summarize": "jwins.compare.summary",
 }
 

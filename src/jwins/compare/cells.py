@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from jwins.compare.comparison import CompareConfig, Comparison
+from jwins.compare.comparison import Cell, Comparison
+from jwins.compare.likeness import Unchanged, versions_note
 from jwins.compare.memory import memory_free, memory_needed, that_fit
 from jwins.compare.plan import make_room, plan
+from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import Compared, summarize
 from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
-from jwins.errors import ConfigError, ResumeError, UsageError
+from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
+from jwins.runfiles.rows import StartRow
 from jwins.training.workshop import resolve_device
 
 __all__ = ["compare"]
@@ -66,18 +69,26 @@ def _compare(
     speak: Callable[[str], None],
 ) -> Compared:
     numbers: dict[tuple[Path, str], int] = {}
+    cells: dict[int, Cell] = {}
     done: set[str] = set()
+    alike = _Alike(cells, speak)
+
+    def tell_of(of: CellProgress) -> None:
+        alike(of)
+        tell(of)
+
     while True:
         todo: list[Job] = []
         for cell in plan(comparison, only).cells:
             begun = (cell.folder, cell.name) in numbers
             number = numbers.setdefault((cell.folder, cell.name), len(numbers))
+            cells[number] = cell
             job = Job(number, cell.name, cell.experiment)
             make_room(cell)
             if folder_state(cell.experiment, cell.folder)[0] is not FolderState.COMPLETE:
                 todo.append(job)
             elif not begun:
-                tell(last_progress(job, Record.read(cell.folder)))
+                tell_of(last_progress(job, Record.read(cell.folder)))
         if not todo:
             break
         again = [job for job in todo if job.name in done]  # an attempt at equal bytes has another name
@@ -85,10 +96,43 @@ def _compare(
             raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
         done |= {job.name for job in todo}
         workers = _workers(todo, jobs, speak)
-        statuses = run_jobs(todo, workers, tell)
+        statuses = run_jobs(todo, workers, tell_of)
         if "interrupted" in statuses:
             return Compared(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
+
+
+class _Alike:
+    """Told how far runs are, looks at the first row of each: at once, not when all have ended.
+
+    Args:
+        cells: by number.
+        say: told, once, if versions differ.
+
+    Raises:
+        ConfigError: from the call, if the task's code or its data have changed since an earlier run.
+    """
+
+    def __init__(self, cells: Mapping[int, Cell], say: Callable[[str], None]) -> None:
+        self._cells, self._say = cells, say
+        self._unchanged = Unchanged()
+        self._starts: dict[int, StartRow] = {}
+        self._said = False
+
+    def __call__(self, of: CellProgress) -> None:
+        if of.cell in self._starts:
+            return
+        cell = self._cells[of.cell]
+        try:
+            start = Record.read(cell.folder).start
+        except DataError:  # its first row is not here yet
+            return
+        self._starts[of.cell] = start
+        self._unchanged.check(cell, start)
+        note = versions_note(self._starts.values())
+        if note is not None and not self._said:
+            self._said = True
+            self._say(note)
 
 
 def _check_only(comparison: Comparison, only: Collection[str]) -> None:

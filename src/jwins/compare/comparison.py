@@ -1,178 +1,36 @@
-"""A comparison as a TOML file says it: variants of one experiment, seeds, targets, and what is tuned how."""
+"""A comparison: variants of one experiment, seeds, targets, and what is tuned how."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from jwins.compare.settings import (
+    CompareConfig,
+    Grid,
+    Like,
+    TuneConfig,
+    VariantTable,
+    look_up,
+    settings_slug,
+    settings_texts,
+    tables_of,
+)
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment, lay_over
 from jwins.experiment.load import read
 from jwins.experiment.messages import nearest
 from jwins.experiment.plugins import FullConfig, RandomKConfig
-from jwins.experiment.rules import MISSING, TomlPath, Within, refuse
+from jwins.experiment.rules import MISSING, refuse
 from jwins.experiment.settings import Settings
-from jwins.experiment.toml import parse_overrides, write_toml
+from jwins.experiment.toml import parse_overrides
 from jwins.run.folder import variant_folder
 
-__all__ = [
-    "Cell",
-    "CompareConfig",
-    "Comparison",
-    "Grid",
-    "TargetConfig",
-    "TuneConfig",
-    "Variant",
-    "VariantTable",
-    "load_comparison",
-    "look_up",
-    "setting_text",
-    "settings_slug",
-    "settings_texts",
-    "tables_of",
-]
-
-Like = Literal["model", "partition", "batches", "evaluation", "codec"]
-Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
-Key = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
-
-
-class TargetConfig(Settings):
-    """The value of the metric that bytes, rounds and seconds are counted to. One of the keys is given."""
-
-    accuracy: float | None = Field(default=None, description="reach this value of the metric")
-    fraction: Annotated[float, Within("a fraction", 0, open_low=True)] | None = Field(
-        default=None, description="reach this fraction of full sharing's final value"
-    )
-    way: Annotated[float, Within("a fraction", 0, 1, open_low=True)] | None = Field(
-        default=None, description="go this fraction of full sharing's way from its first to its final value"
-    )
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = [key for key in ("accuracy", "fraction", "way") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise refuse("", self.model_dump(exclude_none=True), "expected one of accuracy, fraction, way")
-        return self
-
-
-class CompareConfig(Settings):
-    """How variants are compared."""
-
-    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
-        default=(1,), description="each variant runs once per seed"
-    )
-    metric: str = Field(default="accuracy", description="what is compared: a metric of the task")
-    also: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="further metrics whose final values are reported"
-    )
-    lower_is_better: bool = Field(default=False, description="for metrics such as loss")
-    target: TargetConfig = TargetConfig(fraction=0.95)
-    targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
-        default=(), description="several targets, for a table of their own; the first is the target if none is"
-    )
-    final_over: Annotated[int, Within("a whole number", 1)] = Field(
-        default=1, description="last evaluations whose mean is the final value"
-    )
-    full: str | None = Field(
-        default=None, description="variant that savings refer to; left out: the first with full sharing"
-    )
-    reference: str | None = Field(
-        default=None, description="variant that differences refer to; left out: the one that savings refer to"
-    )
-    baselines: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="variants that ratios to the targets refer to, at most one per group"
-    )
-    folder: TomlPath | None = Field(
-        default=None, description="where everything is written; left out: runs/<name>"
-    )
-
-    @property
-    def all_targets(self) -> tuple[TargetConfig, ...]:
-        """The targets, the first of which stands in the main table."""
-        if not self.targets:
-            if self.lower_is_better and "target" not in self.model_fields_set:
-                return (TargetConfig(way=0.95),)  # 0.95 times a final loss is less than full sharing reaches
-            return (self.target,)
-        if "target" in self.model_fields_set:
-            return (self.target, *(other for other in self.targets if other != self.target))
-        return self.targets
-
-    @model_validator(mode="after")
-    def _different(self) -> Self:
-        for index, seed in enumerate(self.seeds):
-            if seed in self.seeds[:index]:
-                raise refuse(f"seeds[{index}]", seed, "is in the list already")
-        return self
-
-
-def _check_values(values: Sequence[Any]) -> None:
-    texts = [setting_text(value) for value in values]
-    for index, text in enumerate(texts):
-        if text in texts[:index]:
-            raise refuse(f"values[{index}]", values[index], "is in the list already")
-
-
-class Grid(Settings):
-    """Values of one setting, of which the best is used."""
-
-    key: Key = Field(description='the setting, such as "sharing.gamma"')
-    values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] = Field(
-        description="values to try, in order"
-    )
-
-    @model_validator(mode="after")
-    def _different(self) -> Self:
-        _check_values(self.values)
-        return self
-
-
-class TuneConfig(Settings):
-    """The rule by which everything is tuned, and a setting that is tuned on one variant for all."""
-
-    seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
-        default=(101,), description="seeds of tuning runs, none of them the comparison's"
-    )
-    rounds: Annotated[int, Within("a whole number", 1)] | None = Field(
-        default=None, description="rounds of tuning runs; left out: as many as the comparison's"
-    )
-    eval_samples: Annotated[int, Within("a number of samples", 1)] | None = Field(
-        default=None, description="test samples of tuning runs; left out: as many as the comparison's"
-    )
-    by: Literal["final", "bytes", "seconds"] = Field(
-        default="final",
-        description="the best final value, or the fewest bytes or seconds to the first target",
-    )
-    key: Key | None = Field(
-        default=None, description='a setting that all variants share, such as "train.optimizer.lr"'
-    )
-    values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
-        default=(), description="values to try for it, in order; the best final value counts"
-    )
-    on: str | None = Field(
-        default=None, description="variant it is tuned on; left out: the one that savings refer to"
-    )
-    sensitivity: bool = Field(
-        default=False, description="also run the variants at every value, with the first of the seeds"
-    )
-    sensitivity_of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="which variants; left out: all"
-    )
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if (self.key is None) != (not self.values):
-            missing = "key" if self.key is None else "values"
-            raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
-        if self.sensitivity and self.key is None:
-            raise refuse("sensitivity", True, "sensitivity to what? Give key and values")
-        _check_values(self.values)
-        return self
+__all__ = ["Cell", "Comparison", "Variant", "load_comparison"]
 
 
 class Variant(Settings):
@@ -200,25 +58,6 @@ class Variant(Settings):
         return variant_folder(self.name)
 
 
-class VariantTable(Settings):
-    """An entry of ``[[variants]]``: its own keys; all others are an experiment's."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str = Field(description="what table and figure call it", min_length=1)
-    allow_different: Annotated[tuple[Like, ...], Field(strict=False)] = Field(
-        default=(), description="what need not be as in the other variants"
-    )
-    group: str | None = Field(
-        default=None,
-        description="variants of a group share full sharing, if one of them has it, and a baseline",
-    )
-    tune: Grid | None = None
-    bytes_as: str | None = Field(
-        default=None, description="for random sampling: choose the fraction that sends this variant's bytes"
-    )
-
-
 @dataclass(frozen=True)
 class Cell:
     """One run of a comparison.
@@ -229,6 +68,7 @@ class Cell:
         experiment: with seed, folder and all settings.
         settings: what was chosen or is tried, by TOML path.
         tuning: whether the run is for choosing a setting, and not itself compared.
+        to_end: whether it is one that confirms a choice.
     """
 
     variant: Variant
@@ -236,6 +76,7 @@ class Cell:
     experiment: Experiment
     settings: Mapping[str, Any] = field(default_factory=dict)
     tuning: bool = False
+    to_end: bool = False
 
     @property
     def folder(self) -> Path:
@@ -245,42 +86,8 @@ class Cell:
     @property
     def name(self) -> str:
         """In words."""
-        return ", ".join([self.variant.name, *settings_texts(self.settings), f"seed {self.seed}"])
-
-
-def settings_texts(settings: Mapping[str, Any]) -> list[str]:
-    """``["lr = 0.1", "gamma = 0.4"]``."""
-    return [f"{key.rpartition('.')[2]} = {setting_text(value)}" for key, value in settings.items()]
-
-
-def setting_text(value: Any) -> str:
-    """A setting's value as people read it."""
-    return write_toml({"v": value}).partition(" = ")[2].strip().strip('"') if value is not None else "none"
-
-
-def settings_slug(settings: Mapping[str, Any]) -> str:
-    """Settings as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(settings_texts(settings)).replace(" = ", "="))
-
-
-def tables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"train.optimizer.lr": 1}`` as ``{"train": {"optimizer": {"lr": 1}}}``."""
-    tables: dict[str, Any] = {}
-    for key, value in settings.items():
-        place = tables
-        *steps, last = key.split(".")
-        for step in steps:
-            place = place.setdefault(step, {})
-        place[last] = value
-    return tables
-
-
-def look_up(tables: Mapping[str, Any], key: str) -> Any:
-    """The value at a TOML path, MISSING if there is none."""
-    place: Any = tables
-    for step in key.split("."):
-        place = place.get(step, MISSING) if isinstance(place, Mapping) else MISSING
-    return place
+        words = [self.variant.name, *settings_texts(self.settings), f"seed {self.seed}"]
+        return ", ".join([*words, "to the end"] if self.to_end else words)
 
 
 class Comparison(Settings):
@@ -461,7 +268,15 @@ class Comparison(Settings):
             for variant in self.variants
         ]
 
-    def cell(self, variant: Variant, seed: int, settings: Mapping[str, Any], *, tuning: bool = False) -> Cell:
+    def cell(
+        self,
+        variant: Variant,
+        seed: int,
+        settings: Mapping[str, Any],
+        *,
+        tuning: bool = False,
+        to_end: bool = False,
+    ) -> Cell:
         """One run.
 
         Args:
@@ -469,23 +284,37 @@ class Comparison(Settings):
             seed: any.
             settings: laid over the variant's experiment, by TOML path.
             tuning: whether it is a tuning run, which has a place and a length of its own.
+            to_end: whether a tuning run is as long as the comparison's, to confirm a choice.
         """
         folder = self.folder / variant.slug
         run: dict[str, Any] = {"seed": seed}
         if tuning:
             folder = folder / "tuning" / settings_slug(settings)
             wanted = variant.experiment.run
-            run["rounds"] = min(wanted.rounds, self.rule.rounds or wanted.rounds)
+            run["rounds"] = wanted.rounds if to_end else self.tuning_rounds(variant)
+            if to_end:
+                folder = folder / "to-end"
             run["eval_at"] = [at for at in wanted.eval_at if at <= run["rounds"]]
             if self.rule.eval_samples is not None:
                 run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
         run["folder"] = folder / f"seed-{seed}"
         name = f"{self.name}: {variant.name}".replace("/", "-")
         experiment = variant.experiment.changed(tables_of(settings)).changed({"name": name, "run": run})
-        return Cell(variant, seed, experiment, dict(settings), tuning)
+        return Cell(variant, seed, experiment, dict(settings), tuning, to_end)
+
+    def tuning_rounds(self, variant: Variant) -> int:
+        """Rounds of a variant's tuning runs."""
+        rounds = variant.experiment.run.rounds
+        return min(rounds, self.rule.rounds or rounds)
+
+    def confirms(self, variant: Variant) -> bool:
+        """Is the best value of shortened tuning runs also run to the end?"""
+        return self.rule.confirm and self.tuning_rounds(variant) < variant.experiment.run.rounds
 
     def expected(self, only: Collection[str] = ()) -> tuple[int, int]:
         """Runs and rounds of the whole comparison, as far as they are known beforehand.
+
+        Not known are runs to the end of what was second, and those of fractions that send like bytes.
 
         Args:
             only: names of variants; empty for all.
@@ -495,19 +324,23 @@ class Comparison(Settings):
 
         def add(variant: Variant, count: int, *, tuning: bool) -> None:
             nonlocal runs, rounds
-            each = variant.experiment.run.rounds
             runs += count
-            rounds += count * (min(each, rule.rounds or each) if tuning else each)
+            rounds += count * (self.tuning_rounds(variant) if tuning else variant.experiment.run.rounds)
+
+        def add_grid(variant: Variant, count: int) -> None:
+            if count > 1:
+                add(variant, count * len(rule.seeds), tuning=True)
+                add(variant, len(rule.seeds) if self.confirms(variant) else 0, tuning=False)
 
         shared = len(rule.values) if len(rule.values) > 1 else 0
-        if shared and on is not None:
-            add(on, shared * len(rule.seeds), tuning=True)
+        if on is not None:
+            add_grid(on, shared)
         for variant in self.variants:
             if only and variant.name not in only:
                 continue
             add(variant, len(self.compare.seeds), tuning=False)
             grid = len(variant.tune.values) if variant.tune is not None else 0
-            add(variant, grid * len(rule.seeds) if grid > 1 else 0, tuning=True)
+            add_grid(variant, grid)
             if self.in_sensitivity(variant) and shared and variant is not on:
                 add(variant, shared - (grid > 1), tuning=True)
         return runs, rounds

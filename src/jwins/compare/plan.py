@@ -15,17 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparison import (
-    Cell,
-    CompareConfig,
-    Comparison,
-    Grid,
-    TargetConfig,
-    Variant,
-    look_up,
-    settings_slug,
-    tables_of,
-)
+from jwins.compare.comparison import Cell, Comparison, Variant
+from jwins.compare.settings import CompareConfig, Grid, TargetConfig, look_up, settings_slug, tables_of
 from jwins.errors import ResumeError
 from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml
@@ -37,9 +28,11 @@ __all__ = [
     "SAME_BYTES",
     "Plan",
     "Tried",
+    "at_edge",
     "ended",
     "make_room",
     "plan",
+    "rank",
     "target_of",
 ]
 
@@ -64,6 +57,8 @@ class Tried:
         bytes_to_target: mean over the seeds that did, None if none did.
         seconds_to_target: likewise, virtual.
         status: how the runs ended.
+        to_end: final metric of runs as long as the comparison's, which only the best are given; else None.
+        to_end_status: how those ended.
         chosen: whether it is the best.
         edge: whether it is the best and the smallest or largest of the grid, which is then too narrow.
     """
@@ -77,6 +72,8 @@ class Tried:
     bytes_to_target: float | None
     seconds_to_target: float | None
     status: str
+    to_end: float | None = None
+    to_end_status: str = ""
     chosen: bool = False
     edge: bool = False
 
@@ -99,18 +96,19 @@ class Plan:
     sensitivity: list[Cell] = field(default_factory=list)
 
 
-def plan(comparison: Comparison, only: Collection[str] = ()) -> Plan:
+def plan(comparison: Comparison, only: Collection[str] = (), *, unconfirmed: bool = False) -> Plan:
     """What has been decided and what can be run now.
 
     Args:
         comparison: what to compare.
         only: names of variants; empty for all. What their tuning needs of others is in the plan, too.
+        unconfirmed: whether the best of shortened tuning runs counts as chosen before it has run to the end.
 
     Raises:
         ResumeError: a cell's folder holds another experiment.
     """
     found = Plan()
-    planner = _Planner(comparison, found)
+    planner = _Planner(comparison, found, unconfirmed)
     for variant in comparison.variants:
         if not only or variant.name in only:
             settings = planner.settings(variant)
@@ -125,8 +123,8 @@ def plan(comparison: Comparison, only: Collection[str] = ()) -> Plan:
 
 
 class _Planner:
-    def __init__(self, comparison: Comparison, found: Plan) -> None:
-        self._comparison, self._found = comparison, found
+    def __init__(self, comparison: Comparison, found: Plan, unconfirmed: bool) -> None:
+        self._comparison, self._found, self._unconfirmed = comparison, found, unconfirmed
         self._folders: set[Path] = set()
         self._settings: dict[str, dict[str, Any] | None] = {}
 
@@ -180,10 +178,43 @@ class _Planner:
             _tried(variant, grid.key, value, of, targets, comparison.compare)
             for value, of in zip(grid.values, records, strict=True)
         ]
-        best = min(range(len(tried)), key=lambda i: _rank(tried[i], by, comparison.compare))
-        tried[best] = replace(tried[best], chosen=True, edge=_at_edge(grid, best))
+        best = self._confirmed(variant, settings, by, tried, targets)
+        if best is None:
+            return None
+        tried[best] = replace(tried[best], chosen=True, edge=at_edge(grid, best))
         self._found.tried += tried
         return grid.values[best]
+
+    def _confirmed(
+        self,
+        variant: Variant,
+        settings: dict[str, Any],
+        by: str,
+        tried: list[Tried],
+        targets: Mapping[int, Target],
+    ) -> int | None:
+        """Which value is the best, None as long as it is not known; its runs to the end are noted in ``tried``.
+
+        What is ahead after a part of the rounds may diverge in the rest. So the best goes to the end, and if it
+        then is no better than the next best was before, that one does, too, until the best has been there.
+        """
+        comparison = self._comparison
+        known, confirmed = list(tried), set[int]()
+        while True:
+            best = min(range(len(known)), key=lambda i: rank(known[i], by, comparison.compare))
+            if best in confirmed or not comparison.confirms(variant):
+                return best
+            own = {**settings, tried[best].key: tried[best].value}
+            cells = [
+                comparison.cell(variant, seed, own, tuning=True, to_end=True) for seed in comparison.rule.seeds
+            ]
+            records = [record for cell in cells if (record := self.add(cell)) is not None]
+            if len(records) < len(cells):
+                return best if self._unconfirmed else None
+            row = tried[best]
+            known[best] = _tried(variant, row.key, row.value, records, targets, comparison.compare)
+            tried[best] = replace(row, to_end=known[best].final, to_end_status=known[best].status)
+            confirmed.add(best)
 
     def _tuning_targets(self, variant: Variant, by: str) -> dict[int, Target] | None:
         """By tuning seed, what bytes and seconds are counted to; None as long as that is not known."""
@@ -312,7 +343,7 @@ def _tried(
     )
 
 
-def _rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
+def rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
     """The smallest is the best: finished, reached by most seeds, fewest bytes or seconds, best final value."""
     final = tried.final if settings.lower_is_better else -tried.final
     final = math.inf if math.isnan(final) else final
@@ -322,7 +353,7 @@ def _rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, 
     return tried.status != "finished", -tried.reached, math.inf if cost is None else cost, final
 
 
-def _at_edge(grid: Grid, best: int) -> bool:
+def at_edge(grid: Grid, best: int) -> bool:
     """Whether a value beyond the grid might have been better still; beyond a fraction of 1 there is none."""
     values = grid.values
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparison import Cell, Comparison, Variant, setting_text, settings_texts, tables_of
-from jwins.compare.plan import Plan, ended, plan, target_of
-from jwins.errors import ConfigError, DataError
+from jwins.compare.comparison import Cell, Comparison, Variant
+from jwins.compare.likeness import Unchanged, check_like_for_like, versions_note
+from jwins.compare.plan import Plan, Tried, ended, plan, target_of
+from jwins.compare.settings import setting_text, settings_texts, tables_of
+from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.curves import figure, save_figure
 from jwins.report.tables import Table, metrics_table, reach_table, save_tables
@@ -61,7 +63,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
         DataError: a cell has not been run.
         ConfigError: variants are not like for like.
     """
-    found = plan(comparison)
+    found = plan(comparison, unconfirmed=partial)
     cells = [cell for cell in comparison.cells(found.chosen) if cell.variant.name in found.chosen]
     records: dict[tuple[str, int], Record] = {}
     for cell in cells:
@@ -74,10 +76,20 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
     undecided = [v.name for v in comparison.variants if v.name not in found.chosen]
     if undecided and not partial and not only:
         raise DataError(f"{comparison.folder}: tuning of {undecided[0]!r} has not ended; run `jwins compare`")
-    _check_like_for_like(comparison, records)
+    check_like_for_like(comparison, records)
+    _check_unchanged(found)
     groups = _groups(comparison, cells, records)
     missing = len(comparison.variants) * len(comparison.compare.seeds) - len(records)
     return _written(comparison, found, groups, missing)
+
+
+def _check_unchanged(found: Plan) -> None:
+    """Neither the task's code nor its data have changed between the runs of a variant, tuning included."""
+    unchanged = Unchanged()
+    for cell in found.cells:
+        record = ended(cell)
+        if record is not None:
+            unchanged.check(cell, record.start)
 
 
 def _groups(
@@ -179,8 +191,10 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
         if mine is not None and other is not None:
             ratio = _bytes(mine) / _bytes(other) if _bytes(other) else math.nan
             yield f"{variant.name} sends {ratio:.3f} times the bytes of {variant.bytes_as}."
-    if note := samples_note([record for group in groups.values() for record in group.records]):
-        yield note
+    records = [record for group in groups.values() for record in group.records]
+    for note in (versions_note(record.start for record in records), samples_note(records)):
+        if note is not None:
+            yield note
 
 
 def _bytes(group: Group) -> float:
@@ -200,7 +214,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
                 "—" if row.bytes_to_target is None else size(row.bytes_to_target),
                 "—" if row.seconds_to_target is None else f"{row.seconds_to_target:.1f}",
                 row.status,
-                "chosen, at the edge" if row.edge else "chosen" if row.chosen else "",
+                _verdict(row, percent),
             ]
             for row in found.tried
         ]
@@ -246,6 +260,16 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
     return tables
 
 
+def _verdict(row: Tried, percent: bool) -> str:
+    """Whether a value was chosen, and what its runs to the end gave if it had any."""
+    words = ["chosen"] if row.chosen else []
+    if row.edge:
+        words.append("at the edge")
+    if row.to_end is not None:
+        words.append(f"to the end: {spread_text(row.to_end, None, percent=percent)}, {row.to_end_status}")
+    return ", ".join(words)
+
+
 def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else setting_text(value)
 
@@ -275,35 +299,3 @@ def _targets(comparison: Comparison, full: Group | None) -> list[Target]:
         target_of(settings, wanted, full.name if full else "full sharing", full.records if full else ())
         for wanted in settings.all_targets
     ]
-
-
-def _check_like_for_like(comparison: Comparison, records: Mapping[tuple[str, int], Record]) -> None:
-    """All variants of a seed have the same fingerprints, as far as they do not say otherwise.
-
-    A group that differs from the first variant, for instance by its number of nodes, is alike within itself.
-    """
-    for seed in comparison.compare.seeds:
-        there = [variant for variant in comparison.variants if (variant.name, seed) in records]
-        for variant in there[1:]:
-            leader = next(other for other in there if other.group == variant.group)
-            for first in dict.fromkeys([there[0].name, leader.name]):
-                within = first == leader.name != there[0].name
-                _check_pair(comparison.variant(first), variant, seed, records, within=within)
-
-
-def _check_pair(
-    first: Variant, variant: Variant, seed: int, records: Mapping[tuple[str, int], Record], *, within: bool
-) -> None:
-    expected = records[first.name, seed].start.fingerprints
-    found = records[variant.name, seed].start.fingerprints
-    for what in expected:
-        allowed = what in (*first.allow_different, *variant.allow_different)
-        if within and what != "codec" and what in first.allow_different and what in variant.allow_different:
-            allowed = False
-        if found.get(what) != expected[what] and not allowed:
-            raise ConfigError(
-                f"variants: {variant.name!r}, seed {seed}, {what}",
-                found.get(what),
-                f"{first.name!r} has {expected[what]!r}, so the two are not like for like; make them "
-                f"the same, or say allow_different = [{what!r}] in the variant",
-            )

@@ -17,9 +17,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
+from jwins.run.provenance import cores
 from jwins.run.run import simulate
 from jwins.training.allocator import keep_freed_memory
 
@@ -107,7 +109,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
 
 def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> str:
     """Run one job in this process; ``stop`` is asked after every step of its clock."""
-    result = simulate(job.experiment, resume=True, progress=_Reporter(job, send, stop))
+    result = simulate(job.experiment, resume=True, progress=_Reporter(job, send), stop=stop)
     send(last_progress(job, result.record))
     return result.status
 
@@ -115,11 +117,10 @@ def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> s
 class _Reporter:
     """Turns a simulator's progress into a run's: one message per round, not per event."""
 
-    def __init__(self, job: Job, send: Tell, stop: Callable[[], bool]) -> None:
-        self._job, self._send, self._stop = job, send, stop
+    def __init__(self, job: Job, send: Tell) -> None:
+        self._job, self._send = job, send
         self._round = -1
         self._metrics: dict[str, float | None] = {}
-        self._stopped = False
 
     def __call__(self, progress: Progress) -> None:
         if progress.row is not None:
@@ -136,9 +137,6 @@ class _Reporter:
                     name=self._job.name,
                 )
             )
-        if not self._stopped and self._stop():
-            self._stopped = True
-            signal.raise_signal(signal.SIGINT)  # the simulator leaves a checkpoint
 
 
 # They are no part of the terminal's process group, so Ctrl-C reaches the parent only, which sets ``stop``;
@@ -155,7 +153,7 @@ def _begin_worker(to_parent: Any, stop: Any) -> None:
     keep_freed_memory()
     with contextlib.suppress(AttributeError, OSError):
         os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
 
@@ -183,9 +181,11 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
         futures = {pool.submit(_work, job) for job in jobs}
         waiting = set(futures)
         done: list[Future[str]] = []
-        with _interrupts_set(stop):
+        with interrupts() as interrupted:
             while waiting:
                 finished, waiting = wait(waiting, timeout=0.1)
+                if interrupted():
+                    stop.set()
                 for message in _drain(messages):
                     tell(message)
                 done += finished
@@ -211,32 +211,6 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
         messages.close()
 
 
-@contextlib.contextmanager
-def _interrupts_set(stop: Any) -> Iterator[None]:
-    """Ctrl-C asks the workers to stop, and waits until they have."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _drain(messages: Any) -> Iterator[CellProgress]:
     while not messages.empty():
         yield messages.get()
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    with contextlib.suppress(AttributeError):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -85,7 +85,7 @@ class TrainingOver:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A message reaches the node."""
+    """The message that ``parcel`` stands for reaches the node."""
 
     parcel: Parcel
 
@@ -113,7 +113,13 @@ class Due:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
-    """One node's model after a number of rounds, until it is measured."""
+    """One node's model after a number of rounds, until it is measured.
+
+    Attributes:
+        params: (P,) float32.
+        buffers: its local buffers by name.
+        loss: mean training loss of its last round; None before the first.
+    """
 
     params: Tensor
     buffers: Mapping[str, Tensor]

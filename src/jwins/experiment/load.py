@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,25 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
         entry = resources.files("jwins").joinpath(BUNDLED, f"{source}.toml")
         text, origin, folder = entry.read_text(encoding="utf-8"), str(source), Path.cwd()
     else:
-        problem = "no such file" if path.suffix == ".toml" else "neither a file nor the name of an experiment"
-        raise ConfigError(
-            "experiment",
-            str(source),
-            f"{problem}{nearest(str(source), names) or ';'} bundled: {', '.join(names)}",
-        )
+        raise ConfigError("experiment", str(source), _unknown(path, names))
     tables = read_toml(text, origin)
     rewrite_paths_(tables, lambda file: str(folder / file))
     return tables, origin
+
+
+def _unknown(source: Path, names: Iterable[str]) -> str:
+    """What is wrong with a source that is neither a file nor bundled, and what may have been meant."""
+    bundled_are = f"bundled: {', '.join(names)}; `jwins list` shows all names"
+    if source.suffix == ".toml":
+        return f"no such file; {bundled_are}"
+    from jwins.tasks import TASKS  # which loads torch
+
+    if str(source) in TASKS:
+        return (
+            f'a task, not an experiment; write task.name = "{source}" in a file, or for a first look '
+            f"`jwins run digits --set task.name={source}`; {bundled_are}"
+        )
+    return f"neither a file nor the name of an experiment{nearest(str(source), names) or ';'} {bundled_are}"
 
 
 def _read_text(path: Path) -> str:

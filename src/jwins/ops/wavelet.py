@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jwins.errors import ConfigError, UsageError
 
-__all__ = ["MAX_LEVELS", "Mode", "Wavelet"]
+__all__ = ["MAX_LEVELS", "Mode", "Wavelet", "forward_torch", "inverse_torch"]
 
 Mode = Literal["symmetric", "periodization"]
 
@@ -119,7 +119,7 @@ class Wavelet:
         _check_dtype("Wavelet.forward", x)
         plan = _plan(self.name, self.levels, self.mode, _checked_dim(x.shape[-1] if x.dim() else 0))
         x = x.detach()
-        return _forward_pywt(plan, x) if x.device.type == "cpu" else _forward_torch(plan, x)
+        return _forward_pywt(plan, x) if x.device.type == "cpu" else forward_torch(self, x)
 
     def inverse(self, c: Tensor, dim: int) -> Tensor:
         """Vectors of ``dim`` numbers from their coefficients.
@@ -142,7 +142,7 @@ class Wavelet:
                 f"but a vector of {dim} has {plan.size} coefficients"
             )
         c = c.detach()
-        return _inverse_pywt(plan, c) if c.device.type == "cpu" else _inverse_torch(plan, c)
+        return _inverse_pywt(plan, c) if c.device.type == "cpu" else inverse_torch(self, c, dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,19 +304,40 @@ def _join(approximation: Tensor, detail: Tensor, wavelet: Any, mode: Mode) -> Te
     return torch.roll(joined, 1 - half, dims=-1) if mode == "periodization" else joined
 
 
-def _forward_torch(plan: _Plan, x: Tensor) -> Tensor:
-    wavelet = _filters(plan.name)
+def forward_torch(wavelet: Wavelet, x: Tensor) -> Tensor:
+    """As :meth:`Wavelet.forward`, on any device by torch's own operations.
+
+    Args:
+        wavelet: the transform.
+        x: (..., P) float32.
+
+    Returns:
+        (..., C) float32.
+    """
+    plan = _plan(wavelet.name, wavelet.levels, wavelet.mode, x.shape[-1])
+    filters = _filters(plan.name)
     approximation = torch.nn.functional.pad(x, (0, plan.padded - plan.dim))
     details = []
     for _ in plan.steps:
-        approximation, detail = _split(approximation, wavelet, plan.mode)
+        approximation, detail = _split(approximation, filters, plan.mode)
         details.append(detail)
     return torch.cat([approximation, *reversed(details)], dim=-1)
 
 
-def _inverse_torch(plan: _Plan, c: Tensor) -> Tensor:
-    wavelet = _filters(plan.name)
+def inverse_torch(wavelet: Wavelet, c: Tensor, dim: int) -> Tensor:
+    """As :meth:`Wavelet.inverse`, on any device by torch's own operations.
+
+    Args:
+        wavelet: the transform.
+        c: (..., C) float32.
+        dim: P.
+
+    Returns:
+        (..., P) float32.
+    """
+    plan = _plan(wavelet.name, wavelet.levels, wavelet.mode, dim)
+    filters = _filters(plan.name)
     vector, *details = torch.split(c, list(plan.bands), dim=-1)
     for length, detail in zip(reversed(plan.steps), details, strict=True):
-        vector = _join(vector, detail, wavelet, plan.mode)[..., :length]
+        vector = _join(vector, detail, filters, plan.mode)[..., :length]
     return vector[..., : plan.dim].clone()

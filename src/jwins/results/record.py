@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import DataError, UsageError
-from jwins.runfiles.rows import EndRow, EvalRow, StartRow, read_rows
+from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, read_rows
 
 __all__ = ["Record", "flat_rows", "not_diverged", "start_and_end"]
 
@@ -41,9 +41,21 @@ class Record:
         path = folder / "metrics.jsonl"
         if not path.is_file():
             raise DataError(f"{folder}: no run here (metrics.jsonl is missing)")
-        rows = list(read_rows(path))
+        return cls.of(folder, list(read_rows(path)))
+
+    @classmethod
+    def of(cls, folder: Path, rows: Sequence[Row]) -> Record:
+        """A record of rows that are there already.
+
+        Args:
+            folder: the run folder.
+            rows: of its ``metrics.jsonl``, in order.
+
+        Raises:
+            DataError: the first is not the one that starts a run.
+        """
         if not rows or not isinstance(rows[0], StartRow):
-            raise DataError(f"{path}: does not begin with the row that starts a run")
+            raise DataError(f"{folder / 'metrics.jsonl'}: does not begin with the row that starts a run")
         end = rows[-1] if isinstance(rows[-1], EndRow) else None
         return cls(folder, rows[0], tuple(row for row in rows if isinstance(row, EvalRow)), end)
 
@@ -139,8 +151,7 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
             if both:
                 flat[f"{metric}_early"] = row.early.get(metric, spread.mean)
         flat["bytes_total"] = row.traffic.total
-        for part in ("positions", "values", "header", "key", "control"):
-            flat[f"bytes_{part}"] = getattr(row.traffic, part)
+        flat |= {f"bytes_{kind}": size_bytes for kind, size_bytes in row.traffic.by_kind().items()}
         flat["bytes_per_node"] = row.traffic.total / record.start.num_nodes
         rows.append(flat)
     return rows

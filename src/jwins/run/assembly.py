@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import JwinsConfig
+from jwins.run.fitting import check_batch_fits
 from jwins.run.parts import (
     build_partition,
     build_sharing,
@@ -88,8 +89,10 @@ def build(
     parts = build_partition(experiment, task)
     tests = _tests(experiment, task, parts)
 
+    check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
     trainers = _trainers(experiment, task, dict(enumerate(parts)), hosts)
     trainer = trainers[0]
+    check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, experiment.nodes.count))
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
     if experiment.train.batching == "auto":
         resolved = resolved.changed({"train": {"batching": trainer.batching}})

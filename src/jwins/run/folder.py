@@ -111,7 +111,8 @@ def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") ->
 def check_task_unchanged(folder: Path, start: StartRow) -> None:
     """The digest covers what the experiment says, not what is in a file that it names or an object given to it.
 
-    The initial model is not compared: its last bits may depend on the processor.
+    The initial model is not compared: its last bits may depend on the processor. Nor is the task's code: a
+    mistake that ended a run may be mended.
     """
     try:
         before = Record.read(folder).start
@@ -124,8 +125,11 @@ def check_task_unchanged(folder: Path, start: StartRow) -> None:
         ("partition", "partitions"),
         ("batches", "batches"),
         ("evaluation", "evaluation samples"),
+        ("data", "samples"),
     ):
-        if before.fingerprints.get(key) != start.fingerprints[key]:
+        now = start.fingerprints[key]
+        then = before.fingerprints.get(key, now if key == "data" else None)  # data: of some versions only
+        if then != now:
             changed.append(f"{what} differ")
     if changed:
         raise ResumeError(

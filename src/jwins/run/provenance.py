@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-    from jwins.tasks import Task
+    from jwins.tasks import Dataset, Task
 
 __all__ = ["cores", "fingerprints", "machine", "versions"]
 
@@ -32,7 +34,19 @@ def fingerprints(
     model: Sequence[Tensor],
     samples: Tensor | None,
 ) -> dict[str, str]:
-    """Hashes of what must be the same for two runs to be like for like."""
+    """Hashes of what must be the same for two runs to be like for like.
+
+    Args:
+        experiment: as resolved.
+        task: its workload.
+        parts: for each node, its training samples.
+        model: the tensors that all nodes start from.
+        samples: (m,) int64 test samples of evaluations; None for all.
+
+    Returns:
+        ``model``, ``partition``, ``batches``, ``evaluation``, ``codec``, ``data`` (one in so many samples where
+        there are very many) and, if the task's class is in a file, ``task``: that file without comments.
+    """
     from jwins.training.batches import batch_indices
 
     train = experiment.train
@@ -54,7 +68,29 @@ def fingerprints(
         "batches": _hash(f"{train.local_steps} x {train.batch_size}".encode(), *first_batches),
         "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
         "codec": experiment.wire.codec,
+        "data": _hash(*_pieces(task.train), *_pieces(task.test)),
+        **_code(task),
     }
+
+
+_HASHED_BYTES = 2**26
+"""About as much of a tensor is hashed: a twentieth of a second."""
+
+
+def _pieces(data: Dataset) -> Iterator[bytes]:
+    import torch
+
+    for tensor in (data.inputs, data.targets):
+        step = -(-tensor.numel() * tensor.element_size() // _HASHED_BYTES) or 1
+        yield f"{tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor[::step].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _code(task: Task) -> dict[str, str]:
+    with contextlib.suppress(OSError, TypeError, SyntaxError, ValueError):
+        text = Path(inspect.getfile(type(task))).read_text(encoding="utf-8")
+        return {"task": _hash(ast.dump(ast.parse(text)).encode())}
+    return {}
 
 
 def _hash(*pieces: bytes) -> str:

@@ -129,4 +129,4 @@ def _simulate(
         else:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
         outcome = parts.simulator.run(resume=going_on)
-    return Result(parts.experiment, folder, outcome.status, Record.read(folder))
+    return Result(parts.experiment, folder, outcome.status, Record.of(folder, outcome.rows))

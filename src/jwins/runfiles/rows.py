@@ -84,7 +84,13 @@ class TrafficSplit(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Bytes one node sent to another over the whole run."""
+    """Bytes one node sent to another over the whole run.
+
+    Attributes:
+        source: the sender.
+        target: the receiver.
+        bytes: by kind.
+    """
 
     source: int
     target: int

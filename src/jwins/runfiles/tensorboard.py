@@ -91,8 +91,7 @@ def scalars(row: EvalRow) -> dict[str, float]:
     found["train/consensus_distance"] = row.consensus_distance
     found["time/virtual_s"] = row.time_s
     found["bytes/total"] = row.traffic.total
-    for part in ("positions", "values", "header", "key", "control"):
-        found[f"bytes/{part}"] = getattr(row.traffic, part)
+    found |= {f"bytes/{kind}": size_bytes for kind, size_bytes in row.traffic.by_kind().items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 

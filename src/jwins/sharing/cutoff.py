@@ -16,7 +16,11 @@ PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class FixedCutoff:
-    """The same fraction in every round."""
+    """The same fraction in every round.
+
+    Attributes:
+        fraction: of the coefficients to send, in (0, 1].
+    """
 
     fraction: float
 
@@ -34,6 +38,9 @@ class RandomCutoff:
 
     The paper's randomized cut-off: all coefficients are sent now and then, and the network's load
     spreads over the rounds.
+
+    Attributes:
+        fractions: each in (0, 1]; one that is listed twice is drawn twice as often.
     """
 
     fractions: tuple[float, ...] = PAPER_FRACTIONS

@@ -23,7 +23,12 @@ __all__ = ["Followed", "Replica", "added", "follow", "hash_of", "key_of"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replica:
-    """What a node holds of another: x_hat (C,) float32 after the other's update of ``round``."""
+    """What a node holds of another.
+
+    Attributes:
+        x_hat: (C,) float32.
+        round: of the other's update that it is right after.
+    """
 
     x_hat: Tensor
     round: int

@@ -80,7 +80,11 @@ In all three, r starts at T of the initial parameters (sums at 0), and a dense s
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnState:
-    """Between share and merge, the node's parameters as its neighbours see them; None otherwise."""
+    """What algorithms without memory remember within a round.
+
+    Attributes:
+        own: (P,) float32, between share and merge the node's parameters as its neighbours see them; else None.
+    """
 
     own: Tensor | None = None
 

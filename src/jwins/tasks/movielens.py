@@ -20,9 +20,10 @@ from jwins.errors import ConfigError, DataError
 from jwins.tasks.base import Batch, Dataset, Task
 from jwins.tasks.source import key_numbers, split_within_keys, zip_member
 
-__all__ = ["MatrixFactorization", "MovieLens"]
+__all__ = ["URL", "MatrixFactorization", "MovieLens"]
 
-_URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
+URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
+"""Where the ratings are downloaded from."""
 _MEMBER = "ml-latest-small/ratings.csv"
 _TEST_FRACTION = 0.3
 _LOWEST, _HIGHEST = 0.5, 5.0
@@ -114,14 +115,12 @@ class MovieLens(Task):
 
 def _find(data: Path | None) -> Path:
     if data is None:
-        return zip_member("movielens", _URL, _MEMBER)
+        return zip_member("movielens", URL, _MEMBER)
     if data.is_file():
         return data
     found = sorted(data.rglob("ratings.csv"))
     if not found:
-        raise DataError(
-            f"movielens: {data} has no ratings.csv; download {_URL}, unpack it, and name its folder"
-        )
+        raise DataError(f"movielens: {data} has no ratings.csv; download {URL}, unpack it, and name its folder")
     if len(found) > 1:
         raise DataError(
             f"movielens: {data} has several ratings.csv: {found[0]}, {found[1]}; name one of their folders"

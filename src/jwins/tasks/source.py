@@ -39,6 +39,7 @@ __all__ = [
     "SPLIT_SEED",
     "cache_folder",
     "chosen_keys",
+    "decode_image",
     "decode_images",
     "decoded_once",
     "hub_files",
@@ -276,14 +277,29 @@ def decode_images(
             lo, hi = np.searchsorted(rows, (first, first + len(cells)))
             wanted = [cells[row - first] for row in rows[lo:hi]]
             for place, pixels in enumerate(
-                pool.map(lambda c: _decode(task, c, mode, width, height), wanted), lo
+                pool.map(lambda c: decode_image(task, c, mode, width, height), wanted), lo
             ):
                 images[place] = pixels
             first += len(cells)
     return torch.from_numpy(images)
 
 
-def _decode(task: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+def decode_image(task: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """The pixels of an image file.
+
+    Args:
+        task: its name, for errors.
+        cell: of a column of images, ``{"bytes": ...}``.
+        mode: as Pillow names it, "RGB" or "L".
+        width: in pixels; an image of another size is resized (bicubic).
+        height: in pixels.
+
+    Returns:
+        (3 or 1, height, width) uint8.
+
+    Raises:
+        DataError: Pillow is missing, or cannot decode the image.
+    """
     try:
         from PIL import Image
     except ImportError as error:

@@ -40,7 +40,13 @@ def batch_indices(
 
 
 class Shuffle:
-    """One node's stream of samples. Remembers the last permutation: rounds mostly follow each other."""
+    """One node's stream of samples. Remembers the last permutation: rounds mostly follow each other.
+
+    Args:
+        part: (n,) int64, the node's samples, n >= 1.
+        seed: of the experiment.
+        node: its number.
+    """
 
     __slots__ = ("_epoch", "_node", "_order", "_part", "_seed")
 

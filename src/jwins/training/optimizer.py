@@ -126,8 +126,17 @@ def _torch_options(options: Mapping[str, Any]) -> dict[str, Any]:
 class OptimizerState:
     """Optimizer state of all nodes that keep it: a matrix per kind of moment, shaped as the parameters.
 
-    ``scalars`` are torch's counters per parameter, (rows, tensors) on the CPU. One of them, ``started``, is
-    our own: torch's SGD leaves out dampening in its very first step.
+    Args:
+        optimizer: of every node.
+        rows: how many nodes.
+        stride: numbers of a row, at least P.
+        tensors: parameters of the model.
+        device: where the moments live.
+
+    Attributes:
+        moments: by torch's name, (rows, stride) float32.
+        scalars: torch's counters per parameter by name, (rows, tensors) on the CPU. ``started`` is our own, as
+            torch's SGD leaves out dampening in its very first step.
     """
 
     def __init__(

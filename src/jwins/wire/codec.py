@@ -208,7 +208,19 @@ _HAS_BASE, _HAS_CHECK, _HAS_DITHER, _HAS_OFFSET = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A payload taken apart, its sections not yet decoded."""
+    """A payload taken apart, its sections not yet decoded.
+
+    Attributes:
+        positions_kind: how the positions are given.
+        values_kind: what the values are.
+        count: how many values.
+        base: see :class:`~jwins.update.Update`.
+        check: likewise.
+        dither: see :class:`~jwins.update.Quantized`; None for values that are no levels.
+        offset: likewise.
+        positions: the section of the positions.
+        values: the section of the values.
+    """
 
     positions_kind: PositionsKind
     values_kind: ValuesKind

@@ -52,7 +52,7 @@ def remember(payload: bytes) -> None:
     with _own_lock:
         _own[digest] = None
         _own.move_to_end(digest)
-        if len(_own) > OWN_PAYLOADS:
+        while len(_own) > OWN_PAYLOADS:
             _own.popitem(last=False)
 
 

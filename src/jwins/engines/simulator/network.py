@@ -15,7 +15,16 @@ __all__ = ["Flow", "Network", "Uplink", "UplinkState"]
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """A transfer on an uplink; ``finish`` is on the uplink's own scale of bits served per flow."""
+    """A transfer on an uplink.
+
+    Attributes:
+        finish: when it is through, on the uplink's own scale of bits served per flow.
+        order: its number on this uplink; of transfers that are through at once, the earlier one is first.
+        to: the receiver.
+        parcel: what is transferred.
+        extra_s: seconds that it arrives later, by a fault.
+        dropped: whether it never arrives, by a fault.
+    """
 
     finish: float
     order: int
@@ -27,7 +36,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class UplinkState:
-    """What an uplink must remember."""
+    """What an uplink must remember; the fields are those of :class:`Uplink`."""
 
     time: float
     served: float
@@ -42,6 +51,14 @@ class Uplink:
 
     ``served`` counts the bits that each transfer present all the time would have got, so a transfer of b bits
     that joins now is through when ``served`` has grown by b, whoever comes and goes in between.
+
+    Attributes:
+        rate: bits per second.
+        time: until when ``served`` is right, in seconds on the clock.
+        served: bits per transfer so far.
+        version: grows whenever transfers begin or end, by which an outdated :class:`UplinkDue` is known.
+        orders: how many transfers have begun.
+        flows: a heap of (finish, order, transfer).
     """
 
     rate: float

@@ -13,7 +13,12 @@ __all__ = ["EventQueue", "Item", "Pending", "QueueState", "UplinkDue"]
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """Something that will happen to a node."""
+    """Something that will happen to a node.
+
+    Attributes:
+        node: to whom.
+        event: what.
+    """
 
     node: int
     event: HostEvent
@@ -25,7 +30,12 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class UplinkDue:
-    """The next transfer of a node's uplink is through, unless its version has changed."""
+    """The next transfer of a node's uplink is through, unless its version has changed.
+
+    Attributes:
+        node: whose uplink.
+        version: of the uplink when this was foreseen.
+    """
 
     node: int
     version: int
@@ -37,7 +47,12 @@ Entry = tuple[float, int, Item]
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What a queue must remember: the next number, and all entries."""
+    """What a queue must remember.
+
+    Attributes:
+        sequence: the number of the next item.
+        entries: (seconds, number, item), a heap.
+    """
 
     sequence: int
     entries: tuple[Entry, ...]

@@ -62,7 +62,12 @@ class StalledError(JwinsError):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """When a node had completed a round that is evaluated, and what it had sent by then."""
+    """When a node had completed a round that is evaluated, and what it had sent by then.
+
+    Attributes:
+        time: in virtual seconds.
+        sent: bytes by kind, in the order of :attr:`TrafficSplit.KINDS`.
+    """
 
     time: float
     sent: tuple[int, ...]
@@ -70,7 +75,23 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatorState:
-    """The clock's part of a checkpoint."""
+    """The clock's part of a checkpoint.
+
+    Attributes:
+        now: virtual seconds.
+        parcels: how many messages have been sent.
+        queue: what will happen.
+        uplinks: of each node.
+        crashed: nodes that are down.
+        joined: the round in which each node came back; 0 if it was never down.
+        rounds: completed rounds of each node.
+        fired: numbers of the faults that have happened.
+        pending: the round of each node whose training has not been run yet.
+        marks: by completed rounds, the nodes that wait for that evaluation.
+        votes: by completed rounds, the nodes that have asked for that checkpoint.
+        edges: bytes by kind of each directed edge.
+        refused: (receiver, sender, round, reason) of each frame that was not accepted.
+    """
 
     now: float
     parcels: int
