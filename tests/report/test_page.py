@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markupsafe import escape
 from typer.testing import CliRunner
 
 import jwins
@@ -23,7 +24,8 @@ from jwins.cli.app import app
 from jwins.compare import compare
 from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.report.charts import THEME, save, styles_of
+from jwins.report.charts import save
+from jwins.report.colours import THEME, styles_of
 from jwins.report.page import headline, render, write_page
 from jwins.report.studies import Study, gather
 
@@ -255,7 +257,7 @@ def test_the_bytes_are_split_as_in_the_raw_metrics(compared: Path, page: str) ->
 def test_the_headline_follows_the_runs(compared: Path, page: str) -> None:
     study = gather([compared])[0]
     text = headline(study)
-    assert html.escape(text.split(" ends at ")[0], quote=True) in page
+    assert escape(text.split(" ends at ")[0]) in page
     line = next(line for line in study.table() if line.variant == NASTY)
     assert f"ends at {line.final * 100:.1f} % accuracy" in text
     assert f"{line.saving_raw * 100:.1f} % fewer bytes than uncompressed full sharing" in text
@@ -317,7 +319,7 @@ def test_the_page_is_well_formed_and_accessible(page: str) -> None:
 
 def test_names_are_escaped_everywhere(page: str) -> None:
     assert "<script" not in page
-    assert html.escape("<script>alert('x')</script>", quote=True) in page
+    assert escape("<script>alert('x')</script>") in page
     assert "alpha" in page
 
 
@@ -613,7 +615,9 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_graphs_and_partitions_stay_small(single: Path) -> None:
-    from jwins.report.charts import Partition, as_svg, partition_chart, topology_chart
+    from jwins.report.charts import as_svg
+    from jwins.report.networks import topology_chart
+    from jwins.report.partitions import Partition, partition_chart
     from jwins.topology import FullyConnected, OnePeerExponential, Regular, Star
 
     for topology in (
@@ -747,7 +751,7 @@ def test_nothing_overlaps_or_sticks_out(page: str, tmp_path: Path, width: int) -
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_measurement_notices_what_overlaps(page: str, tmp_path: Path) -> None:
     wide = page.replace("<main>", '<main><div style="width:2000px">wide</div>').replace(
-        "svg text{", "svg text{font-size:40px!important;"
+        "svg text {", "svg text {font-size:40px!important;"
     )
     problems = laid_out(wide, 390, tmp_path)["problems"]
     assert any("wide" in problem for problem in problems)

@@ -1,0 +1,113 @@
+"""The page's tables on savings, bytes and the spread over nodes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+
+from jwins.report.bars import bytes_by_part, parts_sent
+from jwins.report.colours import PARTS
+from jwins.report.studies import Study
+from jwins.report.tables import Cell, Table, metrics_table, reach_table
+from jwins.report.words import (
+    NEVER,
+    and_list,
+    capital,
+    describe_target,
+    metric_percent,
+    number,
+    shown,
+    size,
+    spaced,
+)
+from jwins.results.groups import reach
+
+__all__ = ["bytes_table", "further_tables", "savings_notes", "spread_table"]
+
+
+def savings_notes(study: Study) -> str:
+    """What one must know to read the main table."""
+    table, over = study.table(), study.final_over
+    last = "a run’s last evaluation" if over == 1 else f"the mean of a run’s last {over} evaluations"
+    says = [
+        f"Final: {last}; mean ± standard deviation over seeds.",
+        "Raw: full sharing at 4 bytes per parameter and recipient, in as many rounds.",
+    ]
+    if any(line.counted < line.seeds for line in table):
+        says.append("Runs that diverged have no final value, and their bytes are not counted.")
+    if any(line.difference is not None for line in table):
+        says.append(
+            "Difference: of the final values as shown, paired by seed, with a 95 % interval (Student’s t)."
+        )
+    if study.has_target:
+        says.append(describe_target(study.target) + " “Never reached” counts no bytes.")
+    elif all(line.variant != study.full for line in table):
+        says.append("There is no run with full sharing, so nothing is stated against it.")
+    elif len(table) < 2:
+        says.append("There is nothing to compare full sharing with.")
+    return " ".join(says)
+
+
+def further_tables(study: Study) -> list[tuple[Table, bool]]:
+    """The comparison's other tables, computed anew from the runs where they can be.
+
+    Returns:
+        Each with whether it is in sight before it is asked for.
+    """
+    tables = []
+    if len(study.targets) > 1 or study.baselines:
+        targets = study.targets or (study.target,)
+        found = []
+        for group in study.groups:
+            found += reach(group, targets, study.group(study.baselines.get(group.name)))
+        tables.append((reach_table(found, study.target), True))
+    known = [m for m in study.also if all(m in r.evaluations[-1].metrics for r in study.records)]
+    if known:
+        pairs = [(group, study.reference(group)) for group in study.groups]
+        tables.append((metrics_table(pairs, known, study.final_over), False))
+    for title, recorded in study.recorded.items():
+        keys = list(dict.fromkeys(key for row in recorded for key in row))
+        rows = [[shown(row.get(key)) for key in keys] for row in recorded]
+        head = [spaced(key) for key in keys]
+        tables.append((Table("recorded", f"{title}, as the comparison recorded it", head, rows), False))
+    return tables
+
+
+def bytes_table(study: Study) -> Table:
+    """Bytes per node by what they carried."""
+    sent = parts_sent(study.groups)
+    rows: list[list[str]] = []
+    for group in study.groups:
+        parts = bytes_by_part(group)
+        total = sum(parts.values())
+        cells = [Cell(size(parts[p]), f"{parts[p] / total * 100:.1f} %" if total else "") for p in sent]
+        rows.append([group.name, *cells, size(total)])
+    meaning = {
+        "header": "header: frame headers, lengths and checksums",
+        "key": "key: whole frames that bring a neighbour’s replica up to date",
+        "control": "control: messages without parameters",
+    }
+    said = ["Values and positions as encoded", *(words for part, words in meaning.items() if part in sent)]
+    notes = [f"{'; '.join(said)}."]
+    none = [part for part in PARTS if part not in sent]
+    notes += [f"No variant sent {and_list(none)} bytes."] if none else []
+    head = ["variant", *sent, "total"]
+    return Table("bytes", "Bytes per node by content, mean over seeds", head, rows, notes=notes)
+
+
+def spread_table(study: Study, metric: str) -> Table:
+    """A metric over the nodes at the end, mean over seeds."""
+    percent = metric_percent(metric)
+
+    def told(values: Iterable[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        return number(statistics.fmean(known), percent=percent) if known else NEVER
+
+    rows = []
+    for group in study.groups:
+        last = [record.evaluations[-1].metrics for record in group.records]
+        spreads = [metrics[metric] for metrics in last if metric in metrics]
+        parts = ("mean", "sd", "min", "max", "average_model")
+        rows.append([group.name, *(told(getattr(s, part) for s in spreads) for part in parts)])
+    head = ["variant", "mean", "sd over nodes", "lowest node", "highest node", "average model"]
+    return Table("spread", f"{capital(spaced(metric))} over the nodes, at the end", head, rows)
