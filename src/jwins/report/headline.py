@@ -24,28 +24,43 @@ from jwins.report.words import (
 from jwins.results.groups import difference
 from jwins.results.lines import Line
 
-__all__ = ["Tiles", "headline", "tiles"]
+__all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
 
 
 def headline(study: Study) -> str:
-    """What was found: who ends best, who needs the fewest bytes, and what JWINS does."""
+    """What was found: who ends best, who needs the fewest bytes, and what JWINS does beside them."""
+    return " ".join([*verdict(study), *particulars(study)])
+
+
+def verdict(study: Study) -> list[str]:
+    """Who is best, and who is ahead of the variant that is told most of: a sentence each."""
     table = study.table()
-    line = table[_subject(study)]
     best = _best(study, table)
-    sentences = []
-    if best is not None:
-        sentences.append(_best_sentence(study, table, best, line))
-        if (fewest := _fewest_sentence(study, table)) is not None:
-            sentences.append(fewest)
-    if best is not line:
-        sentences.append(_end_sentence(study, line))
-    sentences += _against_full(study, table, line)
-    if (ahead := _ahead_sentence(study, table, line)) is not None:
-        sentences.append(ahead)
+    if best is None:
+        return [_end_sentence(study, table[_subject(study)])]
+    line = table[_subject(study)]
+    sentences = [_best_sentence(study, table, best, line)]
+    sentences += _fewest_sentence(study, table, _full(study, table))
+    return sentences + _ahead_sentence(study, table, line)
+
+
+def particulars(study: Study) -> list[str]:
+    """The rest of what is worth a sentence: JWINS against full sharing, and what has not finished."""
+    table = study.table()
+    line, best, full = table[_subject(study)], _best(study, table), _full(study, table)
+    sentences = [] if best is None or best is line else [_end_sentence(study, line)]
+    if full is not None and full is not line and not math.isnan(line.saving_raw):
+        sentences += _against_full(study, line, full, told=full is best)
+        if line is not _fewest(study, table):
+            sentences += _target_sentence(study, line, full)
     odd = [f"{other.variant} {other.status}" for other in table if other.status != "finished"]
     if odd:
         sentences.append(f"Mind what is not finished: {'; '.join(odd)}.")
-    return " ".join(sentences)
+    return sentences
+
+
+def _full(study: Study, table: Sequence[Line]) -> Line | None:
+    return next((line for line in table if line.variant == study.full), None)
 
 
 def _subject(study: Study) -> int:
@@ -97,12 +112,13 @@ def _best_sentence(study: Study, table: Sequence[Line], best: Line, subject: Lin
         other.variant for other in known if other is not best and _worse(study, other) == _worse(study, best)
     ]
     text += f", shared with {and_list(ties)}" if ties else ""
-    equals = _not_told_apart(study, best)
+    equals = [name for name in _not_told_apart(study, best) if name not in ties]
     if equals:
         if len(equals) > 3:
             equals = [*equals[:2], f"{len(equals) - 2} more"]
         text += f" (the 95 % interval of the difference to {and_list(equals)} includes 0)"
-    return f"{text}{_saves(study, best) if best is subject else ''}."
+    saves = _saves(study, best) if best is subject else ""
+    return capital(f"{text}{',' if saves else ''}{saves}.")
 
 
 def _not_told_apart(study: Study, best: Line) -> list[str]:
@@ -118,21 +134,22 @@ def _not_told_apart(study: Study, best: Line) -> list[str]:
     return found
 
 
-def _fewest_sentence(study: Study, table: Sequence[Line]) -> str | None:
+def _fewest_sentence(study: Study, table: Sequence[Line], full: Line | None) -> list[str]:
     fewest = _fewest(study, table)
     if fewest is None or fewest.bytes_to_target is None:
-        return None
+        return []
     goal = number(study.target.value, percent=study.percent)
-    return (
-        f"{capital(fewest.variant)} needs the fewest bytes to the target of {goal}: "
-        f"{size(fewest.bytes_to_target)} per node."
-    )
+    text = f"{capital(fewest.variant)} needs the fewest bytes to the target of {goal}: "
+    text += f"{size(fewest.bytes_to_target)} per node"
+    if full is not None and full is not fewest and full.bytes_to_target:
+        text += f", {fewest.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs"
+    return [f"{text}."]
 
 
-def _ahead_sentence(study: Study, table: Sequence[Line], line: Line) -> str | None:
-    """Who ends at least as well as the variant that is told of, and sends fewer bytes, as far as tables show."""
+def _ahead_sentence(study: Study, table: Sequence[Line], line: Line) -> list[str]:
+    """Who ends at least as well as the variant that is told of and sends fewer bytes, as tables show both."""
     if line not in _ranked(table):
-        return None
+        return []
     ahead = [
         other
         for other in _ranked(table)
@@ -142,7 +159,7 @@ def _ahead_sentence(study: Study, table: Sequence[Line], line: Line) -> str | No
         and size(other.bytes_per_node) != size(line.bytes_per_node)
     ]
     if not ahead:
-        return None
+        return []
     ahead.sort(key=lambda other: (_worse(study, other), other.bytes_per_node))
     told = [
         f"{other.variant} ({_value(study, other.final)}, {size(other.bytes_per_node)} per node)"
@@ -156,7 +173,7 @@ def _ahead_sentence(study: Study, table: Sequence[Line], line: Line) -> str | No
     what = f"the same or {better} {metric}" if any(levels) and not all(levels) else what
     have, send = ("have", "send") if len(ahead) > 1 else ("has", "sends")
     own = f"{line.variant} ({_value(study, line.final)}, {size(line.bytes_per_node)})"
-    return f"{capital(and_list(told))} {have} {what} and {send} fewer bytes than {own}."
+    return [f"{capital(and_list(told))} {have} {what} and {send} fewer bytes than {own}."]
 
 
 # --- What one variant does --------------------------------------------------------------------------------
@@ -194,26 +211,31 @@ def _fewer(saving: float) -> str:
     return f"{share(abs(saving))} {'fewer' if saving >= 0 else 'more'} bytes"
 
 
-def _against_full(study: Study, table: Sequence[Line], line: Line) -> list[str]:
-    """The variant and full sharing: how they end, and what both need to the target."""
-    full = next((other for other in table if other.variant == study.full), None)
-    if full is None or full is line or math.isnan(line.saving_raw):
-        return []
+def _against_full(study: Study, line: Line, full: Line, *, told: bool) -> list[str]:
+    """How full sharing ends, unless that was told, and the difference of the variant to it."""
     text = f"{capital(full.variant)} ends at {_value(study, full.final)}"
-    if line.reference == full.variant and line.difference is not None and math.isfinite(line.difference):
-        text += f", so the difference is {_apart(study, line, full)}"
-    sentences = [f"{text}."]
-    if study.has_target:
-        what = f"the target of {number(study.target.value, percent=study.percent)}"
-        if line.bytes_to_target is None:
-            sentences.append(f"{capital(line.variant)} never reached {what}.")
-        elif full.bytes_to_target is not None:
-            some = "" if line.reached == line.seeds else f" in {line.reached} of {line.seeds} runs"
-            sentences.append(
-                f"To {what} {line.variant} needs {size(line.bytes_to_target)} per node{some}, "
-                f"{line.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs."
-            )
-    return sentences
+    if line.reference != full.variant or line.difference is None or not math.isfinite(line.difference):
+        return [] if told else [f"{text}."]
+    apart = _apart(study, line, full)
+    if told:
+        return [f"The difference of {line.variant} to {full.variant} is {apart}."]
+    return [f"{text}, so the difference is {apart}."]
+
+
+def _target_sentence(study: Study, line: Line, full: Line) -> list[str]:
+    """What the variant needs to the target."""
+    if not study.has_target:
+        return []
+    what = f"the target of {number(study.target.value, percent=study.percent)}"
+    if line.bytes_to_target is None:
+        return [f"{capital(line.variant)} never reached {what}."]
+    if full.bytes_to_target is None:
+        return []
+    some = "" if line.reached == line.seeds else f" in {line.reached} of {line.seeds} runs"
+    return [
+        f"To {what} {line.variant} needs {size(line.bytes_to_target)} per node{some}, "
+        f"{line.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs."
+    ]
 
 
 def _apart(study: Study, line: Line, full: Line) -> str:

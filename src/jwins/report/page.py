@@ -21,7 +21,7 @@ from jwins.report.bars import parts_sent
 from jwins.report.charts import Chart, as_svg, save
 from jwins.report.colours import ON_PAGE, PARTS, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
-from jwins.report.headline import Tiles, headline, tiles
+from jwins.report.headline import Tiles, headline, particulars, tiles, verdict
 from jwins.report.sections import bytes_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
 from jwins.report.tables import Table, page_table
@@ -139,7 +139,8 @@ class View:
     index: int
     name: str
     what: str
-    headline: str
+    verdict: list[str]
+    particulars: list[str]
     notes: tuple[str, ...]
     tiles: list[Tiles]
     settings: list[tuple[str, str]]
@@ -172,7 +173,8 @@ def _view(study: Study, index: int) -> View:
         index=index,
         name=study.name,
         what=_compared_what(study),
-        headline=headline(study),
+        verdict=verdict(study),
+        particulars=particulars(study),
         notes=study.notes,
         tiles=tiles(study),
         settings=provenance.common_settings(study),

@@ -11,7 +11,6 @@ from jwins.report.studies import Study
 from jwins.report.tables import Cell, Table, metrics_table, reach_table
 from jwins.report.words import (
     NEVER,
-    and_list,
     capital,
     describe_target,
     metric_percent,
@@ -90,7 +89,7 @@ def bytes_table(study: Study) -> Table:
     said = ["Values and positions as encoded", *(words for part, words in meaning.items() if part in sent)]
     notes = [f"{'; '.join(said)}."]
     none = [part for part in PARTS if part not in sent]
-    notes += [f"No variant sent {and_list(none)} bytes."] if none else []
+    notes += [f"No variant sent bytes of {' or '.join(none)}."] if none else []
     head = ["variant", *sent, "total"]
     return Table("bytes", "Bytes per node by content, mean over seeds", head, rows, notes=notes)
 

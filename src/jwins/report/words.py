@@ -199,7 +199,10 @@ def names_only(text: str, folder: Path) -> str:
 
     >>> names_only("/home/me/runs/a/../my_task.py: no such file", Path("/home/me/runs/a"))
     'my_task.py: no such file'
+    >>> names_only("path = '/home/me/my graphs/a.txt': cannot be read", Path("run"))
+    "path = 'a.txt': cannot be read"
     """
     for place in (folder.resolve(), folder):
         text = text.replace(f"{place}/", "").replace(f"{place}\\", "")
+    text = re.sub(r"(['\"])[^'\"\n]*[/\\](?=[^'\"/\\\n]+\1)", r"\1", text)
     return re.sub(r"[^\s'\"(]*[/\\](?=[^\s/\\])", "", text)
