@@ -100,6 +100,15 @@ def test_the_axis_shows_where_the_curves_end() -> None:
     assert panel.get_ylim() == (low, high)
 
 
+def test_an_axis_of_bytes_begins_where_curves_come_in_sight() -> None:
+    groups = variants(RISE, [*RISE[:-1], 0.940])
+    axes = drawn(groups, SENT).figure.axes[0]
+    low, high = axes.get_xlim()
+    sent = groups[0].records[0].bytes_per_node()
+    first = next(i for i, value in enumerate(RISE) if 100 * value >= axes.get_ylim()[0])
+    assert sent[1] < low <= sent[first] < sent[-1] < high
+
+
 def test_the_target_stays_in_sight() -> None:
     groups = variants(RISE, [*RISE[:-1], 0.940])
     low, high = drawn(groups, up=Up.of_metric(Target("accuracy", 0.6))).figure.axes[0].get_ylim()

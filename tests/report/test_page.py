@@ -859,6 +859,19 @@ def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
     assert full.tables["Bytes per node by content, mean over seeds"][0][1:-1] == list(PARTS)
 
 
+def test_every_number_of_the_curves_is_in_a_table(compared: Path, page: str) -> None:
+    """Also of points that the axis leaves out."""
+    head, *rows = Page(page).tables["Accuracy at each evaluation, mean over seeds"]
+    runs = [raw(compared / "full-sharing" / f"seed-{seed}")[1] for seed in (1, 2)]
+    assert [row[0] for row in rows] == [str(row["round"]) for row in runs[0]]
+    for row, *evaluations in zip(rows, *runs, strict=True):
+        mean = statistics.fmean(one["metrics"]["accuracy"]["mean"] for one in evaluations)
+        assert row[head.index("full sharing")] == f"{mean * 100:.1f} %"
+    many = study([group("JWINS", "jwins", [record([0.1] * 200)])])
+    rows = Page(render([many])[0]).tables["Accuracy at each evaluation, mean over seeds; 51 of 200 evaluations"]
+    assert (rows[1][0], rows[-1][0]) == ("0", "1990")
+
+
 def test_activities_that_took_no_time_are_left_out(single: Path) -> None:
     path = single / "metrics.jsonl"
     *rows, last = path.read_text().splitlines(keepends=True)

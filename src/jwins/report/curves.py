@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ROUNDS", "SECONDS", "SENT", "Across", "Up", "curve_chart", "figure", "mark_level"]
+__all__ = ["ROUNDS", "SECONDS", "SENT", "Across", "Up", "curve_chart", "figure", "mark_level", "means"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +147,16 @@ def _curves(groups: Sequence[Group], styles: Sequence[Style], across: Across, up
     return found
 
 
+def means(groups: Sequence[Group], up: Up) -> list[dict[int, float]]:
+    """For each variant, what its curve is drawn through: by round, the mean over seeds, not in percent."""
+    styles = styles_of([group.algorithm for group in groups])
+    points = {
+        curve.name: dict(zip(curve.rounds, (curve.mean / up.scale).tolist(), strict=True))
+        for curve in _curves(groups, styles, ROUNDS, up)
+    }
+    return [points.get(group.name, {}) for group in groups]
+
+
 @dataclass(frozen=True, slots=True)
 class _Limits:
     """What an axis shows; ``begins`` or ``ends`` where it leaves out values on the way, else None."""
@@ -157,8 +167,8 @@ class _Limits:
     ends: float | None = None
 
 
-_ENDS_SHARE = 0.4
-"""Of the height of an axis, what belongs to the values at which the curves end."""
+_ENDS_SHARE, _TARGET_SHARE = 0.4, 0.8
+"""Of the height of an axis, what reaches down to the last of the curves' ends, and what down to the target."""
 
 
 def _limits(curves: Sequence[_Curve], up: Up) -> _Limits | None:
@@ -184,9 +194,12 @@ def _limits(curves: Sequence[_Curve], up: Up) -> _Limits | None:
     ends = [float(c.mean[-1]) for c in curves if not c.diverged and math.isfinite(c.mean[-1])]
     if not up.compared or len(ends) < 2:
         return whole
-    levels += ends
-    reach = (max(levels) - low) if up.lower_is_better else (high - min(levels))
-    view = max(reach, 0.1 * (high - low)) / _ENDS_SHARE
+    best = low if up.lower_is_better else high
+    view = max(
+        max(abs(best - end) for end in ends) / _ENDS_SHARE,
+        max((abs(best - level) for level in levels), default=0.0) / _TARGET_SHARE,
+        0.1 * (high - low),
+    )
     if not 0.0 < view < 0.75 * (high - low):
         return whole
     step = 10 ** math.floor(math.log10(view)) / 2
@@ -246,28 +259,36 @@ def _width(place: int, many: int) -> float:
 
 def _marked(curve: _Curve, many: int, limits: _Limits | None) -> list[int]:
     """The points that have a marker: some five that are in sight, none of them where another curve has one."""
-    low, high = (-math.inf, math.inf) if limits is None else (limits.low, limits.high)
-    seen = np.flatnonzero((curve.mean >= low) & (curve.mean <= high))
+    seen = _in_sight(curve, limits)
     if len(seen) == 0:
         return []
     step = max(many, math.ceil(len(seen) / 5))
     return [int(seen[-1 - back]) for back in range(curve.place % len(seen), len(seen), step)]
 
 
-def _set_across(axes: Axes, curves: Sequence[_Curve], across: Across) -> None:
+def _in_sight(curve: _Curve, limits: _Limits | None) -> npt.NDArray[np.intp]:
+    """The points of the mean that the axis shows."""
+    low, high = (-math.inf, math.inf) if limits is None else (limits.low, limits.high)
+    return np.flatnonzero((curve.mean >= low) & (curve.mean <= high))
+
+
+def _set_across(axes: Axes, curves: Sequence[_Curve], across: Across, limits: _Limits | None) -> None:
     axes.set_xlabel(across.label)
     if across.in_bytes and curves:
         axes.set_xscale("log")
-        _byte_ticks(axes, curves)
+        _byte_ticks(axes, curves, limits)
     elif curves:
         axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
         axes.xaxis.set_major_locator(steps(6, only_whole=across.whole))
 
 
-def _byte_ticks(axes: Axes, curves: Sequence[_Curve]) -> None:
+def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
+    """Limits and ticks of an axis of bytes, which begins where the first curve comes in sight."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    low, high = min(float(c.x[0]) for c in curves), max(float(c.x[-1]) for c in curves)
+    first = [seen[0] if len(seen := _in_sight(curve, limits)) else 0 for curve in curves]
+    low = min(float(c.x[max(0, i - 1)]) for c, i in zip(curves, first, strict=True))
+    high = max(float(c.x[-1]) for c in curves)
     low, high = low / 1.12, high * 1.12
     axes.set_xlim(low, high)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
@@ -374,7 +395,7 @@ def curve_chart(
         if limits is not None:
             axes.set_ylim(limits.low, limits.high)
             axes.yaxis.set_major_locator(steps(6, least=3))
-        _set_across(axes, curves, across)
+        _set_across(axes, curves, across, limits)
         if not any(np.isfinite(curve.mean).any() for curve in curves):
             _say(axes, "nothing measured yet")
         elif up.target is not None:
@@ -442,7 +463,7 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
             curves = _curves(groups, styles, across, up)
             for curve in curves:
                 _draw_curve(panel, curve, curves, limits)
-            _set_across(panel, curves, across)
+            _set_across(panel, curves, across, limits)
         panels[1].set_xlabel(f"{SENT.label} (log)")
         panels[0].set_ylabel(up.label)
         if limits is not None:

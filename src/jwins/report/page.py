@@ -22,7 +22,7 @@ from jwins.report.charts import Chart, as_svg, save
 from jwins.report.colours import ON_PAGE, PARTS, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
 from jwins.report.headline import Tiles, headline, particulars, tiles, verdict
-from jwins.report.sections import bytes_table, further_tables, savings_notes, spread_table
+from jwins.report.sections import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
 from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
@@ -148,6 +148,7 @@ class View:
     legend: list[Entry]
     figures: Figures
     pictures: dict[str, Markup]
+    evaluations: Table
     savings: Table
     savings_notes: str
     alike: bool
@@ -182,6 +183,7 @@ def _view(study: Study, index: int) -> View:
         legend=[_entry(study, i, style) for i, style in enumerate(styles)],
         figures=figures,
         pictures={chart.slug: as_svg(chart, f"s{index}f{i}") for i, chart in enumerate(figures.all)},
+        evaluations=evaluations_table(study),
         savings=page_table(study.table(), study.target, study.full),
         savings_notes=savings_notes(study),
         alike=alike,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable
 
 from jwins.report.bars import bytes_by_part, parts_sent
 from jwins.report.colours import PARTS
+from jwins.report.curves import Up, means
 from jwins.report.studies import Study
 from jwins.report.tables import Cell, Table, metrics_table, reach_table
 from jwins.report.words import (
     NEVER,
     capital,
     describe_target,
+    final_text,
     metric_percent,
     number,
     shown,
@@ -21,7 +24,25 @@ from jwins.report.words import (
 )
 from jwins.results.groups import reach
 
-__all__ = ["bytes_table", "further_tables", "savings_notes", "spread_table"]
+__all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
+
+_MOST_EVALUATIONS = 60
+"""So many evaluations are in the table of what curves show; of more, evenly spaced ones."""
+
+
+def evaluations_table(study: Study) -> Table:
+    """The metric at each evaluation, mean over seeds: the numbers that curves are drawn through."""
+    series = means(study.groups, Up.of_metric(study.target))
+    rounds = sorted({number for points in series for number in points})
+    step = -(-len(rounds) // _MOST_EVALUATIONS) or 1
+    chosen = sorted({*rounds[::step], *rounds[-1:]})
+    rows = [
+        [str(at), *(final_text(points.get(at, math.nan), percent=study.percent) for points in series)]
+        for at in chosen
+    ]
+    some = f"; {len(chosen)} of {len(rounds)} evaluations" if len(chosen) < len(rounds) else ""
+    title = f"{capital(spaced(study.target.metric))} at each evaluation, mean over seeds{some}"
+    return Table("evaluations", title, ["round", *(group.name for group in study.groups)], rows)
 
 
 def savings_notes(study: Study) -> str:
