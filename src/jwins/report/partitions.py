@@ -187,7 +187,7 @@ def _draw_key(figure: Figure, found: _Map, height: float) -> None:
     key.set_ylim(0, 1)
     key.set_yticks([])
     key.grid(visible=False)
-    key.tick_params(axis="x", length=0, pad=2, labelsize=10)
+    key.tick_params(axis="x", length=0, pad=2, labelsize=10.3)
     key.set_xticks([i + 0.5 for i in range(len(counts))], [f"{count}" for count in counts])
     for spine in key.spines.values():
         spine.set(visible=True, color=AXIS, linewidth=0.8)
