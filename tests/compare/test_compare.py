@@ -23,7 +23,8 @@ from jwins.compare.likeness import check_like_for_like
 from jwins.compare.plan import target_of
 from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.errors import ConfigError, DataError, ResumeError
-from jwins.report.curves import figure, save_figure
+from jwins.report.charts import save_figure
+from jwins.report.curves import figure
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
 from jwins.report.words import difference_text, share
 from jwins.results.groups import Group, Target

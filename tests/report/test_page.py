@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import json
 import math
@@ -11,21 +12,30 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
+from made_up import TABLES, group, record, study
+from markupsafe import escape
 from typer.testing import CliRunner
 
 import jwins
+import jwins.report
 from jwins.cli.app import app
 from jwins.compare import compare
 from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.report.charts import THEME, save, styles_of
+from jwins.report.charts import drawing_style, save
+from jwins.report.colours import PARTS, THEME, styles_of
 from jwins.report.page import headline, render, write_page
-from jwins.report.studies import Study, gather
+from jwins.report.partitions import Partition, partition_chart
+from jwins.report.studies import Study, Variant, gather
+from jwins.report.templating import templates
+from jwins.results.groups import Target
 
 NASTY = "JWINS <script>alert('x')</script> & $\\alpha$ \"quoted\", a rather long name that goes on and on"
 
@@ -255,7 +265,7 @@ def test_the_bytes_are_split_as_in_the_raw_metrics(compared: Path, page: str) ->
 def test_the_headline_follows_the_runs(compared: Path, page: str) -> None:
     study = gather([compared])[0]
     text = headline(study)
-    assert html.escape(text.split(" ends at ")[0], quote=True) in page
+    assert escape(text.split(" ends at ")[0]) in page
     line = next(line for line in study.table() if line.variant == NASTY)
     assert f"ends at {line.final * 100:.1f} % accuracy" in text
     assert f"{line.saving_raw * 100:.1f} % fewer bytes than uncompressed full sharing" in text
@@ -317,7 +327,7 @@ def test_the_page_is_well_formed_and_accessible(page: str) -> None:
 
 def test_names_are_escaped_everywhere(page: str) -> None:
     assert "<script" not in page
-    assert html.escape("<script>alert('x')</script>", quote=True) in page
+    assert escape("<script>alert('x')</script>") in page
     assert "alpha" in page
 
 
@@ -613,7 +623,8 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_graphs_and_partitions_stay_small(single: Path) -> None:
-    from jwins.report.charts import Partition, as_svg, partition_chart, topology_chart
+    from jwins.report.charts import as_svg
+    from jwins.report.networks import topology_chart
     from jwins.topology import FullyConnected, OnePeerExponential, Regular, Star
 
     for topology in (
@@ -747,7 +758,7 @@ def test_nothing_overlaps_or_sticks_out(page: str, tmp_path: Path, width: int) -
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_the_measurement_notices_what_overlaps(page: str, tmp_path: Path) -> None:
     wide = page.replace("<main>", '<main><div style="width:2000px">wide</div>').replace(
-        "svg text{", "svg text{font-size:40px!important;"
+        "svg text {", "svg text {font-size:40px!important;"
     )
     problems = laid_out(wide, 390, tmp_path)["problems"]
     assert any("wide" in problem for problem in problems)
@@ -822,3 +833,189 @@ def test_a_study_knows_its_runs(compared: Path) -> None:
     assert isinstance(study, Study)
     assert study.percent
     assert study.has_target
+
+
+# --- What is in it, and what is not -----------------------------------------------------------------------
+
+
+def parts_study(**parts: int) -> Study:
+    runs = [group("full sharing", "full", [record([0.1, 0.9])])]
+    return study([*runs, group("JWINS", "jwins", [record([0.1, 0.8], parts=parts)])])
+
+
+def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
+    text, charts = render([parts_study(values=3, positions=1)])
+    table = Page(text).tables["Bytes per node by content, mean over seeds"]
+    assert table[0] == ["variant", "values", "positions", "total"]
+    assert "No variant sent bytes of header or key or control." in text
+    (chart,) = (chart for name, chart in charts if name == "bytes-by-content")
+    assert "positions 5 kB" not in chart.alt
+    assert "positions 2.5 kB" in chart.alt
+    assert "control" not in chart.alt
+    with drawing_style():
+        legend = chart.draw(True).figure.legends[0]
+    assert [one.get_text() for one in legend.get_texts()] == ["values", "positions"]
+    full = Page(render([parts_study(values=1, positions=1, header=1, key=1, control=1)])[0])
+    assert full.tables["Bytes per node by content, mean over seeds"][0][1:-1] == list(PARTS)
+
+
+def test_every_number_of_the_curves_is_in_a_table(compared: Path, page: str) -> None:
+    """Also of points that the axis leaves out."""
+    head, *rows = Page(page).tables["Accuracy at each evaluation, mean over seeds"]
+    runs = [raw(compared / "full-sharing" / f"seed-{seed}")[1] for seed in (1, 2)]
+    assert [row[0] for row in rows] == [str(row["round"]) for row in runs[0]]
+    for row, *evaluations in zip(rows, *runs, strict=True):
+        mean = statistics.fmean(one["metrics"]["accuracy"]["mean"] for one in evaluations)
+        assert row[head.index("full sharing")] == f"{mean * 100:.1f} %"
+    many = study([group("JWINS", "jwins", [record([0.1] * 200)])])
+    rows = Page(render([many])[0]).tables["Accuracy at each evaluation, mean over seeds; 51 of 200 evaluations"]
+    assert (rows[1][0], rows[-1][0]) == ("0", "1990")
+
+
+def test_activities_that_took_no_time_are_left_out(single: Path) -> None:
+    path = single / "metrics.jsonl"
+    *rows, last = path.read_text().splitlines(keepends=True)
+    end = json.loads(last)
+    end["wall_s"] = {"start-up": 0.01, "training": 2.0, "total": 3.0}
+    path.write_text("".join([*rows, json.dumps(end) + "\n"]))
+    text = rendered(single)
+    head = Page(text).tables["Wall-clock seconds by activity, mean over seeds"][0]
+    assert head == ["variant", "training", "total", "all but training and evaluation"]
+    assert "Less than 0.05 s in every variant, and left out: start-up." in text
+
+
+def test_the_heat_map_has_a_key() -> None:
+    counts = ((0, 7, 1), (40, 0, 2), (0, 0, 11))
+    partition = Partition(tuple(map(sum, counts)), (0, 1, 2), counts)
+    with drawing_style():
+        drawn = partition_chart("p", "P", "", partition, by_class=True).draw(False).figure
+    cells, key = drawn.axes
+    labels = [int(label.get_text()) for label in key.get_xticklabels()]
+    assert (labels[0], labels[-1]) == (1, 40)
+    assert labels == sorted(labels)
+
+    def opacities(axes: Any) -> list[float]:
+        return [float(colour[3]) for colour in axes.collections[0].get_facecolors()]
+
+    assert opacities(key) == sorted(opacities(key))
+    by_count = dict(zip(labels, opacities(key), strict=True))
+    filled = [(k, i) for k in range(3) for i in range(3) if counts[i][k]]
+    for (k, i), opacity in zip(filled, opacities(cells), strict=True):
+        if counts[i][k] in by_count:
+            assert opacity == pytest.approx(by_count[counts[i][k]])
+
+
+def test_classes_that_nobody_has_are_left_out() -> None:
+    counts = ((5, 0, 1), (4, 0, 2))
+    partition = Partition((6, 6), (10, 11, 12), counts)
+    chart = partition_chart("p", "P", "", partition, by_class=True)
+    assert "Nobody has samples of 1 class, left out here." in chart.caption
+    with drawing_style():
+        axes = chart.draw(False).figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["10", "12"]
+
+
+@pytest.mark.parametrize(
+    "places", [("/home/me/secret place", "C:\\Users\\me"), ("../../secret", "other/folder")]
+)
+def test_files_are_named_without_their_folders(places: tuple[str, str]) -> None:
+    """A task's, a graph's, and those that a task is given; in tables, configurations and notes."""
+    here, there = places
+    tables = [
+        TABLES
+        | {
+            "task": {"file": f"{place}/my_task.py:Mine{i}", "options": {"words": "/home/me/words.txt", "n": i}},
+            "topology": {"kind": "edge_list", "path": f"{place}/graph{i}.txt"},
+        }
+        for i, place in enumerate((here, there))
+    ]
+    groups = [group(f"v{i}", "jwins", [record([0.1, 0.9], folder=Path("/home/me/run"))]) for i in range(2)]
+    variants = tuple(Variant(one, table) for one, table in zip(groups, tables, strict=True))
+    found = Study("s", variants, Target("accuracy", math.nan), None)
+    text = render([found])[0]
+    for part in ("/home", "secret", "Users", "other/folder", "me/"):
+        assert part not in text
+    assert "my_task.py:Mine0 / my_task.py:Mine1" in html.unescape(text).replace(
+        "\N{NO-BREAK SPACE}", " "
+    ).replace(", words words.txt, n 0", "").replace(", words words.txt, n 1", "")
+    assert "The topology is not drawn" in text
+    assert "graph0.txt" in text
+    table = {row[0]: row[1:] for row in Page(text).tables["Every setting in which the variants differ"]}
+    assert table["task.file"] == ["my_task.py:Mine0", "my_task.py:Mine1"]
+
+
+# --- Templates --------------------------------------------------------------------------------------------
+
+
+def test_no_html_is_written_in_python() -> None:
+    for path in sorted(Path(jwins.report.__file__).parent.glob("*.py")):
+        strings = [n.value for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.Constant)]
+        for text in (text for text in strings if isinstance(text, str)):
+            assert not re.search(
+                r"</?(div|p|table|t[dhr]|span|section|h[1-6]|ul|li|dl|dd|details)\b[^`]*>", text
+            ), path
+
+
+def test_templates_escape_and_refuse_what_is_missing() -> None:
+    template = templates().from_string("{{ name }} {{ 'a' ~ name }}")
+    assert template.render(name="<b>'\"&") == "&lt;b&gt;&#39;&#34;&amp; a&lt;b&gt;&#39;&#34;&amp;"
+    with pytest.raises(UndefinedError):
+        template.render()
+    assert templates().from_string("{{ n }}").render(n="95.4 % of 3 MB, 2 by 2") == (
+        "95.4\N{NO-BREAK SPACE}% of 3\N{NO-BREAK SPACE}MB, 2 by 2"
+    )
+
+
+def test_a_configuration_is_given_as_it_is(page: str) -> None:
+    """What one copies from the page is TOML, with plain blanks."""
+    configs = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page, re.DOTALL)
+    assert len(configs) == 4
+    for text in configs:
+        assert "\N{NO-BREAK SPACE}" not in text
+        tables = tomllib.loads(html.unescape(text))
+        assert tables["nodes"]["count"] == 6
+
+
+def test_several_studies_begin_with_who_is_best_in_each() -> None:
+    one = parts_study(values=1)
+    text = render([one, study([group("JWINS", "jwins", [record([0.1, 0.9])])])])[0]
+    navigation = text.partition("<nav")[2].partition("</nav>")[0]
+    assert "Full sharing ends at 90.0" in navigation
+    assert "JWINS ends at 90.0" in navigation
+
+
+FORBIDDEN = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_has_nothing_to_say_and_asks_for_nothing(page: str, tmp_path: Path) -> None:
+    """No message on the console where every request and script is forbidden, and would leave one there."""
+    assert console(page, tmp_path / "as it is") == []
+    for name, addition in (
+        ("image", '<img src="http://127.0.0.1:9/x.png">'),
+        ("script", '<script>console.log("hello")</script>'),
+        ("style", '<link rel="stylesheet" href="http://127.0.0.1:9/x.css">'),
+    ):
+        (message,) = console(page.replace("<main>", f"<main>{addition}"), tmp_path / name)
+        assert "Content Security Policy" in message
+
+
+def console(page: str, folder: Path) -> list[str]:
+    """What Chromium says of a page, which is to do with what it has."""
+    assert CHROMIUM is not None
+    folder.mkdir()
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{FORBIDDEN}">'
+    (folder / "page.html").write_text(page.replace("<head>", f"<head>{policy}"), "utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--virtual-time-budget=5000", "--dump-dom", (folder / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "HOME": str(folder)},
+    )
+    assert "</html>" in done.stdout, done.stderr[-500:]
+    return [line for line in done.stderr.splitlines() if ":CONSOLE" in line]

@@ -15,7 +15,8 @@ from jwins.compare.plan import Plan, Tried, ended, plan, target_of
 from jwins.compare.settings import setting_text, settings_texts, tables_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
-from jwins.report.curves import figure, save_figure
+from jwins.report.charts import save_figure
+from jwins.report.curves import figure
 from jwins.report.tables import Table, metrics_table, reach_table, save_tables
 from jwins.report.words import is_percent, size, spread_text
 from jwins.results.groups import Group, Target, reach

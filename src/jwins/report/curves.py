@@ -1,225 +1,307 @@
-"""The figure of a comparison: a metric against rounds, bytes and virtual seconds."""
+"""Curves: a metric against rounds, bytes and virtual seconds, for the page and for the figure of a comparison.
+
+Lines are means over seeds; bands reach from the lowest to the highest seed. Curves that lie on each other can
+be told apart: those drawn first are wider, and show on both sides of those above; and no two have their markers
+at the same evaluation.
+"""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from jwins.report.words import is_percent
+from jwins.report.charts import Chart, Drawing, Hit, blank, drawing_style, page_figure, steps
+from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
+from jwins.report.words import metric_percent, number, size, spaced
 from jwins.results.groups import Group, Target
 from jwins.results.record import Record
-from jwins.runfiles.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "colours_of", "figure", "mark_level", "save_figure"]
-
-COLOURS = {
-    "full": "#4d4d4d",
-    "random_k": "#e69f00",
-    "top_k": "#009e73",
-    "choco": "#0072b2",
-    "jwins": "#d55e00",
-}
-"""One colour per algorithm, told apart with any colour vision (after Okabe and Ito)."""
+__all__ = ["ROUNDS", "SECONDS", "SENT", "Across", "Up", "curve_chart", "figure", "mark_level", "means"]
 
 
-_OWN_COLOUR = "#cc79a7"
+@dataclass(frozen=True, slots=True)
+class Across:
+    """What curves run along.
 
+    Attributes:
+        label: with its unit.
+        values: of each evaluation of a run.
+        in_bytes: whether these are bytes: a log axis, without the start, where nothing was sent.
+        whole: whether there is nothing between whole numbers.
+    """
 
-_STYLES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (5, 1.5, 1, 1.5)))
-
-
-_MARKERS = {"full": "o", "random_k": "^", "top_k": "v", "choco": "s", "jwins": "D"}
-
-
-@dataclass(frozen=True)
-class _Axis:
     label: str
     values: Callable[[Record], list[float]]
-    log: bool = False
+    in_bytes: bool = False
+    whole: bool = False
 
 
-def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title: str = "") -> Figure:
-    """The metric against rounds, against bytes per node (log axis) and against virtual seconds.
+ROUNDS = Across("rounds", lambda record: [float(row.round) for row in record.evaluations], whole=True)
+SENT = Across("bytes sent per node", Record.bytes_per_node, in_bytes=True)
+SECONDS = Across("virtual seconds", lambda record: [row.time_s for row in record.evaluations])
 
-    Lines are means over seeds; bands reach from the lowest to the highest seed.
 
-    Args:
-        groups: the variants.
-        target: drawn as a dotted line, if there is one.
-        metric: what to draw.
-        title: above everything.
+@dataclass(frozen=True, slots=True)
+class Up:
+    """What curves are of.
+
+    Attributes:
+        label: with its unit.
+        values: of each evaluation of a run; not a number leaves a gap.
+        percent: whether it is a fraction shown in percent.
+        target: drawn as a dotted line, None for none.
+        compared: whether it is what variants are compared by, so that the axis is to show where they end.
+        lower_is_better: whether smaller values are better.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
 
-    axes_of = [
-        _Axis("rounds", lambda record: [float(row.round) for row in record.evaluations]),
-        _Axis("MB sent per node (log)", lambda r: [b / 1e6 for b in r.bytes_per_node()], log=True),
-        _Axis("virtual seconds", lambda record: [row.time_s for row in record.evaluations]),
-    ]
-    with rc_context(_STYLE):
-        drawing = Figure(figsize=(12.0, 4.6), dpi=150)
-        FigureCanvasAgg(drawing)
-        panels = drawing.subplots(1, 3, sharey=True)
-        percent = is_percent(Target(metric, math.nan))
-        styles = _styles(groups)
-        ends: list[float] = []
-        for panel, axis in zip(panels, axes_of, strict=True):
-            for group, style in zip(groups, styles, strict=True):
-                ends += _draw(panel, group, metric, axis, style, 100.0 if percent else 1.0)
-            panel.set_xlabel(axis.label)
-            if axis.log:
-                panel.set_xscale("log")
-                panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-                panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                panel.xaxis.set_minor_formatter(NullFormatter())
-            else:
-                panel.set_xlim(left=0)
-        panels[0].set_ylabel(f"{metric} in %, mean over nodes" if percent else f"{metric}, mean over nodes")
-        _limit(panels[0], groups, metric, 100.0 if percent else 1.0)
-        if target is not None:
-            level = target.value * (100.0 if percent else 1.0)
-            name = f"target {level:.1f} %" if percent else f"target {level:.4g}"
-            for panel in panels:
-                named = name if panel is panels[0] else ""
-                mark_level(panel, level, named, size=9.0, line="#777777", letters="#555555")
-        handles, names = panels[0].get_legend_handles_labels()
-        rows = math.ceil(len(names) / 5)
-        drawing.legend(
-            handles,
-            names,
-            loc="upper left",
-            bbox_to_anchor=(0.045, 0.93 if title else 1.0),
-            ncols=math.ceil(len(names) / rows) if rows else 1,
-            handlelength=3.0,
-            columnspacing=1.8,
+    label: str
+    values: Callable[[Record], list[float]]
+    percent: bool = False
+    target: float | None = None
+    compared: bool = False
+    lower_is_better: bool = False
+
+    @property
+    def scale(self) -> float:
+        """From the metric to what the axis says."""
+        return 100.0 if self.percent else 1.0
+
+    @classmethod
+    def of_metric(cls, target: Target) -> Up:
+        """The metric of a comparison, with its target if that has a value."""
+        percent = metric_percent(target.metric)
+        return cls(
+            f"{spaced(target.metric)}{' in %' if percent else ''}, mean over nodes",
+            lambda record: record.series(target.metric),
+            percent,
+            target.value if math.isfinite(target.value) else None,
+            compared=True,
+            lower_is_better=target.lower_is_better,
         )
-        if title:
-            drawing.text(0.052, 0.975, title, ha="left", va="top", fontsize=12.5, fontweight="bold")
-        top = (0.90 if title else 0.97) - 0.055 * rows
-        drawing.subplots_adjust(left=0.06, right=0.985, bottom=0.13, top=top, wspace=0.07)
-    return drawing
 
 
-def save_figure(drawing: Figure, path: Path) -> list[Path]:
-    """Write ``path`` as PNG and as PDF, without dates in them, and return both."""
-    from matplotlib import rc_context
-
-    written = []
-    for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
-        buffer = io.BytesIO()
-        with rc_context(_STYLE):
-            drawing.savefig(buffer, format=suffix[1:], metadata=metadata)
-        write_atomically(path.with_suffix(suffix), buffer.getvalue())
-        written.append(path.with_suffix(suffix))
-    return written
+# --- Curves and limits ------------------------------------------------------------------------------------
 
 
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#8a8a8a",
-    "axes.labelcolor": "#222222",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "text.color": "#222222",
-    "legend.frameon": False,
-    "lines.linewidth": 2.0,
-    "lines.solid_capstyle": "round",
-    "pdf.fonttype": 42,
-    "savefig.facecolor": "white",
-}
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """One variant's curve.
 
-
-def colours_of(algorithms: Sequence[str]) -> list[tuple[str, int]]:
-    """Whose colour each variant has, and how many before it have the same.
-
-    A variant has its algorithm's colour. Where an algorithm has more than three variants, as in an ablation,
-    all but the first also take those of algorithms that are not there.
-
-    Args:
-        algorithms: of the variants, in order; one that is not in ``COLOURS`` counts as ``own``.
+    Attributes:
+        name: of the variant.
+        lost: which of its runs diverged, in words; "" if none did.
+        style: how it is drawn.
+        place: how many curves are drawn before it.
+        x: along the axis, mean over seeds.
+        mean: over seeds, as the axis says it.
+        low: of the lowest seed.
+        high: of the highest seed.
+        rounds: of the evaluations.
+        seeds: how many runs these are of.
     """
-    keys = [algorithm if algorithm in COLOURS else "own" for algorithm in algorithms]
-    spare = [key for key in ("choco", "top_k", "own", "random_k") if key not in keys]
-    colours: list[str] = []
-    for number, key in enumerate(keys):
-        palette = [key, *spare] if keys.count(key) > 3 else [key]
-        colours.append(palette[keys[:number].count(key) % len(palette)])
-    return [(colour, colours[:number].count(colour)) for number, colour in enumerate(colours)]
+
+    name: str
+    lost: str
+    style: Style
+    place: int
+    x: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64]
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+    rounds: list[int]
+    seeds: int
+
+    @property
+    def diverged(self) -> bool:
+        return self.lost == "diverged"
 
 
-def _styles(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Colours as in ``colours_of``; those of one differ in dashes, from the fifth on in shade, too."""
-    return [
-        {
-            "color": _shade(COLOURS.get(key, _OWN_COLOUR), number // len(_STYLES)),
-            "marker": _MARKERS.get(group.algorithm, "P"),
-            "linestyle": _STYLES[number % len(_STYLES)],
-        }
-        for group, (key, number) in zip(groups, colours_of([g.algorithm for g in groups]), strict=True)
-    ]
+def _curves(groups: Sequence[Group], styles: Sequence[Style], across: Across, up: Up) -> list[_Curve]:
+    found: list[_Curve] = []
+    skip = 1 if across.in_bytes else 0
+    for group, style in zip(groups, styles, strict=True):
+        # A run that stopped earlier would bend the mean; so the mean goes as far as every run that counts.
+        records = group.counted.records
+        shared = min((len(record.evaluations) for record in records), default=0)
+        if shared <= skip:
+            continue
+        x = np.mean([across.values(record)[skip:shared] for record in records], axis=0)
+        y = np.array([up.values(record)[skip:shared] for record in records], dtype=float) * up.scale
+        with np.errstate(invalid="ignore"):
+            mean, low, high = y.mean(axis=0), y.min(axis=0), y.max(axis=0)
+        rounds = [row.round for row in records[0].evaluations[skip:shared]]
+        found.append(
+            _Curve(group.name, group.diverged, style, len(found), x, mean, low, high, rounds, len(records))
+        )
+    return found
 
 
-def _shade(colour: str, number: int) -> str:
-    """``colour`` for number 0, lighter for odd and darker for further even ones."""
-    towards, amount = (255 if number % 2 else 0), (0.45 if number else 0.0)
-    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(c + (towards - c) * amount):02x}" for c in channels)
+def means(groups: Sequence[Group], up: Up) -> list[dict[int, float]]:
+    """For each variant, what its curve is drawn through: by round, the mean over seeds, not in percent."""
+    styles = styles_of([group.algorithm for group in groups])
+    points = {
+        curve.name: dict(zip(curve.rounds, (curve.mean / up.scale).tolist(), strict=True))
+        for curve in _curves(groups, styles, ROUNDS, up)
+    }
+    return [points.get(group.name, {}) for group in groups]
 
 
-def _draw(
-    panel: Axes, group: Group, metric: str, axis: _Axis, style: dict[str, Any], scale: float
-) -> list[float]:
-    """One variant in one panel; returns where its line ends."""
-    # A seed that stopped earlier would bend the mean; so the mean goes as far as every seed does that counts.
-    records, diverged = group.counted.records, group.diverged
-    shared = min((len(record.evaluations) for record in records), default=0)
-    skip = 1 if axis.log else 0  # nothing was sent before the first round
-    if shared <= skip:
-        return []
-    x = np.mean([axis.values(record)[skip:shared] for record in records], axis=0)
-    y = np.array([record.series(metric)[skip:shared] for record in records]) * scale
-    if len(y) > 1:
-        panel.fill_between(x, y.min(axis=0), y.max(axis=0), color=style["color"], alpha=0.16, linewidth=0)
-    mean = y.mean(axis=0)
-    panel.plot(
-        x,
-        mean,
-        label=f"{group.name} ({diverged})" if diverged else group.name,
-        markevery=[len(x) - 1],
-        markersize=6.5,
-        markeredgecolor="white",
-        markeredgewidth=1.0,
-        clip_on=False,
-        zorder=3,
-        **style,
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What an axis shows; ``begins`` or ``ends`` where it leaves out values on the way, else None."""
+
+    low: float
+    high: float
+    begins: float | None = None
+    ends: float | None = None
+
+
+_ENDS_SHARE, _TARGET_SHARE = 0.4, 0.8
+"""Of the height of an axis, what reaches down to the last of the curves' ends, and what down to the target."""
+
+
+def _limits(curves: Sequence[_Curve], up: Up) -> _Limits | None:
+    """What the axis shows of these curves, None if there is nothing to show.
+
+    Values so far off that they would flatten everything else, such as a diverging loss, are left out. Of what
+    variants are compared by, so is the beginning of the curves, as far as the ends would be too close to see
+    apart; the target stays.
+    """
+    pieces = [piece for curve in curves for piece in (curve.low, curve.high)]
+    values = np.concatenate(pieces) if pieces else np.zeros(0)
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return None
+    low, high = float(values.min()), float(values.max())
+    typical = float(np.quantile(values, 0.9))
+    if high - low > 10 * (typical - low) > 0:
+        high = typical
+    levels = [] if up.target is None else [up.target * up.scale]
+    low, high = min([low, *levels]), max([high, *levels])
+    margin = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
+    whole = _Limits(low - margin, high + margin)
+    ends = [float(c.mean[-1]) for c in curves if not c.diverged and math.isfinite(c.mean[-1])]
+    if not up.compared or len(ends) < 2:
+        return whole
+    best = low if up.lower_is_better else high
+    view = max(
+        max(abs(best - end) for end in ends) / _ENDS_SHARE,
+        max((abs(best - level) for level in levels), default=0.0) / _TARGET_SHARE,
+        0.1 * (high - low),
     )
-    if diverged == "diverged":
-        panel.plot(x[-1:], mean[-1:], marker="x", color=style["color"], markersize=11, mew=2.5, zorder=4)
-    return [float(mean[-1])]
+    if not 0.0 < view < 0.75 * (high - low):
+        return whole
+    step = 10 ** math.floor(math.log10(view)) / 2
+    margin = 0.06 * view
+    if up.lower_is_better:
+        top = math.ceil((low + view) / step) * step
+        return _Limits(low - margin, top, ends=top)
+    bottom = math.floor((high - view) / step) * step
+    return _Limits(bottom, high + margin, begins=bottom)
 
 
-def mark_level(axes: Axes, y: float, name: str, *, size: float, line: str, letters: str) -> None:
+def _cut_words(limits: _Limits | None, up: Up) -> str:
+    """What the reader must know of an axis that leaves out the beginning of the curves."""
+    if limits is None:
+        return ""
+    level, word = (limits.begins, "begins") if limits.begins is not None else (limits.ends, "ends")
+    if level is None:
+        return ""
+    unit, before = " %" if up.percent else "", "lower" if word == "begins" else "higher"
+    return f"The axis {word} at {level:.4g}{unit}; what came before is {before}."
+
+
+# --- Drawing ----------------------------------------------------------------------------------------------
+
+
+def _draw_curve(axes: Axes, curve: _Curve, curves: Sequence[_Curve], limits: _Limits | None) -> None:
+    style, many = curve.style, len(curves)
+    if curve.seeds > 1:
+        axes.fill_between(curve.x, curve.low, curve.high, color=style.colour, alpha=0.17, linewidth=0)
+    axes.plot(
+        curve.x,
+        curve.mean,
+        color=style.colour,
+        linestyle=style.dash,
+        linewidth=_width(curve.place, many),
+        marker=style.marker,
+        markevery=_marked(curve, many, limits),
+        markersize=6.5,
+        markeredgecolor=PAGE,
+        markeredgewidth=0.9,
+        zorder=3,
+        label=textwrap.shorten(curve.name + (f" ({curve.lost})" if curve.lost else ""), 34, placeholder="…"),
+    )
+    if curve.diverged:
+        measured = np.flatnonzero(np.isfinite(curve.mean))
+        if len(measured):
+            x, y = curve.x[measured[-1]], curve.mean[measured[-1]]
+            axes.plot(x, y, marker="x", color=style.colour, markersize=10, markeredgewidth=2.4, zorder=4)
+
+
+def _width(place: int, many: int) -> float:
+    """Of a line in points: 1.8 for the topmost, and up to 0.8 more for each one below it."""
+    if many < 2:
+        return 2.0
+    return 1.8 + min(0.8, 2.4 / (many - 1)) * (many - 1 - place)
+
+
+def _marked(curve: _Curve, many: int, limits: _Limits | None) -> list[int]:
+    """The points that have a marker: some five that are in sight, none of them where another curve has one."""
+    seen = _in_sight(curve, limits)
+    if len(seen) == 0:
+        return []
+    step = max(many, math.ceil(len(seen) / 5))
+    return [int(seen[-1 - back]) for back in range(curve.place % len(seen), len(seen), step)]
+
+
+def _in_sight(curve: _Curve, limits: _Limits | None) -> npt.NDArray[np.intp]:
+    """The points of the mean that the axis shows."""
+    low, high = (-math.inf, math.inf) if limits is None else (limits.low, limits.high)
+    return np.flatnonzero((curve.mean >= low) & (curve.mean <= high))
+
+
+def _set_across(axes: Axes, curves: Sequence[_Curve], across: Across, limits: _Limits | None) -> None:
+    axes.set_xlabel(across.label)
+    if across.in_bytes and curves:
+        axes.set_xscale("log")
+        _byte_ticks(axes, curves, limits)
+    elif curves:
+        axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
+        axes.xaxis.set_major_locator(steps(6, only_whole=across.whole))
+
+
+def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
+    """Limits and ticks of an axis of bytes, which begins where the first curve comes in sight."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    first = [seen[0] if len(seen := _in_sight(curve, limits)) else 0 for curve in curves]
+    low = min(float(c.x[max(0, i - 1)]) for c, i in zip(curves, first, strict=True))
+    high = max(float(c.x[-1]) for c in curves)
+    low, high = low / 1.12, high * 1.12
+    axes.set_xlim(low, high)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for mantissas in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
+        if len(ticks) <= 5:
+            break
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(lambda value, _: size(float(f"{value:.6g}")))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def mark_level(axes: Axes, y: float, name: str, *, size: float) -> None:
     """A dotted horizontal line, named at one end, above or below it: where the fewest curves run.
 
     Args:
@@ -227,8 +309,6 @@ def mark_level(axes: Axes, y: float, name: str, *, size: float, line: str, lette
         y: where, in data units.
         name: what to write; "" for nothing.
         size: of the letters, points.
-        line: colour of the line.
-        letters: colour of the letters.
     """
     if name:
         at_end, above = _clear_place(axes, y, width=0.62 * size * len(name), height=1.5 * size)
@@ -241,10 +321,10 @@ def mark_level(axes: Axes, y: float, name: str, *, size: float, line: str, lette
             ha="right" if at_end else "left",
             va="bottom" if above else "top",
             fontsize=size,
-            color=letters,
+            color=MUTED,
             zorder=5,
         )
-    axes.axhline(y, color=line, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
+    axes.axhline(y, color=MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
 
 
 def _clear_place(axes: Axes, y: float, *, width: float, height: float) -> tuple[bool, bool]:
@@ -271,15 +351,141 @@ def _clear_place(axes: Axes, y: float, *, width: float, height: float) -> tuple[
     return min(itertools.product((True, False), (False, True)), key=covered)
 
 
-def _limit(panel: Axes, groups: Sequence[Group], metric: str, scale: float) -> None:
-    """Leave out values so far off that they would flatten everything else, such as a diverging loss."""
-    values = np.array([v for g in groups for r in g.records for v in r.series(metric)]) * scale
-    values = values[np.isfinite(values)]
-    if len(values) < 2:
-        return
-    low, high = float(values.min()), float(values.max())
-    typical = float(np.quantile(values, 0.9))
-    if high - low > 10 * (typical - low) > 0:
-        high = typical
-    margin = 0.04 * (high - low) or 1.0
-    panel.set_ylim(low - margin, high + margin)
+# --- The page's figures -----------------------------------------------------------------------------------
+
+
+def curve_chart(
+    slug: str,
+    title: str,
+    caption: str,
+    groups: Sequence[Group],
+    styles: Sequence[Style],
+    across: Across,
+    up: Up,
+) -> Chart:
+    """Something measured against something else.
+
+    Args:
+        slug: name of its files.
+        title: its heading.
+        caption: below it.
+        groups: the variants.
+        styles: how each is drawn.
+        across: the horizontal axis.
+        up: the vertical axis.
+    """
+    curves = _curves(groups, styles, across, up)
+    limits = _limits(_curves(groups, styles, ROUNDS, up), up)  # the same whatever it is drawn against
+    ends = "; ".join(
+        f"{c.name} ends at {number(float(c.mean[-1]) / up.scale, percent=up.percent)}"
+        f" at {size(c.x[-1]) if across.in_bytes else f'{c.x[-1]:.4g}'}{' and diverged' if c.diverged else ''}"
+        for c in curves
+    )
+    alt = f"Line chart: {up.label} against {across.label}. {ends or 'Nothing was measured'}."
+    caption = f"{caption} {_cut_words(limits, up)}".strip()
+
+    def draw(paper: bool) -> Drawing:
+        rows = math.ceil(len(curves) / 2) if paper else 0
+        height = 3.46 + 0.21 * rows
+        drawn = page_figure(height, paper=paper)
+        axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.55 / height))
+        for curve in curves:
+            _draw_curve(axes, curve, curves, limits)
+        axes.set_title(up.label, color=MUTED)
+        if limits is not None:
+            axes.set_ylim(limits.low, limits.high)
+            axes.yaxis.set_major_locator(steps(6, least=3))
+        _set_across(axes, curves, across, limits)
+        if not any(np.isfinite(curve.mean).any() for curve in curves):
+            _say(axes, "nothing measured yet")
+        elif up.target is not None:
+            name = f"target {number(up.target, percent=up.percent)}"
+            mark_level(axes, up.target * up.scale, name, size=10.8)
+        if paper and curves:
+            drawn.legend(
+                *axes.get_legend_handles_labels(),
+                loc="upper left",
+                bbox_to_anchor=(0.1, 1.0),
+                ncols=2,
+                handlelength=3.0,
+                borderaxespad=0.3,
+            )
+        return Drawing(drawn, [hit for curve in curves for hit in _hits(axes, curve, across, up)])
+
+    return Chart(slug, title, caption, alt, draw)
+
+
+def _hits(axes: Axes, curve: _Curve, across: Across, up: Up) -> list[Hit]:
+    step = max(1, math.ceil(len(curve.x) / 40))
+    found = []
+    for i in sorted({*range(0, len(curve.x), step), len(curve.x) - 1}):
+        if not math.isfinite(curve.mean[i]):
+            continue
+        at = size(float(curve.x[i])) if across.in_bytes else f"{curve.x[i]:.4g}"
+        low, mean, high = (
+            number(float(v[i]) / up.scale, percent=up.percent) for v in (curve.low, curve.mean, curve.high)
+        )
+        text = f"{curve.name}, round {curve.rounds[i]}"
+        text += f", {at}" if across.in_bytes or f"{curve.rounds[i]}" != at else ""
+        text += f": {mean}" + (f" ({low} to {high})" if curve.seeds > 1 else "")
+        found.append(Hit(axes, float(curve.x[i]), float(curve.mean[i]), text))
+    return found
+
+
+def _say(axes: Axes, text: str) -> None:
+    """Words instead of curves."""
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+
+
+# --- The figure of a comparison ---------------------------------------------------------------------------
+
+
+def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title: str = "") -> Figure:
+    """The metric against rounds, against bytes per node (log axis) and against virtual seconds.
+
+    Args:
+        groups: the variants.
+        target: drawn as a dotted line, if there is one.
+        metric: what to draw.
+        title: above everything.
+    """
+    lower = target is not None and target.lower_is_better
+    up = Up.of_metric(Target(metric, math.nan if target is None else target.value, lower))
+    styles = styles_of([group.algorithm for group in groups])
+    sizes: dict[str, Any] = {"font.size": 10.5, "legend.fontsize": 10.5}
+    with drawing_style(**sizes):
+        drawn = blank(12.0, 4.6, dpi=150)
+        panels = drawn.subplots(1, 3, sharey=True)
+        limits = _limits(_curves(groups, styles, ROUNDS, up), up)
+        for panel, across in zip(panels, (ROUNDS, SENT, SECONDS), strict=True):
+            curves = _curves(groups, styles, across, up)
+            for curve in curves:
+                _draw_curve(panel, curve, curves, limits)
+            _set_across(panel, curves, across, limits)
+        panels[1].set_xlabel(f"{SENT.label} (log)")
+        panels[0].set_ylabel(up.label)
+        if limits is not None:
+            panels[0].set_ylim(limits.low, limits.high)
+            panels[0].yaxis.set_major_locator(steps(6, least=3))
+        if up.target is not None:
+            for panel in panels:
+                named = f"target {number(up.target, percent=up.percent)}" if panel is panels[0] else ""
+                mark_level(panel, up.target * up.scale, named, size=9.0)
+        handles, names = panels[0].get_legend_handles_labels()
+        rows = math.ceil(len(names) / 5)
+        drawn.legend(
+            handles,
+            names,
+            loc="upper left",
+            bbox_to_anchor=(0.045, 0.93 if title else 1.0),
+            ncols=math.ceil(len(names) / rows) if rows else 1,
+            handlelength=3.0,
+            columnspacing=1.8,
+        )
+        if title:
+            drawn.text(0.052, 0.975, title, ha="left", va="top", fontsize=12.5, fontweight="bold", color=TEXT)
+        top = (0.90 if title else 0.97) - 0.055 * rows
+        drawn.subplots_adjust(left=0.06, right=0.985, bottom=0.13, top=top, wspace=0.1)
+    return drawn

@@ -16,24 +16,15 @@ from typing import Any
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
-from jwins.report.charts import metric_percent
+from jwins.report.settings import compared_settings, differing_keys, flat
+from jwins.report.words import and_list, metric_percent, shown
 from jwins.results.groups import Group, Target
 from jwins.results.lines import Line, line_of
 from jwins.results.record import Record, samples_note, start_and_end
 from jwins.run.folder import variant_folder
 from jwins.run.parts import raw_bytes_per_node
 
-__all__ = [
-    "Study",
-    "Variant",
-    "and_list",
-    "compared_settings",
-    "differing_keys",
-    "flat",
-    "gather",
-    "network",
-    "shown",
-]
+__all__ = ["Study", "Variant", "gather", "network"]
 
 
 @dataclass(frozen=True)
@@ -444,52 +435,3 @@ def network(record: Record, tables: Mapping[str, Any]) -> Experiment:
         "run": {"seed": record.start.seed},
     }
     return Experiment(**settings)
-
-
-# --- Settings of runs -------------------------------------------------------------------------------------
-
-_OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboard"), "task": ("data",)}
-"""Settings in which the runs of one variant may differ."""
-
-
-def compared_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's tables without what may differ between the runs of one variant."""
-    kept = {key: value for key, value in tables.items() if key != "name"}
-    for section, keys in _OF_A_RUN.items():
-        if isinstance(kept.get(section), Mapping):
-            kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
-    return kept
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables within tables as one, with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def differing_keys(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all tables."""
-    flats = [flat(table) for table in tables]
-    keys = dict.fromkeys(key for flat in flats for key in flat)
-    return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
-
-
-def shown(value: Any) -> str:
-    """A setting's value as text."""
-    if value is None:
-        return "—"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return " ".join(map(shown, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def and_list(words: Sequence[str]) -> str:
-    """Like ``a, b and c``."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

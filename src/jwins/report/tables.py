@@ -1,4 +1,4 @@
-"""Tables as text: Markdown, LaTeX, CSV and JSON."""
+"""Tables: what is in them, said once, and written as Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import json
 import math
 import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,76 @@ from jwins.report.words import (
     NEVER,
     describe_target,
     difference_text,
+    difference_texts,
+    final_text,
     is_percent,
+    minus,
     of_seeds,
     share,
     size,
     spread_text,
 )
-from jwins.results.groups import Group, Reach, Target, deviation, difference
-from jwins.results.lines import Line
+from jwins.results.groups import Group, Reach, Target
+from jwins.results.lines import Line, line_of
 from jwins.runfiles.atomic import write_atomically
 
-__all__ = ["Table", "columns", "head_and_rows", "metrics_table", "reach_table", "save_tables", "table_cells"]
+__all__ = [
+    "Cell",
+    "Table",
+    "columns",
+    "head_and_rows",
+    "metrics_table",
+    "page_table",
+    "reach_table",
+    "save_tables",
+    "stated_difference",
+    "table_cells",
+]
+
+
+class Cell(str):
+    """What a table says in one place: a text of one line, and how the page lays it out in two.
+
+    Attributes:
+        value: the main part.
+        aside: what stands below it, small.
+        kind: a class of the style sheet: ``bad`` or ``code``.
+        tip: told to a pointer that rests on it.
+    """
+
+    __slots__ = ("aside", "kind", "tip", "value")
+    value: str
+    aside: str
+    kind: str
+    tip: str
+
+    def __new__(
+        cls, text: str, aside: str = "", *, value: str | None = None, kind: str = "", tip: str = ""
+    ) -> Cell:
+        """A cell.
+
+        Args:
+            text: all of it, in one line.
+            aside: see above.
+            value: see above; None for ``text``.
+            kind: see above.
+            tip: see above.
+        """
+        cell = super().__new__(cls, text)
+        cell.value = text if value is None else value
+        cell.aside, cell.kind, cell.tip = aside, kind, tip
+        return cell
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table beside the main one.
+    """A table.
 
     Attributes:
         name: of its CSV file, and of its entry in ``summary.json``.
         title: in words.
         head: headings.
-        rows: as text.
+        rows: as text; a :class:`Cell` where the page lays it out in two lines.
         data: the same in full precision, one flat dict per row.
         notes: sentences below it.
     """
@@ -47,8 +94,242 @@ class Table:
     title: str
     head: list[str]
     rows: list[list[str]]
-    data: list[dict[str, Any]]
+    data: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+# --- The main table ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One line of the main table, with what it is stated against.
+
+    Attributes:
+        line: of the variant.
+        percent: whether the metric is a fraction shown in percent.
+        full: the line of full sharing, None without one and for itself.
+        reference: the line its difference refers to, None without one.
+        mixed: whether differences refer to different variants.
+    """
+
+    line: Line
+    percent: bool
+    full: Line | None = None
+    reference: Line | None = None
+    mixed: bool = False
+
+    def variant(self) -> Cell:
+        line = self.line
+        tuned = f" ({line.tuned})" if line.tuned else ""
+        return Cell(line.variant + tuned, line.tuned, value=line.variant)
+
+    def seeds(self) -> Cell:
+        return Cell(str(self.line.seeds))
+
+    def final(self) -> Cell:
+        line = self.line
+        text = spread_text(line.final, line.final_sd, percent=self.percent)
+        beside = (
+            []
+            if line.final_sd is None
+            else [f"± {final_text(line.final_sd, percent=self.percent, unit=False)}"]
+        )
+        beside += [f"{line.counted} of {line.seeds} seeds"] if 0 < line.counted < line.seeds else []
+        return Cell(
+            text + of_seeds(line.counted, line.seeds),
+            ", ".join(beside),
+            value=final_text(line.final, percent=self.percent),
+        )
+
+    def difference(self) -> Cell:
+        line, percent = self.line, self.percent
+        if line.difference is None or math.isnan(line.difference):
+            return Cell(NEVER)
+        stated = stated_difference(line, self.reference, percent=percent)
+        text = difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
+        value, low, high = map(
+            minus, difference_texts(line.difference, line.difference_half, percent=percent, stated=stated)
+        )
+        to = f" (to {line.reference})" if self.mixed else ""
+        return Cell(
+            text, f"one seed{to}" if line.difference_half is None else f"{low} to {high}{to}", value=value
+        )
+
+    def sent(self) -> Cell:
+        return Cell(size(self.line.bytes_per_node))
+
+    def saving_raw(self) -> Cell:
+        return Cell(share(self.line.saving_raw))
+
+    def saving_codec(self) -> Cell:
+        return Cell(NEVER if self.line.saving_codec is None else share(self.line.saving_codec))
+
+    def bytes_to_target(self) -> Cell:
+        line = self.line
+        if line.bytes_to_target is None:
+            return Cell(NEVER, value="never reached", kind="bad")
+        beside = []
+        if self.full is not None and self.full.bytes_to_target:
+            beside = [f"{line.bytes_to_target / self.full.bytes_to_target:.2f} × full"]
+        beside += [] if line.reached == line.seeds else [f"{line.reached} of {line.seeds} seeds"]
+        return self._to_target(size(line.bytes_to_target), ", ".join(beside))
+
+    def rounds_to_target(self) -> Cell:
+        rounds = self.line.rounds_to_target
+        return Cell(NEVER) if rounds is None else self._to_target(f"{rounds:.0f}")
+
+    def seconds_to_target(self) -> Cell:
+        seconds, full = self.line.seconds_to_target, self.full
+        if seconds is None:
+            return Cell(NEVER)
+        times = ""
+        if full is not None and full.seconds_to_target:
+            times = f"{seconds / full.seconds_to_target:.2f} × full"
+        return self._to_target(f"{seconds:.1f}", times)
+
+    def _to_target(self, value: str, aside: str = "") -> Cell:
+        return Cell(value + of_seeds(self.line.reached, self.line.seeds), aside, value=value)
+
+    def overhead(self) -> Cell:
+        return Cell(NEVER if self.line.overhead is None else share(self.line.overhead))
+
+    def status(self) -> Cell:
+        return Cell(self.line.status, kind="" if self.line.status == "finished" else "bad")
+
+
+_IN_ONE_LINE: tuple[Callable[[_Row], Cell], ...] = (
+    _Row.variant,
+    _Row.final,
+    _Row.sent,
+    _Row.saving_raw,
+    _Row.saving_codec,
+    _Row.bytes_to_target,
+    _Row.rounds_to_target,
+    _Row.seconds_to_target,
+    _Row.difference,
+    _Row.overhead,
+    _Row.status,
+)
+
+
+def stated_difference(line: Line, reference: Line | None, *, percent: bool) -> float | None:
+    """The difference between two final values as tables show these, so that it agrees with them.
+
+    Args:
+        line: of the variant.
+        reference: of what it is compared to.
+        percent: whether the metric is a fraction shown in percent.
+
+    Returns:
+        None where the final values are not means over the seeds that the difference is over.
+    """
+    if reference is None or not line.difference_seeds == line.counted == reference.counted:
+        return None
+    if not math.isfinite(line.final - reference.final):
+        return None
+    scale = 100.0 if percent else 1.0
+    own, other = (float(final_text(at.final, percent=percent, unit=False)) for at in (line, reference))
+    return (own - other) / scale
+
+
+def columns(target: Target, reference: str | None = None) -> list[str]:
+    """Headings of the main table where a cell is one line.
+
+    Args:
+        target: names the metric.
+        reference: what differences are stated to, if it is the same for all lines.
+    """
+    return [
+        "variant",
+        f"final {target.metric}",
+        "bytes/node",
+        "saving vs raw",
+        "saving vs codec",
+        "bytes to target",
+        "rounds",
+        "seconds",
+        f"difference{f' to {reference}' if reference else ''} [95 %]",
+        "other / training",
+        "status",
+    ]
+
+
+def table_cells(line: Line, *, percent: bool, reference: Line | None = None) -> list[str]:
+    """One line of the main table, each cell in one line of text.
+
+    Args:
+        line: what to show.
+        percent: whether the metric is a fraction shown in percent.
+        reference: the line that its difference refers to, with whose final value the difference then agrees.
+    """
+    row = _Row(line, percent, reference=reference)
+    return [cell(row) for cell in _IN_ONE_LINE]
+
+
+def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the main table as text, as the terminal, Markdown and LaTeX show them.
+
+    Args:
+        table: the lines.
+        target: what was timed to.
+    """
+    percent, by_name = is_percent(target), {line.variant: line for line in table}
+    rows = [table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table]
+    return columns(target, common_reference(table)), rows
+
+
+def page_table(table: Sequence[Line], target: Target, full: str | None) -> Table:
+    """The main table as the page shows it: without columns of which there is nothing to say.
+
+    Args:
+        table: the lines.
+        target: what was timed to; its value is not a number if there is none.
+        full: name of the variant with full sharing that savings refer to.
+    """
+    metric, by_name = target.metric.replace("_", " "), {line.variant: line for line in table}
+    whole = by_name.get(full or "")
+    compared = any(line.difference is not None for line in table)
+    mixed = any(line.reference not in (None, full) for line in table)
+    chosen = [("variant", _Row.variant), ("seeds", _Row.seeds), (f"final {metric}", _Row.final)]
+    chosen += [("difference" if mixed else "difference to full", _Row.difference)] if compared else []
+    chosen += [("bytes per node", _Row.sent), ("saving against raw", _Row.saving_raw)]
+    chosen += [("saving, same codec", _Row.saving_codec)] if whole is not None else []
+    if math.isfinite(target.value):
+        chosen += [
+            ("bytes to target", _Row.bytes_to_target),
+            ("rounds to target", _Row.rounds_to_target),
+            ("virtual s to target", _Row.seconds_to_target),
+        ]
+    chosen.append(("status", _Row.status))
+    rows = [
+        _Row(
+            line, is_percent(target), None if line is whole else whole, by_name.get(line.reference or ""), mixed
+        )
+        for line in table
+    ]
+    body: list[list[str]] = [[cell(row) for _, cell in chosen] for row in rows]
+    return Table("table", f"Final {metric}, bytes and savings", [name for name, _ in chosen], body)
+
+
+def targets_of(table: Sequence[Line], target: Target) -> list[str]:
+    """The target in a sentence; one for each if variants have different ones."""
+    said: dict[str, list[str]] = {}
+    for line in table:
+        own = describe_target(Target(target.metric, line.target, target.lower_is_better, line.meaning))
+        said.setdefault(own, []).append(line.variant)
+    if len(said) < 2:
+        return [describe_target(target)]
+    return [f"{own[:-1]}: for {', '.join(names)}." for own, names in said.items()]
+
+
+def common_reference(table: Sequence[Line]) -> str | None:
+    """What all lines state their difference to, None if that is not the same."""
+    names = {line.reference for line in table}
+    return names.pop() if len(names) == 1 else None
+
+
+# --- Tables beside it -------------------------------------------------------------------------------------
 
 
 def reach_table(reached: Sequence[Reach], target: Target) -> Table:
@@ -56,14 +337,14 @@ def reach_table(reached: Sequence[Reach], target: Target) -> Table:
     percent = is_percent(target)
     head = ["variant", f"{target.metric} to reach", "reached", "bytes/node", "rounds", "seconds"]
     head += ["bytes / baseline's", "seconds / baseline's", "baseline"]
-    rows = []
+    rows: list[list[str]] = []
     for row in reached:
         value = f"{row.target * 100:.1f} %" if percent else f"{row.target:.4g}"
         some = f" ({row.pairs})" if 0 < row.pairs < row.seeds else ""
         rows.append(
             [
                 row.variant,
-                f"{value} ({row.meaning})" if row.meaning else value,
+                Cell(f"{value} ({row.meaning})" if row.meaning else value, row.meaning, value=value),
                 f"{row.reached}/{row.seeds}" if row.reached else "never",
                 NEVER if row.bytes_per_node is None else size(row.bytes_per_node),
                 NEVER if row.rounds is None else f"{row.rounds:.0f}",
@@ -86,116 +367,37 @@ def metrics_table(
         metrics: names.
         final_over: how many last evaluations make up the final value.
     """
-    rows, data = [], []
+    rows: list[list[str]] = []
+    data: list[dict[str, Any]] = []
     for metric in metrics:
+        target = Target(metric, math.nan)
         for group, reference in groups:
-            counted = group.counted.records
-            finals = [record.final(metric, final_over) for record in counted]
-            sd = deviation(finals)
-            apart = None if reference is None else difference(group, reference, metric, final_over)
-            row = {
-                "metric": metric,
-                "variant": group.name,
-                "seeds": len(group.records),
-                "counted": sum(not record.diverged for record in group.records),
-                "final": statistics.fmean(finals),
-                "final_sd": sd,
-                "reference": None if reference is None else reference.name,
-                "difference": None if apart is None else apart.mean,
-                "difference_half": None if apart is None else apart.half_width,
-            }
-            percent = is_percent(Target(metric, 0.0))
-            data.append(row)
-            rows.append(
-                [
-                    metric,
-                    group.name,
-                    spread_text(statistics.fmean(finals), sd, percent=percent)
-                    + of_seeds(len(counted), len(group.records)),
-                    NEVER if apart is None else difference_text(apart.mean, apart.half_width, percent=percent),
-                ]
+            line = line_of(group, target, full=None, reference=reference, final_over=final_over)
+            other = None if reference is None else line_of(reference, target, full=None, final_over=final_over)
+            row = _Row(line, is_percent(target), reference=other)
+            rows.append([metric, group.name, row.final(), row.difference()])
+            data.append(
+                {
+                    "metric": metric,
+                    "variant": group.name,
+                    "seeds": line.seeds,
+                    "counted": line.counted,
+                    "final": line.final,
+                    "final_sd": line.final_sd,
+                    "reference": line.reference,
+                    "difference": line.difference,
+                    "difference_half": line.difference_half,
+                }
             )
     return Table("metrics", "Further metrics", ["metric", "variant", "final", "difference [95 %]"], rows, data)
 
 
-def columns(target: Target, reference: str | None = None) -> list[str]:
-    """Headings of the table.
-
-    Args:
-        target: names the metric.
-        reference: what differences are stated to, if it is the same for all lines.
-    """
-    return [
-        "variant",
-        f"final {target.metric}",
-        "bytes/node",
-        "saving vs raw",
-        "saving vs codec",
-        "bytes to target",
-        "rounds",
-        "seconds",
-        f"difference{f' to {reference}' if reference else ''} [95 %]",
-        "other / training",
-        "status",
-    ]
-
-
-def table_cells(line: Line, *, percent: bool) -> list[str]:
-    """One line of the table as text.
-
-    Args:
-        line: what to show.
-        percent: whether the metric is a fraction shown in percent.
-    """
-    some = of_seeds(line.reached, line.seeds)
-    return [
-        line.variant + (f" ({line.tuned})" if line.tuned else ""),
-        spread_text(line.final, line.final_sd, percent=percent) + of_seeds(line.counted, line.seeds),
-        size(line.bytes_per_node),
-        share(line.saving_raw),
-        NEVER if line.saving_codec is None else share(line.saving_codec),
-        NEVER if line.bytes_to_target is None else size(line.bytes_to_target) + some,
-        NEVER if line.rounds_to_target is None else f"{line.rounds_to_target:.0f}{some}",
-        NEVER if line.seconds_to_target is None else f"{line.seconds_to_target:.1f}{some}",
-        NEVER
-        if line.difference is None
-        else difference_text(line.difference, line.difference_half, percent=percent),
-        NEVER if line.overhead is None else share(line.overhead),
-        line.status,
-    ]
-
-
-def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the main table as text, as the terminal, Markdown and LaTeX show them.
-
-    Args:
-        table: the lines.
-        target: what was timed to.
-    """
-    percent = is_percent(target)
-    return columns(target, common_reference(table)), [table_cells(line, percent=percent) for line in table]
+# --- Written ----------------------------------------------------------------------------------------------
 
 
 def markdown(table: Sequence[Line], target: Target) -> str:
     """The table in Markdown, with a sentence on the target, or on each group's."""
     return "\n".join([*_markdown_rows(*head_and_rows(table, target)), "", *targets_of(table, target), ""])
-
-
-def targets_of(table: Sequence[Line], target: Target) -> list[str]:
-    """The target in a sentence; one for each if variants have different ones."""
-    said: dict[str, list[str]] = {}
-    for line in table:
-        own = describe_target(Target(target.metric, line.target, target.lower_is_better, line.meaning))
-        said.setdefault(own, []).append(line.variant)
-    if len(said) < 2:
-        return [describe_target(target)]
-    return [f"{own[:-1]}: for {', '.join(names)}." for own, names in said.items()]
-
-
-def common_reference(table: Sequence[Line]) -> str | None:
-    """What all lines state their difference to, None if that is not the same."""
-    names = {line.reference for line in table}
-    return names.pop() if len(names) == 1 else None
 
 
 def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

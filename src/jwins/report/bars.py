@@ -1,0 +1,173 @@
+"""Figures with one row per variant: what its bytes carried, and how its nodes ended."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.report.charts import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.colours import PAGE, PARTS, Style
+from jwins.report.words import number, size, spaced
+from jwins.results.groups import Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["bytes_by_part", "bytes_chart", "nodes_chart", "parts_sent"]
+
+
+def bytes_by_part(group: Group) -> dict[str, float]:
+    """Bytes per node until the last evaluation, by what they carried, mean over seeds."""
+    parts = {}
+    for part in PARTS:
+        sent = [
+            getattr(record.evaluations[-1].traffic, part) / record.start.num_nodes
+            for record in group.counted.records
+            if record.evaluations
+        ]
+        parts[part] = float(np.mean(sent)) if sent else 0.0
+    return parts
+
+
+def parts_sent(groups: Sequence[Group]) -> list[str]:
+    """What the bytes of at least one variant carried; everything if nothing was sent."""
+    found = [bytes_by_part(group) for group in groups]
+    return [part for part in PARTS if any(parts[part] > 0 for parts in found)] or list(PARTS)
+
+
+def bytes_chart(groups: Sequence[Group]) -> Chart:
+    """What the bytes of each variant carried: a stacked bar each, per node and mean over seeds."""
+    sent = parts_sent(groups)
+    split = {group.name: {part: bytes_by_part(group)[part] for part in sent} for group in groups}
+    alt = "Stacked bars of bytes per node. " + "; ".join(
+        f"{name}: " + ", ".join(f"{part} {size(value)}" for part, value in parts.items())
+        for name, parts in split.items()
+    )
+    legend = {part: PARTS[part] for part in sent}
+
+    def draw(paper: bool) -> Drawing:
+        figure, axes = _rows([group.name for group in groups], paper=paper, legend=legend if paper else {})
+        most = max((sum(parts.values()) for parts in split.values()), default=0.0) or 1.0
+        hits = []
+        for row, (name, parts) in enumerate(split.items()):
+            left, total = 0.0, sum(parts.values())
+            for part, value in parts.items():
+                gap = 0.8 if value > 0.01 * most else 0.0
+                axes.barh(row, value, left=left, height=0.42, color=PARTS[part], edgecolor=PAGE, linewidth=gap)
+                if value > 0:
+                    text = f"{name}, {part}: {size(value)} ({value / total * 100:.1f} %)"
+                    hits.append(Hit(axes, left, row - 0.21, text, value, 0.42))
+                left += value
+            axes.annotate(
+                size(total), (left, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10.8
+            )
+        axes.set_xlim(0, most * 1.17)
+        axes.xaxis.set_major_locator(steps(4))
+        axes.xaxis.set_major_formatter(lambda value, _: size(value) if value else "0")
+        axes.set_xlabel("bytes sent per node")
+        return Drawing(figure, hits)
+
+    return Chart("bytes-by-content", "Bytes per node", "", alt + ".", draw)
+
+
+_MOST_POINTS = 150
+
+
+def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *, percent: bool) -> Chart:
+    """Every node's final metric, over all seeds: points, with a box for the middle half and the median."""
+    values = {group.name: final_per_node(group, metric) for group in groups}
+    label = f"{spaced(metric)}{' in %' if percent else ''}"
+    told = "; ".join(
+        f"{name}: lowest {number(float(v.min()), percent=percent)}, median "
+        f"{number(float(np.median(v)), percent=percent)}, highest {number(float(v.max()), percent=percent)}"
+        for name, v in values.items()
+        if len(v)
+    )
+    caption = "One point per node and seed; the box holds the middle half, its line is the median."
+    if any(len(v) > _MOST_POINTS for v in values.values()):
+        caption += f" Where there are more than {_MOST_POINTS} points, evenly spaced quantiles are drawn."
+
+    def draw(paper: bool) -> Drawing:
+        figure, axes = _rows(list(values), paper=paper)
+        hits = []
+        for row, (name, style) in enumerate(zip(values, styles, strict=True)):
+            if len(values[name]):
+                hits.append(_strip(axes, row, name, style, values[name], percent=percent))
+        axes.xaxis.set_major_locator(steps(5, least=3))
+        axes.margins(x=0.04)
+        axes.set_xlabel(label)
+        return Drawing(figure, hits)
+
+    title, alt = f"Final {spaced(metric)} of every node", f"Strip chart of final {label}. {told}."
+    return Chart("per-node", title, caption, alt, draw)
+
+
+def _strip(
+    axes: Axes, row: int, name: str, style: Style, values: npt.NDArray[np.float64], *, percent: bool
+) -> Hit:
+    """One variant's points and box, and what they say."""
+    scale, colour = (100.0 if percent else 1.0), style.colour
+    v = np.sort(values) * scale
+    low, middle, high = (float(q) for q in np.quantile(v, (0.25, 0.5, 0.75)))
+    axes.barh(row, high - low, left=low, height=0.42, color=colour, alpha=0.22, linewidth=0, zorder=2)
+    axes.plot([middle, middle], [row - 0.25, row + 0.25], color=colour, linewidth=2.6, zorder=4)
+    drawn = v if len(v) <= _MOST_POINTS else np.quantile(v, np.linspace(0, 1, _MOST_POINTS))
+    # Points side by side, not on one another: a fixed low-discrepancy sequence instead of chance.
+    up = ((np.arange(len(drawn)) * 0.6180339887) % 1.0 - 0.5) * 0.34
+    axes.scatter(drawn, row + up, s=11, color=colour, alpha=0.7, linewidths=0, zorder=3)
+    least, first, median, third, most = (
+        number(value / scale, percent=percent) for value in (float(v[0]), low, middle, high, float(v[-1]))
+    )
+    text = f"{name}: median {median}, middle half {first} to {third}, all {least} to {most}"
+    return Hit(axes, float(v[0]), row - 0.25, text, max(float(v[-1] - v[0]), 1e-9), 0.5)
+
+
+def final_per_node(group: Group, metric: str) -> npt.NDArray[np.float64]:
+    """The metric of each node at the last evaluation, over all seeds, without what was not finite."""
+    found = [
+        value
+        for record in group.counted.records
+        if record.evaluations
+        for value in record.evaluations[-1].per_node.get(metric, [])
+        if value is not None and math.isfinite(value)
+    ]
+    return np.array(found, dtype=float)
+
+
+def _rows(names: Sequence[str], *, paper: bool, legend: Mapping[str, str] | None = None) -> tuple[Figure, Axes]:
+    """Empty axes with one row per name, the names above the rows, so that they may be long."""
+    from matplotlib.patches import Patch
+
+    above = 0.35 if legend else 0.08
+    height = 0.66 + above + 0.56 * max(1, len(names))
+    figure = page_figure(height, paper=paper)
+    axes = figure.add_axes((0.035, 0.62 / height, 0.93, 1 - (0.62 + above) / height))
+    axes.set_ylim(max(1, len(names)) - 0.6, -0.72)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    for row, name in enumerate(names):
+        axes.annotate(
+            textwrap.shorten(name, 56, placeholder="…"),
+            (0, row - 0.29),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            fontsize=11.3,
+        )
+    if legend:
+        figure.legend(
+            handles=[Patch(color=colour, label=name) for name, colour in legend.items()],
+            loc="upper left",
+            bbox_to_anchor=(0.02, 1.0),
+            ncols=5,
+            handlelength=1.0,
+            columnspacing=1.2,
+            borderaxespad=0.3,
+        )
+    return figure, axes

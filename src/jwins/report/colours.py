@@ -1,0 +1,189 @@
+"""The colours of all figures and of the page, each on light and on dark, and how a variant is drawn.
+
+What must be seen to read a figure has a contrast of 3:1 or more to the page on both, and text 4.5:1 (WCAG 2.1,
+level AA). The colour and the marker of an algorithm are those of its row in :mod:`jwins.experiment.plugins`;
+its shades, and its colours on dark, follow from that one by their contrast.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jwins.experiment.plugins import ALGORITHMS
+
+__all__ = [
+    "AXIS",
+    "GRID",
+    "MUTED",
+    "PAGE",
+    "PARTS",
+    "TEXT",
+    "THEME",
+    "Style",
+    "colours_of",
+    "contrast",
+    "styles_of",
+]
+
+TEXT, MUTED, GRID, AXIS, PAGE = "#1f2328", "#57606a", "#e3e6ea", "#8a939d", "#ffffff"
+"""Of figures, on light. The grid only guides the eye and is faint on purpose."""
+
+_DARK_PAGE = "#14171c"
+
+PARTS = {
+    "values": "#27587f",
+    "positions": "#4f93c8",
+    "header": "#767678",
+    "key": "#7a5195",
+    "control": "#a77bc0",
+}
+"""What bytes carried, and its colour in figures."""
+
+_PARTS_ON_DARK = ("#5d9fd0", "#bcd9ee", "#7f8792", "#b58ad0", "#e0cdee")
+
+OWN_COLOUR, OWN_MARKER = "#cc79a7", "P"
+"""Of an algorithm that is not built in."""
+
+_SHADE_CONTRASTS = (3.2, 5.8, 10.5)
+_LEAST_ON_DARK, _STRONG = 3.6, 7.0
+
+
+def contrast(colour: str, other: str) -> float:
+    """Contrast ratio of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.1).
+
+    >>> round(contrast("#ffffff", "#000000"), 1), round(contrast("#e69f00", "#ffffff"), 2)
+    (21.0, 2.25)
+    """
+    low, high = sorted((_luminance(colour), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    r, g, b = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in _channels(colour))
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+
+def _channels(colour: str) -> tuple[float, float, float]:
+    r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return r, g, b
+
+
+def _with_contrast(colour: str, page: str, wanted: float) -> str:
+    """The same hue and saturation, as light or dark as it takes to stand out from ``page`` by ``wanted``."""
+    hue, _, saturation = colorsys.rgb_to_hls(*_channels(colour))
+    found = []
+    for step in range(256):
+        channels = colorsys.hls_to_rgb(hue, step / 255, saturation)
+        found.append("#" + "".join(f"{round(channel * 255):02x}" for channel in channels))
+    return min(found, key=lambda shade: abs(contrast(shade, page) - wanted))
+
+
+def _shades(colour: str) -> tuple[str, str, str]:
+    """The colour, and two others of its hue that differ from it and from one another as far as they can."""
+    own = contrast(colour, PAGE)
+    *_, nearest = sorted(_SHADE_CONTRASTS, key=lambda level: -abs(math.log(level / own)))
+    light, strong = (_with_contrast(colour, PAGE, level) for level in _SHADE_CONTRASTS if level != nearest)
+    return colour, strong, light
+
+
+def _on_dark(colour: str) -> str:
+    """The colour itself where it can be seen on dark, too; a lighter one if not.
+
+    What is strongest on light is strongest on dark. All others stay as near to their colour as they can, since
+    that is what the palette was chosen for: lightened, violet and blue are one to some eyes.
+    """
+    own = contrast(colour, PAGE)
+    if own >= _STRONG:
+        return _with_contrast(colour, _DARK_PAGE, own)
+    if contrast(colour, _DARK_PAGE) >= _LEAST_ON_DARK:
+        return colour
+    return _with_contrast(colour, _DARK_PAGE, _LEAST_ON_DARK)
+
+
+_SHADES = {kind: _shades(row.colour) for kind, row in ALGORITHMS.items()} | {"own": _shades(OWN_COLOUR)}
+_MARKERS = {kind: row.marker for kind, row in ALGORITHMS.items()} | {"own": OWN_MARKER}
+_MORE_MARKERS = "oXs*<>dph"
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)))
+
+THEME: dict[str, tuple[str, str, str]] = {
+    TEXT: ("text", TEXT, "#e6e9ed"),
+    MUTED: ("muted", MUTED, "#a3acb8"),
+    GRID: ("grid", GRID, "#2b313a"),
+    AXIS: ("axis", AXIS, "#6b7480"),
+    PAGE: ("page", PAGE, _DARK_PAGE),
+    **{
+        colour: (f"part-{part}", colour, dark)
+        for (part, colour), dark in zip(PARTS.items(), _PARTS_ON_DARK, strict=True)
+    },
+    **{
+        colour: (f"{kind.replace('_', '-')}-{index}", colour, _on_dark(colour))
+        for kind, shades in _SHADES.items()
+        for index, colour in enumerate(shades)
+    },
+}
+"""Each colour in figures: the CSS variable that takes its place in a page, its value on light and on dark."""
+
+ON_PAGE = {
+    "card": ("#f6f7f9", "#1b1f26"),
+    "line": ("#d8dce1", "#343b45"),
+    "accent": ("#0b5394", "#8cc4ff"),
+    "bad": ("#a4262c", "#ff9a94"),
+    "warn": ("#fff4d6", "#3a2f10"),
+    "warn-text": ("#553c00", "#ffe3a3"),
+}
+"""Colours of the page alone, by CSS variable, on light and on dark."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a variant is drawn, everywhere.
+
+    Attributes:
+        colour: on light, a key of ``THEME``.
+        dash: as matplotlib takes it.
+        marker: likewise.
+    """
+
+    colour: str
+    dash: Any
+    marker: str
+
+    @property
+    def variable(self) -> str:
+        """The colour as CSS."""
+        return f"var(--{THEME[self.colour][0]})"
+
+
+def colours_of(algorithms: Sequence[str]) -> list[tuple[str, int]]:
+    """Whose colour each variant has, and how many before it have the same.
+
+    A variant has its algorithm's colour. Where an algorithm has more than three variants, as in an ablation,
+    all but the first also take those of algorithms that are not there.
+
+    Args:
+        algorithms: of the variants, in order; one that is not built in counts as ``own``.
+    """
+    keys = [algorithm if algorithm in ALGORITHMS else "own" for algorithm in algorithms]
+    spare = [key for key in ("choco", "top_k", "own", "random_k") if key not in keys]
+    colours: list[str] = []
+    for index, key in enumerate(keys):
+        palette = [key, *spare] if keys.count(key) > 3 else [key]
+        colours.append(palette[keys[:index].count(key) % len(palette)])
+    return [(colour, colours[:index].count(colour)) for index, colour in enumerate(colours)]
+
+
+def styles_of(algorithms: Sequence[str]) -> list[Style]:
+    """One style per variant: colours as in ``colours_of``; shade, dashes and marker tell those of one apart."""
+    seen: dict[str, int] = {}
+    styles = []
+    for algorithm, (colour, nth) in zip(algorithms, colours_of(algorithms), strict=True):
+        key = algorithm if algorithm in ALGORITHMS else "own"
+        index = seen.get(key, 0)
+        seen[key] = index + 1
+        marker = _MARKERS[key] if index == 0 else _MORE_MARKERS[(index - 1) % len(_MORE_MARKERS)]
+        styles.append(Style(_SHADES[colour][nth % 3], _DASHES[nth % len(_DASHES)], marker))
+    return styles

@@ -1,0 +1,231 @@
+"""Which figures a study has, and what cannot be drawn of it and why."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jwins.errors import JwinsError
+from jwins.experiment.load import load
+from jwins.report.bars import bytes_chart, nodes_chart
+from jwins.report.charts import Chart
+from jwins.report.colours import Style
+from jwins.report.curves import ROUNDS, SECONDS, SENT, Across, Up, curve_chart
+from jwins.report.networks import topology_chart
+from jwins.report.partitions import Partition, partition_chart
+from jwins.report.settings import described
+from jwins.report.studies import Study, network
+from jwins.report.words import capital, names_only, spaced
+from jwins.results.record import Record
+from jwins.run.parts import build_partition, build_task, build_topology, partition_counts
+
+if TYPE_CHECKING:
+    from jwins.topology.graph import Graph
+
+__all__ = ["Figures", "figures_of"]
+
+_MOST_SETTINGS = 6
+"""So many different graphs or partitions of one study are drawn."""
+
+
+@dataclass
+class Figures:
+    """The charts of a study, by section; and what is absent and why."""
+
+    curves: list[Chart] = field(default_factory=list)
+    traffic: list[Chart] = field(default_factory=list)
+    nodes: list[Chart] = field(default_factory=list)
+    training: list[Chart] = field(default_factory=list)
+    setting: list[Chart] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    @property
+    def all(self) -> list[Chart]:
+        """In the order of the page."""
+        return [*self.curves, *self.traffic, *self.nodes, *self.training, *self.setting]
+
+
+def figures_of(study: Study, styles: Sequence[Style]) -> Figures:
+    """The figures of a study, variants drawn in these styles."""
+    groups, metric = study.groups, study.target.metric
+    figures = Figures(
+        curves=_metric_curves(study, styles),
+        traffic=[bytes_chart(groups)],
+        training=_training_curves(study, styles),
+    )
+    if any(metric in record.evaluations[-1].per_node for record in study.records):
+        figures.nodes = [nodes_chart(groups, styles, metric, percent=study.percent)]
+    _add_topologies(study, figures)
+    _add_partitions(study, figures)
+    return figures
+
+
+def _metric_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
+    metric, up = study.target.metric, Up.of_metric(study.target)
+    name = capital(spaced(metric))
+    lead = "Lower is better." if study.target.lower_is_better else ""
+    if any(len(group.records) > 1 for group in study.groups):
+        lead += " Lines are means over seeds, bands reach from the lowest to the highest seed."
+
+    def chart(slug: str, against: str, caption: str, across: Across) -> Chart:
+        title = f"{name} against {against}"
+        return curve_chart(f"{metric}-{slug}", title, caption.strip(), study.groups, styles, across, up)
+
+    return [
+        chart("rounds", "rounds", lead, ROUNDS),
+        chart("bytes", "bytes", "Everything a node sent, headers and control included; log axis.", SENT),
+        chart(
+            "seconds",
+            "time",
+            "Seconds of the virtual clock: modelled training and link times, not a stopwatch.",
+            SECONDS,
+        ),
+    ]
+
+
+def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
+    def losses(record: Record) -> list[float]:
+        return [math.nan if row.train_loss is None else row.train_loss for row in record.evaluations]
+
+    def distances(record: Record) -> list[float]:
+        measured = [row.consensus_distance for row in record.evaluations]
+        return [math.nan if distance is None else distance for distance in measured]
+
+    return [
+        curve_chart(
+            "consensus",
+            "Consensus distance",
+            "Root mean square distance of the nodes’ parameters from their average.",
+            study.groups,
+            styles,
+            ROUNDS,
+            Up("distance from the average model", distances),
+        ),
+        curve_chart(
+            "training-loss",
+            "Training loss",
+            "Of the last round’s batches before each evaluation, mean over nodes.",
+            study.groups,
+            styles,
+            ROUNDS,
+            Up("training loss", losses),
+        ),
+    ]
+
+
+# --- Graphs -----------------------------------------------------------------------------------------------
+
+
+def _add_topologies(study: Study, figures: Figures) -> None:
+    seen: list[Any] = []
+    for variant in study.variants:
+        record = variant.group.records[0]
+        table = variant.tables.get("topology")
+        key = [table, record.start.num_nodes, record.start.seed]
+        if key in seen:
+            continue
+        seen.append(key)
+        if len(seen) > _MOST_SETTINGS:
+            continue
+        where = f" of {variant.group.name}" if len(seen) > 1 else ""
+        try:
+            graph = build_topology(network(record, variant.tables)).at(0)
+        except (JwinsError, OSError, KeyError, TypeError) as error:
+            why = names_only(str(error), record.folder)
+            figures.absent.append(f"The topology{where} is not drawn: it cannot be rebuilt ({why}).")
+            continue
+        slug = "topology" if len(seen) == 1 else f"topology-{len(seen)}"
+        caption = _topology_caption(graph, table, record.start.seed)
+        figures.setting.append(topology_chart(slug, f"Who sends to whom{where}", caption, graph))
+    if len(seen) > _MOST_SETTINGS:
+        figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more topologies are not drawn.")
+
+
+def _topology_caption(graph: Graph, table: Any, seed: int) -> str:
+    degrees = [len(row) for row in graph.recipients]
+    span = f"{degrees[0]}" if len(set(degrees)) == 1 else f"{min(degrees)} to {max(degrees)}"
+    others = "other" if span == "1" else "others"
+    caption = f"{capital(described(table))}: {graph.num_nodes} nodes, each sends to {span} {others}."
+    W = graph.matrix()
+    if np.allclose(W, W.T) and graph.num_nodes > 1:
+        gap = 1 - float(np.sort(np.abs(np.linalg.eigvalsh(W)))[-2])
+        caption += f" Spectral gap of the mixing matrix: {gap:.3g}."
+    given: Mapping[str, Any] = table if isinstance(table, Mapping) else {}
+    changing = given.get("dynamic") or given.get("kind") == "one_peer_exponential"
+    if changing:
+        caption += " This is round 0; every round has another graph."
+    drawn = given.get("kind") in ("regular", "small_world", "erdos_renyi")
+    return caption + (f" Seed {seed}." if changing or drawn else "")
+
+
+# --- Partitions -------------------------------------------------------------------------------------------
+
+
+def _add_partitions(study: Study, figures: Figures) -> None:
+    seen: list[str] = []
+    for variant in study.variants:
+        record = variant.group.records[0]
+        key = record.start.fingerprints.get("partition", "")
+        if key in seen:
+            continue
+        seen.append(key)
+        if len(seen) > _MOST_SETTINGS:
+            continue
+        where = f" of {variant.group.name}" if len(seen) > 1 else ""
+        found = _partition(record, variant.tables)
+        if isinstance(found, str):
+            figures.absent.append(f"The partition{where} is not drawn: {found}.")
+            continue
+        table = variant.tables.get("task", {}).get("partition")
+        natural = isinstance(table, Mapping) and table.get("kind") == "by_key"
+        slug = "partition" if len(seen) == 1 else f"partition-{len(seen)}"
+        title = f"Who holds which samples{where}"
+        caption = _partition_caption(found, table, record.start.seed)
+        by_class = not natural and len(found.labels) > 1
+        figures.setting.append(partition_chart(slug, title, caption, found, by_class=by_class))
+    if len(seen) > _MOST_SETTINGS:
+        figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more partitions are not drawn.")
+
+
+def _partition_caption(found: Partition, table: Any, seed: int) -> str:
+    samples = np.array(found.samples)
+    caption = f"{capital(described(table))}: {samples.sum():,} samples; "
+    caption += f"{samples.min():,} to {samples.max():,} on a node"
+    if found.counts:
+        held = [sum(count > 0 for count in row) for row in found.counts]
+        caption += f", of {min(held)} to {max(held)} classes" if len(found.labels) > 1 else ""
+    return f"{caption}. Seed {seed}."
+
+
+def _partition(record: Record, tables: Mapping[str, Any]) -> Partition | str:
+    """Who holds what, or why that is not known."""
+    path = record.folder / "partition.json"
+    if path.is_file():
+        try:
+            counts = json.loads(path.read_text(encoding="utf-8"))
+            return Partition(
+                tuple(map(int, counts["samples"])),
+                tuple(map(int, counts.get("labels", ()))),
+                tuple(tuple(map(int, row)) for row in counts.get("counts", ())),
+            )
+        except (ValueError, KeyError, TypeError):
+            return f"{path.name} of the run is damaged"
+    task = tables.get("task", {})
+    data = task.get("data")
+    at_hand = task.get("name") == "digits" or (data is not None and (record.folder / data).exists())
+    if not isinstance(task, Mapping) or not task.get("name") or not at_hand:
+        return "the run has no partition.json, and its data are not at hand"
+    try:
+        experiment = load(record.folder / "config.toml")
+        built = build_task(experiment)
+        counts = partition_counts(built, build_partition(experiment, built))
+    except (JwinsError, OSError) as error:
+        why = names_only(str(error), record.folder)
+        return f"the run has no partition.json, and it cannot be drawn again ({why})"
+    rows = tuple(tuple(row) for row in counts.get("counts", ()))
+    return Partition(tuple(counts["samples"]), tuple(counts.get("labels", ())), rows)

@@ -1,0 +1,309 @@
+"""What was found, in words and in a few numbers, computed from the runs: who is best comes first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jwins.report.studies import Study
+from jwins.report.tables import stated_difference
+from jwins.report.words import (
+    NEVER,
+    and_list,
+    capital,
+    difference_texts,
+    final_text,
+    fixed,
+    minus,
+    number,
+    share,
+    size,
+    spaced,
+)
+from jwins.results.groups import difference
+from jwins.results.lines import Line
+
+__all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
+
+
+def headline(study: Study) -> str:
+    """What was found: who ends best, who needs the fewest bytes, and what JWINS does beside them."""
+    return " ".join([*verdict(study), *particulars(study)])
+
+
+def verdict(study: Study) -> list[str]:
+    """Who is best, and who is ahead of the variant that is told most of: a sentence each."""
+    table = study.table()
+    best = _best(study, table)
+    if best is None:
+        return [_end_sentence(study, table[_subject(study)])]
+    line = table[_subject(study)]
+    sentences = [_best_sentence(study, table, best, line)]
+    sentences += _fewest_sentence(study, table, _full(study, table))
+    return sentences + _ahead_sentence(study, table, line)
+
+
+def particulars(study: Study) -> list[str]:
+    """The rest of what is worth a sentence: JWINS against full sharing, and what has not finished."""
+    table = study.table()
+    line, best, full = table[_subject(study)], _best(study, table), _full(study, table)
+    sentences = [] if best is None or best is line else [_end_sentence(study, line)]
+    if full is not None and full is not line and not math.isnan(line.saving_raw):
+        sentences += _against_full(study, line, full, told=full is best)
+        if line is not _fewest(study, table):
+            sentences += _target_sentence(study, line, full)
+    odd = [f"{other.variant} {other.status}" for other in table if other.status != "finished"]
+    if odd:
+        sentences.append(f"Mind what is not finished: {'; '.join(odd)}.")
+    return sentences
+
+
+def _full(study: Study, table: Sequence[Line]) -> Line | None:
+    return next((line for line in table if line.variant == study.full), None)
+
+
+def _subject(study: Study) -> int:
+    """The variant that is told most of: the first JWINS, or the first that is not full."""
+    order = [v.group.algorithm for v in study.variants]
+    for wanted in (lambda kind: kind == "jwins", lambda kind: kind != "full", lambda kind: True):
+        for index, kind in enumerate(order):
+            if wanted(kind):
+                return index
+    return 0
+
+
+# --- Who is best ------------------------------------------------------------------------------------------
+
+
+def _best(study: Study, table: Sequence[Line]) -> Line | None:
+    """The line with the best final value; None where there is nothing to choose from."""
+    known = _ranked(table)
+    if len(known) < 2:
+        return None
+    return min(known, key=lambda line: (_worse(study, line), line.bytes_per_node))
+
+
+def _ranked(table: Sequence[Line]) -> list[Line]:
+    """The lines that have a final value."""
+    return [line for line in table if math.isfinite(line.final) and line.counted]
+
+
+def _worse(study: Study, line: Line) -> float:
+    """Smaller for better final values; those that tables show as equal are equal."""
+    shown = float(final_text(line.final, percent=study.percent, unit=False))
+    return shown if study.target.lower_is_better else -shown
+
+
+def _fewest(study: Study, table: Sequence[Line]) -> Line | None:
+    """Who reached the target with every seed, for the fewest bytes; None where that is no contest."""
+    reached = [line for line in table if line.bytes_to_target is not None and line.reached == line.seeds]
+    if not study.has_target or len(table) < 2 or not reached:
+        return None
+    return min(reached, key=lambda line: line.bytes_to_target or 0.0)
+
+
+def _best_sentence(study: Study, table: Sequence[Line], best: Line, subject: Line) -> str:
+    """``A ends at 95.8 % accuracy (± 0.5 over 3 seeds), the highest of 4 variants``, and who is as good."""
+    word = "lowest" if study.target.lower_is_better else "highest"
+    known = _ranked(table)
+    text = f"{_ends(study, best)}, the {word} of {len(known)} variants"
+    ties = [
+        other.variant for other in known if other is not best and _worse(study, other) == _worse(study, best)
+    ]
+    text += f", shared with {and_list(ties)}" if ties else ""
+    equals = [name for name in _not_told_apart(study, best) if name not in ties]
+    if equals:
+        if len(equals) > 3:
+            equals = [*equals[:2], f"{len(equals) - 2} more"]
+        text += f" (the 95 % interval of the difference to {and_list(equals)} includes 0)"
+    saves = _saves(study, best) if best is subject else ""
+    return capital(f"{text}{',' if saves else ''}{saves}.")
+
+
+def _not_told_apart(study: Study, best: Line) -> list[str]:
+    """The variants whose difference to the best may be chance, as far as the seeds that both ran say."""
+    group = study.group(best.variant)
+    found = []
+    for other in study.groups:
+        if group is None or other.name == best.variant:
+            continue
+        apart = difference(other, group, study.target.metric, study.final_over)
+        if apart is not None and apart.half_width is not None and abs(apart.mean) <= apart.half_width:
+            found.append(other.name)
+    return found
+
+
+def _fewest_sentence(study: Study, table: Sequence[Line], full: Line | None) -> list[str]:
+    fewest = _fewest(study, table)
+    if fewest is None or fewest.bytes_to_target is None:
+        return []
+    goal = number(study.target.value, percent=study.percent)
+    text = f"{capital(fewest.variant)} needs the fewest bytes to the target of {goal}: "
+    text += f"{size(fewest.bytes_to_target)} per node"
+    if full is not None and full is not fewest and full.bytes_to_target:
+        text += f", {fewest.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs"
+    return [f"{text}."]
+
+
+def _ahead_sentence(study: Study, table: Sequence[Line], line: Line) -> list[str]:
+    """Who ends at least as well as the variant that is told of and sends fewer bytes, as tables show both."""
+    if line not in _ranked(table):
+        return []
+    ahead = [
+        other
+        for other in _ranked(table)
+        if other is not line
+        and _worse(study, other) <= _worse(study, line)
+        and other.bytes_per_node < line.bytes_per_node
+        and size(other.bytes_per_node) != size(line.bytes_per_node)
+    ]
+    if not ahead:
+        return []
+    ahead.sort(key=lambda other: (_worse(study, other), other.bytes_per_node))
+    told = [
+        f"{other.variant} ({_value(study, other.final)}, {size(other.bytes_per_node)} per node)"
+        for other in ahead[:3]
+    ]
+    told += [f"{len(ahead) - 3} more"] if len(ahead) > 3 else []
+    metric = spaced(study.target.metric)
+    better = "lower" if study.target.lower_is_better else "higher"
+    levels = [_worse(study, other) == _worse(study, line) for other in ahead]
+    what = f"the same {metric}" if all(levels) else f"{better} {metric}"
+    what = f"the same or {better} {metric}" if any(levels) and not all(levels) else what
+    have, send = ("have", "send") if len(ahead) > 1 else ("has", "sends")
+    own = f"{line.variant} ({_value(study, line.final)}, {size(line.bytes_per_node)})"
+    return [f"{capital(and_list(told))} {have} {what} and {send} fewer bytes than {own}."]
+
+
+# --- What one variant does --------------------------------------------------------------------------------
+
+
+def _value(study: Study, value: float, *, unit: bool = True) -> str:
+    return final_text(value, percent=study.percent, unit=unit)
+
+
+def _ends(study: Study, line: Line) -> str:
+    text = f"{line.variant} ends at {_value(study, line.final)} {spaced(study.target.metric)}"
+    if line.final_sd is not None:
+        text += f" (± {_value(study, line.final_sd, unit=False)} over {line.counted} seeds)"
+    if 0 < line.counted < line.seeds:
+        text += f" in the {line.counted} of {line.seeds} seeds in which it did not diverge"
+    return text
+
+
+def _end_sentence(study: Study, line: Line) -> str:
+    if math.isnan(line.saving_raw):
+        return f"{_ends(study, line)}; nothing has been sent yet."
+    return f"{_ends(study, line)}{_saves(study, line)}."
+
+
+def _saves(study: Study, line: Line) -> str:
+    if math.isnan(line.saving_raw):
+        return ""
+    text = f" and sends {_fewer(line.saving_raw)} than uncompressed full sharing (4 bytes per parameter)"
+    if study.full not in (None, line.variant) and line.saving_codec is not None:
+        text += f", {_fewer(line.saving_codec)} than full sharing through the same codec"
+    return text
+
+
+def _fewer(saving: float) -> str:
+    return f"{share(abs(saving))} {'fewer' if saving >= 0 else 'more'} bytes"
+
+
+def _against_full(study: Study, line: Line, full: Line, *, told: bool) -> list[str]:
+    """How full sharing ends, unless that was told, and the difference of the variant to it."""
+    text = f"{capital(full.variant)} ends at {_value(study, full.final)}"
+    if line.reference != full.variant or line.difference is None or not math.isfinite(line.difference):
+        return [] if told else [f"{text}."]
+    apart = _apart(study, line, full)
+    if told:
+        return [f"The difference of {line.variant} to {full.variant} is {apart}."]
+    return [f"{text}, so the difference is {apart}."]
+
+
+def _target_sentence(study: Study, line: Line, full: Line) -> list[str]:
+    """What the variant needs to the target."""
+    if not study.has_target:
+        return []
+    what = f"the target of {number(study.target.value, percent=study.percent)}"
+    if line.bytes_to_target is None:
+        return [f"{capital(line.variant)} never reached {what}."]
+    if full.bytes_to_target is None:
+        return []
+    some = "" if line.reached == line.seeds else f" in {line.reached} of {line.seeds} runs"
+    return [
+        f"To {what} {line.variant} needs {size(line.bytes_to_target)} per node{some}, "
+        f"{line.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs."
+    ]
+
+
+def _apart(study: Study, line: Line, full: Line) -> str:
+    """Like ``−3.2 points (95 % interval −4.9 to −1.5)``."""
+    assert line.difference is not None
+    stated = stated_difference(line, full, percent=study.percent)
+    text, low, high = map(
+        minus,
+        difference_texts(line.difference, line.difference_half, percent=study.percent, stated=stated),
+    )
+    text += " points" if study.percent else ""
+    if line.difference_half is None:
+        return f"{text} on one seed"
+    return f"{text} (95 % interval {low} to {high})"
+
+
+# --- In numbers -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Numbers to be read at a glance.
+
+    Attributes:
+        of: what they are about.
+        numbers: (what it is, number), each.
+    """
+
+    of: str
+    numbers: list[tuple[str, str]]
+
+
+def tiles(study: Study) -> list[Tiles]:
+    """Who is best, and what the variant that is told most of does."""
+    table = study.table()
+    metric = spaced(study.target.metric)
+    goal = number(study.target.value, percent=study.percent)
+    winners = []
+    if (best := _best(study, table)) is not None:
+        word = "lowest" if study.target.lower_is_better else "highest"
+        winners.append((f"{word} final {metric}: {best.variant}", _value(study, best.final)))
+    if (fewest := _fewest(study, table)) is not None and fewest.bytes_to_target is not None:
+        what = f"fewest bytes per node to {goal} {metric}: {fewest.variant}"
+        winners.append((what, size(fewest.bytes_to_target)))
+    line = table[_subject(study)]
+    own = Tiles(line.variant, _numbers_of(study, table, line))
+    return [Tiles("Best", winners), own] if winners else [own]
+
+
+def _numbers_of(study: Study, table: Sequence[Line], line: Line) -> list[tuple[str, str]]:
+    full = next((other for other in table if other.variant == study.full and other is not line), None)
+    metric = spaced(study.target.metric)
+    goal = number(study.target.value, percent=study.percent)
+    found = [("bytes against uncompressed full sharing", _less(line.saving_raw))]
+    if full is not None and line.saving_codec is not None:
+        found.append(("bytes against full sharing, same codec", _less(line.saving_codec)))
+    beside = f"final {metric}"
+    if full is not None:
+        beside += f"; {full.variant}: {_value(study, full.final)}"
+    found.append((beside, _value(study, line.final)))
+    if study.has_target and full is not None:
+        if line.bytes_to_target is None:
+            found.append((f"reached {goal} {metric}", "never"))
+        elif full.bytes_to_target is not None:
+            ratio = line.bytes_to_target / full.bytes_to_target
+            found.append((f"the bytes of {full.variant} to {goal} {metric}", f"{ratio:.2f} ×"))
+    return found
+
+
+def _less(saving: float) -> str:
+    return NEVER if math.isnan(saving) else f"{minus(fixed(-saving * 100, 1, sign=True))} %"

@@ -1,0 +1,225 @@
+"""How the runs of a study were made: settings, whether they are alike, and what was recorded of each."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jwins.experiment.toml import write_toml
+from jwins.report.settings import compared_settings, described, differing_keys, flat, without_folders
+from jwins.report.studies import Study, Variant
+from jwins.report.tables import Cell, Table
+from jwins.report.words import NEVER, and_list, shown, spaced
+
+__all__ = [
+    "alike",
+    "common_settings",
+    "configuration",
+    "differences_table",
+    "fingerprints_table",
+    "runs_table",
+    "versions",
+    "wall_clock_table",
+]
+
+
+def common_settings(study: Study) -> list[tuple[str, str]]:
+    """What all variants have in common, for the head of a study: (name, value), each."""
+
+    def common(path: str, describe: Callable[[Any], str] = described) -> str:
+        found = []
+        for variant in study.variants:
+            value: Any = without_folders(variant.tables)
+            for key in path.split("."):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            found.append(describe(value))
+        return " / ".join(dict.fromkeys(found))
+
+    seeds = list(dict.fromkeys(record.start.seed for record in study.records))
+    dims = list(dict.fromkeys(f"{record.start.dim:,}" for record in study.records))
+    samples = list(dict.fromkeys(f"{r.evaluations[-1].samples:,}" for r in study.records))
+    up, latency = common("links.uplink_mbps", shown), common("links.latency_ms", shown)
+    return [
+        ("task", common("task", _task)),
+        ("parameters", " / ".join(dims)),
+        ("nodes", common("nodes.count", str)),
+        ("topology", common("topology")),
+        ("partition", common("task.partition")),
+        ("training", common("train", _training)),
+        ("rounds", common("run.rounds", str)),
+        ("codec", common("wire.codec", str)),
+        ("network", f"{up} Mbit/s up, {latency} ms"),
+        ("test samples", " / ".join(samples)),
+        ("seeds", ", ".join(map(str, seeds)) if len(seeds) <= 12 else f"{len(seeds)}"),
+    ]
+
+
+def _task(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return str(value)
+    name = value.get("name") or value.get("own") or str(value.get("file", ""))
+    options = value.get("options") or {}
+    return ", ".join([str(name), *(f"{spaced(k)} {shown(v)}" for k, v in options.items())])
+
+
+def _training(value: Any) -> str:
+    optimizer = value.get("optimizer", {})
+    steps, batch = value.get("local_steps"), value.get("batch_size")
+    return f"{steps} local step{'s' if steps != 1 else ''} of batch {batch}; {described(optimizer)}"
+
+
+_FINGERPRINTS = {
+    "model": "initial model",
+    "partition": "samples on each node",
+    "batches": "first batches",
+    "evaluation": "evaluation samples",
+    "codec": "codec",
+}
+
+
+def alike(study: Study) -> tuple[bool, str]:
+    """Whether the variants are like for like, and the sentence that says so."""
+    if len(study.variants) < 2:
+        return True, "There is one variant, so nothing had to be alike."
+    shared: set[int] = set.intersection(*({r.start.seed for r in g.records} for g in study.groups))
+    differing = _differing_fingerprints(study, shared)
+    text = ""
+    same = [
+        _FINGERPRINTS.get(what, what) for what in study.records[0].start.fingerprints if what not in differing
+    ]
+    if shared and same:
+        everyone = "both variants" if len(study.variants) == 2 else f"all {len(study.variants)} variants"
+        text = f"For every seed, {everyone} have the same {and_list(same)}"
+        text += " (compared by fingerprint)."
+    if differing:
+        what = and_list([_FINGERPRINTS.get(name, name) for name in differing])
+        text += f" Not like for like: they differ in {what}."
+    if not shared:
+        text += " Not like for like: there is no seed that every variant has."
+    elif any({r.start.seed for r in g.records} != shared for g in study.groups):
+        text += " Not every variant has every seed."
+    rounds = {record.rounds for record in study.records}
+    if len(rounds) > 1:
+        text += f" They were measured for {min(rounds)} to {max(rounds)} rounds."
+    return bool(shared) and not differing, text.strip()
+
+
+def _differing_fingerprints(study: Study, seeds: set[int]) -> list[str]:
+    """In what variants differ with one seed at least."""
+    found: dict[str, None] = {}
+    for seed in sorted(seeds):
+        prints = [
+            next(r.start.fingerprints for r in group.records if r.start.seed == seed) for group in study.groups
+        ]
+        for what in prints[0]:
+            if any(other.get(what) != prints[0][what] for other in prints):
+                found[what] = None
+    return list(found)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------
+
+
+def wall_clock_table(study: Study) -> Table | None:
+    """Real time by activity, as means over the seeds that ended; None if none has."""
+    walls = {
+        group.name: [record.end.wall_s for record in group.records if record.end is not None]
+        for group in study.groups
+    }
+    named = dict.fromkeys(activity for ended in walls.values() for wall in ended for activity in wall)
+    means = {
+        name: {activity: statistics.fmean(wall.get(activity, 0.0) for wall in ended) for activity in named}
+        for name, ended in walls.items()
+        if ended
+    }
+    activities = [
+        a for a in named if a != "total" and any(f"{mean[a]:.1f}" != "0.0" for mean in means.values())
+    ]
+    if not means:
+        return None
+    overheads = {line.variant: line.overhead for line in study.table()}
+    rows = []
+    for name, mean in means.items():
+        share_of = overheads[name]
+        overhead = NEVER if share_of is None else f"{share_of * 100:.0f} % of training"
+        rows.append([name, *(f"{mean[a]:.1f}" for a in activities), f"{mean.get('total', 0.0):.1f}", overhead])
+    head = ["variant", *activities, "total", "all but training and evaluation"]
+    notes = ["Of the process that ended the run; a resumed run counts from where it was resumed."]
+    idle = [a for a in named if a != "total" and a not in activities]
+    notes += [f"Less than 0.05 s in every variant, and left out: {', '.join(idle)}."] if idle else []
+    return Table("wall", "Wall-clock seconds by activity, mean over seeds", head, rows, notes=notes)
+
+
+def differences_table(study: Study) -> Table | None:
+    """Every setting in which the variants differ; None if there is nothing to compare."""
+    differing = differing_keys([compared_settings(v.tables) for v in study.variants])
+    if not differing or len(study.variants) < 2:
+        return None
+    flats = [flat(without_folders(compared_settings(v.tables))) for v in study.variants]
+    rows = [[key, *(shown(table.get(key)) for table in flats)] for key in differing]
+    head = ["setting", *(group.name for group in study.groups)]
+    return Table("settings", "Every setting in which the variants differ", head, rows)
+
+
+def runs_table(study: Study) -> Table:
+    """How every run ended, and what it can be told by."""
+    parent = Path(os.path.commonpath([record.folder.resolve().parent for record in study.records]))
+    rows: list[list[str]] = []
+    for group in study.groups:
+        for record in group.records:
+            sha = NEVER if record.end is None else record.end.sha256
+            reason = record.end.reason if record.end is not None else ""
+            rows.append(
+                [
+                    Cell(group.name, f"seed {record.start.seed}"),
+                    Cell(record.status, reason, kind="" if record.status == "finished" else "bad"),
+                    str(record.rounds),
+                    f"{record.evaluations[-1].time_s:.1f}",
+                    Cell(record.start.digest, kind="code"),
+                    Cell(sha if len(sha) < 20 else sha[:16] + "…", kind="code", tip=sha),
+                    record.start.batching,
+                    Cell(record.folder.resolve().relative_to(parent).as_posix(), kind="code"),
+                ]
+            )
+    head = ["run", "status", "rounds", "virtual s", "digest", "SHA-256 of all parameters", "batching", "folder"]
+    return Table("runs", "Every run", head, rows)
+
+
+def fingerprints_table(study: Study) -> Table:
+    """What was alike in every run, by what it can be told by."""
+    names = list(dict.fromkeys(name for record in study.records for name in record.start.fingerprints))
+    rows: list[list[str]] = [
+        [
+            Cell(group.name, f"seed {record.start.seed}"),
+            *(Cell(record.start.fingerprints.get(name, NEVER), kind="code") for name in names),
+        ]
+        for group in study.groups
+        for record in group.records
+    ]
+    return Table("fingerprints", "Fingerprints of every run", ["run", *names], rows)
+
+
+def versions(study: Study) -> list[tuple[str, str]]:
+    """Versions and machines: (name, value), each."""
+    found: dict[str, list[str]] = {}
+    for record in study.records:
+        machine = {f"machine: {key}": value for key, value in record.start.machine.items()}
+        for key, value in (record.start.versions | machine).items():
+            if value not in found.setdefault(key, []):
+                found[key].append(value)
+    return [(key, " / ".join(values)) for key, values in found.items()]
+
+
+def configuration(variant: Variant) -> str:
+    """A variant's configuration as TOML, without what is of one run only, and without folders."""
+    tables = without_folders(variant.tables)
+    for section, keys in (("run", ("folder", "seed")), ("task", ("data",))):
+        if isinstance(tables.get(section), dict):
+            tables[section] = {key: value for key, value in tables[section].items() if key not in keys}
+    seeds = ", ".join(str(record.start.seed) for record in variant.group.records)
+    return (
+        f"# seeds: {seeds}; left out: run.seed, run.folder, task.data, folders of files\n{write_toml(tables)}"
+    )

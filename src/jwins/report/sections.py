@@ -1,0 +1,133 @@
+"""The page's tables on savings, bytes and the spread over nodes."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+
+from jwins.report.bars import bytes_by_part, parts_sent
+from jwins.report.colours import PARTS
+from jwins.report.curves import Up, means
+from jwins.report.studies import Study
+from jwins.report.tables import Cell, Table, metrics_table, reach_table
+from jwins.report.words import (
+    NEVER,
+    capital,
+    describe_target,
+    final_text,
+    metric_percent,
+    number,
+    shown,
+    size,
+    spaced,
+)
+from jwins.results.groups import reach
+
+__all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
+
+_MOST_EVALUATIONS = 60
+"""So many evaluations are in the table of what curves show; of more, evenly spaced ones."""
+
+
+def evaluations_table(study: Study) -> Table:
+    """The metric at each evaluation, mean over seeds: the numbers that curves are drawn through."""
+    series = means(study.groups, Up.of_metric(study.target))
+    rounds = sorted({number for points in series for number in points})
+    step = -(-len(rounds) // _MOST_EVALUATIONS) or 1
+    chosen = sorted({*rounds[::step], *rounds[-1:]})
+    rows = [
+        [str(at), *(final_text(points.get(at, math.nan), percent=study.percent) for points in series)]
+        for at in chosen
+    ]
+    some = f"; {len(chosen)} of {len(rounds)} evaluations" if len(chosen) < len(rounds) else ""
+    title = f"{capital(spaced(study.target.metric))} at each evaluation, mean over seeds{some}"
+    return Table("evaluations", title, ["round", *(group.name for group in study.groups)], rows)
+
+
+def savings_notes(study: Study) -> str:
+    """What one must know to read the main table."""
+    table, over = study.table(), study.final_over
+    last = "a run’s last evaluation" if over == 1 else f"the mean of a run’s last {over} evaluations"
+    says = [
+        f"Final: {last}; mean ± standard deviation over seeds.",
+        "Raw: full sharing at 4 bytes per parameter and recipient, in as many rounds.",
+    ]
+    if any(line.counted < line.seeds for line in table):
+        says.append("Runs that diverged have no final value, and their bytes are not counted.")
+    if any(line.difference is not None for line in table):
+        says.append(
+            "Difference: of the final values as shown, paired by seed, with a 95 % interval (Student’s t)."
+        )
+    if study.has_target:
+        says.append(describe_target(study.target) + " “Never reached” counts no bytes.")
+    elif all(line.variant != study.full for line in table):
+        says.append("There is no run with full sharing, so nothing is stated against it.")
+    elif len(table) < 2:
+        says.append("There is nothing to compare full sharing with.")
+    return " ".join(says)
+
+
+def further_tables(study: Study) -> list[tuple[Table, bool]]:
+    """The comparison's other tables, computed anew from the runs where they can be.
+
+    Returns:
+        Each with whether it is in sight before it is asked for.
+    """
+    tables = []
+    if len(study.targets) > 1 or study.baselines:
+        targets = study.targets or (study.target,)
+        found = []
+        for group in study.groups:
+            found += reach(group, targets, study.group(study.baselines.get(group.name)))
+        tables.append((reach_table(found, study.target), True))
+    known = [m for m in study.also if all(m in r.evaluations[-1].metrics for r in study.records)]
+    if known:
+        pairs = [(group, study.reference(group)) for group in study.groups]
+        tables.append((metrics_table(pairs, known, study.final_over), False))
+    for title, recorded in study.recorded.items():
+        keys = list(dict.fromkeys(key for row in recorded for key in row))
+        rows = [[shown(row.get(key)) for key in keys] for row in recorded]
+        head = [spaced(key) for key in keys]
+        tables.append((Table("recorded", f"{title}, as the comparison recorded it", head, rows), False))
+    return tables
+
+
+def bytes_table(study: Study) -> Table:
+    """Bytes per node by what they carried."""
+    sent = parts_sent(study.groups)
+    rows: list[list[str]] = []
+    for group in study.groups:
+        parts = bytes_by_part(group)
+        total = sum(parts.values())
+        cells = [Cell(size(parts[p]), f"{parts[p] / total * 100:.1f} %" if total else "") for p in sent]
+        rows.append([group.name, *cells, size(total)])
+    meaning = {
+        "header": "header: frame headers, lengths and checksums",
+        "key": "key: whole frames that bring a neighbour’s replica up to date",
+        "control": "control: messages without parameters",
+    }
+    said = ["Values and positions as encoded", *(words for part, words in meaning.items() if part in sent)]
+    notes = [f"{'; '.join(said)}."]
+    none = [part for part in PARTS if part not in sent]
+    notes += [f"No variant sent bytes of {' or '.join(none)}."] if none else []
+    head = ["variant", *sent, "total"]
+    return Table("bytes", "Bytes per node by content, mean over seeds", head, rows, notes=notes)
+
+
+def spread_table(study: Study, metric: str) -> Table:
+    """A metric over the nodes at the end, mean over seeds."""
+    percent = metric_percent(metric)
+
+    def told(values: Iterable[float | None]) -> str:
+        known = [value for value in values if value is not None]
+        return number(statistics.fmean(known), percent=percent) if known else NEVER
+
+    rows = []
+    for group in study.groups:
+        last = [record.evaluations[-1].metrics for record in group.records]
+        spreads = [metrics[metric] for metrics in last if metric in metrics]
+        parts = ("mean", "sd", "min", "max", "average_model")
+        rows.append([group.name, *(told(getattr(s, part) for s in spreads) for part in parts)])
+    head = ["variant", "mean", "sd over nodes", "lowest node", "highest node", "average model"]
+    return Table("spread", f"{capital(spaced(metric))} over the nodes, at the end", head, rows)

@@ -1,0 +1,81 @@
+"""Settings of runs: which of them make a variant, how two differ, and how the page says them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from jwins.experiment.experiment import rewrite_paths_
+from jwins.report.words import shown, spaced
+
+__all__ = ["compared_settings", "described", "differing_keys", "flat", "without_folders"]
+
+_OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboard"), "task": ("data",)}
+"""Settings in which the runs of one variant may differ."""
+
+
+def compared_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's tables without what may differ between the runs of one variant."""
+    kept = {key: value for key, value in tables.items() if key != "name"}
+    for section, keys in _OF_A_RUN.items():
+        if isinstance(kept.get(section), Mapping):
+            kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    return kept
+
+
+def without_folders(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment's tables with the names of files only: where they lie is nobody's business."""
+    named = copy.deepcopy(dict(tables))
+    rewrite_paths_(named, _file_name)
+    return {key: _without_folders(value) for key, value in named.items()}
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_folders(inner) for inner in value]
+    if isinstance(value, str) and (value.startswith(("/", "~/")) or PureWindowsPath(value).is_absolute()):
+        return _file_name(value)
+    return value
+
+
+def _file_name(path: str) -> str:
+    return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Tables within tables as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def differing_keys(tables: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all tables."""
+    flats = [flat(table) for table in tables]
+    keys = dict.fromkeys(key for flat in flats for key in flat)
+    return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
+
+
+def described(table: Any) -> str:
+    """A table with a kind, as words.
+
+    >>> described({"kind": "regular", "degree": 4, "dynamic": True})
+    'regular, degree 4, dynamic'
+    """
+    if not isinstance(table, Mapping):
+        return str(table)
+    kind = spaced(str(table.get("kind", table.get("name", ""))))
+    rest = [
+        f"{spaced(key)} {shown(value)}" if not isinstance(value, bool) else spaced(key)
+        for key, value in table.items()
+        if key not in ("kind", "name", "options", "partition", "data", "path", "file") and value is not False
+    ]
+    return ", ".join([kind, *rest])
