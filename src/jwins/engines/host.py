@@ -273,7 +273,9 @@ class Host:
                 return Trained(round, self.trainer.row(item.node).clone())
             case Arrived(parcel):
                 message = self._messages[parcel]
-                return FrameReceived(message) if isinstance(message, Frame) else KeyRequested(parcel.sender)
+                if isinstance(message, Frame):
+                    return FrameReceived(message)
+                return KeyRequested(parcel.sender, message.round, message.held)
             case event:
                 return event
 

@@ -13,11 +13,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.experiment.rules import Count, Fraction, OrObject, TomlPath, Within
+from jwins.checks import BITS, BYTES, MEMORY, RATIO, STEP, ZERO
+from jwins.experiment.rules import Count, Fraction, OrObject, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "Algorithm",
     "ByKeyConfig",
     "ChocoConfig",
+    "ClosedLoopConfig",
     "CutoffTable",
     "DirichletConfig",
     "EdgeListConfig",
@@ -55,6 +57,7 @@ __all__ = [
     "SharingTable",
     "SmallWorldConfig",
     "StarConfig",
+    "StatelessConfig",
     "TopKConfig",
     "TopologyTable",
     "TorusConfig",
@@ -417,6 +420,87 @@ class JwinsConfig(SharingTable):
         return jwins(**self.arguments() | {"cutoff": cutoff})
 
 
+class _RateTable(SharingTable):
+    """Quantized and entropy coded: what the closed loop and the stateless algorithm have in common."""
+
+    step: Annotated[float, STEP] | None = Field(
+        default=None, description="of the quantizer, the same in all rounds"
+    )
+    budget: Annotated[float, BITS] | None = Field(
+        default=None, description="bits per parameter of a frame, headers included; the step adapts to it"
+    )
+    budget_bytes: Annotated[int, BYTES] | None = Field(
+        default=None, description="the same in bytes of a frame; the step adapts to it"
+    )
+    ratio: Annotated[float, RATIO] = Field(
+        default=4.0,
+        description="without step and budget: the step in root mean squares of what a round's training changes",
+    )
+    if TYPE_CHECKING:
+        wavelet: str | None = "sym2"
+    else:
+        wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
+            default="sym2",
+            description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
+        )
+    levels: Count = Field(default=4, description="levels of the transform")
+    mode: Literal["symmetric", "periodization"] = Field(
+        default="periodization", description="what the transform assumes beyond the ends"
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        named = [key for key in ("step", "budget", "budget_bytes") if getattr(self, key) is not None]
+        if len(named) > 1:
+            problem = f"{named[0]} says already how much is sent; leave one of them out"
+            raise refuse(named[1], getattr(self, named[1]), problem)
+        return self
+
+
+class ClosedLoopConfig(_RateTable):
+    """Quantized wavelet coefficients of the change since what neighbours last decoded."""
+
+    kind: Literal["closed_loop"] = "closed_loop"
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        default=1.0, description="consensus step size"
+    )
+    zero: Annotated[float, ZERO] = Field(
+        default=0.6, description="half-width of the dead zone in steps; 0.5 is plain rounding"
+    )
+    memory: Annotated[int, MEMORY] = Field(
+        default=4, description="rounds that a neighbour may miss before it needs a whole key"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`.
+
+        Raises:
+            ConfigError: no such wavelet.
+        """
+        from jwins.sharing import closed_loop
+
+        return closed_loop(**self.arguments())
+
+
+class StatelessConfig(_RateTable):
+    """Dithered and quantized wavelet coefficients, for graphs that change and links that lose frames."""
+
+    kind: Literal["stateless"] = "stateless"
+    own: Literal["sent", "exact"] = Field(
+        default="sent", description="what a node compares with what it hears: as it sent it, or as it is"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`.
+
+        Raises:
+            ConfigError: no such wavelet.
+        """
+        from jwins.sharing import stateless
+
+        return stateless(**self.arguments())
+
+
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """A sharing algorithm that has a name.
@@ -443,6 +527,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(TopKConfig, colour="#009e73", marker="v"),
         Algorithm(ChocoConfig, colour="#0072b2", marker="s"),
         Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
+        Algorithm(ClosedLoopConfig, colour="#b3005e", marker="P"),
+        Algorithm(StatelessConfig, colour="#7a5c00", marker="X"),
     )
 }
 """What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""

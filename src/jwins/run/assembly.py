@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.plugins import JwinsConfig
+from jwins.experiment.plugins import ClosedLoopConfig, JwinsConfig, StatelessConfig
 from jwins.run.parts import (
     build_partition,
     build_sharing,
@@ -242,7 +242,10 @@ _PADDING_UNNOTICED = 2**16
 def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
     """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
     config, size = experiment.sharing, sharing.update_dim(dim)
-    if isinstance(config, JwinsConfig) and size > 2 * dim + _PADDING_UNNOTICED:
+    if (
+        isinstance(config, JwinsConfig | ClosedLoopConfig | StatelessConfig)
+        and size > 2 * dim + _PADDING_UNNOTICED
+    ):
         problem = (
             f"{config.mode} would make {size:,} coefficients of the model's {dim:,} parameters; "
             f"use at most {dim.bit_length() - 1} levels"

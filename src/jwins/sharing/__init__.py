@@ -5,7 +5,9 @@ Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k a
 
 from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
 from jwins.sharing.choco import Choco, choco
+from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.rate import Budget, FixedStep, RelativeStep, StepRule
 from jwins.sharing.sparse import (
     Full,
     Jwins,
@@ -16,25 +18,34 @@ from jwins.sharing.sparse import (
     random_k,
     top_k,
 )
+from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
     "PAPER_FRACTIONS",
+    "Budget",
     "Choco",
+    "ClosedLoop",
     "Cutoff",
     "FixedCutoff",
+    "FixedStep",
     "Full",
     "Jwins",
     "Precision",
     "Quantizer",
     "RandomCutoff",
     "RandomK",
+    "RelativeStep",
     "ScoreRule",
     "Sharing",
+    "Stateless",
+    "StepRule",
     "choco",
+    "closed_loop",
     "full",
     "jwins",
     "mix",
     "place",
     "random_k",
+    "stateless",
     "top_k",
 ]

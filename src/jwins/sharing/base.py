@@ -156,6 +156,20 @@ class Sharing(Protocol[S]):
         """Senders whose replica is lost or stale and whose key is needed."""
         return frozenset()
 
+    def held(self, state: S, sender: int) -> int | None:
+        """Of a ``missing`` sender, the round of the replica that is still there; None if it is lost."""
+        return None
+
+    def since(self, state: S, round: int, ctx: RoundContext) -> Update | None:
+        """An update with the base ``round`` that leads to where :meth:`key` does; None if only a key does.
+
+        Args:
+            state: after a share.
+            round: of an earlier share of this node, whose replica a neighbour still holds.
+            ctx: the round.
+        """
+        return None
+
 
 def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
     """What the neighbours change in a vector: ``sum_j W_ij (v_j - v_i)`` over what each of them sent.
