@@ -85,11 +85,12 @@ class Rules:
         sharing: what is told and how it is merged.
         wire: how messages become bytes; its ``dim`` is the algorithm's ``update_dim``.
         topology: neighbours and mixing weights of every round.
-        rounds: how many.
+        rounds: how many, those of consensus among them.
         seed: of the experiment.
         evaluate_at: numbers of completed rounds at which a node asks for an evaluation.
         checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
         deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
+        consensus_rounds: how many of them, at the end, share the merged model without training it.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 
@@ -102,6 +103,12 @@ class Rules:
     checkpoint_every: int = 0
     deadline_s: float | None = None
     project: Callable[[Tensor], Tensor] | None = None
+    consensus_rounds: int = 0
+
+    @property
+    def training_rounds(self) -> int:
+        """Rounds that train before they share."""
+        return self.rounds - self.consensus_rounds
 
 
 class Phase(StrEnum):

@@ -436,6 +436,10 @@ class _RateTable(SharingTable):
         default=4.0,
         description="without step and budget: the step in root mean squares of what a round's training changes",
     )
+    own: Literal["sent", "exact"] = Field(
+        default="exact",
+        description="what a node compares with what it hears: its own model as it was sent, or as it is",
+    )
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
     else:
@@ -465,7 +469,7 @@ class ClosedLoopConfig(_RateTable):
         default=1.0, description="consensus step size"
     )
     zero: Annotated[float, ZERO] = Field(
-        default=0.6, description="half-width of the dead zone in steps; 0.5 is plain rounding"
+        default=0.5, description="half-width of the dead zone in steps; 0.5 is plain rounding"
     )
     memory: Annotated[int, MEMORY] = Field(
         default=4, description="rounds that a neighbour may miss before it needs a whole key"
@@ -486,9 +490,6 @@ class StatelessConfig(_RateTable):
     """Dithered and quantized wavelet coefficients, for graphs that change and links that lose frames."""
 
     kind: Literal["stateless"] = "stateless"
-    own: Literal["sent", "exact"] = Field(
-        default="sent", description="what a node compares with what it hears: as it sent it, or as it is"
-    )
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`.
@@ -527,8 +528,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(TopKConfig, colour="#009e73", marker="v"),
         Algorithm(ChocoConfig, colour="#0072b2", marker="s"),
         Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
-        Algorithm(ClosedLoopConfig, colour="#b3005e", marker="P"),
-        Algorithm(StatelessConfig, colour="#7a5c00", marker="X"),
+        Algorithm(ClosedLoopConfig, colour="#803010", marker="P"),
+        Algorithm(StatelessConfig, colour="#400050", marker="X"),
     )
 }
 """What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""

@@ -24,7 +24,7 @@ from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.update import Quantized, Received, Update
 
-__all__ = ["Cutoff", "Precision", "Quantizer", "Sharing", "mix", "place", "quantize"]
+__all__ = ["Cutoff", "Own", "Precision", "Quantizer", "Sharing", "mix", "place", "quantize"]
 
 S = TypeVar("S")
 
@@ -33,6 +33,13 @@ Cutoff = Callable[[RoundContext], float]
 
 Precision = Literal["float32", "bfloat16"]
 """The quantizers with a name: values as they are, or rounded to the nearest bfloat16."""
+
+
+Own = Literal["sent", "exact"]
+"""What a node compares with what it hears of others: its own model as it was sent, or as it is.
+
+``sent`` keeps the mean over the nodes exactly, and moves a node by its own rounding errors; ``exact`` moves the
+mean by the nodes' rounding errors, and each node only by those of its neighbours, which takes fewer bits."""
 
 
 class Quantizer(Protocol):
@@ -215,6 +222,12 @@ def quantize(
 def check_fraction(name: str, fraction: float) -> None:
     """Raise a ConfigError unless ``fraction`` is in (0, 1]."""
     FRACTION.check(name, fraction)
+
+
+def check_own(own: object) -> None:
+    """Raise a ConfigError unless ``own`` is one of :data:`Own`."""
+    if own not in get_args(Own):
+        raise ConfigError("sharing.own", own, "expected 'sent' or 'exact'")
 
 
 def check_quantizer(quantizer: object) -> None:

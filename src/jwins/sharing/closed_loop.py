@@ -6,12 +6,13 @@ how far the model has moved from the common initial parameters x_0. Per round, a
     d    = T(y_i - x_0) - u n_i            what the neighbours do not know yet
     q    = round(d / step), 0 in the dead zone
     n_i += q step / u                      at i and at each neighbour that hears q
-    x_i  = y_i + gamma u T^-1( sum_j W_ij (n_j - n_i) )
+    x_i  = y_i + gamma T^-1( sum_j W_ij (u n_j - u n_i) )            own = "sent"
+    x_i  = y_i + gamma T^-1( sum_j W_ij (u n_j - T(y_i - x_0)) )     own = "exact"
 
-What is not sent now is still in d in the next round: errors do not add up. This is difference coding with the
-quantizer inside the prediction loop (DPCM). Without the wavelet and the entropy coding it is DCD-PSGD (Tang et
-al., "Communication Compression for Decentralized Training", NeurIPS 2018) and, with gamma, CHOCO-SGD (Koloskova
-et al., ICML 2019) with another compressor. docs/rate-distortion.md says more.
+Errors of the quantizer do not add up in n: they are part of the next d. This is difference coding with the
+quantizer inside the prediction loop (DPCM). With own = "sent", without the wavelet and the entropy coding it is
+DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS 2018) and, with gamma,
+CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. docs/rate-distortion.md says more.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from jwins.checks import MEMORY, ZERO
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import Sharing
+from jwins.sharing.base import Own, Sharing, check_own
 from jwins.sharing.grid import FINEST, LIMIT, Grid, dead_zone
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
@@ -43,22 +44,24 @@ class ClosedLoopState:
     Attributes:
         origin: (P,) float32, the initial parameters, which all nodes have in common.
         start: (P,) float32, the parameters at the start of the round.
-        units: (C,) int32, this node's own replica, as its neighbours hold it.
+        x_hat: (C,) int32, this node's own replica, as its neighbours hold it.
         shared: the round of this node's last share, or None.
         pace: of rate control.
         past: the own replica after earlier shares, by round.
         replicas: of the neighbours, by node.
         missing: neighbours of whom something was missed.
+        unsent: (C,) float32, what the last share left out; only between share and merge.
     """
 
     origin: Tensor
     start: Tensor
-    units: Tensor
+    x_hat: Tensor
     shared: int | None = None
     pace: Pace = field(default_factory=Pace)
     past: Mapping[int, Tensor] = field(default_factory=dict)
     replicas: Mapping[int, Replica] = field(default_factory=dict)
     missing: frozenset[int] = frozenset()
+    unsent: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             :data:`jwins.sharing.grid.FINEST`.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone, in steps.
+        own: see :data:`jwins.sharing.base.Own`.
         transform: the wavelet transform, or None to work on the parameters themselves.
         memory: own replicas of so many earlier rounds are kept, for neighbours that missed as many.
     """
@@ -77,6 +81,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     rule: StepRule
     gamma: float
     zero: float
+    own: Own
     transform: Wavelet | None
     memory: int
     remembers_peers: ClassVar[bool] = True
@@ -86,6 +91,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         if not 0.0 < self.gamma <= 1.0:
             raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
         ZERO.check("sharing.zero", self.zero)
+        check_own(self.own)
         MEMORY.check("sharing.memory", self.memory)
 
     @property
@@ -110,23 +116,28 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """What the neighbours do not know yet, in steps."""
         moved = params - state.origin
         coefficients = moved if self.transform is None else self.transform.forward(moved)
-        wanted = coefficients - self.grid.values(state.units)
+        wanted = coefficients - self.grid.values(state.x_hat)
         bands = self._bands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
         multiple = self.grid.multiple(pace.step)
         levels = dead_zone(wanted, self.grid.unit * multiple, self.zero * pace.step)
         if float(coefficients.abs().max()) > self.grid.unit * (LIMIT - 2 * multiple):
-            room = (LIMIT - state.units) // multiple, -((LIMIT + state.units) // multiple)
+            room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
-        units = state.units + levels * multiple
+        units = state.x_hat + levels * multiple
         past = state.past
         if state.shared is not None and self.memory:
             kept = sorted(past)[-(self.memory - 1) :] if self.memory > 1 else []
-            past = {r: past[r] for r in kept} | {state.shared: state.units}
+            past = {r: past[r] for r in kept} | {state.shared: state.x_hat}
         update = Update(
-            len(units), None, self.grid.levels(levels, multiple, bands), base=state.shared, check=hash_of(units)
+            len(units),
+            None,
+            self.grid.levels(levels, multiple, bands),
+            base=state.shared,
+            check=hash_of(units),
         )
-        return update, replace(state, units=units, shared=ctx.round, pace=pace, past=past)
+        unsent = coefficients - self.grid.values(units) if self.own == "exact" else None
+        return update, replace(state, x_hat=units, shared=ctx.round, pace=pace, past=past, unsent=unsent)
 
     def merge(
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
@@ -137,17 +148,23 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             state.missing,
             received,
             ctx.weights,
-            state.units,
+            state.x_hat,
             self.grid.advanced,
             keep_old=self.memory > 0,
         )
-        change = torch.zeros(len(state.units), device=params.device)
+        change = torch.zeros(len(state.x_hat), device=params.device)
         for j, weight in followed.heard.items():
-            difference = followed.replicas[j].x_hat - state.units
+            difference = followed.replicas[j].x_hat - state.x_hat
             change.add_(difference.to(torch.float32), alpha=self.gamma * self.grid.unit * weight)
+            if state.unsent is not None:
+                change.add_(state.unsent, alpha=-self.gamma * weight)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
         return merged, replace(
-            state, start=merged.clone(), replicas=followed.replicas, missing=followed.missing
+            state,
+            start=merged.clone(),
+            replicas=followed.replicas,
+            missing=followed.missing,
+            unsent=None,
         )
 
     def projected(self, state: ClosedLoopState, params: Tensor) -> ClosedLoopState:
@@ -159,7 +176,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         self._check_shared(state, ctx)
         bands = self._bands(len(state.origin))
         return Update(
-            len(state.units), None, self.grid.quantized(state.units, bands), check=hash_of(state.units)
+            len(state.x_hat), None, self.grid.quantized(state.x_hat, bands), check=hash_of(state.x_hat)
         )
 
     def missing(self, state: ClosedLoopState) -> frozenset[int]:
@@ -175,8 +192,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """All increments since ``round`` in one, if the replica of then is remembered."""
         if round not in state.past:
             return None
-        change = self.grid.quantized(state.units - state.past[round], self._bands(len(state.origin)))
-        return Update(len(state.units), None, change, base=round, check=hash_of(state.units))
+        change = self.grid.quantized(state.x_hat - state.past[round], self._bands(len(state.origin)))
+        return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
 
     def _bands(self, num_params: int) -> tuple[int, ...]:
         return (num_params,) if self.transform is None else self.transform.subbands(num_params)
@@ -191,9 +208,10 @@ def closed_loop(
     budget: float | None = None,
     budget_bytes: int | None = None,
     *,
-    ratio: float = 4.0,
+    ratio: float = 2.0,
     gamma: float = 1.0,
-    zero: float = 0.6,
+    zero: float = 0.5,
+    own: Own = "exact",
     wavelet: str | None = "sym2",
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
@@ -211,6 +229,7 @@ def closed_loop(
         ratio: of the step to the root mean square of a round's change, where nothing else is given.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone in steps; 0.5 is plain rounding.
+        own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
         levels: of the transform, at least 1.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
@@ -221,4 +240,4 @@ def closed_loop(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return ClosedLoop(step_rule(step, budget, budget_bytes, ratio), gamma, zero, transform, memory)
+    return ClosedLoop(step_rule(step, budget, budget_bytes, ratio), gamma, zero, own, transform, memory)

@@ -15,24 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import Sharing, mix
+from jwins.sharing.base import Own, Sharing, check_own, mix
 from jwins.sharing.rate import Pace, StepRule, step_rule
 from jwins.update import Quantized, Received, Update, dither
 
-__all__ = ["Own", "Stateless", "StatelessState", "stateless"]
-
-Own = Literal["sent", "exact"]
-"""What a node compares with what it hears: what it has sent itself, or its coefficients as they are.
-
-``sent`` keeps the mean over the nodes exactly; ``exact`` adds less noise to each node."""
+__all__ = ["Stateless", "StatelessState", "stateless"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,17 +53,16 @@ class Stateless(Sharing[StatelessState]):
     Attributes:
         rule: of the step.
         transform: the wavelet transform, or None to work on the parameters themselves.
-        own: see :data:`Own`.
+        own: see :data:`jwins.sharing.base.Own`.
     """
 
     rule: StepRule
     transform: Wavelet | None
-    own: Own = "sent"
+    own: Own = "exact"
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:
-        if self.own not in get_args(Own):
-            raise ConfigError("sharing.own", self.own, "expected 'sent' or 'exact'")
+        check_own(self.own)
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -116,7 +109,7 @@ def stateless(
     budget_bytes: int | None = None,
     *,
     ratio: float = 4.0,
-    own: Own = "sent",
+    own: Own = "exact",
     wavelet: str | None = "sym2",
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
@@ -131,7 +124,7 @@ def stateless(
         budget: bits per parameter and round that each frame to a neighbour may have; the step adapts.
         budget_bytes: the same in bytes per round.
         ratio: of the step to the root mean square of a round's change, where nothing else is given.
-        own: see :data:`Own`.
+        own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
         levels: of the transform, at least 1.
         mode: boundary handling of the transform.
