@@ -119,7 +119,8 @@ def _locate(
             continue
         fields = [m.model_fields[step] for m in models if step in m.model_fields]
         present = isinstance(here, Mapping) and step in here and here.get("kind") != step
-        if fields or present or (at_end and isinstance(here, Mapping)):
+        branch = isinstance(here, Mapping) and here.get("kind") == step and not fields
+        if fields or present or (at_end and isinstance(here, Mapping) and not branch):
             path, last = join(path, step), models
             here = here.get(step) if isinstance(here, Mapping) else None
             models = [m for field in fields for m in models_in(field.annotation)]

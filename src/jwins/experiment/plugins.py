@@ -420,6 +420,9 @@ class JwinsConfig(SharingTable):
         return jwins(**self.arguments() | {"cutoff": cutoff})
 
 
+_RATIO = "without step and budget: the step in root mean squares of what a round's training changes"
+
+
 class _RateTable(SharingTable):
     """Quantized and entropy coded: what the closed loop and the stateless algorithm have in common."""
 
@@ -432,10 +435,7 @@ class _RateTable(SharingTable):
     budget_bytes: Annotated[int, BYTES] | None = Field(
         default=None, description="the same in bytes of a frame; the step adapts to it"
     )
-    ratio: Annotated[float, RATIO] = Field(
-        default=4.0,
-        description="without step and budget: the step in root mean squares of what a round's training changes",
-    )
+    ratio: Annotated[float, RATIO] = Field(default=4.0, description=_RATIO)
     own: Literal["sent", "exact"] = Field(
         default="exact",
         description="what a node compares with what it hears: its own model as it was sent, or as it is",
@@ -465,6 +465,7 @@ class ClosedLoopConfig(_RateTable):
     """Quantized wavelet coefficients of the change since what neighbours last decoded."""
 
     kind: Literal["closed_loop"] = "closed_loop"
+    ratio: Annotated[float, RATIO] = Field(default=3.0, description=_RATIO)
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
         default=1.0, description="consensus step size"
     )

@@ -208,7 +208,7 @@ def closed_loop(
     budget: float | None = None,
     budget_bytes: int | None = None,
     *,
-    ratio: float = 2.0,
+    ratio: float = 3.0,
     gamma: float = 1.0,
     zero: float = 0.5,
     own: Own = "exact",

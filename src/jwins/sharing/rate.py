@@ -140,7 +140,7 @@ class Budget:
         step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.5
         # Where even nothing is too much, or everything too little, the step stays where it still matters.
         return replace(
-            pace, step=min(max(step, 1e-6 * largest, STEP.low or 0.0), 2 * largest + 1e-6), balance=balance
+            pace, step=min(max(step, 1e-6 * largest, STEP.low or 0.0), 100 * largest + 1e-6), balance=balance
         )
 
 
