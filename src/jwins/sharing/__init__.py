@@ -6,6 +6,7 @@ Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k a
 from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.quantizers import AbsmaxQuantizer, Rounding, UniformQuantizer
 from jwins.sharing.sparse import (
     Full,
     Jwins,
@@ -19,6 +20,7 @@ from jwins.sharing.sparse import (
 
 __all__ = [
     "PAPER_FRACTIONS",
+    "AbsmaxQuantizer",
     "Choco",
     "Cutoff",
     "FixedCutoff",
@@ -28,8 +30,10 @@ __all__ = [
     "Quantizer",
     "RandomCutoff",
     "RandomK",
+    "Rounding",
     "ScoreRule",
     "Sharing",
+    "UniformQuantizer",
     "choco",
     "full",
     "jwins",
