@@ -366,6 +366,7 @@ else:
 
 # --- Sharing algorithms -----------------------------------------------------------------------------------
 
+
 class SharingTable(Plugin):
     """What is sent."""
 
