@@ -1,4 +1,4 @@
-"""What can be plugged into an experiment: algorithms, cut-offs, quantizers, topologies and partitioners, each as a table.
+"""What can be plugged in: algorithms, cut-offs, quantizers, topologies and partitioners, each as a table.
 
 A class here is a table of TOML. Its keys are the arguments of what it builds, by the same names and with the
 same defaults, and ``build`` makes it. What ``kind`` may say in TOML is the mapping at the end of each section,

@@ -1,8 +1,9 @@
 """Rounding to integer levels: what a quantizer does to numbers that are already counted in its steps.
 
-The functions take numbers in steps, ``values / step``, so that a step may differ from band to band, and give back
-levels. A level stands for its number of steps, changed by the offset and the dither of
-:class:`jwins.update.Quantized`. Levels are int32; numbers of more than :data:`MOST_STEPS` steps are cut off there.
+The functions take numbers in steps, ``values / step``, so that a step may differ from band to band, and give
+back levels. A level stands for its number of steps, changed by the offset and the dither of
+:class:`jwins.update.Quantized`. Levels are int32; numbers of more than :data:`MOST_STEPS` steps are cut off
+there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _LARGEST_BFLOAT16 = 3.3895313892515355e38
 def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
     """Levels of numbers, the boundaries between levels being one step apart around a zone that becomes 0.
 
-    The level is ``sign(x) * floor(|x| + 1 - dead_zone)``. At 1/2 this rounds to the nearest level, ties away from
-    zero. A wider zone costs some accuracy, and makes more zeros, which cost few bits: for a Laplacian
+    The level is ``sign(x) * floor(|x| + 1 - dead_zone)``. At 1/2 this rounds to the nearest level, ties away
+    from zero. A wider zone costs some accuracy, and makes more zeros, which cost few bits: for a Laplacian
     distribution and a given rate, boundaries of this form are best. Source: G. J. Sullivan, "Efficient Scalar
     Quantization of Exponential and Laplacian Random Variables", IEEE Trans. Inf. Theory 42(5), 1996.
 
@@ -44,8 +45,8 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
 def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
     """Levels of numbers to which a dither was added; the receivers subtract it again.
 
-    With :func:`jwins.update.dither`, the error ``level - dither - x`` is uniform in [-1/2, 1/2] and independent of
-    the numbers, so its mean is 0, also where all of them are smaller than a step. Source: L. Schuchman, "Dither
+    With :func:`jwins.update.dither`, the error ``level - dither - x`` is uniform in [-1/2, 1/2] and independent
+    of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: L. Schuchman, "Dither
     signals and their effect on quantization noise", IEEE Trans. Commun. Technol. 12(4), 1964.
 
     Args:

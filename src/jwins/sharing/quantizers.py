@@ -21,7 +21,8 @@ Rounding = Literal["nearest", "dithered", "stochastic"]
 
 - ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never told.
 - ``dithered``: the nearer one after a pseudo-random number was added, which receivers subtract. Without bias.
-- ``stochastic``: either, the nearer one more probably. Without bias, with twice the mean squared error of ``dithered``.
+- ``stochastic``: either, the nearer one more probably. Without bias, with up to three times the mean squared
+  error of ``dithered``.
 """
 
 STEP = Within("a step", 1e-30)
@@ -36,10 +37,12 @@ class UniformQuantizer:
     """Integer multiples of one step, for an entropy coder: most levels are 0.
 
     Attributes:
-        step: the error is at most half of it, with ``stochastic`` all of it; a dead zone and an offset add to that.
+        step: the error is at most half of it, with ``stochastic`` all of it; a dead zone and an offset add to
+            that.
         rounding: see :data:`Rounding`.
         dead_zone: with ``nearest``: values nearer to zero than so many steps become 0, in [1/2, 1].
-        offset: with ``nearest``: how many steps nearer to zero than its level a nonzero level is read, in [0, 0.49].
+        offset: with ``nearest``: how many steps nearer to zero than its level a nonzero level is read, in
+            [0, 0.49].
     """
 
     step: float

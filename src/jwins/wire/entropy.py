@@ -1,12 +1,12 @@
 """Integer levels, most of them 0, in little more bits than their entropy: an ANS coder of binary decisions.
 
 A level is taken apart into decisions. Is it 0? Which sign? Is its magnitude 2 or more, 4 or more, ...? Then the
-binary digits below the first, from the top. All decisions of one kind (a *node*) are coded together, run by run,
-with a probability that the encoder found by counting and that travels with them: one for all runs, or one for each.
-Eight decisions are one symbol of the coder, so a vector of mostly zeros takes a tenth of a symbol per level.
+binary digits below the first, from the top. All decisions of one kind (a *node*) are coded together, run by
+run, with a probability that the encoder found by counting and that travels with them: one for all runs, or one
+for each. Eight decisions are one symbol of the coder, so a vector of zeros takes an eighth of a symbol per level.
 
-Probabilities are odds of 2^(t/4) for a whole number t, and tables of frequencies are computed from them in exact
-integers, so every machine makes the same bytes. The coder is that of ``constriction``
+Probabilities are odds of 2^(t/4) for a whole number t, and tables of frequencies are computed from them in
+exact integers, so every machine makes the same bytes. The coder is that of ``constriction``
 (https://bamler-lab.github.io/constriction): R. Bamler, "Understanding Entropy Coding With Asymmetric Numeral
 Systems (ANS): a Statistician's Perspective", arXiv 2201.01741, 2022. It ends in the state that the encoder
 started from; bytes that do not lead there are refused.
@@ -296,11 +296,11 @@ def _uniform(size: int) -> Any:
 
 
 def _model(weights: Sequence[int]) -> Any:
-    """Constriction's model of symbols with these weights.
+    """The model of constriction for symbols with these weights.
 
-    It gives each symbol 1 of 2^24, divides the rest in proportion to floating-point weights, and rounds down what
-    it has given to all symbols before one. Weights that are whole numbers and sum to that rest are
-    divided without any rounding: sums and products are exact in float32.
+    It gives each symbol 1 of 2^24, divides the rest in proportion to floating-point weights, and rounds down
+    what all symbols before one have got. Weights that are whole numbers and sum to that rest are divided without
+    any rounding: sums and products are exact in float32.
     """
     free = (1 << _PRECISION) - len(weights)
     total = sum(weights)

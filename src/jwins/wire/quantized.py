@@ -1,4 +1,4 @@
-"""Quantized values in few bytes: steps and runs that say little more than what they must, then entropy-coded levels.
+"""Quantized values in few bytes: steps and runs that say no more than they must, then entropy-coded levels.
 
 The bytes come from peers: every length is compared with what is there, or with the number of levels that the
 receiver expects, before anything is allocated for it.
