@@ -16,28 +16,33 @@ __all__ = ["decode", "encode"]
 
 _SCALE_ONE, _SCALE_HALVES, _SCALE_WHOLE = range(3)  # one for all runs; upper halves of float32; all of them
 _RUNS_LISTED, _RUNS_OCTAVES, _RUNS_EQUAL = range(3)
-_RUNS_SHIFT = 2
+_RUNS_SHIFT, _COUNT_SHIFT = 2, 4
+_MANY = 15  # so many runs, or more, are told by a number of their own
 _VARINT_BYTES = 5
 
 
 def encode(levels: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
     """Levels (k,), the scales (g,) of their runs, and the lengths of these, which sum to k."""
-    bits = scales.astype("<f4", copy=False).view("<u4")
-    if len(bits) and bool((bits == bits[0]).all()):
-        scale_kind, scale_bytes = _SCALE_ONE, bits[:1].tobytes()
-    elif not bool((bits & 0xFFFF).any()):
-        scale_kind, scale_bytes = _SCALE_HALVES, (bits >> 16).astype("<u2").tobytes()
-    else:
-        scale_kind, scale_bytes = _SCALE_WHOLE, bits.tobytes()
     count, num_runs = len(levels), len(runs)
+    if not num_runs:
+        return b""
+    bits = scales.astype("<f4", copy=False).view("<u4")
+    if bool((bits == bits[0]).all()):
+        scale_kind, scale_bytes = _SCALE_ONE, b""
+    elif not bool((bits & 0xFFFF).any()):
+        scale_kind, scale_bytes = _SCALE_HALVES, (bits[1:] >> 16).astype("<u2").tobytes()
+    else:
+        scale_kind, scale_bytes = _SCALE_WHOLE, bits[1:].tobytes()
     if runs == _octaves(count, num_runs):
         run_kind, run_bytes = _RUNS_OCTAVES, b""
-    elif runs and runs == _equal(count, num_runs, runs[0]):
+    elif runs == _equal(count, num_runs, runs[0]):
         run_kind, run_bytes = _RUNS_EQUAL, _varint(runs[0])
     else:
         run_kind, run_bytes = _RUNS_LISTED, b"".join(map(_varint, runs[:-1]))
-    head = bytes([scale_kind | run_kind << _RUNS_SHIFT]) + _varint(num_runs)
-    return b"".join((head, scale_bytes, run_bytes, encode_levels(levels, runs)))
+    head = bytes([scale_kind | run_kind << _RUNS_SHIFT | min(num_runs, _MANY) << _COUNT_SHIFT])
+    if num_runs >= _MANY:
+        head += _varint(num_runs)
+    return b"".join((head, scale_bytes, run_bytes, encode_levels(levels, runs, int(bits[0]))))
 
 
 def decode(
@@ -54,21 +59,20 @@ def decode(
         CodecError: the bytes are anything else.
     """
     if not len(data):
-        raise CodecError("quantized values are cut off")
-    kinds, at = data[0], 1
-    num_runs, at = _read_varint(data, at)
-    scale_kind, run_kind = kinds & 3, kinds >> _RUNS_SHIFT
-    if scale_kind > _SCALE_WHOLE or run_kind > _RUNS_EQUAL:
-        raise CodecError(f"quantized values of kind {kinds:#04x} are not defined")
-    size = 2 if scale_kind == _SCALE_HALVES else 4
-    end = at + size * (min(num_runs, 1) if scale_kind == _SCALE_ONE else num_runs)
+        if count:
+            raise CodecError(f"no bytes for {count} levels")
+        return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32), ()
+    scale_kind, run_kind, num_runs = data[0] & 3, data[0] >> _RUNS_SHIFT & 3, data[0] >> _COUNT_SHIFT
+    at = 1
+    if num_runs == _MANY:
+        num_runs, at = _read_varint(data, at)
+    if scale_kind > _SCALE_WHOLE or run_kind > _RUNS_EQUAL or not num_runs:
+        raise CodecError(f"quantized values that begin with {data[0]:#04x} are not defined")
+    size = (0, 2, 4)[scale_kind]
+    end = at + size * (num_runs - 1)
     if num_runs > most_runs or end > len(data):
         raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {most_runs}")
-    bits = np.frombuffer(data[at:end], dtype=f"<u{size}").astype(np.uint32)
-    if scale_kind == _SCALE_ONE:
-        bits = bits.repeat(num_runs)
-    elif scale_kind == _SCALE_HALVES:
-        bits <<= np.uint32(16)
+    others = np.frombuffer(data[at:end], dtype="<u2" if scale_kind == _SCALE_HALVES else "<u4").astype(np.uint32)
     at = end
     if run_kind == _RUNS_OCTAVES:
         runs = _octaves(count, num_runs)
@@ -80,10 +84,14 @@ def decode(
         for _ in range(num_runs - 1):
             length, at = _read_varint(data, at)
             listed.append(length)
-        runs = (*listed, count - sum(listed)) if num_runs else ()
-    if sum(runs) != count or (runs and min(runs) < 0):
+        runs = (*listed, count - sum(listed))
+    if len(runs) != num_runs or sum(runs) != count or min(runs) < 0:
         raise CodecError(f"{num_runs} runs do not have {count} levels together")
-    return decode_levels(data[at:], count=count, runs=runs), bits.view(np.float32), runs
+    levels, word = decode_levels(data[at:], count=count, runs=runs)
+    bits = np.full(num_runs, word, dtype=np.uint32)
+    if scale_kind != _SCALE_ONE:
+        bits[1:] = others << np.uint32(16 if scale_kind == _SCALE_HALVES else 0)
+    return levels, bits.view(np.float32), runs
 
 
 def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
@@ -98,7 +106,7 @@ def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
 def _equal(count: int, num_runs: int, length: int) -> tuple[int, ...]:
     """Blocks of one length, but for the last, which has the rest of 1 to ``length``."""
     rest = count - (num_runs - 1) * length
-    return (length,) * (num_runs - 1) + (rest,) if num_runs and 0 < rest <= length else ()
+    return (length,) * (num_runs - 1) + (rest,) if 0 < rest <= length else ()
 
 
 def _varint(number: int) -> bytes:
