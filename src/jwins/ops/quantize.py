@@ -46,8 +46,7 @@ def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
     """Levels of numbers to which a dither was added; the receivers subtract it again.
 
     With :func:`jwins.update.dither`, the error ``level - dither - x`` is uniform in [-1/2, 1/2] and independent
-    of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: L. Schuchman, "Dither
-    signals and their effect on quantization noise", IEEE Trans. Commun. Technol. 12(4), 1964.
+    of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: as there.
 
     Args:
         steps: (...) float32, finite.

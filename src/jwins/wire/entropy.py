@@ -2,15 +2,15 @@
 
 A level is taken apart into decisions. Is it 0? Which sign? Is its magnitude 2 or more, 4 or more, ...? Then the
 binary digits below the first, from the top. All decisions of one kind are coded together, run by run, with
-probabilities that the encoder found by counting and that travel with them: one for all runs, one for each run, or
-for each of 2 to 64 equal parts of a run, as levels of like size are neighbours. Eight decisions are one symbol of
-the coder, so a vector of zeros takes an eighth of a symbol per level.
+probabilities that the encoder found by counting and that travel with them: one for all runs, one for each run,
+or one for each of 2 to 64 equal parts of a run, as levels of like size are neighbours. Eight decisions are one
+symbol of the coder, so a vector of zeros takes an eighth of a symbol per level.
 
-Probabilities are odds of 2^(t/4) for a whole number t, and tables of frequencies are computed from them in exact
-integers, so every machine makes the same bytes. The coder is that of ``constriction``
+Probabilities are odds of 2^(t/4) for a whole number t, and tables of frequencies are computed from them in
+exact integers, so every machine makes the same bytes. The coder is that of ``constriction``
 (https://bamler-lab.github.io/constriction): R. Bamler, "Understanding Entropy Coding With Asymmetric Numeral
 Systems (ANS): a Statistician's Perspective", arXiv 2201.01741, 2022. It ends in the state that the encoder
-started from; bytes that do not lead there are refused.
+started from; bytes that do not lead there are refused. All of it is part of the wire format (docs/wire.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jwins.errors import CodecError
 __all__ = ["decode_levels", "encode_levels"]
 
 Flags = npt.NDArray[np.bool_]
-Where = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+Where = npt.NDArray[np.signedinteger[Any]]  # positions among the levels, increasing
 Counts = npt.NDArray[np.int64]
 
 _PRECISION = 24  # constriction's: frequencies sum to 2**24
@@ -39,14 +39,17 @@ _GROUP = 8  # decisions per symbol
 _MODELLED_DIGITS = 3  # below the first; further ones are 0 or 1 with even odds
 _MOST_DIGITS = 32
 
-# How many probabilities a kind of decision has: none (even odds), one, or one for each part of a run, which is cut
-# into 2**depth parts. Kinds are told by tables that suit the usual choice.
+# Which odds decisions have: even ones, the same for all, or those of their part of a run, which is cut into
+# 2**depth parts (_PARTS + depth). The weights of these ways make the usual ones short to tell.
 _EVEN, _ONE, _PARTS = 0, 1, 2
 _MOST_DEPTH = 6
 _MOST_PARTS = 4096  # of all runs together
-_Kinds = tuple[int, ...]
-_KINDS: tuple[_Kinds, _Kinds] = ((1, 2, 10, 1, 3, 8, 4, 2, 1), (3, 9, 9, 1, 2, 4, 2, 1, 1))  # is it 0, and others
-_KINDS_OF_SIGNS: _Kinds = (20, 3, 4, 1, 1, 1, 1, 1, 1)
+_Weights = tuple[int, ...]
+_KINDS: tuple[_Weights, _Weights] = (
+    (1, 2, 10, 1, 3, 8, 4, 2, 1),
+    (3, 9, 9, 1, 2, 4, 2, 1, 1),
+)  # is it 0, and others
+_KINDS_OF_SIGNS: _Weights = (20, 3, 4, 1, 1, 1, 1, 1, 1)
 _DIGITS = tuple(1 << max(18 - number, 0) for number in range(_MOST_DIGITS + 1))
 _TRIED_DEPTHS = (0, 2, 3, 4, 5)
 _UNITS = (1, 2, 4)  # t is a multiple of one of these: few decisions need no fine odds
@@ -63,8 +66,8 @@ def encode_levels(levels: npt.NDArray[np.int32], runs: Sequence[int], word: int)
     Args:
         levels: (k,) int32.
         runs: lengths of their runs, which sum to k.
-        word: 1 to 2**32 - 1. It takes its own length, and the levels less by almost as much as if there were none:
-            the coder must start from some state.
+        word: 1 to 2**32 - 1, which the coder starts from. It starts from something in any case, so this takes
+            a byte or two, not four.
     """
     writer = _Writer(runs)
     if len(levels):
@@ -77,9 +80,7 @@ def encode_levels(levels: npt.NDArray[np.int32], runs: Sequence[int], word: int)
     return writer.data(word)
 
 
-def decode_levels(
-    data: memoryview, *, count: int, runs: Sequence[int]
-) -> tuple[npt.NDArray[np.int32], int]:
+def decode_levels(data: memoryview, *, count: int, runs: Sequence[int]) -> tuple[npt.NDArray[np.int32], int]:
     """(count,) int32 and the word, or CodecError.
 
     Args:
@@ -137,7 +138,8 @@ def _true(flags: Flags) -> Where:
     """Where the flags are true, in memory of few bytes per flag."""
     if len(flags) < 1 << 20:
         return np.flatnonzero(flags)
-    return np.arange(len(flags), dtype=np.int32 if len(flags) < 1 << 31 else np.int64)[flags]
+    positions: Where = np.arange(len(flags), dtype=np.int32 if len(flags) < 1 << 31 else np.int64)
+    return positions[flags]
 
 
 # --- Decisions of one kind --------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def _true(flags: Flags) -> Where:
 class _Coder(Protocol):
     reads: bool
 
-    def decide(self, flags: Flags, where: Where | None, kinds: _Kinds | None) -> Flags:
+    def decide(self, flags: Flags, where: Where | None, kinds: _Weights | None) -> Flags:
         """Codes decisions: a writer those it is given, which it returns; a reader as many as it is given.
 
         Args:
@@ -185,11 +187,13 @@ class _Parts:
         """How many of the levels ``where`` are in each of the smallest parts; None for all levels."""
         if where is None:
             return np.diff(self._bounds)
-        return np.diff(np.searchsorted(where, self._bounds.astype(where.dtype)))
+        before: Counts = np.searchsorted(where, self._bounds.astype(where.dtype))
+        return np.diff(before)
 
     def at(self, depth: int, counts: Counts) -> Counts:
         """Counts of the parts of another depth."""
-        return counts.reshape(-1, 1 << self.depth - depth).sum(axis=1)
+        merged: Counts = counts.reshape(-1, 1 << self.depth - depth).sum(axis=1)
+        return merged
 
 
 class _Writer:
@@ -204,7 +208,7 @@ class _Writer:
     def digits(self, number: int) -> None:
         self._steps.append((number, _symbols(_DIGITS)))
 
-    def decide(self, flags: Flags, where: Where | None, kinds: _Kinds | None) -> Flags:
+    def decide(self, flags: Flags, where: Where | None, kinds: _Weights | None) -> Flags:
         if len(flags) < _FEW or kinds is None:
             self._flags(flags, 0)
             return flags
@@ -259,25 +263,34 @@ class _Reader:
         words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), dtype="<u4").astype(np.uint32)
         self._coder = constriction.stream.stack.AnsCoder(words)
 
-    def digits(self) -> int:
-        return int(self._coder.decode(_symbols(_DIGITS)))
+    def _decode(self, model: Any, *count: int) -> Any:
+        """One symbol, or so many as an array."""
+        try:
+            return self._coder.decode(model, *count)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a Rust panic arrives as a BaseException that is no Exception
+            raise CodecError(f"no levels: {error}") from None
 
-    def decide(self, flags: Flags, where: Where | None, kinds: _Kinds | None) -> Flags:
+    def digits(self) -> int:
+        return int(self._decode(_symbols(_DIGITS)))
+
+    def decide(self, flags: Flags, where: Where | None, kinds: _Weights | None) -> Flags:
         count = len(flags)
-        kind = _EVEN if kinds is None or count < _FEW else self._coder.decode(_symbols(kinds))
+        kind = _EVEN if kinds is None or count < _FEW else self._decode(_symbols(kinds))
         if kind == _EVEN:
             return self._flags(count, 0)
         if kind == _ONE:
             unit = _unit_of_one(count)
-            return self._flags(count, self._coder.decode(_uniform(2 * _ODDS // unit)) * unit - _ODDS)
+            return self._flags(count, self._decode(_uniform(2 * _ODDS // unit)) * unit - _ODDS)
         if kind - _PARTS > self._parts.depth:
             raise CodecError(f"levels in parts of depth {kind - _PARTS}: expected at most {self._parts.depth}")
         totals = self._parts.at(kind - _PARTS, self._parts.totals(where))
-        unit = _UNITS[self._coder.decode(_uniform(len(_UNITS)))]
-        rate = self._coder.decode(_uniform(len(_RATES)))
-        odds = np.full(len(_told(totals)), self._coder.decode(_uniform(2 * _ODDS)) - _ODDS)
+        unit = _UNITS[self._decode(_uniform(len(_UNITS)))]
+        rate = self._decode(_uniform(len(_RATES)))
+        odds = np.full(len(_told(totals)), self._decode(_uniform(2 * _ODDS)) - _ODDS)
         if len(odds) > 1:
-            steps = self._coder.decode(_differences(rate)[0], len(odds) - 1) - 2 * _ODDS
+            steps = self._decode(_differences(rate)[0], len(odds) - 1) - 2 * _ODDS
             odds[1:] += np.cumsum(steps.astype(np.int64)) * unit
         if int(odds.min()) < -_ODDS or int(odds.max()) >= _ODDS:
             raise CodecError("odds of levels: out of range")
@@ -295,10 +308,10 @@ class _Reader:
         whole, rest = divmod(count, _GROUP)
         found = np.empty(count, dtype=np.bool_)
         if whole:
-            symbols = self._coder.decode(_table(odds, _GROUP), whole)
+            symbols = self._decode(_table(odds, _GROUP), whole)
             found[: whole * _GROUP] = np.unpackbits(symbols.astype(np.uint8)).view(np.bool_)
         if rest:
-            symbol = self._coder.decode(_table(odds, rest)) << _GROUP - rest
+            symbol = self._decode(_table(odds, rest)) << _GROUP - rest
             found[whole * _GROUP :] = np.unpackbits(np.array([symbol], dtype=np.uint8))[:rest].view(np.bool_)
         return found
 
@@ -332,7 +345,7 @@ def _unit_of_one(count: int) -> int:
 # --- What the encoder chooses -----------------------------------------------------------------------------
 
 
-def _chosen(ones: Counts, totals: Counts, parts: _Parts, weights: _Kinds) -> _Choice:
+def _chosen(ones: Counts, totals: Counts, parts: _Parts, weights: _Weights) -> _Choice:
     """The odds that take the fewest bits, those that tell them included; counts are of the smallest parts."""
     kinds = _lengths(weights)
     count = int(totals.sum())
@@ -458,9 +471,9 @@ def _shares(weights: Sequence[int]) -> list[int]:
 def _model(weights: Sequence[int]) -> Any:
     """The model of symbols with these weights.
 
-    constriction gives each symbol 1 of 2^24, divides the rest in proportion to floating-point weights, and rounds
-    down what all symbols before one have got. Weights that are whole numbers and sum to that rest are divided
-    without any rounding: sums and products are exact in float32.
+    Given floating-point weights, ``constriction`` first gives each symbol 1 of 2^24, then divides the rest in
+    proportion, rounding down what all symbols before one get. Weights that are whole numbers and sum to that
+    rest are divided without any rounding: sums, and products with a scale of 1, are exact in float32.
     """
     shares = np.array(_shares(weights), dtype=np.float32)
     return constriction.stream.model.Categorical(shares, perfect=False, lazy=False)

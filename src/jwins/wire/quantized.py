@@ -42,7 +42,8 @@ def encode(levels: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs:
     head = bytes([scale_kind | run_kind << _RUNS_SHIFT | min(num_runs, _MANY) << _COUNT_SHIFT])
     if num_runs >= _MANY:
         head += _varint(num_runs)
-    return b"".join((head, scale_bytes, run_bytes, encode_levels(levels, runs, int(bits[0]))))
+    coded = encode_levels(levels, runs, int(bits[0]))
+    return b"".join((head, scale_bytes, run_bytes, _varint(len(coded)), coded))
 
 
 def decode(
@@ -72,7 +73,9 @@ def decode(
     end = at + size * (num_runs - 1)
     if num_runs > most_runs or end > len(data):
         raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {most_runs}")
-    others = np.frombuffer(data[at:end], dtype="<u2" if scale_kind == _SCALE_HALVES else "<u4").astype(np.uint32)
+    others = np.frombuffer(data[at:end], dtype="<u2" if scale_kind == _SCALE_HALVES else "<u4").astype(
+        np.uint32
+    )
     at = end
     if run_kind == _RUNS_OCTAVES:
         runs = _octaves(count, num_runs)
@@ -87,6 +90,9 @@ def decode(
         runs = (*listed, count - sum(listed))
     if len(runs) != num_runs or sum(runs) != count or min(runs) < 0:
         raise CodecError(f"{num_runs} runs do not have {count} levels together")
+    size, at = _read_varint(data, at)
+    if len(data) - at != size:
+        raise CodecError(f"{len(data) - at} bytes of levels, but {size} are announced")
     levels, word = decode_levels(data[at:], count=count, runs=runs)
     bits = np.full(num_runs, word, dtype=np.uint32)
     if scale_kind != _SCALE_ONE:
