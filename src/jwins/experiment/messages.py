@@ -84,7 +84,9 @@ def _explain_one(
         return join(path, "kind"), tag, f"unknown kind{hint or ';'} kinds: {', '.join(kinds_known)}"
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", context["expected"])
-        return path, value, f"expected {_alternatives(known)}{nearest(str(value), known)}"
+        tags = _tags(models, name)
+        table = f", or a table of kind = {', '.join(tags)}" if tags else ""
+        return path, value, f"expected {_alternatives(known)}{table}{nearest(str(value), known)}"
     if kind in ("model_type", "model_attributes_type"):
         return path, value, "expected a table" + _as_table(name, value, models)
     if kind in _EXPECTED:

@@ -1,4 +1,4 @@
-"""What can be plugged into an experiment: algorithms, cut-offs, topologies and partitioners, each as a table.
+"""What can be plugged in: algorithms, cut-offs, quantizers, topologies and partitioners, each as a table.
 
 A class here is a table of TOML. Its keys are the arguments of what it builds, by the same names and with the
 same defaults, and ``build`` makes it. What ``kind`` may say in TOML is the mapping at the end of each section,
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 from pydantic import BeforeValidator, Field, model_validator
 
 from jwins.checks import BITS, BYTES, MEMORY, RATIO, STEP, ZERO
-from jwins.experiment.rules import Count, Fraction, OrObject, TomlPath, Within, refuse
+from jwins.experiment.rules import Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ __all__ = [
     "ALGORITHMS",
     "CUTOFF_TABLES",
     "PARTITION_TABLES",
+    "QUANTIZER_TABLES",
     "TOPOLOGY_TABLES",
+    "AbsmaxConfig",
     "Algorithm",
     "ByKeyConfig",
     "ChocoConfig",
@@ -49,6 +51,7 @@ __all__ = [
     "OnePeerExponentialConfig",
     "PartitionTable",
     "Plugin",
+    "QuantizerTable",
     "RandomCutoffConfig",
     "RandomKConfig",
     "RegularConfig",
@@ -61,6 +64,7 @@ __all__ = [
     "TopKConfig",
     "TopologyTable",
     "TorusConfig",
+    "UniformConfig",
     "by_kind",
     "one_of",
 ]
@@ -295,20 +299,87 @@ CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, Fi
 """What ``sharing.cutoff.kind`` may say."""
 
 
-# --- Sharing algorithms -----------------------------------------------------------------------------------
+# --- Quantizers: in how many bits values are sent ---------------------------------------------------------
+
+
+class QuantizerTable(Plugin):
+    """What values become before they are sent."""
+
+    @abstractmethod
+    def build(self) -> Quantizer:
+        """The quantizer that this table describes."""
+
+
+class UniformConfig(QuantizerTable):
+    """Integer multiples of one step, which an entropy coder makes short."""
+
+    kind: Literal["uniform"] = "uniform"
+    step: Annotated[float, Within("a step", 1e-30)] = Field(
+        description="between two levels; in wavelet coefficients or parameters, whatever is sent"
+    )
+    rounding: Literal["nearest", "dithered", "stochastic"] = Field(
+        default="nearest", description="to the nearest level, or without bias; docs/algorithm.md"
+    )
+    dead_zone: Annotated[float, Within("a dead zone", 0.5, 1)] = Field(
+        default=0.5, description="values nearer to zero than so many steps become 0; only with nearest"
+    )
+    offset: Annotated[float, Within("an offset", 0, 0.49)] = Field(
+        default=0.0, description="how many steps nearer to zero nonzero levels are read; only with nearest"
+    )
+
+    def build(self) -> Quantizer:
+        """See :meth:`QuantizerTable.build`."""
+        from jwins.sharing import UniformQuantizer
+
+        return UniformQuantizer(**self.arguments())
+
+
+class AbsmaxConfig(QuantizerTable):
+    """So many bits per value, levels being shares of the largest value of a block."""
+
+    kind: Literal["absmax"] = "absmax"
+    bits: Annotated[int, Within("a whole number of bits", 2, 8)] = Field(description="per value")
+    block: Annotated[int, Within("a whole number of values per block", 16)] = Field(
+        default=256, description="how many values share a step, which takes two bytes"
+    )
+    rounding: Literal["nearest", "stochastic"] = Field(
+        default="stochastic", description="to the nearest level, or without bias; docs/algorithm.md"
+    )
+
+    def build(self) -> Quantizer:
+        """See :meth:`QuantizerTable.build`."""
+        from jwins.sharing import AbsmaxQuantizer
+
+        return AbsmaxQuantizer(**self.arguments())
+
+
+QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind((UniformConfig, AbsmaxConfig))
+"""What ``sharing.values.kind`` may say."""
 
 if TYPE_CHECKING:
-    Values = Literal["float32", "bfloat16"] | Quantizer
+    Values = Literal["float32", "bfloat16"] | QuantizerTable | Quantizer
 else:
     Values = Annotated[
-        Literal["float32", "bfloat16"],
+        one_of(QUANTIZER_TABLES),
         Field(description="what values are rounded to before they are sent"),
+        OrWords("float32", "bfloat16"),
         OrObject(()),
     ]
 
 
+# --- Sharing algorithms -----------------------------------------------------------------------------------
+
+
 class SharingTable(Plugin):
     """What is sent."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments: what tables describe is built."""
+        given = Plugin.arguments(self)
+        return {
+            name: value.build() if isinstance(value, CutoffTable | QuantizerTable) else value
+            for name, value in given.items()
+        }
 
     @abstractmethod
     def build(self) -> Sharing[Any]:
@@ -416,8 +487,7 @@ class JwinsConfig(SharingTable):
         """
         from jwins.sharing import jwins
 
-        cutoff = self.cutoff.build() if isinstance(self.cutoff, CutoffTable) else self.cutoff
-        return jwins(**self.arguments() | {"cutoff": cutoff})
+        return jwins(**self.arguments())
 
 
 _RATIO = "without step and budget: the step in root mean squares of what a round's training changes"

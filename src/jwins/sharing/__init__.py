@@ -7,6 +7,7 @@ from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.quantizers import AbsmaxQuantizer, Rounding, UniformQuantizer
 from jwins.sharing.rate import Budget, FixedStep, RelativeStep, StepRule
 from jwins.sharing.sparse import (
     Full,
@@ -22,6 +23,7 @@ from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
     "PAPER_FRACTIONS",
+    "AbsmaxQuantizer",
     "Budget",
     "Choco",
     "ClosedLoop",
@@ -35,10 +37,12 @@ __all__ = [
     "RandomCutoff",
     "RandomK",
     "RelativeStep",
+    "Rounding",
     "ScoreRule",
     "Sharing",
     "Stateless",
     "StepRule",
+    "UniformQuantizer",
     "choco",
     "closed_loop",
     "full",

@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from jwins.ops.quantize import to_dithered
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Own, Sharing, check_own, mix
@@ -79,8 +80,8 @@ class Stateless(Sharing[StatelessState]):
         bands = (len(params),) if self.transform is None else self.transform.subbands(len(params))
         pace = self.rule.next(state.pace, params - state.start, coefficients, bands, ctx)
         seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
-        steps = coefficients * (1.0 / pace.step) + dither(seed, len(coefficients)).to(coefficients.device)
-        levels = steps.round_().clamp_(-(2.0**30), 2.0**30).to(torch.int32)
+        noise = dither(seed, len(coefficients)).to(coefficients.device)
+        levels = to_dithered(coefficients / pace.step, noise)
         values = Quantized(levels, torch.full((len(bands),), pace.step), bands, seed)
         update = Update(len(levels), None, values)
         own = update.dense_values() if self.own == "sent" else coefficients
