@@ -106,7 +106,7 @@ class Budget:
     """A step that is adapted until frames have a given length on average; headers count.
 
     The first step is the one whose levels have the entropy of the budget. From then on the step is multiplied
-    by the square root of what was sent over what may be, in which a surplus or a debt of earlier rounds is
+    by the fourth root of what was sent over what may be, in which a surplus or a debt of earlier rounds is
     spread over the next 20.
 
     Attributes:
@@ -137,7 +137,7 @@ class Budget:
             return replace(pace, step=_first_step(wanted, 8 * target / len(wanted), largest))
         balance = min(max(pace.balance + target - ctx.sent_bytes, -_HORIZON * target), _HORIZON * target)
         aim = target * min(max(1 + balance / target / _HORIZON, 0.5), 2.0)
-        step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.5
+        step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.25
         # Where even nothing is too much, or everything too little, the step stays where it still matters.
         return replace(
             pace, step=min(max(step, 1e-6 * largest, STEP.low or 0.0), 100 * largest + 1e-6), balance=balance
