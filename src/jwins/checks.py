@@ -99,7 +99,7 @@ class Within:
 
 FRACTION = Within("a fraction", 0, 1, open_low=True)
 
-STEP = Within("a step", 2.0**-40, 2.0**40)
+STEP = Within("a step", 1e-12, 1e5)
 RATIO = Within("a multiple", 0, 1000, open_low=True)
 BITS = Within("bits per parameter and round", 0, 32, open_low=True)
 BYTES = Within("bytes per round", 1)

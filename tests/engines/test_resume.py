@@ -46,6 +46,7 @@ CASES: dict[str, dict[str, Any]] = {
         "sharing": stateless(),
         "topology": Regular(num_nodes=4, seed=1, degree=3, dynamic=True),
     },
+    "consensus": {"sharing": closed_loop(), "consensus_rounds": 4},
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {
         "train": {"task": Lines(batch_norm=True)},
