@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.checks import BITS, BYTES, MEMORY, RATIO, STEP, ZERO
+from jwins.checks import BITS, BYTES, FEEDBACK, MEMORY, RATIO, STEP, ZERO
 from jwins.experiment.rules import Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
@@ -506,10 +506,6 @@ class _RateTable(SharingTable):
         default=None, description="the same in bytes of a frame; the step adapts to it"
     )
     ratio: Annotated[float, RATIO] = Field(default=4.0, description=_RATIO)
-    own: Literal["sent", "exact"] = Field(
-        default="exact",
-        description="what a node compares with what it hears: its own model as it was sent, or as it is",
-    )
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
     else:
@@ -542,6 +538,10 @@ class ClosedLoopConfig(_RateTable):
     zero: Annotated[float, ZERO] = Field(
         default=0.5, description="half-width of the dead zone in steps; 0.5 is plain rounding"
     )
+    feedback: Annotated[float, FEEDBACK] = Field(
+        default=0.1,
+        description="which part of the rounding errors that mixing took away a node is given back in a round",
+    )
     memory: Annotated[int, MEMORY] = Field(
         default=4, description="rounds that a neighbour may miss before it needs a whole key"
     )
@@ -561,6 +561,10 @@ class StatelessConfig(_RateTable):
     """Dithered and quantized wavelet coefficients, for graphs that change and links that lose frames."""
 
     kind: Literal["stateless"] = "stateless"
+    own: Literal["sent", "exact"] = Field(
+        default="exact",
+        description="what a node compares with what it hears: its own model as it was sent, or as it is",
+    )
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`.

@@ -6,13 +6,16 @@ how far the model has moved from the common initial parameters x_0. Per round, a
     d    = T(y_i - x_0) - u n_i            what the neighbours do not know yet
     q    = round(d / step), 0 in the dead zone
     n_i += q step / u                      at i and at each neighbour that hears q
-    x_i  = y_i + gamma T^-1( sum_j W_ij (u n_j - u n_i) )            own = "sent"
-    x_i  = y_i + gamma T^-1( sum_j W_ij (u n_j - T(y_i - x_0)) )     own = "exact"
+    l_i += gamma (sum_j W_ij) e_i                 e = d - q step, which was not sent
+    x_i  = y_i + T^-1( gamma sum_j W_ij (u n_j - u n_i - e_i) + feedback l_i )
+    l_i *= 1 - feedback
 
 Errors of the quantizer do not add up in n: they are part of the next d. This is difference coding with the
-quantizer inside the prediction loop (DPCM). With own = "sent", without the wavelet and the entropy coding it is
-DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS 2018) and, with gamma,
-CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. docs/rate-distortion.md says more.
+quantizer inside the prediction loop (DPCM). A node mixes what the others sent with its model as it is, so that
+its own rounding error does not come back to it; what this takes away from the sum over the nodes is kept in l
+and given back slowly, when the errors have averaged out. With feedback = 1, without the wavelet and the entropy
+coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS 2018) and,
+with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. docs/rate-distortion.md says more.
 """
 
 from __future__ import annotations
@@ -24,11 +27,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from jwins.checks import MEMORY, ZERO
+from jwins.checks import FEEDBACK, MEMORY, ZERO
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import Own, Sharing, check_own
+from jwins.sharing.base import Sharing
 from jwins.sharing.grid import FINEST, LIMIT, Grid, dead_zone
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
@@ -39,7 +42,7 @@ __all__ = ["ClosedLoop", "ClosedLoopState", "closed_loop"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClosedLoopState:
-    """What a node remembers: (3 + memory + neighbours) vectors of 4 bytes per parameter.
+    """What a node remembers: (4 + memory + neighbours) vectors of 4 bytes per parameter.
 
     Attributes:
         origin: (P,) float32, the initial parameters, which all nodes have in common.
@@ -50,6 +53,7 @@ class ClosedLoopState:
         past: the own replica after earlier shares, by round.
         replicas: of the neighbours, by node.
         missing: neighbours of whom something was missed.
+        kept: (C,) float32, what is still to be given back.
         unsent: (C,) float32, what the last share left out; only between share and merge.
     """
 
@@ -61,6 +65,7 @@ class ClosedLoopState:
     past: Mapping[int, Tensor] = field(default_factory=dict)
     replicas: Mapping[int, Replica] = field(default_factory=dict)
     missing: frozenset[int] = frozenset()
+    kept: Tensor | None = None
     unsent: Tensor | None = None
 
 
@@ -73,7 +78,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             :data:`jwins.sharing.grid.FINEST`.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone, in steps.
-        own: see :data:`jwins.sharing.base.Own`.
+        feedback: part of what was held back that is given back in a round, in [0, 1].
         transform: the wavelet transform, or None to work on the parameters themselves.
         memory: own replicas of so many earlier rounds are kept, for neighbours that missed as many.
     """
@@ -81,7 +86,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     rule: StepRule
     gamma: float
     zero: float
-    own: Own
+    feedback: float
     transform: Wavelet | None
     memory: int
     remembers_peers: ClassVar[bool] = True
@@ -91,7 +96,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         if not 0.0 < self.gamma <= 1.0:
             raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
         ZERO.check("sharing.zero", self.zero)
-        check_own(self.own)
+        FEEDBACK.check("sharing.feedback", self.feedback)
         MEMORY.check("sharing.memory", self.memory)
 
     @property
@@ -136,7 +141,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             base=state.shared,
             check=hash_of(units),
         )
-        unsent = coefficients - self.grid.values(units) if self.own == "exact" else None
+        unsent = coefficients - self.grid.values(units) if self.feedback < 1.0 else None
         return update, replace(state, x_hat=units, shared=ctx.round, pace=pace, past=past, unsent=unsent)
 
     def merge(
@@ -156,14 +161,19 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         for j, weight in followed.heard.items():
             difference = followed.replicas[j].x_hat - state.x_hat
             change.add_(difference.to(torch.float32), alpha=self.gamma * self.grid.unit * weight)
-            if state.unsent is not None:
-                change.add_(state.unsent, alpha=-self.gamma * weight)
+        kept = state.kept
+        if state.unsent is not None and followed.heard:
+            held_back = state.unsent * (self.gamma * sum(followed.heard.values()))
+            kept = held_back if kept is None else kept + held_back
+            change.sub_(held_back).add_(kept, alpha=self.feedback)
+            kept = kept * (1.0 - self.feedback)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
         return merged, replace(
             state,
             start=merged.clone(),
             replicas=followed.replicas,
             missing=followed.missing,
+            kept=kept,
             unsent=None,
         )
 
@@ -211,7 +221,7 @@ def closed_loop(
     ratio: float = 3.0,
     gamma: float = 1.0,
     zero: float = 0.5,
-    own: Own = "exact",
+    feedback: float = 0.1,
     wavelet: str | None = "sym2",
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
@@ -229,7 +239,8 @@ def closed_loop(
         ratio: of the step to the root mean square of a round's change, where nothing else is given.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone in steps; 0.5 is plain rounding.
-        own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`.
+        feedback: which part of its own rounding errors, as far as mixing took them away, a node is given back
+            in a round; 1 is CHOCO-SGD, 0 forgets them.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
         levels: of the transform, at least 1.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
@@ -240,4 +251,4 @@ def closed_loop(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return ClosedLoop(step_rule(step, budget, budget_bytes, ratio), gamma, zero, own, transform, memory)
+    return ClosedLoop(step_rule(step, budget, budget_bytes, ratio), gamma, zero, feedback, transform, memory)
