@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jwins.node import (
     Command,
@@ -220,6 +222,37 @@ def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> No
     run.assert_recovered()
     ((_, _, answered),) = set(run.key_frames())
     assert bases == [3 if answered - 3 <= memory else None]
+
+
+@given(
+    sharing=st.sampled_from([choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1, feedback=1.0)]),
+    lost=st.sets(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, ROUNDS - 5), st.booleans()), max_size=20
+    ),
+    crashes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=2),
+    slow_keys=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_is_lost_and_whoever_restarts(
+    sharing: Choco | ClosedLoop,
+    lost: set[tuple[int, int, int, bool]],
+    crashes: list[tuple[int, int]],
+    slow_keys: bool,
+) -> None:
+    """Updates and keys are lost, a node goes and comes back: in the end all hold what the senders hold."""
+
+    def is_lost(sender: int, receiver: int, frame: Frame) -> bool:
+        return (sender, receiver, frame.round, frame.key) in lost
+
+    run = network(sharing, Ring(3), lost=is_lost, slow_keys=slow_keys).start()
+    for after, away in crashes:
+        now_in = min(node.round for node in run.nodes.values())
+        run.run(run.reached(min(now_in + after, ROUNDS - 6)))
+        run.crash(1)
+        run.run(run.reached(min(now_in + after + away, ROUNDS - 5)))
+        run.rejoin(1)
+    run.run()
+    run.assert_recovered()
 
 
 def test_a_key_may_be_lost_too() -> None:

@@ -102,8 +102,6 @@ def test_nothing_learned_is_no_error() -> None:
         {"ratio": 0.0},
         {"step": 0.1, "budget": 1.0},
         {"budget": 1.0, "budget_bytes": 100},
-        {"own": "theirs"},
-        {"wavelet": "no such"},
     ],
     ids=str,
 )
@@ -111,8 +109,6 @@ def test_nothing_learned_is_no_error() -> None:
 def test_arguments_and_settings_are_refused_alike(build: Any, arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^sharing\.") as of_object:
         build(**arguments)
-    if "wavelet" in arguments:
-        return
     with pytest.raises(ConfigError) as of_settings:
         Experiment(sharing={"kind": build.__name__, **arguments})  # type: ignore[arg-type]
     assert of_settings.value.path == of_object.value.path
