@@ -1,4 +1,4 @@
-"""Quantizers: how far a value may be from what is sent for it, and that the mean of what is sent is the value."""
+"""Quantizers: how far a value may be from what is sent for it, and the mean of what is sent."""
 
 from __future__ import annotations
 
