@@ -36,7 +36,7 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
         (...) int32 levels, off by at most ``dead_zone``.
 
     >>> to_nearest(torch.tensor([0.4, -0.6, 1.6])), to_nearest(torch.tensor([0.4, -0.6, 1.6]), dead_zone=0.7)
-    (tensor([ 0, -1,  2], dtype=torch.int32), tensor([ 0,  0, -1], dtype=torch.int32))
+    (tensor([ 0, -1,  2], dtype=torch.int32), tensor([0, 0, 1], dtype=torch.int32))
     """
     magnitudes = steps.abs().add_(1.0 - dead_zone).floor_()
     return _levels(magnitudes.copysign_(steps))

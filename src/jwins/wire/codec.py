@@ -414,11 +414,7 @@ def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays, *, coded: bool 
         raise CodecError("entropy-coded levels in a codec that makes none")
     count = payload.count
     positions: Tensor | Sampled | None = None
-    values: Tensor | Quantized
-    if payload.positions_kind is PositionsKind.LISTED:
-        positions = torch.from_numpy(arrays.decode_positions(payload.positions, count=count, dim=dim))
-    elif payload.positions_kind is PositionsKind.SAMPLED:
-        positions = Sampled(seed=_SEED.unpack(payload.positions)[0], count=count)
+    values: Tensor | Quantized  # first: they take more memory while they are decoded than afterwards
     if payload.values_kind is ValuesKind.QUANTIZED:
         values = _decode_quantized(payload, arrays)
     elif payload.values_kind is ValuesKind.CODED:
@@ -432,6 +428,10 @@ def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays, *, coded: bool 
         values = torch.from_numpy(halves.view(np.int16)).view(torch.bfloat16)
     else:
         values = torch.from_numpy(arrays.decode_floats(payload.values, count=count))
+    if payload.positions_kind is PositionsKind.LISTED:
+        positions = torch.from_numpy(arrays.decode_positions(payload.positions, count=count, dim=dim))
+    elif payload.positions_kind is PositionsKind.SAMPLED:
+        positions = Sampled(seed=_SEED.unpack(payload.positions)[0], count=count)
     return Update(dim, positions, values, payload.base, payload.check)
 
 

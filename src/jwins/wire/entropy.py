@@ -15,9 +15,9 @@ started from; bytes that do not lead there are refused. All of it is part of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import constriction
@@ -57,6 +57,7 @@ _FEW = 8  # fewer decisions of a kind have even odds
 _FEW_OF_PART = 8  # a part with fewer decisions has the odds of the part before
 _FEW_OF_ONE = 256  # odds of fewer decisions are told in the largest unit
 _RATES = (8, 4, 2, 1)  # differences d of t, in units, have weights 2^(-|d| rate / 4)
+_BLOCK = 1 << 16  # of more levels than this, intermediate arrays are not held whole
 _BITS = 4096  # costs are in units of 1/4096 bit
 
 
@@ -94,7 +95,7 @@ def decode_levels(data: memoryview, *, count: int, runs: Sequence[int]) -> tuple
     digits = reader.digits() if count else 0
     _code(reader, digits, magnitudes, negative)
     word = reader.word()
-    if digits == _MOST_DIGITS and bool((magnitudes > np.where(negative, 2**31, 2**31 - 1)).any()):
+    if digits == _MOST_DIGITS and bool((magnitudes - negative > 2**31 - 1).any()):
         raise CodecError("levels of more than 32 bits")
     np.negative(magnitudes, out=magnitudes, where=negative)
     return magnitudes.view(np.int32), word
@@ -109,37 +110,52 @@ def _code(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], negati
         magnitudes: (k,) of the levels.
         negative: (k,) whether they are below 0.
     """
-    where: Where = np.zeros(0, dtype=np.int32)
-    for number in range(digits):  # those that have one digit more than ``number``, of those that have as many
-        of = magnitudes if number == 0 else magnitudes[where]
-        more = coder.decide(of >= 1 << number, None if number == 0 else where, _KINDS[min(number, 1)])
-        if number == 0:
-            where = _true(more)
-            negative[where] = coder.decide(negative[where], where, _KINDS_OF_SIGNS)
-        else:
-            _code_digits(coder, number - 1, magnitudes, where[~more])
-            where = where[more]
+    if not digits:
+        return
+    where = _true(coder.decide(partial(np.greater, magnitudes, 0), len(magnitudes), None, _KINDS[0]))
+    negative[where] = coder.decide(partial(np.take, negative, where), len(where), where, _KINDS_OF_SIGNS)
+    if coder.reads:
+        magnitudes[where] = 1
+    for number in range(1, digits):  # which of those with ``number`` digits or more have more?
+        more = coder.decide(partial(_at_least, magnitudes, where, 1 << number), len(where), where, _KINDS[1])
+        _code_digits(coder, number - 1, magnitudes, where[~more])
+        where = where[more]
         if coder.reads:
             magnitudes[where] = 1 << number
-    if digits:
-        _code_digits(coder, digits - 1, magnitudes, where)
+    _code_digits(coder, digits - 1, magnitudes, where)
 
 
 def _code_digits(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], where: Where) -> None:
     """The ``digits`` binary digits below the first, of the magnitudes ``where``."""
     for place in reversed(range(digits)):
         kinds = _KINDS[1] if place >= digits - _MODELLED_DIGITS else None
-        found = coder.decide((magnitudes[where] >> place & 1).astype(np.bool_), where, kinds)
+        ones = coder.decide(partial(_digit, magnitudes, where, place), len(where), where, kinds)
         if coder.reads:
-            magnitudes[where] |= found.astype(np.uint32) << place
+            for start in range(0, len(where), _BLOCK):
+                block = slice(start, start + _BLOCK)
+                magnitudes[where[block][ones[block]]] |= np.uint32(1 << place)
+
+
+def _at_least(magnitudes: npt.NDArray[np.uint32], where: Where, least: int) -> Flags:
+    found: Flags = magnitudes[where] >= least
+    return found
+
+
+def _digit(magnitudes: npt.NDArray[np.uint32], where: Where, place: int) -> Flags:
+    return (magnitudes[where] >> place & 1).astype(np.bool_)
 
 
 def _true(flags: Flags) -> Where:
     """Where the flags are true, in memory of few bytes per flag."""
-    if len(flags) < 1 << 20:
+    if len(flags) < _BLOCK:
         return np.flatnonzero(flags)
-    positions: Where = np.arange(len(flags), dtype=np.int32 if len(flags) < 1 << 31 else np.int64)
-    return positions[flags]
+    found: Where = np.empty(np.count_nonzero(flags), dtype=np.int32 if len(flags) < 1 << 31 else np.int64)
+    end = 0
+    for start in range(0, len(flags), _BLOCK):
+        block = np.flatnonzero(flags[start : start + _BLOCK])
+        found[end : end + len(block)] = block + start
+        end += len(block)
+    return found
 
 
 # --- Decisions of one kind --------------------------------------------------------------------------------
@@ -148,11 +164,14 @@ def _true(flags: Flags) -> Where:
 class _Coder(Protocol):
     reads: bool
 
-    def decide(self, flags: Flags, where: Where | None, kinds: _Weights | None) -> Flags:
-        """Codes decisions: a writer those it is given, which it returns; a reader as many as it is given.
+    def decide(
+        self, known: Callable[[], Flags], count: int, where: Where | None, kinds: _Weights | None
+    ) -> Flags:
+        """Codes decisions, and returns them.
 
         Args:
-            flags: (n,) the decisions, in order.
+            known: gives a writer the decisions, in order.
+            count: how many they are, n.
             where: (n,) of which levels they are, increasing; None for all.
             kinds: how probable each way to tell their odds is; None if these are even and nothing is told.
         """
@@ -174,13 +193,14 @@ class _Parts:
     """Runs, and the equal parts that they may be cut into."""
 
     def __init__(self, runs: Sequence[int]) -> None:
-        self.depth = _MOST_DEPTH
-        while self.depth and len(runs) << self.depth > _MOST_PARTS:
+        self.depth = _MOST_DEPTH  # -1: runs are so many that they have no odds of their own
+        while self.depth >= 0 and len(runs) << self.depth > _MOST_PARTS:
             self.depth -= 1
         lengths = np.array(runs, dtype=np.int64)
         ends = np.cumsum(lengths)
-        parts = np.arange(1, (1 << self.depth) + 1)
-        inside = -(-lengths[:, None] * parts >> self.depth)  # rounded up
+        finest = max(self.depth, 0)
+        parts = np.arange(1, (1 << finest) + 1)
+        inside = -(-lengths[:, None] * parts >> finest)  # rounded up
         self._bounds = np.concatenate([[0], ((ends - lengths)[:, None] + inside).reshape(-1)])
 
     def totals(self, where: Where | None) -> Counts:
@@ -208,7 +228,10 @@ class _Writer:
     def digits(self, number: int) -> None:
         self._steps.append((number, _symbols(_DIGITS)))
 
-    def decide(self, flags: Flags, where: Where | None, kinds: _Weights | None) -> Flags:
+    def decide(
+        self, known: Callable[[], Flags], count: int, where: Where | None, kinds: _Weights | None
+    ) -> Flags:
+        flags = known()
         if len(flags) < _FEW or kinds is None:
             self._flags(flags, 0)
             return flags
@@ -275,8 +298,9 @@ class _Reader:
     def digits(self) -> int:
         return int(self._decode(_symbols(_DIGITS)))
 
-    def decide(self, flags: Flags, where: Where | None, kinds: _Weights | None) -> Flags:
-        count = len(flags)
+    def decide(
+        self, known: Callable[[], Flags], count: int, where: Where | None, kinds: _Weights | None
+    ) -> Flags:
         kind = _EVEN if kinds is None or count < _FEW else self._decode(_symbols(kinds))
         if kind == _EVEN:
             return self._flags(count, 0)
