@@ -16,15 +16,16 @@ A node waits for the frames of all neighbours of the round that are up. A neighb
 deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier
 rounds are handed to the next merge with weight 0, which algorithms that remember their peers use.
 
-A neighbour that does not hold this node's replica, be it new, back or asking, gets the key *in place of* the
-next update. A key sent beside the updates could be overtaken by one that builds upon it, round after round, and
-the neighbour would never catch up; this way it is the very frame that the neighbour waits for.
+A neighbour that does not hold this node's replica, be it new, back or asking, gets the key, or all increments
+since the replica that it still has, *in place of* the next update. A key sent beside the updates could be
+overtaken by one that builds upon it, round after round, and the neighbour would never catch up; this way it is
+the very frame that the neighbour waits for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -84,11 +85,12 @@ class Rules:
         sharing: what is told and how it is merged.
         wire: how messages become bytes; its ``dim`` is the algorithm's ``update_dim``.
         topology: neighbours and mixing weights of every round.
-        rounds: how many.
+        rounds: how many, those of consensus among them.
         seed: of the experiment.
         evaluate_at: numbers of completed rounds at which a node asks for an evaluation.
         checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
         deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
+        consensus_rounds: how many of them, at the end, share the merged model without training it.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 
@@ -101,6 +103,12 @@ class Rules:
     checkpoint_every: int = 0
     deadline_s: float | None = None
     project: Callable[[Tensor], Tensor] | None = None
+    consensus_rounds: int = 0
+
+    @property
+    def training_rounds(self) -> int:
+        """Rounds that train before they share."""
+        return self.rounds - self.consensus_rounds
 
 
 class Phase(StrEnum):
@@ -151,9 +159,11 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class KeyRequested:
-    """``peer`` lacks what it must hold of this node."""
+    """A peer in ``round`` lacks what it must hold of this node; it still has the replica of round ``held``."""
 
     peer: int
+    round: int = 0
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +307,8 @@ class NodeState:
         sent_bytes: length of the previous update's frame.
         deadline: on the clock of ``now``, while waiting and if there is one.
         stopping: whether :class:`Stop` was heard.
+        held: of peers that asked, the round of this node's replica that they still hold.
+        answered: the round in which a peer was last sent what came after what it held.
     """
 
     phase: str
@@ -312,6 +324,8 @@ class NodeState:
     sent_bytes: int
     deadline: float | None
     stopping: bool
+    held: Mapping[int, int] = field(default_factory=dict)
+    answered: Mapping[int, int] = field(default_factory=dict)
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
@@ -362,6 +376,8 @@ class Node:
         self._sent_bytes = 0
         self._deadline: float | None = None
         self._stopping = False
+        self._held: dict[int, int] = {}
+        self._answered: dict[int, int] = {}
 
     # --- Driving ------------------------------------------------------------------------------------------
 
@@ -414,6 +430,8 @@ class Node:
             self._sent_bytes,
             self._deadline,
             self._stopping,
+            dict(self._held),
+            dict(self._answered),
         )
 
     def restore(self, state: NodeState) -> None:
@@ -431,6 +449,8 @@ class Node:
         self._sent_bytes = state.sent_bytes
         self._deadline = state.deadline
         self._stopping = state.stopping
+        self._held = dict(state.held)
+        self._answered = dict(state.answered)
 
     @property
     def waiting_for(self) -> tuple[int, ...]:
@@ -459,8 +479,7 @@ class Node:
         commands: list[Command] = []
         if follow:
             commands.append(Send(follow, self.round, self._outgoing, key=False))
-        if lack:
-            commands.append(self._send_key(lack))
+        commands += self._send_missed(lack)
         self._informed = set(recipients)
         self.phase = Phase.WAITING
         if self.rules.deadline_s is not None:
@@ -508,7 +527,12 @@ class Node:
         return commands
 
     def _on_key_requested(self, event: KeyRequested, now: float) -> list[Command]:
+        if event.held is not None and event.round < self._answered.get(event.peer, 0):
+            return []  # what it asks for is under way already
         self._informed.discard(event.peer)
+        self._held.pop(event.peer, None)
+        if event.held is not None:
+            self._held[event.peer] = event.held
         return []
 
     def _on_tick(self, event: Tick, now: float) -> list[Command]:
@@ -553,7 +577,9 @@ class Node:
         if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
-            RequestKey(j, self.rules.wire.pack(KeyRequest(self.id, self.round)))
+            RequestKey(
+                j, self.rules.wire.pack(KeyRequest(self.id, self.round, self._sharing.held(self.state, j)))
+            )
             for j in sorted(self._sharing.missing(self.state) - self._down)
         ]
         self.round += 1
@@ -594,10 +620,23 @@ class Node:
         """Whether frames are exchanged with ``peer`` in this round."""
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
 
-    def _send_key(self, to: tuple[int, ...]) -> Send:
-        """What ``to`` must hold of this node after its last share."""
+    def _send_missed(self, lack: tuple[int, ...]) -> list[Command]:
+        """To each what it lacks: what came after what it holds, where that is known, or else the key."""
+        by_held: dict[int | None, list[int]] = {}
+        for j in lack:
+            by_held.setdefault(self._held.pop(j, None), []).append(j)
+        commands: list[Command] = []
+        for held, peers in by_held.items():
+            missed = None if held is None else self._sharing.since(self.state, held, self._context())
+            if held is not None:
+                self._answered |= dict.fromkeys(peers, self.round)
+            commands.append(self._send_key(tuple(peers), missed))
+        return commands
+
+    def _send_key(self, to: tuple[int, ...], missed: Update | None = None) -> Send:
+        """What ``to`` must hold of this node after its last share: all of it, or what they missed."""
         assert self._shared is not None
-        key = self._sharing.key(self.state, self._context())
+        key = missed or self._sharing.key(self.state, self._context())
         frame = Frame(self.id, self._shared, key, key=True)
         return Send(to, self._shared, self.rules.wire.pack(frame), key=True)
 

@@ -146,7 +146,8 @@ class Quantized:
             steps = steps - torch.sign(steps) * self.offset
         if self.dither is not None:
             steps = steps - dither(self.dither, len(steps)).to(steps.device)
-        return steps * torch.repeat_interleave(self.scales, torch.tensor(self.runs, dtype=torch.int64))
+        runs = torch.tensor(self.runs, dtype=torch.int64, device=self.scales.device)
+        return steps * torch.repeat_interleave(self.scales, runs).to(steps.device)
 
 
 def dense_of(values: Tensor | Quantized) -> Tensor:

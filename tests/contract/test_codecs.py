@@ -190,18 +190,18 @@ def test_levels_without_dither_or_offset_say_nothing_of_them(each):
 
 def test_a_codec_sees_the_runs_of_the_levels(monkeypatch):
     """What an entropy coder with one model per subband needs, on both sides, before the levels."""
-    from jwins.wire import pco
+    from jwins.wire.codec import _Plain
 
     seen = []
-    encode, decode = pco.encode_levels, pco.decode_levels
-    monkeypatch.setattr(pco, "encode_levels", lambda levels, runs: seen.append(runs) or encode(levels, runs))
+    encode, decode = _Plain.encode_levels, _Plain.decode_levels
+    monkeypatch.setattr(_Plain, "encode_levels", lambda levels, runs: seen.append(runs) or encode(levels, runs))
     monkeypatch.setattr(
-        pco,
+        _Plain,
         "decode_levels",
         lambda data, *, count, runs: seen.append(runs) or decode(data, count=count, runs=runs),
     )
     before = update(values_kind="levels")
-    after = codec("pco").decode(codec("pco").encode(before).data, dim=DIM)
+    after = codec("raw").decode(codec("raw").encode(before).data, dim=DIM)
     assert seen == [(300, 0, 600)] * 2
     assert identical(before, after)
 

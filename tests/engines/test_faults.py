@@ -10,10 +10,16 @@ from worlds import end, evals, simulator, state_of
 
 from jwins.engines.simulator import Faults, Links, StalledError
 from jwins.errors import ConfigError
-from jwins.sharing import Sharing, choco, full, jwins
+from jwins.sharing import Sharing, choco, closed_loop, full, jwins, stateless
 from jwins.topology import FullyConnected, Regular, Ring
 
-ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, gamma=0.5)}
+ALGORITHMS = {
+    "full": full(),
+    "jwins": jwins(),
+    "choco": choco(0.3, gamma=0.5),
+    "closed_loop": closed_loop(),
+    "stateless": stateless(),
+}
 
 
 def test_a_dropped_frame_leaves_its_weight_with_the_receiver() -> None:
@@ -116,8 +122,9 @@ def test_what_a_crashed_node_has_sent_stays_counted(name: str, back: int | None)
     assert totals[-1] == sum(edge.bytes.total for edge in outcome.traffic)
 
 
+@pytest.mark.parametrize("name", ["choco", "closed_loop"])
 @pytest.mark.parametrize("seed", range(8))
-def test_choco_recovers_from_random_loss_through_keys(seed: int) -> None:
+def test_replicas_recover_from_random_loss(name: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     faults = Faults()
     for _ in range(6):
@@ -126,7 +133,7 @@ def test_choco_recovers_from_random_loss_through_keys(seed: int) -> None:
             faults = faults.drop(sender, when, receiver)
     sim = simulator(
         6,
-        sharing=choco(0.3, gamma=0.5),
+        sharing=ALGORITHMS[name],
         topology=Regular(num_nodes=6, seed=2, degree=3),
         rounds=20,
         faults=faults,

@@ -30,6 +30,8 @@ SPREADS: dict[str, dict[str, Any]] = {
     **{name: case for name, case in CASES.items() if name not in ("codec-paper", "jwins-stacked")},
     "choco-dynamic": CASES["choco-dynamic"] | {"topology": dataclasses.replace(GRAPH, dynamic=True)},
     "choco-faults": CASES["choco-faults"] | {"topology": GRAPH},
+    "closed-loop-faults": CASES["closed-loop-faults"] | {"topology": GRAPH},
+    "stateless-dynamic": CASES["stateless-dynamic"] | {"topology": dataclasses.replace(GRAPH, dynamic=True)},
     "stacked": {"sharing": jwins(), "train": {"batching": "stacked", "chunk": 4}},
     "stacked-adam": {
         "sharing": jwins(),

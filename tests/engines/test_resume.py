@@ -20,7 +20,7 @@ from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
 from jwins.runfiles import checkpoint
 from jwins.runfiles.rows import EndRow, read_rows
-from jwins.sharing import choco, jwins
+from jwins.sharing import choco, closed_loop, jwins, stateless
 from jwins.topology import Regular
 
 CASES: dict[str, dict[str, Any]] = {
@@ -36,6 +36,17 @@ CASES: dict[str, dict[str, Any]] = {
         "faults": Faults().crash(1, 2).rejoin(1, 5).drop(0, 3).delay(2, 7, 0.3),
         "deadline_s": 0.1,
     },
+    "closed-loop-faults": {
+        "sharing": closed_loop(budget=4.0),
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
+        "faults": Faults().crash(1, 2).rejoin(1, 5).drop(0, 3).delay(2, 7, 0.3),
+        "deadline_s": 0.1,
+    },
+    "stateless-dynamic": {
+        "sharing": stateless(),
+        "topology": Regular(num_nodes=4, seed=1, degree=3, dynamic=True),
+    },
+    "consensus": {"sharing": closed_loop(), "consensus_rounds": 4},
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {
         "train": {"task": Lines(batch_norm=True)},

@@ -78,6 +78,7 @@ def simulator(
     deadline_s: float | None = None,
     checkpoint_every: int = 0,
     eval_at: Iterable[int] | None = None,
+    consensus_rounds: int = 0,
     **options: Any,
 ) -> Simulator:
     """A simulator, with the nodes spread over so many hosts."""
@@ -96,6 +97,7 @@ def simulator(
         checkpoint_every=checkpoint_every,
         deadline_s=deadline_s,
         project=layout.project_ if layout.has_variances else None,
+        consensus_rounds=consensus_rounds,
     )
     return Simulator(
         [Host(own, rules, tests=tests, threads=threads) for own in trainers],

@@ -35,7 +35,7 @@ from jwins.node import (
 )
 from jwins.rng import RoundContext, stream
 from jwins.runfiles import checkpoint
-from jwins.sharing import Full, choco, full, jwins, random_k, top_k
+from jwins.sharing import Full, choco, closed_loop, full, jwins, random_k, stateless, top_k
 from jwins.topology import FullyConnected, Graph, OnePeerExponential, Ring
 from jwins.update import Quantized, Update
 from jwins.wire import Frame, Packed, codec, unpack
@@ -617,7 +617,14 @@ def play(sharing: Any, restart_at: int | None) -> tuple[list[Any], bytes, int]:
 
 @pytest.mark.parametrize(
     "sharing",
-    [full(), random_k(0.5), jwins(wavelet="haar", levels=2), choco(0.4, 0.5)],
+    [
+        full(),
+        random_k(0.5),
+        jwins(wavelet="haar", levels=2),
+        choco(0.4, 0.5),
+        closed_loop(),
+        stateless(levels=2),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_a_restored_node_commands_the_same(sharing: Any) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jwins.node import (
     Command,
@@ -34,7 +36,7 @@ from jwins.node import (
     WakeAt,
 )
 from jwins.rng import stream
-from jwins.sharing import Choco, choco, full, jwins
+from jwins.sharing import Choco, ClosedLoop, choco, closed_loop, full, jwins
 from jwins.topology import FullyConnected, OnePeerExponential, Regular, Ring
 from jwins.wire import Frame, KeyRequest, codec, unpack
 from jwins.wire.frame import Wire
@@ -87,9 +89,10 @@ class Network:
                             queue.append((receiver, FrameReceived(frame)))
                 case RequestKey(to, packed):
                     message = unpack(packed.data, codec("raw"), DIGEST, dim=node.update_dim)
-                    assert message == KeyRequest(id, message.round)
+                    assert isinstance(message, KeyRequest)
+                    assert message.sender == id
                     self.requests.append((id, to, message.round))
-                    self.events.append((to, KeyRequested(id)))
+                    self.events.append((to, KeyRequested(id, message.round, message.held)))
                 case WakeAt(time):
                     self.wake.append(time)
                 case Refused(sender, round, reason):
@@ -160,11 +163,18 @@ def dropping(*lost: tuple[int, int, int]) -> Callable[[int, int, Frame], bool]:
     return lambda sender, receiver, frame: not frame.key and (sender, receiver, frame.round) in lost
 
 
-SHARINGS = [choco(0.2, 0.4), choco(0.2, 0.4, values="bfloat16"), choco(1.0, 1.0), choco(0.01, 0.4)]
+SHARINGS = [
+    choco(0.2, 0.4),
+    choco(0.2, 0.4, values="bfloat16"),
+    choco(1.0, 1.0),
+    choco(0.01, 0.4),
+    closed_loop(),
+    closed_loop(0.03, wavelet=None, memory=0),
+]
 
 
 @pytest.mark.parametrize("sharing", SHARINGS, ids=repr)
-def test_without_faults_no_key_is_sent(sharing: Choco) -> None:
+def test_without_faults_no_key_is_sent(sharing: Choco | ClosedLoop) -> None:
     run = network(sharing, FullyConnected(4)).start().run()
     run.assert_recovered()
     assert run.key_frames() == run.requests == []
@@ -173,7 +183,7 @@ def test_without_faults_no_key_is_sent(sharing: Choco) -> None:
 @pytest.mark.parametrize("slow_keys", [False, True])
 @pytest.mark.parametrize("round", [0, 1, 5, ROUNDS - 4])
 @pytest.mark.parametrize("sharing", SHARINGS, ids=repr)
-def test_a_dropped_frame(sharing: Choco, round: int, slow_keys: bool) -> None:
+def test_a_dropped_frame(sharing: Choco | ClosedLoop, round: int, slow_keys: bool) -> None:
     run = network(sharing, lost=dropping((0, 1, round)), slow_keys=slow_keys).start().run()
     run.assert_recovered()
     assert run.requests[0] == (1, 0, round + 1), "noticed by the next update, which builds on the lost one"
@@ -183,8 +193,9 @@ def test_a_dropped_frame(sharing: Choco, round: int, slow_keys: bool) -> None:
     assert 1 not in run.nodes[0].snapshot().sharing.missing
 
 
+@pytest.mark.parametrize("sharing", [choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1)], ids=repr)
 @pytest.mark.parametrize("slow_keys", [False, True])
-def test_many_dropped_frames(slow_keys: bool) -> None:
+def test_many_dropped_frames(sharing: Choco | ClosedLoop, slow_keys: bool) -> None:
     rng = stream(5, "losses")
     lost = [
         (i, j, r)
@@ -193,7 +204,54 @@ def test_many_dropped_frames(slow_keys: bool) -> None:
         for r in range(ROUNDS - 4)
         if i != j and rng.random() < 0.25
     ]
-    run = network(topology=FullyConnected(4), lost=dropping(*lost), slow_keys=slow_keys).start().run()
+    run = network(sharing, FullyConnected(4), lost=dropping(*lost), slow_keys=slow_keys).start().run()
+    run.assert_recovered()
+
+
+@pytest.mark.parametrize("memory", [0, 1, 2, 8])
+def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> None:
+    """A lost update is noticed by the next, asked for after it and answered with the one after that."""
+    bases: list[int | None] = []
+
+    def lost(sender: int, receiver: int, frame: Frame) -> bool:
+        if frame.key:
+            bases.append(frame.update.base)
+        return not frame.key and (sender, receiver, frame.round) == (0, 1, 4)
+
+    run = network(closed_loop(0.02, memory=memory), Ring(3), lost=lost).start().run()
+    run.assert_recovered()
+    ((_, _, answered),) = set(run.key_frames())
+    assert bases == [3 if answered - 3 <= memory else None]
+
+
+@given(
+    sharing=st.sampled_from([choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1, feedback=1.0)]),
+    lost=st.sets(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, ROUNDS - 5), st.booleans()), max_size=20
+    ),
+    crashes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=2),
+    slow_keys=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_whatever_is_lost_and_whoever_restarts(
+    sharing: Choco | ClosedLoop,
+    lost: set[tuple[int, int, int, bool]],
+    crashes: list[tuple[int, int]],
+    slow_keys: bool,
+) -> None:
+    """Updates and keys are lost, a node goes and comes back: in the end all hold what the senders hold."""
+
+    def is_lost(sender: int, receiver: int, frame: Frame) -> bool:
+        return (sender, receiver, frame.round, frame.key) in lost
+
+    run = network(sharing, Ring(3), lost=is_lost, slow_keys=slow_keys).start()
+    for after, away in crashes:
+        now_in = min(node.round for node in run.nodes.values())
+        run.run(run.reached(min(now_in + after, ROUNDS - 6)))
+        run.crash(1)
+        run.run(run.reached(min(now_in + after + away, ROUNDS - 5)))
+        run.rejoin(1)
+    run.run()
     run.assert_recovered()
 
 

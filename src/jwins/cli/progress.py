@@ -81,7 +81,13 @@ def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Pro
     )
     clock, shown = _Clock(), 0.0
     with Bar(*columns, console=console, refresh_per_second=8) as bar:
-        task = bar.add_task(experiment.name, total=experiment.run.rounds, metrics="", sent="", left="-:--")
+        task = bar.add_task(
+            experiment.name,
+            total=experiment.run.rounds + experiment.run.consensus_rounds,
+            metrics="",
+            sent="",
+            left="-:--",
+        )
 
         def tell(progress: Progress) -> None:
             nonlocal shown

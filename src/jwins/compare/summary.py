@@ -19,7 +19,7 @@ from jwins.report.charts import save_figure
 from jwins.report.curves import figure
 from jwins.report.tables import Table, metrics_table, reach_table, save_tables
 from jwins.report.words import is_percent, size, spread_text
-from jwins.results.groups import Group, Target, reach
+from jwins.results.groups import Group, Target, deviation, reach
 from jwins.results.lines import Line, line_of
 from jwins.results.record import Record, samples_note
 from jwins.run.parts import raw_bytes_per_node
@@ -192,10 +192,25 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
         if mine is not None and other is not None:
             ratio = _bytes(mine) / _bytes(other) if _bytes(other) else math.nan
             yield f"{variant.name} sends {ratio:.3f} times the bytes of {variant.bytes_as}."
+    yield from _after_consensus(comparison, groups)
     records = [record for group in groups.values() for record in group.records]
     for note in (versions_note(record.start for record in records), samples_note(records)):
         if note is not None:
             yield note
+
+
+def _after_consensus(comparison: Comparison, groups: Mapping[str, Group]) -> Iterator[str]:
+    """What rounds of sharing alone made of the final models."""
+    metric = comparison.compare.metric
+    percent = is_percent(Target(metric, 0.0))
+    for name, group in groups.items():
+        ended = [record for record in group.counted.records if record.consensus]
+        after = [value for record in ended if (value := record.after_consensus(metric)) is not None]
+        if after:
+            count = ended[0].consensus[-1].consensus_rounds
+            text = spread_text(statistics.fmean(after), deviation(after), percent=percent)
+            rounds = "round" if count == 1 else "rounds"
+            yield f"{name}: {metric} {text} after {count} further {rounds} of sharing without training."
 
 
 def _bytes(group: Group) -> float:

@@ -259,7 +259,11 @@ class Host:
             go_on(node)
             elsewhere.append(time.perf_counter() - begun)
 
-        self.trainer.train(rounds, then)
+        last = self.rules.training_rounds
+        self.trainer.train({node: at for node, at in rounds.items() if at < last}, then)
+        for node in (node for node, at in rounds.items() if at >= last):  # its row is the model to share
+            self._trained.add(node)
+            go_on(node)
         spent = time.perf_counter() - started
         other = sum(elsewhere) / self.trainer.threads
         self.wall_s["training"] += spent - other
@@ -279,7 +283,9 @@ class Host:
                 return Trained(round, self.trainer.row(item.node).clone())
             case Arrived(parcel):
                 message = self._messages[parcel]
-                return FrameReceived(message) if isinstance(message, Frame) else KeyRequested(parcel.sender)
+                if isinstance(message, Frame):
+                    return FrameReceived(message)
+                return KeyRequested(parcel.sender, message.round, message.held)
             case event:
                 return event
 

@@ -211,6 +211,7 @@ def combine(
     nodes: Sequence[int],
     traffic: TrafficSplit,
     samples: int,
+    consensus_rounds: int = 0,
 ) -> EvalRow:
     """One row from the parts of all hosts.
 
@@ -221,6 +222,7 @@ def combine(
         nodes: that were measured, increasing.
         traffic: bytes that all nodes have sent to complete that many rounds.
         samples: test samples used.
+        consensus_rounds: how many of the rounds, at the end, were without training.
     """
     of_average: Mapping[str, float] = next((p.of_average for p in parts if p.of_average is not None), {})
     metrics: dict[str, Spread] = {}
@@ -250,6 +252,7 @@ def combine(
             name: _spread([values[node] for node in nodes if node in values], math.nan).mean
             for name, values in _by_node([part.early for part in parts]).items()
         },
+        consensus_rounds=consensus_rounds,
     )
 
 

@@ -80,7 +80,7 @@ class Experiment(Settings):
         sharing: Annotated[
             one_of({kind: row.settings for kind, row in ALGORITHMS.items()}),
             OrObject(
-                ("init", "share", "merge", "key", "missing", "update_dim", "projected"),
+                ("init", "share", "merge", "key", "missing", "held", "since", "update_dim", "projected"),
                 ("remembers_peers", "state_types"),
                 base="jwins.sharing.Sharing",
             ),
@@ -107,7 +107,7 @@ class Experiment(Settings):
     def _fits_together(self) -> Self:
         check_world(
             num_nodes=self.nodes.count,
-            rounds=self.run.rounds,
+            rounds=self.run.rounds + self.run.consensus_rounds,
             links=self.links.build(),
             compute=self.compute.build(),
             faults=self.fault_script(),
@@ -199,6 +199,8 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
     covered.pop("name", None)
     for key in ("threads", "checkpoint_every", "folder", "tensorboard"):
         covered["run"].pop(key, None)
+    if not covered["run"].get("consensus_rounds"):
+        covered["run"].pop("consensus_rounds", None)
     if not covered["run"].get("eval_own"):
         covered["run"].pop("eval_own", None)
     if covered["run"].get("eval_samples_early") is None:

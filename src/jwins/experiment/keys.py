@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jwins.experiment.rules import OneOrMany, OrWord, Within
+from jwins.experiment.rules import OneOrMany, OrWord, OrWords, Within
 from jwins.experiment.toml import toml_text
 
 __all__ = ["Key", "join", "keys_of", "kind_of", "models_in"]
@@ -68,12 +68,12 @@ def keys_of(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterato
             continue
         if models:
             kinds = ", ".join(kind for m in models if (kind := kind_of(m)))
-            yield Key(path, f"table; kind = {kinds}", _default(field), field.description or "", when)
-            for inner in models:
-                tag = kind_of(inner) or ""
-                for key in keys_of(inner, path, tag):
-                    if not key.path.endswith(".kind") or key.path != f"{path}.kind":
-                        yield key
+            words = [f'"{word}"' for rule in field.metadata if isinstance(rule, OrWords) for word in rule.words]
+            options = " \\| ".join([*words, f"table; kind = {kinds}"])
+            yield Key(path, options, _default(field), field.description or "", when)
+            inner = (key for m in models for key in keys_of(m, path, kind_of(m) or ""))
+            # Tables that several kinds may have are told once.
+            yield from dict.fromkeys(key for key in inner if key.path != f"{path}.kind")
             continue
         yield Key(path, _type_name(field), _default(field), field.description or "", when)
 

@@ -84,7 +84,9 @@ def _explain_one(
         return join(path, "kind"), tag, f"unknown kind{hint or ';'} kinds: {', '.join(kinds_known)}"
     if kind == "literal_error":
         known = re.findall(r"'([^']+)'", context["expected"])
-        return path, value, f"expected {_alternatives(known)}{nearest(str(value), known)}"
+        tags = _tags(models, name)
+        table = f", or a table of kind = {', '.join(tags)}" if tags else ""
+        return path, value, f"expected {_alternatives(known)}{table}{nearest(str(value), known)}"
     if kind in ("model_type", "model_attributes_type"):
         return path, value, "expected a table" + _as_table(name, value, models)
     if kind in _EXPECTED:
@@ -119,7 +121,8 @@ def _locate(
             continue
         fields = [m.model_fields[step] for m in models if step in m.model_fields]
         present = isinstance(here, Mapping) and step in here and here.get("kind") != step
-        if fields or present or (at_end and isinstance(here, Mapping)):
+        branch = isinstance(here, Mapping) and here.get("kind") == step and not fields
+        if fields or present or (at_end and isinstance(here, Mapping) and not branch):
             path, last = join(path, step), models
             here = here.get(step) if isinstance(here, Mapping) else None
             models = [m for field in fields for m in models_in(field.annotation)]

@@ -1,4 +1,4 @@
-"""What can be plugged into an experiment: algorithms, cut-offs, topologies and partitioners, each as a table.
+"""What can be plugged in: algorithms, cut-offs, quantizers, topologies and partitioners, each as a table.
 
 A class here is a table of TOML. Its keys are the arguments of what it builds, by the same names and with the
 same defaults, and ``build`` makes it. What ``kind`` may say in TOML is the mapping at the end of each section,
@@ -13,11 +13,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.experiment.rules import Count, Fraction, OrObject, TomlPath, Within
+from jwins.checks import BITS, BYTES, FEEDBACK, MEMORY, RATIO, STEP, ZERO
+from jwins.experiment.rules import Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,10 +32,13 @@ __all__ = [
     "ALGORITHMS",
     "CUTOFF_TABLES",
     "PARTITION_TABLES",
+    "QUANTIZER_TABLES",
     "TOPOLOGY_TABLES",
+    "AbsmaxConfig",
     "Algorithm",
     "ByKeyConfig",
     "ChocoConfig",
+    "ClosedLoopConfig",
     "CutoffTable",
     "DirichletConfig",
     "EdgeListConfig",
@@ -47,6 +51,7 @@ __all__ = [
     "OnePeerExponentialConfig",
     "PartitionTable",
     "Plugin",
+    "QuantizerTable",
     "RandomCutoffConfig",
     "RandomKConfig",
     "RegularConfig",
@@ -55,9 +60,11 @@ __all__ = [
     "SharingTable",
     "SmallWorldConfig",
     "StarConfig",
+    "StatelessConfig",
     "TopKConfig",
     "TopologyTable",
     "TorusConfig",
+    "UniformConfig",
     "by_kind",
     "one_of",
 ]
@@ -292,20 +299,87 @@ CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, Fi
 """What ``sharing.cutoff.kind`` may say."""
 
 
-# --- Sharing algorithms -----------------------------------------------------------------------------------
+# --- Quantizers: in how many bits values are sent ---------------------------------------------------------
+
+
+class QuantizerTable(Plugin):
+    """What values become before they are sent."""
+
+    @abstractmethod
+    def build(self) -> Quantizer:
+        """The quantizer that this table describes."""
+
+
+class UniformConfig(QuantizerTable):
+    """Integer multiples of one step, which an entropy coder makes short."""
+
+    kind: Literal["uniform"] = "uniform"
+    step: Annotated[float, Within("a step", 1e-30)] = Field(
+        description="between two levels; in wavelet coefficients or parameters, whatever is sent"
+    )
+    rounding: Literal["nearest", "dithered", "stochastic"] = Field(
+        default="nearest", description="to the nearest level, or without bias; docs/algorithm.md"
+    )
+    dead_zone: Annotated[float, Within("a dead zone", 0.5, 1)] = Field(
+        default=0.5, description="values nearer to zero than so many steps become 0; only with nearest"
+    )
+    offset: Annotated[float, Within("an offset", 0, 0.49)] = Field(
+        default=0.0, description="how many steps nearer to zero nonzero levels are read; only with nearest"
+    )
+
+    def build(self) -> Quantizer:
+        """See :meth:`QuantizerTable.build`."""
+        from jwins.sharing import UniformQuantizer
+
+        return UniformQuantizer(**self.arguments())
+
+
+class AbsmaxConfig(QuantizerTable):
+    """So many bits per value, levels being shares of the largest value of a block."""
+
+    kind: Literal["absmax"] = "absmax"
+    bits: Annotated[int, Within("a whole number of bits", 2, 8)] = Field(description="per value")
+    block: Annotated[int, Within("a whole number of values per block", 16)] = Field(
+        default=256, description="how many values share a step, which takes two bytes"
+    )
+    rounding: Literal["nearest", "stochastic"] = Field(
+        default="stochastic", description="to the nearest level, or without bias; docs/algorithm.md"
+    )
+
+    def build(self) -> Quantizer:
+        """See :meth:`QuantizerTable.build`."""
+        from jwins.sharing import AbsmaxQuantizer
+
+        return AbsmaxQuantizer(**self.arguments())
+
+
+QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind((UniformConfig, AbsmaxConfig))
+"""What ``sharing.values.kind`` may say."""
 
 if TYPE_CHECKING:
-    Values = Literal["float32", "bfloat16"] | Quantizer
+    Values = Literal["float32", "bfloat16"] | QuantizerTable | Quantizer
 else:
     Values = Annotated[
-        Literal["float32", "bfloat16"],
+        one_of(QUANTIZER_TABLES),
         Field(description="what values are rounded to before they are sent"),
+        OrWords("float32", "bfloat16"),
         OrObject(()),
     ]
 
 
+# --- Sharing algorithms -----------------------------------------------------------------------------------
+
+
 class SharingTable(Plugin):
     """What is sent."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments: what tables describe is built."""
+        given = Plugin.arguments(self)
+        return {
+            name: value.build() if isinstance(value, CutoffTable | QuantizerTable) else value
+            for name, value in given.items()
+        }
 
     @abstractmethod
     def build(self) -> Sharing[Any]:
@@ -413,8 +487,94 @@ class JwinsConfig(SharingTable):
         """
         from jwins.sharing import jwins
 
-        cutoff = self.cutoff.build() if isinstance(self.cutoff, CutoffTable) else self.cutoff
-        return jwins(**self.arguments() | {"cutoff": cutoff})
+        return jwins(**self.arguments())
+
+
+_RATIO = "without step and budget: the step in root mean squares of what a round's training changes"
+
+
+class _RateTable(SharingTable):
+    """Quantized and entropy coded: what the closed loop and the stateless algorithm have in common."""
+
+    step: Annotated[float, STEP] | None = Field(
+        default=None, description="of the quantizer, the same in all rounds"
+    )
+    budget: Annotated[float, BITS] | None = Field(
+        default=None, description="bits per parameter of a frame, headers included; the step adapts to it"
+    )
+    budget_bytes: Annotated[int, BYTES] | None = Field(
+        default=None, description="the same in bytes of a frame; the step adapts to it"
+    )
+    ratio: Annotated[float, RATIO] = Field(default=4.0, description=_RATIO)
+    if TYPE_CHECKING:
+        wavelet: str | None = "sym2"
+    else:
+        wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
+            default="sym2",
+            description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
+        )
+    levels: Count = Field(default=4, description="levels of the transform")
+    mode: Literal["symmetric", "periodization"] = Field(
+        default="periodization", description="what the transform assumes beyond the ends"
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        named = [key for key in ("step", "budget", "budget_bytes") if getattr(self, key) is not None]
+        if len(named) > 1:
+            problem = f"{named[0]} says already how much is sent; leave one of them out"
+            raise refuse(named[1], getattr(self, named[1]), problem)
+        return self
+
+
+class ClosedLoopConfig(_RateTable):
+    """Quantized wavelet coefficients of the change since what neighbours last decoded."""
+
+    kind: Literal["closed_loop"] = "closed_loop"
+    ratio: Annotated[float, RATIO] = Field(default=3.0, description=_RATIO)
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        default=1.0, description="consensus step size"
+    )
+    zero: Annotated[float, ZERO] = Field(
+        default=0.5, description="half-width of the dead zone in steps; 0.5 is plain rounding"
+    )
+    feedback: Annotated[float, FEEDBACK] = Field(
+        default=0.1,
+        description="which part of the rounding errors that mixing took away a node is given back in a round",
+    )
+    memory: Annotated[int, MEMORY] = Field(
+        default=4, description="rounds that a neighbour may miss before it needs a whole key"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`.
+
+        Raises:
+            ConfigError: no such wavelet.
+        """
+        from jwins.sharing import closed_loop
+
+        return closed_loop(**self.arguments())
+
+
+class StatelessConfig(_RateTable):
+    """Dithered and quantized wavelet coefficients, for graphs that change and links that lose frames."""
+
+    kind: Literal["stateless"] = "stateless"
+    own: Literal["sent", "exact"] = Field(
+        default="exact",
+        description="what a node compares with what it hears: its own model as it was sent, or as it is",
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`.
+
+        Raises:
+            ConfigError: no such wavelet.
+        """
+        from jwins.sharing import stateless
+
+        return stateless(**self.arguments())
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,6 +603,8 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(TopKConfig, colour="#009e73", marker="v"),
         Algorithm(ChocoConfig, colour="#0072b2", marker="s"),
         Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
+        Algorithm(ClosedLoopConfig, colour="#803010", marker="P"),
+        Algorithm(StatelessConfig, colour="#400050", marker="X"),
     )
 }
 """What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 from jwins.checks import FRACTION, MISSING, Within
 from jwins.errors import ConfigError
@@ -22,6 +22,7 @@ __all__ = [
     "OneOrMany",
     "OrObject",
     "OrWord",
+    "OrWords",
     "TomlPath",
     "Within",
     "refuse",
@@ -122,6 +123,33 @@ class OrWord:
         if type(value) is int:
             return int(self.rule.validated(value))
         raise _problem(f'expected {self.rule.what} {self.rule.interval}, or "{self.word}"')
+
+
+@dataclass(frozen=True, slots=True)
+class OrWords:
+    """Besides the tables of a union, some words: ``Annotated[one_of(TABLES), OrWords("a", "b")]``."""
+
+    words: tuple[str, ...]
+
+    def __init__(self, *words: str) -> None:
+        object.__setattr__(self, "words", words)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let words through, and everything but a text to the union."""
+        return core_schema.no_info_wrap_validator_function(
+            self._accept,
+            handler(source),
+            serialization=core_schema.wrap_serializer_function_ser_schema(
+                lambda value, inner: value if isinstance(value, str) else inner(value)
+            ),
+        )
+
+    def _accept(self, value: Any, handler: Callable[[Any], Any]) -> Any:
+        if not isinstance(value, str):
+            return handler(value)
+        if value not in self.words:
+            raise PydanticKnownError("literal_error", {"expected": " or ".join(map(repr, self.words))})
+        return value
 
 
 TomlPath = Annotated[Path, Field(strict=False)]

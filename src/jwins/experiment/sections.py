@@ -256,6 +256,10 @@ class RunConfig(Settings):
     """How long, how measured, on what, and where to."""
 
     rounds: Count = Field(default=200, description="rounds of training and sharing")
+    consensus_rounds: Index = Field(
+        default=0,
+        description="rounds of sharing alone at the end, evaluated after the last of them, too",
+    )
     eval_every: Count = Field(
         default=20, description="rounds between two evaluations; start and end are always evaluated"
     )

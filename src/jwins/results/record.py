@@ -22,14 +22,16 @@ class Record:
     Attributes:
         folder: the run folder.
         start: first row.
-        evaluations: in order of rounds.
+        evaluations: in order of rounds, up to the last round of training.
         end: None for a run that has not ended by itself.
+        consensus: the evaluations after rounds of consensus, which no curve and no final value counts.
     """
 
     folder: Path
     start: StartRow
     evaluations: tuple[EvalRow, ...]
     end: EndRow | None
+    consensus: tuple[EvalRow, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -57,7 +59,14 @@ class Record:
         if not rows or not isinstance(rows[0], StartRow):
             raise DataError(f"{folder / 'metrics.jsonl'}: does not begin with the row that starts a run")
         end = rows[-1] if isinstance(rows[-1], EndRow) else None
-        return cls(folder, rows[0], tuple(row for row in rows if isinstance(row, EvalRow)), end)
+        measured = [row for row in rows if isinstance(row, EvalRow)]
+        return cls(
+            folder,
+            rows[0],
+            tuple(row for row in measured if not row.consensus_rounds),
+            end,
+            tuple(row for row in measured if row.consensus_rounds),
+        )
 
     @property
     def rounds(self) -> int:
@@ -93,6 +102,10 @@ class Record:
                 raise UsageError(f"metric {metric!r}: {self.folder} has {', '.join(row.metrics)}")
         means = map(mean_of, self.evaluations)
         return [math.nan if mean is None else mean for mean in means]
+
+    def after_consensus(self, metric: str) -> float | None:
+        """Mean over nodes of ``metric`` after all rounds of consensus; None without such rounds."""
+        return self.consensus[-1].metrics[metric].mean if self.consensus else None
 
     @property
     def early_samples(self) -> int | None:
@@ -130,11 +143,13 @@ class Record:
 def flat_rows(record: Record) -> list[dict[str, Any]]:
     """One flat dict per evaluation, as ``pandas.DataFrame`` takes it: ``accuracy_mean``, ``bytes_total``, …
 
-    Where the last evaluations used more samples, ``accuracy_early`` is on the same samples in every row.
+    Rows after rounds of consensus come last; ``consensus_rounds`` tells. Where the last evaluations used more
+    samples, ``accuracy_early`` is on the same samples in every row.
     """
     rows = []
-    both = any(row.early for row in record.evaluations)
-    for row in record.evaluations:
+    measured = (*record.evaluations, *record.consensus)
+    both = any(row.early for row in measured)
+    for row in measured:
         flat: dict[str, Any] = {
             "name": record.start.name,
             "seed": record.start.seed,
@@ -145,6 +160,8 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
             "train_loss": row.train_loss,
             "consensus_distance": row.consensus_distance,
         }
+        if record.consensus:
+            flat["consensus_rounds"] = row.consensus_rounds
         for metric, spread in row.metrics.items():
             for part in ("mean", "sd", "min", "max", "average_model"):
                 flat[f"{metric}_{part}"] = getattr(spread, part)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.plugins import JwinsConfig
+from jwins.experiment.plugins import ClosedLoopConfig, JwinsConfig, StatelessConfig
 from jwins.run.fitting import check_batch_fits
 from jwins.run.parts import (
     build_partition,
@@ -214,7 +214,8 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
         sharing,
         Wire(codec(experiment.wire.codec), experiment.digest(), sharing.update_dim(layout.size)),
         topology,
-        rounds=experiment.run.rounds,
+        rounds=experiment.run.rounds + experiment.run.consensus_rounds,
+        consensus_rounds=experiment.run.consensus_rounds,
         seed=experiment.run.seed,
         evaluate_at=evaluation_rounds(experiment),
         checkpoint_every=experiment.run.checkpoint_every,
@@ -245,7 +246,10 @@ _PADDING_UNNOTICED = 2**16
 def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
     """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
     config, size = experiment.sharing, sharing.update_dim(dim)
-    if isinstance(config, JwinsConfig) and size > 2 * dim + _PADDING_UNNOTICED:
+    if (
+        isinstance(config, JwinsConfig | ClosedLoopConfig | StatelessConfig)
+        and size > 2 * dim + _PADDING_UNNOTICED
+    ):
         problem = (
             f"{config.mode} would make {size:,} coefficients of the model's {dim:,} parameters; "
             f"use at most {dim.bit_length() - 1} levels"

@@ -72,14 +72,19 @@ def build_sharing(experiment: Experiment) -> Sharing[Any]:
 
 
 def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
-    """Numbers of completed rounds at which all models are evaluated; 0 and the last are always among them."""
+    """Numbers of completed rounds at which all models are evaluated; 0 and the last are always among them.
+
+    The last round of training is, too, where rounds of consensus follow.
+    """
     run = experiment.run
-    return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at})
+    last = run.rounds + run.consensus_rounds
+    return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at, last})
 
 
 def first_of_last(experiment: Experiment) -> int:
-    """Completed rounds at the first of the last ``run.eval_last`` evaluations."""
-    return sorted(evaluation_rounds(experiment))[-experiment.run.eval_last :][0]
+    """Completed rounds at the first of the last ``run.eval_last`` evaluations but those after consensus."""
+    trained = [at for at in evaluation_rounds(experiment) if at <= experiment.run.rounds]
+    return sorted(trained)[-experiment.run.eval_last :][0]
 
 
 def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | None, Tensor | None]:

@@ -142,6 +142,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
         samples: test samples used.
         early: each metric's mean over nodes on the samples of earlier evaluations, if those used only some of
             these; else empty.
+        consensus_rounds: how many of the rounds, at the end, were without training.
     """
 
     round: int
@@ -154,6 +155,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
     traffic: TrafficSplit
     samples: int
     early: dict[str, float | None] = {}
+    consensus_rounds: int = 0
 
 
 class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defaults=True):

@@ -5,7 +5,10 @@ Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k a
 
 from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
 from jwins.sharing.choco import Choco, choco
+from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.quantizers import AbsmaxQuantizer, Rounding, UniformQuantizer
+from jwins.sharing.rate import Budget, FixedStep, RelativeStep, StepRule
 from jwins.sharing.sparse import (
     Full,
     Jwins,
@@ -16,25 +19,37 @@ from jwins.sharing.sparse import (
     random_k,
     top_k,
 )
+from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
     "PAPER_FRACTIONS",
+    "AbsmaxQuantizer",
+    "Budget",
     "Choco",
+    "ClosedLoop",
     "Cutoff",
     "FixedCutoff",
+    "FixedStep",
     "Full",
     "Jwins",
     "Precision",
     "Quantizer",
     "RandomCutoff",
     "RandomK",
+    "RelativeStep",
+    "Rounding",
     "ScoreRule",
     "Sharing",
+    "Stateless",
+    "StepRule",
+    "UniformQuantizer",
     "choco",
+    "closed_loop",
     "full",
     "jwins",
     "mix",
     "place",
     "random_k",
+    "stateless",
     "top_k",
 ]

@@ -24,7 +24,7 @@ from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.update import Quantized, Received, Update
 
-__all__ = ["Cutoff", "Precision", "Quantizer", "Sharing", "mix", "place", "quantize"]
+__all__ = ["Cutoff", "Own", "Precision", "Quantizer", "Sharing", "mix", "place", "quantize"]
 
 S = TypeVar("S")
 
@@ -33,6 +33,13 @@ Cutoff = Callable[[RoundContext], float]
 
 Precision = Literal["float32", "bfloat16"]
 """The quantizers with a name: values as they are, or rounded to the nearest bfloat16."""
+
+
+Own = Literal["sent", "exact"]
+"""What a node compares with what it hears of others: its own model as it was sent, or as it is.
+
+``sent`` keeps the mean over the nodes exactly, and moves a node by its own rounding errors; ``exact`` moves the
+mean by the nodes' rounding errors, and each node only by those of its neighbours, which takes fewer bits."""
 
 
 class Quantizer(Protocol):
@@ -156,6 +163,20 @@ class Sharing(Protocol[S]):
         """Senders whose replica is lost or stale and whose key is needed."""
         return frozenset()
 
+    def held(self, state: S, sender: int) -> int | None:
+        """Of a ``missing`` sender, the round of the replica that is still there; None if it is lost."""
+        return None
+
+    def since(self, state: S, round: int, ctx: RoundContext) -> Update | None:
+        """An update with the base ``round`` that leads to where :meth:`key` does; None if only a key does.
+
+        Args:
+            state: after a share.
+            round: of an earlier share of this node, whose replica a neighbour still holds.
+            ctx: the round.
+        """
+        return None
+
 
 def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
     """What the neighbours change in a vector: ``sum_j W_ij (v_j - v_i)`` over what each of them sent.
@@ -201,6 +222,12 @@ def quantize(
 def check_fraction(name: str, fraction: float) -> None:
     """Raise a ConfigError unless ``fraction`` is in (0, 1]."""
     FRACTION.check(name, fraction)
+
+
+def check_own(own: object) -> None:
+    """Raise a ConfigError unless ``own`` is one of :data:`Own`."""
+    if own not in get_args(Own):
+        raise ConfigError("sharing.own", own, "expected 'sent' or 'exact'")
 
 
 def check_quantizer(quantizer: object) -> None:

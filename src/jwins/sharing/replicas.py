@@ -4,13 +4,13 @@ A node whose updates are increments has a replica of itself, and each neighbour 
 same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the round
 it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either does not
 fit, the sender is ``missing``, and its key is asked for: the whole replica, which stands alone. Replicas cost
-degree * C * 4 bytes of memory per node.
+degree * C * 4 bytes of memory per node, be they float32 or the integers of :mod:`jwins.sharing.grid`.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,7 +26,7 @@ class Replica:
     """What a node holds of another.
 
     Attributes:
-        x_hat: (C,) float32.
+        x_hat: (C,) float32, or int32 steps of a grid.
         round: of the other's update that it is right after.
     """
 
@@ -39,8 +39,9 @@ class Followed:
     """What a node holds of its neighbours after a round.
 
     Attributes:
-        replicas: by node; those of neighbours of the round only.
-        missing: neighbours whose key is needed.
+        replicas: by node; those of neighbours of the round only. One of a neighbour that is ``missing`` is
+            right, but older than the neighbour's last update.
+        missing: neighbours of whom updates were missed, or who must send their key.
         heard: mixing weights of the neighbours that were heard in this round and whose replica is right, by
             node in increasing order.
     """
@@ -56,6 +57,9 @@ def follow(
     received: Sequence[Received],
     neighbours: Collection[int],
     like: Tensor,
+    advance: Callable[[Tensor, Update], Tensor | None] | None = None,
+    *,
+    keep_old: bool = False,
 ) -> Followed:
     """Brings replicas up to date with what was received.
 
@@ -64,7 +68,11 @@ def follow(
         missing: nodes whose key was needed before the round.
         received: every update since the last merge, late ones too, sorted by (sender, round).
         neighbours: of the round; everyone else is forgotten.
-        like: (C,) float32; replicas are as long, and on its device.
+        like: (C,), of the kind and on the device that replicas are.
+        advance: from a replica and an update to the replica afterwards, or None if the update cannot be one;
+            left out: float32 values are added.
+        keep_old: whether a replica whose sender's later update was missed is kept, because its sender may send
+            what was missed again; otherwise only a key helps, and the replica is dropped.
     """
     held = {j: replica for j, replica in replicas.items() if j in neighbours}
     needed = {j for j in missing if j in neighbours}
@@ -74,14 +82,14 @@ def follow(
         before = held.get(j)
         if before is not None and item.round <= before.round:
             continue  # already known from a key
-        after = _after(before, item, like)
+        after = _after(before, item, like, advance or _add)
         if after is None:
-            held.pop(j, None)
+            if not keep_old or (before is not None and before.round == item.update.base):  # it has drifted
+                held.pop(j, None)
             needed.add(j)
             continue
         held[j] = after
-        if item.update.base is None:
-            needed.discard(j)
+        needed.discard(j)
         if item.weight > 0.0:
             heard[j] = item.weight
     return Followed(
@@ -91,7 +99,12 @@ def follow(
     )
 
 
-def _after(before: Replica | None, item: Received, like: Tensor) -> Replica | None:
+def _after(
+    before: Replica | None,
+    item: Received,
+    like: Tensor,
+    advance: Callable[[Tensor, Update], Tensor | None],
+) -> Replica | None:
     """The sender's replica after ``item``, or None if it cannot be known."""
     update = item.update
     if update.base is None:
@@ -100,15 +113,19 @@ def _after(before: Replica | None, item: Received, like: Tensor) -> Replica | No
         x_hat = before.x_hat
     else:
         return None
-    positions = update.indices()
-    x_hat = added(
-        x_hat,
-        None if positions is None else positions.to(like.device),
-        update.dense_values().to(like.device),
-    )
-    if update.check is not None and hash_of(x_hat) != update.check:
+    after = advance(x_hat, update)
+    if after is None or (update.check is not None and hash_of(after) != update.check):
         return None
-    return Replica(x_hat, item.round)
+    return Replica(after, item.round)
+
+
+def _add(x_hat: Tensor, update: Update) -> Tensor:
+    positions = update.indices()
+    return added(
+        x_hat,
+        None if positions is None else positions.to(x_hat.device),
+        update.dense_values().to(x_hat.device),
+    )
 
 
 def added(x_hat: Tensor, positions: Tensor | None, values: Tensor | Quantized) -> Tensor:
@@ -127,5 +144,6 @@ def key_of(x_hat: Tensor) -> Update:
 
 
 def hash_of(x_hat: Tensor) -> int:
-    """CRC-32 of a vector's little-endian float32 bytes: finds drift, not malice."""
-    return zlib.crc32(x_hat.detach().cpu().numpy().astype("<f4", copy=False).data)
+    """CRC-32 of a vector's bytes, little-endian float32 or int32: finds drift, not malice."""
+    array = x_hat.detach().cpu().numpy()
+    return zlib.crc32(array.astype(array.dtype.newbyteorder("<"), copy=False).data)

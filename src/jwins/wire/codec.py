@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.update import Quantized, Sampled, Update
-from jwins.wire import fpzip, pco
+from jwins.wire import fpzip, pco, quantized
 
 __all__ = [
     "CODECS",
@@ -108,7 +108,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Pco:
-    """Everything through pcodec: the smallest and, for what it saves, the fastest. The default."""
+    """Everything through pcodec, but levels by their entropy where that is shorter. The default."""
 
     name: ClassVar[str] = "pco"
     code: ClassVar[int] = 2
@@ -116,11 +116,11 @@ class Pco:
 
     def encode(self, update: Update) -> Encoded:
         """See :class:`Codec`."""
-        return _encode(update, pco)
+        return _encode(update, pco, coded=True)
 
     def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
         """See :class:`Codec`."""
-        return _decode(data, dim, pco)
+        return _decode(data, dim, pco, coded=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +196,7 @@ class ValuesKind(IntEnum):
     FLOAT32 = 0
     BFLOAT16 = 1
     QUANTIZED = 2
+    CODED = 3
 
 
 _HEAD = struct.Struct("<BII")  # layout, count, length of the positions' section; then what layout has a bit for
@@ -203,6 +204,8 @@ _WORD = struct.Struct("<I")
 _SEED = struct.Struct("<Q")
 _OFFSET = struct.Struct("<f")
 _VALUES_SHIFT = 2  # bits of layout: 0 and 1 are the PositionsKind, 2 and 3 the ValuesKind
+_SHORT_BITS = 2  # entropy-coded levels of so few bits are taken without a look at what pcodec would make
+_QUANTIZED = (ValuesKind.QUANTIZED, ValuesKind.CODED)
 _HAS_BASE, _HAS_CHECK, _HAS_DITHER, _HAS_OFFSET = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 
 
@@ -300,7 +303,7 @@ def _plain(data: memoryview, count: int, dtype: str) -> npt.NDArray[Any]:
     return np.frombuffer(data, dtype=dtype)
 
 
-def _encode(update: Update, arrays: _Arrays) -> Encoded:
+def _encode(update: Update, arrays: _Arrays, *, coded: bool = False) -> Encoded:
     if isinstance(update.positions, Tensor):
         positions_kind = PositionsKind.LISTED
         positions = arrays.encode_positions(_checked(update.positions, update.dim))
@@ -310,7 +313,7 @@ def _encode(update: Update, arrays: _Arrays) -> Encoded:
         positions_kind, positions = PositionsKind.ALL, b""
 
     if isinstance(update.values, Quantized):
-        values_kind, values = ValuesKind.QUANTIZED, _encode_quantized(update.values, arrays)
+        values_kind, values = _encode_quantized(update.values, arrays, coded)
     elif update.values.dtype == torch.bfloat16:
         halves = _array(update.values.detach().view(torch.int16)).view(np.uint16)
         values_kind, values = ValuesKind.BFLOAT16, arrays.encode_halves(halves)
@@ -331,14 +334,22 @@ def _encode(update: Update, arrays: _Arrays) -> Encoded:
     return Encoded(b"".join((head, positions, values)), len(positions), len(values))
 
 
-def _encode_quantized(values: Quantized, arrays: _Arrays) -> bytes:
+def _encode_quantized(values: Quantized, arrays: _Arrays, coded: bool) -> tuple[ValuesKind, bytes]:
     num_runs = len(values.runs)
     if num_runs > MAX_RUNS:
         raise UsageError(f"Quantized has {num_runs} runs: at most {MAX_RUNS} go on the wire; use longer runs")
-    scales = _array(values.scales).astype("<f4", copy=False).tobytes()
-    runs = np.array(values.runs, dtype="<u4").tobytes()
-    levels = arrays.encode_levels(_array(values.levels), values.runs)
-    return b"".join((_WORD.pack(num_runs), scales, runs, levels))
+    levels, scales = _array(values.levels), _array(values.scales)
+    short = quantized.encode(levels, scales, values.runs) if coded else b""
+    if coded and 8 * len(short) <= _SHORT_BITS * len(levels):
+        return ValuesKind.CODED, short
+    parts = (
+        _WORD.pack(num_runs),
+        scales.astype("<f4", copy=False).tobytes(),
+        np.array(values.runs, dtype="<u4").tobytes(),
+        arrays.encode_levels(levels, values.runs),
+    )
+    plain = b"".join(parts)
+    return (ValuesKind.CODED, short) if coded and len(short) < len(plain) else (ValuesKind.QUANTIZED, plain)
 
 
 def _checked(positions: Tensor, dim: int) -> npt.NDArray[np.int64]:
@@ -373,7 +384,7 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
     positions_code, values_code = layout & 3, layout >> _VALUES_SHIFT & 3
     if positions_code > max(PositionsKind) or values_code > max(ValuesKind):
         raise CodecError(f"layout {layout:#04x} is not defined")
-    if layout & (_HAS_DITHER | _HAS_OFFSET) and values_code != ValuesKind.QUANTIZED:
+    if layout & (_HAS_DITHER | _HAS_OFFSET) and values_code not in _QUANTIZED:
         raise CodecError(
             f"layout {layout:#04x} is not defined: dither or offset of values that are not quantized"
         )
@@ -409,22 +420,30 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
     return Payload(kind, values_kind, count, base, check, dither, offset, view[at:middle], view[middle:])
 
 
-def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays) -> Update:
+def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays, *, coded: bool = False) -> Update:
     payload = read_payload(data, dim=dim)
+    if payload.values_kind is ValuesKind.CODED and not coded:
+        raise CodecError("entropy-coded levels in a codec that makes none")
     count = payload.count
     positions: Tensor | Sampled | None = None
-    values: Tensor | Quantized
-    if payload.positions_kind is PositionsKind.LISTED:
-        positions = torch.from_numpy(arrays.decode_positions(payload.positions, count=count, dim=dim))
-    elif payload.positions_kind is PositionsKind.SAMPLED:
-        positions = Sampled(seed=_SEED.unpack(payload.positions)[0], count=count)
+    values: Tensor | Quantized  # first: they take more memory while they are decoded than afterwards
     if payload.values_kind is ValuesKind.QUANTIZED:
         values = _decode_quantized(payload, arrays)
+    elif payload.values_kind is ValuesKind.CODED:
+        levels, scales, runs = quantized.decode(payload.values, count=count, most_runs=MAX_RUNS)
+        _check_scales(scales)
+        values = Quantized(
+            torch.from_numpy(levels), torch.from_numpy(scales), runs, payload.dither, payload.offset
+        )
     elif payload.values_kind is ValuesKind.BFLOAT16:
         halves = arrays.decode_halves(payload.values, count=count)
         values = torch.from_numpy(halves.view(np.int16)).view(torch.bfloat16)
     else:
         values = torch.from_numpy(arrays.decode_floats(payload.values, count=count))
+    if payload.positions_kind is PositionsKind.LISTED:
+        positions = torch.from_numpy(arrays.decode_positions(payload.positions, count=count, dim=dim))
+    elif payload.positions_kind is PositionsKind.SAMPLED:
+        positions = Sampled(seed=_SEED.unpack(payload.positions)[0], count=count)
     return Update(dim, positions, values, payload.base, payload.check)
 
 
@@ -439,10 +458,14 @@ def _decode_quantized(payload: Payload, arrays: _Arrays) -> Quantized:
         raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {MAX_RUNS}")
     scales = _plain(data[_WORD.size : middle], num_runs, "<f4").astype(np.float32)
     runs = _plain(data[middle:end], num_runs, "<u4").astype(np.int64)
-    if not bool((np.isfinite(scales) & (scales > 0)).all()):
-        raise CodecError("scales: expected finite values > 0")
+    _check_scales(scales)
     if int(runs.sum()) != count:
         raise CodecError(f"runs sum to {int(runs.sum())}, but there are {count} levels")
     lengths = tuple(runs.tolist())
     levels = torch.from_numpy(arrays.decode_levels(data[end:], count=count, runs=lengths))
     return Quantized(levels, torch.from_numpy(scales), lengths, payload.dither, payload.offset)
+
+
+def _check_scales(scales: npt.NDArray[np.float32]) -> None:
+    if not bool((np.isfinite(scales) & (scales > 0)).all()):
+        raise CodecError("scales: expected finite values > 0")

@@ -62,6 +62,7 @@ DESCRIBED_DIM = 100_000_000
 # magic, version, kind, codec, flags, sender, round, digest, dim, length of the payload; then the checksum
 _FIELDS = struct.Struct(f"<4sBBBBII{DIGEST_BYTES}sII")
 _CHECKSUM = struct.Struct("<I")
+_ROUND = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _HELLO, _FRAME, _KEY_REQUEST, _BYE = 1, 2, 3, 4
 _KINDS = {_HELLO: "hello", _FRAME: "frame", _KEY_REQUEST: "key_request", _BYE: "bye"}
@@ -109,10 +110,18 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class KeyRequest:
-    """``sender`` asks for a key of the receiver; ``round`` is the sender's."""
+    """``sender`` asks for a key of the receiver; ``round`` is the sender's.
+
+    Attributes:
+        sender: who asks.
+        round: the round it is in.
+        held: the receiver's round whose replica it still has, so that what came after it is enough; None for
+            none.
+    """
 
     sender: int
     round: int
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +178,7 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     >>> len(packed.data), packed.header_bytes
     (36, 36)
     >>> unpack(packed.data, codec("raw"), b"8 bytes.", dim=10)
-    KeyRequest(sender=1, round=7)
+    KeyRequest(sender=1, round=7, held=None)
     """
     if len(digest) != DIGEST_BYTES:
         raise UsageError(f"digest of {len(digest)} bytes: expected {DIGEST_BYTES}")
@@ -190,7 +199,9 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     elif isinstance(message, Bye):
         kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
     else:
-        kind, payload = _KEY_REQUEST, b""
+        if message.held is not None and not 0 <= message.held <= _U32:
+            raise UsageError(f"KeyRequest.held = {message.held}: expected None or an unsigned 32-bit round")
+        kind, payload = _KEY_REQUEST, b"" if message.held is None else _ROUND.pack(message.held)
     fields = _FIELDS.pack(
         MAGIC, VERSION, kind, code, flags, message.sender, message.round, digest, dim, len(payload)
     )
@@ -222,7 +233,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     if header.kind == _BYE:
         return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
     if header.kind == _KEY_REQUEST:
-        return KeyRequest(header.sender, header.round)
+        return KeyRequest(header.sender, header.round, _held_of(payload))
     if header.codec != codec.code:
         raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
     if header.dim != dim:
@@ -230,6 +241,16 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
     update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
     return Frame(header.sender, header.round, update, bool(header.flags & _KEY_FLAG))
+
+
+def _held_of(payload: memoryview) -> int | None:
+    """What a KeyRequest says besides its header."""
+    if not len(payload):
+        return None
+    if len(payload) != _ROUND.size:
+        raise FrameError(f"a KeyRequest with {len(payload)} bytes of payload: expected none, or 4")
+    (held,) = _ROUND.unpack(payload)
+    return int(held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +265,7 @@ class Wire:
     >>> from jwins.wire.codec import codec
     >>> wire = Wire(codec("raw"), b"8 bytes.", dim=10)
     >>> wire.unpack(wire.pack(KeyRequest(sender=1, round=7)).data)
-    KeyRequest(sender=1, round=7)
+    KeyRequest(sender=1, round=7, held=None)
     """
 
     codec: Codec
@@ -355,7 +376,8 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
         raise FrameError(f"format version {version}: this release reads version {VERSION}")
     if kind not in _KINDS:
         raise FrameError(f"message of kind {kind}: expected {min(_KINDS)} to {max(_KINDS)}")
-    longest = max_payload_bytes(dim) if kind == _FRAME else 0 if kind == _KEY_REQUEST else MAX_CONTROL_BYTES
+    controls = _ROUND.size if kind == _KEY_REQUEST else MAX_CONTROL_BYTES
+    longest = max_payload_bytes(dim) if kind == _FRAME else controls
     if length != len(view) - HEADER_BYTES or length > longest:
         raise FrameError(
             f"{_KINDS[kind]} with {len(view) - HEADER_BYTES} bytes behind the header, which announces {length} "

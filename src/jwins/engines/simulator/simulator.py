@@ -218,7 +218,8 @@ class Simulator:
         if self._script:
             return 0.0
         deadline_s = self.rules.deadline_s
-        least = min(self._links.latency_ms * 1e-3, self._compute.least_seconds(self.hosts[0].local_steps))
+        local_steps = 1 if self.rules.consensus_rounds else self.hosts[0].local_steps
+        least = min(self._links.latency_ms * 1e-3, self._compute.least_seconds(local_steps))
         return least if deadline_s is None else min(least, deadline_s)
 
     # --- Running ------------------------------------------------------------------------------------------
@@ -339,7 +340,8 @@ class Simulator:
                 return
             self._rejoin(fault.node, round, now)
         self._pending[node] = round
-        local_steps = self.hosts[0].local_steps
+        # A round of consensus takes as long as one step: what comes first and what next stays well defined.
+        local_steps = self.hosts[0].local_steps if round < self.rules.training_rounds else 1
         due = now + self._compute.seconds(self.rules.seed, node, round, local_steps)
         self._queue.push(due, Pending(node, TrainingOver(round)))
 
@@ -420,6 +422,7 @@ class Simulator:
                 nodes=sorted(marks),
                 traffic=total(sent),
                 samples=tester.num_samples(round),
+                consensus_rounds=max(0, round - self.rules.training_rounds),
             )
         )
 

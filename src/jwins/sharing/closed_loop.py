@@ -1,0 +1,254 @@
+"""Closed loop: coarse steps towards a replica that all neighbours keep, in the wavelet domain, entropy coded.
+
+Node i and all its neighbours hold the same n_i: whole numbers of a unit u, one for each wavelet coefficient of
+how far the model has moved from the common initial parameters x_0. Per round, after local training to y:
+
+    d    = T(y_i - x_0) - u n_i            what the neighbours do not know yet
+    q    = round(d / step), 0 in the dead zone
+    n_i += q step / u                      at i and at each neighbour that hears q
+    l_i += gamma (sum_j W_ij) e_i                 e = d - q step, which was not sent
+    x_i  = y_i + T^-1( gamma sum_j W_ij (u n_j - u n_i - e_i) + feedback l_i )
+    l_i *= 1 - feedback
+
+Errors of the quantizer do not add up in n: they are part of the next d. This is difference coding with the
+quantizer inside the prediction loop (DPCM). A node mixes what the others sent with its model as it is, so that
+its own rounding error does not come back to it; what this takes away from the sum over the nodes is kept in l
+and given back slowly, when the errors have averaged out. With feedback = 1, without the wavelet and the entropy
+coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS 2018) and,
+with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. docs/rate-distortion.md says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from jwins.checks import FEEDBACK, MEMORY, ZERO
+from jwins.errors import ConfigError, UsageError
+from jwins.ops.wavelet import Wavelet
+from jwins.rng import RoundContext
+from jwins.sharing.base import Sharing
+from jwins.sharing.grid import FINEST, LIMIT, Grid, dead_zone
+from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
+from jwins.sharing.replicas import Replica, follow, hash_of
+from jwins.update import Received, Update
+
+__all__ = ["ClosedLoop", "ClosedLoopState", "closed_loop"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClosedLoopState:
+    """What a node remembers: (4 + memory + neighbours) vectors of 4 bytes per parameter.
+
+    Attributes:
+        origin: (P,) float32, the initial parameters, which all nodes have in common.
+        start: (P,) float32, the parameters at the start of the round.
+        x_hat: (C,) int32, this node's own replica, as its neighbours hold it.
+        shared: the round of this node's last share, or None.
+        pace: of rate control.
+        past: the own replica after earlier shares, by round.
+        replicas: of the neighbours, by node.
+        missing: neighbours of whom something was missed.
+        kept: (C,) float32, what is still to be given back.
+        unsent: (C,) float32, what the last share left out; only between share and merge.
+    """
+
+    origin: Tensor
+    start: Tensor
+    x_hat: Tensor
+    shared: int | None = None
+    pace: Pace = field(default_factory=Pace)
+    past: Mapping[int, Tensor] = field(default_factory=dict)
+    replicas: Mapping[int, Replica] = field(default_factory=dict)
+    missing: frozenset[int] = frozenset()
+    kept: Tensor | None = None
+    unsent: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop(Sharing[ClosedLoopState]):
+    """The closed loop; see the module's docstring for the algorithm.
+
+    Attributes:
+        rule: of the step. A fixed step is the unit of replicas; others are rounded to powers of two times
+            :data:`jwins.sharing.grid.FINEST`.
+        gamma: consensus step size, in (0, 1].
+        zero: half-width of the dead zone, in steps.
+        feedback: part of what was held back that is given back in a round, in [0, 1].
+        transform: the wavelet transform, or None to work on the parameters themselves.
+        memory: own replicas of so many earlier rounds are kept, for neighbours that missed as many.
+    """
+
+    rule: StepRule
+    gamma: float
+    zero: float
+    feedback: float
+    transform: Wavelet | None
+    memory: int
+    remembers_peers: ClassVar[bool] = True
+    state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Pace, Replica)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.gamma <= 1.0:
+            raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
+        ZERO.check("sharing.zero", self.zero)
+        FEEDBACK.check("sharing.feedback", self.feedback)
+        MEMORY.check("sharing.memory", self.memory)
+
+    @property
+    def grid(self) -> Grid:
+        """What replicas are whole numbers of."""
+        fixed = isinstance(self.rule, FixedStep)
+        return Grid(float(torch.tensor(self.rule.step)) if fixed else FINEST)  # type: ignore[attr-defined]
+
+    def update_dim(self, num_params: int) -> int:
+        """C, the number of coefficients."""
+        return num_params if self.transform is None else self.transform.size(num_params)
+
+    def init(self, params: Tensor) -> ClosedLoopState:
+        """All replicas start at the common initial parameters, which needs no message."""
+        units = torch.zeros(self.update_dim(len(params)), dtype=torch.int32, device=params.device)
+        kept = params.clone()
+        return ClosedLoopState(kept, kept, units)
+
+    def share(
+        self, state: ClosedLoopState, params: Tensor, ctx: RoundContext
+    ) -> tuple[Update, ClosedLoopState]:
+        """What the neighbours do not know yet, in steps."""
+        moved = params - state.origin
+        coefficients = moved if self.transform is None else self.transform.forward(moved)
+        wanted = coefficients - self.grid.values(state.x_hat)
+        bands = self._bands(len(params))
+        pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
+        multiple = self.grid.multiple(pace.step)
+        levels = dead_zone(wanted, self.grid.unit * multiple, self.zero * pace.step)
+        if float(coefficients.abs().max()) > self.grid.unit * (LIMIT - 2 * multiple):
+            room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
+            levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
+        units = state.x_hat + levels * multiple
+        past = state.past
+        if state.shared is not None and self.memory:
+            kept = sorted(past)[-(self.memory - 1) :] if self.memory > 1 else []
+            past = {r: past[r] for r in kept} | {state.shared: state.x_hat}
+        update = Update(
+            len(units),
+            None,
+            self.grid.levels(levels, multiple, bands),
+            base=state.shared,
+            check=hash_of(units),
+        )
+        unsent = coefficients - self.grid.values(units) if self.feedback < 1.0 else None
+        return update, replace(state, x_hat=units, shared=ctx.round, pace=pace, past=past, unsent=unsent)
+
+    def merge(
+        self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[Tensor, ClosedLoopState]:
+        """Bring the replicas up to date, then one gossip step on those that were heard in this round."""
+        followed = follow(
+            state.replicas,
+            state.missing,
+            received,
+            ctx.weights,
+            state.x_hat,
+            self.grid.advanced,
+            keep_old=self.memory > 0,
+        )
+        change = torch.zeros(len(state.x_hat), device=params.device)
+        for j, weight in followed.heard.items():
+            difference = followed.replicas[j].x_hat - state.x_hat
+            change.add_(difference.to(torch.float32), alpha=self.gamma * self.grid.unit * weight)
+        kept = state.kept
+        if state.unsent is not None and followed.heard:
+            held_back = state.unsent * (self.gamma * sum(followed.heard.values()))
+            kept = held_back if kept is None else kept + held_back
+            change.sub_(held_back).add_(kept, alpha=self.feedback)
+            kept = kept * (1.0 - self.feedback)
+        merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
+        return merged, replace(
+            state,
+            start=merged.clone(),
+            replicas=followed.replicas,
+            missing=followed.missing,
+            kept=kept,
+            unsent=None,
+        )
+
+    def projected(self, state: ClosedLoopState, params: Tensor) -> ClosedLoopState:
+        """Finds the start of the round again."""
+        return replace(state, start=params.clone())
+
+    def key(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
+        """The own replica in the coarsest step that divides it: exact, and far shorter than float32."""
+        self._check_shared(state, ctx)
+        bands = self._bands(len(state.origin))
+        return Update(
+            len(state.x_hat), None, self.grid.quantized(state.x_hat, bands), check=hash_of(state.x_hat)
+        )
+
+    def missing(self, state: ClosedLoopState) -> frozenset[int]:
+        """Neighbours of whom an update was missed."""
+        return state.missing
+
+    def held(self, state: ClosedLoopState, sender: int) -> int | None:
+        """The round of the replica of ``sender`` that this node still has."""
+        replica = state.replicas.get(sender)
+        return None if replica is None else replica.round
+
+    def since(self, state: ClosedLoopState, round: int, ctx: RoundContext) -> Update | None:
+        """All increments since ``round`` in one, if the replica of then is remembered."""
+        if round not in state.past:
+            return None
+        change = self.grid.quantized(state.x_hat - state.past[round], self._bands(len(state.origin)))
+        return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
+
+    def _bands(self, num_params: int) -> tuple[int, ...]:
+        return (num_params,) if self.transform is None else self.transform.subbands(num_params)
+
+    def _check_shared(self, state: ClosedLoopState, ctx: RoundContext) -> None:
+        if state.shared is None:
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
+
+
+def closed_loop(
+    step: float | None = None,
+    budget: float | None = None,
+    budget_bytes: int | None = None,
+    *,
+    ratio: float = 3.0,
+    gamma: float = 1.0,
+    zero: float = 0.5,
+    feedback: float = 0.1,
+    wavelet: str | None = "sym2",
+    levels: int = 4,
+    mode: Literal["symmetric", "periodization"] = "periodization",
+    memory: int = 4,
+) -> ClosedLoop:
+    """Quantized increments on replicas that neighbours keep, in the wavelet domain.
+
+    At most one of ``step``, ``budget`` and ``budget_bytes`` is given; with none, the step is ``ratio`` times
+    the root mean square of what a node's training changes in a round.
+
+    Args:
+        step: of the quantizer, fixed.
+        budget: bits per parameter and round that each frame to a neighbour may have; the step adapts.
+        budget_bytes: the same in bytes per round.
+        ratio: of the step to the root mean square of a round's change, where nothing else is given.
+        gamma: consensus step size, in (0, 1].
+        zero: half-width of the dead zone in steps; 0.5 is plain rounding.
+        feedback: which part of its own rounding errors, as far as mixing took them away, a node is given back
+            in a round; 1 is CHOCO-SGD, 0 forgets them.
+        wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
+        levels: of the transform, at least 1.
+        mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
+            a multiple of ``2**levels``.
+        memory: rounds a neighbour may miss before it needs a whole key; each costs 4 bytes per parameter.
+
+    Raises:
+        ConfigError: an argument is out of range, or several say how much is sent.
+    """
+    transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
+    return ClosedLoop(step_rule(step, budget, budget_bytes, ratio), gamma, zero, feedback, transform, memory)

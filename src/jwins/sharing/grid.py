@@ -1,0 +1,117 @@
+"""Vectors as whole numbers of a common unit, and steps that are powers of two times that unit.
+
+Sums of whole numbers have no rounding, so a replica that is kept so is the same on every CPU, whatever the
+order in which its increments were added and however each machine rounds its wavelets; and several increments
+can be sent again as one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jwins.update import Quantized, Update
+
+__all__ = ["FINEST", "LIMIT", "Grid", "dead_zone"]
+
+FINEST = 2.0**-20
+"""The unit where steps adapt: about 1e-6."""
+
+LIMIT = 2**30 - 1
+"""Largest whole number on a grid; sums and differences of two still fit 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Multiples of ``unit`` from ``-LIMIT`` to ``LIMIT``.
+
+    Attributes:
+        unit: a float32 above 0.
+    """
+
+    unit: float
+
+    def multiple(self, step: float) -> int:
+        """The power of two, at least 1, by which ``unit`` is nearest to ``step`` in ratio.
+
+        >>> [Grid(0.5).multiple(step) for step in (0.1, 0.5, 0.7, 0.8, 4.0)]
+        [1, 1, 1, 2, 8]
+        """
+        most = LIMIT.bit_length() - 1
+        return 1 << min(most, max(0, round(math.log2(step / self.unit))))
+
+    def values(self, units: Tensor) -> Tensor:
+        """(C,) float32 of (C,) int32."""
+        return units.to(torch.float32) * self.unit
+
+    def advanced(self, units: Tensor, update: Update) -> Tensor | None:
+        """``units`` (C,) int32 after an update of levels; None if the update is not one of this grid."""
+        values = update.values
+        if not isinstance(values, Quantized) or values.dither is not None or values.offset:
+            return None
+        multiples = [self._multiple_of(scale) for scale in values.scales.tolist()]
+        if None in multiples:
+            return None
+        runs = torch.tensor(values.runs)
+        factor = torch.tensor(multiples, dtype=torch.int32)
+        highest = max((m for m in multiples if m is not None), default=1)
+        if len(values.levels) and int(values.levels.abs().max()) * highest > LIMIT:
+            return None
+        same = len(set(multiples)) <= 1
+        change = values.levels * (highest if same else torch.repeat_interleave(factor, runs))
+        change = change.to(units.device)
+        positions = update.indices()
+        after = units + change if positions is None else units.index_add(0, positions.to(units.device), change)
+        return after if within(after) else None
+
+    def quantized(self, change: Tensor, bands: tuple[int, ...]) -> Quantized:
+        """``change`` (C,) int32, exactly, in the coarsest step that divides all of it.
+
+        Args:
+            change: whole numbers of units.
+            bands: lengths of the wavelet subbands, which sum to C.
+        """
+        bits = int(np.bitwise_or.reduce(change.cpu().numpy()))
+        multiple = (bits & -bits) or 1
+        return self.levels(change // multiple, multiple, bands)
+
+    def levels(self, levels: Tensor, multiple: int, bands: tuple[int, ...]) -> Quantized:
+        """Levels of one step, in a run for each subband: their levels are distributed differently."""
+        return Quantized(levels, torch.full((len(bands),), self.unit * multiple), bands)
+
+    def _multiple_of(self, scale: float) -> int | None:
+        mantissa, exponent = math.frexp(scale / self.unit)
+        exact = mantissa == 0.5 and 1 <= exponent <= LIMIT.bit_length()
+        return 1 << exponent - 1 if exact else None
+
+
+def within(units: Tensor) -> bool:
+    """Whether all whole numbers are in range."""
+    if not len(units):
+        return True
+    least, largest = torch.aminmax(units)
+    return int(least) >= -LIMIT and int(largest) <= LIMIT
+
+
+def dead_zone(values: Tensor, step: float, threshold: float) -> Tensor:
+    """Levels of a uniform quantizer that leaves small values for later.
+
+    Args:
+        values: (k,) float32.
+        step: of the quantizer.
+        threshold: values below it in magnitude become 0; others at least one step.
+
+    Returns:
+        (k,) int32.
+
+    >>> dead_zone(torch.tensor([-0.7, 0.2, 0.6, 1.4, 2.6]), step=1.0, threshold=0.6)
+    tensor([-1,  0,  1,  1,  3], dtype=torch.int32)
+    """
+    magnitude = values.abs()
+    levels = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(2**30))
+    levels.mul_(torch.sign(values)).mul_(magnitude >= threshold)
+    return levels.to(torch.int32)

@@ -1,0 +1,115 @@
+"""Quantizers: what values become before they are sent. Each is a :class:`jwins.sharing.Quantizer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from jwins.checks import Within
+from jwins.errors import ConfigError
+from jwins.ops.quantize import absmax_scales, blocks, to_dithered, to_either_side, to_nearest
+from jwins.rng import RoundContext
+from jwins.update import Quantized, dither
+
+__all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
+
+Rounding = Literal["nearest", "dithered", "stochastic"]
+"""How a number between two levels gets one of them:
+
+- ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never told.
+- ``dithered``: the nearer one after a pseudo-random number was added, which receivers subtract. Without bias.
+- ``stochastic``: either, the nearer one more probably. Without bias, with up to three times the mean squared
+  error of ``dithered``.
+"""
+
+STEP = Within("a step", 1e-30)
+DEAD_ZONE = Within("a dead zone", 0.5, 1)
+OFFSET = Within("an offset", 0, 0.49)
+BITS = Within("a whole number of bits", 2, 8)
+BLOCK = Within("a whole number of values per block", 16)
+
+
+@dataclass(frozen=True, slots=True)
+class UniformQuantizer:
+    """Integer multiples of one step, for an entropy coder: most levels are 0.
+
+    Attributes:
+        step: the error is at most half of it, with ``stochastic`` all of it; a dead zone and an offset add to
+            that.
+        rounding: see :data:`Rounding`.
+        dead_zone: with ``nearest``: values nearer to zero than so many steps become 0, in [1/2, 1].
+        offset: with ``nearest``: how many steps nearer to zero than its level a nonzero level is read, in
+            [0, 0.49].
+    """
+
+    step: float
+    rounding: Rounding = "nearest"
+    dead_zone: float = 0.5
+    offset: float = 0.0
+
+    def __post_init__(self) -> None:
+        STEP.check("sharing.values.step", self.step)
+        if self.rounding not in get_args(Rounding):
+            expected = f"expected one of {', '.join(get_args(Rounding))}"
+            raise ConfigError("sharing.values.rounding", self.rounding, expected)
+        DEAD_ZONE.check("sharing.values.dead_zone", self.dead_zone)
+        OFFSET.check("sharing.values.offset", self.offset)
+        if self.rounding != "nearest":
+            for name, value, none in (("dead_zone", self.dead_zone, 0.5), ("offset", self.offset, 0.0)):
+                if value != none:
+                    problem = f"biases what rounding = {self.rounding!r} leaves without bias; leave it out"
+                    raise ConfigError(f"sharing.values.{name}", value, problem)
+
+    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+        """See :class:`jwins.sharing.Quantizer`."""
+        steps = values / self.step
+        scales = torch.full((len(bands),), self.step)
+        if self.rounding == "dithered":
+            seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
+            levels = to_dithered(steps, dither(seed, len(values)).to(values.device))
+            return Quantized(levels, scales, bands, dither=seed)
+        if self.rounding == "stochastic":
+            return Quantized(to_either_side(steps, _uniform(len(values), ctx).to(values.device)), scales, bands)
+        return Quantized(to_nearest(steps, self.dead_zone), scales, bands, offset=self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class AbsmaxQuantizer:
+    """So many bits per value: in each block, levels up to the magnitude of its largest value.
+
+    Attributes:
+        bits: 2 to 8; levels are -(2^(bits-1) - 1) to 2^(bits-1) - 1, so 2 bits are -1, 0 and 1.
+        block: how many values share a step, at least 16; a step takes two bytes.
+        rounding: ``nearest`` or ``stochastic``; see :data:`Rounding`.
+    """
+
+    bits: int
+    block: int = 256
+    rounding: Literal["nearest", "stochastic"] = "stochastic"
+
+    def __post_init__(self) -> None:
+        for name, value, rule in (("bits", self.bits, BITS), ("block", self.block, BLOCK)):
+            if type(value) is not int:
+                raise ConfigError(f"sharing.values.{name}", value, f"expected {rule.what}")
+            rule.check(f"sharing.values.{name}", value)
+        if self.rounding not in ("nearest", "stochastic"):
+            raise ConfigError("sharing.values.rounding", self.rounding, "expected nearest or stochastic")
+
+    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+        """See :class:`jwins.sharing.Quantizer`. Blocks do not mind the bands."""
+        largest = 2 ** (self.bits - 1) - 1
+        runs = blocks(len(values), self.block)
+        scales = absmax_scales(values, self.block, largest)
+        steps = values / scales.repeat_interleave(self.block)[: len(values)]
+        steps.clamp_(-largest, largest)  # a subnormal number of a scale may be a little more
+        if self.rounding == "nearest":
+            return Quantized(to_nearest(steps), scales, runs)
+        return Quantized(to_either_side(steps, _uniform(len(values), ctx).to(values.device)), scales, runs)
+
+
+def _uniform(count: int, ctx: RoundContext) -> Tensor:
+    """(count,) float32 in [0, 1), drawn by the node for the round."""
+    return torch.from_numpy(ctx.rng("rounding").random(count, dtype="float32"))

@@ -1,0 +1,181 @@
+"""How large the step of a quantizer is: fixed, in proportion to what a node learns in a round, or by a budget.
+
+Each node decides for itself, from what it sees of itself. The step that a rule names is a wish: an algorithm
+may round it, such as to a power of two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from jwins.checks import BITS, BYTES, RATIO, STEP
+from jwins.errors import ConfigError
+from jwins.rng import RoundContext
+
+__all__ = ["Budget", "FixedStep", "Pace", "RelativeStep", "StepRule", "step_rule"]
+
+_MEMORY = 0.9
+"""Weight of the past in the running mean square of a round's change: about ten rounds."""
+_HORIZON = 20
+"""In so many rounds a budget's controller makes up for what was spent too much or too little."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a rule remembers.
+
+    Attributes:
+        step: of the last round; 0 before the first.
+        square: running mean square of what training changes in a round.
+        balance: bytes that the budget allowed and that were not spent.
+    """
+
+    step: float = 0.0
+    square: float = 0.0
+    balance: float = 0.0
+
+
+class StepRule(Protocol):
+    """A rule for the step. Implementations are frozen, hashable, picklable and printable."""
+
+    def next(
+        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    ) -> Pace:
+        """The pace of this round, whose ``step`` is above 0.
+
+        Args:
+            pace: of the previous round.
+            trained: (P,) what local training has changed.
+            wanted: (C,) what is to be quantized.
+            bands: lengths of the subbands of ``wanted``.
+            ctx: the round; ``ctx.sent_bytes`` is what the previous update took.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedStep:
+    """The same step in every round.
+
+    Attributes:
+        step: in the unit of the coefficients.
+    """
+
+    step: float
+
+    def __post_init__(self) -> None:
+        STEP.check("sharing.step", self.step)
+
+    def next(
+        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    ) -> Pace:
+        """See :meth:`StepRule.next`."""
+        return replace(pace, step=self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeStep:
+    """A multiple of the root mean square of what training changes in a round, whatever the task.
+
+    Attributes:
+        ratio: step over root mean square.
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        RATIO.check("sharing.ratio", self.ratio)
+
+    def next(
+        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    ) -> Pace:
+        """See :meth:`StepRule.next`."""
+        square = float(trained.square().mean(dtype=torch.float64))
+        if pace.step:
+            square = _MEMORY * pace.square + (1 - _MEMORY) * square
+        return replace(pace, step=max(self.ratio * math.sqrt(square), STEP.low or 0.0), square=square)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A step that is adapted until frames have a given length on average; headers count.
+
+    The first step is the one whose levels have the entropy of the budget. From then on the step is multiplied
+    by the fourth root of what was sent over what may be, in which a surplus or a debt of earlier rounds is
+    spread over the next 20.
+
+    Attributes:
+        bits: per parameter and round, of each frame to a neighbour; or None.
+        size_bytes: of each frame; or None.
+    """
+
+    bits: float | None = None
+    size_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bits is None) == (self.size_bytes is None):
+            raise ConfigError(
+                "sharing.budget", self.bits, "expected either bits per parameter or bytes per round"
+            )
+        if self.bits is not None:
+            BITS.check("sharing.budget", self.bits)
+        if self.size_bytes is not None:
+            BYTES.check("sharing.budget_bytes", self.size_bytes)
+
+    def next(
+        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    ) -> Pace:
+        """See :meth:`StepRule.next`."""
+        target = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
+        largest = float(wanted.abs().max())
+        if not pace.step or not ctx.sent_bytes:
+            return replace(pace, step=_first_step(wanted, 8 * target / len(wanted), largest))
+        balance = min(max(pace.balance + target - ctx.sent_bytes, -_HORIZON * target), _HORIZON * target)
+        aim = target * min(max(1 + balance / target / _HORIZON, 0.5), 2.0)
+        step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.25
+        # Where even nothing is too much, or everything too little, the step stays where it still matters.
+        return replace(
+            pace, step=min(max(step, 1e-6 * largest, STEP.low or 0.0), 100 * largest + 1e-6), balance=balance
+        )
+
+
+def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
+    """The step whose levels have an entropy of ``bits`` each, within a few per cent."""
+    if largest == 0.0:
+        return 1e-6
+    low, high = math.log(largest * 1e-6), math.log(2 * largest)
+    for _ in range(20):
+        middle = (low + high) / 2
+        _, counts = torch.unique((wanted / math.exp(middle)).round(), return_counts=True)
+        share = counts.double() / len(wanted)
+        if float(-(share * share.log2()).sum()) > bits:
+            low = middle
+        else:
+            high = middle
+    return math.exp((low + high) / 2)
+
+
+def step_rule(
+    step: float | None, budget: float | None, budget_bytes: int | None, ratio: float | None
+) -> StepRule:
+    """The rule that the arguments of an algorithm name; at most one of the first three is given.
+
+    Raises:
+        ConfigError: several are given, or one is out of range.
+    """
+    given = {"step": step, "budget": budget, "budget_bytes": budget_bytes}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        problem = f"{named[0]} says already how much is sent; leave one of them out"
+        raise ConfigError(f"sharing.{named[1]}", given[named[1]], problem)
+    if step is not None:
+        return FixedStep(step)
+    if named:
+        return Budget(budget, budget_bytes)
+    assert ratio is not None
+    return RelativeStep(ratio)

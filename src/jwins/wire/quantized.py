@@ -1,0 +1,138 @@
+"""Quantized values in few bytes: steps and runs that say no more than they must, then entropy-coded levels.
+
+The bytes come from peers: every length is compared with what is there, or with the number of levels that the
+receiver expects, before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.errors import CodecError
+from jwins.wire.entropy import decode_levels, encode_levels
+
+__all__ = ["decode", "encode"]
+
+_SCALE_ONE, _SCALE_HALVES, _SCALE_WHOLE = range(3)  # one for all runs; upper halves of float32; all of them
+_RUNS_LISTED, _RUNS_OCTAVES, _RUNS_EQUAL = range(3)
+_RUNS_SHIFT, _COUNT_SHIFT = 2, 4
+_MANY = 15  # so many runs, or more, are told by a number of their own
+_VARINT_BYTES = 5
+
+
+def encode(levels: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
+    """Levels (k,), the scales (g,) of their runs, and the lengths of these, which sum to k."""
+    count, num_runs = len(levels), len(runs)
+    if not num_runs:
+        return b""
+    bits = scales.astype("<f4", copy=False).view("<u4")
+    if bool((bits == bits[0]).all()):
+        scale_kind, scale_bytes = _SCALE_ONE, b""
+    elif not bool((bits & 0xFFFF).any()):
+        scale_kind, scale_bytes = _SCALE_HALVES, (bits[1:] >> 16).astype("<u2").tobytes()
+    else:
+        scale_kind, scale_bytes = _SCALE_WHOLE, bits[1:].tobytes()
+    if runs == _octaves(count, num_runs):
+        run_kind, run_bytes = _RUNS_OCTAVES, b""
+    elif runs == _equal(count, num_runs, runs[0]):
+        run_kind, run_bytes = _RUNS_EQUAL, _varint(runs[0])
+    else:
+        run_kind, run_bytes = _RUNS_LISTED, b"".join(map(_varint, runs[:-1]))
+    head = bytes([scale_kind | run_kind << _RUNS_SHIFT | min(num_runs, _MANY) << _COUNT_SHIFT])
+    if num_runs >= _MANY:
+        head += _varint(num_runs)
+    coded = encode_levels(levels, runs, int(bits[0]))
+    return b"".join((head, scale_bytes, run_bytes, _varint(len(coded)), coded))
+
+
+def decode(
+    data: memoryview, *, count: int, most_runs: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], tuple[int, ...]]:
+    """What :func:`encode` was given.
+
+    Args:
+        data: any bytes.
+        count: how many levels are expected.
+        most_runs: how many runs there may be.
+
+    Raises:
+        CodecError: the bytes are anything else.
+    """
+    if not len(data):
+        if count:
+            raise CodecError(f"no bytes for {count} levels")
+        return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32), ()
+    scale_kind, run_kind, num_runs = data[0] & 3, data[0] >> _RUNS_SHIFT & 3, data[0] >> _COUNT_SHIFT
+    at = 1
+    if num_runs == _MANY:
+        num_runs, at = _read_varint(data, at)
+    if scale_kind > _SCALE_WHOLE or run_kind > _RUNS_EQUAL or not num_runs:
+        raise CodecError(f"quantized values that begin with {data[0]:#04x} are not defined")
+    size = (0, 2, 4)[scale_kind]
+    end = at + size * (num_runs - 1)
+    if num_runs > most_runs or end > len(data):
+        raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {most_runs}")
+    others = np.frombuffer(data[at:end], dtype="<u2" if scale_kind == _SCALE_HALVES else "<u4").astype(
+        np.uint32
+    )
+    at = end
+    if run_kind == _RUNS_OCTAVES:
+        runs = _octaves(count, num_runs)
+    elif run_kind == _RUNS_EQUAL:
+        length, at = _read_varint(data, at)
+        runs = _equal(count, num_runs, length)
+    else:
+        listed = []
+        for _ in range(num_runs - 1):
+            length, at = _read_varint(data, at)
+            listed.append(length)
+        runs = (*listed, count - sum(listed))
+    if len(runs) != num_runs or sum(runs) != count or min(runs) < 0:
+        raise CodecError(f"{num_runs} runs do not have {count} levels together")
+    size, at = _read_varint(data, at)
+    if len(data) - at != size:
+        raise CodecError(f"{len(data) - at} bytes of levels, but {size} are announced")
+    levels, word = decode_levels(data[at:], count=count, runs=runs)
+    bits = np.full(num_runs, word, dtype=np.uint32)
+    if scale_kind != _SCALE_ONE:
+        bits[1:] = others << np.uint32(16 if scale_kind == _SCALE_HALVES else 0)
+    return levels, bits.view(np.float32), runs
+
+
+def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
+    """Lengths of wavelet subbands, coarsest first: each half of what is left, rounded down, from the end."""
+    lengths: list[int] = []
+    for _ in range(min(num_runs - 1, count.bit_length() + 1)):
+        lengths.append(count // 2)
+        count -= lengths[-1]
+    return (count, *reversed(lengths)) if num_runs == len(lengths) + 1 else ()
+
+
+def _equal(count: int, num_runs: int, length: int) -> tuple[int, ...]:
+    """Blocks of one length, but for the last, which has the rest of 1 to ``length``."""
+    rest = count - (num_runs - 1) * length
+    return (length,) * (num_runs - 1) + (rest,) if 0 < rest <= length else ()
+
+
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, the lowest first; the high bit says that more follow."""
+    coded = bytearray()
+    while number > 0x7F:
+        coded.append(number & 0x7F | 0x80)
+        number >>= 7
+    coded.append(number)
+    return bytes(coded)
+
+
+def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
+    number = 0
+    for place in range(_VARINT_BYTES):
+        if at >= len(data):
+            break
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << 7 * place
+        if byte <= 0x7F:
+            return number, at
+    raise CodecError("a length is cut off or too long")

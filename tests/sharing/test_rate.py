@@ -1,0 +1,114 @@
+"""Rules for the step: what they refuse, that budgets are kept, and that nothing depends on a unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jwins.errors import ConfigError
+from jwins.experiment import Experiment
+from jwins.rng import RoundContext, stream
+from jwins.sharing import Budget, FixedStep, RelativeStep, closed_loop, stateless
+from jwins.sharing.rate import Pace
+from jwins.update import Quantized, Update
+from jwins.wire import codec
+
+P = 4000
+HEADER = 36
+ROUNDS = 100
+
+
+def training(round: int, scale: float = 0.01) -> Tensor:
+    """What a node learns in a round: most weights move little."""
+    rng = stream(11, "training", round=round)
+    return torch.from_numpy(rng.laplace(size=P, scale=scale) * (rng.random(P) < 0.3)).float()
+
+
+def frames(algorithm: Any, scale: float = 0.01, rounds: int = ROUNDS) -> list[tuple[int, Update]]:
+    """Bytes of each frame of a node that learns alone, and what it said."""
+    params = torch.zeros(P)
+    state, sent, found = algorithm.init(params), 0, []
+    for r in range(rounds):
+        ctx = RoundContext(seed=1, node=0, round=r, sent_bytes=sent)
+        params = params + training(r, scale)
+        update, state = algorithm.share(state, params, ctx)
+        params, state = algorithm.merge(state, params, [], ctx)
+        sent = HEADER + len(codec("pco").encode(update).data)
+        found.append((sent, update))
+    return found
+
+
+@pytest.mark.parametrize("bits", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("build", [closed_loop, stateless], ids=lambda build: build.__name__)
+def test_a_budget_is_spent_within_five_per_cent(build: Any, bits: float) -> None:
+    spent = sum(sent for sent, _ in frames(build(budget=bits)))
+    assert spent == pytest.approx(bits * P / 8 * ROUNDS, rel=0.05)
+
+
+def test_bytes_and_bits_are_the_same_budget() -> None:
+    per_frame = [
+        [sent for sent, _ in frames(a, rounds=10)]
+        for a in (closed_loop(budget=0.8), closed_loop(budget_bytes=400))
+    ]
+    assert per_frame[0] == per_frame[1]
+
+
+def test_a_budget_below_a_header_sends_next_to_nothing_and_stays_finite() -> None:
+    sent = [size for size, _ in frames(closed_loop(budget_bytes=1), rounds=60)]
+    assert max(sent[-20:]) < 200
+
+
+def test_a_surplus_is_not_saved_for_ever() -> None:
+    """A node that had nothing to say for long does not flood its neighbours when it has."""
+    rule = Budget(bits=1.0)
+    pace, quiet = Pace(), torch.full((P,), 1e-6)
+    for r in range(50):
+        ctx = RoundContext(seed=1, node=0, round=r, sent_bytes=100)
+        pace = rule.next(pace, quiet, quiet, (P,), ctx)
+    assert pace.balance <= 20 * P / 8
+
+
+@pytest.mark.parametrize("build", [closed_loop, stateless], ids=lambda build: build.__name__)
+def test_a_relative_step_follows_the_scale_of_what_is_learned(build: Any) -> None:
+    """Sixteen times the change: the same levels and sixteen times the steps."""
+    for (_, one), (_, other) in zip(
+        frames(build(), rounds=10), frames(build(), scale=0.16, rounds=10), strict=True
+    ):
+        assert isinstance(one.values, Quantized)
+        assert isinstance(other.values, Quantized)
+        assert torch.allclose(other.values.scales, 16 * one.values.scales, rtol=1e-4)
+        assert (one.values.levels != other.values.levels).sum() <= P / 1000
+
+
+def test_nothing_learned_is_no_error() -> None:
+    for rule in (FixedStep(0.1), RelativeStep(2.0), Budget(bits=1.0)):
+        for r in range(3):
+            ctx = RoundContext(seed=1, node=0, round=r, sent_bytes=100 * r)
+            assert rule.next(Pace(), torch.zeros(P), torch.zeros(P), (P,), ctx).step > 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"step": 0.0},
+        {"step": -1.0},
+        {"step": float("nan")},
+        {"budget": 0.0},
+        {"budget": 33.0},
+        {"budget_bytes": 0},
+        {"ratio": 0.0},
+        {"step": 0.1, "budget": 1.0},
+        {"budget": 1.0, "budget_bytes": 100},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("build", [closed_loop, stateless], ids=lambda build: build.__name__)
+def test_arguments_and_settings_are_refused_alike(build: Any, arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^sharing\.") as of_object:
+        build(**arguments)
+    with pytest.raises(ConfigError) as of_settings:
+        Experiment(sharing={"kind": build.__name__, **arguments})  # type: ignore[arg-type]
+    assert of_settings.value.path == of_object.value.path
