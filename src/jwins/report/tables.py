@@ -198,19 +198,20 @@ class _Row:
         return Cell(self.line.status, kind="" if self.line.status == "finished" else "bad")
 
 
-_IN_ONE_LINE: tuple[Callable[[_Row], Cell], ...] = (
-    _Row.variant,
-    _Row.final,
-    _Row.sent,
-    _Row.saving_raw,
-    _Row.saving_codec,
-    _Row.bytes_to_target,
-    _Row.rounds_to_target,
-    _Row.seconds_to_target,
-    _Row.difference,
-    _Row.overhead,
-    _Row.status,
+_IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], Cell]], ...] = (
+    ("variant", _Row.variant),
+    ("final {metric}", _Row.final),
+    ("bytes/node", _Row.sent),
+    ("saving vs raw", _Row.saving_raw),
+    ("saving vs codec", _Row.saving_codec),
+    ("bytes to target", _Row.bytes_to_target),
+    ("rounds", _Row.rounds_to_target),
+    ("seconds", _Row.seconds_to_target),
+    ("difference{to} [95 %]", _Row.difference),
+    ("other / training", _Row.overhead),
+    ("status", _Row.status),
 )
+"""The main table where a cell is one line: headings and cells; :func:`page_table` has those of the page."""
 
 
 def stated_difference(line: Line, reference: Line | None, *, percent: bool) -> float | None:
@@ -240,19 +241,8 @@ def columns(target: Target, reference: str | None = None) -> list[str]:
         target: names the metric.
         reference: what differences are stated to, if it is the same for all lines.
     """
-    return [
-        "variant",
-        f"final {target.metric}",
-        "bytes/node",
-        "saving vs raw",
-        "saving vs codec",
-        "bytes to target",
-        "rounds",
-        "seconds",
-        f"difference{f' to {reference}' if reference else ''} [95 %]",
-        "other / training",
-        "status",
-    ]
+    to = f" to {reference}" if reference else ""
+    return [heading.format(metric=target.metric, to=to) for heading, _ in _IN_ONE_LINE]
 
 
 def table_cells(line: Line, *, percent: bool, reference: Line | None = None) -> list[str]:
@@ -264,7 +254,7 @@ def table_cells(line: Line, *, percent: bool, reference: Line | None = None) -> 
         reference: the line that its difference refers to, with whose final value the difference then agrees.
     """
     row = _Row(line, percent, reference=reference)
-    return [cell(row) for cell in _IN_ONE_LINE]
+    return [cell(row) for _, cell in _IN_ONE_LINE]
 
 
 def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], list[list[str]]]:

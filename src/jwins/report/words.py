@@ -197,9 +197,9 @@ def names_only(text: str, folder: Path) -> str:
         text: the message.
         folder: the run's, within which or beside which the files are.
 
-    >>> names_only("/home/me/runs/a/../my_task.py: no such file", Path("/home/me/runs/a"))
+    >>> names_only("/home/you/runs/a/../my_task.py: no such file", Path("/home/you/runs/a"))
     'my_task.py: no such file'
-    >>> names_only("path = '/home/me/my graphs/a.txt': cannot be read", Path("run"))
+    >>> names_only("path = '/home/you/my graphs/a.txt': cannot be read", Path("run"))
     "path = 'a.txt': cannot be read"
     """
     for place in (folder.resolve(), folder):
