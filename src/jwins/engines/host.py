@@ -23,7 +23,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from jwins.engines.measuring import Average, EvaluationPlan, EvaluationSamples, Part, Partial, tree_sums
+from jwins.engines.measuring import (
+    Average,
+    EvaluationPlan,
+    EvaluationSamples,
+    Part,
+    Partial,
+    squared_distance,
+    tree_sums,
+)
 from jwins.errors import UsageError
 from jwins.node import (
     STATE_TYPES as NODE_TYPES,
@@ -391,7 +399,7 @@ class Host:
 
     def _squares(self, samples: Mapping[int, Sample], average: Average) -> dict[int, float]:
         mean = average.params.to(self.trainer.device)
-        return {node: float((sample.params.double() - mean).square().sum()) for node, sample in samples.items()}
+        return {node: squared_distance(sample.params, mean) for node, sample in samples.items()}
 
     # --- The end, and coming back -------------------------------------------------------------------------
 
