@@ -79,7 +79,7 @@ class LinkReport:
 
 
 class Network(Protocol):
-    """Carries messages between this node and its peers. All methods but ``poll`` may be called from any thread."""
+    """Carries messages between this node and its peers. Any thread may call all methods but ``poll``."""
 
     def start(self) -> None:
         """Begin to listen and to dial in the background; returns once listening.

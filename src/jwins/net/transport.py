@@ -1,0 +1,871 @@
+"""Authenticated connections between the members of a roster: one for each pair, whoever dials.
+
+The event loop runs in a thread of its own. Native code of the training that holds the interpreter for a minute
+only delays it: the operating system goes on acknowledging what arrives, nobody takes silence of less than
+``Limits.dead_s`` for death, and time in which this process itself stood still is not held against others.
+
+How a pair comes to one connection: both sides may dial, and each connection begins with a `Hello` in both
+directions. The side with the lower id then says `Go` on one of them, and refuses the others. Nothing else is
+sent before, so no message is ever lost because two connections met.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from jwins.errors import PeerError, UsageError
+from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
+from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
+from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
+from jwins.net.roster import Member, Roster, split_address
+from jwins.net.tls import Contexts, in_words, presented_fingerprint
+
+__all__ = ["Transport"]
+
+log = logging.getLogger("jwins.net")
+
+TICK_S = 0.5
+MAX_TICK_S = 2.0
+"""Of a longer standstill of this process, no more than this counts as silence of the others."""
+
+TWIN_S = 2.0
+"""How long the connection of another process with the same key is given to show that it is alive."""
+
+STABLE_S = 10.0
+"""A connection that lasted so long ends the doubling of pauses between attempts."""
+
+ENTRY_BYTES = 256
+"""What a message costs beside its bytes while it waits."""
+
+FAREWELL_S = 1.0
+
+PROBE_BYTES = 64 << 20
+PROBE_S = 30.0
+
+GREETING_BYTES: Final = 4096
+
+BACKLOG = 512
+
+READER_BYTES = 1 << 17
+
+CONTROL_SIZE = 64
+"""What a control message counts in bytes per second."""
+
+CONNECTIONS_AT_ONCE = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    """An open connection."""
+
+    peer: int
+    channel: Channel
+    instance: str
+    fingerprint: str
+    opened: float
+    heard: float
+    received: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    reading: bool = True
+    writing_since: float | None = None
+    ping_due: bool = False
+    pong_due: int | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Rates:
+    """How fast a peer is read."""
+
+    messages: Bucket
+    octets: Bucket | None
+
+    @classmethod
+    def of(cls, limits: Limits, now: float) -> _Rates:
+        octets = limits.bytes_per_s
+        return cls(
+            Bucket.full(limits.messages_per_s, 2 * limits.messages_per_s, now),
+            None if octets is None else Bucket.full(octets, max(octets, CHUNK_BYTES), now),
+        )
+
+    async def spend(self, size: int, now: float) -> None:
+        """Wait, after something of this size was received, for as long as the rates demand."""
+        wait = self.messages.take(1, now)
+        if self.octets is not None:
+            wait = max(wait, self.octets.take(size, now))
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+
+@dataclass(slots=True, eq=False)
+class _Peer:
+    """What outlives connections. The lock of the transport guards what other threads touch."""
+
+    arrivals: Bucket
+    rates: _Rates
+    address: str = ""
+    greeting: bytes = b""
+    last_error: str = ""
+    queue: deque[bytes] = field(default_factory=deque)
+    queued_bytes: int = 0
+    undelivered_bytes: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    connections: int = 0
+    round_trip_s: float | None = None
+    refused: Counter[str] = field(default_factory=Counter)
+    link: _Link | None = None
+    stable: bool = False
+    probed: bool = False
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    dial: asyncio.Event = field(default_factory=asyncio.Event)
+    dialler: asyncio.Task[None] | None = None
+
+
+class Transport:
+    """The :class:`~jwins.net.link.Network` between machines: TLS 1.3 with certificates on both sides.
+
+    Args:
+        roster: who takes part.
+        id: of this node.
+        key_file: the private key of this node's certificate in the roster.
+        greeting: at most 4096 bytes for everyone who connects, such as the digest of the experiment.
+        limits: what others are granted.
+        listen: host:port to listen on, if not the port of the roster's address on all interfaces (on loopback
+            alone, where the address is of it). Without it, a node that is not reachable does not listen.
+        dial: with whom to keep connections; None for all members. Every member may connect.
+
+    Raises:
+        ConfigError: key and certificate do not fit, or are not valid.
+        UsageError: no such member, or a greeting that is too long.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        id: int,
+        key_file: Path,
+        *,
+        greeting: bytes = b"",
+        limits: Limits | None = None,
+        listen: str | None = None,
+        dial: Collection[int] | None = None,
+    ) -> None:
+        if len(greeting) > GREETING_BYTES:
+            raise UsageError(f"greeting of {len(greeting)} bytes: at most {GREETING_BYTES} are allowed")
+        self.id = id
+        self.limits = limits or Limits()
+        self._me = roster[id]
+        self._roster, self._key_file = roster, key_file
+        self._contexts = Contexts.of(roster, self._me, key_file)
+        self._greeting, self._listen, self._wanted = greeting, listen, dial
+        self._instance = secrets.token_hex(16)
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(lambda loop, context: log.debug("loop %s", context.get("message")))
+        self._thread = threading.Thread(target=self._run, name=f"jwins-net-{id}", daemon=True)
+        self._changed = threading.Condition()
+        self._events: deque[LinkEvent] = deque()
+        self._woken = False
+        self._peers: dict[int, _Peer] = {}
+        self._strangers: Counter[str] = Counter()
+        self._said: dict[str, float] = {}
+        self._pending: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sockets: list[socket.socket] = []
+        self._accepting: list[asyncio.Task[None]] = []
+        self._awake_s = 0.0
+        self._closing = False
+        self._draws = secrets.SystemRandom()
+
+    # --- From any thread ----------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """Where it listens; 0 if it does not."""
+        return int(self._sockets[0].getsockname()[1]) if self._sockets else 0
+
+    @property
+    def round_trips_s(self) -> Mapping[int, float]:
+        """Of the last sign of life of each connected peer."""
+        with self._changed:
+            peers = self._peers.items()
+            return {peer: p.round_trip_s for peer, p in peers if p.link and p.round_trip_s is not None}
+
+    def strangers(self) -> Mapping[str, int]:
+        """How many connections ended before they were authenticated, by reason."""
+        with self._changed:
+            return dict(self._strangers)
+
+    def start(self) -> None:
+        """Begin to listen and to dial; see :meth:`jwins.net.link.Network.start`."""
+        if self._thread.ident is not None:
+            raise UsageError("a transport is started once; make another")
+        if self._me.reachable or self._listen is not None:
+            self._sockets = _listening(self._me, self._listen)
+        self._thread.start()
+        self._call(self._begin())
+
+    def send(self, peer: int, data: bytes) -> bool:
+        """Queue a message whole; see :meth:`jwins.net.link.Network.send`.
+
+        Raises:
+            UsageError: longer than ``limits.message_bytes``.
+        """
+        size = len(data)
+        if size > self.limits.message_bytes:
+            raise UsageError(
+                f"message of {size} bytes: {self.limits.message_bytes} are allowed; raise limits.message_bytes"
+            )
+        with self._changed:
+            state = self._peers.get(peer)
+            if self._closing or state is None or state.link is None:
+                return False
+            if state.queue and state.queued_bytes + size + ENTRY_BYTES > self.limits.queue_bytes:
+                state.refused["send queue full"] += 1
+                return False
+            state.queue.append(data)
+            state.queued_bytes += size + ENTRY_BYTES
+            wake = state.link.wake
+        with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
+            self._loop.call_soon_threadsafe(wake.set)
+        return True
+
+    def poll(self, timeout_s: float | None) -> LinkEvent | None:
+        """The next event; see :meth:`jwins.net.link.Network.poll`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._events or self._woken, timeout_s)
+            if self._woken or not self._events:
+                self._woken = False
+                return None
+            event = self._events.popleft()
+            if not isinstance(event, Delivered):
+                return event
+            state = self._peers.get(event.peer)
+            if state is None:
+                return event
+            most = self.limits.undelivered_bytes
+            was_full = state.undelivered_bytes > most
+            state.undelivered_bytes -= len(event.data) + ENTRY_BYTES
+            room = was_full and state.undelivered_bytes <= most
+        if room:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(state.room.set)
+        return event
+
+    def wake(self) -> None:
+        """Make ``poll`` return; see :meth:`jwins.net.link.Network.wake`."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def close(self, flush_s: float = 5.0) -> None:
+        """End all connections; see :meth:`jwins.net.link.Network.close`. A second call does nothing."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+        if self._thread.ident is None:
+            self._loop.close()
+            return
+        self._call(self._end(flush_s))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self.wake()
+
+    def report(self) -> Mapping[int, LinkReport]:
+        """By peer; see :meth:`jwins.net.link.Network.report`."""
+        with self._changed:
+            return {
+                peer: LinkReport(
+                    connected=p.link is not None,
+                    address=p.address,
+                    greeting=p.greeting,
+                    bytes_in=p.bytes_in,
+                    bytes_out=p.bytes_out,
+                    queued_bytes=p.queued_bytes - ENTRY_BYTES * len(p.queue),
+                    connections=p.connections,
+                    last_error=p.last_error,
+                    refused=dict(p.refused),
+                )
+                for peer, p in sorted(self._peers.items())
+            }
+
+    def update(
+        self, roster: Roster, *, key_file: Path | None = None, dial: Collection[int] | None = None
+    ) -> None:
+        """Go on with another roster: cut whoever is not in it or has another certificate now, dial who is new.
+
+        Args:
+            roster: the new one; this node is in it.
+            key_file: the private key, if it changed.
+            dial: with whom to keep connections; None for all members.
+
+        Raises:
+            ConfigError: this node's key and certificate do not fit, or are not valid; nothing has changed then.
+            UsageError: this node is not in it.
+        """
+        member, key_file = roster[self.id], key_file or self._key_file
+        contexts = Contexts.of(roster, member, key_file)
+        self._call(self._change(roster, member, key_file, contexts, dial))
+
+    def _call(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # --- In the thread of the loop ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    async def _begin(self) -> None:
+        self._accepting = [self._spawn(self._accept(listening)) for listening in self._sockets]
+        self._spawn(self._tick())
+        self._take_members()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _change(
+        self, roster: Roster, member: Member, key_file: Path, contexts: Contexts, dial: Collection[int] | None
+    ) -> None:
+        self._roster, self._me, self._key_file, self._contexts = roster, member, key_file, contexts
+        self._wanted = dial
+        for peer, state in list(self._peers.items()):
+            link = state.link
+            if peer not in roster:
+                if link is not None:
+                    self._cut(link, "it was removed from the roster")
+                if state.dialler is not None:
+                    state.dialler.cancel()
+                with self._changed:
+                    del self._peers[peer]
+            elif link is not None and roster[peer].x509.fingerprint != link.fingerprint:
+                self._cut(link, "its certificate in the roster has changed")
+        self._take_members()
+
+    def _take_members(self) -> None:
+        now = self._loop.time()
+        for member in self._roster.members:
+            if member.id == self.id:
+                continue
+            state = self._peers.get(member.id)
+            if state is None:
+                arrivals = Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now)
+                state = _Peer(arrivals, _Rates.of(self.limits, now))
+                with self._changed:
+                    self._peers[member.id] = state
+            wanted = self._wanted is None or member.id in self._wanted
+            if state.dialler is not None and not (wanted and member.reachable):
+                state.dialler.cancel()
+                state.dialler = None
+            elif state.dialler is None and wanted and member.reachable:
+                state.dialler = self._spawn(self._keep_dialling(member.id, state))
+            elif wanted and not member.reachable and not self._me.reachable:
+                self._note(
+                    member.id, "neither of the two can be dialled: one needs a forwarded port or a tunnel"
+                )
+            state.dial.set()
+
+    async def _tick(self) -> None:
+        before = self._loop.time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self._loop.time()
+            self._awake_s += min(now - before, MAX_TICK_S)
+            beat = self.limits.heartbeat_s
+            for state in list(self._peers.values()):
+                if (link := state.link) is not None:
+                    self._watch(link, state, int(now / beat) != int(before / beat))
+            before = now
+
+    def _watch(self, link: _Link, state: _Peer, beat: bool) -> None:
+        now = self._awake_s
+        if not link.reading:
+            link.heard = now  # it is we who do not listen
+        if link.writing_since is not None and now - link.writing_since > self.limits.dead_s:
+            self._cut(link, f"it has read nothing for {self.limits.dead_s:.0f} s")
+        elif now - link.heard > self.limits.dead_s:
+            self._cut(link, f"it was not heard for {self.limits.dead_s:.0f} s")
+        else:
+            if beat:
+                link.ping_due = True
+                link.wake.set()
+            if self._is_silent(link):
+                state.dial.set()
+
+    # --- Being dialled ------------------------------------------------------------------------------------
+
+    async def _accept(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                sock, address = await self._loop.sock_accept(listening)
+            except OSError as error:  # such as too many open files: wait for some to close
+                self._count_stranger(f"not accepted: {error.strerror}", "")
+                await asyncio.sleep(0.1)
+                continue
+            host = str(address[0])
+            if (
+                self._pending.total() >= self.limits.pending
+                or self._pending[host] >= self.limits.pending_per_address
+            ):
+                sock.close()
+                self._count_stranger("too many connections at once", host)
+                continue
+            self._pending[host] += 1
+            self._spawn(self._answer(sock, host, f"{host}:{address[1]}"))
+
+    async def _answer(self, sock: socket.socket, host: str, address: str) -> None:
+        writer: asyncio.StreamWriter | None = None
+        channel: Channel | None = None
+        state: _Peer | None = None
+        try:
+            async with asyncio.timeout(self.limits.handshake_s):
+                reader = asyncio.StreamReader(limit=READER_BYTES)
+                protocol = asyncio.StreamReaderProtocol(reader)
+                transport, _ = await self._loop.connect_accepted_socket(
+                    lambda: protocol,
+                    sock,
+                    ssl=self._contexts.server,
+                    ssl_handshake_timeout=self.limits.handshake_s,
+                    ssl_shutdown_timeout=FAREWELL_S,
+                )
+                writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+                channel = await Channel.answer(reader, writer)
+                hello = await channel.control(Hello)
+                fingerprint = presented_fingerprint(channel.ssl_object)
+                self._identify(hello, fingerprint)
+                state = self._peers[hello.id]
+                if not hello.probe:
+                    self._may_connect(state)
+                    await self._admit(hello, state)
+                elif state.probed:
+                    raise Refused("it measures already")
+                channel.write(self._hello(hello.id))
+                if not hello.probe and self.id > hello.id:
+                    await channel.control(Go)
+                elif not hello.probe:
+                    channel.write(Go())
+        except (PeerError, OSError, EOFError) as error:
+            words = "not authenticated in time" if isinstance(error, TimeoutError) else in_words(error)
+            if isinstance(error, Refused) and channel is not None:
+                channel.close(words, refused=True)
+            if state is None:
+                self._count_stranger(words.partition(" (")[0], address)
+            elif isinstance(error, Refused):
+                self._count(hello.id, words)
+            if writer is not None:
+                writer.close()
+            return
+        except BaseException:
+            if writer is not None:
+                writer.transport.abort()
+            raise
+        finally:
+            self._pending[host] -= 1
+            if self._pending[host] <= 0:
+                del self._pending[host]
+        if hello.probe:
+            await self._serve_probe(channel, state)
+        else:
+            self._adopt(hello.id, state, channel, hello, fingerprint, address)
+
+    def _identify(self, hello: Hello, fingerprint: str) -> None:
+        if hello.version != VERSION:
+            raise Refused(
+                f"protocol {hello.version} is not {VERSION}, which is spoken here; install the same version"
+            )
+        if hello.id not in self._roster or hello.id == self.id:
+            raise Refused("the id that it claims is no other member's of the roster here")
+        if fingerprint != self._roster[hello.id].x509.fingerprint:
+            raise Refused("its certificate is not the one that the roster here has for the id that it claims")
+        if hello.to != self.id:
+            raise Refused(
+                f"it looks for node {hello.to}, and this is node {self.id}; an address in a roster is wrong"
+            )
+
+    def _may_connect(self, state: _Peer) -> None:
+        if self._closing:
+            raise Refused("this node is about to end")
+        if state.arrivals.take(1, self._loop.time()) > 0:
+            raise Refused("it connects too often")
+
+    def _hello(self, peer: int) -> Hello:
+        return Hello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
+
+    async def _admit(self, hello: Hello, state: _Peer) -> None:
+        """Return if a new connection is to be, beside the one that there may be."""
+        link = state.link
+        if link is None:
+            return
+        if link.instance != hello.instance:  # restarted, or started twice
+            before = link.received
+            link.ping_due = True
+            link.wake.set()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TWIN_S):
+                    while state.link is link and link.received == before:
+                        await asyncio.sleep(TWIN_S / 40)
+            if state.link is link and link.received != before:
+                raise Refused("another process with the key of this node is connected; a node runs once")
+        elif self.id < hello.id and not self._is_silent(link):
+            raise Refused("connected already")
+
+    async def _serve_probe(self, channel: Channel, state: _Peer) -> None:
+        """Answer one who measures: signs of life, and how much of what it sent arrived."""
+        left, expected, got = PROBE_BYTES, 0, 0
+        state.probed = True
+        try:
+            async with asyncio.timeout(PROBE_S):
+                while True:
+                    found = await channel.receive()
+                    if isinstance(found, Ping):
+                        channel.write(Pong(found.token))
+                    elif isinstance(found, Begin) and got == expected and found.size <= left:
+                        expected, got = found.size, 0
+                    elif not isinstance(found, Control) and got + len(found) <= expected:
+                        got += len(found)
+                        left -= len(found)
+                        if got == expected:
+                            channel.write(Sunk(got))
+                    else:
+                        return
+                    await channel.drained()
+                    await state.rates.spend(_size(found), self._loop.time())
+        except (PeerError, OSError):
+            pass
+        finally:
+            state.probed = False
+            channel.end()
+
+    # --- Dialling -----------------------------------------------------------------------------------------
+
+    async def _keep_dialling(self, peer: int, state: _Peer) -> None:
+        """Connect whenever there is no connection, or one that is silent."""
+        limits = self.limits
+        both_dial = self.id > peer and self._me.reachable
+        pause = limits.retry_s * (4 if both_dial else 1)  # leaves the first word to the other side
+        while True:
+            await state.dial.wait()
+            if state.stable:
+                state.stable, pause = False, limits.retry_s
+            await asyncio.sleep(pause * self._draws.uniform(0.5, 1.5))
+            state.dial.clear()
+            if state.link is not None and not self._is_silent(state.link):
+                continue
+            pause = min(2 * pause, limits.retry_most_s)
+            try:
+                await self._dial(peer, state)
+            except (PeerError, OSError, EOFError) as error:
+                if state.link is None:
+                    self._note(peer, in_words(error))
+                    state.dial.set()
+
+    def _is_silent(self, link: _Link) -> bool:
+        return self._awake_s - link.heard > self.limits.silent_s
+
+    async def _dial(self, peer: int, state: _Peer) -> None:
+        member = self._roster[peer]
+        channel: Channel | None = None
+        try:
+            async with asyncio.timeout(self.limits.handshake_s):
+                channel, fingerprint = await dial(member, self._contexts, self.limits.handshake_s)
+                channel.write(self._hello(peer))
+                hello = await channel.control(Hello)
+                if (hello.version, hello.id, hello.to) != (VERSION, peer, self.id):
+                    raise Refused(f"its Hello is of node {hello.id}, protocol {hello.version}")
+                if self.id < peer:
+                    await self._admit(hello, state)
+                    channel.write(Go())
+                else:
+                    await channel.control(Go)
+        except BaseException as error:
+            if channel is not None:
+                if isinstance(error, Refused):
+                    channel.close(str(error), refused=True)
+                channel.end()
+            raise
+        self._adopt(peer, state, channel, hello, fingerprint, member.address)
+
+    # --- A connection's life ------------------------------------------------------------------------------
+
+    def _adopt(
+        self, peer: int, state: _Peer, channel: Channel, hello: Hello, fingerprint: str, address: str
+    ) -> None:
+        if (
+            self._closing
+            or self._peers.get(peer) is not state
+            or self._roster[peer].x509.fingerprint != fingerprint
+        ):
+            channel.abort()  # the roster changed during the handshake
+            return
+        if state.link is not None:
+            self._cut(state.link, "a new connection took its place")
+        link = _Link(peer, channel, hello.instance, fingerprint, self._awake_s, self._awake_s)
+        state.connections += 1
+        log.info("connected peer=%d address=%s", peer, address)
+        with self._changed:
+            state.link, state.address, state.greeting = link, address, hello.greeting
+            self._emit(Connected(peer, hello.greeting))
+        works = (self._receive(link, state), self._send(link, state))
+        link.tasks = [self._spawn(self._live(link, work)) for work in works]
+
+    async def _live(self, link: _Link, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Refused as error:
+            self._count(link.peer, str(error))
+            link.channel.close(str(error), refused=True)
+            self._lose(link, str(error))
+        except (PeerError, OSError, EOFError) as error:
+            self._lose(link, in_words(error))
+        except Exception as error:  # a fault of ours must not leave a connection that nobody serves
+            log.exception("failed peer=%d", link.peer)
+            self._lose(link, in_words(error))
+
+    def _cut(self, link: _Link, reason: str) -> None:
+        link.channel.close(reason, refused=True)
+        self._lose(link, reason)
+        link.channel.abort()
+
+    def _lose(self, link: _Link, reason: str) -> None:
+        state = self._peers.get(link.peer)
+        link.channel.end()
+        for task in link.tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        if state is None or state.link is not link:
+            return
+        self._note(link.peer, reason)
+        log.info("disconnected peer=%d reason=%r", link.peer, reason)
+        with self._changed:
+            state.link = None
+            state.stable = self._awake_s - link.opened > STABLE_S
+            state.queue.clear()
+            state.queued_bytes = 0
+            self._emit(Disconnected(link.peer, reason))
+        link.ended.set()
+        state.dial.set()
+
+    def _emit(self, event: LinkEvent) -> None:
+        self._events.append(event)
+        self._changed.notify()
+
+    async def _receive(self, link: _Link, state: _Peer) -> None:
+        assembled = io.BytesIO()
+        missing: int | None = None
+        while True:
+            while state.undelivered_bytes > self.limits.undelivered_bytes:
+                state.room.clear()
+                if state.undelivered_bytes > self.limits.undelivered_bytes:
+                    await state.room.wait()
+            link.reading = True
+            found = await link.channel.receive()
+            link.heard = self._awake_s
+            link.received += 1
+            if isinstance(found, Begin):
+                if missing is not None:
+                    raise Refused("a message began before the last one ended")
+                if found.size > self.limits.message_bytes:
+                    raise Refused(f"a message longer than {self.limits.message_bytes} bytes was announced")
+                missing = found.size
+            elif isinstance(found, Ping):
+                link.pong_due = found.token
+                link.wake.set()
+            elif isinstance(found, Pong):
+                state.round_trip_s = max(0.0, time.monotonic() - found.token * 1e-6)
+            elif isinstance(found, Control):
+                raise Refused(f"a {type(found).__name__} that has no place here")
+            elif missing is None or not 0 < len(found) <= missing:
+                raise Refused("a piece that belongs to no message")
+            else:
+                assembled.write(found)
+                missing -= len(found)
+            if missing == 0:
+                data = assembled.getvalue()  # its own buffer, not a copy, as long as nothing more is written
+                assembled, missing = io.BytesIO(), None
+                self._deliver(link, state, data)
+                del data
+            link.reading = False
+            await state.rates.spend(_size(found), self._loop.time())
+
+    def _deliver(self, link: _Link, state: _Peer, data: bytes) -> None:
+        with self._changed:
+            state.bytes_in += len(data)
+            state.undelivered_bytes += len(data) + ENTRY_BYTES
+            self._emit(Delivered(link.peer, data))
+
+    async def _send(self, link: _Link, state: _Peer) -> None:
+        while True:
+            link.wake.clear()
+            link.writing_since = self._awake_s
+            self._write_signs(link)
+            await link.channel.drained()
+            link.writing_since = None
+            with self._changed:
+                data = state.queue[0] if state.queue else None
+            if data is None:
+                await link.wake.wait()
+                continue
+            link.channel.write(Begin(len(data)))
+            view = memoryview(data)
+            for start in range(0, len(data), CHUNK_BYTES):
+                self._write_signs(link)
+                link.writing_since = self._awake_s
+                await link.channel.write_piece(view[start : start + CHUNK_BYTES])
+                link.writing_since = None
+            with self._changed:
+                state.queue.popleft()
+                state.queued_bytes -= len(data) + ENTRY_BYTES
+                state.bytes_out += len(data)
+            del data, view
+
+    def _write_signs(self, link: _Link) -> None:
+        if link.ping_due:
+            link.ping_due = False
+            link.channel.write(Ping(int(time.monotonic() * 1e6)))
+        if link.pong_due is not None:
+            link.channel.write(Pong(link.pong_due))
+            link.pong_due = None
+
+    # --- The end ------------------------------------------------------------------------------------------
+
+    async def _end(self, flush_s: float) -> None:
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for listening in self._sockets:
+            listening.close()
+        links = [(state, state.link) for state in self._peers.values() if state.link is not None]
+
+        def unsent() -> bool:
+            return any(s.link is link and (s.queue or link.channel.unsent_bytes) for s, link in links)
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(flush_s):
+                while unsent():
+                    await asyncio.sleep(0.01)
+        for _, link in links:
+            link.channel.close("this node ends")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_S):
+                # Whoever closes a socket with unread bytes in it destroys what the other side has not read yet.
+                await asyncio.gather(*(link.ended.wait() for _, link in links))
+        for _, link in links:
+            self._lose(link, "this node ends")
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.05)
+
+    # --- What went wrong ----------------------------------------------------------------------------------
+
+    def _note(self, peer: int, error: str) -> None:
+        if (state := self._peers.get(peer)) is not None:
+            with self._changed:
+                state.last_error = error
+
+    def _count(self, peer: int, reason: str) -> None:
+        log.debug("refused peer=%d reason=%r", peer, reason)
+        self._note(peer, reason)
+        if (state := self._peers.get(peer)) is not None:
+            with self._changed:
+                state.refused[reason] += 1
+
+    def _count_stranger(self, reason: str, address: str) -> None:
+        with self._changed:
+            self._strangers[reason] += 1
+        now = self._loop.time()
+        if now - self._said.get(reason, -60.0) >= 60.0:  # an attack must not fill the log
+            self._said[reason] = now
+            log.warning("refused address=%s reason=%r count=%d", address, reason, self._strangers[reason])
+
+
+async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Channel, str]:
+    """Connect to a member, and make sure that it is the member.
+
+    Returns:
+        The connection, on which nothing was said yet, and the fingerprint at its other end.
+
+    Raises:
+        PeerError: another certificate than the roster's, or not this protocol.
+        OSError: no connection, or no TLS.
+    """
+    host, port = member.host_and_port
+    reader, writer = await asyncio.open_connection(
+        host,
+        port,
+        ssl=contexts.client,
+        server_hostname="",
+        limit=READER_BYTES,
+        ssl_handshake_timeout=timeout_s,
+        ssl_shutdown_timeout=FAREWELL_S,
+    )
+    try:
+        fingerprint = presented_fingerprint(writer.get_extra_info("ssl_object"))
+        if fingerprint != member.x509.fingerprint:
+            raise PeerError(
+                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint}, "
+                f"and the roster has {member.x509.fingerprint}"
+            )
+        return await Channel.dial(reader, writer, member.address), fingerprint
+    except BaseException:
+        writer.transport.abort()
+        raise
+
+
+def _listening(member: Member, listen: str | None) -> list[socket.socket]:
+    host, port = member.host_and_port if listen is None else split_address("listen", listen)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        local = listen is not None or all(_is_loopback(str(entry[4][0])) for entry in found)
+    except socket.gaierror:  # a name that the others know
+        found, local = [], False
+    if not local:
+        found = socket.getaddrinfo(None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError:  # a system without IPv6
+                continue
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        where = listen or f"port {port}"
+        remedy = "is the node running already? otherwise choose another port, and change the roster everywhere"
+        raise UsageError(f"cannot listen on {where}: {error.strerror}; {remedy}") from None
+    return sockets
+
+
+def _is_loopback(address: str) -> bool:
+    return address == "::1" or address.startswith("127.")
+
+
+def _size(found: object) -> int:
+    return len(found) if isinstance(found, bytes | bytearray | memoryview) else CONTROL_SIZE
