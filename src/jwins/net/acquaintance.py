@@ -60,6 +60,11 @@ class Acquaintance:
     kept: dict[int, Kept] = field(default_factory=dict)
     seen: set[tuple[int, bool]] = field(default_factory=set)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it takes part, as far as is known, and has not said that it ends."""
+        return self.ever_met and not (self.left or self.suspected or self.unfit)
+
     def keep(self, round: int, kept: Kept, most: int) -> None:
         """Add a frame, and forget the oldest beyond ``most`` or beyond 64 MB; at least two are kept."""
         self.kept.pop(round, None)

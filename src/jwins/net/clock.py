@@ -668,7 +668,7 @@ class WallClock:
         """Stay for peers that are behind and may have to hear this node's last frames again."""
         until = time.monotonic() + self.patience.patience_s
         while not self._stop() and (left := until - time.monotonic()) > 0:
-            if all(known.left or known.suspected or known.unfit for known in self.peers.values()):
+            if not any(known.is_awaited for known in self.peers.values()):
                 return
             event = self.network.poll(min(left, _LONGEST_POLL_S))
             if event is not None:
