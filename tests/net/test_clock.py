@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from wires import Wires, World, run_all
@@ -12,14 +10,6 @@ from worlds import evals
 from jwins.runfiles.rows import EvalRow
 from jwins.sharing import choco, full, jwins, random_k, top_k
 from jwins.topology import Regular
-
-
-@pytest.fixture
-def wires() -> Iterator[Wires]:
-    made = Wires()
-    yield made
-    made.close()
-
 
 CASES = {
     "full": full(),

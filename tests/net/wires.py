@@ -125,18 +125,28 @@ class End:
     def __init__(self, wires: Wires, node: int) -> None:
         self.wires, self.node = wires, node
         self.events: queue.SimpleQueue[LinkEvent | None] = queue.SimpleQueue()
+        self.killed = False
+
+    def kill(self) -> None:
+        """The node ends at once: nothing it does from now on is seen by anybody."""
+        self.killed = True
+        self.wires.leave(self)
+        self.wake()
 
     def start(self) -> None:
         self.wires.join(self)
 
     def send(self, peer: int, data: bytes) -> bool:
-        return self.wires.send(self.node, peer, data)
+        return not self.killed and self.wires.send(self.node, peer, data)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
         try:
-            return self.events.get(timeout=timeout_s)
+            event = self.events.get(timeout=timeout_s)
         except queue.Empty:
-            return None
+            event = None
+        if self.killed:
+            raise Killed
+        return event
 
     def wake(self) -> None:
         self.events.put(None)
@@ -197,6 +207,11 @@ class World:
             **options,
         )
 
+    def clocks(self, wires: Wires, folder: Path | None = None, **options: Any) -> list[WallClock]:
+        """All of them before any runs: models come from torch's global generator, which nodes share here."""
+        places = {i: None if folder is None else folder / str(i) for i in range(self.num_nodes)}
+        return [self.clock(i, wires, places[i], **options) for i in range(self.num_nodes)]
+
     def simulate(self) -> Any:
         return simulator(
             self.num_nodes,
@@ -226,6 +241,13 @@ class Running:
         self._threads[node] = thread = threading.Thread(target=work, daemon=True)
         thread.start()
 
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+        until = time.monotonic() + timeout_s
+        while not holds():
+            assert not [f for f in self.failures.values() if not isinstance(f, Killed)], self.failures
+            assert time.monotonic() < until, f"waited {timeout_s} s for {what}"
+            time.sleep(0.005)
+
     def join(self, node: int, timeout_s: float = 60.0) -> None:
         self._threads[node].join(timeout_s)
         assert not self._threads[node].is_alive(), f"node {node} hangs"
@@ -242,8 +264,6 @@ class Running:
 
 def run_all(world: World, wires: Wires, **options: Any) -> dict[int, WallOutcome]:
     running = Running()
-    # Built before any runs: models are made from torch's global generator, which the nodes share here.
-    clocks = [world.clock(node, wires, **options) for node in range(world.num_nodes)]
-    for node, clock in enumerate(clocks):
+    for node, clock in enumerate(world.clocks(wires, **options)):
         running.start(node, clock)
     return running.join_all()
