@@ -70,7 +70,7 @@ def test_one_and_three_of_eight_are_killed_and_come_back_late(
     world = World(
         8,
         sharing,
-        Regular(num_nodes=8, seed=1, degree=3),
+        Regular(num_nodes=8, seed=1, degree=5),
         rounds=120,
         checkpoint_every=3,
         patience_s=0.3,

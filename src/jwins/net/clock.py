@@ -54,13 +54,14 @@ from jwins.node import (
     Train,
     WakeAt,
 )
-from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic
-from jwins.wire.frame import Bye, Frame, Hello, KeyRequest, Packed
+from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
+from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyRequest, Packed
 
 __all__ = ["Measured", "WallClock", "WallOutcome", "WallProgress", "hash_of_parameters"]
 
 _FIRST_WORD_S = 5.0
 """A node says for whom it waits after so many seconds, and then each time that twice as many have passed."""
+_SOON_S = 1.0
 _LONGEST_POLL_S = 1.0
 """So often at least the clock asks whether it should stop and tries again to send what did not fit a queue."""
 
@@ -176,6 +177,7 @@ class WallClock:
         network: reaches the others; started and closed by the clock.
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
+        agreed: what else peers must have in common, by name; compared in Hello.
         patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.
@@ -195,6 +197,7 @@ class WallClock:
         *,
         start: StartRow,
         names: tuple[str, ...] = (),
+        agreed: Mapping[str, str] | None = None,
         patience_s: float = 30.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[WallProgress], None] | None = None,
@@ -217,6 +220,7 @@ class WallClock:
         self.journal = journal or Journal(self.names[self.node])
         self.peers = {peer: Acquaintance() for peer in range(n) if peer != self.node}
         self.overdue = dict.fromkeys(self.peers, 0)
+        self._agreed = dict(agreed or {})
         self._start, self._stop = start, stop
         self._on_progress, self._on_measured = on_progress, on_measured
         self._ledger = Ledger()
@@ -243,6 +247,11 @@ class WallClock:
     def round(self) -> int:
         """How many rounds the node has completed."""
         return self.host.round(self.node)
+
+    @property
+    def sent(self) -> TrafficSplit:
+        """All that the node has sent."""
+        return self._ledger.sent(self.node)
 
     # --- Running ------------------------------------------------------------------------------------------
 
@@ -317,6 +326,7 @@ class WallClock:
         if self._wait is not None:
             since = self._wait.since
             due += [since + self._limit_s(peer) for peer in self._missing()]
+            due.append(self.now + 0.1 * self.patience.patience_s)
         return max(0.0, min(due) - self.now)
 
     # --- What nodes command -------------------------------------------------------------------------------
@@ -458,6 +468,9 @@ class WallClock:
             return f"its model has {hello.dim} parameters that are exchanged, this one {self._dim}"
         if hello.codec != self.rules.wire.codec.name:
             return f"it encodes with {hello.codec}, this node with {self.rules.wire.codec.name}"
+        for what, here in self._agreed.items():
+            if (there := hello.versions.get(what, "")) != here:
+                return f"its {what} is {there or 'not known'}, here it is {here}"
         if hello.x0 != self._x0:
             return (
                 f"its initial parameters differ (hash {hello.x0.hex()[:16]}, here {self._x0.hex()[:16]}); its "
@@ -516,7 +529,8 @@ class WallClock:
 
     def _say_hello(self, peer: int) -> None:
         codec = self.rules.wire.codec.name
-        hello = Hello(self.node, self.round, self._dim, codec, _short(self._start.versions), self._x0)
+        versions = _short(self._start.versions, self._agreed)
+        hello = Hello(self.node, self.round, self._dim, codec, versions, self._x0)
         self._say(peer, self.rules.wire.pack(hello))
 
     def _bye(self, reason: str) -> Packed:
@@ -571,7 +585,8 @@ class WallClock:
     def _catch_up(self) -> None:
         """Take the others' round if they no longer keep the frames of this one."""
         met = [known.round for known in self.peers.values() if known.met and not known.unfit]
-        if not met or not self.host.stalled([self.node]):
+        soon_s = min(_SOON_S, 0.1 * self.patience.patience_s)  # by then all who are there have said Hello
+        if not met or self._wait is None or self.now - self._wait.since < soon_s:
             return
         theirs = min(statistics.median_low(met), self.rules.rounds - 1)
         if theirs <= self.round + self._keeps:
@@ -629,8 +644,7 @@ class WallClock:
     def _settle(self) -> None:
         """Training that is under way ends first, so that its result is in the checkpoint."""
         self._settling = True
-        if self._training is not None:
-            self._training[1].exception()
+        if self._training is not None and self._training[1].exception() is None:
             self._on_trained()
 
     def _save(self, round: int) -> None:
@@ -686,6 +700,7 @@ def _to_ms(seconds: float) -> float:
     return round(seconds, 3)
 
 
-def _short(versions: Mapping[str, Any]) -> dict[str, str]:
-    """Versions as a Hello may hold them."""
-    return {str(name)[:64]: str(number)[:64] for name, number in list(versions.items())[:16]}
+def _short(versions: Mapping[str, Any], agreed: Mapping[str, str]) -> dict[str, str]:
+    """What is agreed, and versions, as far as a Hello has room for them."""
+    every = {**agreed, **{str(name): str(number) for name, number in versions.items()}}
+    return {name[:MAX_NAME_CHARS]: text[:MAX_NAME_CHARS] for name, text in list(every.items())[:MAX_VERSIONS]}

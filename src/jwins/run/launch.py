@@ -1,4 +1,4 @@
-"""All nodes of an experiment as processes of this machine, over real connections; what they measure put together.
+"""All nodes of an experiment as processes of this machine; what they measure put together.
 
 The run folder is as the simulator writes it: ``config.toml``, ``partition.json``, ``metrics.jsonl`` with rows
 over all nodes, ``traffic.csv`` and ``final/``. Each node has its own part in ``nodes/<i>``, checkpoints
