@@ -822,8 +822,8 @@ async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Ch
         fingerprint = presented_fingerprint(writer.get_extra_info("ssl_object"))
         if fingerprint != member.x509.fingerprint:
             raise PeerError(
-                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint}, "
-                f"and the roster has {member.x509.fingerprint}"
+                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint} "
+                f"and in the roster {member.x509.fingerprint}"
             )
         return await Channel.dial(reader, writer, member.address), fingerprint
     except BaseException:
