@@ -59,6 +59,10 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and not value > 0:
                 raise UsageError(f"limits.{field.name} = {value}: expected more than 0")
+        if self.dead_s < 2 * self.heartbeat_s:
+            raise UsageError(
+                f"limits.dead_s = {self.dead_s}: expected at least two heartbeats of {self.heartbeat_s} s"
+            )
 
 
 @dataclass(slots=True)

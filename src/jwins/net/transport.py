@@ -460,8 +460,6 @@ class Transport:
                 channel.write(self._hello(hello.id))
                 if not hello.probe and self.id > hello.id:
                     await channel.control(Go)
-                elif not hello.probe:
-                    channel.write(Go())
         except (PeerError, OSError, EOFError) as error:
             words = "not authenticated in time" if isinstance(error, TimeoutError) else in_words(error)
             if isinstance(error, Refused) and channel is not None:
@@ -592,7 +590,6 @@ class Transport:
                     raise Refused(f"its Hello is of node {hello.id}, protocol {hello.version}")
                 if self.id < peer:
                     await self._admit(hello, state)
-                    channel.write(Go())
                 else:
                     await channel.control(Go)
         except BaseException as error:
@@ -623,6 +620,8 @@ class Transport:
         with self._changed:
             state.link, state.address, state.greeting = link, address, hello.greeting
             self._emit(Connected(peer, hello.greeting))
+        if self.id < peer:
+            channel.write(Go())
         works = (self._receive(link, state), self._send(link, state))
         link.tasks = [self._spawn(self._live(link, work)) for work in works]
 
