@@ -651,6 +651,7 @@ class Transport:
                 task.cancel()
         if state is None or state.link is not link:
             return
+        reason = "this node ends" if self._closing else reason
         self._note(link.peer, reason)
         log.info("disconnected peer=%d reason=%r", link.peer, reason)
         with self._changed:
@@ -825,6 +826,11 @@ async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Ch
                 f"and in the roster {member.x509.fingerprint}"
             )
         return await Channel.dial(reader, writer, member.address), fingerprint
+    except (ConnectionResetError, BrokenPipeError):  # the alert that says so is often lost
+        writer.transport.abort()
+        raise PeerError(
+            "it ended the connection when it saw our certificate: its roster has another one, or none"
+        ) from None
     except BaseException:
         writer.transport.abort()
         raise
