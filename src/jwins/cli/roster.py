@@ -114,5 +114,7 @@ def check(file: File) -> None:
             soft_wrap=True,
         )
         console.print(f"digest {found.digest} (the same at every member)", soft_wrap=True)
+        for warning in found.warnings():
+            console.print(f"warning: {warning}", soft_wrap=True, markup=False)
         if problems:
             leave("\n".join(problems), USAGE)
