@@ -1,7 +1,7 @@
 """Pieces of messages and control messages over one TLS connection, as WebSocket frames.
 
-The library's protocol object does the framing without I/O. A control message is a text frame with JSON. A message
-of the user is announced by a control message with its length, and follows in binary frames of at most 1 MiB.
+The library's protocol object does the framing without I/O. A control message is a text frame with JSON.
+A message of the user is announced by one with its length, and follows in binary frames of at most 1 MiB.
 Nothing else is accepted: no continuations, no pings of the library, no extensions and thus no compression.
 """
 

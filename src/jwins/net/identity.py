@@ -223,6 +223,19 @@ def read_certificate(pem: str, where: str) -> Certificate:
     )
 
 
+def certificate_in(path: Path) -> Certificate:
+    """What the certificate in a file says.
+
+    Raises:
+        ConfigError: no such file, or not one certificate.
+    """
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise ConfigError("certificate", str(path), f"cannot be read ({error.strerror})") from None
+    return read_certificate(text, str(path))
+
+
 def read_key(path: Path) -> bytes:
     """The public key, as DER bytes, that belongs to the private key in a file.
 

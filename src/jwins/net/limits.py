@@ -25,7 +25,7 @@ class Limits:
         message_bytes: longest message; a longer one is refused when it is announced, before any of it is kept.
         queue_bytes: most bytes that wait to be sent to a peer; one message may always wait.
         undelivered_bytes: while more than this of a peer waits for ``poll``, nothing is read from it.
-        messages_per_s: most pieces and control messages of a peer per second; one that sends more is read slowly.
+        messages_per_s: most pieces and control messages of a peer per second; beyond it is read slowly.
         bytes_per_s: most bytes of a peer per second, likewise; None for no limit.
         connections_per_s: how often a peer may connect, ten at once excepted.
         handshake_s: within this time a connection must be authenticated.
@@ -59,6 +59,10 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and not value > 0:
                 raise UsageError(f"limits.{field.name} = {value}: expected more than 0")
+        if self.dead_s < 2 * self.heartbeat_s:
+            raise UsageError(
+                f"limits.dead_s = {self.dead_s}: expected at least two heartbeats of {self.heartbeat_s} s"
+            )
 
 
 @dataclass(slots=True)

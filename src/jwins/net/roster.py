@@ -196,15 +196,13 @@ class Roster(Settings):
         return tuple(self.ids[j if i == rank else i] for i, j in sorted(pairs) if rank in (i, j))
 
     def problems(self, now: datetime.datetime | None = None) -> Iterator[str]:
-        """What keeps the members from working together, or soon will, each with its remedy."""
+        """What keeps the members from working together, each with its remedy."""
         now = now or datetime.datetime.now(datetime.UTC)
         for member in sorted(self.members, key=lambda m: m.id):
             where, certificate = f"{member.name} (id {member.id})", member.x509
             remedy = f"make a new one with `jwins keys renew {member.name}`, then `jwins roster add --replace`"
             if problem := certificate.problem(now):
                 yield f"{where}: its certificate is {problem}; {remedy}"
-            elif now > certificate.not_after - SOON:
-                yield f"{where}: its certificate expires on {certificate.not_after:%Y-%m-%d} UTC; {remedy}"
             if certificate.name != member.name:
                 yield f"{where}: its certificate is made out to {certificate.name!r}; is it the right one?"
         addresses: dict[str, str] = {}
@@ -215,6 +213,14 @@ class Roster(Settings):
             self.build_topology()
         except ConfigError as error:
             yield str(error)
+
+    def warnings(self, now: datetime.datetime | None = None) -> Iterator[str]:
+        """What will keep them from it before long."""
+        now = now or datetime.datetime.now(datetime.UTC)
+        for member in self.members:
+            expires = member.x509.not_after
+            if now <= expires < now + SOON:
+                yield f"{member.name} (id {member.id}): its certificate expires on {expires:%Y-%m-%d %H:%M} UTC"
 
     def with_member(self, member: Member, *, replace: bool = False, from_round: int | None = None) -> Roster:
         """A copy with another member.

@@ -29,10 +29,11 @@ from jwins.errors import PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
-from jwins.net.roster import Member, Roster, split_address
+from jwins.net.roster import Member, Roster
+from jwins.net.sockets import listening_sockets
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 
-__all__ = ["Transport"]
+__all__ = ["Transport", "dial"]
 
 log = logging.getLogger("jwins.net")
 
@@ -55,8 +56,6 @@ PROBE_BYTES = 64 << 20
 PROBE_S = 30.0
 
 GREETING_BYTES: Final = 4096
-
-BACKLOG = 512
 
 READER_BYTES = 1 << 17
 
@@ -214,7 +213,7 @@ class Transport:
         if self._thread.ident is not None:
             raise UsageError("a transport is started once; make another")
         if self._me.reachable or self._listen is not None:
-            self._sockets = _listening(self._me, self._listen)
+            self._sockets = listening_sockets(self._me.address, self._listen)
         self._thread.start()
         self._call(self._begin())
 
@@ -460,8 +459,6 @@ class Transport:
                 channel.write(self._hello(hello.id))
                 if not hello.probe and self.id > hello.id:
                     await channel.control(Go)
-                elif not hello.probe:
-                    channel.write(Go())
         except (PeerError, OSError, EOFError) as error:
             words = "not authenticated in time" if isinstance(error, TimeoutError) else in_words(error)
             if isinstance(error, Refused) and channel is not None:
@@ -592,7 +589,6 @@ class Transport:
                     raise Refused(f"its Hello is of node {hello.id}, protocol {hello.version}")
                 if self.id < peer:
                     await self._admit(hello, state)
-                    channel.write(Go())
                 else:
                     await channel.control(Go)
         except BaseException as error:
@@ -623,6 +619,8 @@ class Transport:
         with self._changed:
             state.link, state.address, state.greeting = link, address, hello.greeting
             self._emit(Connected(peer, hello.greeting))
+        if self.id < peer:
+            channel.write(Go())
         works = (self._receive(link, state), self._send(link, state))
         link.tasks = [self._spawn(self._live(link, work)) for work in works]
 
@@ -652,6 +650,7 @@ class Transport:
                 task.cancel()
         if state is None or state.link is not link:
             return
+        reason = "this node ends" if self._closing else reason
         self._note(link.peer, reason)
         log.info("disconnected peer=%d reason=%r", link.peer, reason)
         with self._changed:
@@ -822,49 +821,18 @@ async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Ch
         fingerprint = presented_fingerprint(writer.get_extra_info("ssl_object"))
         if fingerprint != member.x509.fingerprint:
             raise PeerError(
-                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint}, "
-                f"and the roster has {member.x509.fingerprint}"
+                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint} "
+                f"and in the roster {member.x509.fingerprint}"
             )
         return await Channel.dial(reader, writer, member.address), fingerprint
+    except (ConnectionResetError, BrokenPipeError):  # the alert that says so is often lost
+        writer.transport.abort()
+        raise PeerError(
+            "it ended the connection when it saw our certificate: its roster has another one, or none"
+        ) from None
     except BaseException:
         writer.transport.abort()
         raise
-
-
-def _listening(member: Member, listen: str | None) -> list[socket.socket]:
-    host, port = member.host_and_port if listen is None else split_address("listen", listen)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        local = listen is not None or all(_is_loopback(str(entry[4][0])) for entry in found)
-    except socket.gaierror:  # a name that the others know
-        found, local = [], False
-    if not local:
-        found = socket.getaddrinfo(None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            try:
-                sock = socket.socket(family, kind, protocol)
-            except OSError:  # a system without IPv6
-                continue
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
-            sock.listen(BACKLOG)
-            sock.setblocking(False)
-    except OSError as error:
-        for sock in sockets:
-            sock.close()
-        where = listen or f"port {port}"
-        remedy = "is the node running already? otherwise choose another port, and change the roster everywhere"
-        raise UsageError(f"cannot listen on {where}: {error.strerror}; {remedy}") from None
-    return sockets
-
-
-def _is_loopback(address: str) -> bool:
-    return address == "::1" or address.startswith("127.")
 
 
 def _size(found: object) -> int:
