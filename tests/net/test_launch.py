@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +100,7 @@ def test_kill_9_at_any_instant_changes_nothing(victims: tuple[int, ...], tmp_pat
     assert same_parameters
 
 
+@pytest.mark.slow
 def test_a_launch_is_interrupted_and_resumed(tmp_path: Path) -> None:
     simulated = jwins.simulate(digits(tmp_path / "virtual", rounds=30, eval_every=30))
     rounds: list[int] = []
@@ -120,6 +119,7 @@ def test_a_launch_is_interrupted_and_resumed(tmp_path: Path) -> None:
     assert first.sha256 == simulated.sha256
 
 
+@pytest.mark.slow
 def test_a_node_started_twice_is_told_so(tmp_path: Path) -> None:
     from jwins.net.roster import read_roster
     from jwins.run.node import run_node
@@ -148,18 +148,15 @@ def test_what_only_a_virtual_clock_can_do_is_refused(tmp_path: Path) -> None:
         launch(digits(tmp_path / "c").changed({"wire": {"codec": "paper"}}))
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_ends_the_launch_with_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = digits(tmp_path / "wall")
 
-    def damage(now: Launched) -> None:
-        time.sleep(0.1)
-
     monkeypatch.setattr("jwins.run.launch._Nodes._make_roster", _roster_without_members)
-    with pytest.raises(NodeFailedError, match=r"node-0 ended with code 2: .*roster"):
-        launch(experiment, progress=damage)
-    assert threading.active_count() < 50
+    with pytest.raises(NodeFailedError, match=r"node-\d ended with code 2: error: members = 3"):
+        launch(experiment)
 
 
 def _roster_without_members(nodes: Any) -> Path:

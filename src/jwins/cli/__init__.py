@@ -1,10 +1,11 @@
-"""The command line: ``jwins run``, ``launch``, ``node``, ``keys``, ``compare``, ``report`` and others.
+"""The command line: ``jwins run``, ``launch``, ``node``, ``keys``, ``compare`` and others.
 
 Torch is loaded only by the commands that need it, so help and errors in a configuration come at once.
 """
 
 from jwins.cli import (  # noqa: F401  each adds its command
     compare,
+    doctor,
     inspect,
     keys,
     launch,
