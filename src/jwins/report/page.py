@@ -272,6 +272,24 @@ class _Figures:
         return [*self.curves, *self.traffic, *self.nodes, *self.training, *self.setting]
 
 
+_CLOCKS = {
+    "virtual": "Seconds of the virtual clock: modelled training and link times, not a stopwatch.",
+    "real": "Seconds of the wall clock, from the start of the first round.",
+    "": "Some runs on the virtual clock, of modelled training and link times, others on the wall clock: see "
+    "the table of runs.",
+}
+
+
+def _clock(study: Study) -> str:
+    """What the seconds of a study are: virtual, real, or both, which has no word."""
+    found = {_clock_of(record) for record in study.records}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _clock_of(record: Record) -> str:
+    return "virtual" if record.start.clock == "virtual" else "real"
+
+
 def _figures(study: Study, styles: Sequence[Style]) -> _Figures:
     groups, metric, percent = study.groups, study.target.metric, study.percent
     name = _start(_words(metric))
@@ -290,6 +308,7 @@ def _figures(study: Study, styles: Sequence[Style]) -> _Figures:
         return curve_chart(slug, title, caption.strip(), groups, styles, **axes)
 
     of_metric = {"y": values, "y_label": unit, "percent": percent, "target": study.target}
+    clock = _clock(study)
     figures = _Figures()
     figures.curves = [
         chart(
@@ -307,9 +326,9 @@ def _figures(study: Study, styles: Sequence[Style]) -> _Figures:
         chart(
             f"{metric}-seconds",
             f"{name} against time",
-            "Seconds of the virtual clock: modelled training and link times, not a stopwatch.",
+            _CLOCKS[clock],
             x=lambda record: [row.time_s for row in record.evaluations],
-            x_label="virtual seconds",
+            x_label=f"{clock} seconds".strip(),
             **of_metric,
         ),
     ]
@@ -724,7 +743,11 @@ def _savings(study: Study) -> str:
     head += ["difference" if mixed else "difference to full"] if compared else []
     head += ["bytes per node", "saving against raw"]
     head += ["saving, same codec"] if full is not None else []
-    head += ["bytes to target", "rounds to target", "virtual s to target"] if study.has_target else []
+    head += (
+        ["bytes to target", "rounds to target", f"{_clock(study)} s to target".strip()]
+        if study.has_target
+        else []
+    )
     head.append("status")
     rows = []
     for line in table:
@@ -951,14 +974,15 @@ def _runs_table(study: Study) -> str:
                     _Cell(group.name, f"seed {record.start.seed}"),
                     _Cell(status, reason, kind="" if status == "finished" else "bad"),
                     str(record.rounds),
-                    f"{record.evaluations[-1].time_s:.1f}",
+                    _Cell(f"{record.evaluations[-1].time_s:.1f}", "" if _clock(study) else _clock_of(record)),
                     _Cell(record.start.digest, kind="code"),
                     _Cell(sha if len(sha) < 20 else sha[:16] + "…", kind="code", title=sha),
                     record.start.batching,
                     _Cell(record.folder.resolve().relative_to(parent).as_posix(), kind="code"),
                 ]
             )
-    head = ["run", "status", "rounds", "virtual s", "digest", "SHA-256 of all parameters", "batching", "folder"]
+    seconds = f"{_clock(study)} s".strip()
+    head = ["run", "status", "rounds", seconds, "digest", "SHA-256 of all parameters", "batching", "folder"]
     return _table(head, rows, "Every run", kind="cards")
 
 
