@@ -357,8 +357,8 @@ def _single_runs(found: Sequence[_Found], metric: str | None) -> Study:
     unique: dict[tuple[Any, ...], _Found] = {}
     for run in found:
         how = (run.tables.get("train", {}).get("batching"), run.tables.get("run", {}).get("device"))
-        how += (run.record.start.clock,)
-        unique.setdefault((run.record.start.digest, run.record.start.seed, *how), run)
+        start = run.record.start
+        unique.setdefault((start.digest, start.seed, start.clock, *how), run)
     if len(unique) < len(found):
         notes.append(
             f"{len(found) - len(unique)} runs are left out: they repeat the experiment and seed of another."
