@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from jwins.net.channel import VERSION
 from jwins.net.identity import Certificate, read_certificate
+from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Roster
 
 DAY = datetime.timedelta(days=1)
@@ -135,8 +136,8 @@ class Attacker:
     def message(self, data: bytes) -> None:
         """A message as an honest member would send it."""
         self.begin(len(data))
-        if data:
-            self.frame(BINARY, data)
+        for start in range(0, len(data), CHUNK_BYTES):
+            self.frame(BINARY, data[start : start + CHUNK_BYTES])
 
     def read(self) -> tuple[int, bytes]:
         """Opcode and data of the next frame of the victim."""

@@ -348,7 +348,8 @@ print(node.transport.report()[0].connections, flush=True)
 """
 
 
-@pytest.mark.parametrize("hold_s", [8, pytest.param(61, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hold_s", [8, 61])
 def test_a_peer_whose_interpreter_is_held_keeps_its_connection(make: Make, tmp_path: Path, hold_s: int) -> None:
     """For so long no thread of its process runs; the 100 MB that were sent meanwhile arrive afterwards."""
     from jwins.net.roster import write_roster
@@ -376,6 +377,7 @@ def test_a_peer_whose_interpreter_is_held_keeps_its_connection(make: Make, tmp_p
             child.kill()
 
 
+@pytest.mark.slow
 def test_own_standstill_is_not_held_against_others(make: Make, roster: Roster) -> None:
     """This process does nothing for longer than it would wait for another."""
     limits = Limits(retry_s=0.05, heartbeat_s=0.5, silent_s=1.0, dead_s=3.5)

