@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,13 @@ def moved(module: nn.Module, by: float) -> None:
 
 def flat(module: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30.0
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 class Peers:
@@ -86,7 +94,7 @@ def test_two_lines_in_a_loop_average_the_models(tmp_path: Path, wires: Wires) ->
     for reports in peers.each(loop):
         assert [report.round for report in reports] == [0, 1, 2, 3]
         assert [report.merged_round for report in reports] == [0, 1, 2, 3]
-        assert all(report.late == () and report.suspected == () for report in reports)
+        assert all(report.late == () for report in reports)
         assert reports[-1].bytes_total >= sum(report.bytes_sent for report in reports) > 4 * 4 * len(start)
     for found in models:
         torch.testing.assert_close(flat(found), start + 4.0)
@@ -240,12 +248,37 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
     again = peers.peer(1, fresh, sharing=sharing, folder=kept)
     assert again.round == 1
     assert torch.equal(flat(fresh), flat(models[1])), "the checkpoint is in the model"
+    until(lambda: first[0]._clock.peers[1].met and not first[0]._clock.peers[1].suspected)
     first[0].exchange(wait=False)
     report = again.exchange()
     assert report.round == 1
     assert report.late == ()
     again.close()
     first[0].close()
+
+
+def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
+    tmp_path: Path, wires: Wires
+) -> None:
+    peers = Peers(tmp_path, 3, wires)
+    models = [model(), model(), model(seed=7)]
+    first = [peers.peer(rank, models[rank], patience_s=0.2) for rank in (0, 1)]
+    for _ in range(5):
+        for rank, peer in enumerate(first):
+            moved(models[rank], 1.0)
+            peer.exchange(wait=False)
+    with pytest.raises(PeerError, match=r"none of carol gave its model|none of carol"):
+        peers.peer(2, model(seed=7), patience_s=0.01, adopt="carol")
+    late = peers.peer(2, models[2], patience_s=0.2, adopt=["bob", "alice"])
+    assert 4 <= late.round <= 5
+    torch.testing.assert_close(flat(models[2]), flat(models[1]), atol=1.01, rtol=0.0)
+    everyone = [*first, late]
+    rounds = [peer.exchange(wait=False).round for peer in everyone]
+    assert max(rounds) - min(rounds) <= 2
+    for peer in everyone:
+        assert peer.exchange().unfit == ()
+    for peer in everyone:
+        peer.close()
 
 
 def test_a_closed_peer_and_a_broken_model_are_errors(tmp_path: Path, wires: Wires) -> None:

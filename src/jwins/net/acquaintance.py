@@ -44,6 +44,7 @@ class Acquaintance:
         round: the highest that it spoke of.
         overdue: rounds in a row in which it was overdue.
         refused: messages of it that were not accepted.
+        given: the round in which it was given the model, or None.
         kept: frames for it by round, increasing.
         seen: (round, key) of its frames that were taken in.
     """
@@ -57,6 +58,7 @@ class Acquaintance:
     round: int = 0
     overdue: int = 0
     refused: int = 0
+    given: int | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
     seen: set[tuple[int, bool]] = field(default_factory=set)
 

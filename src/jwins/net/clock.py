@@ -34,6 +34,7 @@ from jwins.engines.measuring import Part, average, combine
 from jwins.engines.recorder import Recorder
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
+from jwins.net.adopt import ADOPTED, WANTS_MODEL, model_wire, pack_model
 from jwins.net.journal import Journal
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, Network
 from jwins.net.patience import Patience
@@ -178,6 +179,7 @@ class WallClock:
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
+        adopted_at: the round in which the node begins, with a neighbour's parameters; None: all begin alike.
         patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.
@@ -198,6 +200,7 @@ class WallClock:
         start: StartRow,
         names: tuple[str, ...] = (),
         agreed: Mapping[str, str] | None = None,
+        adopted_at: int | None = None,
         patience_s: float = 30.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[WallProgress], None] | None = None,
@@ -224,8 +227,11 @@ class WallClock:
         self._start, self._stop = start, stop
         self._on_progress, self._on_measured = on_progress, on_measured
         self._ledger = Ledger()
-        self._x0 = hash_of_parameters(host.parameters(self.node))
-        self._dim = len(host.parameters(self.node))
+        initial = host.parameters(self.node)
+        self._dim = len(initial)
+        self._adopted_at = adopted_at
+        self._x0 = hash_of_parameters(initial) if adopted_at is None else ADOPTED
+        self._model_wire = model_wire(rules.wire.digest, self._dim)
         self._begun = time.monotonic()
         self._before_s = 0.0
         self._parcels = 0
@@ -302,7 +308,10 @@ class WallClock:
         else:
             self.recorder.begin(self._start)
             self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
-        return self.host.start(self.now)[self.node]
+        commands = self.host.start(self.now)[self.node]
+        if self._adopted_at is not None and not resume:
+            (commands,) = self.host.handle([Due(self.node, self.now, Rejoin(self._adopted_at))])
+        return commands
 
     def _step(self) -> None:
         event = self.network.poll(self._timeout_s())
@@ -325,7 +334,7 @@ class WallClock:
         due = [*self._ticks[:1], self.now + _LONGEST_POLL_S]
         if self._wait is not None:
             since = self._wait.since
-            due += [since + self._limit_s(peer) for peer in self._missing()]
+            due += [since + self.limit_s(peer) for peer in self._missing()]
             due.append(self.now + 0.1 * self.patience.patience_s)
         return max(0.0, min(due) - self.now)
 
@@ -451,6 +460,9 @@ class WallClock:
             self.journal.error("unfit peer", peer=self.names[peer], problem=problem)
             self._tell_node(PeerLost(peer))
             return
+        if hello.versions.get(WANTS_MODEL[0]) == WANTS_MODEL[1]:
+            self._give_model(peer)
+            return
         known.met = known.ever_met = True
         known.left = False
         known.round = hello.round
@@ -462,6 +474,18 @@ class WallClock:
         if self._end is not None:
             self._say(peer, self._bye(self._end.status))
 
+    def _give_model(self, peer: int) -> None:
+        """To a peer that asks for it, once per round; it travels in pieces between this node's own messages."""
+        known = self.peers[peer]
+        if known.given == self.round:
+            return
+        params = self.host.parameters(self.node)
+        data = pack_model(self._model_wire, self.node, self.round, params)
+        if self.network.send(peer, data):
+            known.given = self.round
+            self._ledger.count(self.node, peer, Packed(data, 0, 0), "key")
+            self.journal.info("gave model", peer=self.names[peer], round=self.round)
+
     def _mismatch(self, hello: Hello) -> str:
         """Why the peer cannot take part, or ""."""
         if hello.dim != self._dim:
@@ -471,7 +495,7 @@ class WallClock:
         for what, here in self._agreed.items():
             if (there := hello.versions.get(what, "")) != here:
                 return f"its {what} is {there or 'not known'}, here it is {here}"
-        if hello.x0 != self._x0:
+        if ADOPTED not in (hello.x0, self._x0) and hello.x0 != self._x0:
             return (
                 f"its initial parameters differ (hash {hello.x0.hex()[:16]}, here {self._x0.hex()[:16]}); its "
                 f"versions: {dict(sorted(hello.versions.items()))}"
@@ -550,7 +574,8 @@ class WallClock:
         stalled = self.host.stalled([self.node])
         return stalled[self.node][1] if stalled else ()
 
-    def _limit_s(self, peer: int) -> float:
+    def limit_s(self, peer: int) -> float:
+        """How long this neighbour is waited for now."""
         return self.patience.limit_s if self.peers[peer].ever_met else self.patience.first_s
 
     def _look_at_the_wait(self) -> None:
@@ -562,7 +587,7 @@ class WallClock:
         if self._wait is None or self._wait.round != at:
             self._wait = _Wait(at, self.now)
         waited = self.now - self._wait.since
-        if all(waited >= self._limit_s(peer) for peer in missing):
+        if all(waited >= self.limit_s(peer) for peer in missing):
             self._go_on_without(at, missing)
         elif waited >= self._wait.next_word:
             self._wait.next_word = 2 * waited
@@ -575,7 +600,7 @@ class WallClock:
             known.overdue += 1
             self.overdue[peer] += 1
             name = self.names[peer]
-            self.journal.warning("overdue", peer=name, round=round, limit_s=_to_ms(self._limit_s(peer)))
+            self.journal.warning("overdue", peer=name, round=round, limit_s=_to_ms(self.limit_s(peer)))
             if not known.met or known.overdue >= self.patience.suspect_after:
                 known.suspected = True
                 self.journal.warning("suspected", peer=name, connected=known.met)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from jwins.engines.host import Host
 from jwins.engines.recorder import Recorder
 from jwins.errors import PeerError, UsageError
+from jwins.net.adopt import ADOPTED, WANTS_MODEL, Adopted, Replayed, model_wire
+from jwins.net.adopt import adopt as adopt_model
 from jwins.net.clock import WallClock, WallOutcome
 from jwins.net.handed import HandedTraining
 from jwins.net.journal import Journal
 from jwins.net.limits import Limits
 from jwins.net.link import Network
+from jwins.net.patience import Patience
 from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster
 from jwins.net.transport import Transport
@@ -31,7 +34,7 @@ from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
-from jwins.wire.frame import DIGEST_BYTES, Wire, max_frame_bytes
+from jwins.wire.frame import DIGEST_BYTES, Hello, Wire, max_frame_bytes
 
 if TYPE_CHECKING:
     from jwins.training.trainer import Trainer
@@ -79,7 +82,8 @@ class Peer:
     (``"shared"``; variances are then kept from falling below 0). The optimizer's state stays as it is.
 
     All peers must begin with the same parameters, as from the same ``torch.manual_seed``; a peer that finds
-    others' to be different says so. With ``folder`` the peer keeps a checkpoint after every round: made
+    others' to be different says so. One that comes later, or cannot begin alike, names with ``adopt`` whose
+    model and round it begins with. With ``folder`` the peer keeps a checkpoint after every round: made
     again with the same folder, it writes the newest into the model, and ``round`` says where to go on.
 
     Args:
@@ -90,6 +94,8 @@ class Peer:
         params: which parameters to exchange: their names, or a function that is true of them; None for all that
             have ``requires_grad``. The same on all peers.
         buffers: see above.
+        adopt: names of members whose model to begin with, the next if one does not answer. None for the
+            model as it is. Not used if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
         patience_s: the least time to wait for a neighbour; every other time is derived from it.
         folder: for checkpoints; None for none.
@@ -104,6 +110,7 @@ class Peer:
     Raises:
         ConfigError: roster, key or an argument cannot be used.
         UsageError: the model has nothing to exchange, or the address cannot be listened on.
+        PeerError: nobody gave the model that was to be adopted.
 
     Example::
 
@@ -122,6 +129,7 @@ class Peer:
         sharing: Sharing[Any] | None = None,
         params: Collection[str] | Callable[[str], bool] | None = None,
         buffers: BufferPolicy = "local",
+        adopt: str | Sequence[str] | None = None,
         codec: str = "pco",
         patience_s: float = 30.0,
         folder: Path | str | None = None,
@@ -149,9 +157,26 @@ class Peer:
             project=layout.project_ if layout.has_variances else None,
         )
         place = None if folder is None else Path(folder)
-        self._training = HandedTraining(node, layout, layout.flatten(model).cpu())
+        going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
         if network is None:
             network = ByRank(_transport(members, me.id, Path(key), rules.wire, listen), members.ids)
+        agreed = {"layout": _hash_of_layout(layout)}
+        journal = Journal(me.name)
+        adopted_at: int | None = None
+        if adopt is not None and not going_on:
+            donors = [adopt] if isinstance(adopt, str) else list(adopt)
+            found = _adopted(
+                network,
+                [members.ids.index(members.named(name).id) for name in donors],
+                Hello(node, 0, layout.size, codec, {**agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}, ADOPTED),
+                rules.wire,
+                timeout_s=Patience(patience_s).first_s,
+                names=self._names,
+                journal=journal,
+            )
+            network, adopted_at = Replayed(network, found.events), found.round
+            layout.write(found.params, model)
+        self._training = HandedTraining(node, layout, layout.flatten(model).cpu())
         start = StartRow(
             me.name,
             digest.hex(),
@@ -171,17 +196,17 @@ class Peer:
             network,
             start=start,
             names=self._names,
-            agreed={"layout": _hash_of_layout(layout)},
+            agreed=agreed,
+            adopted_at=adopted_at,
             patience_s=patience_s,
             recorder=Recorder(place),
             stop=lambda: self._closing,
-            journal=Journal(me.name),
+            journal=journal,
         )
         self._network = network
         self._under_way: Tensor | None = None
         self._told_bytes = 0
         self._told_overdue = dict(self._clock.overdue)
-        going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
         self._served = _serving(self._clock, metrics_port)
         self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
         self._thread.start()
@@ -325,6 +350,18 @@ def _transport(roster: Roster, id: int, key: Path, wire: Wire, listen: str | Non
     limits = Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
     dial = roster.neighbours(id)
     return Transport(roster, id, key, greeting=wire.digest, limits=limits, listen=listen, dial=dial)
+
+
+def _adopted(
+    network: Network, donors: Sequence[int], hello: Hello, wire: Wire, *, timeout_s: float, **told: Any
+) -> Adopted:
+    network.start()
+    try:
+        models = model_wire(wire.digest, hello.dim)
+        return adopt_model(network, donors, hello, models, wire, timeout_s=timeout_s, **told)
+    except BaseException:
+        network.close(0.0)
+        raise
 
 
 def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:

@@ -135,7 +135,8 @@ def page(clock: WallClock) -> str:
     title = html.escape(names[clock.node])
     state = "training" if not now.waiting_for else "waiting for " + ", ".join(names[i] for i in now.waiting_for)
     if now.waiting_for:
-        state += f" since {now.waiting_s:.0f} s (at most {clock.patience.limit_s:.0f} s)"
+        limit_s = max(map(clock.limit_s, now.waiting_for))
+        state += f" since {now.waiting_s:.0f} s (at most {limit_s:.0f} s)"
     facts = {"round": f"{now.round}", "state": state, "seconds": f"{now.time_s:.0f}"}
     facts |= {name: f"{value:.4f}" for name, value in _measured(clock).items() if value is not None}
     facts["last error"] = clock.journal.last_error or "none"

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jwins.engines.measuring import Partial, average, combine, squared_distance
-from jwins.errors import ConfigError, DataError, JwinsError, ResumeError
+from jwins.errors import DataError, JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.folder import FolderState, folder_state, locked
-from jwins.run.node import check_for_network, node_folder, on_wall_clock
+from jwins.run.node import for_network, node_folder, on_wall_clock
 from jwins.run.parts import partition_counts
 from jwins.run.result import Result
 from jwins.runfiles import checkpoint, traffic
@@ -122,8 +122,7 @@ def launch(
     """
     from jwins.engines.interrupts import interrupts
 
-    check_for_network(experiment)
-    experiment = _looped(experiment)
+    experiment = for_network(experiment)
     folder = experiment.folder
     state, experiment = folder_state(experiment, folder)
     if state is not FolderState.ABSENT and not resume:
@@ -145,13 +144,6 @@ def launch(
         with _Nodes(pieces, folder, patience_s) as nodes, _Collected(pieces, folder) as collected:
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
     return Result(pieces.experiment, folder, status, Record.read(folder))
-
-
-def _looped(experiment: Experiment) -> Experiment:
-    if experiment.train.batching == "stacked":
-        problem = "a process holds one node, which trains in a loop; write loop or auto"
-        raise ConfigError("train.batching", "stacked", problem)
-    return experiment.changed({"train": {"batching": "loop"}})
 
 
 def _watch(

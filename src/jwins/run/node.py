@@ -34,7 +34,15 @@ if TYPE_CHECKING:
     from jwins.net.link import Network
     from jwins.net.roster import Roster
 
-__all__ = ["DEFAULT_PATIENCE_S", "check_for_network", "node_folder", "on_wall_clock", "patience_of", "run_node"]
+__all__ = [
+    "DEFAULT_PATIENCE_S",
+    "NodeResult",
+    "for_network",
+    "node_folder",
+    "on_wall_clock",
+    "patience_of",
+    "run_node",
+]
 
 DEFAULT_PATIENCE_S = 30.0
 _STATUS_EVERY_S = 0.5
@@ -72,14 +80,22 @@ def patience_of(experiment: Experiment, patience_s: float | None) -> float:
     return DEFAULT_PATIENCE_S if experiment.run.deadline_s is None else experiment.run.deadline_s
 
 
-def check_for_network(experiment: Experiment) -> None:
-    """Raise a ConfigError for what only a virtual clock can do."""
+def for_network(experiment: Experiment) -> Experiment:
+    """The experiment as processes run it that hold one node each: nodes train in a loop.
+
+    Raises:
+        ConfigError: it needs what only a virtual clock can do.
+    """
+    if experiment.train.batching == "stacked":
+        problem = "a process holds one node, which trains in a loop; write loop or auto"
+        raise ConfigError("train.batching", "stacked", problem)
     if experiment.faults:
         problem = "a script of faults is played by the virtual clock; remove it, and let real faults happen"
         raise ConfigError("faults", f"{len(experiment.faults)} tables", problem)
     if experiment.wire.codec == "paper":
         problem = "its decoder must not get a stranger's bytes; use pco or raw between machines"
         raise ConfigError("wire.codec", experiment.wire.codec, problem)
+    return experiment.changed({"train": {"batching": "loop"}})
 
 
 def on_wall_clock(pieces: Pieces) -> Pieces:
@@ -131,7 +147,7 @@ def run_node(
     from jwins.net.journal import write_journal
     from jwins.net.transport import Transport
 
-    check_for_network(experiment)
+    experiment = for_network(experiment)
     members = sorted(roster.members, key=lambda member: member.id)
     if len(members) != experiment.nodes.count:
         problem = f"expected nodes.count = {experiment.nodes.count} members"
