@@ -244,7 +244,7 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
 
     peers.each(loop)
     first[1].close()
-    fresh = model()
+    fresh = model(seed=3)
     again = peers.peer(1, fresh, sharing=sharing, folder=kept)
     assert again.round == 1
     assert torch.equal(flat(fresh), flat(models[1])), "the checkpoint is in the model"

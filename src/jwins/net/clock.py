@@ -72,6 +72,7 @@ class WallState:
     """The clock's part of a checkpoint."""
 
     now: float
+    x0: bytes
     edges: Mapping[tuple[int, int], tuple[int, ...]]
     kept: Mapping[int, Mapping[int, Kept]]
     suspected: frozenset[int]
@@ -682,6 +683,7 @@ class WallClock:
     def _snapshot(self) -> WallState:
         return WallState(
             self.now,
+            self._x0,
             self._ledger.snapshot(),
             {peer: dict(known.kept) for peer, known in self.peers.items()},
             frozenset(peer for peer, known in self.peers.items() if known.suspected),
@@ -690,6 +692,7 @@ class WallClock:
 
     def _restore(self, state: WallState) -> None:
         self._before_s, self._begun = state.now, time.monotonic()
+        self._x0 = state.x0  # a process may be made again with another model at hand
         self._ledger = Ledger(state.edges)
         for peer, known in self.peers.items():
             known.kept = {at: Kept(k.packed, k.purpose, False, True) for at, k in state.kept[peer].items()}

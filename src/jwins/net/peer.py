@@ -207,13 +207,13 @@ class Peer:
         self._under_way: Tensor | None = None
         self._told_bytes = 0
         self._told_overdue = dict(self._clock.overdue)
-        self._served = _serving(self._clock, metrics_port)
         self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
         self._thread.start()
         self._next, merged = self._training.take_merged()
         if going_on:
             layout.write(merged, model)
         self._told_bytes = self._clock.progress().bytes_total
+        self._served = _serving(self._clock, metrics_port)
 
     def _run(self, resume: bool) -> None:
         try:
