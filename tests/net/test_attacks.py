@@ -399,6 +399,26 @@ def test_what_has_no_place_in_the_protocol(scene: Scene, first: int, data: bytes
     scene.check_honest()
 
 
+def test_reasons_do_not_pile_up(scene: Scene) -> None:
+    """What is counted is named by us; nothing in a name is the attacker's choice."""
+    for number in range(100, 120):
+        with scene.attacker() as carol:
+            carol.upgrade()
+            carol.hello(CAROL, number, version=1)
+            carol.reason()
+        with scene.attacker() as carol:
+            carol.upgrade()
+            carol.hello(CAROL, ALICE, version=number)
+            carol.reason()
+        with scene.insider() as carol:
+            carol.text(f'{{"type":"kind {number}"}}')
+            carol.reason()
+    scene.until_counted("not a control message", 20)
+    assert len(scene.alice.transport.report()[CAROL].refused) == 1
+    assert len(scene.alice.transport.strangers()) == 2
+    scene.check_honest()
+
+
 def test_two_messages_at_once(scene: Scene) -> None:
     with scene.insider() as carol:
         carol.begin(10)

@@ -315,6 +315,20 @@ def test_a_new_certificate_replaces_the_old_one_at_once(make: Make, tmp_path: Pa
     bob.poll_until(lambda: bob.messages(0) == [b"welcome"], "a message")
 
 
+def test_what_a_removed_member_sent_is_not_handed_out(make: Make, tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 3)
+    alice, bob, carol = (make(roster, number) for number in range(3))
+    bob.until_connected(0)
+    carol.until_connected(0)
+    for node in (bob, carol):
+        assert node.transport.send(0, b"of " + roster[node.transport.id].name.encode())
+    bob.poll_until(lambda: alice.transport.report()[1].bytes_in == 6, "Bob's message")
+    carol.poll_until(lambda: alice.transport.report()[2].bytes_in == 8, "Carol's message")
+    alice.transport.update(roster.without("bob"))
+    alice.poll_until(lambda: alice.messages(2) == [b"of carol"], "Carol's message")
+    assert alice.messages(1) == []
+
+
 def test_a_roster_without_this_node_is_refused(pair: tuple[Node, Node], roster: Roster) -> None:
     alice, _ = pair
     with pytest.raises(UsageError, match="no member of the roster"):

@@ -200,7 +200,7 @@ class Channel:
         if frame.opcode is not Opcode.TEXT or not frame.fin:
             raise Refused(f"a frame of a kind that has no place here ({frame.opcode.name})")
         if len(frame.data) > CONTROL_BYTES:
-            raise Refused(f"a control message of {len(frame.data)} bytes, at most {CONTROL_BYTES} are allowed")
+            raise Refused(f"a control message that is too long ({len(frame.data)} bytes)")
         try:
             message: Control = _decoder.decode(frame.data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -20,10 +20,10 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from jwins.errors import PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
@@ -63,6 +63,8 @@ CONTROL_SIZE = 64
 """What a control message counts in bytes per second."""
 
 CONNECTIONS_AT_ONCE = 10.0
+
+MOST_REASONS = 64
 
 
 @dataclass(slots=True, eq=False)
@@ -132,6 +134,9 @@ class _Peer:
     room: asyncio.Event = field(default_factory=asyncio.Event)
     dial: asyncio.Event = field(default_factory=asyncio.Event)
     dialler: asyncio.Task[None] | None = None
+
+
+_Work: TypeAlias = Callable[[_Link, _Peer], Coroutine[Any, Any, None]]
 
 
 class Transport:
@@ -353,11 +358,20 @@ class Transport:
                     self._cut(link, "it was removed from the roster")
                 if state.dialler is not None:
                     state.dialler.cancel()
+                self._forget(peer, state)
                 with self._changed:
                     del self._peers[peer]
             elif link is not None and roster[peer].x509.fingerprint != link.fingerprint:
                 self._cut(link, "its certificate in the roster has changed")
+                self._forget(peer, state)
         self._take_members()
+
+    def _forget(self, peer: int, state: _Peer) -> None:
+        """What a peer sent and nobody took yet is as little trusted as the peer now."""
+        with self._changed:
+            self._events = deque(e for e in self._events if e.peer != peer or not isinstance(e, Delivered))
+            state.undelivered_bytes = 0
+        state.room.set()
 
     def _take_members(self) -> None:
         now = self._loop.time()
@@ -464,13 +478,15 @@ class Transport:
             if isinstance(error, Refused) and channel is not None:
                 channel.close(words, refused=True)
             if state is None:
-                self._count_stranger(words.partition(" (")[0], address)
+                self._count_stranger(words, address)
             elif isinstance(error, Refused):
                 self._count(hello.id, words)
             if writer is not None:
                 writer.close()
             return
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                log.exception("failed address=%s", address)
             if writer is not None:
                 writer.transport.abort()
             raise
@@ -485,16 +501,14 @@ class Transport:
 
     def _identify(self, hello: Hello, fingerprint: str) -> None:
         if hello.version != VERSION:
-            raise Refused(
-                f"protocol {hello.version} is not {VERSION}, which is spoken here; install the same version"
-            )
+            raise Refused(f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)")
         if hello.id not in self._roster or hello.id == self.id:
             raise Refused("the id that it claims is no other member's of the roster here")
         if fingerprint != self._roster[hello.id].x509.fingerprint:
             raise Refused("its certificate is not the one that the roster here has for the id that it claims")
         if hello.to != self.id:
             raise Refused(
-                f"it looks for node {hello.to}, and this is node {self.id}; an address in a roster is wrong"
+                f"it looks for another node; an address in a roster is wrong ({hello.to} there, {self.id} here)"
             )
 
     def _may_connect(self, state: _Peer) -> None:
@@ -508,21 +522,22 @@ class Transport:
 
     async def _admit(self, hello: Hello, state: _Peer) -> None:
         """Return if a new connection is to be, beside the one that there may be."""
-        link = state.link
-        if link is None:
-            return
-        if link.instance != hello.instance:  # restarted, or started twice
-            before = link.received
+        while (link := state.link) is not None:
+            if link.instance == hello.instance:
+                if self.id < hello.id and not self._is_silent(link):
+                    raise Refused("connected already")
+                return
+            before = link.received  # restarted, or started twice
             link.ping_due = True
             link.wake.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TWIN_S):
                     while state.link is link and link.received == before:
                         await asyncio.sleep(TWIN_S / 40)
-            if state.link is link and link.received != before:
+            if link.received != before:
                 raise Refused("another process with the key of this node is connected; a node runs once")
-        elif self.id < hello.id and not self._is_silent(link):
-            raise Refused("connected already")
+            if state.link is link:
+                return
 
     async def _serve_probe(self, channel: Channel, state: _Peer) -> None:
         """Answer one who measures: signs of life, and how much of what it sent arrived."""
@@ -569,9 +584,13 @@ class Transport:
             pause = min(2 * pause, limits.retry_most_s)
             try:
                 await self._dial(peer, state)
-            except (PeerError, OSError, EOFError) as error:
+            except Exception as error:
+                if not isinstance(error, PeerError | OSError | EOFError):
+                    log.exception("failed peer=%d", peer)
                 if state.link is None:
-                    self._note(peer, in_words(error))
+                    if (words := in_words(error)) != state.last_error:
+                        log.info("cannot connect peer=%d reason=%r", peer, words)
+                    self._note(peer, words)
                     state.dial.set()
 
     def _is_silent(self, link: _Link) -> bool:
@@ -621,12 +640,11 @@ class Transport:
             self._emit(Connected(peer, hello.greeting))
         if self.id < peer:
             channel.write(Go())
-        works = (self._receive(link, state), self._send(link, state))
-        link.tasks = [self._spawn(self._live(link, work)) for work in works]
+        link.tasks = [self._spawn(self._live(link, state, work)) for work in (self._receive, self._send)]
 
-    async def _live(self, link: _Link, work: Coroutine[Any, Any, None]) -> None:
+    async def _live(self, link: _Link, state: _Peer, work: _Work) -> None:
         try:
-            await work
+            await work(link, state)
         except Refused as error:
             self._count(link.peer, str(error))
             link.channel.close(str(error), refused=True)
@@ -786,15 +804,15 @@ class Transport:
         self._note(peer, reason)
         if (state := self._peers.get(peer)) is not None:
             with self._changed:
-                state.refused[reason] += 1
+                _tally(state.refused, reason)
 
     def _count_stranger(self, reason: str, address: str) -> None:
         with self._changed:
-            self._strangers[reason] += 1
+            kind = _tally(self._strangers, reason)
         now = self._loop.time()
-        if now - self._said.get(reason, -60.0) >= 60.0:  # an attack must not fill the log
-            self._said[reason] = now
-            log.warning("refused address=%s reason=%r count=%d", address, reason, self._strangers[reason])
+        if now - self._said.get(kind, -60.0) >= 60.0:  # an attack must not fill the log
+            self._said[kind] = now
+            log.warning("refused address=%s reason=%r count=%d", address, reason, self._strangers[kind])
 
 
 async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Channel, str]:
@@ -833,6 +851,15 @@ async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Ch
     except BaseException:
         writer.transport.abort()
         raise
+
+
+def _tally(counts: Counter[str], reason: str) -> str:
+    """Count a reason without what varies in it: nobody may make this grow for ever."""
+    kind = reason.partition(" (")[0]
+    if kind not in counts and len(counts) >= MOST_REASONS:
+        kind = "other reasons"
+    counts[kind] += 1
+    return kind
 
 
 def _size(found: object) -> int:
