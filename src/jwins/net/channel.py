@@ -32,8 +32,6 @@ VERSION = 1
 
 READ_BYTES = 1 << 17
 WRITE_BUFFER_BYTES = 4 * CHUNK_BYTES
-SHUTDOWN_S = 1.0
-
 REFUSED = 4000
 """Close code beside a reason for not accepting the peer."""
 

@@ -21,19 +21,20 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Coroutine, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from jwins.errors import PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
+from jwins.net.dialling import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
+from jwins.net.state import Link, PeerState, Rates, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 
-__all__ = ["Transport", "dial"]
+__all__ = ["Transport"]
 
 log = logging.getLogger("jwins.net")
 
@@ -57,86 +58,10 @@ PROBE_S = 30.0
 
 GREETING_BYTES: Final = 4096
 
-READER_BYTES = 1 << 17
-
-CONTROL_SIZE = 64
-"""What a control message counts in bytes per second."""
-
 CONNECTIONS_AT_ONCE = 10.0
 
-MOST_REASONS = 64
 
-
-@dataclass(slots=True, eq=False)
-class _Link:
-    """An open connection."""
-
-    peer: int
-    channel: Channel
-    instance: str
-    fingerprint: str
-    opened: float
-    heard: float
-    received: int = 0
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    reading: bool = True
-    writing_since: float | None = None
-    ping_due: bool = False
-    pong_due: int | None = None
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(slots=True)
-class _Rates:
-    """How fast a peer is read."""
-
-    messages: Bucket
-    octets: Bucket | None
-
-    @classmethod
-    def of(cls, limits: Limits, now: float) -> _Rates:
-        octets = limits.bytes_per_s
-        return cls(
-            Bucket.full(limits.messages_per_s, 2 * limits.messages_per_s, now),
-            None if octets is None else Bucket.full(octets, max(octets, CHUNK_BYTES), now),
-        )
-
-    async def spend(self, size: int, now: float) -> None:
-        """Wait, after something of this size was received, for as long as the rates demand."""
-        wait = self.messages.take(1, now)
-        if self.octets is not None:
-            wait = max(wait, self.octets.take(size, now))
-        if wait > 0:
-            await asyncio.sleep(wait)
-
-
-@dataclass(slots=True, eq=False)
-class _Peer:
-    """What outlives connections. The lock of the transport guards what other threads touch."""
-
-    arrivals: Bucket
-    rates: _Rates
-    address: str = ""
-    greeting: bytes = b""
-    last_error: str = ""
-    queue: deque[bytes] = field(default_factory=deque)
-    queued_bytes: int = 0
-    undelivered_bytes: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    connections: int = 0
-    round_trip_s: float | None = None
-    refused: Counter[str] = field(default_factory=Counter)
-    link: _Link | None = None
-    stable: bool = False
-    probed: bool = False
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    dial: asyncio.Event = field(default_factory=asyncio.Event)
-    dialler: asyncio.Task[None] | None = None
-
-
-_Work: TypeAlias = Callable[[_Link, _Peer], Coroutine[Any, Any, None]]
+_Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
 
 
 class Transport:
@@ -183,7 +108,7 @@ class Transport:
         self._changed = threading.Condition()
         self._events: deque[LinkEvent] = deque()
         self._woken = False
-        self._peers: dict[int, _Peer] = {}
+        self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
         self._said: dict[str, float] = {}
         self._pending: Counter[str] = Counter()
@@ -366,7 +291,7 @@ class Transport:
                 self._forget(peer, state)
         self._take_members()
 
-    def _forget(self, peer: int, state: _Peer) -> None:
+    def _forget(self, peer: int, state: PeerState) -> None:
         """What a peer sent and nobody took yet is as little trusted as the peer now."""
         with self._changed:
             self._events = deque(e for e in self._events if e.peer != peer or not isinstance(e, Delivered))
@@ -381,7 +306,7 @@ class Transport:
             state = self._peers.get(member.id)
             if state is None:
                 arrivals = Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now)
-                state = _Peer(arrivals, _Rates.of(self.limits, now))
+                state = PeerState(arrivals, Rates.of(self.limits, now))
                 with self._changed:
                     self._peers[member.id] = state
             wanted = self._wanted is None or member.id in self._wanted
@@ -408,7 +333,7 @@ class Transport:
                     self._watch(link, state, int(now / beat) != int(before / beat))
             before = now
 
-    def _watch(self, link: _Link, state: _Peer, beat: bool) -> None:
+    def _watch(self, link: Link, state: PeerState, beat: bool) -> None:
         now = self._awake_s
         if not link.reading:
             link.heard = now  # it is we who do not listen
@@ -447,7 +372,7 @@ class Transport:
     async def _answer(self, sock: socket.socket, host: str, address: str) -> None:
         writer: asyncio.StreamWriter | None = None
         channel: Channel | None = None
-        state: _Peer | None = None
+        state: PeerState | None = None
         try:
             async with asyncio.timeout(self.limits.handshake_s):
                 reader = asyncio.StreamReader(limit=READER_BYTES)
@@ -457,7 +382,7 @@ class Transport:
                     sock,
                     ssl=self._contexts.server,
                     ssl_handshake_timeout=self.limits.handshake_s,
-                    ssl_shutdown_timeout=FAREWELL_S,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
                 )
                 writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
                 channel = await Channel.answer(reader, writer)
@@ -511,7 +436,7 @@ class Transport:
                 f"it looks for another node; an address in a roster is wrong ({hello.to} there, {self.id} here)"
             )
 
-    def _may_connect(self, state: _Peer) -> None:
+    def _may_connect(self, state: PeerState) -> None:
         if self._closing:
             raise Refused("this node is about to end")
         if state.arrivals.take(1, self._loop.time()) > 0:
@@ -520,7 +445,7 @@ class Transport:
     def _hello(self, peer: int) -> Hello:
         return Hello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
 
-    async def _admit(self, hello: Hello, state: _Peer) -> None:
+    async def _admit(self, hello: Hello, state: PeerState) -> None:
         """Return if a new connection is to be, beside the one that there may be."""
         while (link := state.link) is not None:
             if link.instance == hello.instance:
@@ -539,7 +464,7 @@ class Transport:
             if state.link is link:
                 return
 
-    async def _serve_probe(self, channel: Channel, state: _Peer) -> None:
+    async def _serve_probe(self, channel: Channel, state: PeerState) -> None:
         """Answer one who measures: signs of life, and how much of what it sent arrived."""
         left, expected, got = PROBE_BYTES, 0, 0
         state.probed = True
@@ -559,7 +484,7 @@ class Transport:
                     else:
                         return
                     await channel.drained()
-                    await state.rates.spend(_size(found), self._loop.time())
+                    await state.rates.spend(size_of(found), self._loop.time())
         except (PeerError, OSError):
             pass
         finally:
@@ -568,7 +493,7 @@ class Transport:
 
     # --- Dialling -----------------------------------------------------------------------------------------
 
-    async def _keep_dialling(self, peer: int, state: _Peer) -> None:
+    async def _keep_dialling(self, peer: int, state: PeerState) -> None:
         """Connect whenever there is no connection, or one that is silent."""
         limits = self.limits
         both_dial = self.id > peer and self._me.reachable
@@ -593,10 +518,10 @@ class Transport:
                     self._note(peer, words)
                     state.dial.set()
 
-    def _is_silent(self, link: _Link) -> bool:
+    def _is_silent(self, link: Link) -> bool:
         return self._awake_s - link.heard > self.limits.silent_s
 
-    async def _dial(self, peer: int, state: _Peer) -> None:
+    async def _dial(self, peer: int, state: PeerState) -> None:
         member = self._roster[peer]
         channel: Channel | None = None
         try:
@@ -621,7 +546,7 @@ class Transport:
     # --- A connection's life ------------------------------------------------------------------------------
 
     def _adopt(
-        self, peer: int, state: _Peer, channel: Channel, hello: Hello, fingerprint: str, address: str
+        self, peer: int, state: PeerState, channel: Channel, hello: Hello, fingerprint: str, address: str
     ) -> None:
         if (
             self._closing
@@ -632,7 +557,7 @@ class Transport:
             return
         if state.link is not None:
             self._cut(state.link, "a new connection took its place")
-        link = _Link(peer, channel, hello.instance, fingerprint, self._awake_s, self._awake_s)
+        link = Link(peer, channel, hello.instance, fingerprint, self._awake_s, self._awake_s)
         state.connections += 1
         log.info("connected peer=%d address=%s", peer, address)
         with self._changed:
@@ -642,7 +567,7 @@ class Transport:
             channel.write(Go())
         link.tasks = [self._spawn(self._live(link, state, work)) for work in (self._receive, self._send)]
 
-    async def _live(self, link: _Link, state: _Peer, work: _Work) -> None:
+    async def _live(self, link: Link, state: PeerState, work: _Work) -> None:
         try:
             await work(link, state)
         except Refused as error:
@@ -655,12 +580,12 @@ class Transport:
             log.exception("failed peer=%d", link.peer)
             self._lose(link, in_words(error))
 
-    def _cut(self, link: _Link, reason: str) -> None:
+    def _cut(self, link: Link, reason: str) -> None:
         link.channel.close(reason, refused=True)
         self._lose(link, reason)
         link.channel.abort()
 
-    def _lose(self, link: _Link, reason: str) -> None:
+    def _lose(self, link: Link, reason: str) -> None:
         state = self._peers.get(link.peer)
         link.channel.end()
         for task in link.tasks:
@@ -684,7 +609,7 @@ class Transport:
         self._events.append(event)
         self._changed.notify()
 
-    async def _receive(self, link: _Link, state: _Peer) -> None:
+    async def _receive(self, link: Link, state: PeerState) -> None:
         assembled = io.BytesIO()
         missing: int | None = None
         while True:
@@ -706,7 +631,8 @@ class Transport:
                 link.pong_due = found.token
                 link.wake.set()
             elif isinstance(found, Pong):
-                state.round_trip_s = max(0.0, time.monotonic() - found.token * 1e-6)
+                if found.token == link.pings:
+                    state.round_trip_s = self._loop.time() - link.pinged
             elif isinstance(found, Control):
                 raise Refused(f"a {type(found).__name__} that has no place here")
             elif missing is None or not 0 < len(found) <= missing:
@@ -720,15 +646,15 @@ class Transport:
                 self._deliver(link, state, data)
                 del data
             link.reading = False
-            await state.rates.spend(_size(found), self._loop.time())
+            await state.rates.spend(size_of(found), self._loop.time())
 
-    def _deliver(self, link: _Link, state: _Peer, data: bytes) -> None:
+    def _deliver(self, link: Link, state: PeerState, data: bytes) -> None:
         with self._changed:
             state.bytes_in += len(data)
             state.undelivered_bytes += len(data) + ENTRY_BYTES
             self._emit(Delivered(link.peer, data))
 
-    async def _send(self, link: _Link, state: _Peer) -> None:
+    async def _send(self, link: Link, state: PeerState) -> None:
         while True:
             link.wake.clear()
             link.writing_since = self._awake_s
@@ -753,10 +679,11 @@ class Transport:
                 state.bytes_out += len(data)
             del data, view
 
-    def _write_signs(self, link: _Link) -> None:
+    def _write_signs(self, link: Link) -> None:
         if link.ping_due:
             link.ping_due = False
-            link.channel.write(Ping(int(time.monotonic() * 1e6)))
+            link.pings, link.pinged = link.pings + 1, self._loop.time()
+            link.channel.write(Ping(link.pings))
         if link.pong_due is not None:
             link.channel.write(Pong(link.pong_due))
             link.pong_due = None
@@ -804,63 +731,12 @@ class Transport:
         self._note(peer, reason)
         if (state := self._peers.get(peer)) is not None:
             with self._changed:
-                _tally(state.refused, reason)
+                tally(state.refused, reason)
 
     def _count_stranger(self, reason: str, address: str) -> None:
         with self._changed:
-            kind = _tally(self._strangers, reason)
+            kind = tally(self._strangers, reason)
         now = self._loop.time()
         if now - self._said.get(kind, -60.0) >= 60.0:  # an attack must not fill the log
             self._said[kind] = now
             log.warning("refused address=%s reason=%r count=%d", address, reason, self._strangers[kind])
-
-
-async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Channel, str]:
-    """Connect to a member, and make sure that it is the member.
-
-    Returns:
-        The connection, on which nothing was said yet, and the fingerprint at its other end.
-
-    Raises:
-        PeerError: another certificate than the roster's, or not this protocol.
-        OSError: no connection, or no TLS.
-    """
-    host, port = member.host_and_port
-    reader, writer = await asyncio.open_connection(
-        host,
-        port,
-        ssl=contexts.client,
-        server_hostname="",
-        limit=READER_BYTES,
-        ssl_handshake_timeout=timeout_s,
-        ssl_shutdown_timeout=FAREWELL_S,
-    )
-    try:
-        fingerprint = presented_fingerprint(writer.get_extra_info("ssl_object"))
-        if fingerprint != member.x509.fingerprint:
-            raise PeerError(
-                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint} "
-                f"and in the roster {member.x509.fingerprint}"
-            )
-        return await Channel.dial(reader, writer, member.address), fingerprint
-    except (ConnectionResetError, BrokenPipeError):  # the alert that says so is often lost
-        writer.transport.abort()
-        raise PeerError(
-            "it ended the connection when it saw our certificate: its roster has another one, or none"
-        ) from None
-    except BaseException:
-        writer.transport.abort()
-        raise
-
-
-def _tally(counts: Counter[str], reason: str) -> str:
-    """Count a reason without what varies in it: nobody may make this grow for ever."""
-    kind = reason.partition(" (")[0]
-    if kind not in counts and len(counts) >= MOST_REASONS:
-        kind = "other reasons"
-    counts[kind] += 1
-    return kind
-
-
-def _size(found: object) -> int:
-    return len(found) if isinstance(found, bytes | bytearray | memoryview) else CONTROL_SIZE
