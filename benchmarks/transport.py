@@ -28,6 +28,7 @@ from pathlib import Path
 from benchmarks.report import peak_memory_bytes, table
 
 PEERS = 4
+FIRST_PORT = 27420
 MESSAGE_BYTES = 100 << 20
 ROUNDS = 3
 RAW_BYTES = 400 << 20
@@ -88,18 +89,12 @@ def make_members(folder: Path) -> None:
             Member(
                 id=number,
                 name=f"peer{number}",
-                address=f"127.0.0.1:{free_port()}",
+                address=f"127.0.0.1:{FIRST_PORT + number}",
                 fingerprint=certificate.fingerprint,
                 certificate=certificate.pem,
             )
         )
     write_roster(Roster(members=tuple(members)), folder / "roster.toml")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def start(kind: str, folder: Path, number: int, busy: str = "nothing") -> subprocess.Popen[str]:

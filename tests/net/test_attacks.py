@@ -503,6 +503,7 @@ def test_handshakes_that_never_end(tmp_path: Path) -> None:
         scene.check_honest()
 
 
+@pytest.mark.slow
 def test_a_peer_that_stops_reading(tmp_path: Path) -> None:
     limits = Limits(queue_bytes=8 << 20, heartbeat_s=0.5, dead_s=3.0, connections_per_s=1000.0)
     with scene_of(tmp_path, limits) as scene, scene.insider() as carol:
@@ -538,6 +539,7 @@ def stuck(send: Callable[[], None], times: int) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_what_is_not_taken_is_not_read(tmp_path: Path) -> None:
     """Alice is busy: of Carol's flood no more is kept than the limit, one message and what one read brings."""
     limits = Limits(undelivered_bytes=4 << 20, connections_per_s=1000.0, messages_per_s=1e6)
@@ -588,6 +590,7 @@ def test_the_rate_limit(tmp_path: Path) -> None:
         scene.check_honest()
 
 
+@pytest.mark.slow
 def test_the_limit_of_bytes(tmp_path: Path) -> None:
     with scene_of(tmp_path, Limits(bytes_per_s=2 << 20, connections_per_s=1000.0)) as scene:
         with scene.insider() as carol:

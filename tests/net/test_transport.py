@@ -21,6 +21,7 @@ from jwins.errors import ConfigError, UsageError
 from jwins.net.limits import Limits
 from jwins.net.link import Connected, Delivered, Disconnected
 from jwins.net.roster import Member, Roster
+from jwins.net.sockets import listening_sockets
 from jwins.net.transport import Transport
 
 QUICK = Limits(retry_s=0.05, connections_per_s=100.0)
@@ -35,8 +36,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def make(roster: Roster, id: int, **more: object) -> Node:
         node = Node(roster, id, tmp_path, **{"limits": QUICK, **more})  # type: ignore[arg-type]
-        nodes.append(node.started())
-        return node
+        nodes.append(node)
+        return node.started()
 
     yield make
     for node in nodes:
@@ -244,7 +245,6 @@ def test_a_used_port_is_said(make: Make, roster: Roster, tmp_path: Path) -> None
         transport = Transport(roster, 0, tmp_path / "alice.key")
         with pytest.raises(UsageError, match="is the node running already"):
             transport.start()
-        transport.close()
 
 
 def test_another_listening_address(make: Make, roster: Roster, tmp_path: Path) -> None:
@@ -412,6 +412,7 @@ def test_own_standstill_is_not_held_against_others(make: Make, roster: Roster) -
     assert [event for event in alice.events if isinstance(event, Disconnected)] == []
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_silent_is_cut(make: Make, tmp_path: Path) -> None:
     """A stopped process neither reads nor ends its connections."""
     from jwins.net.roster import write_roster
@@ -435,6 +436,7 @@ def test_a_peer_that_is_silent_is_cut(make: Make, tmp_path: Path) -> None:
             child.kill()
 
 
+@pytest.mark.slow
 def test_a_network_that_parts_and_heals(make: Make, tmp_path: Path) -> None:
     """Between the two sits a relay that passes nothing on for a while, without ending a connection."""
     roster = roster_of(tmp_path, 2)
@@ -536,3 +538,28 @@ def test_nothing_is_left_after_many_connections(make: Make, roster: Roster) -> N
         counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     assert counts[-1][0] <= counts[1][0] + 2
     assert counts[-1][1] <= counts[1][1]
+
+
+@pytest.mark.parametrize(
+    ("address", "alone"),
+    [
+        ("127.0.0.1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("10.1.2.3", False),
+        (socket.gethostname(), False),
+    ],
+)
+def test_only_a_loopback_address_is_listened_on_alone(address: str, alone: bool) -> None:
+    """A machine often resolves its own name to the loopback interface; others must reach it nevertheless."""
+    try:
+        sockets = listening_sockets(f"{address}:{free_port()}", None)
+    except UsageError:
+        if address == "[::1]":
+            pytest.skip("no IPv6 here")
+        raise
+    places = {sock.getsockname()[0] for sock in sockets}
+    for sock in sockets:
+        sock.close()
+    assert places <= ({"127.0.0.1", "::1"} if alone else {"0.0.0.0", "::"})
+    assert places

@@ -143,7 +143,11 @@ class Transport:
         if self._thread.ident is not None:
             raise UsageError("a transport is started once; make another")
         if self._me.reachable or self._listen is not None:
-            self._sockets = listening_sockets(self._me.address, self._listen)
+            try:
+                self._sockets = listening_sockets(self._me.address, self._listen)
+            except UsageError:
+                self.close()
+                raise
         self._thread.start()
         self._call(self._begin())
 
