@@ -323,6 +323,17 @@ def test_a_new_certificate_replaces_the_old_one_at_once(make: Make, tmp_path: Pa
     bob.poll_until(lambda: bob.messages(0) == [b"welcome"], "a message")
 
 
+def test_only_a_running_transport_takes_a_roster(roster: Roster, tmp_path: Path) -> None:
+    alice = Node(roster, 0, tmp_path)
+    with pytest.raises(UsageError, match="is not running"):
+        alice.transport.update(roster)
+    alice.started().transport.close()
+    with pytest.raises(UsageError, match="is not running"):
+        alice.transport.update(roster)
+    with pytest.raises(UsageError, match="started once"):
+        alice.transport.start()
+
+
 def test_what_a_removed_member_sent_is_not_handed_out(make: Make, tmp_path: Path) -> None:
     roster = roster_of(tmp_path, 3)
     alice, bob, carol = (make(roster, number) for number in range(3))

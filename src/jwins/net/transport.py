@@ -60,6 +60,8 @@ GREETING_BYTES: Final = 4096
 
 CONNECTIONS_AT_ONCE = 10.0
 
+QUIET_S = 60.0
+
 
 _Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
 
@@ -110,7 +112,7 @@ class Transport:
         self._woken = False
         self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
-        self._said: dict[str, float] = {}
+        self._said: dict[tuple[str, str], float] = {}
         self._pending: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
@@ -249,8 +251,12 @@ class Transport:
 
         Raises:
             ConfigError: this node's key and certificate do not fit, or are not valid; nothing has changed then.
-            UsageError: this node is not in it.
+            UsageError: this node is not in it, or the transport is not running.
         """
+        if self._closing or not self._thread.is_alive():
+            raise UsageError(
+                "the transport is not running: start it first, or make another with the new roster"
+            )
         member, key_file = roster[self.id], key_file or self._key_file
         contexts = Contexts.of(roster, member, key_file)
         self._call(self._change(roster, member, key_file, contexts, dial))
@@ -731,16 +737,20 @@ class Transport:
                 state.last_error = error
 
     def _count(self, peer: int, reason: str) -> None:
-        log.debug("refused peer=%d reason=%r", peer, reason)
         self._note(peer, reason)
         if (state := self._peers.get(peer)) is not None:
             with self._changed:
-                tally(state.refused, reason)
+                kind = tally(state.refused, reason)
+            self._warn(f"peer={peer}", kind, reason, state.refused[kind])
 
     def _count_stranger(self, reason: str, address: str) -> None:
         with self._changed:
             kind = tally(self._strangers, reason)
+        self._warn("stranger", kind, f"{reason}; last from {address}", self._strangers[kind])
+
+    def _warn(self, who: str, kind: str, reason: str, count: int) -> None:
+        """One line a minute at most for each kind of refusal: an attack must not fill the log."""
         now = self._loop.time()
-        if now - self._said.get(kind, -60.0) >= 60.0:  # an attack must not fill the log
-            self._said[kind] = now
-            log.warning("refused address=%s reason=%r count=%d", address, reason, self._strangers[kind])
+        if now - self._said.get((who, kind), -QUIET_S) >= QUIET_S:
+            self._said[who, kind] = now
+            log.warning("refused %s reason=%r count=%d", who, reason, count)
