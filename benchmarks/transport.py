@@ -28,6 +28,7 @@ from pathlib import Path
 from benchmarks.report import peak_memory_bytes, table
 
 PEERS = 4
+FIRST_PORT = 27420
 MESSAGE_BYTES = 100 << 20
 ROUNDS = 3
 RAW_BYTES = 400 << 20
@@ -50,21 +51,25 @@ def main() -> None:
 
 def measure(folder: Path) -> None:
     make_members(folder)
-    before = raw_rate(folder)
+    moved = PEERS * (PEERS - 1) * MESSAGE_BYTES
+    before = raw(folder)
     found = exchange(folder, "nothing", MESSAGE_BYTES)
-    after = raw_rate(folder)
-    raw = statistics.mean([before, after])
-    least_s = PEERS * (PEERS - 1) * MESSAGE_BYTES / raw
-    print(f"TLS alone, one connection: {before / 1e6:.0f} MB/s before, {after / 1e6:.0f} MB/s after")
+    after = raw(folder)
     print(f"{PEERS} peers, each {MESSAGE_BYTES >> 20} MiB to the {PEERS - 1} others, {ROUNDS} exchanges:")
-    seconds = statistics.median(found["seconds"])
-    rows = [
-        ["seconds per exchange (median)", f"{seconds:.2f}"],
-        ["as many bytes at the rate of TLS alone", f"{least_s:.2f}"],
-        ["ratio", f"{seconds / least_s:.2f}"],
-        ["peak memory of a peer, in messages", f"{max(found['memory']) / MESSAGE_BYTES:.2f}"],
-    ]
-    print(table(["", "measured"], rows))
+    rows = []
+    for what, alone, ours in (
+        ("seconds", before[0] + after[0], statistics.median(found["seconds"])),
+        ("processor seconds, all processes", before[1] + after[1], sum(found["processor"]) / ROUNDS),
+    ):
+        least = alone / 2 * moved / RAW_BYTES
+        rows.append([what, f"{ours:.2f}", f"{least:.2f}", f"{ours / least:.2f}"])
+    print(table(["of an exchange", "measured", "TLS alone", "ratio"], rows))
+    rates = ", ".join(
+        f"{RAW_BYTES / 1e6 / seconds:.0f} MB/s {when}"
+        for when, (seconds, _) in (("before", before), ("after", after))
+    )
+    print(f"TLS alone is {moved >> 20} MiB at the rate of one connection: {rates}")
+    print(f"peak memory of a peer: {max(found['memory']) / MESSAGE_BYTES:.2f} messages")
     print(f"\nbeside work in the same process, {SMALL_BYTES >> 20} MiB messages:")
     rows = []
     for busy in BUSY:
@@ -84,18 +89,12 @@ def make_members(folder: Path) -> None:
             Member(
                 id=number,
                 name=f"peer{number}",
-                address=f"127.0.0.1:{free_port()}",
+                address=f"127.0.0.1:{FIRST_PORT + number}",
                 fingerprint=certificate.fingerprint,
                 certificate=certificate.pem,
             )
         )
     write_roster(Roster(members=tuple(members)), folder / "roster.toml")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def start(kind: str, folder: Path, number: int, busy: str = "nothing") -> subprocess.Popen[str]:
@@ -121,6 +120,7 @@ def exchange(folder: Path, busy: str, size: int) -> dict[str, list[float]]:
     return {
         "seconds": [max(times) for times in zip(*(part["seconds"] for part in found), strict=True)],
         "memory": [part["memory"][0] for part in found],
+        "processor": [part["processor"][0] for part in found],
     }
 
 
@@ -154,7 +154,7 @@ def peer(folder: Path, number: int, busy: str) -> None:
         transport.send(other, b"")
     while not all(arrived.values()):
         take()
-    before = peak_memory_bytes()
+    before, processor = peak_memory_bytes(), time.process_time()
     for _ in range(ROUNDS):
         for queue in arrived.values():
             queue.pop(0)
@@ -164,7 +164,8 @@ def peer(folder: Path, number: int, busy: str) -> None:
         while not all(arrived.values()):
             take()
         seconds.append(time.perf_counter() - begun)
-        assert all(queue[0] == message for queue in arrived.values())
+    processor = time.process_time() - processor
+    assert all(queue[0] == message for queue in arrived.values())
     memory = peak_memory_bytes() - before + len(message)  # its own message was there before
     stop()
     for other in others:
@@ -172,7 +173,7 @@ def peer(folder: Path, number: int, busy: str) -> None:
     while not all(queue[-1] == b"done" for queue in arrived.values()):
         take()
     transport.close()
-    print(json.dumps({"seconds": seconds, "memory": [memory]}))
+    print(json.dumps({"seconds": seconds, "memory": [memory], "processor": [processor]}))
 
 
 def work_beside(folder: Path, busy: str) -> Callable[[], None]:
@@ -180,20 +181,24 @@ def work_beside(folder: Path, busy: str) -> Callable[[], None]:
     kind, _, place = busy.partition(", a ")
     if place == "process":
         process = start("work", folder, 0, kind)
+        assert process.stdout is not None
+        process.stdout.readline()
         return process.kill
-    stop = threading.Event()
+    stop, begun = threading.Event(), threading.Event()
     if place == "thread":
-        threading.Thread(target=work, args=(kind, stop), daemon=True).start()
+        threading.Thread(target=work, args=(kind, stop, begun.set), daemon=True).start()
+        begun.wait()
     return stop.set
 
 
 def work_alone(folder: Path, number: int, busy: str) -> None:
-    work(busy, threading.Event())
+    work(busy, threading.Event(), lambda: print("begun", flush=True))
 
 
-def work(kind: str, stop: threading.Event) -> None:
+def work(kind: str, stop: threading.Event, begun: Callable[[], object]) -> None:
     """Small operations of torch, or Python alone."""
     if kind == "Python":
+        begun()
         count = 0
         while not stop.is_set():
             count += 1
@@ -203,6 +208,7 @@ def work(kind: str, stop: threading.Event) -> None:
     torch.set_num_threads(1)
     layers = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
     optimizer = torch.optim.SGD(layers.parameters(), lr=0.01)
+    begun()
     while not stop.is_set():
         optimizer.zero_grad()
         layers(torch.zeros(32, 64)).square().mean().backward()
@@ -212,12 +218,12 @@ def work(kind: str, stop: threading.Event) -> None:
 # --- TLS alone --------------------------------------------------------------------------------------------
 
 
-def raw_rate(folder: Path) -> float:
-    """Bytes per second of one connection between two processes."""
+def raw(folder: Path) -> tuple[float, float]:
+    """Seconds, and processor seconds of both, that one connection between two processes takes."""
     (folder / "port").unlink(missing_ok=True)
     receiver, sender = start("receiver", folder, 1), start("sender", folder, 0)
-    answer(sender)
-    return RAW_BYTES / answer(receiver)["seconds"][0]
+    sent, received = answer(sender), answer(receiver)
+    return received["seconds"][0], sent["processor"][0] + received["processor"][0]
 
 
 def raw_context(folder: Path, number: int, side: int) -> ssl.SSLContext:
@@ -238,10 +244,11 @@ def raw_receiver(folder: Path, number: int, busy: str) -> None:
     with context.wrap_socket(plain, server_side=True) as tls:
         buffer, got = bytearray(1 << 18), 0
         tls.recv_into(buffer, 1)
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         while got < RAW_BYTES:
             got += tls.recv_into(buffer)
-        print(json.dumps({"seconds": [time.perf_counter() - begun]}))
+        found = {"seconds": [time.perf_counter() - begun], "processor": [time.process_time() - processor]}
+        print(json.dumps(found))
 
 
 def raw_sender(folder: Path, number: int, busy: str) -> None:
@@ -253,10 +260,10 @@ def raw_sender(folder: Path, number: int, busy: str) -> None:
         context.wrap_socket(plain) as tls,
     ):
         tls.sendall(b"x")
-        chunk = bytes(1 << 20)
+        chunk, processor = bytes(1 << 20), time.process_time()
         for _ in range(RAW_BYTES >> 20):
             tls.sendall(chunk)
-    print(json.dumps({}))
+    print(json.dumps({"processor": [time.process_time() - processor]}))
 
 
 if __name__ == "__main__":

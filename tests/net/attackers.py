@@ -127,7 +127,7 @@ class Attacker:
         self.frame(TEXT, message.encode())
 
     def hello(self, id: int, to: int, **more: object) -> None:
-        fields = {"type": "hello", "version": VERSION, "id": id, "to": to, "instance": "0" * 32, **more}
+        fields = {"type": "hello", "version": VERSION, "id": id, "to": to, "instance": "0" * 32} | more
         self.text(str(fields).replace("'", '"').replace("True", "true"))
 
     def begin(self, size: int) -> None:

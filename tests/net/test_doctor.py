@@ -15,6 +15,7 @@ from members import Node, member, roster_of
 from typer.testing import CliRunner, Result
 
 from jwins.cli.app import app
+from jwins.experiment import load
 from jwins.net import doctor
 from jwins.net.doctor import Finding, examine
 from jwins.net.identity import Certificate
@@ -33,9 +34,9 @@ def entry(folder: Path, id: int, name: str, **times: datetime.timedelta) -> Memb
 
 
 @contextlib.contextmanager
-def running(roster: Roster, id: int, folder: Path) -> Iterator[Node]:
+def running(roster: Roster, id: int, folder: Path, greeting: bytes = GREETING) -> Iterator[Node]:
     node = Node(
-        roster, id, folder, greeting=GREETING, dial=(), limits=Limits(connections_per_s=100.0)
+        roster, id, folder, greeting=greeting, dial=(), limits=Limits(connections_per_s=100.0)
     ).started()
     try:
         yield node
@@ -229,3 +230,17 @@ def test_the_command(tmp_path: Path) -> None:
     result = jwins("doctor", tmp_path / "roster.toml", "--as", "alcie")
     assert result.exit_code == 2
     assert 'did you mean "alice"?' in result.stderr
+
+
+def test_the_command_compares_experiments(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 2)
+    write_roster(roster, tmp_path / "roster.toml")
+    digest = load("digits", ["run.rounds=7"]).changed({"train": {"batching": "loop"}}).digest()
+    command = ("doctor", tmp_path / "roster.toml", "--as", "alice", "--experiment", "digits", "--set")
+    with running(roster, 1, tmp_path, digest):
+        same = jwins(*command, "run.rounds=7", "--set", "run.folder=elsewhere")
+        assert same.exit_code == 0, same.output
+        other = jwins(*command, "train.local_steps=7")
+    assert other.exit_code == 2
+    assert f"FAIL  bob: it runs another experiment (digest {digest.hex()} there" in other.stdout
+    assert "start both with the same experiment file" in other.stdout

@@ -21,6 +21,7 @@ from jwins.errors import ConfigError, UsageError
 from jwins.net.limits import Limits
 from jwins.net.link import Connected, Delivered, Disconnected
 from jwins.net.roster import Member, Roster
+from jwins.net.sockets import listening_sockets
 from jwins.net.transport import Transport
 
 QUICK = Limits(retry_s=0.05, connections_per_s=100.0)
@@ -35,8 +36,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def make(roster: Roster, id: int, **more: object) -> Node:
         node = Node(roster, id, tmp_path, **{"limits": QUICK, **more})  # type: ignore[arg-type]
-        nodes.append(node.started())
-        return node
+        nodes.append(node)
+        return node.started()
 
     yield make
     for node in nodes:
@@ -71,6 +72,14 @@ def test_messages_arrive_whole_and_in_order(pair: tuple[Node, Node]) -> None:
     alice.poll_until(lambda: alice.transport.report()[1].queued_bytes == 0, "an empty queue")
     report = alice.transport.report()[1]
     assert (report.bytes_in, report.bytes_out, report.refused) == (total, total, {})
+
+
+def test_round_trips_are_known(make: Make, roster: Roster) -> None:
+    limits = Limits(retry_s=0.05, heartbeat_s=0.5)
+    alice, bob = make(roster, 0, limits=limits), make(roster, 1, limits=limits)
+    alice.poll_until(lambda: 1 in alice.transport.round_trips_s, "a sign of life")
+    bob.poll_until(lambda: 0 in bob.transport.round_trips_s, "a sign of life")
+    assert 0 < alice.transport.round_trips_s[1] < DEADLINE_S
 
 
 def test_hundred_megabytes_pass(pair: tuple[Node, Node]) -> None:
@@ -236,7 +245,6 @@ def test_a_used_port_is_said(make: Make, roster: Roster, tmp_path: Path) -> None
         transport = Transport(roster, 0, tmp_path / "alice.key")
         with pytest.raises(UsageError, match="is the node running already"):
             transport.start()
-        transport.close()
 
 
 def test_another_listening_address(make: Make, roster: Roster, tmp_path: Path) -> None:
@@ -315,6 +323,31 @@ def test_a_new_certificate_replaces_the_old_one_at_once(make: Make, tmp_path: Pa
     bob.poll_until(lambda: bob.messages(0) == [b"welcome"], "a message")
 
 
+def test_only_a_running_transport_takes_a_roster(roster: Roster, tmp_path: Path) -> None:
+    alice = Node(roster, 0, tmp_path)
+    with pytest.raises(UsageError, match="is not running"):
+        alice.transport.update(roster)
+    alice.started().transport.close()
+    with pytest.raises(UsageError, match="is not running"):
+        alice.transport.update(roster)
+    with pytest.raises(UsageError, match="started once"):
+        alice.transport.start()
+
+
+def test_what_a_removed_member_sent_is_not_handed_out(make: Make, tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 3)
+    alice, bob, carol = (make(roster, number) for number in range(3))
+    bob.until_connected(0)
+    carol.until_connected(0)
+    for node in (bob, carol):
+        assert node.transport.send(0, b"of " + roster[node.transport.id].name.encode())
+    bob.poll_until(lambda: alice.transport.report()[1].bytes_in == 6, "Bob's message")
+    carol.poll_until(lambda: alice.transport.report()[2].bytes_in == 8, "Carol's message")
+    alice.transport.update(roster.without("bob"))
+    alice.poll_until(lambda: alice.messages(2) == [b"of carol"], "Carol's message")
+    assert alice.messages(1) == []
+
+
 def test_a_roster_without_this_node_is_refused(pair: tuple[Node, Node], roster: Roster) -> None:
     alice, _ = pair
     with pytest.raises(UsageError, match="no member of the roster"):
@@ -390,6 +423,7 @@ def test_own_standstill_is_not_held_against_others(make: Make, roster: Roster) -
     assert [event for event in alice.events if isinstance(event, Disconnected)] == []
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_silent_is_cut(make: Make, tmp_path: Path) -> None:
     """A stopped process neither reads nor ends its connections."""
     from jwins.net.roster import write_roster
@@ -413,6 +447,7 @@ def test_a_peer_that_is_silent_is_cut(make: Make, tmp_path: Path) -> None:
             child.kill()
 
 
+@pytest.mark.slow
 def test_a_network_that_parts_and_heals(make: Make, tmp_path: Path) -> None:
     """Between the two sits a relay that passes nothing on for a while, without ending a connection."""
     roster = roster_of(tmp_path, 2)
@@ -514,3 +549,28 @@ def test_nothing_is_left_after_many_connections(make: Make, roster: Roster) -> N
         counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
     assert counts[-1][0] <= counts[1][0] + 2
     assert counts[-1][1] <= counts[1][1]
+
+
+@pytest.mark.parametrize(
+    ("address", "alone"),
+    [
+        ("127.0.0.1", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("10.1.2.3", False),
+        (socket.gethostname(), False),
+    ],
+)
+def test_only_a_loopback_address_is_listened_on_alone(address: str, alone: bool) -> None:
+    """A machine often resolves its own name to the loopback interface; others must reach it nevertheless."""
+    try:
+        sockets = listening_sockets(f"{address}:{free_port()}", None)
+    except UsageError:
+        if address == "[::1]":
+            pytest.skip("no IPv6 here")
+        raise
+    places = {sock.getsockname()[0] for sock in sockets}
+    for sock in sockets:
+        sock.close()
+    assert places <= ({"127.0.0.1", "::1"} if alone else {"0.0.0.0", "::"})
+    assert places

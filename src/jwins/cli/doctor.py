@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, USAGE, app, console_of, errors_said, leave
+from jwins.cli.app import EPILOG, USAGE, Overrides, app, console_of, errors_said, leave
+
+if TYPE_CHECKING:
+    from jwins.net.doctor import Judge
 
 
 @app.command(epilog=EPILOG)
@@ -23,6 +26,16 @@ def doctor(
             show_default=False,
         ),
     ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            "--experiment",
+            metavar="EXPERIMENT.toml|NAME",
+            help="Ask the neighbours whether they run this one.",
+            show_default=False,
+        ),
+    ] = None,
+    sets: Overrides = None,
 ) -> None:
     """Find out why nodes do not talk: key, certificate, clock, port, and each neighbour."""
     with errors_said():
@@ -31,7 +44,8 @@ def doctor(
 
         console = console_of()
         problems = 0
-        for finding in examine(read_roster(roster), name, key or roster.parent / f"{name}.key"):
+        judge = None if experiment is None else _judge(experiment, sets or [])
+        for finding in examine(read_roster(roster), name, key or roster.parent / f"{name}.key", judge=judge):
             mark = {True: "ok  ", False: "FAIL", None: "-   "}[finding.good]
             console.print(f"{mark}  {finding.about}: {finding.detail}", soft_wrap=True, markup=False)
             if finding.remedy:
@@ -39,3 +53,17 @@ def doctor(
             problems += finding.good is False
         if problems:
             leave(f"{problems} problem{'' if problems == 1 else 's'}", USAGE)
+
+
+def _judge(experiment: str, sets: list[str]) -> Judge:
+    """Compares the digest that nodes say to everyone; they train in a loop, whatever the file says."""
+    from jwins.experiment import load
+
+    ours = load(experiment, sets).changed({"train": {"batching": "loop"}}).digest()
+
+    def judge(greeting: bytes) -> str | None:
+        if greeting == ours:
+            return None
+        return f"it runs another experiment (digest {greeting.hex()} there, {ours.hex()} here)"
+
+    return judge

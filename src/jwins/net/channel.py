@@ -32,8 +32,6 @@ VERSION = 1
 
 READ_BYTES = 1 << 17
 WRITE_BUFFER_BYTES = 4 * CHUNK_BYTES
-SHUTDOWN_S = 1.0
-
 REFUSED = 4000
 """Close code beside a reason for not accepting the peer."""
 
@@ -200,7 +198,7 @@ class Channel:
         if frame.opcode is not Opcode.TEXT or not frame.fin:
             raise Refused(f"a frame of a kind that has no place here ({frame.opcode.name})")
         if len(frame.data) > CONTROL_BYTES:
-            raise Refused(f"a control message of {len(frame.data)} bytes, at most {CONTROL_BYTES} are allowed")
+            raise Refused(f"a control message that is too long ({len(frame.data)} bytes)")
         try:
             message: Control = _decoder.decode(frame.data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -14,14 +14,14 @@ from pathlib import Path
 
 from jwins.errors import ConfigError, PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, Hello, Ping, Pong, Sunk
+from jwins.net.dialling import dial
 from jwins.net.identity import read_key
 from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
-from jwins.net.transport import dial
 
-__all__ = ["Finding", "examine"]
+__all__ = ["Finding", "Judge", "examine"]
 
 TIMEOUT_S = 5.0
 MEASURE_S = 20.0

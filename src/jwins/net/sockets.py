@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from jwins.errors import UsageError
@@ -16,24 +17,20 @@ def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
     """Sockets that listen, one for each version of IP.
 
     Args:
-        address: host:port at which the others dial. If the host is of the loopback interface, that alone is
-            listened on, and otherwise all interfaces: behind a router this machine has another address.
+        address: host:port at which the others dial. All interfaces are listened on, because behind a router
+            this machine has another address, and many a machine resolves its own name to a loopback address.
+            Only if the address is itself of loopback, no other interface is listened on.
         listen: host:port to listen on instead.
 
     Raises:
         UsageError: the port is in use, or may not be used.
     """
     host, port = split_address("address" if listen is None else "listen", listen or address)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        local = listen is not None or all(_is_loopback(str(entry[4][0])) for entry in found)
-    except socket.gaierror:  # a name that the others know
-        found, local = [], False
-    if not local:
-        found = socket.getaddrinfo(None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    where = host if listen is not None or _is_loopback(host) else None
     sockets: list[socket.socket] = []
     try:
-        for family, kind, protocol, _, where in dict.fromkeys(found):
+        found = socket.getaddrinfo(where, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, place in dict.fromkeys(found):
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError:  # a system without IPv6
@@ -42,7 +39,7 @@ def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(where)
+            sock.bind(place)
             sock.listen(BACKLOG)
             sock.setblocking(False)
     except OSError as error:
@@ -53,5 +50,8 @@ def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
     return sockets
 
 
-def _is_loopback(address: str) -> bool:
-    return address == "::1" or address.startswith("127.")
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -20,20 +20,21 @@ import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Coroutine, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from jwins.errors import PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
+from jwins.net.dialling import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
+from jwins.net.state import Link, PeerState, Rates, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 
-__all__ = ["Transport", "dial"]
+__all__ = ["Transport"]
 
 log = logging.getLogger("jwins.net")
 
@@ -57,81 +58,12 @@ PROBE_S = 30.0
 
 GREETING_BYTES: Final = 4096
 
-READER_BYTES = 1 << 17
-
-CONTROL_SIZE = 64
-"""What a control message counts in bytes per second."""
-
 CONNECTIONS_AT_ONCE = 10.0
 
-
-@dataclass(slots=True, eq=False)
-class _Link:
-    """An open connection."""
-
-    peer: int
-    channel: Channel
-    instance: str
-    fingerprint: str
-    opened: float
-    heard: float
-    received: int = 0
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-    reading: bool = True
-    writing_since: float | None = None
-    ping_due: bool = False
-    pong_due: int | None = None
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
+QUIET_S = 60.0
 
 
-@dataclass(slots=True)
-class _Rates:
-    """How fast a peer is read."""
-
-    messages: Bucket
-    octets: Bucket | None
-
-    @classmethod
-    def of(cls, limits: Limits, now: float) -> _Rates:
-        octets = limits.bytes_per_s
-        return cls(
-            Bucket.full(limits.messages_per_s, 2 * limits.messages_per_s, now),
-            None if octets is None else Bucket.full(octets, max(octets, CHUNK_BYTES), now),
-        )
-
-    async def spend(self, size: int, now: float) -> None:
-        """Wait, after something of this size was received, for as long as the rates demand."""
-        wait = self.messages.take(1, now)
-        if self.octets is not None:
-            wait = max(wait, self.octets.take(size, now))
-        if wait > 0:
-            await asyncio.sleep(wait)
-
-
-@dataclass(slots=True, eq=False)
-class _Peer:
-    """What outlives connections. The lock of the transport guards what other threads touch."""
-
-    arrivals: Bucket
-    rates: _Rates
-    address: str = ""
-    greeting: bytes = b""
-    last_error: str = ""
-    queue: deque[bytes] = field(default_factory=deque)
-    queued_bytes: int = 0
-    undelivered_bytes: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
-    connections: int = 0
-    round_trip_s: float | None = None
-    refused: Counter[str] = field(default_factory=Counter)
-    link: _Link | None = None
-    stable: bool = False
-    probed: bool = False
-    room: asyncio.Event = field(default_factory=asyncio.Event)
-    dial: asyncio.Event = field(default_factory=asyncio.Event)
-    dialler: asyncio.Task[None] | None = None
+_Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
 
 
 class Transport:
@@ -178,9 +110,9 @@ class Transport:
         self._changed = threading.Condition()
         self._events: deque[LinkEvent] = deque()
         self._woken = False
-        self._peers: dict[int, _Peer] = {}
+        self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
-        self._said: dict[str, float] = {}
+        self._said: dict[tuple[str, str], float] = {}
         self._pending: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
@@ -213,7 +145,11 @@ class Transport:
         if self._thread.ident is not None:
             raise UsageError("a transport is started once; make another")
         if self._me.reachable or self._listen is not None:
-            self._sockets = listening_sockets(self._me.address, self._listen)
+            try:
+                self._sockets = listening_sockets(self._me.address, self._listen)
+            except UsageError:
+                self.close()
+                raise
         self._thread.start()
         self._call(self._begin())
 
@@ -315,8 +251,12 @@ class Transport:
 
         Raises:
             ConfigError: this node's key and certificate do not fit, or are not valid; nothing has changed then.
-            UsageError: this node is not in it.
+            UsageError: this node is not in it, or the transport is not running.
         """
+        if self._closing or not self._thread.is_alive():
+            raise UsageError(
+                "the transport is not running: start it first, or make another with the new roster"
+            )
         member, key_file = roster[self.id], key_file or self._key_file
         contexts = Contexts.of(roster, member, key_file)
         self._call(self._change(roster, member, key_file, contexts, dial))
@@ -353,11 +293,20 @@ class Transport:
                     self._cut(link, "it was removed from the roster")
                 if state.dialler is not None:
                     state.dialler.cancel()
+                self._forget(peer, state)
                 with self._changed:
                     del self._peers[peer]
             elif link is not None and roster[peer].x509.fingerprint != link.fingerprint:
                 self._cut(link, "its certificate in the roster has changed")
+                self._forget(peer, state)
         self._take_members()
+
+    def _forget(self, peer: int, state: PeerState) -> None:
+        """What a peer sent and nobody took yet is as little trusted as the peer now."""
+        with self._changed:
+            self._events = deque(e for e in self._events if e.peer != peer or not isinstance(e, Delivered))
+            state.undelivered_bytes = 0
+        state.room.set()
 
     def _take_members(self) -> None:
         now = self._loop.time()
@@ -367,7 +316,7 @@ class Transport:
             state = self._peers.get(member.id)
             if state is None:
                 arrivals = Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now)
-                state = _Peer(arrivals, _Rates.of(self.limits, now))
+                state = PeerState(arrivals, Rates.of(self.limits, now))
                 with self._changed:
                     self._peers[member.id] = state
             wanted = self._wanted is None or member.id in self._wanted
@@ -394,7 +343,7 @@ class Transport:
                     self._watch(link, state, int(now / beat) != int(before / beat))
             before = now
 
-    def _watch(self, link: _Link, state: _Peer, beat: bool) -> None:
+    def _watch(self, link: Link, state: PeerState, beat: bool) -> None:
         now = self._awake_s
         if not link.reading:
             link.heard = now  # it is we who do not listen
@@ -433,7 +382,7 @@ class Transport:
     async def _answer(self, sock: socket.socket, host: str, address: str) -> None:
         writer: asyncio.StreamWriter | None = None
         channel: Channel | None = None
-        state: _Peer | None = None
+        state: PeerState | None = None
         try:
             async with asyncio.timeout(self.limits.handshake_s):
                 reader = asyncio.StreamReader(limit=READER_BYTES)
@@ -443,7 +392,7 @@ class Transport:
                     sock,
                     ssl=self._contexts.server,
                     ssl_handshake_timeout=self.limits.handshake_s,
-                    ssl_shutdown_timeout=FAREWELL_S,
+                    ssl_shutdown_timeout=SHUTDOWN_S,
                 )
                 writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
                 channel = await Channel.answer(reader, writer)
@@ -464,13 +413,15 @@ class Transport:
             if isinstance(error, Refused) and channel is not None:
                 channel.close(words, refused=True)
             if state is None:
-                self._count_stranger(words.partition(" (")[0], address)
+                self._count_stranger(words, address)
             elif isinstance(error, Refused):
                 self._count(hello.id, words)
             if writer is not None:
                 writer.close()
             return
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception):
+                log.exception("failed address=%s", address)
             if writer is not None:
                 writer.transport.abort()
             raise
@@ -485,19 +436,17 @@ class Transport:
 
     def _identify(self, hello: Hello, fingerprint: str) -> None:
         if hello.version != VERSION:
-            raise Refused(
-                f"protocol {hello.version} is not {VERSION}, which is spoken here; install the same version"
-            )
+            raise Refused(f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)")
         if hello.id not in self._roster or hello.id == self.id:
             raise Refused("the id that it claims is no other member's of the roster here")
         if fingerprint != self._roster[hello.id].x509.fingerprint:
             raise Refused("its certificate is not the one that the roster here has for the id that it claims")
         if hello.to != self.id:
             raise Refused(
-                f"it looks for node {hello.to}, and this is node {self.id}; an address in a roster is wrong"
+                f"it looks for another node; an address in a roster is wrong ({hello.to} there, {self.id} here)"
             )
 
-    def _may_connect(self, state: _Peer) -> None:
+    def _may_connect(self, state: PeerState) -> None:
         if self._closing:
             raise Refused("this node is about to end")
         if state.arrivals.take(1, self._loop.time()) > 0:
@@ -506,25 +455,26 @@ class Transport:
     def _hello(self, peer: int) -> Hello:
         return Hello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
 
-    async def _admit(self, hello: Hello, state: _Peer) -> None:
+    async def _admit(self, hello: Hello, state: PeerState) -> None:
         """Return if a new connection is to be, beside the one that there may be."""
-        link = state.link
-        if link is None:
-            return
-        if link.instance != hello.instance:  # restarted, or started twice
-            before = link.received
+        while (link := state.link) is not None:
+            if link.instance == hello.instance:
+                if self.id < hello.id and not self._is_silent(link):
+                    raise Refused("connected already")
+                return
+            before = link.received  # restarted, or started twice
             link.ping_due = True
             link.wake.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TWIN_S):
                     while state.link is link and link.received == before:
                         await asyncio.sleep(TWIN_S / 40)
-            if state.link is link and link.received != before:
+            if link.received != before:
                 raise Refused("another process with the key of this node is connected; a node runs once")
-        elif self.id < hello.id and not self._is_silent(link):
-            raise Refused("connected already")
+            if state.link is link:
+                return
 
-    async def _serve_probe(self, channel: Channel, state: _Peer) -> None:
+    async def _serve_probe(self, channel: Channel, state: PeerState) -> None:
         """Answer one who measures: signs of life, and how much of what it sent arrived."""
         left, expected, got = PROBE_BYTES, 0, 0
         state.probed = True
@@ -544,7 +494,7 @@ class Transport:
                     else:
                         return
                     await channel.drained()
-                    await state.rates.spend(_size(found), self._loop.time())
+                    await state.rates.spend(size_of(found), self._loop.time())
         except (PeerError, OSError):
             pass
         finally:
@@ -553,7 +503,7 @@ class Transport:
 
     # --- Dialling -----------------------------------------------------------------------------------------
 
-    async def _keep_dialling(self, peer: int, state: _Peer) -> None:
+    async def _keep_dialling(self, peer: int, state: PeerState) -> None:
         """Connect whenever there is no connection, or one that is silent."""
         limits = self.limits
         both_dial = self.id > peer and self._me.reachable
@@ -569,15 +519,19 @@ class Transport:
             pause = min(2 * pause, limits.retry_most_s)
             try:
                 await self._dial(peer, state)
-            except (PeerError, OSError, EOFError) as error:
+            except Exception as error:
+                if not isinstance(error, PeerError | OSError | EOFError):
+                    log.exception("failed peer=%d", peer)
                 if state.link is None:
-                    self._note(peer, in_words(error))
+                    if (words := in_words(error)) != state.last_error:
+                        log.info("cannot connect peer=%d reason=%r", peer, words)
+                    self._note(peer, words)
                     state.dial.set()
 
-    def _is_silent(self, link: _Link) -> bool:
+    def _is_silent(self, link: Link) -> bool:
         return self._awake_s - link.heard > self.limits.silent_s
 
-    async def _dial(self, peer: int, state: _Peer) -> None:
+    async def _dial(self, peer: int, state: PeerState) -> None:
         member = self._roster[peer]
         channel: Channel | None = None
         try:
@@ -602,7 +556,7 @@ class Transport:
     # --- A connection's life ------------------------------------------------------------------------------
 
     def _adopt(
-        self, peer: int, state: _Peer, channel: Channel, hello: Hello, fingerprint: str, address: str
+        self, peer: int, state: PeerState, channel: Channel, hello: Hello, fingerprint: str, address: str
     ) -> None:
         if (
             self._closing
@@ -613,7 +567,7 @@ class Transport:
             return
         if state.link is not None:
             self._cut(state.link, "a new connection took its place")
-        link = _Link(peer, channel, hello.instance, fingerprint, self._awake_s, self._awake_s)
+        link = Link(peer, channel, hello.instance, fingerprint, self._awake_s, self._awake_s)
         state.connections += 1
         log.info("connected peer=%d address=%s", peer, address)
         with self._changed:
@@ -621,12 +575,11 @@ class Transport:
             self._emit(Connected(peer, hello.greeting))
         if self.id < peer:
             channel.write(Go())
-        works = (self._receive(link, state), self._send(link, state))
-        link.tasks = [self._spawn(self._live(link, work)) for work in works]
+        link.tasks = [self._spawn(self._live(link, state, work)) for work in (self._receive, self._send)]
 
-    async def _live(self, link: _Link, work: Coroutine[Any, Any, None]) -> None:
+    async def _live(self, link: Link, state: PeerState, work: _Work) -> None:
         try:
-            await work
+            await work(link, state)
         except Refused as error:
             self._count(link.peer, str(error))
             link.channel.close(str(error), refused=True)
@@ -637,12 +590,12 @@ class Transport:
             log.exception("failed peer=%d", link.peer)
             self._lose(link, in_words(error))
 
-    def _cut(self, link: _Link, reason: str) -> None:
+    def _cut(self, link: Link, reason: str) -> None:
         link.channel.close(reason, refused=True)
         self._lose(link, reason)
         link.channel.abort()
 
-    def _lose(self, link: _Link, reason: str) -> None:
+    def _lose(self, link: Link, reason: str) -> None:
         state = self._peers.get(link.peer)
         link.channel.end()
         for task in link.tasks:
@@ -666,7 +619,7 @@ class Transport:
         self._events.append(event)
         self._changed.notify()
 
-    async def _receive(self, link: _Link, state: _Peer) -> None:
+    async def _receive(self, link: Link, state: PeerState) -> None:
         assembled = io.BytesIO()
         missing: int | None = None
         while True:
@@ -688,7 +641,8 @@ class Transport:
                 link.pong_due = found.token
                 link.wake.set()
             elif isinstance(found, Pong):
-                state.round_trip_s = max(0.0, time.monotonic() - found.token * 1e-6)
+                if found.token == link.pings:
+                    state.round_trip_s = self._loop.time() - link.pinged
             elif isinstance(found, Control):
                 raise Refused(f"a {type(found).__name__} that has no place here")
             elif missing is None or not 0 < len(found) <= missing:
@@ -702,15 +656,15 @@ class Transport:
                 self._deliver(link, state, data)
                 del data
             link.reading = False
-            await state.rates.spend(_size(found), self._loop.time())
+            await state.rates.spend(size_of(found), self._loop.time())
 
-    def _deliver(self, link: _Link, state: _Peer, data: bytes) -> None:
+    def _deliver(self, link: Link, state: PeerState, data: bytes) -> None:
         with self._changed:
             state.bytes_in += len(data)
             state.undelivered_bytes += len(data) + ENTRY_BYTES
             self._emit(Delivered(link.peer, data))
 
-    async def _send(self, link: _Link, state: _Peer) -> None:
+    async def _send(self, link: Link, state: PeerState) -> None:
         while True:
             link.wake.clear()
             link.writing_since = self._awake_s
@@ -735,10 +689,11 @@ class Transport:
                 state.bytes_out += len(data)
             del data, view
 
-    def _write_signs(self, link: _Link) -> None:
+    def _write_signs(self, link: Link) -> None:
         if link.ping_due:
             link.ping_due = False
-            link.channel.write(Ping(int(time.monotonic() * 1e6)))
+            link.pings, link.pinged = link.pings + 1, self._loop.time()
+            link.channel.write(Ping(link.pings))
         if link.pong_due is not None:
             link.channel.write(Pong(link.pong_due))
             link.pong_due = None
@@ -782,58 +737,20 @@ class Transport:
                 state.last_error = error
 
     def _count(self, peer: int, reason: str) -> None:
-        log.debug("refused peer=%d reason=%r", peer, reason)
         self._note(peer, reason)
         if (state := self._peers.get(peer)) is not None:
             with self._changed:
-                state.refused[reason] += 1
+                kind = tally(state.refused, reason)
+            self._warn(f"peer={peer}", kind, reason, state.refused[kind])
 
     def _count_stranger(self, reason: str, address: str) -> None:
         with self._changed:
-            self._strangers[reason] += 1
+            kind = tally(self._strangers, reason)
+        self._warn("stranger", kind, f"{reason}; last from {address}", self._strangers[kind])
+
+    def _warn(self, who: str, kind: str, reason: str, count: int) -> None:
+        """One line a minute at most for each kind of refusal: an attack must not fill the log."""
         now = self._loop.time()
-        if now - self._said.get(reason, -60.0) >= 60.0:  # an attack must not fill the log
-            self._said[reason] = now
-            log.warning("refused address=%s reason=%r count=%d", address, reason, self._strangers[reason])
-
-
-async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Channel, str]:
-    """Connect to a member, and make sure that it is the member.
-
-    Returns:
-        The connection, on which nothing was said yet, and the fingerprint at its other end.
-
-    Raises:
-        PeerError: another certificate than the roster's, or not this protocol.
-        OSError: no connection, or no TLS.
-    """
-    host, port = member.host_and_port
-    reader, writer = await asyncio.open_connection(
-        host,
-        port,
-        ssl=contexts.client,
-        server_hostname="",
-        limit=READER_BYTES,
-        ssl_handshake_timeout=timeout_s,
-        ssl_shutdown_timeout=FAREWELL_S,
-    )
-    try:
-        fingerprint = presented_fingerprint(writer.get_extra_info("ssl_object"))
-        if fingerprint != member.x509.fingerprint:
-            raise PeerError(
-                f"the certificate at {member.address} is not {member.name}'s: its fingerprint is {fingerprint} "
-                f"and in the roster {member.x509.fingerprint}"
-            )
-        return await Channel.dial(reader, writer, member.address), fingerprint
-    except (ConnectionResetError, BrokenPipeError):  # the alert that says so is often lost
-        writer.transport.abort()
-        raise PeerError(
-            "it ended the connection when it saw our certificate: its roster has another one, or none"
-        ) from None
-    except BaseException:
-        writer.transport.abort()
-        raise
-
-
-def _size(found: object) -> int:
-    return len(found) if isinstance(found, bytes | bytearray | memoryview) else CONTROL_SIZE
+        if now - self._said.get((who, kind), -QUIET_S) >= QUIET_S:
+            self._said[who, kind] = now
+            log.warning("refused %s reason=%r count=%d", who, reason, count)
