@@ -5,7 +5,8 @@
 >>> experiment.run.rounds
 50
 
-``jwins.simulate(experiment)`` runs it. Algorithms are in :mod:`jwins.sharing`, settings in
+``jwins.simulate(experiment)`` runs it; :class:`jwins.Peer` takes part from a training loop of one's own.
+Algorithms are in :mod:`jwins.sharing`, settings in
 :mod:`jwins.experiment`, comparisons in :mod:`jwins.compare`.
 """
 
@@ -17,12 +18,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jwins.experiment.experiment import Experiment
     from jwins.experiment.load import load
+    from jwins.net.peer import Peer
     from jwins.run.result import Result
     from jwins.run.run import simulate
 
-__all__ = ["Experiment", "Result", "__version__", "load", "simulate"]
+__all__ = ["Experiment", "Peer", "Result", "__version__", "load", "simulate"]
 
-_HOMES = {"Experiment": "experiment", "load": "experiment", "Result": "run", "simulate": "run"}
+_HOMES = {
+    "Experiment": "experiment",
+    "load": "experiment",
+    "Peer": "net.peer",
+    "Result": "run",
+    "simulate": "run",
+}
 
 
 def __getattr__(name: str) -> object:

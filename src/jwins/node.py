@@ -52,6 +52,7 @@ __all__ = [
     "KeyRequested",
     "Node",
     "NodeState",
+    "Overdue",
     "PeerLost",
     "PeerUp",
     "Phase",
@@ -191,11 +192,20 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
+class Overdue:
+    """The driver waits no longer in ``round``: the node merges what is there, as at a deadline."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """End after the current merge, or at once if nothing was trained since."""
 
 
-Event = Trained | FrameReceived | PeerUp | PeerLost | KeyRequested | RosterChanged | Rejoin | Tick | Stop
+Event = (
+    Trained | FrameReceived | PeerUp | PeerLost | KeyRequested | RosterChanged | Rejoin | Tick | Overdue | Stop
+)
 
 
 # --- Commands -----------------------------------------------------------------------------------------------
@@ -538,6 +548,9 @@ class Node:
     def _on_tick(self, event: Tick, now: float) -> list[Command]:
         return self._merge_if_ready(now)
 
+    def _on_overdue(self, event: Overdue, now: float) -> list[Command]:
+        return self._merge_if_ready(now, overdue=event.round == self.round)
+
     def _on_stop(self, event: Stop, now: float) -> list[Command]:
         self._stopping = True
         if self.phase is Phase.TRAINING or self.phase is Phase.NEW:
@@ -561,10 +574,10 @@ class Node:
 
     # --- The round ----------------------------------------------------------------------------------------
 
-    def _merge_if_ready(self, now: float) -> list[Command]:
+    def _merge_if_ready(self, now: float, overdue: bool = False) -> list[Command]:
         if self.phase is not Phase.WAITING:
             return []
-        overdue = self._deadline is not None and now >= self._deadline
+        overdue = overdue or (self._deadline is not None and now >= self._deadline)
         if not overdue and self.waiting_for:
             return []
         ctx = self._context()
@@ -670,6 +683,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.NEW, RosterChanged): Node._on_roster,
     (Phase.NEW, KeyRequested): Node._ignore,
     (Phase.NEW, Tick): Node._ignore,
+    (Phase.NEW, Overdue): Node._ignore,
     (Phase.NEW, Stop): Node._on_stop,
     #
     (Phase.TRAINING, Trained): Node._on_trained,
@@ -679,6 +693,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.TRAINING, RosterChanged): Node._on_roster,
     (Phase.TRAINING, KeyRequested): Node._on_key_requested,
     (Phase.TRAINING, Tick): Node._ignore,
+    (Phase.TRAINING, Overdue): Node._ignore,
     (Phase.TRAINING, Rejoin): Node._on_rejoin,
     (Phase.TRAINING, Stop): Node._on_stop,
     #
@@ -688,12 +703,16 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.WAITING, RosterChanged): Node._on_roster,
     (Phase.WAITING, KeyRequested): Node._on_key_requested,
     (Phase.WAITING, Tick): Node._on_tick,
+    (Phase.WAITING, Overdue): Node._on_overdue,
     (Phase.WAITING, Rejoin): Node._on_rejoin,
     (Phase.WAITING, Stop): Node._on_stop,
     #
     **{
         (phase, event): Node._ignore
         for phase in (Phase.DONE, Phase.FAILED)
-        for event in (Trained, FrameReceived, PeerUp, PeerLost, RosterChanged, KeyRequested, Tick, Stop)
+        for event in (
+            *(Trained, FrameReceived, PeerUp, PeerLost, RosterChanged),
+            *(KeyRequested, Tick, Overdue, Stop),
+        )
     },
 }

@@ -18,6 +18,7 @@ from jwins.node import (
     FrameReceived,
     KeyRequested,
     Node,
+    Overdue,
     PeerLost,
     PeerUp,
     Phase,
@@ -106,6 +107,7 @@ EVENTS = {
     "roster": RosterChanged(frozenset({1, 2})),
     "rejoin": Rejoin(0),
     "tick": Tick(),
+    "overdue": Overdue(0),
     "stop": Stop(),
 }
 MISUSED = {
@@ -347,6 +349,18 @@ def test_any_event_after_the_deadline_ends_the_wait() -> None:
     node.start(0.0)
     node.handle(trained(node), 0.0)
     assert kinds(node.handle(heard(1, 0), 2.5)) == ["Train"]
+
+
+def test_a_driver_may_end_the_wait_of_a_round() -> None:
+    node = make(topology=Ring(2))
+    node.start(0.0)
+    assert node.handle(Overdue(0), 0.0) == [], "training ends by itself"
+    node.handle(trained(node), 0.0)
+    assert kinds(node.handle(Overdue(0), 1.0)) == ["Train"]
+    torch.testing.assert_close(node.params, START + 1)
+    node.handle(trained(node), 2.0)
+    assert node.handle(Overdue(0), 3.0) == [], "of the round before"
+    assert node.phase is Phase.WAITING
 
 
 # --- Peers that go and come ---------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from made_up import group, record
 
 from jwins.report.charts import as_svg, drawing_style
 from jwins.report.colours import styles_of
-from jwins.report.curves import ROUNDS, SECONDS, SENT, Across, Up, curve_chart, figure
+from jwins.report.curves import ROUNDS, SENT, Across, Up, curve_chart, figure, seconds
 from jwins.results.groups import Group, Target
 
 RISE = [0.10, 0.50, 0.80, 0.90, 0.93, 0.94, 0.945, 0.947, 0.949, 0.950]
@@ -58,7 +58,7 @@ def columns_with(image: npt.NDArray[np.uint8], colour: str) -> int:
     return int(near.any(axis=0).sum())
 
 
-@pytest.mark.parametrize("across", [ROUNDS, SENT, SECONDS], ids=["rounds", "bytes", "seconds"])
+@pytest.mark.parametrize("across", [ROUNDS, SENT, seconds()], ids=["rounds", "bytes", "seconds"])
 def test_curves_on_each_other_are_all_seen(across: Across) -> None:
     """Each colour shows along most of what the topmost shows of itself, though the curves are the same."""
     groups = variants(RISE, RISE, RISE)
@@ -94,7 +94,7 @@ def test_the_axis_shows_where_the_curves_end() -> None:
     caption = chart(groups).caption
     assert f"The axis begins at {low:.4g} %; what came before is lower." in caption
     assert {
-        one.figure.axes[0].get_ylim() for one in (drawn(groups, across) for across in (ROUNDS, SENT, SECONDS))
+        one.figure.axes[0].get_ylim() for one in (drawn(groups, across) for across in (ROUNDS, SENT, seconds()))
     } == {(low, high)}
     panel = figure(groups, None, metric="accuracy").axes[0]
     assert panel.get_ylim() == (low, high)

@@ -1,9 +1,20 @@
-"""The command line: ``jwins run``, ``compare``, ``report``, ``inspect`` and ``list``.
+"""The command line: ``jwins run``, ``launch``, ``node``, ``keys``, ``compare`` and others.
 
 Torch is loaded only by the commands that need it, so help and errors in a configuration come at once.
 """
 
-from jwins.cli import compare, inspect, list, report, run  # noqa: A004, F401  each adds its command
+from jwins.cli import (  # noqa: F401  each adds its command
+    compare,
+    doctor,
+    inspect,
+    keys,
+    launch,
+    list,  # noqa: A004
+    node,
+    report,
+    roster,
+    run,
+)
 from jwins.cli.app import app, main
 
 __all__ = ["app", "main"]

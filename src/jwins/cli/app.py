@@ -1,4 +1,4 @@
-"""The command line: ``jwins run``, ``compare``, ``report``, ``inspect`` and ``list``.
+"""The command line: one file for each command.
 
 Torch is loaded only by the commands that need it, so help and errors in a configuration come at once.
 """

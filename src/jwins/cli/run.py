@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from jwins.experiment.experiment import Experiment
     from jwins.run.result import Result
 
-__all__ = ["data_override"]
+__all__ = ["data_override", "divergence", "print_result"]
 
 
 @app.command(epilog=EPILOG)
@@ -65,9 +65,9 @@ def run(
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
         if not quiet:
-            _print_result(console, result)
+            print_result(console, result)
         if result.status == "diverged":
-            leave(_divergence(result), DIVERGED)
+            leave(divergence(result), DIVERGED)
 
 
 def data_override(data: Path | None) -> list[str]:
@@ -95,15 +95,17 @@ def _run(experiment: Experiment, console: Console, *, resume: bool, quiet: bool)
     return simulate(experiment, resume=resume, progress=PlainRun(console))
 
 
-def _print_result(console: Console, result: Result) -> None:
+def print_result(console: Console, result: Result) -> None:
+    """How a run ended, what it measured last and what it sent."""
     last = result.record.evaluations[-1]
     nodes = result.record.start.num_nodes
+    clock = "virtual seconds" if result.record.start.clock == "virtual" else "seconds"
     if result.was_complete:
         console.print("this run is complete; nothing to do")
     means = {name: spread.mean for name, spread in last.metrics.items()}
     traffic = last.traffic
     console.print(
-        f"{result.status} after {last.round} rounds, {last.time_s:.1f} virtual seconds: {metrics_text(means)}"
+        f"{result.status} after {last.round} rounds, {last.time_s:.1f} {clock}: {metrics_text(means)}"
     )
     split = ", ".join(
         f"{part} {size_text(getattr(traffic, part))}"
@@ -127,7 +129,8 @@ def _seconds_text(wall_s: Mapping[str, float]) -> str:
     return f"{whole:.1f} seconds here: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts)
 
 
-def _divergence(result: Result) -> str:
+def divergence(result: Result) -> str:
+    """Why a run diverged, and what may help."""
     end = result.record.end
     assert end is not None
     reason = f": {end.reason}" if end.reason else ""

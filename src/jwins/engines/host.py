@@ -23,7 +23,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from jwins.engines.measuring import Average, EvaluationPlan, EvaluationSamples, Part, Partial, tree_sums
+from jwins.engines.measuring import (
+    Average,
+    EvaluationPlan,
+    EvaluationSamples,
+    Part,
+    Partial,
+    squared_distance,
+    tree_sums,
+)
 from jwins.errors import UsageError
 from jwins.node import (
     STATE_TYPES as NODE_TYPES,
@@ -36,6 +44,7 @@ from jwins.node import (
     KeyRequested,
     Node,
     NodeState,
+    Overdue,
     PeerLost,
     PeerUp,
     Phase,
@@ -51,7 +60,7 @@ from jwins.training.crew import Crew
 from jwins.training.evaluation import Exam
 from jwins.training.held import LocalState
 from jwins.training.trainer import Trainer
-from jwins.wire.frame import Frame, KeyRequest, Packed
+from jwins.wire.frame import Frame, KeyRequest, Message, Packed
 
 __all__ = ["STATE_TYPES", "Arrived", "Due", "Host", "HostEvent", "HostState", "Parcel", "TrainingOver"]
 
@@ -90,7 +99,7 @@ class Arrived:
     parcel: Parcel
 
 
-HostEvent = TrainingOver | Arrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Stop
+HostEvent = TrainingOver | Arrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Overdue | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,6 +307,20 @@ class Host:
                 sample = Sample(self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node))
                 self._samples.setdefault(command.round, {})[node] = sample
 
+    def read(self, parcel: Parcel) -> Message:
+        """What a parcel of another machine says, before anything happens to a node because of it.
+
+        Frames and requests are put aside for the :class:`Arrived` of the same parcel.
+
+        Raises:
+            CodecError: the bytes are not a message of this experiment.
+        """
+        with self._timed("decoding"):
+            message = self.rules.wire.unpack(parcel.packed.data)
+        if isinstance(message, (Frame, KeyRequest)):
+            self._messages[parcel] = message
+        return message
+
     def _decode(self, parcels: Sequence[Parcel]) -> None:
         """Once for all receivers here; what is decoded lives as long as the clock has the parcel."""
 
@@ -388,7 +411,7 @@ class Host:
 
     def _squares(self, samples: Mapping[int, Sample], average: Average) -> dict[int, float]:
         mean = average.params.to(self.trainer.device)
-        return {node: float((sample.params.double() - mean).square().sum()) for node, sample in samples.items()}
+        return {node: squared_distance(sample.params, mean) for node, sample in samples.items()}
 
     # --- The end, and coming back -------------------------------------------------------------------------
 
@@ -396,6 +419,10 @@ class Host:
         """Of these nodes, those that wait: their round, and for whose frames."""
         machines = [self._nodes[node] for node in nodes]
         return {m.id: (m.round, m.waiting_for) for m in machines if m.phase is Phase.WAITING}
+
+    def round(self, node: int) -> int:
+        """How many rounds a node has completed."""
+        return self._nodes[node].round
 
     def parameters(self, node: int) -> Tensor:
         """A node's parameters as they are, (P,) float32 on the CPU."""

@@ -27,6 +27,7 @@ __all__ = [
     "average",
     "combine",
     "finite",
+    "squared_distance",
     "tree_sums",
     "tree_total",
 ]
@@ -177,6 +178,11 @@ def average(
     assert total is not None, "an evaluation measures at least one node"
     every = [buffers[node] for node in sorted(buffers)]
     return Average((total / count).to(torch.float32), mean_buffers(every) if every else {})
+
+
+def squared_distance(params: Tensor, mean: Tensor) -> float:
+    """From a node's model to the average model, both (P,) float32 on one device."""
+    return float((params.double() - mean).square().sum())
 
 
 # --- From parts to a row ----------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ROUNDS", "SECONDS", "SENT", "Across", "Up", "curve_chart", "figure", "mark_level", "means"]
+__all__ = ["ROUNDS", "SENT", "Across", "Up", "curve_chart", "figure", "mark_level", "means", "seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,11 @@ class Across:
 
 ROUNDS = Across("rounds", lambda record: [float(row.round) for row in record.evaluations], whole=True)
 SENT = Across("bytes sent per node", Record.bytes_per_node, in_bytes=True)
-SECONDS = Across("virtual seconds", lambda record: [row.time_s for row in record.evaluations])
+
+
+def seconds(clock: str = "virtual") -> Across:
+    """Along the seconds of a clock, named by a word or none."""
+    return Across(f"{clock} seconds".strip(), lambda record: [row.time_s for row in record.evaluations])
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +463,7 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         drawn = blank(12.0, 4.6, dpi=150)
         panels = drawn.subplots(1, 3, sharey=True)
         limits = _limits(_curves(groups, styles, ROUNDS, up), up)
-        for panel, across in zip(panels, (ROUNDS, SENT, SECONDS), strict=True):
+        for panel, across in zip(panels, (ROUNDS, SENT, seconds()), strict=True):
             curves = _curves(groups, styles, across, up)
             for curve in curves:
                 _draw_curve(panel, curve, curves, limits)

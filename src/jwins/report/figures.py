@@ -15,7 +15,7 @@ from jwins.experiment.load import load
 from jwins.report.bars import bytes_chart, nodes_chart
 from jwins.report.charts import Chart
 from jwins.report.colours import Style
-from jwins.report.curves import ROUNDS, SECONDS, SENT, Across, Up, curve_chart
+from jwins.report.curves import ROUNDS, SENT, Across, Up, curve_chart, seconds
 from jwins.report.networks import topology_chart
 from jwins.report.partitions import Partition, partition_chart
 from jwins.report.settings import described
@@ -65,6 +65,14 @@ def figures_of(study: Study, styles: Sequence[Style]) -> Figures:
     return figures
 
 
+_CLOCKS = {
+    "virtual": "Seconds of the virtual clock: modelled training and link times, not a stopwatch.",
+    "real": "Seconds of the wall clock, from the start of the first round.",
+    "": "Some runs on the virtual clock, of modelled training and link times, others on the wall clock: see "
+    "the table of runs.",
+}
+
+
 def _metric_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
     metric, up = study.target.metric, Up.of_metric(study.target)
     name = capital(spaced(metric))
@@ -79,12 +87,7 @@ def _metric_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
     return [
         chart("rounds", "rounds", lead, ROUNDS),
         chart("bytes", "bytes", "Everything a node sent, headers and control included; log axis.", SENT),
-        chart(
-            "seconds",
-            "time",
-            "Seconds of the virtual clock: modelled training and link times, not a stopwatch.",
-            SECONDS,
-        ),
+        chart("seconds", "time", _CLOCKS[study.clock], seconds(study.clock)),
     ]
 
 

@@ -184,7 +184,7 @@ def _view(study: Study, index: int) -> View:
         figures=figures,
         pictures={chart.slug: as_svg(chart, f"s{index}f{i}") for i, chart in enumerate(figures.all)},
         evaluations=evaluations_table(study),
-        savings=page_table(study.table(), study.target, study.full),
+        savings=page_table(study.table(), study.target, study.full, study.clock),
         savings_notes=savings_notes(study),
         alike=alike,
         alike_words=alike_words,

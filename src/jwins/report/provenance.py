@@ -177,14 +177,15 @@ def runs_table(study: Study) -> Table:
                     Cell(group.name, f"seed {record.start.seed}"),
                     Cell(record.status, reason, kind="" if record.status == "finished" else "bad"),
                     str(record.rounds),
-                    f"{record.evaluations[-1].time_s:.1f}",
+                    Cell(f"{record.evaluations[-1].time_s:.1f}", "" if study.clock else record.clock),
                     Cell(record.start.digest, kind="code"),
                     Cell(sha if len(sha) < 20 else sha[:16] + "…", kind="code", tip=sha),
                     record.start.batching,
                     Cell(record.folder.resolve().relative_to(parent).as_posix(), kind="code"),
                 ]
             )
-    head = ["run", "status", "rounds", "virtual s", "digest", "SHA-256 of all parameters", "batching", "folder"]
+    seconds = f"{study.clock} s".strip()
+    head = ["run", "status", "rounds", seconds, "digest", "SHA-256 of all parameters", "batching", "folder"]
     return Table("runs", "Every run", head, rows)
 
 

@@ -83,6 +83,12 @@ class Study:
         return [record for group in self.groups for record in group.records]
 
     @property
+    def clock(self) -> str:
+        """What the seconds of its runs are: ``virtual``, ``real``, or both, which has no word."""
+        found = {record.clock for record in self.records}
+        return found.pop() if len(found) == 1 else ""
+
+    @property
     def percent(self) -> bool:
         """Whether the metric is shown in percent."""
         return metric_percent(self.target.metric)
@@ -348,7 +354,8 @@ def _single_runs(found: Sequence[_Found], metric: str | None) -> Study:
     unique: dict[tuple[Any, ...], _Found] = {}
     for run in found:
         how = (run.tables.get("train", {}).get("batching"), run.tables.get("run", {}).get("device"))
-        unique.setdefault((run.record.start.digest, run.record.start.seed, *how), run)
+        start = run.record.start
+        unique.setdefault((start.digest, start.seed, start.clock, *how), run)
     if len(unique) < len(found):
         notes.append(
             f"{len(found) - len(unique)} runs are left out: they repeat the experiment and seed of another."
@@ -360,15 +367,14 @@ def _variants(found: Sequence[_Found]) -> list[Variant]:
     """Runs that differ in their seed only are one variant; different ones get different names."""
     by_config: dict[str, list[_Found]] = {}
     for run in found:
-        by_config.setdefault(json.dumps([run.name, compared_settings(run.tables)], sort_keys=True), []).append(
-            run
-        )
+        what = [run.name, run.record.start.clock, compared_settings(run.tables)]
+        by_config.setdefault(json.dumps(what, sort_keys=True), []).append(run)
     names = [runs[0].name for runs in by_config.values()]
     variants: list[Variant] = []
     for index, runs in enumerate(by_config.values()):
         name = runs[0].name
         if names.count(name) > 1:
-            namesakes = [others[0].tables for others in by_config.values() if others[0].name == name]
+            namesakes = [others[0] for others in by_config.values() if others[0].name == name]
             name = f"{name} ({_distinction(namesakes, runs[0])})"
         if name in names[:index] or any(name == variant.group.name for variant in variants):
             name = f"{name} [{runs[0].record.folder.name}]"
@@ -380,11 +386,13 @@ def _variants(found: Sequence[_Found]) -> list[Variant]:
     return variants
 
 
-def _distinction(tables: Sequence[Mapping[str, Any]], run: _Found) -> str:
-    """The settings by which experiments of the same name differ."""
-    differing = differing_keys([compared_settings(t) for t in tables])
+def _distinction(namesakes: Sequence[_Found], run: _Found) -> str:
+    """The settings by which experiments of the same name differ, and the clock if that does."""
+    differing = differing_keys([compared_settings(other.tables) for other in namesakes])
     mine = flat(compared_settings(run.tables))
     said = [f"{key.rpartition('.')[2]} {shown(mine.get(key))}" for key in differing][:3]
+    if len({other.record.start.clock for other in namesakes}) > 1:
+        said.append(f"{run.record.start.clock} clock")
     return ", ".join(said) or run.record.folder.name
 
 

@@ -269,13 +269,14 @@ def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], lis
     return columns(target, common_reference(table)), rows
 
 
-def page_table(table: Sequence[Line], target: Target, full: str | None) -> Table:
+def page_table(table: Sequence[Line], target: Target, full: str | None, clock: str = "virtual") -> Table:
     """The main table as the page shows it: without columns of which there is nothing to say.
 
     Args:
         table: the lines.
         target: what was timed to; its value is not a number if there is none.
         full: name of the variant with full sharing that savings refer to.
+        clock: what seconds are, in a word.
     """
     metric, by_name = target.metric.replace("_", " "), {line.variant: line for line in table}
     whole = by_name.get(full or "")
@@ -289,7 +290,7 @@ def page_table(table: Sequence[Line], target: Target, full: str | None) -> Table
         chosen += [
             ("bytes to target", _Row.bytes_to_target),
             ("rounds to target", _Row.rounds_to_target),
-            ("virtual s to target", _Row.seconds_to_target),
+            (f"{clock} s to target".strip(), _Row.seconds_to_target),
         ]
     chosen.append(("status", _Row.status))
     rows = [

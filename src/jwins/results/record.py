@@ -74,6 +74,11 @@ class Record:
         return self.evaluations[-1].round if self.evaluations else 0
 
     @property
+    def clock(self) -> str:
+        """What its seconds are: ``virtual`` or ``real``."""
+        return "virtual" if self.start.clock == "virtual" else "real"
+
+    @property
     def status(self) -> str:
         """``finished``, ``diverged @ 12`` or ``unfinished @ 12``, the number being completed rounds."""
         if self.end is None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from jwins.engines.host import Host
     from jwins.engines.measuring import EvaluationPlan
     from jwins.engines.simulator.simulator import Progress, Simulator
     from jwins.node import Rules
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from jwins.tasks import Task
     from jwins.training.trainer import Trainer
 
-__all__ = ["Parts", "build", "build_trainer", "spread"]
+__all__ = ["Parts", "Pieces", "assemble", "build", "build_trainer", "spread"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,83 @@ class Parts:
     parts: Sequence[npt.NDArray[np.int64]]
     simulator: Simulator
     start: StartRow
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What every engine needs of an experiment, for the nodes that one process holds.
+
+    Attributes:
+        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
+        task: the workload.
+        parts: for each node, its training samples.
+        trainers: of each group of nodes that are held here.
+        rules: what all nodes have in common.
+        tests: which samples evaluations use.
+        start: the first row of a log.
+    """
+
+    experiment: Experiment
+    task: Task
+    parts: Sequence[npt.NDArray[np.int64]]
+    trainers: Sequence[Trainer]
+    rules: Rules
+    tests: EvaluationPlan
+    start: StartRow
+
+    def hosts(self) -> list[Host]:
+        """A host for each group of nodes."""
+        from jwins.engines.host import Host
+
+        threads = _threads(self.experiment)
+        return [Host(own, self.rules, tests=self.tests, threads=threads) for own in self.trainers]
+
+
+def assemble(experiment: Experiment, *, hosts: int = 1, nodes: Sequence[int] | None = None) -> Pieces:
+    """Build what an experiment names, but for the clock.
+
+    Args:
+        experiment: what to build.
+        hosts: in so many groups of nodes.
+        nodes: only these, in one group; None for all.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+    """
+    sharing, topology = build_sharing(experiment), build_topology(experiment)
+    task = build_task(experiment)
+    parts = build_partition(experiment, task)
+    tests = _tests(experiment, task, parts)
+
+    check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
+    if nodes is None:
+        trainers = _trainers(experiment, task, dict(enumerate(parts)), hosts)
+    else:
+        trainers = [build_trainer(experiment, task, {node: parts[node] for node in nodes})]
+    trainer = trainers[0]
+    check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, len(trainer.nodes)))
+    resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
+    if experiment.train.batching == "auto":
+        resolved = resolved.changed({"train": {"batching": trainer.batching}})
+    dim = trainer.layout.size
+    _check_padding(experiment, sharing, dim)
+    start = StartRow(
+        name=experiment.name,
+        digest=experiment.digest().hex(),
+        seed=experiment.run.seed,
+        num_nodes=experiment.nodes.count,
+        dim=dim,
+        neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
+        versions=versions(),
+        machine=machine(trainer.device),
+        fingerprints=fingerprints(
+            resolved, task, parts, [trainer.initial(), *trainer.frozen.values()], tests.samples.common
+        ),
+        batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
+    )
+    rules = _rules(experiment, sharing, topology, trainer)
+    return Pieces(resolved, task, parts, trainers, rules, tests, start)
 
 
 def build(
@@ -80,44 +158,13 @@ def build(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    from jwins.engines.host import Host
     from jwins.engines.recorder import Recorder
     from jwins.engines.simulator.simulator import Simulator
 
-    sharing, topology = build_sharing(experiment), build_topology(experiment)
-    task = build_task(experiment)
-    parts = build_partition(experiment, task)
-    tests = _tests(experiment, task, parts)
-
-    check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
-    trainers = _trainers(experiment, task, dict(enumerate(parts)), hosts)
-    trainer = trainers[0]
-    check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, experiment.nodes.count))
-    resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
-    if experiment.train.batching == "auto":
-        resolved = resolved.changed({"train": {"batching": trainer.batching}})
-    dim = trainer.layout.size
-    _check_padding(experiment, sharing, dim)
-    start = StartRow(
-        name=experiment.name,
-        digest=experiment.digest().hex(),
-        seed=experiment.run.seed,
-        num_nodes=experiment.nodes.count,
-        dim=dim,
-        neighbours_mean=sum(map(len, topology.at(0).recipients)) / experiment.nodes.count,
-        versions=versions(),
-        machine=machine(trainer.device),
-        fingerprints=fingerprints(
-            resolved, task, parts, [trainer.initial(), *trainer.frozen.values()], tests.samples.common
-        ),
-        batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
-    )
-    rules = _rules(experiment, sharing, topology, trainer)
-    threads = _threads(experiment)
-    held = [Host(own, rules, tests=tests, threads=threads) for own in trainers]
+    pieces = assemble(experiment, hosts=hosts)
     simulator = Simulator(
-        held,
-        start=start,
+        pieces.hosts(),
+        start=pieces.start,
         links=experiment.links.build(),
         compute=experiment.compute.build(),
         faults=experiment.fault_script(),
@@ -126,7 +173,7 @@ def build(
         stop=stop,
         startup_s=startup_s(),
     )
-    return Parts(resolved, task, parts, simulator, start)
+    return Parts(pieces.experiment, pieces.task, pieces.parts, simulator, pieces.start)
 
 
 def build_trainer(

@@ -97,7 +97,7 @@ class Traffic(msgspec.Struct, frozen=True):
     bytes: TrafficSplit
 
 
-class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind"):
+class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_defaults=True):
     """The first row of a run.
 
     Attributes:
@@ -112,6 +112,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind"):
         fingerprints: hashes of the initial model, the partition, the batches and the codec, by which two
             runs can be checked to be like for like.
         batching: "loop" or "stacked", as resolved, and why if it is a fallback.
+        clock: "virtual" or "wall": what the seconds in the other rows are.
     """
 
     name: str
@@ -124,6 +125,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind"):
     machine: dict[str, str]
     fingerprints: dict[str, str]
     batching: str
+    clock: str = "virtual"
 
 
 class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_defaults=True):
@@ -131,7 +133,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
 
     Attributes:
         round: completed rounds; 0 is the common start.
-        time_s: virtual seconds at which the last of the measured nodes completed it.
+        time_s: seconds at which the last of the measured nodes completed it.
         nodes: which nodes were measured (all, unless some had crashed).
         metrics: each metric's spread over those nodes.
         per_node: each metric's value per measured node, in the order of ``nodes``.
@@ -164,7 +166,7 @@ class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defa
     Attributes:
         status: ``finished``, or ``diverged`` if a node's parameters stopped being finite.
         round: rounds completed by every live node.
-        time_s: virtual seconds.
+        time_s: seconds on the clock of the start row.
         reason: in words, for a run that did not finish.
         sha256: over the final parameters of all nodes in id order, little-endian float32.
         wall_s: real seconds by activity, of the process that ended the run; the only numbers here that

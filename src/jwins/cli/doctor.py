@@ -1,0 +1,69 @@
+"""``jwins doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jwins.cli.app import EPILOG, USAGE, Overrides, app, console_of, errors_said, leave
+
+if TYPE_CHECKING:
+    from jwins.net.doctor import Judge
+
+
+@app.command(epilog=EPILOG)
+def doctor(
+    roster: Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster's file, such as roster.toml.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Which member this machine is.")],
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key",
+            metavar="FILE",
+            help="Its private key. [default: NAME.key beside the roster]",
+            show_default=False,
+        ),
+    ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option(
+            "--experiment",
+            metavar="EXPERIMENT.toml|NAME",
+            help="Ask the neighbours whether they run this one.",
+            show_default=False,
+        ),
+    ] = None,
+    sets: Overrides = None,
+) -> None:
+    """Find out why nodes do not talk: key, certificate, clock, port, and each neighbour."""
+    with errors_said():
+        from jwins.net.doctor import examine
+        from jwins.net.roster import read_roster
+
+        console = console_of()
+        problems = 0
+        judge = None if experiment is None else _judge(experiment, sets or [])
+        for finding in examine(read_roster(roster), name, key or roster.parent / f"{name}.key", judge=judge):
+            mark = {True: "ok  ", False: "FAIL", None: "-   "}[finding.good]
+            console.print(f"{mark}  {finding.about}: {finding.detail}", soft_wrap=True, markup=False)
+            if finding.remedy:
+                console.print(f"      what to do: {finding.remedy}", soft_wrap=True, markup=False)
+            problems += finding.good is False
+        if problems:
+            leave(f"{problems} problem{'' if problems == 1 else 's'}", USAGE)
+
+
+def _judge(experiment: str, sets: list[str]) -> Judge:
+    """Compares the digest that nodes say to everyone; they train in a loop, whatever the file says."""
+    from jwins.experiment import load
+
+    ours = load(experiment, sets).changed({"train": {"batching": "loop"}}).digest()
+
+    def judge(greeting: bytes) -> str | None:
+        if greeting == ours:
+            return None
+        return f"it runs another experiment (digest {greeting.hex()} there, {ours.hex()} here)"
+
+    return judge

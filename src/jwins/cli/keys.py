@@ -1,0 +1,69 @@
+"""``jwins keys``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jwins.cli.app import EPILOG, app, console_of, errors_said
+
+if TYPE_CHECKING:
+    from jwins.net.identity import Certificate
+
+keys = typer.Typer(
+    help="Make and show the keys and certificates of nodes.", no_args_is_help=True, epilog=EPILOG
+)
+app.add_typer(keys, name="keys")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the node.")]
+Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where NAME.key and NAME.crt are.")]
+Days = Annotated[int, typer.Option("--days", help="For how long the certificate is valid.")]
+
+
+@keys.command(epilog=EPILOG)
+def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
+    """Make a private key and a certificate; never overwrites."""
+    with errors_said():
+        from jwins.net.identity import new_identity
+
+        key, file, certificate = new_identity(name, folder, days)
+        console = console_of()
+        console.print(f"key:         {key} (mode 0600; keep it on this machine)", soft_wrap=True, markup=False)
+        _say(file, certificate)
+
+
+@keys.command(epilog=EPILOG)
+def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
+    """Make another certificate for a key that exists, and put it in the old one's place."""
+    with errors_said():
+        from jwins.net.identity import renewed
+        from jwins.runfiles.atomic import write_atomically
+
+        certificate = renewed(name, folder / f"{name}.key", days)
+        file = folder / f"{name}.crt"
+        write_atomically(file, certificate.pem.encode())
+        _say(file, certificate)
+
+
+@keys.command(epilog=EPILOG)
+def show(
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="A file such as alice.crt.")],
+) -> None:
+    """Show a certificate's fingerprint, to be compared with its owner's by telephone."""
+    with errors_said():
+        from jwins.net.identity import certificate_in
+
+        _say(certificate, certificate_in(certificate))
+
+
+def _say(file: Path, certificate: Certificate) -> None:
+    console = console_of()
+    for line in (
+        f"certificate: {file} (give it to whoever keeps the roster)",
+        f"name:        {certificate.name}",
+        f"fingerprint: {certificate.fingerprint}",
+        f"expires:     {certificate.not_after:%Y-%m-%d %H:%M} UTC",
+    ):
+        console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,144 @@
+"""``jwins launch``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jwins.cli.app import (
+    DIVERGED,
+    EPILOG,
+    INTERRUPTED,
+    Data,
+    Overrides,
+    Quiet,
+    app,
+    console_of,
+    errors_said,
+    leave,
+)
+from jwins.cli.node import Patience
+from jwins.cli.progress import metrics_text, size_text
+from jwins.cli.run import data_override, divergence, print_result
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jwins.experiment.experiment import Experiment
+    from jwins.run.launch import Launched
+    from jwins.run.result import Result
+
+__all__: list[str] = []
+
+_LINES_S = 2.0
+
+
+@app.command(epilog=EPILOG)
+def launch(
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT.toml|NAME", help="A file, or a bundled experiment (see `jwins list`)."
+        ),
+    ],
+    overrides: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run is, each node from its newest checkpoint.")
+    ] = False,
+    patience: Patience = None,
+    quiet: Quiet = False,
+    data: Data = None,
+) -> None:
+    """Run all nodes of an experiment as processes of this machine, over real connections."""
+    with errors_said():
+        from jwins.experiment.load import load
+
+        chosen = load(experiment, [*(overrides or []), *data_override(data)])
+        console = console_of()
+        result = _launch(chosen, console, resume=resume, patience_s=patience, quiet=quiet)
+        if result.status == "interrupted":
+            leave("go on with --resume", INTERRUPTED)
+        if not quiet:
+            print_result(console, result)
+        if result.status == "diverged":
+            leave(divergence(result), DIVERGED)
+
+
+def _launch(
+    experiment: Experiment, console: Console, *, resume: bool, patience_s: float | None, quiet: bool
+) -> Result:
+    from jwins.run.launch import launch as run
+
+    if quiet:
+        return run(experiment, resume=resume, patience_s=patience_s)
+    if console.is_terminal:
+        with _live(console, experiment) as tell:
+            return run(experiment, resume=resume, patience_s=patience_s, progress=tell)
+    console.print(
+        f"{experiment.name}: {experiment.nodes.count} processes, {experiment.run.rounds} rounds",
+        soft_wrap=True,
+        markup=False,
+    )
+    return run(experiment, resume=resume, patience_s=patience_s, progress=_Lines(console))
+
+
+class _Lines:
+    """Progress as lines, for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = 0.0
+        self._told = ""
+
+    def __call__(self, now: Launched) -> None:
+        """Print a line for an evaluation, and when a node goes or comes back."""
+        gone = " ".join(f"{view.name} {view.state}" for view in now.nodes if view.state == "killed")
+        if now.row is not None and (
+            time.monotonic() - self._last >= _LINES_S or now.row.round in (0, now.rounds)
+        ):
+            self._last = time.monotonic()
+            means = {name: spread.mean for name, spread in now.row.metrics.items()}
+            self._console.print(
+                f"round {now.row.round}/{now.rounds}  {metrics_text(means)}  "
+                f"{size_text(now.row.traffic.total)} sent  {now.row.time_s:.1f} s",
+                soft_wrap=True,
+            )
+        if gone and gone != self._told:
+            self._console.print(gone, soft_wrap=True, markup=False)
+        self._told = gone
+
+
+@contextmanager
+def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launched], None]]:
+    """A table with a line for each node."""
+    from rich.live import Live
+
+    measured: dict[str, Any] = {}
+
+    def tell(now: Launched) -> None:
+        if now.row is not None:
+            measured["means"] = {name: spread.mean for name, spread in now.row.metrics.items()}
+            measured["round"] = now.row.round
+        live.update(_table(experiment.name, now, measured))
+
+    with Live(console=console, refresh_per_second=4) as live:
+        yield tell
+
+
+def _table(name: str, now: Launched, measured: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    caption = f"after {measured['round']} rounds: {metrics_text(measured['means'])}" if measured else None
+    table = Table(title=name, caption=caption)
+    for head in ("node", "state", f"round of {now.rounds}", "sent", "waits for", "without", "restarts"):
+        table.add_column(head)
+    for view in now.nodes:
+        waits = f"{', '.join(view.waiting_for)} ({view.waiting_s:.0f} s)" if view.waiting_s >= 1.0 else ""
+        cells = [view.name, view.state, str(view.round), size_text(view.bytes_total), waits]
+        table.add_row(*cells, ", ".join(view.suspected), str(view.restarts) if view.restarts else "")
+    return table

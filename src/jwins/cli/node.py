@@ -1,0 +1,138 @@
+"""``jwins node``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jwins.cli.app import (
+    DIVERGED,
+    EPILOG,
+    INTERRUPTED,
+    Data,
+    Overrides,
+    Quiet,
+    app,
+    console_of,
+    errors_said,
+    leave,
+)
+from jwins.cli.progress import metrics_text, size_text
+from jwins.cli.run import data_override
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jwins.net.clock import WallProgress
+
+__all__: list[str] = []
+
+_LINES_S = 5.0
+_SAY_WAITING_AFTER_S = 2.0
+
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        "--patience",
+        metavar="SECONDS",
+        help="The least time to wait for a neighbour; all other times follow from it and from what is seen. "
+        "Left out: run.deadline_s, or 30.",
+    ),
+]
+
+
+@app.command(epilog=EPILOG)
+def node(
+    experiment: Annotated[
+        str,
+        typer.Argument(metavar="EXPERIMENT.toml|NAME", help="The same file on all machines, or a bundled one."),
+    ],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Which member of the roster this is.")],
+    roster: Annotated[
+        Path, typer.Option("--roster", metavar="FILE", help="Who takes part; the same file on all machines.")
+    ] = Path("roster.toml"),
+    key: Annotated[
+        Path | None, typer.Option("--key", metavar="FILE", help="This node's private key; left out: NAME.key.")
+    ] = None,
+    overrides: Overrides = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--folder", metavar="DIR", help="Of this node; left out: nodes/<i> in the run folder."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help="Where to listen, if not as the roster says."),
+    ] = None,
+    patience: Patience = None,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics", metavar="PORT", help="Serve a status page and /metrics there, on loopback only."
+        ),
+    ] = None,
+    keep_models: Annotated[
+        bool,
+        typer.Option("--keep-models", help="Keep the model of each evaluation, to compare all nodes' later."),
+    ] = False,
+    quiet: Quiet = False,
+    data: Data = None,
+) -> None:
+    """Run one node of an experiment, over connections with the others; goes on where it was."""
+    with errors_said():
+        from jwins.experiment.load import load
+        from jwins.net.roster import read_roster
+        from jwins.run.node import run_node
+        from jwins.training.allocator import keep_freed_memory
+
+        chosen = load(experiment, [*(overrides or []), *data_override(data)])
+        members = read_roster(roster)
+        console = console_of()
+        names = tuple(m.name for m in sorted(members.members, key=lambda m: m.id))
+        keep_freed_memory()
+        result = run_node(
+            chosen,
+            members,
+            name,
+            key if key is not None else Path(f"{name}.key"),
+            folder=folder,
+            patience_s=patience,
+            listen=listen,
+            keep_models=keep_models,
+            metrics_port=metrics,
+            progress=None if quiet else _Lines(console, names),
+        )
+        if result.status == "interrupted":
+            leave("run the same command to go on", INTERRUPTED)
+        if not quiet:
+            told = "complete before; nothing to do" if result.was_complete else result.status
+            console.print(f"{told}, {result.round} rounds; written to {result.folder}", soft_wrap=True)
+        if result.status == "diverged":
+            leave(f"diverged in round {result.round}; a smaller train.optimizer.lr may help", DIVERGED)
+
+
+class _Lines:
+    """Progress as lines: every few seconds, at evaluations, and whenever the node waits."""
+
+    def __init__(self, console: Console, names: tuple[str, ...]) -> None:
+        self._console, self._names = console, names
+        self._last = 0.0
+
+    def __call__(self, now: WallProgress) -> None:
+        """Print a line if it is time, or if there is something new."""
+        if now.row is None and time.monotonic() - self._last < _LINES_S:
+            return
+        self._last = time.monotonic()
+        parts = [f"round {now.round}/{now.rounds}", f"{size_text(now.bytes_total)} sent", f"{now.time_s:.1f} s"]
+        if now.row is not None:
+            parts.append(metrics_text({name: spread.mean for name, spread in now.row.metrics.items()}))
+        if now.waiting_for and now.waiting_s >= _SAY_WAITING_AFTER_S:
+            parts.append(f"waiting for {self._listed(now.waiting_for)} since {now.waiting_s:.0f} s")
+        if now.suspected:
+            parts.append(f"without {self._listed(now.suspected)}")
+        self._console.print("  ".join(parts), soft_wrap=True, markup=False)
+
+    def _listed(self, peers: tuple[int, ...]) -> str:
+        return ", ".join(self._names[peer] for peer in peers)

@@ -1,0 +1,120 @@
+"""``jwins roster``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jwins.cli.app import EPILOG, USAGE, app, console_of, errors_said, leave
+
+roster = typer.Typer(help="Keep the list of who takes part.", no_args_is_help=True, epilog=EPILOG)
+app.add_typer(roster, name="roster")
+
+File = Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster's file, such as roster.toml.")]
+FromRound = Annotated[
+    int | None,
+    typer.Option(
+        "--from-round",
+        metavar="N",
+        help="If nodes run already: the round from which the change is in effect; raises the epoch.",
+    ),
+]
+
+
+@roster.command(epilog=EPILOG)
+def add(
+    file: File,
+    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="Such as alice.crt.")],
+    address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the others dial it.")],
+    id_: Annotated[
+        int | None, typer.Option("--id", metavar="N", help="Never used before. [default: the next]")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="[default: the certificate's]")
+    ] = None,
+    unreachable: Annotated[
+        bool, typer.Option("--unreachable", help="It is behind a firewall or NAT and only dials others.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Change the entry of a member, such as its certificate.")
+    ] = False,
+    from_round: FromRound = None,
+) -> None:
+    """Add a member, or change its entry; makes the file if there is none."""
+    with errors_said():
+        from jwins.net.identity import certificate_in
+        from jwins.net.roster import Member, Roster, read_roster, write_roster
+
+        found = read_roster(file) if file.exists() else Roster()
+        seen = certificate_in(certificate)
+        name = name or seen.name
+        old = next((member for member in found.members if member.name == name), None)
+        if id_ is None:
+            id_ = old.id if old is not None else max(found.ids, default=-1) + 1
+        member = Member(
+            id=id_,
+            name=name,
+            address=address,
+            reachable=not unreachable,
+            fingerprint=seen.fingerprint,
+            certificate=seen.pem,
+        )
+        changed = found.with_member(member, replace=replace, from_round=from_round)
+        write_roster(changed, file)
+        console = console_of()
+        console.print(f"{name} has id {id_}; fingerprint {seen.fingerprint}", soft_wrap=True, markup=False)
+        console.print("give this file to every member, and compare `jwins roster check` there", soft_wrap=True)
+
+
+@roster.command(epilog=EPILOG)
+def remove(
+    file: File, name: Annotated[str, typer.Argument(metavar="NAME")], from_round: FromRound = None
+) -> None:
+    """Remove a member."""
+    with errors_said():
+        from jwins.net.roster import read_roster, write_roster
+
+        write_roster(read_roster(file).without(name, from_round=from_round), file)
+
+
+@roster.command("list", epilog=EPILOG)
+def list_(file: File) -> None:
+    """Show the members."""
+    with errors_said():
+        from jwins.net.roster import read_roster
+
+        found = read_roster(file)
+        console = console_of()
+        columns = [("id", "name", "address", "expires (UTC)", "fingerprint")]
+        for member in found.members:
+            address = member.address if member.reachable else f"{member.address} (only dials)"
+            expires = f"{member.x509.not_after:%Y-%m-%d}"
+            columns.append((str(member.id), member.name, address, expires, member.x509.fingerprint))
+        widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+        for row in columns:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            console.print(line.rstrip(), soft_wrap=True, markup=False)
+
+
+@roster.command(epilog=EPILOG)
+def check(file: File) -> None:
+    """Find what keeps the members from working together; leaves with 2 if there is something."""
+    with errors_said():
+        from jwins.net.roster import read_roster
+
+        found = read_roster(file)
+        problems = list(found.problems())
+        console = console_of()
+        members = f"{len(found.members)} member{'' if len(found.members) == 1 else 's'}"
+        console.print(
+            f"{members}, epoch {found.epoch} from round {found.from_round}, topology {found.topology.kind}, "
+            f"seed {found.seed}",
+            soft_wrap=True,
+        )
+        console.print(f"digest {found.digest} (the same at every member)", soft_wrap=True)
+        for warning in found.warnings():
+            console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+        if problems:
+            leave("\n".join(problems), USAGE)

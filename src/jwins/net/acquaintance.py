@@ -1,0 +1,92 @@
+"""What a node knows of one peer, and what it keeps to tell it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jwins.engines.ledger import Purpose
+from jwins.wire.frame import Packed
+
+__all__ = ["Acquaintance", "Kept"]
+
+_KEPT_BYTES = 64 * 2**20
+_LEAST_KEPT = 2
+
+
+@dataclass(slots=True)
+class Kept:
+    """A frame for a peer, which may have to be sent again.
+
+    Attributes:
+        packed: the frame.
+        purpose: as in the ledger.
+        sent: whether the connection that is open has taken it.
+        counted: whether its bytes were counted; each sending counts.
+    """
+
+    packed: Packed
+    purpose: Purpose
+    sent: bool = False
+    counted: bool = True
+
+
+@dataclass(slots=True)
+class Acquaintance:
+    """What a node knows of one peer.
+
+    Attributes:
+        connected: a connection is open.
+        met: its Hello on this connection was accepted, so that frames may be sent.
+        ever_met: a Hello of it was accepted at some time.
+        suspected: it is no longer waited for.
+        left: it said Bye.
+        unfit: why it cannot take part, "" if it can.
+        round: the highest that it spoke of.
+        overdue: rounds in a row in which it was overdue.
+        refused: messages of it that were not accepted.
+        given: the round in which it was given the model, or None.
+        kept: frames for it by round, increasing.
+        seen: (round, key) of its frames that were taken in.
+    """
+
+    connected: bool = False
+    met: bool = False
+    ever_met: bool = False
+    suspected: bool = False
+    left: bool = False
+    unfit: str = ""
+    round: int = 0
+    overdue: int = 0
+    refused: int = 0
+    given: int | None = None
+    kept: dict[int, Kept] = field(default_factory=dict)
+    seen: set[tuple[int, bool]] = field(default_factory=set)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it takes part, as far as is known, and has not said that it ends."""
+        return self.ever_met and not (self.left or self.suspected or self.unfit)
+
+    def keep(self, round: int, kept: Kept, most: int) -> None:
+        """Add a frame, and forget the oldest beyond ``most`` or beyond 64 MB; at least two are kept."""
+        self.kept.pop(round, None)
+        self.kept[round] = kept
+        while len(self.kept) > _LEAST_KEPT and (
+            len(self.kept) > most or sum(k.packed.size_bytes for k in self.kept.values()) > _KEPT_BYTES
+        ):
+            del self.kept[min(self.kept)]
+
+    def again_from(self, round: int) -> None:
+        """The peer is in this round: it lacks what is from then on, and nothing older."""
+        self.kept = {at: kept for at, kept in sorted(self.kept.items()) if at >= round}
+        for kept in self.kept.values():
+            if kept.sent:
+                kept.sent = kept.counted = False
+
+    def unsent(self) -> list[Kept]:
+        """Frames that the open connection has not taken, in order."""
+        return [kept for _, kept in sorted(self.kept.items()) if not kept.sent]
+
+    def lost_connection(self) -> None:
+        """The connection is gone."""
+        self.connected = self.met = False

@@ -1,0 +1,284 @@
+"""Pieces of messages and control messages over one TLS connection, as WebSocket frames.
+
+The library's protocol object does the framing without I/O. A control message is a text frame with JSON.
+A message of the user is announced by one with its length, and follows in binary frames of at most 256 KiB.
+Nothing else is accepted: no continuations, no pings of the library, no extensions and thus no compression.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from typing import Annotated, TypeAlias, TypeVar
+
+import msgspec
+from websockets.client import ClientProtocol
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
+
+from jwins.errors import PeerError
+from jwins.net.limits import CHUNK_BYTES, CONTROL_BYTES
+
+__all__ = ["VERSION", "Begin", "Channel", "Control", "Go", "Hello", "Ping", "Pong", "Refused", "Sunk"]
+
+VERSION = 1
+"""Of this protocol; nodes of different versions do not talk."""
+
+READ_BYTES = 1 << 17
+WRITE_BUFFER_BYTES = 4 * CHUNK_BYTES
+REFUSED = 4000
+"""Close code beside a reason for not accepting the peer."""
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+_quiet = logging.getLogger("jwins.net.websockets")
+_quiet.setLevel(logging.ERROR)  # the library's account of every frame; ours is in jwins.net
+
+
+class Refused(PeerError):  # noqa: N818  said of a peer, not of a program
+    """A peer asked for, or did, what it may not. It is told, and it is counted."""
+
+
+class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
+    """First message of either side.
+
+    Attributes:
+        version: of the protocol.
+        id: of the sender; its certificate must be that of this id.
+        to: whom it wants to talk to.
+        instance: drawn when the process began, so that a restarted node is told from one that dials twice.
+        probe: whether the sender only measures, and no node is to be told of it.
+        greeting: what the sender says to everyone.
+        clock: Unix time, for people who look for wrong clocks; nothing depends on it.
+    """
+
+    version: _Count
+    id: _Id
+    to: _Id
+    instance: Annotated[str, msgspec.Meta(max_length=32)]
+    probe: bool = False
+    greeting: Annotated[bytes, msgspec.Meta(max_length=4096)] = b""
+    clock: float = 0.0
+
+
+class Go(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="go"):
+    """The side with the lower id takes this connection and no other."""
+
+
+class Begin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
+    """A message of so many bytes follows."""
+
+    size: _Count
+
+
+class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ping"):
+    """A sign of life that asks for another."""
+
+    token: _Count
+
+
+class Pong(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pong"):
+    """The answer to a ping."""
+
+    token: _Count
+
+
+class Sunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sunk"):
+    """The answer to a message of one who measures: so many bytes arrived."""
+
+    size: _Count
+
+
+Control: TypeAlias = Hello | Go | Begin | Ping | Pong | Sunk
+
+C = TypeVar("C", Hello, Go)
+
+_decoder = msgspec.json.Decoder(Control)
+_encoder = msgspec.json.Encoder()
+
+
+class Channel:
+    """One connection, from the TLS handshake on.
+
+    Attributes:
+        protocol: the library's state of the connection.
+    """
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        protocol: ClientProtocol | ServerProtocol,
+    ) -> None:
+        self.protocol = protocol
+        self._reader, self._writer = reader, writer
+        self._frames: deque[Frame] = deque()
+        writer.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+
+    @staticmethod
+    async def dial(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str) -> Channel:
+        """Begin as the side that dialled.
+
+        Raises:
+            PeerError: the other side does not speak this protocol.
+        """
+        protocol = ClientProtocol(parse_uri(f"wss://{address}/jwins"), max_size=CHUNK_BYTES, logger=_quiet)
+        channel = Channel(reader, writer, protocol)
+        protocol.send_request(protocol.connect())
+        channel._flush()
+        while protocol.state is State.CONNECTING:
+            await channel._read()
+            if protocol.handshake_exc is not None:
+                raise PeerError(f"it does not speak this protocol ({protocol.handshake_exc})")
+            channel._keep(protocol.events_received())
+        return channel
+
+    @staticmethod
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Channel:
+        """Begin as the side that was dialled.
+
+        Raises:
+            PeerError: the other side does not speak this protocol.
+        """
+        protocol = ServerProtocol(max_size=CHUNK_BYTES, logger=_quiet)
+        channel = Channel(reader, writer, protocol)
+        while protocol.state is State.CONNECTING:
+            await channel._read()
+            for event in protocol.events_received():
+                if isinstance(event, Request):
+                    protocol.send_response(protocol.accept(event))
+                    channel._flush()
+                else:
+                    channel._keep([event])
+            if protocol.handshake_exc is not None:
+                raise PeerError(f"it does not speak this protocol ({protocol.handshake_exc})")
+        return channel
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """The state of TLS."""
+        found: ssl.SSLObject = self._writer.get_extra_info("ssl_object")
+        return found
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What was written and is not with the operating system yet."""
+        return self._writer.transport.get_write_buffer_size()
+
+    # --- Receiving ----------------------------------------------------------------------------------------
+
+    async def receive(self) -> Control | bytes | bytearray | memoryview:
+        """The next control message, or piece of a message.
+
+        Raises:
+            Refused: the peer sent what it may not.
+            PeerError: it ended the connection.
+            OSError: the connection broke.
+        """
+        while not self._frames:
+            if self.protocol.parser_exc is not None:
+                raise Refused(_violation(self.protocol.parser_exc))
+            await self._read()
+            self._keep(self.protocol.events_received())
+        frame = self._frames.popleft()
+        if frame.opcode is Opcode.CLOSE:
+            closed = self.protocol.close_rcvd
+            reason = closed.reason if closed is not None else ""
+            raise PeerError(f"it closed the connection{f': {reason}' if reason else ''}")
+        if frame.opcode is Opcode.BINARY and frame.fin:
+            piece: bytes | bytearray | memoryview = frame.data
+            return piece
+        if frame.opcode is not Opcode.TEXT or not frame.fin:
+            raise Refused(f"a frame of a kind that has no place here ({frame.opcode.name})")
+        if len(frame.data) > CONTROL_BYTES:
+            raise Refused(f"a control message that is too long ({len(frame.data)} bytes)")
+        try:
+            message: Control = _decoder.decode(frame.data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Refused(f"not a control message ({error})") from None
+        return message
+
+    async def control(self, kind: type[C]) -> C:
+        """The next message, which must be of this kind.
+
+        Raises:
+            Refused: it is another.
+        """
+        found = await self.receive()
+        if not isinstance(found, kind):
+            raise Refused(f"expected {kind.__name__} and got {type(found).__name__}")
+        return found
+
+    async def _read(self) -> None:
+        data = await self._reader.read(READ_BYTES)
+        if not data:
+            raise ConnectionResetError("the other side broke the connection")
+        self.protocol.receive_data(data)
+        self._flush()
+
+    def _keep(self, events: list[Frame | Request | Response]) -> None:
+        self._frames.extend(event for event in events if isinstance(event, Frame))
+
+    # --- Sending ------------------------------------------------------------------------------------------
+
+    def write(self, message: Control) -> None:
+        """Write a control message, without waiting: :meth:`drained` does, so that they do not pile up."""
+        if self.protocol.state is State.OPEN:
+            self.protocol.send_text(_encoder.encode(message))
+            self._flush()
+
+    async def write_piece(self, piece: memoryview) -> None:
+        """Write a piece of a message, and wait until there is room for another.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        if self.protocol.state is not State.OPEN:
+            raise ConnectionResetError("the connection is closed")
+        self.protocol.send_binary(piece)
+        self._flush()
+        await self.drained()
+
+    async def drained(self) -> None:
+        """Wait until there is room to write.
+
+        Raises:
+            OSError: the connection broke.
+        """
+        await self._writer.drain()
+
+    def close(self, reason: str, *, refused: bool = False) -> None:
+        """Tell the peer that this is the end, and why; what comes from it until then can still be read."""
+        if self.protocol.state is State.OPEN:
+            text = reason.encode()[:120].decode(errors="ignore")
+            self.protocol.send_close(REFUSED if refused else 1000, text)
+            self._flush()
+
+    def end(self) -> None:
+        """Close the connection; what was written is still sent, for a second at most."""
+        if not self._writer.is_closing():
+            self._writer.close()
+
+    def abort(self) -> None:
+        """Close the connection and forget what was written."""
+        self._writer.transport.abort()
+
+    def _flush(self) -> None:
+        for data in self.protocol.data_to_send():
+            if (
+                data and not self._writer.is_closing()
+            ):  # b"" stands for the end of the stream, which TLS has not
+                self._writer.write(data)
+
+
+def _violation(error: Exception) -> str:
+    if isinstance(error, PayloadTooBig):
+        return f"a frame that is too long ({error})"
+    return f"a violation of the protocol ({error})"

@@ -1,0 +1,734 @@
+"""The wall clock: one node of a run, driven by real time and a network.
+
+The same host as under the virtual clock holds the node; here its commands are carried out for real. Training
+runs on a thread of its own, so that frames are decoded and peers are answered while it lasts.
+
+Who is there. On every connection both sides first say Hello: their round, and what must be the same on both.
+A node keeps its newest frames for each neighbour, and sends those of the peer's round and later again when
+the peer says Hello. So a connection that breaks, and a process that is killed and restarted from its
+checkpoint within the others' patience, lose nothing: the node repeats its rounds, gets the same frames, and
+sends the same.
+
+Who is not. A neighbour that is overdue (:class:`~jwins.net.patience.Patience`) keeps its mixing weight with
+the node. One that is overdue and not connected, or overdue three rounds in a row, is suspected and no longer
+waited for until it is heard of again. A node that finds more than half of its peers further ahead than they
+keep frames for takes their round, with the parameters and the scores that it has, and says Hello anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from jwins.engines import host as seam
+from jwins.engines.host import Arrived, Due, Host, HostEvent, Parcel, TrainingOver
+from jwins.engines.ledger import Ledger, Purpose
+from jwins.engines.measuring import Part, average, combine
+from jwins.engines.recorder import Recorder
+from jwins.errors import CodecError, ConfigError, UsageError
+from jwins.net.acquaintance import Acquaintance, Kept
+from jwins.net.adopt import ADOPTED, WANTS_MODEL, model_wire, pack_model
+from jwins.net.journal import Journal
+from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, Network
+from jwins.net.patience import Patience
+from jwins.node import (
+    MAX_ROUNDS_AHEAD,
+    Checkpoint,
+    Command,
+    Evaluate,
+    Finished,
+    Overdue,
+    PeerLost,
+    PeerUp,
+    Refused,
+    Rejoin,
+    RequestKey,
+    Send,
+    Tick,
+    Train,
+    WakeAt,
+)
+from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
+from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyRequest, Packed
+
+__all__ = ["Measured", "WallClock", "WallOutcome", "WallProgress", "hash_of_parameters"]
+
+_FIRST_WORD_S = 5.0
+"""A node says for whom it waits after so many seconds, and then each time that twice as many have passed."""
+_SOON_S = 1.0
+_LONGEST_POLL_S = 1.0
+"""So often at least the clock asks whether it should stop and tries again to send what did not fit a queue."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WallState:
+    """The clock's part of a checkpoint."""
+
+    now: float
+    x0: bytes
+    edges: Mapping[tuple[int, int], tuple[int, ...]]
+    kept: Mapping[int, Mapping[int, Kept]]
+    suspected: frozenset[int]
+    refused: Mapping[int, int]
+
+
+STATE_TYPES: tuple[type, ...] = (*seam.STATE_TYPES, Kept, WallState)
+
+
+@dataclass(frozen=True, slots=True)
+class WallProgress:
+    """What a node tells its audience.
+
+    Attributes:
+        round: completed rounds.
+        rounds: of the whole run.
+        time_s: real seconds since the start of the run, without those in which the process was down.
+        bytes_total: sent so far.
+        waiting_for: neighbours that the node waits for now.
+        waiting_s: for how long.
+        connected: peers whose Hello was accepted.
+        suspected: peers that are not waited for.
+        row: the newest evaluation, if there is a new one.
+    """
+
+    round: int
+    rounds: int
+    time_s: float
+    bytes_total: int
+    waiting_for: tuple[int, ...] = ()
+    waiting_s: float = 0.0
+    connected: tuple[int, ...] = ()
+    suspected: tuple[int, ...] = ()
+    row: EvalRow | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """One node at an evaluation: what it takes to put the nodes' measurements together later.
+
+    Attributes:
+        node: which.
+        round: completed rounds.
+        time_s: when it had completed them.
+        sent: bytes it had sent by then, by kind.
+        samples: test samples used.
+        part: what it measured.
+        params: (P,) float32.
+        buffers: local ones, by name.
+    """
+
+    node: int
+    round: int
+    time_s: float
+    sent: tuple[int, ...]
+    samples: int
+    part: Part
+    params: Tensor
+    buffers: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WallOutcome:
+    """How a node's run ended.
+
+    Attributes:
+        status: ``finished``, ``diverged`` or ``interrupted``.
+        round: completed rounds.
+        rows: all rows of the node, of before an interruption, too.
+        params: (P,) float32, the node's parameters.
+        refused: by peer, messages that were not accepted.
+        overdue: by peer, rounds that were merged without a frame of it.
+        traffic: bytes by directed edge.
+    """
+
+    status: str
+    round: int
+    rows: list[Row]
+    params: Tensor
+    refused: Mapping[int, int]
+    overdue: Mapping[int, int]
+    traffic: list[Traffic]
+
+
+@dataclass(slots=True)
+class _Wait:
+    """The node waits in a round."""
+
+    round: int
+    since: float
+    next_word: float = _FIRST_WORD_S
+
+
+def hash_of_parameters(params: Tensor) -> bytes:
+    """SHA-256 of a vector's little-endian float32 bytes: by it peers know that they begin alike."""
+    return hashlib.sha256(params.detach().cpu().numpy().astype("<f4", copy=False).tobytes()).digest()
+
+
+class WallClock:
+    """Runs one node of an experiment in real time; used once.
+
+    Args:
+        host: holds one node.
+        network: reaches the others; started and closed by the clock.
+        start: the first row of the log.
+        names: what the nodes are called, in the order of their numbers.
+        agreed: what else peers must have in common, by name; compared in Hello.
+        adopted_at: the round in which the node begins, with a neighbour's parameters; None: all begin alike.
+        patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
+        recorder: keeps what is measured; None keeps it in memory.
+        on_progress: called after every event.
+        on_measured: given each evaluation of this node as it is made.
+        stop: asked after every event whether to end with a checkpoint.
+        journal: told what happens.
+
+    Raises:
+        UsageError: the host holds several nodes.
+        ConfigError: the codec decodes only what its own process encoded.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        network: Network,
+        *,
+        start: StartRow,
+        names: tuple[str, ...] = (),
+        agreed: Mapping[str, str] | None = None,
+        adopted_at: int | None = None,
+        patience_s: float = 30.0,
+        recorder: Recorder | None = None,
+        on_progress: Callable[[WallProgress], None] | None = None,
+        on_measured: Callable[[Measured], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        journal: Journal | None = None,
+    ) -> None:
+        if len(host.nodes) != 1:
+            raise UsageError(f"WallClock: a host of {len(host.nodes)} nodes; expected one")
+        self.rules = rules = host.rules
+        if not rules.wire.codec.accepts_foreign:
+            problem = "decodes only what its own process encoded; use another codec between machines"
+            raise ConfigError("wire.codec", rules.wire.codec.name, problem)
+        self.host, self.network = host, network
+        (self.node,) = host.nodes
+        n = rules.topology.num_nodes
+        self.names = names or tuple(f"node-{i}" for i in range(n))
+        self.patience = Patience(patience_s)
+        self.recorder = recorder or Recorder(None)
+        self.journal = journal or Journal(self.names[self.node])
+        self.peers = {peer: Acquaintance() for peer in range(n) if peer != self.node}
+        self.overdue = dict.fromkeys(self.peers, 0)
+        self._agreed = dict(agreed or {})
+        self._start, self._stop = start, stop
+        self._on_progress, self._on_measured = on_progress, on_measured
+        self._ledger = Ledger()
+        initial = host.parameters(self.node)
+        self._dim = len(initial)
+        self._adopted_at = adopted_at
+        self._x0 = hash_of_parameters(initial) if adopted_at is None else ADOPTED
+        self._model_wire = model_wire(rules.wire.digest, self._dim)
+        self._begun = time.monotonic()
+        self._before_s = 0.0
+        self._parcels = 0
+        self._training: tuple[int, Future[None]] | None = None
+        self._worker = ThreadPoolExecutor(1, "jwins-train")
+        self._wait: _Wait | None = None
+        self._waits: dict[int, float] = {}
+        self._ticks: list[float] = []
+        self._end: Finished | None = None
+        self._settling = False
+        self._told = 0
+
+    @property
+    def now(self) -> float:
+        """Real seconds since the start of the run, without those in which the process was down."""
+        return self._before_s + time.monotonic() - self._begun
+
+    @property
+    def round(self) -> int:
+        """How many rounds the node has completed."""
+        return self.host.round(self.node)
+
+    @property
+    def sent(self) -> TrafficSplit:
+        """All that the node has sent."""
+        return self._ledger.sent(self.node)
+
+    # --- Running ------------------------------------------------------------------------------------------
+
+    def run(self, resume: bool = False) -> WallOutcome:
+        """Take part until the end, until divergence or until asked to stop.
+
+        Args:
+            resume: go on from the newest checkpoint of the recorder's folder.
+
+        Raises:
+            ResumeError: nothing to resume.
+            TrainingError: local training failed.
+            UsageError: the network cannot listen.
+            OSError: the log cannot be written.
+        """
+        farewell = "failed"
+        try:
+            commands = self._begin(resume)
+            self.network.start()
+            self._carry_out(commands)
+            while self._end is None and not self._stop():
+                self._step()
+            if self._end is None:
+                farewell = "interrupted"
+                self._settle()
+                self._save(self.round)
+                return self._outcome("interrupted")
+            farewell = self._end.status
+            self._say_bye(farewell)
+            self._write_end(self._end)
+            self._linger()
+            return self._outcome(self._end.status)
+        finally:
+            if self._end is None:
+                self._say_bye(farewell)
+            self.network.close()
+            self._worker.shutdown(cancel_futures=True)
+            self.recorder.close()
+            self.host.close()
+
+    def _begin(self, resume: bool) -> list[Command]:
+        if resume:
+            types = (*STATE_TYPES, *self.rules.sharing.state_types)
+            state, held = self.recorder.resume(types)
+            self.host.restore(held)
+            self._restore(state)
+            self.journal.info("resumed", round=self.round)
+        else:
+            self.recorder.begin(self._start)
+            self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
+        commands = self.host.start(self.now)[self.node]
+        if self._adopted_at is not None and not resume:
+            (commands,) = self.host.handle([Due(self.node, self.now, Rejoin(self._adopted_at))])
+        return commands
+
+    def _step(self) -> None:
+        event = self.network.poll(self._timeout_s())
+        if event is not None:
+            self._on_link(event)
+        if self._training is not None and self._training[1].done():
+            self._on_trained()
+        while self._ticks and self._ticks[0] <= self.now:
+            self._ticks.pop(0)
+            self._tell_node(Tick())
+        for peer in self.peers:
+            self._flush(peer)
+        self._catch_up()
+        self._look_at_the_wait()
+        self._tell()
+
+    def _timeout_s(self) -> float:
+        if self._training is not None and self._training[1].done():
+            return 0.0
+        due = [*self._ticks[:1], self.now + _LONGEST_POLL_S]
+        if self._wait is not None:
+            since = self._wait.since
+            due += [since + self.limit_s(peer) for peer in self._missing()]
+            due.append(self.now + 0.1 * self.patience.patience_s)
+        return max(0.0, min(due) - self.now)
+
+    # --- What nodes command -------------------------------------------------------------------------------
+
+    def _tell_node(self, event: HostEvent) -> None:
+        (commands,) = self.host.handle([Due(self.node, self.now, event)])
+        self._carry_out(commands)
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Train(round):
+                    self._on_train(round)
+                case Send():
+                    self._on_send(command)
+                case RequestKey(to, packed):
+                    self._say(to, packed)
+                case Evaluate(round):
+                    self._measure(round)
+                case Checkpoint(round):
+                    self._save(round)
+                case WakeAt(at):
+                    self._ticks = sorted([*self._ticks, at])
+                case Refused(sender, round, reason):
+                    self._refuse(sender, f"frame of round {round}: {reason}")
+                case Finished():
+                    self._end = command
+
+    def _on_train(self, round: int) -> None:
+        if self._settling:
+            return  # a restart begins with it
+        job = self._worker.submit(self.host.train, {self.node: round})
+        job.add_done_callback(lambda _: self.network.wake())
+        self._training = (round, job)
+        self._wait = None
+
+    def _on_trained(self) -> None:
+        assert self._training is not None
+        (trained, job), self._training = self._training, None
+        job.result()
+        self._waits[trained] = self.now
+        self._waits.pop(trained - MAX_ROUNDS_AHEAD, None)
+        self._tell_node(TrainingOver(trained))
+
+    def _on_send(self, command: Send) -> None:
+        purpose: Purpose = "key" if command.key else "update"
+        for peer in command.to:
+            self._ledger.count(self.node, peer, command.packed, purpose)
+            most = self._keeps
+            self.peers[peer].keep(command.round, Kept(command.packed, purpose), most)
+            self._flush(peer)
+
+    @property
+    def _keeps(self) -> int:
+        """For how many rounds frames are kept: as far back as a checkpoint, and one more."""
+        return min(max(2, self.rules.checkpoint_every + 1), MAX_ROUNDS_AHEAD)
+
+    def _flush(self, peer: int) -> None:
+        known = self.peers[peer]
+        if not known.met:
+            return
+        for kept in known.unsent():
+            if not self.network.send(peer, kept.packed.data):
+                return
+            kept.sent = True
+            if not kept.counted:
+                kept.counted = True
+                self._ledger.count(self.node, peer, kept.packed, kept.purpose)
+
+    def _say(self, peer: int, packed: Packed) -> None:
+        """A message about the run itself, which is not kept."""
+        if self.network.send(peer, packed.data):
+            self._ledger.count(self.node, peer, packed, "control")
+
+    # --- What comes from the network ----------------------------------------------------------------------
+
+    def _on_link(self, event: LinkEvent) -> None:
+        known = self.peers.get(event.peer)
+        if known is None:
+            self.journal.warning("stranger", peer=event.peer)
+            return
+        match event:
+            case Connected():
+                known.lost_connection()
+                known.connected = True
+                self._say_hello(event.peer)
+            case Disconnected(peer, reason):
+                known.lost_connection()
+                if not known.left:
+                    self.journal.info("disconnected", peer=self.names[peer], reason=reason)
+            case Delivered(peer, data):
+                self._on_data(peer, data)
+
+    def _on_data(self, peer: int, data: bytes) -> None:
+        self._parcels += 1
+        parcel = Parcel(self._parcels, peer, Packed(data, 0, 0))
+        try:
+            message = self.host.read(parcel)
+        except CodecError as error:
+            self._refuse(peer, str(error))
+            return
+        known = self.peers[peer]
+        if message.sender != peer:
+            self._refuse(peer, f"speaks for node {message.sender}")
+        elif isinstance(message, Hello):
+            self._on_hello(peer, message)
+        elif not known.met:
+            self._refuse(peer, "said nothing yet that introduces it")
+        elif isinstance(message, Bye):
+            self._on_bye(peer, message)
+        elif isinstance(message, KeyRequest):
+            self._tell_node(Arrived(parcel))
+        else:
+            self._on_frame(peer, message, parcel)
+
+    def _on_hello(self, peer: int, hello: Hello) -> None:
+        known = self.peers[peer]
+        if known.unfit:
+            return
+        if problem := self._mismatch(hello):
+            known.unfit = problem
+            self.journal.error("unfit peer", peer=self.names[peer], problem=problem)
+            self._tell_node(PeerLost(peer))
+            return
+        if hello.versions.get(WANTS_MODEL[0]) == WANTS_MODEL[1]:
+            self._give_model(peer)
+            return
+        known.met = known.ever_met = True
+        known.left = False
+        known.round = hello.round
+        self.journal.info("met", peer=self.names[peer], round=hello.round)
+        known.again_from(hello.round)
+        if known.suspected:
+            self._welcome(peer, hello.round)
+        self._flush(peer)
+        if self._end is not None:
+            self._say(peer, self._bye(self._end.status))
+
+    def _give_model(self, peer: int) -> None:
+        """To a peer that asks for it, once per round; it travels in pieces between this node's own messages."""
+        known = self.peers[peer]
+        if known.given == self.round:
+            return
+        params = self.host.parameters(self.node)
+        data = pack_model(self._model_wire, self.node, self.round, params)
+        if self.network.send(peer, data):
+            known.given = self.round
+            self._ledger.count(self.node, peer, Packed(data, 0, 0), "key")
+            self.journal.info("gave model", peer=self.names[peer], round=self.round)
+
+    def _mismatch(self, hello: Hello) -> str:
+        """Why the peer cannot take part, or ""."""
+        if hello.dim != self._dim:
+            return f"its model has {hello.dim} parameters that are exchanged, this one {self._dim}"
+        if hello.codec != self.rules.wire.codec.name:
+            return f"it encodes with {hello.codec}, this node with {self.rules.wire.codec.name}"
+        for what, here in self._agreed.items():
+            if (there := hello.versions.get(what, "")) != here:
+                return f"its {what} is {there or 'not known'}, here it is {here}"
+        if ADOPTED not in (hello.x0, self._x0) and hello.x0 != self._x0:
+            return (
+                f"its initial parameters differ (hash {hello.x0.hex()[:16]}, here {self._x0.hex()[:16]}); its "
+                f"versions: {dict(sorted(hello.versions.items()))}"
+            )
+        return ""
+
+    def _on_bye(self, peer: int, bye: Bye) -> None:
+        known = self.peers[peer]
+        self.journal.info("bye", peer=self.names[peer], round=bye.round, reason=bye.reason)
+        known.left = known.suspected = True
+        self._tell_node(PeerLost(peer))
+
+    def _on_frame(self, peer: int, frame: Frame, parcel: Parcel) -> None:
+        known, now_in = self.peers[peer], self.round
+        name = (frame.round, frame.key)
+        if name in known.seen:
+            self._refuse(peer, f"frame of round {frame.round}: came before", quietly=True)
+            return
+        if frame.round < now_in - MAX_ROUNDS_AHEAD:
+            self._refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
+            return
+        if known.suspected:
+            self._welcome(peer, max(frame.round, now_in))
+            self._say_hello(peer)
+        elif frame.round > now_in and peer in self._missing():
+            # Frames come in order: the peer went on without this node, and that of this round will not come.
+            self._tell_node(PeerUp(peer, frame.round))
+        refused = known.refused
+        self._tell_node(Arrived(parcel))
+        if known.refused != refused:
+            return
+        known.seen = {(at, key) for at, key in known.seen if at >= now_in - MAX_ROUNDS_AHEAD} | {name}
+        known.round = max(known.round, frame.round)
+        if frame.round in self._waits or frame.round == now_in:
+            self.patience.saw(self.now - self._waits.get(frame.round, self.now))
+        if frame.round < now_in:
+            rounds_late = now_in - frame.round
+            self.journal.info("late", peer=self.names[peer], round=frame.round, rounds_late=rounds_late)
+        else:
+            known.overdue = 0
+
+    def _refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
+        """Count, and log ever more seldom: a peer must not fill the disk."""
+        known = self.peers[peer]
+        known.refused += 1
+        if known.refused & (known.refused - 1) == 0:
+            say = self.journal.debug if quietly else self.journal.warning
+            say("refused", peer=self.names[peer], reason=reason, times=known.refused)
+
+    def _welcome(self, peer: int, round: int) -> None:
+        """A peer that was given up is back, and takes part from ``round`` on."""
+        self.peers[peer].suspected, self.peers[peer].overdue = False, 0
+        self.journal.info("back", peer=self.names[peer], round=round)
+        self._tell_node(PeerUp(peer, round))
+
+    def _say_hello(self, peer: int) -> None:
+        codec = self.rules.wire.codec.name
+        versions = _short(self._start.versions, self._agreed)
+        hello = Hello(self.node, self.round, self._dim, codec, versions, self._x0)
+        self._say(peer, self.rules.wire.pack(hello))
+
+    def _bye(self, reason: str) -> Packed:
+        return self.rules.wire.pack(Bye(self.node, self.round, reason))
+
+    def _say_bye(self, reason: str) -> None:
+        packed = self._bye(reason)
+        for peer, known in self.peers.items():
+            if known.met:
+                self._flush(peer)
+                self._say(peer, packed)
+
+    # --- Waiting ------------------------------------------------------------------------------------------
+
+    def _missing(self) -> tuple[int, ...]:
+        """For whom the node waits."""
+        stalled = self.host.stalled([self.node])
+        return stalled[self.node][1] if stalled else ()
+
+    def limit_s(self, peer: int) -> float:
+        """How long this neighbour is waited for now."""
+        return self.patience.limit_s if self.peers[peer].ever_met else self.patience.first_s
+
+    def _look_at_the_wait(self) -> None:
+        stalled = self.host.stalled([self.node])
+        if not stalled:
+            self._wait = None
+            return
+        at, missing = stalled[self.node]
+        if self._wait is None or self._wait.round != at:
+            self._wait = _Wait(at, self.now)
+        waited = self.now - self._wait.since
+        if all(waited >= self.limit_s(peer) for peer in missing):
+            self._go_on_without(at, missing)
+        elif waited >= self._wait.next_word:
+            self._wait.next_word = 2 * waited
+            names = [self.names[peer] for peer in missing]
+            self.journal.warning("waiting", round=at, peers=names, seconds=_to_ms(waited))
+
+    def _go_on_without(self, round: int, missing: tuple[int, ...]) -> None:
+        for peer in missing:
+            known = self.peers[peer]
+            known.overdue += 1
+            self.overdue[peer] += 1
+            name = self.names[peer]
+            self.journal.warning("overdue", peer=name, round=round, limit_s=_to_ms(self.limit_s(peer)))
+            if not known.met or known.overdue >= self.patience.suspect_after:
+                known.suspected = True
+                self.journal.warning("suspected", peer=name, connected=known.met)
+                self._tell_node(PeerLost(peer))
+        self._tell_node(Overdue(round))
+
+    def _catch_up(self) -> None:
+        """Take the others' round if they no longer keep the frames of this one."""
+        met = [known.round for known in self.peers.values() if known.met and not known.unfit]
+        soon_s = min(_SOON_S, 0.1 * self.patience.patience_s)  # by then all who are there have said Hello
+        if not met or self._wait is None or self.now - self._wait.since < soon_s:
+            return
+        theirs = min(statistics.median_low(met), self.rules.rounds - 1)
+        if theirs <= self.round + self._keeps:
+            return
+        self.journal.warning("rejoining", at=self.round, others=theirs)
+        for known in self.peers.values():
+            known.seen.clear()
+            known.kept.clear()
+        self._tell_node(Rejoin(theirs))
+        for peer, known in self.peers.items():
+            if known.met:
+                known.suspected = False
+                self._tell_node(PeerUp(peer, min(known.round, theirs)))
+                self._say_hello(peer)
+
+    # --- Measuring ----------------------------------------------------------------------------------------
+
+    def _measure(self, round: int) -> None:
+        sums, buffers = self.host.sums(round)
+        mean = average([sums], 1, buffers)
+        at, sent = self.now, self._ledger.sent(self.node)
+        part = self.host.measure(round, mean, test_average=round == 0)
+        samples = self.host.num_samples(round)
+        if self._on_measured is not None:
+            columns = tuple(sent.by_kind().values())
+            measured = Measured(self.node, round, at, columns, samples, part, mean.params, buffers[self.node])
+            self._on_measured(measured)
+        self.recorder.append(
+            combine([part], round=round, time_s=at, nodes=[self.node], traffic=sent, samples=samples)
+        )
+
+    def _tell(self) -> None:
+        if self._on_progress is None:
+            return
+        row = self.recorder.newest(self._told)
+        self._told = len(self.recorder.rows)
+        self._on_progress(self.progress(row))
+
+    def progress(self, row: EvalRow | None = None) -> WallProgress:
+        """Where the node is."""
+        return WallProgress(
+            self.round,
+            self.rules.rounds,
+            self.now,
+            self._ledger.total_bytes(),
+            self._missing(),
+            0.0 if self._wait is None else self.now - self._wait.since,
+            tuple(peer for peer, known in self.peers.items() if known.met),
+            tuple(peer for peer, known in self.peers.items() if known.suspected),
+            row,
+        )
+
+    # --- The end, and coming back -------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Training that is under way ends first, so that its result is in the checkpoint."""
+        self._settling = True
+        if self._training is not None and self._training[1].exception() is None:
+            self._on_trained()
+
+    def _save(self, round: int) -> None:
+        """A checkpoint; a full disk costs the checkpoint and not the run."""
+        try:
+            self.recorder.save(round, self._snapshot(), [self.host.snapshot()])
+        except OSError as error:
+            self.journal.error("no checkpoint", round=round, problem=error.strerror or str(error))
+
+    def _snapshot(self) -> WallState:
+        return WallState(
+            self.now,
+            self._x0,
+            self._ledger.snapshot(),
+            {peer: dict(known.kept) for peer, known in self.peers.items()},
+            frozenset(peer for peer, known in self.peers.items() if known.suspected),
+            {peer: known.refused for peer, known in self.peers.items()},
+        )
+
+    def _restore(self, state: WallState) -> None:
+        self._before_s, self._begun = state.now, time.monotonic()
+        self._x0 = state.x0  # a process may be made again with another model at hand
+        self._ledger = Ledger(state.edges)
+        for peer, known in self.peers.items():
+            known.kept = {at: Kept(k.packed, k.purpose, False, True) for at, k in state.kept[peer].items()}
+            known.suspected = peer in state.suspected
+            known.refused = state.refused[peer]
+
+    def _write_end(self, end: Finished) -> None:
+        wall_s = {name: _to_ms(seconds) for name, seconds in self.host.wall_s.items()}
+        row = EndRow(end.status, end.round, self.now, end.reason, "", wall_s)
+        self.recorder.finish([self.host], row, self._ledger.edges())
+        self.journal.info("ended", status=end.status, round=end.round, reason=end.reason)
+        self._tell()
+
+    def _linger(self) -> None:
+        """Stay for peers that are behind and may have to hear this node's last frames again."""
+        until = time.monotonic() + self.patience.patience_s
+        while not self._stop() and (left := until - time.monotonic()) > 0:
+            if not any(known.is_awaited for known in self.peers.values()):
+                return
+            event = self.network.poll(min(left, _LONGEST_POLL_S))
+            if event is not None:
+                self._on_link(event)
+
+    def _outcome(self, status: str) -> WallOutcome:
+        refused = {peer: known.refused for peer, known in self.peers.items()}
+        params = self.host.parameters(self.node).clone()
+        rows, edges = self.recorder.rows, self._ledger.edges()
+        return WallOutcome(status, self.round, rows, params, refused, dict(self.overdue), edges)
+
+
+def _to_ms(seconds: float) -> float:
+    """Seconds to the millisecond."""
+    return round(seconds, 3)
+
+
+def _short(versions: Mapping[str, Any], agreed: Mapping[str, str]) -> dict[str, str]:
+    """What is agreed, and versions, as far as a Hello has room for them."""
+    every = {**agreed, **{str(name): str(number) for name, number in versions.items()}}
+    return {name[:MAX_NAME_CHARS]: text[:MAX_NAME_CHARS] for name, text in list(every.items())[:MAX_VERSIONS]}

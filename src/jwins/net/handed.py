@@ -1,0 +1,120 @@
+"""Local training that happens elsewhere: in the user's own loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jwins.errors import JwinsError
+from jwins.training.held import LocalState
+
+if TYPE_CHECKING:
+    from jwins.training.layout import Layout
+
+__all__ = ["HandedTraining", "WithdrawnError"]
+
+
+class WithdrawnError(JwinsError):
+    """No result of this training will come: the peer was closed."""
+
+
+class HandedTraining:
+    """What a host asks of a trainer, of one node whose parameters the user trains and hands over.
+
+    The clock's training thread waits in :meth:`train` for :meth:`hand_over`; the user's waits in
+    :meth:`take_merged` for the next ``train``, which comes once the round is merged.
+
+    Args:
+        node: its number.
+        layout: of what is exchanged.
+        initial: (P,) float32, on the CPU.
+
+    Attributes:
+        nodes, local_steps, threads, device, frozen: as of a :class:`~jwins.training.trainer.Trainer`.
+        layout: as given.
+    """
+
+    def __init__(self, node: int, layout: Layout, initial: Tensor) -> None:
+        self.nodes, self.local_steps, self.threads = (node,), 1, 1
+        self.device, self.frozen = torch.device("cpu"), dict[str, Tensor]()
+        self.layout = layout
+        self._initial = initial
+        self._row = initial.clone()
+        self._changed = threading.Condition()
+        self._given: Tensor | None = None
+        self._merged: tuple[int, Tensor] | None = None
+        self._failure: BaseException | None = None
+
+    # --- For the host -------------------------------------------------------------------------------------
+
+    def initial(self) -> Tensor:
+        """The node's start, a copy of (P,) float32."""
+        return self._initial.clone()
+
+    def row(self, node: int) -> Tensor:
+        """The node's parameters, (P,) float32."""
+        return self._row
+
+    def buffers(self, node: int) -> dict[str, Tensor]:
+        """None: those that are not exchanged stay in the user's model."""
+        return {}
+
+    def state(self, node: int) -> LocalState:
+        """Nothing: the optimizer is the user's."""
+        return LocalState({}, {}, {})
+
+    def load_state_(self, node: int, state: LocalState) -> None:
+        """Nothing to load."""
+
+    def train(
+        self, rounds: Mapping[int, int], then: Callable[[int, float], None] | None = None
+    ) -> dict[int, float]:
+        """Give out the merged parameters, and wait for what the user makes of them.
+
+        Raises:
+            WithdrawnError: it will not come.
+        """
+        ((node, number),) = rounds.items()
+        with self._changed:
+            self._merged = (number, self._row.clone())
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._given is not None or self._failure is not None)
+            if self._given is None:
+                raise WithdrawnError("the peer was closed")
+            self._row.copy_(self._given)
+            self._given = None
+        if then is not None:
+            then(node, 0.0)
+        return {node: 0.0}
+
+    # --- For the user's loop ------------------------------------------------------------------------------
+
+    def hand_over(self, params: Tensor) -> None:
+        """The result of the round that is being trained, (P,) float32."""
+        with self._changed:
+            self._merged = None
+            self._given = params
+            self._changed.notify_all()
+
+    def take_merged(self) -> tuple[int, Tensor]:
+        """The round that is to be trained and the parameters that it begins with; waits for them.
+
+        Raises:
+            JwinsError: there will be none.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._merged is not None or self._failure is not None)
+            if self._merged is None:
+                assert self._failure is not None
+                raise self._failure
+            return self._merged
+
+    def withdraw(self, failure: BaseException) -> None:
+        """Let nobody wait any longer: training raises WithdrawnError, and ``take_merged`` the failure."""
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()

@@ -1,0 +1,89 @@
+"""What a node on a network tells its operator: one line per event, with a level, as JSON or for people."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+
+__all__ = ["JsonLines", "Journal", "write_journal"]
+
+_LOGGER = logging.getLogger("jwins.net")
+
+
+class Journal:
+    """Events of one node, for the logger ``jwins.net``.
+
+    Each record has ``event``, ``node`` and ``fields`` as attributes, so that any handler can use them; its
+    message is the same for people.
+
+    Args:
+        node: its name.
+
+    Attributes:
+        last_error: the newest event of level error or higher, as text; "" if there was none.
+    """
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.last_error = ""
+
+    def debug(self, event: str, **fields: object) -> None:
+        """Something that only matters when one looks for a fault."""
+        self._say(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        """Something that is as it should be."""
+        self._say(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Something that the run copes with."""
+        self._say(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Something that the operator has to look at."""
+        self._say(logging.ERROR, event, fields)
+
+    def _say(self, level: int, event: str, fields: dict[str, object]) -> None:
+        words = " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+        text = f"{event}: {words}" if words else event
+        if level >= logging.ERROR:
+            self.last_error = text
+        extra = {"event": event, "node": self.node, "fields": fields}
+        _LOGGER.log(level, "%s: %s", self.node, text, extra=extra)
+
+
+class JsonLines(logging.Formatter):
+    """A record of a :class:`Journal` as one line of JSON: time, level, node, event and the event's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "node": getattr(record, "node", ""),
+            "event": getattr(record, "event", record.getMessage()),
+            **getattr(record, "fields", {}),
+        }
+        return json.dumps(line, default=str, separators=(",", ":"))
+
+
+def write_journal(path: Path) -> logging.Handler:
+    """Append all events of this process to a file of JSON lines.
+
+    Returns:
+        The handler, for ``logging.getLogger("jwins.net").removeHandler``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(JsonLines())
+    _LOGGER.addHandler(handler)
+    _LOGGER.setLevel(logging.INFO)
+    return handler
+
+
+def _plain(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return json.dumps(text) if " " in text else text

@@ -1,0 +1,125 @@
+"""What the wall clock needs of a network, whatever carries the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+__all__ = ["Connected", "Delivered", "Disconnected", "LinkEvent", "LinkReport", "Network"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A whole message of an authenticated peer.
+
+    Attributes:
+        peer: id of the node that sent it.
+        data: the message, as it was given to the sender's :meth:`Network.send`.
+    """
+
+    peer: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """An authenticated connection is open: what is sent from now on is queued for this peer.
+
+    Attributes:
+        peer: id of the node.
+        greeting: what the peer says to everyone who connects, such as the digest of its experiment.
+    """
+
+    peer: int
+    greeting: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone, and with it what was queued but not sent. The network dials again by itself.
+
+    Attributes:
+        peer: id of the node.
+        reason: why, in words.
+    """
+
+    peer: int
+    reason: str
+
+
+LinkEvent: TypeAlias = Delivered | Connected | Disconnected
+
+
+@dataclass(frozen=True, slots=True)
+class LinkReport:
+    """What is known of the connection with one peer.
+
+    Attributes:
+        connected: whether it is open now.
+        address: host:port at the other end, "" if there was no connection yet.
+        greeting: of the connection that is open, or was open last.
+        bytes_in: length of the whole messages received since the start, over all connections.
+        bytes_out: length of the messages handed to the operating system since the start, over all connections.
+        queued_bytes: length of the messages that wait to be sent.
+        connections: how many were opened since the start.
+        last_error: why the last connection ended or the last attempt failed, "" if neither happened.
+        refused: how often something of this peer was refused, by reason.
+    """
+
+    connected: bool = False
+    address: str = ""
+    greeting: bytes = b""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    queued_bytes: int = 0
+    connections: int = 0
+    last_error: str = ""
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+
+class Network(Protocol):
+    """Carries messages between this node and its peers. Any thread may call all methods but ``poll``."""
+
+    def start(self) -> None:
+        """Begin to listen and to dial in the background; returns once listening.
+
+        Raises:
+            UsageError: the own address cannot be listened on.
+        """
+        ...
+
+    def send(self, peer: int, data: bytes) -> bool:
+        """Queue a message whole; never blocks.
+
+        Returns:
+            False if the peer is not connected or its queue is full; nothing is queued then.
+        """
+        ...
+
+    def poll(self, timeout_s: float | None) -> LinkEvent | None:
+        """The next event in order of arrival; from any one thread.
+
+        Args:
+            timeout_s: how long to wait for one, None for as long as it takes.
+
+        Returns:
+            None if there was none in time, or at a :meth:`wake`.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Make a ``poll`` that waits, or else the next one, return None at once."""
+        ...
+
+    def close(self, flush_s: float = 5.0) -> None:
+        """End all connections.
+
+        Args:
+            flush_s: for how long at most what is queued is still sent.
+        """
+        ...
+
+    def report(self) -> Mapping[int, LinkReport]:
+        """What is known of each peer's connection, by id."""
+        ...

@@ -1,0 +1,375 @@
+"""A peer in a training loop of one's own: hand the model over, get it back merged with the neighbours'."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from jwins.engines.host import Host
+from jwins.engines.recorder import Recorder
+from jwins.errors import PeerError, UsageError
+from jwins.net.adopt import ADOPTED, WANTS_MODEL, Adopted, Replayed, model_wire
+from jwins.net.adopt import adopt as adopt_model
+from jwins.net.clock import WallClock, WallOutcome
+from jwins.net.handed import HandedTraining
+from jwins.net.journal import Journal
+from jwins.net.limits import Limits
+from jwins.net.link import Network
+from jwins.net.patience import Patience
+from jwins.net.ranks import ByRank
+from jwins.net.roster import Roster, read_roster
+from jwins.net.transport import Transport
+from jwins.node import Rules
+from jwins.runfiles.rows import StartRow
+from jwins.sharing import Sharing
+from jwins.sharing import jwins as jwins_sharing
+from jwins.training.layout import BufferPolicy, Layout
+from jwins.wire.codec import codec as codec_named
+from jwins.wire.frame import DIGEST_BYTES, Hello, Wire, max_frame_bytes
+
+if TYPE_CHECKING:
+    from jwins.training.trainer import Trainer
+
+__all__ = ["Exchanged", "Peer"]
+
+_ROUNDS = 2**31
+"""A peer takes part until it is closed."""
+_QUEUE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What an exchange did.
+
+    Attributes:
+        round: the round whose parameters were handed over, from 0.
+        merged_round: the round whose merge is in the model now; None if there is none yet.
+        seconds: how long the call took.
+        bytes_sent: since the exchange before.
+        bytes_total: since the start.
+        late: names of the neighbours that the merges since the exchange before were made without.
+        suspected: names of the peers that are not waited for now.
+        unfit: names of the peers that cannot take part, each with the reason.
+    """
+
+    round: int
+    merged_round: int | None
+    seconds: float
+    bytes_sent: int
+    bytes_total: int
+    late: tuple[str, ...]
+    suspected: tuple[str, ...]
+    unfit: tuple[str, ...]
+
+
+class Peer:
+    """One member of a roster, whose model is trained by the user's own loop.
+
+    ``exchange`` shares what the model is now, waits for the neighbours and writes the merged parameters into
+    the model, in place. Everything else, connections, late neighbours, checkpoints, happens on other threads.
+
+    What is exchanged are the parameters with ``requires_grad``, in float32 on any device. Buffers, such as
+    BatchNorm's statistics, stay in the model (``buffers="local"``), or float ones are exchanged, too
+    (``"shared"``; variances are then kept from falling below 0). The optimizer's state stays as it is.
+
+    All peers must begin with the same parameters, as from the same ``torch.manual_seed``; a peer that finds
+    others' to be different says so. One that comes later, or cannot begin alike, names with ``adopt`` whose
+    model and round it begins with. With ``folder`` the peer keeps a checkpoint after every round: made
+    again with the same folder, it writes the newest into the model, and ``round`` says where to go on.
+
+    Args:
+        model: what is trained.
+        roster: who takes part, on which graph and with which seed; or its file.
+        key: the file of this member's private key.
+        sharing: the algorithm, the same on all peers; None for JWINS.
+        params: which parameters to exchange: their names, or a function that is true of them; None for all that
+            have ``requires_grad``. The same on all peers.
+        buffers: see above.
+        adopt: names of members whose model to begin with, the next if one does not answer. None for the
+            model as it is. Not used if ``folder`` has a checkpoint.
+        codec: "pco" or "raw".
+        patience_s: the least time to wait for a neighbour; every other time is derived from it.
+        folder: for checkpoints; None for none.
+        metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
+        listen: host:port to listen on, if not the roster's.
+        network: what reaches the others by rank, in place of connections of the roster; for tests.
+
+    Attributes:
+        round: how many rounds are complete.
+        name: of this member.
+
+    Raises:
+        ConfigError: roster, key or an argument cannot be used.
+        UsageError: the model has nothing to exchange, or the address cannot be listened on.
+        PeerError: nobody gave the model that was to be adopted.
+
+    Example::
+
+        with jwins.Peer(model, roster="roster.toml", key="alice.key", sharing=jwins.sharing.jwins()) as peer:
+            for round in range(rounds):
+                train_locally(model, loader)
+                report = peer.exchange()
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        roster: Roster | Path | str,
+        key: Path | str,
+        sharing: Sharing[Any] | None = None,
+        params: Collection[str] | Callable[[str], bool] | None = None,
+        buffers: BufferPolicy = "local",
+        adopt: str | Sequence[str] | None = None,
+        codec: str = "pco",
+        patience_s: float = 30.0,
+        folder: Path | str | None = None,
+        metrics_port: int | None = None,
+        listen: str | None = None,
+        network: Network | None = None,
+    ) -> None:
+        members = roster if isinstance(roster, Roster) else read_roster(Path(roster))
+        me = members.owner_of(Path(key))
+        node = members.ids.index(me.id)
+        self.name = me.name
+        self._names = tuple(members[member].name for member in members.ids)
+        self._model = model
+        self._layout = layout = _selected(Layout.of(model, buffers), params)
+        algorithm = jwins_sharing() if sharing is None else sharing
+        topology = members.build_topology()
+        digest = _digest(members, algorithm, codec)
+        rules = Rules(
+            algorithm,
+            Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
+            topology,
+            rounds=_ROUNDS,
+            seed=members.seed,
+            checkpoint_every=0 if folder is None else 1,
+            project=layout.project_ if layout.has_variances else None,
+        )
+        place = None if folder is None else Path(folder)
+        going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
+        if network is None:
+            network = ByRank(_transport(members, me.id, Path(key), rules.wire, listen), members.ids)
+        agreed = {"layout": _hash_of_layout(layout)}
+        journal = Journal(me.name)
+        adopted_at: int | None = None
+        if adopt is not None and not going_on:
+            donors = [adopt] if isinstance(adopt, str) else list(adopt)
+            found = _adopted(
+                network,
+                [members.ids.index(members.named(name).id) for name in donors],
+                Hello(node, 0, layout.size, codec, {**agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}, ADOPTED),
+                rules.wire,
+                timeout_s=Patience(patience_s).first_s,
+                names=self._names,
+                journal=journal,
+            )
+            network, adopted_at = Replayed(network, found.events), found.round
+            layout.write(found.params, model)
+        self._training = HandedTraining(node, layout, layout.flatten(model).cpu())
+        start = StartRow(
+            me.name,
+            digest.hex(),
+            members.seed,
+            len(self._names),
+            layout.size,
+            0.0,
+            {},
+            {},
+            {},
+            "own loop",
+            "wall",
+        )
+        self._closing = False
+        self._clock = WallClock(
+            Host(cast("Trainer", self._training), rules),
+            network,
+            start=start,
+            names=self._names,
+            agreed=agreed,
+            adopted_at=adopted_at,
+            patience_s=patience_s,
+            recorder=Recorder(place),
+            stop=lambda: self._closing,
+            journal=journal,
+        )
+        self._network = network
+        self._under_way: Tensor | None = None
+        self._told_bytes = 0
+        self._told_overdue = dict(self._clock.overdue)
+        self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
+        self._thread.start()
+        self._next, merged = self._training.take_merged()
+        if going_on:
+            layout.write(merged, model)
+        self._told_bytes = self._clock.progress().bytes_total
+        self._served = _serving(self._clock, metrics_port)
+
+    def _run(self, resume: bool) -> None:
+        try:
+            outcome = self._clock.run(resume)
+            self._training.withdraw(_ended(outcome))
+        except BaseException as error:
+            self._training.withdraw(error)
+
+    @property
+    def round(self) -> int:
+        """How many rounds are complete."""
+        return self._next
+
+    def exchange(self, *, wait: bool = True) -> Exchanged:
+        """Share the model as it is now, and merge what the neighbours share into it, in place.
+
+        Args:
+            wait: True: until the neighbours were heard or are overdue. False: at once; what the neighbours
+                change in this round comes into the model at the next exchange, on top of what was trained
+                meanwhile.
+
+        Raises:
+            PeerError: no neighbour can take part, because its model, algorithm or start is another.
+            UsageError: the peer is closed, or parameters are not finite.
+        """
+        if self._closing:
+            raise UsageError("Peer.exchange: the peer is closed")
+        begun = time.perf_counter()
+        trained = self._layout.flatten(self._model).cpu()
+        merged_round: int | None = None
+        if self._under_way is not None:
+            self._next, merged = self._training.take_merged()
+            merged_round = self._next - 1
+            trained = trained + (merged - self._under_way)
+        handed = self._next
+        self._training.hand_over(trained)
+        if wait:
+            self._under_way = None
+            self._next, merged = self._training.take_merged()
+            merged_round = self._next - 1
+            self._layout.write(merged, self._model)
+        else:
+            self._under_way = trained
+            self._layout.write(trained, self._model)
+        return self._report(handed, merged_round, time.perf_counter() - begun)
+
+    async def exchange_async(self, *, wait: bool = True) -> Exchanged:
+        """The same on a thread, so that an event loop goes on meanwhile; leave the model alone until then."""
+        return await asyncio.to_thread(self.exchange, wait=wait)
+
+    def close(self) -> None:
+        """Leave: the others are told, and what was shared is still sent. A second call does nothing."""
+        self._closing = True
+        self._training.withdraw(UsageError("Peer.exchange: the peer is closed"))
+        self._network.wake()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+        self._served()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _report(self, handed: int, merged_round: int | None, seconds: float) -> Exchanged:
+        clock = self._clock
+        unfit = {peer: known.unfit for peer, known in clock.peers.items() if known.unfit}
+        met = [peer for peer, known in clock.peers.items() if known.ever_met]
+        if unfit and not met:
+            told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in unfit.items())
+            raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
+        now = clock.progress()
+        overdue = dict(clock.overdue)
+        late = tuple(self._names[peer] for peer in overdue if overdue[peer] > self._told_overdue[peer])
+        sent = now.bytes_total - self._told_bytes
+        self._told_overdue, self._told_bytes = overdue, now.bytes_total
+        return Exchanged(
+            handed,
+            merged_round,
+            seconds,
+            sent,
+            now.bytes_total,
+            late,
+            tuple(self._names[peer] for peer in now.suspected),
+            tuple(f"{self._names[peer]}: {why}" for peer, why in unfit.items()),
+        )
+
+
+def _ended(outcome: WallOutcome) -> UsageError:
+    if outcome.status == "diverged":
+        problem = "parameters are not finite, or beyond 1e30; a smaller learning rate may help"
+        return UsageError(f"Peer.exchange, round {outcome.round}: {problem}")
+    return UsageError("Peer.exchange: the peer is closed")
+
+
+def _selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
+    """The layout of those parameters alone; shared buffers belong to it in any case."""
+    if wanted is None:
+        return layout
+    known = [slot.name for slot in layout.slots if slot.kind == "parameter"]
+    if callable(wanted):
+        chosen = {name for name in known if wanted(name)}
+    else:
+        chosen = set(wanted)
+        if strange := sorted(chosen - set(known)):
+            raise UsageError(f"Peer.params: the model trains no parameter {strange[0]!r}; it has {known}")
+    if not chosen:
+        raise UsageError(f"Peer.params: chooses none of {known}")
+    slots, offset = [], 0
+    for slot in layout.slots:
+        if slot.kind == "buffer" or slot.name in chosen:
+            slots.append(replace(slot, offset=offset))
+            offset += slot.size
+    return replace(layout, slots=tuple(slots), size=offset)
+
+
+def _hash_of_layout(layout: Layout) -> str:
+    text = ";".join(f"{slot.name}{list(slot.shape)}" for slot in layout.slots)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _digest(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
+    """What peers agree on beside the model; that is compared apart, because its error should be clear."""
+    topology = sorted(roster.topology.model_dump(mode="json").items())
+    text = repr((roster.seed, topology, len(roster.members), sharing, codec))
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _transport(roster: Roster, id: int, key: Path, wire: Wire, listen: str | None) -> Transport:
+    longest = max_frame_bytes(wire.dim)
+    limits = Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
+    dial = roster.neighbours(id)
+    return Transport(roster, id, key, greeting=wire.digest, limits=limits, listen=listen, dial=dial)
+
+
+def _adopted(
+    network: Network, donors: Sequence[int], hello: Hello, wire: Wire, *, timeout_s: float, **told: Any
+) -> Adopted:
+    network.start()
+    try:
+        models = model_wire(wire.digest, hello.dim)
+        return adopt_model(network, donors, hello, models, wire, timeout_s=timeout_s, **told)
+    except BaseException:
+        network.close(0.0)
+        raise
+
+
+def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:
+    """Serve status and metrics; what ends it."""
+    if port is None:
+        return lambda: None
+    from jwins.net.status import serve
+
+    serving = serve(clock, port)
+    serving.__enter__()
+    return lambda: cast(None, serving.__exit__(None, None, None))

@@ -1,0 +1,51 @@
+"""A node's place in the graph is the rank of its id in the roster; a clock knows places, a transport ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from jwins.net.link import LinkEvent, LinkReport, Network
+
+__all__ = ["ByRank"]
+
+
+class ByRank:
+    """A network in which peers are called by their rank.
+
+    Args:
+        network: in which they are called by their id.
+        ids: of all members, increasing.
+    """
+
+    def __init__(self, network: Network, ids: Sequence[int]) -> None:
+        self._network, self._ids = network, tuple(ids)
+        self._ranks = {member: rank for rank, member in enumerate(self._ids)}
+
+    def start(self) -> None:
+        """See :meth:`jwins.net.link.Network.start`."""
+        self._network.start()
+
+    def send(self, peer: int, data: bytes) -> bool:
+        """See :meth:`jwins.net.link.Network.send`."""
+        return self._network.send(self._ids[peer], data)
+
+    def poll(self, timeout_s: float | None) -> LinkEvent | None:
+        """See :meth:`jwins.net.link.Network.poll`."""
+        event = self._network.poll(timeout_s)
+        if event is None or event.peer not in self._ranks:
+            return None
+        return replace(event, peer=self._ranks[event.peer])
+
+    def wake(self) -> None:
+        """See :meth:`jwins.net.link.Network.wake`."""
+        self._network.wake()
+
+    def close(self, flush_s: float = 5.0) -> None:
+        """See :meth:`jwins.net.link.Network.close`."""
+        self._network.close(flush_s)
+
+    def report(self) -> Mapping[int, LinkReport]:
+        """See :meth:`jwins.net.link.Network.report`."""
+        found = self._network.report()
+        return {self._ranks[member]: r for member, r in found.items() if member in self._ranks}

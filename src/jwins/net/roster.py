@@ -1,0 +1,337 @@
+"""The roster: who takes part, where, and by which certificate; the same file on every machine."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from jwins.errors import ConfigError, UsageError
+from jwins.experiment.messages import nearest
+from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, TopologyTable, one_of
+from jwins.experiment.rules import Index, Within
+from jwins.experiment.settings import Settings
+from jwins.experiment.toml import read_toml, toml_text, write_toml
+from jwins.net.identity import Certificate, check_name, read_certificate
+
+if TYPE_CHECKING:
+    from jwins.topology import Topology
+
+__all__ = ["Member", "Roster", "read_roster", "split_address", "write_roster"]
+
+MAX_MEMBERS = 10_000
+MAX_ID = 2**31 - 1
+SOON = datetime.timedelta(days=30)
+"""How long before it expires a certificate should be replaced."""
+
+
+class Member(Settings):
+    """A node that takes part."""
+
+    id: Annotated[int, Within("a node's id", 0, MAX_ID)] = Field(
+        description="unlike all others, and never used again"
+    )
+    name: str = Field(description="unlike all others")
+    address: str = Field(description="host:port at which the others dial it")
+    reachable: bool = Field(
+        default=True, description="false: behind a firewall or NAT, it dials the others and they cannot dial it"
+    )
+    fingerprint: str = Field(description="SHA-256 of the certificate, 64 hexadecimal digits")
+    certificate: str = Field(description="in PEM form; with the fingerprint the only one accepted of this node")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_name("name", self.name)
+        split_address("address", self.address)
+        found = self.x509.fingerprint
+        if plain(self.fingerprint) != found:
+            raise ConfigError(
+                "fingerprint",
+                self.fingerprint,
+                f"the certificate beside it has {found}; ask {self.name} which one is right",
+            )
+        return self
+
+    @property
+    def x509(self) -> Certificate:
+        """What the certificate says."""
+        return read_certificate(self.certificate, "certificate")
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """Where to dial."""
+        return split_address("address", self.address)
+
+
+class Roster(Settings):
+    """Who takes part, and on which graph.
+
+    A changed roster has a higher epoch and names the round from which it is in effect, so that all nodes change
+    their mixing weights in the same round. A member's place in the graph is its rank by id.
+    """
+
+    epoch: Index = Field(default=0, description="raised by one with every change while nodes run")
+    from_round: Index = Field(default=0, description="the round from which this epoch is in effect")
+    seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
+        default=1, description="of the topology and of everything else that the nodes must draw alike"
+    )
+    if TYPE_CHECKING:
+        topology: TopologyTable = FullyConnectedConfig()
+    else:
+        topology: one_of(TOPOLOGY_TABLES) = Field(
+            default=FullyConnectedConfig(), description="who exchanges with whom, as in an experiment"
+        )
+    members: Annotated[tuple[Member, ...], Field(strict=False, max_length=MAX_MEMBERS)] = Field(
+        default=(), description="the nodes"
+    )
+
+    @model_validator(mode="after")
+    def _all_differ(self) -> Self:
+        for key, of in (
+            ("id", lambda m: m.id),
+            ("name", lambda m: m.name),
+            ("fingerprint", lambda m: plain(m.fingerprint)),
+        ):
+            seen: dict[object, int] = {}
+            for index, member in enumerate(self.members):
+                value = of(member)
+                if value in seen:
+                    raise ConfigError(
+                        f"members[{index}].{key}",
+                        value,
+                        f"members[{seen[value]}] has the same; each has its own",
+                    )
+                seen[value] = index
+        return self
+
+    def __contains__(self, id: object) -> bool:
+        return any(member.id == id for member in self.members)
+
+    def __getitem__(self, id: int) -> Member:
+        for member in self.members:
+            if member.id == id:
+                return member
+        raise UsageError(f"id = {id}: no member of the roster has it; ids are {', '.join(map(str, self.ids))}")
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of all members, increasing; the position in it is a member's node number in the topology."""
+        return tuple(sorted(member.id for member in self.members))
+
+    @property
+    def digest(self) -> str:
+        """The same on two machines whose rosters agree in all but addresses; 64 hexadecimal digits."""
+        topology = self.topology.model_dump(mode="json")
+        topology.pop("path", None)
+        tables = {"epoch": self.epoch, "from_round": self.from_round, "seed": self.seed, "topology": topology}
+        members = [f"{m.id} {m.name} {plain(m.fingerprint)}" for m in sorted(self.members, key=lambda m: m.id)]
+        return hashlib.sha256("\n".join([write_toml(tables), *members]).encode()).hexdigest()
+
+    def named(self, name: str) -> Member:
+        """The member of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        for member in self.members:
+            if member.name == name:
+                return member
+        known = [member.name for member in self.members]
+        raise ConfigError(
+            "NAME", name, f"not in the roster{nearest(name, known) or ';'} it has {_listed(known)}"
+        )
+
+    def owner_of(self, key_file: Path) -> Member:
+        """The member whose certificate belongs to a private key.
+
+        Raises:
+            ConfigError: the key cannot be used, or is nobody's.
+        """
+        from jwins.net.identity import read_key
+
+        public = read_key(key_file)
+        for member in self.members:
+            if member.x509.public_key == public:
+                return member
+        remedy = "add its certificate with `jwins roster add`, or give another key"
+        raise ConfigError("key", str(key_file), f"is the key of no member of the roster; {remedy}")
+
+    def build_topology(self) -> Topology:
+        """The graphs over the members' ranks by id.
+
+        Raises:
+            ConfigError: there is no such graph, or it joins two members that cannot dial each other.
+        """
+        if not self.members:
+            raise ConfigError("members", [], "expected at least one; add them with `jwins roster add`")
+        topology = self.topology.build(num_nodes=len(self.members), seed=self.seed)
+        apart = {rank for rank, node in enumerate(self.ids) if not self[node].reachable}
+        for i, j in sorted(pair for pair in self._pairs(topology) if apart.issuperset(pair)):
+            a, b = self[self.ids[i]].name, self[self.ids[j]].name
+            raise ConfigError(
+                "topology.kind",
+                self.topology.kind,
+                f"joins {a} and {b}, of which neither can be dialled (reachable = false); make one reachable, "
+                "by a forwarded port or a tunnel, or choose a graph that does not join them",
+            )
+        return topology
+
+    def _pairs(self, topology: Topology) -> set[tuple[int, int]]:
+        """Ranks that are ever joined: of a graph that changes, all pairs."""
+        static = not getattr(topology, "dynamic", False) and self.topology.kind != "one_peer_exponential"
+        if static:
+            return {(min(edge), max(edge)) for edge in topology.at(0).edges}
+        count = len(self.members)
+        return {(i, j) for i in range(count) for j in range(i + 1, count)}
+
+    def neighbours(self, id: int) -> tuple[int, ...]:
+        """With whom ``id`` ever exchanges, increasing."""
+        rank = self.ids.index(self[id].id)
+        pairs = self._pairs(self.build_topology())
+        return tuple(self.ids[j if i == rank else i] for i, j in sorted(pairs) if rank in (i, j))
+
+    def problems(self, now: datetime.datetime | None = None) -> Iterator[str]:
+        """What keeps the members from working together, each with its remedy."""
+        now = now or datetime.datetime.now(datetime.UTC)
+        for member in sorted(self.members, key=lambda m: m.id):
+            where, certificate = f"{member.name} (id {member.id})", member.x509
+            remedy = f"make a new one with `jwins keys renew {member.name}`, then `jwins roster add --replace`"
+            if problem := certificate.problem(now):
+                yield f"{where}: its certificate is {problem}; {remedy}"
+            if certificate.name != member.name:
+                yield f"{where}: its certificate is made out to {certificate.name!r}; is it the right one?"
+        addresses: dict[str, str] = {}
+        for member in self.members:
+            if member.reachable and (other := addresses.setdefault(member.address, member.name)) != member.name:
+                yield f"{member.name} and {other} have the same address {member.address}; one of them is wrong"
+        try:
+            self.build_topology()
+        except ConfigError as error:
+            yield str(error)
+
+    def warnings(self, now: datetime.datetime | None = None) -> Iterator[str]:
+        """What will keep them from it before long."""
+        now = now or datetime.datetime.now(datetime.UTC)
+        for member in self.members:
+            expires = member.x509.not_after
+            if now <= expires < now + SOON:
+                yield f"{member.name} (id {member.id}): its certificate expires on {expires:%Y-%m-%d %H:%M} UTC"
+
+    def with_member(self, member: Member, *, replace: bool = False, from_round: int | None = None) -> Roster:
+        """A copy with another member.
+
+        Args:
+            member: who joins, or whose entry changes.
+            replace: whether a member of the same name is replaced.
+            from_round: if nodes run already, the round from which the change is in effect.
+
+        Raises:
+            ConfigError: such a member is there already.
+        """
+        others = [old for old in self.members if old.name != member.name]
+        if len(others) < len(self.members) and not replace:
+            raise ConfigError(
+                "NAME", member.name, "is in the roster already; say --replace to change its entry"
+            )
+        return self._changed([*others, member], from_round)
+
+    def without(self, name: str, *, from_round: int | None = None) -> Roster:
+        """A copy without a member; its id is not to be used again.
+
+        Raises:
+            ConfigError: there is no member of this name.
+        """
+        gone = self.named(name)
+        return self._changed([member for member in self.members if member != gone], from_round)
+
+    def _changed(self, members: Iterable[Member], from_round: int | None) -> Roster:
+        epoch = self.epoch if from_round is None else self.epoch + 1
+        start = self.from_round if from_round is None else from_round
+        if from_round is not None and from_round <= self.from_round and self.epoch > 0:
+            raise ConfigError(
+                "--from-round", from_round, f"expected a round after {self.from_round}, the last change's"
+            )
+        return Roster(
+            epoch=epoch,
+            from_round=start,
+            seed=self.seed,
+            topology=self.topology,
+            members=tuple(sorted(members, key=lambda m: m.id)),
+        )
+
+
+def plain(fingerprint: str) -> str:
+    """A fingerprint as 64 lower-case digits, however it was written: in capitals, with colons or its name."""
+    return re.sub(r"^sha-?256[:=]", "", fingerprint.strip().lower()).replace(":", "").replace(" ", "")
+
+
+def split_address(path: str, address: str) -> tuple[str, int]:
+    """Host and port of an address such as ``10.0.0.7:7420`` or ``[fd00::7]:7420``.
+
+    Raises:
+        ConfigError: it is not one.
+
+    >>> split_address("address", "[::1]:7420")
+    ('::1', 7420)
+    """
+    found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:\[\]/@]+)):(\d{1,5})", address)
+    if found is None or not 1 <= int(found[3]) <= 65535:
+        raise ConfigError(path, address, "expected host:port, such as 10.0.0.7:7420 or [fd00::7]:7420")
+    return found[1] or found[2], int(found[3])
+
+
+def read_roster(path: Path) -> Roster:
+    """A roster from its file.
+
+    Raises:
+        ConfigError: no such file, or not a roster; says where and what to do.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError("roster", str(path), f"not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); `jwins roster add` makes one"
+        raise ConfigError("roster", str(path), problem) from None
+    tables = read_toml(text, str(path))
+    topology = tables.get("topology")
+    if isinstance(topology, dict) and isinstance(topology.get("path"), str):
+        topology["path"] = str(path.resolve().parent / topology["path"])
+    try:
+        return Roster(**tables)
+    except ConfigError as error:
+        error.add_note(f"in {path}")
+        raise
+
+
+def write_roster(roster: Roster, path: Path) -> None:
+    """Write a roster so that the file is as before or complete.
+
+    Raises:
+        OSError: e.g. a full disk.
+    """
+    from jwins.runfiles.atomic import write_atomically
+
+    head: Mapping[str, Any] = {
+        "epoch": roster.epoch,
+        "from_round": roster.from_round,
+        "seed": roster.seed,
+        "topology": roster.topology.model_dump(mode="json"),
+    }
+    blocks = [write_toml(head)]
+    for member in roster.members:
+        lines = [
+            f"{key} = {toml_text(value)}" for key, value in member.model_dump().items() if key != "certificate"
+        ]
+        # A PEM text has nothing that would need escaping, and lines of its own can be compared by eye.
+        blocks.append("\n".join(["[[members]]", *lines, f'certificate = """\n{member.x509.pem}"""', ""]))
+    write_atomically(path, "\n".join(blocks).encode())
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if names else "nobody"

@@ -1,0 +1,57 @@
+"""Where a node listens."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+from jwins.errors import UsageError
+from jwins.net.roster import split_address
+
+__all__ = ["listening_sockets"]
+
+BACKLOG = 512
+
+
+def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
+    """Sockets that listen, one for each version of IP.
+
+    Args:
+        address: host:port at which the others dial. All interfaces are listened on, because behind a router
+            this machine has another address, and many a machine resolves its own name to a loopback address.
+            Only if the address is itself of loopback, no other interface is listened on.
+        listen: host:port to listen on instead.
+
+    Raises:
+        UsageError: the port is in use, or may not be used.
+    """
+    host, port = split_address("address" if listen is None else "listen", listen or address)
+    where = host if listen is not None or _is_loopback(host) else None
+    sockets: list[socket.socket] = []
+    try:
+        found = socket.getaddrinfo(where, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, place in dict.fromkeys(found):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError:  # a system without IPv6
+                continue
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(place)
+            sock.listen(BACKLOG)
+            sock.setblocking(False)
+    except OSError as error:
+        for sock in sockets:
+            sock.close()
+        remedy = "is the node running already? otherwise choose another port, and change the roster everywhere"
+        raise UsageError(f"cannot listen on {listen or address}: {error.strerror}; {remedy}") from None
+    return sockets
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

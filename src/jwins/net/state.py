@@ -1,0 +1,144 @@
+"""What a transport knows of each peer, and of the connection with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from jwins.net.channel import Channel
+from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
+
+__all__ = ["Link", "PeerState", "Rates", "size_of", "tally"]
+
+MOST_REASONS = 64
+
+CONTROL_SIZE = 64
+"""What a control message counts in bytes per second."""
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """An open connection. Times are seconds for which this process was awake.
+
+    Attributes:
+        peer: who is at the other end.
+        channel: the connection itself.
+        instance: of the peer's process.
+        fingerprint: of the certificate that it showed.
+        opened: when the connection was taken.
+        heard: when something of the peer was read last.
+        received: how many control messages and pieces were.
+        tasks: what reads and what writes.
+        reading: False while it is this side that does not read.
+        writing_since: since when what was written waits for the peer to read; None if nothing does.
+        ping_due: whether a sign of life is to be written next.
+        pings: how many were written.
+        pinged: when the last one was, by the clock of the loop.
+        pong_due: what to answer next; only the last question is answered.
+        wake: set when there may be something to write.
+        ended: set when the connection is gone.
+    """
+
+    peer: int
+    channel: Channel
+    instance: str
+    fingerprint: str
+    opened: float
+    heard: float
+    received: int = 0
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    reading: bool = True
+    writing_since: float | None = None
+    ping_due: bool = False
+    pings: int = 0
+    pinged: float = 0.0
+    pong_due: int | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class Rates:
+    """How fast a peer is read."""
+
+    messages: Bucket
+    octets: Bucket | None
+
+    @classmethod
+    def of(cls, limits: Limits, now: float) -> Rates:
+        """What the limits allow; twice as many messages as in a second may come at once."""
+        octets = limits.bytes_per_s
+        return cls(
+            Bucket.full(limits.messages_per_s, 2 * limits.messages_per_s, now),
+            None if octets is None else Bucket.full(octets, max(octets, CHUNK_BYTES), now),
+        )
+
+    async def spend(self, size: int, now: float) -> None:
+        """Wait, after something of this size was received, for as long as the rates demand."""
+        wait = self.messages.take(1, now)
+        if self.octets is not None:
+            wait = max(wait, self.octets.take(size, now))
+        if wait > 0:
+            await asyncio.sleep(wait)
+
+
+@dataclass(slots=True, eq=False)
+class PeerState:
+    """What outlives connections. The lock of the transport guards what other threads touch.
+
+    Attributes:
+        arrivals: how often the peer may connect.
+        rates: how fast it is read.
+        address: of the connection that is open, or was last.
+        greeting: likewise.
+        last_error: why there is or was no connection.
+        queue: messages to be sent; the first may be under way.
+        queued_bytes: of them, with what each costs beside its bytes.
+        undelivered_bytes: likewise, of messages that wait to be taken.
+        bytes_in: received in whole messages.
+        bytes_out: sent in whole messages.
+        connections: how many were opened.
+        round_trip_s: of the last sign of life.
+        refused: how often, by reason.
+        link: the connection, if there is one.
+        stable: whether the last connection held.
+        probed: whether the peer measures now.
+        room: set when messages were taken.
+        dial: set when there may be a reason to dial.
+        dialler: the task that does.
+    """
+
+    arrivals: Bucket
+    rates: Rates
+    address: str = ""
+    greeting: bytes = b""
+    last_error: str = ""
+    queue: deque[bytes] = field(default_factory=deque)
+    queued_bytes: int = 0
+    undelivered_bytes: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    connections: int = 0
+    round_trip_s: float | None = None
+    refused: Counter[str] = field(default_factory=Counter)
+    link: Link | None = None
+    stable: bool = False
+    probed: bool = False
+    room: asyncio.Event = field(default_factory=asyncio.Event)
+    dial: asyncio.Event = field(default_factory=asyncio.Event)
+    dialler: asyncio.Task[None] | None = None
+
+
+def tally(counts: Counter[str], reason: str) -> str:
+    """Count a reason without what varies in it: nobody may make this grow for ever."""
+    kind = reason.partition(" (")[0]
+    if kind not in counts and len(counts) >= MOST_REASONS:
+        kind = "other reasons"
+    counts[kind] += 1
+    return kind
+
+
+def size_of(found: object) -> int:
+    """What counts as the size of a piece or control message."""
+    return len(found) if isinstance(found, bytes | bytearray | memoryview) else CONTROL_SIZE

@@ -1,0 +1,461 @@
+"""All nodes of an experiment as processes of this machine; what they measure put together.
+
+The run folder is as the simulator writes it: ``config.toml``, ``partition.json``, ``metrics.jsonl`` with rows
+over all nodes, ``traffic.csv`` and ``final/``. Each node has its own part in ``nodes/<i>``, checkpoints
+included, and ``keys/`` has the identities that were made for this machine alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from jwins.engines.measuring import Partial, average, combine, squared_distance
+from jwins.errors import DataError, JwinsError, ResumeError
+from jwins.experiment.experiment import Experiment
+from jwins.results.record import Record
+from jwins.run.assembly import Pieces, assemble
+from jwins.run.folder import FolderState, folder_state, locked
+from jwins.run.node import for_network, node_folder, on_wall_clock
+from jwins.run.parts import partition_counts
+from jwins.run.result import Result
+from jwins.runfiles import checkpoint, traffic
+from jwins.runfiles.atomic import write_atomically
+from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
+
+if TYPE_CHECKING:
+    from jwins.engines.host import Host
+    from jwins.net.clock import Measured
+
+__all__ = ["Launched", "NodeFailedError", "NodeView", "launch"]
+
+_LOOK_EVERY_S = 0.2
+_MOST_RESTARTS = 100
+"""A node that was killed by a signal is started again so often, in all."""
+_RESTART_AFTER_S = 1.0
+
+
+class NodeFailedError(JwinsError):
+    """The process of a node ended with an error."""
+
+
+@dataclass(slots=True)
+class NodeView:
+    """What is known of one node while it runs.
+
+    Attributes:
+        name: of the node.
+        state: ``starting``, ``running``, ``killed``, or how it ended.
+        round: completed rounds.
+        bytes_total: sent by it so far.
+        waiting_for: names of the neighbours it waits for.
+        waiting_s: for how long.
+        suspected: names of the peers it does not wait for.
+        restarts: how often it was started again.
+        pid: of its process.
+    """
+
+    name: str
+    state: str = "starting"
+    round: int = 0
+    bytes_total: int = 0
+    waiting_for: tuple[str, ...] = ()
+    waiting_s: float = 0.0
+    suspected: tuple[str, ...] = ()
+    restarts: int = 0
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """What a launch tells its audience.
+
+    Attributes:
+        rounds: of the whole run.
+        nodes: in order.
+        row: the newest evaluation, if there is a new one.
+    """
+
+    rounds: int
+    nodes: tuple[NodeView, ...]
+    row: EvalRow | None = None
+
+
+def launch(
+    experiment: Experiment,
+    *,
+    resume: bool = False,
+    patience_s: float | None = None,
+    progress: Callable[[Launched], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Run all nodes of an experiment as processes of this machine, and put together what they measure.
+
+    Args:
+        experiment: what to run; ``experiment.folder`` is where. ``train.batching = "auto"`` means "loop" here.
+        resume: go on with what is in the folder; if the run is complete, only read it.
+        patience_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
+        progress: told a few times per second.
+        stop: asked as often whether to end, each node with a checkpoint.
+
+    Returns:
+        What was measured, as of a simulation, in real seconds.
+
+    Raises:
+        ConfigError: the experiment cannot be run over a network as written.
+        ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
+        NodeFailedError: a node's process ended with an error.
+    """
+    from jwins.engines.interrupts import interrupts
+
+    experiment = for_network(experiment)
+    folder = experiment.folder
+    state, experiment = folder_state(experiment, folder)
+    if state is not FolderState.ABSENT and not resume:
+        raise ResumeError(
+            f"{folder}: this experiment is {state.value} there; go on with --resume (resume=True), choose "
+            "another run.folder, or remove it"
+        )
+    if state is FolderState.COMPLETE:
+        record = Record.read(folder)
+        assert record.end is not None
+        return Result(experiment, folder, record.end.status, record, was_complete=True)
+    pieces = on_wall_clock(assemble(experiment, nodes=[0]))
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "this experiment"), interrupts() as interrupted:
+        if state is FolderState.ABSENT:
+            write_atomically(folder / "config.toml", pieces.experiment.to_toml(folder).encode())
+            counts = partition_counts(pieces.task, pieces.parts)
+            write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
+        with _Nodes(pieces, folder, patience_s) as nodes, _Collected(pieces, folder) as collected:
+            status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
+    return Result(pieces.experiment, folder, status, Record.read(folder))
+
+
+def _watch(
+    nodes: _Nodes,
+    collected: _Collected,
+    progress: Callable[[Launched], None] | None,
+    stop: Callable[[], bool],
+) -> str:
+    """Until all nodes have ended; how the run did."""
+    started = time.perf_counter()
+    nodes.start()
+    while nodes.look():
+        row = collected.look(nodes.ended())
+        if progress is not None:
+            progress(Launched(collected.rounds, tuple(nodes.views), row))
+        if stop():
+            nodes.interrupt()
+            return "interrupted"
+        time.sleep(_LOOK_EVERY_S)
+    row = collected.look(nodes.ended())
+    if progress is not None:
+        progress(Launched(collected.rounds, tuple(nodes.views), row))
+    return collected.finish(nodes, time.perf_counter() - started)
+
+
+# --- Processes --------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Process:
+    """The process of a node, and when to start the next one if it was killed."""
+
+    popen: subprocess.Popen[bytes] | None = None
+    again_at: float = 0.0
+
+
+class _Nodes:
+    """The processes of all nodes."""
+
+    def __init__(self, pieces: Pieces, folder: Path, patience_s: float | None) -> None:
+        self._folder, self._patience_s = folder, patience_s
+        self._threads = pieces.experiment.run.threads or 1
+        count = pieces.experiment.nodes.count
+        self.names = [f"node-{node}" for node in range(count)]
+        self.views = [NodeView(name) for name in self.names]
+        self._processes = [_Process() for _ in range(count)]
+        self._statuses: dict[int, str] = {}
+
+    def __enter__(self) -> _Nodes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Whatever happened, no process is left behind."""
+        for process in self._processes:
+            if process.popen is not None and process.popen.poll() is None:
+                process.popen.kill()
+                process.popen.wait()
+
+    def start(self) -> None:
+        """Make identities, and start all nodes."""
+        roster = self._make_roster()
+        for node in range(len(self.names)):
+            node_folder(self._folder, node).mkdir(parents=True, exist_ok=True)
+            self._processes[node].popen = self._spawn(node, roster)
+
+    def _make_roster(self) -> Path:
+        from jwins.net.identity import new_identity
+        from jwins.net.roster import Member, Roster, write_roster
+
+        keys = self._folder / "keys"
+        shutil.rmtree(keys, ignore_errors=True)
+        keys.mkdir(mode=0o700)
+        members = []
+        for node, (name, port) in enumerate(zip(self.names, _free_ports(len(self.names)), strict=True)):
+            _, _, certificate = new_identity(name, keys)
+            members.append(
+                Member(
+                    id=node,
+                    name=name,
+                    address=f"127.0.0.1:{port}",
+                    fingerprint=certificate.fingerprint,
+                    certificate=certificate.pem,
+                )
+            )
+        path = self._folder / "roster.toml"
+        write_roster(Roster(members=tuple(members)), path)
+        return path
+
+    def _spawn(self, node: int, roster: Path) -> subprocess.Popen[bytes]:
+        name, place = self.names[node], node_folder(self._folder, node).resolve()
+        command = [
+            *(sys.executable, "-m", "jwins", "node", str(self._folder / "config.toml")),
+            *("--as", name, "--roster", str(roster)),
+            *("--key", str(self._folder / "keys" / f"{name}.key")),
+            *("--folder", str(place), "--keep-models", "--quiet"),
+            *("--set", f"run.threads={self._threads}"),
+        ]
+        if self._patience_s is not None:
+            command += ["--patience", str(self._patience_s)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with (self._folder / "nodes" / f"{node}.out").open("ab") as out:
+            popen = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
+            )
+        self.views[node].pid = popen.pid
+        return popen
+
+    def look(self) -> bool:
+        """Bring the views up to date, and start nodes again that were killed; False if all have ended.
+
+        Raises:
+            NodeFailedError: a node ended with an error.
+        """
+        for node, process in enumerate(self._processes):
+            view = self.views[node]
+            if node in self._statuses:
+                continue
+            self._read_status(node, view)
+            code = None if process.popen is None else process.popen.poll()
+            if process.popen is None and time.monotonic() >= process.again_at:
+                view.restarts += 1
+                process.popen = self._spawn(node, self._folder / "roster.toml")
+            elif code is not None and code < 0 and sum(v.restarts for v in self.views) < _MOST_RESTARTS:
+                process.popen, process.again_at = None, time.monotonic() + _RESTART_AFTER_S
+                view.state = "killed"
+            elif code is not None:
+                self._statuses[node] = view.state = self._how_it_ended(node, code)
+        return len(self._statuses) < len(self._processes)
+
+    def _how_it_ended(self, node: int, code: int) -> str:
+        status = {0: "finished", 3: "diverged", 130: "interrupted"}.get(code)
+        if status is None:
+            out = self._folder / "nodes" / f"{node}.out"
+            last = out.read_text(errors="replace").strip().splitlines()[-3:]
+            raise NodeFailedError(f"{self.names[node]} ended with code {code}: {' '.join(last)} (see {out})")
+        return status
+
+    def _read_status(self, node: int, view: NodeView) -> None:
+        path = node_folder(self._folder, node) / "status.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return
+        view.round, view.bytes_total = found["round"], found["bytes_total"]
+        view.waiting_for, view.waiting_s = tuple(found["waiting_for"]), found["waiting_s"]
+        view.suspected = tuple(found["suspected"])
+        if view.state != "killed":
+            view.state = found["status"]
+
+    def ended(self) -> Mapping[int, str]:
+        """How those that have ended did."""
+        return self._statuses
+
+    def interrupt(self) -> None:
+        """Ask all nodes to end with a checkpoint, and wait for them."""
+        running = [p.popen for p in self._processes if p.popen is not None and p.popen.poll() is None]
+        for popen in running:
+            popen.send_signal(signal.SIGINT)
+        for popen in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.wait(60.0)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+# --- What they measure ------------------------------------------------------------------------------------
+
+
+class _Collected:
+    """Rows over all nodes, made as soon as all have measured the same round."""
+
+    def __init__(self, pieces: Pieces, folder: Path) -> None:
+        self._pieces, self._folder = pieces, folder
+        self.rounds = pieces.experiment.run.rounds
+        self._count = pieces.experiment.nodes.count
+        self._log = MetricsLog(folder / "metrics.jsonl")
+        self._rows = list(read_rows(folder / "metrics.jsonl"))
+        if not self._rows:
+            self._append(pieces.start)
+        self._sent = [TrafficSplit() for _ in range(self._count)]
+        self._host: Host | None = None
+
+    def __enter__(self) -> _Collected:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._log.close()
+
+    def _append(self, row: Any) -> None:
+        self._log.append(row)
+        self._rows.append(row)
+
+    def look(self, ended: Mapping[int, str]) -> EvalRow | None:
+        """Put together what can be; the newest row, if there is a new one."""
+        newest = None
+        last = max((row.round for row in self._rows if isinstance(row, EvalRow)), default=-1)
+        for at in sorted(r for r in self._pieces.rules.evaluate_at if r > last):
+            paths = {node: self._model(node, at) for node in range(self._count)}
+            there = [node for node, path in paths.items() if path.is_file()]
+            late = [n for n in paths if n not in there and n not in ended and not self._is_past(n, at)]
+            if late or not there:
+                break
+            newest = self._combined(at, [_read(paths[node]) for node in there])
+            self._append(newest)
+            for node in there:
+                paths[node].unlink()
+        return newest
+
+    def _model(self, node: int, round: int) -> Path:
+        return node_folder(self._folder, node) / "models" / f"round-{round:08d}.safetensors"
+
+    def _is_past(self, node: int, round: int) -> bool:
+        """A node that came back in a later round does not measure those before."""
+        return any(
+            path.name > self._model(node, round).name for path in self._model(node, 0).parent.glob("round-*")
+        )
+
+    def _combined(self, round: int, every: list[Measured]) -> EvalRow:
+        sums = [[Partial(0, found.node, found.params.to(torch.float64))] for found in every]
+        buffers = {found.node: found.buffers for found in every}
+        mean = average(sums, len(every), buffers)
+        parts = [found.part for found in every]
+        if round > 0:
+            if self._host is None:
+                (self._host,) = self._pieces.hosts()
+            parts = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
+            parts.append(self._host.measure(round, mean, test_average=True))
+        for found in every:
+            self._sent[found.node] = TrafficSplit(*found.sent)
+        return combine(
+            parts,
+            round=round,
+            time_s=max(found.time_s for found in every),
+            nodes=[found.node for found in every],
+            traffic=sum(self._sent, TrafficSplit()),
+            samples=every[0].samples,
+        )
+
+    def finish(self, nodes: _Nodes, total_s: float) -> str:
+        """Write the end of the run; how it did."""
+        statuses = nodes.ended()
+        if "interrupted" in statuses.values():
+            return "interrupted"
+        status = "diverged" if "diverged" in statuses.values() else "finished"
+        ends = [_end_of(node_folder(self._folder, node)) for node in range(self._count)]
+        edges: dict[tuple[int, int], Traffic] = {}
+        for node in range(self._count):
+            for edge in traffic.read(node_folder(self._folder, node)) or []:
+                edges[edge.source, edge.target] = edge
+        traffic.write(self._folder, [edges[edge] for edge in sorted(edges)])
+        final = self._folder / "final"
+        final.mkdir(exist_ok=True)
+        for node in range(self._count):
+            name = f"node-{node}.safetensors"
+            write_atomically(final / name, (node_folder(self._folder, node) / "final" / name).read_bytes())
+        wall_s: dict[str, float] = {}
+        for end in ends:
+            for activity, seconds in end.wall_s.items():
+                wall_s[activity] = round(wall_s.get(activity, 0.0) + seconds, 3)
+        reason = next((end.reason for end in ends if end.status == "diverged"), "")
+        last = EndRow(
+            status,
+            min(end.round for end in ends),
+            max(end.time_s for end in ends),
+            reason,
+            self._sha256(),
+            wall_s | {"total": round(total_s, 3)},
+        )
+        self._append(last)
+        self._log.sync()
+        return status
+
+    def _sha256(self) -> str:
+        """Of all final parameters, as the simulator computes it."""
+        from safetensors.torch import load_file
+
+        layout = self._pieces.trainers[0].layout
+        digest = hashlib.sha256()
+        for node in range(self._count):
+            tensors = load_file(self._folder / "final" / f"node-{node}.safetensors")
+            params = torch.cat([tensors[slot.name].reshape(-1) for slot in layout.slots])
+            digest.update(params.numpy().astype("<f4", copy=False).tobytes())
+        return digest.hexdigest()
+
+
+def _read(path: Path) -> Measured:
+    from jwins.engines.measuring import Part
+    from jwins.net.clock import Measured
+
+    found = checkpoint.load(path.read_bytes(), (Measured, Part))
+    if not isinstance(found, Measured):
+        raise DataError(f"{path}: not what a node measured")
+    return found
+
+
+def _with_square(found: Measured, square: float) -> Any:
+    from dataclasses import replace
+
+    return replace(found.part, squares={found.node: square})
+
+
+def _end_of(folder: Path) -> EndRow:
+    row = list(read_rows(folder / "metrics.jsonl"))[-1]
+    if not isinstance(row, EndRow):
+        raise DataError(f"{folder}: the node ended, and its log does not say how")
+    return row

@@ -1,0 +1,308 @@
+"""One node of an experiment over a network, in a folder of its own.
+
+The folder is ``nodes/<i>`` in the run folder. It has what a run folder has, of one node, and besides
+``log.jsonl`` (one line per event) and ``status.json`` (where the node is, written anew about twice a second).
+A node that finds its own checkpoints there goes on from the newest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from jwins.errors import ConfigError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.plugins import TopologyTable
+from jwins.run.assembly import Pieces, assemble
+from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
+from jwins.runfiles import checkpoint
+from jwins.runfiles.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jwins.net.clock import Measured, WallOutcome, WallProgress
+    from jwins.net.link import Network
+    from jwins.net.roster import Roster
+
+__all__ = [
+    "DEFAULT_PATIENCE_S",
+    "NodeResult",
+    "for_network",
+    "node_folder",
+    "on_wall_clock",
+    "patience_of",
+    "run_node",
+]
+
+DEFAULT_PATIENCE_S = 30.0
+_STATUS_EVERY_S = 0.5
+_QUEUE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """How one node's run ended.
+
+    Attributes:
+        folder: of the node.
+        status: ``finished``, ``diverged`` or ``interrupted``.
+        round: completed rounds.
+        was_complete: nothing had to be done, because the node had finished before.
+        outcome: what the clock found; None if nothing had to be done.
+    """
+
+    folder: Path
+    status: str
+    round: int
+    was_complete: bool = False
+    outcome: WallOutcome | None = None
+
+
+def node_folder(folder: Path, node: int) -> Path:
+    """The folder of one node within a run's."""
+    return folder / "nodes" / str(node)
+
+
+def patience_of(experiment: Experiment, patience_s: float | None) -> float:
+    """The least time to wait for a neighbour: as given, else the experiment's deadline, else 30 s."""
+    if patience_s is not None:
+        return patience_s
+    return DEFAULT_PATIENCE_S if experiment.run.deadline_s is None else experiment.run.deadline_s
+
+
+def for_network(experiment: Experiment) -> Experiment:
+    """The experiment as processes run it that hold one node each: nodes train in a loop.
+
+    Raises:
+        ConfigError: it needs what only a virtual clock can do.
+    """
+    if experiment.train.batching == "stacked":
+        problem = "a process holds one node, which trains in a loop; write loop or auto"
+        raise ConfigError("train.batching", "stacked", problem)
+    if experiment.faults:
+        problem = "a script of faults is played by the virtual clock; remove it, and let real faults happen"
+        raise ConfigError("faults", f"{len(experiment.faults)} tables", problem)
+    if experiment.wire.codec == "paper":
+        problem = "its decoder must not get a stranger's bytes; use pco or raw between machines"
+        raise ConfigError("wire.codec", experiment.wire.codec, problem)
+    return experiment.changed({"train": {"batching": "loop"}})
+
+
+def on_wall_clock(pieces: Pieces) -> Pieces:
+    """The same with a start row that says so, and without the deadline of the virtual clock."""
+    import dataclasses
+
+    return dataclasses.replace(
+        pieces,
+        rules=dataclasses.replace(pieces.rules, deadline_s=None),
+        start=msgspec.structs.replace(pieces.start, clock="wall"),
+    )
+
+
+def run_node(
+    experiment: Experiment,
+    roster: Roster,
+    name: str,
+    key_file: Path,
+    *,
+    folder: Path | None = None,
+    patience_s: float | None = None,
+    listen: str | None = None,
+    keep_models: bool = False,
+    metrics_port: int | None = None,
+    progress: Callable[[WallProgress], None] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> NodeResult:
+    """Run one node of an experiment, or go on with it.
+
+    Args:
+        experiment: the same on all machines.
+        roster: who takes part; members by rank of their ids are the nodes of the experiment.
+        name: of this node in the roster.
+        key_file: its private key.
+        folder: of the node; None for ``nodes/<i>`` in the run folder.
+        patience_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
+        listen: host:port to listen on, if not the roster's.
+        keep_models: keep the model of each evaluation in ``models/``, so that all nodes' measurements can be
+            put together.
+        metrics_port: serve status and metrics there, on loopback; None for not at all.
+        progress: told after every event.
+        stop: asked after every event whether to end with a checkpoint.
+
+    Raises:
+        ConfigError: experiment, roster and key do not fit.
+        ResumeError: the folder holds another experiment, or another process runs this node.
+    """
+    from jwins.engines.interrupts import interrupts
+    from jwins.net.journal import write_journal
+    from jwins.net.transport import Transport
+
+    experiment = for_network(experiment)
+    members = sorted(roster.members, key=lambda member: member.id)
+    if len(members) != experiment.nodes.count:
+        problem = f"expected nodes.count = {experiment.nodes.count} members"
+        raise ConfigError("roster.members", len(members), problem)
+    node = members.index(roster.named(name))
+    _check_reachable(experiment, roster)
+    place = node_folder(experiment.folder, node) if folder is None else folder
+    state, experiment = folder_state(experiment, place)
+    if state is FolderState.COMPLETE:
+        return NodeResult(place, "finished", experiment.run.rounds, was_complete=True)
+    pieces = on_wall_clock(assemble(experiment, nodes=[node]))
+    place.mkdir(parents=True, exist_ok=True)
+    with locked(place, f"node {name}"), interrupts() as interrupted:
+        if state is FolderState.ABSENT:
+            write_atomically(place / "config.toml", pieces.experiment.to_toml(place).encode())
+        handler = write_journal(place / "log.jsonl")
+        try:
+            transport = Transport(
+                roster,
+                members[node].id,
+                key_file,
+                greeting=experiment.digest(),
+                limits=_limits(pieces),
+                listen=listen,
+                dial=_partners(pieces, node, [member.id for member in members]),
+            )
+            return _run(
+                pieces,
+                node,
+                transport,
+                tuple(member.name for member in members),
+                tuple(member.id for member in members),
+                place,
+                patience_of(experiment, patience_s),
+                keep_models=keep_models,
+                metrics_port=metrics_port,
+                progress=progress,
+                stop=lambda: interrupted() or stop(),
+            )
+        finally:
+            logging.getLogger("jwins.net").removeHandler(handler)
+            handler.close()
+
+
+def _run(
+    pieces: Pieces,
+    node: int,
+    network: Network,
+    names: tuple[str, ...],
+    ids: tuple[int, ...],
+    folder: Path,
+    patience_s: float,
+    *,
+    keep_models: bool,
+    metrics_port: int | None,
+    progress: Callable[[WallProgress], None] | None,
+    stop: Callable[[], bool],
+) -> NodeResult:
+    from jwins.engines.recorder import Recorder
+    from jwins.net.clock import WallClock
+    from jwins.net.ranks import ByRank
+
+    going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
+    if going_on:
+        check_task_unchanged(folder, pieces.start)
+    else:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    status = _StatusFile(folder / "status.json", names)
+
+    def tell(now: WallProgress) -> None:
+        status(now)
+        if progress is not None:
+            progress(now)
+
+    def keep(measured: Measured) -> None:
+        models = folder / "models"
+        models.mkdir(exist_ok=True)
+        write_atomically(models / f"round-{measured.round:08d}.safetensors", checkpoint.dump(measured))
+
+    (host,) = pieces.hosts()
+    clock = WallClock(
+        host,
+        ByRank(network, ids),
+        start=pieces.start,
+        names=names,
+        patience_s=patience_s,
+        recorder=Recorder(folder),
+        on_progress=tell,
+        on_measured=keep if keep_models else None,
+        stop=stop,
+    )
+    with _served(clock, metrics_port):
+        outcome = clock.run(resume=going_on)
+    status(clock.progress(), outcome.status)
+    return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
+
+
+@contextmanager
+def _served(clock: Any, port: int | None) -> Iterator[None]:
+    if port is None:
+        yield
+        return
+    from jwins.net.status import serve
+
+    with serve(clock, port):
+        yield
+
+
+class _StatusFile:
+    """Where the node is, for whoever looks on; written anew at most twice a second."""
+
+    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
+        self._path, self._names = path, names
+        self._last = 0.0
+        self._metrics: dict[str, float | None] = {}
+
+    def __call__(self, now: WallProgress, status: str = "running") -> None:
+        if now.row is not None:
+            self._metrics = {name: spread.mean for name, spread in now.row.metrics.items()}
+        if status == "running" and time.monotonic() - self._last < _STATUS_EVERY_S:
+            return
+        self._last = time.monotonic()
+        found = asdict(now) | {"status": status, "metrics": self._metrics}
+        del found["row"]
+        for key in ("waiting_for", "connected", "suspected"):
+            found[key] = [self._names[peer] for peer in found[key]]
+        partial = self._path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(found) + "\n")
+            os.replace(partial, self._path)
+        except OSError:  # a full disk must not end the run
+            partial.unlink(missing_ok=True)
+
+
+def _limits(pieces: Pieces) -> Any:
+    from jwins.net.limits import Limits
+    from jwins.wire.frame import max_frame_bytes
+
+    longest = max_frame_bytes(pieces.rules.wire.dim)
+    return Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
+
+
+def _partners(pieces: Pieces, node: int, ids: list[int]) -> frozenset[int] | None:
+    """Ids of the peers that the node ever exchanges with; None for all."""
+    if not isinstance(pieces.experiment.topology, TopologyTable):
+        return None
+    topology = pieces.rules.topology
+    if getattr(topology, "dynamic", False) or pieces.experiment.topology.kind == "one_peer_exponential":
+        return None
+    graph = topology.at(0)
+    return frozenset(ids[peer] for peer in {*graph.senders[node], *graph.recipients[node]})
+
+
+def _check_reachable(experiment: Experiment, roster: Roster) -> None:
+    from jwins.net.roster import Roster
+
+    if isinstance(experiment.topology, TopologyTable):
+        Roster(topology=experiment.topology, seed=experiment.run.seed, members=roster.members).build_topology()

@@ -1,0 +1,90 @@
+"""Members of a roster on the loopback interface, made for one test."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jwins.net.identity import new_identity
+from jwins.net.limits import Limits
+from jwins.net.link import Delivered, LinkEvent
+from jwins.net.roster import Member, Roster
+from jwins.net.transport import Transport
+
+DEADLINE_S = 30.0
+
+
+def free_port() -> int:
+    """A port below those that systems give to outgoing connections, which could take it before it is used."""
+    while True:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def member(folder: Path, id: int, name: str, *, reachable: bool = True) -> Member:
+    _, _, certificate = new_identity(name, folder)
+    return Member(
+        id=id,
+        name=name,
+        address=f"127.0.0.1:{free_port()}",
+        reachable=reachable,
+        fingerprint=certificate.fingerprint,
+        certificate=certificate.pem,
+    )
+
+
+NAMES = ("alice", "bob", "carol", "dave")
+
+
+def roster_of(folder: Path, count: int) -> Roster:
+    return Roster(members=tuple(member(folder, i, NAMES[i]) for i in range(count)))
+
+
+class Node:
+    """A transport, and what it has told so far."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        id: int,
+        folder: Path,
+        *,
+        limits: Limits | None = None,
+        greeting: bytes = b"",
+        dial: tuple[int, ...] | None = None,
+    ) -> None:
+        key = folder / f"{roster[id].name}.key"
+        self.transport = Transport(roster, id, key, limits=limits, greeting=greeting, dial=dial)
+        self.events: list[LinkEvent] = []
+
+    def started(self) -> Node:
+        self.transport.start()
+        return self
+
+    def poll_until(self, wanted: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+        """Take events until the condition holds."""
+        end = time.monotonic() + deadline_s
+        while not wanted():
+            assert time.monotonic() < end, f"waited {deadline_s:.0f} s for {what}; events: {self.events[-5:]}"
+            event = self.transport.poll(0.02)
+            if event is not None:
+                self.events.append(event)
+
+    def until_connected(self, *peers: int) -> None:
+        def connected() -> bool:
+            report = self.transport.report()
+            return all(report[peer].connected for peer in peers)
+
+        self.poll_until(connected, f"a connection with {peers}")
+
+    def messages(self, peer: int) -> list[bytes]:
+        return [e.data for e in self.events if isinstance(e, Delivered) and e.peer == peer]

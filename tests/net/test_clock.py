@@ -1,0 +1,55 @@
+"""A network of nodes on the wall clock ends where the simulator does, to the last bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from wires import Wires, World, run_all
+from worlds import evals
+
+from jwins.runfiles.rows import EvalRow
+from jwins.sharing import choco, full, jwins, random_k, top_k
+from jwins.topology import Regular
+
+CASES = {
+    "full": full(),
+    "jwins": jwins(),
+    "choco": choco(0.3, 0.5),
+    "random_k": random_k(0.3),
+    "top_k": top_k(0.3),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_parameters_and_bytes_as_in_the_simulator(name: str, wires: Wires) -> None:
+    world = World(6, CASES[name], Regular(num_nodes=6, seed=1, degree=3), codec="pco")
+    expected = world.simulate()
+    found = run_all(world, wires)
+    for node, outcome in found.items():
+        assert outcome.status == "finished"
+        assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
+        assert not any(outcome.refused.values())
+    sent = {(edge.source, edge.target): edge.bytes for found in found.values() for edge in found.traffic}
+    for edge in expected.traffic:
+        mine = sent[edge.source, edge.target]
+        for kind in ("positions", "values", "header", "key"):
+            assert getattr(mine, kind) == getattr(edge.bytes, kind), (edge.source, edge.target, kind)
+        assert mine.control > edge.bytes.control, "a Hello and a Bye"
+
+
+def test_each_node_measures_itself_as_the_simulator_does(wires: Wires) -> None:
+    world = World(4)
+    expected = {row.round: row for row in evals(world.simulate())}
+    for node, outcome in run_all(world, wires).items():
+        rows = [row for row in outcome.rows if isinstance(row, EvalRow)]
+        assert [row.round for row in rows] == sorted(expected)
+        for row in rows:
+            assert row.per_node["accuracy"] == [expected[row.round].per_node["accuracy"][node]]
+            assert row.nodes == [node]
+
+
+def test_a_graph_drawn_anew_each_round(wires: Wires) -> None:
+    world = World(6, jwins(), Regular(num_nodes=6, seed=1, degree=2, dynamic=True), rounds=12)
+    expected = world.simulate()
+    for node, outcome in run_all(world, wires).items():
+        assert torch.equal(outcome.params, expected.params[node]), f"node {node}"

@@ -1,0 +1,291 @@
+"""Nodes on the wall clock when things go wrong. Every run ends, and says what it did without."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from wires import End, Killed, Running, Wires, World
+
+from jwins.errors import ConfigError
+from jwins.net.clock import WallClock, WallOutcome
+from jwins.net.patience import Patience
+from jwins.node import MAX_ROUNDS_AHEAD
+from jwins.runfiles import atomic
+from jwins.runfiles.rows import EvalRow
+from jwins.sharing import choco, full, jwins
+from jwins.topology import Regular, Ring
+from jwins.update import Update
+from jwins.wire.frame import Bye, Frame, Hello, pack
+
+ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, 0.5)}
+
+
+def accuracy(outcome: WallOutcome) -> float:
+    row = [row for row in outcome.rows if isinstance(row, EvalRow)][-1]
+    (value,) = row.per_node["accuracy"]
+    assert value is not None
+    return value
+
+
+def end_of(clock: WallClock) -> End:
+    assert isinstance(clock.network, End)
+    return clock.network
+
+
+@pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
+@pytest.mark.parametrize("every", [1, 4])
+def test_killed_and_restarted_within_the_patience_of_the_others_nothing_changes(
+    sharing: Any, every: int, wires: Wires, tmp_path: Path
+) -> None:
+    world = World(4, sharing, rounds=12, checkpoint_every=every)
+    expected = world.simulate()
+    clocks = world.clocks(wires, tmp_path)
+    again = [world.clock(2, wires, tmp_path / "2") for _ in range(3)]
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    for at, clock in zip((5, 6, 9), again, strict=True):
+        previous = clocks[2]
+        running.wait_until(lambda p=previous, at=at: p.round >= at, f"round {at}")  # type: ignore[misc]
+        end_of(previous).kill()
+        running.join(2)
+        assert isinstance(running.failures.pop(2), Killed)
+        clocks[2] = clock
+        running.start(2, clock, resume=True)
+    for node, outcome in running.join_all().items():
+        assert outcome.status == "finished"
+        assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
+        assert not any(outcome.overdue.values())
+
+
+@pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_one_and_three_of_eight_are_killed_and_come_back_late(
+    sharing: Any, wires: Wires, tmp_path: Path
+) -> None:
+    world = World(
+        8,
+        sharing,
+        Regular(num_nodes=8, seed=1, degree=5),
+        rounds=120,
+        checkpoint_every=3,
+        patience_s=0.3,
+        eval_at=frozenset({0, 120}),
+    )
+    undisturbed = world.simulate()
+    clocks = world.clocks(wires, tmp_path)
+    again = {node: world.clock(node, wires, tmp_path / str(node)) for node in (1, 4, 6)}
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    running.wait_until(lambda: clocks[0].round >= 6, "round 6")
+    for node in again:
+        end_of(clocks[node]).kill()
+        running.join(node)
+        del running.failures[node]
+    running.wait_until(lambda: clocks[0].round >= 20, "the others go on")
+    for node, clock in again.items():
+        running.start(node, clock, resume=True)
+    outcomes = running.join_all()
+    assert all(outcome.status == "finished" and outcome.round == 120 for outcome in outcomes.values())
+    assert any(outcomes[node].overdue[peer] for node in (0, 2, 3, 5, 7) for peer in again)
+    last = [row for row in undisturbed.rows if isinstance(row, EvalRow)][-1]
+    mean = sum(map(accuracy, outcomes.values())) / 8
+    assert mean >= last.metrics["accuracy"].mean - 0.03
+
+
+def test_a_partition_into_halves_heals(wires: Wires) -> None:
+    world = World(6, choco(0.3, 0.5), Ring(num_nodes=6, seed=1), rounds=60, patience_s=0.3)
+    halves = [(a, b) for a in (0, 1, 2) for b in (3, 4, 5)]
+    clocks = world.clocks(wires)
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    running.wait_until(lambda: clocks[0].round >= 5, "round 5")
+    wires.cut(halves)
+    running.wait_until(lambda: bool(clocks[0].overdue[5] and clocks[3].overdue[2]), "each half goes on")
+    wires.mend()
+    outcomes = running.join_all()
+    assert all(outcome.status == "finished" for outcome in outcomes.values())
+    assert all(outcome.overdue[peer] < 30 for outcome in outcomes.values() for peer in outcome.overdue)
+    for clock in clocks:
+        assert not any(known.suspected and not known.left for known in clock.peers.values())
+
+
+def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
+    world = World(4, jwins(), rounds=15, patience_s=0.1)
+    undisturbed = world.simulate()
+    draws = random.Random(3)
+    wires.fate = lambda sender, receiver, data: 0.25 if len(data) > 300 and draws.random() < 0.2 else 0.0
+    clocks = world.clocks(wires)
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    outcomes = running.join_all()
+    assert all(outcome.status == "finished" for outcome in outcomes.values())
+    last = [row for row in undisturbed.rows if isinstance(row, EvalRow)][-1]
+    mean = sum(map(accuracy, outcomes.values())) / 4
+    assert mean >= last.metrics["accuracy"].mean - 0.03
+
+
+def test_lost_frames_are_not_waited_for_ever(wires: Wires) -> None:
+    world = World(3, choco(0.3, 0.5), rounds=10, patience_s=0.1)
+    draws = random.Random(3)
+    wires.fate = lambda sender, receiver, data: None if len(data) > 300 and draws.random() < 0.2 else 0.0
+    clocks = world.clocks(wires)
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    outcomes = running.join_all()
+    assert all(outcome.status == "finished" for outcome in outcomes.values())
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
+    wires: Wires, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(3, rounds=6)
+    expected = world.simulate()
+    clocks = world.clocks(wires, tmp_path)
+    real = atomic.write_atomically
+
+    def full_disk(path: Path, data: bytes) -> None:
+        if "checkpoints" in path.parts and "1" in path.parts:
+            raise OSError(28, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr("jwins.runfiles.checkpoint.write_atomically", full_disk)
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    for node, outcome in running.join_all().items():
+        assert torch.equal(outcome.params, expected.params[node])
+    assert "No space left" in clocks[1].journal.last_error
+    assert clocks[0].journal.last_error == ""
+
+
+class Hostile:
+    """A member of the roster that says what it likes, as node 0 of a ring of three."""
+
+    def __init__(self, wires: Wires, world: World) -> None:
+        self.wires, self.world = wires, world
+        self.clocks = world.clocks(wires)[1:]
+        victim = self.clocks[0]
+        self.x0 = victim._x0
+        self.dim = victim._dim
+        self.codec = victim.rules.wire.codec
+        self.digest = victim.rules.wire.digest
+        self.running = Running()
+
+    def say(self, message: Any, digest: bytes | None = None) -> None:
+        self.wires.inject(0, 1, pack(message, self.codec, digest or self.digest).data)
+
+    def hello(self, **changes: Any) -> None:
+        hello = Hello(0, 0, self.dim, self.codec.name, {}, self.x0)
+        self.say(dataclasses.replace(hello, **changes))
+
+    def frame(self, round: int, value: float = 0.0, **changes: Any) -> Frame:
+        return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)
+
+    def run(self) -> dict[int, WallOutcome]:
+        for node, clock in enumerate(self.clocks, start=1):
+            self.running.start(node, clock)
+        self.running.wait_until(lambda: 2 in self.wires._ends and 1 in self.wires._ends, "both are there")
+        return {}
+
+
+ATTACKS: dict[str, Any] = {
+    "garbage": lambda h: h.wires.inject(0, 1, b"garbage" * 20),
+    "empty": lambda h: h.wires.inject(0, 1, b""),
+    "another experiment": lambda h: h.say(h.frame(0), digest=b"another!"),
+    "not a number": lambda h: h.say(h.frame(0, float("nan"))),
+    "infinite": lambda h: h.say(h.frame(0, float("inf"))),
+    "in another's name": lambda h: h.say(dataclasses.replace(h.frame(0), sender=2)),
+    "far ahead": lambda h: h.say(h.frame(MAX_ROUNDS_AHEAD + 5)),
+    "beyond the end": lambda h: h.say(h.frame(10**6)),
+    "replayed": lambda h: [h.say(h.frame(1)), h.say(h.frame(1))],
+    "hello in another's name": lambda h: h.hello(sender=2),
+    "a bye in another's name": lambda h: h.say(Bye(2, 0, "gone")),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_what_is_not_acceptable_is_refused_and_counted_and_never_ends_a_run(attack: Any, wires: Wires) -> None:
+    world = World(3, rounds=6, patience_s=0.2, eval_at=frozenset())
+    hostile = Hostile(wires, world)
+    wires.join(End(wires, 0))
+    hostile.run()
+    hostile.hello()
+    attack(hostile)
+    outcomes = hostile.running.join_all()
+    assert outcomes[1].status == outcomes[2].status == "finished"
+    assert outcomes[1].refused[0] >= 1
+    assert torch.isfinite(outcomes[1].params).all()
+    assert outcomes[1].refused[2] == 0
+
+
+MISFITS = {
+    "another length": ({"dim": 7}, "its model has 7 parameters"),
+    "another codec": ({"codec": "pco"}, "encodes with pco"),
+    "another start": (
+        {"x0": b"other", "versions": {"torch": "1.0"}},
+        r"initial parameters differ .*'torch': '1.0'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "problem"), MISFITS.values(), ids=MISFITS)
+def test_a_peer_of_another_kind_is_named_and_left_out(changes: Any, problem: str, wires: Wires) -> None:
+    world = World(3, rounds=4, patience_s=5.0)
+    hostile = Hostile(wires, world)
+    wires.join(End(wires, 0))
+    hostile.run()
+    hostile.hello(**changes)
+    wires.inject(0, 2, b"")
+    hostile.running.wait_until(lambda: bool(hostile.clocks[0].peers[0].unfit), "the misfit is seen")
+    wires.leave(wires._ends[0])
+    hostile.clocks[1].patience.patience_s = 0.01
+    outcomes = hostile.running.join_all()
+    assert outcomes[1].status == "finished"
+    import re
+
+    assert re.search(problem, hostile.clocks[0].peers[0].unfit)
+
+
+def test_interrupted_and_resumed_nothing_changes(wires: Wires, tmp_path: Path) -> None:
+    world = World(3, jwins(), rounds=10, checkpoint_every=4)
+    expected = world.simulate()
+    asked = False
+    first = world.clocks(wires, tmp_path, stop=lambda: asked)
+    second = world.clocks(wires, tmp_path)
+    running = Running()
+    for node, clock in enumerate(first):
+        running.start(node, clock)
+    running.wait_until(lambda: first[0].round >= 5, "round 5")
+    asked = True
+    assert {outcome.status for outcome in running.join_all().values()} == {"interrupted"}
+    running = Running()
+    for node, clock in enumerate(second):
+        running.start(node, clock, resume=True)
+    for node, outcome in running.join_all().items():
+        assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
+
+
+# --- Patience -----------------------------------------------------------------------------------------------
+
+
+def test_patience_follows_what_was_seen_within_bounds() -> None:
+    patience = Patience(2.0)
+    assert (patience.limit_s, patience.first_s) == (2.0, 40.0)
+    patience.saw(5.0)
+    assert patience.limit_s == 15.0
+    patience.saw(1000.0)
+    assert patience.limit_s == 40.0, "nobody stretches it for ever"
+    for _ in range(64):
+        patience.saw(0.1)
+    assert patience.limit_s == 2.0, "what is long ago does not count"
+    with pytest.raises(ConfigError, match="patience_s = 0"):
+        Patience(0.0)

@@ -1,0 +1,165 @@
+"""Nodes as processes over real connections."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jwins
+from jwins.errors import ConfigError, ResumeError
+from jwins.experiment import Experiment
+from jwins.run.launch import Launched, NodeFailedError, launch
+
+SHARINGS: dict[str, dict[str, Any]] = {
+    "full": {"kind": "full"},
+    "jwins": {"kind": "jwins"},
+    "choco": {"kind": "choco", "fraction": 0.3, "gamma": 0.5},
+}
+
+
+def digits(folder: Path, count: int = 3, sharing: str = "jwins", **run: Any) -> Experiment:
+    return jwins.load("digits").changed(
+        {
+            "nodes": {"count": count},
+            "topology": {"kind": "ring"} if count < 5 else {"kind": "regular", "degree": 4},
+            "train": {"batching": "loop"},
+            "sharing": SHARINGS[sharing],
+            "run": {"rounds": 6, "eval_every": 3, "checkpoint_every": 2, "threads": 1, "folder": folder, **run},
+        }
+    )
+
+
+def same(simulated: jwins.Result, launched: jwins.Result) -> None:
+    """What must not differ between the clocks."""
+    assert launched.status == simulated.status == "finished"
+    assert launched.sha256 == simulated.sha256
+    for mine, theirs in zip(launched.record.evaluations, simulated.record.evaluations, strict=True):
+        assert mine.metrics == theirs.metrics
+        assert mine.per_node == theirs.per_node
+        assert (mine.round, mine.train_loss, mine.nodes) == (theirs.round, theirs.train_loss, theirs.nodes)
+        assert mine.consensus_distance == theirs.consensus_distance
+        for kind in ("positions", "values", "header", "key"):
+            assert getattr(mine.traffic, kind) == getattr(theirs.traffic, kind)
+    edges = {(e["source"], e["target"]): e for e in simulated.edges}
+    for edge in launched.edges:
+        for kind in ("positions", "values", "header", "key"):
+            assert edge[f"bytes_{kind}"] == edges[edge["source"], edge["target"]][f"bytes_{kind}"]
+    for node in range(simulated.record.start.num_nodes):
+        name = f"final/node-{node}.safetensors"
+        assert (launched.folder / name).read_bytes() == (simulated.folder / name).read_bytes()
+
+
+def test_a_launch_writes_what_a_simulation_writes(tmp_path: Path) -> None:
+    simulated = jwins.simulate(digits(tmp_path / "virtual"))
+    seen: list[Launched] = []
+    launched = launch(digits(tmp_path / "wall"), progress=seen.append)
+    same(simulated, launched)
+    assert launched.record.start.clock == "wall"
+    assert simulated.record.start.clock == "virtual"
+    assert [view.state for view in seen[-1].nodes] == ["finished"] * 3
+    with pytest.raises(ResumeError, match="this experiment is complete there"):
+        launch(digits(tmp_path / "wall"))
+    assert launch(digits(tmp_path / "wall"), resume=True).was_complete
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_eight_nodes_end_where_the_simulation_does(sharing: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"count": 8, "sharing": sharing, "rounds": 20, "eval_every": 10}
+    simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
+    same(simulated, launch(digits(tmp_path / "wall", **options), patience_s=120.0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victims", [(1,), (0, 2, 5)], ids=["one", "three"])
+def test_kill_9_at_any_instant_changes_nothing(victims: tuple[int, ...], tmp_path: Path) -> None:
+    options: dict[str, Any] = {"count": 8, "rounds": 60, "eval_every": 30, "checkpoint_every": 5}
+    simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
+    killed: set[int] = set()
+
+    def kill(now: Launched) -> None:
+        for victim in victims:
+            view = now.nodes[victim]
+            if victim not in killed and view.round >= 20 and view.state == "running":
+                os.kill(view.pid, signal.SIGKILL)
+                killed.add(victim)
+
+    last: list[Launched] = []
+    launched = launch(
+        digits(tmp_path / "wall", **options),
+        patience_s=200.0,
+        progress=lambda now: (last.append(now), kill(now))[0],
+    )
+    assert killed == set(victims), "the run was long enough"
+    assert sum(view.restarts for view in last[-1].nodes) == len(victims)
+    same_parameters = launched.sha256 == simulated.sha256
+    assert same_parameters
+
+
+@pytest.mark.slow
+def test_a_launch_is_interrupted_and_resumed(tmp_path: Path) -> None:
+    simulated = jwins.simulate(digits(tmp_path / "virtual", rounds=30, eval_every=30))
+    rounds: list[int] = []
+
+    def note(now: Launched) -> None:
+        rounds.append(min(view.round for view in now.nodes))
+
+    options: dict[str, Any] = {"rounds": 30, "eval_every": 30}
+    first = launch(
+        digits(tmp_path / "wall", **options), progress=note, stop=lambda: rounds[-1] >= 1, patience_s=60.0
+    )
+    if first.status == "interrupted":
+        with pytest.raises(ResumeError, match="unfinished there"):
+            launch(digits(tmp_path / "wall", **options))
+        first = launch(digits(tmp_path / "wall", **options), resume=True, patience_s=60.0)
+    assert first.sha256 == simulated.sha256
+
+
+@pytest.mark.slow
+def test_a_node_started_twice_is_told_so(tmp_path: Path) -> None:
+    from jwins.net.roster import read_roster
+    from jwins.run.node import run_node
+
+    experiment = digits(tmp_path / "wall", rounds=200)
+    found: list[BaseException] = []
+
+    def twice(now: Launched) -> None:
+        if not found and all(view.state == "running" for view in now.nodes):
+            roster = read_roster(tmp_path / "wall" / "roster.toml")
+            try:
+                run_node(experiment, roster, "node-1", tmp_path / "wall" / "keys" / "node-1.key")
+            except ResumeError as error:
+                found.append(error)
+
+    launch(experiment, progress=twice, stop=lambda: bool(found), patience_s=60.0)
+    assert "another process is running node node-1 here" in str(found[0])
+
+
+def test_what_only_a_virtual_clock_can_do_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.batching = 'stacked'"):
+        launch(digits(tmp_path / "a").changed({"train": {"batching": "stacked"}}))
+    with pytest.raises(ConfigError, match="faults = '1 tables'"):
+        launch(digits(tmp_path / "b").changed({"faults": ({"kind": "crash", "node": 1, "round": 2},)}))
+    with pytest.raises(ConfigError, match=r"wire\.codec = 'paper'"):
+        launch(digits(tmp_path / "c").changed({"wire": {"codec": "paper"}}))
+
+
+@pytest.mark.slow
+def test_a_node_that_fails_ends_the_launch_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = digits(tmp_path / "wall")
+
+    monkeypatch.setattr("jwins.run.launch._Nodes._make_roster", _roster_without_members)
+    with pytest.raises(NodeFailedError, match=r"node-\d ended with code 2: error: members = 3"):
+        launch(experiment)
+
+
+def _roster_without_members(nodes: Any) -> Path:
+    path: Path = nodes._folder / "roster.toml"
+    path.write_text("members = 3\n")
+    return path
