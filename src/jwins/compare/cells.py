@@ -9,7 +9,7 @@ from jwins.compare.comparison import CompareConfig, Comparison
 from jwins.compare.memory import memory_free, memory_needed, that_fit
 from jwins.compare.plan import make_room, plan
 from jwins.compare.summary import Compared, summarize
-from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
+from jwins.compare.workers import CellProgress, Here, Job, Processes, Workers, cores, last_progress
 from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
@@ -26,6 +26,7 @@ def compare(
     progress: Callable[[CellProgress], None] | None = None,
     only: Collection[str] = (),
     say: Callable[[str], None] | None = None,
+    workers: Workers | None = None,
 ) -> Compared:
     """Run all cells that are not finished, check that they are like for like, and write tables and figure.
 
@@ -36,6 +37,7 @@ def compare(
         progress: told how far the cells are.
         only: names of variants to run; the tables then have what is there. Empty for all.
         say: told in a sentence what a user should know, such as that memory is short.
+        workers: who carries out the cells instead of this machine's processes; ``jobs`` then has no meaning.
 
     Raises:
         ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
@@ -55,7 +57,7 @@ def compare(
     check_folder("compare.folder", comparison.folder)
     comparison.folder.mkdir(parents=True, exist_ok=True)
     with locked(comparison.folder, "this comparison"):
-        return _compare(comparison, jobs, tell, only, speak)
+        return _compare(comparison, jobs, tell, only, speak, workers)
 
 
 def _compare(
@@ -64,6 +66,7 @@ def _compare(
     tell: Callable[[CellProgress], None],
     only: Collection[str],
     speak: Callable[[str], None],
+    workers: Workers | None,
 ) -> Compared:
     numbers: dict[tuple[Path, str], int] = {}
     done: set[str] = set()
@@ -84,8 +87,7 @@ def _compare(
         if again:
             raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
         done |= {job.name for job in todo}
-        workers = _workers(todo, jobs, speak)
-        statuses = run_jobs(todo, workers, tell)
+        statuses = (workers or _on_this_machine(todo, jobs, speak)).run(todo, tell)
         if "interrupted" in statuses:
             return Compared(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
@@ -106,6 +108,11 @@ def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
         if measured and name not in measured:
             problem = f"expected a metric of the task: {', '.join(measured)}{nearest(name, measured)}"
             raise ConfigError(path, name, problem)
+
+
+def _on_this_machine(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> Workers:
+    count = _workers(todo, wanted, say)
+    return Processes(count) if count > 1 else Here()
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> int:
