@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jwins.experiment.experiment import Experiment
     from jwins.experiment.load import load
+    from jwins.run.engine import Ray
     from jwins.run.result import Result
     from jwins.run.run import simulate
 
-__all__ = ["Experiment", "Result", "__version__", "load", "simulate"]
+__all__ = ["Experiment", "Ray", "Result", "__version__", "load", "simulate"]
 
-_HOMES = {"Experiment": "experiment", "load": "experiment", "Result": "run", "simulate": "run"}
+_HOMES = {"Experiment": "experiment", "load": "experiment", "Ray": "run", "Result": "run", "simulate": "run"}
 
 
 def __getattr__(name: str) -> object:

@@ -9,7 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, INTERRUPTED, Data, Overrides, Quiet, app, console_of, errors_said, leave
+from jwins.cli.app import (
+    EPILOG,
+    INTERRUPTED,
+    Address,
+    Data,
+    EngineName,
+    Overrides,
+    Quiet,
+    app,
+    console_of,
+    engine_of,
+    errors_said,
+    leave,
+)
 from jwins.cli.progress import PlainComparison, live_comparison
 from jwins.cli.run import data_override
 from jwins.errors import ConfigError, UsageError
@@ -72,6 +85,8 @@ def compare(
     print_array: Annotated[
         bool, typer.Option("--print-array", help="Print a SLURM script that runs what is left as a job array.")
     ] = False,
+    engine: EngineName = None,
+    address: Address = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
@@ -80,6 +95,11 @@ def compare(
         _check_together(
             {"--report-only": report_only, "--cell": cell is not None, "--print-array": print_array}
         )
+        chosen_engine = engine_of(engine, address)
+        if chosen_engine is not None and (cell is not None or print_array or jobs is not None):
+            raise UsageError(
+                "--engine ray runs what the cluster has room for; leave out --jobs, --cell, --print-array"
+            )
         from jwins.compare.cells import compare as run_comparison
         from jwins.compare.comparison import load_comparison
         from jwins.compare.summary import summarize
@@ -109,13 +129,17 @@ def compare(
         if report_only:
             compared = summarize(chosen, partial=True)
         elif quiet:
-            compared = run_comparison(chosen, jobs=jobs, only=names)
+            compared = run_comparison(chosen, jobs=jobs, engine=chosen_engine, only=names)
         elif console.is_terminal:
             with live_comparison(console, chosen, names) as tell:
-                compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
+                compared = run_comparison(
+                    chosen, jobs=jobs, engine=chosen_engine, progress=tell, only=names, say=say
+                )
         else:
             tell = PlainComparison(console, chosen, names)
-            compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
+            compared = run_comparison(
+                chosen, jobs=jobs, engine=chosen_engine, progress=tell, only=names, say=say
+            )
         if compared.status == "interrupted":
             leave("the same command goes on", INTERRUPTED)
         if not quiet:

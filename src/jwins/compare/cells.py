@@ -13,6 +13,7 @@ from jwins.compare.workers import CellProgress, Here, Job, Processes, Workers, c
 from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
+from jwins.run.engine import Ray
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
 from jwins.training.workshop import resolve_device
 
@@ -26,7 +27,7 @@ def compare(
     progress: Callable[[CellProgress], None] | None = None,
     only: Collection[str] = (),
     say: Callable[[str], None] | None = None,
-    workers: Workers | None = None,
+    engine: Ray | None = None,
 ) -> Compared:
     """Run all cells that are not finished, check that they are like for like, and write tables and figure.
 
@@ -37,16 +38,23 @@ def compare(
         progress: told how far the cells are.
         only: names of variants to run; the tables then have what is there. Empty for all.
         say: told in a sentence what a user should know, such as that memory is short.
-        workers: who carries out the cells instead of this machine's processes; ``jobs`` then has no meaning.
+        engine: a Ray cluster that carries out the cells instead of this machine's processes; ``jobs`` is then
+            left out.
 
     Raises:
         ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
             has no metric of a name that the comparison asks for.
         DataError: data are missing.
         ResumeError: a cell's folder holds another experiment, or another process runs this comparison.
+        UsageError: there is no such cluster, or it will not do.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: expected at least 1")
+    if jobs is not None and engine is not None:
+        raise UsageError(
+            f"jobs = {jobs}: a Ray cluster runs as many side by side as it has room for; leave it out"
+        )
+    workers = None if engine is None else _on_ray(engine)
     _check_only(comparison, only)
     outer, speak = progress or (lambda _: None), say or (lambda _: None)
 
@@ -108,6 +116,12 @@ def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
         if measured and name not in measured:
             problem = f"expected a metric of the task: {', '.join(measured)}{nearest(name, measured)}"
             raise ConfigError(path, name, problem)
+
+
+def _on_ray(engine: Ray) -> Workers:
+    from jwins.compare.on_ray import OnRay  # imports ray, which is an extra
+
+    return OnRay(engine)
 
 
 def _on_this_machine(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> Workers:
