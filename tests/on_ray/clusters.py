@@ -14,16 +14,16 @@ MACHINE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 2 * 2**30
 
 
 @contextmanager
-def cluster(machines: int, folder: Path) -> Iterator[Any]:
-    """A cluster that this process is connected to, each machine with a folder of its own for what it is sent."""
+def cluster(machines: int, folder: Path, **machine: Any) -> Iterator[Any]:
+    """A cluster that this process is connected to, each machine with a folder for what it is sent."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = Cluster(initialize_head=True, head_node_args={**MACHINE, "include_dashboard": False})
+    made = Cluster(initialize_head=True, head_node_args={**MACHINE, **machine, "include_dashboard": False})
     try:
         for number in range(1, machines):
-            add_machine(made, folder / f"machine-{number}")
+            add_machine(made, folder / f"machine-{number}", **machine)
         ray.init(address=made.address, log_to_driver=False, logging_level="WARNING")
         yield made
     finally:
@@ -31,5 +31,5 @@ def cluster(machines: int, folder: Path) -> Iterator[Any]:
         made.shutdown()
 
 
-def add_machine(made: Any, folder: Path) -> Any:
-    return made.add_node(**MACHINE, env_vars={"JWINS_DATA": str(folder)})
+def add_machine(made: Any, folder: Path, **machine: Any) -> Any:
+    return made.add_node(**{**MACHINE, **machine}, env_vars={"JWINS_DATA": str(folder)})

@@ -11,11 +11,14 @@ from jwins.cli.app import (
     DIVERGED,
     EPILOG,
     INTERRUPTED,
+    Address,
     Data,
+    EngineName,
     Overrides,
     Quiet,
     app,
     console_of,
+    engine_of,
     errors_said,
     leave,
 )
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jwins.experiment.experiment import Experiment
+    from jwins.run.engine import Ray
     from jwins.run.result import Result
 
 __all__ = ["data_override"]
@@ -48,11 +52,18 @@ def run(
         bool,
         typer.Option("--tensorboard", help="Write TensorBoard event files, too (extra: tensorboard)."),
     ] = False,
+    engine: EngineName = None,
+    address: Address = None,
+    hosts: Annotated[
+        int | None,
+        typer.Option("--hosts", metavar="K", min=1, help="Processes of the cluster that share the nodes."),
+    ] = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
     """Run one experiment."""
     with errors_said():
+        chosen_engine = engine_of(engine, address, hosts)
         from jwins.experiment.load import load
 
         given = [*(overrides or []), *data_override(data)]
@@ -60,7 +71,7 @@ def run(
             given.append("run.tensorboard=true")
         chosen = load(experiment, given)
         console = console_of()
-        result = _run(chosen, console, resume=resume, quiet=quiet)
+        result = _run(chosen, console, chosen_engine, resume=resume, quiet=quiet)
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
         if not quiet:
@@ -80,18 +91,18 @@ def data_override(data: Path | None) -> list[str]:
     return [f"task.data={json.dumps(str(data.resolve()))}"]
 
 
-def _run(experiment: Experiment, console: Console, *, resume: bool, quiet: bool) -> Result:
+def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume: bool, quiet: bool) -> Result:
     from jwins.run.run import simulate
     from jwins.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     if quiet:
-        return simulate(experiment, resume=resume)
+        return simulate(experiment, engine=engine, resume=resume)
     if console.is_terminal:
         with live_run(console, experiment) as tell:
-            return simulate(experiment, resume=resume, progress=tell)
+            return simulate(experiment, engine=engine, resume=resume, progress=tell)
     console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
-    return simulate(experiment, resume=resume, progress=PlainRun(console))
+    return simulate(experiment, engine=engine, resume=resume, progress=PlainRun(console))
 
 
 def _print_result(console: Console, result: Result) -> None:

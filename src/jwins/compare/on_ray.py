@@ -211,7 +211,7 @@ def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, by
 
 
 class _Courier:
-    """Reports for a run: at every checkpoint, so that no more than the rounds since can be lost, and now and then."""
+    """Reports for a run: at every checkpoint, so that only the rounds since can be lost, and now and then."""
 
     def __init__(self, job: Job, attempt: int, folder: Path, mailbox: Any) -> None:
         self._job, self._attempt, self._mailbox = job, attempt, mailbox
@@ -268,7 +268,7 @@ class _Runs:
             planned.append(_Running(job, there, Demand(1, memory_bytes, gpus=int(device == "cuda"))))
         for demand in {run.demand for run in planned}:
             check_room(demand, 1, "runs")
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=here).remote()
         for run in planned:
             self._submit(run)

@@ -27,14 +27,21 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from jwins.engines.host import AnyHost, Host
     from jwins.engines.measuring import EvaluationPlan
-    from jwins.engines.simulator.simulator import Progress, Simulator
+    from jwins.engines.simulator.simulator import Progress, Simulator, Together
     from jwins.node import Rules
     from jwins.sharing import Sharing
     from jwins.tasks import Task
     from jwins.training.trainer import Trainer
 
-__all__ = ["Parts", "build", "build_trainer", "spread"]
+__all__ = ["Parts", "Place", "build", "build_host", "build_trainer", "spread"]
+
+Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[AnyHost], Together]"]
+"""Makes hosts elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one host.
+
+Returns them, and what makes calls to several of them at once.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ def build(
     *,
     folder: Path | None = None,
     hosts: int = 1,
+    place: Place | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     startup_s: Callable[[], float] = lambda: 0.0,
@@ -71,6 +79,7 @@ def build(
         experiment: what to build.
         folder: where the run is written; None keeps everything in memory.
         hosts: in so many groups of nodes, all in this process; nothing that is measured depends on it.
+        place: makes the hosts in other processes instead; ``hosts`` then has no meaning.
         on_progress: told after every step of the clock.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds since the start, asked when everything is built.
@@ -82,13 +91,14 @@ def build(
     from jwins.engines.host import Host
     from jwins.engines.recorder import Recorder
     from jwins.engines.simulator.simulator import Simulator
+    from jwins.training.stacked import chunk_nodes
 
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
     parts = build_partition(experiment, task)
     tests = _tests(experiment, task, parts)
 
-    trainers = _trainers(experiment, task, dict(enumerate(parts)), hosts)
+    trainers = _trainers(experiment, task, parts, hosts) if place is None else [_probe(experiment, task, parts)]
     trainer = trainers[0]
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
     if experiment.train.batching == "auto":
@@ -110,8 +120,13 @@ def build(
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
     )
     rules = _rules(experiment, sharing, topology, trainer)
-    threads = _threads(experiment)
-    held = [Host(own, rules, tests=tests, threads=threads) for own in trainers]
+    together: Together | None = None
+    if place is None:
+        threads = _threads(experiment)
+        held: Sequence[AnyHost] = [Host(own, rules, tests=tests, threads=threads) for own in trainers]
+    else:
+        chunk = chunk_nodes(len(parts), dim, trainer.device) if trainer.batching == "stacked" else 1
+        held, together = place(resolved, rules, chunk)
     simulator = Simulator(
         held,
         start=start,
@@ -122,8 +137,29 @@ def build(
         on_progress=on_progress,
         stop=stop,
         startup_s=startup_s(),
+        together=together,
     )
     return Parts(resolved, task, parts, simulator, start)
+
+
+def build_host(experiment: Experiment, nodes: Sequence[int]) -> Host:
+    """The host of some of an experiment's nodes, in whatever process this is called.
+
+    Args:
+        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
+        nodes: in whole chunks of those that train in one stack.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+    """
+    from jwins.engines.host import Host
+
+    task = build_task(experiment)
+    parts = build_partition(experiment, task)
+    trainer = build_trainer(experiment, task, {node: parts[node] for node in nodes})
+    rules = _rules(experiment, build_sharing(experiment), build_topology(experiment), trainer)
+    return Host(trainer, rules, tests=_tests(experiment, task, parts), threads=_threads(experiment))
 
 
 def build_trainer(
@@ -132,6 +168,7 @@ def build_trainer(
     parts: Mapping[int, npt.NDArray[np.int64]],
     *,
     batching: str | None = None,
+    chunk: int | None = None,
 ) -> Trainer:
     """Local training of some of an experiment's nodes.
 
@@ -140,6 +177,7 @@ def build_trainer(
         task: its workload.
         parts: training samples of the nodes that are to be held here.
         batching: as it was resolved before; None to resolve it.
+        chunk: most nodes in one stack; None for as many as is best.
     """
     from jwins.training.optimizer import Optimizer
     from jwins.training.trainer import Trainer
@@ -157,6 +195,7 @@ def build_trainer(
         batching=batching or train.batching,  # type: ignore[arg-type]
         device=run.device,
         threads=_threads(experiment),
+        chunk=chunk,
     )
 
 
@@ -186,15 +225,22 @@ def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
 
 
 def _trainers(
-    experiment: Experiment, task: Task, parts: Mapping[int, npt.NDArray[np.int64]], hosts: int
+    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]], hosts: int
 ) -> list[Trainer]:
+    probe = build_trainer(experiment, task, dict(enumerate(parts)))
     if hosts == 1:
-        return [build_trainer(experiment, task, parts)]
-    probe = build_trainer(experiment, task, parts)
+        return [probe]
     return [
         build_trainer(experiment, task, {node: parts[node] for node in nodes}, batching=probe.batching)
         for nodes in spread(len(parts), hosts, probe.chunk)
     ]
+
+
+def _probe(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> Trainer:
+    """Of as few nodes as can train in the same way as all of them: to find out how that is."""
+    from jwins.training.stacked import MIN_STACK
+
+    return build_trainer(experiment, task, dict(enumerate(parts[:MIN_STACK])), chunk=1)
 
 
 def _threads(experiment: Experiment) -> int:

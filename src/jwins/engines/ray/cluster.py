@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
-from jwins.errors import ResumeError, UsageError
+from jwins.errors import UsageError
 
 try:
     import ray
@@ -20,17 +20,13 @@ except ImportError:
         "the engine ray needs an extra: pip install 'jwins[ray]', on this machine and on those of the cluster"
     ) from None
 
-__all__ = ["Demand", "HostLostError", "Machine", "check_room", "check_versions", "connected", "machines"]
+__all__ = ["Demand", "Machine", "check_room", "check_versions", "connected", "machines"]
 
 _COUNTS = ("jwins", "torch", "numpy", "PyWavelets", "pcodec")
 """Libraries whose version may change the last bits of a result, or how frames are written."""
 
 _PROBE_S = 60.0
 """A machine that does not answer for so long is not waited for."""
-
-
-class HostLostError(ResumeError):
-    """A machine or a process that held a part of a run is gone; its last checkpoint is on this machine."""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,79 @@
+"""How much memory a run needs, and how much there is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from jwins.experiment.experiment import Experiment
+from jwins.run.parts import build_sharing, build_task, build_topology
+
+__all__ = ["memory_free", "memory_needed"]
+
+_PROCESS_BYTES = 700e6
+"""Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
+
+
+_VECTORS = 20
+"""Vectors of float32 per node: parameters before and after training, the trainer's row, its gradient, an
+algorithm's state, what was sent and decoded, what is evaluated; and all of it again for a checkpoint."""
+
+
+def memory_needed(experiments: Sequence[Experiment], hosts: int = 1) -> float:
+    """Bytes that the largest of some runs may take: an estimate that is rather too high.
+
+    Data once, and N x C numbers for each of about 20 vectors, more with momenta (two per parameter are assumed
+    for anything but plain SGD) and with replicas of neighbours.
+
+    Args:
+        experiments: of the runs.
+        hosts: processes that share the nodes of a run; what each may take counts.
+
+    Raises:
+        DataError: a task's data are missing.
+    """
+    import torch
+
+    tasks: dict[str, tuple[float, int]] = {}
+    largest = 0.0
+    for experiment in experiments:
+        config = experiment.task
+        key = json.dumps(config.model_dump(mode="json", exclude={"partition"})) + repr(config.own)
+        if key not in tasks:
+            task = build_task(experiment)
+            with torch.random.fork_rng(devices=[]):
+                parameters = list(task.model().parameters())
+            dim = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+            frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+            tensors = [task.train.inputs, task.train.targets, task.test.inputs, task.test.targets, *frozen]
+            tasks[key] = (float(sum(t.numel() * t.element_size() for t in tensors)), dim)
+        data_bytes, dim = tasks[key]
+        optimizer = experiment.train.optimizer
+        plain = optimizer.kind == "sgd" and not optimizer.options.get("momentum")
+        vectors = _VECTORS + (0 if plain else 4)
+        sharing = build_sharing(experiment)
+        if sharing.remembers_peers:
+            recipients = build_topology(experiment).at(0).recipients
+            vectors += 2 * (1 + max(map(len, recipients)))
+        nodes = -(-experiment.nodes.count // hosts)
+        size_bytes = 4.0 * nodes * sharing.update_dim(dim) * vectors
+        largest = max(largest, _PROCESS_BYTES + 2.0 * data_bytes + size_bytes)
+    return largest
+
+
+def memory_free() -> float | None:
+    """Bytes that may still be taken, of the machine or of the limit this process is under; None if unknown."""
+    free: list[float] = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = Path("/proc/meminfo").read_text(encoding="ascii").split()
+        free.append(float(words[words.index("MemAvailable:") + 1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit = float((group / "memory.max").read_text(encoding="ascii"))  # "max" is no number
+        used = float((group / "memory.current").read_text(encoding="ascii"))
+        counted = (group / "memory.stat").read_text(encoding="ascii").split()
+        cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
+        free.append(limit - used + cache)
+    return min(free) if free else None

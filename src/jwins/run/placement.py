@@ -1,0 +1,86 @@
+"""Which nodes are on which host, so that few frames go from one to another.
+
+The rule: hosts are filled one after the other. Each begins with the first unit that is not placed; a unit is
+a node, or a whole chunk of nodes that train in one stack. Then it takes the unit that has the most edges to
+what it holds already, of equal ones the first, until it is full. What comes out is used if it cuts fewer
+edges than blocks of consecutive nodes do. Otherwise blocks are used, also where the graph changes from round
+to round.
+
+Nothing that is measured depends on it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from jwins.topology.graph import Graph
+
+__all__ = ["cut_edges", "neighbours_together"]
+
+
+def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: int) -> list[list[int]]:
+    """Blocks of the same sizes, or nearly so, that cut fewer of the graph's edges, or the same blocks.
+
+    Args:
+        graph: who sends to whom.
+        blocks: consecutive nodes of each host, in whole chunks but for the last.
+        chunk: nodes that must be on one host.
+
+    Returns:
+        The nodes of each host, increasing.
+
+    >>> ladder = Graph.metropolis_hastings(6, [(0, 3), (1, 4), (2, 5), (0, 1), (3, 4)])
+    >>> neighbours_together(ladder, [range(0, 4), range(4, 6)], 1)
+    [[0, 1, 3, 4], [2, 5]]
+    """
+    plain = [list(block) for block in blocks]
+    grown = _grown(graph, [-(-len(block) // chunk) for block in blocks], chunk)
+    return grown if cut_edges(graph, grown) < cut_edges(graph, plain) else plain
+
+
+def cut_edges(graph: Graph, blocks: Sequence[Sequence[int]]) -> int:
+    """Directed edges between nodes of different hosts."""
+    host_of = {node: host for host, block in enumerate(blocks) for node in block}
+    return sum(
+        host_of[node] != host_of[receiver]
+        for node, receivers in enumerate(graph.recipients)
+        for receiver in receivers
+    )
+
+
+def _grown(graph: Graph, sizes: Sequence[int], chunk: int) -> list[list[int]]:
+    num_nodes = len(graph.recipients)
+    units = -(-num_nodes // chunk)
+    between: list[dict[int, int]] = [{} for _ in range(units)]
+    for node, receivers in enumerate(graph.recipients):
+        for receiver in receivers:
+            one, other = node // chunk, receiver // chunk
+            if one != other:
+                between[one][other] = between[one].get(other, 0) + 1
+                between[other][one] = between[other].get(one, 0) + 1
+    free, blocks = set(range(units)), []
+    for size in sizes:
+        held: list[int] = []
+        edges: dict[int, int] = {}
+        waiting: list[tuple[int, int]] = []
+        while len(held) < size:
+            unit = _next(waiting, edges, free)
+            free.remove(unit)
+            held.append(unit)
+            for other, count in between[unit].items():
+                if other in free:
+                    edges[other] = edges.get(other, 0) + count
+                    heapq.heappush(waiting, (-edges[other], other))
+        blocks.append(
+            sorted(n for unit in held for n in range(unit * chunk, min((unit + 1) * chunk, num_nodes)))
+        )
+    return blocks
+
+
+def _next(waiting: list[tuple[int, int]], edges: dict[int, int], free: set[int]) -> int:
+    while waiting:
+        count, unit = heapq.heappop(waiting)
+        if unit in free and edges[unit] == -count:
+            return unit
+    return min(free)
