@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "jwins-dynamic": {"topology": DYNAMIC},
     "choco": {"sharing": CHOCO},
     "choco-dynamic": {"sharing": CHOCO, "topology": DYNAMIC},
-    "stacked": {"train": {"local_steps": 1, "batching": "stacked"}, "nodes": {"count": 40}},
+    "stacked": {"train": {"local_steps": 1, "batching": "stacked"}, "nodes": {"count": 150}},
     "uneven": {"compute": {"step_ms": 5.0, "spread": 0.5}, "links": {"uplink_mbps": 50, "latency_ms": 1}},
     "faults": {
         "sharing": CHOCO,

@@ -58,6 +58,10 @@ def run(
         int | None,
         typer.Option("--hosts", metavar="K", min=1, help="Processes of the cluster that share the nodes."),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Run nothing; say what it will need, from a few rounds of a few nodes."),
+    ] = False,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
@@ -71,6 +75,9 @@ def run(
             given.append("run.tensorboard=true")
         chosen = load(experiment, given)
         console = console_of()
+        if plan:
+            _print_plan(console, chosen, chosen_engine)
+            return
         result = _run(chosen, console, chosen_engine, resume=resume, quiet=quiet)
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
@@ -103,6 +110,27 @@ def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume
             return simulate(experiment, engine=engine, resume=resume, progress=tell)
     console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
     return simulate(experiment, engine=engine, resume=resume, progress=PlainRun(console))
+
+
+def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) -> None:
+    from jwins.run.forecast import forecast
+
+    found = forecast(experiment, engine)
+    each = "of each host" if found.hosts > 1 else "of the process"
+    by_activity = ", ".join(f"{name} {seconds:.3g}" for name, seconds in found.round_s.items())
+    lines = [
+        f"{experiment.name}: {found.num_nodes} nodes of {found.dim:,} parameters on {found.hosts} "
+        f"host{'s' if found.hosts > 1 else ''}, {found.rounds} rounds",
+        f"memory   {size_text(found.memory_bytes)} {each} at its peak",
+        f"seconds  {sum(found.round_s.values()):.3g} per round ({by_activity}), {found.evaluation_s:.3g} per "
+        f"evaluation, {found.checkpoint_s:.3g} per checkpoint; {found.total_s:.3g} in all",
+        f"bytes    {size_text(found.frame_bytes)} per frame, {size_text(found.round_bytes)} per round, "
+        f"{size_text(found.total_bytes)} in all",
+    ]
+    if found.hosts > 1:
+        lines.append(f"         {size_text(found.stored_bytes)} per round go from one host to another")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def _print_result(console: Console, result: Result) -> None:

@@ -20,6 +20,7 @@ from jwins.run.parts import (
     first_of_last,
     own_evaluation_samples,
 )
+from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.runfiles.rows import StartRow
 
@@ -197,31 +198,6 @@ def build_trainer(
         threads=_threads(experiment),
         chunk=chunk,
     )
-
-
-def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
-    """Which nodes each host holds: neighbours in number, whole chunks, as evenly as can be.
-
-    Args:
-        num_nodes: N.
-        hosts: how many.
-        chunk: nodes that must be on one host.
-
-    Raises:
-        ConfigError: fewer chunks than hosts.
-
-    >>> spread(10, 3, 1)
-    [range(0, 4), range(4, 7), range(7, 10)]
-    >>> spread(10, 2, 4)
-    [range(0, 8), range(8, 10)]
-    """
-    chunks = -(-num_nodes // chunk)
-    if hosts > chunks:
-        stacked = f", in stacks of {chunk}" if chunk > 1 else ""
-        raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
-    each, more = divmod(chunks, hosts)
-    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]
-    return [range(a, min(b, num_nodes)) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def _trainers(

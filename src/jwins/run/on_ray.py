@@ -12,11 +12,11 @@ from jwins.engines.ray.files import Shipping
 from jwins.engines.ray.host import RemoteHost, in_step, on_cluster
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.run.assembly import Place, build_host, spread
+from jwins.run.assembly import Place, build_host
 from jwins.run.elsewhere import Elsewhere, packed
 from jwins.run.engine import Ray
 from jwins.run.memory import memory_needed
-from jwins.run.placement import neighbours_together
+from jwins.run.placement import host_blocks
 
 if TYPE_CHECKING:
     from jwins.engines.host import Host
@@ -54,7 +54,7 @@ def placing(engine: Ray) -> Iterator[Place]:
             on_gpu = experiment.run.device == "cuda"
             demand = Demand(cores, memory_needed([experiment], engine.hosts), gpus=int(on_gpu))
             check_room(demand, engine.hosts, "hosts")
-            blocks = _blocks(rules, engine.hosts, chunk)
+            blocks = host_blocks(rules.topology, engine.hosts, chunk)
             hosts = stack.enter_context(
                 on_cluster(
                     [(nodes, partial(_made, there, nodes)) for nodes in blocks],
@@ -71,12 +71,3 @@ def placing(engine: Ray) -> Iterator[Place]:
 
 def _made(there: Elsewhere, nodes: Sequence[int]) -> Host:
     return build_host(there.unpacked(), nodes)
-
-
-def _blocks(rules: Rules, hosts: int, chunk: int) -> list[list[int]]:
-    topology = rules.topology
-    blocks = spread(topology.num_nodes, hosts, chunk)
-    first = topology.at(0)
-    if topology.at(1).recipients != first.recipients:  # drawn anew each round
-        return [list(block) for block in blocks]
-    return neighbours_together(first, blocks, chunk)

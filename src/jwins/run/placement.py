@@ -14,9 +14,53 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from jwins.topology.graph import Graph
+from jwins.errors import ConfigError
+from jwins.topology.graph import Graph, Topology
 
-__all__ = ["cut_edges", "neighbours_together"]
+__all__ = ["cut_edges", "host_blocks", "neighbours_together", "spread"]
+
+
+def host_blocks(topology: Topology, hosts: int, chunk: int) -> list[list[int]]:
+    """The nodes of each host, increasing, by the rule above.
+
+    Args:
+        topology: who sends to whom.
+        hosts: how many.
+        chunk: nodes that must be on one host.
+
+    Raises:
+        ConfigError: fewer chunks than hosts.
+    """
+    blocks = spread(topology.num_nodes, hosts, chunk)
+    first = topology.at(0)
+    if hosts == 1 or topology.at(1).recipients != first.recipients:
+        return [list(block) for block in blocks]
+    return neighbours_together(first, blocks, chunk)
+
+
+def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
+    """Which nodes each host holds: neighbours in number, whole chunks, as evenly as can be.
+
+    Args:
+        num_nodes: N.
+        hosts: how many.
+        chunk: nodes that must be on one host.
+
+    Raises:
+        ConfigError: fewer chunks than hosts.
+
+    >>> spread(10, 3, 1)
+    [range(0, 4), range(4, 7), range(7, 10)]
+    >>> spread(10, 2, 4)
+    [range(0, 8), range(8, 10)]
+    """
+    chunks = -(-num_nodes // chunk)
+    if hosts > chunks:
+        stacked = f", in stacks of {chunk}" if chunk > 1 else ""
+        raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
+    each, more = divmod(chunks, hosts)
+    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]
+    return [range(a, min(b, num_nodes)) for a, b in zip([0, *ends], ends, strict=False)]
 
 
 def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: int) -> list[list[int]]:
