@@ -28,7 +28,7 @@ count = 4
 kind = "ring"
 [run]
 rounds = ROUNDS
-eval_every = 2
+eval_every = 50
 checkpoint_every = 5
 [compare]
 seeds = [1, 2]
@@ -92,7 +92,7 @@ def test_a_cluster_leaves_what_processes_leave(two_machines: Any, tmp_path: Path
 
 def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, tmp_path: Path) -> None:
     """One machine is lost, another one comes: the runs of the first go on elsewhere."""
-    whole = compare(comparison(tmp_path / "whole", 80), jobs=1)
+    whole = compare(comparison(tmp_path / "whole", 300), jobs=1)
     lost = add_machine(two_machines, tmp_path / "machine")
     told: list[CellProgress] = []
 
@@ -104,19 +104,19 @@ def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, t
             lost = None
             add_machine(two_machines, tmp_path / "other")
 
-    same(compare(comparison(tmp_path / "lost", 80), engine=Ray(), progress=watch), whole)
+    same(compare(comparison(tmp_path / "lost", 300), engine=Ray(), progress=watch), whole)
     again = 0
     for cell in range(4):
-        rounds = [progress.round for progress in told if progress.cell == cell]
+        rounds = [progress.round for progress in told if progress.cell == cell and progress.round < 300]
         for before, after in itertools.pairwise(rounds):
-            if after < before:
+            if after <= before:
                 again += 1
                 assert before - after <= 5, "no more than since the last checkpoint"
     assert again >= 1, "the machine that was lost had a run"
 
 
 def test_interrupted_on_a_cluster_and_finished_without(two_machines: Any, tmp_path: Path) -> None:
-    whole = compare(comparison(tmp_path / "whole", 40), jobs=1)
+    whole = compare(comparison(tmp_path / "whole", 200), jobs=1)
     begun: set[int] = set()
 
     def interrupt(progress: CellProgress) -> None:
@@ -125,7 +125,7 @@ def test_interrupted_on_a_cluster_and_finished_without(two_machines: Any, tmp_pa
             if len(begun) == 2:
                 signal.raise_signal(signal.SIGINT)
 
-    halves = comparison(tmp_path / "halves", 40)
+    halves = comparison(tmp_path / "halves", 200)
     assert compare(halves, engine=Ray(), progress=interrupt).status == "interrupted"
     left = [path.parent for path in halves.folder.glob("*/seed-*/checkpoints/round-*")]
     assert len(set(left)) >= 2, "runs that had begun have left a checkpoint"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from jwins.errors import ConfigError, HostLostError, UsageError
 from jwins.run.result import Result
 
 ray = pytest.importorskip("ray")
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own leave sockets and files open
 
 
@@ -83,7 +83,26 @@ def test_hosts_on_a_cluster_measure_the_same(machines: Any, case: str, tmp_path:
             assert (spread.folder / "final" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_a_lost_host_is_made_up_for(machines: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The hosts of the simulation under way."""
+    from jwins.run import on_ray
+
+    hosts: list[Any] = []
+    on_cluster = on_ray.on_cluster
+
+    @contextmanager
+    def noted(*args: Any, **options: Any) -> Iterator[list[Any]]:
+        with on_cluster(*args, **options) as made:
+            hosts[:] = made
+            yield made
+        hosts.clear()
+
+    monkeypatch.setattr(on_ray, "on_cluster", noted)
+    return hosts
+
+
+def test_a_lost_host_is_made_up_for(machines: Any, tmp_path: Path, held: list[Any]) -> None:
     """An actor dies twice: the run goes on from its last checkpoint, and measures the same."""
     reference = measured(jwins.simulate(experiment(tmp_path / "here", sharing=CHOCO)))
     kills = [2, 5]
@@ -91,7 +110,7 @@ def test_a_lost_host_is_made_up_for(machines: Any, tmp_path: Path) -> None:
     def kill(progress: Progress) -> None:
         if kills and progress.round == kills[0]:
             kills.pop(0)
-            os.kill(next(iter(actor_pids())), signal.SIGKILL)
+            ray.kill(held[len(kills)]._actor)
 
     run = experiment(tmp_path / "there", sharing=CHOCO)
     result = jwins.simulate(run, engine=jwins.Ray(hosts=2), progress=kill)
@@ -106,14 +125,6 @@ def test_a_lost_host_is_made_up_for(machines: Any, tmp_path: Path) -> None:
     assert "go on with --resume" in caught.value.__notes__[0]
     here = jwins.simulate(experiment(tmp_path / "no", sharing=CHOCO), resume=True)
     assert measured(here) == reference
-
-
-def actor_pids() -> list[int]:
-    from ray.util.state import list_actors
-
-    return [
-        actor.pid for actor in list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "HostActor")])
-    ]
 
 
 def until(last: int, run: jwins.Experiment, engine: jwins.Ray | None) -> Result:
@@ -147,4 +158,3 @@ def test_what_cannot_be_spread_is_refused(machines: Any, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"hosts = 4: expected at most 3 for 3 nodes"):
         jwins.simulate(few, engine=jwins.Ray(hosts=4))
     assert not [*(tmp_path).glob("*/config.toml")]
-    assert actor_pids() == []

@@ -104,6 +104,22 @@ class _Watch:
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
+def _together(deltas: Sequence[Delta]) -> Delta:
+    """What several have changed one after the other; of checkpoints that came and went, nothing is left."""
+    start, log = deltas[0].log_from, b""
+    files: dict[str, bytes] = {}
+    gone: dict[str, None] = {}
+    for delta in deltas:
+        start, log = min(start, delta.log_from), log[: max(0, delta.log_from - start)] + delta.log
+        for name, content in delta.files.items():
+            files[name] = content
+            gone.pop(name, None)
+        for name in delta.gone:
+            files.pop(name, None)
+            gone[name] = None
+    return Delta(start, log, files, tuple(gone))
+
+
 def _files(folder: Path) -> dict[str, Path]:
     """By name; locks and what is half written are left out."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
@@ -224,7 +240,7 @@ class _Courier:
         self._told.append(progress)
 
     def stop(self) -> bool:
-        """Whether to end; asked after every step, so this is when to report."""
+        """Whether to end; asked before every step, so this is when to report."""
         written = self._checkpoints.stat().st_mtime_ns if self._checkpoints.exists() else 0
         if written != self._written or time.monotonic() - self._last >= _PULSE_S:
             self._written = written
@@ -280,8 +296,7 @@ class _Runs:
                 while self._running:
                     ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0.1)
                     stop = interrupted() or self._error is not None
-                    for report in ray.get(self._mailbox.collect.remote(stop)):
-                        self._take_in(report)
+                    self._take_in(ray.get(self._mailbox.collect.remote(stop)))
                     for reference in ended:
                         self._end(reference, self._running.pop(reference), stop)
         finally:
@@ -301,12 +316,17 @@ class _Runs:
         reference = named.remote(run.job, run.attempt, run.there, ray.put(before), self._mailbox)
         self._running[reference] = run
 
-    def _take_in(self, report: Report) -> None:
-        run = self._newest[report.index]
-        if report.attempt != run.attempt:
-            return
-        _apply(report.delta, run.job.experiment.folder, run.job.experiment)
-        for progress in report.progress:
+    def _take_in(self, reports: Sequence[Report]) -> None:
+        deltas: dict[int, list[Delta]] = {}
+        told: list[CellProgress] = []
+        for report in reports:
+            if report.attempt == self._newest[report.index].attempt:
+                deltas.setdefault(report.index, []).append(report.delta)
+                told += report.progress
+        for index, of in deltas.items():
+            experiment = self._newest[index].job.experiment
+            _apply(_together(of), experiment.folder, experiment)
+        for progress in told:
             if self._error is None:
                 try:
                     self._tell(progress)

@@ -139,8 +139,8 @@ def with_one_thread(job: Job) -> Job:
 
 
 def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> str:
-    """Run one job in this process; ``stop`` is asked after every step of its clock."""
-    result = simulate(job.experiment, resume=True, progress=_Reporter(job, send, stop))
+    """Run one job in this process; ``stop`` is asked before every step of its clock."""
+    result = simulate(job.experiment, resume=True, progress=_Reporter(job, send), stop=stop)
     send(last_progress(job, result.record))
     return result.status
 
@@ -148,11 +148,10 @@ def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> s
 class _Reporter:
     """Turns a simulator's progress into a run's: one message per round, not per event."""
 
-    def __init__(self, job: Job, send: Tell, stop: Callable[[], bool]) -> None:
-        self._job, self._send, self._stop = job, send, stop
+    def __init__(self, job: Job, send: Tell) -> None:
+        self._job, self._send = job, send
         self._round = -1
         self._metrics: dict[str, float | None] = {}
-        self._stopped = False
 
     def __call__(self, progress: Progress) -> None:
         if progress.row is not None:
@@ -169,9 +168,6 @@ class _Reporter:
                     name=self._job.name,
                 )
             )
-        if not self._stopped and self._stop():
-            self._stopped = True
-            signal.raise_signal(signal.SIGINT)  # the simulator leaves a checkpoint
 
 
 # They are no part of the terminal's process group, so Ctrl-C reaches the parent only, which sets ``stop``;

@@ -268,11 +268,11 @@ def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Me
     per_degree = degree / many.degree if many.degree else 1.0
 
     def line(value: Callable[[Measured], float], at: float) -> float:
-        """What two measurements say of so many nodes; never less than in proportion, from nothing, to none."""
-        if many.nodes == few.nodes:
-            return value(many) * at / many.nodes
-        slope = max(0.0, (value(many) - value(few)) / (many.nodes - few.nodes))
-        return max(0.0, value(many) - slope * many.nodes) + slope * at
+        """What two measurements say of so many nodes; in proportion, where a line would begin below nothing."""
+        most = value(many) / many.nodes
+        apart = many.nodes - few.nodes
+        slope = min(max(0.0, (value(many) - value(few)) / apart), most) if apart else most
+        return value(many) + slope * (at - many.nodes)
 
     round_s = {
         "training": line(lambda m: m.round_s["training"], largest),
@@ -288,14 +288,13 @@ def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Me
     frame_bytes = (few.sent_bytes + many.sent_bytes) / max(1, few.sends + many.sends)
     own = [set(block) for block in blocks]
     crossing = sum(len(of - mine) for of, mine in zip(heard, own, strict=True))
-    peak = max(many.peak_bytes, _line_of_peaks(few, many, largest))
     return Forecast(
         num_nodes=num_nodes,
         dim=many.dim,
         hosts=hosts,
         rounds=run.rounds,
         evaluations=len(completed),
-        memory_bytes=peak if largest >= many.nodes else _line_of_peaks(few, many, largest),
+        memory_bytes=line(lambda m: m.peak_bytes, largest),
         start_s=line(lambda m: m.start_s, largest),
         round_s=round_s,
         evaluation_s=many.evaluation_s / many.nodes * largest * samples / many.samples,
@@ -305,13 +304,6 @@ def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Me
         round_bytes=frame_bytes * sum(map(len, topology.at(0).recipients)),
         stored_bytes=frame_bytes * crossing,
     )
-
-
-def _line_of_peaks(few: Measured, many: Measured, nodes: int) -> float:
-    if many.nodes == few.nodes:
-        return many.peak_bytes
-    slope = max(0.0, (many.peak_bytes - few.peak_bytes) / (many.nodes - few.nodes))
-    return many.peak_bytes + slope * (nodes - many.nodes)
 
 
 def _senders(graph: Graph, block: Sequence[int]) -> set[int]:
