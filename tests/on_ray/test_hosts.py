@@ -76,7 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_hosts_on_a_cluster_measure_the_same(machines: Any, case: str, tmp_path: Path) -> None:
     reference = jwins.simulate(experiment(tmp_path / "here", **CASES[case]))
-    for hosts in (2, 4) if case == "jwins" else (2,):
+    for hosts in (1, 2, 4) if case in ("jwins", "choco") else (2,):
         spread = jwins.simulate(experiment(tmp_path / f"{hosts}", **CASES[case]), engine=jwins.Ray(hosts=hosts))
         assert measured(spread) == measured(reference), hosts
         for path in sorted((reference.folder / "final").iterdir()):

@@ -31,6 +31,7 @@ from jwins.experiment.toml import read_toml
 from jwins.run.elsewhere import Elsewhere, packed
 from jwins.run.engine import Ray
 from jwins.runfiles.atomic import write_atomically
+from jwins.training.allocator import give_back_memory, keep_freed_memory
 from jwins.training.workshop import resolve_device
 
 __all__ = ["OnRay"]
@@ -208,6 +209,7 @@ def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, by
     """Run one job in a folder of this machine that goes when it ends."""
     if ray.get(mailbox.post.remote(None)):
         return "interrupted"
+    keep_freed_memory()
     root = Path(tempfile.mkdtemp(prefix="jwins-run-"))
     try:
         folder = root / "run"
@@ -224,6 +226,7 @@ def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, by
         raise
     finally:
         shutil.rmtree(root, ignore_errors=True)
+        give_back_memory()  # Ray keeps the process for the next run
 
 
 class _Courier:
@@ -299,6 +302,11 @@ class _Runs:
                     self._take_in(ray.get(self._mailbox.collect.remote(stop)))
                     for reference in ended:
                         self._end(reference, self._running.pop(reference), stop)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ResumeError(
+                f"the cluster is gone ({reason}); the same command goes on from what is here"
+            ) from None
         finally:
             for reference in self._running:
                 ray.cancel(reference, force=True)
@@ -336,10 +344,13 @@ class _Runs:
     def _end(self, reference: Any, run: _Running, stop: bool) -> None:
         try:
             self._statuses.append(ray.get(reference))
-        except ray.exceptions.RayTaskError as error:
-            self._error = self._error or (error.cause if isinstance(error.cause, JwinsError) else error)
         except ray.exceptions.RayError as error:
-            if stop:
+            cause = getattr(error, "cause", None)  # of what the run has raised, and not Ray
+            if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(
+                cause, ray.exceptions.RayError
+            ):
+                self._error = self._error or (cause if isinstance(cause, JwinsError | OSError) else error)
+            elif stop:
                 self._statuses.append("interrupted")
             elif run.attempt < self._restarts:
                 self._submit(replace(run, attempt=run.attempt + 1))

@@ -56,7 +56,7 @@ def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
     """
     chunks = -(-num_nodes // chunk)
     if hosts > chunks:
-        stacked = f", in stacks of {chunk}" if chunk > 1 else ""
+        stacked = f", in stacks of {chunk}; train.batching = 'loop' needs none" if chunk > 1 else ""
         raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
     each, more = divmod(chunks, hosts)
     ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]

@@ -44,14 +44,18 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    own = {} if address or os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    own = {} if wanted else {"include_dashboard": False}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
-        given = f"--address {address}" if address else f"RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')}"
+        reason = str(error).strip()
+        if not wanted:
+            raise UsageError(f"a Ray cluster of this machine does not start: {reason}") from None
+        given = f"--address {address}" if address else f"RAY_ADDRESS={wanted}"
         raise UsageError(
-            f"{given}: no Ray cluster that fits there ({str(error).strip()}); `ray status` there "
-            f"shows whether one runs, and Python and Ray must be of the same versions everywhere"
+            f"{given}: no Ray cluster that fits there ({reason}); `ray status` there shows whether one runs, "
+            f"and Python and Ray must be of the same versions everywhere"
         ) from None
     try:
         yield

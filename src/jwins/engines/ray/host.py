@@ -379,6 +379,8 @@ class RemoteHost:
     def with_bytes(self, parcels: Sequence[Parcel]) -> list[Parcel]:
         """The same parcels of these nodes with their bytes, as a checkpoint keeps them."""
         remote = [parcel for parcel in parcels if isinstance(cast(Any, parcel.packed), Remote)]
+        if not remote:
+            return list(parcels)
         found = self._call("packed", [cast(Any, parcel.packed).serial for parcel in remote])
         full = {parcel: replace(parcel, packed=packed) for parcel, packed in zip(remote, found, strict=True)}
         return [full.get(parcel, parcel) for parcel in parcels]

@@ -58,8 +58,8 @@ from jwins.world import Compute, Faults, Links, check_world
 
 __all__ = ["Outcome", "Progress", "Simulator", "StalledError"]
 
-
 Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+"""Makes calls, one to each of some hosts, and gives what they return, in the same order."""
 
 
 def _in_turn(calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -155,7 +155,7 @@ class Simulator:
         on_progress: called after every step of the clock.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds before this, for the last row.
-        together: makes a call to each of some hosts, and gives what they return; by default one by one.
+        together: makes calls to several hosts; by default one after the other.
 
     Raises:
         ConfigError: links, faults or the topology do not fit the nodes.
