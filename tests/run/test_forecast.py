@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import jwins
+from jwins.cli import app
 from jwins.errors import ConfigError
 from jwins.run.forecast import forecast
 
@@ -67,3 +70,13 @@ def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
     wrong = experiment(tmp_path / "run").changed({"run": {"eval_own": True}})
     with pytest.raises(ConfigError, match=r"run\.eval_own = True: the task's samples have no natural owner"):
         forecast(wrong)
+
+
+def test_the_command_line_says_it_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["run", "digits", "--plan", "--set", "run.rounds=40"])
+    assert said.exit_code == 0, said.output
+    first, *lines = said.stdout.splitlines()
+    assert re.fullmatch(r"digits: 16 nodes of 12,010 parameters on 1 host, 40 rounds", first)
+    assert [line.split()[0] for line in lines] == ["memory", "seconds", "bytes"]
+    assert not list(tmp_path.iterdir())

@@ -293,7 +293,7 @@ class Remote:
 
     def __del__(self) -> None:
         for host in {self.home, *self.known}:
-            host.dead.append(self.key)
+            host.forget(self.key)
 
 
 class RemoteHost:
@@ -333,7 +333,8 @@ class RemoteHost:
 
     def start(self, now: float) -> dict[int, list[Command]]:
         """Begin round 0."""
-        return cast("dict[int, list[Command]]", self._call("start", now))
+        commands: dict[int, list[Command]] = self._call("start", now)
+        return commands
 
     def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
         """Let the nodes take in what happens to them."""
@@ -357,7 +358,7 @@ class RemoteHost:
             if parcel.number not in self._inline:
                 self._inline.add(parcel.number)
                 fresh.append(Fresh(key, parcel.sender, packed))
-                finalize(parcel, self.dead_and_gone, key)
+                finalize(parcel, self.forget, key)
             return key
         if self not in packed.known:
             packed.known.append(self)
@@ -367,8 +368,8 @@ class RemoteHost:
             fresh.append(Fresh(packed.key, parcel.sender, source))
         return packed.key
 
-    def dead_and_gone(self, key: Key) -> None:
-        """A frame is over."""
+    def forget(self, key: Key) -> None:
+        """A frame is over: its actors hear so with their next call."""
         self.dead.append(key)
 
     def _with_remote(self, command: Command, bundles: Mapping[str, Any]) -> Command:
@@ -393,22 +394,26 @@ class RemoteHost:
 
     def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
         """Of the models that wait for an evaluation, what the average needs."""
-        return cast(Any, self._call("sums", round))  # type: ignore[no-any-return]
+        found: tuple[list[Partial], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
+        return found
 
     def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
         """Test the models that wait for an evaluation."""
-        return cast(Part, self._call("measure", round, average, test_average))
+        part: Part = self._call("measure", round, average, test_average)
+        return part
 
     # --- The end, and coming back -------------------------------------------------------------------------
 
     @property
     def wall_s(self) -> dict[str, float]:
         """Real seconds that the actor has spent, by activity."""
-        return cast("dict[str, float]", self._call("wall_s"))
+        spent: dict[str, float] = self._call("wall_s")
+        return spent
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
         """Of these nodes, those that wait."""
-        return cast(Any, self._call("stalled", nodes))  # type: ignore[no-any-return]
+        waiting: dict[int, tuple[int, tuple[int, ...]]] = self._call("stalled", nodes)
+        return waiting
 
     def parameters(self, node: int) -> Tensor:
         """A node's parameters at the end, (P,) float32."""
