@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from jwins.experiment.experiment import Experiment
     from jwins.experiment.load import load
     from jwins.net.peer import Peer
+    from jwins.run.engine import Ray
     from jwins.run.result import Result
     from jwins.run.run import simulate
 
-__all__ = ["Experiment", "Peer", "Result", "__version__", "load", "simulate"]
+__all__ = ["Experiment", "Peer", "Ray", "Result", "__version__", "load", "simulate"]
 
 _HOMES = {
     "Experiment": "experiment",
     "load": "experiment",
     "Peer": "net.peer",
+    "Ray": "run",
     "Result": "run",
     "simulate": "run",
 }

@@ -11,6 +11,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FrameError",
+    "HostLostError",
     "JwinsError",
     "PeerError",
     "ResumeError",
@@ -51,6 +52,10 @@ class DataError(JwinsError):
 
 class ResumeError(JwinsError):
     """A run folder cannot be continued: nothing to continue, or another experiment."""
+
+
+class HostLostError(ResumeError):
+    """A machine or a process that held a part of a run is gone; its last checkpoint is on this machine."""
 
 
 class PeerError(JwinsError):

@@ -8,7 +8,7 @@ import pytest
 from worlds import end, evals, simulator
 
 from jwins.engines.host import Parcel
-from jwins.engines.simulator import Compute, Links
+from jwins.engines.simulator import Compute, Faults, Links, Simulator
 from jwins.engines.simulator.network import Flow, Uplink
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
@@ -137,3 +137,30 @@ def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_impossible_worlds_are_refused(build: object, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         build()  # type: ignore[operator]
+
+
+def test_who_is_still_missing_is_not_looked_up_for_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With N nodes that would be N * N steps for each evaluation and each checkpoint."""
+    looked_up: list[int] = []
+    real = Simulator._expected
+
+    def expected(self: Simulator, round: int) -> set[int]:
+        looked_up.append(round)
+        return real(self, round)
+
+    monkeypatch.setattr(Simulator, "_expected", expected)
+    assert simulator(30, rounds=4, checkpoint_every=2).run().status == "finished"
+    assert sorted(looked_up) == [0, 1, 2, 2, 3, 4, 4]
+
+
+def test_progress_is_that_of_the_slowest_live_node() -> None:
+    faults = Faults().crash(node=1, round=2).rejoin(node=1, round=5)
+    sim = simulator(6, rounds=8, faults=faults)
+    seen: list[int] = []
+    sim.on_progress = lambda progress: seen.append(
+        progress.round
+        - min((done for node, done in enumerate(sim._rounds) if node not in sim._crashed), default=8)
+    )
+    assert sim.run().status == "finished"
+    assert len(seen) > 20
+    assert set(seen) == {0}

@@ -20,7 +20,9 @@ from jwins.errors import ConfigError, DataError, JwinsError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["EPILOG", "app", "console_of", "errors_said", "leave", "main"]
+    from jwins.run.engine import Ray
+
+__all__ = ["EPILOG", "Address", "EngineName", "app", "console_of", "engine_of", "errors_said", "leave", "main"]
 
 OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -55,6 +57,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data of tasks that need some.")
+]
+
+
+EngineName = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="ray", help="Run on the machines of a Ray cluster (extra: ray)."),
+]
+
+
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="auto|HOST:PORT|ray://...",
+        help="Of a Ray cluster that is there; by default $RAY_ADDRESS, or one of this machine alone.",
+        show_default=False,
+    ),
 ]
 
 
@@ -100,6 +119,25 @@ def leave(message: str, code: int) -> NoReturn:
     console.print(f"[bold red]{'interrupted' if code == INTERRUPTED else 'error'}[/]", end="")
     console.print(f": {message}" if message else "", markup=False, highlight=False, soft_wrap=True)
     raise SystemExit(code)
+
+
+def engine_of(name: str | None, address: str | None, hosts: int | None = None) -> Ray | None:
+    """The engine that options name; None for this process.
+
+    Raises:
+        ConfigError: no such engine, or options without the engine that they are for.
+    """
+    if name is None:
+        for option, value in (("--address", address), ("--hosts", hosts)):
+            if value is not None:
+                raise ConfigError(option, value, "is for a Ray cluster; add --engine ray")
+        return None
+    if name != "ray":
+        raise ConfigError("--engine", name, "expected ray; leave it out to run in this process")
+    import jwins.engines.ray.cluster  # noqa: F401  says what to install, before anything starts
+    from jwins.run.engine import Ray
+
+    return Ray(hosts=hosts or 1, address=address)
 
 
 def console_of(*, stderr: bool = False) -> Console:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, INTERRUPTED, Data, Overrides, Quiet, app, console_of, errors_said, leave
+from jwins.cli.app import (
+    EPILOG,
+    INTERRUPTED,
+    Address,
+    Data,
+    EngineName,
+    Overrides,
+    Quiet,
+    app,
+    console_of,
+    engine_of,
+    errors_said,
+    leave,
+)
 from jwins.cli.progress import PlainComparison, live_comparison
 from jwins.cli.run import data_override
-from jwins.errors import ConfigError
+from jwins.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jwins.compare.comparison import Comparison
     from jwins.compare.summary import Compared
+    from jwins.compare.workers import CellProgress
 
 __all__ = ["print_table"]
 
@@ -61,11 +76,30 @@ def compare(
     report_only: Annotated[
         bool, typer.Option("--report-only", help="Run nothing; make tables and figure of what is there.")
     ] = False,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            "--cell", metavar="I", help="Run this one run only: its number, or its folder in the comparison's."
+        ),
+    ] = None,
+    print_array: Annotated[
+        bool, typer.Option("--print-array", help="Print a SLURM script that runs what is left as a job array.")
+    ] = False,
+    engine: EngineName = None,
+    address: Address = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
     """Run several variants of an experiment over several seeds, and compare them like for like."""
     with errors_said():
+        _check_together(
+            {"--report-only": report_only, "--cell": cell is not None, "--print-array": print_array}
+        )
+        chosen_engine = engine_of(engine, address)
+        if chosen_engine is not None and (cell is not None or print_array or jobs is not None):
+            raise UsageError(
+                "--engine ray runs what the cluster has room for; leave out --jobs, --cell, --print-array"
+            )
         from jwins.compare.cells import compare as run_comparison
         from jwins.compare.comparison import load_comparison
         from jwins.compare.summary import summarize
@@ -81,23 +115,62 @@ def compare(
             raise ConfigError(
                 "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"
             )
+        if print_array:
+            from jwins.compare.array import array_script
+
+            typer.echo(array_script(chosen, _command(comparison, given, seeds, only), only or []), nl=False)
+            return
         keep_freed_memory()
         console = console_of()
+        if cell is not None:
+            _run_cell(chosen, cell, console, only or [], quiet=quiet)
+            return
         names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
         if report_only:
             compared = summarize(chosen, partial=True)
         elif quiet:
-            compared = run_comparison(chosen, jobs=jobs, only=names)
+            compared = run_comparison(chosen, jobs=jobs, engine=chosen_engine, only=names)
         elif console.is_terminal:
             with live_comparison(console, chosen, names) as tell:
-                compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
+                compared = run_comparison(
+                    chosen, jobs=jobs, engine=chosen_engine, progress=tell, only=names, say=say
+                )
         else:
             tell = PlainComparison(console, chosen, names)
-            compared = run_comparison(chosen, jobs=jobs, progress=tell, only=names, say=say)
+            compared = run_comparison(
+                chosen, jobs=jobs, engine=chosen_engine, progress=tell, only=names, say=say
+            )
         if compared.status == "interrupted":
             leave("the same command goes on", INTERRUPTED)
         if not quiet:
             _print_comparison(console, compared)
+
+
+def _check_together(given: Mapping[str, bool]) -> None:
+    """At most one of some options is given."""
+    wanted = [option for option, is_given in given.items() if is_given]
+    if len(wanted) > 1:
+        raise UsageError(f"{' and '.join(wanted)} exclude each other; leave out all but one")
+
+
+def _command(comparison: str, given: Sequence[str], seeds: str | None, only: Sequence[str] | None) -> list[str]:
+    """The words that run the same comparison from the same folder."""
+    words = ["jwins", "compare", comparison]
+    words += [word for text in given for word in ("--set", text)]
+    words += [] if seeds is None else ["--seeds", seeds]
+    return words + [word for name in only or [] for word in ("--only", name)]
+
+
+def _run_cell(chosen: Comparison, cell: str, console: Console, only: Sequence[str], *, quiet: bool) -> None:
+    from jwins.compare.array import run_cell
+
+    def tell(progress: CellProgress) -> None:
+        if not quiet and (progress.status != "running" or progress.round % 10 == 0):
+            of = f"{progress.name}: {progress.status}, round {progress.round} of {progress.rounds}"
+            console.print(of, soft_wrap=True, markup=False)
+
+    if run_cell(chosen, cell, tell, only) == "interrupted":
+        leave("the same command goes on", INTERRUPTED)
 
 
 def _seeds(text: str | None) -> list[int] | None:

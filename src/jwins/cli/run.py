@@ -12,11 +12,14 @@ from jwins.cli.app import (
     DIVERGED,
     EPILOG,
     INTERRUPTED,
+    Address,
     Data,
+    EngineName,
     Overrides,
     Quiet,
     app,
     console_of,
+    engine_of,
     errors_said,
     leave,
 )
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jwins.experiment.experiment import Experiment
+    from jwins.run.engine import Ray
     from jwins.run.result import Result
 
 __all__ = ["data_override", "divergence", "print_result"]
@@ -49,11 +53,22 @@ def run(
         bool,
         typer.Option("--tensorboard", help="Write TensorBoard event files, too (extra: tensorboard)."),
     ] = False,
+    engine: EngineName = None,
+    address: Address = None,
+    hosts: Annotated[
+        int | None,
+        typer.Option("--hosts", metavar="K", min=1, help="Processes of the cluster that share the nodes."),
+    ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Run nothing; say what it will need, from a few rounds of a few nodes."),
+    ] = False,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
     """Run one experiment."""
     with errors_said():
+        chosen_engine = engine_of(engine, address, hosts)
         from jwins.experiment.load import load
 
         given = [*(overrides or []), *data_override(data)]
@@ -61,7 +76,10 @@ def run(
             given.append("run.tensorboard=true")
         chosen = load(experiment, given)
         console = console_of()
-        result = _run(chosen, console, resume=resume, quiet=quiet)
+        if plan:
+            _print_plan(console, chosen, chosen_engine)
+            return
+        result = _run(chosen, console, chosen_engine, resume=resume, quiet=quiet)
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
         if not quiet:
@@ -81,18 +99,39 @@ def data_override(data: Path | None) -> list[str]:
     return [f"task.data={json.dumps(str(data.resolve()))}"]
 
 
-def _run(experiment: Experiment, console: Console, *, resume: bool, quiet: bool) -> Result:
+def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume: bool, quiet: bool) -> Result:
     from jwins.run.run import simulate
     from jwins.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     if quiet:
-        return simulate(experiment, resume=resume)
+        return simulate(experiment, engine=engine, resume=resume)
     if console.is_terminal:
         with live_run(console, experiment) as tell:
-            return simulate(experiment, resume=resume, progress=tell)
+            return simulate(experiment, engine=engine, resume=resume, progress=tell)
     console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
-    return simulate(experiment, resume=resume, progress=PlainRun(console))
+    return simulate(experiment, engine=engine, resume=resume, progress=PlainRun(console))
+
+
+def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) -> None:
+    from jwins.run.forecast import forecast
+
+    found = forecast(experiment, engine)
+    each = "of each host" if found.hosts > 1 else "of the process"
+    by_activity = ", ".join(f"{name} {seconds:.3g}" for name, seconds in found.round_s.items())
+    lines = [
+        f"{experiment.name}: {found.num_nodes} nodes of {found.dim:,} parameters on {found.hosts} "
+        f"host{'s' if found.hosts > 1 else ''}, {found.rounds} rounds",
+        f"memory   {size_text(found.memory_bytes)} {each} at its peak",
+        f"seconds  {sum(found.round_s.values()):.3g} per round ({by_activity}), {found.evaluation_s:.3g} per "
+        f"evaluation, {found.checkpoint_s:.3g} per checkpoint; {found.total_s:.3g} in all",
+        f"bytes    {size_text(found.frame_bytes)} per frame, {size_text(found.round_bytes)} per round, "
+        f"{size_text(found.total_bytes)} in all",
+    ]
+    if found.hosts > 1:
+        lines.append(f"         {size_text(found.stored_bytes)} per round go from one host to another")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def print_result(console: Console, result: Result) -> None:

@@ -11,10 +11,11 @@ from jwins.compare.memory import memory_free, memory_needed, that_fit
 from jwins.compare.plan import make_room, plan
 from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import Compared, summarize
-from jwins.compare.workers import CellProgress, Job, cores, last_progress, run_jobs
+from jwins.compare.workers import CellProgress, Here, Job, Processes, Workers, cores, last_progress
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.messages import nearest
 from jwins.results.record import Record
+from jwins.run.engine import Ray
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
 from jwins.runfiles.rows import StartRow
 from jwins.training.workshop import resolve_device
@@ -29,6 +30,7 @@ def compare(
     progress: Callable[[CellProgress], None] | None = None,
     only: Collection[str] = (),
     say: Callable[[str], None] | None = None,
+    engine: Ray | None = None,
 ) -> Compared:
     """Run all cells that are not finished, check that they are like for like, and write tables and figure.
 
@@ -39,15 +41,23 @@ def compare(
         progress: told how far the cells are.
         only: names of variants to run; the tables then have what is there. Empty for all.
         say: told in a sentence what a user should know, such as that memory is short.
+        engine: a Ray cluster that carries out the cells instead of this machine's processes; ``jobs`` is then
+            left out.
 
     Raises:
         ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
             has no metric of a name that the comparison asks for.
         DataError: data are missing.
         ResumeError: a cell's folder holds another experiment, or another process runs this comparison.
+        UsageError: there is no such cluster, or it will not do.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: expected at least 1")
+    if jobs is not None and engine is not None:
+        raise UsageError(
+            f"jobs = {jobs}: a Ray cluster runs as many side by side as it has room for; leave it out"
+        )
+    workers = None if engine is None else _on_ray(engine)
     _check_only(comparison, only)
     outer, speak = progress or (lambda _: None), say or (lambda _: None)
 
@@ -58,7 +68,7 @@ def compare(
     check_folder("compare.folder", comparison.folder)
     comparison.folder.mkdir(parents=True, exist_ok=True)
     with locked(comparison.folder, "this comparison"):
-        return _compare(comparison, jobs, tell, only, speak)
+        return _compare(comparison, jobs, tell, only, speak, workers)
 
 
 def _compare(
@@ -67,6 +77,7 @@ def _compare(
     tell: Callable[[CellProgress], None],
     only: Collection[str],
     speak: Callable[[str], None],
+    workers: Workers | None,
 ) -> Compared:
     numbers: dict[tuple[Path, str], int] = {}
     cells: dict[int, Cell] = {}
@@ -95,8 +106,7 @@ def _compare(
         if again:
             raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
         done |= {job.name for job in todo}
-        workers = _workers(todo, jobs, speak)
-        statuses = run_jobs(todo, workers, tell_of)
+        statuses = (workers or _on_this_machine(todo, jobs, speak)).run(todo, tell_of)
         if "interrupted" in statuses:
             return Compared(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
@@ -150,6 +160,17 @@ def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
         if measured and name not in measured:
             problem = f"expected a metric of the task: {', '.join(measured)}{nearest(name, measured)}"
             raise ConfigError(path, name, problem)
+
+
+def _on_ray(engine: Ray) -> Workers:
+    from jwins.compare.on_ray import OnRay  # imports ray, which is an extra
+
+    return OnRay(engine)
+
+
+def _on_this_machine(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> Workers:
+    count = _workers(todo, wanted, say)
+    return Processes(count) if count > 1 else Here()
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> int:

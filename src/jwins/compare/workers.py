@@ -1,4 +1,4 @@
-"""Runs side by side: worker processes, progress, Ctrl-C, and how many fit into memory.
+"""Who carries out runs: this process, or processes side by side; progress and Ctrl-C.
 
 Each run goes on where it stopped and leaves a checkpoint when it is interrupted, as ``simulate(resume=True)``
 does; nothing here knows what the runs are for.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
@@ -28,7 +28,17 @@ from jwins.training.allocator import keep_freed_memory
 if TYPE_CHECKING:
     from jwins.engines.simulator.simulator import Progress
 
-__all__ = ["CellProgress", "Job", "cores", "last_progress", "run_jobs"]
+__all__ = [
+    "CellProgress",
+    "Here",
+    "Job",
+    "Processes",
+    "Workers",
+    "cores",
+    "last_progress",
+    "run_job",
+    "with_one_thread",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,30 +91,53 @@ def last_progress(job: Job, record: Record) -> CellProgress:
     return CellProgress(job.index, record.rounds, job.experiment.run.rounds, sent, metrics, status, job.name)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
-    """Run all of them, and return how they ended; fewer if interrupted.
+class Workers(Protocol):
+    """Carries out runs. The folder of each is then on this machine, wherever it was carried out."""
 
-    Args:
-        jobs: in the order in which they start.
-        workers: at most so many at once, each in a process of its own with one thread. With 1, in this
-            process, with the experiment's own number of threads.
-        tell: told how far they are; what it raises ends all runs.
+    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+        """Run all of them, and return how they ended; fewer if interrupted.
 
-    Raises:
-        JwinsError: what a run raises; the others then stop with a checkpoint.
-        ResumeError: a worker process died.
+        Args:
+            jobs: in the order in which they start; each folder may hold an interrupted run, which goes on.
+            tell: told how far they are, on the calling thread; what it raises ends all runs.
+
+        Raises:
+            JwinsError: what a run raises; the others then stop with a checkpoint.
+            ResumeError: a worker died, and its run cannot go on elsewhere.
+        """
+
+
+class Here:
+    """One run after the other in this process, with the experiment's own number of threads."""
+
+    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+        """See :class:`Workers`."""
+        statuses = []
+        for job in jobs:
+            statuses.append(run_job(job, tell))
+            if statuses[-1] == "interrupted":
+                break
+        return statuses
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Runs side by side on this machine, each in a process of its own with one thread.
+
+    Attributes:
+        count: at most so many at once.
     """
-    if workers > 1:
-        single = {"run": {"threads": 1}}
-        return _side_by_side(
-            [replace(job, experiment=job.experiment.changed(single)) for job in jobs], workers, tell
-        )
-    statuses = []
-    for job in jobs:
-        statuses.append(run_job(job, tell))
-        if statuses[-1] == "interrupted":
-            break
-    return statuses
+
+    count: int
+
+    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+        """See :class:`Workers`."""
+        return _side_by_side([with_one_thread(job) for job in jobs], self.count, tell)
+
+
+def with_one_thread(job: Job) -> Job:
+    """The same run with one thread, as it is run beside others."""
+    return replace(job, experiment=job.experiment.changed({"run": {"threads": 1}}))
 
 
 def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> str:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -56,13 +56,24 @@ from jwins.node import (
     Train,
     Trained,
 )
+from jwins.runfiles.checkpoint import Dumped
 from jwins.training.crew import Crew
 from jwins.training.evaluation import Exam
 from jwins.training.held import LocalState
 from jwins.training.trainer import Trainer
 from jwins.wire.frame import Frame, KeyRequest, Message, Packed
 
-__all__ = ["STATE_TYPES", "Arrived", "Due", "Host", "HostEvent", "HostState", "Parcel", "TrainingOver"]
+__all__ = [
+    "STATE_TYPES",
+    "AnyHost",
+    "Arrived",
+    "Due",
+    "Host",
+    "HostEvent",
+    "HostState",
+    "Parcel",
+    "TrainingOver",
+]
 
 SERIAL_BELOW = 16_384
 """Below this dimension handing a node's work to a thread costs more than the work."""
@@ -169,6 +180,65 @@ class HostState:
 
 STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, HeldNode, HostState, KeyRequest, LocalState, Sample)
 """What a host's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
+
+
+# --- The host, as a clock sees it --------------------------------------------------------------------------
+
+
+class AnyHost(Protocol):
+    """What a clock asks of a host, be it a :class:`Host` in this process or one elsewhere."""
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """Their numbers, increasing."""
+
+    @property
+    def rules(self) -> Rules:
+        """What all nodes of the run have in common."""
+
+    @property
+    def local_steps(self) -> int:
+        """Optimizer steps per round."""
+
+    @property
+    def wall_s(self) -> Mapping[str, float]:
+        """Real seconds spent so far, by activity."""
+
+    def start(self, now: float) -> dict[int, list[Command]]:
+        """See :meth:`Host.start`."""
+
+    def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
+        """See :meth:`Host.handle`."""
+
+    def num_samples(self, round: int) -> int:
+        """See :meth:`Host.num_samples`."""
+
+    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+        """See :meth:`Host.sums`."""
+
+    def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
+        """See :meth:`Host.measure`."""
+
+    def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """See :meth:`Host.stalled`."""
+
+    def parameters(self, node: int) -> Tensor:
+        """See :meth:`Host.parameters`."""
+
+    def model_file(self, node: int) -> bytes:
+        """See :meth:`Host.model_file`."""
+
+    def with_bytes(self, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
+        """See :meth:`Host.with_bytes`."""
+
+    def snapshot(self, under_way: Sequence[Parcel] = ()) -> HostState | Dumped:
+        """See :meth:`Host.snapshot`; perhaps as the bytes that are written."""
+
+    def restore(self, state: HostState) -> None:
+        """See :meth:`Host.restore`."""
+
+    def close(self) -> None:
+        """See :meth:`Host.close`."""
 
 
 # --- The host ---------------------------------------------------------------------------------------------
@@ -437,6 +507,10 @@ class Host:
         trainer = self.trainer
         tensors = trainer.layout.state_dict(self.parameters(node), trainer.buffers(node), trainer.frozen)
         return save(dict(tensors))
+
+    def with_bytes(self, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
+        """Parcels of these nodes as a checkpoint keeps them: as they are, as their bytes are here."""
+        return parcels
 
     def snapshot(self, under_way: Sequence[Parcel] = ()) -> HostState:
         """What :meth:`restore` needs, here or on other hosts.

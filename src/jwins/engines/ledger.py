@@ -24,6 +24,7 @@ class Ledger:
     def __init__(self, edges: Mapping[tuple[int, int], tuple[int, ...]] | None = None) -> None:
         self._edges = {edge: list(columns) for edge, columns in (edges or {}).items()}
         self._nodes: dict[int, list[int]] = {}
+        self._total = sum(map(sum, self._edges.values()))
         for (source, _), columns in self._edges.items():
             own = self._nodes.setdefault(source, [0] * len(_COLUMN))
             for index, size_bytes in enumerate(columns):
@@ -51,6 +52,7 @@ class Ledger:
             spent = {purpose: packed.size_bytes}
         for kind, size_bytes in spent.items():
             column = _COLUMN[kind]
+            self._total += size_bytes
             edge[column] += size_bytes
             node[column] += size_bytes
 
@@ -60,7 +62,7 @@ class Ledger:
 
     def total_bytes(self) -> int:
         """All that all nodes have sent."""
-        return sum(map(sum, self._nodes.values()))
+        return self._total
 
     def edges(self) -> list[Traffic]:
         """By directed edge, in the order of (source, target)."""

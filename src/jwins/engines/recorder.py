@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jwins.engines.host import HeldNode, Host, HostState
+from jwins.engines.host import AnyHost, HeldNode, HostState
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.runfiles import checkpoint, traffic
 from jwins.runfiles.atomic import write_atomically
+from jwins.runfiles.checkpoint import Dumped
 from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
 from jwins.wire.frame import Frame, KeyRequest
 
@@ -107,7 +108,7 @@ class Recorder:
         row = self.rows[-1] if len(self.rows) > count else None
         return row if isinstance(row, EvalRow) else None
 
-    def save(self, round: int, clock: object, parts: Sequence[HostState]) -> None:
+    def save(self, round: int, clock: object, parts: Sequence[HostState | Dumped]) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is. Without folder, nothing.
 
         Args:
@@ -125,7 +126,7 @@ class Recorder:
         names = [checkpoint.write_part(folder, round, number, part) for number, part in enumerate(parts)]
         checkpoint.write(folder, round, Saved(self._log.size_bytes, clock, tuple(names)))
 
-    def finish(self, hosts: Sequence[Host], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
+    def finish(self, hosts: Sequence[AnyHost], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
         """Write the end: final models, traffic, and the last row with the hash of all parameters.
 
         Args:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jwins.run.assembly import Parts, build
+    from jwins.run.engine import Ray
     from jwins.run.folder import FolderState, check_folder, folder_state, locked
     from jwins.run.parts import (
         build_partition,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FolderState",
     "Parts",
+    "Ray",
     "Result",
     "build",
     "build_partition",
@@ -43,6 +45,7 @@ __all__ = [
 _HOMES = {
     "FolderState": "jwins.run.folder",
     "Parts": "jwins.run.assembly",
+    "Ray": "jwins.run.engine",
     "Result": "jwins.run.result",
     "build": "jwins.run.assembly",
     "build_partition": "jwins.run.parts",

@@ -21,6 +21,7 @@ from jwins.run.parts import (
     first_of_last,
     own_evaluation_samples,
 )
+from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.runfiles.rows import StartRow
 
@@ -28,15 +29,21 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from jwins.engines.host import Host
+    from jwins.engines.host import AnyHost, Host
     from jwins.engines.measuring import EvaluationPlan
-    from jwins.engines.simulator.simulator import Progress, Simulator
+    from jwins.engines.simulator.simulator import Progress, Simulator, Together
     from jwins.node import Rules
     from jwins.sharing import Sharing
     from jwins.tasks import Task
     from jwins.training.trainer import Trainer
 
-__all__ = ["Parts", "Pieces", "assemble", "build", "build_trainer", "spread"]
+__all__ = ["Parts", "Pieces", "Place", "assemble", "build", "build_host", "build_trainer", "spread"]
+
+Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[AnyHost], Together]"]
+"""Makes hosts elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one host.
+
+Returns them, and what makes calls to several of them at once.
+"""
 
 
 @dataclass(frozen=True)
@@ -88,13 +95,16 @@ class Pieces:
         return [Host(own, self.rules, tests=self.tests, threads=threads) for own in self.trainers]
 
 
-def assemble(experiment: Experiment, *, hosts: int = 1, nodes: Sequence[int] | None = None) -> Pieces:
+def assemble(
+    experiment: Experiment, *, hosts: int = 1, nodes: Sequence[int] | None = None, elsewhere: bool = False
+) -> Pieces:
     """Build what an experiment names, but for the clock.
 
     Args:
         experiment: what to build.
         hosts: in so many groups of nodes.
         nodes: only these, in one group; None for all.
+        elsewhere: nodes are held by other processes: here are only a few, to find out how they train.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -106,10 +116,12 @@ def assemble(experiment: Experiment, *, hosts: int = 1, nodes: Sequence[int] | N
     tests = _tests(experiment, task, parts)
 
     check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
-    if nodes is None:
-        trainers = _trainers(experiment, task, dict(enumerate(parts)), hosts)
-    else:
+    if nodes is not None:
         trainers = [build_trainer(experiment, task, {node: parts[node] for node in nodes})]
+    elif elsewhere:
+        trainers = [_probe(experiment, task, parts)]
+    else:
+        trainers = _trainers(experiment, task, parts, hosts)
     trainer = trainers[0]
     check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, len(trainer.nodes)))
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
@@ -140,6 +152,7 @@ def build(
     *,
     folder: Path | None = None,
     hosts: int = 1,
+    place: Place | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     startup_s: Callable[[], float] = lambda: 0.0,
@@ -150,6 +163,7 @@ def build(
         experiment: what to build.
         folder: where the run is written; None keeps everything in memory.
         hosts: in so many groups of nodes, all in this process; nothing that is measured depends on it.
+        place: makes the hosts in other processes instead; ``hosts`` then has no meaning.
         on_progress: told after every step of the clock.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds since the start, asked when everything is built.
@@ -160,10 +174,19 @@ def build(
     """
     from jwins.engines.recorder import Recorder
     from jwins.engines.simulator.simulator import Simulator
+    from jwins.training.stacked import chunk_nodes
 
-    pieces = assemble(experiment, hosts=hosts)
+    pieces = assemble(experiment, hosts=hosts, elsewhere=place is not None)
+    together: Together | None = None
+    if place is None:
+        held: Sequence[AnyHost] = pieces.hosts()
+    else:
+        trainer, num_nodes = pieces.trainers[0], len(pieces.parts)
+        stacked = trainer.batching == "stacked"
+        chunk = chunk_nodes(num_nodes, trainer.layout.size, trainer.device) if stacked else 1
+        held, together = place(pieces.experiment, pieces.rules, chunk)
     simulator = Simulator(
-        pieces.hosts(),
+        held,
         start=pieces.start,
         links=experiment.links.build(),
         compute=experiment.compute.build(),
@@ -172,8 +195,23 @@ def build(
         on_progress=on_progress,
         stop=stop,
         startup_s=startup_s(),
+        together=together,
     )
     return Parts(pieces.experiment, pieces.task, pieces.parts, simulator, pieces.start)
+
+
+def build_host(experiment: Experiment, nodes: Sequence[int]) -> Host:
+    """The host of some of an experiment's nodes, in whatever process this is called.
+
+    Args:
+        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
+        nodes: in whole chunks of those that train in one stack.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+    """
+    return assemble(experiment, nodes=nodes).hosts()[0]
 
 
 def build_trainer(
@@ -182,6 +220,7 @@ def build_trainer(
     parts: Mapping[int, npt.NDArray[np.int64]],
     *,
     batching: str | None = None,
+    chunk: int | None = None,
 ) -> Trainer:
     """Local training of some of an experiment's nodes.
 
@@ -190,6 +229,7 @@ def build_trainer(
         task: its workload.
         parts: training samples of the nodes that are to be held here.
         batching: as it was resolved before; None to resolve it.
+        chunk: most nodes in one stack; None for as many as is best.
     """
     from jwins.training.optimizer import Optimizer
     from jwins.training.trainer import Trainer
@@ -207,44 +247,27 @@ def build_trainer(
         batching=batching or train.batching,  # type: ignore[arg-type]
         device=run.device,
         threads=_threads(experiment),
+        chunk=chunk,
     )
 
 
-def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
-    """Which nodes each host holds: neighbours in number, whole chunks, as evenly as can be.
-
-    Args:
-        num_nodes: N.
-        hosts: how many.
-        chunk: nodes that must be on one host.
-
-    Raises:
-        ConfigError: fewer chunks than hosts.
-
-    >>> spread(10, 3, 1)
-    [range(0, 4), range(4, 7), range(7, 10)]
-    >>> spread(10, 2, 4)
-    [range(0, 8), range(8, 10)]
-    """
-    chunks = -(-num_nodes // chunk)
-    if hosts > chunks:
-        stacked = f", in stacks of {chunk}" if chunk > 1 else ""
-        raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
-    each, more = divmod(chunks, hosts)
-    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]
-    return [range(a, min(b, num_nodes)) for a, b in zip([0, *ends], ends, strict=False)]
-
-
 def _trainers(
-    experiment: Experiment, task: Task, parts: Mapping[int, npt.NDArray[np.int64]], hosts: int
+    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]], hosts: int
 ) -> list[Trainer]:
+    probe = build_trainer(experiment, task, dict(enumerate(parts)))
     if hosts == 1:
-        return [build_trainer(experiment, task, parts)]
-    probe = build_trainer(experiment, task, parts)
+        return [probe]
     return [
         build_trainer(experiment, task, {node: parts[node] for node in nodes}, batching=probe.batching)
         for nodes in spread(len(parts), hosts, probe.chunk)
     ]
+
+
+def _probe(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> Trainer:
+    """Of as few nodes as can train in the same way as all of them: to find out how that is."""
+    from jwins.training.stacked import MIN_STACK
+
+    return build_trainer(experiment, task, dict(enumerate(parts[:MIN_STACK])), chunk=1)
 
 
 def _threads(experiment: Experiment) -> int:

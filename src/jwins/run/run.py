@@ -8,16 +8,19 @@ experiment's digest decides whether it can be continued.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jwins.errors import ResumeError
+from jwins.errors import HostLostError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
-from jwins.run.assembly import build
+from jwins.run.assembly import Place, build
+from jwins.run.engine import Ray
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.run.parts import partition_counts
 from jwins.run.result import Result
@@ -36,6 +39,7 @@ def simulate(
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    engine: Ray | None = None,
 ) -> Result:
     """Run an experiment in its folder.
 
@@ -45,6 +49,7 @@ def simulate(
             complete, only read it.
         progress: told after every step of the virtual clock.
         stop: asked after every step whether to end there, from any thread.
+        engine: a Ray cluster whose machines hold the nodes; None for this process.
 
     Returns:
         What was measured. ``stop`` and, on the main thread, Ctrl-C leave a checkpoint and return with status
@@ -54,6 +59,8 @@ def simulate(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
         ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
+        HostLostError: hosts were lost more often than ``engine.restarts``.
+        UsageError: there is no such cluster, or it will not do.
     """
     from jwins.engines.interrupts import interrupts
 
@@ -90,7 +97,24 @@ def simulate(
         return time.perf_counter() - started
 
     with _callers_threads(), board, interrupts() as interrupted:
-        return _simulate(experiment, folder, state, tell, lambda: interrupted() or stop(), startup_s)
+        once = partial(_simulate, experiment, folder, tell, lambda: interrupted() or stop(), startup_s)
+        return once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
+
+
+def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment, folder: Path) -> Result:
+    """Run on a cluster; after the loss of a host, from the last checkpoint."""
+    from jwins.run.on_ray import cluster_of, placing  # imports ray, which is an extra
+
+    with cluster_of(engine):
+        for attempt in itertools.count():
+            try:
+                with placing(engine) as place:
+                    return once(folder_state(experiment, folder)[0], place)
+            except HostLostError as error:
+                if attempt == engine.restarts:
+                    error.add_note(f"it has happened {attempt + 1} times; go on with --resume (resume=True)")
+                    raise
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
@@ -108,12 +132,13 @@ def _callers_threads() -> Iterator[None]:
 def _simulate(
     experiment: Experiment,
     folder: Path,
-    state: FolderState,
     tell: Callable[[Progress], None],
     stop: Callable[[], bool],
     startup_s: Callable[[], float],
+    state: FolderState,
+    place: Place | None = None,
 ) -> Result:
-    parts = build(experiment, folder=folder, on_progress=tell, stop=stop, startup_s=startup_s)
+    parts = build(experiment, folder=folder, place=place, on_progress=tell, stop=stop, startup_s=startup_s)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):
         if folder_state(experiment, folder)[0] is not state:

@@ -28,7 +28,7 @@ from torch import Tensor
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.runfiles.atomic import write_atomically
 
-__all__ = ["dump", "latest", "load", "read", "read_part", "write", "write_part"]
+__all__ = ["Dumped", "dump", "latest", "load", "read", "read_part", "write", "write_part"]
 
 FORMAT = "jwins-state-1"
 
@@ -38,6 +38,13 @@ _NO_BYTES = torch.zeros(0, dtype=torch.uint8)
 
 _NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
 _PART = re.compile(r"part-(\d{8})-\d+-([0-9a-f]{16})\.safetensors")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dumped:
+    """A state as :func:`dump` has made it, perhaps in another process."""
+
+    data: bytes
 
 
 def dump(state: object) -> bytes:
@@ -117,7 +124,7 @@ def write_part(folder: Path, round: int, number: int, state: object) -> str:
         folder: of checkpoints; made if it does not exist.
         round: of the checkpoint.
         number: of the part, so that several writers do not meet.
-        state: see :func:`dump`.
+        state: see :func:`dump`; or what it gave.
 
     Returns:
         The file's name, for :func:`read_part`.
@@ -130,7 +137,7 @@ def write_part(folder: Path, round: int, number: int, state: object) -> str:
 
 def _write(folder: Path, label: str, state: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    data = dump(state)
+    data = state.data if isinstance(state, Dumped) else dump(state)
     path = folder / f"{label}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     write_atomically(path, data)
     return path

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_memory", "keep_freed_memory"]
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -22,7 +23,21 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it was set; False with other C libraries, which are left alone.
     """
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}) or not os.confstr("CS_GNU_LIBC_VERSION"):
+    if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_THRESHOLD, _MOST) and mallopt(_M_TRIM_THRESHOLD, _MOST))
+
+
+def give_back_memory() -> bool:
+    """Give what is freed by now back to the system, for a process that stays and has nothing to do.
+
+    Returns:
+        Whether there was any; False with other C libraries.
+    """
+    gc.collect()
+    return _is_glibc() and bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+def _is_glibc() -> bool:
+    return "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}) and bool(os.confstr("CS_GNU_LIBC_VERSION"))

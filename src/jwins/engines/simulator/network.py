@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from jwins.engines.host import Arrived, Parcel
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
@@ -101,11 +101,11 @@ class Uplink:
         flows = tuple(flow for _, _, flow in self.flows)
         return UplinkState(self.time, self.served, self.version, self.orders, flows)
 
-    def restore(self, state: UplinkState, change: Callable[[Parcel], Parcel]) -> None:
-        """Become the uplink that made ``state``, each parcel as ``change`` gives it."""
+    def restore(self, state: UplinkState) -> None:
+        """Become the uplink that made ``state``."""
         self.time, self.served = state.time, state.served
         self.version, self.orders = state.version, state.orders
-        self.flows = [(f.finish, f.order, replace(f, parcel=change(f.parcel))) for f in state.flows]
+        self.flows = [(flow.finish, flow.order, flow) for flow in state.flows]
         heapq.heapify(self.flows)
 
     def _advance(self, now: float) -> None:

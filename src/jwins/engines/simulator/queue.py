@@ -95,8 +95,8 @@ class EventQueue:
         """What :meth:`restore` needs."""
         return QueueState(self._sequence, tuple(self._entries))
 
-    def restore(self, state: QueueState, change: Callable[[Item], Item]) -> None:
-        """Become the queue that made ``state``, each item as ``change`` gives it."""
+    def restore(self, state: QueueState) -> None:
+        """Become the queue that made ``state``."""
         self._sequence = state.sequence
-        self._entries = [(at, order, change(item)) for at, order, item in state.entries]
+        self._entries = list(state.entries)
         heapq.heapify(self._entries)

@@ -17,14 +17,17 @@ Two things make it fast without changing any result:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from jwins.engines import host as seam
-from jwins.engines.host import Arrived, Due, Host, Parcel, TrainingOver
+from jwins.engines.host import AnyHost, Arrived, Due, Parcel, TrainingOver
 from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
 from jwins.engines.recorder import Recorder
@@ -54,6 +57,13 @@ from jwins.wire.frame import Packed
 from jwins.world import Compute, Faults, Links, check_world
 
 __all__ = ["Outcome", "Progress", "Simulator", "StalledError"]
+
+Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+"""Makes calls, one to each of some hosts, and gives what they return, in the same order."""
+
+
+def _in_turn(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [call() for call in calls]
 
 
 class StalledError(JwinsError):
@@ -166,6 +176,7 @@ class Simulator:
         on_progress: called after every step of the clock.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds before this, for the last row.
+        together: makes calls to several hosts; by default one after the other.
 
     Raises:
         ConfigError: links, faults or the topology do not fit the nodes.
@@ -174,7 +185,7 @@ class Simulator:
 
     def __init__(
         self,
-        hosts: Sequence[Host],
+        hosts: Sequence[AnyHost],
         *,
         start: StartRow,
         links: Links | None = None,
@@ -184,8 +195,10 @@ class Simulator:
         on_progress: Callable[[Progress], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         startup_s: float = 0.0,
+        together: Together | None = None,
     ) -> None:
         self.hosts = tuple(hosts)
+        self._together = together or _in_turn
         self.rules = rules = hosts[0].rules
         self.recorder = recorder or Recorder(None)
         self.on_progress = on_progress
@@ -203,7 +216,9 @@ class Simulator:
         self._parcels = 0
         self._crashed: set[int] = set()
         self._joined = [0] * n
+        self._late = 0  # how many have joined after round 0
         self._rounds = [0] * n
+        self._live_at = Counter({0: n})  # how many live nodes have completed so many rounds
         self._pending: dict[int, int] = {}
         self._marks: dict[int, dict[int, Mark]] = {}
         self._votes: dict[int, set[int]] = {}
@@ -259,12 +274,12 @@ class Simulator:
         if resume:
             types = (*STATE_TYPES, *self.rules.sharing.state_types)
             state, nodes = self.recorder.resume(types)
-            for host in self.hosts:
-                host.restore(nodes)
+            self._together([partial(host.restore, nodes) for host in self.hosts])
             self._restore(state)
             return
         self.recorder.begin(self._start)
-        commands = {node: found for host in self.hosts for node, found in host.start(0.0).items()}
+        started = self._together([partial(host.start, 0.0) for host in self.hosts])
+        commands = {node: found for of in started for node, found in of.items()}
         for node in sorted(commands):
             self._carry_out(node, commands[node], 0.0)
 
@@ -290,14 +305,24 @@ class Simulator:
 
     def _handle(self, due: Mapping[int, Due], train: Mapping[int, int]) -> dict[int, list[Command]]:
         """What the nodes command, by the number of the event; all outstanding trainings come first."""
-        commands: dict[int, list[Command]] = {}
-        for host in self.hosts:
-            indices = [index for index, item in due.items() if self._host_of[item.node] is host]
-            rounds = {node: train[node] for node in host.nodes if node in train} if train else {}
-            if indices or rounds:
-                found = host.handle([due[index] for index in indices], rounds)
-                commands.update(zip(indices, found, strict=True))
-        return commands
+        indices: dict[AnyHost, list[int]] = {}
+        for index, item in due.items():
+            indices.setdefault(self._host_of[item.node], []).append(index)
+        rounds: dict[AnyHost, dict[int, int]] = {}
+        for node in sorted(train):
+            rounds.setdefault(self._host_of[node], {})[node] = train[node]
+        busy = [host for host in self.hosts if host in indices or host in rounds]
+        found = self._together(
+            [
+                partial(host.handle, [due[index] for index in indices.get(host, [])], rounds.get(host, {}))
+                for host in busy
+            ]
+        )
+        return {
+            index: commands
+            for host, of in zip(busy, found, strict=True)
+            for index, commands in zip(indices.get(host, []), of, strict=True)
+        }
 
     # --- What nodes command -------------------------------------------------------------------------------
 
@@ -320,7 +345,7 @@ class Simulator:
                 case Checkpoint(round):
                     votes = self._votes.setdefault(round, set())
                     votes.add(node)
-                    if votes >= self._expected(round):
+                    if self._are_all(votes, round):
                         del self._votes[round]
                         self._checkpoint_due = round
                 case WakeAt(at):
@@ -328,12 +353,18 @@ class Simulator:
                 case Refused(sender, round, reason):
                     self._refused.append((node, sender, round, reason))
                 case Finished(status, round):
-                    self._rounds[node] = round
+                    self._completed(node, round)
                     if status == "diverged":
                         self._failure = self._failure or command
 
-    def _on_train(self, node: int, round: int, now: float) -> None:
+    def _completed(self, node: int, round: int) -> None:
+        """A live node has completed so many rounds."""
+        self._live_at[self._rounds[node]] -= 1
         self._rounds[node] = round
+        self._live_at[round] += 1
+
+    def _on_train(self, node: int, round: int, now: float) -> None:
+        self._completed(node, round)
         for fault in self._script.on_train(node, round, self._crashed):
             if fault.kind == "crash":
                 self._crash(node, now)
@@ -362,6 +393,7 @@ class Simulator:
 
     def _crash(self, node: int, now: float) -> None:
         self._crashed.add(node)
+        self._live_at[self._rounds[node]] -= 1
         self._pending.pop(node, None)
         self.network.uplinks[node].clear(now)
         for peer in range(self.num_nodes):
@@ -382,6 +414,8 @@ class Simulator:
 
         self._queue.keep(goes_on)
         self._crashed.discard(node)
+        self._live_at[self._rounds[node]] += 1
+        self._late += not self._joined[node]
         self._joined[node] = round
         live = frozenset(range(self.num_nodes)) - self._crashed
         self._tell_node(Due(node, now, RosterChanged(live - {node}, round)))
@@ -397,18 +431,28 @@ class Simulator:
         """Nodes that will complete ``round`` rounds, or have."""
         return {i for i in range(self.num_nodes) if i not in self._crashed and self._joined[i] < max(round, 1)}
 
+    def _are_all(self, nodes: Collection[int], round: int) -> bool:
+        """Are these all nodes that will complete ``round`` rounds, or have?
+
+        Counted first: to look at every node each time one more is there takes long with thousands.
+        """
+        least = self.num_nodes - len(self._crashed) - self._late
+        return len(nodes) >= least and self._expected(round) <= set(nodes)
+
     # --- Measuring ----------------------------------------------------------------------------------------
 
     def _evaluate_if_complete(self, round: int) -> None:
         marks = self._marks[round]
-        if not marks.keys() >= self._expected(round):
+        if not self._are_all(marks, round):
             return
         del self._marks[round]
-        found = [host.sums(round) for host in self.hosts]
+        found = self._together([partial(host.sums, round) for host in self.hosts])
         buffers = {node: own for _, every in found for node, own in every.items()}
         mean = average([sums for sums, _ in found], len(marks), buffers)
         tester = self._host_of[min(marks)]
-        parts = [host.measure(round, mean, test_average=host is tester) for host in self.hosts]
+        parts = self._together(
+            [partial(host.measure, round, mean, test_average=host is tester) for host in self.hosts]
+        )
         # Of nodes that are down or came back later, all they have sent: no byte is taken back.
         sent = [
             TrafficSplit(*marks[node].sent) if node in marks else self._ledger.sent(node)
@@ -436,8 +480,8 @@ class Simulator:
 
     def _least_round(self) -> int:
         """Rounds completed by every live node."""
-        live = (done for node, done in enumerate(self._rounds) if node not in self._crashed)
-        return min(live, default=self.rules.rounds)
+        self._live_at = +self._live_at  # without those that are zero
+        return min(self._live_at, default=self.rules.rounds)
 
     def _check_not_stalled(self) -> None:
         waiting: dict[int, tuple[int, tuple[int, ...]]] = {}
@@ -478,8 +522,12 @@ class Simulator:
         with self._timed("checkpoints"):
             arriving = [i.event for i in self._queue.items() if isinstance(i, Pending)]
             under_way = [e.parcel for e in arriving if isinstance(e, Arrived)] + list(self.network.parcels())
-            parts = [host.snapshot(under_way) for host in self.hosts]
-            self.recorder.save(round, self._snapshot(), parts)
+            parts = self._together([partial(host.snapshot, under_way) for host in self.hosts])
+            sent: dict[AnyHost, dict[int, Parcel]] = {host: {} for host in self.hosts}
+            for parcel in under_way:
+                sent[self._host_of[parcel.sender]][parcel.number] = parcel
+            full = {p.number: p for host, own in sent.items() for p in host.with_bytes(list(own.values()))}
+            self.recorder.save(round, _with_parcels(self._snapshot(), lambda p: full[p.number]), parts)
 
     def _snapshot(self) -> SimulatorState:
         return SimulatorState(
@@ -505,17 +553,15 @@ class Simulator:
             """One parcel for all receivers again, so that it is decoded once."""
             return parcels.setdefault(parcel.number, parcel)
 
-        def with_one(item: Item) -> Item:
-            if isinstance(item, Pending) and isinstance(item.event, Arrived):
-                return replace(item, event=Arrived(one(item.event.parcel)))
-            return item
-
+        state = _with_parcels(state, one)
         self._now, self._parcels = state.now, state.parcels
-        self._queue.restore(state.queue, with_one)
+        self._queue.restore(state.queue)
         for uplink, saved in zip(self.network.uplinks, state.uplinks, strict=True):
-            uplink.restore(saved, one)
+            uplink.restore(saved)
         self._crashed, self._joined = set(state.crashed), list(state.joined)
+        self._late = sum(map(bool, self._joined))
         self._rounds = list(state.rounds)
+        self._live_at = Counter(done for node, done in enumerate(self._rounds) if node not in self._crashed)
         self._script.fired = set(state.fired)
         self._pending = dict(state.pending)
         self._marks = {at: dict(marks) for at, marks in state.marks.items()}
@@ -532,7 +578,23 @@ class Simulator:
             self._wall_s[activity] += time.perf_counter() - started
 
 
-def _check(hosts: Sequence[Host], rules: Rules, links: Links, compute: Compute, faults: Faults) -> None:
+def _with_parcels(state: SimulatorState, change: Callable[[Parcel], Parcel]) -> SimulatorState:
+    """The same with each parcel as ``change`` gives it."""
+
+    def with_changed(item: Item) -> Item:
+        if isinstance(item, Pending) and isinstance(item.event, Arrived):
+            return replace(item, event=Arrived(change(item.event.parcel)))
+        return item
+
+    entries = tuple((at, order, with_changed(item)) for at, order, item in state.queue.entries)
+    uplinks = tuple(
+        replace(up, flows=tuple(replace(flow, parcel=change(flow.parcel)) for flow in up.flows))
+        for up in state.uplinks
+    )
+    return replace(state, queue=replace(state.queue, entries=entries), uplinks=uplinks)
+
+
+def _check(hosts: Sequence[AnyHost], rules: Rules, links: Links, compute: Compute, faults: Faults) -> None:
     held = sorted(node for host in hosts for node in host.nodes)
     n = len(held)
     if held != list(range(n)):

@@ -1,0 +1,124 @@
+"""Cells one at a time, as a job array of a cluster's scheduler runs them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from jwins.compare.comparison import Cell, Comparison
+from jwins.compare.memory import memory_needed
+from jwins.compare.plan import make_room, plan
+from jwins.compare.workers import CellProgress, Job, last_progress, run_job, with_one_thread
+from jwins.errors import ConfigError, UsageError
+from jwins.results.record import Record
+from jwins.run.folder import FolderState, check_folder, folder_state
+from jwins.training.workshop import resolve_device
+
+__all__ = ["array_script", "run_cell"]
+
+_SCRIPT = """\
+#!/bin/bash
+# {count} runs of the comparison {name}, one per task of the array. Submit this file with sbatch.
+#SBATCH --job-name={job}
+#SBATCH --array=0-{last}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=1
+#SBATCH --mem={megabytes}M
+{gpu}#SBATCH --output={log}
+#SBATCH --signal=INT@120
+#SBATCH --requeue
+# Two minutes before a time limit a run leaves a checkpoint; submitted again, it goes on from there.
+cells=(
+{cells}
+)
+cd {here}
+export OMP_NUM_THREADS=1
+exec srun {command} --cell "${{cells[$SLURM_ARRAY_TASK_ID]}}"
+"""
+
+
+def array_script(comparison: Comparison, command: Sequence[str], only: Collection[str] = ()) -> str:
+    """A SLURM script with a task for each run that can be run now and has not ended.
+
+    A comparison that tunes has several such stages; the next one's script can be printed when this one's runs
+    have ended. Each task names its run by its folder, so that the script stays right whatever else has ended.
+
+    Args:
+        comparison: what to compare.
+        command: the words of the command line that runs it, without ``--cell``.
+        only: names of variants; empty for all.
+
+    Raises:
+        DataError: data are missing.
+        UsageError: nothing is left to be run.
+    """
+    cells = plan(comparison, only).cells
+    for cell in cells:
+        make_room(cell)
+    left = [cell for cell in cells if _state(cell) is not FolderState.COMPLETE]
+    if not left:
+        raise UsageError(f"{comparison.folder}: no run is left; `--report-only` makes the tables")
+    experiments = [cell.experiment for cell in left]
+    on_gpu = any(resolve_device(experiment.run.device).type == "cuda" for experiment in experiments)
+    return _SCRIPT.format(
+        count=len(left),
+        name=comparison.name,
+        job=shlex.quote(comparison.name),
+        last=len(left) - 1,
+        megabytes=int(memory_needed(experiments) / 1e6) + 1,
+        gpu="#SBATCH --gpus-per-task=1\n" if on_gpu else "",
+        log=comparison.folder.resolve() / "array-%A-%a.log",
+        cells="\n".join(f"  {shlex.quote(_label(comparison, cell))}" for cell in left),
+        here=shlex.quote(str(Path.cwd())),
+        command=shlex.join(command),
+    )
+
+
+def run_cell(
+    comparison: Comparison, which: str, tell: Callable[[CellProgress], None], only: Collection[str] = ()
+) -> str:
+    """Carry out one run of a comparison in this process, with one thread.
+
+    Args:
+        comparison: what to compare.
+        which: the run's number among those that are known now, or its folder in the comparison's.
+        tell: told how far it is.
+        only: names of variants, if they were chosen; the numbers are then of theirs.
+
+    Returns:
+        ``finished``, ``diverged`` or ``interrupted``.
+
+    Raises:
+        ConfigError: there is no such run, or it cannot be known yet.
+        DataError: data are missing.
+        ResumeError: its folder holds another experiment, or another process runs it.
+    """
+    cells = plan(comparison, only).cells
+    by_label = {_label(comparison, cell): cell for cell in cells}
+    cell = by_label.get(which.rstrip("/"))
+    number = int(which) if which.isdecimal() else -1
+    if cell is None and not 0 <= number < len(cells):
+        raise ConfigError(
+            "--cell",
+            which,
+            f"expected a number from 0 to {len(cells) - 1}, or a folder such as {next(iter(by_label))}; runs "
+            "whose settings are still being tuned come when those that tune them have ended",
+        )
+    cell = cell or cells[number]
+    check_folder("compare.folder", comparison.folder)
+    make_room(cell)
+    job = with_one_thread(Job(cells.index(cell), cell.name, cell.experiment))
+    if _state(cell) is FolderState.COMPLETE:
+        ended = last_progress(job, Record.read(cell.folder))
+        tell(ended)
+        return ended.status
+    return run_job(job, tell)
+
+
+def _state(cell: Cell) -> FolderState:
+    return folder_state(cell.experiment, cell.folder)[0]
+
+
+def _label(comparison: Comparison, cell: Cell) -> str:
+    return cell.folder.relative_to(comparison.folder).as_posix()

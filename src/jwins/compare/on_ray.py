@@ -1,0 +1,362 @@
+"""A comparison's runs as tasks of a Ray cluster.
+
+No shared file system is needed. What a run writes in a folder of its machine comes here while it goes on, so
+its folder here is at any time as if it had been run here, a little earlier. If its machine is lost, the run
+goes on elsewhere from the checkpoint that is here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jwins.compare.memory import memory_needed
+from jwins.compare.workers import CellProgress, Job, Tell, run_job, with_one_thread
+from jwins.engines.interrupts import interrupts
+from jwins.engines.ray.cluster import Demand, check_room, check_versions, connected
+from jwins.engines.ray.files import Shipping
+from jwins.errors import JwinsError, ResumeError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.toml import read_toml
+from jwins.run.elsewhere import Elsewhere, packed
+from jwins.run.engine import Ray
+from jwins.runfiles.atomic import write_atomically
+from jwins.training.allocator import give_back_memory, keep_freed_memory
+from jwins.training.workshop import resolve_device
+
+__all__ = ["OnRay"]
+
+_PULSE_S = 0.3
+"""A run reports at most so often; a report costs it a few milliseconds."""
+
+_LOG, _CONFIG = "metrics.jsonl", "config.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class OnRay:
+    """Runs side by side on the machines of a Ray cluster, each with one thread.
+
+    Attributes:
+        engine: which cluster, and how often a run goes on after its machine was lost.
+    """
+
+    engine: Ray
+
+    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+        """See :class:`~jwins.compare.workers.Workers`."""
+        with connected(self.engine.address):
+            check_versions()
+            return _Runs([with_one_thread(job) for job in jobs], self.engine.restarts, tell).run()
+
+
+# --- What comes back ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What has changed in a run's folder.
+
+    Attributes:
+        log_from: length of the log that the receiver has.
+        log: what follows.
+        files: other files that are new or have changed, by name.
+        gone: files that are no longer there.
+    """
+
+    log_from: int
+    log: bytes
+    files: Mapping[str, bytes]
+    gone: tuple[str, ...]
+
+
+class _Watch:
+    """Finds out what has changed in a folder since it was last asked; nothing else writes there meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen = self._stamps()
+        self._log_bytes = 0
+
+    def changes(self) -> Delta:
+        """All that is new. The first time, the whole log is."""
+        log, start, path = b"", self._log_bytes, self._folder / _LOG
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(start)
+                log = file.read()
+        now = self._stamps()
+        changed = [name for name in now if self._seen.get(name) != now[name]]
+        gone = tuple(name for name in self._seen if name not in now)
+        self._seen, self._log_bytes = now, start + len(log)
+        return Delta(start, log, {name: (self._folder / name).read_bytes() for name in changed}, gone)
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        stats = {name: path.stat() for name, path in _files(self._folder).items() if name != _LOG}
+        return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _together(deltas: Sequence[Delta]) -> Delta:
+    """What several have changed one after the other; of checkpoints that came and went, nothing is left."""
+    start, log = deltas[0].log_from, b""
+    files: dict[str, bytes] = {}
+    gone: dict[str, None] = {}
+    for delta in deltas:
+        start, log = min(start, delta.log_from), log[: max(0, delta.log_from - start)] + delta.log
+        for name, content in delta.files.items():
+            files[name] = content
+            gone.pop(name, None)
+        for name in delta.gone:
+            files.pop(name, None)
+            gone[name] = None
+    return Delta(start, log, files, tuple(gone))
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """By name; locks and what is half written are left out."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def _apply(delta: Delta, folder: Path, experiment: Experiment) -> None:
+    """Bring a folder up to date, in such an order that it can be gone on with whenever this ends.
+
+    The log's last row says that a run is complete, so all but checkpoints is there before it; a checkpoint
+    counts on the rows before it, and comes after its parts.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(name: str) -> None:
+        content = delta.files[name]
+        if name == _CONFIG:
+            content = _as_from_here(content, experiment).encode()
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, content)
+
+    checkpoints = sorted(name for name in delta.files if name.startswith("checkpoints/"))
+    for name in sorted(delta.files.keys() - set(checkpoints), key=lambda name: (name != _CONFIG, name)):
+        write(name)
+    with (folder / _LOG).open("ab") as file:
+        file.truncate(delta.log_from)
+        file.seek(0, os.SEEK_END)
+        file.write(delta.log)
+        file.flush()
+        os.fsync(file.fileno())
+    for name in checkpoints:
+        write(name)
+    for name in delta.gone:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _as_from_here(content: bytes, experiment: Experiment) -> str:
+    """The resolved experiment with the folders of this machine."""
+    stored = read_toml(content.decode(), _CONFIG)
+    resolved = {
+        "run": {"device": stored["run"]["device"], "folder": experiment.folder},
+        "train": {"batching": stored["train"]["batching"]},
+    }
+    return experiment.changed(resolved).to_toml(experiment.folder)
+
+
+# --- On the machines ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run says of itself.
+
+    Attributes:
+        index: of its job.
+        attempt: which one of the run it is.
+        progress: what there is to tell, in order.
+        delta: of its folder.
+    """
+
+    index: int
+    attempt: int
+    progress: tuple[CellProgress, ...]
+    delta: Delta
+
+
+class _Mailbox:
+    """Where runs report, and hear whether they are to stop."""
+
+    def __init__(self) -> None:
+        self._reports: list[Report] = []
+        self._stop = False
+
+    def post(self, report: Report | None) -> bool:
+        if report is not None:
+            self._reports.append(report)
+        return self._stop
+
+    def collect(self, stop: bool) -> list[Report]:
+        self._stop = stop
+        reports, self._reports = self._reports, []
+        return reports
+
+
+def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, bytes], mailbox: Any) -> str:
+    """Run one job in a folder of this machine that goes when it ends."""
+    if ray.get(mailbox.post.remote(None)):
+        return "interrupted"
+    keep_freed_memory()
+    root = Path(tempfile.mkdtemp(prefix="jwins-run-"))
+    try:
+        folder = root / "run"
+        for name, content in before.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        experiment = there.unpacked().changed({"run": {"folder": folder}})
+        courier = _Courier(job, attempt, folder, mailbox)
+        status = run_job(replace(job, experiment=experiment), courier.tell, courier.stop)
+        courier.send()
+        return status
+    except JwinsError as error:
+        error.add_note(f"on {platform.node()}")
+        raise
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+        give_back_memory()  # Ray keeps the process for the next run
+
+
+class _Courier:
+    """Reports for a run: at every checkpoint, so that only the rounds since can be lost, and now and then."""
+
+    def __init__(self, job: Job, attempt: int, folder: Path, mailbox: Any) -> None:
+        self._job, self._attempt, self._mailbox = job, attempt, mailbox
+        self._watch, self._checkpoints = _Watch(folder), folder / "checkpoints"
+        self._told: list[CellProgress] = []
+        self._stop, self._last, self._written = False, 0.0, 0
+
+    def tell(self, progress: CellProgress) -> None:
+        """Keep it for the next report."""
+        self._told.append(progress)
+
+    def stop(self) -> bool:
+        """Whether to end; asked before every step, so this is when to report."""
+        written = self._checkpoints.stat().st_mtime_ns if self._checkpoints.exists() else 0
+        if written != self._written or time.monotonic() - self._last >= _PULSE_S:
+            self._written = written
+            self.send()
+        return self._stop
+
+    def send(self) -> None:
+        """Report now."""
+        report = Report(self._job.index, self._attempt, tuple(self._told), self._watch.changes())
+        self._stop = ray.get(self._mailbox.post.remote(report)) or self._stop
+        self._told = []
+        self._last = time.monotonic()
+
+
+# --- On this machine ----------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Running:
+    job: Job
+    there: Elsewhere
+    demand: Demand
+    attempt: int = 0
+
+
+class _Runs:
+    """Some jobs until all have ended."""
+
+    def __init__(self, jobs: Sequence[Job], restarts: int, tell: Tell) -> None:
+        self._restarts, self._tell = restarts, tell
+        self._running: dict[Any, _Running] = {}
+        self._newest: dict[int, _Running] = {}
+        self._error: Exception | None = None
+        self._statuses: list[str] = []
+        self._shipping = Shipping()
+        memory_bytes = memory_needed([job.experiment for job in jobs])
+        planned = []
+        for job in jobs:
+            device = resolve_device(job.experiment.run.device).type
+            there = packed(job.experiment.changed({"run": {"device": device}}), self._shipping)
+            planned.append(_Running(job, there, Demand(1, memory_bytes, gpus=int(device == "cuda"))))
+        for demand in {run.demand for run in planned}:
+            check_room(demand, 1, "runs")
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._mailbox = ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=here).remote()
+        for run in planned:
+            self._submit(run)
+
+    def run(self) -> list[str]:
+        """How they ended."""
+        try:
+            with interrupts() as interrupted:
+                while self._running:
+                    ended, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0.1)
+                    stop = interrupted() or self._error is not None
+                    self._take_in(ray.get(self._mailbox.collect.remote(stop)))
+                    for reference in ended:
+                        self._end(reference, self._running.pop(reference), stop)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ResumeError(
+                f"the cluster is gone ({reason}); the same command goes on from what is here"
+            ) from None
+        finally:
+            for reference in self._running:
+                ray.cancel(reference, force=True)
+            ray.kill(self._mailbox)
+        if self._error is not None:
+            raise self._error
+        return self._statuses
+
+    def _submit(self, run: _Running) -> None:
+        self._newest[run.job.index] = run
+        folder = run.job.experiment.folder
+        before = {name: path.read_bytes() for name, path in _files(folder).items()}
+        task = ray.remote(max_retries=0)(_carry_out)
+        named = task.options(name=run.job.name, **run.demand.resources)
+        reference = named.remote(run.job, run.attempt, run.there, ray.put(before), self._mailbox)
+        self._running[reference] = run
+
+    def _take_in(self, reports: Sequence[Report]) -> None:
+        deltas: dict[int, list[Delta]] = {}
+        told: list[CellProgress] = []
+        for report in reports:
+            if report.attempt == self._newest[report.index].attempt:
+                deltas.setdefault(report.index, []).append(report.delta)
+                told += report.progress
+        for index, of in deltas.items():
+            experiment = self._newest[index].job.experiment
+            _apply(_together(of), experiment.folder, experiment)
+        for progress in told:
+            if self._error is None:
+                try:
+                    self._tell(progress)
+                except Exception as error:  # ends all runs, and is raised when they have ended
+                    self._error = error
+
+    def _end(self, reference: Any, run: _Running, stop: bool) -> None:
+        try:
+            self._statuses.append(ray.get(reference))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)  # of what the run has raised, and not Ray
+            if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(
+                cause, ray.exceptions.RayError
+            ):
+                self._error = self._error or (cause if isinstance(cause, JwinsError | OSError) else error)
+            elif stop:
+                self._statuses.append("interrupted")
+            elif run.attempt < self._restarts:
+                self._submit(replace(run, attempt=run.attempt + 1))
+            else:
+                reason = str(error).strip().splitlines()[0]
+                self._error = self._error or ResumeError(
+                    f"{run.job.name}: lost {run.attempt + 1} times ({reason}); "
+                    f"the same command goes on from its last checkpoint"
+                )

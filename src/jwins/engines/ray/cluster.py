@@ -1,0 +1,203 @@
+"""A Ray cluster: reaching it, and finding out before anything starts whether it will do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from jwins.errors import UsageError
+
+try:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+except ImportError:
+    raise UsageError(
+        "the engine ray needs an extra: pip install 'jwins[ray]', on this machine and on those of the cluster"
+    ) from None
+
+__all__ = ["Demand", "Machine", "check_room", "check_versions", "connected", "machines"]
+
+_COUNTS = ("jwins", "torch", "numpy", "PyWavelets", "pcodec")
+"""Libraries whose version may change the last bits of a result, or how frames are written."""
+
+_PROBE_S = 60.0
+"""A machine that does not answer for so long is not waited for."""
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Inside, there is a Ray cluster. One that the program is connected to already is used, and left as it is.
+
+    Args:
+        address: of a cluster that is there, ``auto`` for the one on this machine; None for ``$RAY_ADDRESS`` or,
+            without that, a cluster of this machine alone that ends with the block.
+
+    Raises:
+        UsageError: there is no such cluster, or it has other versions of Python or Ray.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    wanted = address or os.environ.get("RAY_ADDRESS")
+    own = {} if wanted else {"include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **own)
+    except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
+        reason = str(error).strip()
+        if not wanted:
+            raise UsageError(f"a Ray cluster of this machine does not start: {reason}") from None
+        given = f"--address {address}" if address else f"RAY_ADDRESS={wanted}"
+        raise UsageError(
+            f"{given}: no Ray cluster that fits there ({reason}); `ray status` there shows whether one runs, "
+            f"and Python and Ray must be of the same versions everywhere"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine of the cluster.
+
+    Attributes:
+        id: Ray's.
+        name: by which people know it.
+        cores: that Ray may use.
+        memory_bytes: likewise.
+        gpus: likewise.
+    """
+
+    id: str
+    name: str
+    cores: float
+    memory_bytes: float
+    gpus: float
+
+
+def machines() -> list[Machine]:
+    """Those that are up."""
+    found = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            cores, memory, gpus = (float(has.get(key, 0.0)) for key in ("CPU", "memory", "GPU"))
+            found.append(Machine(node["NodeID"], name, cores, memory, gpus))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one host or one run needs of a machine.
+
+    Attributes:
+        cores: each for one thread.
+        memory_bytes: an estimate.
+        gpus: 1, or 0.
+    """
+
+    cores: int
+    memory_bytes: float
+    gpus: int = 0
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """The same as options of a Ray task or actor."""
+        return {"num_cpus": self.cores, "memory": int(self.memory_bytes), "num_gpus": self.gpus}
+
+    def times(self, machine: Machine) -> int:
+        """How many of this kind fit a machine that does nothing else."""
+        fit = min(machine.cores // self.cores, machine.memory_bytes // max(1.0, self.memory_bytes))
+        return int(min(fit, machine.gpus // self.gpus) if self.gpus else fit)
+
+    def __str__(self) -> str:
+        gpu = ", a GPU" if self.gpus else ""
+        return (
+            f"{self.cores} core{'s' if self.cores > 1 else ''}, {_gigabytes(self.memory_bytes)} of memory{gpu}"
+        )
+
+
+def check_room(demand: Demand, count: int, what: str) -> None:
+    """Refuse what the cluster can never hold at once.
+
+    Args:
+        demand: of each.
+        count: how many at once.
+        what: they are, in the plural.
+
+    Raises:
+        UsageError: the cluster is too small.
+    """
+    there = machines()
+    fit = sum(demand.times(machine) for machine in there)
+    if fit < count:
+        listed = "; ".join(
+            f"{m.name}: {m.cores:g} cores, {_gigabytes(m.memory_bytes)}"
+            + (f", {m.gpus:g} GPUs" if m.gpus else "")
+            for m in there
+        )
+        raise UsageError(
+            f"the cluster is too small: {count} {what} of {demand} each do not fit, {fit} would; "
+            f"it has {listed}. Add machines, or ask for less"
+        )
+
+
+def check_versions() -> None:
+    """Refuse machines whose libraries are not this one's: results would depend on where they came from.
+
+    Raises:
+        UsageError: a machine has other versions, or does not answer.
+    """
+    here = _versions(_COUNTS)
+
+    def probe(names: Sequence[str]) -> dict[str, str]:  # of no module, so that it runs where jwins is missing
+        import platform
+        from importlib import metadata
+
+        found = {"python": platform.python_version()}
+        for name in names:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:
+                found[name] = "missing"
+        return found
+
+    there = machines()
+    task = ray.remote(num_cpus=0, max_retries=0)(probe)
+    asked = {
+        task.options(
+            name="jwins: versions", scheduling_strategy=NodeAffinitySchedulingStrategy(m.id, soft=False)
+        ).remote(_COUNTS): m
+        for m in there
+    }
+    for reference, machine in asked.items():
+        try:
+            found = ray.get(reference, timeout=_PROBE_S)
+        except ray.exceptions.RayError as error:
+            raise UsageError(f"{machine.name} does not answer: {str(error).strip().splitlines()[0]}") from None
+        differ = [
+            f"{name} is {found[name]} there, {here[name]} here" for name in here if found[name] != here[name]
+        ]
+        if differ:
+            raise UsageError(
+                f"{machine.name}: {', '.join(differ)}; install the same versions on all machines, for example "
+                f"with one constraints file, as other ones may give other results"
+            )
+
+
+def _versions(names: Sequence[str]) -> Mapping[str, str]:
+    import platform
+
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def _gigabytes(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.3g} GB"

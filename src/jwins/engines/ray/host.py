@@ -1,0 +1,534 @@
+"""A host in another process: an actor of a Ray cluster, and what stands for it where the clock is.
+
+The clock's side sees of a frame only its sizes. The bytes stay with the actor whose node sent it, and go
+through Ray's object store to those of its receivers that are with other actors: in one piece for all frames
+that a step sends to a machine, so that each frame goes at most once to each. Both sides forget a frame when
+the clock has handed it to the last of its receivers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+from uuid import uuid4
+from weakref import finalize
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import Tensor
+
+from jwins.engines.host import STATE_TYPES, Arrived, Due, Host, HostState, Parcel
+from jwins.engines.measuring import Average, Part, Partial
+from jwins.engines.ray.cluster import Demand
+from jwins.errors import HostLostError, JwinsError, UsageError
+from jwins.node import Command, RequestKey, Rules, Send
+from jwins.runfiles import checkpoint
+from jwins.runfiles.checkpoint import Dumped
+from jwins.training.allocator import keep_freed_memory
+from jwins.wire.frame import Packed
+
+__all__ = ["RemoteHost", "in_step", "on_cluster"]
+
+T = TypeVar("T")
+
+Key = tuple[int, int]
+"""A frame: the number of the host that packed it, and its number there."""
+
+_BEFORE = -1
+"""The host of frames that were under way when a checkpoint was taken."""
+
+_RESERVE_S = 120.0
+"""Cores that others use are waited for so long."""
+
+_FILES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the clock is told of a frame."""
+
+    serial: int
+    size_bytes: int
+    positions_bytes: int
+    values_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Frames of one step for one machine, as they lie in the object store.
+
+    Attributes:
+        serials: of the frames.
+        splits: (2 per frame) bytes of positions and values.
+        ends: where each frame ends in ``data``.
+        data: the frames, one after the other.
+    """
+
+    serials: npt.NDArray[np.int64]
+    splits: npt.NDArray[np.int64]
+    ends: npt.NDArray[np.int64]
+    data: npt.NDArray[np.uint8]
+
+    @staticmethod
+    def of(frames: Mapping[int, Packed]) -> Bundle:
+        """Put frames together."""
+        packed = list(frames.values())
+        return Bundle(
+            np.array(list(frames), dtype=np.int64),
+            np.array([(one.positions_bytes, one.values_bytes) for one in packed], dtype=np.int64),
+            np.cumsum([len(one.data) for one in packed], dtype=np.int64),
+            np.frombuffer(b"".join(one.data for one in packed), dtype=np.uint8),
+        )
+
+    def unpacked(self) -> dict[int, Packed]:
+        """The frames by their serial numbers; copies, so that the object store may forget the bundle."""
+        ends = self.ends.tolist()
+        return {
+            serial: Packed(self.data[start:end].tobytes(), *split)
+            for serial, split, start, end in zip(
+                self.serials.tolist(), self.splits.tolist(), [0, *ends], ends, strict=False
+            )
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """A frame that the nodes of an actor have not been handed before.
+
+    Attributes:
+        key: of the frame.
+        sender: node.
+        source: the bundle that it is in, by place; None for one of its own; or its bytes.
+    """
+
+    key: Key
+    sender: int
+    source: int | Packed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What an actor has done.
+
+    Attributes:
+        commands: of its nodes, by event; frames in them are :class:`Sizes`.
+        bundles: by machine, a :class:`Bundle` in the object store.
+        stored_bytes: of frames in these bundles.
+    """
+
+    commands: list[list[Command]]
+    bundles: Mapping[str, Any]
+    stored_bytes: int
+
+
+# --- In the actor -------------------------------------------------------------------------------------------
+
+
+class HostActor:
+    """Holds a host. Calls come one at a time."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        self._host: Host
+        self._number = 0
+        self._serials = itertools.count()
+        self._own: dict[int, Packed] = {}
+        self._parcels: dict[Key, Parcel] = {}
+        self._machine_of: dict[int, str] = {}
+
+    def machine(self) -> str:
+        """Where this is."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def begin(self, make: Callable[[], Host], number: int, machine_of: Mapping[int, str]) -> None:
+        """Build the host.
+
+        Args:
+            make: builds it.
+            number: of this host.
+            machine_of: for the nodes of other hosts, on which machine they are.
+        """
+        self._host, self._number = make(), number
+        self._machine_of = dict(machine_of)
+
+    def start(self, now: float) -> dict[int, list[Command]]:
+        """See :class:`~jwins.engines.host.Host`; nodes send nothing yet."""
+        return self._host.start(now)
+
+    def handle(
+        self,
+        due: Sequence[tuple[int, float, Any]],
+        train: Mapping[int, int],
+        fresh: Sequence[Fresh],
+        dead: Sequence[Key],
+        *bundles: Bundle,
+    ) -> Step:
+        """Let nodes take in what happens to them; see :class:`~jwins.engines.host.Host`.
+
+        Args:
+            due: node, time and event, which for what arrives is the frame's key.
+            train: as there.
+            fresh: frames among these that are new here.
+            dead: frames that no node will be handed again.
+            bundles: that hold fresh frames.
+        """
+        for key in dead:
+            self._parcels.pop(key, None)
+            if key[0] == self._number:
+                self._own.pop(key[1], None)
+        opened = [bundle.unpacked() for bundle in bundles]
+        for one in fresh:
+            if isinstance(one.source, Packed):
+                packed = one.source
+            else:
+                packed = (self._own if one.source is None else opened[one.source])[one.key[1]]
+            self._parcels[one.key] = Parcel(one.key[1], one.sender, packed)
+        events = [
+            Due(node, time, Arrived(self._parcels[event]) if isinstance(event, tuple) else event)
+            for node, time, event in due
+        ]
+        return self._step(self._host.handle(events, train))
+
+    def _step(self, commands: list[list[Command]]) -> Step:
+        leaving: dict[str, dict[int, Packed]] = {}
+
+        def without_bytes(command: Command) -> Command:
+            if not isinstance(command, Send | RequestKey):
+                return command
+            packed, serial = command.packed, next(self._serials)
+            self._own[serial] = packed
+            receivers = command.to if isinstance(command, Send) else (command.to,)
+            for machine in {self._machine_of[node] for node in receivers if node in self._machine_of}:
+                leaving.setdefault(machine, {})[serial] = packed
+            sizes = Sizes(serial, packed.size_bytes, packed.positions_bytes, packed.values_bytes)
+            return replace(command, packed=cast(Packed, sizes))
+
+        plain = [[without_bytes(command) for command in of] for of in commands]
+        stored = sum(packed.size_bytes for frames in leaving.values() for packed in frames.values())
+        return Step(plain, {m: ray.put(Bundle.of(frames)) for m, frames in leaving.items()}, stored)
+
+    def packed(self, serials: Sequence[int]) -> list[Packed]:
+        """Frames of these nodes that are under way."""
+        return [self._own[serial] for serial in serials]
+
+    def num_samples(self, round: int) -> int:
+        """See :class:`~jwins.engines.host.Host`."""
+        return self._host.num_samples(round)
+
+    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+        """See :class:`~jwins.engines.host.Host`."""
+        return self._host.sums(round)
+
+    def measure(self, round: int, average: Average, test_average: bool) -> Part:
+        """See :class:`~jwins.engines.host.Host`."""
+        return self._host.measure(round, average, test_average=test_average)
+
+    def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """See :class:`~jwins.engines.host.Host`."""
+        return self._host.stalled(nodes)
+
+    def parameters(self) -> npt.NDArray[np.float32]:
+        """Of all nodes here, (n, P)."""
+        return np.stack([self._host.parameters(node).numpy() for node in self._host.nodes])
+
+    def model_files(self, nodes: Sequence[int]) -> list[bytes]:
+        """See :class:`~jwins.engines.host.Host`."""
+        return [self._host.model_file(node) for node in nodes]
+
+    def wall_s(self) -> dict[str, float]:
+        """Real seconds spent here, by activity."""
+        return self._host.wall_s
+
+    def snapshot(self) -> bytes:
+        """The host's part of a checkpoint, as it is written."""
+        return checkpoint.dump(self._host.snapshot())
+
+    def restore(self, state: bytes) -> None:
+        """Go on from what :meth:`snapshot` gave, here or elsewhere."""
+        types = (*STATE_TYPES, *self._host.rules.sharing.state_types)
+        self._host.restore(checkpoint.load(state, types))
+
+
+# --- Beside the clock ---------------------------------------------------------------------------------------
+
+
+class Remote:
+    """In place of a :class:`~jwins.wire.frame.Packed` whose bytes are with an actor.
+
+    Attributes:
+        home: the host whose node sent it.
+        serial: its number there.
+        size_bytes: of the whole message.
+        positions_bytes: likewise.
+        values_bytes: likewise.
+        bundles: by machine, the object in which it goes there.
+        known: hosts that have been handed it.
+    """
+
+    __slots__ = ("bundles", "home", "known", "positions_bytes", "serial", "size_bytes", "values_bytes")
+
+    def __init__(self, home: RemoteHost, sizes: Sizes, bundles: Mapping[str, Any]) -> None:
+        self.home, self.serial, self.bundles = home, sizes.serial, bundles
+        self.size_bytes = sizes.size_bytes
+        self.positions_bytes, self.values_bytes = sizes.positions_bytes, sizes.values_bytes
+        self.known: list[RemoteHost] = []
+
+    @property
+    def header_bytes(self) -> int:
+        """Everything but positions and values."""
+        return self.size_bytes - self.positions_bytes - self.values_bytes
+
+    @property
+    def key(self) -> Key:
+        """What actors know it by."""
+        return self.home.number, self.serial
+
+    def __del__(self) -> None:
+        for host in {self.home, *self.known}:
+            host.forget(self.key)
+
+
+class RemoteHost:
+    """A host that is an actor elsewhere; see :class:`~jwins.engines.host.Host`.
+
+    Args:
+        actor: handle of a :class:`HostActor`.
+        number: of this host.
+        machine: where it is.
+        nodes: that it holds, increasing.
+        rules: what all nodes of the run have in common.
+        local_steps: optimizer steps per round.
+
+    Attributes:
+        number: as given.
+        machine: as given.
+        nodes: as given.
+        rules: as given.
+        local_steps: as given.
+        dead: frames of which the actor has not been told yet that they are over.
+        stored_bytes: of all frames that went through the object store from here.
+    """
+
+    def __init__(
+        self, actor: Any, number: int, machine: str, nodes: Sequence[int], rules: Rules, local_steps: int
+    ) -> None:
+        self._actor = actor
+        self.number, self.machine = number, machine
+        self.nodes, self.rules, self.local_steps = tuple(nodes), rules, local_steps
+        self.dead: list[Key] = []
+        self.stored_bytes = 0
+        self._inline: set[int] = set()
+        self._rows: dict[int, Tensor] = {}
+        self._files: dict[int, bytes] = {}
+
+    # --- Rounds -------------------------------------------------------------------------------------------
+
+    def start(self, now: float) -> dict[int, list[Command]]:
+        """Begin round 0."""
+        commands: dict[int, list[Command]] = self._call("start", now)
+        return commands
+
+    def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
+        """Let the nodes take in what happens to them."""
+        events: list[tuple[int, float, Any]] = []
+        fresh: list[Fresh] = []
+        bundles: dict[Any, int] = {}
+        for item in due:
+            event: Any = item.event
+            if isinstance(event, Arrived):
+                event = self._key_of(event.parcel, fresh, bundles)
+            events.append((item.node, item.time, event))
+        dead, self.dead = self.dead, []
+        step: Step = self._call("handle", events, train or {}, fresh, dead, *bundles)
+        self.stored_bytes += step.stored_bytes
+        return [[self._with_remote(command, step.bundles) for command in of] for of in step.commands]
+
+    def _key_of(self, parcel: Parcel, fresh: list[Fresh], bundles: dict[Any, int]) -> Key:
+        packed: Any = parcel.packed
+        if not isinstance(packed, Remote):  # was under way when a checkpoint was taken
+            key = (_BEFORE, parcel.number)
+            if parcel.number not in self._inline:
+                self._inline.add(parcel.number)
+                fresh.append(Fresh(key, parcel.sender, packed))
+                finalize(parcel, self.forget, key)
+            return key
+        if self not in packed.known:
+            packed.known.append(self)
+            source = None
+            if packed.home is not self:
+                source = bundles.setdefault(packed.bundles[self.machine], len(bundles))
+            fresh.append(Fresh(packed.key, parcel.sender, source))
+        return packed.key
+
+    def forget(self, key: Key) -> None:
+        """A frame is over: its actors hear so with their next call."""
+        self.dead.append(key)
+
+    def _with_remote(self, command: Command, bundles: Mapping[str, Any]) -> Command:
+        if not isinstance(command, Send | RequestKey):
+            return command
+        return replace(command, packed=cast(Packed, Remote(self, cast(Sizes, command.packed), bundles)))
+
+    def with_bytes(self, parcels: Sequence[Parcel]) -> list[Parcel]:
+        """The same parcels of these nodes with their bytes, as a checkpoint keeps them."""
+        remote = [parcel for parcel in parcels if isinstance(cast(Any, parcel.packed), Remote)]
+        if not remote:
+            return list(parcels)
+        found = self._call("packed", [cast(Any, parcel.packed).serial for parcel in remote])
+        full = {parcel: replace(parcel, packed=packed) for parcel, packed in zip(remote, found, strict=True)}
+        return [full.get(parcel, parcel) for parcel in parcels]
+
+    # --- Measuring ----------------------------------------------------------------------------------------
+
+    def num_samples(self, round: int) -> int:
+        """Common test samples of the evaluation after ``round`` completed rounds."""
+        return int(self._call("num_samples", round))
+
+    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+        """Of the models that wait for an evaluation, what the average needs."""
+        found: tuple[list[Partial], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
+        return found
+
+    def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
+        """Test the models that wait for an evaluation."""
+        part: Part = self._call("measure", round, average, test_average)
+        return part
+
+    # --- The end, and coming back -------------------------------------------------------------------------
+
+    @property
+    def wall_s(self) -> dict[str, float]:
+        """Real seconds that the actor has spent, by activity."""
+        spent: dict[str, float] = self._call("wall_s")
+        return spent
+
+    def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """Of these nodes, those that wait."""
+        waiting: dict[int, tuple[int, tuple[int, ...]]] = self._call("stalled", nodes)
+        return waiting
+
+    def parameters(self, node: int) -> Tensor:
+        """A node's parameters at the end, (P,) float32."""
+        if not self._rows:
+            rows = torch.from_numpy(np.array(self._call("parameters")))
+            self._rows = dict(zip(self.nodes, rows, strict=True))
+        return self._rows[node]
+
+    def model_file(self, node: int) -> bytes:
+        """A node's model as a safetensors file; each is asked for once, in the order of the nodes."""
+        if node not in self._files:
+            place = self.nodes.index(node)
+            some = self.nodes[place : place + _FILES_AT_ONCE]
+            self._files = dict(zip(some, self._call("model_files", some), strict=True))
+        return self._files[node]
+
+    def snapshot(self, under_way: Sequence[Parcel] = ()) -> Dumped:
+        """The actor's part of a checkpoint, as it is written."""
+        return Dumped(self._call("snapshot"))
+
+    def restore(self, state: HostState) -> None:
+        """Go on from a snapshot of these nodes, and perhaps others.
+
+        Raises:
+            UsageError: a node of this host is not in it.
+        """
+        if missing := [node for node in self.nodes if node not in state.nodes]:
+            raise UsageError(f"the checkpoint has no node {missing[0]}: it is of another number of nodes")
+        own = HostState({node: state.nodes[node] for node in self.nodes})
+        self._call("restore", checkpoint.dump(own))
+
+    def close(self) -> None:
+        """Nothing to do: who made the actor ends it."""
+
+    def _call(self, method: str, *args: Any) -> Any:
+        return _got(getattr(self._actor, method).remote(*args), self._who())
+
+    def _who(self) -> str:
+        return f"host {self.number} with {len(self.nodes)} nodes from {self.nodes[0]}"
+
+
+def _got(reference: Any, who: str) -> Any:
+    """What a call gives; errors as they were raised there."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, JwinsError):
+            raise error.cause from None
+        if not isinstance(error.cause, ray.exceptions.RayError):
+            raise
+        raise HostLostError(f"{who}: lost what another one had sent ({_line(error.cause)})") from None
+    except ray.exceptions.RayError as error:
+        raise HostLostError(f"{who} is lost ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+@contextlib.contextmanager
+def on_cluster(
+    makes: Sequence[tuple[Sequence[int], Callable[[], Host]]],
+    rules: Rules,
+    *,
+    local_steps: int,
+    demand: Demand,
+    name: str,
+) -> Iterator[list[RemoteHost]]:
+    """Hosts on the machines of the cluster, as long as the block lasts.
+
+    Args:
+        makes: for each host its nodes, increasing, and what builds it there.
+        rules: what all nodes of the run have in common.
+        local_steps: optimizer steps per round.
+        demand: of each host.
+        name: of the run, for the dashboard.
+
+    Raises:
+        UsageError: others use the cluster, and it stays so.
+        HostLostError: an actor is lost at once.
+        JwinsError: what building a host raises.
+    """
+    wanted = {"CPU": demand.cores, "memory": int(demand.memory_bytes)} | ({"GPU": 1} if demand.gpus else {})
+    group = placement_group([wanted] * len(makes), strategy="SPREAD")
+    remote = ray.remote(max_restarts=0)(HostActor)
+    actors: list[Any] = []
+    try:
+        if not group.wait(_RESERVE_S):
+            raise UsageError(
+                f"the cluster is busy: there was no room for {len(makes)} hosts of {demand} each in "
+                f"{_RESERVE_S:.0f} s; `ray status` shows who uses it"
+            )
+        for number, (nodes, _) in enumerate(makes):
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+            title = f"jwins {name}: host {number}, {len(nodes)} nodes from {nodes[0]} ({uuid4().hex[:8]})"
+            actors.append(remote.options(name=title, scheduling_strategy=place, **demand.resources).remote())
+        machines = [_got(actor.machine.remote(), f"host {k}") for k, actor in enumerate(actors)]
+        begun = []
+        for number, (_, make) in enumerate(makes):
+            others = {node: machines[k] for k, (of, _) in enumerate(makes) if k != number for node in of}
+            begun.append(actors[number].begin.remote(make, number, others))
+        for number, reference in enumerate(begun):
+            _got(reference, f"host {number}")
+        yield [
+            RemoteHost(actors[k], k, machines[k], nodes, rules, local_steps)
+            for k, (nodes, _) in enumerate(makes)
+        ]
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        remove_placement_group(group)
+
+
+@contextlib.contextmanager
+def in_step(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
+    """Calls to so many hosts side by side; gives what makes them, for the simulator."""
+    with ThreadPoolExecutor(count, "jwins-host") as pool:
+        yield lambda calls: list(pool.map(lambda call: call(), calls))

@@ -1,0 +1,57 @@
+"""An experiment on its way to another machine, with the files that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jwins.engines.ray.files import Sent, Shipping, arrived
+from jwins.experiment.experiment import Experiment
+
+__all__ = ["Elsewhere", "packed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """An experiment for another machine.
+
+    Attributes:
+        experiment: as it is written here.
+        files: what it names, by TOML path.
+    """
+
+    experiment: Experiment
+    files: Mapping[str, Sent]
+
+    def unpacked(self) -> Experiment:
+        """The same with the files where they are on this machine.
+
+        Raises:
+            DataError: a file did not arrive.
+        """
+        changes: dict[str, Any] = {}
+        for key, sent in self.files.items():
+            section, _, name = key.partition(".")
+            value = str(arrived(sent))
+            if key == "task.file":
+                value += f":{str(self.experiment.task.file).rpartition(':')[2]}"
+            changes.setdefault(section, {})[name] = value
+        return self.experiment.changed(changes)
+
+
+def packed(experiment: Experiment, shipping: Shipping) -> Elsewhere:
+    """Send what an experiment names.
+
+    Raises:
+        DataError: there is no such file or folder here.
+    """
+    named: dict[str, str | Path | None] = {
+        "task.data": experiment.task.data,
+        "topology.path": getattr(experiment.topology, "path", None),
+    }
+    if experiment.task.file is not None:
+        named["task.file"] = experiment.task.file.rpartition(":")[0]
+    files = {key: shipping.send(Path(path)) for key, path in named.items() if path is not None}
+    return Elsewhere(experiment, files)

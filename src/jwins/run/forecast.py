@@ -1,0 +1,311 @@
+"""What a run will need: memory, seconds and bytes, from a few rounds of a few of its nodes.
+
+Two small runs, each in a process of its own, give what a node costs and what comes on top: of memory by their
+peaks, of seconds by activity. The rest is the experiment's own arithmetic: nodes of a host, recipients, rounds,
+evaluations. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import ConfigError, ResumeError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.plugins import TopologyTable
+from jwins.run.engine import Ray
+from jwins.run.parts import build_topology, evaluation_rounds
+from jwins.run.placement import host_blocks
+
+if TYPE_CHECKING:
+    from jwins.engines.simulator.simulator import Progress
+    from jwins.run.assembly import Parts
+    from jwins.topology.graph import Graph
+
+__all__ = ["Forecast", "forecast"]
+
+_ROUNDS = 6
+"""Of a calibration, the first of which does not count: it takes memory and records steps."""
+
+_SAMPLES = 200
+"""Test samples of a calibration's evaluations."""
+
+_LARGER_BYTES = 200e6
+"""By so much memory the larger calibration is to differ, as what a process takes anyway varies by some MB."""
+
+_FEWEST, _MOST = 12, 512
+"""Nodes of the larger calibration."""
+
+_GUESSED_VECTORS = 16
+"""Vectors of float32 per node by which the larger calibration's nodes are chosen."""
+
+_ACTIVITIES = ("training", "share and merge", "decoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a run will need.
+
+    Attributes:
+        num_nodes: N.
+        dim: parameters per model.
+        hosts: processes that share the nodes.
+        rounds: of the run.
+        evaluations: of the run.
+        memory_bytes: of each host at its peak, the process included; the data of a task are in it.
+        start_s: before the first round.
+        round_s: per round, by activity; of the host that is slowest.
+        evaluation_s: each.
+        checkpoint_s: each.
+        checkpoints: of the run.
+        frame_bytes: mean length of a frame.
+        round_bytes: that all nodes send in a round.
+        stored_bytes: of these, what goes from one host to another, each frame once per host.
+    """
+
+    num_nodes: int
+    dim: int
+    hosts: int
+    rounds: int
+    evaluations: int
+    memory_bytes: float
+    start_s: float
+    round_s: Mapping[str, float]
+    evaluation_s: float
+    checkpoint_s: float
+    checkpoints: int
+    frame_bytes: float
+    round_bytes: float
+    stored_bytes: float
+
+    @property
+    def total_s(self) -> float:
+        """From start to end."""
+        rounds = self.rounds * sum(self.round_s.values())
+        return (
+            self.start_s + rounds + self.evaluations * self.evaluation_s + self.checkpoints * self.checkpoint_s
+        )
+
+    @property
+    def total_bytes(self) -> float:
+        """Sent by all nodes over the whole run."""
+        return self.rounds * self.round_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a calibration found.
+
+    Attributes:
+        nodes: of the calibration.
+        dim: parameters per model.
+        degree: mean number of recipients.
+        samples: test samples of an evaluation.
+        all_samples: that there are.
+        peak_bytes: of the process.
+        start_s: until everything was built.
+        round_s: by activity, of the rounds that count.
+        evaluation_s: of the evaluation at the end.
+        checkpoint_s: of the last checkpoint.
+        sends: frames times recipients.
+        sent_bytes: of these.
+    """
+
+    nodes: int
+    dim: int
+    degree: float
+    samples: int
+    all_samples: int
+    peak_bytes: float
+    start_s: float
+    round_s: Mapping[str, float]
+    evaluation_s: float
+    checkpoint_s: float
+    sends: int
+    sent_bytes: int
+
+
+def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
+    """Find out what a run will need, before anything large starts.
+
+    Args:
+        experiment: that is to be run.
+        engine: the cluster that is to run it, whose machines are taken to be as fast as this one; it need not
+            be there yet. None for this process.
+
+    Raises:
+        ConfigError: the experiment cannot be built as written.
+        DataError: data are missing.
+        ResumeError: a calibration ran out of memory.
+    """
+    graph = build_topology(experiment).at(0)
+    degree = sum(map(len, graph.recipients)) / graph.num_nodes
+    threads = experiment.run.threads or (1 if engine is not None else None)
+    if threads is not None:
+        experiment = experiment.changed({"run": {"threads": threads}})
+    few = _apart(_small(experiment, 4, degree))
+    much = _nodes_for(few.dim, experiment.nodes.count)
+    many = _apart(_small(experiment, much, degree)) if much > few.nodes else few
+    return _extrapolated(experiment, degree, few, many, 1 if engine is None else engine.hosts)
+
+
+def _nodes_for(dim: int, most: int) -> int:
+    wanted = math.ceil(_LARGER_BYTES / (4 * dim * _GUESSED_VECTORS))
+    return min(most, max(_FEWEST, min(_MOST, wanted)))
+
+
+def _small(experiment: Experiment, nodes: int, degree: float) -> Experiment:
+    """The same with few nodes, of the same degree if that can be."""
+    nodes = min(nodes, experiment.nodes.count)
+    run = experiment.run
+    changes: dict[str, Any] = {
+        "nodes": {"count": nodes},
+        "run": {
+            "rounds": _ROUNDS,
+            "eval_every": _ROUNDS,
+            "eval_at": [],
+            "eval_samples": _SAMPLES,
+            "eval_samples_early": None,
+            "checkpoint_every": _ROUNDS - 1 if run.checkpoint_every < run.rounds else _ROUNDS + 1,
+            "tensorboard": False,
+        },
+        "faults": [],
+    }
+    for section, key in (("links", "uplink_mbps"), ("compute", "step_ms")):
+        value = getattr(getattr(experiment, section), key)
+        if isinstance(value, tuple):
+            changes[section] = {key: list(value[:nodes])}
+    if nodes < experiment.nodes.count and isinstance(experiment.topology, TopologyTable):
+        kept = getattr(experiment.topology, "dynamic", False)
+        near = min(nodes - 1, max(1, round(degree)))
+        near -= near * nodes % 2  # a regular graph has an even number of ends
+        changes["topology"] = {"kind": "regular", "degree": max(near, 1), "dynamic": kept}
+    return experiment.changed(changes)
+
+
+def _apart(experiment: Experiment) -> Measured:
+    """Calibrate in a process of its own, whose peak of memory is the run's."""
+    context = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_calibrate, experiment).result()
+    except BrokenProcessPool:
+        raise ResumeError(
+            f"a calibration with {experiment.nodes.count} nodes died, perhaps for lack of memory: the "
+            f"experiment does not fit this machine"
+        ) from None
+
+
+def _calibrate(experiment: Experiment) -> Measured:
+    import resource
+    import time
+
+    from jwins.runfiles.rows import EndRow, EvalRow
+    from jwins.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    started = time.perf_counter()
+    seen: dict[int, tuple[float, dict[str, float]]] = {}
+
+    def look(progress: Progress) -> None:
+        if progress.round not in seen:
+            seen[progress.round] = time.perf_counter(), dict(parts.simulator.hosts[0].wall_s)
+
+    with tempfile.TemporaryDirectory() as folder:
+        parts = _built(experiment.changed({"run": {"folder": Path(folder)}}), Path(folder), look)
+        start_s = time.perf_counter() - started
+        outcome = parts.simulator.run()
+    end, last = outcome.rows[-1], outcome.rows[-2]
+    assert isinstance(end, EndRow)
+    assert isinstance(last, EvalRow)
+    rounds = sorted(seen.keys() & set(range(1, _ROUNDS)))  # the last one ends with an evaluation
+    counted = max(1, rounds[-1] - rounds[0])
+    (since, before), (until, after) = seen[rounds[0]], seen[rounds[-1]]
+    round_s = {name: (after[name] - before[name]) / counted for name in _ACTIVITIES}
+    busy_s = (until - since - end.wall_s["checkpoints"]) / counted
+    round_s["clock"] = max(0.0, busy_s - sum(round_s.values()))
+    graphs = [parts.simulator.rules.topology.at(r) for r in range(_ROUNDS)]
+    return Measured(
+        nodes=experiment.nodes.count,
+        dim=parts.start.dim,
+        degree=parts.start.neighbours_mean,
+        samples=last.samples,
+        all_samples=len(parts.task.test),
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+        start_s=start_s,
+        round_s=round_s,
+        evaluation_s=end.wall_s["evaluation"],
+        checkpoint_s=end.wall_s["checkpoints"],
+        sends=sum(len(receivers) for graph in graphs for receivers in graph.recipients),
+        sent_bytes=sum(edge.bytes.total for edge in outcome.traffic),
+    )
+
+
+def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None]) -> Parts:
+    from jwins.run.assembly import build
+
+    try:
+        return build(experiment, folder=folder, on_progress=look)
+    except ConfigError as error:
+        if error.path != "run.eval_samples":
+            raise
+        return build(experiment.changed({"run": {"eval_samples": "all"}}), folder=folder, on_progress=look)
+
+
+def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Measured, hosts: int) -> Forecast:
+    run, num_nodes = experiment.run, experiment.nodes.count
+    topology = build_topology(experiment)
+    blocks = host_blocks(topology, hosts, 1)
+    largest = max(map(len, blocks))
+    heard = [_senders(topology.at(0), block) for block in blocks]
+    per_degree = degree / many.degree if many.degree else 1.0
+
+    def line(value: Callable[[Measured], float], at: float) -> float:
+        """What two measurements say of so many nodes; in proportion, where a line would begin below nothing."""
+        most = value(many) / many.nodes
+        apart = many.nodes - few.nodes
+        slope = min(max(0.0, (value(many) - value(few)) / apart), most) if apart else most
+        return value(many) + slope * (at - many.nodes)
+
+    round_s = {
+        "training": line(lambda m: m.round_s["training"], largest),
+        "share and merge": line(lambda m: m.round_s["share and merge"], largest) * per_degree,
+        "decoding": line(lambda m: m.round_s["decoding"], max(map(len, heard))),
+        "clock": line(lambda m: m.round_s["clock"], num_nodes) * per_degree,
+    }
+    completed = sorted(evaluation_rounds(experiment))
+    all_samples = many.all_samples if run.eval_samples == "all" else run.eval_samples
+    early = run.eval_samples_early or all_samples
+    last = min(run.eval_last, len(completed))
+    samples = (all_samples * last + early * (len(completed) - last)) / len(completed)
+    frame_bytes = (few.sent_bytes + many.sent_bytes) / max(1, few.sends + many.sends)
+    own = [set(block) for block in blocks]
+    crossing = sum(len(of - mine) for of, mine in zip(heard, own, strict=True))
+    return Forecast(
+        num_nodes=num_nodes,
+        dim=many.dim,
+        hosts=hosts,
+        rounds=run.rounds,
+        evaluations=len(completed),
+        memory_bytes=line(lambda m: m.peak_bytes, largest),
+        start_s=line(lambda m: m.start_s, largest),
+        round_s=round_s,
+        evaluation_s=many.evaluation_s / many.nodes * largest * samples / many.samples,
+        checkpoint_s=line(lambda m: m.checkpoint_s, num_nodes),
+        checkpoints=(run.rounds - 1) // run.checkpoint_every,
+        frame_bytes=frame_bytes,
+        round_bytes=frame_bytes * sum(map(len, topology.at(0).recipients)),
+        stored_bytes=frame_bytes * crossing,
+    )
+
+
+def _senders(graph: Graph, block: Sequence[int]) -> set[int]:
+    """Whom the nodes of a host hear."""
+    return {sender for node in block for sender in graph.senders[node]}

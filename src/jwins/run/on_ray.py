@@ -1,0 +1,73 @@
+"""One simulation over the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jwins.engines.ray.cluster import Demand, check_room, check_versions, connected
+from jwins.engines.ray.files import Shipping
+from jwins.engines.ray.host import RemoteHost, in_step, on_cluster
+from jwins.errors import ConfigError
+from jwins.experiment.experiment import Experiment
+from jwins.run.assembly import Place, build_host
+from jwins.run.elsewhere import Elsewhere, packed
+from jwins.run.engine import Ray
+from jwins.run.memory import memory_needed
+from jwins.run.placement import host_blocks
+
+if TYPE_CHECKING:
+    from jwins.engines.host import Host
+    from jwins.engines.simulator.simulator import Together
+    from jwins.node import Rules
+
+__all__ = ["cluster_of", "placing"]
+
+
+@contextmanager
+def cluster_of(engine: Ray) -> Iterator[None]:
+    """Inside, the cluster is there, and its machines have the versions of this one.
+
+    Raises:
+        UsageError: there is none, or a machine has other versions.
+    """
+    with connected(engine.address):
+        check_versions()
+        yield
+
+
+@contextmanager
+def placing(engine: Ray) -> Iterator[Place]:
+    """What makes the hosts of a simulation; they end with the block."""
+    with ExitStack() as stack:
+
+        def place(experiment: Experiment, rules: Rules, chunk: int) -> tuple[Sequence[RemoteHost], Together]:
+            if not rules.wire.codec.accepts_foreign:
+                problem = (
+                    "decodes only what its own process encoded; use another codec, or leave out the engine"
+                )
+                raise ConfigError("wire.codec", rules.wire.codec.name, problem)
+            cores = experiment.run.threads or 1
+            there = packed(experiment.changed({"run": {"threads": cores}}), Shipping())
+            on_gpu = experiment.run.device == "cuda"
+            demand = Demand(cores, memory_needed([experiment], engine.hosts), gpus=int(on_gpu))
+            check_room(demand, engine.hosts, "hosts")
+            blocks = host_blocks(rules.topology, engine.hosts, chunk)
+            hosts = stack.enter_context(
+                on_cluster(
+                    [(nodes, partial(_made, there, nodes)) for nodes in blocks],
+                    rules,
+                    local_steps=experiment.train.local_steps,
+                    demand=demand,
+                    name=f"{experiment.name}, seed {experiment.run.seed}",
+                )
+            )
+            return hosts, stack.enter_context(in_step(len(hosts)))
+
+        yield place
+
+
+def _made(there: Elsewhere, nodes: Sequence[int]) -> Host:
+    return build_host(there.unpacked(), nodes)

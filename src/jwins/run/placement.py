@@ -1,0 +1,130 @@
+"""Which nodes are on which host, so that few frames go from one to another.
+
+The rule: hosts are filled one after the other. Each begins with the first unit that is not placed; a unit is
+a node, or a whole chunk of nodes that train in one stack. Then it takes the unit that has the most edges to
+what it holds already, of equal ones the first, until it is full. What comes out is used if it cuts fewer
+edges than blocks of consecutive nodes do. Otherwise blocks are used, also where the graph changes from round
+to round.
+
+Nothing that is measured depends on it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+from jwins.errors import ConfigError
+from jwins.topology.graph import Graph, Topology
+
+__all__ = ["cut_edges", "host_blocks", "neighbours_together", "spread"]
+
+
+def host_blocks(topology: Topology, hosts: int, chunk: int) -> list[list[int]]:
+    """The nodes of each host, increasing, by the rule above.
+
+    Args:
+        topology: who sends to whom.
+        hosts: how many.
+        chunk: nodes that must be on one host.
+
+    Raises:
+        ConfigError: fewer chunks than hosts.
+    """
+    blocks = spread(topology.num_nodes, hosts, chunk)
+    first = topology.at(0)
+    if hosts == 1 or topology.at(1).recipients != first.recipients:
+        return [list(block) for block in blocks]
+    return neighbours_together(first, blocks, chunk)
+
+
+def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
+    """Which nodes each host holds: neighbours in number, whole chunks, as evenly as can be.
+
+    Args:
+        num_nodes: N.
+        hosts: how many.
+        chunk: nodes that must be on one host.
+
+    Raises:
+        ConfigError: fewer chunks than hosts.
+
+    >>> spread(10, 3, 1)
+    [range(0, 4), range(4, 7), range(7, 10)]
+    >>> spread(10, 2, 4)
+    [range(0, 8), range(8, 10)]
+    """
+    chunks = -(-num_nodes // chunk)
+    if hosts > chunks:
+        stacked = f", in stacks of {chunk}; train.batching = 'loop' needs none" if chunk > 1 else ""
+        raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
+    each, more = divmod(chunks, hosts)
+    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]
+    return [range(a, min(b, num_nodes)) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: int) -> list[list[int]]:
+    """Blocks of the same sizes, or nearly so, that cut fewer of the graph's edges, or the same blocks.
+
+    Args:
+        graph: who sends to whom.
+        blocks: consecutive nodes of each host, in whole chunks but for the last.
+        chunk: nodes that must be on one host.
+
+    Returns:
+        The nodes of each host, increasing.
+
+    >>> ladder = Graph.metropolis_hastings(6, [(0, 3), (1, 4), (2, 5), (0, 1), (3, 4)])
+    >>> neighbours_together(ladder, [range(0, 4), range(4, 6)], 1)
+    [[0, 1, 3, 4], [2, 5]]
+    """
+    plain = [list(block) for block in blocks]
+    grown = _grown(graph, [-(-len(block) // chunk) for block in blocks], chunk)
+    return grown if cut_edges(graph, grown) < cut_edges(graph, plain) else plain
+
+
+def cut_edges(graph: Graph, blocks: Sequence[Sequence[int]]) -> int:
+    """Directed edges between nodes of different hosts."""
+    host_of = {node: host for host, block in enumerate(blocks) for node in block}
+    return sum(
+        host_of[node] != host_of[receiver]
+        for node, receivers in enumerate(graph.recipients)
+        for receiver in receivers
+    )
+
+
+def _grown(graph: Graph, sizes: Sequence[int], chunk: int) -> list[list[int]]:
+    num_nodes = len(graph.recipients)
+    units = -(-num_nodes // chunk)
+    between: list[dict[int, int]] = [{} for _ in range(units)]
+    for node, receivers in enumerate(graph.recipients):
+        for receiver in receivers:
+            one, other = node // chunk, receiver // chunk
+            if one != other:
+                between[one][other] = between[one].get(other, 0) + 1
+                between[other][one] = between[other].get(one, 0) + 1
+    free, blocks = set(range(units)), []
+    for size in sizes:
+        held: list[int] = []
+        edges: dict[int, int] = {}
+        waiting: list[tuple[int, int]] = []
+        while len(held) < size:
+            unit = _next(waiting, edges, free)
+            free.remove(unit)
+            held.append(unit)
+            for other, count in between[unit].items():
+                if other in free:
+                    edges[other] = edges.get(other, 0) + count
+                    heapq.heappush(waiting, (-edges[other], other))
+        blocks.append(
+            sorted(n for unit in held for n in range(unit * chunk, min((unit + 1) * chunk, num_nodes)))
+        )
+    return blocks
+
+
+def _next(waiting: list[tuple[int, int]], edges: dict[int, int], free: set[int]) -> int:
+    while waiting:
+        count, unit = heapq.heappop(waiting)
+        if unit in free and edges[unit] == -count:
+            return unit
+    return min(free)

@@ -1,0 +1,82 @@
+"""What a run will need, against what it then did."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import jwins
+from jwins.cli import app
+from jwins.errors import ConfigError
+from jwins.run.forecast import forecast
+
+pytestmark = pytest.mark.slow
+
+
+def experiment(folder: Path, **changes: Any) -> jwins.Experiment:
+    base: dict[str, Any] = {
+        "name": "planned",
+        "nodes": {"count": 24},
+        "topology": {"kind": "regular", "degree": 4},
+        "run": {"rounds": 10, "eval_every": 5, "checkpoint_every": 4, "threads": 1, "folder": folder},
+    }
+    return jwins.Experiment(**{**base, **changes})
+
+
+@pytest.mark.parametrize("sharing", [{"kind": "full"}, {"kind": "choco", "fraction": 0.2, "gamma": 0.4}])
+def test_bytes_are_as_planned(sharing: dict[str, Any], tmp_path: Path) -> None:
+    wanted = experiment(tmp_path / "run", sharing=sharing)
+    found = forecast(wanted)
+    assert not (tmp_path / "run").exists()
+    result = jwins.simulate(wanted)
+    sent = result.record.evaluations[-1].traffic.total
+    assert found.total_bytes == pytest.approx(sent, rel=0.1)
+    assert found.round_bytes == pytest.approx(24 * 4 * found.frame_bytes)
+    assert (found.num_nodes, found.dim) == (24, result.record.start.dim)
+    assert (found.evaluations, found.checkpoints, found.rounds) == (len(result.record.evaluations), 2, 10)
+
+
+def test_hosts_share_what_nodes_need(tmp_path: Path) -> None:
+    many = experiment(
+        tmp_path / "run", nodes={"count": 4000}, topology={"kind": "ring"}, sharing={"kind": "full"}
+    )
+    whole, half = forecast(many), forecast(many, jwins.Ray(hosts=2))
+    assert half.hosts == 2
+    assert 0.3 < (half.memory_bytes - 250e6) / (whole.memory_bytes - 250e6) < 0.8, "all but the process"
+    assert half.stored_bytes == pytest.approx(4 * half.frame_bytes), "a ring is cut twice, and heard both ways"
+    assert whole.stored_bytes == 0
+    assert whole.memory_bytes > 4000 * 4 * 4 * whole.dim, "a few vectors per node at the least"
+
+
+def test_a_few_nodes_and_lists_of_one_per_node_are_planned_too(tmp_path: Path) -> None:
+    found = forecast(
+        experiment(
+            tmp_path / "run",
+            nodes={"count": 3},
+            topology={"kind": "ring"},
+            compute={"step_ms": [1.0, 2.0, 3.0]},
+            links={"uplink_mbps": [1.0, 2.0, 3.0]},
+        )
+    )
+    assert found.num_nodes == 3
+    assert found.total_s > 0
+
+
+def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
+    wrong = experiment(tmp_path / "run").changed({"run": {"eval_own": True}})
+    with pytest.raises(ConfigError, match=r"run\.eval_own = True: the task's samples have no natural owner"):
+        forecast(wrong)
+
+
+def test_the_command_line_says_it_and_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(app, ["run", "digits", "--plan", "--set", "run.rounds=40"])
+    assert said.exit_code == 0, said.output
+    first, *lines = said.stdout.splitlines()
+    assert re.fullmatch(r"digits: 16 nodes of 12,010 parameters on 1 host, 40 rounds", first)
+    assert [line.split()[0] for line in lines] == ["memory", "seconds", "bytes"]
+    assert not list(tmp_path.iterdir())
