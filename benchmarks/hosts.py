@@ -2,7 +2,7 @@
 
 Runs alternate, so that both meet the same machine. Needs the extra ``ray``. From the root:
 
-    python -m benchmarks.hosts [--rounds 6] [--repetitions 2]
+    python -m benchmarks.hosts [--rounds 6] [--repetitions 2] [--sharing full]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def vector_task() -> Synthetic:
 CASES = {"GN-LeNet, 32 nodes": (image_task, 32, "loop"), "50 k MLP, 256 nodes": (vector_task, 256, "auto")}
 
 
-def experiment(case: str, rounds: int, folder: Path) -> jwins.Experiment:
+def experiment(case: str, rounds: int, folder: Path, sharing: str = "jwins") -> jwins.Experiment:
     make, nodes, batching = CASES[case]
     return jwins.Experiment(
         name="hosts",
@@ -42,7 +42,7 @@ def experiment(case: str, rounds: int, folder: Path) -> jwins.Experiment:
         nodes={"count": nodes},
         topology={"kind": "regular", "degree": 4},
         train={"local_steps": 3, "batch_size": 8, "batching": batching},
-        sharing={"kind": "jwins"},
+        sharing={"kind": sharing},
         run={
             "rounds": rounds,
             "eval_every": rounds,
@@ -54,7 +54,7 @@ def experiment(case: str, rounds: int, folder: Path) -> jwins.Experiment:
     )
 
 
-def round_s(case: str, rounds: int, engine: jwins.Ray | None) -> tuple[float, int, str | None]:
+def round_s(case: str, rounds: int, sharing: str, engine: jwins.Ray | None) -> tuple[float, int, str | None]:
     """Seconds of a round, of all but the first and the last; bytes sent in all; what came out."""
     seen: dict[int, float] = {}
 
@@ -62,7 +62,9 @@ def round_s(case: str, rounds: int, engine: jwins.Ray | None) -> tuple[float, in
         seen.setdefault(progress.round, time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        result = jwins.simulate(experiment(case, rounds, Path(folder) / "run"), engine=engine, progress=look)
+        result = jwins.simulate(
+            experiment(case, rounds, Path(folder) / "run", sharing), engine=engine, progress=look
+        )
     sent = result.record.evaluations[-1].traffic.total
     return (seen[rounds - 1] - seen[1]) / (rounds - 2), sent, result.sha256
 
@@ -92,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repetitions", type=int, default=2)
+    parser.add_argument("--sharing", default="jwins", help="an algorithm without options")
     given = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -104,9 +107,9 @@ def main() -> None:
         for case in CASES:
             alone, spread, stored, sent = [], [], 0, 0
             for _ in range(given.repetitions):
-                seconds, sent, one = round_s(case, given.rounds, None)
+                seconds, sent, one = round_s(case, given.rounds, given.sharing, None)
                 alone.append(seconds)
-                seconds, _, other = round_s(case, given.rounds, jwins.Ray(hosts=2))
+                seconds, _, other = round_s(case, given.rounds, given.sharing, jwins.Ray(hosts=2))
                 spread.append(seconds)
                 assert one == other, "the same bits"
                 stored = sum(host.stored_bytes for host in hosts)
