@@ -109,7 +109,7 @@ def stateless(
     budget: float | None = None,
     budget_bytes: int | None = None,
     *,
-    ratio: float = 4.0,
+    ratio: float = 8.0,
     own: Own = "exact",
     wavelet: str | None = "sym2",
     levels: int = 4,
