@@ -14,7 +14,7 @@ from jwins.cli.app import EPILOG, app, console_of, errors_said
 def list_(
     keys: Annotated[bool, typer.Option("--keys", help="Show every key of an experiment instead.")] = False,
 ) -> None:
-    """Show bundled experiments, tasks, algorithms, topologies, partitioners and codecs."""
+    """Show bundled experiments, tasks, algorithms, quantizers, topologies, partitioners and codecs."""
     with errors_said():
         console = console_of()
         if keys:
@@ -37,7 +37,7 @@ def list_(
 
 def _catalogue() -> list[tuple[str, dict[str, str]]]:
     from jwins.experiment.load import bundled
-    from jwins.experiment.plugins import ALGORITHMS, PARTITION_TABLES, TOPOLOGY_TABLES
+    from jwins.experiment.plugins import ALGORITHMS, PARTITION_TABLES, QUANTIZER_TABLES, TOPOLOGY_TABLES
     from jwins.tasks import TASKS
     from jwins.wire.codec import CODECS
 
@@ -48,6 +48,7 @@ def _catalogue() -> list[tuple[str, dict[str, str]]]:
         ("experiments and comparisons (jwins run NAME, jwins compare NAME)", bundled()),
         ("tasks (task.name)", said(TASKS)),
         ("sharing algorithms (sharing.kind)", said({k: row.settings for k, row in ALGORITHMS.items()})),
+        ("quantizers (sharing.values.kind)", said(QUANTIZER_TABLES)),
         ("topologies (topology.kind)", said(TOPOLOGY_TABLES)),
         ("partitioners (task.partition.kind)", said(PARTITION_TABLES)),
         ("codecs (wire.codec)", said(CODECS)),

@@ -148,7 +148,8 @@ class WireConfig(Settings):
 
     codec: Literal["pco", "raw", "paper"] = Field(
         default="pco",
-        description="pco: pcodec; raw: uint32 and float32; paper: Elias gamma and fpzip, to count its bytes",
+        description="pco: pcodec, or entropy-coded levels; raw: uint32 and float32; "
+        "paper: Elias gamma and fpzip, to count its bytes",
     )
 
 

@@ -45,11 +45,9 @@ _EVEN, _ONE, _PARTS = 0, 1, 2
 _MOST_DEPTH = 6
 _MOST_PARTS = 4096  # of all runs together
 _Weights = tuple[int, ...]
-_KINDS: tuple[_Weights, _Weights] = (
-    (1, 2, 10, 1, 3, 8, 4, 2, 1),
-    (3, 9, 9, 1, 2, 4, 2, 1, 1),
-)  # is it 0, and others
+_KINDS_OF_ZEROS: _Weights = (1, 2, 10, 1, 3, 8, 4, 2, 1)  # is it 0?
 _KINDS_OF_SIGNS: _Weights = (20, 3, 4, 1, 1, 1, 1, 1, 1)
+_KINDS_OF_DIGITS: _Weights = (3, 9, 9, 1, 2, 4, 2, 1, 1)
 _DIGITS = tuple(1 << max(18 - number, 0) for number in range(_MOST_DIGITS + 1))
 _TRIED_DEPTHS = (0, 2, 3, 4, 5)
 _UNITS = (1, 2, 4)  # t is a multiple of one of these: few decisions need no fine odds
@@ -112,12 +110,14 @@ def _code(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], negati
     """
     if not digits:
         return
-    where = _true(coder.decide(partial(np.greater, magnitudes, 0), len(magnitudes), None, _KINDS[0]))
+    where = _true(coder.decide(partial(np.greater, magnitudes, 0), len(magnitudes), None, _KINDS_OF_ZEROS))
     negative[where] = coder.decide(partial(np.take, negative, where), len(where), where, _KINDS_OF_SIGNS)
     if coder.reads:
         magnitudes[where] = 1
     for number in range(1, digits):  # which of those with ``number`` digits or more have more?
-        more = coder.decide(partial(_at_least, magnitudes, where, 1 << number), len(where), where, _KINDS[1])
+        more = coder.decide(
+            partial(_at_least, magnitudes, where, 1 << number), len(where), where, _KINDS_OF_DIGITS
+        )
         _code_digits(coder, number - 1, magnitudes, where[~more])
         where = where[more]
         if coder.reads:
@@ -128,7 +128,7 @@ def _code(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], negati
 def _code_digits(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], where: Where) -> None:
     """The ``digits`` binary digits below the first, of the magnitudes ``where``."""
     for place in reversed(range(digits)):
-        kinds = _KINDS[1] if place >= digits - _MODELLED_DIGITS else None
+        kinds = _KINDS_OF_DIGITS if place >= digits - _MODELLED_DIGITS else None
         ones = coder.decide(partial(_digit, magnitudes, where, place), len(where), where, kinds)
         if coder.reads:
             for start in range(0, len(where), _BLOCK):

@@ -19,13 +19,14 @@ _RUNS_LISTED, _RUNS_OCTAVES, _RUNS_EQUAL = range(3)
 _RUNS_SHIFT, _COUNT_SHIFT = 2, 4
 _MANY = 15  # so many runs, or more, are told by a number of their own
 _VARINT_BYTES = 5
+_NOTHING = b"\0"  # no runs
 
 
 def encode(levels: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
     """Levels (k,), the scales (g,) of their runs, and the lengths of these, which sum to k."""
     count, num_runs = len(levels), len(runs)
     if not num_runs:
-        return b""
+        return _NOTHING
     bits = scales.astype("<f4", copy=False).view("<u4")
     if bool((bits == bits[0]).all()):
         scale_kind, scale_bytes = _SCALE_ONE, b""
@@ -60,8 +61,8 @@ def decode(
         CodecError: the bytes are anything else.
     """
     if not len(data):
-        if count:
-            raise CodecError(f"no bytes for {count} levels")
+        raise CodecError("quantized values are cut off")
+    if data == _NOTHING and not count:
         return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.float32), ()
     scale_kind, run_kind, num_runs = data[0] & 3, data[0] >> _RUNS_SHIFT & 3, data[0] >> _COUNT_SHIFT
     at = 1
