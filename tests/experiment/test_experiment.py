@@ -424,8 +424,8 @@ class Everywhere:
         (
             {"sharing": Forgetful()},
             "sharing",
-            "an object without key, missing, update_dim, projected, remembers_peers, state_types; derive its "
-            "class from jwins.sharing.Sharing",
+            "an object without key, missing, held, since, update_dim, projected, remembers_peers, state_types; "
+            "derive its class from jwins.sharing.Sharing",
         ),
         (
             {"topology": Everywhere()},

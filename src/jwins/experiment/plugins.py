@@ -505,7 +505,7 @@ class _RateTable(SharingTable):
     budget_bytes: Annotated[int, BYTES] | None = Field(
         default=None, description="the same in bytes of a frame; the step adapts to it"
     )
-    ratio: Annotated[float, RATIO] = Field(default=4.0, description=_RATIO)
+    ratio: Annotated[float, RATIO] = Field(default=8.0, description=_RATIO)
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
     else:

@@ -102,8 +102,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     @property
     def grid(self) -> Grid:
         """What replicas are whole numbers of."""
-        fixed = isinstance(self.rule, FixedStep)
-        return Grid(float(torch.tensor(self.rule.step)) if fixed else FINEST)  # type: ignore[attr-defined]
+        fixed = self.rule.step if isinstance(self.rule, FixedStep) else FINEST
+        return Grid(float(torch.tensor(fixed)))
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -111,9 +111,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     def init(self, params: Tensor) -> ClosedLoopState:
         """All replicas start at the common initial parameters, which needs no message."""
-        units = torch.zeros(self.update_dim(len(params)), dtype=torch.int32, device=params.device)
-        kept = params.clone()
-        return ClosedLoopState(kept, kept, units)
+        x_hat = torch.zeros(self.update_dim(len(params)), dtype=torch.int32, device=params.device)
+        origin = params.clone()
+        return ClosedLoopState(origin, start=origin, x_hat=x_hat)
 
     def share(
         self, state: ClosedLoopState, params: Tensor, ctx: RoundContext
@@ -129,20 +129,20 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         if float(coefficients.abs().max()) > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
-        units = state.x_hat + levels * multiple
+        x_hat = state.x_hat + levels * multiple
         past = state.past
         if state.shared is not None and self.memory:
-            kept = sorted(past)[-(self.memory - 1) :] if self.memory > 1 else []
-            past = {r: past[r] for r in kept} | {state.shared: state.x_hat}
+            latest = sorted(past)[-(self.memory - 1) :] if self.memory > 1 else []
+            past = {r: past[r] for r in latest} | {state.shared: state.x_hat}
         update = Update(
-            len(units),
+            len(x_hat),
             None,
             self.grid.levels(levels, multiple, bands),
             base=state.shared,
-            check=hash_of(units),
+            check=hash_of(x_hat),
         )
-        unsent = coefficients - self.grid.values(units) if self.feedback < 1.0 else None
-        return update, replace(state, x_hat=units, shared=ctx.round, pace=pace, past=past, unsent=unsent)
+        unsent = coefficients - self.grid.values(x_hat) if self.feedback < 1.0 else None
+        return update, replace(state, x_hat=x_hat, shared=ctx.round, pace=pace, past=past, unsent=unsent)
 
     def merge(
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
@@ -183,7 +183,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     def key(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
         """The own replica in the coarsest step that divides it: exact, and far shorter than float32."""
-        self._check_shared(state, ctx)
+        if state.shared is None:
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
         bands = self._bands(len(state.origin))
         return Update(
             len(state.x_hat), None, self.grid.quantized(state.x_hat, bands), check=hash_of(state.x_hat)
@@ -207,10 +208,6 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     def _bands(self, num_params: int) -> tuple[int, ...]:
         return (num_params,) if self.transform is None else self.transform.subbands(num_params)
-
-    def _check_shared(self, state: ClosedLoopState, ctx: RoundContext) -> None:
-        if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
 
 
 def closed_loop(

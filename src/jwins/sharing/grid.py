@@ -81,7 +81,7 @@ class Grid:
 
     def levels(self, levels: Tensor, multiple: int, bands: tuple[int, ...]) -> Quantized:
         """Levels of one step, in a run for each subband: their levels are distributed differently."""
-        return Quantized(levels, torch.full((len(bands),), self.unit * multiple), bands)
+        return Quantized(levels.cpu(), torch.full((len(bands),), self.unit * multiple), bands)
 
     def _multiple_of(self, scale: float) -> int | None:
         mantissa, exponent = math.frexp(scale / self.unit)

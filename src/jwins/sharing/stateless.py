@@ -82,9 +82,9 @@ class Stateless(Sharing[StatelessState]):
         seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
         noise = dither(seed, len(coefficients)).to(coefficients.device)
         levels = to_dithered(coefficients / pace.step, noise)
-        values = Quantized(levels, torch.full((len(bands),), pace.step), bands, seed)
+        values = Quantized(levels.cpu(), torch.full((len(bands),), pace.step), bands, seed)
         update = Update(len(levels), None, values)
-        own = update.dense_values() if self.own == "sent" else coefficients
+        own = update.dense_values().to(params.device) if self.own == "sent" else coefficients
         return update, replace(state, pace=pace, own=own)
 
     def merge(
@@ -109,7 +109,7 @@ def stateless(
     budget: float | None = None,
     budget_bytes: int | None = None,
     *,
-    ratio: float = 4.0,
+    ratio: float = 8.0,
     own: Own = "exact",
     wavelet: str | None = "sym2",
     levels: int = 4,
