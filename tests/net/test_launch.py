@@ -96,8 +96,7 @@ def test_kill_9_at_any_instant_changes_nothing(victims: tuple[int, ...], tmp_pat
     )
     assert killed == set(victims), "the run was long enough"
     assert sum(view.restarts for view in last[-1].nodes) == len(victims)
-    same_parameters = launched.sha256 == simulated.sha256
-    assert same_parameters
+    assert launched.sha256 == simulated.sha256
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.folder import FolderState, folder_state, locked
-from jwins.run.node import for_network, node_folder, on_wall_clock
+from jwins.run.node import for_network, node_folder, on_wall_clock, patience_of
 from jwins.run.parts import partition_counts
 from jwins.run.result import Result
 from jwins.runfiles import checkpoint, traffic
@@ -123,6 +123,7 @@ def launch(
     from jwins.engines.interrupts import interrupts
 
     experiment = for_network(experiment)
+    least_s = patience_of(experiment, patience_s)
     folder = experiment.folder
     state, experiment = folder_state(experiment, folder)
     if state is not FolderState.ABSENT and not resume:
@@ -141,7 +142,7 @@ def launch(
             write_atomically(folder / "config.toml", pieces.experiment.to_toml(folder).encode())
             counts = partition_counts(pieces.task, pieces.parts)
             write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
-        with _Nodes(pieces, folder, patience_s) as nodes, _Collected(pieces, folder) as collected:
+        with _Nodes(pieces, folder, least_s) as nodes, _Collected(pieces, folder) as collected:
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
     return Result(pieces.experiment, folder, status, Record.read(folder))
 
@@ -183,7 +184,7 @@ class _Process:
 class _Nodes:
     """The processes of all nodes."""
 
-    def __init__(self, pieces: Pieces, folder: Path, patience_s: float | None) -> None:
+    def __init__(self, pieces: Pieces, folder: Path, patience_s: float) -> None:
         self._folder, self._patience_s = folder, patience_s
         self._threads = pieces.experiment.run.threads or 1
         count = pieces.experiment.nodes.count
@@ -240,9 +241,8 @@ class _Nodes:
             *("--key", str(self._folder / "keys" / f"{name}.key")),
             *("--folder", str(place), "--keep-models", "--quiet"),
             *("--set", f"run.threads={self._threads}"),
+            *("--patience", str(self._patience_s)),
         ]
-        if self._patience_s is not None:
-            command += ["--patience", str(self._patience_s)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self._folder / "nodes" / f"{node}.out").open("ab") as out:
             popen = subprocess.Popen(

@@ -74,8 +74,15 @@ def node_folder(folder: Path, node: int) -> Path:
 
 
 def patience_of(experiment: Experiment, patience_s: float | None) -> float:
-    """The least time to wait for a neighbour: as given, else the experiment's deadline, else 30 s."""
+    """The least time to wait for a neighbour: as given, else the experiment's deadline, else 30 s.
+
+    Raises:
+        ConfigError: a number out of range.
+    """
+    from jwins.net.patience import PATIENCE_S
+
     if patience_s is not None:
+        PATIENCE_S.check("--patience", patience_s)
         return patience_s
     return DEFAULT_PATIENCE_S if experiment.run.deadline_s is None else experiment.run.deadline_s
 
@@ -148,6 +155,7 @@ def run_node(
     from jwins.net.transport import Transport
 
     experiment = for_network(experiment)
+    least_s = patience_of(experiment, patience_s)
     members = sorted(roster.members, key=lambda member: member.id)
     if len(members) != experiment.nodes.count:
         problem = f"expected nodes.count = {experiment.nodes.count} members"
@@ -181,7 +189,7 @@ def run_node(
                 tuple(member.name for member in members),
                 tuple(member.id for member in members),
                 place,
-                patience_of(experiment, patience_s),
+                least_s,
                 keep_models=keep_models,
                 metrics_port=metrics_port,
                 progress=progress,

@@ -1,0 +1,64 @@
+"""``jwins node`` and ``jwins launch`` as a script sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from members import roster_of
+from typer.testing import CliRunner
+
+from jwins.cli.app import app
+from jwins.net.roster import write_roster
+
+
+def jwins(*arguments: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_what_does_not_fit_is_said_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = jwins("node", "digits", "--as", "alice")
+    assert code == 2
+    assert "roster = 'roster.toml': cannot be read (No such file or directory); `jwins roster add`" in said
+    write_roster(roster_of(tmp_path, 2), tmp_path / "roster.toml")
+    code, said = jwins("node", "digits", "--as", "alice")
+    assert code == 2
+    assert "roster.members = 2: expected nodes.count = 16 members" in said
+    code, said = jwins("node", "digits", "--as", "alex", "--set", "nodes.count=2")
+    assert code == 2
+    assert "NAME = 'alex': not in the roster" in said
+    for command in (("node", "digits", "--as", "alice"), ("launch", "digits")):
+        code, said = jwins(*command, "--patience", "0")
+        assert code == 2
+        assert "--patience = 0.0: expected a time in seconds" in said
+    code, said = jwins("launch", "digits", "--set", "train.batching=stacked")
+    assert code == 2
+    assert "train.batching = 'stacked': a process holds one node" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_members_that_cannot_dial_each_other_are_no_neighbours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    roster = roster_of(tmp_path, 2)
+    hidden = tuple(member.model_copy(update={"reachable": False}) for member in roster.members)
+    write_roster(roster.model_copy(update={"members": hidden}), tmp_path / "roster.toml")
+    code, said = jwins(
+        *(
+            "node",
+            "digits",
+            "--as",
+            "alice",
+            "--set",
+            "nodes.count=2",
+            "--set",
+            'topology.kind="fully_connected"',
+        )
+    )
+    assert code == 2
+    assert "joins alice and bob, of which neither can be dialled" in said
