@@ -603,7 +603,7 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(TopKConfig, colour="#009e73", marker="v"),
         Algorithm(ChocoConfig, colour="#0072b2", marker="s"),
         Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
-        Algorithm(ClosedLoopConfig, colour="#803010", marker="P"),
+        Algorithm(ClosedLoopConfig, colour="#084508", marker="P"),
         Algorithm(StatelessConfig, colour="#400050", marker="X"),
     )
 }
