@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 install: $(INSTALLED)  ## create .venv and install the package into it
 
 .PHONY: demo
-demo: $(INSTALLED)  ## compare four algorithms on 16 nodes; ends with a table and a figure
+demo: $(INSTALLED)  ## compare five algorithms on 16 nodes; ends with a table and a figure
 	@$(BIN)/jwins compare digits-compare
 
 .PHONY: test

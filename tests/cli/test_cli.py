@@ -308,13 +308,14 @@ def test_compare_prints_the_table(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("variant "))
-    assert [line.split("  ")[0] for line in lines[head + 1 : head + 5]] == [
+    assert [line.split("  ")[0] for line in lines[head + 1 : head + 6]] == [
         "full sharing",
         "random sampling",
         "CHOCO-SGD",
         "JWINS",
+        "closed loop",
     ]
-    assert all(" —  " in line and line.endswith("finished") for line in lines[head + 1 : head + 5])
+    assert all(" —  " in line and line.endswith("finished") for line in lines[head + 1 : head + 6])
     assert {"table.md", "table.csv", "summary.json", "comparison.png"} <= {path.name for path in out.iterdir()}
     refused = jwins(*arguments, "--no-resume", *sets(*TINY, f"compare.folder={out}"))
     assert refused.exit_code == 2
