@@ -36,6 +36,7 @@ __all__ = [
     "TOPOLOGY_TABLES",
     "AbsmaxConfig",
     "Algorithm",
+    "BeerConfig",
     "ByKeyConfig",
     "ChocoConfig",
     "ClosedLoopConfig",
@@ -48,6 +49,7 @@ __all__ = [
     "FullyConnectedConfig",
     "IidConfig",
     "JwinsConfig",
+    "MoniquaConfig",
     "OnePeerExponentialConfig",
     "PartitionTable",
     "Plugin",
@@ -59,6 +61,7 @@ __all__ = [
     "ShardsConfig",
     "SharingTable",
     "SmallWorldConfig",
+    "SparseLocoConfig",
     "StarConfig",
     "StatelessConfig",
     "TopKConfig",
@@ -577,6 +580,66 @@ class StatelessConfig(_RateTable):
         return stateless(**self.arguments())
 
 
+class BeerConfig(SharingTable):
+    """BEER, or MoTEF: gradient tracking by compressed differences to replicas that neighbours keep."""
+
+    kind: Literal["beer"] = "beer"
+    fraction: Fraction = Field(description="of the parameters, and of the tracker, whose differences are sent")
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        description="consensus step size; smaller for smaller fractions"
+    )
+    momentum: Fraction = Field(
+        default=1.0, description="weight of the newest change in the tracker; below 1 it is MoTEF"
+    )
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import beer
+
+        return beer(**self.arguments())
+
+
+class SparseLocoConfig(SharingTable):
+    """SparseLoCo on a graph: the largest of each chunk in two bits, with error feedback that fades."""
+
+    kind: Literal["sparse_loco"] = "sparse_loco"
+    fraction: Fraction = Field(description="of each chunk whose differences are sent")
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        description="consensus step size; smaller for smaller fractions"
+    )
+    decay: Annotated[float, FEEDBACK] = Field(
+        default=0.95, description="of what was not sent, from round to round; 1 forgets nothing"
+    )
+    chunk: Annotated[int, Within("a whole number of values per chunk", 16)] = Field(
+        default=4096, description="how many parameters in a row choose their largest by themselves"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import sparse_loco
+
+        return sparse_loco(**self.arguments())
+
+
+class MoniquaConfig(SharingTable):
+    """Moniqua: parameters modulo a range, resolved against the receiver's own."""
+
+    kind: Literal["moniqua"] = "moniqua"
+    theta: Annotated[float, STEP] = Field(
+        description="how far a parameter of two neighbours may be apart; frames beyond are left out"
+    )
+    bits: Annotated[int, Within("a whole number of bits", 2, 16)] = Field(
+        default=8, description="of each parameter, before the entropy coder"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import moniqua
+
+        return moniqua(**self.arguments())
+
+
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """A sharing algorithm that has a name.
@@ -605,6 +668,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
         Algorithm(ClosedLoopConfig, colour="#084508", marker="P"),
         Algorithm(StatelessConfig, colour="#400050", marker="X"),
+        Algorithm(BeerConfig, colour="#0b3dbb", marker="p"),
+        Algorithm(SparseLocoConfig, colour="#e60037", marker="h"),
+        Algorithm(MoniquaConfig, colour="#6c9a56", marker="*"),
     )
 }
 """What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""
