@@ -44,6 +44,7 @@ __all__ = [
     "DirichletConfig",
     "EdgeListConfig",
     "ErdosRenyiConfig",
+    "FiniteTimeConfig",
     "FixedCutoffConfig",
     "FullConfig",
     "FullyConnectedConfig",
@@ -234,6 +235,13 @@ class OnePeerExponentialConfig(TopologyTable):
     kind: Literal["one_peer_exponential"] = "one_peer_exponential"
 
 
+class FiniteTimeConfig(TopologyTable):
+    """Base-(k+1) graphs: a sequence of few neighbours each, after which all nodes have the exact average."""
+
+    kind: Literal["finite_time"] = "finite_time"
+    degree: Count = Field(default=1, description="the most neighbours of a node in a round, k")
+
+
 class EdgeListConfig(TopologyTable):
     """The graph in a text file, two node numbers per line."""
 
@@ -253,6 +261,7 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
         SmallWorldConfig,
         ErdosRenyiConfig,
         OnePeerExponentialConfig,
+        FiniteTimeConfig,
         EdgeListConfig,
     )
 )

@@ -163,7 +163,7 @@ def _topology_caption(graph: Graph, table: Any, seed: int) -> str:
         gap = 1 - float(np.sort(np.abs(np.linalg.eigvalsh(W)))[-2])
         caption += f" Spectral gap of the mixing matrix: {gap:.3g}."
     given: Mapping[str, Any] = table if isinstance(table, Mapping) else {}
-    changing = given.get("dynamic") or given.get("kind") == "one_peer_exponential"
+    changing = given.get("dynamic") or given.get("kind") in ("one_peer_exponential", "finite_time")
     if changing:
         caption += " This is round 0; every round has another graph."
     drawn = given.get("kind") in ("regular", "small_world", "erdos_renyi")
