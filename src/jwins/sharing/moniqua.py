@@ -59,7 +59,7 @@ class Moniqua(Sharing[None]):
     @property
     def step(self) -> float:
         """Between two levels."""
-        return 2.0 * self.theta / (2**self.bits - 1)
+        return 2.0 * self.theta / ((1 << self.bits) - 1)
 
     def init(self, params: Tensor) -> None:
         """Nothing is remembered."""

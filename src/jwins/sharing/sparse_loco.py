@@ -50,7 +50,7 @@ class TwoBits:
 
     def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         """See :class:`jwins.sharing.Quantizer`."""
-        parts = values.split(list(bands))
+        parts = torch.split(values, list(bands))
         scales = torch.cat([absmax_scales(part, len(part), 3) for part in parts if len(part)])
         runs = tuple(count for count in bands if count)
         steps = values / scales.repeat_interleave(torch.tensor(runs, device=values.device))
@@ -80,7 +80,7 @@ class SparseLoco(Choco):
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
         """The largest of each chunk, at least one of each; every chunk is a band."""
-        parts = difference.split(self.chunk)
+        parts = torch.split(difference, self.chunk)
         counts = tuple(max(1, count_of(self.fraction, len(part))) for part in parts)
         positions = [
             largest_k(part, count) + index * self.chunk

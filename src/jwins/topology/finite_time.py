@@ -120,9 +120,10 @@ def _simple(nodes: Sequence[int], base: int) -> list[Step]:
 
 def _averaging(nodes: Sequence[int], base: int) -> list[Step]:
     """The hyper-hypercube graph of as many nodes as a product of factors of at most ``base``."""
-    steps, stride = [], 1
+    steps: list[Step] = []
+    stride = 1
     for factor in _factors(len(nodes), base):
-        step = {}
+        step: dict[tuple[int, int], float] = {}
         for begin in range(len(nodes)):
             if begin // stride % factor == 0:
                 group = [nodes[begin + a * stride] for a in range(factor)]
