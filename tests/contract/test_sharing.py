@@ -102,6 +102,7 @@ ALGORITHMS: dict[str, Any] = {
     "stateless": stateless(),
     "stateless, fixed": stateless(0.03, own="sent"),
     "stateless, budget": stateless(budget=6.0, mode="symmetric"),
+    "stateless, seconds": stateless(budget_seconds=0.002, link_mbps=1.0),
     "stateless, no wavelet": stateless(budget_bytes=150, wavelet=None),
     "beer": beer(0.2, 0.5),
     "beer, all": beer(1.0, 1.0),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.checks import BITS, BYTES, FEEDBACK, MEMORY, RATIO, STEP, ZERO
-from jwins.experiment.rules import Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
+from jwins.checks import BITS, BYTES, FEEDBACK, MBPS, MEMORY, RATIO, SECONDS, STEP, ZERO
+from jwins.experiment.rules import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
@@ -517,6 +517,12 @@ class _RateTable(SharingTable):
     budget_bytes: Annotated[int, BYTES] | None = Field(
         default=None, description="the same in bytes of a frame; the step adapts to it"
     )
+    budget_seconds: Annotated[float, SECONDS] | None = Field(
+        default=None, description="the same in seconds that a round's frames take on a link of link_mbps"
+    )
+    link_mbps: Annotated[float, MBPS] | None = Field(
+        default=None, description="Mbit/s that a node can send; goes with budget_seconds"
+    )
     ratio: Annotated[float, RATIO] = Field(default=8.0, description=_RATIO)
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
@@ -532,10 +538,14 @@ class _RateTable(SharingTable):
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
-        named = [key for key in ("step", "budget", "budget_bytes") if getattr(self, key) is not None]
+        keys = ("step", "budget", "budget_bytes", "budget_seconds")
+        named = [key for key in keys if getattr(self, key) is not None]
         if len(named) > 1:
             problem = f"{named[0]} says already how much is sent; leave one of them out"
             raise refuse(named[1], getattr(self, named[1]), problem)
+        if (self.budget_seconds is None) != (self.link_mbps is None):
+            missing = "link_mbps" if self.link_mbps is None else "budget_seconds"
+            raise refuse(missing, MISSING, "required: budget_seconds is on a link of link_mbps")
         return self
 
 

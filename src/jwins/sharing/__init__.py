@@ -10,7 +10,7 @@ from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
 from jwins.sharing.moniqua import Moniqua, moniqua
 from jwins.sharing.quantizers import AbsmaxQuantizer, Rounding, UniformQuantizer
-from jwins.sharing.rate import Budget, FixedStep, RelativeStep, StepRule
+from jwins.sharing.rate import Budget, FixedStep, LinkBudget, RelativeStep, StepRule
 from jwins.sharing.sparse import (
     Full,
     Jwins,
@@ -36,6 +36,7 @@ __all__ = [
     "FixedStep",
     "Full",
     "Jwins",
+    "LinkBudget",
     "Moniqua",
     "Precision",
     "Quantizer",
