@@ -16,7 +16,20 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = ["BITS", "BYTES", "FEEDBACK", "FRACTION", "MEMORY", "MISSING", "RATIO", "STEP", "ZERO", "Within"]
+__all__ = [
+    "BITS",
+    "BYTES",
+    "FEEDBACK",
+    "FRACTION",
+    "MBPS",
+    "MEMORY",
+    "MISSING",
+    "RATIO",
+    "SECONDS",
+    "STEP",
+    "ZERO",
+    "Within",
+]
 
 
 class _Missing:
@@ -103,6 +116,8 @@ STEP = Within("a step", 1e-12, 1e5)
 RATIO = Within("a multiple", 0, 1000, open_low=True)
 BITS = Within("bits per parameter and round", 0, 32, open_low=True)
 BYTES = Within("bytes per round", 1)
+SECONDS = Within("seconds per round", 0, open_low=True)
+MBPS = Within("a rate in Mbit/s", 0, open_low=True)
 ZERO = Within("a number of steps", 0.5, 4)
 FEEDBACK = Within("a fraction", 0, 1)
 MEMORY = Within("a number of rounds", 0, 64)

@@ -249,6 +249,8 @@ def test_files_hold_the_table(done: comparing.Compared) -> None:
     assert re.search(r"[^\\\n]%", tex) is None, "a percent sign would begin a comment"
     assert (done.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (done.folder / "comparison.pdf").read_bytes().startswith(b"%PDF")
+    assert (done.folder / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert (done.folder / "pareto.pdf").read_bytes().startswith(b"%PDF")
     assert (done.folder / "jwins" / "experiment.toml").is_file()
 
 

@@ -20,6 +20,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "random_k": {"fraction": 0.3},
     "top_k": {"fraction": 0.3},
     "choco": {"fraction": 0.3, "gamma": 0.5},
+    "beer": {"fraction": 0.3, "gamma": 0.5},
+    "sparse_loco": {"fraction": 0.3, "gamma": 0.5},
+    "moniqua": {"theta": 0.5},
 }
 QUANTIZERS: dict[str, dict[str, Any]] = {"uniform": {"step": 0.01}, "absmax": {"bits": 4}}
 TABLES: list[type[plugins.Plugin]] = [

@@ -30,6 +30,8 @@ TABLE = {
     "erdos_renyi": ({"p": 0.3}, True, True, True),
     "erdos_renyi, dynamic": ({"p": 0.3, "dynamic": True}, True, True, False),
     "one_peer_exponential": ({}, False, False, False),
+    "finite_time": ({}, True, False, False),
+    "finite_time, degree 3": ({"degree": 3}, True, False, False),
     "edge_list": ({"path": "edges.txt"}, True, True, True),
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import networkx as nx
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jwins.topology import Graph, OnePeerExponential, Regular, Ring, SmallWorld, Topology, Torus
+from jwins.topology import FiniteTime, Graph, OnePeerExponential, Regular, Ring, SmallWorld, Topology, Torus
 
 sizes = st.integers(1, 40)
 seeds = st.integers(-(2**63), 2**63 - 1)
@@ -91,3 +92,24 @@ def test_one_peer_exponential(n: int, round: int) -> None:
     check(graph, symmetric=False)
     assert all(len(row) == 1 for row in graph.recipients)
     assert all(list(weights.values()) == [0.5] for weights in graph.senders)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+@pytest.mark.parametrize("n", range(1, 65))
+def test_finite_time_graphs_average_exactly(n: int, degree: int) -> None:
+    topology = FiniteTime(n, degree)
+    product = np.eye(n)
+    for r in range(topology.period):
+        graph = topology.at(r)
+        check(graph, symmetric=True)
+        assert all(len(row) <= degree for row in graph.recipients)
+        product = graph.matrix() @ product
+    np.testing.assert_allclose(product, np.full((n, n), 1 / n), atol=1e-12)
+    assert topology.at(topology.period) == topology.at(0)
+    most = 2 * np.emath.logn(degree + 1, n) + 2  # theorem 1 of the paper
+    assert topology.period <= max(most, 1)
+
+
+@pytest.mark.parametrize(("n", "degree", "rounds"), [(8, 1, 3), (16, 3, 2), (9, 2, 2), (12, 2, 3), (5, 4, 1)])
+def test_finite_time_takes_as_few_rounds_as_factors(n: int, degree: int, rounds: int) -> None:
+    assert FiniteTime(n, degree).period == rounds

@@ -383,6 +383,7 @@ def test_every_figure_is_also_pdf_and_png(
         "accuracy-rounds",
         "accuracy-bytes",
         "accuracy-seconds",
+        "pareto",
         "bytes-by-content",
         "per-node",
         "consensus",

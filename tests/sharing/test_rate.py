@@ -11,7 +11,7 @@ from torch import Tensor
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment
 from jwins.rng import RoundContext, stream
-from jwins.sharing import Budget, FixedStep, RelativeStep, closed_loop, stateless
+from jwins.sharing import Budget, FixedStep, LinkBudget, RelativeStep, closed_loop, stateless
 from jwins.sharing.rate import Pace
 from jwins.update import Quantized, Update
 from jwins.wire import codec
@@ -54,6 +54,33 @@ def test_bytes_and_bits_are_the_same_budget() -> None:
         for a in (closed_loop(budget=0.8), closed_loop(budget_bytes=400))
     ]
     assert per_frame[0] == per_frame[1]
+
+
+@pytest.mark.parametrize("neighbours", [1, 4])
+def test_seconds_on_a_link_are_bytes_for_each_neighbour(neighbours: int) -> None:
+    """0.008 s at 2 Mbit/s carry 2000 bytes, for all neighbours of the round together."""
+    ctx = RoundContext(1, 0, 3, dict.fromkeys(range(1, neighbours + 1), 0.2), sent_bytes=700)
+    pace, learned = Pace(step=0.1), training(0)
+    found = LinkBudget(0.008, 2.0).next(pace, learned, learned, (P,), ctx)
+    assert found == Budget(size_bytes=2000 // neighbours).next(pace, learned, learned, (P,), ctx)
+    assert found.balance == 2000 // neighbours - 700
+
+
+@pytest.mark.parametrize("build", [closed_loop, stateless], ids=lambda build: build.__name__)
+def test_seconds_are_a_budget_of_settings_too(build: Any) -> None:
+    given: Any = {"kind": build.__name__, "budget_seconds": 0.01, "link_mbps": 5.0}
+    algorithm = Experiment(sharing=given).sharing.build()  # type: ignore[union-attr]
+    assert algorithm.rule == build(budget_seconds=0.01, link_mbps=5.0).rule == LinkBudget(0.01, 5.0)
+    for lacking in ("budget_seconds", "link_mbps"):
+        rest = {key: value for key, value in given.items() if key != lacking}
+        with pytest.raises(ConfigError, match=f"sharing.{lacking} = <missing>: required"):
+            Experiment(sharing=rest)
+        with pytest.raises(ConfigError, match=f"sharing.{lacking} = <missing>: required"):
+            build(**{key: value for key, value in rest.items() if key != "kind"})
+    with pytest.raises(ConfigError, match=r"sharing.budget_seconds = 0.01: step says already"):
+        Experiment(sharing={**given, "step": 0.1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"sharing.link_mbps = 0.0"):
+        build(budget_seconds=1.0, link_mbps=0.0)
 
 
 def test_a_budget_below_a_header_sends_next_to_nothing_and_stays_finite() -> None:

@@ -15,8 +15,10 @@ from jwins.compare.plan import Plan, Tried, ended, plan, target_of
 from jwins.compare.settings import setting_text, settings_texts, tables_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
-from jwins.report.charts import save_figure
+from jwins.report.charts import save, save_figure
+from jwins.report.colours import styles_of
 from jwins.report.curves import figure
+from jwins.report.pareto import pareto_chart
 from jwins.report.tables import Table, metrics_table, reach_table, save_tables
 from jwins.report.words import is_percent, size, spread_text
 from jwins.results.groups import Group, Target, deviation, reach
@@ -161,9 +163,29 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
         shown = target if all(other.value == target.value for other in targets) else None
         drawing = figure(groups, shown, metric=settings.metric, title=_title(comparison, groups))
         save_figure(drawing, folder / "comparison.png")
+        _save_pareto(comparison, groups, folder)
     _save_configs(comparison, found)
     status = "partial" if missing else "finished"
     return Compared(comparison, folder, table, target if groups else None, groups, status, further, notes)
+
+
+def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) -> None:
+    """``pareto.png`` and ``.pdf``: a figure for each group of variants that has a workload of its own."""
+    settings = comparison.compare
+    labels = {group.name: comparison.variant(group.name).group for group in groups}
+    for index, label in enumerate(dict.fromkeys(labels.values()), start=1):
+        own = [group for group in groups if labels[group.name] == label]
+        full = comparison.full_of(comparison.variant(own[0].name))
+        chart = pareto_chart(
+            own,
+            styles_of([group.algorithm for group in own]),
+            Target(settings.metric, math.nan, settings.lower_is_better),
+            full=None if full is None else full.name,
+            over=settings.final_over,
+            slug="pareto" if len(set(labels.values())) == 1 else f"pareto-{index}",
+        )
+        if chart is not None:
+            save(chart, folder)
 
 
 def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict[str, Any]:

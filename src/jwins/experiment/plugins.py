@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.checks import BITS, BYTES, FEEDBACK, MEMORY, RATIO, STEP, ZERO
-from jwins.experiment.rules import Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
+from jwins.checks import BITS, BYTES, FEEDBACK, MBPS, MEMORY, RATIO, SECONDS, STEP, ZERO
+from jwins.experiment.rules import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "TOPOLOGY_TABLES",
     "AbsmaxConfig",
     "Algorithm",
+    "BeerConfig",
     "ByKeyConfig",
     "ChocoConfig",
     "ClosedLoopConfig",
@@ -43,11 +44,13 @@ __all__ = [
     "DirichletConfig",
     "EdgeListConfig",
     "ErdosRenyiConfig",
+    "FiniteTimeConfig",
     "FixedCutoffConfig",
     "FullConfig",
     "FullyConnectedConfig",
     "IidConfig",
     "JwinsConfig",
+    "MoniquaConfig",
     "OnePeerExponentialConfig",
     "PartitionTable",
     "Plugin",
@@ -59,6 +62,7 @@ __all__ = [
     "ShardsConfig",
     "SharingTable",
     "SmallWorldConfig",
+    "SparseLocoConfig",
     "StarConfig",
     "StatelessConfig",
     "TopKConfig",
@@ -231,6 +235,13 @@ class OnePeerExponentialConfig(TopologyTable):
     kind: Literal["one_peer_exponential"] = "one_peer_exponential"
 
 
+class FiniteTimeConfig(TopologyTable):
+    """Base-(k+1) graphs: a sequence of few neighbours each, after which all nodes have the exact average."""
+
+    kind: Literal["finite_time"] = "finite_time"
+    degree: Count = Field(default=1, description="the most neighbours of a node in a round, k")
+
+
 class EdgeListConfig(TopologyTable):
     """The graph in a text file, two node numbers per line."""
 
@@ -250,6 +261,7 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
         SmallWorldConfig,
         ErdosRenyiConfig,
         OnePeerExponentialConfig,
+        FiniteTimeConfig,
         EdgeListConfig,
     )
 )
@@ -505,6 +517,12 @@ class _RateTable(SharingTable):
     budget_bytes: Annotated[int, BYTES] | None = Field(
         default=None, description="the same in bytes of a frame; the step adapts to it"
     )
+    budget_seconds: Annotated[float, SECONDS] | None = Field(
+        default=None, description="the same in seconds that a round's frames take on a link of link_mbps"
+    )
+    link_mbps: Annotated[float, MBPS] | None = Field(
+        default=None, description="Mbit/s that a node can send; goes with budget_seconds"
+    )
     ratio: Annotated[float, RATIO] = Field(default=8.0, description=_RATIO)
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
@@ -520,10 +538,14 @@ class _RateTable(SharingTable):
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
-        named = [key for key in ("step", "budget", "budget_bytes") if getattr(self, key) is not None]
+        keys = ("step", "budget", "budget_bytes", "budget_seconds")
+        named = [key for key in keys if getattr(self, key) is not None]
         if len(named) > 1:
             problem = f"{named[0]} says already how much is sent; leave one of them out"
             raise refuse(named[1], getattr(self, named[1]), problem)
+        if (self.budget_seconds is None) != (self.link_mbps is None):
+            missing = "link_mbps" if self.link_mbps is None else "budget_seconds"
+            raise refuse(missing, MISSING, "required: budget_seconds is on a link of link_mbps")
         return self
 
 
@@ -577,6 +599,66 @@ class StatelessConfig(_RateTable):
         return stateless(**self.arguments())
 
 
+class BeerConfig(SharingTable):
+    """BEER, or MoTEF: gradient tracking by compressed differences to replicas that neighbours keep."""
+
+    kind: Literal["beer"] = "beer"
+    fraction: Fraction = Field(description="of the parameters, and of the tracker, whose differences are sent")
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        description="consensus step size; smaller for smaller fractions"
+    )
+    momentum: Fraction = Field(
+        default=1.0, description="weight of the newest change in the tracker; below 1 it is MoTEF"
+    )
+    values: Values = "float32"
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import beer
+
+        return beer(**self.arguments())
+
+
+class SparseLocoConfig(SharingTable):
+    """SparseLoCo on a graph: the largest of each chunk in two bits, with error feedback that fades."""
+
+    kind: Literal["sparse_loco"] = "sparse_loco"
+    fraction: Fraction = Field(description="of each chunk whose differences are sent")
+    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
+        description="consensus step size; smaller for smaller fractions"
+    )
+    decay: Annotated[float, FEEDBACK] = Field(
+        default=0.95, description="of what was not sent, from round to round; 1 forgets nothing"
+    )
+    chunk: Annotated[int, Within("a whole number of values per chunk", 16)] = Field(
+        default=4096, description="how many parameters in a row choose their largest by themselves"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import sparse_loco
+
+        return sparse_loco(**self.arguments())
+
+
+class MoniquaConfig(SharingTable):
+    """Moniqua: parameters modulo a range, resolved against the receiver's own."""
+
+    kind: Literal["moniqua"] = "moniqua"
+    theta: Annotated[float, STEP] = Field(
+        description="how far a parameter of two neighbours may be apart; frames beyond are left out"
+    )
+    bits: Annotated[int, Within("a whole number of bits", 2, 16)] = Field(
+        default=8, description="of each parameter, before the entropy coder"
+    )
+
+    def build(self) -> Sharing[Any]:
+        """See :meth:`SharingTable.build`."""
+        from jwins.sharing import moniqua
+
+        return moniqua(**self.arguments())
+
+
 @dataclass(frozen=True, slots=True)
 class Algorithm:
     """A sharing algorithm that has a name.
@@ -605,6 +687,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
         Algorithm(ClosedLoopConfig, colour="#084508", marker="P"),
         Algorithm(StatelessConfig, colour="#400050", marker="X"),
+        Algorithm(BeerConfig, colour="#0b3dbb", marker="p"),
+        Algorithm(SparseLocoConfig, colour="#e60037", marker="h"),
+        Algorithm(MoniquaConfig, colour="#6c9a56", marker="*"),
     )
 }
 """What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""

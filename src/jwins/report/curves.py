@@ -27,7 +27,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ROUNDS", "SENT", "Across", "Up", "curve_chart", "figure", "mark_level", "means", "seconds"]
+__all__ = [
+    "ROUNDS",
+    "SENT",
+    "Across",
+    "Up",
+    "byte_ticks",
+    "curve_chart",
+    "figure",
+    "mark_level",
+    "means",
+    "seconds",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +290,6 @@ def _in_sight(curve: _Curve, limits: _Limits | None) -> npt.NDArray[np.intp]:
 def _set_across(axes: Axes, curves: Sequence[_Curve], across: Across, limits: _Limits | None) -> None:
     axes.set_xlabel(across.label)
     if across.in_bytes and curves:
-        axes.set_xscale("log")
         _byte_ticks(axes, curves, limits)
     elif curves:
         axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
@@ -288,12 +298,17 @@ def _set_across(axes: Axes, curves: Sequence[_Curve], across: Across, limits: _L
 
 def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
     """Limits and ticks of an axis of bytes, which begins where the first curve comes in sight."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
     first = [seen[0] if len(seen := _in_sight(curve, limits)) else 0 for curve in curves]
     low = min(float(c.x[max(0, i - 1)]) for c, i in zip(curves, first, strict=True))
     high = max(float(c.x[-1]) for c in curves)
-    low, high = low / 1.12, high * 1.12
+    byte_ticks(axes, low / 1.12, high * 1.12)
+
+
+def byte_ticks(axes: Axes, low: float, high: float) -> None:
+    """A log axis of bytes from ``low`` to ``high``, both above 0, with at most five round numbers on it."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axes.set_xscale("log")
     axes.set_xlim(low, high)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for mantissas in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,)):

@@ -17,6 +17,7 @@ from jwins.report.charts import Chart
 from jwins.report.colours import Style
 from jwins.report.curves import ROUNDS, SENT, Across, Up, curve_chart, seconds
 from jwins.report.networks import topology_chart
+from jwins.report.pareto import pareto_chart
 from jwins.report.partitions import Partition, partition_chart
 from jwins.report.settings import described
 from jwins.report.studies import Study, network
@@ -38,6 +39,7 @@ class Figures:
     """The charts of a study, by section; and what is absent and why."""
 
     curves: list[Chart] = field(default_factory=list)
+    costs: list[Chart] = field(default_factory=list)
     traffic: list[Chart] = field(default_factory=list)
     nodes: list[Chart] = field(default_factory=list)
     training: list[Chart] = field(default_factory=list)
@@ -47,7 +49,7 @@ class Figures:
     @property
     def all(self) -> list[Chart]:
         """In the order of the page."""
-        return [*self.curves, *self.traffic, *self.nodes, *self.training, *self.setting]
+        return [*self.curves, *self.costs, *self.traffic, *self.nodes, *self.training, *self.setting]
 
 
 def figures_of(study: Study, styles: Sequence[Style]) -> Figures:
@@ -60,6 +62,8 @@ def figures_of(study: Study, styles: Sequence[Style]) -> Figures:
     )
     if any(metric in record.evaluations[-1].per_node for record in study.records):
         figures.nodes = [nodes_chart(groups, styles, metric, percent=study.percent)]
+    costs = pareto_chart(groups, styles, study.target, full=study.full, over=study.final_over)
+    figures.costs = [] if costs is None else [costs]
     _add_topologies(study, figures)
     _add_partitions(study, figures)
     return figures
@@ -159,7 +163,7 @@ def _topology_caption(graph: Graph, table: Any, seed: int) -> str:
         gap = 1 - float(np.sort(np.abs(np.linalg.eigvalsh(W)))[-2])
         caption += f" Spectral gap of the mixing matrix: {gap:.3g}."
     given: Mapping[str, Any] = table if isinstance(table, Mapping) else {}
-    changing = given.get("dynamic") or given.get("kind") == "one_peer_exponential"
+    changing = given.get("dynamic") or given.get("kind") in ("one_peer_exponential", "finite_time")
     if changing:
         caption += " This is round 0; every round has another graph."
     drawn = given.get("kind") in ("regular", "small_world", "erdos_renyi")

@@ -4,11 +4,13 @@ Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k a
 """
 
 from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
+from jwins.sharing.beer import Beer, beer
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.moniqua import Moniqua, moniqua
 from jwins.sharing.quantizers import AbsmaxQuantizer, Rounding, UniformQuantizer
-from jwins.sharing.rate import Budget, FixedStep, RelativeStep, StepRule
+from jwins.sharing.rate import Budget, FixedStep, LinkBudget, RelativeStep, StepRule
 from jwins.sharing.sparse import (
     Full,
     Jwins,
@@ -19,11 +21,13 @@ from jwins.sharing.sparse import (
     random_k,
     top_k,
 )
+from jwins.sharing.sparse_loco import SparseLoco, sparse_loco
 from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
     "PAPER_FRACTIONS",
     "AbsmaxQuantizer",
+    "Beer",
     "Budget",
     "Choco",
     "ClosedLoop",
@@ -32,6 +36,8 @@ __all__ = [
     "FixedStep",
     "Full",
     "Jwins",
+    "LinkBudget",
+    "Moniqua",
     "Precision",
     "Quantizer",
     "RandomCutoff",
@@ -40,16 +46,20 @@ __all__ = [
     "Rounding",
     "ScoreRule",
     "Sharing",
+    "SparseLoco",
     "Stateless",
     "StepRule",
     "UniformQuantizer",
+    "beer",
     "choco",
     "closed_loop",
     "full",
     "jwins",
     "mix",
+    "moniqua",
     "place",
     "random_k",
+    "sparse_loco",
     "stateless",
     "top_k",
 ]

@@ -215,6 +215,8 @@ def closed_loop(
     budget: float | None = None,
     budget_bytes: int | None = None,
     *,
+    budget_seconds: float | None = None,
+    link_mbps: float | None = None,
     ratio: float = 3.0,
     gamma: float = 1.0,
     zero: float = 0.5,
@@ -226,13 +228,15 @@ def closed_loop(
 ) -> ClosedLoop:
     """Quantized increments on replicas that neighbours keep, in the wavelet domain.
 
-    At most one of ``step``, ``budget`` and ``budget_bytes`` is given; with none, the step is ``ratio`` times
+    At most one of ``step`` and the budgets is given; with none, the step is ``ratio`` times
     the root mean square of what a node's training changes in a round.
 
     Args:
         step: of the quantizer, fixed.
         budget: bits per parameter and round that each frame to a neighbour may have; the step adapts.
         budget_bytes: the same in bytes per round.
+        budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
+        link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
         ratio: of the step to the root mean square of a round's change, where nothing else is given.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone in steps; 0.5 is plain rounding.
@@ -248,4 +252,11 @@ def closed_loop(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return ClosedLoop(step_rule(step, budget, budget_bytes, ratio), gamma, zero, feedback, transform, memory)
+    return ClosedLoop(
+        step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps),
+        gamma,
+        zero,
+        feedback,
+        transform,
+        memory,
+    )

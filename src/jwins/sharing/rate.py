@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jwins.checks import BITS, BYTES, RATIO, STEP
+from jwins.checks import BITS, BYTES, MBPS, MISSING, RATIO, SECONDS, STEP
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 
-__all__ = ["Budget", "FixedStep", "Pace", "RelativeStep", "StepRule", "step_rule"]
+__all__ = ["Budget", "FixedStep", "LinkBudget", "Pace", "RelativeStep", "StepRule", "step_rule"]
 
 _MEMORY = 0.9
 """Weight of the past in the running mean square of a round's change: about ten rounds."""
@@ -144,6 +144,32 @@ class Budget:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LinkBudget:
+    """A :class:`Budget` of the bytes that a link carries in so many seconds, for all neighbours together.
+
+    A node sends as many frames as it hears neighbours, which undirected graphs and one-peer ones have it do.
+
+    Attributes:
+        seconds: that sending may take in a round.
+        mbps: Mbit/s that the node can send.
+    """
+
+    seconds: float
+    mbps: float
+
+    def __post_init__(self) -> None:
+        SECONDS.check("sharing.budget_seconds", self.seconds)
+        MBPS.check("sharing.link_mbps", self.mbps)
+
+    def next(
+        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    ) -> Pace:
+        """See :meth:`StepRule.next`."""
+        size = 1e6 / 8 * self.mbps * self.seconds / max(1, len(ctx.weights))
+        return Budget(size_bytes=max(1, round(size))).next(pace, trained, wanted, bands, ctx)
+
+
 def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
     """The step whose levels have an entropy of ``bits`` each, within a few per cent."""
     if largest == 0.0:
@@ -161,20 +187,32 @@ def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
 
 
 def step_rule(
-    step: float | None, budget: float | None, budget_bytes: int | None, ratio: float | None
+    step: float | None,
+    budget: float | None,
+    budget_bytes: int | None,
+    ratio: float | None,
+    budget_seconds: float | None = None,
+    link_mbps: float | None = None,
 ) -> StepRule:
-    """The rule that the arguments of an algorithm name; at most one of the first three is given.
+    """The rule that the arguments of an algorithm name; at most one of a step and the budgets is given.
+
+    ``budget_seconds`` and ``link_mbps`` belong together.
 
     Raises:
         ConfigError: several are given, or one is out of range.
     """
-    given = {"step": step, "budget": budget, "budget_bytes": budget_bytes}
+    given = {"step": step, "budget": budget, "budget_bytes": budget_bytes, "budget_seconds": budget_seconds}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         problem = f"{named[0]} says already how much is sent; leave one of them out"
         raise ConfigError(f"sharing.{named[1]}", given[named[1]], problem)
+    if (budget_seconds is None) != (link_mbps is None):
+        missing = "link_mbps" if link_mbps is None else "budget_seconds"
+        raise ConfigError(f"sharing.{missing}", MISSING, "required: budget_seconds is on a link of link_mbps")
     if step is not None:
         return FixedStep(step)
+    if budget_seconds is not None and link_mbps is not None:
+        return LinkBudget(budget_seconds, link_mbps)
     if named:
         return Budget(budget, budget_bytes)
     assert ratio is not None

@@ -109,6 +109,8 @@ def stateless(
     budget: float | None = None,
     budget_bytes: int | None = None,
     *,
+    budget_seconds: float | None = None,
+    link_mbps: float | None = None,
     ratio: float = 8.0,
     own: Own = "exact",
     wavelet: str | None = "sym2",
@@ -117,13 +119,15 @@ def stateless(
 ) -> Stateless:
     """Dithered quantization of the coefficients themselves.
 
-    At most one of ``step``, ``budget`` and ``budget_bytes`` is given; with none, the step is ``ratio`` times
+    At most one of ``step`` and the budgets is given; with none, the step is ``ratio`` times
     the root mean square of what a node's training changes in a round.
 
     Args:
         step: of the quantizer, fixed.
         budget: bits per parameter and round that each frame to a neighbour may have; the step adapts.
         budget_bytes: the same in bytes per round.
+        budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
+        link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
         ratio: of the step to the root mean square of a round's change, where nothing else is given.
         own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
@@ -134,4 +138,4 @@ def stateless(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return Stateless(step_rule(step, budget, budget_bytes, ratio), transform, own)
+    return Stateless(step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps), transform, own)

@@ -1,6 +1,7 @@
 """Who sends to whom: graphs with Metropolis-Hastings weights, static or drawn anew in each round."""
 
 from jwins.topology.edge_list import EdgeList
+from jwins.topology.finite_time import FiniteTime
 from jwins.topology.graph import Graph, Topology
 from jwins.topology.kinds import (
     TOPOLOGIES,
@@ -18,6 +19,7 @@ from jwins.topology.kinds import (
 __all__ = [
     "EdgeList",
     "ErdosRenyi",
+    "FiniteTime",
     "FullyConnected",
     "Graph",
     "OnePeerExponential",

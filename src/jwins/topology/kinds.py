@@ -12,6 +12,7 @@ from jwins.errors import ConfigError
 from jwins.rng import stream
 from jwins.topology.drawing import check_nodes, check_round, drawn_graph, static_graph
 from jwins.topology.edge_list import EdgeList
+from jwins.topology.finite_time import FiniteTime
 from jwins.topology.graph import Graph, Topology
 
 __all__ = [
@@ -348,6 +349,7 @@ TOPOLOGIES: Mapping[str, type[Topology]] = {
     "small_world": SmallWorld,
     "erdos_renyi": ErdosRenyi,
     "one_peer_exponential": OnePeerExponential,
+    "finite_time": FiniteTime,
     "edge_list": EdgeList,
 }
 """What ``topology.kind`` may say."""

@@ -1,0 +1,222 @@
+"""What accuracy costs: where every variant ends, against the bytes that it took to get there.
+
+One point for each variant. Variants of one algorithm, such as several budgets, are joined in the algorithm's
+colour, from the fewest bytes to the most. A ring marks the Pareto front: what no other variant beats or equals
+for fewer bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
+from jwins.report.charts import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
+from jwins.report.curves import Up, byte_ticks, mark_level
+from jwins.report.words import and_list, final_text, size
+from jwins.results.groups import Group, Target, deviation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Point", "front", "pareto_chart"]
+
+_FAR = 8.0
+"""Points farther from the best than so many times the typical one are named instead of drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where a variant ends.
+
+    Attributes:
+        name: of the variant.
+        algorithm: whose points are joined.
+        style: how the variant is drawn elsewhere, too.
+        sent: bytes per node, mean over seeds; above 0.
+        final: value of the metric, mean over seeds; finite.
+        deviation: of the final value over seeds, None for one seed.
+    """
+
+    name: str
+    algorithm: str
+    style: Style
+    sent: float
+    final: float
+    deviation: float | None
+
+
+def _points(groups: Sequence[Group], styles: Sequence[Style], metric: str, over: int) -> list[Point]:
+    """The variants that have an end and have sent something."""
+    found = []
+    for group, style in zip(groups, styles, strict=True):
+        records = [record for record in group.counted.records if record.evaluations]
+        finals = [record.final(metric, over) for record in records]
+        sent = statistics.fmean(record.bytes_per_node()[-1] for record in records) if records else 0.0
+        if sent > 0 and all(map(math.isfinite, finals)):
+            mean = statistics.fmean(finals)
+            found.append(Point(group.name, group.algorithm, style, sent, mean, deviation(finals)))
+    return found
+
+
+def front(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
+    """The points that no other beats in one of bytes and value without being worse in the other.
+
+    Of points that are equal in both, all are on the front.
+    """
+    sign = -1.0 if lower_is_better else 1.0
+
+    def beaten(point: Point) -> bool:
+        return any(
+            other.sent <= point.sent
+            and sign * other.final >= sign * point.final
+            and (other.sent, other.final) != (point.sent, point.final)
+            for other in points
+        )
+
+    return sorted((point for point in points if not beaten(point)), key=lambda point: point.sent)
+
+
+def pareto_chart(
+    groups: Sequence[Group],
+    styles: Sequence[Style],
+    target: Target,
+    *,
+    full: str | None,
+    over: int = 1,
+    slug: str = "pareto",
+) -> Chart | None:
+    """The final metric against bytes per node; None for fewer than two points.
+
+    Args:
+        groups: the variants.
+        styles: how each is drawn.
+        target: whose metric is shown; its value does not matter here.
+        full: the variant whose final value is drawn as a line, None for none.
+        over: how many of the last evaluations a final value is the mean of.
+        slug: name of its files.
+    """
+    points = _points(groups, styles, target.metric, over)
+    if len(points) < 2:
+        return None
+    up = Up.of_metric(target)
+    near = _near(points, lower_is_better=target.lower_is_better)
+    best = front(points, lower_is_better=target.lower_is_better)
+    level = next((point for point in near if point.name == full), None)
+    title = f"What {up.label.partition(' in %')[0].partition(',')[0]} costs"
+    ends = "; ".join(f"{_said(point, up)}{' (on the front)' if point in best else ''}" for point in points)
+    alt = f"Scatter chart: final {up.label} against bytes sent per node, log axis. {ends}."
+
+    def draw(paper: bool) -> Drawing:
+        rows = math.ceil(len(near) / 2) if paper else 0
+        height = 3.66 + 0.21 * rows
+        drawn = page_figure(height, paper=paper)
+        axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.75 / height))
+        _set_limits(axes, near, up)
+        for algorithm in dict.fromkeys(point.algorithm for point in near):
+            _join(axes, [point for point in near if point.algorithm == algorithm], algorithm, up)
+        for point in near:
+            _draw(axes, point, up, ringed=point in best)
+        axes.set_title(f"final {up.label}", color=MUTED)
+        axes.set_xlabel("bytes sent per node (log)")
+        if level is not None:
+            name = f"{level.name} {final_text(level.final, percent=up.percent)}"
+            mark_level(axes, level.final * up.scale, name if len(name) < 32 else "full sharing", size=10.8)
+        if paper:
+            drawn.legend(
+                *axes.get_legend_handles_labels(),
+                loc="upper left",
+                bbox_to_anchor=(0.1, 1.0),
+                ncols=2,
+                borderaxespad=0.3,
+            )
+        hits = [Hit(axes, point.sent, point.final * up.scale, _said(point, up)) for point in near]
+        return Drawing(drawn, hits)
+
+    return Chart(slug, title, _caption(points, near, up), alt, draw)
+
+
+def _near(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
+    """The points that are drawn: not those so far off that all others would lie on one line."""
+    finals = [point.final for point in points]
+    best = min(finals) if lower_is_better else max(finals)
+    typical = statistics.median(abs(best - final) for final in finals)
+    return [point for point in points if typical == 0 or abs(best - point.final) <= _FAR * typical]
+
+
+def _caption(points: Sequence[Point], near: Sequence[Point], up: Up) -> str:
+    better = "lower" if up.lower_is_better else "higher"
+    text = f"To the left is cheaper, {better} is better. Ringed: no other variant is as good for as few bytes."
+    if any(point.deviation is not None for point in near):
+        text += " Bars are one standard deviation over seeds."
+    algorithms = [point.algorithm for point in near]
+    if any(algorithms.count(kind) > 1 for kind in algorithms):
+        text += " Lines join variants of one algorithm."
+    far = [_said(point, up) for point in points if point not in near]
+    return text + (f" Too far off to be shown: {and_list(far)}." if far else "")
+
+
+def _said(point: Point, up: Up) -> str:
+    spread = (
+        "" if point.deviation is None else f" ± {final_text(point.deviation, percent=up.percent, unit=False)}"
+    )
+    return f"{point.name}: {final_text(point.final, percent=up.percent)}{spread} for {size(point.sent)}"
+
+
+# --- Drawing ----------------------------------------------------------------------------------------------
+
+
+def _set_limits(axes: Axes, points: Sequence[Point], up: Up) -> None:
+    reach = [(point.final + side * (point.deviation or 0.0)) * up.scale for point in points for side in (-1, 1)]
+    low, high = min(reach), max(reach)
+    margin = 0.12 * (high - low) or abs(high) * 0.05 or 1.0
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(steps(6, least=3))
+    byte_ticks(axes, min(point.sent for point in points) / 1.3, max(point.sent for point in points) * 1.3)
+
+
+def _join(axes: Axes, points: Sequence[Point], algorithm: str, up: Up) -> None:
+    """A line through several points, in the colour of their algorithm."""
+    if len(points) < 2:
+        return
+    (style,) = styles_of([algorithm])
+    ordered = sorted(points, key=lambda point: point.sent)
+    finals = [point.final * up.scale for point in ordered]
+    axes.plot([point.sent for point in ordered], finals, color=style.colour, linewidth=1.6, zorder=2)
+
+
+def _draw(axes: Axes, point: Point, up: Up, *, ringed: bool) -> None:
+    x, y = point.sent, point.final * up.scale
+    if point.deviation is not None:
+        axes.errorbar(
+            x, y, yerr=point.deviation * up.scale, color=point.style.colour, elinewidth=1.4, capsize=3, zorder=3
+        )
+    if ringed:
+        axes.plot(
+            x,
+            y,
+            linestyle="none",
+            marker="o",
+            markersize=14,
+            markerfacecolor="none",
+            markeredgecolor=TEXT,
+            markeredgewidth=1.3,
+            color=TEXT,
+            zorder=3,
+        )
+    axes.plot(
+        x,
+        y,
+        linestyle="none",
+        marker=point.style.marker,
+        color=point.style.colour,
+        markersize=8,
+        markeredgecolor=PAGE,
+        markeredgewidth=0.9,
+        zorder=4,
+        label=shorten(point.name, 34, placeholder="…"),
+    )

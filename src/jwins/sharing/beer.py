@@ -1,0 +1,168 @@
+"""BEER and MoTEF: gradient tracking with compressed differences, against the bias of D-PSGD on unlike data.
+
+With local steps, the gradient of a round is minus the change that training makes in it. From parameters x at
+the round's start, trained to y, with replicas h of x and g of the tracker v that neighbours hold too, all 0 at
+first:
+
+    d  = y - x
+    m' = (1 - momentum) m + momentum d          d itself in the first round
+    v += m' - m                                 m' itself in the first round
+    h += top-k(x - h),  g += top-k(v - g)       at i and at each neighbour that hears them
+    x += v + gamma sum_j W_ij (h_j - h_i)
+    v += gamma sum_j W_ij (g_j - g_i)
+
+The mean of the v over the nodes is always that of the m. With ``momentum = 1`` this is BEER, below 1 MoTEF,
+which needs no large batches. A node that hears nobody keeps what it has trained, y. The update is one vector of
+twice as many entries as parameters, x before v; each half sends its own largest.
+
+Sources: H. Zhao, B. Li, Z. Li, P. Richtárik, Y. Chi, "BEER: Fast O(1/T) Rate for Decentralized Nonconvex
+Optimization with Communication Compression", NeurIPS 2022, algorithm 1; R. Islamov, Y. Gao, S. U. Stich,
+"Towards Faster Decentralized Stochastic Optimization with Communication Compression", 2024, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from jwins.checks import FRACTION
+from jwins.errors import ConfigError, UsageError
+from jwins.ops.select import count_of, largest_k
+from jwins.rng import RoundContext
+from jwins.sharing.base import Precision, Quantizer, Sharing, check_fraction, check_quantizer, quantize
+from jwins.sharing.replicas import Replica, added, follow, hash_of, key_of
+from jwins.update import Received, Update
+
+__all__ = ["Beer", "BeerState", "beer"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BeerState:
+    """What BEER remembers.
+
+    Attributes:
+        start: (P,) float32, the parameters at the start of the round.
+        x_hat: (2 P,) float32, this node's own replicas h and g, as its neighbours hold them.
+        change: (P,) float32, m; None before the first round.
+        tracker: (P,) float32, v; None before the first round.
+        shared: the round of this node's last share, or None.
+        replicas: of the neighbours, by node.
+        missing: neighbours whose key is needed.
+    """
+
+    start: Tensor
+    x_hat: Tensor
+    change: Tensor | None = None
+    tracker: Tensor | None = None
+    shared: int | None = None
+    replicas: Mapping[int, Replica] = field(default_factory=dict)
+    missing: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Beer(Sharing[BeerState]):
+    """BEER, or MoTEF, with a top-k compressor; see the module's docstring for the algorithm.
+
+    Attributes:
+        fraction: of the parameters, and of the tracker, to send, in (0, 1].
+        gamma: consensus step size, in (0, 1].
+        momentum: weight of the newest change, in (0, 1].
+        values: the quantizer of the differences that are sent, or its name.
+    """
+
+    fraction: float
+    gamma: float
+    momentum: float = 1.0
+    values: Precision | Quantizer = "float32"
+    remembers_peers: ClassVar[bool] = True
+    state_types: ClassVar[tuple[type, ...]] = (BeerState, Replica)
+
+    def __post_init__(self) -> None:
+        check_fraction("sharing.fraction", self.fraction)
+        if not 0.0 < self.gamma <= 1.0:
+            raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
+        FRACTION.check("sharing.momentum", self.momentum)
+        check_quantizer(self.values)
+
+    def update_dim(self, num_params: int) -> int:
+        """Parameters and tracker."""
+        return 2 * num_params
+
+    def init(self, params: Tensor) -> BeerState:
+        """All replicas start at 0, which needs no message."""
+        return BeerState(params.clone(), torch.zeros_like(params).repeat(2))
+
+    def share(self, state: BeerState, params: Tensor, ctx: RoundContext) -> tuple[Update, BeerState]:
+        """The largest differences of the round's start and of the tracker to the own replicas."""
+        trained, dim = params - state.start, len(params)
+        if state.change is None or state.tracker is None:
+            change = tracker = trained
+        else:
+            change = torch.lerp(state.change, trained, self.momentum)
+            tracker = state.tracker + (change - state.change)
+        difference = torch.cat([state.start, tracker]) - state.x_hat
+        count = count_of(self.fraction, dim)
+        positions = None
+        if count < dim:
+            halves = (largest_k(difference[:dim], count), largest_k(difference[dim:], count) + dim)
+            positions = torch.cat(halves)
+        chosen = difference if positions is None else difference.index_select(0, positions)
+        values = quantize(self.values, chosen, (count, count), ctx)
+        x_hat = added(state.x_hat, positions, values)
+        update = Update(2 * dim, positions, values, base=state.shared, check=hash_of(x_hat))
+        return update, replace(state, x_hat=x_hat, change=change, tracker=tracker, shared=ctx.round)
+
+    def merge(
+        self, state: BeerState, params: Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[Tensor, BeerState]:
+        """One step along the tracker, and one gossip step for both on those that were heard in this round."""
+        followed = follow(state.replicas, state.missing, received, ctx.weights, like=state.x_hat)
+        merged, tracker = params.clone(), state.tracker
+        if followed.heard and tracker is not None:
+            mixed = torch.zeros_like(state.x_hat)
+            for j, weight in followed.heard.items():
+                mixed.add_(followed.replicas[j].x_hat - state.x_hat, alpha=self.gamma * weight)
+            merged += (tracker - (params - state.start)) + mixed[: len(params)]
+            tracker = tracker + mixed[len(params) :]
+        return merged, replace(
+            state,
+            start=merged.clone(),
+            tracker=tracker,
+            replicas=followed.replicas,
+            missing=followed.missing,
+        )
+
+    def projected(self, state: BeerState, params: Tensor) -> BeerState:
+        """Finds the start of the round again."""
+        return replace(state, start=params.clone())
+
+    def key(self, state: BeerState, ctx: RoundContext) -> Update:
+        """The own replicas, without the zeros where that is shorter."""
+        if state.shared is None:
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
+        return key_of(state.x_hat)
+
+    def missing(self, state: BeerState) -> frozenset[int]:
+        """Neighbours whose replica was lost by a gap or a hash that does not fit."""
+        return state.missing
+
+
+def beer(
+    fraction: float, gamma: float, *, momentum: float = 1.0, values: Precision | Quantizer = "float32"
+) -> Beer:
+    """BEER with top-k; with ``momentum`` below 1 it is MoTEF.
+
+    Args:
+        fraction: of the parameters, and of the tracker, to send per round, in (0, 1].
+        gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
+        momentum: weight of the newest change against the mean of earlier ones, in (0, 1].
+        values: what differences are rounded to: "float32", "bfloat16", or a quantizer.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+    return Beer(fraction, gamma, momentum, values)

@@ -1,0 +1,110 @@
+"""Moniqua: parameters modulo a range, resolved against the receiver's own. Nothing is remembered.
+
+With b bits, a bound theta on how far neighbours' parameters are apart, and step = 2 theta / (2^b - 1):
+
+    n_i = round(y_i / step)
+    send  l_i = n_i modulo 2^b
+    n_j = the number that is l_j modulo 2^b and nearest to n_i
+    x_i = y_i + step sum_j W_ij (n_j - n_i)
+
+The range 2^b step is the paper's B = 2 theta / (1 - 2 delta) for a quantizer of error delta = 2^-b / 2. As long
+as no parameter of two neighbours differs by more than theta less a step, every n_j is the sender's, and the
+mean over nodes stays where it was. One that differs by more may be resolved to a wrong place, a whole range
+away. So the update has a hash of the sender's n_i, and a receiver that finds another one leaves that neighbour
+out in the round. Where many are left out, theta is too small.
+
+Source: Y. Lu, C. De Sa, "Moniqua: Modulo Quantized Communication in Decentralized SGD", ICML 2020, algorithm 1,
+which has theta follow from the learning rate and has no hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jwins.checks import STEP, Within
+from jwins.errors import ConfigError
+from jwins.ops.quantize import to_nearest
+from jwins.rng import RoundContext
+from jwins.sharing.base import Sharing
+from jwins.sharing.replicas import hash_of
+from jwins.update import Quantized, Received, Update
+
+__all__ = ["Moniqua", "moniqua"]
+
+_BITS = Within("a whole number of bits", 2, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Moniqua(Sharing[None]):
+    """Modulo quantization; see the module's docstring for the algorithm.
+
+    Attributes:
+        theta: how far a parameter of two neighbours may be apart.
+        bits: of each parameter, 2 to 16, before the entropy coder.
+    """
+
+    theta: float
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        STEP.check("sharing.theta", self.theta)
+        if type(self.bits) is not int:
+            raise ConfigError("sharing.bits", self.bits, f"expected {_BITS.what}")
+        _BITS.check("sharing.bits", self.bits)
+
+    @property
+    def step(self) -> float:
+        """Between two levels."""
+        return 2.0 * self.theta / ((1 << self.bits) - 1)
+
+    def init(self, params: Tensor) -> None:
+        """Nothing is remembered."""
+
+    def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
+        """All parameters in steps, modulo the range."""
+        whole = to_nearest(params / self.step)
+        scales = torch.tensor([self.step])
+        values = Quantized(self._wrapped(whole).cpu(), scales, (len(params),))
+        return Update(len(params), None, values, check=hash_of(whole)), None
+
+    def merge(
+        self, state: None, params: Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[Tensor, None]:
+        """Resolve what was heard against the own parameters, and mix what the hash says is right."""
+        own = to_nearest(params / self.step)
+        change = torch.zeros_like(params)
+        for item in received:
+            apart = self._apart(own, item.update) if item.weight > 0.0 else None
+            if apart is not None:
+                change.add_(apart.to(torch.float32), alpha=self.step * item.weight)
+        return params + change, None
+
+    def _apart(self, own: Tensor, update: Update) -> Tensor | None:
+        """How many steps a neighbour is away from ``own``, (P,) int32; None if a wrap is wrong."""
+        values = update.values
+        if update.positions is not None or not isinstance(values, Quantized) or len(values.levels) != len(own):
+            return None
+        apart = self._wrapped(values.levels.to(own.device) - own)
+        return apart if hash_of(own + apart) == update.check else None
+
+    def _wrapped(self, whole: Tensor) -> Tensor:
+        """The numbers from -2^(b-1) to 2^(b-1) - 1 that are the same modulo 2^b."""
+        half = 1 << (self.bits - 1)
+        return torch.remainder(whole + half, 2 * half) - half
+
+
+def moniqua(theta: float, *, bits: int = 8) -> Moniqua:
+    """Modulo quantization against the receiver's own parameters.
+
+    Args:
+        theta: how far a parameter of two neighbours may be apart; above 0.
+        bits: of each parameter, 2 to 16.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+    return Moniqua(theta, bits)

@@ -1,0 +1,289 @@
+"""BEER, MoTEF, SparseLoCo and Moniqua: against their papers' equations in numpy, and what they promise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from jwins.errors import ConfigError
+from jwins.rng import RoundContext
+from jwins.sharing import beer, choco, full, moniqua, sparse_loco
+from jwins.sharing.sparse_loco import TwoBits
+from jwins.topology import Ring, Topology
+from jwins.update import Quantized, Received, Update
+
+N, P = 5, 12
+Array = npt.NDArray[np.float64]
+GRAPH = Ring(N)
+MIXING = GRAPH.at(0).matrix()
+TARGETS = np.random.default_rng(3).normal(size=(N, P))
+STARTS = np.tile(np.random.default_rng(4).normal(size=P), (N, 1))
+
+
+def run(
+    algorithm: Any,
+    rounds: int,
+    *,
+    lr: float = 0.1,
+    starts: Array = STARTS,
+    topology: Topology = GRAPH,
+    lost: tuple[int, int, int] = (-1, -1, -1),
+) -> Array:
+    """Nodes that each descend to a target of their own; ``lost`` is (round, sender, receiver) of one frame.
+
+    Returns:
+        (rounds + 1, N, P) the parameters at the start of each round and at the end.
+    """
+    params = [torch.from_numpy(row).float() for row in starts]
+    state = [algorithm.init(x) for x in params]
+    history = [np.stack([x.numpy().astype(np.float64) for x in params])]
+    for r in range(rounds):
+        graph, sent = topology.at(r), []
+        trained = [x - lr * (x - torch.from_numpy(t).float()) for x, t in zip(params, TARGETS, strict=True)]
+        contexts = [RoundContext(1, i, r, graph.senders[i]) for i in range(len(params))]
+        for i, ctx in enumerate(contexts):
+            update, state[i] = algorithm.share(state[i], trained[i], ctx)
+            sent.append(update)
+        for i, ctx in enumerate(contexts):
+            heard = [Received(j, r, w, sent[j]) for j, w in ctx.weights.items() if (r, j, i) != lost]
+            params[i], state[i] = algorithm.merge(state[i], trained[i], heard, ctx)
+        history.append(np.stack([x.numpy().astype(np.float64) for x in params]))
+    return np.stack(history)
+
+
+def top(rows: Array, k: int) -> Array:
+    """Each row with all but its k largest magnitudes set to 0."""
+    kept = np.zeros_like(rows)
+    for row, out in zip(rows, kept, strict=True):
+        at = np.argsort(-np.abs(row), kind="stable")[:k]
+        out[at] = row[at]
+    return kept
+
+
+def spread(rows: Array) -> float:
+    return float(np.linalg.norm(rows - rows.mean(axis=0)))
+
+
+# --- BEER and MoTEF ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [1.0, 0.3])
+@pytest.mark.parametrize("k", [3, P])
+def test_beer_is_the_algorithm_of_its_paper(momentum: float, k: int) -> None:
+    """X, V, H, G in matrices, the gradient being (x - target) and the learning rate in V."""
+    gamma, lr, rounds = 0.4, 0.1, 12
+    laplacian = MIXING - np.eye(N)
+    X = STARTS.copy()
+    H = np.zeros_like(X)
+    G = np.zeros_like(X)
+    M = -lr * (X - TARGETS)
+    V = M.copy()
+    expected = [X]
+    for _ in range(rounds):
+        H = H + top(X - H, k)
+        G = G + top(V - G, k)
+        X = X + gamma * laplacian @ H + V
+        newest = (1 - momentum) * M - momentum * lr * (X - TARGETS)
+        V = V + gamma * laplacian @ G + newest - M
+        M = newest
+        expected.append(X)
+    found = run(beer(k / P, gamma, momentum=momentum), rounds, lr=lr)
+    np.testing.assert_allclose(found, np.stack(expected), atol=2e-5)
+
+
+@pytest.mark.parametrize("momentum", [1.0, 0.5])
+def test_beer_has_no_bias_on_unlike_data(momentum: float) -> None:
+    """D-PSGD stops where each node is drawn to its own target; gradient tracking reaches the mean of them."""
+    optimum = np.tile(TARGETS.mean(axis=0), (N, 1))
+    exact = run(beer(0.5, 0.3, momentum=momentum), 600, lr=0.05)[-1]
+    biased = run(full(), 600, lr=0.05)[-1]
+    assert np.linalg.norm(exact - optimum) < 1e-3
+    assert np.linalg.norm(biased - optimum) > 0.1
+
+
+def test_beer_catches_up_with_a_frame_it_missed_by_a_key() -> None:
+    algorithm = beer(0.5, 0.5)
+    start = torch.zeros(P)
+    states = [algorithm.init(start), algorithm.init(start)]
+    contexts = [[RoundContext(1, i, r, {1 - i: 0.5}) for i in (0, 1)] for r in range(3)]
+    trained = torch.linspace(-1.0, 1.0, P)
+    for r in range(2):
+        _, states[0] = algorithm.share(states[0], trained, contexts[r][0])
+        _, states[0] = algorithm.merge(states[0], trained, [], contexts[r][0])
+    update, states[0] = algorithm.share(states[0], trained, contexts[2][0])
+    _, states[1] = algorithm.share(states[1], trained, contexts[2][1])
+    merged, gap = algorithm.merge(states[1], trained, [Received(0, 2, 0.5, update)], contexts[2][1])
+    assert algorithm.missing(gap) == {0}
+    assert torch.equal(merged, trained)
+    key = Received(0, 2, 0.5, algorithm.key(states[0], contexts[2][0]))
+    _, healed = algorithm.merge(states[1], trained, [key], contexts[2][1])
+    assert algorithm.missing(healed) == frozenset()
+    assert torch.equal(healed.replicas[0].x_hat, states[0].x_hat)
+
+
+# --- SparseLoCo -------------------------------------------------------------------------------------------
+
+
+def test_sparse_loco_is_its_equations() -> None:
+    gamma, decay, lr, chunk, rounds = 0.5, 0.8, 0.1, 16, 10
+    size = 40  # two whole chunks and a short one
+    rng = np.random.default_rng(5)
+    targets, X = rng.normal(size=(N, size)), np.tile(rng.normal(size=size), (N, 1))
+    hats = np.zeros_like(X)
+    algorithm = sparse_loco(0.25, gamma, decay=decay, chunk=chunk)
+    params = [torch.from_numpy(row).float() for row in X]
+    state = [algorithm.init(x) for x in params]
+    senders = GRAPH.at(0).senders
+    for r in range(rounds):
+        Y = X - lr * (X - targets)
+        sent, trained = (
+            [],
+            [x - lr * (x - torch.from_numpy(t).float()) for x, t in zip(params, targets, strict=True)],
+        )
+        for i in range(N):
+            for begin in range(0, size, chunk):
+                part = (Y - hats)[i, begin : begin + chunk]
+                at = np.argsort(-np.abs(part), kind="stable")[: round(0.25 * len(part))]
+                largest = np.abs(part).max()
+                large = np.abs(part[at]) > 2 / 3 * largest
+                hats[i, begin + at] += np.sign(part[at]) * np.where(large, largest, largest / 3)
+            update, state[i] = algorithm.share(state[i], trained[i], RoundContext(1, i, r, senders[i]))
+            sent.append(update)
+        np.testing.assert_allclose([s.x_hat.numpy() for s in state], hats, atol=0.02)
+        hats = np.stack([s.x_hat.numpy().astype(np.float64) for s in state])  # scales are rounded to bfloat16
+        X = Y - (1 - decay) * (Y - hats) + gamma * (MIXING - np.eye(N)) @ hats
+        for i in range(N):
+            heard = [Received(j, r, w, sent[j]) for j, w in senders[i].items()]
+            params[i], state[i] = algorithm.merge(
+                state[i], trained[i], heard, RoundContext(1, i, r, senders[i])
+            )
+        np.testing.assert_allclose([x.numpy() for x in params], X, atol=1e-5)
+
+
+@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60), st.integers(1, 20))
+def test_two_bits_err_by_a_third_of_the_largest(numbers: list[float], block: int) -> None:
+    values = torch.tensor(numbers)
+    bands = tuple(len(part) for part in values.split(block))
+    found = TwoBits()(values, bands, RoundContext(1, 0, 0))
+    assert set(found.levels.tolist()) <= {-3, -1, 0, 1, 3}
+    largest = torch.cat([part.abs().max().repeat(len(part)) for part in values.split(block)])
+    assert bool(((found.dense() - values).abs() <= largest * (1 / 3 + 0.01) + 1e-30).all())
+    assert bool((found.dense() * values >= 0).all())
+
+
+def test_without_decay_and_chunks_it_chooses_as_choco_does() -> None:
+    algorithm, other = sparse_loco(0.25, 0.5, decay=1.0), choco(0.25, 0.5, values=TwoBits())
+    np.testing.assert_array_equal(run(algorithm, 8), run(other, 8))
+
+
+# --- Moniqua ----------------------------------------------------------------------------------------------
+
+
+def test_moniqua_is_d_psgd_on_rounded_parameters() -> None:
+    theta, bits, rounds = 4.0, 6, 10
+    step = 2 * theta / (2**bits - 1)
+    X = STARTS.copy()
+    for _ in range(rounds):
+        Y = X - 0.1 * (X - TARGETS)
+        own = np.round(Y / step) * step
+        X = Y + (MIXING - np.eye(N)) @ own
+    np.testing.assert_allclose(run(moniqua(theta, bits=bits), rounds)[-1], X, atol=1e-4)
+
+
+def resolved(theta: float, bits: int, mine: Tensor, theirs: Tensor) -> Tensor:
+    """What a node makes of one neighbour of weight 1."""
+    algorithm = moniqua(theta, bits=bits)
+    ctx = RoundContext(1, 0, 0, {1: 1.0})
+    update, _ = algorithm.share(None, theirs, RoundContext(1, 1, 0, {0: 1.0}))
+    assert isinstance(update.values, Quantized)
+    assert int(update.values.levels.min()) >= -(2 ** (bits - 1))
+    assert int(update.values.levels.max()) < 2 ** (bits - 1)
+    return algorithm.merge(None, mine, [Received(1, 0, 1.0, update)], ctx)[0]
+
+
+@given(
+    st.integers(2, 16),
+    st.floats(0.01, 10.0),
+    st.lists(st.tuples(st.floats(-50, 50), st.floats(-1, 1)), min_size=1, max_size=20),
+)
+def test_within_theta_no_wrap_is_wrong(bits: int, theta: float, pairs: list[tuple[float, float]]) -> None:
+    """Two nodes that differ by 99 % of theta or less find each other to a step."""
+    mine = torch.tensor([centre for centre, _ in pairs])
+    theirs = mine + torch.tensor([0.99 * theta * side for _, side in pairs])
+    step = moniqua(theta, bits=bits).step
+    found = resolved(theta, bits, mine, theirs)
+    assert float((found - theirs).abs().max()) <= 1.01 * step + 1e-4
+
+
+@given(st.integers(2, 8), st.floats(1.2, 40.0))
+def test_beyond_theta_a_wrong_wrap_is_noticed(bits: int, times: float) -> None:
+    mine, apart = torch.linspace(-1.0, 1.0, P), torch.zeros(P)
+    apart[4] = times * 2.0  # of theta = 1, at least 2.4, more than a range of 2 / (1 - 2^-b) for 3 bits or more
+    found = resolved(1.0, max(bits, 3), mine, mine + apart)
+    assert torch.equal(found, mine)
+
+
+def test_updates_that_are_none_of_moniquas_change_nothing() -> None:
+    algorithm, mine = moniqua(1.0), torch.linspace(-1.0, 1.0, P)
+    ctx = RoundContext(1, 0, 0, {1: 0.5})
+    levels = Quantized(torch.full((P,), 3, dtype=torch.int32), torch.tensor([1.0]), (P,))
+    for update in (
+        Update(P, None, torch.ones(P)),
+        Update(P, None, levels),
+        Update(P, None, levels, check=7),
+        Update(P, torch.tensor([2]), torch.ones(1), check=7),
+    ):
+        assert torch.equal(algorithm.merge(None, mine, [Received(1, 0, 0.5, update)], ctx)[0], mine)
+
+
+# --- All ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rounds", "left"),
+    [
+        (beer(0.3, 0.3), 400, 1e-4),
+        (beer(0.3, 0.3, momentum=0.3), 400, 1e-4),
+        (sparse_loco(0.3, 0.3, chunk=16), 400, 1e-2),
+        (moniqua(4.0, bits=12), 100, 1e-2),
+    ],
+    ids=["beer", "motef", "sparse_loco", "moniqua"],
+)
+def test_without_training_the_nodes_agree(algorithm: Any, rounds: int, left: float) -> None:
+    apart = STARTS + np.random.default_rng(6).normal(size=STARTS.shape)
+    history = run(algorithm, rounds, lr=0.0, starts=apart)
+    assert spread(history[-1]) < left * spread(history[0])
+
+
+@pytest.mark.parametrize("algorithm", [beer(0.3, 0.3), moniqua(4.0)], ids=["beer", "moniqua"])
+def test_the_mean_follows_the_training(algorithm: Any) -> None:
+    """What mixing does leaves the mean over the nodes where training has it."""
+    history = run(algorithm, 10, lr=0.0, starts=STARTS + np.arange(N)[:, None] * 0.1)
+    np.testing.assert_allclose(history.mean(axis=1), np.tile(history[0].mean(axis=0), (11, 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "path"),
+    [
+        (lambda: beer(0.2, 1.5), "sharing.gamma = 1.5"),
+        (lambda: beer(2.0, 0.5), "sharing.fraction = 2.0"),
+        (lambda: beer(0.2, 0.5, momentum=0.0), "sharing.momentum = 0.0"),
+        (lambda: sparse_loco(0.2, 0.0), "sharing.gamma = 0.0"),
+        (lambda: sparse_loco(0.2, 0.5, decay=1.5), "sharing.decay = 1.5"),
+        (lambda: sparse_loco(0.2, 0.5, chunk=4), "sharing.chunk = 4"),
+        (lambda: sparse_loco(0.2, 0.5, chunk=64.0), "sharing.chunk = 64.0"),  # type: ignore[arg-type]
+        (lambda: moniqua(0.0), "sharing.theta = 0.0"),
+        (lambda: moniqua(1.0, bits=1), "sharing.bits = 1"),
+        (lambda: moniqua(1.0, bits=4.0), "sharing.bits = 4.0"),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_out_of_range_name_their_path(build: Any, path: str) -> None:
+    with pytest.raises(ConfigError, match=path):
+        build()
