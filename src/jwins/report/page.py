@@ -22,7 +22,7 @@ from jwins.report.charts import Chart, as_svg, save
 from jwins.report.colours import ON_PAGE, PARTS, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
 from jwins.report.headline import Tiles, headline, particulars, tiles, verdict
-from jwins.report.sections import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
+from jwins.report.page_tables import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
 from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
