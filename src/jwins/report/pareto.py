@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Point", "front", "pareto_chart"]
 
 _FAR = 8.0
-"""Points farther from the best than so many times the typical one are named instead of drawn."""
+"""Points farther from the best than so many times the typical one are named instead of drawn,"""
+_CLOSE = 0.1
+"""but none that is within such a part of the best value, nor full sharing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ def pareto_chart(
     if len(points) < 2:
         return None
     up = Up.of_metric(target)
-    near = _near(points, lower_is_better=target.lower_is_better)
+    near = _near(points, full, lower_is_better=target.lower_is_better)
     best = front(points, lower_is_better=target.lower_is_better)
     level = next((point for point in near if point.name == full), None)
     title = f"What {up.label.partition(' in %')[0].partition(',')[0]} costs"
@@ -140,12 +142,13 @@ def pareto_chart(
     return Chart(slug, title, _caption(points, near, up), alt, draw)
 
 
-def _near(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
+def _near(points: Sequence[Point], full: str | None, *, lower_is_better: bool) -> list[Point]:
     """The points that are drawn: not those so far off that all others would lie on one line."""
     finals = [point.final for point in points]
     best = min(finals) if lower_is_better else max(finals)
     typical = statistics.median(abs(best - final) for final in finals)
-    return [point for point in points if typical == 0 or abs(best - point.final) <= _FAR * typical]
+    most = max(_FAR * typical, _CLOSE * abs(best))
+    return [point for point in points if point.name == full or abs(best - point.final) <= most]
 
 
 def _caption(points: Sequence[Point], near: Sequence[Point], up: Up) -> str:
