@@ -106,6 +106,7 @@ class Peer:
     Attributes:
         round: how many rounds are complete.
         name: of this member.
+        model: as given.
 
     Raises:
         ConfigError: roster, key or an argument cannot be used.
@@ -142,7 +143,7 @@ class Peer:
         node = members.ids.index(me.id)
         self.name = me.name
         self._names = tuple(members[member].name for member in members.ids)
-        self._model = model
+        self.model = model
         self._layout = layout = _selected(Layout.of(model, buffers), params)
         algorithm = jwins_sharing() if sharing is None else sharing
         topology = members.build_topology()
@@ -242,7 +243,7 @@ class Peer:
         if self._closing:
             raise UsageError("Peer.exchange: the peer is closed")
         begun = time.perf_counter()
-        trained = self._layout.flatten(self._model).cpu()
+        trained = self._layout.flatten(self.model).cpu()
         merged_round: int | None = None
         if self._under_way is not None:
             self._next, merged = self._training.take_merged()
@@ -254,10 +255,10 @@ class Peer:
             self._under_way = None
             self._next, merged = self._training.take_merged()
             merged_round = self._next - 1
-            self._layout.write(merged, self._model)
+            self._layout.write(merged, self.model)
         else:
             self._under_way = trained
-            self._layout.write(trained, self._model)
+            self._layout.write(trained, self.model)
         return self._report(handed, merged_round, time.perf_counter() - begun)
 
     async def exchange_async(self, *, wait: bool = True) -> Exchanged:
