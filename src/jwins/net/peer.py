@@ -27,6 +27,7 @@ from jwins.net.link import Network
 from jwins.net.patience import Patience
 from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster
+from jwins.net.status import ENDLESS, serve
 from jwins.net.transport import Transport
 from jwins.node import Rules
 from jwins.runfiles.rows import StartRow
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchanged", "Peer"]
 
-_ROUNDS = 2**31
-"""A peer takes part until it is closed."""
 _QUEUE_BYTES = 256 << 20
 
 
@@ -152,7 +151,7 @@ class Peer:
             algorithm,
             Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
             topology,
-            rounds=_ROUNDS,
+            rounds=ENDLESS,
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
@@ -369,8 +368,6 @@ def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:
     """Serve status and metrics; what ends it."""
     if port is None:
         return lambda: None
-    from jwins.net.status import serve
-
     serving = serve(clock, port)
     serving.__enter__()
     return lambda: cast(None, serving.__exit__(None, None, None))
