@@ -6,7 +6,7 @@ starts again from its checkpoint. Resident memory and open files of every proces
 A process is a segment of its own, as a restart begins anew; its first rounds, in which caches fill, do not
 count. The slope is that of a line with one slope for all segments and a level for each; its standard error
 allows for samples of one process that are not independent (clustered by segment). A silence is how long a
-node's count of rounds stood still, restarts included. In the end the run is simulated: kills change nothing.
+node's count of rounds stood still, restarts included. In the end the run is simulated, and compared.
 Ctrl-C ends it early and prints what there is.
 
     python -m benchmarks.soak [--nodes 16] [--rounds 1000] [--kill-every 20]
