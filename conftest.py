@@ -2,13 +2,17 @@
 
 import importlib.util
 
-collect_ignore = (
-    []
-    if importlib.util.find_spec("ray")
-    else [
+_NEEDED = {
+    "ray": (
         "src/jwins/engines/ray",
         "src/jwins/compare/on_ray.py",
         "src/jwins/run/elsewhere.py",
         "src/jwins/run/on_ray.py",
-    ]
-)
+    ),
+    "transformers": ("src/jwins/integrations/transformers.py",),
+    "lightning": ("src/jwins/integrations/lightning.py",),
+}
+
+collect_ignore = [
+    path for library, paths in _NEEDED.items() if not importlib.util.find_spec(library) for path in paths
+]

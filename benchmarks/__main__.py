@@ -4,7 +4,7 @@
 
 A benchmark is a script in this folder that prints what it measured; the first line of its docstring is its
 title. Scripts called ``fuzz_*`` and ``check_*`` are not benchmarks: ``make fuzz``, ``make check-resume`` and
-``make check-same`` run them.
+``make check-same`` run them. Those that take long run only if they are named.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from benchmarks.report import machine
 
 FOLDER = Path(__file__).parent
+LONG = ("attacks", "soak")
 
 
 def benchmarks() -> dict[str, Path]:
@@ -41,12 +42,12 @@ def main() -> int:
     about = "\n".join(f"  {name}: {title(path)}" for name, path in scripts.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Run benchmarks, all of them unless some are named.",
+        description=f"Run benchmarks, all but {' and '.join(LONG)} unless some are named.",
         epilog=f"benchmarks:\n{about}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME")
-    names = parser.parse_args().names or list(scripts)
+    names = parser.parse_args().names or [name for name in scripts if name not in LONG]
     if unknown := [name for name in names if name not in scripts]:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(scripts)}")
     print(machine(), flush=True)

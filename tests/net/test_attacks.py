@@ -6,6 +6,8 @@ import contextlib
 import resource
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -652,3 +654,17 @@ def test_a_measurement_is_limited_too(scene: Scene) -> None:
         assert carol.reason() in ("closed", "")
     assert nothing_of_carol(scene)
     scene.check_honest()
+
+
+# --- What does a node that runs make of it? ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_fuzzed_frames_of_a_member_cost_a_running_node_nothing_that_lasts() -> None:
+    """The benchmark, which sends a million, with few; its exit code says whether the victim kept all it had."""
+    command = [sys.executable, "-m", "benchmarks.attacks", "--frames", "3000", "--limited-frames", "9000"]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "missed" not in done.stdout

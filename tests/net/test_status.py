@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
+import os
+import re
+import shutil
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -76,3 +82,75 @@ def test_events_are_lines_of_json(tmp_path: Path) -> None:
     assert time.endswith("Z")
     assert second["level"] == "error"
     assert journal.last_error == 'no checkpoint: problem="No space left on device"'
+
+
+# --- In a browser -----------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+FRAMED = """<!DOCTYPE html><html><body><iframe id="page" style="width:WIDTHpx;height:900px;border:0"
+  srcdoc="PAGE"></iframe><pre id="found"></pre><script>
+const frame = document.getElementById("page");
+frame.onload = () => {
+  const page = frame.contentDocument, root = page.documentElement, problems = [];
+  for (const part of [root, ...page.querySelectorAll(".scroll")])
+    if (part.scrollWidth > part.clientWidth) problems.push(`${part.tagName} is ${part.scrollWidth} wide`);
+  const inside = page.createRange();
+  for (const block of page.querySelectorAll("h1,h2,p,td,th")) {
+    inside.selectNodeContents(block);
+    if (inside.getBoundingClientRect().right > block.getBoundingClientRect().right + 1.5)
+      problems.push(`${block.textContent}: overflows`);
+  }
+  document.getElementById("found").textContent = JSON.stringify(problems);
+};
+</script></body></html>"""
+
+
+def chromium(address: str, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-quic"]
+    command += ["--enable-logging=stderr", "--v=0", f"--user-data-dir={folder / 'profile'}", *more, address]
+    environment = {**os.environ, "HOME": str(folder)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_browser_shows_it_and_has_nothing_to_say(wires: Wires, tmp_path: Path) -> None:
+    """Every request and script is forbidden by the page's own header, and would leave a message."""
+    world = World(4, rounds=400, patience_s=60.0)
+    long = "a-site-with-a-name-that-is-as-long-as-names-may-be-in-a-roster"
+    clocks = world.clocks(wires, names=("alice", "bob", long, "dave"))
+    running = Running()
+    with serve(clocks[0], 0) as port:
+        for node in (0, 1, 2):
+            running.start(node, clocks[node])
+        running.wait_until(lambda: bool(clocks[0].progress().waiting_for), "node 0 waits")
+        clocks[0].journal.error("no checkpoint", problem="No space left on device: " + "x" * 200)
+        address = f"http://127.0.0.1:{port}/"
+        picture = tmp_path / "picture.png"
+        shown = chromium(address, tmp_path, f"--screenshot={picture}", "--window-size=1280,900")
+        assert picture.stat().st_size > 5000, shown.stderr[-500:]
+        assert [line for line in shown.stderr.splitlines() if ":CONSOLE" in line] == []
+        source = get(port, "/")
+        for width in (390, 1280):
+            assert overflows(source, width, tmp_path) == []
+        wide = source.replace("<h1>", '<h1 style="width:2000px">')
+        assert any("wide" in problem for problem in overflows(wide, 390, tmp_path))
+        for clock in clocks:
+            clock._stop = lambda: True
+        running.join_all()
+
+
+def overflows(source: str, width: int, folder: Path) -> list[Any]:
+    """What sticks out of a page of that width."""
+    source = re.sub('<meta http-equiv="refresh"[^>]*>', "", source)
+    wrapper = folder / f"wrapper-{width}.html"
+    wrapper.write_text(
+        FRAMED.replace("WIDTH", str(width)).replace("PAGE", html.escape(source, quote=True)), "utf-8"
+    )
+    done = chromium(wrapper.as_uri(), folder, "--virtual-time-budget=5000", "--dump-dom")
+    found = re.search(r'<pre id="found">(.+?)</pre>', done.stdout, re.DOTALL)
+    assert found, f"the page did not load: {done.stderr[-500:]}"
+    return list(json.loads(html.unescape(found[1])))

@@ -27,6 +27,7 @@ from jwins.net.link import Network
 from jwins.net.patience import Patience
 from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster
+from jwins.net.status import ENDLESS, serve
 from jwins.net.transport import Transport
 from jwins.node import Rules
 from jwins.runfiles.rows import StartRow
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchanged", "Peer"]
 
-_ROUNDS = 2**31
-"""A peer takes part until it is closed."""
 _QUEUE_BYTES = 256 << 20
 
 
@@ -106,6 +105,7 @@ class Peer:
     Attributes:
         round: how many rounds are complete.
         name: of this member.
+        model: as given.
 
     Raises:
         ConfigError: roster, key or an argument cannot be used.
@@ -142,7 +142,7 @@ class Peer:
         node = members.ids.index(me.id)
         self.name = me.name
         self._names = tuple(members[member].name for member in members.ids)
-        self._model = model
+        self.model = model
         self._layout = layout = _selected(Layout.of(model, buffers), params)
         algorithm = jwins_sharing() if sharing is None else sharing
         topology = members.build_topology()
@@ -151,7 +151,7 @@ class Peer:
             algorithm,
             Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
             topology,
-            rounds=_ROUNDS,
+            rounds=ENDLESS,
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
@@ -242,7 +242,7 @@ class Peer:
         if self._closing:
             raise UsageError("Peer.exchange: the peer is closed")
         begun = time.perf_counter()
-        trained = self._layout.flatten(self._model).cpu()
+        trained = self._layout.flatten(self.model).cpu()
         merged_round: int | None = None
         if self._under_way is not None:
             self._next, merged = self._training.take_merged()
@@ -254,10 +254,10 @@ class Peer:
             self._under_way = None
             self._next, merged = self._training.take_merged()
             merged_round = self._next - 1
-            self._layout.write(merged, self._model)
+            self._layout.write(merged, self.model)
         else:
             self._under_way = trained
-            self._layout.write(trained, self._model)
+            self._layout.write(trained, self.model)
         return self._report(handed, merged_round, time.perf_counter() - begun)
 
     async def exchange_async(self, *, wait: bool = True) -> Exchanged:
@@ -368,8 +368,6 @@ def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:
     """Serve status and metrics; what ends it."""
     if port is None:
         return lambda: None
-    from jwins.net.status import serve
-
     serving = serve(clock, port)
     serving.__enter__()
     return lambda: cast(None, serving.__exit__(None, None, None))

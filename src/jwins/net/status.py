@@ -15,9 +15,12 @@ from jwins.runfiles.rows import EvalRow
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from jwins.net.clock import WallClock
+    from jwins.net.clock import WallClock, WallProgress
 
-__all__ = ["page", "serve"]
+__all__ = ["ENDLESS", "page", "serve"]
+
+ENDLESS = 2**31
+"""So many rounds has who takes part until it leaves."""
 
 
 @contextmanager
@@ -117,53 +120,93 @@ def _measured(clock: WallClock) -> dict[str, float | None]:
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 52rem; padding: 0 1rem; color: #222;
-  background: #fff }
-table { border-collapse: collapse; width: 100%; margin: 0 0 1.5rem }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-.bad { color: #a40000 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 48rem; padding: 0 1rem;
+  color: #222; background: #fff }
+h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1.1rem; margin: 1.5rem 0 .3rem }
+.state { font-size: 1.1rem; margin: 0 0 1rem }
+.note { color: #666; font-size: .9rem; margin: .3rem 0 }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #ddd }
+th { font-weight: normal } thead th { color: #666 }
+.facts th { white-space: nowrap } .facts td, .name, .state { overflow-wrap: anywhere }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; padding-right: 0; padding-left: .8rem }
+tr.sum { font-weight: 600 }
+@media (max-width: 30rem) { body { font-size: 14px } th, td { padding-right: .5rem }
+  td.n, th.n { padding-left: .3rem } }
+.bad { color: #a40000 } .wait { color: #7a4b00 } .good { color: #1b6e20 }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818 } th, td { border-color: #444 }
-  .bad { color: #ff8a80 } }
+  thead th, .note { color: #aaa } .bad { color: #ff8a80 } .wait { color: #ffcc80 } .good { color: #a5d6a7 } }
 """
+
+_REFRESH_S = 5
 
 
 def page(clock: WallClock) -> str:
     """The status page: where the node is, its neighbours, what it sent, what it measured, the last error."""
     now = clock.progress()
-    names = clock.names
-    title = html.escape(names[clock.node])
-    state = "training" if not now.waiting_for else "waiting for " + ", ".join(names[i] for i in now.waiting_for)
-    if now.waiting_for:
-        limit_s = max(map(clock.limit_s, now.waiting_for))
-        state += f" since {now.waiting_s:.0f} s (at most {limit_s:.0f} s)"
-    facts = {"round": f"{now.round}", "state": state, "seconds": f"{now.time_s:.0f}"}
-    facts |= {name: f"{value:.4f}" for name, value in _measured(clock).items() if value is not None}
-    facts["last error"] = clock.journal.last_error or "none"
-    rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-    peers = "".join(_peer_row(clock, peer) for peer in clock.peers)
-    kinds = "".join(
-        f'<tr><td>{kind}</td><td class="n">{size_bytes:,}</td></tr>'
-        for kind, size_bytes in clock.sent.by_kind().items()
-    )
+    title = html.escape(clock.names[clock.node])
+    whole = "" if now.rounds >= ENDLESS else f" of {now.rounds:,}"
+    facts = [_fact("rounds completed", f"{now.round:,}{whole}"), _fact("running for", _duration(now.time_s))]
+    facts += [_fact(name, f"{value:.4f}") for name, value in _measured(clock).items() if value is not None]
+    error = clock.journal.last_error
+    facts.append(_fact("last error", error or "none", "bad" if error else ""))
+    peers = "".join(_peer_row(clock, now, peer) for peer in clock.peers)
+    sent = clock.sent.by_kind()
+    kinds = "".join(f'<tr><th>{kind}</th><td class="n">{count:,}</td></tr>' for kind, count in sent.items())
+    kinds += f'<tr class="sum"><th>in all</th><td class="n">{sum(sent.values()):,}</td></tr>'
+    state, kind = _state(clock, now)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-        f"<body><h1>{title}</h1><table>{rows}</table><h2>Peers</h2><table><tr><th>peer</th><th>state</th>"
-        f'<th class="n">round</th><th class="n">overdue</th><th class="n">refused</th></tr>{peers}</table>'
-        f'<h2>Bytes sent</h2><table><tr><th>kind</th><th class="n">bytes</th></tr>{kinds}</table></body></html>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: round {now.round}</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="refresh" content="{_REFRESH_S}"><style>{_STYLE}</style></head><body>'
+        f'<h1>{title}</h1><p class="state {kind}">{html.escape(state)}</p>'
+        f'<table class="facts"><tbody>{"".join(facts)}</tbody></table>'
+        f'<h2>Peers</h2><div class="scroll"><table><thead><tr><th>peer</th><th>state</th>'
+        f'<th class="n">round</th>'
+        f'<th class="n">overdue</th><th class="n">refused</th></tr></thead><tbody>{peers}</tbody></table></div>'
+        f'<p class="note">overdue: rounds that were merged without the peer; refused: messages of it that were '
+        f"not accepted.</p>"
+        f"<h2>Bytes sent</h2><table><tbody>{kinds}</tbody></table>"
+        f'<p class="note">This page renews itself every {_REFRESH_S} seconds.</p></body></html>'
     )
 
 
-def _peer_row(clock: WallClock, peer: int) -> str:
+def _fact(name: str, value: str, kind: str = "") -> str:
+    return f'<tr><th>{html.escape(name)}</th><td class="{kind}">{html.escape(value)}</td></tr>'
+
+
+def _state(clock: WallClock, now: WallProgress) -> tuple[str, str]:
+    if not now.waiting_for:
+        return "training", "good"
+    limit_s = max(map(clock.limit_s, now.waiting_for))
+    names = ", ".join(clock.names[peer] for peer in now.waiting_for)
+    return f"waiting for {names} since {now.waiting_s:.0f} s (at most {limit_s:.0f} s)", "wait"
+
+
+def _peer_row(clock: WallClock, now: WallProgress, peer: int) -> str:
     known = clock.peers[peer]
-    state = (
-        known.unfit
-        or ("left" if known.left else "")
-        or ("not waited for" if known.suspected else "")
-        or ("connected" if known.met else "not connected")
-    )
-    bad = ' class="bad"' if known.unfit or known.suspected else ""
-    numbers = (known.round, clock.overdue[peer], known.refused)
+    if known.unfit:
+        state, kind = f"cannot take part: {known.unfit}", "bad"
+    elif known.left:
+        state, kind = "left", ""
+    elif known.suspected:
+        state, kind = "silent, not waited for", "bad"
+    elif peer in now.waiting_for:
+        state = f"late since {now.waiting_s:.0f} s" + ("" if known.met else ", not connected")
+        kind = "wait"
+    else:
+        state, kind = ("connected", "good") if known.met else ("not connected", "wait")
+    numbers = (known.round if known.ever_met else "-", clock.overdue[peer], known.refused)
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
-    return f"<tr><td>{html.escape(clock.names[peer])}</td><td{bad}>{html.escape(state)}</td>{cells}</tr>"
+    name = f'<th class="name">{html.escape(clock.names[peer])}</th>'
+    return f'<tr>{name}<td class="{kind}">{html.escape(state)}</td>{cells}</tr>'
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
+    first = next((at for at, (count, _) in enumerate(parts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])

@@ -1,0 +1,1 @@
+"""Peers in training loops that others wrote. The other files here each import a library that is an extra."""

@@ -1,0 +1,83 @@
+"""When a training loop that others wrote exchanges its model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from jwins.errors import UsageError
+from jwins.net.peer import Exchanged, Peer
+
+__all__ = ["Schedule"]
+
+
+class Schedule:
+    """Exchanges every few optimizer steps or after each epoch, and once more at the end; then closes the peer.
+
+    Args:
+        peer: made with the model that is trained.
+        every_steps: exchange when so many optimizer steps were made since the last time; None for after each
+            epoch.
+        wait: as of :meth:`~jwins.net.peer.Peer.exchange`. The exchange at the end waits in any case.
+
+    Attributes:
+        report: what the newest exchange did; None before the first.
+
+    Raises:
+        UsageError: ``every_steps`` is less than 1.
+    """
+
+    def __init__(self, peer: Peer, every_steps: int | None, wait: bool) -> None:
+        if every_steps is not None and every_steps < 1:
+            raise UsageError(f"every_steps = {every_steps}: expected at least 1, or None for each epoch")
+        self.report: Exchanged | None = None
+        self._peer, self._every_steps, self._wait = peer, every_steps, wait
+        self._exchanged_at = 0
+
+    def begin(self, step: int, model: nn.Module, processes: int) -> None:
+        """Training begins.
+
+        Args:
+            step: optimizer steps that were made before, in a run that is resumed.
+            model: what is trained.
+            processes: how many train it together.
+
+        Raises:
+            UsageError: the peer has another model, or several processes train this one.
+        """
+        trained = set(map(id, model.parameters()))
+        if not trained.issuperset(map(id, self._peer.model.parameters())):
+            raise UsageError(
+                "the peer was made with another model than the one that is trained; give both the same"
+            )
+        if processes > 1:
+            problem = "a peer exchanges the model of one process; train in one, with as many GPUs as it can use"
+            raise UsageError(f"{processes} processes train together: {problem}")
+        self._exchanged_at = step
+
+    def after(self, step: int, *, epoch_ended: bool) -> None:
+        """Exchange if it is time to.
+
+        Args:
+            step: optimizer steps that were made so far.
+            epoch_ended: whether this was the last of an epoch.
+
+        Raises:
+            PeerError: no neighbour can take part.
+            UsageError: the peer is closed, or parameters are not finite.
+        """
+        since = step - self._exchanged_at
+        if since and (epoch_ended if self._every_steps is None else since >= self._every_steps):
+            self._exchange(step, self._wait)
+
+    def end(self, step: int) -> None:
+        """Exchange what was trained since the last time, take in a merge that is under way, and close the peer.
+
+        Raises:
+            PeerError, UsageError: as of :meth:`after`.
+        """
+        if step > self._exchanged_at or (self.report is not None and not self._wait):
+            self._exchange(step, True)
+        self._peer.close()
+
+    def _exchange(self, step: int, wait: bool) -> None:
+        self.report, self._exchanged_at = self._peer.exchange(wait=wait), step
