@@ -144,7 +144,7 @@ class WallOutcome:
         rows: all rows of the node, of before an interruption, too.
         params: (P,) float32, the node's parameters.
         refused: by peer, messages that were not accepted.
-        overdue: by peer, rounds that were merged without a frame of it.
+        overdue: by peer, rounds that waited for it in vain.
         traffic: bytes by directed edge.
     """
 

@@ -100,7 +100,9 @@ class _Collector:
         for kind, size_bytes in clock.sent.by_kind().items():
             sent.add_metric([kind], size_bytes)
         yield sent
-        overdue = CounterMetricFamily("jwins_overdue", "Rounds merged without a peer", labels=["peer"])
+        overdue = CounterMetricFamily(
+            "jwins_overdue", "Rounds in which a peer was waited for in vain", labels=["peer"]
+        )
         refused = CounterMetricFamily("jwins_refused", "Messages that were not accepted", labels=["peer"])
         for peer, known in clock.peers.items():
             overdue.add_metric([clock.names[peer]], clock.overdue[peer])
@@ -165,7 +167,7 @@ def page(clock: WallClock) -> str:
         f'<h2>Peers</h2><div class="scroll"><table><thead><tr><th>peer</th><th>state</th>'
         f'<th class="n">round</th>'
         f'<th class="n">overdue</th><th class="n">refused</th></tr></thead><tbody>{peers}</tbody></table></div>'
-        f'<p class="note">overdue: rounds that were merged without the peer; refused: messages of it that were '
+        f'<p class="note">overdue: rounds that waited for the peer in vain; refused: messages of it that were '
         f"not accepted.</p>"
         f"<h2>Bytes sent</h2><table><tbody>{kinds}</tbody></table>"
         f'<p class="note">This page renews itself every {_REFRESH_S} seconds.</p></body></html>'
