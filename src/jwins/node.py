@@ -20,6 +20,10 @@ A neighbour that does not hold this node's replica, be it new, back or asking, g
 since the replica that it still has, *in place of* the next update. A key sent beside the updates could be
 overtaken by one that builds upon it, round after round, and the neighbour would never catch up; this way it is
 the very frame that the neighbour waits for.
+
+Who is a member may change while nodes run: the topology then has another graph from some round on, of a higher
+epoch, and a node may hear of it late. Frames name the epoch of their round. One of another epoch than the
+receiver's has weight 0, on both sides of an edge, so that mixing weights stay doubly stochastic.
 """
 
 from __future__ import annotations
@@ -37,7 +41,7 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.topology.graph import Topology
 from jwins.update import Quantized, Received, Sampled, Update
-from jwins.wire.frame import Frame, KeyRequest, Packed, Wire
+from jwins.wire.frame import EPOCHS, Frame, KeyRequest, Packed, Wire
 
 __all__ = [
     "LARGEST_PARAMETER",
@@ -480,7 +484,7 @@ class Node:
             )
         update, self.state = self._sharing.share(self.state, self.params, self._context())
         self._shared = self.round
-        self._outgoing = self.rules.wire.pack(Frame(self.id, self.round, update))
+        self._outgoing = self.rules.wire.pack(Frame(self.id, self.round, update, epoch=self._epoch(self.round)))
         self._sent_bytes = len(self._outgoing.data)
         stands_alone = update.base is None
         recipients = [j for j in self._topology.at(self.round).recipients[self.id] if self._takes_part(j)]
@@ -582,10 +586,11 @@ class Node:
             return []
         ctx = self._context()
         due = sorted(key for key in self._inbox if key[1] <= self.round)
-        received = [
-            Received(j, r, ctx.weights.get(j, 0.0) if r == self.round else 0.0, self._inbox.pop((j, r)).update)
-            for j, r in due
-        ]
+        received = []
+        for j, r in due:
+            frame = self._inbox.pop((j, r))
+            counts = r == self.round and frame.epoch == self._epoch(r)
+            received.append(Received(j, r, ctx.weights.get(j, 0.0) if counts else 0.0, frame.update))
         self._merge(received)
         if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
@@ -629,6 +634,10 @@ class Node:
         weights = self._topology.at(self.round).senders[self.id]
         return RoundContext(self.rules.seed, self.id, self.round, weights, self._sent_bytes)
 
+    def _epoch(self, round: int) -> int:
+        """As frames name it."""
+        return self._topology.at(round).epoch % EPOCHS
+
     def _takes_part(self, peer: int) -> bool:
         """Whether frames are exchanged with ``peer`` in this round."""
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
@@ -650,7 +659,7 @@ class Node:
         """What ``to`` must hold of this node after its last share: all of it, or what they missed."""
         assert self._shared is not None
         key = missed or self._sharing.key(self.state, self._context())
-        frame = Frame(self.id, self._shared, key, key=True)
+        frame = Frame(self.id, self._shared, key, key=True, epoch=self._epoch(self._shared))
         return Send(to, self._shared, self.rules.wire.pack(frame), key=True)
 
     def _objection(self, frame: Frame) -> str | None:
@@ -661,7 +670,9 @@ class Node:
             return f"the run has {self.rules.rounds} rounds"
         if frame.round > self.round + MAX_ROUNDS_AHEAD:
             return f"{frame.round - self.round} rounds ahead; at most {MAX_ROUNDS_AHEAD} are kept"
-        if not frame.key and frame.sender not in self._topology.at(frame.round).senders[self.id]:
+        graph = self._topology.at(frame.round)
+        same = frame.epoch == graph.epoch % EPOCHS  # the graph of another epoch may not be known here yet
+        if same and not frame.key and frame.sender not in graph.senders[self.id]:
             return "the sender is not a neighbour in that round"
         if frame.update.dim != self.update_dim:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"

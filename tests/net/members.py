@@ -42,7 +42,7 @@ def member(folder: Path, id: int, name: str, *, reachable: bool = True) -> Membe
     )
 
 
-NAMES = ("alice", "bob", "carol", "dave")
+NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")
 
 
 def roster_of(folder: Path, count: int) -> Roster:

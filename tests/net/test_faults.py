@@ -9,11 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from members import roster_of
 from wires import End, Killed, Running, Wires, World
+from worlds import DIGEST, Lines
 
 from jwins.errors import ConfigError
 from jwins.net.clock import WallClock, WallOutcome
+from jwins.net.limits import Limits
+from jwins.net.link import Connected
 from jwins.net.patience import Patience
+from jwins.net.ranks import ByRank
+from jwins.net.transport import Transport
 from jwins.node import MAX_ROUNDS_AHEAD
 from jwins.runfiles import atomic
 from jwins.runfiles.rows import EvalRow
@@ -165,6 +171,45 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
         assert torch.equal(outcome.params, expected.params[node])
     assert "No space left" in clocks[1].journal.last_error
     assert clocks[0].journal.last_error == ""
+
+
+def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: Wires, tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 3)
+    large = {"task": Lines(hidden=20_000)}
+    world = World(3, rounds=24, patience_s=0.3, checkpoint_every=0, eval_at=frozenset(), train=large)
+    most = 4 << 20
+    transports = [
+        Transport(
+            roster,
+            node,
+            tmp_path / f"{roster[node].name}.key",
+            limits=Limits(queue_bytes=most, undelivered_bytes=1 if node == 0 else 16 << 20),
+        )
+        for node in range(3)
+    ]
+    clocks = [world.clock(node, wires, network=ByRank(transports[node], roster.ids)) for node in (1, 2)]
+    silent = transports[0]
+    silent.start()
+    running = Running()
+    for clock in clocks:
+        running.start(clock.node, clock)
+    hello = Hello(0, 0, clocks[0]._dim, "raw", {}, clocks[0]._x0)
+    greeted: set[int] = set()
+    while greeted != {1, 2}:  # from then on, nothing that it is sent is taken
+        event = silent.poll(30.0)
+        assert event is not None
+        if isinstance(event, Connected):
+            silent.send(
+                event.peer, pack(hello, world.rules(clocks[0].host.trainer.layout).wire.codec, DIGEST).data
+            )
+            greeted.add(event.peer)
+    running.wait_until(lambda: min(clock.round for clock in clocks) >= 20, "20 rounds")
+    queued = [transport.report()[0].queued_bytes for transport in transports[1:]]
+    outcomes = running.join_all()
+    silent.close(0.0)
+    assert all(outcome.status == "finished" for outcome in outcomes.values())
+    assert all(outcome.overdue[0] >= 3 and not outcome.overdue[3 - node] for node, outcome in outcomes.items())
+    assert max(queued) <= most
 
 
 class Hostile:

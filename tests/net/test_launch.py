@@ -138,6 +138,85 @@ def test_a_node_started_twice_is_told_so(tmp_path: Path) -> None:
     assert "another process is running node node-1 here" in str(found[0])
 
 
+HOLDING = '''
+"""Digits, and a step that holds the interpreter lock in whichever process comes first."""
+
+import ctypes
+import os
+
+from jwins.tasks.digits import Digits
+
+
+class Holding(Digits):
+    def __init__(self, marker: str, seconds: int) -> None:
+        super().__init__()
+        self.marker, self.seconds, self.steps = marker, seconds, 0
+
+    def loss(self, model, batch, generator):
+        self.steps += 1
+        if self.steps == 30:
+            try:
+                os.rename(self.marker, self.marker + ".taken")
+            except OSError:
+                pass
+            else:
+                ctypes.PyDLL(None).sleep(self.seconds)
+        return super().loss(model, batch, generator)
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [5, 60])
+def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path) -> None:
+    (tmp_path / "holding.py").write_text(HOLDING)
+    marker = tmp_path / "marker"
+
+    def experiment(folder: str) -> Experiment:
+        return jwins.Experiment(
+            **digits(tmp_path / folder, count=4, sharing="choco", rounds=40, eval_every=40).model_dump(
+                exclude={"task"}
+            ),
+            task={
+                "file": f"{tmp_path / 'holding.py'}:Holding",
+                "options": {"marker": str(marker), "seconds": seconds},
+            },
+        )
+
+    simulated = jwins.simulate(experiment("virtual"))  # nobody holds it: there is no marker
+    marker.touch()
+    launched = launch(experiment("wall"), patience_s=200.0)
+    assert not marker.exists()
+    assert launched.sha256 == simulated.sha256
+    for node in range(4):
+        log = (tmp_path / "wall" / "nodes" / str(node) / "log.jsonl").read_text()
+        assert '"event":"overdue"' not in log
+        assert '"event":"suspected"' not in log
+
+
+@pytest.mark.slow
+def test_a_process_that_stands_still_is_not_waited_for_and_is_let_back_in(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"count": 4, "rounds": 400, "eval_every": 400, "checkpoint_every": 20}
+    simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
+    stopped_at: list[int] = []
+    went_on: list[int] = []
+
+    def stop_and_go(now: Launched) -> None:
+        others = min(view.round for view in now.nodes if view.name != "node-2")
+        view = now.nodes[2]
+        if not stopped_at and view.round >= 20:
+            os.kill(view.pid, signal.SIGSTOP)
+            stopped_at.append(others)
+        elif stopped_at and not went_on and others >= stopped_at[0] + 60:
+            os.kill(view.pid, signal.SIGCONT)
+            went_on.append(others)
+
+    launched = launch(digits(tmp_path / "wall", **options), patience_s=0.5, progress=stop_and_go)
+    assert went_on, "the run was long enough"
+    assert launched.status == "finished"
+    mine, theirs = launched.record.evaluations[-1], simulated.record.evaluations[-1]
+    assert mine.metrics["accuracy"].mean >= theirs.metrics["accuracy"].mean - 0.03
+
+
 def test_what_only_a_virtual_clock_can_do_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.batching = 'stacked'"):
         launch(digits(tmp_path / "a").changed({"train": {"batching": "stacked"}}))

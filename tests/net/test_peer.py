@@ -19,6 +19,7 @@ import jwins
 from jwins.errors import PeerError, UsageError
 from jwins.net.roster import Roster
 from jwins.sharing import choco, full, top_k
+from jwins.wire.frame import describe
 
 
 def model(seed: int = 0, hidden: int = 4) -> nn.Module:
@@ -278,6 +279,48 @@ def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
     for peer in everyone:
         assert peer.exchange().unfit == ()
     for peer in everyone:
+        peer.close()
+
+
+def test_eight_newcomers_at_once_change_their_donor_when_it_dies_half_way(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 10, wires)
+    models = [model(seed=0 if rank < 2 else 7) for rank in range(10)]
+    first = [peers.peer(rank, models[rank], patience_s=0.1) for rank in (0, 1)]
+    for _ in range(3):
+        for rank, peer in enumerate(first):
+            moved(models[rank], 1.0)
+            peer.exchange(wait=False)
+    served: set[int] = set()
+
+    def fate(sender: int, receiver: int, data: bytes) -> float | None:
+        if sender != 0 or receiver < 2 or describe(data)["kind"] != "frame":
+            return 0.0
+        served.add(receiver)
+        return None if receiver % 2 else 0.0  # of half of them the model is under way when the donor dies
+
+    wires.fate = fate
+    donor = wires._ends[0]
+
+    def work(rank: int) -> Any:
+        if rank == 0:
+            until(lambda: len(served) == 8)
+            donor.kill()
+            return None
+        if rank == 1:
+            return first[1]
+        return peers.peer(rank, models[rank], patience_s=1.0, adopt=["alice", "bob"])
+
+    everyone = peers.each(work)[1:]
+    assert all(peer.round >= 2 for peer in everyone)
+    for found in models[2:]:
+        assert float(flat(found).mean()) > 1.0, "it is a donor's, not its own"
+
+    def once(rank: int) -> Any:
+        return None if rank == 0 else everyone[rank - 1].exchange()
+
+    reports = peers.each(once)[1:]
+    assert all(report.unfit == () for report in reports)
+    for peer in (*everyone, first[0]):
         peer.close()
 
 

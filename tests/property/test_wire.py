@@ -254,6 +254,21 @@ def test_frames_of_others_are_refused():
             call()
 
 
+@given(update=updates(), key=st.booleans(), epoch=st.integers(0, 127))
+@quick
+def test_a_frame_names_the_epoch_of_the_roster(update, key, epoch):
+    packed = pack(Frame(1, 2, update, key, epoch), codec("raw"), DIGEST)
+    found = unpack(packed.data, codec("raw"), DIGEST, dim=update.dim)
+    assert (found.key, found.epoch) == (key, epoch)
+    assert describe(packed.data)["epoch"] == epoch
+
+
+@pytest.mark.parametrize("epoch", [-1, 128])
+def test_an_epoch_that_does_not_fit_is_misuse(epoch):
+    with pytest.raises(UsageError, match=r"Frame\.epoch"):
+        pack(Frame(1, 2, Update(3, None, torch.ones(3)), epoch=epoch), codec("raw"), DIGEST)
+
+
 def test_describe_tells_what_is_inside():
     values = torch.tensor([1.0, float("nan"), -2.0])
     update = Update(12, torch.tensor([1, 5, 11]), values, base=4)

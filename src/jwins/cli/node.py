@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,12 @@ def node(
     ],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Which member of the roster this is.")],
     roster: Annotated[
-        Path, typer.Option("--roster", metavar="FILE", help="Who takes part; the same file on all machines.")
+        Path,
+        typer.Option(
+            "--roster",
+            metavar="FILE",
+            help="Who takes part; the same file on all machines. Changes of it are taken up while nodes run.",
+        ),
     ] = Path("roster.toml"),
     key: Annotated[
         Path | None, typer.Option("--key", metavar="FILE", help="This node's private key; left out: NAME.key.")
@@ -83,6 +89,7 @@ def node(
     """Run one node of an experiment, over connections with the others; goes on where it was."""
     with errors_said():
         from jwins.experiment.load import load
+        from jwins.net.membership import names_of
         from jwins.net.roster import read_roster
         from jwins.run.node import run_node
         from jwins.training.allocator import keep_freed_memory
@@ -90,7 +97,7 @@ def node(
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
         members = read_roster(roster)
         console = console_of()
-        names = tuple(m.name for m in sorted(members.members, key=lambda m: m.id))
+        names = names_of(members, chosen.nodes.count)
         keep_freed_memory()
         result = run_node(
             chosen,
@@ -103,6 +110,7 @@ def node(
             keep_models=keep_models,
             metrics_port=metrics,
             progress=None if quiet else _Lines(console, names),
+            roster_file=roster,
         )
         if result.status == "interrupted":
             leave("run the same command to go on", INTERRUPTED)
@@ -116,7 +124,7 @@ def node(
 class _Lines:
     """Progress as lines: every few seconds, at evaluations, and whenever the node waits."""
 
-    def __init__(self, console: Console, names: tuple[str, ...]) -> None:
+    def __init__(self, console: Console, names: Sequence[str]) -> None:
         self._console, self._names = console, names
         self._last = 0.0
 

@@ -52,7 +52,7 @@ def add(
         name = name or seen.name
         old = next((member for member in found.members if member.name == name), None)
         if id_ is None:
-            id_ = old.id if old is not None else max(found.ids, default=-1) + 1
+            id_ = old.id if old is not None else max(found.ids_ever, default=-1) + 1
         member = Member(
             id=id_,
             name=name,

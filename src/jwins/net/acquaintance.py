@@ -45,6 +45,7 @@ class Acquaintance:
         overdue: rounds in a row in which it was overdue.
         refused: messages of it that were not accepted.
         given: the round in which it was given the model, or None.
+        joins_at: the round from which it is a member, if it came while nodes ran.
         kept: frames for it by round, increasing.
         seen: (round, key) of its frames that were taken in.
     """
@@ -59,6 +60,7 @@ class Acquaintance:
     overdue: int = 0
     refused: int = 0
     given: int | None = None
+    joins_at: int | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
     seen: set[tuple[int, bool]] = field(default_factory=set)
 

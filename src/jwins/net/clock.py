@@ -13,6 +13,9 @@ Who is not. A neighbour that is overdue (:class:`~jwins.net.patience.Patience`) 
 the node. One that is overdue and not connected, or overdue three rounds in a row, is suspected and no longer
 waited for until it is heard of again. A node that finds more than half of its peers further ahead than they
 keep frames for takes their round, with the parameters and the scores that it has, and says Hello anew.
+
+Who belongs. The roster may change while nodes run (:mod:`jwins.net.membership`): whoever was removed is cut at
+once and not waited for, and whoever joins is waited for from the round on that the roster names.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +40,7 @@ from jwins.net.acquaintance import Acquaintance, Kept
 from jwins.net.adopt import ADOPTED, WANTS_MODEL, model_wire, pack_model
 from jwins.net.journal import Journal
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, Network
+from jwins.net.membership import Change
 from jwins.net.patience import Patience
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
@@ -139,7 +143,7 @@ class WallOutcome:
     """How a node's run ended.
 
     Attributes:
-        status: ``finished``, ``diverged`` or ``interrupted``.
+        status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
         round: completed rounds.
         rows: all rows of the node, of before an interruption, too.
         params: (P,) float32, the node's parameters.
@@ -181,6 +185,9 @@ class WallClock:
         names: what the nodes are called, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
         adopted_at: the round in which the node begins, with a neighbour's parameters; None: all begin alike.
+        joins_at: the round in which the node begins, as all others did; None: the first.
+        changes: asked after every event for changes of who takes part, given the first round that they can be
+            of; see :meth:`jwins.net.membership.Membership.look`.
         patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.
@@ -199,9 +206,11 @@ class WallClock:
         network: Network,
         *,
         start: StartRow,
-        names: tuple[str, ...] = (),
+        names: Sequence[str] = (),
         agreed: Mapping[str, str] | None = None,
         adopted_at: int | None = None,
+        joins_at: int | None = None,
+        changes: Callable[[int], Change | None] = lambda next_round: None,
         patience_s: float = 30.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[WallProgress], None] | None = None,
@@ -230,7 +239,9 @@ class WallClock:
         self._ledger = Ledger()
         initial = host.parameters(self.node)
         self._dim = len(initial)
-        self._adopted_at = adopted_at
+        self._adopted_at, self._joins_at = adopted_at, joins_at
+        self._changes = changes
+        self._removed = False
         self._x0 = hash_of_parameters(initial) if adopted_at is None else ADOPTED
         self._model_wire = model_wire(rules.wire.digest, self._dim)
         self._begun = time.monotonic()
@@ -279,13 +290,13 @@ class WallClock:
             commands = self._begin(resume)
             self.network.start()
             self._carry_out(commands)
-            while self._end is None and not self._stop():
+            while self._end is None and not self._removed and not self._stop():
                 self._step()
             if self._end is None:
-                farewell = "interrupted"
+                farewell = "removed" if self._removed else "interrupted"
                 self._settle()
                 self._save(self.round)
-                return self._outcome("interrupted")
+                return self._outcome(farewell)
             farewell = self._end.status
             self._say_bye(farewell)
             self._write_end(self._end)
@@ -310,11 +321,16 @@ class WallClock:
             self.recorder.begin(self._start)
             self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
         commands = self.host.start(self.now)[self.node]
-        if self._adopted_at is not None and not resume:
-            (commands,) = self.host.handle([Due(self.node, self.now, Rejoin(self._adopted_at))])
+        begins_at = self._joins_at if self._adopted_at is None else self._adopted_at
+        if begins_at is not None and not resume:
+            first = [command for command in commands if isinstance(command, Evaluate)]
+            (commands,) = self.host.handle([Due(self.node, self.now, Rejoin(begins_at))])
+            return first + commands
         return commands
 
     def _step(self) -> None:
+        if (change := self._changes(self.round + 1)) is not None:
+            self._on_change(change)
         event = self.network.poll(self._timeout_s())
         if event is not None:
             self._on_link(event)
@@ -368,6 +384,9 @@ class WallClock:
     def _on_train(self, round: int) -> None:
         if self._settling:
             return  # a restart begins with it
+        for peer, known in self.peers.items():
+            if known.met and known.joins_at == round + MAX_ROUNDS_AHEAD:
+                self._say_hello(peer)  # its first frame, which was refused if it came before, can be kept now
         job = self._worker.submit(self.host.train, {self.node: round})
         job.add_done_callback(lambda _: self.network.wake())
         self._training = (round, job)
@@ -577,7 +596,10 @@ class WallClock:
 
     def limit_s(self, peer: int) -> float:
         """How long this neighbour is waited for now."""
-        return self.patience.limit_s if self.peers[peer].ever_met else self.patience.first_s
+        known = self.peers[peer]
+        if self.round == self._joins_at or not (known.ever_met or known.joins_at is not None):
+            return self.patience.first_s  # a node that joins may be there before the others are in its round
+        return self.patience.limit_s
 
     def _look_at_the_wait(self) -> None:
         stalled = self.host.stalled([self.node])
@@ -607,6 +629,18 @@ class WallClock:
                 self.journal.warning("suspected", peer=name, connected=known.met)
                 self._tell_node(PeerLost(peer))
         self._tell_node(Overdue(round))
+
+    def _on_change(self, change: Change) -> None:
+        """Others take part than before."""
+        for peer in change.joined:
+            self.peers[peer].joins_at = change.from_round
+        for peer in change.removed - {self.node}:
+            known = self.peers[peer]
+            known.lost_connection()
+            known.kept.clear()
+            known.left = known.suspected = True
+            self._tell_node(PeerLost(peer))
+        self._removed = self.node in change.removed
 
     def _catch_up(self) -> None:
         """Take the others' round if they no longer keep the frames of this one."""

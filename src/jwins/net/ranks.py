@@ -19,7 +19,17 @@ class ByRank:
     """
 
     def __init__(self, network: Network, ids: Sequence[int]) -> None:
-        self._network, self._ids = network, tuple(ids)
+        self._network = network
+        self.ids = tuple(ids)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Of all members; more may be added behind."""
+        return self._ids
+
+    @ids.setter
+    def ids(self, ids: Sequence[int]) -> None:
+        self._ids = tuple(ids)
         self._ranks = {member: rank for rank, member in enumerate(self._ids)}
 
     def start(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -43,6 +43,7 @@ class Member(Settings):
     )
     fingerprint: str = Field(description="SHA-256 of the certificate, 64 hexadecimal digits")
     certificate: str = Field(description="in PEM form; with the fingerprint the only one accepted of this node")
+    since_round: Index = Field(default=0, description="the round in which it joined, if nodes ran already")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -72,11 +73,19 @@ class Roster(Settings):
     """Who takes part, and on which graph.
 
     A changed roster has a higher epoch and names the round from which it is in effect, so that all nodes change
-    their mixing weights in the same round. A member's place in the graph is its rank by id.
+    their mixing weights in the same round. A member's place in the graph is its rank by id. Its number as a
+    node is its rank among all who were ever members, so that it keeps it whoever joins or leaves.
     """
 
     epoch: Index = Field(default=0, description="raised by one with every change while nodes run")
     from_round: Index = Field(default=0, description="the round from which this epoch is in effect")
+    places: Annotated[int, Within("a number of nodes", 1)] | None = Field(
+        default=None,
+        description="nodes.count of the experiment, if some of its nodes join later; left out: all are there",
+    )
+    departed: Annotated[tuple[Index, ...], Field(strict=False, max_length=MAX_MEMBERS)] = Field(
+        default=(), description="ids of those who left while nodes ran"
+    )
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="of the topology and of everything else that the nodes must draw alike"
     )
@@ -107,6 +116,8 @@ class Roster(Settings):
                         f"members[{seen[value]}] has the same; each has its own",
                     )
                 seen[value] = index
+        if used := sorted({member.id for member in self.members} & set(self.departed)):
+            raise ConfigError("departed", used[0], "a member has this id; an id is never used again")
         return self
 
     def __contains__(self, id: object) -> bool:
@@ -124,13 +135,36 @@ class Roster(Settings):
         return tuple(sorted(member.id for member in self.members))
 
     @property
+    def ids_ever(self) -> tuple[int, ...]:
+        """Of all members and of those who left, increasing; the position in it is a node's number."""
+        return tuple(sorted((*self.ids, *self.departed)))
+
+    @property
+    def names_ever(self) -> tuple[str, ...]:
+        """In the order of :attr:`ids_ever`."""
+        names = {member.id: member.name for member in self.members}
+        return tuple(names.get(member, f"id {member}, which left") for member in self.ids_ever)
+
+    @property
     def digest(self) -> str:
         """The same on two machines whose rosters agree in all but addresses; 64 hexadecimal digits."""
         topology = self.topology.model_dump(mode="json")
         topology.pop("path", None)
-        tables = {"epoch": self.epoch, "from_round": self.from_round, "seed": self.seed, "topology": topology}
-        members = [f"{m.id} {m.name} {plain(m.fingerprint)}" for m in sorted(self.members, key=lambda m: m.id)]
+        tables = {**self._head(), "topology": topology}
+        members = [
+            f"{m.id} {m.name} {plain(m.fingerprint)}" + (f" {m.since_round}" if m.since_round else "")
+            for m in sorted(self.members, key=lambda m: m.id)
+        ]
         return hashlib.sha256("\n".join([write_toml(tables), *members]).encode()).hexdigest()
+
+    def _head(self) -> dict[str, Any]:
+        """All keys but topology and members; those that say nothing are left out."""
+        head: dict[str, Any] = {"epoch": self.epoch, "from_round": self.from_round, "seed": self.seed}
+        if self.places is not None:
+            head["places"] = self.places
+        if self.departed:
+            head["departed"] = list(self.departed)
+        return head
 
     def named(self, name: str) -> Member:
         """The member of this name.
@@ -238,6 +272,13 @@ class Roster(Settings):
             raise ConfigError(
                 "NAME", member.name, "is in the roster already; say --replace to change its entry"
             )
+        if from_round is not None and member.id not in self:
+            if member.id <= max(self.ids_ever, default=-1):
+                problem = f"expected more than {max(self.ids_ever)}, the highest that was ever used"
+                raise ConfigError("--id", member.id, problem)
+            member = member.model_copy(update={"since_round": from_round})
+        elif member.id in self:
+            member = member.model_copy(update={"since_round": self[member.id].since_round})
         return self._changed([*others, member], from_round)
 
     def without(self, name: str, *, from_round: int | None = None) -> Roster:
@@ -256,12 +297,16 @@ class Roster(Settings):
             raise ConfigError(
                 "--from-round", from_round, f"expected a round after {self.from_round}, the last change's"
             )
+        members = tuple(sorted(members, key=lambda m: m.id))
+        gone = set() if from_round is None else set(self.ids) - {member.id for member in members}
         return Roster(
             epoch=epoch,
             from_round=start,
+            places=self.places,
+            departed=tuple(sorted({*self.departed, *gone})),
             seed=self.seed,
             topology=self.topology,
-            members=tuple(sorted(members, key=lambda m: m.id)),
+            members=members,
         )
 
 
@@ -317,17 +362,10 @@ def write_roster(roster: Roster, path: Path) -> None:
     """
     from jwins.runfiles.atomic import write_atomically
 
-    head: Mapping[str, Any] = {
-        "epoch": roster.epoch,
-        "from_round": roster.from_round,
-        "seed": roster.seed,
-        "topology": roster.topology.model_dump(mode="json"),
-    }
-    blocks = [write_toml(head)]
+    blocks = [write_toml({**roster._head(), "topology": roster.topology.model_dump(mode="json")})]
     for member in roster.members:
-        lines = [
-            f"{key} = {toml_text(value)}" for key, value in member.model_dump().items() if key != "certificate"
-        ]
+        silent = {"certificate"} if member.since_round else {"certificate", "since_round"}
+        lines = [f"{key} = {toml_text(value)}" for key, value in member.model_dump(exclude=silent).items()]
         # A PEM text has nothing that would need escaping, and lines of its own can be compared by eye.
         blocks.append("\n".join(["[[members]]", *lines, f'certificate = """\n{member.x509.pem}"""', ""]))
     write_atomically(path, "\n".join(blocks).encode())

@@ -727,6 +727,8 @@ class Transport:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for _, link in links:
+            link.channel.abort()  # of a peer that does not read, the connection would stay
         await asyncio.sleep(0.05)
 
     # --- What went wrong ----------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +31,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jwins.net.clock import Measured, WallOutcome, WallProgress
+    from jwins.net.epochs import Epochs
+    from jwins.net.journal import Journal
     from jwins.net.link import Network
+    from jwins.net.membership import Membership
     from jwins.net.roster import Roster
+    from jwins.topology import Topology
 
 __all__ = [
     "DEFAULT_PATIENCE_S",
@@ -55,7 +59,7 @@ class NodeResult:
 
     Attributes:
         folder: of the node.
-        status: ``finished``, ``diverged`` or ``interrupted``.
+        status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
         round: completed rounds.
         was_complete: nothing had to be done, because the node had finished before.
         outcome: what the clock found; None if nothing had to be done.
@@ -107,11 +111,9 @@ def for_network(experiment: Experiment) -> Experiment:
 
 def on_wall_clock(pieces: Pieces) -> Pieces:
     """The same with a start row that says so, and without the deadline of the virtual clock."""
-    import dataclasses
-
-    return dataclasses.replace(
+    return replace(
         pieces,
-        rules=dataclasses.replace(pieces.rules, deadline_s=None),
+        rules=replace(pieces.rules, deadline_s=None),
         start=msgspec.structs.replace(pieces.start, clock="wall"),
     )
 
@@ -129,12 +131,13 @@ def run_node(
     metrics_port: int | None = None,
     progress: Callable[[WallProgress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    roster_file: Path | None = None,
 ) -> NodeResult:
     """Run one node of an experiment, or go on with it.
 
     Args:
         experiment: the same on all machines.
-        roster: who takes part; members by rank of their ids are the nodes of the experiment.
+        roster: who takes part; all who were ever members are the nodes of the experiment, in order of ids.
         name: of this node in the roster.
         key_file: its private key.
         folder: of the node; None for ``nodes/<i>`` in the run folder.
@@ -145,22 +148,23 @@ def run_node(
         metrics_port: serve status and metrics there, on loopback; None for not at all.
         progress: told after every event.
         stop: asked after every event whether to end with a checkpoint.
+        roster_file: where ``roster`` came from, to be watched for changes; None to go by it until the end.
 
     Raises:
         ConfigError: experiment, roster and key do not fit.
         ResumeError: the folder holds another experiment, or another process runs this node.
     """
     from jwins.engines.interrupts import interrupts
-    from jwins.net.journal import write_journal
+    from jwins.net.journal import Journal, write_journal
+    from jwins.net.membership import Membership, check_follows, keep_roster, kept_rosters
+    from jwins.net.ranks import ByRank
     from jwins.net.transport import Transport
 
     experiment = for_network(experiment)
     least_s = patience_of(experiment, patience_s)
-    members = sorted(roster.members, key=lambda member: member.id)
-    if len(members) != experiment.nodes.count:
-        problem = f"expected nodes.count = {experiment.nodes.count} members"
-        raise ConfigError("roster.members", len(members), problem)
-    node = members.index(roster.named(name))
+    _check_places(experiment, roster)
+    member = roster.named(name)
+    node = roster.ids_ever.index(member.id)
     _check_reachable(experiment, roster)
     place = node_folder(experiment.folder, node) if folder is None else folder
     state, experiment = folder_state(experiment, place)
@@ -171,25 +175,50 @@ def run_node(
     with locked(place, f"node {name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(place / "config.toml", pieces.experiment.to_toml(place).encode())
+            keep_roster(roster, roster.from_round, place / "rosters")
+        every = kept_rosters(place / "rosters") or [roster]
+        check_follows(every[-1], roster, experiment.nodes.count)
+        pieces, topology = _with_epochs(pieces, every)
         handler = write_journal(place / "log.jsonl")
+        journal = Journal(name)
+
+        def partners(node: int) -> frozenset[int] | None:
+            return topology.neighbours(node) if _is_static(pieces) else None
+
         try:
+            wanted = partners(node)
             transport = Transport(
                 roster,
-                members[node].id,
+                member.id,
                 key_file,
                 greeting=experiment.digest(),
                 limits=_limits(pieces),
                 listen=listen,
-                dial=_partners(pieces, node, [member.id for member in members]),
+                dial=None if wanted is None else frozenset(roster.ids_ever[peer] for peer in wanted),
+            )
+            network = ByRank(transport, roster.ids_ever)
+            membership = Membership(
+                roster_file,
+                every[-1],
+                member.id,
+                key_file,
+                num_nodes=experiment.nodes.count,
+                topology=topology,
+                transport=transport,
+                network=network,
+                folder=place / "rosters",
+                partners=partners,
+                journal=journal,
             )
             return _run(
                 pieces,
                 node,
-                transport,
-                tuple(member.name for member in members),
-                tuple(member.id for member in members),
+                network,
+                membership,
+                journal,
                 place,
                 least_s,
+                joins_at=member.since_round or None,
                 keep_models=keep_models,
                 metrics_port=metrics_port,
                 progress=progress,
@@ -204,11 +233,12 @@ def _run(
     pieces: Pieces,
     node: int,
     network: Network,
-    names: tuple[str, ...],
-    ids: tuple[int, ...],
+    membership: Membership,
+    journal: Journal,
     folder: Path,
     patience_s: float,
     *,
+    joins_at: int | None,
     keep_models: bool,
     metrics_port: int | None,
     progress: Callable[[WallProgress], None] | None,
@@ -216,14 +246,13 @@ def _run(
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
     from jwins.net.clock import WallClock
-    from jwins.net.ranks import ByRank
 
     going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
     if going_on:
         check_task_unchanged(folder, pieces.start)
     else:
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    status = _StatusFile(folder / "status.json", names)
+    status = _StatusFile(folder / "status.json", membership.names)
 
     def tell(now: WallProgress) -> None:
         status(now)
@@ -238,14 +267,17 @@ def _run(
     (host,) = pieces.hosts()
     clock = WallClock(
         host,
-        ByRank(network, ids),
+        network,
         start=pieces.start,
-        names=names,
+        names=membership.names,
+        joins_at=joins_at,
+        changes=membership.look,
         patience_s=patience_s,
         recorder=Recorder(folder),
         on_progress=tell,
         on_measured=keep if keep_models else None,
         stop=stop,
+        journal=journal,
     )
     with _served(clock, metrics_port):
         outcome = clock.run(resume=going_on)
@@ -267,7 +299,7 @@ def _served(clock: Any, port: int | None) -> Iterator[None]:
 class _StatusFile:
     """Where the node is, for whoever looks on; written anew at most twice a second."""
 
-    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._names = path, names
         self._last = 0.0
         self._metrics: dict[str, float | None] = {}
@@ -298,15 +330,45 @@ def _limits(pieces: Pieces) -> Any:
     return Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
 
 
-def _partners(pieces: Pieces, node: int, ids: list[int]) -> frozenset[int] | None:
-    """Ids of the peers that the node ever exchanges with; None for all."""
-    if not isinstance(pieces.experiment.topology, TopologyTable):
-        return None
-    topology = pieces.rules.topology
-    if getattr(topology, "dynamic", False) or pieces.experiment.topology.kind == "one_peer_exponential":
-        return None
-    graph = topology.at(0)
-    return frozenset(ids[peer] for peer in {*graph.senders[node], *graph.recipients[node]})
+def _is_static(pieces: Pieces) -> bool:
+    """Whether a node exchanges with the same peers in all rounds."""
+    config = pieces.experiment.topology
+    if not isinstance(config, TopologyTable) or config.kind == "one_peer_exponential":
+        return False
+    return not getattr(config, "dynamic", False)
+
+
+def _with_epochs(pieces: Pieces, every: Sequence[Roster]) -> tuple[Pieces, Epochs]:
+    """The same with graphs of those who take part in each round."""
+    from jwins.net.epochs import Epochs
+
+    config, seed = pieces.experiment.topology, pieces.experiment.run.seed
+    places = pieces.experiment.nodes.count
+
+    def build(count: int) -> Topology:
+        if count == places:
+            return pieces.rules.topology
+        if isinstance(config, TopologyTable):
+            return config.build(num_nodes=count, seed=seed)
+        raise ConfigError("topology", repr(config), f"is of {places} nodes, and {count} take part")
+
+    topology = Epochs(places, build)
+    for roster in every:
+        topology.add(roster.epoch, roster.from_round, [roster.ids_ever.index(member) for member in roster.ids])
+    return replace(pieces, rules=replace(pieces.rules, topology=topology)), topology
+
+
+def _check_places(experiment: Experiment, roster: Roster) -> None:
+    count = len(roster.ids_ever) if roster.places is None else roster.places
+    if count != experiment.nodes.count:
+        problem = f"expected nodes.count = {experiment.nodes.count} members"
+        if roster.places is not None or roster.departed:
+            problem += ", with those who left and those who are to join (places)"
+        raise ConfigError("roster.members" if roster.places is None else "roster.places", count, problem)
+    for member in roster.members:
+        if member.since_round >= experiment.run.rounds:
+            problem = f"{member.name} would join after the end; run.rounds = {experiment.run.rounds}"
+            raise ConfigError("roster.members.since_round", member.since_round, problem)
 
 
 def _check_reachable(experiment: Experiment, roster: Roster) -> None:

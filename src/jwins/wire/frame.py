@@ -22,6 +22,7 @@ from jwins.wire.codec import CODECS, Codec, PositionsKind, ValuesKind, max_paylo
 __all__ = [
     "DESCRIBED_DIM",
     "DIGEST_BYTES",
+    "EPOCHS",
     "HEADER_BYTES",
     "MAGIC",
     "MAX_CONTROL_BYTES",
@@ -67,6 +68,8 @@ HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _HELLO, _FRAME, _KEY_REQUEST, _BYE = 1, 2, 3, 4
 _KINDS = {_HELLO: "hello", _FRAME: "frame", _KEY_REQUEST: "key_request", _BYE: "bye"}
 _KEY_FLAG = 1
+EPOCHS = 128
+"""A frame tells so many epochs of the roster apart: it has 7 bits for them."""
 _U32 = 2**32 - 1
 
 
@@ -100,12 +103,14 @@ class Frame:
         round: the sender's round.
         update: what it tells its neighbours.
         key: whether it is a key, which stands alone, instead of the round's update.
+        epoch: of the roster whose graph the sender uses in that round, modulo :data:`EPOCHS`.
     """
 
     sender: int
     round: int
     update: Update
     key: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +192,10 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     code = flags = dim = positions_bytes = values_bytes = 0
     if isinstance(message, Frame):
         encoded = codec.encode(message.update)
-        kind, code, flags, dim = _FRAME, codec.code, _KEY_FLAG * message.key, message.update.dim
+        if not 0 <= message.epoch < EPOCHS:
+            raise UsageError(f"Frame.epoch = {message.epoch}: expected 0 to {EPOCHS - 1}")
+        flags = _KEY_FLAG * message.key | message.epoch << 1
+        kind, code, dim = _FRAME, codec.code, message.update.dim
         payload, positions_bytes, values_bytes = encoded.data, encoded.positions_bytes, encoded.values_bytes
         if len(payload) > _U32:
             raise UsageError(f"an update of {len(payload)} bytes does not fit a frame: at most {_U32}")
@@ -240,7 +248,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
         raise FrameError(f"an update of a vector of {header.dim}, expected {dim}")
     # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
     update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
-    return Frame(header.sender, header.round, update, bool(header.flags & _KEY_FLAG))
+    return Frame(header.sender, header.round, update, bool(header.flags & _KEY_FLAG), header.flags >> 1)
 
 
 def _held_of(payload: memoryview) -> int | None:
@@ -293,7 +301,7 @@ def describe(data: bytes) -> dict[str, object]:
 
     Returns:
         ``kind version codec sender round digest dim`` and ``frame_bytes header_bytes``; then for a frame
-        ``key base check count density positions positions_bytes bits_per_position values dither offset
+        ``key epoch base check count density positions positions_bytes bits_per_position values dither offset
         values_bytes bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over the
         finite ones; None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
 
@@ -325,6 +333,7 @@ def describe(data: bytes) -> dict[str, object]:
     about |= {
         "header_bytes": len(data) - len(parts.positions) - len(parts.values),
         "key": bool(header.flags & _KEY_FLAG),
+        "epoch": header.flags >> 1,
         "base": parts.base,
         "check": parts.check,
         "count": count,
@@ -387,7 +396,7 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
     (checksum,) = _CHECKSUM.unpack_from(view, _FIELDS.size)
     if zlib.crc32(payload, zlib.crc32(view[: _FIELDS.size])) != checksum:
         raise FrameError("checksum does not match: the frame was changed on the way")
-    if flags & ~_KEY_FLAG or (kind != _FRAME and (flags or code)) or (kind in (_KEY_REQUEST, _BYE) and dim):
+    if (kind != _FRAME and (flags or code)) or (kind in (_KEY_REQUEST, _BYE) and dim):
         raise FrameError(f"{_KINDS[kind]} with flags {flags:#04x}, codec {code}, dim {dim}")
     return _Header(kind, code, flags, sender, round_, digest, dim), payload
 

@@ -1,0 +1,103 @@
+"""The graphs of a run whose members change: for each round those of the epoch that is in effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from jwins.topology import Graph, Topology
+
+__all__ = ["Epochs"]
+
+_REMEMBERED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Epoch:
+    """Who takes part from a round on.
+
+    Attributes:
+        number: of the epoch.
+        from_round: the first round.
+        active: the nodes that take part, increasing.
+        topology: of as many nodes.
+    """
+
+    number: int
+    from_round: int
+    active: tuple[int, ...]
+    topology: Topology
+
+    def graph(self, round: int, num_nodes: int) -> Graph:
+        graph = self.topology.at(round)
+        if len(self.active) == num_nodes and self.number == graph.epoch:
+            return graph
+        senders: list[dict[int, float]] = [{} for _ in range(num_nodes)]
+        recipients: list[tuple[int, ...]] = [() for _ in range(num_nodes)]
+        for rank, node in enumerate(self.active):
+            senders[node] = {self.active[j]: weight for j, weight in graph.senders[rank].items()}
+            recipients[node] = tuple(self.active[j] for j in graph.recipients[rank])
+        return Graph(num_nodes, tuple(senders), tuple(recipients), self.number)
+
+
+class Epochs:
+    """A :class:`~jwins.topology.Topology` of nodes of which only some take part, others in other rounds.
+
+    Whoever takes part is at the place of its rank in a graph of as many nodes, and all others are alone.
+    The first epoch that is added covers all rounds before its own, too.
+
+    Args:
+        num_nodes: how many there are at most.
+        build: gives the topology of a number of nodes.
+
+    >>> from jwins.topology import FullyConnected
+    >>> epochs = Epochs(3, lambda count: FullyConnected(num_nodes=count, seed=1))
+    >>> epochs.add(0, 0, [0, 1])
+    >>> epochs.add(1, 10, [0, 2])
+    >>> epochs.at(9).edges, epochs.at(10).edges
+    (((0, 1), (1, 0)), ((0, 2), (2, 0)))
+    """
+
+    def __init__(self, num_nodes: int, build: Callable[[int], Topology]) -> None:
+        self._num_nodes, self._build = num_nodes, build
+        self._every: list[_Epoch] = []
+        self._graphs: dict[int, Graph] = {}
+
+    @property
+    def num_nodes(self) -> int:
+        """How many there are at most."""
+        return self._num_nodes
+
+    def add(self, number: int, from_round: int, active: Sequence[int]) -> None:
+        """An epoch after those that were added.
+
+        Args:
+            number: of it.
+            from_round: the round from which it is in effect.
+            active: the nodes that take part, increasing.
+
+        Raises:
+            ConfigError: there is no such graph of so many nodes.
+        """
+        added = _Epoch(number, from_round, tuple(active), self._build(len(active)))
+        self._every = [epoch for epoch in self._every if epoch.from_round < from_round] + [added]
+        self._graphs.clear()
+
+    def at(self, round: int) -> Graph:
+        """See :meth:`jwins.topology.Topology.at`."""
+        found = self._graphs.get(round)
+        if found is None:
+            epoch = next((e for e in reversed(self._every) if e.from_round <= round), self._every[0])
+            found = epoch.graph(round, self._num_nodes)
+            while len(self._graphs) >= _REMEMBERED:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[round] = found
+        return found
+
+    def neighbours(self, node: int) -> frozenset[int]:
+        """With whom a node exchanges in the first rounds of the newest epoch and of the one before."""
+        found: set[int] = set()
+        for epoch in self._every[-2:]:  # the newest may not be in effect yet
+            graph = epoch.graph(epoch.from_round, self._num_nodes)
+            found |= {*graph.senders[node], *graph.recipients[node]}
+        return frozenset(found)

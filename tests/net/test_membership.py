@@ -1,0 +1,319 @@
+"""Members that join, leave and change their certificates while nodes run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from members import member, roster_of
+from wires import Running, Wires, World
+
+import jwins
+from jwins.errors import ConfigError
+from jwins.net.epochs import Epochs
+from jwins.net.identity import renewed
+from jwins.net.membership import Change, check_follows, keep_roster, kept_rosters
+from jwins.net.roster import Roster, read_roster, write_roster
+from jwins.results.record import Record
+from jwins.runfiles import traffic
+from jwins.sharing import choco, full
+from jwins.sharing import jwins as jwins_sharing
+from jwins.topology import FullyConnected, Regular, Ring
+
+# --- Graphs -----------------------------------------------------------------------------------------------
+
+
+def ring_of(places: int) -> Epochs:
+    return Epochs(places, lambda count: Ring(num_nodes=count, seed=1))
+
+
+def test_in_every_round_those_who_take_part_mix_and_nobody_else() -> None:
+    epochs = ring_of(6)
+    epochs.add(0, 0, range(5))
+    epochs.add(1, 10, (0, 1, 3, 4))
+    epochs.add(2, 20, (0, 1, 3, 4, 5))
+    for at, active in ((0, range(5)), (9, range(5)), (10, (0, 1, 3, 4)), (25, (0, 1, 3, 4, 5))):
+        graph = epochs.at(at)
+        mixing = graph.matrix()
+        assert np.array_equal(mixing, mixing.T)
+        np.testing.assert_allclose(mixing.sum(axis=0), 1.0)
+        for node in range(6):
+            neighbours = {*graph.senders[node], *graph.recipients[node]}
+            assert neighbours <= set(active) - {node}
+            assert len(neighbours) == (2 if node in active else 0)
+    assert [epochs.at(at).epoch for at in (9, 10, 19, 20)] == [0, 1, 1, 2]
+    assert epochs.neighbours(1) == {0, 3}
+
+
+def test_as_long_as_all_take_part_nothing_is_different() -> None:
+    whole = Regular(num_nodes=8, seed=1, degree=4)
+    epochs = Epochs(8, lambda count: whole)
+    epochs.add(0, 0, range(8))
+    assert epochs.at(3) is whole.at(3)
+
+
+def test_a_roster_that_is_taken_up_late_is_of_later_rounds() -> None:
+    epochs = ring_of(4)
+    epochs.add(0, 0, range(4))
+    epochs.add(1, 30, (0, 1, 2))
+    epochs.add(2, 20, (0, 1))
+    assert [epochs.at(at).epoch for at in (19, 20, 30, 40)] == [0, 2, 2, 2]
+
+
+# --- Rosters ----------------------------------------------------------------------------------------------
+
+
+def test_numbers_stay_whoever_joins_or_leaves(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 3)
+    left = roster.without("bob", from_round=10)
+    assert (left.ids, left.departed, left.ids_ever) == ((0, 2), (1,), (0, 1, 2))
+    dave = member(tmp_path, 3, "dave")
+    with pytest.raises(ConfigError, match=r"--id = 1: expected more than 2"):
+        left.with_member(dave.model_copy(update={"id": 1}), from_round=20)
+    joined = left.with_member(dave, from_round=20)
+    assert (joined.ids_ever, joined[3].since_round, joined[0].since_round) == ((0, 1, 2, 3), 20, 0)
+    write_roster(joined, tmp_path / "roster.toml")
+    assert read_roster(tmp_path / "roster.toml") == joined
+    assert joined.digest != left.digest
+    with pytest.raises(ConfigError, match="departed = 1: a member has this id"):
+        Roster(members=roster.members, departed=(1,))
+
+
+def test_what_was_taken_up_is_known_after_a_restart(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 3)
+    left = roster.without("bob", from_round=10)
+    keep_roster(left, 12, tmp_path / "rosters")
+    keep_roster(roster, 0, tmp_path / "rosters")
+    assert [(kept.epoch, kept.from_round) for kept in kept_rosters(tmp_path / "rosters")] == [(0, 0), (1, 12)]
+
+
+REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
+    "older": (lambda old, _: old.model_copy(update={"epoch": 0}), "epoch = 0: nodes go by epoch 1 already"),
+    "without an epoch of its own": (lambda old, _: old.without("carol"), "members have changed and the epoch"),
+    "forgets who left": (
+        lambda old, _: old.without("carol", from_round=20).model_copy(update={"departed": ()}),
+        "ids of those who left are in departed",
+    ),
+    "too many": (
+        lambda old, folder: old.with_member(member(folder, 3, "dave"), from_round=20),
+        "the experiment has nodes.count = 3",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "problem"), REFUSED.values(), ids=REFUSED)
+def test_what_running_nodes_cannot_take_up_is_refused(change: Any, problem: str, tmp_path: Path) -> None:
+    old = roster_of(tmp_path, 3).without("bob", from_round=10)
+    check_follows(old, old.without("carol", from_round=11), 3)
+    with pytest.raises(ConfigError, match=problem):
+        check_follows(old, change(old, tmp_path), 3)
+
+
+# --- The clock --------------------------------------------------------------------------------------------
+
+ALGORITHMS = {"full": full(), "jwins": jwins_sharing(), "choco": choco(0.3, 0.5)}
+
+
+@pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
+def test_one_leaves_and_another_joins_and_one_hears_of_it_late(sharing: Any, wires: Wires) -> None:
+    """Node 4 is there from round 12; node 2 is gone from round 12; node 1 learns both in round 15 or later."""
+    topologies = [Epochs(5, lambda count: FullyConnected(num_nodes=count, seed=1)) for _ in range(5)]
+    for topology in topologies[:4]:
+        topology.add(0, 0, (0, 1, 2, 3))
+    topologies[4].add(1, 12, (0, 1, 3, 4))
+    joined, removed = frozenset({4}), frozenset({2})
+    done: set[int] = set()
+
+    def changes(node: int) -> Callable[[int], Change | None]:
+        def look(next_round: int) -> Change | None:
+            due = next_round > (15 if node == 1 else 5)
+            if node in done or not due or (node == 4 or (node == 2 and next_round < 12)):
+                return None
+            done.add(node)
+            from_round = max(12, next_round)
+            if node != 2:
+                topologies[node].add(1, from_round, (0, 1, 3, 4))
+            return Change(1, from_round, joined, removed)
+
+        return look
+
+    clocks = [
+        World(5, sharing, topologies[node], rounds=40, patience_s=0.4, eval_at=frozenset({0, 40})).clock(
+            node, wires, changes=changes(node), joins_at=12 if node == 4 else None
+        )
+        for node in range(5)
+    ]
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    outcomes = running.join_all()
+    assert outcomes[2].status == "removed"
+    for node in (0, 1, 3, 4):
+        assert (outcomes[node].status, outcomes[node].round) == ("finished", 40)
+    sent = {(edge.source, edge.target) for outcome in outcomes.values() for edge in outcome.traffic}
+    assert {(0, 4), (4, 0), (1, 4), (4, 1)} <= sent
+
+
+# --- Processes --------------------------------------------------------------------------------------------
+
+ROUNDS = 300
+SHARINGS = {"jwins": {"kind": "jwins"}, "choco": {"kind": "choco", "fraction": 0.3, "gamma": 0.5}}
+
+
+class Site:
+    """Nodes of a small experiment as processes that read one roster."""
+
+    def __init__(self, folder: Path, places: int, members: int, sharing: str) -> None:
+        self.folder, self.roster = folder, folder / "roster.toml"
+        first = roster_of(folder, members)
+        write_roster(first.model_copy(update={"places": places}), self.roster)
+        experiment = jwins.load("digits").changed(
+            {
+                "nodes": {"count": places},
+                "task": {"partition": {"kind": "iid"}},
+                "topology": {"kind": "fully_connected"},
+                "sharing": SHARINGS[sharing],
+                "run": {
+                    "rounds": ROUNDS,
+                    "eval_every": ROUNDS,
+                    "checkpoint_every": 20,
+                    "threads": 1,
+                    "folder": folder / "run",
+                },
+            }
+        )
+        (folder / "digits.toml").write_text(experiment.to_toml(folder))
+        undisturbed = jwins.simulate(experiment.changed({"run": {"folder": folder / "virtual"}})).record
+        self.least = undisturbed.evaluations[-1].metrics["accuracy"].mean - 0.03
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in [entry.name for entry in first.members]:
+            self.start(name)
+
+    def start(self, name: str) -> None:
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self.processes[name] = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "jwins", "node", str(self.folder / "digits.toml"), "--as", name),
+                    *("--roster", str(self.roster), "--key", str(self.folder / f"{name}.key")),
+                    *("--folder", str(self.folder / "nodes" / name), "--patience", "60"),
+                ],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    def change(self, work: Callable[[Roster, int], Roster]) -> int:
+        """Another roster, some rounds ahead; from which round on."""
+        from_round = self.round() + 60
+        write_roster(work(read_roster(self.roster), from_round), self.roster)
+        return from_round
+
+    def round(self) -> int:
+        try:
+            found: int = json.loads((self.folder / "nodes" / "alice" / "status.json").read_text())["round"]
+        except (OSError, ValueError):
+            return 0
+        return found
+
+    def until(self, holds: Callable[[], bool], timeout_s: float = 120.0) -> None:
+        end = time.monotonic() + timeout_s
+        while not holds():
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        for name, process in self.processes.items():
+            assert process.wait(180.0) == 0, f"{name}: {self.said()}"
+
+    def said(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.out")))
+
+    def events(self, name: str, event: str) -> list[dict[str, Any]]:
+        lines = (self.folder / "nodes" / name / "log.jsonl").read_text().splitlines()
+        return [found for found in map(json.loads, lines) if found["event"] == event]
+
+    def accuracy(self, name: str) -> float:
+        (value,) = Record.read(self.folder / "nodes" / name).evaluations[-1].per_node["accuracy"]
+        assert value is not None
+        return value
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Callable[[int, int, str], Site]]:
+    made: list[Site] = []
+
+    def make(places: int, members: int, sharing: str) -> Site:
+        made.append(Site(tmp_path, places, members, sharing))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["jwins", "choco"])
+def test_a_member_joins_a_run_under_way(sharing: str, site: Any, tmp_path: Path) -> None:
+    run = site(4, 3, sharing)
+    run.until(lambda: run.round() >= 20)
+    dave = member(tmp_path, 3, "dave")
+    from_round = run.change(lambda roster, at: roster.with_member(dave, from_round=at))
+    run.start("dave")
+    run.end()
+    for name in ("alice", "bob", "carol"):
+        (taken_up,) = run.events(name, "roster")
+        assert (taken_up["epoch"], taken_up["joined"], taken_up["removed"]) == (1, ["dave"], [])
+        assert taken_up["from_round"] >= from_round
+        assert run.accuracy(name) >= run.least
+    assert run.accuracy("dave") >= run.least
+    heard = {(edge.source, edge.target): edge for edge in traffic.read(tmp_path / "nodes" / "alice") or []}
+    assert heard[0, 3].bytes.values > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["jwins", "choco"])
+def test_a_member_leaves_and_is_cut_at_once(sharing: str, site: Any) -> None:
+    run = site(4, 4, sharing)
+    run.until(lambda: run.round() >= 20)
+    run.change(lambda roster, at: roster.without("bob", from_round=at))
+    run.end()
+    assert "removed" in (run.folder / "bob.out").read_text()
+    assert json.loads((run.folder / "nodes" / "bob" / "status.json").read_text())["status"] == "removed"
+    for name in ("alice", "carol", "dave"):
+        (taken_up,) = run.events(name, "roster")
+        assert taken_up["removed"] == ["bob"]
+        assert run.events(name, "overdue") == []
+        assert run.accuracy(name) >= run.least
+
+
+@pytest.mark.slow
+def test_a_member_changes_its_certificate(site: Any, tmp_path: Path) -> None:
+    run = site(3, 3, "choco")
+    run.until(lambda: run.round() >= 20)
+    new = renewed("bob", tmp_path / "bob.key", 30)
+
+    def change(roster: Roster, at: int) -> Roster:
+        bob = roster.named("bob").model_copy(update={"fingerprint": new.fingerprint, "certificate": new.pem})
+        return roster.with_member(bob, replace=True, from_round=at)
+
+    run.change(change)
+    run.end()
+    for name in ("alice", "bob", "carol"):
+        assert [found["epoch"] for found in run.events(name, "roster")] == [1]
+        assert run.events(name, "overdue") == []
+        assert run.accuracy(name) >= run.least
+    assert [found for found in run.events("alice", "met") if found["peer"] == "bob"][1:], "connected anew"
