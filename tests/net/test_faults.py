@@ -69,6 +69,53 @@ def test_killed_and_restarted_within_the_patience_of_the_others_nothing_changes(
         assert not any(outcome.overdue.values())
 
 
+def test_a_neighbour_that_reconnected_may_still_repeat_older_rounds(wires: Wires, tmp_path: Path) -> None:
+    world = World(4, jwins(), rounds=12, checkpoint_every=50)
+    expected = world.simulate()
+    clocks = world.clocks(wires, tmp_path)
+    again = world.clock(1, wires, tmp_path / "1")
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    running.wait_until(lambda: clocks[1].round >= 4, "round 4")
+    wires.cut([(0, 1)])
+    wires.mend()  # both say in which round they are, and that is not the one of a checkpoint
+    at = clocks[1].round
+    running.wait_until(lambda: clocks[1].round > at + 1, "they met again")
+    end_of(clocks[1]).kill()
+    running.join(1)
+    del running.failures[1]
+    running.start(1, again)
+    for node, outcome in running.join_all().items():
+        assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_killed_before_the_end_is_written_a_node_ends_when_it_is_started_again(
+    every: int, wires: Wires, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(3, jwins(), rounds=4, checkpoint_every=every)
+    expected = world.simulate()
+    clocks = world.clocks(wires, tmp_path)
+    again = world.clock(2, wires, tmp_path / "2")
+
+    def killed(*_: object) -> None:
+        end_of(clocks[2]).kill()
+        raise Killed
+
+    monkeypatch.setattr(clocks[2].recorder, "finish", killed)
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    running.join(2)
+    assert isinstance(running.failures.pop(2), Killed)
+    running.start(2, again, resume=True)
+    for node, outcome in running.join_all().items():
+        assert (outcome.status, outcome.round) == ("finished", 4)
+        assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
+        assert not any(outcome.overdue.values())
+
+
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_one_and_three_of_eight_are_killed_and_come_back_late(
     sharing: Any, wires: Wires, tmp_path: Path

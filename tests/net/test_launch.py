@@ -80,10 +80,13 @@ def test_kill_9_at_any_instant_changes_nothing(victims: tuple[int, ...], tmp_pat
     options: dict[str, Any] = {"count": 8, "rounds": 60, "eval_every": 30, "checkpoint_every": 5}
     simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
     killed: set[int] = set()
+    back: set[int] = set()
 
     def kill(now: Launched) -> None:
         for victim in victims:
             view = now.nodes[victim]
+            if view.restarts and view.state == "running":
+                back.add(victim)
             if victim not in killed and view.round >= 20 and view.state == "running":
                 os.kill(view.pid, signal.SIGKILL)
                 killed.add(victim)
@@ -95,6 +98,7 @@ def test_kill_9_at_any_instant_changes_nothing(victims: tuple[int, ...], tmp_pat
         progress=lambda now: (last.append(now), kill(now))[0],
     )
     assert killed == set(victims), "the run was long enough"
+    assert back == killed, "a node that was started again is not called killed any longer"
     assert sum(view.restarts for view in last[-1].nodes) == len(victims)
     assert launched.sha256 == simulated.sha256
 

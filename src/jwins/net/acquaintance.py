@@ -66,8 +66,11 @@ class Acquaintance:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it takes part, as far as is known, and has not said that it ends."""
-        return self.ever_met and not (self.left or self.suspected or self.unfit)
+        """Whether it takes part, as far as is known, and has not said that it ends.
+
+        One that there are frames for was met, if not by this process.
+        """
+        return (self.ever_met or bool(self.kept)) and not (self.left or self.suspected or self.unfit)
 
     def keep(self, round: int, kept: Kept, most: int) -> None:
         """Add a frame, and forget the oldest beyond ``most`` or beyond 64 MB; at least two are kept."""
@@ -79,10 +82,14 @@ class Acquaintance:
             del self.kept[min(self.kept)]
 
     def again_from(self, round: int) -> None:
-        """The peer is in this round: it lacks what is from then on, and nothing older."""
-        self.kept = {at: kept for at, kept in sorted(self.kept.items()) if at >= round}
-        for kept in self.kept.values():
-            if kept.sent:
+        """The peer is in this round: what is from then on is sent again, and nothing older.
+
+        What is older stays: killed before its next checkpoint, the peer repeats rounds before this one.
+        """
+        for at, kept in self.kept.items():
+            if at < round:
+                kept.sent = True
+            elif kept.sent:
                 kept.sent = kept.counted = False
 
     def unsent(self) -> list[Kept]:

@@ -297,9 +297,7 @@ class WallClock:
                 self._settle()
                 self._save(self.round)
                 return self._outcome(farewell)
-            farewell = self._end.status
-            self._say_bye(farewell)
-            self._write_end(self._end)
+            self._finish(self._end)
             self._linger()
             return self._outcome(self._end.status)
         finally:
@@ -317,6 +315,8 @@ class WallClock:
             self.host.restore(held)
             self._restore(state)
             self.journal.info("resumed", round=self.round)
+            if self.round >= self.rules.rounds:  # killed before the end was written
+                return [Finished("finished", self.round)]
         else:
             self.recorder.begin(self._start)
             self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
@@ -542,6 +542,7 @@ class WallClock:
             self._say_hello(peer)
         elif frame.round > now_in and peer in self._missing():
             # Frames come in order: the peer went on without this node, and that of this round will not come.
+            self.journal.warning("skipped", peer=self.names[peer], round=now_in, frame=frame.round)
             self._tell_node(PeerUp(peer, frame.round))
         refused = known.refused
         self._tell_node(Arrived(parcel))
@@ -732,6 +733,17 @@ class WallClock:
             known.kept = {at: Kept(k.packed, k.purpose, False, True) for at, k in state.kept[peer].items()}
             known.suspected = peer in state.suspected
             known.refused = state.refused[peer]
+
+    def _finish(self, end: Finished) -> None:
+        """The end is written before it is said: by then others may leave, and no round can be repeated."""
+        bye = self._bye(end.status)
+        met = [peer for peer, known in self.peers.items() if known.met]
+        for peer in met:
+            self._flush(peer)
+            self._ledger.count(self.node, peer, bye, "control")
+        self._write_end(end)
+        for peer in met:
+            self.network.send(peer, bye.data)
 
     def _write_end(self, end: Finished) -> None:
         wall_s = {name: _to_ms(seconds) for name, seconds in self.host.wall_s.items()}

@@ -265,6 +265,8 @@ class _Nodes:
             code = None if process.popen is None else process.popen.poll()
             if process.popen is None and time.monotonic() >= process.again_at:
                 view.restarts += 1
+                view.state = "starting"
+                (node_folder(self._folder, node) / "status.json").unlink(missing_ok=True)
                 process.popen = self._spawn(node, self._folder / "roster.toml")
             elif code is not None and code < 0 and sum(v.restarts for v in self.views) < _MOST_RESTARTS:
                 process.popen, process.again_at = None, time.monotonic() + _RESTART_AFTER_S
