@@ -559,6 +559,25 @@ def test_what_is_not_taken_is_not_read(tmp_path: Path) -> None:
         scene.check_honest()
 
 
+def test_who_floods_waits_behind_itself_and_keeps_nobody_else_waiting(scene: Scene) -> None:
+    """Alice is busy while Carol's messages pile up; Bob's, which comes last, is taken after one of Carol's."""
+    with scene.insider() as carol:
+        scene.alice.until_connected(CAROL)
+        for number in range(500):
+            carol.message(b"%d" % number)
+        while scene.alice.transport.report()[CAROL].bytes_in < sum(len(b"%d" % n) for n in range(500)):
+            time.sleep(0.01)
+        assert scene.bob.transport.send(ALICE, b"word")
+        while scene.alice.transport.report()[BOB].bytes_in < len(b"word"):
+            time.sleep(0.01)
+        scene.alice.poll_until(lambda: bool(scene.alice.messages(BOB)), "Bob's word")
+        assert scene.alice.messages(BOB) == [b"word"]
+        assert len(scene.alice.messages(CAROL)) <= 2
+        scene.alice.poll_until(lambda: len(scene.alice.messages(CAROL)) == 500, "the rest")
+        assert scene.alice.messages(CAROL) == [b"%d" % number for number in range(500)]
+    scene.check_honest()
+
+
 @pytest.mark.slow
 def test_a_flood_of_empty_messages(tmp_path: Path) -> None:
     """What a message costs beside its bytes counts, too."""

@@ -98,7 +98,7 @@ class Network(Protocol):
         ...
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """The next event in order of arrival; from any one thread.
+        """The next event, from any one thread: in order of arrival for each peer, and one of each peer in turn.
 
         Args:
             timeout_s: how long to wait for one, None for as long as it takes.

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 from jwins.net.channel import Channel
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
+from jwins.net.link import Delivered, LinkEvent
 
-__all__ = ["Link", "PeerState", "Rates", "size_of", "tally"]
+__all__ = ["Link", "PeerState", "Rates", "Turns", "size_of", "tally"]
 
 MOST_REASONS = 64
 
@@ -128,6 +129,38 @@ class PeerState:
     room: asyncio.Event = field(default_factory=asyncio.Event)
     dial: asyncio.Event = field(default_factory=asyncio.Event)
     dialler: asyncio.Task[None] | None = None
+
+
+class Turns:
+    """Events that wait to be taken: in order of arrival for each peer, and one of each peer in turn.
+
+    So whoever sends much waits behind its own messages, and keeps nobody else waiting.
+    """
+
+    def __init__(self) -> None:
+        self._by_peer: dict[int, deque[LinkEvent]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_peer)
+
+    def add(self, event: LinkEvent) -> None:
+        """Behind all others of its peer."""
+        self._by_peer.setdefault(event.peer, deque()).append(event)
+
+    def take(self) -> LinkEvent:
+        """The next event of the peer whose turn it is; there must be one."""
+        peer = next(iter(self._by_peer))
+        waiting = self._by_peer.pop(peer)
+        event = waiting.popleft()
+        if waiting:
+            self._by_peer[peer] = waiting
+        return event
+
+    def drop_messages(self, peer: int) -> None:
+        """Of this peer; what happened to its connections stays."""
+        kept = deque(event for event in self._by_peer.pop(peer, ()) if not isinstance(event, Delivered))
+        if kept:
+            self._by_peer[peer] = kept
 
 
 def tally(counts: Counter[str], reason: str) -> str:

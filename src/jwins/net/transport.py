@@ -19,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -31,7 +31,7 @@ from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
-from jwins.net.state import Link, PeerState, Rates, size_of, tally
+from jwins.net.state import Link, PeerState, Rates, Turns, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 
 __all__ = ["Transport"]
@@ -108,7 +108,7 @@ class Transport:
         self._loop.set_exception_handler(lambda loop, context: log.debug("loop %s", context.get("message")))
         self._thread = threading.Thread(target=self._run, name=f"jwins-net-{id}", daemon=True)
         self._changed = threading.Condition()
-        self._events: deque[LinkEvent] = deque()
+        self._events = Turns()
         self._woken = False
         self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
@@ -185,7 +185,7 @@ class Transport:
             if self._woken or not self._events:
                 self._woken = False
                 return None
-            event = self._events.popleft()
+            event = self._events.take()
             if not isinstance(event, Delivered):
                 return event
             state = self._peers.get(event.peer)
@@ -304,7 +304,7 @@ class Transport:
     def _forget(self, peer: int, state: PeerState) -> None:
         """What a peer sent and nobody took yet is as little trusted as the peer now."""
         with self._changed:
-            self._events = deque(e for e in self._events if e.peer != peer or not isinstance(e, Delivered))
+            self._events.drop_messages(peer)
             state.undelivered_bytes = 0
         state.room.set()
 
@@ -616,7 +616,7 @@ class Transport:
         state.dial.set()
 
     def _emit(self, event: LinkEvent) -> None:
-        self._events.append(event)
+        self._events.add(event)
         self._changed.notify()
 
     async def _receive(self, link: Link, state: PeerState) -> None:
