@@ -160,7 +160,8 @@ class Turns:
 
     def drop_messages(self, peer: int) -> None:
         """Of this peer; what happened to its connections stays."""
-        kept = deque(event for event in self._by_peer.pop(peer, ()) if not isinstance(event, Delivered))
+        waiting = self._by_peer.pop(peer, ())
+        kept: deque[LinkEvent] = deque(event for event in waiting if not isinstance(event, Delivered))
         if kept:
             self._by_peer[peer] = kept
 
