@@ -1,6 +1,11 @@
-"""What of the package has no examples to try where an extra is missing."""
+"""What of the package has no examples to try where an extra is missing; no test of a property fails by its time."""
 
 import importlib.util
+
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _NEEDED = {
     "ray": (

@@ -144,6 +144,7 @@ LONG_FILES = {
     "experiment/plugins.py": "the tables of settings, one after the other",
     "net/clock.py": "one clock, as the simulator's",
     "net/transport.py": "who is connected with whom, and all that may end a connection",
+    "report/curves.py": "the figure of a comparison, from its curves to its legend",
     "wire/entropy.py": "encoder, decoder and the odds that both must agree on",
     "node.py": "a third is the events, commands and state that it speaks of; the machine is read as a whole",
     "engines/simulator/simulator.py": "one clock, from its events to what a checkpoint keeps",

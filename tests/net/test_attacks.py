@@ -581,7 +581,9 @@ def test_who_floods_waits_behind_itself_and_keeps_nobody_else_waiting(scene: Sce
 @pytest.mark.slow
 def test_a_flood_of_empty_messages(tmp_path: Path) -> None:
     """What a message costs beside its bytes counts, too."""
-    limits = Limits(undelivered_bytes=1 << 20, connections_per_s=1000.0, messages_per_s=1e6)
+    limits = Limits(
+        undelivered_bytes=1 << 20, undelivered_messages=10**6, connections_per_s=1000.0, messages_per_s=1e6
+    )
     with scene_of(tmp_path, limits) as scene, scene.insider() as carol:
         scene.alice.until_connected(CAROL)
         carol.sock.settimeout(2.0)
@@ -593,6 +595,24 @@ def test_a_flood_of_empty_messages(tmp_path: Path) -> None:
         most = kept + (1 << 17) // 31  # and what one read brings
         scene.alice.poll_until(lambda: len(scene.alice.messages(CAROL)) > kept, "the first messages")
         assert most < 10_000, "a million were sent"
+        scene.check_honest()
+
+
+def test_no_more_messages_wait_than_the_limit(tmp_path: Path) -> None:
+    """Alice is busy: Carol's small messages wait on Carol's side, and all arrive in the end."""
+    limits = Limits(undelivered_messages=20, connections_per_s=1000.0, messages_per_s=1e6)
+    with scene_of(tmp_path, limits) as scene, scene.insider() as carol:
+        scene.alice.until_connected(CAROL)
+        for number in range(500):
+            carol.message(b"%03d" % number)
+        while scene.alice.transport.report()[CAROL].bytes_in < 3 * 20:
+            time.sleep(0.01)
+        assert scene.bob.transport.send(ALICE, b"word")
+        while scene.alice.transport.report()[BOB].bytes_in < len(b"word"):
+            time.sleep(0.01)
+        assert scene.alice.transport.report()[CAROL].bytes_in == 3 * 20
+        scene.alice.poll_until(lambda: len(scene.alice.messages(CAROL)) == 500, "the rest")
+        assert scene.alice.messages(CAROL) == [b"%03d" % number for number in range(500)]
         scene.check_honest()
 
 

@@ -319,6 +319,22 @@ def test_what_is_not_acceptable_is_refused_and_counted_and_never_ends_a_run(atta
     assert outcomes[1].refused[2] == 0
 
 
+def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None:
+    world = World(3, rounds=80, patience_s=0.2, eval_at=frozenset())
+    hostile = Hostile(wires, world)
+    wires.join(End(wires, 0))
+    wires.fate = lambda sender, receiver, data: 0.01  # so that the run is under way when the frame arrives
+    hostile.run()
+    hostile.hello()
+    victim = hostile.clocks[0]
+    hostile.running.wait_until(lambda: victim.peers[0].suspected, "it is suspected")
+    hostile.say(hostile.frame(victim.round + 20, float("nan")))
+    outcomes = hostile.running.join_all()
+    assert outcomes[1].refused[0] == 1
+    assert outcomes[1].overdue[0] == Patience.suspect_after
+    assert victim.peers[0].suspected
+
+
 MISFITS = {
     "another length": ({"dim": 7}, "its model has 7 parameters"),
     "another codec": ({"codec": "pco"}, "encodes with pco"),

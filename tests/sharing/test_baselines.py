@@ -214,10 +214,10 @@ def resolved(theta: float, bits: int, mine: Tensor, theirs: Tensor) -> Tensor:
     st.lists(st.tuples(st.floats(-50, 50), st.floats(-1, 1)), min_size=1, max_size=20),
 )
 def test_within_theta_no_wrap_is_wrong(bits: int, theta: float, pairs: list[tuple[float, float]]) -> None:
-    """Two nodes that differ by 99 % of theta or less find each other to a step."""
-    mine = torch.tensor([centre for centre, _ in pairs])
-    theirs = mine + torch.tensor([0.99 * theta * side for _, side in pairs])
+    """Two nodes that differ by theta less a step, or by less, find each other to a step."""
     step = moniqua(theta, bits=bits).step
+    mine = torch.tensor([centre for centre, _ in pairs])
+    theirs = mine + torch.tensor([0.99 * (theta - step) * side for _, side in pairs])
     found = resolved(theta, bits, mine, theirs)
     assert float((found - theirs).abs().max()) <= 1.01 * step + 1e-4
 

@@ -537,10 +537,7 @@ class WallClock:
         if frame.round < now_in - MAX_ROUNDS_AHEAD:
             self._refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
             return
-        if known.suspected:
-            self._welcome(peer, max(frame.round, now_in))
-            self._say_hello(peer)
-        elif frame.round > now_in and peer in self._missing():
+        if frame.round > now_in and peer in self._missing():
             # Frames come in order: the peer went on without this node, and that of this round will not come.
             self.journal.warning("skipped", peer=self.names[peer], round=now_in, frame=frame.round)
             self._tell_node(PeerUp(peer, frame.round))
@@ -548,6 +545,9 @@ class WallClock:
         self._tell_node(Arrived(parcel))
         if known.refused != refused:
             return
+        if known.suspected:
+            self._welcome(peer, max(frame.round, now_in))
+            self._say_hello(peer)
         known.seen = {(at, key) for at, key in known.seen if at >= now_in - MAX_ROUNDS_AHEAD} | {name}
         known.round = max(known.round, frame.round)
         if frame.round in self._waits or frame.round == now_in:

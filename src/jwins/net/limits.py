@@ -26,6 +26,7 @@ class Limits:
         message_bytes: longest message; a longer one is refused when it is announced, before any of it is kept.
         queue_bytes: most bytes that wait to be sent to a peer; one message may always wait.
         undelivered_bytes: while more than this of a peer waits for ``poll``, nothing is read from it.
+        undelivered_messages: likewise, while so many wait: small ones take far more memory than their bytes.
         messages_per_s: most pieces and control messages of a peer per second; beyond it is read slowly.
         bytes_per_s: most bytes of a peer per second, likewise; None for no limit.
         connections_per_s: how often a peer may connect, ten at once excepted.
@@ -43,6 +44,7 @@ class Limits:
     message_bytes: int = 128 * MIB
     queue_bytes: int = 256 * MIB
     undelivered_bytes: int = 16 * MIB
+    undelivered_messages: int = 1024
     messages_per_s: float = 4000.0
     bytes_per_s: float | None = None
     connections_per_s: float = 1.0

@@ -97,6 +97,7 @@ class PeerState:
         queue: messages to be sent; the first may be under way.
         queued_bytes: of them, with what each costs beside its bytes.
         undelivered_bytes: likewise, of messages that wait to be taken.
+        undelivered_messages: how many wait to be taken.
         bytes_in: received in whole messages.
         bytes_out: sent in whole messages.
         connections: how many were opened.
@@ -118,6 +119,7 @@ class PeerState:
     queue: deque[bytes] = field(default_factory=deque)
     queued_bytes: int = 0
     undelivered_bytes: int = 0
+    undelivered_messages: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
     connections: int = 0

@@ -191,10 +191,10 @@ class Transport:
             state = self._peers.get(event.peer)
             if state is None:
                 return event
-            most = self.limits.undelivered_bytes
-            was_full = state.undelivered_bytes > most
+            was_full = self._is_full(state)
             state.undelivered_bytes -= len(event.data) + ENTRY_BYTES
-            room = was_full and state.undelivered_bytes <= most
+            state.undelivered_messages -= 1
+            room = was_full and not self._is_full(state)
         if room:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(state.room.set)
@@ -305,7 +305,7 @@ class Transport:
         """What a peer sent and nobody took yet is as little trusted as the peer now."""
         with self._changed:
             self._events.drop_messages(peer)
-            state.undelivered_bytes = 0
+            state.undelivered_bytes = state.undelivered_messages = 0
         state.room.set()
 
     def _take_members(self) -> None:
@@ -623,9 +623,9 @@ class Transport:
         assembled = io.BytesIO()
         missing: int | None = None
         while True:
-            while state.undelivered_bytes > self.limits.undelivered_bytes:
+            while self._is_full(state):
                 state.room.clear()
-                if state.undelivered_bytes > self.limits.undelivered_bytes:
+                if self._is_full(state):
                     await state.room.wait()
             link.reading = True
             found = await link.channel.receive()
@@ -658,10 +658,17 @@ class Transport:
             link.reading = False
             await state.rates.spend(size_of(found), self._loop.time())
 
+    def _is_full(self, state: PeerState) -> bool:
+        """Whether so much of the peer waits to be taken that nothing is read from it."""
+        limits = self.limits
+        too_many = state.undelivered_messages >= limits.undelivered_messages
+        return too_many or state.undelivered_bytes > limits.undelivered_bytes
+
     def _deliver(self, link: Link, state: PeerState, data: bytes) -> None:
         with self._changed:
             state.bytes_in += len(data)
             state.undelivered_bytes += len(data) + ENTRY_BYTES
+            state.undelivered_messages += 1
             self._emit(Delivered(link.peer, data))
 
     async def _send(self, link: Link, state: PeerState) -> None:
