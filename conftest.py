@@ -1,4 +1,4 @@
-"""What of the package has no examples to try where an extra is missing; no test of a property fails by its time."""
+"""What has no examples to try where an extra is missing; and no test of a property fails by its time."""
 
 import importlib.util
 
