@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import hashlib
 import json
 import os
@@ -20,7 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.node import Phase
@@ -396,7 +398,7 @@ def test_a_full_disk_leaves_everything_as_it_was(
     with monkeypatch.context() as patch:
         if what == "write":
             patch.setattr("jwins.runfiles.atomic.os.fsync", full_disk)
-            patch.setattr("jwins.runfiles.checkpoint.save", lambda *a, **k: b"x" * 10)
+            patch.setattr("jwins.runfiles.checkpoint.dump", lambda *a, **k: b"x" * 10)
         else:
             patch.setattr(what, full_disk)
         with pytest.raises(OSError, match="No space left"):
@@ -482,3 +484,25 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def ctypes_arrays() -> int:
+    gc.collect()
+    return sum(type(thing) is type(ctypes.c_ubyte * 1) for thing in gc.get_objects())
+
+
+def test_nothing_stays_of_states_of_ever_new_lengths() -> None:
+    """Frames are kept as bytes, and hardly two have the same length: a peer writes thousands."""
+    checkpoint.dump(b"first")
+    before = ctypes_arrays()
+    for length in range(5000, 5200):
+        checkpoint.dump([bytes(length), torch.zeros(length)])
+    assert ctypes_arrays() - before < 20
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool])
+def test_bytes_do_not_depend_on_the_way(dtype: torch.dtype) -> None:
+    tensor = torch.tensor([[0, 1, 1], [1, 0, 1]]).to(dtype)
+    data = checkpoint.dump({"a": tensor, "b": [b"xyz", torch.tensor(3.0)]})
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    assert data == save(load(data), header["__metadata__"])

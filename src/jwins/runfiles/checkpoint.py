@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+import safetensors.numpy
+import safetensors.torch
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from jwins.errors import DataError, ResumeError, UsageError
@@ -61,7 +61,15 @@ def dump(state: object) -> bytes:
     tree = _pack(state, "state", tensors, seen)
     # One metadata entry, because safetensors does not keep the order of several.
     text = json.dumps({"format": FORMAT, "state": tree}, separators=(",", ":"))
-    return save(tensors, metadata={"jwins": text})
+    return _saved(tensors, {"jwins": text})
+
+
+def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """The same bytes by either way; that for tensors keeps a ctypes type for each length it ever met."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
+        return safetensors.torch.save(dict(tensors), metadata)
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+    return safetensors.numpy.save(arrays, metadata)
 
 
 def load(data: bytes, classes: Iterable[type]) -> Any:
