@@ -45,6 +45,7 @@ class Acquaintance:
         overdue: rounds in a row in which it was overdue.
         refused: messages of it that were not accepted.
         given: the round in which it was given the model, or None.
+        told_in: the round of this node in which the peer, far behind, was last told where this node is.
         joins_at: the round from which it is a member, if it came while nodes ran.
         kept: frames for it by round, increasing.
         seen: (round, key) of its frames that were taken in.
@@ -60,6 +61,7 @@ class Acquaintance:
     overdue: int = 0
     refused: int = 0
     given: int | None = None
+    told_in: int | None = None
     joins_at: int | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
     seen: set[tuple[int, bool]] = field(default_factory=set)

@@ -536,6 +536,9 @@ class WallClock:
             return
         if frame.round < now_in - MAX_ROUNDS_AHEAD:
             self._refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
+            if known.suspected and known.told_in != now_in:
+                known.told_in = now_in
+                self._say_hello(peer)  # it stood still, and does not know how far the others are
             return
         if frame.round > now_in and peer in self._missing():
             # Frames come in order: the peer went on without this node, and that of this round will not come.
