@@ -223,7 +223,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
 def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: Wires, tmp_path: Path) -> None:
     roster = roster_of(tmp_path, 3)
     large = {"task": Lines(hidden=20_000)}
-    world = World(3, rounds=24, patience_s=0.3, checkpoint_every=0, eval_at=frozenset(), train=large)
+    world = World(3, rounds=24, patience_s=1.5, checkpoint_every=0, eval_at=frozenset(), train=large)
     most = 4 << 20
     transports = [
         Transport(
