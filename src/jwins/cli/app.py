@@ -44,6 +44,12 @@ app = typer.Typer(
 )
 
 
+ExperimentFile = Annotated[
+    str,
+    typer.Argument(metavar="EXPERIMENT.toml|NAME", help="A file, or a bundled experiment (see `jwins list`)."),
+]
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -14,6 +14,7 @@ from jwins.cli.app import (
     EPILOG,
     INTERRUPTED,
     Data,
+    ExperimentFile,
     Overrides,
     Quiet,
     app,
@@ -40,12 +41,7 @@ _LINES_S = 2.0
 
 @app.command(epilog=EPILOG)
 def launch(
-    experiment: Annotated[
-        str,
-        typer.Argument(
-            metavar="EXPERIMENT.toml|NAME", help="A file, or a bundled experiment (see `jwins list`)."
-        ),
-    ],
+    experiment: ExperimentFile,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run is, each node from its newest checkpoint.")

@@ -15,6 +15,7 @@ from jwins.cli.app import (
     Address,
     Data,
     EngineName,
+    ExperimentFile,
     Overrides,
     Quiet,
     app,
@@ -38,12 +39,7 @@ __all__ = ["data_override", "divergence", "print_result"]
 
 @app.command(epilog=EPILOG)
 def run(
-    experiment: Annotated[
-        str,
-        typer.Argument(
-            metavar="EXPERIMENT.toml|NAME", help="A file, or a bundled experiment (see `jwins list`)."
-        ),
-    ],
+    experiment: ExperimentFile,
     overrides: Overrides = None,
     resume: Annotated[
         bool,
