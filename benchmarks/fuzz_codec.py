@@ -17,7 +17,6 @@ import contextlib
 import ctypes
 import mmap
 import multiprocessing
-import resource
 import struct
 import sys
 import tempfile
@@ -36,6 +35,7 @@ from rich.table import Table
 
 from jwins.errors import CodecError, FrameError
 from jwins.ops.quantize import blocks
+from jwins.run.memory import peak_bytes
 from jwins.update import MAX_DIM, Quantized, Sampled, Update
 from jwins.wire import MAX_RUNS, Bye, Frame, Hello, KeyRequest, codec, pack, quantized, unpack
 from jwins.wire.codec import Paper
@@ -297,7 +297,7 @@ def run(
             tally.failures.append(f"{name}, dim {dim}, input {i}: {error!r}, bytes {data[:200].hex()}")
         tally.outcomes[name, outcome] += 1
         if measured:
-            grown = _peak_bytes() - before
+            grown = peak_bytes() - before
             tally.peak_bytes[dim] = max(grown, tally.peak_bytes.get(dim, 0))
             if grown > limit_bytes(dim):
                 tally.failures.append(
@@ -307,25 +307,12 @@ def run(
     return tally
 
 
-def _peak_bytes() -> int:
-    """Most memory this process had resident, on Linux since :func:`_forget_peak`.
-
-    Not ru_maxrss on Linux: it also counts the parent process before exec.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-
-
 def _forget_peak() -> int:
     """Sets the peak back to what is resident now, where the system can, and returns it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)  # or what the allocator kept back would be taken again unnoticed
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak_bytes()
+    return peak_bytes()
 
 
 def _child(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,9 +56,3 @@ def verdict(value: float, *, at_least: float | None = None, at_most: float | Non
     asked += [f"at most {at_most:g}"] if at_most is not None else []
     good = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
     return f"{'reached' if good else 'missed'} ({', '.join(asked)})"
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has had resident since it started."""
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -32,6 +31,7 @@ from jwins.engines.simulator import Progress, Simulator
 from jwins.node import Rules
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
+from jwins.run.memory import peak_bytes
 from jwins.runfiles.rows import StartRow
 from jwins.sharing import FixedCutoff, Sharing, full, jwins
 from jwins.topology import Regular
@@ -151,14 +151,8 @@ def one_scale(nodes: int, rounds: int = 5) -> dict[str, float]:
     at = dict(marks)
     return {
         "seconds": (at[rounds + 1] - at[1]) / rounds,
-        "peak_mb": peak_memory_mb(),
+        "peak_mb": peak_bytes() / 1e6,
     }
-
-
-def peak_memory_mb() -> float:
-    """Of this process only; getrusage would report the larger one of the process that started it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024 / 1e6
 
 
 def step_rows(sizes: tuple[int, ...] = (89_834, 1_690_046), repetitions: int = 30) -> list[StepRow]:

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.report import table
-from benchmarks.rounds import DIGEST, peak_memory_mb
+from benchmarks.rounds import DIGEST
 from benchmarks.training import POOL, Synthetic, make_trainer, mlp, synthetic_parts
 from jwins.engines.host import Host
 from jwins.engines.simulator import Progress, Simulator
 from jwins.node import Rules
+from jwins.run.memory import peak_bytes
 from jwins.runfiles.rows import StartRow
 from jwins.sharing import full
 from jwins.topology import Regular
@@ -78,7 +79,7 @@ def measure(nodes: int, rounds: int, spread: float) -> Size:
     spent = {name: (after[name] - before[name]) / (rounds - 1) for name in PARTS[:-1]}
     evaluation_s = after["evaluation"] - before["evaluation"]
     spent["clock"] = (until - since - evaluation_s) / (rounds - 1) - sum(spent.values())
-    return Size(nodes, spent, evaluation_s, peak_memory_mb())
+    return Size(nodes, spent, evaluation_s, peak_bytes() / 1e6)
 
 
 def apart(nodes: int, rounds: int, spread: float) -> Size:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.report import peak_memory_bytes, table
+from benchmarks.report import table
 
 PEERS = 4
 FIRST_PORT = 27420
@@ -129,6 +129,7 @@ def peer(folder: Path, number: int, busy: str) -> None:
     from jwins.net.link import Delivered, Disconnected
     from jwins.net.roster import read_roster
     from jwins.net.transport import Transport
+    from jwins.run.memory import peak_bytes
 
     roster = read_roster(folder / "roster.toml")
     limits = Limits(undelivered_bytes=2 * MESSAGE_BYTES)
@@ -154,7 +155,7 @@ def peer(folder: Path, number: int, busy: str) -> None:
         transport.send(other, b"")
     while not all(arrived.values()):
         take()
-    before, processor = peak_memory_bytes(), time.process_time()
+    before, processor = peak_bytes(), time.process_time()
     for _ in range(ROUNDS):
         for queue in arrived.values():
             queue.pop(0)
@@ -166,7 +167,7 @@ def peer(folder: Path, number: int, busy: str) -> None:
         seconds.append(time.perf_counter() - begun)
     processor = time.process_time() - processor
     assert all(queue[0] == message for queue in arrived.values())
-    memory = peak_memory_bytes() - before + len(message)  # its own message was there before
+    memory = peak_bytes() - before + len(message)  # its own message was there before
     stop()
     for other in others:
         transport.send(other, b"done")

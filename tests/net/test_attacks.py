@@ -21,6 +21,7 @@ from members import Node, free_port, roster_of
 from jwins.net.limits import CHUNK_BYTES, Limits
 from jwins.net.link import Connected, Disconnected
 from jwins.net.roster import Member, Roster
+from jwins.run.memory import peak_bytes
 
 MORE_THAN_NORMAL_BYTES = 128 << 20
 
@@ -32,11 +33,6 @@ QUICK = Limits(connections_per_s=1000.0, retry_s=0.05)
 def reset_peak() -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 class Scene:

@@ -7,10 +7,8 @@ evaluations. Nothing is written.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +21,7 @@ from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
 from jwins.run.engine import Ray
+from jwins.run.memory import peak_bytes
 from jwins.run.parts import build_topology, evaluation_rounds
 from jwins.run.placement import host_blocks
 
@@ -239,7 +238,7 @@ def _calibrate(experiment: Experiment) -> Measured:
         degree=parts.start.neighbours_mean,
         samples=last.samples,
         all_samples=len(parts.task.test),
-        peak_bytes=_peak_bytes(),
+        peak_bytes=peak_bytes(),
         start_s=start_s,
         round_s=round_s,
         evaluation_s=end.wall_s["evaluation"],
@@ -247,20 +246,6 @@ def _calibrate(experiment: Experiment) -> Measured:
         sends=sum(len(receivers) for graph in graphs for receivers in graph.recipients),
         sent_bytes=sum(edge.bytes.total for edge in outcome.traffic),
     )
-
-
-def _peak_bytes() -> float:
-    """Most memory that this process had resident.
-
-    On Linux not ``ru_maxrss``, which also counts what the parent had before the process began.
-    """
-    import resource
-
-    with contextlib.suppress(OSError):
-        for row in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if row.startswith("VmHWM:"):
-                return 1024.0 * int(row.split()[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None]) -> Parts:

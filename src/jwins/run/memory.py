@@ -1,16 +1,17 @@
-"""How much memory a run needs, and how much there is."""
+"""How much memory a run needs, how much there is, and how much this process has had."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jwins.experiment.experiment import Experiment
 from jwins.run.parts import build_sharing, build_task, build_topology
 
-__all__ = ["memory_free", "memory_needed"]
+__all__ = ["memory_free", "memory_needed", "peak_bytes"]
 
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
@@ -77,3 +78,17 @@ def memory_free() -> float | None:
         cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
         free.append(limit - used + cache)
     return min(free) if free else None
+
+
+def peak_bytes() -> int:
+    """Most memory that this process had resident.
+
+    On Linux not ``ru_maxrss``, which also counts what the parent had before the process began.
+    """
+    import resource
+
+    with contextlib.suppress(OSError):
+        for row in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if row.startswith("VmHWM:"):
+                return 1024 * int(row.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
