@@ -93,6 +93,18 @@ def test_a_topology_is_built_from_its_table(kind: str) -> None:
     assert build_topology(experiment).num_nodes == experiment.nodes.count
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", [kind for kind in plugins.TOPOLOGY_TABLES if kind != "edge_list"])
+def test_a_topology_changes_if_its_table_says_so(kind: str, dynamic: bool) -> None:
+    if dynamic and "dynamic" not in plugins.TOPOLOGY_TABLES[kind].model_fields:
+        pytest.skip("is never drawn anew")
+    table = {"kind": kind, "dynamic": True} if dynamic else {"kind": kind}
+    experiment = Experiment(topology=table)  # type: ignore[arg-type]
+    topology = build_topology(experiment)
+    first, *later = [topology.at(r).recipients for r in range(4)]
+    assert experiment.topology_changes == any(graph != first for graph in later)
+
+
 @pytest.mark.parametrize("kind", plugins.PARTITION_TABLES)
 def test_a_partitioner_is_built_from_its_table(kind: str) -> None:
     assert callable(plugins.PARTITION_TABLES[kind]().build().split)

@@ -237,6 +237,12 @@ def test_neighbours_are_of_the_topology(tmp_path: Path) -> None:
         ring.neighbours(7)
 
 
+@pytest.mark.parametrize("kind", ["one_peer_exponential", "finite_time"])
+def test_where_the_graph_changes_all_are_neighbours(tmp_path: Path, kind: str) -> None:
+    roster = Roster(members=roster_of(tmp_path, 4).members, topology={"kind": kind})  # type: ignore[arg-type]
+    assert roster.neighbours(1) == (0, 2, 3)
+
+
 def test_two_that_cannot_be_dialled_are_never_joined(tmp_path: Path) -> None:
     members = list(roster_of(tmp_path, 4).members)
     for place in (0, 2):

@@ -66,6 +66,11 @@ def test_a_few_nodes_and_lists_of_one_per_node_are_planned_too(tmp_path: Path) -
     assert found.total_s > 0
 
 
+def test_a_graph_that_changes_is_planned_with_one_that_does(tmp_path: Path) -> None:
+    found = forecast(experiment(tmp_path / "run", topology={"kind": "one_peer_exponential"}))
+    assert found.round_bytes == pytest.approx(found.frame_bytes * found.num_nodes)
+
+
 def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
     wrong = experiment(tmp_path / "run").changed({"run": {"eval_own": True}})
     with pytest.raises(ConfigError, match=r"run\.eval_own = True: the task's samples have no natural owner"):

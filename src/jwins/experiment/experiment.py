@@ -127,6 +127,11 @@ class Experiment(Settings):
         """Where the run is written."""
         return self.run.folder if self.run.folder is not None else Path("runs") / self.name
 
+    @property
+    def topology_changes(self) -> bool:
+        """Whether neighbours are others from round to round; taken to be so of a topology of one's own."""
+        return self.topology.changes if isinstance(self.topology, TopologyTable) else True
+
     def resolved(self, relative_to: Path | None = None) -> dict[str, Any]:
         """Every key with its value, defaults included, as plain tables.
 

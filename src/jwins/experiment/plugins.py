@@ -157,6 +157,11 @@ PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
 class TopologyTable(Plugin):
     """Who sends to whom."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether a node's neighbours are others from round to round."""
+        return getattr(self, "dynamic", False)
+
     def build(self, *, num_nodes: int, seed: int) -> Topology:
         """The topology of this name in :data:`jwins.topology.TOPOLOGIES`.
 
@@ -234,12 +239,22 @@ class OnePeerExponentialConfig(TopologyTable):
 
     kind: Literal["one_peer_exponential"] = "one_peer_exponential"
 
+    @property
+    def changes(self) -> bool:
+        """See :class:`TopologyTable`."""
+        return True
+
 
 class FiniteTimeConfig(TopologyTable):
     """Base-(k+1) graphs: a sequence of few neighbours each, after which all nodes have the exact average."""
 
     kind: Literal["finite_time"] = "finite_time"
     degree: Count = Field(default=1, description="the most neighbours of a node in a round, k")
+
+    @property
+    def changes(self) -> bool:
+        """See :class:`TopologyTable`."""
+        return True
 
 
 class EdgeListConfig(TopologyTable):

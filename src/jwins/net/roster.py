@@ -217,8 +217,7 @@ class Roster(Settings):
 
     def _pairs(self, topology: Topology) -> set[tuple[int, int]]:
         """Ranks that are ever joined: of a graph that changes, all pairs."""
-        static = not getattr(topology, "dynamic", False) and self.topology.kind != "one_peer_exponential"
-        if static:
+        if not self.topology.changes:
             return {(min(edge), max(edge)) for edge in topology.at(0).edges}
         count = len(self.members)
         return {(i, j) for i in range(count) for j in range(i + 1, count)}

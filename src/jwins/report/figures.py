@@ -141,19 +141,20 @@ def _add_topologies(study: Study, figures: Figures) -> None:
             continue
         where = f" of {variant.group.name}" if len(seen) > 1 else ""
         try:
-            graph = build_topology(network(record, variant.tables)).at(0)
+            experiment = network(record, variant.tables)
+            graph = build_topology(experiment).at(0)
         except (JwinsError, OSError, KeyError, TypeError) as error:
             why = names_only(str(error), record.folder)
             figures.absent.append(f"The topology{where} is not drawn: it cannot be rebuilt ({why}).")
             continue
         slug = "topology" if len(seen) == 1 else f"topology-{len(seen)}"
-        caption = _topology_caption(graph, table, record.start.seed)
+        caption = _topology_caption(graph, table, record.start.seed, changes=experiment.topology_changes)
         figures.setting.append(topology_chart(slug, f"Who sends to whom{where}", caption, graph))
     if len(seen) > _MOST_SETTINGS:
         figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more topologies are not drawn.")
 
 
-def _topology_caption(graph: Graph, table: Any, seed: int) -> str:
+def _topology_caption(graph: Graph, table: Any, seed: int, *, changes: bool) -> str:
     degrees = [len(row) for row in graph.recipients]
     span = f"{degrees[0]}" if len(set(degrees)) == 1 else f"{min(degrees)} to {max(degrees)}"
     others = "other" if span == "1" else "others"
@@ -163,11 +164,10 @@ def _topology_caption(graph: Graph, table: Any, seed: int) -> str:
         gap = 1 - float(np.sort(np.abs(np.linalg.eigvalsh(W)))[-2])
         caption += f" Spectral gap of the mixing matrix: {gap:.3g}."
     given: Mapping[str, Any] = table if isinstance(table, Mapping) else {}
-    changing = given.get("dynamic") or given.get("kind") in ("one_peer_exponential", "finite_time")
-    if changing:
+    if changes:
         caption += " This is round 0; every round has another graph."
     drawn = given.get("kind") in ("regular", "small_world", "erdos_renyi")
-    return caption + (f" Seed {seed}." if changing or drawn else "")
+    return caption + (f" Seed {seed}." if changes or drawn else "")
 
 
 # --- Partitions -------------------------------------------------------------------------------------------

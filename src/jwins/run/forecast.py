@@ -184,10 +184,13 @@ def _small(experiment: Experiment, nodes: int, degree: float) -> Experiment:
         if isinstance(value, tuple):
             changes[section] = {key: list(value[:nodes])}
     if nodes < experiment.nodes.count and isinstance(experiment.topology, TopologyTable):
-        kept = getattr(experiment.topology, "dynamic", False)
         near = min(nodes - 1, max(1, round(degree)))
         near -= near * nodes % 2  # a regular graph has an even number of ends
-        changes["topology"] = {"kind": "regular", "degree": max(near, 1), "dynamic": kept}
+        changes["topology"] = {
+            "kind": "regular",
+            "degree": max(near, 1),
+            "dynamic": experiment.topology_changes,
+        }
     return experiment.changed(changes)
 
 

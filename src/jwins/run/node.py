@@ -183,7 +183,7 @@ def run_node(
         journal = Journal(name)
 
         def partners(node: int) -> frozenset[int] | None:
-            return topology.neighbours(node) if _is_static(pieces) else None
+            return None if pieces.experiment.topology_changes else topology.neighbours(node)
 
         try:
             wanted = partners(node)
@@ -328,14 +328,6 @@ def _limits(pieces: Pieces) -> Any:
 
     longest = max_frame_bytes(pieces.rules.wire.dim)
     return Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
-
-
-def _is_static(pieces: Pieces) -> bool:
-    """Whether a node exchanges with the same peers in all rounds."""
-    config = pieces.experiment.topology
-    if not isinstance(config, TopologyTable) or config.kind == "one_peer_exponential":
-        return False
-    return not getattr(config, "dynamic", False)
 
 
 def _with_epochs(pieces: Pieces, every: Sequence[Roster]) -> tuple[Pieces, Epochs]:
