@@ -62,21 +62,12 @@ def experiment(folder: Path) -> Any:
 
 
 def make_members(folder: Path) -> None:
-    from jwins.net.identity import new_identity
     from jwins.net.roster import Member, Roster, write_roster
 
-    members = []
-    for number, name in enumerate(NAMES):
-        _, _, certificate = new_identity(name, folder)
-        members.append(
-            Member(
-                id=number,
-                name=name,
-                address=f"127.0.0.1:{FIRST_PORT + number}",
-                fingerprint=certificate.fingerprint,
-                certificate=certificate.pem,
-            )
-        )
+    members = [
+        Member.new(number, name, f"127.0.0.1:{FIRST_PORT + number}", folder)
+        for number, name in enumerate(NAMES)
+    ]
     write_roster(Roster(members=tuple(members)), folder / "roster.toml")
 
 

@@ -33,7 +33,6 @@ from typing import Any
 
 import jwins
 from benchmarks.report import table, verdict
-from jwins.net.identity import new_identity
 from jwins.net.roster import Member, Roster, write_roster
 from jwins.results.record import Record
 
@@ -261,18 +260,7 @@ def site(folder: Path, nodes: int) -> Iterator[Site]:
     keys = folder / "keys"
     shutil.rmtree(keys, ignore_errors=True)
     keys.mkdir()
-    members = []
-    for node in range(nodes):
-        _, _, certificate = new_identity(f"node-{node}", keys)
-        members.append(
-            Member(
-                id=node,
-                name=f"node-{node}",
-                address=f"{address(node)}:{PORT}",
-                fingerprint=certificate.fingerprint,
-                certificate=certificate.pem,
-            )
-        )
+    members = [Member.new(node, f"node-{node}", f"{address(node)}:{PORT}", keys) for node in range(nodes)]
     write_roster(Roster(members=tuple(members)), keys / "roster.toml")
     with Site(nodes) as made:
         yield made

@@ -79,21 +79,12 @@ def measure(folder: Path) -> None:
 
 
 def make_members(folder: Path) -> None:
-    from jwins.net.identity import new_identity
     from jwins.net.roster import Member, Roster, write_roster
 
-    members = []
-    for number in range(PEERS):
-        _, _, certificate = new_identity(f"peer{number}", folder)
-        members.append(
-            Member(
-                id=number,
-                name=f"peer{number}",
-                address=f"127.0.0.1:{FIRST_PORT + number}",
-                fingerprint=certificate.fingerprint,
-                certificate=certificate.pem,
-            )
-        )
+    members = [
+        Member.new(number, f"peer{number}", f"127.0.0.1:{FIRST_PORT + number}", folder)
+        for number in range(PEERS)
+    ]
     write_roster(Roster(members=tuple(members)), folder / "roster.toml")
 
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jwins.net.identity import new_identity
 from jwins.net.limits import Limits
 from jwins.net.link import Delivered, LinkEvent
 from jwins.net.roster import Member, Roster
@@ -31,15 +30,7 @@ def free_port() -> int:
 
 
 def member(folder: Path, id: int, name: str, *, reachable: bool = True) -> Member:
-    _, _, certificate = new_identity(name, folder)
-    return Member(
-        id=id,
-        name=name,
-        address=f"127.0.0.1:{free_port()}",
-        reachable=reachable,
-        fingerprint=certificate.fingerprint,
-        certificate=certificate.pem,
-    )
+    return Member.new(id, name, f"127.0.0.1:{free_port()}", folder, reachable=reachable)
 
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "ivan", "judy")

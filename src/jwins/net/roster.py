@@ -17,7 +17,7 @@ from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, Topo
 from jwins.experiment.rules import Index, Within
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import read_toml, toml_text, write_toml
-from jwins.net.identity import Certificate, check_name, read_certificate
+from jwins.net.identity import Certificate, check_name, new_identity, read_certificate
 
 if TYPE_CHECKING:
     from jwins.topology import Topology
@@ -57,6 +57,23 @@ class Member(Settings):
                 f"the certificate beside it has {found}; ask {self.name} which one is right",
             )
         return self
+
+    @classmethod
+    def new(cls, id: int, name: str, address: str, keys: Path, *, reachable: bool = True) -> Self:
+        """A member with a new key and certificate in the folder ``keys``.
+
+        Raises:
+            ConfigError: as for :func:`~jwins.net.identity.new_identity`, or not an address.
+        """
+        _, _, certificate = new_identity(name, keys)
+        return cls(
+            id=id,
+            name=name,
+            address=address,
+            reachable=reachable,
+            fingerprint=certificate.fingerprint,
+            certificate=certificate.pem,
+        )
 
     @property
     def x509(self) -> Certificate:

@@ -211,24 +211,16 @@ class _Nodes:
             self._processes[node].popen = self._spawn(node, roster)
 
     def _make_roster(self) -> Path:
-        from jwins.net.identity import new_identity
         from jwins.net.roster import Member, Roster, write_roster
 
         keys = self._folder / "keys"
         shutil.rmtree(keys, ignore_errors=True)
         keys.mkdir(mode=0o700)
-        members = []
-        for node, (name, port) in enumerate(zip(self.names, _free_ports(len(self.names)), strict=True)):
-            _, _, certificate = new_identity(name, keys)
-            members.append(
-                Member(
-                    id=node,
-                    name=name,
-                    address=f"127.0.0.1:{port}",
-                    fingerprint=certificate.fingerprint,
-                    certificate=certificate.pem,
-                )
-            )
+        ports = _free_ports(len(self.names))
+        members = [
+            Member.new(node, name, f"127.0.0.1:{port}", keys)
+            for node, (name, port) in enumerate(zip(self.names, ports, strict=True))
+        ]
         path = self._folder / "roster.toml"
         write_roster(Roster(members=tuple(members)), path)
         return path
