@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from jwins.report.networks import topology_chart
 from jwins.report.pareto import pareto_chart
 from jwins.report.partitions import Partition, partition_chart
 from jwins.report.settings import described
-from jwins.report.studies import Study, network
+from jwins.report.studies import Study, Variant, network
 from jwins.report.words import capital, names_only, spaced
 from jwins.results.record import Record
 from jwins.run.parts import build_partition, build_task, build_topology, partition_counts
@@ -128,18 +128,30 @@ def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
 # --- Graphs -----------------------------------------------------------------------------------------------
 
 
-def _add_topologies(study: Study, figures: Figures) -> None:
-    seen: list[Any] = []
+def _each_setting(
+    study: Study, figures: Figures, what: str, key_of: Callable[[Variant], object]
+) -> Iterator[tuple[Variant, str, str]]:
+    """Variants of which no earlier one has the same key, with an end for titles and one for names of files."""
+    seen: list[object] = []
     for variant in study.variants:
-        record = variant.group.records[0]
-        table = variant.tables.get("topology")
-        key = [table, record.start.num_nodes, record.start.seed]
+        key = key_of(variant)
         if key in seen:
             continue
         seen.append(key)
-        if len(seen) > _MOST_SETTINGS:
-            continue
-        where = f" of {variant.group.name}" if len(seen) > 1 else ""
+        if len(seen) <= _MOST_SETTINGS:
+            first = len(seen) == 1
+            yield variant, "" if first else f" of {variant.group.name}", "" if first else f"-{len(seen)}"
+    if len(seen) > _MOST_SETTINGS:
+        figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more {what} are not drawn.")
+
+
+def _add_topologies(study: Study, figures: Figures) -> None:
+    def key_of(variant: Variant) -> object:
+        start = variant.group.records[0].start
+        return [variant.tables.get("topology"), start.num_nodes, start.seed]
+
+    for variant, where, end in _each_setting(study, figures, "topologies", key_of):
+        record, table = variant.group.records[0], variant.tables.get("topology")
         try:
             experiment = network(record, variant.tables)
             graph = build_topology(experiment).at(0)
@@ -147,11 +159,8 @@ def _add_topologies(study: Study, figures: Figures) -> None:
             why = names_only(str(error), record.folder)
             figures.absent.append(f"The topology{where} is not drawn: it cannot be rebuilt ({why}).")
             continue
-        slug = "topology" if len(seen) == 1 else f"topology-{len(seen)}"
         caption = _topology_caption(graph, table, record.start.seed, changes=experiment.topology_changes)
-        figures.setting.append(topology_chart(slug, f"Who sends to whom{where}", caption, graph))
-    if len(seen) > _MOST_SETTINGS:
-        figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more topologies are not drawn.")
+        figures.setting.append(topology_chart(f"topology{end}", f"Who sends to whom{where}", caption, graph))
 
 
 def _topology_caption(graph: Graph, table: Any, seed: int, *, changes: bool) -> str:
@@ -174,29 +183,21 @@ def _topology_caption(graph: Graph, table: Any, seed: int, *, changes: bool) -> 
 
 
 def _add_partitions(study: Study, figures: Figures) -> None:
-    seen: list[str] = []
-    for variant in study.variants:
+    def key_of(variant: Variant) -> object:
+        return variant.group.records[0].start.fingerprints.get("partition", "")
+
+    for variant, where, end in _each_setting(study, figures, "partitions", key_of):
         record = variant.group.records[0]
-        key = record.start.fingerprints.get("partition", "")
-        if key in seen:
-            continue
-        seen.append(key)
-        if len(seen) > _MOST_SETTINGS:
-            continue
-        where = f" of {variant.group.name}" if len(seen) > 1 else ""
         found = _partition(record, variant.tables)
         if isinstance(found, str):
             figures.absent.append(f"The partition{where} is not drawn: {found}.")
             continue
         table = variant.tables.get("task", {}).get("partition")
         natural = isinstance(table, Mapping) and table.get("kind") == "by_key"
-        slug = "partition" if len(seen) == 1 else f"partition-{len(seen)}"
         title = f"Who holds which samples{where}"
         caption = _partition_caption(found, table, record.start.seed)
         by_class = not natural and len(found.labels) > 1
-        figures.setting.append(partition_chart(slug, title, caption, found, by_class=by_class))
-    if len(seen) > _MOST_SETTINGS:
-        figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more partitions are not drawn.")
+        figures.setting.append(partition_chart(f"partition{end}", title, caption, found, by_class=by_class))
 
 
 def _partition_caption(found: Partition, table: Any, seed: int) -> str:
