@@ -144,6 +144,8 @@ class Site:
     def limit(self, mbps: float) -> None:
         """Let no node send more."""
         for node in self.nodes:
+            # Else the bucket drops packets of 64 kB whole, as no network card does, and connections stall.
+            command("ip", "-n", self._name(node), "link", "set", "dev", "eth0", "gso_max_segs", "1")
             bucket = ("tbf", "rate", f"{mbps}mbit", "burst", BURST, "latency", QUEUE)
             command("tc", "-n", self._name(node), "qdisc", "add", "dev", "eth0", "root", *bucket)
 

@@ -28,6 +28,7 @@ receiver's has weight 0, on both sides of an edge, so that mixing weights stay d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,11 +41,12 @@ from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.topology.graph import Topology
-from jwins.update import Quantized, Received, Sampled, Update
+from jwins.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.wire.frame import EPOCHS, Frame, KeyRequest, Packed, Wire
 
 __all__ = [
     "LARGEST_PARAMETER",
+    "MOST_OF_OWN",
     "MAX_ROUNDS_AHEAD",
     "STATE_TYPES",
     "Checkpoint",
@@ -81,6 +83,10 @@ LARGEST_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
+MOST_OF_OWN = 100.0
+"""What ``Rules.most_of_own`` is between machines. Models of one run are far nearer to each other, and wavelet
+coefficients or replicas within a factor of ten; what is beyond comes of a model that diverges, or of damage."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -96,6 +102,8 @@ class Rules:
         checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
         deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
         consensus_rounds: how many of them, at the end, share the merged model without training it.
+        most_of_own: frames with a value beyond so many times the node's own largest parameter, or times 1 if
+            that is larger, are refused.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 
@@ -109,6 +117,7 @@ class Rules:
     deadline_s: float | None = None
     project: Callable[[Tensor], Tensor] | None = None
     consensus_rounds: int = 0
+    most_of_own: float = math.inf
 
     @property
     def training_rounds(self) -> int:
@@ -678,12 +687,15 @@ class Node:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
         if not frame.update.is_finite():
             return "a value is not finite"
+        if math.isfinite(self.rules.most_of_own):
+            own = max(1.0, largest_magnitude(self.params))
+            if (largest := frame.update.largest()) > self.rules.most_of_own * own:
+                return f"a value of {largest:.3g}, where no parameter of this node is beyond {own:.3g}"
         return None
 
 
 def _diverged(params: Tensor) -> bool:
-    least, largest = torch.aminmax(params)  # in one pass; NaN if there is one, and NaN compares as False
-    return not (float(least) >= -LARGEST_PARAMETER and float(largest) <= LARGEST_PARAMETER)
+    return not largest_magnitude(params) <= LARGEST_PARAMETER  # NaN compares as False
 
 
 # What is not in this table is a mistake of the driver. Once done or failed, a node only ignores.

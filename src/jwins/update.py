@@ -11,7 +11,17 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 
-__all__ = ["MAX_DIM", "Quantized", "Received", "Sampled", "Update", "dense_of", "dither", "identical"]
+__all__ = [
+    "MAX_DIM",
+    "Quantized",
+    "Received",
+    "Sampled",
+    "Update",
+    "dense_of",
+    "dither",
+    "identical",
+    "largest_magnitude",
+]
 
 MAX_DIM = 2**32 - 1
 """Longest vector an update may describe: positions travel as 32-bit unsigned integers."""
@@ -175,7 +185,7 @@ class Update:
     values: Tensor | Quantized
     base: int | None = None
     check: int | None = None
-    _finite: bool | None = field(default=None, init=False, repr=False)
+    _largest: float | None = field(default=None, init=False, repr=False)
     _drawn: Tensor | None = field(default=None, init=False, repr=False)
     _dense: Tensor | None = field(default=None, init=False, repr=False)
 
@@ -219,11 +229,16 @@ class Update:
             object.__setattr__(self, "_drawn", self.positions.positions(self.dim))
         return self._drawn
 
+    def largest(self) -> float:
+        """The largest magnitude of a value, 0 without values; not a number if one is not. Found once."""
+        if self._largest is None:
+            object.__setattr__(self, "_largest", largest_magnitude(self.dense_values()))
+        assert self._largest is not None
+        return self._largest
+
     def is_finite(self) -> bool:
-        """Whether all values are finite numbers; found once for all receivers."""
-        if self._finite is None:
-            object.__setattr__(self, "_finite", _all_finite(self.dense_values()))
-        return bool(self._finite)
+        """Whether all values are finite numbers."""
+        return math.isfinite(self.largest())
 
     def dense_values(self) -> Tensor:
         """Values as (k,) float32, whatever they travelled as; of levels computed once for all receivers."""
@@ -253,11 +268,12 @@ class Received:
     update: Update
 
 
-def _all_finite(values: Tensor) -> bool:
+def largest_magnitude(values: Tensor) -> float:
+    """Of ``values`` (k,): 0 without any, not a number if one of them is not."""
     if not len(values):
-        return True
+        return 0.0
     least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if there is one
-    return math.isfinite(float(least)) and math.isfinite(float(largest))
+    return max(-float(least), float(largest))
 
 
 def identical(a: Update, b: Update) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -317,6 +318,16 @@ def test_refused_frames_change_nothing(phase: Phase, reason: str) -> None:
     assert (refused.sender, refused.round) == (frame.sender, frame.round)
     assert reason.strip() in refused.reason
     assert checkpoint.dump(node.snapshot()) == before
+
+
+@pytest.mark.parametrize(("own", "value", "taken"), [(0.5, 10.0, True), (0.5, -11.0, False), (3.0, 30.0, True)])
+def test_values_far_beyond_the_own_parameters_are_refused_where_that_is_asked(
+    own: float, value: float, taken: bool
+) -> None:
+    for most, refused in ((10.0, not taken), (math.inf, False)):
+        node = make(params=torch.full((P,), own), most_of_own=most)
+        node.start(0.0)
+        assert kinds(node.handle(heard(1, 0, value), 0.0)) == (["Refused"] if refused else [])
 
 
 def test_frames_of_strangers_are_refused() -> None:

@@ -29,7 +29,7 @@ from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.net.transport import Transport
-from jwins.node import Rules
+from jwins.node import MOST_OF_OWN, Rules
 from jwins.runfiles.rows import StartRow
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
@@ -155,6 +155,7 @@ class Peer:
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
+            most_of_own=MOST_OF_OWN,
         )
         place = None if folder is None else Path(folder)
         going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))

@@ -22,6 +22,7 @@ import msgspec
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
+from jwins.node import MOST_OF_OWN
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.runfiles import checkpoint
@@ -110,10 +111,10 @@ def for_network(experiment: Experiment) -> Experiment:
 
 
 def on_wall_clock(pieces: Pieces) -> Pieces:
-    """The same with a start row that says so, and without the deadline of the virtual clock."""
+    """The same with a start row that says so, without the deadline of the virtual clock, and wary of others."""
     return replace(
         pieces,
-        rules=replace(pieces.rules, deadline_s=None),
+        rules=replace(pieces.rules, deadline_s=None, most_of_own=MOST_OF_OWN),
         start=msgspec.structs.replace(pieces.start, clock="wall"),
     )
 
