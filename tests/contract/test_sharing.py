@@ -100,7 +100,7 @@ ALGORITHMS: dict[str, Any] = {
     "closed_loop, no wavelet": closed_loop(budget_bytes=100, wavelet=None, memory=1),
     "closed_loop, symmetric": closed_loop(0.1, mode="symmetric", levels=2, memory=0, feedback=0.0),
     "stateless": stateless(),
-    "stateless, fixed": stateless(0.03, own="sent"),
+    "stateless, fixed": stateless(0.03, own="sent", rounding="dither"),
     "stateless, budget": stateless(budget=6.0, mode="symmetric"),
     "stateless, seconds": stateless(budget_seconds=0.002, link_mbps=1.0),
     "stateless, no wavelet": stateless(budget_bytes=150, wavelet=None),

@@ -18,7 +18,7 @@ from jwins.wire import codec
 
 P = 4000
 HEADER = 36
-ROUNDS = 100
+ROUNDS = 150
 
 
 def training(round: int, scale: float = 0.01) -> Tensor:

@@ -595,13 +595,23 @@ class ClosedLoopConfig(_RateTable):
 
 
 class StatelessConfig(_RateTable):
-    """Dithered and quantized wavelet coefficients, for graphs that change and links that lose frames."""
+    """Quantized wavelet coefficients, for graphs that change and links that lose frames."""
 
     kind: Literal["stateless"] = "stateless"
     own: Literal["sent", "exact"] = Field(
         default="exact",
         description="what a node compares with what it hears: its own model as it was sent, or as it is",
     )
+    rounding: Literal["carry", "dither"] = Field(
+        default="carry",
+        description="errors of rounding are carried over to the next round, or made independent by a dither",
+    )
+
+    @model_validator(mode="after")
+    def _own_is_exact(self) -> Self:
+        if self.rounding == "carry" and self.own == "sent":
+            raise refuse("own", self.own, "expected 'exact' with rounding = 'carry'")
+        return self
 
     def build(self) -> Sharing[Any]:
         """See :meth:`SharingTable.build`.

@@ -1,33 +1,41 @@
-"""Stateless: wavelet coefficients themselves, dithered, quantized, entropy coded; nothing to lose or to heal.
+"""Stateless: wavelet coefficients themselves, quantized and entropy coded; nothing to lose or to heal.
 
-For graphs that change and links that lose frames. With x_0 the common initial parameters, y the parameters
-after local training, z a pseudo-random dither that sender and receivers draw from the same seed:
+For graphs that change and links that lose frames: a node remembers nothing of its neighbours. With x_0 the
+common initial parameters, y the parameters after local training and c = T(y - x_0), all of it at node i:
 
-    v_i = (round(T(y_i - x_0) / step + z) - z) step
-    x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )            own = "sent"
-    x_i = y_i + T^-1( sum_j W_ij (v_j - T(y_i - x_0)) )   own = "exact"
+    v_i = round((c_i + r_i) / step) step,  r_i <- c_i + r_i - v_i     rounding = "carry", at first r_i = 0
+    v_i = (round(c_i / step + z) - z) step                            rounding = "dither"
+    x_i = y_i + T^-1( sum_j W_ij (v_j - c_i) )                        own = "exact"
+    x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        own = "sent", with a dither only
 
-The error v - T(y - x_0) is uniform in half a step to either side and independent of the coefficients
-(Schuchman, 1964), so what is merged is right on average. docs/rate-distortion.md says more.
+What rounding leaves out is carried over to the next round, as in DeepSqueeze and in sigma-delta modulation, so
+that the errors of a round take back those of the round before: over all rounds they sum to half a step at most.
+With z, a pseudo-random dither that sender and receivers draw from the same seed, v - c is uniform within half a
+step and independent of the coefficients (Schuchman, 1964): right on average, but errors add up, and small
+coefficients cost more bits. docs/rate-distortion.md says more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from jwins.ops.quantize import to_dithered
+from jwins.errors import ConfigError
+from jwins.ops.quantize import to_dithered, to_nearest
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Own, Sharing, check_own, mix
 from jwins.sharing.rate import Pace, StepRule, step_rule
 from jwins.update import Quantized, Received, Update, dither
 
-__all__ = ["Stateless", "StatelessState", "stateless"]
+__all__ = ["Rounding", "Stateless", "StatelessState", "stateless"]
+
+Rounding: TypeAlias = Literal["carry", "dither"]
+"""What becomes of rounding errors: carried over to the next round, or made independent by a dither."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,31 +47,40 @@ class StatelessState:
         start: (P,) float32, the parameters at the start of the round.
         pace: of rate control.
         own: (C,) what the node compares with what it hears; only between share and merge.
+        residual: (C,) float32, what rounding has left out so far, where it is carried over; None for nothing.
     """
 
     origin: Tensor
     start: Tensor
     pace: Pace = field(default_factory=Pace)
     own: Tensor | None = None
+    residual: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stateless(Sharing[StatelessState]):
-    """Dithered coefficients; see the module's docstring for the algorithm.
+    """Quantized coefficients; see the module's docstring for the algorithm.
 
     Attributes:
         rule: of the step.
         transform: the wavelet transform, or None to work on the parameters themselves.
-        own: see :data:`jwins.sharing.base.Own`.
+        own: see :data:`jwins.sharing.base.Own`; "sent" goes with a dither only: a node that is moved by its own
+            rounding error and also carries it over corrects it twice, which grows without bound.
+        rounding: see :data:`Rounding`.
     """
 
     rule: StepRule
     transform: Wavelet | None
     own: Own = "exact"
+    rounding: Rounding = "carry"
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:
         check_own(self.own)
+        if self.rounding not in get_args(Rounding):
+            raise ConfigError("sharing.rounding", self.rounding, "expected 'carry' or 'dither'")
+        if self.rounding == "carry" and self.own == "sent":
+            raise ConfigError("sharing.own", self.own, "expected 'exact' with rounding = 'carry'")
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -78,14 +95,23 @@ class Stateless(Sharing[StatelessState]):
         """All coefficients, in steps."""
         coefficients = self._forward(params - state.origin)
         bands = (len(params),) if self.transform is None else self.transform.subbands(len(params))
-        pace = self.rule.next(state.pace, params - state.start, coefficients, bands, ctx)
-        seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
-        noise = dither(seed, len(coefficients)).to(coefficients.device)
-        levels = to_dithered(coefficients / pace.step, noise)
+        wanted = coefficients if state.residual is None else coefficients + state.residual
+        pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
+        seed = None
+        if self.rounding == "carry":
+            levels = to_nearest(wanted / pace.step)
+        else:
+            seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
+            levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
         values = Quantized(levels.cpu(), torch.full((len(bands),), pace.step), bands, seed)
         update = Update(len(levels), None, values)
-        own = update.dense_values().to(params.device) if self.own == "sent" else coefficients
-        return update, replace(state, pace=pace, own=own)
+        sent = update.dense_values().to(params.device)
+        return update, replace(
+            state,
+            pace=pace,
+            own=sent if self.own == "sent" else coefficients,
+            residual=wanted - sent if self.rounding == "carry" else None,
+        )
 
     def merge(
         self, state: StatelessState, params: Tensor, received: Sequence[Received], ctx: RoundContext
@@ -113,11 +139,12 @@ def stateless(
     link_mbps: float | None = None,
     ratio: float = 8.0,
     own: Own = "exact",
+    rounding: Rounding = "carry",
     wavelet: str | None = "sym2",
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
 ) -> Stateless:
-    """Dithered quantization of the coefficients themselves.
+    """Quantization of the coefficients themselves.
 
     At most one of ``step`` and the budgets is given; with none, the step is ``ratio`` times
     the root mean square of what a node's training changes in a round.
@@ -129,7 +156,8 @@ def stateless(
         budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
         link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
         ratio: of the step to the root mean square of a round's change, where nothing else is given.
-        own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`.
+        own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`. "sent" needs ``rounding = "dither"``.
+        rounding: "carry" or "dither"; see :data:`Rounding`.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
         levels: of the transform, at least 1.
         mode: boundary handling of the transform.
@@ -138,4 +166,6 @@ def stateless(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return Stateless(step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps), transform, own)
+    return Stateless(
+        step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps), transform, own, rounding
+    )

@@ -1,0 +1,74 @@
+"""What is particular to the stateless algorithm: what becomes of rounding errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from jwins.errors import ConfigError
+from jwins.rng import RoundContext
+from jwins.sharing import stateless
+from jwins.update import Received
+
+P, STEP = 64, 0.25
+
+
+def ctx(node: int, round: int) -> RoundContext:
+    return RoundContext(seed=3, node=node, round=round, weights={1 - node: 0.5})
+
+
+def heard(rounding: str, rounds: int) -> list[Tensor]:
+    """What a neighbour hears of a model that moves a little in every round, less that model: (P,) each."""
+    algorithm = stateless(STEP, rounding=rounding, wavelet=None)  # type: ignore[arg-type]
+    drift = torch.from_numpy(np.random.default_rng(5).normal(0.0, 0.02, P).astype(np.float32))
+    params = torch.zeros(P)
+    state, errors = algorithm.init(params), []
+    for r in range(rounds):
+        params = params + drift
+        update, state = algorithm.share(state, params, ctx(0, r))
+        errors.append(update.dense_values() - params)
+        merged, state = algorithm.merge(state, params, [], ctx(0, r))
+        assert torch.equal(merged, params)
+    return errors
+
+
+def test_errors_that_are_carried_over_sum_to_half_a_step_at_most() -> None:
+    errors = torch.stack(heard("carry", 200)).cumsum(0)
+    assert errors.abs().max() <= STEP / 2 * 1.001
+    assert errors.abs().max() > STEP / 4  # something was rounded
+
+
+def test_errors_of_a_dither_add_up() -> None:
+    errors = torch.stack(heard("dither", 200))
+    assert errors.abs().max() <= STEP / 2 * 1.001
+    expected = STEP / np.sqrt(12) * np.sqrt(200)
+    assert errors.sum(0).std() == pytest.approx(expected, rel=0.4)
+
+
+def test_only_a_dither_is_on_the_wire() -> None:
+    for rounding, seeded in (("carry", False), ("dither", True)):
+        algorithm = stateless(STEP, rounding=rounding)  # type: ignore[arg-type]
+        update, _ = algorithm.share(algorithm.init(torch.zeros(P)), torch.ones(P), ctx(0, 0))
+        assert (update.values.dither is not None) is seeded
+
+
+def test_carried_errors_follow_hand_computed_rounds() -> None:
+    algorithm = stateless(1.0, wavelet=None)
+    state = algorithm.init(torch.zeros(2))
+    levels, trained = [], torch.tensor([0.4, -0.3])
+    for r in range(4):
+        update, state = algorithm.share(state, trained, ctx(0, r))
+        levels.append(update.values.levels.tolist())
+        other = Received(1, r, 0.5, update)
+        merged, state = algorithm.merge(state, trained, [other], ctx(0, r))
+        assert torch.equal(merged, trained + 0.5 * (update.dense_values() - trained))
+    # 0.4, 0.8 -> 1, 0.2, 0.6 -> 1 and -0.3, -0.6 -> -1, 0.1, -0.2
+    assert levels == [[0, 0], [1, -1], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("wrong", [{"rounding": "up"}, {"own": "sent"}, {"own": "mine", "rounding": "dither"}])
+def test_what_does_not_go_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"sharing\.(rounding|own)"):
+        stateless(**wrong)  # type: ignore[arg-type]
