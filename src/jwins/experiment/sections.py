@@ -116,8 +116,8 @@ class OptimizerConfig(Settings):
     )
     quasi_global: Annotated[float, MOMENTUM] | None = Field(
         default=None,
-        description="of sgd with momentum: local steps start from the momentum of the merged models, and this part "
-        "of it lives on in the next round; left out: from the node's own",
+        description="local steps of sgd with momentum start from the momentum of the merged models, this part "
+        "of which lives on from round to round; left out: from the node's own",
     )
 
     if TYPE_CHECKING:
