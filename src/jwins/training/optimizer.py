@@ -30,6 +30,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 """Elementwise optimizers by name: each number of a vector is updated by itself, so nodes can be stacked."""
 
+
 _IMPLEMENTATION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
