@@ -24,6 +24,7 @@ __all__ = [
     "MBPS",
     "MEMORY",
     "MISSING",
+    "MOMENTUM",
     "RATIO",
     "SECONDS",
     "STEP",
@@ -121,6 +122,7 @@ MBPS = Within("a rate in Mbit/s", 0, open_low=True)
 ZERO = Within("a number of steps", 0.5, 4)
 FEEDBACK = Within("a fraction", 0, 1)
 MEMORY = Within("a number of rounds", 0, 64)
+MOMENTUM = Within("a factor", 0, 0.999)
 
 
 def _short(number: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from test_resume import CASES, KilledError
+from test_resume import CASES, QUASI_GLOBAL, KilledError
 from worlds import Lines, end, evals, simulator
 
 from jwins.engines.host import Arrived, Due, Host, Parcel, TrainingOver
@@ -36,6 +36,11 @@ SPREADS: dict[str, dict[str, Any]] = {
     "stacked-adam": {
         "sharing": jwins(),
         "train": {"batching": "stacked", "chunk": 3, "optimizer": Optimizer("adam", {"lr": 0.01})},
+    },
+    "quasi-global-faults": CASES["quasi-global-faults"] | {"topology": GRAPH},
+    "quasi-global-stacked": {
+        "sharing": jwins(),
+        "train": {"batching": "stacked", "chunk": 4, "optimizer": QUASI_GLOBAL},
     },
     "early": {
         "sharing": jwins(),

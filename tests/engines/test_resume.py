@@ -20,9 +20,11 @@ from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
 from jwins.runfiles import checkpoint
 from jwins.runfiles.rows import EndRow, read_rows
-from jwins.sharing import choco, closed_loop, jwins, stateless
+from jwins.sharing import choco, closed_loop, full, jwins, stateless
 from jwins.topology import Regular
+from jwins.training.optimizer import Optimizer
 
+QUASI_GLOBAL = Optimizer("sgd", {"lr": 0.05, "momentum": 0.9}, quasi_global=0.8)
 CASES: dict[str, dict[str, Any]] = {
     "jwins-loop": {"sharing": jwins()},
     "jwins-stacked": {"sharing": jwins(), "train": {"batching": "stacked"}},
@@ -47,6 +49,14 @@ CASES: dict[str, dict[str, Any]] = {
         "topology": Regular(num_nodes=4, seed=1, degree=3, dynamic=True),
     },
     "consensus": {"sharing": closed_loop(), "consensus_rounds": 4},
+    "quasi-global-faults": {
+        "sharing": full(),
+        "train": {"optimizer": QUASI_GLOBAL},
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
+        "faults": Faults().crash(1, 2).rejoin(1, 5),
+        "deadline_s": 0.1,
+        "consensus_rounds": 2,
+    },
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {
         "train": {"task": Lines(batch_norm=True)},

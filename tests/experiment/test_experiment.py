@@ -72,6 +72,10 @@ WRONG: list[tuple[list[str], str]] = [
     (["sharing.kind=choco"], "sharing.gamma = <missing>: required"),
     (["train.batching=stack"], 'expected "auto", "loop" or "stacked"; did you mean "stacked"?'),
     (["train.optimizer.lr=-1"], "train.optimizer.lr = -1: expected a learning rate above 0"),
+    (
+        ["train.optimizer.quasi_global=1.0"],
+        "train.optimizer.quasi_global = 1.0: expected a factor in [0, 0.999]",
+    ),
     (["links.uplink_mbps=[1, 2]"], "links.uplink_mbps = [1.0, 2.0]: 2 numbers for 16 nodes"),
     (["links.uplink_mbps=[1, -2]"], "links.uplink_mbps[1] = -2: expected a rate in Mbit/s above 0"),
     (["links.uplink_mbps=fast"], "links.uplink_mbps = 'fast': expected a number"),
@@ -283,6 +287,7 @@ def test_override_values_are_toml_or_text() -> None:
         ("sharing.levels=3", False),
         ("links.latency_ms=21", False),
         ("train.optimizer.momentum=0.9", False),
+        ("train.optimizer.quasi_global=0.9", False),
         ("wire.codec=raw", False),
     ],
 )

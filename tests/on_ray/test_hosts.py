@@ -63,6 +63,15 @@ CASES: dict[str, dict[str, Any]] = {
     "jwins-dynamic": {"topology": DYNAMIC},
     "choco": {"sharing": CHOCO},
     "choco-dynamic": {"sharing": CHOCO, "topology": DYNAMIC},
+    "quasi-global": {
+        "train": {
+            "local_steps": 1,
+            "batching": "loop",
+            "optimizer": {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "quasi_global": 0.9},
+        },
+        "faults": [{"kind": "crash", "node": 1, "round": 2}, {"kind": "rejoin", "node": 1, "round": 4}],
+        "run": {"deadline_s": 0.5},
+    },
     "stacked": {"train": {"local_steps": 1, "batching": "stacked"}, "nodes": {"count": 150}},
     "uneven": {"compute": {"step_ms": 5.0, "spread": 0.5}, "links": {"uplink_mbps": 50, "latency_ms": 1}},
     "faults": {

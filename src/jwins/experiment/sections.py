@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from jwins.checks import MOMENTUM
 from jwins.experiment.plugins import PARTITION_TABLES, IidConfig, PartitionTable, Plugin, by_kind, one_of
 from jwins.experiment.rules import (
     MISSING,
@@ -113,10 +114,17 @@ class OptimizerConfig(Settings):
     lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
         default=0.05, description="learning rate"
     )
+    quasi_global: Annotated[float, MOMENTUM] | None = Field(
+        default=None,
+        description="local steps of sgd with momentum start from the momentum of the merged models, this part "
+        "of which lives on from round to round; left out: from the node's own",
+    )
 
     if TYPE_CHECKING:
 
-        def __init__(self, *, kind: str = "sgd", lr: float = 0.05, **options: Any) -> None: ...
+        def __init__(
+            self, *, kind: str = "sgd", lr: float = 0.05, quasi_global: float | None = None, **options: Any
+        ) -> None: ...
 
     @property
     def options(self) -> dict[str, Any]:

@@ -235,6 +235,7 @@ def build_trainer(
     from jwins.training.trainer import Trainer
 
     run, train = experiment.run, experiment.train
+    optimizer = train.optimizer
     return Trainer(
         task,
         parts,
@@ -242,7 +243,7 @@ def build_trainer(
         seed=run.seed,
         local_steps=train.local_steps,
         batch_size=train.batch_size,
-        optimizer=Optimizer(train.optimizer.kind, train.optimizer.options, train.optimizer_state),
+        optimizer=Optimizer(optimizer.kind, optimizer.options, train.optimizer_state, optimizer.quasi_global),
         buffers=train.buffers,
         batching=batching or train.batching,  # type: ignore[arg-type]
         device=run.device,

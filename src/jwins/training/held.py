@@ -24,8 +24,8 @@ class LocalState:
     """What a node's training remembers from round to round, besides its parameters.
 
     Attributes:
-        moments: of the optimizer, (P,) each, by torch's names.
-        counters: of the optimizer, one number per parameter tensor each.
+        moments: of the optimizer, (P,) each, by torch's names, or of the quasi-global momentum.
+        counters: of the optimizer, one number per parameter tensor each, or of the quasi-global momentum, one.
         buffers: those that stay on the node, by name.
     """
 
@@ -123,8 +123,8 @@ class Held:
         """Moments, counters and buffers of a node, in the order of :class:`LocalState`."""
         row = self.row(node)
         return (
-            {name: tensor[row, : self._size] for name, tensor in self.optimizer.moments.items()},
-            {name: tensor[row] for name, tensor in self.optimizer.scalars.items()},
+            {name: tensor[row, : self._size] for name, tensor in self.optimizer.all_moments().items()},
+            {name: tensor[row] for name, tensor in self.optimizer.all_counters().items()},
             self.buffers_of(node),
         )
 

@@ -62,7 +62,7 @@ class Loop:
         vector, buffers = held.rows[row], held.buffers_of(node)
         replica.model.train()
         replica.bind(vector, buffers)
-        self._bind_state(optimizer, replica, row)
+        self._bind_state(optimizer, replica, row, round)
         if self._seeds_global:
             workshop.seed_global("draws", node, round)
         generator = workshop.generator("loss", node, round)
@@ -93,12 +93,18 @@ class Loop:
     def _of(self, replica: Replica) -> torch.optim.Optimizer:
         return self._optimizer.build([parameter for parameter, _ in replica.trained])
 
-    def _bind_state(self, optimizer: torch.optim.Optimizer, replica: Replica, row: int) -> None:
+    def _bind_state(self, optimizer: torch.optim.Optimizer, replica: Replica, row: int, round: int) -> None:
         optimizer.zero_grad()
         state = self._held.optimizer
-        if not state.moments:
+        if state.quasi_global is not None:
+            own = slice(row, row + 1)
+            steps = self._workshop.local_steps
+            begun = state.quasi_global.begin_(own, self._held.rows[own], [round], steps)
+            moments = {"momentum_buffer": begun[0]}
+        else:
+            moments = {key: tensor[row] for key, tensor in state.moments.items()}
+        if not moments:
             return
-        moments = {key: tensor[row] for key, tensor in state.moments.items()}
         scalars: Mapping[str, Tensor] = {
             key: tensor[row] for key, tensor in state.scalars.items() if key != "started"
         }

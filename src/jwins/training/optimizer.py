@@ -11,7 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jwins.checks import MOMENTUM
 from jwins.errors import ConfigError
+from jwins.training.quasi_global import QuasiGlobal
 
 __all__ = ["OPTIMIZERS", "Optimizer", "OptimizerState", "optimizer_step"]
 
@@ -43,12 +45,16 @@ class Optimizer:
         kind: a name in :data:`OPTIMIZERS`.
         options: its arguments by torch's names, e.g. ``{"lr": 0.05, "momentum": 0.9}``.
         state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts afresh.
+        quasi_global: factor of a quasi-global momentum, in which case the momentum that local steps start from
+            is that of the merged models, see :class:`~jwins.training.quasi_global.QuasiGlobal`; only of ``sgd``
+            with ``momentum``. None for a momentum of the node's own steps.
 
     Raises:
-        ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``.
+        ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``; a
+            quasi-global momentum where there is nothing that it could be the momentum of.
 
     >>> Optimizer("sgd", {"lr": 0.05, "momentum": 0.9})
-    Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep')
+    Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep', quasi_global=None)
     >>> Optimizer("sgd", {"rate": 0.05})
     Traceback (most recent call last):
     ...
@@ -59,6 +65,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
     kind: str = "sgd"
     options: Mapping[str, Any] = field(default_factory=dict)
     state: Literal["keep", "reset"] = "keep"
+    quasi_global: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:
@@ -86,6 +93,30 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
                 except (TypeError, ValueError) as alone:
                     raise ConfigError(f"train.optimizer.{name}", value, str(alone)) from None
             raise ConfigError("train.optimizer", dict(self.options), str(error)) from None
+        if self.quasi_global is not None:
+            self._check_quasi_global(self.quasi_global)
+
+    def _check_quasi_global(self, factor: float) -> None:
+        _check_option("train.optimizer.quasi_global", factor, 0.0)
+        MOMENTUM.check("train.optimizer.quasi_global", factor)
+        if self.kind != "sgd":
+            remedy = 'it is a momentum of sgd; use kind = "sgd" with momentum, or leave quasi_global out'
+            raise ConfigError("train.optimizer.quasi_global", factor, f"{self.kind} has none: {remedy}")
+        if not self.options.get("momentum"):
+            remedy = (
+                f"quasi_global is what momentum starts from in each round; expected above 0, such as {factor}"
+            )
+            raise ConfigError("train.optimizer.momentum", self.options.get("momentum", 0), remedy)
+        if self.state == "reset":
+            remedy = 'quasi_global is a state that is kept; expected "keep", or no quasi_global'
+            raise ConfigError("train.optimizer_state", self.state, remedy)
+        if self.lr == 0:
+            raise ConfigError("train.optimizer.lr", 0, "expected above 0: quasi_global divides by it")
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, be it given or torch's default."""
+        return float(self.build([torch.zeros(1)]).defaults["lr"])
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """The torch optimizer of these tensors."""
@@ -137,6 +168,7 @@ class OptimizerState:
         moments: by torch's name, (rows, stride) float32.
         scalars: torch's counters per parameter by name, (rows, tensors) on the CPU. ``started`` is our own, as
             torch's SGD leaves out dampening in its very first step.
+        quasi_global: in place of these, where momentum is quasi-global; None elsewhere.
     """
 
     def __init__(
@@ -144,7 +176,11 @@ class OptimizerState:
     ) -> None:
         self.moments: dict[str, Tensor] = {}
         self.scalars: dict[str, Tensor] = {}
+        self.quasi_global: QuasiGlobal | None = None
         if optimizer.state == "reset":
+            return
+        if optimizer.quasi_global is not None:
+            self.quasi_global = QuasiGlobal(optimizer.quasi_global, optimizer.lr, rows, stride, device)
             return
         start = 0.0
         if optimizer.kind == "adagrad":
@@ -156,6 +192,14 @@ class OptimizerState:
                 self.moments[key] = torch.full((rows, stride), start, dtype=torch.float32, device=device)
         if optimizer.kind == "sgd" and optimizer.options.get("dampening", 0) and self.moments:
             self.scalars["started"] = torch.zeros((rows, tensors))
+
+    def all_moments(self) -> Mapping[str, Tensor]:
+        """What a node keeps per parameter, by name, (rows, stride) float32 each."""
+        return self.moments if self.quasi_global is None else self.quasi_global.moments
+
+    def all_counters(self) -> Mapping[str, Tensor]:
+        """What a node counts, by name, (rows, n) each."""
+        return self.scalars if self.quasi_global is None else self.quasi_global.counters
 
 
 def optimizer_step(built: torch.optim.Optimizer, first: bool) -> None:

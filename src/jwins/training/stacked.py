@@ -153,16 +153,22 @@ class Chunk:
         # .data gives each view a version counter of its own. Otherwise all chunks would count their changes
         # as those of the one matrix, and autograd of one thread would take another's for its own.
         self.tensors = {name: view.data for name, view in layout.views(rows).items()}
-        self._layout = layout
-        trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
-        self._leaves = [self.tensors[name] for name in trained]
+        self._layout, self._part, self._rows = layout, part, rows
+        self._trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
+        self._leaves = [self.tensors[name] for name in self._trained]
         self._optimizer = optimizer.build(self._leaves)
-        self._moments = {name: tensor[part, : layout.size] for name, tensor in held.optimizer.moments.items()}
-        self._scalars = {name: tensor[part] for name, tensor in held.optimizer.scalars.items()}
-        views = {name: layout.views(tensor) for name, tensor in self._moments.items()}
-        self._kept = [{name: found[leaf] for name, found in views.items()} for leaf in trained]
-        self._updated = [rows, *self._moments.values()]
-        self._all = [*self._updated, *self._scalars.values(), *self.buffers.values()]
+        state = held.optimizer
+        self._quasi_global = state.quasi_global
+        moments = {name: tensor[part, : layout.size] for name, tensor in state.moments.items()}
+        self._scalars = {name: tensor[part] for name, tensor in state.scalars.items()}
+        self._kept = self._by_leaf(moments)
+        self._updated = [rows, *moments.values()]
+        kept = [*state.all_moments().values(), *state.all_counters().values()]
+        self._all = [rows, *(tensor[part] for tensor in kept), *self.buffers.values()]
+
+    def _by_leaf(self, moments: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        views = {name: self._layout.views(tensor) for name, tensor in moments.items()}
+        return [{name: found[leaf] for name, found in views.items()} for leaf in self._trained]
 
     @contextmanager
     def only(self, chosen: Sequence[int]) -> Iterator[None]:
@@ -184,12 +190,23 @@ class Chunk:
             for tensor, values in zip(tensors, saved, strict=True):
                 tensor[index.to(tensor.device)] = values
 
-    def begin(self, afresh: Optimizer | None) -> None:
-        """Prepare the steps of a round; ``afresh`` builds an optimizer that remembers nothing."""
+    def begin(self, afresh: Optimizer | None, rounds: Mapping[int, int], local_steps: int) -> None:
+        """Prepare the steps of a round.
+
+        Args:
+            afresh: builds an optimizer that remembers nothing; None to go on with the one there is.
+            rounds: by row, the round of each that trains.
+            local_steps: of the round.
+        """
         if afresh is not None:
             self._optimizer = afresh.build(self._leaves)
         self._forget_gradients()
-        for leaf, moments in zip(self._leaves, self._kept, strict=True):
+        kept = self._kept
+        if self._quasi_global is not None:
+            begun = [rounds.get(row, 0) for row in range(self.size)]
+            momentum = self._quasi_global.begin_(self._part, self._rows, begun, local_steps)
+            kept = self._by_leaf({"momentum_buffer": momentum})
+        for leaf, moments in zip(self._leaves, kept, strict=True):
             if moments:
                 self._optimizer.state[leaf] = dict(moments)
 
@@ -331,7 +348,9 @@ class Stacks:
         stage = "loss"
         try:
             with chunk.only(chosen), torch.no_grad():
-                chunk.begin(self._optimizer if self._rebuild else None)
+                at_row = dict(zip(chosen, rounds.values(), strict=True))
+                afresh = self._optimizer if self._rebuild else None
+                chunk.begin(afresh, at_row, self._workshop.local_steps)
                 for step in range(self._workshop.local_steps):
                     stage = "loss"
                     result = take(*self._workshop.gather(on_device[step]), *chunk.values())

@@ -1,0 +1,74 @@
+"""Quasi-global momentum: a momentum of the merged models, which costs no message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["QuasiGlobal"]
+
+_NEVER = -1  # as a round: the node has not trained yet
+
+
+class QuasiGlobal:
+    """Momentum of each node's *merged* model, from which local steps start in every round.
+
+    With x_t the model at the start of round t, after merging, eta the learning rate, H the local steps and mu
+    the factor, at the start of round t::
+
+        d_t = (x_(t-1) - x_t) / (eta H)
+        m_t = mu m_(t-1) + (1 - mu) d_t,    m_0 = 0
+
+    and the heavy ball (or Nesterov's) of that round begins with m_t as its momentum. What the heavy ball makes
+    of it is forgotten at the round's end. d_t has the scale of one step's direction, so that under a constant
+    gradient g both have the fixed point g / (1 - momentum). With H = 1, a merge after every step, this is
+    QG-DSGDm and QG-DSGDm-N of Lin, Karimireddy, Stich and Jaggi, "Quasi-Global Momentum", ICML 2021.
+
+    A round whose previous one the node missed, after a crash say, has no d: m stays as it is.
+
+    Args:
+        factor: mu, in [0, 1).
+        lr: eta, above 0.
+        rows: how many nodes.
+        stride: numbers of a row, at least P.
+        device: where momentum and models live.
+
+    Attributes:
+        moments: by name, (rows, stride) float32: the momentum m, and the model at the start of the last round.
+        counters: by name, (rows, 1) int64 on the CPU: the round after the last one, -1 before the first.
+    """
+
+    def __init__(self, factor: float, lr: float, rows: int, stride: int, device: torch.device) -> None:
+        self._factor, self._lr = factor, lr
+        self._momentum = torch.zeros(rows, stride, device=device)
+        self._start = torch.zeros(rows, stride, device=device)
+        self._next_round = torch.full((rows, 1), _NEVER)
+        self.moments: Mapping[str, Tensor] = {"quasi_global": self._momentum, "round_start": self._start}
+        self.counters: Mapping[str, Tensor] = {"next_round": self._next_round}
+
+    def begin_(self, part: slice, params: Tensor, rounds: Sequence[int], local_steps: int) -> Tensor:
+        """Take in what the last round came to; call it before the first local step.
+
+        A round that is begun a second time from the same state begins with the same momentum.
+
+        Args:
+            part: which rows, n of them.
+            params: (n, P) float32, their models; not changed.
+            rounds: n, the round each of them begins.
+            local_steps: H.
+
+        Returns:
+            (n, P) float32: m, as a copy for the local steps to change.
+        """
+        size = params.shape[1]
+        momentum, start = self._momentum[part, :size], self._start[part, :size]
+        begun = torch.tensor(rounds).unsqueeze(1)
+        follows = (self._next_round[part] == begun).to(params.device)
+        direction = (start - params) / (self._lr * local_steps)
+        updated = (self._factor * momentum).add_(direction, alpha=1 - self._factor)
+        momentum.copy_(torch.where(follows, updated, momentum))
+        start.copy_(params)
+        self._next_round[part] = begun + 1
+        return self._momentum[part].clone()[:, :size]
