@@ -77,6 +77,17 @@ def test_run_says_where_the_seconds_went(tmp_path: Path) -> None:
     assert "seconds here" not in again
 
 
+@pytest.mark.slow
+def test_launch_says_what_it_found_and_where_the_seconds_of_all_processes_went(tmp_path: Path) -> None:
+    few = ("nodes.count=3", 'topology={kind="ring"}', "train.batching=loop", "run.rounds=2", "run.eval_every=2")
+    settings = sets(*few, f"run.folder={tmp_path}/out")
+    result = jwins("launch", "digits", *settings)
+    assert result.exit_code == 0, result.output
+    assert "finished after 2 rounds" in result.stdout
+    assert "seconds here; in all nodes' processes together: " in result.stdout
+    assert str(tmp_path / "out") in result.stdout.replace("\n", "")
+
+
 def test_the_folders_own_config_repeats_the_run(tmp_path: Path) -> None:
     run_tiny(tmp_path / "a")
     again = jwins("run", tmp_path / "a" / "config.toml", "--set", f"run.folder={tmp_path / 'b'}", "--quiet")

@@ -156,12 +156,15 @@ def print_result(console: Console, result: Result) -> None:
 
 
 def _seconds_text(wall_s: Mapping[str, float]) -> str:
-    """Where the seconds of this process went, the longest first."""
+    """Where the seconds went, the longest first: of this process, or of all those that it launched."""
     spent = {name: seconds for name, seconds in wall_s.items() if name != "total"}
-    whole = wall_s["start-up"] + wall_s["total"]
-    spent["other"] = whole - sum(spent.values())
+    whole, of_all = wall_s["total"], "; in all nodes' processes together"
+    if "start-up" in spent:
+        whole, of_all = whole + spent["start-up"], ""
+        spent["other"] = whole - sum(spent.values())
     parts = sorted(spent.items(), key=lambda part: -part[1])
-    return f"{whole:.1f} seconds here: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts)
+    listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts)
+    return f"{whole:.1f} seconds here{of_all}: {listed}"
 
 
 def divergence(result: Result) -> str:
