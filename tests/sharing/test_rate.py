@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -98,7 +99,17 @@ def test_a_surplus_is_not_saved_for_ever() -> None:
     assert pace.balance <= 20 * P / 8
 
 
-@pytest.mark.parametrize("build", [closed_loop, stateless], ids=lambda build: build.__name__)
+def test_stateless_has_a_budget_where_nothing_is_given() -> None:
+    assert stateless().rule == Budget(bits=1.6, free_bytes=64)
+    assert Experiment(sharing={"kind": "stateless"}).sharing.build() == stateless()  # type: ignore
+    assert stateless(ratio=8.0).rule == RelativeStep(8.0)
+    spent = sum(sent for sent, _ in frames(stateless()))
+    assert spent == pytest.approx((1.6 * P / 8 + 64) * ROUNDS, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "build", [closed_loop, partial(stateless, ratio=8.0)], ids=["closed_loop", "stateless"]
+)
 def test_a_relative_step_follows_the_scale_of_what_is_learned(build: Any) -> None:
     """Sixteen times the change: the same levels and sixteen times the steps."""
     for (_, one), (_, other) in zip(

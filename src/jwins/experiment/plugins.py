@@ -538,7 +538,6 @@ class _RateTable(SharingTable):
     link_mbps: Annotated[float, MBPS] | None = Field(
         default=None, description="Mbit/s that a node can send; goes with budget_seconds"
     )
-    ratio: Annotated[float, RATIO] = Field(default=8.0, description=_RATIO)
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
     else:
@@ -598,6 +597,9 @@ class StatelessConfig(_RateTable):
     """Quantized wavelet coefficients, for graphs that change and links that lose frames."""
 
     kind: Literal["stateless"] = "stateless"
+    ratio: Annotated[float, RATIO] | None = Field(
+        default=None, description=f"{_RATIO}; with nothing given, budget is 1.6 and 64 bytes more"
+    )
     own: Literal["sent", "exact"] = Field(
         default="exact",
         description="what a node compares with what it hears: its own model as it was sent, or as it is",

@@ -112,10 +112,12 @@ class Budget:
     Attributes:
         bits: per parameter and round, of each frame to a neighbour; or None.
         size_bytes: of each frame; or None.
+        free_bytes: of each frame that do not count, as for a header: small models could say nothing without.
     """
 
     bits: float | None = None
     size_bytes: int | None = None
+    free_bytes: int = 0
 
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.size_bytes is None):
@@ -132,6 +134,7 @@ class Budget:
     ) -> Pace:
         """See :meth:`StepRule.next`."""
         target = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
+        target += self.free_bytes
         largest = float(wanted.abs().max())
         if not pace.step or not ctx.sent_bytes:
             return replace(pace, step=_first_step(wanted, 8 * target / len(wanted), largest))

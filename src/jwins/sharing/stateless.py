@@ -29,13 +29,16 @@ from jwins.ops.quantize import to_dithered, to_nearest
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Own, Sharing, check_own, mix
-from jwins.sharing.rate import Pace, StepRule, step_rule
+from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
 from jwins.update import Quantized, Received, Update, dither
 
 __all__ = ["Rounding", "Stateless", "StatelessState", "stateless"]
 
 Rounding: TypeAlias = Literal["carry", "dither"]
 """What becomes of rounding errors: carried over to the next round, or made independent by a dither."""
+
+_DEFAULT = Budget(bits=1.6, free_bytes=64)
+"""Where nothing is given: a twentieth of float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,7 +140,7 @@ def stateless(
     *,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
-    ratio: float = 8.0,
+    ratio: float | None = None,
     own: Own = "exact",
     rounding: Rounding = "carry",
     wavelet: str | None = "sym2",
@@ -146,8 +149,9 @@ def stateless(
 ) -> Stateless:
     """Quantization of the coefficients themselves.
 
-    At most one of ``step`` and the budgets is given; with none, the step is ``ratio`` times
-    the root mean square of what a node's training changes in a round.
+    At most one of ``step`` and the budgets is given. With none, the step is ``ratio`` times the root mean
+    square of what a node's training changes in a round; without ``ratio``, the budget is 1.6 bits and 64 bytes
+    more.
 
     Args:
         step: of the quantizer, fixed.
@@ -166,6 +170,7 @@ def stateless(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    return Stateless(
-        step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps), transform, own, rounding
-    )
+    if all(given is None for given in (step, budget, budget_bytes, budget_seconds, link_mbps, ratio)):
+        return Stateless(_DEFAULT, transform, own, rounding)
+    rule = step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps)
+    return Stateless(rule, transform, own, rounding)
