@@ -335,6 +335,52 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     assert victim.peers[0].suspected
 
 
+def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wires) -> None:
+    world = World(3, rounds=80, patience_s=0.05, eval_at=frozenset())
+    hostile = Hostile(wires, world)
+    wires.join(End(wires, 0))
+    hostile.run()
+    hostile.hello()
+    victim = hostile.clocks[0]
+    known = victim.peers[0]
+    wires.fate = lambda sender, receiver, data: 0.002  # so that no round passes unseen
+
+    def over() -> bool:
+        if known.suspected and not known.asks_back:
+            hostile.hello(round=victim.round)
+        return 1 in hostile.running.outcomes
+
+    hostile.running.wait_until(over, "the end")
+    outcomes = hostile.running.join_all()
+    # Let in after round 3, and then 2, 4, 8, 16 and 32 rounds later at least.
+    assert 2 * Patience.suspect_after <= outcomes[1].overdue[0] <= 7 * Patience.suspect_after
+    assert outcomes[1].status == outcomes[2].status == "finished"
+
+
+def test_neighbours_that_gave_each_other_up_twice_find_each_other_again(wires: Wires) -> None:
+    world = World(3, rounds=400, patience_s=0.1, eval_at=frozenset())
+    clocks = world.clocks(wires)
+    first, second = clocks[0].peers[1], clocks[1].peers[0]
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    running.wait_until(lambda: clocks[0].round >= 3, "round 3")
+    wires.fate = lambda sender, receiver, data: (
+        None if len(data) > 300 and {sender, receiver} == {0, 1} else 0.005
+    )
+    for _ in range(2):  # both times only their Hellos arrive
+        running.wait_until(lambda: first.suspected and second.suspected, "they give each other up")
+        wires.cut([(0, 1)])
+        wires.mend()
+    assert first.times_back or second.times_back
+    wires.fate = lambda sender, receiver, data: 0.005
+    running.wait_until(lambda: not (first.suspected or second.suspected), "they are back")
+    running.wait_until(lambda: not (first.times_back or second.times_back), "they are in time again")
+    for clock in clocks:
+        clock._stop = lambda: True
+    running.join_all()
+
+
 MISFITS = {
     "another length": ({"dim": 7}, "its model has 7 parameters"),
     "another codec": ({"codec": "pco"}, "encodes with pco"),

@@ -60,6 +60,7 @@ class Stateless(Sharing[StatelessState]):
     rule: StepRule
     transform: Wavelet | None
     own: Own = "exact"
+    needs_common_start: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:
