@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,7 +18,17 @@ from jwins.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import DIGEST_BYTES, Bye, Frame, Hello, Message, Wire
 
-__all__ = ["ADOPTED", "WANTS_MODEL", "Adopted", "Replayed", "adopt", "mismatch", "model_wire", "pack_model"]
+__all__ = [
+    "ADOPTED",
+    "WANTS_MODEL",
+    "Adopted",
+    "Newcomer",
+    "Replayed",
+    "adopt",
+    "mismatch",
+    "model_wire",
+    "pack_model",
+]
 
 ADOPTED = b""
 """What a peer states in place of the hash of its initial parameters if they are a neighbour's."""
@@ -46,6 +56,33 @@ class Adopted:
     params: Tensor
     x0: bytes
     events: tuple[LinkEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """Who asks for a model.
+
+    Attributes:
+        node: its number.
+        from_round: a member from this round on: the model is of it, or of a later one.
+        size: P.
+        wire: of the experiment.
+        x0: hash of the common initial parameters, or :data:`ADOPTED`.
+        agreed: what else peers must have in common, by name.
+    """
+
+    node: int
+    from_round: int
+    size: int
+    wire: Wire
+    x0: bytes
+    agreed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hello(self) -> Hello:
+        """Asks for the model."""
+        versions = {**self.agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}
+        return Hello(self.node, self.from_round, self.size, self.wire.codec.name, versions, self.x0)
 
 
 def mismatch(theirs: Hello, ours: Hello, agreed: Mapping[str, str]) -> str:
@@ -90,13 +127,8 @@ def pack_model(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
 def adopt(
     network: Network,
     donors: Sequence[int],
+    newcomer: Newcomer,
     *,
-    node: int,
-    from_round: int,
-    size: int,
-    wire: Wire,
-    x0: bytes,
-    agreed: Mapping[str, str],
     timeout_s: float,
     names: Sequence[str],
     journal: Journal,
@@ -110,12 +142,7 @@ def adopt(
         network: reaches the others; closed if nobody gives a model.
         donors: whom to ask, in order; the next one when the one before does not answer in time, goes away or
             does not fit.
-        node: who asks.
-        from_round: a member from this round on: the model is of it, or of a later one.
-        size: P.
-        wire: of the experiment.
-        x0: hash of the common initial parameters, or :data:`ADOPTED`.
-        agreed: what else peers must have in common, by name.
+        newcomer: who asks.
         timeout_s: how long to wait for each, since it was heard last.
         names: of all peers.
         journal: told what happens.
@@ -128,17 +155,16 @@ def adopt(
         PeerError: none of them gave it.
         UsageError: the network cannot listen.
     """
-    hello = Hello(node, from_round, size, wire.codec.name, {**agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}, x0)
     network.start()
     try:
-        asking = _Asking(network, hello, wire, agreed, timeout_s, stop)
+        asking = _Asking(network, newcomer, timeout_s, stop)
         for donor in donors:
-            journal.info("asking for model", peer=names[donor], from_round=from_round)
+            journal.info("asking for model", peer=names[donor], from_round=newcomer.from_round)
             found = asking.of(donor)
             if isinstance(found, Frame):
                 journal.info("adopted", peer=names[donor], round=found.round)
                 events = tuple(event for told in asking.heard.values() for event in told)
-                adopted = Adopted(donor, found.round, found.update.dense_values(), x0, events)
+                adopted = Adopted(donor, found.round, found.update.dense_values(), newcomer.x0, events)
                 return Replayed(network, events), adopted
             if stop():
                 network.close(0.0)
@@ -159,16 +185,14 @@ class _Asking:
     def __init__(
         self,
         network: Network,
-        hello: Hello,
-        wire: Wire,
-        agreed: Mapping[str, str],
+        newcomer: Newcomer,
         timeout_s: float,
         stop: Callable[[], bool],
     ) -> None:
-        self._network, self._hello, self._wire, self._agreed = network, hello, wire, agreed
+        self._network, self._newcomer = network, newcomer
         self._timeout_s, self._stop = timeout_s, stop
-        self._question = wire.pack(hello).data
-        self._models = model_wire(wire.digest, hello.dim)
+        self._question = newcomer.wire.pack(newcomer.hello).data
+        self._models = model_wire(newcomer.wire.digest, newcomer.size)
         self.heard: dict[int, list[LinkEvent]] = {}
         self.answers: dict[int, str] = {}
 
@@ -193,7 +217,7 @@ class _Asking:
                     if peer == donor and isinstance(said, Bye):
                         return f"ends: {said.reason}"
                     if peer == donor and isinstance(said, Hello):
-                        if problem := mismatch(said, self._hello, self._agreed):
+                        if problem := mismatch(said, self._newcomer.hello, self._newcomer.agreed):
                             return f"does not fit: {problem}"
                         until = time.monotonic() + self._timeout_s
         return f"did not give it within {self._timeout_s:.0f} s; is it running?"
@@ -201,7 +225,7 @@ class _Asking:
     def _said(self, event: Delivered) -> Message | None:
         """What a peer says about itself; of that, the newest is kept."""
         try:
-            said = self._wire.unpack(event.data)
+            said = self._newcomer.wire.unpack(event.data)
         except CodecError:
             return None
         if isinstance(said, Hello) and said.sender == event.peer and event.peer in self.heard:
@@ -215,9 +239,9 @@ class _Asking:
             return None
         if not isinstance(found, Frame) or found.sender != donor or found.update.positions is not None:
             return None
-        values = found.update.values
-        whole = isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == self._hello.dim
-        return found if whole and found.round >= self._hello.round and found.update.is_finite() else None
+        values, wanted = found.update.values, self._newcomer
+        whole = isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == wanted.size
+        return found if whole and found.round >= wanted.from_round and found.update.is_finite() else None
 
 
 class Replayed:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from jwins.engines.host import Host
 from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
-from jwins.net.adopt import ADOPTED, Adopted
+from jwins.net.adopt import ADOPTED, Adopted, Newcomer
 from jwins.net.adopt import adopt as adopt_model
 from jwins.net.clock import WallClock, WallOutcome, hash_of_parameters
 from jwins.net.handed import HandedTraining
@@ -185,12 +185,14 @@ class Peer:
             network, adopted = adopt_model(
                 network,
                 donors,
-                node=membership.node,
-                from_round=me.since_round,
-                size=layout.size,
-                wire=rules.wire,
-                x0=hash_of_parameters(initial) if algorithm.needs_common_start else ADOPTED,
-                agreed=agreed,
+                Newcomer(
+                    membership.node,
+                    me.since_round,
+                    layout.size,
+                    rules.wire,
+                    hash_of_parameters(initial) if algorithm.needs_common_start else ADOPTED,
+                    agreed,
+                ),
                 timeout_s=Patience(patience_s).first_s,
                 names=self._names,
                 journal=journal,

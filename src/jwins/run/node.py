@@ -228,8 +228,6 @@ def _run(
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
     from jwins.net.clock import WallClock
-    from jwins.net.limits import Limits
-    from jwins.wire.frame import max_frame_bytes
 
     going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
     if going_on:
@@ -243,34 +241,11 @@ def _run(
         if progress is not None:
             progress(now)
 
-    def keep(measured: Measured) -> None:
-        models = folder / "models"
-        models.mkdir(exist_ok=True)
-        write_atomically(models / f"round-{measured.round:08d}.safetensors", checkpoint.dump(measured))
-
     (host,) = pieces.hosts()
-    wire = pieces.rules.wire
-    network: Network = membership.connect(
-        wire.digest,
-        Limits.of_messages(max_frame_bytes(wire.dim)),
-        listen=listen,
-        changing=pieces.experiment.topology_changes,
-        also=donors,
-    )
-    adopted: Adopted | None = None
-    if donors and not going_on:
-        network, adopted = _adopt(
-            host,
-            network,
-            membership,
-            journal,
-            donors,
-            since_round=since_round,
-            patience_s=patience_s,
-            stop=stop,
-        )
-        if adopted is None:
-            return NodeResult(folder, "interrupted", 0)
+    asked = [] if going_on else donors
+    network, adopted = _reach(host, pieces, membership, journal, asked, since_round, listen, patience_s, stop)
+    if asked and adopted is None:
+        return NodeResult(folder, "interrupted", 0)
     clock = WallClock(
         host,
         network,
@@ -282,7 +257,7 @@ def _run(
         patience_s=patience_s,
         recorder=Recorder(folder),
         on_progress=tell,
-        on_measured=keep if keep_models else None,
+        on_measured=_models_in(folder / "models") if keep_models else None,
         stop=stop,
         journal=journal,
     )
@@ -292,36 +267,49 @@ def _run(
     return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
 
 
-def _adopt(
+def _reach(
     host: Host,
-    network: Network,
+    pieces: Pieces,
     membership: Membership,
     journal: Journal,
     donors: Sequence[int],
-    *,
     since_round: int,
+    listen: str | None,
     patience_s: float,
     stop: Callable[[], bool],
 ) -> tuple[Network, Adopted | None]:
-    from jwins.net.adopt import adopt
+    """The network, and the model of one of the donors; None without donors, or if asked to stop before."""
+    from jwins.net.adopt import Newcomer, adopt
     from jwins.net.clock import hash_of_parameters
+    from jwins.net.limits import Limits
     from jwins.net.patience import Patience
+    from jwins.wire.frame import max_frame_bytes
 
-    initial = host.parameters(membership.node)
+    wire, initial = host.rules.wire, host.parameters(membership.node)
+    limits = Limits.of_messages(max_frame_bytes(wire.dim))
+    changing = pieces.experiment.topology_changes
+    network = membership.connect(wire.digest, limits, listen=listen, changing=changing, also=donors)
+    if not donors:
+        return network, None
     return adopt(
         network,
         donors,
-        node=membership.node,
-        from_round=since_round,
-        size=len(initial),
-        wire=host.rules.wire,
-        x0=hash_of_parameters(initial),
-        agreed={},
+        Newcomer(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
         timeout_s=Patience(patience_s).first_s,
         names=membership.names,
         journal=journal,
         stop=stop,
     )
+
+
+def _models_in(folder: Path) -> Callable[[Measured], None]:
+    """Keeps the model of each evaluation there."""
+
+    def keep(measured: Measured) -> None:
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"round-{measured.round:08d}.safetensors", checkpoint.dump(measured))
+
+    return keep
 
 
 @contextmanager
