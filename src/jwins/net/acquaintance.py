@@ -45,7 +45,8 @@ class Acquaintance:
         overdue: rounds in a row in which it was overdue.
         refused: messages of it that were not accepted.
         asks_back: it said Hello while it was suspected, and is not let back in yet.
-        times_back: how often its Hello alone let it back in since it was last in time for a round.
+        pause: rounds between the last time that its Hello alone let it back in and the next; 1 if it was in
+            time for a round since.
         back_from: the round of this node from which on its Hello lets it back in.
         wants_from: it waits for the model of this round or a later one; None if it does not.
         given: the round in which it was given the model, or None.
@@ -65,7 +66,7 @@ class Acquaintance:
     overdue: int = 0
     refused: int = 0
     asks_back: bool = False
-    times_back: int = 0
+    pause: int = 1
     back_from: int = 0
     wants_from: int | None = None
     given: int | None = None

@@ -574,7 +574,7 @@ class WallClock:
             rounds_late = now_in - frame.round
             self.journal.info("late", peer=self.names[peer], round=frame.round, rounds_late=rounds_late)
         else:
-            known.overdue = known.times_back = known.back_from = 0
+            known.overdue, known.pause, known.back_from = 0, 1, 0
 
     def _refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
         """Count, and log ever more seldom: a peer must not fill the disk."""
@@ -592,10 +592,10 @@ class WallClock:
         self._tell_node(PeerUp(peer, round))
 
     def _let_back_in(self, peer: int, round: int) -> None:
-        """Because of its Hello alone; until it is in time for a round, each time twice as many rounds apart."""
+        """Because of its Hello alone; unless it is in time for a round, the next time after a longer pause."""
         known = self.peers[peer]
-        known.times_back += 1
-        known.back_from = self.round + min(2**known.times_back, MAX_ROUNDS_AHEAD)
+        known.pause = min(2 * known.pause, MAX_ROUNDS_AHEAD)
+        known.back_from = self.round + known.pause
         self._welcome(peer, round)
 
     def _hello(self) -> Hello:
