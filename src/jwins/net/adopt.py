@@ -48,14 +48,12 @@ class Adopted:
         round: the donor's.
         params: (P,) float32.
         x0: what the node says of its initial parameters.
-        events: what the network told meanwhile and still matters, for whoever uses it next.
     """
 
     donor: int
     round: int
     params: Tensor
     x0: bytes
-    events: tuple[LinkEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +153,7 @@ def adopt(
         PeerError: none of them gave it.
         UsageError: the network cannot listen.
     """
+    answers: dict[str, str] = {}
     network.start()
     try:
         asking = _Asking(network, newcomer, timeout_s, stop)
@@ -163,20 +162,19 @@ def adopt(
             found = asking.of(donor)
             if isinstance(found, Frame):
                 journal.info("adopted", peer=names[donor], round=found.round)
-                events = tuple(event for told in asking.heard.values() for event in told)
-                adopted = Adopted(donor, found.round, found.update.dense_values(), newcomer.x0, events)
-                return Replayed(network, events), adopted
+                adopted = Adopted(donor, found.round, found.update.dense_values(), newcomer.x0)
+                return Replayed(network, asking.heard()), adopted
             if stop():
                 network.close(0.0)
                 return network, None
             journal.warning("no model", peer=names[donor], reason=found)
-            asking.answers[donor] = found
+            answers[names[donor]] = found
     except BaseException:
         network.close(0.0)
         raise
     network.close(0.0)
-    told = "; ".join(f"{names[donor]} {reason}" for donor, reason in asking.answers.items())
-    raise PeerError(f"none of {', '.join(names[donor] for donor in donors)} gave its model: {told}")
+    told = "; ".join(f"{name} {reason}" for name, reason in answers.items())
+    raise PeerError(f"none of {', '.join(answers)} gave its model: {told}")
 
 
 class _Asking:
@@ -193,21 +191,32 @@ class _Asking:
         self._timeout_s, self._stop = timeout_s, stop
         self._question = newcomer.wire.pack(newcomer.hello).data
         self._models = model_wire(newcomer.wire.digest, newcomer.size)
-        self.heard: dict[int, list[LinkEvent]] = {}
-        self.answers: dict[int, str] = {}
+        self._connected: dict[int, Connected] = {}
+        self._hellos: dict[int, Delivered] = {}
+
+    def heard(self) -> list[LinkEvent]:
+        """Who said Hello, and who is connected."""
+        events: list[LinkEvent] = []
+        for peer in sorted({*self._connected, *self._hellos}):
+            events.append(self._connected.get(peer, Connected(peer)))
+            if peer in self._hellos:
+                events.append(self._hellos[peer])
+            if peer not in self._connected:
+                events.append(Disconnected(peer, "went away"))
+        return events
 
     def of(self, donor: int) -> Frame | str:
         """The donor's model, or why there is none."""
         until, ask_at, was_there = time.monotonic() + self._timeout_s, 0.0, False
         while (now := time.monotonic()) < until and not self._stop():
-            if donor in self.heard and now >= ask_at:
+            if donor in self._connected and now >= ask_at:
                 was_there = self._network.send(donor, self._question) or was_there
                 ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
             match self._network.poll(min(1.0, until - now)):
                 case Connected(peer) as event:
-                    self.heard[peer] = [event]
+                    self._connected[peer] = event
                 case Disconnected(peer):
-                    self.heard.pop(peer, None)
+                    self._connected.pop(peer, None)
                     if peer == donor and was_there:
                         return "went away"
                 case Delivered(peer, data) as event:
@@ -228,8 +237,8 @@ class _Asking:
             said = self._newcomer.wire.unpack(event.data)
         except CodecError:
             return None
-        if isinstance(said, Hello) and said.sender == event.peer and event.peer in self.heard:
-            self.heard[event.peer][1:] = [event]
+        if isinstance(said, Hello) and said.sender == event.peer:
+            self._hellos[event.peer] = event
         return said
 
     def _model(self, data: bytes, donor: int) -> Frame | None:
