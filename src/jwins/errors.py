@@ -14,6 +14,7 @@ __all__ = [
     "HostLostError",
     "JwinsError",
     "PeerError",
+    "RemovedError",
     "ResumeError",
     "UsageError",
 ]
@@ -60,6 +61,10 @@ class HostLostError(ResumeError):
 
 class PeerError(JwinsError):
     """A remote peer sent something that is not acceptable."""
+
+
+class RemovedError(PeerError):
+    """A node was removed from the roster: the others go on without it."""
 
 
 class CodecError(PeerError):

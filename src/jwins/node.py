@@ -417,6 +417,16 @@ class Node:
             return [WakeAt(self._deadline)]
         return []
 
+    def begin_with(self, params: Tensor) -> None:
+        """Take another's model before anything was shared.
+
+        Args:
+            params: (P,) float32; kept, and never written into.
+        """
+        common = self._sharing.needs_common_start
+        self.state = self._sharing.projected(self.state, params) if common else self._sharing.init(params)
+        self.params = params
+
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in one event.
 

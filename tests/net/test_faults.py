@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from members import roster_of
-from wires import End, Killed, Running, Wires, World
+from wires import End, Killed, Running, Wires, World, accuracy
 from worlds import DIGEST, Lines
 
 from jwins.errors import ConfigError
@@ -29,13 +29,6 @@ from jwins.update import Update
 from jwins.wire.frame import Bye, Frame, Hello, pack
 
 ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, 0.5)}
-
-
-def accuracy(outcome: WallOutcome) -> float:
-    row = [row for row in outcome.rows if isinstance(row, EvalRow)][-1]
-    (value,) = row.per_node["accuracy"]
-    assert value is not None
-    return value
 
 
 def end_of(clock: WallClock) -> End:
@@ -333,6 +326,57 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     assert outcomes[1].refused[0] == 1
     assert outcomes[1].overdue[0] == Patience.suspect_after
     assert victim.peers[0].suspected
+
+
+def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wires) -> None:
+    world = World(3, rounds=40, patience_s=0.02, eval_at=frozenset())
+    hostile = Hostile(wires, world)
+    wires.join(End(wires, 0))
+    hostile.run()
+    hostile.hello()
+    victim = hostile.clocks[0]
+    known = victim.peers[0]
+    said_in: set[int] = set()
+    wires.fate = lambda sender, receiver, data: 0.002  # so that no round passes unseen
+
+    def over() -> bool:
+        if known.suspected and victim.round not in said_in:
+            said_in.add(victim.round)
+            hostile.hello(round=victim.round)
+        return 1 in hostile.running.outcomes
+
+    hostile.running.wait_until(over, "the end", 300.0)
+    outcomes = hostile.running.join_all()
+    # Let in after round 3, and then 2, 4, 8 and 16 rounds later at least.
+    assert 2 * Patience.suspect_after <= outcomes[1].overdue[0] <= 6 * Patience.suspect_after
+    assert outcomes[1].status == outcomes[2].status == "finished"
+
+
+def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_again(wires: Wires) -> None:
+    world = World(3, rounds=400, patience_s=0.1, eval_at=frozenset())
+    clocks = world.clocks(wires)
+    first, second = clocks[0].peers[1], clocks[1].peers[0]
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    running.wait_until(lambda: clocks[0].round >= 3, "round 3")
+    wires.fate = lambda sender, receiver, data: (
+        None if len(data) > 300 and {sender, receiver} == {0, 1} else 0.005
+    )
+    for times in (1, 2, 3):  # of each other, they hear only Hello
+        running.wait_until(lambda: first.suspected and second.suspected, "they give each other up")
+        wires.cut([(0, 1)])
+        wires.mend()
+        running.wait_until(
+            lambda times=times: min(first.pause, second.pause) >= 2**times,  # type: ignore[misc]
+            "they try again",
+        )
+    wires.fate = lambda sender, receiver, data: 0.005
+    running.wait_until(lambda: not (first.suspected or second.suspected), "they are back")
+    running.wait_until(lambda: first.pause == second.pause == 1, "they are in time again")
+    for clock in clocks:
+        clock._stop = lambda: True
+    running.join_all()
 
 
 MISFITS = {

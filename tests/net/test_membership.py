@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,20 +14,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from members import member, roster_of
-from wires import Running, Wires, World
+from wires import Running, Wires, World, accuracy
 
 import jwins
-from jwins.errors import ConfigError
+from jwins.errors import ConfigError, PeerError
+from jwins.net.acquaintance import Kept
+from jwins.net.adopt import ADOPTED, Newcomer, adopt
+from jwins.net.clock import hash_of_parameters
 from jwins.net.epochs import Epochs
 from jwins.net.identity import renewed
+from jwins.net.journal import Journal
 from jwins.net.membership import Change, check_follows, keep_roster, kept_rosters
 from jwins.net.roster import Roster, read_roster, write_roster
+from jwins.node import Finished
 from jwins.results.record import Record
 from jwins.runfiles import traffic
-from jwins.sharing import choco, full
+from jwins.sharing import choco, closed_loop, full, stateless
 from jwins.sharing import jwins as jwins_sharing
 from jwins.topology import FullyConnected, Regular, Ring
+from jwins.wire.frame import Packed
 
 # --- Graphs -----------------------------------------------------------------------------------------------
 
@@ -102,9 +110,13 @@ REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
         lambda old, _: old.without("carol", from_round=20).model_copy(update={"departed": ()}),
         "ids of those who left are in departed",
     ),
+    "another graph": (
+        lambda old, _: old.model_copy(update={"seed": 7, "epoch": 2, "from_round": 20}),
+        "nodes that run keep their graph and seed",
+    ),
     "too many": (
         lambda old, folder: old.with_member(member(folder, 3, "dave"), from_round=20),
-        "the experiment has nodes.count = 3",
+        r"expected at most 3 \(nodes.count, or the roster's places\)",
     ),
 }
 
@@ -162,10 +174,95 @@ def test_one_leaves_and_another_joins_and_one_hears_of_it_late(sharing: Any, wir
     assert {(0, 4), (4, 0), (1, 4), (4, 1)} <= sent
 
 
+BEGINNERS = {**ALGORITHMS, "closed_loop": closed_loop(step=0.01), "stateless": stateless(step=0.01)}
+
+
+@pytest.mark.parametrize("sharing", BEGINNERS.values(), ids=BEGINNERS)
+def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_joins(
+    sharing: Any, wires: Wires
+) -> None:
+    """Node 3 asks from the start, and is a member from round 12 on; node 2 is never there."""
+    topologies = [Epochs(4, lambda count: FullyConnected(num_nodes=count, seed=1)) for _ in range(4)]
+    for topology in topologies[:2]:
+        topology.add(0, 0, (0, 1))
+        topology.add(1, 12, (0, 1, 3))
+    topologies[3].add(1, 12, (0, 1, 3))
+    worlds = [World(4, sharing, topologies[node], rounds=30, eval_at=frozenset({0, 30})) for node in range(4)]
+    clocks = [worlds[node].clock(node, wires) for node in (0, 1)]
+    host = worlds[3].host(3)
+    initial = host.parameters(3)
+    given: dict[int, Any] = {}
+    give = clocks[1]._give_model
+
+    def seen(peer: int) -> None:
+        waits = clocks[1].peers[peer].wants_from is not None
+        give(peer)
+        if waits and clocks[1].peers[peer].wants_from is None:
+            given[clocks[1].round] = clocks[1].host.parameters(1).clone()
+
+    clocks[1]._give_model = seen  # type: ignore[method-assign]
+    wires.fate = lambda sender, receiver, data: 0.01  # so that the wish comes before round 12, as a rule
+    running = Running()
+    for node, clock in enumerate(clocks):
+        running.start(node, clock)
+    network, adopted = adopt(
+        wires.end(3),
+        [1],
+        Newcomer(3, 12, len(initial), host.rules.wire, hash_of_parameters(initial)),
+        timeout_s=20.0,
+        names=("alice", "bob", "carol", "dave"),
+        journal=Journal("dave"),
+    )
+    wires.fate = lambda sender, receiver, data: 0.0
+    assert adopted is not None
+    assert adopted.donor == 1
+    assert adopted.round >= 12
+    running.wait_until(lambda: adopted.round in given, "the donor has noted what it gave")
+    assert torch.equal(adopted.params, given[adopted.round])
+    assert not torch.equal(adopted.params, initial)
+    running.start(3, worlds[3].clock(3, wires, host=host, network=network, adopted=adopted))
+    outcomes = running.join_all()
+    for outcome in outcomes.values():
+        assert (outcome.status, outcome.round) == ("finished", 30)
+        assert not any(outcome.refused.values())
+        assert not any(outcome.overdue.values())
+    least = min(accuracy(outcomes[node]) for node in (0, 1))
+    assert accuracy(outcomes[3]) >= least - 0.05
+
+
+def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
+    world = World(2, rounds=2, patience_s=0.2)
+    clock = world.clock(0, wires)
+    clock.peers[1].kept[0] = Kept(Packed(b"", 0, 0), "update")  # so that it stays for node 1
+    clock.patience.patience_s = 30.0
+    clock._end = Finished("finished", 2)
+    wires.end(0)
+    host = world.host(1)
+    end = wires.end(1)
+    wires.join(clock.network)  # type: ignore[arg-type]
+    problem = "none of alice gave its model: alice ends: finished"
+    lingering = threading.Thread(target=clock._linger, daemon=True)
+    lingering.start()
+    with pytest.raises(PeerError, match=problem):
+        adopt(
+            end,
+            [0],
+            Newcomer(1, 0, len(host.parameters(1)), host.rules.wire, ADOPTED),
+            timeout_s=20.0,
+            names=("alice", "bob"),
+            journal=Journal("bob"),
+        )
+    clock._stop = lambda: True
+    lingering.join(60.0)
+
+
 # --- Processes --------------------------------------------------------------------------------------------
 
 ROUNDS = 300
-SHARINGS = {"jwins": {"kind": "jwins"}, "choco": {"kind": "choco", "fraction": 0.3, "gamma": 0.5}}
+SHARINGS = {
+    "jwins": {"kind": "jwins"},
+    "choco": {"kind": "choco", "fraction": 0.3, "gamma": 0.5},
+}
 
 
 class Site:
@@ -197,13 +294,14 @@ class Site:
         for name in [entry.name for entry in first.members]:
             self.start(name)
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, *options: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as out:
             self.processes[name] = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "jwins", "node", str(self.folder / "digits.toml"), "--as", name),
                     *("--roster", str(self.roster), "--key", str(self.folder / f"{name}.key")),
                     *("--folder", str(self.folder / "nodes" / name), "--patience", "60"),
+                    *options,
                 ],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
@@ -266,14 +364,17 @@ def site(tmp_path: Path) -> Iterator[Callable[[int, int, str], Site]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["jwins", "choco"])
-def test_a_member_joins_a_run_under_way(sharing: str, site: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sharing", "donor"), [("jwins", "bob"), ("choco", None)])
+def test_a_member_joins_a_run_under_way(sharing: str, donor: str | None, site: Any, tmp_path: Path) -> None:
     run = site(4, 3, sharing)
     run.until(lambda: run.round() >= 20)
     dave = member(tmp_path, 3, "dave")
     from_round = run.change(lambda roster, at: roster.with_member(dave, from_round=at))
-    run.start("dave")
+    run.start("dave", *(() if donor is None else ("--adopt", donor)))
     run.end()
+    adopted = run.events("dave", "adopted")
+    assert [found["peer"] for found in adopted] == ([] if donor is None else [donor])
+    assert all(found["round"] >= from_round for found in adopted)
     for name in ("alice", "bob", "carol"):
         (taken_up,) = run.events(name, "roster")
         assert (taken_up["epoch"], taken_up["joined"], taken_up["removed"]) == (1, ["dave"], [])

@@ -19,8 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from wires import Running, Wires, World
 
 from jwins.errors import UsageError
+from jwins.net.epochs import Epochs
 from jwins.net.journal import Journal, write_journal
 from jwins.net.status import serve
+from jwins.topology import FullyConnected
 
 
 def get(port: int, path: str) -> str:
@@ -53,10 +55,23 @@ def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
         for sample in family.samples
     }
     assert found["jwins_round",] == 4
+    assert found["jwins_epoch",] == 0
     assert found["jwins_sent_bytes_total", "values"] == clocks[0].sent.values > 0
     assert found["jwins_refused_total", "node-1"] == 0
     assert found["jwins_overdue_total", "node-2"] == 0
     assert 0 <= found["jwins_metric", "accuracy"] <= 1
+
+
+def test_the_epoch_of_the_roster_is_said(wires: Wires) -> None:
+    topology = Epochs(3, lambda count: FullyConnected(num_nodes=count, seed=1))
+    topology.add(0, 0, (0, 1))
+    clock = World(3, topology=topology).clock(0, wires)
+    with serve(clock, 0) as port:
+        assert "epoch of the roster" not in get(port, "/")
+        topology.add(2, 0, (0, 2))
+        assert '<th>epoch of the roster</th><td class="">2</td>' in get(port, "/")
+        assert "jwins_epoch 2.0" in get(port, "/metrics")
+    assert clock.progress().epoch == 2
 
 
 def test_names_cannot_change_the_page(wires: Wires) -> None:

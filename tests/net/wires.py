@@ -19,6 +19,7 @@ from jwins.engines.recorder import Recorder
 from jwins.net.clock import WallClock, WallOutcome
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.node import Rules
+from jwins.runfiles.rows import EvalRow
 from jwins.sharing import Sharing, full
 from jwins.topology import Ring, Topology
 from jwins.wire.codec import codec
@@ -260,6 +261,13 @@ class Running:
             if not isinstance(failure, Killed):
                 raise AssertionError(f"node {node} failed") from failure
         return self.outcomes
+
+
+def accuracy(outcome: WallOutcome) -> float:
+    row = [row for row in outcome.rows if isinstance(row, EvalRow)][-1]
+    (value,) = row.per_node["accuracy"]
+    assert value is not None
+    return value
 
 
 def run_all(world: World, wires: Wires, **options: Any) -> dict[int, WallOutcome]:

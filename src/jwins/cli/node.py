@@ -83,6 +83,15 @@ def node(
         bool,
         typer.Option("--keep-models", help="Keep the model of each evaluation, to compare all nodes' later."),
     ] = False,
+    adopt: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adopt",
+            metavar="NAME",
+            help="A member whose model to begin with, in its round; may be repeated: the next is asked if one "
+            "does not give it. Left out: the common initial parameters.",
+        ),
+    ] = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
@@ -111,6 +120,7 @@ def node(
             metrics_port=metrics,
             progress=None if quiet else _Lines(console, names),
             roster_file=roster,
+            adopt=adopt or [],
         )
         if result.status == "interrupted":
             leave("run the same command to go on", INTERRUPTED)

@@ -289,6 +289,14 @@ class Host:
             self._prepare(node, found[node])
         return found
 
+    def begin_with(self, node: int, params: Tensor) -> None:
+        """Let a node that has shared nothing yet go on from another's model, (P,) float32 on the CPU.
+
+        A :class:`~jwins.node.Rejoin` at the other's round comes next.
+        """
+        machine = self._machine(node)
+        machine.begin_with(params.to(machine.params.device))
+
     def train(self, rounds: Mapping[int, int]) -> None:
         """Local training of these nodes, which is reported to each by :class:`TrainingOver`.
 

@@ -44,6 +44,11 @@ class Acquaintance:
         round: the highest that it spoke of.
         overdue: rounds in a row in which it was overdue.
         refused: messages of it that were not accepted.
+        asks_back: it said Hello while it was suspected, and is not let back in yet.
+        pause: rounds between the last time that its Hello alone let it back in and the next; 1 if it was in
+            time for a round since.
+        back_from: the round of this node from which on its Hello lets it back in.
+        wants_from: it waits for the model of this round or a later one; None if it does not.
         given: the round in which it was given the model, or None.
         told_in: the round of this node in which the peer, far behind, was last told where this node is.
         joins_at: the round from which it is a member, if it came while nodes ran.
@@ -60,6 +65,10 @@ class Acquaintance:
     round: int = 0
     overdue: int = 0
     refused: int = 0
+    asks_back: bool = False
+    pause: int = 1
+    back_from: int = 0
+    wants_from: int | None = None
     given: int | None = None
     told_in: int | None = None
     joins_at: int | None = None

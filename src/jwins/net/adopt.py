@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,15 +16,25 @@ from jwins.net.journal import Journal
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport, Network
 from jwins.update import Update
 from jwins.wire.codec import codec
-from jwins.wire.frame import DIGEST_BYTES, Frame, Hello, Wire
+from jwins.wire.frame import DIGEST_BYTES, Bye, Frame, Hello, Message, Wire
 
-__all__ = ["ADOPTED", "WANTS_MODEL", "Adopted", "Replayed", "adopt", "model_wire", "pack_model"]
+__all__ = [
+    "ADOPTED",
+    "WANTS_MODEL",
+    "Adopted",
+    "Newcomer",
+    "Replayed",
+    "adopt",
+    "mismatch",
+    "model_wire",
+    "pack_model",
+]
 
 ADOPTED = b""
-"""The hash of the initial parameters that a peer states if it adopted a neighbour's."""
+"""What a peer states in place of the hash of its initial parameters if they are a neighbour's."""
 
 WANTS_MODEL = ("wants", "model")
-"""What a Hello says among its versions, by which a peer asks for the model."""
+"""What a Hello says among its versions, by which a peer asks for the model of its round or a later one."""
 
 _ASK_AGAIN_S = 5.0
 
@@ -37,13 +47,63 @@ class Adopted:
         donor: who.
         round: the donor's.
         params: (P,) float32.
-        events: what the network told meanwhile, for whoever uses it next.
+        x0: what the node says of its initial parameters.
     """
 
     donor: int
     round: int
     params: Tensor
-    events: tuple[LinkEvent, ...]
+    x0: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Newcomer:
+    """Who asks for a model.
+
+    Attributes:
+        node: its number.
+        from_round: a member from this round on: the model is of it, or of a later one.
+        size: P.
+        wire: of the experiment.
+        x0: hash of the common initial parameters, or :data:`ADOPTED`.
+        agreed: what else peers must have in common, by name.
+    """
+
+    node: int
+    from_round: int
+    size: int
+    wire: Wire
+    x0: bytes
+    agreed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def hello(self) -> Hello:
+        """Asks for the model."""
+        versions = {**self.agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}
+        return Hello(self.node, self.from_round, self.size, self.wire.codec.name, versions, self.x0)
+
+
+def mismatch(theirs: Hello, ours: Hello, agreed: Mapping[str, str]) -> str:
+    """Why a peer cannot take part, or "".
+
+    Args:
+        theirs: what it says first.
+        ours: what this node says.
+        agreed: what else must be the same, by name.
+    """
+    if theirs.dim != ours.dim:
+        return f"its model has {theirs.dim} parameters that are exchanged, this one {ours.dim}"
+    if theirs.codec != ours.codec:
+        return f"it encodes with {theirs.codec}, this node with {ours.codec}"
+    for what, here in agreed.items():
+        if (there := theirs.versions.get(what, "")) != here:
+            return f"its {what} is {there or 'not known'}, here it is {here}"
+    if ADOPTED not in (theirs.x0, ours.x0) and theirs.x0 != ours.x0:
+        return (
+            f"its initial parameters differ (hash {theirs.x0.hex()[:16]}, here {ours.x0.hex()[:16]}); its "
+            f"versions: {dict(sorted(theirs.versions.items()))}"
+        )
+    return ""
 
 
 def model_wire(digest: bytes, size: int) -> Wire:
@@ -65,67 +125,132 @@ def pack_model(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
 def adopt(
     network: Network,
     donors: Sequence[int],
-    hello: Hello,
-    wire: Wire,
-    digest_wire: Wire,
+    newcomer: Newcomer,
     *,
     timeout_s: float,
     names: Sequence[str],
     journal: Journal,
-) -> Adopted:
-    """Ask one neighbour after the other for its model, until one gives it.
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Network, Adopted | None]:
+    """Start a network, and ask one neighbour after the other for its model, until one gives it.
+
+    A donor that is not in the round yet says so from time to time, and is waited for.
 
     Args:
-        network: that was started.
-        donors: whom to ask, in order; the next one when the one before does not answer in time or goes away.
-        hello: what to say; asks for the model.
-        wire: of models.
-        digest_wire: of the experiment, for the Hello.
-        timeout_s: how long to wait for each.
+        network: reaches the others; closed if nobody gives a model.
+        donors: whom to ask, in order; the next one when the one before does not answer in time, goes away or
+            does not fit.
+        newcomer: who asks.
+        timeout_s: how long to wait for each, since it was heard last.
         names: of all peers.
         journal: told what happens.
+        stop: asked every second whether to give up.
+
+    Returns:
+        The network as the clock is to use it, and what was given; None if asked to stop.
 
     Raises:
         PeerError: none of them gave it.
+        UsageError: the network cannot listen.
     """
-    others: list[LinkEvent] = []
-    connected: set[int] = set()
-    question = digest_wire.pack(hello).data
-    for donor in donors:
-        until, ask_at, was_there = time.monotonic() + timeout_s, 0.0, False
-        while (now := time.monotonic()) < until:
-            if donor in connected and now >= ask_at:
-                was_there = network.send(donor, question) or was_there
-                ask_at = now + _ASK_AGAIN_S
-            event = network.poll(min(1.0, until - now))
-            if isinstance(event, Delivered) and event.peer == donor:
-                found = _model(event.data, donor, wire)
-                if found is not None:
-                    journal.info("adopted", peer=names[donor], round=found.round)
-                    return Adopted(donor, found.round, found.update.dense_values(), tuple(others))
-            if event is not None:
-                others.append(event)
-            if isinstance(event, Connected):
-                connected.add(event.peer)
-            elif isinstance(event, Disconnected):
-                connected.discard(event.peer)
-                if event.peer == donor and was_there:
-                    break
-        journal.warning("no model", peer=names[donor])
-    asked = ", ".join(names[donor] for donor in donors)
-    raise PeerError(f"none of {asked} gave its model within {timeout_s:.0f} s each; are they running?")
-
-
-def _model(data: bytes, donor: int, wire: Wire) -> Frame | None:
+    answers: dict[str, str] = {}
+    network.start()
     try:
-        found = wire.unpack(data)
-    except CodecError:  # something else that the donor says
-        return None
-    if not isinstance(found, Frame) or found.sender != donor or found.update.positions is not None:
-        return None
-    values = found.update.values
-    whole = isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == wire.dim
-    return found if whole and found.update.is_finite() else None
+        asking = _Asking(network, newcomer, timeout_s, stop)
+        for donor in donors:
+            journal.info("asking for model", peer=names[donor], from_round=newcomer.from_round)
+            found = asking.of(donor)
+            if isinstance(found, Frame):
+                journal.info("adopted", peer=names[donor], round=found.round)
+                adopted = Adopted(donor, found.round, found.update.dense_values(), newcomer.x0)
+                return Replayed(network, asking.heard()), adopted
+            if stop():
+                network.close(0.0)
+                return network, None
+            journal.warning("no model", peer=names[donor], reason=found)
+            answers[names[donor]] = found
+    except BaseException:
+        network.close(0.0)
+        raise
+    network.close(0.0)
+    told = "; ".join(f"{name} {reason}" for name, reason in answers.items())
+    raise PeerError(f"none of {', '.join(answers)} gave its model: {told}")
+
+
+class _Asking:
+    """Asks for a model, and keeps what the network tells meanwhile: who is connected, and each one's Hello."""
+
+    def __init__(
+        self,
+        network: Network,
+        newcomer: Newcomer,
+        timeout_s: float,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._network, self._newcomer = network, newcomer
+        self._timeout_s, self._stop = timeout_s, stop
+        self._question = newcomer.wire.pack(newcomer.hello).data
+        self._models = model_wire(newcomer.wire.digest, newcomer.size)
+        self._connected: dict[int, Connected] = {}
+        self._hellos: dict[int, Delivered] = {}
+
+    def heard(self) -> list[LinkEvent]:
+        """Who said Hello, and who is connected."""
+        events: list[LinkEvent] = []
+        for peer in sorted({*self._connected, *self._hellos}):
+            events.append(self._connected.get(peer, Connected(peer)))
+            if peer in self._hellos:
+                events.append(self._hellos[peer])
+            if peer not in self._connected:
+                events.append(Disconnected(peer, "went away"))
+        return events
+
+    def of(self, donor: int) -> Frame | str:
+        """The donor's model, or why there is none."""
+        until, ask_at, was_there = time.monotonic() + self._timeout_s, 0.0, False
+        while (now := time.monotonic()) < until and not self._stop():
+            if donor in self._connected and now >= ask_at:
+                was_there = self._network.send(donor, self._question) or was_there
+                ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
+            match self._network.poll(min(1.0, until - now)):
+                case Connected(peer) as event:
+                    self._connected[peer] = event
+                case Disconnected(peer):
+                    self._connected.pop(peer, None)
+                    if peer == donor and was_there:
+                        return "went away"
+                case Delivered(peer, data) as event:
+                    if peer == donor and (found := self._model(data, donor)) is not None:
+                        return found
+                    said = self._said(event)
+                    if peer == donor and isinstance(said, Bye):
+                        return f"ends: {said.reason}"
+                    if peer == donor and isinstance(said, Hello):
+                        if problem := mismatch(said, self._newcomer.hello, self._newcomer.agreed):
+                            return f"does not fit: {problem}"
+                        until = time.monotonic() + self._timeout_s
+        return f"did not give it within {self._timeout_s:.0f} s; is it running?"
+
+    def _said(self, event: Delivered) -> Message | None:
+        """What a peer says about itself; of that, the newest is kept."""
+        try:
+            said = self._newcomer.wire.unpack(event.data)
+        except CodecError:
+            return None
+        if isinstance(said, Hello) and said.sender == event.peer:
+            self._hellos[event.peer] = event
+        return said
+
+    def _model(self, data: bytes, donor: int) -> Frame | None:
+        try:
+            found = self._models.unpack(data)
+        except CodecError:  # something else that the donor says
+            return None
+        if not isinstance(found, Frame) or found.sender != donor or found.update.positions is not None:
+            return None
+        values, wanted = found.update.values, self._newcomer
+        whole = isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == wanted.size
+        return found if whole and found.round >= wanted.from_round and found.update.is_finite() else None
 
 
 class Replayed:

@@ -11,8 +11,9 @@ sends the same.
 
 Who is not. A neighbour that is overdue (:class:`~jwins.net.patience.Patience`) keeps its mixing weight with
 the node. One that is overdue and not connected, or overdue three rounds in a row, is suspected and no longer
-waited for until it is heard of again. A node that finds more than half of its peers further ahead than they
-keep frames for takes their round, with the parameters and the scores that it has, and says Hello anew.
+waited for until it is heard of again; one that says Hello again and again and is in time for no round is let
+back in ever more seldom. A node that finds more than half of its peers further ahead than they keep frames for
+takes their round, with the parameters and the scores that it has, and says Hello anew.
 
 Who belongs. The roster may change while nodes run (:mod:`jwins.net.membership`): whoever was removed is cut at
 once and not waited for, and whoever joins is waited for from the round on that the roster names.
@@ -37,7 +38,7 @@ from jwins.engines.measuring import Part, average, combine
 from jwins.engines.recorder import Recorder
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
-from jwins.net.adopt import ADOPTED, WANTS_MODEL, model_wire, pack_model
+from jwins.net.adopt import WANTS_MODEL, Adopted, mismatch, model_wire, pack_model
 from jwins.net.journal import Journal
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, Network
 from jwins.net.membership import Change
@@ -100,6 +101,7 @@ class WallProgress:
         connected: peers whose Hello was accepted.
         suspected: peers that are not waited for.
         row: the newest evaluation, if there is a new one.
+        epoch: of the roster by which the node mixes in this round.
     """
 
     round: int
@@ -111,6 +113,7 @@ class WallProgress:
     connected: tuple[int, ...] = ()
     suspected: tuple[int, ...] = ()
     row: EvalRow | None = None
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,8 +187,8 @@ class WallClock:
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
-        adopted_at: the round in which the node begins, with a neighbour's parameters; None: all begin alike.
-        joins_at: the round in which the node begins, as all others did; None: the first.
+        adopted: a neighbour's model, with which the node begins in its round; None: all begin alike.
+        joins_at: the round in which the node begins, as all others did; None: the first, or ``adopted``'s.
         changes: asked after every event for changes of who takes part, given the first round that they can be
             of; see :meth:`jwins.net.membership.Membership.look`.
         patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
@@ -208,7 +211,7 @@ class WallClock:
         start: StartRow,
         names: Sequence[str] = (),
         agreed: Mapping[str, str] | None = None,
-        adopted_at: int | None = None,
+        adopted: Adopted | None = None,
         joins_at: int | None = None,
         changes: Callable[[int], Change | None] = lambda next_round: None,
         patience_s: float = 30.0,
@@ -239,10 +242,10 @@ class WallClock:
         self._ledger = Ledger()
         initial = host.parameters(self.node)
         self._dim = len(initial)
-        self._adopted_at, self._joins_at = adopted_at, joins_at
+        self._adopted, self._joins_at = adopted, joins_at
         self._changes = changes
         self._removed = False
-        self._x0 = hash_of_parameters(initial) if adopted_at is None else ADOPTED
+        self._x0 = hash_of_parameters(initial) if adopted is None else adopted.x0
         self._model_wire = model_wire(rules.wire.digest, self._dim)
         self._begun = time.monotonic()
         self._before_s = 0.0
@@ -321,9 +324,11 @@ class WallClock:
             self.recorder.begin(self._start)
             self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
         commands = self.host.start(self.now)[self.node]
-        begins_at = self._joins_at if self._adopted_at is None else self._adopted_at
+        begins_at = self._joins_at if self._adopted is None else self._adopted.round
         if begins_at is not None and not resume:
             first = [command for command in commands if isinstance(command, Evaluate)]
+            if self._adopted is not None:
+                self.host.begin_with(self.node, self._adopted.params)
             (commands,) = self.host.handle([Due(self.node, self.now, Rejoin(begins_at))])
             return first + commands
         return commands
@@ -384,13 +389,22 @@ class WallClock:
     def _on_train(self, round: int) -> None:
         if self._settling:
             return  # a restart begins with it
-        for peer, known in self.peers.items():
-            if known.met and known.joins_at == round + MAX_ROUNDS_AHEAD:
-                self._say_hello(peer)  # its first frame, which was refused if it came before, can be kept now
+        for peer in self.peers:
+            self._keep_promises(peer, round)
         job = self._worker.submit(self.host.train, {self.node: round})
         job.add_done_callback(lambda _: self.network.wake())
         self._training = (round, job)
         self._wait = None
+
+    def _keep_promises(self, peer: int, round: int) -> None:
+        """What a peer waits for until this round begins."""
+        known = self.peers[peer]
+        self._give_model(peer)
+        if known.met and known.joins_at == round + MAX_ROUNDS_AHEAD:
+            self._say_hello(peer)  # its first frame, which was refused if it came before, can be kept now
+        if known.met and known.asks_back and round >= known.back_from:
+            self._let_back_in(peer, max(known.round, round))
+            self._say_hello(peer)
 
     def _on_trained(self) -> None:
         assert self._training is not None
@@ -475,13 +489,13 @@ class WallClock:
         known = self.peers[peer]
         if known.unfit:
             return
-        if problem := self._mismatch(hello):
+        if problem := mismatch(hello, self._hello(), self._agreed):
             known.unfit = problem
             self.journal.error("unfit peer", peer=self.names[peer], problem=problem)
             self._tell_node(PeerLost(peer))
             return
         if hello.versions.get(WANTS_MODEL[0]) == WANTS_MODEL[1]:
-            self._give_model(peer)
+            self._on_wish(peer, hello.round)
             return
         known.met = known.ever_met = True
         known.left = False
@@ -489,14 +503,30 @@ class WallClock:
         self.journal.info("met", peer=self.names[peer], round=hello.round)
         known.again_from(hello.round)
         if known.suspected:
-            self._welcome(peer, hello.round)
+            known.asks_back = True
+            if self.round >= known.back_from:
+                self._let_back_in(peer, hello.round)
         self._flush(peer)
         if self._end is not None:
             self._say(peer, self._bye(self._end.status))
 
-    def _give_model(self, peer: int) -> None:
-        """To a peer that asks for it, once per round; it travels in pieces between this node's own messages."""
+    def _on_wish(self, peer: int, from_round: int) -> None:
+        """A peer asks for the model of a round, or of a later one."""
+        if self._end is not None:
+            self._say(peer, self._bye(self._end.status))
+            return
         known = self.peers[peer]
+        known.wants_from = from_round
+        self._give_model(peer)
+        if known.wants_from is not None:
+            self._say_hello(peer)  # this node is there, and not in that round yet
+
+    def _give_model(self, peer: int) -> None:
+        """To a peer that waits for it, once per round; travels in pieces between this node's own messages."""
+        known = self.peers[peer]
+        if known.wants_from is None or self.round < known.wants_from:
+            return
+        known.wants_from = None  # it asks again if nothing comes
         if known.given == self.round:
             return
         params = self.host.parameters(self.node)
@@ -506,26 +536,11 @@ class WallClock:
             self._ledger.count(self.node, peer, Packed(data, 0, 0), "key")
             self.journal.info("gave model", peer=self.names[peer], round=self.round)
 
-    def _mismatch(self, hello: Hello) -> str:
-        """Why the peer cannot take part, or ""."""
-        if hello.dim != self._dim:
-            return f"its model has {hello.dim} parameters that are exchanged, this one {self._dim}"
-        if hello.codec != self.rules.wire.codec.name:
-            return f"it encodes with {hello.codec}, this node with {self.rules.wire.codec.name}"
-        for what, here in self._agreed.items():
-            if (there := hello.versions.get(what, "")) != here:
-                return f"its {what} is {there or 'not known'}, here it is {here}"
-        if ADOPTED not in (hello.x0, self._x0) and hello.x0 != self._x0:
-            return (
-                f"its initial parameters differ (hash {hello.x0.hex()[:16]}, here {self._x0.hex()[:16]}); its "
-                f"versions: {dict(sorted(hello.versions.items()))}"
-            )
-        return ""
-
     def _on_bye(self, peer: int, bye: Bye) -> None:
         known = self.peers[peer]
         self.journal.info("bye", peer=self.names[peer], round=bye.round, reason=bye.reason)
         known.left = known.suspected = True
+        known.asks_back = False
         self._tell_node(PeerLost(peer))
 
     def _on_frame(self, peer: int, frame: Frame, parcel: Parcel) -> None:
@@ -559,7 +574,7 @@ class WallClock:
             rounds_late = now_in - frame.round
             self.journal.info("late", peer=self.names[peer], round=frame.round, rounds_late=rounds_late)
         else:
-            known.overdue = 0
+            known.overdue, known.pause, known.back_from = 0, 1, 0
 
     def _refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
         """Count, and log ever more seldom: a peer must not fill the disk."""
@@ -571,15 +586,25 @@ class WallClock:
 
     def _welcome(self, peer: int, round: int) -> None:
         """A peer that was given up is back, and takes part from ``round`` on."""
-        self.peers[peer].suspected, self.peers[peer].overdue = False, 0
+        known = self.peers[peer]
+        known.suspected, known.asks_back, known.overdue = False, False, 0
         self.journal.info("back", peer=self.names[peer], round=round)
         self._tell_node(PeerUp(peer, round))
 
-    def _say_hello(self, peer: int) -> None:
+    def _let_back_in(self, peer: int, round: int) -> None:
+        """Because of its Hello alone; unless it is in time for a round, the next time after a longer pause."""
+        known = self.peers[peer]
+        known.pause = min(2 * known.pause, MAX_ROUNDS_AHEAD)
+        known.back_from = self.round + known.pause
+        self._welcome(peer, round)
+
+    def _hello(self) -> Hello:
         codec = self.rules.wire.codec.name
         versions = _short(self._start.versions, self._agreed)
-        hello = Hello(self.node, self.round, self._dim, codec, versions, self._x0)
-        self._say(peer, self.rules.wire.pack(hello))
+        return Hello(self.node, self.round, self._dim, codec, versions, self._x0)
+
+    def _say_hello(self, peer: int) -> None:
+        self._say(peer, self.rules.wire.pack(self._hello()))
 
     def _bye(self, reason: str) -> Packed:
         return self.rules.wire.pack(Bye(self.node, self.round, reason))
@@ -662,7 +687,7 @@ class WallClock:
         self._tell_node(Rejoin(theirs))
         for peer, known in self.peers.items():
             if known.met:
-                known.suspected = False
+                known.suspected = known.asks_back = False
                 self._tell_node(PeerUp(peer, min(known.round, theirs)))
                 self._say_hello(peer)
 
@@ -701,6 +726,7 @@ class WallClock:
             tuple(peer for peer, known in self.peers.items() if known.met),
             tuple(peer for peer, known in self.peers.items() if known.suspected),
             row,
+            self.rules.topology.at(self.round).epoch,
         )
 
     # --- The end, and coming back -------------------------------------------------------------------------

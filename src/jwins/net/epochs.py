@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ class Epochs:
         self._num_nodes, self._build = num_nodes, build
         self._every: list[_Epoch] = []
         self._graphs: dict[int, Graph] = {}
+        self._lock = threading.Lock()  # whoever looks on asks for graphs, too
 
     @property
     def num_nodes(self) -> int:
@@ -80,19 +82,21 @@ class Epochs:
             ConfigError: there is no such graph of so many nodes.
         """
         added = _Epoch(number, from_round, tuple(active), self._build(len(active)))
-        self._every = [epoch for epoch in self._every if epoch.from_round < from_round] + [added]
-        self._graphs.clear()
+        with self._lock:
+            self._every = [epoch for epoch in self._every if epoch.from_round < from_round] + [added]
+            self._graphs.clear()
 
     def at(self, round: int) -> Graph:
         """See :meth:`jwins.topology.Topology.at`."""
-        found = self._graphs.get(round)
-        if found is None:
-            epoch = next((e for e in reversed(self._every) if e.from_round <= round), self._every[0])
-            found = epoch.graph(round, self._num_nodes)
-            while len(self._graphs) >= _REMEMBERED:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[round] = found
-        return found
+        with self._lock:
+            found = self._graphs.get(round)
+            if found is None:
+                epoch = next((e for e in reversed(self._every) if e.from_round <= round), self._every[0])
+                found = epoch.graph(round, self._num_nodes)
+                while len(self._graphs) >= _REMEMBERED:
+                    del self._graphs[next(iter(self._graphs))]
+                self._graphs[round] = found
+            return found
 
     def neighbours(self, node: int) -> frozenset[int]:
         """With whom a node exchanges in the first rounds of the newest epoch and of the one before."""

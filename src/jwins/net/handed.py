@@ -94,8 +94,14 @@ class HandedTraining:
     # --- For the user's loop ------------------------------------------------------------------------------
 
     def hand_over(self, params: Tensor) -> None:
-        """The result of the round that is being trained, (P,) float32."""
+        """The result of the round that is being trained, (P,) float32.
+
+        Raises:
+            JwinsError: nobody takes it any more.
+        """
         with self._changed:
+            if self._failure is not None:
+                raise self._failure
             self._merged = None
             self._given = params
             self._changed.notify_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Self
 
 from jwins.errors import UsageError
 
@@ -56,6 +57,11 @@ class Limits:
     dead_s: float = 180.0
     retry_s: float = 0.25
     retry_most_s: float = 8.0
+
+    @classmethod
+    def of_messages(cls, longest: int) -> Self:
+        """For messages of up to ``longest`` bytes, of which at least two may wait to be sent."""
+        return cls(message_bytes=longest, queue_bytes=max(cls().queue_bytes, 2 * longest))
 
     def __post_init__(self) -> None:
         for field in fields(self):

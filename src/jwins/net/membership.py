@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 from jwins.net.epochs import Epochs
 from jwins.net.journal import Journal
+from jwins.net.limits import Limits
 from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.transport import Transport
+
+if TYPE_CHECKING:
+    from jwins.topology import Topology
 
 __all__ = ["Change", "Membership", "check_follows", "keep_roster", "kept_rosters", "names_of"]
 
@@ -38,25 +44,28 @@ class Change:
 
 
 class Membership:
-    """Watches the roster's file, and lets the network and the graphs follow it.
+    """Who takes part: graphs, connections and names, which follow the roster's file.
 
     A change that cannot be followed is an error in the journal, and the node goes on as before.
 
     Args:
         path: of the file; looked at once a second. None to go by ``roster`` until the end.
-        roster: by which the node goes now.
+        roster: of now.
         id: of this node.
         key_file: its private key.
-        num_nodes: how many the experiment has.
-        topology: the graphs; has those of ``roster``.
-        transport: cuts and dials.
-        network: the same by number.
-        folder: where rosters are kept for a restart.
-        partners: with whom a node keeps connections, given its number; None for all.
+        num_nodes: how many there are at most, those who left and those who are to join among them.
+        build: gives the topology of a number of nodes.
+        folder: where rosters are kept for a restart, which begins with those; None for not at all.
         journal: told what happens.
 
     Attributes:
+        node: this node's number.
         names: of the nodes by number.
+        topology: the graphs.
+
+    Raises:
+        ConfigError: the roster does not follow those that are kept, or has no graph.
+        OSError: the roster cannot be kept.
     """
 
     def __init__(
@@ -67,24 +76,62 @@ class Membership:
         key_file: Path,
         *,
         num_nodes: int,
-        topology: Epochs,
-        transport: Transport,
-        network: ByRank,
-        folder: Path,
-        partners: Callable[[int], frozenset[int] | None],
+        build: Callable[[int], Topology],
+        folder: Path | None,
         journal: Journal,
     ) -> None:
-        self._path, self._roster, self._id, self._key_file = path, roster, id, key_file
-        self._num_nodes, self._topology = num_nodes, topology
-        self._transport, self._network = transport, network
-        self._folder, self._partners, self._journal = folder, partners, journal
-        self.names = names_of(roster, num_nodes)
+        self._path, self._given, self._id, self._key_file = path, roster, id, key_file
+        self._num_nodes, self._folder, self._journal = num_nodes, folder, journal
+        kept = [] if folder is None else kept_rosters(folder)
+        if folder is not None and not kept:
+            keep_roster(roster, roster.from_round, folder)
+        every = kept or [roster]
+        self._roster = every[-1]
+        check_follows(self._roster, roster, num_nodes)
+        self.node = roster.ids_ever.index(id)
+        self.names = names_of(self._roster, num_nodes)
+        self.topology = Epochs(num_nodes, build)
+        for old in every:
+            self.topology.add(old.epoch, old.from_round, [old.ids_ever.index(member) for member in old.ids])
+        self._links: tuple[Transport, ByRank] | None = None
+        self._changing = False
         self._look_at = 0.0
         self._seen: tuple[int, ...] = ()
         self._problem = ""
 
+    def connect(
+        self, greeting: bytes, limits: Limits, *, listen: str | None, changing: bool, also: Iterable[int] = ()
+    ) -> ByRank:
+        """The connections with the other members, by number; not started yet.
+
+        Args:
+            greeting: for everyone who connects.
+            limits: what others are granted.
+            listen: host:port to listen on, if not the roster's.
+            changing: whether neighbours are others from round to round, so that all members are dialled.
+            also: other nodes to dial, until the roster changes.
+
+        Raises:
+            ConfigError: this node's key and certificate do not fit, or are not valid.
+        """
+        self._changing = changing
+        wanted = self._wanted(self._given)
+        dial = None if wanted is None else wanted | {self._given.ids_ever[node] for node in also}
+        transport = Transport(
+            self._given, self._id, self._key_file, greeting=greeting, limits=limits, listen=listen, dial=dial
+        )
+        network = ByRank(transport, self._given.ids_ever)
+        self._links = (transport, network)
+        return network
+
+    def _wanted(self, roster: Roster) -> set[int] | None:
+        """Ids of those with whom to keep connections; None for all."""
+        if self._changing:
+            return None
+        return {roster.ids_ever[node] for node in self.topology.neighbours(self.node)}
+
     def look(self, next_round: int) -> Change | None:
-        """Follow the file if it has changed.
+        """Follow the file if it has changed; without one, the roster that was given if another was kept.
 
         Args:
             next_round: the first round for which this node has not shared anything yet.
@@ -93,10 +140,12 @@ class Membership:
             What has changed; None if nothing has.
         """
         now = time.monotonic()
-        if self._path is None or now < self._look_at:
+        if now < self._look_at:
             return None
-        self._look_at = now + _LOOK_EVERY_S
+        self._look_at = now + (math.inf if self._path is None else _LOOK_EVERY_S)
         try:
+            if self._path is None:
+                return self._follow(self._given, next_round)
             stat = os.stat(self._path)
             seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
             if seen == self._seen:
@@ -122,10 +171,10 @@ class Membership:
         if self._id in new:
             if new.epoch > old.epoch:
                 self._take_up(new, from_round, [number[member] for member in new.ids])
-            partners = self._partners(number[self._id])
-            dial = None if partners is None else {new.ids_ever[node] for node in partners}
-            self._transport.update(new, key_file=self._key_file, dial=dial)
-            self._network.ids = new.ids_ever
+            if self._links is not None:
+                transport, network = self._links
+                transport.update(new, key_file=self._key_file, dial=self._wanted(new))
+                network.ids = new.ids_ever
             for node in joined:
                 self.names[node] = new[new.ids_ever[node]].name
         self._roster = new
@@ -141,8 +190,9 @@ class Membership:
     def _take_up(self, roster: Roster, from_round: int, active: list[int]) -> None:
         """Mix by the new graph; without one, whoever left is cut all the same."""
         try:
-            self._topology.add(roster.epoch, from_round, active)
-            keep_roster(roster, from_round, self._folder)
+            self.topology.add(roster.epoch, from_round, active)
+            if self._folder is not None:
+                keep_roster(roster, from_round, self._folder)
         except (ConfigError, OSError) as error:
             self._journal.error("roster", problem=str(error))
 
@@ -153,7 +203,7 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
     Args:
         old: by which they go.
         new: that is to follow.
-        num_nodes: how many the experiment has.
+        num_nodes: how many there are at most.
 
     Raises:
         ConfigError: says what is wrong, and what to do.
@@ -168,9 +218,19 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
     if new.ids_ever[: len(old.ids_ever)] != old.ids_ever:
         problem = f"expected {list(old.ids_ever)} and then new ones; ids of those who left are in departed"
         raise ConfigError("members", list(new.ids_ever), problem)
+    if _common(new) != _common(old):
+        problem = "nodes that run keep their graph and seed; take those of the roster before"
+        raise ConfigError("topology, seed", _common(new), problem)
     if len(new.ids_ever) > num_nodes:
-        problem = f"the experiment has nodes.count = {num_nodes}, those who left among them"
+        problem = f"expected at most {num_nodes} (nodes.count, or the roster's places), who left among them"
         raise ConfigError("members", len(new.ids_ever), problem)
+
+
+def _common(roster: Roster) -> tuple[dict[str, Any], int]:
+    """What peers in loops of their own agree on by their roster."""
+    topology = roster.topology.model_dump(mode="json")
+    topology.pop("path", None)  # of one file on every machine, wherever it lies there
+    return topology, roster.seed
 
 
 def names_of(roster: Roster, num_nodes: int) -> list[str]:

@@ -16,33 +16,30 @@ from torch import Tensor, nn
 
 from jwins.engines.host import Host
 from jwins.engines.recorder import Recorder
-from jwins.errors import PeerError, UsageError
-from jwins.net.adopt import ADOPTED, WANTS_MODEL, Adopted, Replayed, model_wire
+from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
+from jwins.net.adopt import ADOPTED, Adopted, Newcomer
 from jwins.net.adopt import adopt as adopt_model
-from jwins.net.clock import WallClock, WallOutcome
+from jwins.net.clock import WallClock, WallOutcome, hash_of_parameters
 from jwins.net.handed import HandedTraining
 from jwins.net.journal import Journal
 from jwins.net.limits import Limits
 from jwins.net.link import Network
+from jwins.net.membership import Membership
 from jwins.net.patience import Patience
-from jwins.net.ranks import ByRank
-from jwins.net.roster import Roster, read_roster
+from jwins.net.roster import Member, Roster, donors_of, read_roster
 from jwins.net.status import ENDLESS, serve
-from jwins.net.transport import Transport
 from jwins.node import MOST_OF_OWN, Rules
 from jwins.runfiles.rows import StartRow
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
-from jwins.wire.frame import DIGEST_BYTES, Hello, Wire, max_frame_bytes
+from jwins.wire.frame import DIGEST_BYTES, Wire, max_frame_bytes
 
 if TYPE_CHECKING:
     from jwins.training.trainer import Trainer
 
 __all__ = ["Exchanged", "Peer"]
-
-_QUEUE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +55,7 @@ class Exchanged:
         late: names of the neighbours that the merges since the exchange before were made without.
         suspected: names of the peers that are not waited for now.
         unfit: names of the peers that cannot take part, each with the reason.
+        epoch: of the roster by which the peer mixes now.
     """
 
     round: int
@@ -68,6 +66,7 @@ class Exchanged:
     late: tuple[str, ...]
     suspected: tuple[str, ...]
     unfit: tuple[str, ...]
+    epoch: int = 0
 
 
 class Peer:
@@ -82,25 +81,31 @@ class Peer:
 
     All peers must begin with the same parameters, as from the same ``torch.manual_seed``; a peer that finds
     others' to be different says so. One that comes later, or cannot begin alike, names with ``adopt`` whose
-    model and round it begins with. With ``folder`` the peer keeps a checkpoint after every round: made
-    again with the same folder, it writes the newest into the model, and ``round`` says where to go on.
+    model and round it begins with; where the algorithm measures from the common start (``closed_loop``,
+    ``stateless``), the model that it is given has the others' initial parameters all the same. With ``folder``
+    the peer keeps a checkpoint after every round: made again with the same folder, it writes the newest into
+    the model, and ``round`` says where to go on.
+
+    A changed roster file is taken up while the peer runs, as by ``jwins node``: members join, leave, and change
+    their certificates.
 
     Args:
         model: what is trained.
-        roster: who takes part, on which graph and with which seed; or its file.
+        roster: who takes part, on which graph and with which seed; or its file, whose changes are followed.
         key: the file of this member's private key.
         sharing: the algorithm, the same on all peers; None for JWINS.
         params: which parameters to exchange: their names, or a function that is true of them; None for all that
             have ``requires_grad``. The same on all peers.
         buffers: see above.
         adopt: names of members whose model to begin with, the next if one does not answer. None for the
-            model as it is. Not used if ``folder`` has a checkpoint.
+            model as it is, with which only those may begin who are members from the first round on. Not used
+            if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
         patience_s: the least time to wait for a neighbour; every other time is derived from it.
         folder: for checkpoints; None for none.
         metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
         listen: host:port to listen on, if not the roster's.
-        network: what reaches the others by rank, in place of connections of the roster; for tests.
+        network: what reaches the others by number, in place of connections of the roster; for tests.
 
     Attributes:
         round: how many rounds are complete.
@@ -139,45 +144,63 @@ class Peer:
     ) -> None:
         members = roster if isinstance(roster, Roster) else read_roster(Path(roster))
         me = members.owner_of(Path(key))
-        node = members.ids.index(me.id)
+        members.build_topology()
         self.name = me.name
-        self._names = tuple(members[member].name for member in members.ids)
         self.model = model
         self._layout = layout = _selected(Layout.of(model, buffers), params)
+        place = None if folder is None else Path(folder)
+        going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
+        donors = [] if going_on else _donors(members, me, adopt)
+        journal = Journal(me.name)
+        membership = Membership(
+            None if isinstance(roster, Roster) else Path(roster),
+            members,
+            me.id,
+            Path(key),
+            num_nodes=members.num_places,
+            build=lambda count: members.topology.build(num_nodes=count, seed=members.seed),
+            folder=None if place is None else place / "rosters",
+            journal=journal,
+        )
+        self._names = membership.names
         algorithm = jwins_sharing() if sharing is None else sharing
-        topology = members.build_topology()
         digest = _digest(members, algorithm, codec)
         rules = Rules(
             algorithm,
             Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
-            topology,
+            membership.topology,
             rounds=ENDLESS,
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
             most_of_own=MOST_OF_OWN,
         )
-        place = None if folder is None else Path(folder)
-        going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
         if network is None:
-            network = ByRank(_transport(members, me.id, Path(key), rules.wire, listen), members.ids)
+            limits = Limits.of_messages(max_frame_bytes(rules.wire.dim))
+            changing = members.topology.changes
+            network = membership.connect(digest, limits, listen=listen, changing=changing, also=donors)
         agreed = {"layout": _hash_of_layout(layout)}
-        journal = Journal(me.name)
-        adopted_at: int | None = None
-        if adopt is not None and not going_on:
-            donors = [adopt] if isinstance(adopt, str) else list(adopt)
-            found = _adopted(
+        initial = layout.flatten(model).cpu()
+        adopted: Adopted | None = None
+        if donors:
+            network, adopted = adopt_model(
                 network,
-                [members.ids.index(members.named(name).id) for name in donors],
-                Hello(node, 0, layout.size, codec, {**agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}, ADOPTED),
-                rules.wire,
+                donors,
+                Newcomer(
+                    membership.node,
+                    me.since_round,
+                    layout.size,
+                    rules.wire,
+                    hash_of_parameters(initial) if algorithm.needs_common_start else ADOPTED,
+                    agreed,
+                ),
                 timeout_s=Patience(patience_s).first_s,
                 names=self._names,
                 journal=journal,
             )
-            network, adopted_at = Replayed(network, found.events), found.round
-            layout.write(found.params, model)
-        self._training = HandedTraining(node, layout, layout.flatten(model).cpu())
+            assert adopted is not None, "nobody asked to stop"
+            layout.write(adopted.params, model)
+        self._training = HandedTraining(membership.node, layout, initial)
         start = StartRow(
             me.name,
             digest.hex(),
@@ -198,7 +221,8 @@ class Peer:
             start=start,
             names=self._names,
             agreed=agreed,
-            adopted_at=adopted_at,
+            adopted=adopted,
+            changes=membership.look,
             patience_s=patience_s,
             recorder=Recorder(place),
             stop=lambda: self._closing,
@@ -238,6 +262,7 @@ class Peer:
 
         Raises:
             PeerError: no neighbour can take part, because its model, algorithm or start is another.
+            RemovedError: the roster has this member no more; the model is as it was trained here.
             UsageError: the peer is closed, or parameters are not finite.
         """
         if self._closing:
@@ -303,14 +328,29 @@ class Peer:
             late,
             tuple(self._names[peer] for peer in now.suspected),
             tuple(f"{self._names[peer]}: {why}" for peer, why in unfit.items()),
+            now.epoch,
         )
 
 
-def _ended(outcome: WallOutcome) -> UsageError:
+def _ended(outcome: WallOutcome) -> JwinsError:
+    if outcome.status == "removed":
+        where = f"Peer.exchange, round {outcome.round}"
+        return RemovedError(f"{where}: this member was removed from the roster; the others go on without it")
     if outcome.status == "diverged":
         problem = "parameters are not finite, or beyond 1e30; a smaller learning rate may help"
         return UsageError(f"Peer.exchange, round {outcome.round}: {problem}")
     return UsageError("Peer.exchange: the peer is closed")
+
+
+def _donors(members: Roster, me: Member, adopt: str | Sequence[str] | None) -> list[int]:
+    """Numbers of those whose model to begin with; a newcomer has to name some."""
+    if me.since_round and members.places is None:
+        problem = f"{me.name} joins those who run, and they have no room; say how many there are in the end"
+        raise ConfigError("roster.places", None, problem)
+    if me.since_round and not adopt:
+        problem = f"{me.name} joins in round {me.since_round}, where its own model is of no use to the others"
+        raise ConfigError("adopt", adopt, f"{problem}; name members whose model to begin with")
+    return donors_of(members, me, [adopt] if isinstance(adopt, str) else adopt or [])
 
 
 def _selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
@@ -342,27 +382,8 @@ def _hash_of_layout(layout: Layout) -> str:
 def _digest(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
     """What peers agree on beside the model; that is compared apart, because its error should be clear."""
     topology = sorted(roster.topology.model_dump(mode="json").items())
-    text = repr((roster.seed, topology, len(roster.members), sharing, codec))
+    text = repr((roster.seed, topology, roster.num_places, sharing, codec))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-
-
-def _transport(roster: Roster, id: int, key: Path, wire: Wire, listen: str | None) -> Transport:
-    longest = max_frame_bytes(wire.dim)
-    limits = Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
-    dial = roster.neighbours(id)
-    return Transport(roster, id, key, greeting=wire.digest, limits=limits, listen=listen, dial=dial)
-
-
-def _adopted(
-    network: Network, donors: Sequence[int], hello: Hello, wire: Wire, *, timeout_s: float, **told: Any
-) -> Adopted:
-    network.start()
-    try:
-        models = model_wire(wire.digest, hello.dim)
-        return adopt_model(network, donors, hello, models, wire, timeout_s=timeout_s, **told)
-    except BaseException:
-        network.close(0.0)
-        raise
 
 
 def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -22,7 +22,7 @@ from jwins.net.identity import Certificate, check_name, new_identity, read_certi
 if TYPE_CHECKING:
     from jwins.topology import Topology
 
-__all__ = ["Member", "Roster", "read_roster", "split_address", "write_roster"]
+__all__ = ["Member", "Roster", "donors_of", "read_roster", "split_address", "write_roster"]
 
 MAX_MEMBERS = 10_000
 MAX_ID = 2**31 - 1
@@ -98,7 +98,8 @@ class Roster(Settings):
     from_round: Index = Field(default=0, description="the round from which this epoch is in effect")
     places: Annotated[int, Within("a number of nodes", 1)] | None = Field(
         default=None,
-        description="nodes.count of the experiment, if some of its nodes join later; left out: all are there",
+        description="nodes.count of the experiment, or members of a loop of one's own in the end, if some of "
+        "them join later; left out: all are there",
     )
     departed: Annotated[tuple[Index, ...], Field(strict=False, max_length=MAX_MEMBERS)] = Field(
         default=(), description="ids of those who left while nodes ran"
@@ -155,6 +156,11 @@ class Roster(Settings):
     def ids_ever(self) -> tuple[int, ...]:
         """Of all members and of those who left, increasing; the position in it is a node's number."""
         return tuple(sorted((*self.ids, *self.departed)))
+
+    @property
+    def num_places(self) -> int:
+        """For how many there is room, those who left and those who are to join among them."""
+        return len(self.ids_ever) if self.places is None else self.places
 
     @property
     def names_ever(self) -> tuple[str, ...]:
@@ -324,6 +330,18 @@ class Roster(Settings):
             topology=self.topology,
             members=members,
         )
+
+
+def donors_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
+    """Numbers of the members whose model ``me`` is to begin with; its own name among them is passed over.
+
+    Raises:
+        ConfigError: no such member, or none but ``me``.
+    """
+    others = [name for name in names if name != me.name]
+    if names and not others:
+        raise ConfigError("adopt", me.name, "expected other members, whose model this one is to begin with")
+    return [roster.ids_ever.index(roster.named(name).id) for name in others]
 
 
 def plain(fingerprint: str) -> str:

@@ -31,8 +31,9 @@ from jwins.runfiles.atomic import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from jwins.engines.host import Host
+    from jwins.net.adopt import Adopted
     from jwins.net.clock import Measured, WallOutcome, WallProgress
-    from jwins.net.epochs import Epochs
     from jwins.net.journal import Journal
     from jwins.net.link import Network
     from jwins.net.membership import Membership
@@ -51,7 +52,6 @@ __all__ = [
 
 DEFAULT_PATIENCE_S = 30.0
 _STATUS_EVERY_S = 0.5
-_QUEUE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,7 @@ def run_node(
     progress: Callable[[WallProgress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     roster_file: Path | None = None,
+    adopt: Sequence[str] = (),
 ) -> NodeResult:
     """Run one node of an experiment, or go on with it.
 
@@ -150,21 +151,24 @@ def run_node(
         progress: told after every event.
         stop: asked after every event whether to end with a checkpoint.
         roster_file: where ``roster`` came from, to be watched for changes; None to go by it until the end.
+        adopt: members whose model to begin with, the next if one does not give it; none for the common initial
+            parameters. Not used if the folder has a checkpoint.
 
     Raises:
         ConfigError: experiment, roster and key do not fit.
         ResumeError: the folder holds another experiment, or another process runs this node.
+        PeerError: nobody gave the model that was to be adopted.
     """
     from jwins.engines.interrupts import interrupts
     from jwins.net.journal import Journal, write_journal
-    from jwins.net.membership import Membership, check_follows, keep_roster, kept_rosters
-    from jwins.net.ranks import ByRank
-    from jwins.net.transport import Transport
+    from jwins.net.membership import Membership
+    from jwins.net.roster import donors_of
 
     experiment = for_network(experiment)
     least_s = patience_of(experiment, patience_s)
     _check_places(experiment, roster)
     member = roster.named(name)
+    donors = donors_of(roster, member, adopt)
     node = roster.ids_ever.index(member.id)
     _check_reachable(experiment, roster)
     place = node_folder(experiment.folder, node) if folder is None else folder
@@ -176,50 +180,28 @@ def run_node(
     with locked(place, f"node {name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(place / "config.toml", pieces.experiment.to_toml(place).encode())
-            keep_roster(roster, roster.from_round, place / "rosters")
-        every = kept_rosters(place / "rosters") or [roster]
-        check_follows(every[-1], roster, experiment.nodes.count)
-        pieces, topology = _with_epochs(pieces, every)
-        handler = write_journal(place / "log.jsonl")
         journal = Journal(name)
-
-        def partners(node: int) -> frozenset[int] | None:
-            return None if pieces.experiment.topology_changes else topology.neighbours(node)
-
+        membership = Membership(
+            roster_file,
+            roster,
+            member.id,
+            key_file,
+            num_nodes=experiment.nodes.count,
+            build=lambda count: _graph_of(pieces, count),
+            folder=place / "rosters",
+            journal=journal,
+        )
+        handler = write_journal(place / "log.jsonl")
         try:
-            wanted = partners(node)
-            transport = Transport(
-                roster,
-                member.id,
-                key_file,
-                greeting=experiment.digest(),
-                limits=_limits(pieces),
-                listen=listen,
-                dial=None if wanted is None else frozenset(roster.ids_ever[peer] for peer in wanted),
-            )
-            network = ByRank(transport, roster.ids_ever)
-            membership = Membership(
-                roster_file,
-                every[-1],
-                member.id,
-                key_file,
-                num_nodes=experiment.nodes.count,
-                topology=topology,
-                transport=transport,
-                network=network,
-                folder=place / "rosters",
-                partners=partners,
-                journal=journal,
-            )
             return _run(
-                pieces,
-                node,
-                network,
+                replace(pieces, rules=replace(pieces.rules, topology=membership.topology)),
                 membership,
                 journal,
                 place,
                 least_s,
-                joins_at=member.since_round or None,
+                donors=donors,
+                since_round=member.since_round,
+                listen=listen,
                 keep_models=keep_models,
                 metrics_port=metrics_port,
                 progress=progress,
@@ -232,14 +214,14 @@ def run_node(
 
 def _run(
     pieces: Pieces,
-    node: int,
-    network: Network,
     membership: Membership,
     journal: Journal,
     folder: Path,
     patience_s: float,
     *,
-    joins_at: int | None,
+    donors: Sequence[int],
+    since_round: int,
+    listen: str | None,
     keep_models: bool,
     metrics_port: int | None,
     progress: Callable[[WallProgress], None] | None,
@@ -260,23 +242,23 @@ def _run(
         if progress is not None:
             progress(now)
 
-    def keep(measured: Measured) -> None:
-        models = folder / "models"
-        models.mkdir(exist_ok=True)
-        write_atomically(models / f"round-{measured.round:08d}.safetensors", checkpoint.dump(measured))
-
     (host,) = pieces.hosts()
+    asked = [] if going_on else donors
+    network, adopted = _reach(host, pieces, membership, journal, asked, since_round, listen, patience_s, stop)
+    if asked and adopted is None:
+        return NodeResult(folder, "interrupted", 0)
     clock = WallClock(
         host,
         network,
         start=pieces.start,
         names=membership.names,
-        joins_at=joins_at,
+        adopted=adopted,
+        joins_at=since_round or None if adopted is None else None,
         changes=membership.look,
         patience_s=patience_s,
         recorder=Recorder(folder),
         on_progress=tell,
-        on_measured=keep if keep_models else None,
+        on_measured=_models_in(folder / "models") if keep_models else None,
         stop=stop,
         journal=journal,
     )
@@ -284,6 +266,51 @@ def _run(
         outcome = clock.run(resume=going_on)
     status(clock.progress(), outcome.status)
     return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
+
+
+def _reach(
+    host: Host,
+    pieces: Pieces,
+    membership: Membership,
+    journal: Journal,
+    donors: Sequence[int],
+    since_round: int,
+    listen: str | None,
+    patience_s: float,
+    stop: Callable[[], bool],
+) -> tuple[Network, Adopted | None]:
+    """The network, and the model of one of the donors; None without donors, or if asked to stop before."""
+    from jwins.net.adopt import Newcomer, adopt
+    from jwins.net.clock import hash_of_parameters
+    from jwins.net.limits import Limits
+    from jwins.net.patience import Patience
+    from jwins.wire.frame import max_frame_bytes
+
+    wire, initial = host.rules.wire, host.parameters(membership.node)
+    limits = Limits.of_messages(max_frame_bytes(wire.dim))
+    changing = pieces.experiment.topology_changes
+    network = membership.connect(wire.digest, limits, listen=listen, changing=changing, also=donors)
+    if not donors:
+        return network, None
+    return adopt(
+        network,
+        donors,
+        Newcomer(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
+        timeout_s=Patience(patience_s).first_s,
+        names=membership.names,
+        journal=journal,
+        stop=stop,
+    )
+
+
+def _models_in(folder: Path) -> Callable[[Measured], None]:
+    """Keeps the model of each evaluation there."""
+
+    def keep(measured: Measured) -> None:
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"round-{measured.round:08d}.safetensors", checkpoint.dump(measured))
+
+    return keep
 
 
 @contextmanager
@@ -323,36 +350,18 @@ class _StatusFile:
             partial.unlink(missing_ok=True)
 
 
-def _limits(pieces: Pieces) -> Any:
-    from jwins.net.limits import Limits
-    from jwins.wire.frame import max_frame_bytes
-
-    longest = max_frame_bytes(pieces.rules.wire.dim)
-    return Limits(message_bytes=longest, queue_bytes=max(_QUEUE_BYTES, 2 * longest))
-
-
-def _with_epochs(pieces: Pieces, every: Sequence[Roster]) -> tuple[Pieces, Epochs]:
-    """The same with graphs of those who take part in each round."""
-    from jwins.net.epochs import Epochs
-
-    config, seed = pieces.experiment.topology, pieces.experiment.run.seed
-    places = pieces.experiment.nodes.count
-
-    def build(count: int) -> Topology:
-        if count == places:
-            return pieces.rules.topology
-        if isinstance(config, TopologyTable):
-            return config.build(num_nodes=count, seed=seed)
-        raise ConfigError("topology", repr(config), f"is of {places} nodes, and {count} take part")
-
-    topology = Epochs(places, build)
-    for roster in every:
-        topology.add(roster.epoch, roster.from_round, [roster.ids_ever.index(member) for member in roster.ids])
-    return replace(pieces, rules=replace(pieces.rules, topology=topology)), topology
+def _graph_of(pieces: Pieces, count: int) -> Topology:
+    """The topology of so many of the nodes."""
+    config, places = pieces.experiment.topology, pieces.experiment.nodes.count
+    if count == places:
+        return pieces.rules.topology
+    if isinstance(config, TopologyTable):
+        return config.build(num_nodes=count, seed=pieces.experiment.run.seed)
+    raise ConfigError("topology", repr(config), f"is of {places} nodes, and {count} take part")
 
 
 def _check_places(experiment: Experiment, roster: Roster) -> None:
-    count = len(roster.ids_ever) if roster.places is None else roster.places
+    count = roster.num_places
     if count != experiment.nodes.count:
         problem = f"expected nodes.count = {experiment.nodes.count} members"
         if roster.places is not None or roster.departed:

@@ -90,6 +90,9 @@ class Sharing(Protocol[S]):
 
     remembers_peers: ClassVar[bool] = False
     """Whether the state holds replicas of neighbours, which lost frames would make stale."""
+    needs_common_start: ClassVar[bool] = False
+    """Whether updates are measured from the initial parameters that all nodes have in common. Who takes a
+    neighbour's model must then know them, too; ``projected`` finds the state that goes with the model."""
     state_types: ClassVar[tuple[type, ...]] = ()
     """The dataclasses that a state is made of; only these are read back from a checkpoint."""
 

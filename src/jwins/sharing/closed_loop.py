@@ -90,6 +90,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     transform: Wavelet | None
     memory: int
     remembers_peers: ClassVar[bool] = True
+    needs_common_start: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Pace, Replica)
 
     def __post_init__(self) -> None:

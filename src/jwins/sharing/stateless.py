@@ -76,6 +76,7 @@ class Stateless(Sharing[StatelessState]):
     transform: Wavelet | None
     own: Own = "exact"
     rounding: Rounding = "carry"
+    needs_common_start: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:
