@@ -150,3 +150,15 @@ def test_arguments_and_settings_are_refused_alike(build: Any, arguments: dict[st
     with pytest.raises(ConfigError) as of_settings:
         Experiment(sharing={"kind": build.__name__, **arguments})  # type: ignore[arg-type]
     assert of_settings.value.path == of_object.value.path
+
+
+def test_a_first_step_fits_what_has_changed_however_little_that_is() -> None:
+    learned = training(0)
+    found = []
+    for size in (P, 50 * P):
+        wanted = torch.zeros(size)
+        wanted[:P] = learned
+        ctx = RoundContext(seed=1, node=0, round=0)
+        found.append(Budget(bits=1.6).next(Pace(), wanted, wanted, (size,), ctx).step)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert 0.1 < found[0] / float(learned[learned != 0].std()) < 10

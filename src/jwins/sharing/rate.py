@@ -174,9 +174,14 @@ class LinkBudget:
 
 
 def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
-    """The step whose levels have an entropy of ``bits`` each, within a few per cent."""
+    """The step whose levels have an entropy of ``bits`` each, within a few per cent, where there is something.
+
+    What did not change at all does not count: where little did, as at the start of a factorization, the budget
+    would ask for a step that is far too short for all the rest.
+    """
     if largest == 0.0:
         return 1e-6
+    wanted = wanted[wanted != 0]
     low, high = math.log(largest * 1e-6), math.log(2 * largest)
     for _ in range(20):
         middle = (low + high) / 2
