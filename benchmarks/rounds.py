@@ -33,7 +33,7 @@ from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.run.memory import peak_bytes
 from jwins.runfiles.rows import StartRow
-from jwins.sharing import FixedCutoff, Sharing, full, jwins
+from jwins.sharing import FixedCutoff, Sharing, closed_loop, full, jwins, stateless
 from jwins.topology import Regular
 from jwins.training.trainer import Trainer
 from jwins.update import Received
@@ -93,7 +93,13 @@ def round_rows(num_nodes: int = 96, repetitions: int = 15) -> list[RoundRow]:
     parts = synthetic_parts(num_nodes)
     alone = make_trainer(task, parts, batching="loop", threads=2)
     rows = []
-    for name, sharing in (("JWINS", jwins()), ("full sharing", full())):
+    algorithms = {
+        "JWINS": jwins(),
+        "full sharing": full(),
+        "closed loop": closed_loop(),
+        "stateless": stateless(),
+    }
+    for name, sharing in algorithms.items():
         trainer = make_trainer(task, parts, batching="loop", threads=2)
         simulator = simulate(trainer, sharing, WARM_UP + repetitions, threads=2)
         whole: list[float] = []
