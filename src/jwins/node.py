@@ -83,9 +83,9 @@ LARGEST_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
-MOST_OF_OWN = 100.0
-"""What ``Rules.most_of_own`` is between machines. Models of one run are far nearer to each other, and wavelet
-coefficients or replicas within a factor of ten; what is beyond comes of a model that diverges, or of damage."""
+MOST_OF_OWN = 1e6
+"""What ``Rules.most_of_own`` is between machines. No round of training and no transform takes an honest model
+so far from a neighbour's, be it compared before or after its own training; a damaged number usually is."""
 
 
 @dataclass(frozen=True, slots=True)

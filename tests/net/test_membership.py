@@ -26,7 +26,7 @@ from jwins.net.clock import hash_of_parameters
 from jwins.net.epochs import Epochs
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
-from jwins.net.membership import Change, check_follows, keep_roster, kept_rosters
+from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.node import Finished
 from jwins.results.record import Record
@@ -58,7 +58,9 @@ def test_in_every_round_those_who_take_part_mix_and_nobody_else() -> None:
             assert neighbours <= set(active) - {node}
             assert len(neighbours) == (2 if node in active else 0)
     assert [epochs.at(at).epoch for at in (9, 10, 19, 20)] == [0, 1, 1, 2]
-    assert epochs.neighbours(1) == {0, 3}
+    assert epochs.neighbours(1, 30) == {0, 3}
+    assert epochs.neighbours(1, 9) == {0, 2, 3}
+    assert epochs.neighbours(4, 0) == {0, 3, 5}  # also of the first ring, though two more are to come
 
 
 def test_as_long_as_all_take_part_nothing_is_different() -> None:
@@ -101,6 +103,29 @@ def test_what_was_taken_up_is_known_after_a_restart(tmp_path: Path) -> None:
     keep_roster(left, 12, tmp_path / "rosters")
     keep_roster(roster, 0, tmp_path / "rosters")
     assert [(kept.epoch, kept.from_round) for kept in kept_rosters(tmp_path / "rosters")] == [(0, 0), (1, 12)]
+
+
+def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
+    """The roster was kept at once; that somebody is gone would have been in the next checkpoint."""
+    roster = roster_of(tmp_path, 3)
+    left = roster.without("bob", from_round=10)
+    write_roster(left, tmp_path / "roster.toml")
+    for kept in (roster, left):
+        keep_roster(kept, kept.from_round, tmp_path / "rosters")
+    again = Membership(
+        tmp_path / "roster.toml",
+        left,
+        0,
+        tmp_path / "alice.key",
+        num_nodes=3,
+        build=lambda count: FullyConnected(num_nodes=count),
+        folder=tmp_path / "rosters",
+        journal=Journal("alice"),
+    )
+    assert set(again.topology.at(9).senders[0]) == {1, 2}
+    assert again.look(5) == Change(1, 10, frozenset(), frozenset({1}))
+    again._look_at = 0.0
+    assert again.look(6) is None
 
 
 REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {

@@ -162,3 +162,22 @@ def test_a_first_step_fits_what_has_changed_however_little_that_is() -> None:
         found.append(Budget(bits=1.6).next(Pace(), wanted, wanted, (size,), ctx).step)
     assert found[0] == pytest.approx(found[1], rel=1e-6)
     assert 0.1 < found[0] / float(learned[learned != 0].std()) < 10
+
+
+def test_a_budget_begins_with_the_first_round_in_which_something_changed() -> None:
+    rule, ctx = Budget(bits=1.6), RoundContext(seed=1, node=0, round=0)
+    pace = rule.next(Pace(), torch.zeros(P), torch.zeros(P), (P,), ctx)
+    learned = training(0)
+    after = RoundContext(seed=1, node=0, round=1, sent_bytes=HEADER)
+    assert (
+        rule.next(pace, learned, learned, (P,), after).step
+        == rule.next(Pace(), learned, learned, (P,), ctx).step
+    )
+
+
+def test_free_bytes_are_not_for_the_levels() -> None:
+    learned, ctx = training(0), RoundContext(seed=1, node=0, round=0)
+    steps = [
+        Budget(bits=1.6, free_bytes=free).next(Pace(), learned, learned, (P,), ctx).step for free in (0, 1000)
+    ]
+    assert steps[0] == steps[1]

@@ -47,6 +47,14 @@ def test_errors_of_a_dither_add_up() -> None:
     assert errors.sum(0).std() == pytest.approx(expected, rel=0.4)
 
 
+def test_what_nobody_hears_takes_nothing_back() -> None:
+    algorithm = stateless(1.0, wavelet=None)
+    alone = RoundContext(seed=3, node=0, round=1, weights={})
+    _, state = algorithm.share(algorithm.init(torch.zeros(2)), torch.tensor([0.4, -0.3]), ctx(0, 0))
+    _, after = algorithm.share(state, torch.tensor([0.4, -0.3]), alone)
+    assert torch.equal(after.residual, state.residual)
+
+
 def test_only_a_dither_is_on_the_wire() -> None:
     for rounding, seeded in (("carry", False), ("dither", True)):
         algorithm = stateless(STEP, rounding=rounding)  # type: ignore[arg-type]

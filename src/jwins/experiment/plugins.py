@@ -612,7 +612,7 @@ class StatelessConfig(_RateTable):
     @model_validator(mode="after")
     def _own_is_exact(self) -> Self:
         if self.rounding == "carry" and self.own == "sent":
-            raise refuse("own", self.own, "expected 'exact' with rounding = 'carry'")
+            raise refuse("own", self.own, "expected 'exact', or rounding = 'dither'")
         return self
 
     def build(self) -> Sharing[Any]:

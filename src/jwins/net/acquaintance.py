@@ -110,3 +110,4 @@ class Acquaintance:
     def lost_connection(self) -> None:
         """The connection is gone."""
         self.connected = self.met = False
+        self.given = None  # what was under way to it is lost

@@ -70,6 +70,11 @@ class Epochs:
         """How many there are at most."""
         return self._num_nodes
 
+    @property
+    def newest(self) -> int | None:
+        """The number of the epoch that was added last."""
+        return self._every[-1].number if self._every else None
+
     def add(self, number: int, from_round: int, active: Sequence[int]) -> None:
         """An epoch after those that were added.
 
@@ -98,10 +103,11 @@ class Epochs:
                 self._graphs[round] = found
             return found
 
-    def neighbours(self, node: int) -> frozenset[int]:
-        """With whom a node exchanges in the first rounds of the newest epoch and of the one before."""
+    def neighbours(self, node: int, round: int) -> frozenset[int]:
+        """With whom a node exchanges in the first rounds of the epoch of ``round`` and of those after it."""
         found: set[int] = set()
-        for epoch in self._every[-2:]:  # the newest may not be in effect yet
+        now = max((at for at, epoch in enumerate(self._every) if epoch.from_round <= round), default=0)
+        for epoch in self._every[now:]:
             graph = epoch.graph(epoch.from_round, self._num_nodes)
             found |= {*graph.senders[node], *graph.recipients[node]}
         return frozenset(found)

@@ -21,7 +21,7 @@ from jwins.net.transport import Transport
 if TYPE_CHECKING:
     from jwins.topology import Topology
 
-__all__ = ["Change", "Membership", "check_follows", "keep_roster", "kept_rosters", "names_of"]
+__all__ = ["Change", "Membership", "check_follows", "common_of", "keep_roster", "kept_rosters", "names_of"]
 
 _LOOK_EVERY_S = 1.0
 
@@ -98,6 +98,7 @@ class Membership:
         self._look_at = 0.0
         self._seen: tuple[int, ...] = ()
         self._problem = ""
+        self._begins = True
 
     def connect(
         self, greeting: bytes, limits: Limits, *, listen: str | None, changing: bool, also: Iterable[int] = ()
@@ -115,7 +116,7 @@ class Membership:
             ConfigError: this node's key and certificate do not fit, or are not valid.
         """
         self._changing = changing
-        wanted = self._wanted(self._given)
+        wanted = self._wanted(self._given, 0)
         dial = None if wanted is None else wanted | {self._given.ids_ever[node] for node in also}
         transport = Transport(
             self._given, self._id, self._key_file, greeting=greeting, limits=limits, listen=listen, dial=dial
@@ -124,11 +125,11 @@ class Membership:
         self._links = (transport, network)
         return network
 
-    def _wanted(self, roster: Roster) -> set[int] | None:
-        """Ids of those with whom to keep connections; None for all."""
+    def _wanted(self, roster: Roster, round: int) -> set[int] | None:
+        """Ids of those with whom to keep connections from ``round`` on; None for all."""
         if self._changing:
             return None
-        return {roster.ids_ever[node] for node in self.topology.neighbours(self.node)}
+        return {roster.ids_ever[node] for node in self.topology.neighbours(self.node, round)}
 
     def look(self, next_round: int) -> Change | None:
         """Follow the file if it has changed; without one, the roster that was given if another was kept.
@@ -161,19 +162,23 @@ class Membership:
 
     def _follow(self, new: Roster, next_round: int) -> Change | None:
         old = self._roster
-        if new == old:
-            return None
-        check_follows(old, new, self._num_nodes)
         number = {member: at for at, member in enumerate(new.ids_ever)}
+        left = {number[member] for member in set(new.ids_ever) - set(new.ids)}
+        if new == old:
+            # A process that was killed may have kept the roster, but not that somebody is gone.
+            begins, self._begins = self._begins, False
+            return Change(new.epoch, new.from_round, frozenset(), frozenset(left)) if begins and left else None
+        check_follows(old, new, self._num_nodes)
         joined = frozenset(number[member] for member in set(new.ids) - set(old.ids))
-        removed = frozenset(number[member] for member in set(old.ids) - set(new.ids))
+        removed = frozenset(left if self._begins else (number[i] for i in set(old.ids) - set(new.ids)))
+        self._begins = False
         from_round = max(new.from_round, next_round)
         if self._id in new:
             if new.epoch > old.epoch:
                 self._take_up(new, from_round, [number[member] for member in new.ids])
             if self._links is not None:
                 transport, network = self._links
-                transport.update(new, key_file=self._key_file, dial=self._wanted(new))
+                transport.update(new, key_file=self._key_file, dial=self._wanted(new, next_round - 1))
                 network.ids = new.ids_ever
             for node in joined:
                 self.names[node] = new[new.ids_ever[node]].name
@@ -188,7 +193,9 @@ class Membership:
         return Change(new.epoch, from_round, joined, removed)
 
     def _take_up(self, roster: Roster, from_round: int, active: list[int]) -> None:
-        """Mix by the new graph; without one, whoever left is cut all the same."""
+        """Mix by the new graph, once; without one, whoever left is cut all the same."""
+        if self.topology.newest == roster.epoch:
+            return  # it was taken up before, and then this node's key did not fit
         try:
             self.topology.add(roster.epoch, from_round, active)
             if self._folder is not None:
@@ -218,15 +225,15 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
     if new.ids_ever[: len(old.ids_ever)] != old.ids_ever:
         problem = f"expected {list(old.ids_ever)} and then new ones; ids of those who left are in departed"
         raise ConfigError("members", list(new.ids_ever), problem)
-    if _common(new) != _common(old):
+    if common_of(new) != common_of(old):
         problem = "nodes that run keep their graph and seed; take those of the roster before"
-        raise ConfigError("topology, seed", _common(new), problem)
+        raise ConfigError("topology, seed", common_of(new), problem)
     if len(new.ids_ever) > num_nodes:
         problem = f"expected at most {num_nodes} (nodes.count, or the roster's places), who left among them"
         raise ConfigError("members", len(new.ids_ever), problem)
 
 
-def _common(roster: Roster) -> tuple[dict[str, Any], int]:
+def common_of(roster: Roster) -> tuple[dict[str, Any], int]:
     """What peers in loops of their own agree on by their roster."""
     topology = roster.topology.model_dump(mode="json")
     topology.pop("path", None)  # of one file on every machine, wherever it lies there

@@ -24,7 +24,7 @@ from jwins.net.handed import HandedTraining
 from jwins.net.journal import Journal
 from jwins.net.limits import Limits
 from jwins.net.link import Network
-from jwins.net.membership import Membership
+from jwins.net.membership import Membership, common_of
 from jwins.net.patience import Patience
 from jwins.net.roster import Member, Roster, donors_of, read_roster
 from jwins.net.status import ENDLESS, serve
@@ -381,8 +381,8 @@ def _hash_of_layout(layout: Layout) -> str:
 
 def _digest(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
     """What peers agree on beside the model; that is compared apart, because its error should be clear."""
-    topology = sorted(roster.topology.model_dump(mode="json").items())
-    text = repr((roster.seed, topology, roster.num_places, sharing, codec))
+    topology, seed = common_of(roster)
+    text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 

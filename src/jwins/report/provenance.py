@@ -148,6 +148,8 @@ def wall_clock_table(study: Study) -> Table | None:
         rows.append([name, *(f"{mean[a]:.1f}" for a in activities), f"{mean.get('total', 0.0):.1f}", overhead])
     head = ["variant", *activities, "total", "all but training and evaluation"]
     notes = ["Of the process that ended the run; a resumed run counts from where it was resumed."]
+    if any(record.clock != "virtual" for group in study.groups for record in group.records):
+        notes += ["Of launched nodes: sums over their processes, but for the total."]
     idle = [a for a in named if a != "total" and a not in activities]
     notes += [f"Less than 0.05 s in every variant, and left out: {', '.join(idle)}."] if idle else []
     return Table("wall", "Wall-clock seconds by activity, mean over seeds", head, rows, notes=notes)

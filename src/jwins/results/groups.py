@@ -106,8 +106,8 @@ def difference(group: Group, reference: Group, metric: str, final_over: int = 1)
 
 
 def overhead(group: Group) -> float | None:
-    """Real seconds of everything but training and evaluation, per second of training."""
-    spent = [record.end.wall_s for record in group.records if record.end is not None]
+    """Real seconds of everything but training and evaluation, per second of training; of one process only."""
+    spent = [r.end.wall_s for r in group.records if r.end is not None and r.clock == "virtual"]
     training = math.fsum(wall.get("training", 0.0) for wall in spent)
     rest = math.fsum(w.get("total", 0.0) - w.get("training", 0.0) - w.get("evaluation", 0.0) for w in spent)
     return rest / training if training > 0 else None

@@ -24,6 +24,9 @@ _MEMORY = 0.9
 _HORIZON = 20
 """In so many rounds a budget's controller makes up for what was spent too much or too little."""
 
+_NOTHING_YET = 1e-9
+"""The step as long as nothing has changed, from which a budget could not tell one that fits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
@@ -136,8 +139,9 @@ class Budget:
         target = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
         target += self.free_bytes
         largest = float(wanted.abs().max())
-        if not pace.step or not ctx.sent_bytes:
-            return replace(pace, step=_first_step(wanted, 8 * target / len(wanted), largest))
+        if not ctx.sent_bytes or pace.step <= _NOTHING_YET:
+            bits = 8 * (target - self.free_bytes) / len(wanted)
+            return replace(pace, step=_first_step(wanted, bits, largest))
         balance = min(max(pace.balance + target - ctx.sent_bytes, -_HORIZON * target), _HORIZON * target)
         aim = target * min(max(1 + balance / target / _HORIZON, 0.5), 2.0)
         step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.25
@@ -180,7 +184,7 @@ def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
     would ask for a step that is far too short for all the rest.
     """
     if largest == 0.0:
-        return 1e-6
+        return _NOTHING_YET
     wanted = wanted[wanted != 0]
     low, high = math.log(largest * 1e-6), math.log(2 * largest)
     for _ in range(20):

@@ -9,7 +9,7 @@ common initial parameters, y the parameters after local training and c = T(y - x
     x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        own = "sent", with a dither only
 
 What rounding leaves out is carried over to the next round, as in DeepSqueeze and in sigma-delta modulation, so
-that the errors of a round take back those of the round before: over all rounds they sum to half a step at most.
+that the errors of a round take back those of the round before: where all are heard, they sum to half a step.
 With z, a pseudo-random dither that sender and receivers draw from the same seed, v - c is uniform within half a
 step and independent of the coefficients (Schuchman, 1964): right on average, but errors add up, and small
 coefficients cost more bits. docs/rate-distortion.md says more.
@@ -84,7 +84,7 @@ class Stateless(Sharing[StatelessState]):
         if self.rounding not in get_args(Rounding):
             raise ConfigError("sharing.rounding", self.rounding, "expected 'carry' or 'dither'")
         if self.rounding == "carry" and self.own == "sent":
-            raise ConfigError("sharing.own", self.own, "expected 'exact' with rounding = 'carry'")
+            raise ConfigError("sharing.own", self.own, "expected 'exact', or rounding = 'dither'")
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -110,11 +110,14 @@ class Stateless(Sharing[StatelessState]):
         values = Quantized(levels.cpu(), torch.full((len(bands),), pace.step), bands, seed)
         update = Update(len(levels), None, values)
         sent = update.dense_values().to(params.device)
+        residual = state.residual  # what nobody hears takes back nothing
+        if self.rounding == "carry" and ctx.weights:
+            residual = wanted - sent
         return update, replace(
             state,
             pace=pace,
             own=sent if self.own == "sent" else coefficients,
-            residual=wanted - sent if self.rounding == "carry" else None,
+            residual=residual,
         )
 
     def merge(

@@ -103,9 +103,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
             remedy = 'it is a momentum of sgd; use kind = "sgd" with momentum, or leave quasi_global out'
             raise ConfigError("train.optimizer.quasi_global", factor, f"{self.kind} has none: {remedy}")
         if not self.options.get("momentum"):
-            remedy = (
-                f"quasi_global is what momentum starts from in each round; expected above 0, such as {factor}"
-            )
+            remedy = "quasi_global is what momentum starts from in each round; expected above 0, such as 0.9"
             raise ConfigError("train.optimizer.momentum", self.options.get("momentum", 0), remedy)
         if self.state == "reset":
             remedy = 'quasi_global is a state that is kept; expected "keep", or no quasi_global'
