@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 
 from jwins.world import Fault, Faults
@@ -18,11 +19,18 @@ class Script:
     """
 
     def __init__(self, faults: Faults, fired: Collection[int] = ()) -> None:
-        self._script = faults.script
+        self._any = bool(faults.script)
+        self._of_nodes = [
+            (number, fault) for number, fault in enumerate(faults.script) if fault.kind in ("crash", "rejoin")
+        ]
+        self._of_frames: defaultdict[tuple[int, int], list[Fault]] = defaultdict(list)
+        for fault in faults.script:
+            if fault.kind in ("drop", "delay"):
+                self._of_frames[fault.node, fault.round].append(fault)
         self.fired = set(fired)
 
     def __bool__(self) -> bool:
-        return bool(self._script)
+        return self._any
 
     def on_train(self, node: int, round: int, crashed: Collection[int]) -> Iterator[Fault]:
         """Rejoins that are due when a node is about to train a round, and its own crash.
@@ -32,7 +40,7 @@ class Script:
             round: what.
             crashed: who is down; looked at again for each fault, so it may change in between.
         """
-        for number, fault in enumerate(self._script):
+        for number, fault in self._of_nodes:
             back = fault.kind == "rejoin" and fault.node in crashed
             down = fault.kind == "crash" and fault.node == node
             if (back or down) and number not in self.fired and fault.round <= round:
@@ -41,10 +49,6 @@ class Script:
 
     def on_send(self, node: int, round: int, receiver: int) -> tuple[float, bool]:
         """How much later an update arrives, in seconds, and whether it is lost."""
-        hit = [
-            fault
-            for fault in self._script
-            if (fault.node, fault.round) == (node, round) and fault.receiver in (None, receiver)
-        ]
+        hit = [f for f in self._of_frames.get((node, round), ()) if f.receiver in (None, receiver)]
         extra_s = sum(fault.seconds for fault in hit if fault.kind == "delay")
         return extra_s, any(fault.kind == "drop" for fault in hit)
