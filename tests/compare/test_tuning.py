@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 import jwins
@@ -21,6 +23,7 @@ from jwins.compare.plan import Tried, at_edge, ended, plan, rank
 from jwins.compare.settings import Grid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.words import difference_text
+from jwins.results.groups import overhead
 from jwins.results.intervals import paired, student_t_quantile
 from jwins.results.record import Record
 
@@ -427,6 +430,17 @@ def test_overhead_is_what_the_clock_says(done: Any) -> None:
     walls = [record.end.wall_s for record in done.groups[0].records]
     rest = sum(wall["total"] - wall["training"] - wall["evaluation"] for wall in walls)
     assert done.table[0].overhead == pytest.approx(rest / sum(wall["training"] for wall in walls))
+
+
+def test_launched_nodes_have_no_overhead_of_one_process(done: Any) -> None:
+    """Their seconds are sums over processes, and the total is not."""
+    group = done.groups[0]
+    launched = [
+        dataclasses.replace(record, start=msgspec.structs.replace(record.start, clock="wall"))
+        for record in group.records
+    ]
+    assert overhead(group) is not None
+    assert overhead(dataclasses.replace(group, records=launched)) is None
 
 
 def test_only_and_report_only(tmp_path: Path) -> None:
