@@ -136,12 +136,11 @@ class Budget:
         self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """See :meth:`StepRule.next`."""
-        target = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
-        target += self.free_bytes
+        counted = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
+        target = counted + self.free_bytes
         largest = float(wanted.abs().max())
         if not ctx.sent_bytes or pace.step <= _NOTHING_YET:
-            bits = 8 * (target - self.free_bytes) / len(wanted)
-            return replace(pace, step=_first_step(wanted, bits, largest))
+            return replace(pace, step=_first_step(wanted, 8 * counted / len(wanted), largest))
         balance = min(max(pace.balance + target - ctx.sent_bytes, -_HORIZON * target), _HORIZON * target)
         aim = target * min(max(1 + balance / target / _HORIZON, 0.5), 2.0)
         step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.25

@@ -109,16 +109,12 @@ class Stateless(Sharing[StatelessState]):
             levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
         values = Quantized(levels.cpu(), torch.full((len(bands),), pace.step), bands, seed)
         update = Update(len(levels), None, values)
-        sent = update.dense_values().to(params.device)
-        residual = state.residual  # what nobody hears takes back nothing
-        if self.rounding == "carry" and ctx.weights:
-            residual = wanted - sent
-        return update, replace(
-            state,
-            pace=pace,
-            own=sent if self.own == "sent" else coefficients,
-            residual=residual,
-        )
+        own, residual = coefficients, state.residual
+        if self.own == "sent":
+            own = update.dense_values().to(params.device)
+        if self.rounding == "carry" and ctx.weights:  # what nobody hears takes back nothing
+            residual = wanted - update.dense_values().to(params.device)
+        return update, replace(state, pace=pace, own=own, residual=residual)
 
     def merge(
         self, state: StatelessState, params: Tensor, received: Sequence[Received], ctx: RoundContext

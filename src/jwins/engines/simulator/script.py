@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 
 from jwins.world import Fault, Faults
@@ -19,18 +18,17 @@ class Script:
     """
 
     def __init__(self, faults: Faults, fired: Collection[int] = ()) -> None:
-        self._any = bool(faults.script)
-        self._of_nodes = [
-            (number, fault) for number, fault in enumerate(faults.script) if fault.kind in ("crash", "rejoin")
-        ]
-        self._of_frames: defaultdict[tuple[int, int], list[Fault]] = defaultdict(list)
-        for fault in faults.script:
-            if fault.kind in ("drop", "delay"):
-                self._of_frames[fault.node, fault.round].append(fault)
+        self._of_nodes: list[tuple[int, Fault]] = []
+        self._of_frames: dict[tuple[int, int], list[Fault]] = {}
+        for number, fault in enumerate(faults.script):
+            if fault.kind in ("crash", "rejoin"):
+                self._of_nodes.append((number, fault))
+            else:
+                self._of_frames.setdefault((fault.node, fault.round), []).append(fault)
         self.fired = set(fired)
 
     def __bool__(self) -> bool:
-        return self._any
+        return bool(self._of_nodes or self._of_frames)
 
     def on_train(self, node: int, round: int, crashed: Collection[int]) -> Iterator[Fault]:
         """Rejoins that are due when a node is about to train a round, and its own crash.
