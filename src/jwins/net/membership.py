@@ -17,6 +17,7 @@ from jwins.net.limits import Limits
 from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.transport import Transport
+from jwins.wire.frame import Wire, max_frame_bytes
 
 if TYPE_CHECKING:
     from jwins.topology import Topology
@@ -100,14 +101,11 @@ class Membership:
         self._problem = ""
         self._begins = True
 
-    def connect(
-        self, greeting: bytes, limits: Limits, *, listen: str | None, changing: bool, also: Iterable[int] = ()
-    ) -> ByRank:
+    def connect(self, wire: Wire, *, listen: str | None, changing: bool, also: Iterable[int] = ()) -> ByRank:
         """The connections with the other members, by number; not started yet.
 
         Args:
-            greeting: for everyone who connects.
-            limits: what others are granted.
+            wire: of the experiment: its digest is the greeting, its longest frame the longest message.
             listen: host:port to listen on, if not the roster's.
             changing: whether neighbours are others from round to round, so that all members are dialled.
             also: other nodes to dial, until the roster changes.
@@ -119,7 +117,13 @@ class Membership:
         wanted = self._wanted(self._given, 0)
         dial = None if wanted is None else wanted | {self._given.ids_ever[node] for node in also}
         transport = Transport(
-            self._given, self._id, self._key_file, greeting=greeting, limits=limits, listen=listen, dial=dial
+            self._given,
+            self._id,
+            self._key_file,
+            greeting=wire.digest,
+            limits=Limits.of_messages(max_frame_bytes(wire.dim)),
+            listen=listen,
+            dial=dial,
         )
         network = ByRank(transport, self._given.ids_ever)
         self._links = (transport, network)
@@ -162,16 +166,14 @@ class Membership:
 
     def _follow(self, new: Roster, next_round: int) -> Change | None:
         old = self._roster
-        number = {member: at for at, member in enumerate(new.ids_ever)}
-        left = {number[member] for member in set(new.ids_ever) - set(new.ids)}
-        if new == old:
-            # A process that was killed may have kept the roster, but not that somebody is gone.
-            begins, self._begins = self._begins, False
-            return Change(new.epoch, new.from_round, frozenset(), frozenset(left)) if begins and left else None
         check_follows(old, new, self._num_nodes)
+        number = {member: at for at, member in enumerate(new.ids_ever)}
+        # A process that was killed may have kept the roster, but not that somebody is gone.
+        before, self._begins = new.ids_ever if self._begins else old.ids, False
         joined = frozenset(number[member] for member in set(new.ids) - set(old.ids))
-        removed = frozenset(left if self._begins else (number[i] for i in set(old.ids) - set(new.ids)))
-        self._begins = False
+        removed = frozenset(number[member] for member in set(before) - set(new.ids))
+        if new == old:
+            return Change(new.epoch, new.from_round, joined, removed) if removed else None
         from_round = max(new.from_round, next_round)
         if self._id in new:
             if new.epoch > old.epoch:

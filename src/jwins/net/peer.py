@@ -22,7 +22,6 @@ from jwins.net.adopt import adopt as adopt_model
 from jwins.net.clock import WallClock, WallOutcome, hash_of_parameters
 from jwins.net.handed import HandedTraining
 from jwins.net.journal import Journal
-from jwins.net.limits import Limits
 from jwins.net.link import Network
 from jwins.net.membership import Membership, common_of
 from jwins.net.patience import Patience
@@ -34,7 +33,7 @@ from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
-from jwins.wire.frame import DIGEST_BYTES, Wire, max_frame_bytes
+from jwins.wire.frame import DIGEST_BYTES, Wire
 
 if TYPE_CHECKING:
     from jwins.training.trainer import Trainer
@@ -176,9 +175,8 @@ class Peer:
             most_of_own=MOST_OF_OWN,
         )
         if network is None:
-            limits = Limits.of_messages(max_frame_bytes(rules.wire.dim))
             changing = members.topology.changes
-            network = membership.connect(digest, limits, listen=listen, changing=changing, also=donors)
+            network = membership.connect(rules.wire, listen=listen, changing=changing, also=donors)
         agreed = {"layout": _hash_of_layout(layout)}
         initial = layout.flatten(model).cpu()
         adopted: Adopted | None = None

@@ -253,7 +253,7 @@ def _run(
         start=pieces.start,
         names=membership.names,
         adopted=adopted,
-        joins_at=since_round or None if adopted is None else None,
+        joins_at=since_round or None,
         changes=membership.look,
         patience_s=patience_s,
         recorder=Recorder(folder),
@@ -282,14 +282,11 @@ def _reach(
     """The network, and the model of one of the donors; None without donors, or if asked to stop before."""
     from jwins.net.adopt import Newcomer, adopt
     from jwins.net.clock import hash_of_parameters
-    from jwins.net.limits import Limits
     from jwins.net.patience import Patience
-    from jwins.wire.frame import max_frame_bytes
 
     wire, initial = host.rules.wire, host.parameters(membership.node)
-    limits = Limits.of_messages(max_frame_bytes(wire.dim))
     changing = pieces.experiment.topology_changes
-    network = membership.connect(wire.digest, limits, listen=listen, changing=changing, also=donors)
+    network = membership.connect(wire, listen=listen, changing=changing, also=donors)
     if not donors:
         return network, None
     return adopt(
