@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ __all__ = ["Forecast", "forecast"]
 _ROUNDS = 6
 """Of a calibration, the first of which does not count: it takes memory and records steps."""
 
-_SAMPLES = 200
+_SAMPLES = 1000
 """Test samples of a calibration's evaluations."""
 
 _LARGER_BYTES = 200e6
@@ -61,7 +62,7 @@ class Forecast:
         rounds: of the run.
         evaluations: of the run.
         memory_bytes: of each host at its peak, the process included; the data of a task are in it.
-        start_s: before the first round.
+        start_s: before the first round, the imports of a process included.
         round_s: per round, by activity; of the host that is slowest.
         evaluation_s: each.
         checkpoint_s: each.
@@ -111,7 +112,8 @@ class Measured:
         samples: test samples of an evaluation.
         all_samples: that there are.
         peak_bytes: of the process.
-        start_s: until everything was built.
+        start_s: of the process, until everything was built.
+        own_s: of all that the calibration itself did.
         round_s: by activity, of the rounds that count.
         evaluation_s: of the evaluation at the end.
         checkpoint_s: of the last checkpoint.
@@ -126,6 +128,7 @@ class Measured:
     all_samples: int
     peak_bytes: float
     start_s: float
+    own_s: float
     round_s: Mapping[str, float]
     evaluation_s: float
     checkpoint_s: float
@@ -197,9 +200,12 @@ def _small(experiment: Experiment, nodes: int, degree: float) -> Experiment:
 def _apart(experiment: Experiment) -> Measured:
     """Calibrate in a process of its own, whose peak of memory is the run's."""
     context = multiprocessing.get_context("spawn")
+    started = time.perf_counter()
     try:
         with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_calibrate, experiment).result()
+            found = pool.submit(_calibrate, experiment).result()
+            imports_s = time.perf_counter() - started - found.own_s
+            return replace(found, start_s=found.start_s + imports_s)
     except BrokenProcessPool:
         raise ResumeError(
             f"a calibration with {experiment.nodes.count} nodes died, perhaps for lack of memory: the "
@@ -208,8 +214,6 @@ def _apart(experiment: Experiment) -> Measured:
 
 
 def _calibrate(experiment: Experiment) -> Measured:
-    import time
-
     from jwins.runfiles.rows import EndRow, EvalRow
     from jwins.training.allocator import keep_freed_memory
 
@@ -243,6 +247,7 @@ def _calibrate(experiment: Experiment) -> Measured:
         all_samples=len(parts.task.test),
         peak_bytes=peak_bytes(),
         start_s=start_s,
+        own_s=time.perf_counter() - started,
         round_s=round_s,
         evaluation_s=end.wall_s["evaluation"],
         checkpoint_s=end.wall_s["checkpoints"],
