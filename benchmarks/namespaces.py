@@ -6,8 +6,9 @@ simulator. Latency is that of the machine, next to nothing, so the simulator is 
 
 What a round costs beside the uplink is found before, by the same nodes on the same bridge without the limit:
 their seconds per round are the simulator's `compute.step_ms`. Then the same experiment runs with the limit, and
-under the virtual clock. Both count from the first evaluation after the start to the last, when the slowest
-node is there. The final models must be the same in all bits, so both have sent the same.
+under the virtual clock, where frames leave one after another as those of a peer do. Both count from the first
+evaluation after the start to the last, when the slowest node is there. The final models must be the same in all
+bits, so both have sent the same.
 
 Needs Linux, root, and `ip` and `tc` of iproute2; says so and ends where something is missing. From the root:
 
@@ -220,7 +221,7 @@ def compare(
             topology={"kind": "regular", "degree": degree},
             train={"local_steps": 1, "batch_size": 1, "batching": "loop"},
             sharing=dict(sharing),
-            links={"uplink_mbps": mbps, "latency_ms": 0.0},
+            links={"uplink_mbps": mbps, "latency_ms": 0.0, "sending": "in_turn"},
             compute={"step_ms": step_ms},
             run={
                 "rounds": count,

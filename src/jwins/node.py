@@ -248,6 +248,16 @@ class Send:
     packed: Packed
     key: bool
 
+    def in_turn(self, node: int) -> tuple[int, ...]:
+        """The receivers in the order in which ``node`` sends to them where it sends to one at a time.
+
+        Those after it come first, then, from 0, those before it; so nobody is the last for all its neighbours.
+
+        >>> Send((1, 3, 8), round=0, packed=Packed(b"", 0, 0), key=False).in_turn(node=2)
+        (3, 8, 1)
+        """
+        return tuple(sorted(self.to, key=lambda receiver: (receiver < node, receiver)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RequestKey:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from jwins.checks import MISSING, Within
 from jwins.errors import ConfigError
@@ -27,8 +27,12 @@ __all__ = [
     "Fault",
     "Faults",
     "Links",
+    "Sending",
     "check_world",
 ]
+
+Sending = Literal["together", "in_turn"]
+"""What a node's uplink does with several frames."""
 
 UPLINK_MBPS = Within("a rate in Mbit/s", 0, open_low=True)
 LATENCY_MS = Within("a time", 0)
@@ -40,19 +44,25 @@ DEADLINE_S = Within("a time", 0, open_low=True)
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """A node's uplink is shared fairly by its simultaneous sends; its downlink is unlimited.
+    """A node's uplink, on which its frames meet; its downlink is unlimited.
 
     Attributes:
         uplink_mbps: Mbit/s, one number for all nodes or one per node.
         latency_ms: from the last bit sent to the frame's arrival.
+        sending: "together": simultaneous frames share the uplink evenly; or "in_turn": one after another, as
+            :mod:`jwins.net` sends them. A round's frames then go to the neighbours with a higher number first,
+            and after the highest to the lowest.
     """
 
     uplink_mbps: float | tuple[float, ...] = 100.0
     latency_ms: float = 20.0
+    sending: Sending = "together"
 
     def __post_init__(self) -> None:
         UPLINK_MBPS.check_each("links.uplink_mbps", self.uplink_mbps)
         LATENCY_MS.check("links.latency_ms", self.latency_ms)
+        if self.sending not in get_args(Sending):
+            raise ConfigError("links.sending", self.sending, f"expected {' or '.join(get_args(Sending))}")
 
     def bits_per_s(self, node: int) -> float:
         """Uplink rate of a node."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
+import torch
 from worlds import end, evals, simulator
 
 from jwins.engines.host import Parcel
@@ -74,6 +76,38 @@ def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
     assert uplink.next_time() == 20.0
     assert [flow.to for flow in uplink.pop(20.0)] == [2]
     assert not uplink.flows
+
+
+def test_in_turn_a_transfer_waits_for_those_before_it() -> None:
+    """100 bits from 0 s, 50 bits from 5 s and 10 bits from 30 s at 10 bit/s: through at 10, 15 and 31 s."""
+    parcel = Parcel(1, 0, Packed(b"", 0, 0))
+    uplink = Uplink(rate=10.0, in_turn=True)
+    uplink.add(0.0, 100, 1, parcel, 0.0, False)
+    uplink.add(5.0, 50, 2, parcel, 0.0, False)
+    restored = Uplink(rate=10.0, in_turn=True)
+    restored.restore(uplink.snapshot())
+    for either in (uplink, restored):
+        assert either.next_time() == 10.0
+        assert [flow.to for flow in either.pop(10.0)] == [1]
+        assert either.next_time() == 15.0
+        assert [flow.to for flow in either.pop(15.0)] == [2]
+        either.add(30.0, 10, 3, parcel, 0.0, False)
+        assert either.next_time() == 31.0
+
+
+def test_in_turn_a_round_of_equal_frames_is_as_long_and_one_of_unequal_frames_shorter() -> None:
+    together, in_turn = (Links(0.5, latency_ms=1.0, sending=sending) for sending in ("together", "in_turn"))
+
+    def seconds(links: Links, **changes: Any) -> tuple[float, Any]:
+        outcome = simulator(8, links=links, topology=Regular(num_nodes=8, seed=1, degree=4), **changes).run()
+        return end(outcome).time_s, outcome.params
+
+    assert seconds(in_turn)[0] == pytest.approx(seconds(together)[0], rel=1e-9)
+    (shorter, params), (longer, same) = (
+        seconds(links, sharing=jwins(), rounds=20) for links in (in_turn, together)
+    )
+    assert shorter < 0.95 * longer
+    assert all(torch.equal(params[i], same[i]) for i in range(8))
 
 
 def test_fewer_bytes_take_less_virtual_time() -> None:

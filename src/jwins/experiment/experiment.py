@@ -211,6 +211,8 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
     if covered["run"].get("eval_samples_early") is None:
         covered["run"].pop("eval_samples_early", None)
         covered["run"].pop("eval_last", None)
+    if covered["links"].get("sending") == "together":
+        covered["links"].pop("sending")
     covered["task"].pop("data", None)
     rewrite_paths_(covered, lambda path: Path(path).name)
     return covered

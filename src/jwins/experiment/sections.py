@@ -32,6 +32,7 @@ from jwins.world import (
     Compute,
     Fault,
     Links,
+    Sending,
 )
 
 if TYPE_CHECKING:
@@ -173,10 +174,14 @@ class LinksConfig(Settings):
     latency_ms: Annotated[float, LATENCY_MS] = Field(
         default=20.0, description="from the last byte sent to the frame received"
     )
+    sending: Sending = Field(
+        default="together",
+        description="whether a node's frames share its uplink, or leave one after another, as between machines",
+    )
 
     def build(self) -> Links:
         """What the clock is given."""
-        return Links(self.uplink_mbps, self.latency_ms)
+        return Links(self.uplink_mbps, self.latency_ms, self.sending)
 
 
 class ComputeConfig(Settings):

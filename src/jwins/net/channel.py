@@ -24,6 +24,7 @@ from websockets.uri import parse_uri
 
 from jwins.errors import PeerError
 from jwins.net.limits import CHUNK_BYTES, CONTROL_BYTES
+from jwins.net.sockets import not_acknowledged, not_sent
 
 __all__ = ["VERSION", "Begin", "Channel", "Control", "Go", "Hello", "Ping", "Pong", "Refused", "Sunk"]
 
@@ -120,6 +121,7 @@ class Channel:
         self.protocol = protocol
         self._reader, self._writer = reader, writer
         self._frames: deque[Frame] = deque()
+        self._written_bytes = 0
         writer.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
     @staticmethod
@@ -171,6 +173,17 @@ class Channel:
     def unsent_bytes(self) -> int:
         """What was written and is not with the operating system yet."""
         return self._writer.transport.get_write_buffer_size()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was written and has not left this machine yet, as far as the operating system says."""
+        return self.unsent_bytes + not_sent(self._writer.get_extra_info("socket"))
+
+    @property
+    def arrived_bytes(self) -> int:
+        """What was written and has arrived, likewise."""
+        waiting = self.unsent_bytes + not_acknowledged(self._writer.get_extra_info("socket"))
+        return self._written_bytes - waiting
 
     # --- Receiving ----------------------------------------------------------------------------------------
 
@@ -276,6 +289,7 @@ class Channel:
                 data and not self._writer.is_closing()
             ):  # b"" stands for the end of the stream, which TLS has not
                 self._writer.write(data)
+                self._written_bytes += len(data)
 
 
 def _violation(error: Exception) -> str:

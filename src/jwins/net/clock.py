@@ -416,7 +416,7 @@ class WallClock:
 
     def _on_send(self, command: Send) -> None:
         purpose: Purpose = "key" if command.key else "update"
-        for peer in command.to:
+        for peer in command.in_turn(self.node):
             self._ledger.count(self.node, peer, command.packed, purpose)
             most = self._keeps
             self.peers[peer].keep(command.round, Kept(command.packed, purpose), most)

@@ -1,16 +1,21 @@
-"""Where a node listens."""
+"""Where a node listens, and what the operating system says of a connection."""
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+import struct
+import sys
 
 from jwins.errors import UsageError
 from jwins.net.roster import split_address
 
-__all__ = ["listening_sockets"]
+__all__ = ["listening_sockets", "not_acknowledged", "not_sent"]
 
 BACKLOG = 512
+
+_SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B  # of linux/sockios.h
 
 
 def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
@@ -55,3 +60,23 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name
         return False
+
+
+def not_sent(sock: socket.socket) -> int:
+    """Bytes that the operating system was given and has not sent once; 0 where it does not say."""
+    return _asked(sock, _SIOCOUTQNSD)
+
+
+def not_acknowledged(sock: socket.socket) -> int:
+    """Bytes that it was given and the other side has not acknowledged; 0 where it does not say."""
+    return _asked(sock, _SIOCOUTQ)
+
+
+def _asked(sock: socket.socket, request: int) -> int:
+    if sys.platform == "linux":
+        import fcntl
+
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
+            (found,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, bytes(4)))
+            return int(found)
+    return 0

@@ -33,6 +33,7 @@ from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
 from jwins.net.state import Link, PeerState, Rates, Turns, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
+from jwins.net.uplink import LONG_BYTES, Uplink
 
 __all__ = ["Transport"]
 
@@ -61,6 +62,9 @@ GREETING_BYTES: Final = 4096
 CONNECTIONS_AT_ONCE = 10.0
 
 QUIET_S = 60.0
+
+SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.02
+"""How often to look whether a message has left."""
 
 
 _Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
@@ -109,6 +113,7 @@ class Transport:
         self._thread = threading.Thread(target=self._run, name=f"jwins-net-{id}", daemon=True)
         self._changed = threading.Condition()
         self._events = Turns()
+        self._uplink = Uplink()
         self._woken = False
         self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
@@ -354,7 +359,7 @@ class Transport:
         else:
             if beat:
                 link.ping_due = True
-                link.wake.set()
+                self._nudge(link)
             if self._is_silent(link):
                 state.dial.set()
 
@@ -464,7 +469,7 @@ class Transport:
                 return
             before = link.received  # restarted, or started twice
             link.ping_due = True
-            link.wake.set()
+            self._nudge(link)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TWIN_S):
                     while state.link is link and link.received == before:
@@ -639,7 +644,7 @@ class Transport:
                 missing = found.size
             elif isinstance(found, Ping):
                 link.pong_due = found.token
-                link.wake.set()
+                self._nudge(link)
             elif isinstance(found, Pong):
                 if found.token == link.pings:
                     state.round_trip_s = self._loop.time() - link.pinged
@@ -678,23 +683,49 @@ class Transport:
             self._write_signs(link)
             await link.channel.drained()
             link.writing_since = None
-            with self._changed:
-                data = state.queue[0] if state.queue else None
-            if data is None:
+            if not state.queue:
                 await link.wake.wait()
                 continue
-            link.channel.write(Begin(len(data)))
-            view = memoryview(data)
-            for start in range(0, len(data), CHUNK_BYTES):
-                self._write_signs(link)
-                link.writing_since = self._awake_s
-                await link.channel.write_piece(view[start : start + CHUNK_BYTES])
-                link.writing_since = None
-            with self._changed:
-                state.queue.popleft()
-                state.queued_bytes -= len(data) + ENTRY_BYTES
-                state.bytes_out += len(data)
-            del data, view
+            if len(state.queue[0]) < LONG_BYTES:
+                await self._write_message(link, state)
+                continue
+            link.in_line = True
+            async with self._uplink.turn(link.channel):
+                link.in_line = False
+                await self._write_message(link, state)
+                await self._gone(link)
+
+    async def _write_message(self, link: Link, state: PeerState) -> None:
+        data = state.queue[0]
+        link.channel.write(Begin(len(data)))
+        view = memoryview(data)
+        for start in range(0, len(data), CHUNK_BYTES):
+            self._write_signs(link)
+            link.writing_since = self._awake_s
+            await link.channel.write_piece(view[start : start + CHUNK_BYTES])
+            link.writing_since = None
+        with self._changed:
+            state.queue.popleft()
+            state.queued_bytes -= len(data) + ENTRY_BYTES
+            state.bytes_out += len(data)
+
+    async def _gone(self, link: Link) -> None:
+        """Wait until what was written has left this machine."""
+        pause, arrived = SHORTEST_LOOK_S, -1
+        while link.channel.waiting_bytes:
+            if arrived != link.channel.arrived_bytes:
+                arrived, link.writing_since = link.channel.arrived_bytes, self._awake_s
+            self._write_signs(link)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_LOOK_S)
+        link.writing_since = None
+
+    def _nudge(self, link: Link) -> None:
+        """There is a sign of life to be written; not onto what the peer does not read."""
+        if link.in_line and not link.channel.unsent_bytes:
+            self._write_signs(link)
+        else:
+            link.wake.set()
 
     def _write_signs(self, link: Link) -> None:
         if link.ping_due:
@@ -730,6 +761,7 @@ class Transport:
                 await asyncio.gather(*(link.ended.wait() for _, link in links))
         for _, link in links:
             self._lose(link, "this node ends")
+        self._uplink.close()
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Messages under way: fluid fair share of each node's uplink, then latency."""
+"""Messages under way: each node's uplink, fluid and fairly shared or one message at a time, then latency."""
 
 from __future__ import annotations
 
@@ -50,10 +50,12 @@ class Uplink:
     """Fluid fair share of one uplink: n simultaneous transfers each get 1/n of the rate.
 
     ``served`` counts the bits that each transfer present all the time would have got, so a transfer of b bits
-    that joins now is through when ``served`` has grown by b, whoever comes and goes in between.
+    that joins now is through when ``served`` has grown by b, whoever comes and goes in between. In turn, it is
+    all the bits that were served, and a transfer is through b bits after the one before it.
 
     Attributes:
         rate: bits per second.
+        in_turn: whether one transfer at a time gets all of it, instead.
         time: until when ``served`` is right, in seconds on the clock.
         served: bits per transfer so far.
         version: grows whenever transfers begin or end, by which an outdated :class:`UplinkDue` is known.
@@ -62,6 +64,7 @@ class Uplink:
     """
 
     rate: float
+    in_turn: bool = False
     time: float = 0.0
     served: float = 0.0
     version: int = 0
@@ -71,14 +74,17 @@ class Uplink:
     def add(self, now: float, bits: int, to: int, parcel: Parcel, extra_s: float, dropped: bool) -> None:
         """A transfer of ``bits`` begins."""
         self._advance(now)
-        flow = Flow(self.served + bits, self.orders, to, parcel, extra_s, dropped)
+        start = (
+            max((finish for finish, _, _ in self.flows), default=self.served) if self.in_turn else self.served
+        )
+        flow = Flow(start + bits, self.orders, to, parcel, extra_s, dropped)
         heapq.heappush(self.flows, (flow.finish, flow.order, flow))
         self.orders += 1
         self.version += 1
 
     def next_time(self) -> float:
         """When the next transfer is through; there must be one."""
-        return self.time + (self.flows[0][0] - self.served) * len(self.flows) / self.rate
+        return self.time + (self.flows[0][0] - self.served) * self._sharers / self.rate
 
     def pop(self, now: float) -> list[Flow]:
         """The transfers that are through at ``now``, which is ``next_time()``."""
@@ -110,8 +116,12 @@ class Uplink:
 
     def _advance(self, now: float) -> None:
         if self.flows:
-            self.served += (now - self.time) * self.rate / len(self.flows)
+            self.served += (now - self.time) * self.rate / self._sharers
         self.time = now
+
+    @property
+    def _sharers(self) -> int:
+        return 1 if self.in_turn else len(self.flows)
 
 
 class Network:
@@ -127,7 +137,8 @@ class Network:
     """
 
     def __init__(self, links: Links, num_nodes: int, queue: EventQueue) -> None:
-        self.uplinks = [Uplink(links.bits_per_s(node)) for node in range(num_nodes)]
+        in_turn = links.sending == "in_turn"
+        self.uplinks = [Uplink(links.bits_per_s(node), in_turn) for node in range(num_nodes)]
         self._latency_s = links.latency_ms * 1e-3
         self._queue = queue
 

@@ -378,7 +378,8 @@ class Simulator:
 
     def _on_send(self, node: int, command: Send, now: float) -> None:
         parcel = self._parcel(node, command.packed)
-        for receiver in command.to:
+        receivers = command.in_turn(node) if self._links.sending == "in_turn" else command.to
+        for receiver in receivers:
             self._ledger.count(node, receiver, command.packed, "key" if command.key else "update")
             extra_s, dropped = 0.0, False
             if not command.key:
