@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from attackers import forge
 from members import DEADLINE_S, NAMES, Node, free_port, member, roster_of
 
 from jwins.errors import ConfigError, UsageError
+from jwins.net import channel, uplink
 from jwins.net.limits import Limits
 from jwins.net.link import Connected, Delivered, Disconnected
 from jwins.net.roster import Member, Roster
@@ -88,6 +90,34 @@ def test_hundred_megabytes_pass(pair: tuple[Node, Node]) -> None:
     assert alice.transport.send(1, message)
     bob.poll_until(lambda: len(bob.messages(0)) == 1, "the message", 120)
     assert bob.messages(0) == [message]
+
+
+def test_a_long_message_waits_until_the_one_before_it_has_left(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile both connections show signs of life, or they would be cut."""
+    held = True
+    monkeypatch.setattr(channel, "not_sent", lambda sock: int(held))
+    monkeypatch.setattr(uplink, "WINDOW_S", 1000.0)
+    roster = roster_of(tmp_path, 3)
+    limits = Limits(retry_s=0.05, heartbeat_s=0.25, dead_s=1.5)
+    alice, bob, carol = (make(roster, number, limits=limits) for number in range(3))
+    alice.until_connected(1)
+    alice.until_connected(2)
+    message = os.urandom(2 * uplink.LONG_BYTES)
+    for peer in (1, 2):
+        assert alice.transport.send(peer, message)
+    until = time.monotonic() + 2 * limits.dead_s
+    while time.monotonic() < until:
+        for node in (bob, carol):
+            if (event := node.transport.poll(0.05)) is not None:
+                node.events.append(event)
+    first, second = sorted((bob, carol), key=lambda node: len(node.messages(0)), reverse=True)
+    assert (first.messages(0), second.messages(0)) == ([message], [])
+    held = False
+    second.poll_until(lambda: second.messages(0) == [message], "the second message")
+    for node in (alice, bob, carol):
+        assert not any(isinstance(event, Disconnected) for event in node.events)
 
 
 def test_events_come_in_order(make: Make, roster: Roster) -> None:

@@ -62,18 +62,18 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def not_sent(sock: socket.socket) -> int:
+def not_sent(sock: socket.socket | None) -> int:
     """Bytes that the operating system was given and has not sent once; 0 where it does not say."""
     return _asked(sock, _SIOCOUTQNSD)
 
 
-def not_acknowledged(sock: socket.socket) -> int:
+def not_acknowledged(sock: socket.socket | None) -> int:
     """Bytes that it was given and the other side has not acknowledged; 0 where it does not say."""
     return _asked(sock, _SIOCOUTQ)
 
 
-def _asked(sock: socket.socket, request: int) -> int:
-    if sys.platform == "linux":
+def _asked(sock: socket.socket | None, request: int) -> int:
+    if sys.platform == "linux" and sock is not None:
         import fcntl
 
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile

@@ -713,7 +713,7 @@ class Transport:
         """Wait until what was written has left this machine."""
         pause, arrived = SHORTEST_LOOK_S, -1
         while link.channel.waiting_bytes:
-            if arrived != link.channel.arrived_bytes:
+            if link.channel.arrived_bytes > arrived:
                 arrived, link.writing_since = link.channel.arrived_bytes, self._awake_s
             self._write_signs(link)
             await asyncio.sleep(pause)
