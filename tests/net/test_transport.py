@@ -99,14 +99,16 @@ def test_a_long_message_waits_until_the_one_before_it_has_left(
     held = True
     monkeypatch.setattr(channel, "not_sent", lambda sock: int(held))
     monkeypatch.setattr(uplink, "WINDOW_S", 1000.0)
-    roster = roster_of(tmp_path, 3)
+    roster = roster_of(tmp_path, 4)
     limits = Limits(retry_s=0.05, heartbeat_s=0.25, dead_s=1.5)
-    alice, bob, carol = (make(roster, number, limits=limits) for number in range(3))
-    alice.until_connected(1)
-    alice.until_connected(2)
+    alice, bob, carol, dave = (make(roster, number, limits=limits) for number in range(4))
+    for peer in (1, 2, 3):
+        alice.until_connected(peer)
     message = os.urandom(2 * uplink.LONG_BYTES)
     for peer in (1, 2):
         assert alice.transport.send(peer, message)
+    assert alice.transport.send(3, message, beside=True)
+    dave.poll_until(lambda: dave.messages(0) == [message], "what nobody waits for and that waits for nobody")
     until = time.monotonic() + 2 * limits.dead_s
     while time.monotonic() < until:
         for node in (bob, carol):
@@ -116,7 +118,7 @@ def test_a_long_message_waits_until_the_one_before_it_has_left(
     assert (first.messages(0), second.messages(0)) == ([message], [])
     held = False
     second.poll_until(lambda: second.messages(0) == [message], "the second message")
-    for node in (alice, bob, carol):
+    for node in (alice, bob, carol, dave):
         assert not any(isinstance(event, Disconnected) for event in node.events)
 
 

@@ -137,7 +137,7 @@ class End:
     def start(self) -> None:
         self.wires.join(self)
 
-    def send(self, peer: int, data: bytes) -> bool:
+    def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
         return not self.killed and self.wires.send(self.node, peer, data)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:

@@ -267,9 +267,9 @@ class Replayed:
     def start(self) -> None:
         """It was."""
 
-    def send(self, peer: int, data: bytes) -> bool:
+    def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
         """See :meth:`jwins.net.link.Network.send`."""
-        return self._network.send(peer, data)
+        return self._network.send(peer, data, beside=beside)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
         """See :meth:`jwins.net.link.Network.poll`."""

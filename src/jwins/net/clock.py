@@ -531,7 +531,7 @@ class WallClock:
             return
         params = self.host.parameters(self.node)
         data = pack_model(self._model_wire, self.node, self.round, params)
-        if self.network.send(peer, data):
+        if self.network.send(peer, data, beside=True):
             known.given = self.round
             self._ledger.count(self.node, peer, Packed(data, 0, 0), "key")
             self.journal.info("gave model", peer=self.names[peer], round=self.round)

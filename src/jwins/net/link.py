@@ -89,8 +89,13 @@ class Network(Protocol):
         """
         ...
 
-    def send(self, peer: int, data: bytes) -> bool:
+    def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
         """Queue a message whole; never blocks.
+
+        Args:
+            peer: who is to get it.
+            data: the message.
+            beside: whether it may take long and must not keep messages to others waiting.
 
         Returns:
             False if the peer is not connected or its queue is full; nothing is queued then.

@@ -36,9 +36,9 @@ class ByRank:
         """See :meth:`jwins.net.link.Network.start`."""
         self._network.start()
 
-    def send(self, peer: int, data: bytes) -> bool:
+    def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
         """See :meth:`jwins.net.link.Network.send`."""
-        return self._network.send(self._ids[peer], data)
+        return self._network.send(self._ids[peer], data, beside=beside)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
         """See :meth:`jwins.net.link.Network.poll`."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jwins.net.channel import Channel
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Delivered, LinkEvent
 
-__all__ = ["Link", "PeerState", "Rates", "Turns", "size_of", "tally"]
+__all__ = ["Link", "PeerState", "Queued", "Rates", "Turns", "size_of", "tally"]
 
 MOST_REASONS = 64
 
@@ -86,6 +87,18 @@ class Rates:
             await asyncio.sleep(wait)
 
 
+class Queued(NamedTuple):
+    """A message that waits to be sent.
+
+    Attributes:
+        data: all of it.
+        beside: whether messages to others do not wait for it, nor it for them.
+    """
+
+    data: bytes
+    beside: bool
+
+
 @dataclass(slots=True, eq=False)
 class PeerState:
     """What outlives connections. The lock of the transport guards what other threads touch.
@@ -118,7 +131,7 @@ class PeerState:
     address: str = ""
     greeting: bytes = b""
     last_error: str = ""
-    queue: deque[bytes] = field(default_factory=deque)
+    queue: deque[Queued] = field(default_factory=deque)
     queued_bytes: int = 0
     undelivered_bytes: int = 0
     undelivered_messages: int = 0

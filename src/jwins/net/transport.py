@@ -31,7 +31,7 @@ from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
-from jwins.net.state import Link, PeerState, Rates, Turns, size_of, tally
+from jwins.net.state import Link, PeerState, Queued, Rates, Turns, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 from jwins.net.uplink import LONG_BYTES, Uplink
 
@@ -158,7 +158,7 @@ class Transport:
         self._thread.start()
         self._call(self._begin())
 
-    def send(self, peer: int, data: bytes) -> bool:
+    def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
         """Queue a message whole; see :meth:`jwins.net.link.Network.send`.
 
         Raises:
@@ -176,7 +176,7 @@ class Transport:
             if state.queue and state.queued_bytes + size + ENTRY_BYTES > self.limits.queue_bytes:
                 state.refused["send queue full"] += 1
                 return False
-            state.queue.append(data)
+            state.queue.append(Queued(data, beside))
             state.queued_bytes += size + ENTRY_BYTES
             wake = state.link.wake
         with contextlib.suppress(RuntimeError):  # the loop ended meanwhile
@@ -686,7 +686,7 @@ class Transport:
             if not state.queue:
                 await link.wake.wait()
                 continue
-            if len(state.queue[0]) < LONG_BYTES:
+            if len(state.queue[0].data) < LONG_BYTES or state.queue[0].beside:
                 await self._write_message(link, state)
                 continue
             link.in_line = True
@@ -696,7 +696,7 @@ class Transport:
                 await self._gone(link)
 
     async def _write_message(self, link: Link, state: PeerState) -> None:
-        data = state.queue[0]
+        data = state.queue[0].data
         link.channel.write(Begin(len(data)))
         view = memoryview(data)
         for start in range(0, len(data), CHUNK_BYTES):
