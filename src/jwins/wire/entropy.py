@@ -44,6 +44,7 @@ _MOST_DIGITS = 32
 _EVEN, _ONE, _PARTS = 0, 1, 2
 _MOST_DEPTH = 6
 _MOST_PARTS = 4096  # of all runs together
+_FEW_RUNS = 32
 _Weights = tuple[int, ...]
 _KINDS_OF_ZEROS: _Weights = (1, 2, 10, 1, 3, 8, 4, 2, 1)  # is it 0?
 _KINDS_OF_SIGNS: _Weights = (20, 3, 4, 1, 1, 1, 1, 1, 1)
@@ -190,7 +191,11 @@ class _Choice:
 
 
 class _Parts:
-    """Runs, and the equal parts that they may be cut into."""
+    """Runs, and the equal parts that they may be cut into.
+
+    How many of some levels are in parts of any size is told by how many there are before the bounds of the
+    smallest ones: ``before``, of which :meth:`at` gives those of larger parts.
+    """
 
     def __init__(self, runs: Sequence[int]) -> None:
         self.depth = _MOST_DEPTH  # -1: runs are so many that they have no odds of their own
@@ -202,18 +207,39 @@ class _Parts:
         parts = np.arange(1, (1 << finest) + 1)
         inside = -(-lengths[:, None] * parts >> finest)  # rounded up
         self._bounds = np.concatenate([[0], ((ends - lengths)[:, None] + inside).reshape(-1)])
+        self.tried = [depth for depth in _TRIED_DEPTHS if depth <= self.depth]
+        steps = [1 << self.depth - depth for depth in self.tried]
+        last = len(self._bounds) - 1
+        # Of the parts of all depths that are tried, one depth behind the other: where among the smallest
+        # they begin, and where they end; and for each depth, where its parts begin in this list.
+        self.steps = np.array(steps, dtype=np.int64)
+        self.begins = np.concatenate(
+            [np.arange(0, last, step) for step in steps] or [np.empty(0, dtype=np.int64)]
+        )
+        self.ends = np.concatenate([np.arange(step, last + 1, step) for step in steps] or [self.begins])
+        counts = [last // step for step in steps]
+        self.firsts = np.cumsum([0, *counts[:-1]]) if counts else np.empty(0, dtype=np.int64)
 
-    def totals(self, where: Where | None) -> Counts:
-        """How many of the levels ``where`` are in each of the smallest parts; None for all levels."""
+    def before(self, where: Where | None) -> Counts:
+        """How many of the levels ``where`` are before each bound of the smallest parts; None for all levels."""
         if where is None:
-            return np.diff(self._bounds)
-        before: Counts = np.searchsorted(where, self._bounds.astype(where.dtype))
-        return np.diff(before)
+            return self._bounds
+        found: Counts = np.searchsorted(where, self._bounds.astype(where.dtype))
+        return found
 
-    def at(self, depth: int, counts: Counts) -> Counts:
-        """Counts of the parts of another depth."""
-        merged: Counts = counts.reshape(-1, 1 << self.depth - depth).sum(axis=1)
-        return merged
+    def at(self, depth: int, before: Counts) -> Counts:
+        """The same of the parts of another depth."""
+        return before[:: 1 << self.depth - depth]
+
+
+def _parts_of(runs: Sequence[int]) -> _Parts:
+    """Kept for the next time where runs are few, as those of wavelets: nobody may fill memory with them."""
+    return _kept_parts(tuple(runs)) if len(runs) <= _FEW_RUNS else _Parts(runs)
+
+
+@lru_cache(maxsize=16)
+def _kept_parts(runs: tuple[int, ...]) -> _Parts:
+    return _Parts(runs)
 
 
 class _Writer:
@@ -222,7 +248,7 @@ class _Writer:
     reads = False
 
     def __init__(self, runs: Sequence[int]) -> None:
-        self._parts = _Parts(runs)
+        self._parts = _parts_of(runs)
         self._steps: list[tuple[npt.NDArray[np.int32] | int, Any]] = []
 
     def digits(self, number: int) -> None:
@@ -235,8 +261,8 @@ class _Writer:
         if len(flags) < _FEW or kinds is None:
             self._flags(flags, 0)
             return flags
-        totals = self._parts.totals(where)
-        ones = self._parts.totals(_true(flags) if where is None else where[flags])
+        totals = self._parts.before(where)
+        ones = self._parts.before(_true(flags) if where is None else where[flags])
         choice = _chosen(ones, totals, self._parts, kinds)
         self._steps.append((choice.kind, _symbols(kinds)))
         if choice.kind == _EVEN:
@@ -253,8 +279,7 @@ class _Writer:
             if len(odds) > 1:
                 steps = np.diff(odds) // _UNITS[choice.unit] + 2 * _ODDS
                 self._steps.append((steps, _differences(choice.rate)[0]))
-            totals = self._parts.at(choice.kind - _PARTS, totals)
-            for t, slices in _by_odds(odds, totals):
+            for t, slices in _by_odds(odds, self._parts.at(choice.kind - _PARTS, totals)):
                 self._flags(np.concatenate([flags[part] for part in slices]), t)
         return flags
 
@@ -280,7 +305,7 @@ class _Reader:
     reads = True
 
     def __init__(self, data: memoryview, runs: Sequence[int]) -> None:
-        self._parts = _Parts(runs)
+        self._parts = _parts_of(runs)
         if len(data) and not data[-1]:
             raise CodecError("levels end in a byte 0, which no encoder writes")
         words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), dtype="<u4").astype(np.uint32)
@@ -309,10 +334,10 @@ class _Reader:
             return self._flags(count, self._decode(_uniform(2 * _ODDS // unit)) * unit - _ODDS)
         if kind - _PARTS > self._parts.depth:
             raise CodecError(f"levels in parts of depth {kind - _PARTS}: expected at most {self._parts.depth}")
-        totals = self._parts.at(kind - _PARTS, self._parts.totals(where))
+        totals = self._parts.at(kind - _PARTS, self._parts.before(where))
         unit = _UNITS[self._decode(_uniform(len(_UNITS)))]
         rate = self._decode(_uniform(len(_RATES)))
-        odds = np.full(len(_told(totals)), self._decode(_uniform(2 * _ODDS)) - _ODDS)
+        odds = np.full(len(_told(totals[:-1], totals[1:])), self._decode(_uniform(2 * _ODDS)) - _ODDS)
         if len(odds) > 1:
             steps = self._decode(_differences(rate)[0], len(odds) - 1) - 2 * _ODDS
             odds[1:] += np.cumsum(steps.astype(np.int64)) * unit
@@ -346,18 +371,24 @@ class _Reader:
         return int(words[0])
 
 
-def _told(totals: Counts) -> Counts:
-    """The first part with decisions, and all further ones with more than a few: those whose odds are told."""
+def _told(begins: Counts, ends: Counts) -> Where:
+    """The first part with decisions, and all further ones with more than a few: those whose odds are told.
+
+    Args:
+        begins: (p,) how many decisions there are before each part.
+        ends: (p,) the same, and in it.
+    """
+    totals = ends - begins
     enough = totals >= _FEW_OF_PART
-    enough[np.argmax(totals > 0)] = True
-    return np.flatnonzero(enough)
+    enough[(totals > 0).argmax()] = True
+    return enough.nonzero()[0]
 
 
-def _by_odds(odds: npt.NDArray[Any], totals: Counts) -> list[tuple[int, list[slice]]]:
+def _by_odds(odds: npt.NDArray[Any], before: Counts) -> list[tuple[int, list[slice]]]:
     """Slices of the decisions, those with the same odds together; ``odds`` are of the parts that are told."""
-    starts = (np.cumsum(totals) - totals)[_told(totals)].tolist()
+    starts = before[_told(before[:-1], before[1:])].tolist()
     slices: dict[int, list[slice]] = {}
-    for t, start, end in zip(odds.tolist(), starts, [*starts[1:], int(totals.sum())], strict=True):
+    for t, start, end in zip(odds.tolist(), starts, [*starts[1:], int(before[-1])], strict=True):
         slices.setdefault(t, []).append(slice(start, end))
     return sorted(slices.items())
 
@@ -370,32 +401,65 @@ def _unit_of_one(count: int) -> int:
 
 
 def _chosen(ones: Counts, totals: Counts, parts: _Parts, weights: _Weights) -> _Choice:
-    """The odds that take the fewest bits, those that tell them included; counts are of the smallest parts."""
+    """The odds that take the fewest bits, those that tell them included; counts are before each bound."""
     kinds = _lengths(weights)
-    count = int(totals.sum())
+    count = int(totals[-1])
     best = _Choice(count * _BITS + int(kinds[_EVEN]), _EVEN, [])
     unit = _unit_of_one(count)
-    odds, cost = _fitting(ones.sum(keepdims=True), totals.sum(keepdims=True), unit)
+    odds, costs = _fitting(ones[-1:], totals[-1:], unit)
     told = int(kinds[_ONE]) + (2 * _ODDS // unit - 1).bit_length() * _BITS
-    if cost + told < best.cost:
-        best = _Choice(cost + told, _ONE, odds.tolist())
-    for depth in _TRIED_DEPTHS:
-        if depth > parts.depth:
-            break
-        here = parts.at(depth, totals)
-        told_parts = _told(here)
-        if len(told_parts) == 1 or count < 32 * len(told_parts):
-            break
-        totals_of, ones_of = (np.add.reduceat(n, told_parts) for n in (here, parts.at(depth, ones)))
-        unit = _unit_for(int(np.minimum(ones_of, totals_of - ones_of).sum()) // len(told_parts))
-        odds, cost = _fitting(ones_of, totals_of, _UNITS[unit])
-        steps = np.abs(np.diff(odds)) // _UNITS[unit]
-        rates = [int(_differences(rate)[1][steps].sum()) for rate in range(len(_RATES))]
-        rate = rates.index(min(rates))
-        told = int(kinds[_PARTS + depth]) + 11 * _BITS + rates[rate]  # log2(3 * 4 * 128) = 10.6
-        if cost + told < best.cost:
-            best = _Choice(cost + told, _PARTS + depth, odds.tolist(), unit, rate)
+    if int(costs[0]) + told < best.cost:
+        best = _Choice(int(costs[0]) + told, _ONE, odds.tolist())
+    for choice in _by_parts(ones, totals, parts, kinds):
+        if choice.cost < best.cost:
+            best = choice
     return best
+
+
+def _by_parts(ones: Counts, totals: Counts, parts: _Parts, kinds: Counts) -> list[_Choice]:
+    """What odds for parts take, for each depth worth trying: all at once, as each has few parts."""
+    if not parts.tried:
+        return []
+    count, begins, ends = int(totals[-1]), totals[parts.begins], totals[parts.ends]
+    enough = ends - begins >= _FEW_OF_PART
+    enough[parts.firsts + (totals[1:] > 0).argmax() // parts.steps] = True
+    numbers = np.add.reduceat(enough, parts.firsts, dtype=np.int64).tolist()
+    depths = 0
+    while depths < len(numbers) and numbers[depths] > 1 and count >= 32 * numbers[depths]:
+        depths += 1
+    if not depths:
+        return []
+    firsts = np.cumsum([0, *numbers[: depths - 1]])
+    told = enough.nonzero()[0][: sum(numbers[:depths])]
+    totals_of, ones_of = (_until_next(n, parts.begins[told], firsts) for n in (totals, ones))
+    rarer = np.add.reduceat(np.minimum(ones_of, totals_of - ones_of), firsts).tolist()
+    units = [_unit_for(each // number) for each, number in zip(rarer, numbers, strict=False)]
+    unit_of = np.repeat([_UNITS[unit] for unit in units], numbers[:depths])
+    odds, costs = _fitting(ones_of, totals_of, unit_of)
+    steps = np.abs(np.diff(odds, prepend=0)) // unit_of
+    bits = _bits_of_differences()[:, steps]
+    bits[:, firsts] = 0  # told outright
+    by_rate = np.add.reduceat(bits, firsts, axis=1)
+    rates = by_rate.argmin(axis=0)
+    costs_of = np.add.reduceat(costs, firsts) + by_rate.min(axis=0)
+    return [
+        _Choice(
+            int(costs_of[i] + kinds[_PARTS + parts.tried[i]]) + 11 * _BITS,  # log2(3 * 4 * 128) = 10.6
+            _PARTS + parts.tried[i],
+            odds[firsts[i] : firsts[i] + numbers[i]].tolist(),
+            units[i],
+            int(rates[i]),
+        )
+        for i in range(depths)
+    ]
+
+
+def _until_next(before: Counts, begins: Where, firsts: Where) -> Counts:
+    """How many are between each of ``begins`` and the next, or the end if the next is of another depth."""
+    at = before[begins]
+    until = np.append(at[1:], before[-1])
+    until[firsts[1:] - 1] = before[-1]
+    return until - at
 
 
 def _unit_for(rarer: int) -> int:
@@ -403,13 +467,14 @@ def _unit_for(rarer: int) -> int:
     return 0 if rarer >= 512 else 1 if rarer >= 64 else 2
 
 
-def _fitting(ones: Counts, totals: Counts, unit: int) -> tuple[Counts, int]:
+def _fitting(ones: Counts, totals: Counts, unit: Counts | int) -> tuple[Counts, Counts]:
     """The odds of parts in which ``ones`` of ``totals`` decisions are true, and what these take then."""
     true, false, thresholds = _decisions()
-    ratio = (2 * ones + 1 << 20) // (2 * (totals - ones) + 1)
-    t = np.searchsorted(thresholds, ratio, side="right")  # counted from the smallest odds
+    zeros = totals - ones
+    ratio = (2 * ones + 1 << 20) // (2 * zeros + 1)
+    t = thresholds.searchsorted(ratio, side="right")  # counted from the smallest odds
     t = np.minimum((2 * t + unit) // (2 * unit) * unit, 2 * _ODDS - unit)
-    return t - _ODDS, int((ones * true[t] + (totals - ones) * false[t]).sum())
+    return t - _ODDS, ones * true[t] + zeros * false[t]
 
 
 # --- Tables, in exact integers ----------------------------------------------------------------------------
@@ -475,6 +540,12 @@ def _differences(rate: int) -> tuple[Any, Counts]:
     """The model of differences of t, plus 128; and the bits that differences of 0, 1, ... take."""
     weights = [(1 << 64) // _power(abs(d) * _RATES[rate]) for d in range(-2 * _ODDS, 2 * _ODDS + 1)]
     return _model(weights), _lengths(tuple(weights))[2 * _ODDS :]
+
+
+@lru_cache(maxsize=1)
+def _bits_of_differences() -> Counts:
+    """By rate and difference, 0 to 128."""
+    return np.stack([_differences(rate)[1] for rate in range(len(_RATES))])
 
 
 @lru_cache(maxsize=3 + len(_RATES))
