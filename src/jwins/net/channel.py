@@ -24,7 +24,7 @@ from websockets.uri import parse_uri
 
 from jwins.errors import PeerError
 from jwins.net.limits import CHUNK_BYTES, CONTROL_BYTES
-from jwins.net.sockets import not_acknowledged, not_sent
+from jwins.net.sockets import acknowledged, not_sent
 
 __all__ = ["VERSION", "Begin", "Channel", "Control", "Go", "Hello", "Ping", "Pong", "Refused", "Sunk"]
 
@@ -122,6 +122,7 @@ class Channel:
         self._reader, self._writer = reader, writer
         self._frames: deque[Frame] = deque()
         self._written_bytes = 0
+        self._arrived_bytes = 0
         writer.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
 
     @staticmethod
@@ -181,9 +182,11 @@ class Channel:
 
     @property
     def arrived_bytes(self) -> int:
-        """What was written and has arrived, likewise."""
-        waiting = self.unsent_bytes + not_acknowledged(self._writer.get_extra_info("socket"))
-        return self._written_bytes - waiting
+        """How much has arrived; where the operating system does not say, how much it was given."""
+        found = acknowledged(self._writer.get_extra_info("socket"))
+        if found is not None:
+            self._arrived_bytes = found
+        return self._arrived_bytes if self._arrived_bytes else self._written_bytes - self.unsent_bytes
 
     # --- Receiving ----------------------------------------------------------------------------------------
 

@@ -11,11 +11,12 @@ import sys
 from jwins.errors import UsageError
 from jwins.net.roster import split_address
 
-__all__ = ["listening_sockets", "not_acknowledged", "not_sent"]
+__all__ = ["acknowledged", "listening_sockets", "not_sent"]
 
 BACKLOG = 512
 
-_SIOCOUTQ, _SIOCOUTQNSD = 0x5411, 0x894B  # of linux/sockios.h
+_SIOCOUTQNSD = 0x894B  # of linux/sockios.h
+_BYTES_ACKED_AT = 120  # tcpi_bytes_acked in struct tcp_info of linux/tcp.h
 
 
 def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
@@ -63,20 +64,20 @@ def _is_loopback(host: str) -> bool:
 
 
 def not_sent(sock: socket.socket | None) -> int:
-    """Bytes that the operating system was given and has not sent once; 0 where it does not say."""
-    return _asked(sock, _SIOCOUTQNSD)
-
-
-def not_acknowledged(sock: socket.socket | None) -> int:
-    """Bytes that it was given and the other side has not acknowledged; 0 where it does not say."""
-    return _asked(sock, _SIOCOUTQ)
-
-
-def _asked(sock: socket.socket | None, request: int) -> int:
+    """Bytes that it was given and has not sent once; 0 where it does not say."""
     if sys.platform == "linux" and sock is not None:
         import fcntl
 
         with contextlib.suppress(OSError, ValueError):  # closed meanwhile
-            (found,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), request, bytes(4)))
+            (found,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4)))
             return int(found)
     return 0
+
+
+def acknowledged(sock: socket.socket | None) -> int | None:
+    """Bytes that the other side has acknowledged since the connection began; None where it does not say."""
+    if sys.platform == "linux" and sock is not None:
+        with contextlib.suppress(OSError, ValueError, struct.error):  # closed meanwhile, or an old kernel
+            about = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + 8)
+            return int(struct.unpack_from("Q", about, _BYTES_ACKED_AT)[0])
+    return None

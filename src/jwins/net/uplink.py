@@ -24,7 +24,7 @@ LONG_BYTES = 1 << 16
 WINDOW_S = 0.25
 """Over so long rates are measured."""
 
-FAST = 0.5
+FAST = 0.3
 """A message that leaves at this part of the best rate, or more, has the way out to itself."""
 
 FORGETTING = 0.99
@@ -92,6 +92,7 @@ class Uplink:
         sending.began, sending.arrived = loop.time(), sending.sink.arrived_bytes
         self._under_way.add(sending)
         if self._watcher is None:
+            self._ended_bytes = 0
             self._watcher = loop.create_task(self._watch())
 
     def _admit(self) -> None:
