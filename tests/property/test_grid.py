@@ -69,6 +69,7 @@ def levels(*numbers: int) -> torch.Tensor:
         Quantized(levels(0, 1, 0), torch.tensor([0.25]), (3,), offset=0.1),
         Quantized(levels(0, LIMIT + 1, 0), torch.tensor([0.25]), (3,)),
         Quantized(levels(0, -(2**31), 0), torch.tensor([0.25]), (3,)),
+        Quantized(levels(0, -(2**31), 0), torch.tensor([1.0]), (3,)),  # four times that is 0 in 32 bits
         Quantized(levels(0, 2, 0), torch.tensor([2.0**28]), (3,)),
         Quantized(levels(0, 1, 0), torch.tensor([1e38]), (3,)),
     ],

@@ -56,13 +56,14 @@ class Grid:
         multiples = [self._multiple_of(scale) for scale in values.scales.tolist()]
         if None in multiples:
             return None
-        runs = torch.tensor(values.runs)
-        factor = torch.tensor(multiples, dtype=torch.int32)
         highest = max((m for m in multiples if m is not None), default=1)
-        if len(values.levels) and int(values.levels.abs().max()) * highest > LIMIT:
+        if not within(values.levels, LIMIT // highest):
             return None
-        same = len(set(multiples)) <= 1
-        change = values.levels * (highest if same else torch.repeat_interleave(factor, runs))
+        factor: int | Tensor = highest
+        if len(set(multiples)) > 1:
+            each = torch.tensor(multiples, dtype=torch.int32)
+            factor = torch.repeat_interleave(each, torch.tensor(values.runs))
+        change = values.levels * factor
         change = change.to(units.device)
         positions = update.indices()
         after = units + change if positions is None else units.index_add(0, positions.to(units.device), change)
@@ -89,12 +90,12 @@ class Grid:
         return 1 << exponent - 1 if exact else None
 
 
-def within(units: Tensor) -> bool:
-    """Whether all whole numbers are in range."""
+def within(units: Tensor, limit: int = LIMIT) -> bool:
+    """Whether all whole numbers are at most ``limit`` in magnitude."""
     if not len(units):
         return True
     least, largest = torch.aminmax(units)
-    return int(least) >= -LIMIT and int(largest) <= LIMIT
+    return int(least) >= -limit and int(largest) <= limit
 
 
 def dead_zone(values: Tensor, step: float, threshold: float) -> Tensor:
