@@ -64,7 +64,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def not_sent(sock: socket.socket | None) -> int:
-    """Bytes that it was given and has not sent once; 0 where it does not say."""
+    """Bytes that the operating system was given and has not sent once; 0 where it does not say."""
     if sys.platform == "linux" and sock is not None:
         import fcntl
 
@@ -75,7 +75,7 @@ def not_sent(sock: socket.socket | None) -> int:
 
 
 def acknowledged(sock: socket.socket | None) -> int | None:
-    """Bytes that the other side has acknowledged since the connection began; None where it does not say."""
+    """Bytes that the other side has acknowledged so far; None where the operating system does not say."""
     if sys.platform == "linux" and sock is not None:
         with contextlib.suppress(OSError, ValueError, struct.error):  # closed meanwhile, or an old kernel
             about = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + 8)

@@ -711,10 +711,10 @@ class Transport:
 
     async def _gone(self, link: Link) -> None:
         """Wait until what was written has left this machine."""
-        pause, arrived = SHORTEST_LOOK_S, -1
+        pause, most = SHORTEST_LOOK_S, -1
         while link.channel.waiting_bytes:
-            if link.channel.arrived_bytes > arrived:
-                arrived, link.writing_since = link.channel.arrived_bytes, self._awake_s
+            if (arrived := link.channel.arrived_bytes) > most:
+                most, link.writing_since = arrived, self._awake_s
             self._write_signs(link)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_LOOK_S)

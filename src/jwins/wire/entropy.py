@@ -279,7 +279,8 @@ class _Writer:
             if len(odds) > 1:
                 steps = np.diff(odds) // _UNITS[choice.unit] + 2 * _ODDS
                 self._steps.append((steps, _differences(choice.rate)[0]))
-            for t, slices in _by_odds(odds, self._parts.at(choice.kind - _PARTS, totals)):
+            before = self._parts.at(choice.kind - _PARTS, totals)
+            for t, slices in _by_odds(odds, before[_told(before)], len(flags)):
                 self._flags(np.concatenate([flags[part] for part in slices]), t)
         return flags
 
@@ -334,17 +335,18 @@ class _Reader:
             return self._flags(count, self._decode(_uniform(2 * _ODDS // unit)) * unit - _ODDS)
         if kind - _PARTS > self._parts.depth:
             raise CodecError(f"levels in parts of depth {kind - _PARTS}: expected at most {self._parts.depth}")
-        totals = self._parts.at(kind - _PARTS, self._parts.before(where))
+        before = self._parts.at(kind - _PARTS, self._parts.before(where))
+        starts = before[_told(before)]
         unit = _UNITS[self._decode(_uniform(len(_UNITS)))]
         rate = self._decode(_uniform(len(_RATES)))
-        odds = np.full(len(_told(totals[:-1], totals[1:])), self._decode(_uniform(2 * _ODDS)) - _ODDS)
+        odds = np.full(len(starts), self._decode(_uniform(2 * _ODDS)) - _ODDS)
         if len(odds) > 1:
             steps = self._decode(_differences(rate)[0], len(odds) - 1) - 2 * _ODDS
             odds[1:] += np.cumsum(steps.astype(np.int64)) * unit
         if int(odds.min()) < -_ODDS or int(odds.max()) >= _ODDS:
             raise CodecError("odds of levels: out of range")
         found = np.empty(count, dtype=np.bool_)
-        for t, slices in _by_odds(odds, totals):
+        for t, slices in _by_odds(odds, starts, count):
             read = self._flags(sum(part.stop - part.start for part in slices), t)
             start = 0
             for part in slices:
@@ -371,24 +373,23 @@ class _Reader:
         return int(words[0])
 
 
-def _told(begins: Counts, ends: Counts) -> Where:
+def _told(before: Counts) -> Where:
     """The first part with decisions, and all further ones with more than a few: those whose odds are told.
 
     Args:
-        begins: (p,) how many decisions there are before each part.
-        ends: (p,) the same, and in it.
+        before: (p + 1,) how many decisions there are before each of p parts, and in all.
     """
-    totals = ends - begins
+    totals = before[1:] - before[:-1]
     enough = totals >= _FEW_OF_PART
     enough[(totals > 0).argmax()] = True
     return enough.nonzero()[0]
 
 
-def _by_odds(odds: npt.NDArray[Any], before: Counts) -> list[tuple[int, list[slice]]]:
-    """Slices of the decisions, those with the same odds together; ``odds`` are of the parts that are told."""
-    starts = before[_told(before[:-1], before[1:])].tolist()
+def _by_odds(odds: npt.NDArray[Any], starts: Counts, count: int) -> list[tuple[int, list[slice]]]:
+    """Slices of ``count`` decisions, those with the same odds together; odds are of the parts that are told."""
     slices: dict[int, list[slice]] = {}
-    for t, start, end in zip(odds.tolist(), starts, [*starts[1:], int(before[-1])], strict=True):
+    ends = [*starts[1:].tolist(), count]
+    for t, start, end in zip(odds.tolist(), starts.tolist(), ends, strict=True):
         slices.setdefault(t, []).append(slice(start, end))
     return sorted(slices.items())
 
