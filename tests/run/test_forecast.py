@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 import jwins
 from jwins.cli import app
 from jwins.errors import ConfigError
-from jwins.run.forecast import forecast
+from jwins.run.forecast import _calibrate, _small, forecast
+from jwins.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +40,22 @@ def test_bytes_are_as_planned(sharing: dict[str, Any], tmp_path: Path) -> None:
     assert found.round_bytes == pytest.approx(24 * 4 * found.frame_bytes)
     assert (found.num_nodes, found.dim) == (24, result.record.start.dim)
     assert (found.evaluations, found.checkpoints, found.rounds) == (len(result.record.evaluations), 2, 10)
+
+
+def test_an_evaluation_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    evaluate_all = Trainer.evaluate_all
+
+    def slow(self: Trainer, exams: Any) -> Any:
+        nonlocal now
+        now += 3.0
+        return evaluate_all(self, exams)
+
+    monkeypatch.setattr(Trainer, "evaluate_all", slow)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    found = _calibrate(_small(experiment(tmp_path / "run"), 4, 3, 100))
+    assert found.evaluation_s == 3.0
+    assert set(found.round_s.values()) == {0.0}
 
 
 def test_hosts_share_what_nodes_need(tmp_path: Path) -> None:

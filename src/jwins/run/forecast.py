@@ -36,8 +36,9 @@ __all__ = ["Forecast", "forecast"]
 _ROUNDS = 6
 """Of a calibration, the first of which does not count: it takes memory and records steps."""
 
-_SAMPLES = 1000
-"""Test samples of a calibration's evaluations."""
+_SAMPLES = 1000, 4000
+"""Test samples of an evaluation in the larger calibration, and in the smaller one: tasks differ in what a model
+costs that is to be tested, however many samples there are."""
 
 _LARGER_BYTES = 200e6
 """By so much memory the larger calibration is to differ, as what a process takes anyway varies by some MB."""
@@ -64,7 +65,7 @@ class Forecast:
         memory_bytes: of each host at its peak, the process included; the data of a task are in it.
         start_s: before the first round, the imports of a process included.
         round_s: per round, by activity; of the host that is slowest.
-        evaluation_s: each.
+        evaluation_s: each, of all nodes.
         checkpoint_s: each.
         checkpoints: of the run.
         frame_bytes: mean length of a frame.
@@ -89,11 +90,10 @@ class Forecast:
 
     @property
     def total_s(self) -> float:
-        """From start to end."""
+        """From start to end. What is evaluated before the first round is one model, which all nodes have."""
         rounds = self.rounds * sum(self.round_s.values())
-        return (
-            self.start_s + rounds + self.evaluations * self.evaluation_s + self.checkpoints * self.checkpoint_s
-        )
+        evaluations = (self.evaluations - 1) * self.evaluation_s
+        return self.start_s + rounds + evaluations + self.checkpoints * self.checkpoint_s
 
     @property
     def total_bytes(self) -> float:
@@ -154,9 +154,10 @@ def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
     threads = experiment.run.threads or (1 if engine is not None else None)
     if threads is not None:
         experiment = experiment.changed({"run": {"threads": threads}})
-    few = _apart(_small(experiment, 4, degree))
+    fewer, more = _SAMPLES
+    few = _apart(_small(experiment, 4, degree, more))
     much = _nodes_for(few.dim, experiment.nodes.count)
-    many = _apart(_small(experiment, much, degree)) if much > few.nodes else few
+    many = _apart(_small(experiment, max(much, few.nodes), degree, fewer))
     return _extrapolated(experiment, degree, few, many, 1 if engine is None else engine.hosts)
 
 
@@ -165,8 +166,8 @@ def _nodes_for(dim: int, most: int) -> int:
     return min(most, max(_FEWEST, min(_MOST, wanted)))
 
 
-def _small(experiment: Experiment, nodes: int, degree: float) -> Experiment:
-    """The same with few nodes, of the same degree if that can be."""
+def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> Experiment:
+    """The same with few nodes, of the same degree if that can be, tested on few samples."""
     nodes = min(nodes, experiment.nodes.count)
     run = experiment.run
     changes: dict[str, Any] = {
@@ -175,7 +176,7 @@ def _small(experiment: Experiment, nodes: int, degree: float) -> Experiment:
             "rounds": _ROUNDS,
             "eval_every": _ROUNDS,
             "eval_at": [],
-            "eval_samples": _SAMPLES,
+            "eval_samples": samples,
             "eval_samples_early": None,
             "checkpoint_every": _ROUNDS - 1 if run.checkpoint_every < run.rounds else _ROUNDS + 1,
             "tensorboard": False,
@@ -237,6 +238,7 @@ def _calibrate(experiment: Experiment) -> Measured:
     (since, before), (until, after) = seen[rounds[0]], seen[rounds[-1]]
     round_s = {name: (after[name] - before[name]) / counted for name in _ACTIVITIES}
     busy_s = (until - since - end.wall_s["checkpoints"]) / counted
+    at_start_s = before["evaluation"]
     round_s["clock"] = max(0.0, busy_s - sum(round_s.values()))
     graphs = [parts.simulator.rules.topology.at(r) for r in range(_ROUNDS)]
     return Measured(
@@ -249,7 +251,7 @@ def _calibrate(experiment: Experiment) -> Measured:
         start_s=start_s,
         own_s=time.perf_counter() - started,
         round_s=round_s,
-        evaluation_s=end.wall_s["evaluation"],
+        evaluation_s=end.wall_s["evaluation"] - at_start_s,
         checkpoint_s=end.wall_s["checkpoints"],
         sends=sum(len(receivers) for graph in graphs for receivers in graph.recipients),
         sent_bytes=sum(edge.bytes.total for edge in outcome.traffic),
@@ -288,11 +290,11 @@ def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Me
         "decoding": line(lambda m: m.round_s["decoding"], max(map(len, heard))),
         "clock": line(lambda m: m.round_s["clock"], num_nodes) * per_degree,
     }
-    completed = sorted(evaluation_rounds(experiment))
+    completed = sorted(evaluation_rounds(experiment))  # 0 is the first
     all_samples = many.all_samples if run.eval_samples == "all" else run.eval_samples
     early = run.eval_samples_early or all_samples
-    last = min(run.eval_last, len(completed))
-    samples = (all_samples * last + early * (len(completed) - last)) / len(completed)
+    last = min(run.eval_last, len(completed) - 1)
+    samples = (all_samples * last + early * (len(completed) - 1 - last)) / (len(completed) - 1)
     frame_bytes = (few.sent_bytes + many.sent_bytes) / max(1, few.sends + many.sends)
     own = [set(block) for block in blocks]
     crossing = sum(len(of - mine) for of, mine in zip(heard, own, strict=True))
@@ -305,13 +307,21 @@ def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Me
         memory_bytes=line(lambda m: m.peak_bytes, largest),
         start_s=line(lambda m: m.start_s, largest),
         round_s=round_s,
-        evaluation_s=many.evaluation_s / many.nodes * largest * samples / many.samples,
+        evaluation_s=largest * _model_test_s(few, many, samples),
         checkpoint_s=line(lambda m: m.checkpoint_s, num_nodes),
         checkpoints=(run.rounds - 1) // run.checkpoint_every,
         frame_bytes=frame_bytes,
         round_bytes=frame_bytes * sum(map(len, topology.at(0).recipients)),
         stored_bytes=frame_bytes * crossing,
     )
+
+
+def _model_test_s(few: Measured, many: Measured, samples: float) -> float:
+    """Seconds that one model's test on so many samples takes."""
+    less, more = many.evaluation_s / many.nodes, few.evaluation_s / few.nodes
+    apart = few.samples - many.samples
+    slope = min(max(0.0, (more - less) / apart), less / many.samples) if apart else less / many.samples
+    return less + slope * (samples - many.samples)
 
 
 def _senders(graph: Graph, block: Sequence[int]) -> set[int]:
