@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from jwins.errors import ConfigError
 from jwins.experiment import Experiment
 from jwins.rng import RoundContext, stream
 from jwins.sharing import Budget, FixedStep, LinkBudget, RelativeStep, closed_loop, stateless
+from jwins.sharing.grid import FINEST
 from jwins.sharing.rate import Pace
 from jwins.update import Quantized, Update
 from jwins.wire import codec
@@ -181,3 +183,53 @@ def test_free_bytes_are_not_for_the_levels() -> None:
         Budget(bits=1.6, free_bytes=free).next(Pace(), learned, learned, (P,), ctx).step for free in (0, 1000)
     ]
     assert steps[0] == steps[1]
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Wishes, in units of the finest grid, whatever was learned."""
+
+    wishes: tuple[float, ...]
+    steady: bool = True
+
+    def next(
+        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    ) -> Pace:
+        return Pace(step=self.wishes[ctx.round] * FINEST)
+
+
+def quantized(rule: Scripted, moved: float) -> list[tuple[int, int]]:
+    """Of each round the step, in units, and the level of a value that is ``moved`` units further than known."""
+    algorithm = replace(closed_loop(wavelet=None, memory=0), rule=rule)
+    state, found = algorithm.init(torch.zeros(1)), []
+    for r in range(len(rule.wishes)):
+        params = (state.x_hat + moved) * FINEST
+        update, state = algorithm.share(state, params, RoundContext(seed=1, node=0, round=r))
+        assert isinstance(update.values, Quantized)
+        found.append((round(float(update.values.scales[0]) / FINEST), int(update.values.levels[0])))
+    return found
+
+
+def test_a_steady_step_stays_until_the_wish_is_an_octave_away() -> None:
+    wishes = (1024.0, 1500.0, 1900.0, 2100.0, 1600.0, 1100.0, 1000.0, 513.0, 500.0)
+    steps = [step for step, _ in quantized(Scripted(wishes), 0.0)]
+    assert steps == [1024, 1024, 1024, 2048, 2048, 2048, 1024, 1024, 512]
+    restless = [step for step, _ in quantized(Scripted(wishes, steady=False), 0.0)]
+    assert restless == [1024, 2048, 2048, 2048, 2048, 1024, 1024, 512, 512]
+
+
+def test_meanwhile_the_dead_zone_becomes_wider_but_never_narrower() -> None:
+    assert quantized(Scripted((1024.0, 1100.0, 1300.0, 600.0)), 614.0) == [
+        (1024, 1),
+        (1024, 1),
+        (1024, 0),
+        (1024, 1),
+    ]
+    assert quantized(Scripted((1024.0, 600.0)), 500.0) == [(1024, 0), (1024, 0)]
+
+
+@pytest.mark.parametrize("rule", [Budget(bits=1.0), LinkBudget(1.0, 1.0)])
+def test_budgets_are_steady(rule: Budget | LinkBudget) -> None:
+    assert rule.steady
+    assert not FixedStep(0.1).steady
+    assert not RelativeStep(3.0).steady

@@ -50,6 +50,7 @@ class ClosedLoopState:
         x_hat: (C,) int32, this node's own replica, as its neighbours hold it.
         shared: the round of this node's last share, or None.
         pace: of rate control.
+        multiple: of the unit, the step of the last share; 0 before the first.
         past: the own replica after earlier shares, by round.
         replicas: of the neighbours, by node.
         missing: neighbours of whom something was missed.
@@ -62,6 +63,7 @@ class ClosedLoopState:
     x_hat: Tensor
     shared: int | None = None
     pace: Pace = field(default_factory=Pace)
+    multiple: int = 0
     past: Mapping[int, Tensor] = field(default_factory=dict)
     replicas: Mapping[int, Replica] = field(default_factory=dict)
     missing: frozenset[int] = frozenset()
@@ -75,7 +77,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     Attributes:
         rule: of the step. A fixed step is the unit of replicas; others are rounded to powers of two times
-            :data:`jwins.sharing.grid.FINEST`.
+            :data:`jwins.sharing.grid.FINEST`. A budget's stay until the wish is twice or half of them.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone, in steps.
         feedback: part of what was held back that is given back in a round, in [0, 1].
@@ -125,8 +127,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         wanted = coefficients - self.grid.values(state.x_hat)
         bands = self._bands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
-        multiple = self.grid.multiple(pace.step)
-        levels = dead_zone(wanted, self.grid.unit * multiple, self.zero * pace.step)
+        multiple, width = self._multiple(state.multiple, pace.step)
+        levels = dead_zone(wanted, self.grid.unit * multiple, self.zero * width)
         if float(coefficients.abs().max()) > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
@@ -143,7 +145,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             check=hash_of(x_hat),
         )
         unsent = coefficients - self.grid.values(x_hat) if self.feedback < 1.0 else None
-        return update, replace(state, x_hat=x_hat, shared=ctx.round, pace=pace, past=past, unsent=unsent)
+        return update, replace(
+            state, x_hat=x_hat, shared=ctx.round, pace=pace, multiple=multiple, past=past, unsent=unsent
+        )
 
     def merge(
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
@@ -206,6 +210,20 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             return None
         change = self.grid.quantized(state.x_hat - state.past[round], self._bands(len(state.origin)))
         return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
+
+    def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
+        """The step in units, and by which step the dead zone is measured.
+
+        Of a step that goes back and forth between two powers of two, each time a part of the levels says what
+        was said before. So a steady rule's stays until the wish is an octave away, and until then a wish for a
+        longer one makes the dead zone wider.
+        """
+        if not self.rule.steady:
+            return self.grid.multiple(wish), wish
+        multiple = (
+            latest if latest and 0.5 < wish / (self.grid.unit * latest) < 2.0 else self.grid.multiple(wish)
+        )
+        return multiple, max(wish, self.grid.unit * multiple)
 
     def _bands(self, num_params: int) -> tuple[int, ...]:
         return (num_params,) if self.transform is None else self.transform.subbands(num_params)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +44,13 @@ class Pace:
 
 
 class StepRule(Protocol):
-    """A rule for the step. Implementations are frozen, hashable, picklable and printable."""
+    """A rule for the step. Implementations are frozen, hashable, picklable and printable.
+
+    Attributes:
+        steady: whether an algorithm whose steps are powers of two keeps one until the wish is an octave off.
+    """
+
+    steady: ClassVar[bool]
 
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
@@ -70,6 +76,7 @@ class FixedStep:
     """
 
     step: float
+    steady: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         STEP.check("sharing.step", self.step)
@@ -90,6 +97,7 @@ class RelativeStep:
     """
 
     ratio: float
+    steady: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         RATIO.check("sharing.ratio", self.ratio)
@@ -121,6 +129,7 @@ class Budget:
     bits: float | None = None
     size_bytes: int | None = None
     free_bytes: int = 0
+    steady: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.size_bytes is None):
@@ -163,6 +172,7 @@ class LinkBudget:
 
     seconds: float
     mbps: float
+    steady: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         SECONDS.check("sharing.budget_seconds", self.seconds)
