@@ -270,7 +270,7 @@ class Received:
 
 def largest_magnitude(values: Tensor) -> float:
     """Of ``values`` (k,): 0 without any, not a number if one of them is not."""
-    if not len(values):
+    if not values.numel():
         return 0.0
     least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if there is one
     return max(-float(least), float(largest))
