@@ -11,7 +11,9 @@ from worlds import end, evals, simulator
 
 from jwins.engines.host import Parcel
 from jwins.engines.simulator import Compute, Faults, Links, Simulator
-from jwins.engines.simulator.network import Flow, Uplink
+from jwins.engines.simulator.network import Flow, Network, Uplink
+from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
+from jwins.engines.simulator.script import Mishap
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
 from jwins.topology import Regular, Ring, Star
@@ -198,3 +200,16 @@ def test_progress_is_that_of_the_slowest_live_node() -> None:
     assert sim.run().status == "finished"
     assert len(seen) > 20
     assert set(seen) == {0}
+
+
+def test_only_the_last_word_about_an_uplink_is_foreseen() -> None:
+    """A frame to many neighbours begins as many transfers, and the next of them ends once."""
+    queue = EventQueue()
+    network = Network(Links(uplink_mbps=8.0), 9, queue)
+    network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), range(1, 9), {3: Mishap(dropped=True)})
+    ((at, item),) = queue.pop_window(0.0)
+    assert (at, item) == (1.008, UplinkDue(0, 8))
+    network.advance(UplinkDue(0, 7), at)
+    assert not queue
+    network.advance(UplinkDue(0, 8), at)
+    assert [item.node for item in queue.items() if isinstance(item, Pending)] == [1, 2, 4, 5, 6, 7, 8]

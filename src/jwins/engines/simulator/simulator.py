@@ -336,8 +336,8 @@ class Simulator:
                 case Send():
                     self._on_send(node, command, now)
                 case RequestKey(to, packed):
-                    self._ledger.count(node, to, packed, "control")
-                    self.network.send(now, to, self._parcel(node, packed))
+                    self._ledger.count(node, (to,), packed, "control")
+                    self.network.send(now, self._parcel(node, packed), (to,), {})
                 case Evaluate(round):
                     sent = tuple(self._ledger.sent(node).by_kind().values())
                     self._marks.setdefault(round, {})[node] = Mark(now, sent)
@@ -377,14 +377,10 @@ class Simulator:
         self._queue.push(due, Pending(node, TrainingOver(round)))
 
     def _on_send(self, node: int, command: Send, now: float) -> None:
-        parcel = self._parcel(node, command.packed)
         receivers = command.in_turn(node) if self._links.sending == "in_turn" else command.to
-        for receiver in receivers:
-            self._ledger.count(node, receiver, command.packed, "key" if command.key else "update")
-            extra_s, dropped = 0.0, False
-            if not command.key:
-                extra_s, dropped = self._script.on_send(node, command.round, receiver)
-            self.network.send(now, receiver, parcel, extra_s=extra_s, dropped=dropped)
+        self._ledger.count(node, receivers, command.packed, "key" if command.key else "update")
+        mishaps = {} if command.key else self._script.on_send(node, command.round, receivers)
+        self.network.send(now, self._parcel(node, command.packed), receivers, mishaps)
 
     def _parcel(self, sender: int, packed: Packed) -> Parcel:
         self._parcels += 1
