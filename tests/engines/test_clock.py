@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from typing import Any
 
@@ -200,6 +201,35 @@ def test_progress_is_that_of_the_slowest_live_node() -> None:
     assert sim.run().status == "finished"
     assert len(seen) > 20
     assert set(seen) == {0}
+
+
+@pytest.mark.parametrize(("given", "within"), [(30, 60), (5000, 5000), (0, 0)])
+def test_cycles_are_looked_for_as_seldom_as_many_nodes_need(given: int, within: int) -> None:
+    """And as often as before afterwards, be it after a failure."""
+    seen: set[int] = set()
+
+    def look(progress: object) -> None:
+        seen.add(gc.get_threshold()[0])
+        raise ZeroDivisionError
+
+    sim = simulator(6, on_progress=look)
+    before = gc.get_threshold()
+    gc.set_threshold(given, *before[1:])
+    try:
+        with pytest.raises(ZeroDivisionError):
+            sim.run()
+        assert seen == {within}
+        assert gc.get_threshold() == (given, *before[1:])
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_a_round_leaves_no_cycles_behind() -> None:
+    found: list[int] = []
+    sim = simulator(8, rounds=6, codec="pco", eval_at=(), train={"batching": "stacked"})
+    sim.on_progress = lambda progress: found.append(gc.collect())
+    sim.run()
+    assert set(found[len(found) // 2 :]) == {0}
 
 
 def test_only_the_last_word_about_an_uplink_is_foreseen() -> None:

@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from jwins.engines import host as seam
+from jwins.engines.garbage import seldom_collected
 from jwins.engines.host import AnyHost, Arrived, Due, Parcel, TrainingOver
 from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
@@ -252,7 +253,7 @@ class Simulator:
             OSError: e.g. a full disk; the newest checkpoint is intact and can be resumed.
         """
         try:
-            with self._timed("total"):
+            with self._timed("total"), seldom_collected(self.num_nodes):
                 self._begin(resume)
                 while self._queue and self._failure is None and not self._stop():
                     self._step()
