@@ -8,7 +8,7 @@ host decodes it once for all its nodes.
 Two things make it fast without changing any result:
 
 - Training depends only on the parameters at command time. So all outstanding trainings run as one batch when
-  the first of them is due.
+  the first of them is due; of stacked nodes, all of one stack, each stack for itself.
 - What a node does at time t reaches no other node before t + latency, and not itself before the next
   training is done. So all events within that window can be handled at once, different nodes on different
   threads, and their commands are then carried out in order of time.
@@ -287,9 +287,8 @@ class Simulator:
     def _step(self) -> None:
         """Handle all events of one window, then carry out what the nodes command, in order of time."""
         window = self._queue.pop_window(self.window_s)
-        trained = (i.node for _, i in window if isinstance(i, Pending) and isinstance(i.event, TrainingOver))
         outstanding: dict[int, int] = {}
-        if any(node in self._pending for node in trained):
+        if any(isinstance(item, Pending) and isinstance(item.event, TrainingOver) for _, item in window):
             outstanding, self._pending = self._pending, {}
         due: dict[int, Due] = {
             index: item.at(at)
@@ -305,7 +304,7 @@ class Simulator:
                 self._carry_out(item.node, commands.get(index, []), at)
 
     def _handle(self, due: Mapping[int, Due], train: Mapping[int, int]) -> dict[int, list[Command]]:
-        """What the nodes command, by the number of the event; all outstanding trainings come first."""
+        """What the nodes command, by the number of the event; ``train`` are trainings that are outstanding."""
         indices: dict[AnyHost, list[int]] = {}
         for index, item in due.items():
             indices.setdefault(self._host_of[item.node], []).append(index)
