@@ -29,7 +29,7 @@ receiver's has weight 0, on both sides of an edge, so that mixing weights stay d
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -498,8 +498,7 @@ class Node:
     @property
     def waiting_for(self) -> tuple[int, ...]:
         """Neighbours whose frame of this round is expected and not here."""
-        senders = self._topology.at(self.round).senders[self.id]
-        return tuple(j for j in senders if self._takes_part(j) and (j, self.round) not in self._inbox)
+        return tuple(self._awaited())
 
     # --- One method per cell of the transition table ------------------------------------------------------
 
@@ -597,7 +596,7 @@ class Node:
         self._inbox.clear()
         self._informed.clear()
         if self.phase is Phase.WAITING:  # no share without a merge: scores would count the training twice
-            self._merge([])
+            self._merge([], self._context())
         self.round = event.round
         self.phase = Phase.TRAINING
         return [Train(event.round)]
@@ -607,20 +606,25 @@ class Node:
 
     # --- The round ----------------------------------------------------------------------------------------
 
+    def _awaited(self) -> Iterator[int]:
+        at, inbox = self.round, self._inbox
+        senders = self._topology.at(at).senders[self.id]
+        return (j for j in senders if (j, at) not in inbox and self._takes_part(j))
+
     def _merge_if_ready(self, now: float, overdue: bool = False) -> list[Command]:
         if self.phase is not Phase.WAITING:
             return []
         overdue = overdue or (self._deadline is not None and now >= self._deadline)
-        if not overdue and self.waiting_for:
+        if not overdue and any(True for _ in self._awaited()):
             return []
-        ctx = self._context()
+        ctx, epoch = self._context(), self._epoch(self.round)
         due = sorted(key for key in self._inbox if key[1] <= self.round)
         received = []
         for j, r in due:
             frame = self._inbox.pop((j, r))
-            counts = r == self.round and frame.epoch == self._epoch(r)
+            counts = r == self.round and frame.epoch == epoch
             received.append(Received(j, r, ctx.weights.get(j, 0.0) if counts else 0.0, frame.update))
-        self._merge(received)
+        self._merge(received, ctx)
         if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
@@ -636,8 +640,8 @@ class Node:
             commands.append(Checkpoint(self.round))
         return commands + self._next_round()
 
-    def _merge(self, received: list[Received]) -> None:
-        self.params, self.state = self._sharing.merge(self.state, self.params, received, self._context())
+    def _merge(self, received: list[Received], ctx: RoundContext) -> None:
+        self.params, self.state = self._sharing.merge(self.state, self.params, received, ctx)
         if self.rules.project is not None:
             merged = self.params
             self.params = self.rules.project(merged.clone())

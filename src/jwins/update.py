@@ -162,7 +162,9 @@ class Quantized:
 
 def dense_of(values: Tensor | Quantized) -> Tensor:
     """Values as (k,) float32, whatever they travel as; float32 is handed back as it is."""
-    return values.dense() if isinstance(values, Quantized) else values.to(torch.float32)
+    if isinstance(values, Quantized):
+        return values.dense()
+    return values if values.dtype == torch.float32 else values.to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,7 +272,7 @@ class Received:
 
 def largest_magnitude(values: Tensor) -> float:
     """Of ``values`` (k,): 0 without any, not a number if one of them is not."""
-    if not len(values):
+    if not values.numel():
         return 0.0
     least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if there is one
     return max(-float(least), float(largest))

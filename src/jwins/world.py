@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
 from jwins.checks import MISSING, Within
@@ -100,20 +101,30 @@ class Compute:
             round: counted from 0.
             local_steps: of the round.
         """
-        from jwins.rng import stream  # which loads torch, for other generators
-
         step_ms = self.step_ms[node] if isinstance(self.step_ms, tuple) else self.step_ms
         slowness = 1.0
         if self.spread:
-            slowness *= _lognormal(stream(seed, "compute", node=node), self.spread)
+            slowness *= _slowness(seed, node, self.spread)
         if self.jitter:
-            slowness *= _lognormal(stream(seed, "compute", node=node, round=round), self.jitter)
+            slowness *= _lognormal(_stream(seed, node=node, round=round), self.jitter)
         return step_ms * 1e-3 * local_steps * slowness
 
     def least_seconds(self, local_steps: int) -> float:
         """No round's training is shorter than this."""
         least = min(self.step_ms) if isinstance(self.step_ms, tuple) else self.step_ms
         return least * 1e-3 * local_steps / (8 if self.spread else 1) / (8 if self.jitter else 1)
+
+
+@lru_cache(maxsize=2**17)
+def _slowness(seed: int, node: int, sd: float) -> float:
+    """Of a node, the same in every round, so that one generator is made and not one per round."""
+    return _lognormal(_stream(seed, node=node), sd)
+
+
+def _stream(seed: int, **where: int) -> np.random.Generator:
+    from jwins.rng import stream  # which loads torch, for other generators
+
+    return stream(seed, "compute", **where)
 
 
 def _lognormal(rng: np.random.Generator, sd: float) -> float:

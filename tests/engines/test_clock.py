@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 from worlds import end, evals, simulator
 
-from jwins.engines.host import Parcel
+from jwins.engines.host import Due, Host, Parcel, TrainingOver
 from jwins.engines.simulator import Compute, Faults, Links, Simulator
-from jwins.engines.simulator.network import Flow, Uplink
+from jwins.engines.simulator.network import Flow, Network, Uplink
+from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
+from jwins.engines.simulator.script import Mishap
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
 from jwins.topology import Regular, Ring, Star
+from jwins.training.stacked import Stacks
+from jwins.training.trainer import Trainer
 from jwins.wire import Packed
 
 
@@ -198,3 +204,89 @@ def test_progress_is_that_of_the_slowest_live_node() -> None:
     assert sim.run().status == "finished"
     assert len(seen) > 20
     assert set(seen) == {0}
+
+
+@pytest.mark.parametrize(("given", "within"), [(30, 60), (5000, 5000), (0, 0)])
+def test_cycles_are_looked_for_as_seldom_as_many_nodes_need(given: int, within: int) -> None:
+    """And as often as before afterwards, be it after a failure."""
+    seen: set[int] = set()
+
+    def look(progress: object) -> None:
+        seen.add(gc.get_threshold()[0])
+        raise ZeroDivisionError
+
+    sim = simulator(6, on_progress=look)
+    before = gc.get_threshold()
+    gc.set_threshold(given, *before[1:])
+    try:
+        with pytest.raises(ZeroDivisionError):
+            sim.run()
+        assert seen == {within}
+        assert gc.get_threshold() == (given, *before[1:])
+    finally:
+        gc.set_threshold(*before)
+
+
+def test_a_round_leaves_no_cycles_behind() -> None:
+    found: list[int] = []
+    sim = simulator(8, rounds=6, codec="pco", eval_at=(), train={"batching": "stacked"})
+    sim.on_progress = lambda progress: found.append(gc.collect())
+    sim.run()
+    assert set(found[len(found) // 2 :]) == {0}
+
+
+def test_only_the_last_word_about_an_uplink_is_foreseen() -> None:
+    """A frame to many neighbours begins as many transfers, and the next of them ends once."""
+    queue = EventQueue()
+    network = Network(Links(uplink_mbps=8.0), 9, queue)
+    network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), range(1, 9), {3: Mishap(dropped=True)})
+    ((at, item),) = queue.pop_window(0.0)
+    assert (at, item) == (1.008, UplinkDue(0, 8))
+    network.advance(UplinkDue(0, 7), at)
+    assert not queue
+    network.advance(UplinkDue(0, 8), at)
+    assert [item.node for item in queue.items() if isinstance(item, Pending)] == [1, 2, 4, 5, 6, 7, 8]
+
+
+def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Later than together with other stacks, with more nodes at once, and with the same results."""
+
+    def run(hosts: int = 1) -> tuple[int, str, list[object]]:
+        trained: list[set[int]] = []
+        real, handle = Stacks.train, Host.handle
+
+        def train(self: Stacks, worker: int, number: int, rounds: Mapping[int, int], indices: Any) -> Any:
+            trained.append(set(rounds))
+            return real(self, worker, number, rounds, indices)
+
+        def look(self: Host, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
+            before = len(trained)
+            found = handle(self, due, train)
+            over = {item.node for item in due if isinstance(item.event, TrainingOver)}
+            assert all(not nodes.isdisjoint(over) for nodes in trained[before:]) or together
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Stacks, "train", train)
+            patched.setattr(Host, "handle", look)
+            sim = simulator(
+                12,
+                hosts=hosts,
+                sharing=jwins(),
+                topology=Regular(num_nodes=12, seed=3, degree=3),
+                rounds=8,
+                train={"batching": "stacked", "chunk": 3},
+                compute=Compute(10.0, spread=0.3, jitter=0.3),
+            )
+            outcome = sim.run()
+        assert sum(map(len, trained)) == 12 * 8
+        return len(trained), end(outcome).sha256, [*evals(outcome), outcome.traffic]
+
+    together = False
+    few, *results = run()
+    assert run(hosts=2)[1:] == tuple(results)
+    together = True
+    monkeypatch.setattr(Trainer, "stack_of", lambda self, node: 0)
+    many, *others = run()
+    assert others == results
+    assert few < many

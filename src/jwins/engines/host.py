@@ -274,6 +274,7 @@ class Host:
         self._nodes = {node: Node(node, initial, rules) for node in self.nodes}
         self._losses: dict[int, float] = {}
         self._trained: set[int] = set()
+        self._outstanding: dict[int, dict[int, int]] = {}
         self._samples: dict[int, dict[int, Sample]] = {}
         self._messages: WeakKeyDictionary[Parcel, Frame | KeyRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyRequest] = {}
@@ -303,14 +304,15 @@ class Host:
         Args:
             rounds: the round of each node that trains; what it commanded last.
         """
-        self.handle([], rounds)
+        self._train(rounds, lambda node: None)
 
     def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
         """Let the nodes take in what happens to them; different nodes do so on different threads.
 
         Args:
             due: in order of time, for nodes of this host.
-            train: the round of each node that trains before, as in :meth:`train`. A node goes on as soon as its
+            train: the round of each node that may train from now on, as in :meth:`train`. It does so when its
+                :class:`TrainingOver` or that of another node of its stack is due. A node goes on as soon as its
                 own training is done: its row is still in the cache then, and the thread needs no other.
 
         Returns:
@@ -330,11 +332,31 @@ class Host:
                 commands[index] = node.handle(self._event(item), item.time)
                 self._prepare(item.node, commands[index])
 
-        if train:
+        if train := self._due_to_train(due, train or {}):
             self._train(train, lambda node: handle_all(0, work.pop(node, [])))
         with self._timed("share and merge"):
             self._crew.run(list(work.values()), handle_all)
         return commands
+
+    def _due_to_train(self, due: Sequence[Due], train: Mapping[int, int]) -> dict[int, int]:
+        """The rounds of all nodes in whose stacks a training is over; those of the others are kept for later.
+
+        A stack takes as long for one node as for all of them.
+        """
+        for node, at in train.items():
+            self._outstanding.setdefault(self.trainer.stack_of(node), {})[node] = at
+        found: dict[int, int] = {}
+        for item in due:
+            if isinstance(item.event, TrainingOver):
+                stack = self.trainer.stack_of(item.node)
+                if item.node in self._outstanding.get(stack, ()):
+                    found |= self._outstanding.pop(stack)
+        return found
+
+    def _train_outstanding(self) -> None:
+        every, self._outstanding = self._outstanding, {}
+        for rounds in every.values():
+            self._train(rounds, lambda node: None)
 
     def _train(self, rounds: Mapping[int, int], go_on: Callable[[int], None]) -> None:
         started, elsewhere = time.perf_counter(), []
@@ -527,6 +549,7 @@ class Host:
             under_way: parcels that the clock will hand over again; of a codec that decodes only its own
                 process's bytes, the state keeps what they decode to.
         """
+        self._train_outstanding()
         messages = {}
         if not self.rules.wire.codec.accepts_foreign:
             self._decode(under_way)

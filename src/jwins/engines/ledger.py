@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
 from jwins.runfiles.rows import Traffic, TrafficSplit
@@ -12,6 +12,7 @@ __all__ = ["Ledger", "Purpose", "total"]
 
 Purpose = Literal["update", "key", "control"]
 _COLUMN = {name: index for index, name in enumerate(TrafficSplit.KINDS)}
+_UPDATE = tuple(_COLUMN[name] for name in ("positions", "values", "header"))
 
 
 class Ledger:
@@ -22,39 +23,40 @@ class Ledger:
     """
 
     def __init__(self, edges: Mapping[tuple[int, int], tuple[int, ...]] | None = None) -> None:
-        self._edges = {edge: list(columns) for edge, columns in (edges or {}).items()}
+        self._edges: dict[int, dict[int, list[int]]] = {}
         self._nodes: dict[int, list[int]] = {}
-        self._total = sum(map(sum, self._edges.values()))
-        for (source, _), columns in self._edges.items():
-            own = self._nodes.setdefault(source, [0] * len(_COLUMN))
-            for index, size_bytes in enumerate(columns):
-                own[index] += size_bytes
+        self._total = 0
+        for (source, target), columns in (edges or {}).items():
+            self._add(source, (target,), tuple(enumerate(columns)))
 
-    def count(self, source: int, target: int, packed: Packed, purpose: Purpose) -> None:
-        """One message from one node to another.
+    def count(self, source: int, targets: Collection[int], packed: Packed, purpose: Purpose) -> None:
+        """One message from one node to some others.
 
         Args:
             source: who sends it.
-            target: who is to get it, whether it arrives or not.
+            targets: who is to get it, whether it arrives or not.
             packed: the message; of an update, positions, values and the rest are counted apart.
             purpose: what it is for.
         """
-        empty = [0] * len(_COLUMN)
-        edge = self._edges.setdefault((source, target), empty.copy())
-        node = self._nodes.setdefault(source, empty)
         if purpose == "update":
-            spent: Mapping[str, int] = {
-                "positions": packed.positions_bytes,
-                "values": packed.values_bytes,
-                "header": packed.header_bytes,
-            }
+            sizes = (packed.positions_bytes, packed.values_bytes, packed.header_bytes)
+            self._add(source, targets, tuple(zip(_UPDATE, sizes, strict=True)))
         else:
-            spent = {purpose: packed.size_bytes}
-        for kind, size_bytes in spent.items():
-            column = _COLUMN[kind]
-            self._total += size_bytes
-            edge[column] += size_bytes
-            node[column] += size_bytes
+            self._add(source, targets, ((_COLUMN[purpose], packed.size_bytes),))
+
+    def _add(self, source: int, targets: Collection[int], spent: Iterable[tuple[int, int]]) -> None:
+        """``spent`` bytes by column, for each of the targets."""
+        edges = self._edges.setdefault(source, {})
+        node = self._nodes.setdefault(source, [0] * len(_COLUMN))
+        for column, size_bytes in spent:
+            node[column] += size_bytes * len(targets)
+            self._total += size_bytes * len(targets)
+        for target in targets:
+            edge = edges.get(target)
+            if edge is None:
+                edge = edges[target] = [0] * len(_COLUMN)
+            for column, size_bytes in spent:
+                edge[column] += size_bytes
 
     def sent(self, node: int) -> TrafficSplit:
         """All that a node has sent."""
@@ -68,12 +70,17 @@ class Ledger:
         """By directed edge, in the order of (source, target)."""
         return [
             Traffic(source, target, TrafficSplit(*columns))
-            for (source, target), columns in sorted(self._edges.items())
+            for source, own in sorted(self._edges.items())
+            for target, columns in sorted(own.items())
         ]
 
     def snapshot(self) -> dict[tuple[int, int], tuple[int, ...]]:
         """What the constructor takes."""
-        return {edge: tuple(columns) for edge, columns in self._edges.items()}
+        return {
+            (source, target): tuple(columns)
+            for source, own in self._edges.items()
+            for target, columns in own.items()
+        }
 
 
 def total(splits: Iterable[TrafficSplit]) -> TrafficSplit:

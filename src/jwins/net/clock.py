@@ -417,7 +417,7 @@ class WallClock:
     def _on_send(self, command: Send) -> None:
         purpose: Purpose = "key" if command.key else "update"
         for peer in command.in_turn(self.node):
-            self._ledger.count(self.node, peer, command.packed, purpose)
+            self._ledger.count(self.node, (peer,), command.packed, purpose)
             most = self._keeps
             self.peers[peer].keep(command.round, Kept(command.packed, purpose), most)
             self._flush(peer)
@@ -437,12 +437,12 @@ class WallClock:
             kept.sent = True
             if not kept.counted:
                 kept.counted = True
-                self._ledger.count(self.node, peer, kept.packed, kept.purpose)
+                self._ledger.count(self.node, (peer,), kept.packed, kept.purpose)
 
     def _say(self, peer: int, packed: Packed) -> None:
         """A message about the run itself, which is not kept."""
         if self.network.send(peer, packed.data):
-            self._ledger.count(self.node, peer, packed, "control")
+            self._ledger.count(self.node, (peer,), packed, "control")
 
     # --- What comes from the network ----------------------------------------------------------------------
 
@@ -533,7 +533,7 @@ class WallClock:
         data = pack_model(self._model_wire, self.node, self.round, params)
         if self.network.send(peer, data, beside=True):
             known.given = self.round
-            self._ledger.count(self.node, peer, Packed(data, 0, 0), "key")
+            self._ledger.count(self.node, (peer,), Packed(data, 0, 0), "key")
             self.journal.info("gave model", peer=self.names[peer], round=self.round)
 
     def _on_bye(self, peer: int, bye: Bye) -> None:
@@ -769,7 +769,7 @@ class WallClock:
         met = [peer for peer, known in self.peers.items() if known.met]
         for peer in met:
             self._flush(peer)
-            self._ledger.count(self.node, peer, bye, "control")
+            self._ledger.count(self.node, (peer,), bye, "control")
         self._write_end(end)
         for peer in met:
             self.network.send(peer, bye.data)

@@ -311,6 +311,14 @@ class Trainer:
 
         return work
 
+    def stack_of(self, node: int) -> int:
+        """A number that nodes have in common which are best trained at once.
+
+        Of one thread that trains stacks, those of a chunk: it takes as long for one of them as for all. Others
+        train one after another, or on several threads that each need something to do: all nodes.
+        """
+        return 0 if self._stacks is None or self.threads > 1 else self._stacks.number_of(node)
+
     def indices(self, node: int, round: int) -> Indices:
         """The samples a node trains on in a round, (local_steps, batch_size) int64."""
         count = self.local_steps * self._workshop.batch_size

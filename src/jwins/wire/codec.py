@@ -207,6 +207,8 @@ _VALUES_SHIFT = 2  # bits of layout: 0 and 1 are the PositionsKind, 2 and 3 the 
 _SHORT_BITS = 2  # entropy-coded levels of so few bits are taken without a look at what pcodec would make
 _QUANTIZED = (ValuesKind.QUANTIZED, ValuesKind.CODED)
 _HAS_BASE, _HAS_CHECK, _HAS_DITHER, _HAS_OFFSET = 1 << 4, 1 << 5, 1 << 6, 1 << 7
+_FIELDS = {_HAS_BASE: _WORD, _HAS_CHECK: _WORD, _HAS_DITHER: _SEED, _HAS_OFFSET: _OFFSET}
+_POSITIONS_KINDS, _VALUES_KINDS = tuple(PositionsKind), tuple(ValuesKind)  # by their numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,14 +384,14 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
     layout, count, positions_bytes = _HEAD.unpack_from(view)
     at = _HEAD.size
     positions_code, values_code = layout & 3, layout >> _VALUES_SHIFT & 3
-    if positions_code > max(PositionsKind) or values_code > max(ValuesKind):
+    if positions_code >= len(_POSITIONS_KINDS) or values_code >= len(_VALUES_KINDS):
         raise CodecError(f"layout {layout:#04x} is not defined")
     if layout & (_HAS_DITHER | _HAS_OFFSET) and values_code not in _QUANTIZED:
         raise CodecError(
             f"layout {layout:#04x} is not defined: dither or offset of values that are not quantized"
         )
-    fields = {_HAS_BASE: 4, _HAS_CHECK: 4, _HAS_DITHER: 8, _HAS_OFFSET: 4}
-    if len(view) < at + sum(size for bit, size in fields.items() if layout & bit) + positions_bytes:
+    fields_bytes = sum(field.size for bit, field in _FIELDS.items() if layout & bit)
+    if len(view) < at + fields_bytes + positions_bytes:
         raise CodecError(
             f"a payload of {len(view)} bytes is cut off: {positions_bytes} bytes of positions announced"
         )
@@ -409,14 +411,14 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
         at += 4
         if not 0.0 < offset < 0.5:
             raise CodecError(f"offset {offset}: expected steps above 0 and below 1/2")
-    kind = PositionsKind(positions_code)
+    kind = _POSITIONS_KINDS[positions_code]
     if count > dim or (kind is PositionsKind.ALL and count != dim):
         raise CodecError(f"{count} values for a vector of {dim}")
-    expected = {PositionsKind.ALL: 0, PositionsKind.LISTED: positions_bytes, PositionsKind.SAMPLED: _SEED.size}
-    if positions_bytes != expected[kind]:
-        raise CodecError(f"{positions_bytes} bytes of positions, expected {expected[kind]}")
+    expected = _SEED.size if kind is PositionsKind.SAMPLED else 0
+    if kind is not PositionsKind.LISTED and positions_bytes != expected:
+        raise CodecError(f"{positions_bytes} bytes of positions, expected {expected}")
     middle = at + positions_bytes
-    values_kind = ValuesKind(values_code)
+    values_kind = _VALUES_KINDS[values_code]
     return Payload(kind, values_kind, count, base, check, dither, offset, view[at:middle], view[middle:])
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from jwins.engines.host import Arrived, Parcel
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
+from jwins.engines.simulator.script import NO_MISHAP, Mishap
 from jwins.world import Links
 
 __all__ = ["Flow", "Network", "Uplink", "UplinkState"]
@@ -142,18 +143,19 @@ class Network:
         self._latency_s = links.latency_ms * 1e-3
         self._queue = queue
 
-    def send(self, now: float, to: int, parcel: Parcel, *, extra_s: float = 0.0, dropped: bool = False) -> None:
-        """A parcel is put on its sender's uplink.
+    def send(self, now: float, parcel: Parcel, to: Iterable[int], mishaps: Mapping[int, Mishap]) -> None:
+        """A parcel is put on its sender's uplink, once for each receiver.
 
         Args:
             now: seconds.
-            to: who is to get it.
             parcel: what.
-            extra_s: how much later than otherwise it arrives.
-            dropped: whether it takes up the uplink and never arrives.
+            to: who is to get it, in the order of sending.
+            mishaps: what goes wrong on the way to some of them.
         """
-        uplink = self.uplinks[parcel.sender]
-        uplink.add(now, 8 * parcel.packed.size_bytes, to, parcel, extra_s, dropped)
+        uplink, bits = self.uplinks[parcel.sender], 8 * parcel.packed.size_bytes
+        for receiver in to:
+            mishap = mishaps.get(receiver, NO_MISHAP)
+            uplink.add(now, bits, receiver, parcel, mishap.extra_s, mishap.dropped)
         self._queue.push(uplink.next_time(), UplinkDue(parcel.sender, uplink.version))
 
     def advance(self, due: UplinkDue, now: float) -> None:

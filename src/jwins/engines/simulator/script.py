@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 from jwins.world import Fault, Faults
 
-__all__ = ["Script"]
+__all__ = ["NO_MISHAP", "Mishap", "Script"]
+
+
+class Mishap(NamedTuple):
+    """What happens to a frame on its way to one receiver.
+
+    Attributes:
+        extra_s: seconds that it arrives later.
+        dropped: whether it takes up the uplink and never arrives.
+    """
+
+    extra_s: float = 0.0
+    dropped: bool = False
+
+
+NO_MISHAP = Mishap()
 
 
 class Script:
@@ -45,8 +61,14 @@ class Script:
                 self.fired.add(number)
                 yield fault
 
-    def on_send(self, node: int, round: int, receiver: int) -> tuple[float, bool]:
-        """How much later an update arrives, in seconds, and whether it is lost."""
-        hit = [f for f in self._of_frames.get((node, round), ()) if f.receiver in (None, receiver)]
-        extra_s = sum(fault.seconds for fault in hit if fault.kind == "delay")
-        return extra_s, any(fault.kind == "drop" for fault in hit)
+    def on_send(self, node: int, round: int, to: Iterable[int]) -> dict[int, Mishap]:
+        """What happens to an update on its way, for those of its receivers for whom anything does."""
+        faults = self._of_frames.get((node, round))
+        if faults is None:
+            return {}
+        found = {}
+        for receiver in to:
+            if hit := [fault for fault in faults if fault.receiver in (None, receiver)]:
+                extra_s = sum(fault.seconds for fault in hit if fault.kind == "delay")
+                found[receiver] = Mishap(extra_s, any(fault.kind == "drop" for fault in hit))
+        return found

@@ -8,7 +8,7 @@ host decodes it once for all its nodes.
 Two things make it fast without changing any result:
 
 - Training depends only on the parameters at command time. So all outstanding trainings run as one batch when
-  the first of them is due.
+  the first of them is due; of stacked nodes, all of one stack, each stack for itself.
 - What a node does at time t reaches no other node before t + latency, and not itself before the next
   training is done. So all events within that window can be handled at once, different nodes on different
   threads, and their commands are then carried out in order of time.
@@ -27,6 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from jwins.engines import host as seam
+from jwins.engines.garbage import seldom_collected
 from jwins.engines.host import AnyHost, Arrived, Due, Parcel, TrainingOver
 from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
@@ -252,7 +253,7 @@ class Simulator:
             OSError: e.g. a full disk; the newest checkpoint is intact and can be resumed.
         """
         try:
-            with self._timed("total"):
+            with self._timed("total"), seldom_collected(self.num_nodes):
                 self._begin(resume)
                 while self._queue and self._failure is None and not self._stop():
                     self._step()
@@ -286,9 +287,8 @@ class Simulator:
     def _step(self) -> None:
         """Handle all events of one window, then carry out what the nodes command, in order of time."""
         window = self._queue.pop_window(self.window_s)
-        trained = (i.node for _, i in window if isinstance(i, Pending) and isinstance(i.event, TrainingOver))
         outstanding: dict[int, int] = {}
-        if any(node in self._pending for node in trained):
+        if any(isinstance(item, Pending) and isinstance(item.event, TrainingOver) for _, item in window):
             outstanding, self._pending = self._pending, {}
         due: dict[int, Due] = {
             index: item.at(at)
@@ -304,7 +304,7 @@ class Simulator:
                 self._carry_out(item.node, commands.get(index, []), at)
 
     def _handle(self, due: Mapping[int, Due], train: Mapping[int, int]) -> dict[int, list[Command]]:
-        """What the nodes command, by the number of the event; all outstanding trainings come first."""
+        """What the nodes command, by the number of the event; ``train`` are trainings that are outstanding."""
         indices: dict[AnyHost, list[int]] = {}
         for index, item in due.items():
             indices.setdefault(self._host_of[item.node], []).append(index)
@@ -336,8 +336,8 @@ class Simulator:
                 case Send():
                     self._on_send(node, command, now)
                 case RequestKey(to, packed):
-                    self._ledger.count(node, to, packed, "control")
-                    self.network.send(now, to, self._parcel(node, packed))
+                    self._ledger.count(node, (to,), packed, "control")
+                    self.network.send(now, self._parcel(node, packed), (to,), {})
                 case Evaluate(round):
                     sent = tuple(self._ledger.sent(node).by_kind().values())
                     self._marks.setdefault(round, {})[node] = Mark(now, sent)
@@ -377,14 +377,10 @@ class Simulator:
         self._queue.push(due, Pending(node, TrainingOver(round)))
 
     def _on_send(self, node: int, command: Send, now: float) -> None:
-        parcel = self._parcel(node, command.packed)
         receivers = command.in_turn(node) if self._links.sending == "in_turn" else command.to
-        for receiver in receivers:
-            self._ledger.count(node, receiver, command.packed, "key" if command.key else "update")
-            extra_s, dropped = 0.0, False
-            if not command.key:
-                extra_s, dropped = self._script.on_send(node, command.round, receiver)
-            self.network.send(now, receiver, parcel, extra_s=extra_s, dropped=dropped)
+        self._ledger.count(node, receivers, command.packed, "key" if command.key else "update")
+        mishaps = {} if command.key else self._script.on_send(node, command.round, receivers)
+        self.network.send(now, self._parcel(node, command.packed), receivers, mishaps)
 
     def _parcel(self, sender: int, packed: Packed) -> Parcel:
         self._parcels += 1
