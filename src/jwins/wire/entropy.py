@@ -129,19 +129,22 @@ def _code(
     if not digits:
         return
     everything, known = _Some(coder.parts, None, count), None if levels is None else levels != 0
-    some = coder.split(known, everything, _KINDS_OF_ZEROS)[1]
+    some = everything.true(coder.decide(known, everything, _KINDS_OF_ZEROS))
+    del everything  # what is deleted here and below may be as long as the levels
     values = None if levels is None else levels[some.where]
     negative = coder.decide(None if values is None else values < 0, some, _KINDS_OF_SIGNS)
     magnitudes = None if values is None else np.abs(values).view(np.uint32)
     for number in range(1, digits):  # which of those with ``number`` digits or more have more?
         known = None if magnitudes is None else magnitudes >= 1 << number
-        more, longer = coder.split(known, some, _KINDS_OF_DIGITS)
-        chosen, rest = _chosen(more), _chosen(~more)
-        shorter, some = some.those(rest), longer
-        signs, negative = negative[rest], negative[chosen]
-        found = None if magnitudes is None else magnitudes[rest]
+        more = coder.decide(known, some, _KINDS_OF_DIGITS)
+        chosen = _chosen(~more)
+        shorter, signs = some.those(chosen), negative[chosen]
+        found = None if magnitudes is None else magnitudes[chosen]
+        del known, chosen
+        some, chosen = some.true(more), _chosen(more)
+        negative = negative[chosen]
         magnitudes = None if magnitudes is None else magnitudes[chosen]
-        del known, more, longer, chosen, rest  # each may be as long as the levels
+        del more, chosen
         yield shorter.where, _code_digits(coder, number - 1, shorter, found), signs
         del shorter, signs, found
     yield some.where, _code_digits(coder, digits - 1, some, magnitudes), negative
@@ -217,6 +220,7 @@ class _Some:
     def __init__(self, parts: _Parts, where: Where | None, count: int) -> None:
         self.parts, self._where, self.count = parts, where, count
         self._before: Counts | None = None
+        self._true: tuple[Flags, _Some] | None = None
 
     @property
     def where(self) -> Where:
@@ -237,10 +241,10 @@ class _Some:
 
     def true(self, flags: Flags) -> _Some:
         """Those whose flags are true."""
-        if self._where is not None:
-            return self.those(_chosen(flags))
-        where = _true(flags)
-        return _Some(self.parts, where, len(where))
+        if self._true is None or self._true[0] is not flags:  # of a writer asked for twice
+            where = _true(flags) if self._where is None else self._where[_chosen(flags)]
+            self._true = flags, _Some(self.parts, where, len(where))
+        return self._true[1]
 
     def those(self, chosen: Where | Flags) -> _Some:
         """Those that :func:`_chosen` has chosen of them."""
@@ -282,10 +286,6 @@ class _Coder(Protocol):
         """
         ...
 
-    def split(self, known: Flags | None, some: _Some, kinds: _Weights) -> tuple[Flags, _Some]:
-        """The same, and those levels for which the decisions are true."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class _Line:
@@ -323,18 +323,11 @@ class _Writer:
         self._steps.append([(number, _symbols(_DIGITS))])
 
     def decide(self, known: Flags | None, some: _Some, kinds: _Weights | None) -> Flags:
-        if kinds is not None and some.count >= _FEW:
-            return self.split(known, some, kinds)[0]
         assert known is not None
-        self._steps.append(_coded(known, _in_order(0, some.count)))
-        return known
-
-    def split(self, known: Flags | None, some: _Some, kinds: _Weights) -> tuple[Flags, _Some]:
-        assert known is not None
-        true = some.true(known)
-        if some.count < _FEW:
+        if kinds is None or some.count < _FEW:
             self._steps.append(_coded(known, _in_order(0, some.count)))
-            return known, true
+            return known
+        true = some.true(known)
         before = (some.before, true.before) if self.parts.tried else (_NONE, _NONE)
         line = _Line(known, kinds, some.count, true.count, *before, [])
         self._lines.append(line)
@@ -342,7 +335,7 @@ class _Writer:
         self._held += some.count
         if self._held > _MOST_HELD:
             self._choose()
-        return known, true
+        return known
 
     def _choose(self) -> None:
         """The odds of all lines that are open."""
@@ -441,10 +434,6 @@ class _Reader:
         if order.groups[0][0] < -_ODDS or order.groups[-1][0] >= _ODDS:
             raise CodecError("odds of levels: out of range")
         return self._flags(order)
-
-    def split(self, known: Flags | None, some: _Some, kinds: _Weights) -> tuple[Flags, _Some]:
-        flags = self.decide(known, some, kinds)
-        return flags, some.true(flags)
 
     def _flags(self, order: _Order) -> Flags:
         packed, at = np.empty(order.size // _GROUP, dtype=np.uint8), 0
