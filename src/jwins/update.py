@@ -137,8 +137,10 @@ class Quantized:
             raise UsageError(f"Quantized.runs: expected {len(self.scales)} lengths of at least 0")
         if sum(self.runs) != len(self.levels):
             raise UsageError(f"Quantized.runs sum to {sum(self.runs)}, but there are {len(self.levels)} levels")
-        if not bool(((self.scales > 0) & torch.isfinite(self.scales)).all()):
-            raise UsageError("Quantized.scales: expected finite values > 0")
+        if len(self.scales):
+            least, largest = torch.aminmax(self.scales)  # not numbers if one of them is not
+            if not (float(least) > 0.0 and float(largest) < math.inf):
+                raise UsageError("Quantized.scales: expected finite values > 0")
         if self.dither is not None and not 0 <= self.dither < 2**64:
             raise UsageError(f"Quantized.dither = {self.dither}: expected None or an unsigned 64-bit seed")
         nearest = float(np.float32(self.offset)) + 0.0  # no -0.0

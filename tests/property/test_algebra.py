@@ -449,6 +449,18 @@ def test_dither_and_offset_are_checked(more: Any, problem: str) -> None:
         Quantized(torch.zeros(1, dtype=torch.int32), torch.ones(1), (1,), **more)
 
 
+@pytest.mark.parametrize("wrong", [0.0, -0.0, -1.0, float("inf"), float("-inf"), float("nan")])
+def test_scales_are_finite_and_above_zero(wrong: float) -> None:
+    levels = torch.zeros(3, dtype=torch.int32)
+    Quantized(levels, torch.tensor([2.0**-149, 3.4e38, 1.0]), (1, 1, 1))
+    for at in range(3):
+        scales = torch.ones(3)
+        scales[at] = wrong
+        with pytest.raises(UsageError, match="finite values > 0"):
+            Quantized(levels, scales, (1, 1, 1))
+    Quantized(levels[:0], scales[:0], ())
+
+
 # --- identical() --------------------------------------------------------------------------------------------
 
 

@@ -284,6 +284,36 @@ def test_coded_levels_never_change() -> None:
     assert digest.hexdigest()[:32] == "dfebd68c001d9eb54170a3a60bc8e4a6"
 
 
+@pytest.mark.parametrize("scale", [0.2, 3.0, 1e7])
+def test_many_levels_are_coded_as_few_are(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In blocks, with positions of 4 bytes, and the odds of each kind of decision chosen by themselves."""
+    runs = [700, 1300]
+    levels = laplacian(runs, scale, 3)
+    levels[:2] = -(2**31), 2**31 - 1
+    data = entropy.encode_levels(levels, runs, 5)
+    for name, value in (("_SHORT", 0), ("_BLOCK", 64), ("_MOST_HELD", 0)):
+        monkeypatch.setattr(entropy, name, value)
+    assert entropy.encode_levels(levels, runs, 5) == data
+    found, word = entropy.decode_levels(memoryview(data), count=2000, runs=runs)
+    assert np.array_equal(found, levels)
+    assert word == 5
+
+
+def test_magnitudes_of_more_than_31_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for -2**31 there is no level of 32 binary digits."""
+    levels = np.array([0, -(2**31), 5] * 10, np.int32)
+    right, negative = entropy.encode_levels(levels, [30], 1), entropy._Writer.decide
+
+    def positive(self: Any, known: Any, some: Any, kinds: Any) -> Any:
+        return negative(self, np.zeros_like(known) if kinds == entropy._KINDS_OF_SIGNS else known, some, kinds)
+
+    monkeypatch.setattr(entropy._Writer, "decide", positive)
+    wrong = entropy.encode_levels(levels, [30], 1)
+    assert np.array_equal(entropy.decode_levels(memoryview(right), count=30, runs=[30])[0], levels)
+    with pytest.raises(CodecError, match="more than 32 bits"):
+        entropy.decode_levels(memoryview(wrong), count=30, runs=[30])
+
+
 def test_the_codec_takes_the_shorter_way() -> None:
     rng = np.random.default_rng(1)
     rare = torch.from_numpy((rng.random(4000) < 0.05).astype(np.int32))

@@ -35,7 +35,7 @@ from jwins.sharing.base import Sharing
 from jwins.sharing.grid import FINEST, LIMIT, Grid, dead_zone
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
-from jwins.update import Received, Update
+from jwins.update import Received, Update, largest_magnitude
 
 __all__ = ["ClosedLoop", "ClosedLoopState", "closed_loop"]
 
@@ -124,15 +124,16 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """What the neighbours do not know yet, in steps."""
         moved = params - state.origin
         coefficients = moved if self.transform is None else self.transform.forward(moved)
-        wanted = coefficients - self.grid.values(state.x_hat)
+        known = self.grid.values(state.x_hat)
+        wanted = torch.sub(coefficients, known, out=known)
         bands = self._bands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
         levels = dead_zone(wanted, self.grid.unit * multiple, self.zero * width)
-        if float(coefficients.abs().max()) > self.grid.unit * (LIMIT - 2 * multiple):
+        if largest_magnitude(coefficients) > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
-        x_hat = state.x_hat + levels * multiple
+        x_hat = torch.add(state.x_hat, levels, alpha=multiple)
         past = state.past
         if state.shared is not None and self.memory:
             latest = sorted(past)[-(self.memory - 1) :] if self.memory > 1 else []
@@ -144,7 +145,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             base=state.shared,
             check=hash_of(x_hat),
         )
-        unsent = coefficients - self.grid.values(x_hat) if self.feedback < 1.0 else None
+        unsent = coefficients.sub_(self.grid.values(x_hat)) if self.feedback < 1.0 else None
         return update, replace(
             state, x_hat=x_hat, shared=ctx.round, pace=pace, multiple=multiple, past=past, unsent=unsent
         )
@@ -165,14 +166,16 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         change = torch.zeros(len(state.x_hat), device=params.device)
         for j, weight in followed.heard.items():
             difference = followed.replicas[j].x_hat - state.x_hat
-            change.add_(difference.to(torch.float32), alpha=self.gamma * self.grid.unit * weight)
+            change.add_(difference, alpha=self.gamma * self.grid.unit * weight)
         kept = state.kept
         if state.unsent is not None and followed.heard:
             held_back = state.unsent * (self.gamma * sum(followed.heard.values()))
-            kept = held_back if kept is None else kept + held_back
-            change.sub_(held_back).add_(kept, alpha=self.feedback)
-            kept = kept * (1.0 - self.feedback)
-        merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
+            change.sub_(held_back)
+            kept = held_back if kept is None else held_back.add_(kept)
+            change.add_(kept, alpha=self.feedback)
+            kept.mul_(1.0 - self.feedback)
+        merged = change if self.transform is None else self.transform.inverse(change, len(params))
+        merged.add_(params)
         return merged, replace(
             state,
             start=merged.clone(),

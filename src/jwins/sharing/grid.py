@@ -46,7 +46,7 @@ class Grid:
 
     def values(self, units: Tensor) -> Tensor:
         """(C,) float32 of (C,) int32."""
-        return units.to(torch.float32) * self.unit
+        return units.to(torch.float32).mul_(self.unit)
 
     def advanced(self, units: Tensor, update: Update) -> Tensor | None:
         """``units`` (C,) int32 after an update of levels; None if the update is not one of this grid."""
@@ -59,14 +59,15 @@ class Grid:
         highest = max((m for m in multiples if m is not None), default=1)
         if not within(values.levels, LIMIT // highest):
             return None
-        factor: int | Tensor = highest
+        change, factor = values.levels, highest
         if len(set(multiples)) > 1:
             each = torch.tensor(multiples, dtype=torch.int32)
-            factor = torch.repeat_interleave(each, torch.tensor(values.runs))
-        change = values.levels * factor
-        change = change.to(units.device)
-        positions = update.indices()
-        after = units + change if positions is None else units.index_add(0, positions.to(units.device), change)
+            change, factor = change * torch.repeat_interleave(each, torch.tensor(values.runs)), 1
+        change, positions = change.to(units.device), update.indices()
+        if positions is None:
+            after = torch.add(units, change, alpha=factor)
+        else:
+            after = units.index_add(0, positions.to(units.device), change, alpha=factor)
         return after if within(after) else None
 
     def quantized(self, change: Tensor, bands: tuple[int, ...]) -> Quantized:
@@ -114,5 +115,5 @@ def dead_zone(values: Tensor, step: float, threshold: float) -> Tensor:
     """
     magnitude = values.abs()
     levels = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(2**30))
-    levels.mul_(torch.sign(values)).mul_(magnitude >= threshold)
+    levels.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
     return levels.to(torch.int32)

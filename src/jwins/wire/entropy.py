@@ -15,9 +15,10 @@ started from; bytes that do not lead there are refused. All of it is part of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 import constriction
@@ -31,6 +32,9 @@ __all__ = ["decode_levels", "encode_levels"]
 Flags = npt.NDArray[np.bool_]
 Where = npt.NDArray[np.signedinteger[Any]]  # positions among the levels, increasing
 Counts = npt.NDArray[np.int64]
+Magnitudes = npt.NDArray[np.uint32]
+_Step = tuple[Any, Any]  # symbols, or one, and their model
+_NONE: Counts = np.empty(0, dtype=np.int64)
 
 _PRECISION = 24  # constriction's: frequencies sum to 2**24
 _ODDS = 64  # t is -64 to 63: odds of 2^-16 to 2^15.75
@@ -56,6 +60,8 @@ _FEW = 8  # fewer decisions of a kind have even odds
 _FEW_OF_PART = 8  # a part with fewer decisions has the odds of the part before
 _FEW_OF_ONE = 256  # odds of fewer decisions are told in the largest unit
 _RATES = (8, 4, 2, 1)  # differences d of t, in units, have weights 2^(-|d| rate / 4)
+_SHORT = 1 << 18  # fewer levels may take 8 bytes each where more take 4
+_MOST_HELD = 1 << 20  # the odds of so many decisions are chosen at once
 _BLOCK = 1 << 16  # of more levels than this, intermediate arrays are not held whole
 _BITS = 4096  # costs are in units of 1/4096 bit
 
@@ -71,12 +77,10 @@ def encode_levels(levels: npt.NDArray[np.int32], runs: Sequence[int], word: int)
     """
     writer = _Writer(runs)
     if len(levels):
-        negative = levels < 0
-        magnitudes = levels.astype(np.uint32)
-        np.negative(magnitudes, out=magnitudes, where=negative)
-        digits = int(magnitudes.max()).bit_length()
+        digits = max(int(levels.max()), -int(levels.min())).bit_length()
         writer.digits(digits)
-        _code(writer, digits, magnitudes, negative)
+        for _ in _code(writer, digits, len(levels), levels):
+            pass
     return writer.data(word)
 
 
@@ -89,113 +93,81 @@ def decode_levels(data: memoryview, *, count: int, runs: Sequence[int]) -> tuple
         runs: lengths of their runs, which sum to ``count``.
     """
     reader = _Reader(data, runs)
-    magnitudes = np.zeros(count, dtype=np.uint32)
-    negative = np.zeros(count, dtype=np.bool_)
+    levels = np.zeros(count, dtype=np.int32)
     digits = reader.digits() if count else 0
-    _code(reader, digits, magnitudes, negative)
+    fit = True
+    for where, magnitudes, negative in _code(reader, digits, count, None):
+        for start in range(0, len(where), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            signs = negative[block].astype(np.int32) * -2 + 1
+            values = magnitudes[block].view(np.int32) * signs
+            levels[where[block]] = values
+            if digits == _MOST_DIGITS:
+                fit = fit and bool(((values < 0) == negative[block]).all())
+        del where, magnitudes, negative
     word = reader.word()
-    if digits == _MOST_DIGITS and bool((magnitudes - negative > 2**31 - 1).any()):
+    if not fit:
         raise CodecError("levels of more than 32 bits")
-    np.negative(magnitudes, out=magnitudes, where=negative)
-    return magnitudes.view(np.int32), word
+    return levels, word
 
 
-def _code(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], negative: Flags) -> None:
-    """All decisions in their order; a reader fills in what it finds.
+def _code(
+    coder: _Coder, digits: int, count: int, levels: npt.NDArray[np.int32] | None
+) -> Iterator[tuple[Where, Magnitudes, Flags]]:
+    """All decisions in their order.
 
     Args:
-        coder: a writer, which knows the levels, or a reader, to which they are 0 so far.
+        coder: a writer or a reader.
         digits: how many binary digits the largest magnitude has.
-        magnitudes: (k,) of the levels.
-        negative: (k,) whether they are below 0.
+        count: k, how many levels there are.
+        levels: (k,) for a writer; None for a reader.
+
+    Yields:
+        Where levels with one binary digit are, their magnitudes, and whether they are negative; then those
+        with two, and so on.
     """
     if not digits:
         return
-    where = _true(coder.decide(partial(np.greater, magnitudes, 0), len(magnitudes), None, _KINDS_OF_ZEROS))
-    negative[where] = coder.decide(partial(np.take, negative, where), len(where), where, _KINDS_OF_SIGNS)
-    if coder.reads:
-        magnitudes[where] = 1
+    everything, known = _Some(coder.parts, None, count), None if levels is None else levels != 0
+    some = everything.true(coder.decide(known, everything, _KINDS_OF_ZEROS))
+    del everything  # what is deleted here and below may be as long as the levels
+    values = None if levels is None else levels[some.where]
+    negative = coder.decide(None if values is None else values < 0, some, _KINDS_OF_SIGNS)
+    magnitudes = None if values is None else np.abs(values).view(np.uint32)
     for number in range(1, digits):  # which of those with ``number`` digits or more have more?
-        more = coder.decide(
-            partial(_at_least, magnitudes, where, 1 << number), len(where), where, _KINDS_OF_DIGITS
-        )
-        _code_digits(coder, number - 1, magnitudes, where[~more])
-        where = where[more]
-        if coder.reads:
-            magnitudes[where] = 1 << number
-    _code_digits(coder, digits - 1, magnitudes, where)
+        known = None if magnitudes is None else magnitudes >= 1 << number
+        more = coder.decide(known, some, _KINDS_OF_DIGITS)
+        chosen = _chosen(~more)
+        shorter, signs = some.those(chosen), negative[chosen]
+        found = None if magnitudes is None else magnitudes[chosen]
+        del known, chosen
+        some, chosen = some.true(more), _chosen(more)
+        negative = negative[chosen]
+        magnitudes = None if magnitudes is None else magnitudes[chosen]
+        del more, chosen
+        yield shorter.where, _code_digits(coder, number - 1, shorter, found), signs
+        del shorter, signs, found
+    yield some.where, _code_digits(coder, digits - 1, some, magnitudes), negative
 
 
-def _code_digits(coder: _Coder, digits: int, magnitudes: npt.NDArray[np.uint32], where: Where) -> None:
-    """The ``digits`` binary digits below the first, of the magnitudes ``where``."""
+def _code_digits(coder: _Coder, digits: int, some: _Some, magnitudes: Magnitudes | None) -> Magnitudes:
+    """The ``digits`` binary digits below the first, of ``some`` levels; returns their magnitudes."""
+    found = np.full(some.count, 1 << digits, dtype=np.uint32) if magnitudes is None else magnitudes
     for place in reversed(range(digits)):
-        kinds = _KINDS_OF_DIGITS if place >= digits - _MODELLED_DIGITS else None
-        ones = coder.decide(partial(_digit, magnitudes, where, place), len(where), where, kinds)
-        if coder.reads:
-            for start in range(0, len(where), _BLOCK):
+        known = None if magnitudes is None else (magnitudes >> place & 1).astype(np.bool_)
+        ones = coder.decide(known, some, _KINDS_OF_DIGITS if place >= digits - _MODELLED_DIGITS else None)
+        if magnitudes is None:
+            for start in range(0, some.count, _BLOCK):
                 block = slice(start, start + _BLOCK)
-                magnitudes[where[block][ones[block]]] |= np.uint32(1 << place)
-
-
-def _at_least(magnitudes: npt.NDArray[np.uint32], where: Where, least: int) -> Flags:
-    found: Flags = magnitudes[where] >= least
+                found[block] |= ones[block].astype(np.uint32) << place
     return found
 
 
-def _digit(magnitudes: npt.NDArray[np.uint32], where: Where, place: int) -> Flags:
-    return (magnitudes[where] >> place & 1).astype(np.bool_)
-
-
-def _true(flags: Flags) -> Where:
-    """Where the flags are true, in memory of few bytes per flag."""
-    if len(flags) < _BLOCK:
-        return np.flatnonzero(flags)
-    found: Where = np.empty(np.count_nonzero(flags), dtype=np.int32 if len(flags) < 1 << 31 else np.int64)
-    end = 0
-    for start in range(0, len(flags), _BLOCK):
-        block = np.flatnonzero(flags[start : start + _BLOCK])
-        found[end : end + len(block)] = block + start
-        end += len(block)
-    return found
-
-
-# --- Decisions of one kind --------------------------------------------------------------------------------
-
-
-class _Coder(Protocol):
-    reads: bool
-
-    def decide(
-        self, known: Callable[[], Flags], count: int, where: Where | None, kinds: _Weights | None
-    ) -> Flags:
-        """Codes decisions, and returns them.
-
-        Args:
-            known: gives a writer the decisions, in order.
-            count: how many they are, n.
-            where: (n,) of which levels they are, increasing; None for all.
-            kinds: how probable each way to tell their odds is; None if these are even and nothing is told.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """The odds of one kind of decision: ``odds`` are one for all, or one for each part that has any."""
-
-    cost: int
-    kind: int
-    odds: list[int]
-    unit: int = 0
-    rate: int = 0
+# --- Some of the levels -----------------------------------------------------------------------------------
 
 
 class _Parts:
-    """Runs, and the equal parts that they may be cut into.
-
-    How many of some levels are in parts of any size is told by how many there are before the bounds of the
-    smallest ones: ``before``, of which :meth:`at` gives those of larger parts.
-    """
+    """Runs, and the equal parts that they may be cut into."""
 
     def __init__(self, runs: Sequence[int]) -> None:
         self.depth = _MOST_DEPTH  # -1: runs are so many that they have no odds of their own
@@ -211,25 +183,19 @@ class _Parts:
         steps = [1 << self.depth - depth for depth in self.tried]
         last = len(self._bounds) - 1
         # Of the parts of all depths that are tried, one depth behind the other: where among the smallest
-        # they begin, and where they end; and for each depth, where its parts begin in this list.
+        # they begin, and where they end; for each depth, how many they are and where they begin in this list.
         self.steps = np.array(steps, dtype=np.int64)
         self.begins = np.concatenate(
             [np.arange(0, last, step) for step in steps] or [np.empty(0, dtype=np.int64)]
         )
         self.ends = np.concatenate([np.arange(step, last + 1, step) for step in steps] or [self.begins])
-        counts = [last // step for step in steps]
-        self.firsts = np.cumsum([0, *counts[:-1]]) if counts else np.empty(0, dtype=np.int64)
+        self.counts = np.array([last // step for step in steps], dtype=np.int64)
+        self.firsts = np.cumsum(self.counts) - self.counts
 
-    def before(self, where: Where | None) -> Counts:
-        """How many of the levels ``where`` are before each bound of the smallest parts; None for all levels."""
-        if where is None:
-            return self._bounds
-        found: Counts = np.searchsorted(where, self._bounds.astype(where.dtype))
-        return found
-
-    def at(self, depth: int, before: Counts) -> Counts:
-        """The same of the parts of another depth."""
-        return before[:: 1 << self.depth - depth]
+    def before(self, where: Where | None, depth: int) -> Counts:
+        """How many of the levels ``where``, or of all, are before each bound of the parts of a depth."""
+        bounds = self._bounds[:: 1 << self.depth - depth]
+        return bounds if where is None else where.searchsorted(bounds.astype(where.dtype, copy=False))
 
 
 def _parts_of(runs: Sequence[int]) -> _Parts:
@@ -242,71 +208,193 @@ def _kept_parts(runs: tuple[int, ...]) -> _Parts:
     return _Parts(runs)
 
 
+class _Some:
+    """Some of the levels.
+
+    Args:
+        parts: of all levels.
+        where: positions, increasing; None for all levels.
+        count: how many they are.
+    """
+
+    def __init__(self, parts: _Parts, where: Where | None, count: int) -> None:
+        self.parts, self._where, self.count = parts, where, count
+        self._before: Counts | None = None
+        self._true: tuple[Flags, _Some] | None = None
+
+    @property
+    def where(self) -> Where:
+        """Their positions, increasing."""
+        assert self._where is not None
+        return self._where
+
+    @property
+    def before(self) -> Counts:
+        """How many of them are before each bound of the smallest parts."""
+        if self._before is None:
+            self._before = self.parts.before(self._where, self.parts.depth)
+        return self._before
+
+    def before_parts(self, depth: int) -> Counts:
+        """How many of them are before each bound of the parts of a depth."""
+        return self.parts.before(self._where, depth)
+
+    def true(self, flags: Flags) -> _Some:
+        """Those whose flags are true."""
+        if self._true is None or self._true[0] is not flags:  # of a writer asked for twice
+            where = _true(flags) if self._where is None else self._where[_chosen(flags)]
+            self._true = flags, _Some(self.parts, where, len(where))
+        return self._true[1]
+
+    def those(self, chosen: Where | Flags) -> _Some:
+        """Those that :func:`_chosen` has chosen of them."""
+        where = self.where[chosen]
+        return _Some(self.parts, where, len(where))
+
+
+def _chosen(flags: Flags) -> Where | Flags:
+    """An index of what is flagged; short ones as numbers, which index several arrays in less time."""
+    return flags.nonzero()[0] if len(flags) < _SHORT else flags
+
+
+def _true(flags: Flags) -> Where:
+    """Where the flags are true, in memory of few bytes per flag."""
+    if len(flags) < _SHORT:
+        return flags.nonzero()[0]
+    found: Where = np.empty(np.count_nonzero(flags), dtype=np.int32 if len(flags) < 1 << 31 else np.int64)
+    end = 0
+    for start in range(0, len(flags), _BLOCK):
+        block = np.flatnonzero(flags[start : start + _BLOCK])
+        found[end : end + len(block)] = block + start
+        end += len(block)
+    return found
+
+
+# --- Decisions of one kind --------------------------------------------------------------------------------
+
+
+class _Coder(Protocol):
+    parts: _Parts
+
+    def decide(self, known: Flags | None, some: _Some, kinds: _Weights | None) -> Flags:
+        """Codes decisions, and returns them.
+
+        Args:
+            known: the decisions, for a writer.
+            some: of which levels they are.
+            kinds: how probable each way to tell their odds is; None if these are even and nothing is told.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Decisions whose odds are to be chosen.
+
+    Attributes:
+        flags: the decisions.
+        kinds: see :meth:`_Coder.decide`.
+        count: how many they are.
+        ones: how many are true.
+        totals: how many they are before each bound of the smallest parts, where there are any.
+        ones_of: how many of these are true.
+        steps: their coding, once the odds are chosen.
+    """
+
+    flags: Flags
+    kinds: _Weights
+    count: int
+    ones: int
+    totals: Counts
+    ones_of: Counts
+    steps: list[_Step]
+
+
 class _Writer:
     """Notes what is to be coded, in the order of reading; a stack is filled from the other end."""
 
-    reads = False
-
     def __init__(self, runs: Sequence[int]) -> None:
-        self._parts = _parts_of(runs)
-        self._steps: list[tuple[npt.NDArray[np.int32] | int, Any]] = []
+        self.parts = _parts_of(runs)
+        self._steps: list[list[_Step]] = []
+        self._lines: list[_Line] = []
+        self._held = 0
 
     def digits(self, number: int) -> None:
-        self._steps.append((number, _symbols(_DIGITS)))
+        self._steps.append([(number, _symbols(_DIGITS))])
 
-    def decide(
-        self, known: Callable[[], Flags], count: int, where: Where | None, kinds: _Weights | None
-    ) -> Flags:
-        flags = known()
-        if len(flags) < _FEW or kinds is None:
-            self._flags(flags, 0)
-            return flags
-        totals = self._parts.before(where)
-        ones = self._parts.before(_true(flags) if where is None else where[flags])
-        choice = _chosen(ones, totals, self._parts, kinds)
-        self._steps.append((choice.kind, _symbols(kinds)))
-        if choice.kind == _EVEN:
-            self._flags(flags, 0)
-        elif choice.kind == _ONE:
-            unit = _unit_of_one(len(flags))
-            self._steps.append(((choice.odds[0] + _ODDS) // unit, _uniform(2 * _ODDS // unit)))
-            self._flags(flags, choice.odds[0])
-        else:
-            self._steps.append((choice.unit, _uniform(len(_UNITS))))
-            self._steps.append((choice.rate, _uniform(len(_RATES))))
-            self._steps.append((choice.odds[0] + _ODDS, _uniform(2 * _ODDS)))
-            odds = np.array(choice.odds, dtype=np.int32)
-            if len(odds) > 1:
-                steps = np.diff(odds) // _UNITS[choice.unit] + 2 * _ODDS
-                self._steps.append((steps, _differences(choice.rate)[0]))
-            before = self._parts.at(choice.kind - _PARTS, totals)
-            for t, slices in _by_odds(odds, before[_told(before)], len(flags)):
-                self._flags(np.concatenate([flags[part] for part in slices]), t)
-        return flags
+    def decide(self, known: Flags | None, some: _Some, kinds: _Weights | None) -> Flags:
+        assert known is not None
+        if kinds is None or some.count < _FEW:
+            self._steps.append(_coded(known, _in_order(0, some.count)))
+            return known
+        true = some.true(known)
+        before = (some.before, true.before) if self.parts.tried else (_NONE, _NONE)
+        line = _Line(known, kinds, some.count, true.count, *before, [])
+        self._lines.append(line)
+        self._steps.append(line.steps)
+        self._held += some.count
+        if self._held > _MOST_HELD:
+            self._choose()
+        return known
 
-    def _flags(self, flags: Flags, odds: int) -> None:
-        whole = len(flags) // _GROUP * _GROUP
-        if whole:
-            self._steps.append((np.packbits(flags[:whole]).astype(np.int32), _table(odds, _GROUP)))
-        if whole < len(flags):
-            rest = flags[whole:]
-            self._steps.append((int(np.packbits(rest)[0]) >> _GROUP - len(rest), _table(odds, len(rest))))
+    def _choose(self) -> None:
+        """The odds of all lines that are open."""
+        for line, choice in zip(self._lines, _choices(self._lines, self.parts), strict=True):
+            line.steps.append((choice.kind, _symbols(line.kinds)))
+            order = _in_order(choice.odds[0] if choice.kind == _ONE else 0, line.count)
+            if choice.kind == _ONE:
+                unit = _unit_of_one(line.count)
+                line.steps.append(((choice.odds[0] + _ODDS) // unit, _uniform(2 * _ODDS // unit)))
+            elif choice.kind != _EVEN:
+                line.steps.append((choice.unit, _uniform(len(_UNITS))))
+                line.steps.append((choice.rate, _uniform(len(_RATES))))
+                line.steps.append((choice.odds[0] + _ODDS, _uniform(2 * _ODDS)))
+                if len(choice.odds) > 1:
+                    unit = _UNITS[choice.unit]
+                    steps = [(after - t) // unit + 2 * _ODDS for t, after in pairwise(choice.odds)]
+                    line.steps.append((np.array(steps, dtype=np.int32), _differences(choice.rate)[0]))
+                before = line.totals[:: 1 << self.parts.depth - (choice.kind - _PARTS)]
+                order = _by_odds(choice.odds, _told(before))
+            line.steps.extend(_coded(line.flags, order))
+        self._lines.clear()
+        self._held = 0
 
     def data(self, word: int) -> bytes:
+        if self._lines:
+            self._choose()
         coder = constriction.stream.stack.AnsCoder(np.array([word], dtype=np.uint32))
-        for symbols, model in reversed(self._steps):
-            coder.encode_reverse(symbols, model)
+        for steps in reversed(self._steps):
+            for symbols, model in reversed(steps):
+                coder.encode_reverse(symbols, model)
         words: bytes = coder.get_compressed().astype("<u4").tobytes()
         return words.rstrip(b"\0")
+
+
+def _coded(flags: Flags, order: _Order) -> list[_Step]:
+    """Symbols of decisions, and their models."""
+    if order.places:
+        padded, given = bytearray(order.size), flags.view(np.uint8).data
+        for (start, end), (first, last) in zip(pairwise(order.bounds), order.places, strict=True):
+            padded[first:last] = given[start:end]
+        flags = np.frombuffer(padded, dtype=np.bool_)
+    steps: list[_Step] = []
+    packed, at = np.packbits(flags).astype(np.int32), 0
+    for t, count in order.groups:
+        whole, rest = divmod(count, _GROUP)
+        if whole:
+            steps.append((packed[at : at + whole], _table(t, _GROUP)))
+        at += whole
+        if rest:
+            steps.append((int(packed[at]) >> _GROUP - rest, _table(t, rest)))
+            at += 1
+    return steps
 
 
 class _Reader:
     """Reads what a :class:`_Writer` wrote."""
 
-    reads = True
-
     def __init__(self, data: memoryview, runs: Sequence[int]) -> None:
-        self._parts = _parts_of(runs)
+        self.parts = _parts_of(runs)
         if len(data) and not data[-1]:
             raise CodecError("levels end in a byte 0, which no encoder writes")
         words = np.frombuffer(bytes(data) + bytes(-len(data) % 4), dtype="<u4").astype(np.uint32)
@@ -324,47 +412,44 @@ class _Reader:
     def digits(self) -> int:
         return int(self._decode(_symbols(_DIGITS)))
 
-    def decide(
-        self, known: Callable[[], Flags], count: int, where: Where | None, kinds: _Weights | None
-    ) -> Flags:
+    def decide(self, known: Flags | None, some: _Some, kinds: _Weights | None) -> Flags:
+        count = some.count
         kind = _EVEN if kinds is None or count < _FEW else self._decode(_symbols(kinds))
         if kind == _EVEN:
-            return self._flags(count, 0)
+            return self._flags(_in_order(0, count))
         if kind == _ONE:
             unit = _unit_of_one(count)
-            return self._flags(count, self._decode(_uniform(2 * _ODDS // unit)) * unit - _ODDS)
-        if kind - _PARTS > self._parts.depth:
-            raise CodecError(f"levels in parts of depth {kind - _PARTS}: expected at most {self._parts.depth}")
-        before = self._parts.at(kind - _PARTS, self._parts.before(where))
-        starts = before[_told(before)]
+            return self._flags(_in_order(self._decode(_uniform(2 * _ODDS // unit)) * unit - _ODDS, count))
+        depth = kind - _PARTS
+        if depth > self.parts.depth:
+            raise CodecError(f"levels in parts of depth {depth}: expected at most {self.parts.depth}")
+        starts = _told(some.before_parts(depth))
         unit = _UNITS[self._decode(_uniform(len(_UNITS)))]
         rate = self._decode(_uniform(len(_RATES)))
-        odds = np.full(len(starts), self._decode(_uniform(2 * _ODDS)) - _ODDS)
-        if len(odds) > 1:
-            steps = self._decode(_differences(rate)[0], len(odds) - 1) - 2 * _ODDS
-            odds[1:] += np.cumsum(steps.astype(np.int64)) * unit
-        if int(odds.min()) < -_ODDS or int(odds.max()) >= _ODDS:
+        odds = [self._decode(_uniform(2 * _ODDS)) - _ODDS]
+        if len(starts) > 2:
+            steps = (self._decode(_differences(rate)[0], len(starts) - 2) - 2 * _ODDS) * unit
+            odds = list(accumulate(steps.tolist(), initial=odds[0]))
+        order = _by_odds(odds, starts)
+        if order.groups[0][0] < -_ODDS or order.groups[-1][0] >= _ODDS:
             raise CodecError("odds of levels: out of range")
-        found = np.empty(count, dtype=np.bool_)
-        for t, slices in _by_odds(odds, starts, count):
-            read = self._flags(sum(part.stop - part.start for part in slices), t)
-            start = 0
-            for part in slices:
-                end = start + part.stop - part.start
-                found[part] = read[start:end]
-                start = end
-        return found
+        return self._flags(order)
 
-    def _flags(self, count: int, odds: int) -> Flags:
-        whole, rest = divmod(count, _GROUP)
-        found = np.empty(count, dtype=np.bool_)
-        if whole:
-            symbols = self._decode(_table(odds, _GROUP), whole)
-            found[: whole * _GROUP] = np.unpackbits(symbols.astype(np.uint8)).view(np.bool_)
-        if rest:
-            symbol = self._decode(_table(odds, rest)) << _GROUP - rest
-            found[whole * _GROUP :] = np.unpackbits(np.array([symbol], dtype=np.uint8))[:rest].view(np.bool_)
-        return found
+    def _flags(self, order: _Order) -> Flags:
+        packed, at = np.empty(order.size // _GROUP, dtype=np.uint8), 0
+        for t, count in order.groups:
+            whole, rest = divmod(count, _GROUP)
+            if whole:
+                packed[at : at + whole] = self._decode(_table(t, _GROUP), whole)
+            at += whole
+            if rest:
+                packed[at] = self._decode(_table(t, rest)) << _GROUP - rest
+                at += 1
+        flags: Flags = np.unpackbits(packed).view(np.bool_)
+        if not order.places:
+            return flags[: order.groups[0][1]]
+        padded = flags.data
+        return np.frombuffer(b"".join([padded[first:last] for first, last in order.places]), dtype=np.bool_)
 
     def word(self) -> int:
         words = self._coder.get_compressed()
@@ -373,25 +458,72 @@ class _Reader:
         return int(words[0])
 
 
-def _told(before: Counts) -> Where:
-    """The first part with decisions, and all further ones with more than a few: those whose odds are told.
+def _told(before: Counts) -> list[int]:
+    """How many decisions are before each part whose odds are told, and in all.
+
+    These parts are the first with decisions, and all further ones with more than a few. As parts are few, lists
+    take less time here than arrays.
 
     Args:
         before: (p + 1,) how many decisions there are before each of p parts, and in all.
     """
-    totals = before[1:] - before[:-1]
-    enough = totals >= _FEW_OF_PART
-    enough[(totals > 0).argmax()] = True
-    return enough.nonzero()[0]
+    bounds = before.tolist()
+    told = [start for start, end in pairwise(bounds) if end - start >= _FEW_OF_PART or end > start == 0]
+    told.append(bounds[-1])
+    return told
 
 
-def _by_odds(odds: npt.NDArray[Any], starts: Counts, count: int) -> list[tuple[int, list[slice]]]:
-    """Slices of ``count`` decisions, those with the same odds together; odds are of the parts that are told."""
-    slices: dict[int, list[slice]] = {}
-    ends = [*starts[1:].tolist(), count]
-    for t, start, end in zip(odds.tolist(), starts.tolist(), ends, strict=True):
-        slices.setdefault(t, []).append(slice(start, end))
-    return sorted(slices.items())
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """The order in which decisions are coded: by their odds, the smallest first.
+
+    Attributes:
+        groups: odds, and how many decisions have them.
+        size: how many decisions are coded, with those that fill the last symbol of each group.
+        bounds: spans of decisions with the same odds: where each begins, and where the last ends.
+        places: from where to where each span is among what is coded; empty if that is in order.
+    """
+
+    groups: list[tuple[int, int]]
+    size: int
+    bounds: Sequence[int] = ()
+    places: Sequence[tuple[int, int]] = ()
+
+
+def _in_order(odds: int, count: int) -> _Order:
+    """All decisions have the same odds."""
+    return _Order([(odds, count)], count + -count % _GROUP)
+
+
+def _by_odds(odds: Sequence[int], starts: Sequence[int]) -> _Order:
+    """Decisions in p parts.
+
+    Args:
+        odds: p, of the parts.
+        starts: p + 1, how many decisions are before each part, and in all.
+    """
+    of, bounds, last = list[int](), list[int](), None
+    for t, start in zip(odds, starts, strict=False):
+        if t != last:
+            of.append(t)
+            bounds.append(start)
+            last = t
+    bounds.append(starts[-1])
+    places = [(0, 0)] * len(of)
+    groups: list[tuple[int, int]] = []
+    at = first = 0
+    order = sorted(range(len(of)), key=of.__getitem__)
+    last = of[order[0]]
+    for i in order:
+        if of[i] != last:
+            groups.append((last, at - first))
+            at = first = at + -at % _GROUP
+            last = of[i]
+        end = at + bounds[i + 1] - bounds[i]
+        places[i] = at, end
+        at = end
+    groups.append((last, at - first))
+    return _Order(groups, at + -at % _GROUP, bounds, places)
 
 
 def _unit_of_one(count: int) -> int:
@@ -401,74 +533,122 @@ def _unit_of_one(count: int) -> int:
 # --- What the encoder chooses -----------------------------------------------------------------------------
 
 
-def _chosen(ones: Counts, totals: Counts, parts: _Parts, weights: _Weights) -> _Choice:
-    """The odds that take the fewest bits, those that tell them included; counts are before each bound."""
-    kinds = _lengths(weights)
-    count = int(totals[-1])
-    best = _Choice(count * _BITS + int(kinds[_EVEN]), _EVEN, [])
-    unit = _unit_of_one(count)
-    odds, costs = _fitting(ones[-1:], totals[-1:], unit)
-    told = int(kinds[_ONE]) + (2 * _ODDS // unit - 1).bit_length() * _BITS
-    if int(costs[0]) + told < best.cost:
-        best = _Choice(int(costs[0]) + told, _ONE, odds.tolist())
-    for choice in _by_parts(ones, totals, parts, kinds):
-        if choice.cost < best.cost:
-            best = choice
-    return best
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The odds of one kind of decision: ``odds`` are one for all, or one for each part that has any."""
+
+    kind: int
+    odds: list[int]
+    unit: int = 0
+    rate: int = 0
 
 
-def _by_parts(ones: Counts, totals: Counts, parts: _Parts, kinds: Counts) -> list[_Choice]:
-    """What odds for parts take, for each depth worth trying: all at once, as each has few parts."""
-    if not parts.tried:
-        return []
-    count, begins, ends = int(totals[-1]), totals[parts.begins], totals[parts.ends]
-    enough = ends - begins >= _FEW_OF_PART
-    enough[parts.firsts + (totals[1:] > 0).argmax() // parts.steps] = True
-    numbers = np.add.reduceat(enough, parts.firsts, dtype=np.int64).tolist()
-    depths = 0
-    while depths < len(numbers) and numbers[depths] > 1 and count >= 32 * numbers[depths]:
-        depths += 1
-    if not depths:
-        return []
-    firsts = np.cumsum([0, *numbers[: depths - 1]])
-    told = enough.nonzero()[0][: sum(numbers[:depths])]
-    totals_of, ones_of = (_until_next(n, parts.begins[told], firsts) for n in (totals, ones))
-    rarer = np.add.reduceat(np.minimum(ones_of, totals_of - ones_of), firsts).tolist()
-    units = [_unit_for(each // number) for each, number in zip(rarer, numbers, strict=False)]
-    unit_of = np.repeat([_UNITS[unit] for unit in units], numbers[:depths])
+def _choices(lines: Sequence[_Line], parts: _Parts) -> list[_Choice]:
+    """The odds of each line that take the fewest bits, those that tell them included.
+
+    Of all lines at once, and of all depths of parts worth trying: each has few parts.
+    """
+    counts = np.array([line.count for line in lines])
+    kinds = np.stack([_lengths(line.kinds) for line in lines])
+    costs = np.full((len(lines), _PARTS + _MOST_DEPTH + 1), np.iinfo(np.int64).max)
+    costs[:, _EVEN] = counts * _BITS + kinds[:, _EVEN]
+    units = [_unit_of_one(line.count) for line in lines]
+    odds_of_one, bits = _fitting(np.array([line.ones for line in lines]), counts, np.array(units))
+    told = np.array([(2 * _ODDS // unit - 1).bit_length() * _BITS for unit in units])
+    costs[:, _ONE] = bits + told + kinds[:, _ONE]
+    cuts = _by_parts(lines, counts, parts) if parts.tried else None
+    if cuts is not None:
+        which = cuts.lines, _PARTS + cuts.depths
+        costs[which] = cuts.costs + kinds[which]
+    choices = []
+    for i, kind in enumerate(costs.argmin(axis=1).tolist()):  # the first of those that cost the least
+        if kind == _EVEN:
+            choices.append(_Choice(kind, []))
+        elif kind == _ONE:
+            choices.append(_Choice(kind, [int(odds_of_one[i])]))
+        else:
+            assert cuts is not None
+            choices.append(cuts.choice(i, kind))
+    return choices
+
+
+@dataclass(frozen=True, slots=True)
+class _Cuts:
+    """What odds of parts take: of each of c lines cut at one depth.
+
+    Attributes:
+        lines: (c,) numbers of the lines.
+        depths: (c,) of the parts.
+        costs: (c,) of all decisions and of telling their odds, but for the kind.
+        units: (c,) of the odds.
+        rates: (c,) indices of the rates.
+        firsts: (c,) where the odds of a line begin.
+        odds: of all lines.
+    """
+
+    lines: Counts
+    depths: Counts
+    costs: Counts
+    units: Counts
+    rates: Counts
+    firsts: Counts
+    odds: Counts
+
+    def choice(self, line: int, kind: int) -> _Choice:
+        """What a line chooses."""
+        i = list(zip(self.lines.tolist(), self.depths.tolist(), strict=True)).index((line, kind - _PARTS))
+        until = self.firsts[i + 1] if i + 1 < len(self.firsts) else None
+        unit = _UNITS.index(int(self.units[i]))
+        return _Choice(kind, self.odds[self.firsts[i] : until].tolist(), unit, int(self.rates[i]))
+
+
+def _by_parts(lines: Sequence[_Line], counts: Counts, parts: _Parts) -> _Cuts | None:
+    """What odds for parts take, for each line and depth worth trying."""
+    totals, ones = (np.array(b) for b in zip(*[(line.totals, line.ones_of) for line in lines], strict=True))
+    each = totals[:, parts.ends] - totals[:, parts.begins]
+    enough = each >= _FEW_OF_PART
+    first = (totals[:, 1:] > 0).argmax(axis=1)[:, None]
+    enough[np.arange(len(lines))[:, None], parts.firsts + first // parts.steps] = True
+    numbers = np.add.reduceat(enough, parts.firsts, axis=1, dtype=np.int64)
+    worth = np.logical_and.accumulate((numbers > 1) & (counts[:, None] >= 32 * numbers), axis=1)
+    cut, tried = worth.nonzero()
+    if not len(cut):
+        return None
+    enough &= np.repeat(worth, parts.counts, axis=1)
+    sizes = numbers[worth]
+    firsts = np.cumsum(sizes) - sizes
+    line, part = enough.nonzero()
+    begins = line * totals.shape[1] + parts.begins[part]
+    totals_of, ones_of = (_until_next(n, begins, firsts, cut) for n in (totals, ones))
+    rarer = np.add.reduceat(np.minimum(ones_of, totals_of - ones_of), firsts) // sizes
+    units = np.where(rarer >= 512, _UNITS[0], np.where(rarer >= 64, _UNITS[1], _UNITS[2]))
+    unit_of = np.repeat(units, sizes)
     odds, costs = _fitting(ones_of, totals_of, unit_of)
     steps = np.abs(np.diff(odds, prepend=0)) // unit_of
     bits = _bits_of_differences()[:, steps]
     bits[:, firsts] = 0  # told outright
     by_rate = np.add.reduceat(bits, firsts, axis=1)
-    rates = by_rate.argmin(axis=0)
-    costs_of = np.add.reduceat(costs, firsts) + by_rate.min(axis=0)
-    return [
-        _Choice(
-            int(costs_of[i] + kinds[_PARTS + parts.tried[i]]) + 11 * _BITS,  # log2(3 * 4 * 128) = 10.6
-            _PARTS + parts.tried[i],
-            odds[firsts[i] : firsts[i] + numbers[i]].tolist(),
-            units[i],
-            int(rates[i]),
-        )
-        for i in range(depths)
-    ]
+    return _Cuts(
+        cut,
+        np.array(parts.tried)[tried],
+        np.add.reduceat(costs, firsts) + by_rate.min(axis=0) + 11 * _BITS,  # log2(3 * 4 * 128) = 10.6
+        units,
+        by_rate.argmin(axis=0),
+        firsts,
+        odds,
+    )
 
 
-def _until_next(before: Counts, begins: Where, firsts: Where) -> Counts:
-    """How many are between each of ``begins`` and the next, or the end if the next is of another depth."""
-    at = before[begins]
-    until = np.append(at[1:], before[-1])
-    until[firsts[1:] - 1] = before[-1]
-    return until - at
+def _until_next(before: Counts, begins: Where, firsts: Where, cut: Where) -> Counts:
+    """How many are between each of ``begins`` and the next, or the end if the next is of another cut."""
+    at = before.reshape(-1)[begins]
+    until = np.append(at[1:], 0)
+    until[np.append(firsts[1:], len(at)) - 1] = before[cut, -1]
+    found: Counts = until - at
+    return found
 
 
-def _unit_for(rarer: int) -> int:
-    """Index of the unit of the odds of parts in which the rarer outcome is that often."""
-    return 0 if rarer >= 512 else 1 if rarer >= 64 else 2
-
-
-def _fitting(ones: Counts, totals: Counts, unit: Counts | int) -> tuple[Counts, Counts]:
+def _fitting(ones: Counts, totals: Counts, unit: Counts) -> tuple[Counts, Counts]:
     """The odds of parts in which ``ones`` of ``totals`` decisions are true, and what these take then."""
     true, false, thresholds = _decisions()
     zeros = totals - ones
@@ -521,6 +701,8 @@ def _decisions() -> tuple[Counts, Counts, Counts]:
 @lru_cache(maxsize=2 * _ODDS * _GROUP)
 def _table(t: int, width: int) -> Any:
     """The model of ``width`` decisions with odds 2^(t/4), the first being the most significant bit."""
+    if t == 0:
+        return _uniform(1 << width)
     of_true, of_false = _odds(t)
     weights = [of_true**k * of_false ** (width - k) for k in range(width + 1)]
     return _model([weights[symbol.bit_count()] for symbol in range(1 << width)])
@@ -528,6 +710,8 @@ def _table(t: int, width: int) -> Any:
 
 @lru_cache(maxsize=2 * _ODDS)
 def _uniform(size: int) -> Any:
+    if size & size - 1 == 0:  # the same model, in which a symbol is found without a search
+        return constriction.stream.model.Uniform(size)
     return _model([1] * size)
 
 
