@@ -3,7 +3,7 @@
 Each size runs in a process of its own. The first two are fitted, part by part, by a line in the number of
 nodes, and the others are compared with it. From the root:
 
-    python -m benchmarks.scale [--sizes 500 1000 4000 10000] [--rounds 5] [--spread 0.3]
+    python -m benchmarks.scale [--sizes 500 1000 4000 10000] [--rounds 5] [--spread 0.3] [--codec raw]
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Size:
         return self.nodes * (1 + 2 * DEGREE) / max(1e-9, self.seconds["clock"])
 
 
-def measure(nodes: int, rounds: int, spread: float) -> Size:
+def measure(nodes: int, rounds: int, spread: float, codec_name: str) -> Size:
     trainer = make_trainer(
         Synthetic(lambda: mlp(64, 64, 10), (64,), POOL), synthetic_parts(nodes), batching="stacked", threads=1
     )
@@ -61,7 +61,7 @@ def measure(nodes: int, rounds: int, spread: float) -> Size:
     start = StartRow("scale", DIGEST.hex(), 1, nodes, size, float(DEGREE), {}, {}, {}, trainer.batching)
     rules = Rules(
         full(),
-        Wire(codec("pco"), DIGEST, size),
+        Wire(codec(codec_name), DIGEST, size),
         Regular(num_nodes=nodes, seed=1, degree=DEGREE),
         rounds=rounds,
         seed=1,
@@ -82,8 +82,9 @@ def measure(nodes: int, rounds: int, spread: float) -> Size:
     return Size(nodes, spent, evaluation_s, peak_bytes() / 1e6)
 
 
-def apart(nodes: int, rounds: int, spread: float) -> Size:
-    words = ["--one", str(nodes), "--rounds", str(rounds), "--spread", str(spread)]
+def apart(nodes: int, given: argparse.Namespace) -> Size:
+    words = ["--one", str(nodes), "--rounds", str(given.rounds), "--spread", str(given.spread)]
+    words += ["--codec", given.codec]
     command = [sys.executable, "-m", "benchmarks.scale", *words]
     root = Path(__file__).parents[1]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
@@ -105,12 +106,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[250, 1000, 4000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--spread", type=float, default=0.0, help="of the nodes' slowness, as compute.spread")
+    parser.add_argument("--codec", choices=["pco", "raw"], default="pco", help="of the frames")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one is not None:
-        print(json.dumps(asdict(measure(given.one, given.rounds, given.spread))))
+        print(json.dumps(asdict(measure(given.one, given.rounds, given.spread, given.codec))))
         return
-    sizes = [apart(nodes, given.rounds, given.spread) for nodes in given.sizes]
+    sizes = [apart(nodes, given) for nodes in given.sizes]
     rows = []
     for size in sizes:
         line = predicted(sizes[0], sizes[1], size.nodes)
