@@ -67,6 +67,10 @@ class HandedTraining:
         """Nothing: the optimizer is the user's."""
         return LocalState({}, {}, {})
 
+    def stack_of(self, node: int) -> int:
+        """One, of one node."""
+        return 0
+
     def load_state_(self, node: int, state: LocalState) -> None:
         """Nothing to load."""
 
