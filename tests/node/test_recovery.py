@@ -229,7 +229,8 @@ def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> No
 @given(
     sharing=st.sampled_from([choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1, feedback=1.0)]),
     lost=st.sets(
-        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, ROUNDS - QUIET), st.booleans()), max_size=20
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, ROUNDS - QUIET), st.booleans()),
+        max_size=20,
     ),
     crashes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=2),
     slow_keys=st.booleans(),
