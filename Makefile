@@ -14,6 +14,10 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
+# Tests run in so many processes. Some start several nodes that wait for each other, so more do not help much.
+TEST_JOBS ?= 2
+SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -44,11 +48,11 @@ demo: $(INSTALLED)  ## compare five algorithms on 16 nodes; ends with a table an
 
 .PHONY: test
 test: $(INSTALLED)  ## run all tests, slow ones included
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 .PHONY: fast
 fast: $(INSTALLED)  ## run the tests that are not marked slow
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 .PHONY: format
 format: $(INSTALLED)  ## rewrite the code in the project's format
