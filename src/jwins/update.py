@@ -164,9 +164,7 @@ class Quantized:
 
 def dense_of(values: Tensor | Quantized) -> Tensor:
     """Values as (k,) float32, whatever they travel as; float32 is handed back as it is."""
-    if isinstance(values, Quantized):
-        return values.dense()
-    return values if values.dtype == torch.float32 else values.to(torch.float32)
+    return values.dense() if isinstance(values, Quantized) else values.to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -356,7 +356,7 @@ class Host:
     def _train_outstanding(self) -> None:
         every, self._outstanding = self._outstanding, {}
         for rounds in every.values():
-            self._train(rounds, lambda node: None)
+            self.train(rounds)
 
     def _train(self, rounds: Mapping[int, int], go_on: Callable[[int], None]) -> None:
         started, elsewhere = time.perf_counter(), []

@@ -157,7 +157,7 @@ def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
     fewer, more = _SAMPLES
     few = _apart(_small(experiment, 4, degree, more))
     much = _nodes_for(few.dim, experiment.nodes.count)
-    many = _apart(_small(experiment, max(much, few.nodes), degree, fewer))
+    many = _apart(_small(experiment, much, degree, fewer))
     return _extrapolated(experiment, degree, few, many, 1 if engine is None else engine.hosts)
 
 
