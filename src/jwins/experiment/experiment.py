@@ -52,7 +52,15 @@ if TYPE_CHECKING:
 else:  # torch is not loaded only to read a configuration
     Sharing = Topology = Any
 
-__all__ = ["Experiment", "digest_of", "lay_over", "rewrite_paths_", "what_counts", "what_identifies"]
+__all__ = [
+    "Experiment",
+    "digest_of",
+    "drop_without_effect_",
+    "lay_over",
+    "rewrite_paths_",
+    "what_counts",
+    "what_identifies",
+]
 
 
 class Experiment(Settings):
@@ -204,18 +212,23 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
     covered.pop("name", None)
     for key in ("threads", "checkpoint_every", "folder", "tensorboard"):
         covered["run"].pop(key, None)
-    if not covered["run"].get("consensus_rounds"):
-        covered["run"].pop("consensus_rounds", None)
-    if not covered["run"].get("eval_own"):
-        covered["run"].pop("eval_own", None)
-    if covered["run"].get("eval_samples_early") is None:
-        covered["run"].pop("eval_samples_early", None)
-        covered["run"].pop("eval_last", None)
-    if covered["links"].get("sending") == "together":
-        covered["links"].pop("sending")
+    drop_without_effect_(covered)
     covered["task"].pop("data", None)
     rewrite_paths_(covered, lambda path: Path(path).name)
     return covered
+
+
+def drop_without_effect_(tables: Mapping[str, Any]) -> None:
+    """Remove from sections what has no effect and runs from before there were these keys do not have."""
+    run, links = tables.get("run", {}), tables.get("links", {})
+    for key in ("consensus_rounds", "eval_own"):
+        if not run.get(key):
+            run.pop(key, None)
+    if run.get("eval_samples_early") is None:
+        run.pop("eval_samples_early", None)
+        run.pop("eval_last", None)
+    if links.get("sending") == "together":
+        links.pop("sending")
 
 
 def what_identifies(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from jwins.experiment.experiment import rewrite_paths_
+from jwins.experiment.experiment import drop_without_effect_, rewrite_paths_
 from jwins.report.words import shown, spaced
 
 __all__ = ["compared_settings", "described", "differing_keys", "flat", "without_folders"]
@@ -18,10 +18,11 @@ _OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboa
 
 def compared_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment's tables without what may differ between the runs of one variant."""
-    kept = {key: value for key, value in tables.items() if key != "name"}
+    kept = {key: copy.copy(value) for key, value in tables.items() if key != "name"}
     for section, keys in _OF_A_RUN.items():
         if isinstance(kept.get(section), Mapping):
             kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    drop_without_effect_(kept)
     return kept
 
 
