@@ -14,9 +14,10 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-# Tests run in so many processes. Some start several nodes that wait for each other, so more do not help much.
+# Tests run in so many processes, but for those of peers, which wait for each other with little patience: on busy
+# cores they would be late.
 TEST_JOBS ?= 2
-SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal
+SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal --ignore=tests/net
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -49,10 +50,12 @@ demo: $(INSTALLED)  ## compare five algorithms on 16 nodes; ends with a table an
 .PHONY: test
 test: $(INSTALLED)  ## run all tests, slow ones included
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest tests/net
 
 .PHONY: fast
 fast: $(INSTALLED)  ## run the tests that are not marked slow
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" tests/net
 
 .PHONY: format
 format: $(INSTALLED)  ## rewrite the code in the project's format
