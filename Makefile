@@ -14,10 +14,10 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-# Tests run in so many processes, but for those of peers, which wait for each other with little patience: on busy
-# cores they would be late.
+# Tests run in so many processes, but for those that have little patience with each other: on busy cores they
+# would be late.
 TEST_JOBS ?= 2
-SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal --ignore=tests/net
+SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
@@ -49,13 +49,13 @@ demo: $(INSTALLED)  ## compare five algorithms on 16 nodes; ends with a table an
 
 .PHONY: test
 test: $(INSTALLED)  ## run all tests, slow ones included
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
-	@$(BIN)/python -m pytest tests/net
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone"
+	@$(BIN)/python -m pytest -m alone
 
 .PHONY: fast
 fast: $(INSTALLED)  ## run the tests that are not marked slow
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
-	@$(BIN)/python -m pytest -m "not slow" tests/net
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not alone"
+	@$(BIN)/python -m pytest -m "alone and not slow"
 
 .PHONY: format
 format: $(INSTALLED)  ## rewrite the code in the project's format

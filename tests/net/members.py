@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
+import contextlib
+import os
+import random
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from jwins.net.limits import Limits
@@ -16,17 +18,30 @@ from jwins.net.transport import Transport
 DEADLINE_S = 30.0
 
 
+def _ports() -> Iterator[int]:
+    """Ports below those that systems give to outgoing connections, which could take them before they are used.
+
+    Each is given once, and tests that run in several processes have ports of their own.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    each = 12000 // workers
+    ports = range(20000 + worker * each, 20000 + (worker + 1) * each)
+    yield from random.SystemRandom().sample(ports, each)
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A port below those that systems give to outgoing connections, which could take it before it is used."""
-    while True:
-        port = 20000 + secrets.randbelow(12000)
+    """A port that nothing listens on, and that no other test is given."""
+    for port in _PORTS:
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+            with contextlib.suppress(OSError):
                 sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
+                return port
+    raise AssertionError("no port is free")
 
 
 def member(folder: Path, id: int, name: str, *, reachable: bool = True) -> Member:

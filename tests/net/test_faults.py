@@ -28,6 +28,8 @@ from jwins.topology import Regular, Ring
 from jwins.update import Update
 from jwins.wire.frame import Bye, Frame, Hello, pack
 
+pytestmark = pytest.mark.alone
+
 ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, 0.5)}
 
 

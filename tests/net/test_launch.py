@@ -198,6 +198,7 @@ def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_process_that_stands_still_is_not_waited_for_and_is_let_back_in(tmp_path: Path) -> None:
     options: dict[str, Any] = {"count": 4, "rounds": 400, "eval_every": 400, "checkpoint_every": 20}
     simulated = jwins.simulate(digits(tmp_path / "virtual", **options))

@@ -11,6 +11,7 @@ NODES, MBPS, ROUNDS = 3, 4.0, 4
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ["full", "jwins"])
 def test_slow_uplinks_change_the_time_and_not_the_models(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,6 +21,8 @@ from jwins.net.roster import Roster
 from jwins.sharing import choco, full, top_k
 from jwins.wire.frame import describe
 
+pytestmark = pytest.mark.alone
+
 
 def model(seed: int = 0, hidden: int = 4) -> nn.Module:
     torch.manual_seed(seed)

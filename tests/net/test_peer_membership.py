@@ -21,6 +21,8 @@ from jwins.net.membership import kept_rosters
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.sharing import closed_loop, full, stateless
 
+pytestmark = pytest.mark.alone
+
 PAUSE_S = 0.05
 """Of a round at least, so that a file is looked at in fewer rounds than a change lies ahead."""
 AHEAD = 60

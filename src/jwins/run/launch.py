@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ _LOOK_EVERY_S = 0.2
 _MOST_RESTARTS = 100
 """A node that was killed by a signal is started again so often, in all."""
 _RESTART_AFTER_S = 1.0
+_FIRST_PORT, _PORTS = 20_000, 12_768
 
 
 class NodeFailedError(JwinsError):
@@ -302,14 +304,20 @@ class _Nodes:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
+    """Ports of this machine that nothing listens on, all different.
+
+    They are below those that systems give to outgoing connections: nodes dial each other before all of them
+    listen, and a node that is started again would find its port taken by somebody's call.
+    """
+    with contextlib.ExitStack() as held:
+        ports: list[int] = []
+        while len(ports) < count:
+            sock = held.enter_context(socket.socket())
+            port = _FIRST_PORT + secrets.randbelow(_PORTS)
+            with contextlib.suppress(OSError):
+                sock.bind(("127.0.0.1", port))
+                ports.append(port)
+        return ports
 
 
 # --- What they measure ------------------------------------------------------------------------------------
