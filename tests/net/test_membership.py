@@ -21,11 +21,12 @@ from wires import Running, Wires, World, accuracy
 import jwins
 from jwins.errors import ConfigError, PeerError
 from jwins.net.acquaintance import Kept
-from jwins.net.adopt import ADOPTED, Newcomer, adopt
+from jwins.net.adopt import ADOPTED, Newcomer, adopt, model_wire, pack_model
 from jwins.net.clock import hash_of_parameters
 from jwins.net.epochs import Epochs
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
+from jwins.net.link import Delivered, LinkEvent
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.node import Finished
@@ -254,6 +255,41 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
         assert not any(outcome.overdue.values())
     least = min(accuracy(outcomes[node]) for node in (0, 1))
     assert accuracy(outcomes[3]) >= least - 0.05
+
+
+def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: Wires) -> None:
+    world = World(2)
+    host = world.host(1)
+    donor, newcomer = wires.end(0), wires.end(1)
+    params = torch.arange(len(host.parameters(1)), dtype=torch.float32)
+    questions: list[LinkEvent] = []
+
+    def answer() -> None:
+        donor.start()
+        while len(questions) < 2:
+            event = donor.poll(30.0)
+            assert event is not None, "no question for half a minute"
+            if isinstance(event, Delivered):
+                questions.append(event)
+                if len(questions) == 1:
+                    wires.cut([(0, 1)])
+                    wires.mend()
+        donor.send(1, pack_model(model_wire(host.rules.wire.digest, len(params)), 0, 7, params))
+
+    answering = threading.Thread(target=answer, daemon=True)
+    answering.start()
+    _, adopted = adopt(
+        newcomer,
+        [0],
+        Newcomer(1, 0, len(params), host.rules.wire, ADOPTED),
+        timeout_s=30.0,
+        names=("alice", "bob"),
+        journal=Journal("bob"),
+    )
+    answering.join(30.0)
+    assert adopted is not None
+    assert adopted.round == 7
+    assert torch.equal(adopted.params, params)
 
 
 def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:

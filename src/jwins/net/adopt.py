@@ -37,6 +37,8 @@ WANTS_MODEL = ("wants", "model")
 """What a Hello says among its versions, by which a peer asks for the model of its round or a later one."""
 
 _ASK_AGAIN_S = 5.0
+_AWAY_S = 15.0
+"""A donor whose connection broke is waited for so long: longer than the pause between two attempts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,8 +140,8 @@ def adopt(
 
     Args:
         network: reaches the others; closed if nobody gives a model.
-        donors: whom to ask, in order; the next one when the one before does not answer in time, goes away or
-            does not fit.
+        donors: whom to ask, in order; the next one when the one before does not answer in time, goes away and
+            is not back soon, or does not fit.
         newcomer: who asks.
         timeout_s: how long to wait for each, since it was heard last.
         names: of all peers.
@@ -207,18 +209,21 @@ class _Asking:
 
     def of(self, donor: int) -> Frame | str:
         """The donor's model, or why there is none."""
-        until, ask_at, was_there = time.monotonic() + self._timeout_s, 0.0, False
+        until, ask_at = time.monotonic() + self._timeout_s, 0.0
+        asked = away = False
         while (now := time.monotonic()) < until and not self._stop():
             if donor in self._connected and now >= ask_at:
-                was_there = self._network.send(donor, self._question) or was_there
+                asked = self._network.send(donor, self._question) or asked
                 ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
             match self._network.poll(min(1.0, until - now)):
                 case Connected(peer) as event:
                     self._connected[peer] = event
+                    if peer == donor:
+                        until, ask_at, away = time.monotonic() + self._timeout_s, 0.0, False
                 case Disconnected(peer):
                     self._connected.pop(peer, None)
-                    if peer == donor and was_there:
-                        return "went away"
+                    if peer == donor and asked and not away:
+                        until, away = time.monotonic() + min(_AWAY_S, self._timeout_s / 4), True
                 case Delivered(peer, data) as event:
                     if peer == donor and (found := self._model(data, donor)) is not None:
                         return found
@@ -229,6 +234,8 @@ class _Asking:
                         if problem := mismatch(said, self._newcomer.hello, self._newcomer.agreed):
                             return f"does not fit: {problem}"
                         until = time.monotonic() + self._timeout_s
+        if away:
+            return "went away"
         return f"did not give it within {self._timeout_s:.0f} s; is it running?"
 
     def _said(self, event: Delivered) -> Message | None:
