@@ -96,7 +96,7 @@ ALGORITHMS: dict[str, Any] = {
     "closed_loop": closed_loop(),
     "closed_loop, fixed": closed_loop(0.03),
     "closed_loop, budget": closed_loop(budget=4.0),
-    "closed_loop, sent": closed_loop(ratio=0.5, feedback=1.0, gamma=0.7, zero=0.8),
+    "closed_loop, sent": closed_loop(ratio=0.5, feedback=1.0, gamma=0.7, zero=0.5),
     "closed_loop, no wavelet": closed_loop(budget_bytes=100, wavelet=None, memory=1),
     "closed_loop, symmetric": closed_loop(0.1, mode="symmetric", levels=2, memory=0, feedback=0.0),
     "stateless": stateless(),

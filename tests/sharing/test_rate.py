@@ -200,7 +200,7 @@ class Scripted:
 
 def quantized(rule: Scripted, moved: float) -> list[tuple[int, int]]:
     """Of each round the step, in units, and the level of a value that is ``moved`` units further than known."""
-    algorithm = replace(closed_loop(wavelet=None, memory=0), rule=rule)
+    algorithm = replace(closed_loop(wavelet=None, memory=0, zero=0.5), rule=rule)
     state, found = algorithm.init(torch.zeros(1)), []
     for r in range(len(rule.wishes)):
         params = (state.x_hat + moved) * FINEST
