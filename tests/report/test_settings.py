@@ -22,3 +22,15 @@ def test_a_run_from_before_a_key_was_there_is_of_the_same_variant(section: str, 
     changed = Experiment().changed({section: {key: other}}).resolved()
     assert compared_settings(changed) != compared_settings(now)
     assert changed[section][key] == other, "nothing is taken out of what is compared"
+
+
+def test_a_ratio_beside_a_budget_has_no_effect_so_its_default_may_change() -> None:
+    def settings(**sharing: Any) -> tuple[Any, bytes]:
+        experiment = Experiment(sharing={"kind": "closed_loop", **sharing})
+        return compared_settings(experiment.resolved()), experiment.digest()
+
+    assert settings(budget=0.32, ratio=3.0) == settings(budget=0.32)
+    assert settings(step=0.01, ratio=3.0) == settings(step=0.01)
+    now, other = settings(), settings(ratio=3.0)
+    assert now[0] != other[0]
+    assert now[1] != other[1]

@@ -219,8 +219,9 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_without_effect_(tables: Mapping[str, Any]) -> None:
-    """Remove from sections what has no effect and runs from before there were these keys do not have."""
-    run, links = tables.get("run", {}), tables.get("links", {})
+    """Remove from sections what has no effect: what runs from before there were these keys do not have, or have
+    with the default of then."""
+    run, links, sharing = (tables.get(section, {}) for section in ("run", "links", "sharing"))
     for key in ("consensus_rounds", "eval_own"):
         if not run.get(key):
             run.pop(key, None)
@@ -229,6 +230,8 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         run.pop("eval_last", None)
     if links.get("sending") == "together":
         links.pop("sending")
+    if any(sharing.get(key) is not None for key in ("step", "budget", "budget_bytes", "budget_seconds")):
+        sharing.pop("ratio", None)
 
 
 def what_identifies(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -567,7 +567,7 @@ class ClosedLoopConfig(_RateTable):
     """Quantized wavelet coefficients of the change since what neighbours last decoded."""
 
     kind: Literal["closed_loop"] = "closed_loop"
-    ratio: Annotated[float, RATIO] = Field(default=2.5, description=_RATIO)
+    ratio: Annotated[float, RATIO] = Field(default=2.0, description=_RATIO)
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
         default=1.0, description="consensus step size"
     )

@@ -239,7 +239,7 @@ def closed_loop(
     *,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
-    ratio: float = 2.5,
+    ratio: float = 2.0,
     gamma: float = 1.0,
     zero: float = 0.8,
     feedback: float = 0.1,
