@@ -220,7 +220,8 @@ def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def drop_without_effect_(tables: Mapping[str, Any]) -> None:
     """Remove from sections what has no effect: what runs from before there were these keys do not have, or have
-    with the default of then."""
+    with the default of then.
+    """
     run, links, sharing = (tables.get(section, {}) for section in ("run", "links", "sharing"))
     for key in ("consensus_rounds", "eval_own"):
         if not run.get(key):
