@@ -292,6 +292,34 @@ def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: W
     assert torch.equal(adopted.params, params)
 
 
+def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wires) -> None:
+    host = World(2).host(1)
+    wires.end(0).start()
+    over, meanwhile = threading.Event(), []
+
+    def come_and_go() -> None:
+        until = time.monotonic() + 20.0
+        while not over.wait(0.05) and time.monotonic() < until:
+            wires.cut([(0, 1)])
+            wires.mend()
+        meanwhile.append(over.is_set())
+
+    flapping = threading.Thread(target=come_and_go, daemon=True)
+    flapping.start()
+    with pytest.raises(PeerError, match="none of alice gave its model"):
+        adopt(
+            wires.end(1),
+            [0],
+            Newcomer(1, 0, len(host.parameters(1)), host.rules.wire, ADOPTED),
+            timeout_s=1.0,
+            names=("alice", "bob"),
+            journal=Journal("bob"),
+        )
+    over.set()
+    flapping.join(30.0)
+    assert meanwhile == [True], "it gave up while the donor still came and went"
+
+
 def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
     world = World(2, rounds=2, patience_s=0.2)
     clock = world.clock(0, wires)

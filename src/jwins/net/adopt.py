@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -209,21 +210,21 @@ class _Asking:
 
     def of(self, donor: int) -> Frame | str:
         """The donor's model, or why there is none."""
-        until, ask_at = time.monotonic() + self._timeout_s, 0.0
-        asked = away = False
-        while (now := time.monotonic()) < until and not self._stop():
+        until, back_by, ask_at = time.monotonic() + self._timeout_s, math.inf, 0.0
+        asked = False
+        while (now := time.monotonic()) < (end := min(until, back_by)) and not self._stop():
             if donor in self._connected and now >= ask_at:
                 asked = self._network.send(donor, self._question) or asked
                 ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
-            match self._network.poll(min(1.0, until - now)):
+            match self._network.poll(min(1.0, end - now)):
                 case Connected(peer) as event:
                     self._connected[peer] = event
                     if peer == donor:
-                        until, ask_at, away = time.monotonic() + self._timeout_s, 0.0, False
+                        back_by, ask_at = math.inf, 0.0
                 case Disconnected(peer):
                     self._connected.pop(peer, None)
-                    if peer == donor and asked and not away:
-                        until, away = time.monotonic() + min(_AWAY_S, self._timeout_s / 4), True
+                    if peer == donor and asked:
+                        back_by = time.monotonic() + min(_AWAY_S, self._timeout_s / 4)
                 case Delivered(peer, data) as event:
                     if peer == donor and (found := self._model(data, donor)) is not None:
                         return found
@@ -234,7 +235,7 @@ class _Asking:
                         if problem := mismatch(said, self._newcomer.hello, self._newcomer.agreed):
                             return f"does not fit: {problem}"
                         until = time.monotonic() + self._timeout_s
-        if away:
+        if back_by < math.inf:
             return "went away"
         return f"did not give it within {self._timeout_s:.0f} s; is it running?"
 
