@@ -31,7 +31,7 @@ def often_said(zero: float, noise: float) -> Tensor:
 
 
 def test_the_default_dead_zone_says_once_what_stays() -> None:
-    assert int(often_said(0.8, noise=0.15).max()) == 1
+    assert int(often_said(closed_loop().zero, noise=0.15).max()) == 1
 
 
 def test_plain_rounding_says_it_again_and_again_between_two_levels() -> None:

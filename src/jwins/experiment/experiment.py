@@ -23,6 +23,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from jwins.experiment.plugins import (
     ALGORITHMS,
+    RATE_KEYS,
     TOPOLOGY_TABLES,
     JwinsConfig,
     RegularConfig,
@@ -231,7 +232,7 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         run.pop("eval_last", None)
     if links.get("sending") == "together":
         links.pop("sending")
-    if any(sharing.get(key) is not None for key in ("step", "budget", "budget_bytes", "budget_seconds")):
+    if any(sharing.get(key) is not None for key in RATE_KEYS):
         sharing.pop("ratio", None)
 
 

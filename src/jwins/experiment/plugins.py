@@ -32,6 +32,7 @@ __all__ = [
     "ALGORITHMS",
     "CUTOFF_TABLES",
     "PARTITION_TABLES",
+    "RATE_KEYS",
     "QUANTIZER_TABLES",
     "TOPOLOGY_TABLES",
     "AbsmaxConfig",
@@ -517,6 +518,8 @@ class JwinsConfig(SharingTable):
         return jwins(**self.arguments())
 
 
+RATE_KEYS = ("step", "budget", "budget_bytes", "budget_seconds")
+"""Each says how much is sent; beside any of them ``ratio`` has no effect."""
 _RATIO = "without step and budget: the step in root mean squares of what a round's training changes"
 
 
@@ -552,8 +555,7 @@ class _RateTable(SharingTable):
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
-        keys = ("step", "budget", "budget_bytes", "budget_seconds")
-        named = [key for key in keys if getattr(self, key) is not None]
+        named = [key for key in RATE_KEYS if getattr(self, key) is not None]
         if len(named) > 1:
             problem = f"{named[0]} says already how much is sent; leave one of them out"
             raise refuse(named[1], getattr(self, named[1]), problem)
