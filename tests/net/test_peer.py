@@ -222,11 +222,15 @@ def test_a_model_that_does_not_fit_the_others_is_an_error(
 def test_who_is_missing_is_late_and_then_not_waited_for(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 3, wires)
     models = [model() for _ in range(3)]
-    open_peers = [peers.peer(rank, models[rank], sharing=top_k(0.5), patience_s=0.3) for rank in range(3)]
+    open_peers = [peers.peer(rank, models[rank], sharing=top_k(0.5), patience_s=1.0) for rank in range(3)]
+    last = threading.Barrier(2)
 
     def loop(rank: int) -> list[Any]:
         with open_peers[rank] as peer:
-            return [peer.exchange() for _ in range(1 if rank == 2 else 6)]
+            reports = [peer.exchange() for _ in range(1 if rank == 2 else 6)]
+            if rank != 2:
+                last.wait(30.0)  # whoever closes first is gone for the other, too
+            return reports
 
     reports = peers.each(loop)
     assert reports[0][0].late == ()
