@@ -414,7 +414,7 @@ print(node.transport.report()[0].connections, flush=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("hold_s", [8, 61])
+@pytest.mark.parametrize("hold_s", [8, 31])
 def test_a_peer_whose_interpreter_is_held_keeps_its_connection(make: Make, tmp_path: Path, hold_s: int) -> None:
     """For so long no thread of its process runs; the 100 MB that were sent meanwhile arrive afterwards."""
     from jwins.net.roster import write_roster
