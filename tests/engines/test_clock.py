@@ -290,3 +290,20 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
     many, *others = run()
     assert others == results
     assert few < many
+
+
+@pytest.mark.parametrize("sending", ["together", "in_turn"])
+def test_what_is_through_before_the_next_frame_leaves_it_the_uplink(sending: str) -> None:
+    """Though it is handled later: a window of events may hold both."""
+    queue = EventQueue()
+    network = Network(Links(8.0, 1.0, sending), 2, queue)  # type: ignore[arg-type]
+    network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), [1], {})
+    network.send(1.5, Parcel(2, 0, Packed(bytes(2000), 0, 0)), [1], {})
+    times = []
+    while queue:
+        for at, item in queue.pop_window(0.0):
+            if isinstance(item, UplinkDue):
+                network.advance(item, at)
+            else:
+                times.append(at)
+    assert times == pytest.approx([1.002, 1.503])

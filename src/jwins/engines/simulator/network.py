@@ -153,6 +153,10 @@ class Network:
             mishaps: what goes wrong on the way to some of them.
         """
         uplink, bits = self.uplinks[parcel.sender], 8 * parcel.packed.size_bytes
+        while (
+            uplink.flows and uplink.next_time() < now
+        ):  # due, and not handled yet: events of a window are at once
+            self._arrive(uplink, uplink.next_time())
         for receiver in to:
             mishap = mishaps.get(receiver, NO_MISHAP)
             uplink.add(now, bits, receiver, parcel, mishap.extra_s, mishap.dropped)
@@ -163,12 +167,15 @@ class Network:
         uplink = self.uplinks[due.node]
         if due.version != uplink.version:
             return
+        self._arrive(uplink, now)
+        if uplink.flows:
+            self._queue.push(uplink.next_time(), UplinkDue(due.node, uplink.version))
+
+    def _arrive(self, uplink: Uplink, now: float) -> None:
         for flow in uplink.pop(now):
             if not flow.dropped:
                 arrival = Pending(flow.to, Arrived(flow.parcel))
                 self._queue.push(now + self._latency_s + flow.extra_s, arrival)
-        if uplink.flows:
-            self._queue.push(uplink.next_time(), UplinkDue(due.node, uplink.version))
 
     def parcels(self) -> Iterator[Parcel]:
         """Those that are not through."""
