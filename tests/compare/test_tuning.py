@@ -194,6 +194,22 @@ def test_another_choice_sets_the_earlier_runs_aside_and_takes_them_back(done: An
     assert (first.folder / "jwins" / "earlier" / "lr=0.3" / "seed-1").is_dir()
 
 
+def test_a_table_may_be_tuned(tmp_path: Path) -> None:
+    """What is tried is written without its defaults, and stored with them."""
+    text = FILE.replace(
+        'tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }',
+        'tune = { key = "sharing.values", values = [{ kind = "uniform", step = 0.01 }, '
+        '{ kind = "uniform", step = 0.1 }] }',
+    )
+    small = ("tune.values=[0.1]", "compare.seeds=[1]", "tune.sensitivity=false")
+    first = compare(load(tmp_path, *small, text=text), jobs=1)
+    stamps = logs(first.folder)
+    assert not [path for path in stamps if "earlier" in path.parts]
+    assert compare(load(tmp_path, *small, text=text), jobs=1).table == first.table
+    assert logs(first.folder) == stamps
+    assert any(str(line.tuned).startswith("values = { kind = ") for line in first.table)
+
+
 def test_a_fraction_that_fits_is_kept(tmp_path: Path) -> None:
     fixed = ("tune.values=[0.1]", "tune.sensitivity=false", "compare.seeds=[1]")
     text = FILE.replace('tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }\n', "")

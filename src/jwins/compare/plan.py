@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.settings import CompareConfig, Grid, TargetConfig, look_up, settings_slug, tables_of
 from jwins.errors import ResumeError
 from jwins.experiment.plugins import RandomKConfig
+from jwins.experiment.rules import MISSING
 from jwins.experiment.toml import read_toml
 from jwins.results.groups import Target
 from jwins.results.record import Record, start_and_end
@@ -380,7 +381,17 @@ def _earlier(cell: Cell) -> Path | None:
     """Where a run is kept that was compared before another value was chosen."""
     if not cell.settings or cell.tuning:
         return None
-    return cell.folder.parent / "earlier" / settings_slug(cell.settings) / cell.folder.name
+    return cell.folder.parent / "earlier" / settings_slug(_written(cell)) / cell.folder.name
+
+
+def _written(cell: Cell) -> dict[str, Any]:
+    """The cell's settings as its ``config.toml`` has them: tables with every default."""
+    return _of(cell.experiment.resolved(), cell.settings)
+
+
+def _of(tables: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    found = {key: look_up(tables, key) for key in keys}
+    return {key: None if value is MISSING else value for key, value in found.items()}
 
 
 def make_room(cell: Cell) -> None:
@@ -391,8 +402,8 @@ def make_room(cell: Cell) -> None:
     config = cell.folder / "config.toml"
     if config.is_file():
         stored = read_toml(config.read_text(encoding="utf-8"), str(config))
-        before = {key: look_up(stored, key) for key in cell.settings}
-        if before == dict(cell.settings):
+        before = _of(stored, cell.settings)
+        if before == _written(cell):
             return
         old = replace(cell, experiment=cell.experiment.changed(tables_of(before)), settings=before)
         folder_state(old.experiment, cell.folder)  # differs in more than what was chosen: an error, as always

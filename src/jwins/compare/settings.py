@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from jwins.experiment.rules import MISSING, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
-from jwins.experiment.toml import write_toml
+from jwins.experiment.toml import toml_text
 
 __all__ = [
     "CompareConfig",
@@ -200,7 +200,7 @@ def settings_texts(settings: Mapping[str, Any]) -> list[str]:
 
 def setting_text(value: Any) -> str:
     """A setting's value as people read it."""
-    return write_toml({"v": value}).partition(" = ")[2].strip().strip('"') if value is not None else "none"
+    return toml_text(value).strip('"') if value is not None else "none"
 
 
 def settings_slug(settings: Mapping[str, Any]) -> str:
