@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
 import torch
 from torch import Tensor
 
 from jwins.rng import RoundContext
 from jwins.sharing import closed_loop
-from jwins.update import Quantized
+from jwins.sharing.rate import Pace
+from jwins.update import Quantized, Received
 
 STEP = 0.01
 ROUNDS = 12
@@ -38,3 +43,45 @@ def test_plain_rounding_says_it_again_and_again_between_two_levels() -> None:
     said = often_said(0.5, noise=0.15)
     assert int(said.max()) == ROUNDS
     assert 0.2 < float((said > 1).double().mean()) < 0.4, "what is within the noise of a boundary"
+
+
+@dataclass(frozen=True)
+class Wished:
+    """A step that is asked for in every round; the one that is taken is a power of two."""
+
+    step: float
+    steady: ClassVar[bool] = False
+
+    def next(self, pace: Pace, *_: object) -> Pace:
+        return replace(pace, step=self.step)
+
+
+@pytest.mark.parametrize("zero", [0.5, 0.65, 0.8])
+@pytest.mark.parametrize("wish", [2**-10.4, 2**-10.2, 2**-10, 2**-9.7, 3e-7, 1e-8])
+def test_what_stands_still_is_said_once_whatever_step_is_wished_for(zero: float, wish: float) -> None:
+    """Also where the step that is taken is longer, as the nearest power of two, or the unit, may be."""
+    loop = replace(closed_loop(wavelet=None, zero=zero, feedback=1.0), rule=Wished(wish))
+    params = torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 5 * wish
+    state = loop.init(torch.zeros_like(params))
+    for number in range(4):
+        update, state = loop.share(state, params, RoundContext(seed=1, node=0, round=number))
+        assert isinstance(update.values, Quantized)
+        assert bool(update.values.levels.any()) == (number == 0 and wish > 1e-7)
+        _, state = loop.merge(state, params, [], RoundContext(seed=1, node=0, round=number))
+
+
+@pytest.mark.parametrize(("step", "far"), [(1e-6, 900.0), (1e-9, 0.9)])
+def test_a_neighbour_follows_a_change_longer_than_a_replica_is_wide(step: float, far: float) -> None:
+    """From one end to the other takes two rounds; nothing is missed."""
+    loop = closed_loop(step, wavelet=None, feedback=1.0)
+    here, there = (loop.init(torch.zeros(4)) for _ in range(2))
+    for number in range(6):
+        context = RoundContext(seed=1, node=0, round=number, weights={1: 0.5})
+        of_other = replace(context, node=1, weights={0: 0.5})
+        params = torch.full((4,), far if number < 3 else -far)
+        update, here = loop.share(here, params, context)
+        _, here = loop.merge(here, params, [], context)
+        _, there = loop.merge(there, torch.zeros(4), [Received(0, number, 0.5, update)], of_other)
+        assert not loop.missing(there)
+        if number in (2, 5):
+            torch.testing.assert_close(loop.grid.values(here.x_hat), params, rtol=1e-5, atol=2 * step)

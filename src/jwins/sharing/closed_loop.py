@@ -37,7 +37,10 @@ from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
 from jwins.update import Received, Update, largest_magnitude
 
-__all__ = ["ClosedLoop", "ClosedLoopState", "closed_loop"]
+__all__ = ["RATIO_BY_DEFAULT", "ClosedLoop", "ClosedLoopState", "closed_loop"]
+
+RATIO_BY_DEFAULT = 2.0
+"""Of the step to what training changes, where no step and no budget is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,7 +132,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         bands = self._bands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
-        levels = dead_zone(wanted, self.grid.unit * multiple, self.zero * width)
+        step = self.grid.unit * multiple
+        levels = dead_zone(wanted, step, max(self.zero * width, 0.5 * step), LIMIT // multiple)
         if largest_magnitude(coefficients) > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
@@ -239,7 +243,7 @@ def closed_loop(
     *,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
-    ratio: float = 2.0,
+    ratio: float = RATIO_BY_DEFAULT,
     gamma: float = 1.0,
     zero: float = 0.8,
     feedback: float = 0.1,
@@ -250,8 +254,7 @@ def closed_loop(
 ) -> ClosedLoop:
     """Quantized increments on replicas that neighbours keep, in the wavelet domain.
 
-    At most one of ``step`` and the budgets is given; with none, the step is ``ratio`` times
-    the root mean square of what a node's training changes in a round.
+    At most one of ``step``, the budgets and ``ratio`` is given; with none, the step is that of ``ratio = 2``.
 
     Args:
         step: of the quantizer, fixed.
@@ -259,13 +262,13 @@ def closed_loop(
         budget_bytes: the same in bytes per round.
         budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
         link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
-        ratio: of the step to the root mean square of a round's change, where nothing else is given.
+        ratio: of the step to the root mean square of what a node's training changes in a round.
         gamma: consensus step size, in (0, 1].
         zero: half-width of the dead zone in steps; 0.5 is plain rounding.
         feedback: which part of its own rounding errors, as far as mixing took them away, a node is given back
             in a round; 1 is CHOCO-SGD, 0 forgets them.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
-        levels: of the transform, at least 1.
+        levels: of the transform, 0 (none) to 24.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
             a multiple of ``2**levels``.
         memory: rounds a neighbour may miss before it needs a whole key; each costs 4 bytes per parameter.
@@ -275,7 +278,7 @@ def closed_loop(
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
     return ClosedLoop(
-        step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps),
+        step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps, RATIO_BY_DEFAULT),
         gamma,
         zero,
         feedback,

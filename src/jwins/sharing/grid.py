@@ -99,13 +99,14 @@ def within(units: Tensor, limit: int = LIMIT) -> bool:
     return int(least) >= -limit and int(largest) <= limit
 
 
-def dead_zone(values: Tensor, step: float, threshold: float) -> Tensor:
+def dead_zone(values: Tensor, step: float, threshold: float, most: int = LIMIT) -> Tensor:
     """Levels of a uniform quantizer that leaves small values for later.
 
     Args:
         values: (k,) float32.
         step: of the quantizer.
         threshold: values below it in magnitude become 0; others at least one step.
+        most: no level is larger in magnitude; what is left follows in the next round.
 
     Returns:
         (k,) int32.
@@ -114,6 +115,7 @@ def dead_zone(values: Tensor, step: float, threshold: float) -> Tensor:
     tensor([-1,  0,  1,  1,  3], dtype=torch.int32)
     """
     magnitude = values.abs()
-    levels = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(2**30))
+    largest = most if most < 1 << 24 else most - 64  # still no more than that as a float32
+    levels = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(largest))
     levels.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
     return levels.to(torch.int32)
