@@ -89,6 +89,8 @@ class Within:
 
     def check(self, path: str, value: float) -> None:
         """Raise a ConfigError with ``path`` unless ``value`` is in range."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(path, value, f"expected {self.what} {self.interval}".rstrip())
         problem = self.problem(value)
         if problem is not None:
             raise ConfigError(path, value, problem)
@@ -126,4 +128,6 @@ MOMENTUM = Within("a factor", 0, 0.999)
 
 
 def _short(number: float) -> str:
+    if isinstance(number, int) and number >= 1e6 and number & number + 1 == 0:
+        return f"2^{number.bit_length()} - 1"
     return f"{number:g}" if abs(number) < 1e6 else f"{'-' if number < 0 else ''}2^{math.log2(abs(number)):g}"

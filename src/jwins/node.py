@@ -507,9 +507,7 @@ class Node:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
         self.params = event.params
         if _diverged(event.params):
-            return self._fail(
-                "parameters are not finite after local training; a smaller learning rate may help"
-            )
+            return self._fail("parameters are not finite after local training")
         update, self.state = self._sharing.share(self.state, self.params, self._context())
         self._shared = self.round
         self._outgoing = self.rules.wire.pack(Frame(self.id, self.round, update, epoch=self._epoch(self.round)))

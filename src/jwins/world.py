@@ -209,13 +209,14 @@ class Faults:
                 )
                 raise ConfigError("run.deadline_s", MISSING, problem)
         down: dict[int, int] = {}
-        for fault in sorted(self.script, key=lambda f: f.round):
+        for index, fault in sorted(enumerate(self.script), key=lambda one: one[1].round):
+            place = f"faults[{index}].node"
             if fault.kind == "crash":
                 if fault.node in down:
-                    raise ConfigError("faults", fault.node, "the node crashes twice without a rejoin between")
+                    raise ConfigError(place, fault.node, "the node crashes twice without a rejoin between")
                 down[fault.node] = fault.round
             if fault.kind == "rejoin" and not down.pop(fault.node, rounds) < fault.round:
-                raise ConfigError("faults", fault.node, "the node rejoins without a crash in an earlier round")
+                raise ConfigError(place, fault.node, "the node rejoins without a crash in an earlier round")
 
     def _and(self, fault: Fault) -> Faults:
         return Faults((*self.script, fault))

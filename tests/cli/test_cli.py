@@ -65,6 +65,14 @@ def test_run_writes_the_folder_and_says_what_it_found(tmp_path: Path) -> None:
     assert 'batching = "auto"' not in (folder / "config.toml").read_text()
 
 
+def test_run_says_what_replicas_cost_where_neighbours_change(tmp_path: Path) -> None:
+    changing = sets("topology={kind='regular',degree=2,dynamic=true}")
+    assert "note:" not in run_tiny(tmp_path / "jwins", *changing).stdout
+    noted = run_tiny(tmp_path / "replicas", *changing, *sets("sharing.kind=closed_loop"))
+    assert noted.exit_code == 0, noted.output
+    assert "note: neighbours change from round to round, and sharing.kind = 'closed_loop'" in noted.stdout
+
+
 def test_run_says_where_the_seconds_went(tmp_path: Path) -> None:
     (line,) = [line for line in run_tiny(tmp_path / "out").stdout.splitlines() if " seconds here: " in line]
     whole, _, parts = line.partition(" seconds here: ")

@@ -130,6 +130,12 @@ def test_nothing_learned_is_no_error() -> None:
             assert rule.next(Pace(), torch.zeros(P), torch.zeros(P), (P,), ctx).step > 0
 
 
+def test_a_first_step_is_one_that_can_be_written() -> None:
+    ctx = RoundContext(seed=1, node=0, round=0, sent_bytes=0)
+    least = torch.full((P,), 1e-43)
+    assert Budget(bits=1.6).next(Pace(), least, least, (P,), ctx).step == pytest.approx(1e-12)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -142,6 +148,8 @@ def test_nothing_learned_is_no_error() -> None:
         {"ratio": 0.0},
         {"step": 0.1, "budget": 1.0},
         {"budget": 1.0, "budget_bytes": 100},
+        {"budget": 1.0, "ratio": 5.0},
+        {"step": 0.1, "ratio": 5.0},
     ],
     ids=str,
 )

@@ -126,6 +126,9 @@ def compare(
             _run_cell(chosen, cell, console, only or [], quiet=quiet)
             return
         names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
+        for variant in () if report_only or quiet else chosen.variants:
+            for note in variant.experiment.advice if not names or variant.name in names else ():
+                say(f"note: {variant.name}: {note}")
         if report_only:
             compared = summarize(chosen, partial=True)
         elif quiet:

@@ -29,10 +29,10 @@ def add(
     certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="Such as alice.crt.")],
     address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the others dial it.")],
     id_: Annotated[
-        int | None, typer.Option("--id", metavar="N", help="Never used before. [default: the next]")
+        int | None, typer.Option("--id", metavar="N", help="Never used before; left out: the next.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="[default: the certificate's]")
+        str | None, typer.Option("--name", metavar="NAME", help="Left out: the certificate's.")
     ] = None,
     unreachable: Annotated[
         bool, typer.Option("--unreachable", help="It is behind a firewall or NAT and only dials others.")

@@ -102,6 +102,8 @@ def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume
     keep_freed_memory()
     if quiet:
         return simulate(experiment, engine=engine, resume=resume)
+    for note in experiment.advice:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
     if console.is_terminal:
         with live_run(console, experiment) as tell:
             return simulate(experiment, engine=engine, resume=resume, progress=tell)

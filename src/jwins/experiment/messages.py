@@ -39,6 +39,7 @@ _EXPECTED = {
     "dict_type": "expected a table",
     "path_type": "expected a path in quotes",
     "too_short": "expected at least one entry",
+    "string_too_short": "expected at least one character",
 }
 
 
@@ -89,6 +90,8 @@ def _explain_one(
         return path, value, f"expected {_alternatives(known)}{table}{nearest(str(value), known)}"
     if kind in ("model_type", "model_attributes_type"):
         return path, value, "expected a table" + _as_table(name, value, models)
+    if kind == "tuple_type" and (tables := _tags(models, name)):
+        return path, value, f"expected an array of tables, [[{path}]], each with a kind: {', '.join(tables)}"
     if kind in _EXPECTED:
         return path, value, _EXPECTED[kind] + _unquote(kind, value)
     return path, value, details["msg"]

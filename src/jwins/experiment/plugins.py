@@ -479,6 +479,9 @@ def _none_is_a_word(value: Any) -> Any:
     return "none" if value is None else value
 
 
+Levels = Annotated[int, Within("a whole number", 1, 24)]
+
+
 class JwinsConfig(SharingTable):
     """JWINS: wavelet coefficients that changed most since they were sent, a random fraction of them."""
 
@@ -494,7 +497,7 @@ class JwinsConfig(SharingTable):
             default="sym2",
             description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
         )
-    levels: Count = Field(default=4, description="levels of the transform")
+    levels: Levels = Field(default=4, description="levels of the transform")
     mode: Literal["symmetric", "periodization"] = Field(
         default="symmetric", description="what the transform assumes beyond the ends"
     )
@@ -519,8 +522,8 @@ class JwinsConfig(SharingTable):
 
 
 RATE_KEYS = ("step", "budget", "budget_bytes", "budget_seconds")
-"""Each says how much is sent; beside any of them ``ratio`` has no effect."""
-_RATIO = "without step and budget: the step in root mean squares of what a round's training changes"
+"""Each says how much is sent, in place of ``ratio``."""
+_RATIO = "the step in root mean squares of what a round's training changes; in place of a step or budget"
 
 
 class _RateTable(SharingTable):
@@ -548,7 +551,7 @@ class _RateTable(SharingTable):
             default="sym2",
             description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
         )
-    levels: Count = Field(default=4, description="levels of the transform")
+    levels: Levels = Field(default=4, description="levels of the transform")
     mode: Literal["symmetric", "periodization"] = Field(
         default="periodization", description="what the transform assumes beyond the ends"
     )
@@ -556,12 +559,14 @@ class _RateTable(SharingTable):
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
         named = [key for key in RATE_KEYS if getattr(self, key) is not None]
+        if getattr(self, "ratio", None) != type(self).model_fields["ratio"].default:
+            named.append("ratio")
         if len(named) > 1:
             problem = f"{named[0]} says already how much is sent; leave one of them out"
             raise refuse(named[1], getattr(self, named[1]), problem)
         if (self.budget_seconds is None) != (self.link_mbps is None):
             missing = "link_mbps" if self.link_mbps is None else "budget_seconds"
-            raise refuse(missing, MISSING, "required: budget_seconds is on a link of link_mbps")
+            raise refuse(missing, MISSING, "required: budget_seconds and link_mbps go together")
         return self
 
 

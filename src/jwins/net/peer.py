@@ -141,6 +141,10 @@ class Peer:
         listen: str | None = None,
         network: Network | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError("model", model, "expected a torch.nn.Module")
+        if sharing is not None and not callable(getattr(sharing, "share", None)):
+            raise ConfigError("sharing", sharing, "expected an algorithm, such as jwins.sharing.jwins()")
         members = roster if isinstance(roster, Roster) else read_roster(Path(roster))
         me = members.owner_of(Path(key))
         members.build_topology()

@@ -149,7 +149,8 @@ class Budget:
         target = counted + self.free_bytes
         largest = float(wanted.abs().max())
         if not ctx.sent_bytes or pace.step <= _NOTHING_YET:
-            return replace(pace, step=_first_step(wanted, 8 * counted / len(wanted), largest))
+            first = _first_step(wanted, 8 * counted / len(wanted), largest)
+            return replace(pace, step=max(first, STEP.low or 0.0))
         balance = min(max(pace.balance + target - ctx.sent_bytes, -_HORIZON * target), _HORIZON * target)
         aim = target * min(max(1 + balance / target / _HORIZON, 0.5), 2.0)
         step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.25
@@ -214,27 +215,30 @@ def step_rule(
     ratio: float | None,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
+    default_ratio: float | None = None,
 ) -> StepRule:
-    """The rule that the arguments of an algorithm name; at most one of a step and the budgets is given.
+    """The rule that the arguments of an algorithm name; at most one of a step, a budget and a ratio is given.
 
-    ``budget_seconds`` and ``link_mbps`` belong together.
+    ``budget_seconds`` and ``link_mbps`` belong together; ``ratio`` is given if it is not ``default_ratio``.
 
     Raises:
         ConfigError: several are given, or one is out of range.
     """
     given = {"step": step, "budget": budget, "budget_bytes": budget_bytes, "budget_seconds": budget_seconds}
+    if ratio != default_ratio:
+        given["ratio"] = ratio
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         problem = f"{named[0]} says already how much is sent; leave one of them out"
         raise ConfigError(f"sharing.{named[1]}", given[named[1]], problem)
     if (budget_seconds is None) != (link_mbps is None):
         missing = "link_mbps" if link_mbps is None else "budget_seconds"
-        raise ConfigError(f"sharing.{missing}", MISSING, "required: budget_seconds is on a link of link_mbps")
+        raise ConfigError(f"sharing.{missing}", MISSING, "required: budget_seconds and link_mbps go together")
     if step is not None:
         return FixedStep(step)
     if budget_seconds is not None and link_mbps is not None:
         return LinkBudget(budget_seconds, link_mbps)
-    if named:
+    if budget is not None or budget_bytes is not None:
         return Budget(budget, budget_bytes)
     assert ratio is not None
     return RelativeStep(ratio)

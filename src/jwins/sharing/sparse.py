@@ -352,7 +352,7 @@ def jwins(
     Args:
         cutoff: fraction per node and round; None is ``RandomCutoff(PAPER_FRACTIONS)``.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
-        levels: of the transform, at least 1.
+        levels: of the transform, 0 (none) to 24.
         mode: boundary handling; "symmetric" gives a few more coefficients than parameters,
             "periodization" is orthonormal for orthogonal wavelets.
         score: see :data:`ScoreRule`.

@@ -149,8 +149,7 @@ def stateless(
 ) -> Stateless:
     """Quantization of the coefficients themselves.
 
-    At most one of ``step`` and the budgets is given. With none, the step is ``ratio`` times the root mean
-    square of what a node's training changes in a round; without ``ratio``, the budget is 1.6 bits and 64 bytes
+    At most one of ``step``, the budgets and ``ratio`` is given; with none, the budget is 1.6 bits and 64 bytes
     more.
 
     Args:
@@ -159,11 +158,11 @@ def stateless(
         budget_bytes: the same in bytes per round.
         budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
         link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
-        ratio: of the step to the root mean square of a round's change, where nothing else is given.
+        ratio: of the step to the root mean square of what a node's training changes in a round.
         own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`. "sent" needs ``rounding = "dither"``.
         rounding: "carry" or "dither"; see :data:`Rounding`.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
-        levels: of the transform, at least 1.
+        levels: of the transform, 0 (none) to 24.
         mode: boundary handling of the transform.
 
     Raises:

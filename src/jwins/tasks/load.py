@@ -193,9 +193,9 @@ def _of_type(path: str, value: object, hint: Any) -> object:
         return TypeAdapter(hint).validate_python(value, strict=True)
     except PydanticSchemaGenerationError:
         return value
-    except ValidationError as error:
+    except ValidationError:
         wanted = getattr(hint, "__name__", None) if not get_args(hint) else None
-        raise ConfigError(path, value, f"expected {wanted or hint}: {error.errors()[0]['msg']}") from None
+        raise ConfigError(path, value, f"expected {wanted or hint}") from None
 
 
 def _try(task: Task, named: _Named) -> None:

@@ -91,9 +91,7 @@ class Layout:
         tied, frozen = [], []
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if nn.parameter.is_lazy(parameter):
-                raise UsageError(
-                    f"parameter {name!r} has no shape yet: run one batch through the model in model()"
-                )
+                raise UsageError(f"parameter {name!r} has no shape yet: run one batch through the model first")
             if id(parameter) in first_name:
                 tied.append((name, first_name[id(parameter)]))
                 continue
@@ -246,6 +244,4 @@ def _variance_names(model: nn.Module) -> set[str]:
 def _check_float32(what: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype != torch.float32:
         found = str(tensor.dtype).removeprefix("torch.")
-        raise UsageError(
-            f"{what} {name!r} is {found}: expected float32; convert the model in model(), e.g. with .float()"
-        )
+        raise UsageError(f"{what} {name!r} is {found}: expected float32; convert the model, e.g. with .float()")
