@@ -423,6 +423,8 @@ class Node:
             return commands + self._next_round()
         if self.phase is Phase.TRAINING:
             return [Train(self.round)]
+        if self.phase is Phase.FAILED:
+            return self._fail("parameters were not finite before the restart")
         if self.phase is Phase.WAITING and self._deadline is not None:
             return [WakeAt(self._deadline)]
         return []

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +19,8 @@ from torch import nn
 from wires import Wires
 
 import jwins
-from jwins.errors import PeerError, UsageError
-from jwins.net.roster import Roster
+from jwins.errors import ConfigError, PeerError, ResumeError, UsageError
+from jwins.net.roster import Roster, write_roster
 from jwins.sharing import choco, full, top_k
 from jwins.wire.frame import describe
 
@@ -343,3 +346,190 @@ def test_a_closed_peer_and_a_broken_model_are_errors(tmp_path: Path, wires: Wire
     peer.close()
     with pytest.raises(UsageError, match="is closed"):
         peer.exchange()
+
+
+def test_a_peer_that_is_stopped_as_its_model_breaks_goes_on_from_before(tmp_path: Path, wires: Wires) -> None:
+    """No checkpoint holds the end: it would be the end of every further try, too."""
+    peers = Peers(tmp_path, 2, wires)
+    models, kept = [model(), model()], tmp_path / "kept"
+    both = [peers.peer(rank, models[rank], folder=kept if rank == 0 else None) for rank in range(2)]
+    peers.each(lambda rank: both[rank].exchange())
+    moved(models[0], float("nan"))
+    both[0].exchange(wait=False)
+    both[0].close()
+    fresh = model()
+    again = peers.peer(0, fresh, folder=kept)
+    assert again.round == 1
+    assert bool(torch.isfinite(flat(fresh)).all())
+    again.close()
+    both[1].close()
+
+
+def test_an_exchange_that_is_given_up_comes_with_the_next(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    models = [model(), model()]
+    start = flat(models[0])
+    alice, bob = (peers.peer(rank, models[rank], patience_s=60.0) for rank in range(2))
+    moved(models[0], 8.0)
+
+    async def given_up() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(alice.exchange_async(), 1.0)
+        loop.append(threading.Thread(target=lambda: [bob.exchange() for _ in range(3)]))
+        loop[0].start()
+
+    loop: list[threading.Thread] = []
+    asyncio.run(given_up())  # ends when its threads do: bob was heard
+    torch.testing.assert_close(flat(models[0]), start + 8.0)
+    moved(models[0], 2.0)
+    report = alice.exchange()
+    assert (report.round, report.merged_round) == (1, 1)
+    torch.testing.assert_close(flat(models[0]), start + 5.0)
+    assert alice.exchange().merged_round == 2
+    torch.testing.assert_close(flat(models[0]), start + 5.0)
+    loop[0].join(30.0)
+    torch.testing.assert_close(flat(models[1]), start + 5.0)
+    alice.close()
+    bob.close()
+
+
+def test_an_interrupted_exchange_comes_with_the_next(
+    tmp_path: Path, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by Ctrl-C in a notebook, whose next cell goes on."""
+    peers = Peers(tmp_path, 2, wires)
+    models = [model(), model()]
+    start = flat(models[0])
+    alice, bob = (peers.peer(rank, models[rank]) for rank in range(2))
+    moved(models[0], 8.0)
+    take = alice._training.take_merged
+
+    def interrupted() -> Any:
+        monkeypatch.setattr(alice._training, "take_merged", take)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(alice._training, "take_merged", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        alice.exchange()
+    peers.each(lambda rank: [(alice, bob)[rank].exchange() for _ in range(1 + rank)])
+    for found in models:
+        torch.testing.assert_close(flat(found), start + 4.0)
+    alice.close()
+    bob.close()
+
+
+def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    models = [model(), model(seed=1)]
+    alice, bob = (peers.peer(rank, models[rank], patience_s=60.0) for rank in range(2))
+    until(lambda: bool(alice._clock.peers[1].unfit) and bool(bob._clock.peers[0].unfit))
+    bob.close()
+    models[1] = model()
+    bob = peers.peer(1, models[1], patience_s=60.0)
+    until(lambda: alice._clock.peers[1].met and not alice._clock.peers[1].suspected)
+    for report in peers.each(lambda rank: (alice, bob)[rank].exchange()):
+        assert (report.late, report.suspected, report.unfit) == ((), (), ())
+    alice.close()
+    bob.close()
+
+
+def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 3, wires)
+    alice = peers.peer(0, model(), patience_s=0.2)
+    bob = peers.peer(1, model(seed=1))
+    until(lambda: bool(alice._clock.peers[1].unfit))
+    assert [text.partition(":")[0] for text in alice.exchange(wait=False).unfit] == ["bob"]
+    carol = peers.peer(2, model(), patience_s=0.2)
+    until(lambda: alice._clock.peers[2].met)
+    assert len(alice.exchange(wait=False).unfit) == 1
+    for peer in (alice, bob, carol):
+        peer.close()
+
+
+def test_where_nobody_else_is_left_that_is_said(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 3, wires)
+    alice, bob = peers.peer(0, model(), patience_s=0.2), peers.peer(1, model(seed=1))
+
+    def a_few() -> None:
+        for _ in range(3):
+            alice.exchange()
+
+    with pytest.raises(PeerError, match="fits no other peer"):
+        a_few()
+    alice.close()
+    bob.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "sharing", "problem"),
+    [
+        (lambda: nn.Sequential(nn.Linear(5, 5)), full(), "another model"),
+        (lambda: nn.Sequential(nn.Linear(5, 6)), full(), "another model"),
+        (lambda: nn.Sequential(nn.Linear(4, 6)), top_k(0.5), "another algorithm"),
+    ],
+)
+def test_a_folder_goes_on_with_what_it_was_begun_with(
+    other: Callable[[], nn.Module], sharing: Any, problem: str, tmp_path: Path, wires: Wires
+) -> None:
+    """Also where another model has as many parameters."""
+    peers, kept = Peers(tmp_path, 2, wires), tmp_path / "kept"
+    first = peers.peer(0, nn.Sequential(nn.Linear(4, 6)), folder=kept, patience_s=0.05)
+    first.exchange()
+    first.close()
+    with pytest.raises(ResumeError, match=f"kept'?: was begun with {problem}"):
+        peers.peer(0, other(), folder=kept, sharing=sharing)
+
+
+def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    peers = Peers(tmp_path, 2, None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="for metrics"):
+            peers.peer(0, model(), metrics_port=taken.getsockname()[1])
+    peers.peer(0, model()).close()
+
+
+def test_closing_sends_what_was_shared_for_as_long_as_others_wait(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    peers.peer(0, model(), patience_s=77.0).close()
+    assert wires.flushed == {0: 77.0}
+
+
+@pytest.mark.parametrize(
+    ("argument", "given", "problem"),
+    [("model", "m", "expected a torch.nn.Module"), ("sharing", "jwins", "expected an algorithm, such as")],
+)
+def test_an_argument_of_another_type_is_said(argument: str, given: Any, problem: str, tmp_path: Path) -> None:
+    peers = Peers(tmp_path, 2, None)
+    options = {"model": model(), "sharing": full(), argument: given}
+    with pytest.raises(ConfigError, match=f"^{argument} = {given!r}: {problem}"):
+        jwins.Peer(**options, roster=peers.roster, key=tmp_path / "alice.key")
+
+
+ENDS = """
+import sys, torch, jwins
+torch.manual_seed(0)
+module = torch.nn.Linear(3, 2)
+peer = jwins.Peer(module, roster=sys.argv[1], key=sys.argv[2], sharing=jwins.sharing.full(), patience_s=100.0)
+peer.exchange()
+if sys.argv[3] == "error":
+    raise ValueError("of the user's loop")
+"""
+
+
+@pytest.mark.parametrize("how", ["end", "error"])
+def test_a_program_that_does_not_close_its_peer_ends_all_the_same(how: str, tmp_path: Path) -> None:
+    """And its neighbours hear of it."""
+    peers = Peers(tmp_path, 2, None)
+    write_roster(peers.roster, tmp_path / "roster.toml")
+    torch.manual_seed(0)
+    alice = peers.peer(0, nn.Linear(3, 2), patience_s=100.0)
+    command = [sys.executable, "-c", ENDS, str(tmp_path / "roster.toml"), str(tmp_path / "bob.key"), how]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        alice.exchange()
+        _, said = child.communicate(timeout=90)
+    assert child.returncode == (0 if how == "end" else 1), said
+    assert ("of the user's loop" in said) == (how == "error")
+    assert alice.exchange().suspected == ("bob",)
+    alice.close()

@@ -34,10 +34,12 @@ class Wires:
 
     Attributes:
         fate: what happens to each message; may be changed at any time.
+        flushed: by node, for how long it would still have sent what was queued when it closed.
     """
 
     def __init__(self) -> None:
         self.fate: Fate = lambda sender, receiver, data: 0.0
+        self.flushed: dict[int, float] = {}
         self._ends: dict[int, End] = {}
         self._cut: set[frozenset[int]] = set()
         self._lock = threading.RLock()
@@ -153,6 +155,7 @@ class End:
         self.events.put(None)
 
     def close(self, flush_s: float = 5.0) -> None:
+        self.wires.flushed[self.node] = flush_s
         self.wires.leave(self)
 
     def report(self) -> Mapping[int, LinkReport]:

@@ -25,7 +25,7 @@ import hashlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ from jwins.net.journal import Journal
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, Network
 from jwins.net.membership import Change
 from jwins.net.patience import Patience
+from jwins.net.worker import Worker
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
     Checkpoint,
@@ -192,6 +193,7 @@ class WallClock:
         changes: asked after every event for changes of who takes part, given the first round that they can be
             of; see :meth:`jwins.net.membership.Membership.look`.
         patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
+        flush_s: for how long at most, at the end, what is queued is still sent.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.
         on_measured: given each evaluation of this node as it is made.
@@ -215,6 +217,7 @@ class WallClock:
         joins_at: int | None = None,
         changes: Callable[[int], Change | None] = lambda next_round: None,
         patience_s: float = 30.0,
+        flush_s: float = 5.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[WallProgress], None] | None = None,
         on_measured: Callable[[Measured], None] | None = None,
@@ -231,7 +234,7 @@ class WallClock:
         (self.node,) = host.nodes
         n = rules.topology.num_nodes
         self.names = names or tuple(f"node-{i}" for i in range(n))
-        self.patience = Patience(patience_s)
+        self.patience, self._flush_s = Patience(patience_s), flush_s
         self.recorder = recorder or Recorder(None)
         self.journal = journal or Journal(self.names[self.node])
         self.peers = {peer: Acquaintance() for peer in range(n) if peer != self.node}
@@ -251,7 +254,7 @@ class WallClock:
         self._before_s = 0.0
         self._parcels = 0
         self._training: tuple[int, Future[None]] | None = None
-        self._worker = ThreadPoolExecutor(1, "jwins-train")
+        self._worker = Worker("jwins-train")
         self._wait: _Wait | None = None
         self._waits: dict[int, float] = {}
         self._ticks: list[float] = []
@@ -298,6 +301,7 @@ class WallClock:
             if self._end is None:
                 farewell = "removed" if self._removed else "interrupted"
                 self._settle()
+            if self._end is None:
                 self._save(self.round)
                 return self._outcome(farewell)
             self._finish(self._end)
@@ -306,8 +310,8 @@ class WallClock:
         finally:
             if self._end is None:
                 self._say_bye(farewell)
-            self.network.close()
-            self._worker.shutdown(cancel_futures=True)
+            self.network.close(self._flush_s)
+            self._worker.close()
             self.recorder.close()
             self.host.close()
 
@@ -455,6 +459,7 @@ class WallClock:
             case Connected():
                 known.lost_connection()
                 known.connected = True
+                known.unfit = ""  # it may have been started anew, and otherwise
                 self._say_hello(event.peer)
             case Disconnected(peer, reason):
                 known.lost_connection()
@@ -490,7 +495,7 @@ class WallClock:
         if known.unfit:
             return
         if problem := mismatch(hello, self._hello(), self._agreed):
-            known.unfit = problem
+            known.unfit, known.suspected = problem, True
             self.journal.error("unfit peer", peer=self.names[peer], problem=problem)
             self._tell_node(PeerLost(peer))
             return
@@ -715,14 +720,15 @@ class WallClock:
         self._on_progress(self.progress(row))
 
     def progress(self, row: EvalRow | None = None) -> WallProgress:
-        """Where the node is."""
+        """Where the node is; any thread may ask."""
+        wait = self._wait
         return WallProgress(
             self.round,
             self.rules.rounds,
             self.now,
             self._ledger.total_bytes(),
             self._missing(),
-            0.0 if self._wait is None else self.now - self._wait.since,
+            0.0 if wait is None else self.now - wait.since,
             tuple(peer for peer, known in self.peers.items() if known.met),
             tuple(peer for peer, known in self.peers.items() if known.suspected),
             row,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from jwins.engines.host import Host
 from jwins.engines.recorder import Recorder
-from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
+from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, ResumeError, UsageError
 from jwins.net.adopt import ADOPTED, Adopted, Newcomer
 from jwins.net.adopt import adopt as adopt_model
 from jwins.net.clock import WallClock, WallOutcome, hash_of_parameters
@@ -28,7 +29,7 @@ from jwins.net.patience import Patience
 from jwins.net.roster import Member, Roster, donors_of, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.node import MOST_OF_OWN, Rules
-from jwins.runfiles.rows import StartRow
+from jwins.runfiles.rows import StartRow, read_rows
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
@@ -113,6 +114,7 @@ class Peer:
 
     Raises:
         ConfigError: roster, key or an argument cannot be used.
+        ResumeError: the folder was begun with another model or algorithm, or its checkpoints cannot be read.
         UsageError: the model has nothing to exchange, or the address cannot be listened on.
         PeerError: nobody gave the model that was to be adopted.
 
@@ -168,6 +170,9 @@ class Peer:
         self._names = membership.names
         algorithm = jwins_sharing() if sharing is None else sharing
         digest = _digest(members, algorithm, codec)
+        agreed = {"layout": _hash_of_layout(layout)}
+        if place is not None and going_on:
+            _check_resumable(place, digest, agreed)
         rules = Rules(
             algorithm,
             Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
@@ -181,7 +186,6 @@ class Peer:
         if network is None:
             changing = members.topology.changes
             network = membership.connect(rules.wire, listen=listen, changing=changing, also=donors)
-        agreed = {"layout": _hash_of_layout(layout)}
         initial = layout.flatten(model).cpu()
         adopted: Adopted | None = None
         if donors:
@@ -212,7 +216,7 @@ class Peer:
             0.0,
             {},
             {},
-            {},
+            dict(agreed),
             "own loop",
             "wall",
         )
@@ -226,6 +230,7 @@ class Peer:
             adopted=adopted,
             changes=membership.look,
             patience_s=patience_s,
+            flush_s=max(5.0, patience_s),
             recorder=Recorder(place),
             stop=lambda: self._closing,
             journal=journal,
@@ -234,13 +239,20 @@ class Peer:
         self._under_way: Tensor | None = None
         self._told_bytes = 0
         self._told_overdue = dict(self._clock.overdue)
+        self._exchanging = threading.Lock()
+        self._served: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
         self._thread.start()
-        self._next, merged = self._training.take_merged()
-        if going_on:
-            layout.write(merged, model)
-        self._told_bytes = self._clock.progress().bytes_total
-        self._served = _serving(self._clock, metrics_port)
+        atexit.register(self.close)  # no thread of a peer keeps a program alive, and the others are told
+        try:
+            self._next, merged = self._training.take_merged()
+            if going_on:
+                layout.write(merged, model)
+            self._told_bytes = self._clock.progress().bytes_total
+            self._served = _serving(self._clock, metrics_port)
+        except BaseException:
+            self.close()
+            raise
 
     def _run(self, resume: bool) -> None:
         try:
@@ -260,40 +272,57 @@ class Peer:
         Args:
             wait: True: until the neighbours were heard or are overdue. False: at once; what the neighbours
                 change in this round comes into the model at the next exchange, on top of what was trained
-                meanwhile.
+                meanwhile. The same is true if waiting is interrupted, as by Ctrl-C.
 
         Raises:
             PeerError: no neighbour can take part, because its model, algorithm or start is another.
             RemovedError: the roster has this member no more; the model is as it was trained here.
             UsageError: the peer is closed, or parameters are not finite.
         """
-        if self._closing:
-            raise UsageError("Peer.exchange: the peer is closed")
-        begun = time.perf_counter()
-        trained = self._layout.flatten(self.model).cpu()
-        merged_round: int | None = None
-        if self._under_way is not None:
-            self._next, merged = self._training.take_merged()
-            merged_round = self._next - 1
-            trained = trained + (merged - self._under_way)
-        handed = self._next
-        self._training.hand_over(trained)
-        if wait:
-            self._under_way = None
-            self._next, merged = self._training.take_merged()
-            merged_round = self._next - 1
-            self._layout.write(merged, self.model)
-        else:
-            self._under_way = trained
-            self._layout.write(trained, self.model)
-        return self._report(handed, merged_round, time.perf_counter() - begun)
+        return self._exchange(wait, threading.Event())
+
+    def _exchange(self, wait: bool, given_up: threading.Event) -> Exchanged:
+        """The same; once it is ``given_up``, the model is left alone."""
+        with self._exchanging:
+            if self._closing:
+                raise UsageError("Peer.exchange: the peer is closed")
+            begun = time.perf_counter()
+            trained = self._layout.flatten(self.model).cpu()
+            merged_round: int | None = None
+            if self._under_way is not None:
+                self._next, merged = self._training.take_merged()
+                merged_round = self._next - 1
+                trained = trained + (merged - self._under_way)
+                self._layout.write(trained, self.model)
+            handed = self._next
+            self._training.hand_over(trained)
+            self._under_way = trained  # what comes of it is not in the model yet
+            if wait:
+                self._next, merged = self._training.take_merged()
+                if not given_up.is_set():
+                    merged_round = self._next - 1
+                    self._layout.write(merged, self.model)
+                    self._under_way = None
+            return self._report(handed, merged_round, time.perf_counter() - begun)
 
     async def exchange_async(self, *, wait: bool = True) -> Exchanged:
-        """The same on a thread, so that an event loop goes on meanwhile; leave the model alone until then."""
-        return await asyncio.to_thread(self.exchange, wait=wait)
+        """The same on a thread, so that an event loop goes on meanwhile; leave the model alone until then.
+
+        If it is cancelled, what the neighbours change comes into the model at the next exchange.
+        """
+        given_up = threading.Event()
+        try:
+            return await asyncio.to_thread(self._exchange, wait, given_up)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
 
     def close(self) -> None:
-        """Leave: the others are told, and what was shared is still sent. A second call does nothing."""
+        """Leave: the others are told, and what was shared is still sent, for as long as ``patience_s`` at most.
+
+        A second call does nothing. A program that ends without it, also by an error, calls it then.
+        """
+        atexit.unregister(self.close)
         self._closing = True
         self._training.withdraw(UsageError("Peer.exchange: the peer is closed"))
         self._network.wake()
@@ -313,7 +342,8 @@ class Peer:
         clock = self._clock
         unfit = {peer: known.unfit for peer, known in clock.peers.items() if known.unfit}
         met = [peer for peer, known in clock.peers.items() if known.ever_met]
-        if unfit and not met:
+        neighbours = clock.rules.topology.at(handed).senders[clock.node]
+        if unfit and not met and all(peer in unfit or clock.peers[peer].suspected for peer in neighbours):
             told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in unfit.items())
             raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
         now = clock.progress()
@@ -386,6 +416,23 @@ def _digest(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
     topology, seed = common_of(roster)
     text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> None:
+    """A folder goes on with what it was begun with."""
+    row = next(read_rows(folder / "metrics.jsonl"), None) if (folder / "metrics.jsonl").is_file() else None
+    if not isinstance(row, StartRow):
+        return  # what is wrong with it is said when it is resumed
+    differs = ""
+    if row.digest != digest.hex():
+        differs = "algorithm, codec, or head of the roster"
+    elif row.fingerprints and row.fingerprints != agreed:
+        differs = "model"
+    if differs:
+        raise ResumeError(
+            f"Peer.folder = {str(folder)!r}: was begun with another {differs}; "
+            "choose another folder, or remove this one"
+        )
 
 
 def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:

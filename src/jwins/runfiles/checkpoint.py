@@ -173,7 +173,9 @@ def latest(
         except (DataError, OSError) as error:
             problems.append(f"{path.name}: {error}")
     detail = "; ".join(problems) or "none was written yet"
-    raise ResumeError(f"{folder}: no usable checkpoint ({detail}); start the run anew without --resume")
+    raise ResumeError(
+        f"{folder}: no usable checkpoint ({detail}); begin anew, without --resume or in another folder"
+    )
 
 
 def read_part(folder: Path, name: str, classes: Iterable[type]) -> Any:

@@ -1,0 +1,53 @@
+"""One thread that computes beside its owner's, and that keeps no program alive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["Worker"]
+
+T = TypeVar("T")
+
+
+class Worker:
+    """Does what it is given, in order.
+
+    Its thread is a daemon, unlike those of ``ThreadPoolExecutor``, which Python waits for at its end: work may
+    itself wait for something that a program that has ended never does.
+
+    Args:
+        name: of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        """Have ``work(*arguments)`` done."""
+        job: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                job.set_result(work(*arguments))
+            except BaseException as error:
+                job.set_exception(error)
+
+        self._jobs.put(run)
+        if self._thread.ident is None:
+            self._thread.start()
+        return job
+
+    def close(self) -> None:
+        """Wait for what is under way, and end."""
+        self._jobs.put(None)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _work(self) -> None:
+        while (run := self._jobs.get()) is not None:
+            run()
