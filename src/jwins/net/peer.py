@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import hashlib
 import threading
 import time
@@ -29,6 +30,7 @@ from jwins.net.patience import Patience
 from jwins.net.roster import Member, Roster, donors_of, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.node import MOST_OF_OWN, Rules
+from jwins.runfiles.lock import locked
 from jwins.runfiles.rows import StartRow, read_rows
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
@@ -114,7 +116,8 @@ class Peer:
 
     Raises:
         ConfigError: roster, key or an argument cannot be used.
-        ResumeError: the folder was begun with another model or algorithm, or its checkpoints cannot be read.
+        ResumeError: the folder was begun with another model or algorithm, another process uses it, or its
+            checkpoints cannot be read.
         UsageError: the model has nothing to exchange, or the address cannot be listened on.
         PeerError: nobody gave the model that was to be adopted.
 
@@ -241,6 +244,14 @@ class Peer:
         self._told_overdue = dict(self._clock.overdue)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
+        self._folder = contextlib.ExitStack()
+        if place is not None:
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+                self._folder.enter_context(locked(place, "this peer"))
+            except BaseException:
+                network.close()
+                raise
         self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # no thread of a peer keeps a program alive, and the others are told
@@ -329,6 +340,7 @@ class Peer:
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._served()
+        self._folder.close()
 
     def __enter__(self) -> Peer:
         return self

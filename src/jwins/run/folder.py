@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.experiment.experiment import Experiment, what_counts
 from jwins.experiment.toml import read_toml
 from jwins.results.record import Record
+from jwins.runfiles.lock import locked
 from jwins.runfiles.rows import StartRow
 
 __all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked", "variant_folder"]
@@ -136,27 +136,3 @@ def check_task_unchanged(folder: Path, start: StartRow) -> None:
             f"{folder}: the task or its data have changed since ({', '.join(changed)}); restore them, "
             f"choose another run.folder, or remove this one"
         )
-
-
-@contextlib.contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends.
-
-    Args:
-        folder: where the lock is.
-        what: is run in there, for the message.
-
-    Raises:
-        ResumeError: another process holds the lock.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ResumeError(f"{folder}: another process is running {what} here") from None
-        yield

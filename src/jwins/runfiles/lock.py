@@ -1,0 +1,38 @@
+"""A folder for one process at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jwins.errors import ResumeError
+
+__all__ = ["locked"]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep a second process out of the folder; the lock goes with the process, however it ends.
+
+    Args:
+        folder: where the lock is.
+        what: is run in there, for the message.
+
+    Raises:
+        ResumeError: another process holds the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ResumeError(f"{folder}: another process is running {what} here") from None
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked meanwhile have the file open, too
