@@ -150,6 +150,22 @@ def test_ctrl_c_ends_with_a_checkpoint_and_a_second_one_at_once(tmp_path: Path) 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_other_signals_are_remembered_where_they_would_end_the_process() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupts("SIGTERM", "SIGHUP", "SIGNONE") as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert stop()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+
+
 def test_a_run_is_stopped_from_any_thread(tmp_path: Path) -> None:
     """No signal is needed, so an engine that runs on another thread can be asked to stop, too."""
     reference = build("jwins-loop", None).run()

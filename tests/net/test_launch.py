@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +124,57 @@ def test_a_launch_is_interrupted_and_resumed(tmp_path: Path) -> None:
             launch(digits(tmp_path / "wall", **options))
         first = launch(digits(tmp_path / "wall", **options), resume=True, patience_s=60.0)
     assert first.sha256 == simulated.sha256
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_leaves_a_checkpoint_of_every_node(tmp_path: Path) -> None:
+    """There, the whole process group of the launcher gets the signal."""
+    folder = tmp_path / "wall"
+    settings = [
+        *("nodes.count=2", "topology.kind=fully_connected", "run.rounds=100000", "run.eval_every=100000"),
+        *("run.checkpoint_every=100000", "run.threads=1", f"run.folder={folder}"),
+        "train.local_steps=200",  # longer than the launcher takes to pass the signal on
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "jwins", "launch", "digits", "--patience", "60", "--quiet", *overrides]
+    launcher = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+    def status(node: int) -> dict[str, Any]:
+        path = folder / "nodes" / str(node) / "status.json"
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"round": 0}
+        return found
+
+    try:
+        until = time.monotonic() + 120.0
+        while min(status(node)["round"] for node in range(2)) < 1:
+            assert launcher.poll() is None
+            assert time.monotonic() < until, "nodes train"
+            time.sleep(0.05)
+        os.killpg(launcher.pid, signal.SIGINT)
+        _, said = launcher.communicate(timeout=120.0)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert (launcher.returncode, said.strip()) == (130, "interrupted: go on with --resume")
+    saved = [status(node) for node in range(2)]
+    assert [found["status"] for found in saved] == ["interrupted"] * 2
+    for node, found in enumerate(saved):
+        (path,) = (folder / "nodes" / str(node) / "checkpoints").glob("round-*.safetensors")
+        assert path.name.startswith(f"round-{found['round']:08d}-")
+
+    rounds: list[int] = []
+    again = launch(
+        jwins.load("digits", settings),
+        resume=True,
+        patience_s=60.0,
+        progress=lambda now: rounds.append(min(view.round for view in now.nodes)),
+        stop=lambda: rounds[-1] > max(found["round"] for found in saved),
+    )
+    assert again.status == "interrupted"
+    for node, found in enumerate(saved):
+        log = (folder / "nodes" / str(node) / "log.jsonl").read_text()
+        (event,) = [line for line in map(json.loads, log.splitlines()) if line["event"] == "resumed"]
+        assert event["round"] == found["round"]
 
 
 @pytest.mark.slow

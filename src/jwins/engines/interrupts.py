@@ -11,8 +11,12 @@ __all__ = ["interrupts"]
 
 
 @contextmanager
-def interrupts() -> Iterator[Callable[[], bool]]:
+def interrupts(*also: str) -> Iterator[Callable[[], bool]]:
     """Inside, Ctrl-C is remembered; a second one raises KeyboardInterrupt at once.
+
+    Args:
+        also: names of other signals that are remembered likewise, however often they come, where they would
+            end the process; not where they are ignored, as under nohup, or the program handles them.
 
     Yields:
         Whether there was one. Outside the main thread, where Python delivers no signals, it is never true.
@@ -24,12 +28,15 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
     def on_interrupt(number: int, frame: object) -> None:
         nonlocal heard
-        if heard:
+        if heard and number == signal.SIGINT:
             raise KeyboardInterrupt
         heard = True
 
-    before = signal.signal(signal.SIGINT, on_interrupt)
+    others = [getattr(signal, name) for name in also if hasattr(signal, name)]
+    others = [number for number in others if signal.getsignal(number) is signal.SIG_DFL]
+    before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, *others)}
     try:
         yield lambda: heard
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -139,7 +139,8 @@ def launch(
         return Result(experiment, folder, record.end.status, record, was_complete=True)
     pieces = on_wall_clock(assemble(experiment, nodes=[0]))
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "this experiment"), interrupts() as interrupted:
+    # Nodes are no part of the terminal's process group: what ends that has to end them from here.
+    with locked(folder, "this experiment"), interrupts("SIGTERM", "SIGHUP") as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", pieces.experiment.to_toml(folder).encode())
             counts = partition_counts(pieces.task, pieces.parts)
@@ -200,10 +201,11 @@ class _Nodes:
 
     def __exit__(self, *error: object) -> None:
         """Whatever happened, no process is left behind."""
-        for process in self._processes:
-            if process.popen is not None and process.popen.poll() is None:
-                process.popen.kill()
-                process.popen.wait()
+        running = self._running()
+        for popen in running:
+            popen.kill()
+        for popen in running:
+            popen.wait()
 
     def start(self) -> None:
         """Make identities, and start all nodes."""
@@ -240,7 +242,12 @@ class _Nodes:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self._folder / "nodes" / f"{node}.out").open("ab") as out:
             popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, env=environment
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                process_group=0,  # one SIGINT each: with the terminal's own at Ctrl-C it would be the second
             )
         self.views[node].pid = popen.pid
         return popen
@@ -295,12 +302,15 @@ class _Nodes:
 
     def interrupt(self) -> None:
         """Ask all nodes to end with a checkpoint, and wait for them."""
-        running = [p.popen for p in self._processes if p.popen is not None and p.popen.poll() is None]
+        running = self._running()
         for popen in running:
             popen.send_signal(signal.SIGINT)
         for popen in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(60.0)
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [p.popen for p in self._processes if p.popen is not None and p.popen.poll() is None]
 
 
 def _free_ports(count: int) -> list[int]:
