@@ -267,12 +267,19 @@ class Hostile:
         self.digest = victim.rules.wire.digest
         self.running = Running()
 
-    def say(self, message: Any, digest: bytes | None = None) -> None:
-        self.wires.inject(0, 1, pack(message, self.codec, digest or self.digest).data)
+    def say(self, message: Any, digest: bytes | None = None, to: int = 1) -> None:
+        self.wires.inject(0, to, pack(message, self.codec, digest or self.digest).data)
 
-    def hello(self, **changes: Any) -> None:
+    def hello(self, to: int = 1, **changes: Any) -> None:
         hello = Hello(0, 0, self.dim, self.codec.name, {}, self.x0)
-        self.say(dataclasses.replace(hello, **changes))
+        self.say(dataclasses.replace(hello, **changes), to=to)
+
+    def heard(self) -> None:
+        """Wait until node 1 has heard all that was said to it."""
+        known = self.clocks[0].peers[0]
+        refused = known.refused
+        self.wires.inject(0, 1, b"garbage")  # comes last
+        self.running.wait_until(lambda: known.refused > refused, "all is heard")
 
     def frame(self, round: int, value: float = 0.0, **changes: Any) -> Frame:
         return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)
@@ -282,6 +289,12 @@ class Hostile:
             self.running.start(node, clock)
         self.running.wait_until(lambda: 2 in self.wires._ends and 1 in self.wires._ends, "both are there")
         return {}
+
+    def end(self) -> None:
+        """Interrupt both."""
+        for clock in self.clocks:
+            clock._stop = lambda: True
+        self.running.join_all()
 
 
 ATTACKS: dict[str, Any] = {
@@ -352,6 +365,34 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
     # Let in after round 3, and then 2, 4, 8 and 16 rounds later at least.
     assert 2 * Patience.suspect_after <= outcomes[1].overdue[0] <= 6 * Patience.suspect_after
     assert outcomes[1].status == outcomes[2].status == "finished"
+
+
+def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wires) -> None:
+    hostile = Hostile(wires, World(3, rounds=40, patience_s=60.0, eval_at=frozenset()))
+    wires.join(End(wires, 0))
+    victim = hostile.clocks[0]
+    known = victim.peers[0]
+    sent: list[int] = []
+
+    def fate(sender: int, receiver: int, data: bytes) -> float:
+        if (sender, receiver) == (1, 0) and isinstance(found := victim.rules.wire.unpack(data), Frame):
+            sent.append(found.round)
+        return 0.0
+
+    wires.fate = fate
+    hostile.run()
+    hostile.running.wait_until(lambda: 0 in known.kept, "a frame for it")
+    hostile.hello()
+    hostile.heard()
+    assert sent == [0]
+    for _ in range(50):
+        hostile.hello()
+    hostile.heard()
+    assert sent == [0, 0]
+    hostile.say(hostile.frame(0))  # the round ends, and what was asked for meanwhile is due
+    hostile.running.wait_until(lambda: 1 in sent, "the frame of the next round")
+    assert sent == [0, 0, 0, 1]
+    hostile.end()
 
 
 def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_again(wires: Wires) -> None:

@@ -50,6 +50,8 @@ class Acquaintance:
         back_from: the round of this node from which on its Hello lets it back in.
         wants_from: it waits for the model of this round or a later one; None if it does not.
         given: the round in which it was given the model, or None.
+        asks_again: it said Hello on a connection on which it was met, and is not sent frames again yet.
+        again_in: the round of this node in which it was last sent frames again for that, or None.
         told_in: the round of this node in which the peer, far behind, was last told where this node is.
         joins_at: the round from which it is a member, if it came while nodes ran.
         kept: frames for it by round, increasing.
@@ -70,6 +72,8 @@ class Acquaintance:
     back_from: int = 0
     wants_from: int | None = None
     given: int | None = None
+    asks_again: bool = False
+    again_in: int | None = None
     told_in: int | None = None
     joins_at: int | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
@@ -109,5 +113,6 @@ class Acquaintance:
 
     def lost_connection(self) -> None:
         """The connection is gone."""
-        self.connected = self.met = False
+        self.connected = self.met = self.asks_again = False
+        self.again_in = None
         self.given = None  # what was under way to it is lost

@@ -404,6 +404,7 @@ class WallClock:
         """What a peer waits for until this round begins."""
         known = self.peers[peer]
         self._give_model(peer)
+        self._send_again(peer)
         if known.met and known.joins_at == round + MAX_ROUNDS_AHEAD:
             self._say_hello(peer)  # its first frame, which was refused if it came before, can be kept now
         if known.met and known.asks_back and round >= known.back_from:
@@ -502,11 +503,15 @@ class WallClock:
         if hello.versions.get(WANTS_MODEL[0]) == WANTS_MODEL[1]:
             self._on_wish(peer, hello.round)
             return
+        known.asks_again = known.met
         known.met = known.ever_met = True
         known.left = False
         known.round = hello.round
-        self.journal.info("met", peer=self.names[peer], round=hello.round)
-        known.again_from(hello.round)
+        if known.asks_again:
+            self._send_again(peer)
+        else:
+            self.journal.info("met", peer=self.names[peer], round=hello.round)
+            known.again_from(hello.round)
         if known.suspected:
             known.asks_back = True
             if self.round >= known.back_from:
@@ -514,6 +519,15 @@ class WallClock:
         self._flush(peer)
         if self._end is not None:
             self._say(peer, self._bye(self._end.status))
+
+    def _send_again(self, peer: int) -> None:
+        """To a peer that repeats its Hello, in one round once: of few bytes, it would have many sent."""
+        known = self.peers[peer]
+        if not known.asks_again or known.again_in == self.round:
+            return
+        known.asks_again, known.again_in = False, self.round
+        self.journal.info("met", peer=self.names[peer], round=known.round)
+        known.again_from(known.round)
 
     def _on_wish(self, peer: int, from_round: int) -> None:
         """A peer asks for the model of a round, or of a later one."""
