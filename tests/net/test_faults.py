@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from pathlib import Path
@@ -13,7 +14,8 @@ from members import roster_of
 from wires import End, Killed, Running, Wires, World, accuracy
 from worlds import DIGEST, Lines
 
-from jwins.errors import ConfigError
+from jwins.errors import CodecError, ConfigError
+from jwins.net.adopt import WANTS_MODEL
 from jwins.net.clock import WallClock, WallOutcome
 from jwins.net.limits import Limits
 from jwins.net.link import Connected
@@ -392,6 +394,52 @@ def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wir
     hostile.say(hostile.frame(0))  # the round ends, and what was asked for meanwhile is due
     hostile.running.wait_until(lambda: 1 in sent, "the frame of the next round")
     assert sent == [0, 0, 0, 1]
+    hostile.end()
+
+
+def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_round(wires: Wires) -> None:
+    hostile = Hostile(wires, World(3, rounds=40, patience_s=60.0, eval_at=frozenset()))
+    wires.join(End(wires, 0))
+    victim = hostile.clocks[0]
+    given: list[int] = []
+
+    def fate(sender: int, receiver: int, data: bytes) -> float:
+        if (sender, receiver) == (1, 0):
+            with contextlib.suppress(CodecError):
+                given.append(victim._model_wire.unpack(data).round)  # type: ignore[union-attr]
+        return 0.0
+
+    def end_of_rounds(*rounds: int) -> None:
+        for at in rounds:
+            for neighbour in (1, 2):
+                hostile.say(hostile.frame(at), to=neighbour)
+            hostile.running.wait_until(lambda at=at: victim.round > at, "the next")  # type: ignore[misc]
+
+    def ask(from_round: int) -> None:
+        hostile.hello(round=from_round, versions=dict([WANTS_MODEL]))
+        hostile.heard()
+
+    wires.fate = fate
+    hostile.run()
+    for neighbour in (1, 2):
+        hostile.hello(to=neighbour)
+    end_of_rounds(0)
+    ask(0)
+    assert given == [1]
+    end_of_rounds(1)
+    ask(0)
+    assert given == [1], "it is under way"
+    ask(4)
+    assert given == [1], "it is not there yet"
+    end_of_rounds(2, 3, 4)
+    assert given == [1, 4]
+    ask(1)
+    assert given == [1, 4]
+    wires.cut([(0, 1)])
+    wires.mend()
+    hostile.heard()
+    ask(1)
+    assert given == [1, 4, 5], "what was under way is lost"
     hostile.end()
 
 

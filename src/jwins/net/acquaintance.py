@@ -49,7 +49,7 @@ class Acquaintance:
             time for a round since.
         back_from: the round of this node from which on its Hello lets it back in.
         wants_from: it waits for the model of this round or a later one; None if it does not.
-        given: the round in which it was given the model, or None.
+        given: the round in which it was given the model on this connection, or None.
         asks_again: it said Hello on a connection on which it was met, and is not sent frames again yet.
         again_in: the round of this node in which it was last sent frames again for that, or None.
         told_in: the round of this node in which the peer, far behind, was last told where this node is.

@@ -541,13 +541,13 @@ class WallClock:
             self._say_hello(peer)  # this node is there, and not in that round yet
 
     def _give_model(self, peer: int) -> None:
-        """To a peer that waits for it, once per round; travels in pieces between this node's own messages."""
+        """To a peer that waits for it; travels in pieces between this node's own messages."""
         known = self.peers[peer]
         if known.wants_from is None or self.round < known.wants_from:
             return
-        known.wants_from = None  # it asks again if nothing comes
-        if known.given == self.round:
-            return
+        wanted, known.wants_from = known.wants_from, None  # it asks again if nothing comes
+        if known.given is not None and known.given >= wanted:
+            return  # over a slow link that model is still under way
         params = self.host.parameters(self.node)
         data = pack_model(self._model_wire, self.node, self.round, params)
         if self.network.send(peer, data, beside=True):
