@@ -7,7 +7,7 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from jwins.net.limits import Limits
@@ -94,3 +94,40 @@ class Node:
 
     def messages(self, peer: int) -> list[bytes]:
         return [e.data for e in self.events if isinstance(e, Delivered) and e.peer == peer]
+
+
+@contextlib.contextmanager
+def forked(ports: Collection[int]) -> Iterator[int]:
+    """A process forked from this one lives as long as the block.
+
+    Yields:
+        How many of its sockets have to do with these ports.
+    """
+    mine, its = socket.socketpair()
+    with mine, its:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                mine.close()
+                its.sendall(str(_sockets_at(ports)).encode())
+                its.recv(1)
+            finally:
+                os._exit(0)
+        its.close()
+        yield int(mine.recv(100))
+    os.waitpid(pid, 0)
+
+
+def _sockets_at(ports: Collection[int]) -> int:
+    count = 0
+    for number in range(4096):
+        with contextlib.suppress(OSError):
+            sock = socket.socket(fileno=number)
+            try:
+                places = [sock.getsockname()]
+                with contextlib.suppress(OSError):  # it listens
+                    places.append(sock.getpeername())
+            finally:
+                sock.detach()
+            count += any(place[1] in ports for place in places if isinstance(place, tuple))
+    return count

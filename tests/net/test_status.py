@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from members import forked, free_port
 from prometheus_client.parser import text_string_to_metric_families
 from wires import Running, Wires, World
 
@@ -72,6 +74,17 @@ def test_the_epoch_of_the_roster_is_said(wires: Wires) -> None:
         assert '<th>epoch of the roster</th><td class="">2</td>' in get(port, "/")
         assert "jwins_epoch 2.0" in get(port, "/metrics")
     assert clock.progress().epoch == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_does_not_keep_the_port(wires: Wires) -> None:
+    clock, port = World(3).clock(0, wires), free_port()
+    with contextlib.ExitStack() as lives:
+        with serve(clock, port):
+            assert lives.enter_context(forked([port])) == 0
+        with serve(clock, port):
+            assert "round 0" in get(port, "/")
 
 
 def test_names_cannot_change_the_page(wires: Wires) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from attackers import forge
-from members import DEADLINE_S, NAMES, Node, free_port, member, roster_of
+from members import DEADLINE_S, NAMES, Node, forked, free_port, member, roster_of
 
 from jwins.errors import ConfigError, UsageError
 from jwins.net import channel, uplink
@@ -606,3 +606,18 @@ def test_only_a_loopback_address_is_listened_on_alone(address: str, alone: bool)
         sock.close()
     assert places <= ({"127.0.0.1", "::1"} if alone else {"0.0.0.0", "::"})
     assert places
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_process_has_no_part_in_ports_and_connections(
+    make: Make, roster: Roster, pair: tuple[Node, Node]
+) -> None:
+    """Workers of a DataLoader outlive a peer."""
+    alice, bob = pair
+    with forked([member.host_and_port[1] for member in roster.members]) as sockets:
+        assert sockets == 0
+        assert bob.transport.send(0, b"still here")
+        alice.poll_until(lambda: alice.messages(1) == [b"still here"], "a message")
+        alice.transport.close()
+        make(roster, 0).until_connected(1)

@@ -170,6 +170,10 @@ class Channel:
         found: ssl.SSLObject = self._writer.get_extra_info("ssl_object")
         return found
 
+    def fileno(self) -> int:
+        """Of its socket; -1 if that is closed."""
+        return int(self._writer.get_extra_info("socket").fileno())
+
     @property
     def unsent_bytes(self) -> int:
         """What was written and is not with the operating system yet."""

@@ -1,17 +1,24 @@
-"""Where a node listens, and what the operating system says of a connection."""
+"""Where a node listens, what the operating system says of a connection, and sockets that no child gets."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import socket
+import stat
 import struct
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from jwins.errors import UsageError
 from jwins.net.roster import split_address
 
-__all__ = ["acknowledged", "listening_sockets", "not_sent"]
+__all__ = ["acknowledged", "keep_from_children", "listening_sockets", "not_sent"]
+
+T = TypeVar("T")
 
 BACKLOG = 512
 
@@ -81,3 +88,40 @@ def acknowledged(sock: socket.socket | None) -> int | None:
             about = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + 8)
             return int(struct.unpack_from("Q", about, _BYTES_ACKED_AT)[0])
     return None
+
+
+# --- Processes forked from this one -----------------------------------------------------------------------
+
+_OWNERS: WeakKeyDictionary[Any, Callable[[Any], Iterable[int]]] = WeakKeyDictionary()
+
+
+def keep_from_children(owner: T, numbers: Callable[[T], Iterable[int]]) -> None:
+    """Processes that are forked from this one, such as workers of a DataLoader, let go of an object's sockets.
+
+    Otherwise a port would be in use and a connection open for as long as the last of them lives.
+
+    Args:
+        owner: of the sockets; not kept alive.
+        numbers: gives the file descriptors of those that are open. Called in the child, where a lock may be
+            held for ever by a thread that is not there.
+    """
+    _OWNERS[owner] = numbers
+
+
+def _let_go() -> None:
+    """Without a word to the other side: the connection is the parent's."""
+    every = [number for owner, numbers in list(_OWNERS.items()) for number in numbers(owner)]
+    _OWNERS.clear()
+    if not every:
+        return
+    # The objects that have these numbers are here, too, and close them sometime: so the numbers stay taken.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in every:
+        with contextlib.suppress(OSError, ValueError):  # closed
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.dup2(nothing, number, inheritable=False)
+    os.close(nothing)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 from jwins.errors import UsageError
+from jwins.net.sockets import keep_from_children
 from jwins.runfiles.rows import EvalRow
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def serve(clock: WallClock, port: int) -> Iterator[int]:
         server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
         raise UsageError(f"port {port} for metrics: {error.strerror}; choose another") from None
+    keep_from_children(server, lambda server: [server.fileno()])
     thread = threading.Thread(target=server.serve_forever, name="jwins-status", daemon=True)
     thread.start()
     try:

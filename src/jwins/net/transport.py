@@ -16,11 +16,12 @@ import contextlib
 import io
 import logging
 import secrets
+import selectors
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -30,7 +31,7 @@ from jwins.net.dialling import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.net.roster import Member, Roster
-from jwins.net.sockets import listening_sockets
+from jwins.net.sockets import keep_from_children, listening_sockets
 from jwins.net.state import Link, PeerState, Queued, Rates, Turns, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 from jwins.net.uplink import LONG_BYTES, Uplink
@@ -108,7 +109,8 @@ class Transport:
         self._contexts = Contexts.of(roster, self._me, key_file)
         self._greeting, self._listen, self._wanted = greeting, listen, dial
         self._instance = secrets.token_hex(16)
-        self._loop = asyncio.new_event_loop()
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
         self._loop.set_exception_handler(lambda loop, context: log.debug("loop %s", context.get("message")))
         self._thread = threading.Thread(target=self._run, name=f"jwins-net-{id}", daemon=True)
         self._changed = threading.Condition()
@@ -149,6 +151,7 @@ class Transport:
         """Begin to listen and to dial; see :meth:`jwins.net.link.Network.start`."""
         if self._thread.ident is not None:
             raise UsageError("a transport is started once; make another")
+        keep_from_children(self, Transport._open_sockets)
         if self._me.reachable or self._listen is not None:
             try:
                 self._sockets = listening_sockets(self._me.address, self._listen)
@@ -265,6 +268,13 @@ class Transport:
         member, key_file = roster[self.id], key_file or self._key_file
         contexts = Contexts.of(roster, member, key_file)
         self._call(self._change(roster, member, key_file, contexts, dial))
+
+    def _open_sockets(self) -> Iterator[int]:
+        """Takes no lock: see :func:`jwins.net.sockets.keep_from_children`."""
+        yield from (listening.fileno() for listening in self._sockets)
+        if (waits := self._selector.get_map()) is not None:  # those that are being connected are among them
+            yield from (key.fd for key in waits.values())
+        yield from (state.link.channel.fileno() for state in self._peers.values() if state.link is not None)
 
     def _call(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()
