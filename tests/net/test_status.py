@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from wires import Running, Wires, World
 
 from jwins.errors import UsageError
+from jwins.net.adopt import mismatch
 from jwins.net.epochs import Epochs
 from jwins.net.journal import Journal, write_journal
 from jwins.net.status import serve
 from jwins.topology import FullyConnected
+from jwins.wire.frame import Hello
 
 
 def get(port: int, path: str) -> str:
@@ -110,6 +113,31 @@ def test_events_are_lines_of_json(tmp_path: Path) -> None:
     assert time.endswith("Z")
     assert second["level"] == "error"
     assert journal.last_error == 'no checkpoint: problem="No space left on device"'
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("finished", "finished"),
+        ("", ""),
+        ("fertig-für-heute", "fertig-für-heute"),
+        ("two words", '"two words"'),
+        ("gone\nalice:\tmet:\tpeer=mallory", r'"gone\nalice:\tmet:\tpeer=mallory"'),
+        ("\x1b[2Kgone", r'"\u001b[2Kgone"'),
+        ("\u202egone", r'"\u202egone"'),
+        ("a\xa0b", r'"a\u00a0b"'),
+        ('"gone"', r'"\"gone\""'),
+    ],
+)
+def test_what_a_peer_says_stays_one_word_of_one_line(
+    text: str, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "jwins.net"):
+        Journal("alice").info("bye", peer="bob", reason=text)
+    assert caplog.messages == [f"alice: bye: peer=bob reason={line}"]
+    ours = Hello(0, 0, 3, "raw", {}, b"")
+    for theirs in (replace(ours, codec=f"{text}."), replace(ours, versions={"sharing": f"{text}."})):
+        assert mismatch(theirs, ours, {"sharing": "full"}).isprintable()
 
 
 # --- In a browser -----------------------------------------------------------------------------------------

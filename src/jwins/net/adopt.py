@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import CodecError, PeerError
-from jwins.net.journal import Journal
+from jwins.net.journal import Journal, plain
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport, Network
 from jwins.update import Update
 from jwins.wire.codec import codec
@@ -97,10 +97,10 @@ def mismatch(theirs: Hello, ours: Hello, agreed: Mapping[str, str]) -> str:
     if theirs.dim != ours.dim:
         return f"its model has {theirs.dim} parameters that are exchanged, this one {ours.dim}"
     if theirs.codec != ours.codec:
-        return f"it encodes with {theirs.codec}, this node with {ours.codec}"
+        return f"it encodes with {plain(theirs.codec)}, this node with {ours.codec}"
     for what, here in agreed.items():
         if (there := theirs.versions.get(what, "")) != here:
-            return f"its {what} is {there or 'not known'}, here it is {here}"
+            return f"its {what} is {plain(there) or 'not known'}, here it is {here}"
     if ADOPTED not in (theirs.x0, ours.x0) and theirs.x0 != ours.x0:
         return (
             f"its initial parameters differ (hash {theirs.x0.hex()[:16]}, here {ours.x0.hex()[:16]}); its "
@@ -230,7 +230,7 @@ class _Asking:
                         return found
                     said = self._said(event)
                     if peer == donor and isinstance(said, Bye):
-                        return f"ends: {said.reason}"
+                        return f"ends: {plain(said.reason)}"
                     if peer == donor and isinstance(said, Hello):
                         if problem := mismatch(said, self._newcomer.hello, self._newcomer.agreed):
                             return f"does not fit: {problem}"

@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 
-__all__ = ["JsonLines", "Journal", "write_journal"]
+__all__ = ["JsonLines", "Journal", "plain", "write_journal"]
 
 _LOGGER = logging.getLogger("jwins.net")
 
@@ -46,7 +46,7 @@ class Journal:
         self._say(logging.ERROR, event, fields)
 
     def _say(self, level: int, event: str, fields: dict[str, object]) -> None:
-        words = " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
+        words = " ".join(f"{key}={plain(value)}" for key, value in fields.items())
         text = f"{event}: {words}" if words else event
         if level >= logging.ERROR:
             self.last_error = text
@@ -84,6 +84,7 @@ def write_journal(path: Path) -> logging.Handler:
     return handler
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """As text for people; quoted where it could be taken for something else, as a peer may have written it."""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return json.dumps(text) if " " in text else text
+    return text if text.isprintable() and not set(text) & set(" \"'") else json.dumps(text)
