@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from members import roster_of
+from members import member, roster_of
+from rich.console import Console
 from typer.testing import CliRunner
 
 from jwins.cli.app import app
+from jwins.cli.node import _Lines
+from jwins.experiment.load import load
+from jwins.net.clock import WallProgress
 from jwins.net.roster import write_roster
+from jwins.run.node import run_node
 
 
 def jwins(*arguments: str | Path) -> tuple[int, str]:
@@ -65,3 +73,34 @@ def test_members_that_cannot_dial_each_other_are_no_neighbours(
     )
     assert code == 2
     assert "joins alice and bob, of which neither can be dialled" in said
+
+
+def test_progress_has_the_name_of_a_member_that_joins(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 2).model_copy(update={"places": 3})
+    file = tmp_path / "roster.toml"
+    write_roster(roster, file)
+    known: list[str] = []
+    out = io.StringIO()
+
+    def tell(now: WallProgress, names: Sequence[str]) -> None:
+        if not known:  # the node has begun, and waits for bob
+            write_roster(roster.with_member(member(tmp_path, 2, "carol"), from_round=9), file)
+        known[:] = names
+        _Lines(Console(file=out, width=200))(dataclasses.replace(now, suspected=(2,)), names)
+
+    experiment = load(
+        "digits", ["nodes.count=3", "topology.kind=fully_connected", f"run.folder={tmp_path / 'run'}"]
+    )
+    result = run_node(
+        experiment,
+        roster,
+        "alice",
+        tmp_path / "alice.key",
+        roster_file=file,
+        progress=tell,
+        stop=lambda: "carol" in known,
+    )
+    assert result.status == "interrupted"
+    said = out.getvalue().splitlines()
+    assert said[0].endswith("without node 2, to join")
+    assert said[-1].endswith("without carol")

@@ -98,7 +98,6 @@ def node(
     """Run one node of an experiment, over connections with the others; goes on where it was."""
     with errors_said():
         from jwins.experiment.load import load
-        from jwins.net.membership import names_of
         from jwins.net.roster import read_roster
         from jwins.run.node import run_node
         from jwins.training.allocator import keep_freed_memory
@@ -106,7 +105,6 @@ def node(
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
         members = read_roster(roster)
         console = console_of()
-        names = names_of(members, chosen.nodes.count)
         keep_freed_memory()
         result = run_node(
             chosen,
@@ -118,7 +116,7 @@ def node(
             listen=listen,
             keep_models=keep_models,
             metrics_port=metrics,
-            progress=None if quiet else _Lines(console, names),
+            progress=None if quiet else _Lines(console),
             roster_file=roster,
             adopt=adopt or [],
         )
@@ -134,11 +132,11 @@ def node(
 class _Lines:
     """Progress as lines: every few seconds, at evaluations, and whenever the node waits."""
 
-    def __init__(self, console: Console, names: Sequence[str]) -> None:
-        self._console, self._names = console, names
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._last = 0.0
 
-    def __call__(self, now: WallProgress) -> None:
+    def __call__(self, now: WallProgress, names: Sequence[str]) -> None:
         """Print a line if it is time, or if there is something new."""
         if now.row is None and time.monotonic() - self._last < _LINES_S:
             return
@@ -147,10 +145,11 @@ class _Lines:
         if now.row is not None:
             parts.append(metrics_text({name: spread.mean for name, spread in now.row.metrics.items()}))
         if now.waiting_for and now.waiting_s >= _SAY_WAITING_AFTER_S:
-            parts.append(f"waiting for {self._listed(now.waiting_for)} since {now.waiting_s:.0f} s")
+            parts.append(f"waiting for {_listed(now.waiting_for, names)} since {now.waiting_s:.0f} s")
         if now.suspected:
-            parts.append(f"without {self._listed(now.suspected)}")
+            parts.append(f"without {_listed(now.suspected, names)}")
         self._console.print("  ".join(parts), soft_wrap=True, markup=False)
 
-    def _listed(self, peers: tuple[int, ...]) -> str:
-        return ", ".join(self._names[peer] for peer in peers)
+
+def _listed(peers: tuple[int, ...], names: Sequence[str]) -> str:
+    return ", ".join(names[peer] for peer in peers)

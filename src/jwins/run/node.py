@@ -130,7 +130,7 @@ def run_node(
     listen: str | None = None,
     keep_models: bool = False,
     metrics_port: int | None = None,
-    progress: Callable[[WallProgress], None] | None = None,
+    progress: Callable[[WallProgress, Sequence[str]], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     roster_file: Path | None = None,
     adopt: Sequence[str] = (),
@@ -148,7 +148,7 @@ def run_node(
         keep_models: keep the model of each evaluation in ``models/``, so that all nodes' measurements can be
             put together.
         metrics_port: serve status and metrics there, on loopback; None for not at all.
-        progress: told after every event.
+        progress: told after every event, with what the nodes are called by then.
         stop: asked after every event whether to end with a checkpoint.
         roster_file: where ``roster`` came from, to be watched for changes; None to go by it until the end.
         adopt: members whose model to begin with, the next if one does not give it; none for the common initial
@@ -224,7 +224,7 @@ def _run(
     listen: str | None,
     keep_models: bool,
     metrics_port: int | None,
-    progress: Callable[[WallProgress], None] | None,
+    progress: Callable[[WallProgress, Sequence[str]], None] | None,
     stop: Callable[[], bool],
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
@@ -240,7 +240,7 @@ def _run(
     def tell(now: WallProgress) -> None:
         status(now)
         if progress is not None:
-            progress(now)
+            progress(now, membership.names)
 
     (host,) = pieces.hosts()
     asked = [] if going_on else donors
