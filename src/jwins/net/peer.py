@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -254,7 +255,8 @@ class Peer:
                 raise
         self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
         self._thread.start()
-        atexit.register(self.close)  # no thread of a peer keeps a program alive, and the others are told
+        self._process = os.getpid()
+        atexit.register(self._at_exit)
         try:
             self._next, merged = self._training.take_merged()
             if going_on:
@@ -333,7 +335,7 @@ class Peer:
 
         A second call does nothing. A program that ends without it, also by an error, calls it then.
         """
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         self._closing = True
         self._training.withdraw(UsageError("Peer.exchange: the peer is closed"))
         self._network.wake()
@@ -341,6 +343,11 @@ class Peer:
             self._thread.join()
         self._served()
         self._folder.close()
+
+    def _at_exit(self) -> None:
+        """No thread of a peer keeps a program alive, so it leaves here; but not of a process that was forked."""
+        if os.getpid() == self._process:
+            self.close()
 
     def __enter__(self) -> Peer:
         return self
