@@ -345,7 +345,7 @@ class Peer:
         self._folder.close()
 
     def _at_exit(self) -> None:
-        """No thread of a peer keeps a program alive, so it leaves here; but not of a process that was forked."""
+        """No thread of a peer keeps a program alive, so it leaves here; not in a process that was forked."""
         if os.getpid() == self._process:
             self.close()
 
