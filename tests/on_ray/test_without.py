@@ -59,9 +59,14 @@ def test_numbers_out_of_range_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_an_address_without_a_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_cluster_is_named(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(
+        "RAY_TMPDIR", str(tmp_path_factory.mktemp("ray"))
+    )  # where clusters of other tests are not
     said = run("run", "digits", "--engine", "ray", "--address", "auto")
     assert said.returncode == 2, said.stderr
     assert "--address auto: no Ray cluster that fits there" in said.stderr

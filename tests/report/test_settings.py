@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jwins.experiment import Experiment
+from jwins.experiment.experiment import digest_of
 from jwins.report.settings import compared_settings
 
 
@@ -25,12 +26,17 @@ def test_a_run_from_before_a_key_was_there_is_of_the_same_variant(section: str, 
 
 
 def test_a_ratio_beside_a_budget_has_no_effect_so_its_default_may_change() -> None:
+    """Runs from before, which wrote it all the same, are as those of now."""
+
     def settings(**sharing: Any) -> tuple[Any, bytes]:
         experiment = Experiment(sharing={"kind": "closed_loop", **sharing})
         return compared_settings(experiment.resolved()), experiment.digest()
 
-    assert settings(budget=0.32, ratio=3.0) == settings(budget=0.32)
-    assert settings(step=0.01, ratio=3.0) == settings(step=0.01)
+    for rate in ({"budget": 0.32}, {"step": 0.01}):
+        tables = Experiment(sharing={"kind": "closed_loop", **rate}).resolved()
+        assert "ratio" not in tables["sharing"]
+        before = {**tables, "sharing": {**tables["sharing"], "ratio": 3.0}}
+        assert (compared_settings(before), digest_of(before)) == settings(**rate)
     now, other = settings(), settings(ratio=3.0)
     assert now[0] != other[0]
     assert now[1] != other[1]
