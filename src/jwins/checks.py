@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
@@ -21,6 +22,8 @@ __all__ = [
     "BYTES",
     "FEEDBACK",
     "FRACTION",
+    "LEVELS",
+    "MAX_LEVELS",
     "MBPS",
     "MEMORY",
     "MISSING",
@@ -76,6 +79,11 @@ class Within:
             return f"{'above' if self.open_low else 'of at least'} {self.low:g}"
         return "" if self.high is None else f"of at most {self.high:g}"
 
+    @property
+    def expected(self) -> str:
+        """In words, e.g. ``expected a fraction in (0, 1]``."""
+        return f"expected {self.what} {self.interval}".rstrip()
+
     def problem(self, value: float) -> str | None:
         """What is wrong with ``value`` and what may have been meant; None if it is in range."""
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
@@ -85,12 +93,12 @@ class Within:
         hint = ""
         if self.high == 1 and 1 < value <= 100:
             hint = f"; did you mean {value / (10 if value < 10 else 100):.6g}?"
-        return f"expected {self.what} {self.interval}".rstrip() + hint
+        return self.expected + hint
 
     def check(self, path: str, value: float) -> None:
         """Raise a ConfigError with ``path`` unless ``value`` is in range."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(path, value, f"expected {self.what} {self.interval}".rstrip())
+        if isinstance(value, bool) or not isinstance(value, Real):  # which numpy's numbers are, too
+            raise ConfigError(path, value, self.expected)
         problem = self.problem(value)
         if problem is not None:
             raise ConfigError(path, value, problem)
@@ -125,6 +133,10 @@ ZERO = Within("a number of steps", 0.5, 4)
 FEEDBACK = Within("a fraction", 0, 1)
 MEMORY = Within("a number of rounds", 0, 64)
 MOMENTUM = Within("a factor", 0, 0.999)
+
+MAX_LEVELS = 24
+"""Most levels of a wavelet transform: ``periodization`` pads to a multiple of ``2**levels``."""
+LEVELS = Within("a whole number", 1, MAX_LEVELS)
 
 
 def _short(number: float) -> str:

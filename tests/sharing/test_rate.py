@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -128,6 +129,13 @@ def test_nothing_learned_is_no_error() -> None:
         for r in range(3):
             ctx = RoundContext(seed=1, node=0, round=r, sent_bytes=100 * r)
             assert rule.next(Pace(), torch.zeros(P), torch.zeros(P), (P,), ctx).step > 0
+
+
+def test_numbers_may_be_those_of_numpy() -> None:
+    assert closed_loop(budget=np.float32(0.5)).rule == Budget(bits=0.5)  # type: ignore[arg-type]
+    assert stateless(budget_bytes=np.int64(4000)).rule == Budget(size_bytes=4000)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"sharing.budget = '0.3': expected bits per parameter"):
+        closed_loop(budget="0.3")  # type: ignore[arg-type]
 
 
 def test_a_first_step_is_one_that_can_be_written() -> None:

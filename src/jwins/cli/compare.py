@@ -103,6 +103,7 @@ def compare(
         from jwins.compare.cells import compare as run_comparison
         from jwins.compare.comparison import load_comparison
         from jwins.compare.summary import summarize
+        from jwins.run.parts import advice
         from jwins.training.allocator import keep_freed_memory
 
         given = [*(overrides or []), *data_override(data)]
@@ -127,7 +128,7 @@ def compare(
             return
         names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
         for variant in () if report_only or quiet else chosen.variants:
-            for note in variant.experiment.advice if not names or variant.name in names else ():
+            for note in advice(variant.experiment) if not names or variant.name in names else ():
                 say(f"note: {variant.name}: {note}")
         if report_only:
             compared = summarize(chosen, partial=True)

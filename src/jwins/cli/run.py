@@ -96,13 +96,14 @@ def data_override(data: Path | None) -> list[str]:
 
 
 def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume: bool, quiet: bool) -> Result:
+    from jwins.run.parts import advice
     from jwins.run.run import simulate
     from jwins.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     if quiet:
         return simulate(experiment, engine=engine, resume=resume)
-    for note in experiment.advice:
+    for note in advice(experiment):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     if console.is_terminal:
         with live_run(console, experiment) as tell:

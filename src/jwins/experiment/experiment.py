@@ -137,19 +137,6 @@ class Experiment(Settings):
         return self.run.folder if self.run.folder is not None else Path("runs") / self.name
 
     @property
-    def advice(self) -> tuple[str, ...]:
-        """What users should know before a run that works, but hardly as they want it."""
-        sharing = self.sharing.build() if isinstance(self.sharing, SharingTable) else self.sharing
-        if self.topology_changes and sharing.remembers_peers:
-            kind = getattr(self.sharing, "kind", type(self.sharing).__name__)
-            return (
-                f"neighbours change from round to round, and sharing.kind = {kind!r} keeps replicas of them: "
-                "each new neighbour is sent the whole replica, which is most of the bytes. Where bytes count, "
-                "take sharing.kind = 'stateless' or 'jwins', or a topology that stays",
-            )
-        return ()
-
-    @property
     def topology_changes(self) -> bool:
         """Whether neighbours are others from round to round; taken to be so of a topology of one's own."""
         return self.topology.changes if isinstance(self.topology, TopologyTable) else True
@@ -164,8 +151,7 @@ class Experiment(Settings):
         tables: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if self.task.own is not None:
             tables["task"]["own"] = _describe_task(self.task.own)
-        if any(key in tables["sharing"] for key in RATE_KEYS):
-            tables["sharing"].pop("ratio", None)  # a default that has no effect beside them
+        _drop_ratio_(tables["sharing"])
         tables["faults"] = list(tables["faults"])
         if not tables["faults"]:
             del tables["faults"]
@@ -247,6 +233,11 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         run.pop("eval_last", None)
     if links.get("sending") == "together":
         links.pop("sending")
+    _drop_ratio_(sharing)
+
+
+def _drop_ratio_(sharing: dict[str, Any]) -> None:
+    """Remove the default of a ratio where something else says how much is sent."""
     if any(sharing.get(key) is not None for key in RATE_KEYS):
         sharing.pop("ratio", None)
 

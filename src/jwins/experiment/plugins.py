@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.checks import BITS, BYTES, FEEDBACK, MBPS, MEMORY, RATIO, SECONDS, STEP, ZERO
+from jwins.checks import BITS, BYTES, FEEDBACK, LEVELS, MBPS, MEMORY, RATIO, SECONDS, STEP, ZERO
 from jwins.experiment.rules import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
@@ -479,7 +479,7 @@ def _none_is_a_word(value: Any) -> Any:
     return "none" if value is None else value
 
 
-Levels = Annotated[int, Within("a whole number", 1, 24)]
+Levels = Annotated[int, LEVELS]
 
 
 class JwinsConfig(SharingTable):

@@ -357,12 +357,17 @@ class Peer:
     ) -> None:
         self.close()
 
+    def _is_alone(self, round: int) -> bool:
+        """Whether nobody was met, and no neighbour of a round is waited for."""
+        clock = self._clock
+        neighbours = clock.rules.topology.at(round).senders[clock.node]
+        met = any(known.ever_met for known in clock.peers.values())
+        return not met and all(clock.peers[peer].suspected for peer in neighbours)
+
     def _report(self, handed: int, merged_round: int | None, seconds: float) -> Exchanged:
         clock = self._clock
         unfit = {peer: known.unfit for peer, known in clock.peers.items() if known.unfit}
-        met = [peer for peer, known in clock.peers.items() if known.ever_met]
-        neighbours = clock.rules.topology.at(handed).senders[clock.node]
-        if unfit and not met and all(peer in unfit or clock.peers[peer].suspected for peer in neighbours):
+        if unfit and self._is_alone(handed):
             told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in unfit.items())
             raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
         now = clock.progress()

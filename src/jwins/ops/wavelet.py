@@ -17,14 +17,12 @@ import pywt
 import torch
 from torch import Tensor
 
+from jwins.checks import MAX_LEVELS
 from jwins.errors import ConfigError, UsageError
 
-__all__ = ["MAX_LEVELS", "Mode", "Wavelet", "forward_torch", "inverse_torch"]
+__all__ = ["Mode", "Wavelet", "forward_torch", "inverse_torch"]
 
 Mode = Literal["symmetric", "periodization"]
-
-MAX_LEVELS = 24
-"""Most levels of a transform: ``periodization`` pads to a multiple of ``2**levels``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jwins.topology.graph import Topology
 
 __all__ = [
+    "advice",
     "build_partition",
     "build_sharing",
     "build_task",
@@ -69,6 +70,25 @@ def build_sharing(experiment: Experiment) -> Sharing[Any]:
     """
     config = experiment.sharing
     return config.build() if isinstance(config, SharingTable) else config
+
+
+def advice(experiment: Experiment) -> list[str]:
+    """What users should know before a run that works, but hardly as they want it.
+
+    Raises:
+        ConfigError: no such wavelet, or the topology is not for so many nodes.
+    """
+    if not (experiment.topology_changes and build_sharing(experiment).remembers_peers):
+        return []
+    topology = build_topology(experiment)
+    if topology.at(0) == topology.at(1):
+        return []  # one of the user's own, which stays
+    kind = getattr(experiment.sharing, "kind", type(experiment.sharing).__name__)
+    return [
+        f"neighbours change from round to round, and sharing.kind = {kind!r} keeps replicas of them: "
+        "each new neighbour is sent the whole replica, which is most of the bytes. Where bytes count, "
+        "take sharing.kind = 'stateless' or 'jwins', or a topology that stays"
+    ]
 
 
 def evaluation_rounds(experiment: Experiment) -> frozenset[int]:

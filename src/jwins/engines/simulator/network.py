@@ -153,9 +153,8 @@ class Network:
             mishaps: what goes wrong on the way to some of them.
         """
         uplink, bits = self.uplinks[parcel.sender], 8 * parcel.packed.size_bytes
-        while (
-            uplink.flows and uplink.next_time() < now
-        ):  # due, and not handled yet: events of a window are at once
+        # What is through already may not be handled yet, as the events of a window are handled at once.
+        while uplink.flows and uplink.next_time() < now:
             self._arrive(uplink, uplink.next_time())
         for receiver in to:
             mishap = mishaps.get(receiver, NO_MISHAP)
@@ -172,6 +171,7 @@ class Network:
             self._queue.push(uplink.next_time(), UplinkDue(due.node, uplink.version))
 
     def _arrive(self, uplink: Uplink, now: float) -> None:
+        """What is through at ``now`` is announced."""
         for flow in uplink.pop(now):
             if not flow.dropped:
                 arrival = Pending(flow.to, Arrived(flow.parcel))
