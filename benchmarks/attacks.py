@@ -7,7 +7,7 @@ victim's limit of messages is lifted, and once it is as always. The exit
 code is 0 if both go on with their rounds, the honest connection and the victim's memory (within 128 MiB) are as
 before, and the limit held.
 
-    python -m benchmarks.attacks [--frames 1000000] [--limited-frames 40000]
+    python -m benchmarks.attacks [--frames 1000000] [--limited-frames 40000] [--calm-s 15]
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ MOST_BYTES = 3000
 MORE_THAN_NORMAL_BYTES = 128 << 20
 ROUND_AT = 12  # docs/wire.md
 QUEUED = 2000
-CALM_S = 15.0
 
 
 def experiment(folder: Path) -> Any:
@@ -261,13 +260,13 @@ def taken(transport: Transport) -> None:
         pass
 
 
-def calm(folder: Path) -> float:
+def calm(folder: Path, seconds: float) -> float:
     """Rounds per second of the victim without an attack."""
     processes = [Process(folder, number, False) for number in (VICTIM, HONEST)]
     try:
         before = processes[0].until_round(3)["round"]  # the absent member is no longer waited for
-        time.sleep(CALM_S)
-        return float(processes[0].ask()["round"] - before) / CALM_S
+        time.sleep(seconds)
+        return float(processes[0].ask()["round"] - before) / seconds
     finally:
         for process in processes:
             process.kill()
@@ -277,6 +276,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--frames", type=int, default=1_000_000, help="with the limit lifted")
     parser.add_argument("--limited-frames", type=int, default=40_000, help="with the limit as always")
+    parser.add_argument("--calm-s", type=float, default=15.0, help="seconds without an attack, to compare with")
     parser.add_argument("--node", nargs=3, metavar=("FOLDER", "NUMBER", "LIFTED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.node is not None:
@@ -284,17 +284,17 @@ def main() -> int:
         node(Path(folder), int(number), lifted == "1")
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        return measure(Path(folder), given.frames, given.limited_frames)
+        return measure(Path(folder), given.frames, given.limited_frames, given.calm_s)
 
 
-def measure(folder: Path, frames: int, limited_frames: int) -> int:
+def measure(folder: Path, frames: int, limited_frames: int, calm_s: float) -> int:
     from jwins.run.assembly import assemble
     from jwins.run.node import on_wall_clock
 
     make_members(folder)
     pieces = on_wall_clock(assemble(experiment(folder), nodes=[ATTACKER]))
     dims, digest = (pieces.trainers[0].layout.size, pieces.rules.wire.dim), pieces.rules.wire.digest
-    print(f"without an attack: {calm(folder):.2f} rounds per second", flush=True)
+    print(f"without an attack: {calm(folder, calm_s):.2f} rounds per second", flush=True)
     rows, passed = [], True
     for what, count, lifted in (("limit lifted", frames, True), ("limit as always", limited_frames, False)):
         found = flood(folder, count, lifted, dims, digest)
