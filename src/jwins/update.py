@@ -71,9 +71,9 @@ class Sampled:
         if self.count > dim:
             raise UsageError(f"Sampled.count = {self.count}: a vector of {dim} has fewer positions")
         if self.count == 0:
-            return torch.zeros(0, dtype=torch.int64)
+            return torch.zeros(0, dtype=torch.int64, device="cpu")
         if self.count == dim:
-            return torch.arange(dim)
+            return torch.arange(dim, device="cpu")
         words = np.random.Philox(key=self.seed | _POSITIONS_DOMAIN << 64).random_raw(dim)
         last = np.partition(words, self.count - 1)[self.count - 1]
         chosen = words < last

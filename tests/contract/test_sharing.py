@@ -46,9 +46,13 @@ class Steps:
 
     def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         largest = [float(band.abs().max()) if len(band) else 1.0 for band in values.split(list(bands))]
-        scales = torch.tensor([max(self.fraction * value, 1e-6) for value in largest])
+        scales = torch.tensor(
+            [max(self.fraction * value, 1e-6) for value in largest], dtype=torch.float32, device=values.device
+        )
         seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
-        steps = values / scales.repeat_interleave(torch.tensor(bands)) + dither(seed, len(values))
+        steps = values / scales.repeat_interleave(torch.tensor(bands, device=values.device)) + dither(
+            seed, len(values)
+        )
         return Quantized(steps.round().to(torch.int32), scales, bands, seed, offset=0.05)
 
 
@@ -222,6 +226,21 @@ def test_draws_from_no_global_generator(algorithm: Any) -> None:
     before = torch.get_rng_state()
     Pair(algorithm)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_does_not_depend_on_what_torch_takes_for_granted(algorithm: Any) -> None:
+    """A program around it may have set another device or type for new tensors."""
+    plain = Pair(algorithm, reload=True)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # what is made there holds no numbers, so its use is an error
+            changed = Pair(algorithm, reload=True)
+            through = [codec("pco").decode(codec("pco").encode(u).data, dim=u.dim) for u in changed.updates]
+    finally:
+        torch.set_default_dtype(before)
+    assert bits(changed.merged) == bits(plain.merged)
+    assert all(identical(a, b) for a, b in zip(plain.updates, through, strict=True))
 
 
 def test_is_frozen_picklable_and_printable(algorithm: Any) -> None:

@@ -578,6 +578,23 @@ def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
+def test_a_run_is_the_same_whatever_the_callers_torch_takes_for_granted(tmp_path: Path) -> None:
+    import torch
+
+    sets = ["nodes.count=2", "topology.kind=ring", "run.rounds=1"]
+    usual = simulate(load("digits", [*sets, f"run.folder={tmp_path / 'usual'}"]))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):  # what is made there holds no numbers
+            changed = simulate(load("digits", [*sets, f"run.folder={tmp_path / 'changed'}"]))
+            assert torch.empty(0).device.type == "meta"
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    assert changed.sha256 == usual.sha256
+
+
 def test_every_key_has_a_meaning_and_is_documented() -> None:
     from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
 

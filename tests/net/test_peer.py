@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,29 @@ def test_statistics_stay_or_are_shared_as_asked(policy: Any, tmp_path: Path, wir
     peers.each(loop)
     means = [float(found[1].running_mean[0]) for found in models]  # type: ignore[index]
     assert means == ([0.0, 4.0] if policy == "local" else [2.0, 2.0])
+
+
+@pytest.mark.parametrize("sharing", ["full", "jwins", "closed_loop"])
+def test_a_program_may_make_its_tensors_elsewhere(sharing: str, tmp_path: Path, wires: Wires) -> None:
+    """As after ``torch.set_default_device("cuda")``; what is made on "meta" holds no numbers."""
+    peers = Peers(tmp_path, 2, wires)
+    models = {device: [model(), model()] for device in ("cpu", "meta")}
+
+    def loop(rank: int, device: str) -> Any:
+        found = models[device][rank]
+        options = {"sharing": getattr(jwins.sharing, sharing)(), "buffers": "shared"}
+        with (
+            torch.device(device),
+            peers.peer(rank, found, **options, folder=tmp_path / device / str(rank)) as peer,
+        ):
+            for _ in range(3):
+                moved(found, 0.01 * (rank + 1))
+                peer.exchange()
+        return flat(found)
+
+    usual, elsewhere = (peers.each(partial(loop, device=device)) for device in ("cpu", "meta"))
+    assert all(torch.equal(a, b) for a, b in zip(usual, elsewhere, strict=True))
+    assert not torch.equal(usual[0], flat(model()))
 
 
 MISFITS: dict[str, Any] = {

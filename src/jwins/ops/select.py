@@ -57,7 +57,7 @@ def largest_k(score: Tensor, k: int) -> Tensor:
         if n and not np.isfinite(magnitude.max()):  # max() propagates NaN
             raise UsageError("a score is not finite")
         if k == 0 or k == n:
-            return torch.arange(k)
+            return torch.arange(k, device="cpu")
         # Weights that no batch touched have the score 0, and a partition is many times slower on equal numbers.
         positive = magnitude if np.all(magnitude) else magnitude[magnitude > 0]
         smallest = np.partition(positive, len(positive) - k)[len(positive) - k] if k <= len(positive) else 0.0

@@ -90,7 +90,7 @@ class Wavelet:
         lengths = self.subbands(dim)
         if positions is None:
             return lengths
-        ends = torch.tensor(lengths).cumsum(0).to(positions.device)
+        ends = torch.tensor(lengths, device=positions.device).cumsum(0)
         found = torch.searchsorted(positions, ends)
         return tuple(torch.diff(found, prepend=torch.zeros_like(found[:1])).tolist())
 
@@ -217,7 +217,7 @@ def _inverse_pywt(plan: _Plan, c: Tensor) -> Tensor:
     wavelet = _filters(plan.name)
     coefficients = c.numpy()
     if not coefficients.size:
-        return torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32)
+        return torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32, device="cpu")
     start = plan.bands[0]
     vector: Any = coefficients[..., :start]
     for length, band in zip(reversed(plan.steps), plan.bands[1:], strict=True):
@@ -245,7 +245,7 @@ def _border(n: int, before: int, after: int, mode: Mode, device: torch.device) -
         index = index % (2 * n)
         return torch.where(index < n, index, 2 * n - 1 - index)
 
-    return source(torch.arange(-before, 0)).to(device), source(torch.arange(n, n + after)).to(device)
+    return source(torch.arange(-before, 0, device=device)), source(torch.arange(n, n + after, device=device))
 
 
 def _extend(x: Tensor, before: int, after: int, mode: Mode) -> Tensor:

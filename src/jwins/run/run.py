@@ -96,7 +96,7 @@ def simulate(
     def startup_s() -> float:
         return time.perf_counter() - started
 
-    with _callers_threads(), board, interrupts() as interrupted:
+    with _usual_torch(), board, interrupts() as interrupted:
         once = partial(_simulate, experiment, folder, tell, lambda: interrupted() or stop(), startup_s)
         return once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
 
@@ -118,15 +118,22 @@ def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment
 
 
 @contextlib.contextmanager
-def _callers_threads() -> Iterator[None]:
-    """Training sets torch to one thread; give the caller its own number back."""
+def _usual_torch() -> Iterator[None]:
+    """A run is the same whatever the caller has set: torch's threads, and the type and device of new tensors.
+
+    Training sets torch to one thread; in the end the caller has its own number back.
+    """
     import torch
 
-    before = torch.get_num_threads()
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    elsewhere = torch.get_default_device().type != "cpu"
     try:
-        yield
+        with torch.device("cpu") if elsewhere else contextlib.nullcontext():
+            yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
 
 
 def _simulate(

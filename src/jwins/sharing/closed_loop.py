@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,7 +110,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def grid(self) -> Grid:
         """What replicas are whole numbers of."""
         fixed = self.rule.step if isinstance(self.rule, FixedStep) else FINEST
-        return Grid(float(torch.tensor(fixed)))
+        return Grid(float(np.float32(fixed)))
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -167,7 +168,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             self.grid.advanced,
             keep_old=self.memory > 0,
         )
-        change = torch.zeros(len(state.x_hat), device=params.device)
+        change = torch.zeros(len(state.x_hat), dtype=torch.float32, device=params.device)
         for j, weight in followed.heard.items():
             difference = followed.replicas[j].x_hat - state.x_hat
             change.add_(difference, alpha=self.gamma * self.grid.unit * weight)

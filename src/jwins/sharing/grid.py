@@ -61,8 +61,8 @@ class Grid:
             return None
         change, factor = values.levels, highest
         if len(set(multiples)) > 1:
-            each = torch.tensor(multiples, dtype=torch.int32)
-            change, factor = change * torch.repeat_interleave(each, torch.tensor(values.runs)), 1
+            each = np.repeat(np.array(multiples, dtype=np.int32), values.runs)
+            change, factor = change * torch.from_numpy(each), 1
         change, positions = change.to(units.device), update.indices()
         if positions is None:
             after = torch.add(units, change, alpha=factor)
@@ -83,7 +83,8 @@ class Grid:
 
     def levels(self, levels: Tensor, multiple: int, bands: tuple[int, ...]) -> Quantized:
         """Levels of one step, in a run for each subband: their levels are distributed differently."""
-        return Quantized(levels.cpu(), torch.full((len(bands),), self.unit * multiple), bands)
+        scales = torch.full((len(bands),), self.unit * multiple, dtype=torch.float32, device="cpu")
+        return Quantized(levels.cpu(), scales, bands)
 
     def _multiple_of(self, scale: float) -> int | None:
         mantissa, exponent = math.frexp(scale / self.unit)

@@ -67,7 +67,7 @@ class Moniqua(Sharing[None]):
     def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
         """All parameters in steps, modulo the range."""
         whole = to_nearest(params / self.step)
-        scales = torch.tensor([self.step])
+        scales = torch.tensor([self.step], dtype=torch.float32, device="cpu")
         values = Quantized(self._wrapped(whole).cpu(), scales, (len(params),))
         return Update(len(params), None, values, check=hash_of(whole)), None
 

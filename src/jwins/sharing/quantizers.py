@@ -66,7 +66,7 @@ class UniformQuantizer:
     def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         """See :class:`jwins.sharing.Quantizer`."""
         steps = values / self.step
-        scales = torch.full((len(bands),), self.step)
+        scales = torch.full((len(bands),), self.step, dtype=torch.float32, device="cpu")
         if self.rounding == "dithered":
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
             levels = to_dithered(steps, dither(seed, len(values)).to(values.device))

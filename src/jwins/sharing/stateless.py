@@ -107,7 +107,8 @@ class Stateless(Sharing[StatelessState]):
         else:
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
             levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
-        values = Quantized(levels.cpu(), torch.full((len(bands),), pace.step), bands, seed)
+        scales = torch.full((len(bands),), pace.step, dtype=torch.float32, device="cpu")
+        values = Quantized(levels.cpu(), scales, bands, seed)
         update = Update(len(levels), None, values)
         own, residual = coefficients, state.residual
         if self.own == "sent":
