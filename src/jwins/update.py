@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ __all__ = [
     "dither",
     "identical",
     "largest_magnitude",
+    "one_scale",
 ]
 
 MAX_DIM = 2**32 - 1
@@ -105,6 +107,11 @@ def dither(seed: int, count: int) -> Tensor:
     words >>= np.uint64(39)
     words |= np.uint64(1)  # 2 n + 1
     return torch.from_numpy(words.astype(np.int32)).sub_(1 << 24).to(torch.float32).mul_(2.0**-25)
+
+
+def one_scale(step: float, runs: Sequence[int]) -> Tensor:
+    """The same step for every run of a :class:`Quantized`: (g,) float32 on the CPU."""
+    return torch.full((len(runs),), step, dtype=torch.float32, device="cpu")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

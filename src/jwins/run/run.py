@@ -127,7 +127,7 @@ def _usual_torch() -> Iterator[None]:
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    elsewhere = torch.get_default_device().type != "cpu"
+    elsewhere = torch.get_default_device().type != "cpu"  # else a context would only slow calls
     try:
         with torch.device("cpu") if elsewhere else contextlib.nullcontext():
             yield

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jwins.update import Quantized, Update
+from jwins.update import Quantized, Update, one_scale
 
 __all__ = ["FINEST", "LIMIT", "Grid", "dead_zone"]
 
@@ -83,8 +83,7 @@ class Grid:
 
     def levels(self, levels: Tensor, multiple: int, bands: tuple[int, ...]) -> Quantized:
         """Levels of one step, in a run for each subband: their levels are distributed differently."""
-        scales = torch.full((len(bands),), self.unit * multiple, dtype=torch.float32, device="cpu")
-        return Quantized(levels.cpu(), scales, bands)
+        return Quantized(levels.cpu(), one_scale(self.unit * multiple, bands), bands)
 
     def _multiple_of(self, scale: float) -> int | None:
         mantissa, exponent = math.frexp(scale / self.unit)

@@ -31,7 +31,7 @@ from jwins.ops.quantize import to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.replicas import hash_of
-from jwins.update import Quantized, Received, Update
+from jwins.update import Quantized, Received, Update, one_scale
 
 __all__ = ["Moniqua", "moniqua"]
 
@@ -67,8 +67,8 @@ class Moniqua(Sharing[None]):
     def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
         """All parameters in steps, modulo the range."""
         whole = to_nearest(params / self.step)
-        scales = torch.tensor([self.step], dtype=torch.float32, device="cpu")
-        values = Quantized(self._wrapped(whole).cpu(), scales, (len(params),))
+        runs = (len(params),)
+        values = Quantized(self._wrapped(whole).cpu(), one_scale(self.step, runs), runs)
         return Update(len(params), None, values, check=hash_of(whole)), None
 
     def merge(

@@ -12,7 +12,7 @@ from jwins.checks import Within
 from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
-from jwins.update import Quantized, dither
+from jwins.update import Quantized, dither, one_scale
 
 __all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 
@@ -66,7 +66,7 @@ class UniformQuantizer:
     def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         """See :class:`jwins.sharing.Quantizer`."""
         steps = values / self.step
-        scales = torch.full((len(bands),), self.step, dtype=torch.float32, device="cpu")
+        scales = one_scale(self.step, bands)
         if self.rounding == "dithered":
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
             levels = to_dithered(steps, dither(seed, len(values)).to(values.device))

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, TypeAlias, get_args
 
-import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError
@@ -30,7 +29,7 @@ from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Own, Sharing, check_own, mix
 from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
-from jwins.update import Quantized, Received, Update, dither
+from jwins.update import Quantized, Received, Update, dither, one_scale
 
 __all__ = ["Rounding", "Stateless", "StatelessState", "stateless"]
 
@@ -107,8 +106,7 @@ class Stateless(Sharing[StatelessState]):
         else:
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
             levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
-        scales = torch.full((len(bands),), pace.step, dtype=torch.float32, device="cpu")
-        values = Quantized(levels.cpu(), scales, bands, seed)
+        values = Quantized(levels.cpu(), one_scale(pace.step, bands), bands, seed)
         update = Update(len(levels), None, values)
         own, residual = coefficients, state.residual
         if self.own == "sent":
