@@ -68,6 +68,13 @@ ALGORITHMS = {
     "JWINS, not accumulated": '{ kind = "jwins", accumulate = false }',
     "JWINS, bfloat16": '{ kind = "jwins", values = "bfloat16" }',
     "JWINS, periodization": '{ kind = "jwins", mode = "periodization", wavelet = "db3", levels = 2 }',
+    "closed loop": '{ kind = "closed_loop" }',
+    "closed loop, fixed step": '{ kind = "closed_loop", step = 0.01, wavelet = "none" }',
+    "closed loop, budget": '{ kind = "closed_loop", budget = 0.4, gamma = 0.9 }',
+    "stateless": '{ kind = "stateless" }',
+    "BEER": '{ kind = "beer", fraction = 0.2, gamma = 0.4, momentum = 0.5 }',
+    "SparseLoCo": '{ kind = "sparse_loco", fraction = 0.1, gamma = 0.5 }',
+    "Moniqua": '{ kind = "moniqua", theta = 0.1 }',
     "JWINS, no wavelet": '{ kind = "jwins", wavelet = "none", cutoff = { kind = "fixed", fraction = 0.1 } }',
 }
 
@@ -91,7 +98,7 @@ FAULTY = [f"faults={' '.join(FAULTS.split())}", "run.deadline_s=0.2"]
 
 DYNAMIC = "topology.dynamic=true"
 ADAM = 'train.optimizer={ kind = "adam", lr = 0.002 }'
-REMEMBERING = ("full", "CHOCO-SGD", "JWINS, reference")
+REMEMBERING = ("full", "CHOCO-SGD", "JWINS, reference", "closed loop")
 """Algorithms between which lost frames, new neighbours and interruptions tell the difference."""
 
 
