@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "[2/3] installing torch (the largest part)"
 	@$(PIP) install -c constraints.txt torch
 	@echo "[3/3] installing the package and what its tests need"
-	@$(PIP) install -c constraints.txt -e '.[dev,hf,paper]'
+	@$(PIP) install -c constraints.txt -e '.[dev,docs,hf,paper]'
 	@touch $@
 
 .PHONY: install
@@ -73,7 +73,12 @@ types: $(INSTALLED)  ## check types
 	@$(BIN)/mypy
 
 .PHONY: check
-check: lint types test  ## what CI runs: format, lint, types, tests
+check: lint types docs test  ## what CI runs: format, lint, types, documentation, tests
+
+.PHONY: docs
+docs: $(INSTALLED)  ## build the documentation site into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 .PHONY: bench
 bench: $(INSTALLED)  ## measure speed and size on this machine

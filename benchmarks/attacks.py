@@ -43,7 +43,7 @@ PATIENCE_S = 0.5
 MOST_BYTES = 3000
 """Longer frames are left out of what is damaged: a million must pass in minutes."""
 MORE_THAN_NORMAL_BYTES = 128 << 20
-ROUND_AT = 12  # docs/wire.md
+ROUND_AT = 12  # docs/reference/wire.md
 QUEUED = 2000
 
 

@@ -1,6 +1,6 @@
 """A training loop of one's own that shares its model: two lines of it are jwins.
 
-Make an identity for each machine and a roster for all, as docs/deploy.md shows, and then on each of them:
+Make an identity for each machine and a roster for all, as docs/how-to/deploy.md shows. Then, on each machine:
 
     python experiments/own_loop.py roster.toml keys/alice.key
 """

@@ -36,7 +36,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 FOLDERS = ("src/", "tests/", "docs/", "benchmarks/", "experiments/", "tests/")
-ARCHITECTURE = ROOT / "docs" / "architecture.md"
+ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 PACKAGE = ROOT / "src" / "jwins"
 # /home/you is the reader's; what else looks like a home or a checkout is somebody's own.
 MACHINE = re.compile(r"(?<![\w.~-])/(?:work|root|Users|home/(?!you\b)|opt)/[\w.-]+")
@@ -102,7 +102,7 @@ def test_the_architecture_names_files_that_exist() -> None:
     named = {code for code in CODE.findall(architecture()) if re.fullmatch(r"[\w./-]+(/|\.py|\.md)", code)}
     assert len(named) > 60
     missing = sorted(code for code in named if not file_of_the_package(code).exists())
-    assert not missing, f"docs/architecture.md names {', '.join(missing)}"
+    assert not missing, f"{name(ARCHITECTURE)} names {', '.join(missing)}"
 
 
 def test_the_architecture_names_what_is_in_the_files() -> None:
@@ -113,7 +113,7 @@ def test_the_architecture_names_what_is_in_the_files() -> None:
         text = file_of_the_package(file).read_text(encoding="utf-8")
         for word in names:
             last = word.rpartition(".")[2]
-            assert re.search(rf"\b{last}\b", text) or not last, f"docs/architecture.md: {word} is not in {file}"
+            assert re.search(rf"\b{last}\b", text) or not last, f"{name(ARCHITECTURE)}: {word} is not in {file}"
 
 
 def test_every_room_has_its_row() -> None:
@@ -131,12 +131,19 @@ def test_every_room_has_its_row() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    index = ROOT / "docs" / "README.md"
+    index = ROOT / "docs" / "index.md"
     linked = {target(index, link) for link in LINK.findall(prose(index)) if not link.startswith("https:")}
-    missing = [
-        name(page) for page in PAGES if page.parent == index.parent and page != index and page not in linked
-    ]
-    assert not missing, f"docs/README.md does not link {', '.join(missing)}"
+    pages = [page for page in PAGES if page.is_relative_to(index.parent) and page.name != "index.md"]
+    missing = [name(page) for page in pages if page not in linked and page.parent.name != "api"]
+    assert not missing, f"docs/index.md does not link {', '.join(missing)}"
+    assert len(pages) > 20
+
+
+def test_every_page_is_in_its_kinds_index() -> None:
+    for index in (ROOT / "docs").glob("*/index.md"):
+        linked = {target(index, link) for link in LINK.findall(prose(index))}
+        missing = [name(page) for page in index.parent.glob("*.md") if page != index and page not in linked]
+        assert not missing, f"{name(index)} does not link {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

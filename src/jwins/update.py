@@ -59,7 +59,7 @@ class Sampled:
         Each of the ``dim`` positions gets one 64-bit word of Philox4x64-10 with key
         ``(seed, 0x4A57494E535F504F)``, in order from the first word of counter block 1; the ``count``
         positions with the smallest words are chosen, ties towards the lower position. The rule is part
-        of the wire format (docs/wire.md), so it never changes within a version.
+        of the wire format (docs/reference/wire.md), so it never changes within a version.
 
         Args:
             dim: length of the vector, at least ``count``.
@@ -89,9 +89,9 @@ def dither(seed: int, count: int) -> Tensor:
 
     Number i is made of the upper 24 bits n of the i-th 64-bit word of Philox4x64-10 with key
     ``(seed, 0x4A57494E535F4449)``, from the first word of counter block 1: ``(2 n + 1) / 2^25 - 1/2``, which
-    float32 holds exactly. The rule is part of the wire format (docs/wire.md), so it never changes within a
-    version. Source: L. Schuchman, "Dither signals and their effect on quantization noise", IEEE Transactions on
-    Communication Technology 12(4), 1964.
+    float32 holds exactly. The rule is part of the wire format (docs/reference/wire.md), so it never changes
+    within a version. Source: L. Schuchman, "Dither signals and their effect on quantization noise", IEEE
+    Transactions on Communication Technology 12(4), 1964.
 
     Args:
         seed: unsigned 64-bit integer.

@@ -625,7 +625,7 @@ def test_documented_example_runs_and_is_short() -> None:
     path = ROOT / "experiments" / "my_task.py"
     code = path.read_text()
     assert len(code.splitlines()) < 40
-    assert f"```python\n{code}```" in (ROOT / "docs" / "own_task.md").read_text()
+    assert f"```python\n{code}```" in (ROOT / "docs" / "how-to" / "own-task.md").read_text()
     task = make_task(file="my_task.py:Spirals", folder=path.parent, options={"noise": 0.02})
     torch.manual_seed(0)
     net = task.model()

@@ -466,7 +466,7 @@ def test_a_derived_algorithm_must_have_the_three_functions() -> None:
 def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     path = root / "experiments" / "my_sharing.py"
-    assert f"```python\n{path.read_text()}```" in (root / "docs" / "own_algorithm.md").read_text()
+    assert f"```python\n{path.read_text()}```" in (root / "docs" / "how-to" / "own-algorithm.md").read_text()
     scope = runpy.run_path(str(path))
 
     def experiment(folder: str, algorithm: Any) -> Experiment:
@@ -488,7 +488,7 @@ def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
 
 
 def test_documented_quantizer_runs(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "own_algorithm.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "own-algorithm.md").read_text(encoding="utf-8")
     path = tmp_path / "my_quantizer.py"
     path.write_text(page.split("## Only other bits")[1].split("```python\n")[1].split("```")[0])
     algorithm = runpy.run_path(str(path))["algorithm"]
@@ -598,11 +598,13 @@ def test_a_run_is_the_same_whatever_the_callers_torch_takes_for_granted(tmp_path
 def test_every_key_has_a_meaning_and_is_documented() -> None:
     from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
 
-    text = (Path(__file__).parents[2] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "reference" / "settings.md").read_text(encoding="utf-8")
+    text = runpy.run_path(str(docs / "hooks.py"))["expand"](page)
     comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]
     for key in [*keys_of(Experiment), *(key for model, path in comparison for key in keys_of(model, path))]:
         assert key.meaning, key
         default = f"`{key.default}`" if key.default else ""
         cells = [f"`{key.path}`", key.when, key.type, default, key.meaning]
         line = f"| {' | '.join(cells)} |".replace("|  |", "| |")
-        assert line in text, f"docs/experiments.md lacks:\n{line}"
+        assert line in text, f"docs/reference/settings.md lacks:\n{line}"

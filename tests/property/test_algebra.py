@@ -232,7 +232,7 @@ def test_count_of_rounds(fraction: float, size: int) -> None:
 
 
 def slow_positions(seed: int, count: int, dim: int) -> list[int]:
-    """From docs/wire.md: a Philox word per position; the smallest words win, ties to the lower position."""
+    """From docs/reference/wire.md: a Philox word per position; the smallest win, ties to the lower position."""
     bits = np.random.Philox(key=seed + (int.from_bytes(b"JWINS_PO", "big") << 64))
     words = [int(word) for word in bits.random_raw(dim)]
     return sorted(sorted(range(dim), key=lambda i: (words[i], i))[:count])

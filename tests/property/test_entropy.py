@@ -1,4 +1,4 @@
-"""Coded levels: docs/wire.md read literally; close to the entropy; the same bytes on every machine."""
+"""Coded levels: docs/reference/wire.md read literally; close to the entropy; the same bytes everywhere."""
 
 from __future__ import annotations
 

@@ -346,7 +346,7 @@ class UniformConfig(QuantizerTable):
         description="between two levels; in wavelet coefficients or parameters, whatever is sent"
     )
     rounding: Literal["nearest", "dithered", "stochastic"] = Field(
-        default="nearest", description="to the nearest level, or without bias; docs/algorithm.md"
+        default="nearest", description="to the nearest level, or without bias; docs/explanation/algorithm.md"
     )
     dead_zone: Annotated[float, Within("a dead zone", 0.5, 1)] = Field(
         default=0.5, description="values nearer to zero than so many steps become 0; only with nearest"
@@ -371,7 +371,7 @@ class AbsmaxConfig(QuantizerTable):
         default=256, description="how many values share a step, which takes two bytes"
     )
     rounding: Literal["nearest", "stochastic"] = Field(
-        default="stochastic", description="to the nearest level, or without bias; docs/algorithm.md"
+        default="stochastic", description="to the nearest level, or without bias; docs/explanation/algorithm.md"
     )
 
     def build(self) -> Quantizer:
@@ -502,7 +502,8 @@ class JwinsConfig(SharingTable):
         default="symmetric", description="what the transform assumes beyond the ends"
     )
     score: Literal["since_sent", "reference", "training_only"] = Field(
-        default="reference", description="what a coefficient's change is measured from; docs/algorithm.md"
+        default="reference",
+        description="what a coefficient's change is measured from; docs/explanation/algorithm.md",
     )
     accumulate: bool = Field(default=True, description="false scores by this round's training alone")
     dense_above: Annotated[float, Within("a fraction", 0, open_low=True)] = Field(

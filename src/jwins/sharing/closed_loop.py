@@ -15,7 +15,8 @@ quantizer inside the prediction loop (DPCM). A node mixes what the others sent w
 its own rounding error does not come back to it; what this takes away from the sum over the nodes is kept in l
 and given back slowly, when the errors have averaged out. With feedback = 1, without the wavelet and the entropy
 coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS 2018) and,
-with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. docs/rate-distortion.md says more.
+with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. See
+docs/explanation/rate-distortion.md.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ What rounding leaves out is carried over to the next round, as in DeepSqueeze an
 that the errors of a round take back those of the round before: where all are heard, they sum to half a step.
 With z, a pseudo-random dither that sender and receivers draw from the same seed, v - c is uniform within half a
 step and independent of the coefficients (Schuchman, 1964): right on average, but errors add up, and small
-coefficients cost more bits. docs/rate-distortion.md says more.
+coefficients cost more bits. docs/explanation/rate-distortion.md says more.
 """
 
 from __future__ import annotations

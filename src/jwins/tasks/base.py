@@ -1,7 +1,7 @@
 """What a workload is: data, a model, a loss and metrics.
 
 A user's own task subclasses :class:`Task`, sets ``train`` and ``test`` and defines ``model``; everything
-else has a default that suits classification. ``docs/own_task.md`` shows a complete one.
+else has a default that suits classification. ``docs/how-to/own-task.md`` shows a complete one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What nodes say to each other, as bytes: codecs of updates, and frames around them (docs/wire.md)."""
+"""Messages between nodes as bytes: codecs of updates, and the frames around them (docs/reference/wire.md)."""
 
 from __future__ import annotations
 

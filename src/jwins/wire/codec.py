@@ -1,8 +1,9 @@
 """Updates as bytes and back, bit for bit: the payload of a frame. All loss happens before, in the algorithm.
 
-A payload is a short head, a section of positions and a section of values (docs/wire.md). The codecs share
-the head and differ in how they write the arrays of the sections. Whatever the bytes, decoding ends with an
-update or with CodecError: each length, count, range and order is checked before something is allocated for it.
+A payload is a short head, a section of positions and a section of values (docs/reference/wire.md). The codecs
+share the head and differ in how they write the arrays of the sections. Whatever the bytes, decoding ends with
+an update or with CodecError: each length, count, range and order is checked before something is allocated for
+it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ Probabilities are odds of 2^(t/4) for a whole number t, and tables of frequencie
 exact integers, so every machine makes the same bytes. The coder is that of ``constriction``
 (https://bamler-lab.github.io/constriction): R. Bamler, "Understanding Entropy Coding With Asymmetric Numeral
 Systems (ANS): a Statistician's Perspective", arXiv 2201.01741, 2022. It ends in the state that the encoder
-started from; bytes that do not lead there are refused. All of it is part of the wire format (docs/wire.md).
+started from; bytes that do not lead there are refused. All of it is part of the wire format
+(docs/reference/wire.md).
 """
 
 from __future__ import annotations

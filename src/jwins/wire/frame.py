@@ -1,4 +1,4 @@
-"""Messages between nodes as frames: a header of 36 bytes, then the payload (docs/wire.md).
+"""Messages between nodes as frames: a header of 36 bytes, then the payload (docs/reference/wire.md).
 
 The checksum finds accidents, not attacks: whoever can change a frame can also correct its CRC-32. Authenticity
 is the transport's affair.
