@@ -52,7 +52,6 @@ def settings_table(name: str) -> str:
 
 def options_table(name: str) -> str:
     """Return the usage, the arguments and the options of one command, such as ``keys-new``."""
-    import click
     import typer
 
     from jwins.cli import app
@@ -60,16 +59,16 @@ def options_table(name: str) -> str:
     command: Any = typer.main.get_command(app)
     for word in name.split("-"):
         command = command.commands[word]
-    context = click.Context(command, info_name=f"jwins {name.replace('-', ' ')}")
     rows = ["| | meaning |", "|---|---|"]
     for parameter in command.params:
         if parameter.name == "help" or getattr(parameter, "hidden", False):
             continue
         names = ", ".join([*parameter.opts, *parameter.secondary_opts])
+        metavar = parameter.metavar or parameter.name.upper()
         if parameter.param_type_name == "argument":
-            names = parameter.make_metavar(context)
+            names = metavar
         elif not parameter.is_flag:
-            names = f"{names} {parameter.make_metavar(context)}"
+            names = f"{names} {metavar}"
         escaped = names.replace("|", "\\|")
         rows.append(f"| `{escaped}` | {(parameter.help or '').replace('|', chr(92) + '|')} |")
     text = " ".join((command.help or "").partition("\n\n")[0].split())
