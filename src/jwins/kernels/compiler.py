@@ -1,0 +1,165 @@
+"""Compile loops with numba: on their first call, once per machine, and without a change of a bit.
+
+A kernel is a Python function whose loops numba turns into machine code. The code is kept on disk, beside the
+module or, where that folder is read-only, in the user's cache folder. Neither fast-math nor contraction is
+allowed, so every operation rounds as IEEE 754 says and a result does not depend on the processor. The
+interpreter lock is released while a kernel runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache, update_wrapper
+from pathlib import Path
+from typing import IO, Any, Generic, ParamSpec, TypeVar
+
+import numpy as np
+
+__all__ = ["Kernel", "fma", "kernel"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Kernel(Generic[P, R]):
+    """A function that is compiled when it is first called; numba is not imported before.
+
+    One kernel may call another of the same file. (numba notices a change of the file that holds a kernel, not
+    of the files that this one uses.)
+
+    Attributes:
+        plain: the function as it was written, for who wants to read or to step through it. It gives other
+            results where it relies on the machine's integers, which wrap around.
+    """
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        update_wrapper(self, function)
+        self.plain = function
+        self._dispatcher: Any = None
+        self._starting = threading.Lock()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the machine code."""
+        if self._dispatcher is None:
+            return self._first(*args, **kwargs)
+        result: R = self._dispatcher(*args, **kwargs)
+        return result
+
+    def _first(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Compile, or load what another process has compiled, while others wait."""
+        dispatcher = compiled(self)
+        with self._starting, _one_at_a_time():
+            result: R = dispatcher(*args, **kwargs)
+        self._dispatcher = dispatcher
+        return result
+
+    @property
+    def _numba_type_(self) -> Any:
+        """By which numba knows a kernel that another kernel calls."""
+        from numba.core import types
+
+        return types.Dispatcher(compiled(self))
+
+
+def kernel(function: Callable[P, R]) -> Kernel[P, R]:
+    """Make a kernel of a function; nothing is compiled yet."""
+    return Kernel(function)
+
+
+@cache
+def compiled(of: Kernel[Any, Any]) -> Any:
+    """The numba dispatcher of a kernel, whose machine code is kept on disk where that is possible."""
+    import numba
+
+    config: Any = numba.config
+    _teach_fma()
+    dispatcher = numba.njit(nogil=True)(of.plain)
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        folder = _private_folder()
+        if folder is not None:
+            usual = config.CACHE_DIR
+            config.CACHE_DIR = str(folder)
+            try:
+                dispatcher.enable_caching()
+            finally:
+                config.CACHE_DIR = usual
+    return dispatcher
+
+
+def _private_folder() -> Path | None:
+    """A folder for temporary files that only this user can write to, or None.
+
+    What it holds is executed, so one that somebody else has made is not taken.
+    """
+    name = f"jwins-kernels-{os.getuid()}" if hasattr(os, "getuid") else "jwins-kernels"
+    try:
+        folder = Path(tempfile.gettempdir(), name)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    ours = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+    return folder if ours and stat.S_ISDIR(found.st_mode) else None
+
+
+@contextlib.contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process compile; those that wait find its code on disk. Without file locks nobody waits."""
+    file: IO[bytes] | None = None
+    try:
+        import fcntl
+
+        folder = _private_folder()
+        if folder is not None:
+            file = (folder / "lock").open("ab")
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.close()
+
+
+def fma(a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c`` of float32, rounded once, as torch's ``add(alpha=...)`` does.
+
+    Here for numbers and arrays of numpy; in kernels it is one instruction, or a function of the C library that
+    gives the same bits.
+    """
+    product = np.float64(a) * np.float64(b)  # exact: 48 bits at most
+    total = product + np.float64(c)
+    back = total - product
+    lost = (product - (total - back)) + (np.float64(c) - back)
+    # Rounded to odd, so that the second rounding, to float32, does what one rounding would have done.
+    odd = np.nextafter(total, np.where(lost > 0, np.inf, -np.inf))
+    even = np.bitwise_and(np.asarray(total).view(np.int64), 1) == 0
+    return np.float32(np.where(even & (lost != 0), odd, total))
+
+
+@lru_cache(maxsize=1)
+def _teach_fma() -> None:
+    """Let numba know what :func:`fma` is in a kernel."""
+    from numba.core import types
+    from numba.extending import intrinsic, overload
+
+    @intrinsic
+    def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+        def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.fma(*arguments)
+
+        return types.float32(types.float32, types.float32, types.float32), code
+
+    instruction: Any = fused
+
+    @overload(fma, inline="always", strict=False)
+    def in_kernel(a: Any, b: Any, c: Any) -> Any:
+        return lambda a, b, c: instruction(a, b, c)

@@ -1,0 +1,94 @@
+"""Replicas in whole numbers of a unit, and the symbols that take them from one round to the next."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.kernels.compiler import kernel
+
+__all__ = ["advance", "error", "quantize", "squares"]
+
+Vector = npt.NDArray[np.float32]
+Units = npt.NDArray[np.int32]
+
+
+@kernel
+def squares(x: Vector, out: npt.NDArray[np.float64]) -> None:
+    """The square of each number, rounded to float32."""
+    for i in range(len(x)):
+        out[i] = np.float32(x[i] * x[i])
+
+
+@kernel
+def error(coefficients: Vector, replica: Units, unit: np.float32, out: Vector) -> float:
+    """``coefficients - unit * replica``, all (C,); ``out`` is written and may be ``coefficients``.
+
+    Returns:
+        The largest magnitude of the coefficients; not a number if one of them is not.
+    """
+    bits = coefficients.view(np.int32)
+    largest = np.int32(0)  # magnitudes are in the order of their bits, and whole numbers are compared faster
+    for i in range(len(out)):
+        largest = max(largest, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
+        out[i] = coefficients[i] - np.float32(replica[i]) * unit
+    of_all: Vector = np.array([largest], dtype=np.int32).view(np.float32)
+    return float(of_all[0])
+
+
+@kernel
+def quantize(
+    wanted: Vector,
+    replica: Units,
+    per_step: np.float32,
+    threshold: np.float32,
+    most: np.float32,
+    multiple: np.int32,
+    symbols: Units,
+    after: Units,
+) -> None:
+    """Whole steps of what is wanted, 0 in a dead zone and at least one outside, and the replica after them.
+
+    Args:
+        wanted: (C,), what the replica lacks.
+        replica: (C,).
+        per_step: 1 / step.
+        threshold: where the dead zone ends.
+        most: no symbol is larger in magnitude; below 2^31.
+        multiple: how many units a step is.
+        symbols: (C,), written.
+        after: (C,), written: ``replica + multiple * symbols``.
+    """
+    for i in range(len(wanted)):
+        magnitude = abs(wanted[i])
+        steps = min(max(np.rint(magnitude * per_step), np.float32(1)), most)
+        symbol = np.int32(steps) if magnitude >= threshold and magnitude > 0 else np.int32(0)
+        symbol = np.int32(-symbol) if wanted[i] < 0 else symbol
+        symbols[i] = symbol
+        after[i] = np.int32(replica[i] + np.int32(multiple * symbol))
+
+
+@kernel
+def advance(replica: Units, symbols: Units, multiple: np.int32, limit: int, after: Units) -> bool:
+    """Add ``multiple * symbols`` to a replica.
+
+    Args:
+        replica: (C,), of magnitudes up to ``limit``.
+        symbols: (C,), any.
+        multiple: at least 1.
+        limit: at most 2^30.
+        after: (C,), written.
+
+    Returns:
+        Whether neither a product nor a sum is larger than ``limit`` in magnitude; if False, ``after`` is void.
+    """
+    least = most = np.int32(0)
+    lowest = highest = np.int32(0)
+    for i in range(len(after)):
+        symbol = symbols[i]
+        least, most = min(least, symbol), max(most, symbol)
+        units = np.int32(replica[i] + np.int32(multiple * symbol))
+        lowest, highest = min(lowest, units), max(highest, units)
+        after[i] = units
+    few = limit // multiple
+    return bool(least >= -few and most <= few and lowest >= -limit and highest <= limit)

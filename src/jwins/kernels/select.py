@@ -1,0 +1,83 @@
+"""The k largest magnitudes by radix: exact, in three passes over the vector, ties to the lower position."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.kernels.compiler import kernel
+
+__all__ = ["largest_k"]
+
+_MAGNITUDE = 0x7FFFFFFF  # without the sign, float32 are ordered as their bits are as whole numbers
+_INFINITE = 0x7F800000
+_HIGH, _MIDDLE, _LOW = 12, 10, 9  # bits of a magnitude that are looked at in turn
+
+
+@kernel
+def largest_k(bits: npt.NDArray[np.uint32], positions: npt.NDArray[np.int64]) -> bool:
+    """Find the positions of the k largest magnitudes, in increasing order.
+
+    Args:
+        bits: (n,) float32 as their bits.
+        positions: (k + 1,), 1 <= k <= n, of which the first k are written.
+
+    Returns:
+        False if a number is not finite; nothing is found then.
+    """
+    k = len(positions) - 1
+    # Neighbours are counted apart: equal numbers, such as zeros, would otherwise wait for each other.
+    counts = np.zeros((2, 1 << _HIGH), dtype=np.int64)
+    largest = np.uint32(0)
+    for i in range(len(bits)):
+        magnitude = bits[i] & np.uint32(_MAGNITUDE)
+        largest = max(largest, magnitude)
+        counts[i & 1, magnitude >> np.uint32(_MIDDLE + _LOW)] += 1
+    if largest >= _INFINITE:
+        return False
+    high, above = _bucket(counts[0] + counts[1], k)
+
+    candidates = np.empty(counts[0, high] + counts[1, high], dtype=np.uint32)
+    found = 0
+    for i in range(len(bits)):
+        magnitude = bits[i] & np.uint32(_MAGNITUDE)
+        if magnitude >> np.uint32(_MIDDLE + _LOW) == high:
+            candidates[found] = magnitude
+            found += 1
+    of_middle = np.zeros(1 << _MIDDLE, dtype=np.int64)
+    for magnitude in candidates:
+        of_middle[magnitude >> np.uint32(_LOW) & np.uint32((1 << _MIDDLE) - 1)] += 1
+    middle, more = _bucket(of_middle, k - above)
+    above += more
+    prefix = high << _MIDDLE | middle
+    of_low = np.zeros(1 << _LOW, dtype=np.int64)
+    for magnitude in candidates:
+        if magnitude >> np.uint32(_LOW) == prefix:
+            of_low[magnitude & np.uint32((1 << _LOW) - 1)] += 1
+    low, more = _bucket(of_low, k - above)
+    above += more
+
+    smallest = np.uint32(prefix << _LOW | low)
+    ties = k - above
+    found = 0
+    for i in range(len(bits)):
+        magnitude = bits[i] & np.uint32(_MAGNITUDE)
+        positions[found] = i
+        if magnitude == smallest:
+            if ties > 0:
+                ties -= 1
+                found += 1
+        else:
+            found += magnitude > smallest
+    return True
+
+
+@kernel
+def _bucket(counts: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
+    """In which bucket the k-th largest is, and how many numbers are in those above."""
+    above = 0
+    bucket = len(counts) - 1
+    while above + counts[bucket] < k:
+        above += counts[bucket]
+        bucket -= 1
+    return bucket, above
