@@ -5,6 +5,8 @@ A comment in the line before a block says how the tests treat it, unless they ru
     <!-- not run: REASON -->    it is only parsed
     <!-- run: slow -->          it takes more than a few seconds
     <!-- run: with NAME -->     it runs inside one of SURROUNDINGS, whose names it sees
+    <!-- run: in FOLDER -->     a step of a tutorial, which a test of its own follows
+    <!-- run: saved as NAME --> likewise, a file of that tutorial
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class Block:
     skipped: str = ""
     slow: bool = False
     surroundings: str = ""
+    folder: str = ""
+    file: str = ""
 
 
 def blocks_of(page: Path) -> list[Block]:
@@ -49,15 +53,22 @@ def blocks_of(page: Path) -> list[Block]:
     for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
         how, what = match["how"], match["what"] or ""
         words = what.split(", ") if how == "run" else []
-        within = [word.removeprefix("with ") for word in words if word.startswith("with ")]
-        assert set(words) <= {"slow", *(f"with {name}" for name in SURROUNDINGS)}, f"{page}: {what}"
+        given = {"with": "", "in": "", "saved as": ""}
+        for word in words:
+            key = next((key for key in given if word.startswith(f"{key} ")), None)
+            assert key or word == "slow", f"{page}: {what}"
+            if key:
+                given[key] = word.removeprefix(f"{key} ")
+        assert given["with"] in SURROUNDINGS, f"{page}: {what}"
         found.append(
             Block(
                 match["language"],
                 match["body"],
                 what if how == "not run" else "",
                 "slow" in words,
-                within[0] if within else "",
+                given["with"],
+                given["in"],
+                given["saved as"],
             )
         )
     return found
@@ -82,8 +93,7 @@ def two_peers(folder: Path) -> Iterator[dict[str, Any]]:
     members = []
     (folder / "keys").mkdir()
     for name in ("alice", "bob"):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            address = f"127.0.0.1:{server.getsockname()[1]}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         members.append(Member.new(len(members), name, address, folder / "keys"))
         (folder / f"{name}.key").write_bytes((folder / "keys" / f"{name}.key").read_bytes())
         (folder / f"{name}.key").chmod(0o600)
@@ -143,7 +153,7 @@ def run_python(page: Path, folder: Path) -> int:
     for block in blocks_of(page):
         if block.language != "python":
             continue
-        if block.skipped:
+        if block.skipped or block.file:
             ast.parse(block.body, filename=str(page))
             continue
         count += 1
@@ -183,7 +193,7 @@ OTHER_COMMANDS = {
         "export",
         "srun",
     ),
-    *("head=$(scontrol", "cat", "deactivate"),
+    *("head=$(scontrol", "cat", "deactivate", "sed"),
 }
 
 
@@ -199,7 +209,7 @@ def commands_of(body: str) -> list[list[str]]:
     return found
 
 
-def check_command(words: list[str]) -> None:
+def check_command(words: list[str], saved: frozenset[str] = frozenset()) -> None:
     """Parse a command of ``jwins`` as the command line does; look for what others name.
 
     Raises:
@@ -219,7 +229,7 @@ def check_command(words: list[str]) -> None:
         assert {word for word in rest if "=" not in word} <= set(targets), words
     elif program in {"python", "jupyter-execute"}:
         file = rest[1].replace(".", "/") + ".py" if rest[0] == "-m" else next(w for w in rest if w[0] != "-")
-        assert (rest[0] == "-m" and rest[1] in {"venv", "pip"}) or (root / file).exists(), words
+        assert (root / file).exists() or file in saved or file in {"venv.py", "pip.py"}, words
     else:
         assert program in OTHER_COMMANDS, f"{' '.join(words)}: not known to tests/doc_blocks.py"
 
@@ -249,6 +259,15 @@ def check_jwins(words: list[str]) -> None:
     changed = [value for option, value in itertools.pairwise(rest) if option == "--set"]
     if command.name in {"run", "launch"} and rest[0] in bundled():
         load(rest[0], changed)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+    return ports
 
 
 def environment(root: Path, folder: Path) -> dict[str, str]:

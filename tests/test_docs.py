@@ -189,10 +189,69 @@ def test_most_python_runs() -> None:
 @pytest.mark.parametrize("page", pages_with("sh", "console"), ids=name)
 def test_commands_are_known(page: Path) -> None:
     """Commands of ``jwins`` are parsed with their options and settings; others name what is there."""
-    for block in doc_blocks.blocks_of(page):
+    blocks = doc_blocks.blocks_of(page)
+    saved = frozenset({"alone.py", *(block.file for block in blocks)})
+    for block in blocks:
         if block.language in {"sh", "console"}:
             for words in doc_blocks.commands_of(block.body):
-                doc_blocks.check_command(words)
+                doc_blocks.check_command(words, saved)
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+def test_the_tutorial_of_two_machines(tmp_path: Path) -> None:
+    """Every step, word by word, in two folders; Alice and Bob train at the same time."""
+    folders = {name: tmp_path / "two-machines" / name for name in ("alice", "bob")}
+    ports = doc_blocks.free_ports(2)
+    running: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def output_of(process: subprocess.Popen[bytes], log: Path) -> str:
+        code = process.wait(timeout=120.0)
+        text = log.read_text(encoding="utf-8")
+        assert code == 0, text
+        return text
+
+    for block in doc_blocks.blocks_of(ROOT / "docs" / "tutorials" / "two-machines.md"):
+        if block.file:
+            for folder in folders.values():
+                (folder / block.file).write_text(block.body, encoding="utf-8")
+        if block.folder:
+            log = tmp_path / f"step-{len(running)}.log"
+            script = block.body.replace(":7420", f":{ports[0]}").replace(":7421", f":{ports[1]}")
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    ["bash", "-ec", script],
+                    cwd=folders.get(block.folder, tmp_path),
+                    env=doc_blocks.environment(ROOT, tmp_path),
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                )
+            running.append((process, log))
+            if not script.startswith("python train.py alice"):
+                output_of(process, log)
+    outputs = "".join(output_of(process, log) for process, log in running)
+    reached = sorted(map(int, re.findall(r"accuracy on both halves (\d+)%", outputs)))
+    assert len(reached) == 3
+    assert reached[0] < 70 < 80 < reached[1]  # alone, and together
+    assert all((folder / "model.pt").exists() for folder in folders.values())
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_a_first_run(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "tutorials" / "first-run.md"
+    doc_blocks.save_files(page, tmp_path)
+    for block in doc_blocks.blocks_of(page):
+        if block.language == "sh" and not block.skipped:
+            ended = subprocess.run(
+                ["bash", "-ec", block.body],
+                cwd=tmp_path,
+                env=doc_blocks.environment(ROOT, tmp_path),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "runs" / "first-compare" / "report.html").exists()
 
 
 def test_an_unknown_command_or_setting_is_found() -> None:
