@@ -34,7 +34,7 @@ from jwins.net.adopt import ADOPTED
 from jwins.net.limits import Limits
 from jwins.net.link import Connected
 from jwins.net.transport import Transport
-from jwins.wire import Frame, Hello, KeyRequest, codec, pack
+from jwins.wire import Frame, Hello, KeyframeRequest, codec, pack
 
 VICTIM, HONEST, ATTACKER = range(3)
 NAMES = ("victim", "honest", "attacker")
@@ -163,12 +163,12 @@ def inputs(dim: int, digest: bytes) -> list[bytes]:
     """Frames that an honest node could send."""
     messages: list[Any] = [
         *(
-            Frame(ATTACKER, 0, update, key=key)
+            Frame(ATTACKER, 0, update, keyframe=keyframe)
             for update in updates(dim, np.random.default_rng(1))
-            for key in (0, 1)
+            for keyframe in (0, 1)
         ),
         Hello(ATTACKER, 0, dim, "pco", {"jwins": "0.1.0"}, ADOPTED),
-        KeyRequest(ATTACKER, 0),
+        KeyframeRequest(ATTACKER, 0),
     ]
     packed = [pack(message, codec("pco"), digest).data for message in messages]
     return [data for data in packed if len(data) <= MOST_BYTES]

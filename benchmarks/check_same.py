@@ -226,7 +226,7 @@ def leaves(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 def edges(folder: Path, end: Mapping[str, Any]) -> list[list[int]]:
     """Bytes by kind for each pair of nodes: from ``traffic.csv``, or from the last row of runs without one."""
-    kinds = ("positions", "values", "header", "key", "control")
+    kinds = ("positions", "values", "header", "keyframe", "control")
     table = folder / "traffic.csv"
     if table.is_file():
         head, *lines = table.read_text(encoding="utf-8").splitlines()

@@ -37,7 +37,7 @@ from jwins.errors import CodecError, FrameError
 from jwins.ops.quantize import blocks
 from jwins.run.memory import peak_bytes
 from jwins.update import MAX_DIM, Quantized, Sampled, Update
-from jwins.wire import MAX_RUNS, Bye, Frame, Hello, KeyRequest, codec, pack, quantized, unpack
+from jwins.wire import MAX_RUNS, Bye, Frame, Hello, KeyframeRequest, codec, pack, quantized, unpack
 from jwins.wire.codec import Paper
 from jwins.wire.elias import decode_positions, encode_positions
 
@@ -140,10 +140,10 @@ class Corpus:
             payloads = [codec(name).encode(update).data for update in some]
             inputs[name] = payloads + bombs(dim)
             messages = [
-                *(Frame(1, 2, update, key=True) for update in some),
+                *(Frame(1, 2, update, keyframe=True) for update in some),
                 Hello(1, 2, dim, "pco", {"jwins": "0.1.0", "torch": "2.6"}, b"x" * 32),
                 Bye(1, 2, "done"),
-                KeyRequest(1, 2),
+                KeyframeRequest(1, 2),
             ]
             inputs[f"frame {name}"] = [pack(message, codec(name), DIGEST).data for message in messages]
             inputs[f"frame {name}"] += [reframed(framed(payload, name, dim)) for payload in bombs(dim)]

@@ -243,7 +243,7 @@ def compare(
         real_s = real_round_s(limited, real)
     first, *_, last = result.record.evaluations[1:]
     traffic = last.traffic
-    frames = traffic.positions + traffic.values + traffic.header + traffic.key
+    frames = traffic.positions + traffic.values + traffic.header + traffic.keyframe
     return Compared(
         calibrated_s,
         real_s,

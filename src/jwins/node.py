@@ -8,7 +8,7 @@ every engine, and drivers may call different nodes' ``handle`` from several thre
                              ^                                          |
                              |                     all expected frames, or the deadline
                              |                                          v
-                             +--- Train <-- RequestKey? Evaluate? Checkpoint? <-- [merge]
+                             +--- Train <-- RequestKeyframe? Evaluate? Checkpoint? <-- [merge]
                                                                         |
                                         DONE <-- last round, or Stop ---+      FAILED <-- diverged
 
@@ -16,10 +16,10 @@ A node waits for the frames of all neighbours of the round that are up. A neighb
 deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier
 rounds are handed to the next merge with weight 0, which algorithms that remember their peers use.
 
-A neighbour that does not hold this node's replica, be it new, back or asking, gets the key, or all increments
-since the replica that it still has, *in place of* the next update. A key sent beside the updates could be
-overtaken by one that builds upon it, round after round, and the neighbour would never catch up; this way it is
-the very frame that the neighbour waits for.
+A neighbour that does not hold this node's replica, be it new, back or asking, gets the keyframe, or all
+increments since the replica that it still has, *in place of* the next update. A keyframe sent beside the
+updates could be overtaken by one that builds upon it, round after round, and the neighbour would never catch
+up; this way it is the very frame that the neighbour waits for.
 
 Who is a member may change while nodes run: the topology then has another graph from some round on, of a higher
 epoch, and a node may hear of it late. Frames name the epoch of their round. One of another epoch than the
@@ -42,12 +42,12 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.topology.graph import Topology
 from jwins.update import Quantized, Received, Sampled, Update, largest_magnitude
-from jwins.wire.frame import EPOCHS, Frame, KeyRequest, Packed, Wire
+from jwins.wire.frame import EPOCHS, Frame, KeyframeRequest, Packed, Wire
 
 __all__ = [
     "LARGEST_PARAMETER",
-    "MOST_OF_OWN",
     "MAX_ROUNDS_AHEAD",
+    "MOST_OF_OWN",
     "STATE_TYPES",
     "Checkpoint",
     "Command",
@@ -55,7 +55,7 @@ __all__ = [
     "Event",
     "Finished",
     "FrameReceived",
-    "KeyRequested",
+    "KeyframeRequested",
     "Node",
     "NodeState",
     "Overdue",
@@ -64,7 +64,7 @@ __all__ = [
     "Phase",
     "Refused",
     "Rejoin",
-    "RequestKey",
+    "RequestKeyframe",
     "RosterChanged",
     "Rules",
     "Send",
@@ -172,7 +172,7 @@ class PeerLost:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRequested:
+class KeyframeRequested:
     """A peer in ``round`` lacks what it must hold of this node; it still has the replica of round ``held``."""
 
     peer: int
@@ -217,7 +217,16 @@ class Stop:
 
 
 Event = (
-    Trained | FrameReceived | PeerUp | PeerLost | KeyRequested | RosterChanged | Rejoin | Tick | Overdue | Stop
+    Trained
+    | FrameReceived
+    | PeerUp
+    | PeerLost
+    | KeyframeRequested
+    | RosterChanged
+    | Rejoin
+    | Tick
+    | Overdue
+    | Stop
 )
 
 
@@ -240,28 +249,28 @@ class Send:
         to: receivers, increasing.
         round: of the update.
         packed: the frame.
-        key: whether it carries a key in place of the round's update.
+        keyframe: whether it carries a keyframe in place of the round's update.
     """
 
     to: tuple[int, ...]
     round: int
     packed: Packed
-    key: bool
+    keyframe: bool
 
     def in_turn(self, node: int) -> tuple[int, ...]:
         """The receivers in the order in which ``node`` sends to them where it sends to one at a time.
 
         Those after it come first, then, from 0, those before it; so nobody is the last for all its neighbours.
 
-        >>> Send((1, 3, 8), round=0, packed=Packed(b"", 0, 0), key=False).in_turn(node=2)
+        >>> Send((1, 3, 8), round=0, packed=Packed(b"", 0, 0), keyframe=False).in_turn(node=2)
         (3, 8, 1)
         """
         return tuple(sorted(self.to, key=lambda receiver: (receiver < node, receiver)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RequestKey:
-    """Send ``packed``, a request for its key, to ``to``."""
+class RequestKeyframe:
+    """Send ``packed``, a request for its keyframe, to ``to``."""
 
     to: int
     packed: Packed
@@ -319,7 +328,7 @@ class Finished:
     reason: str = ""
 
 
-Command = Train | Send | RequestKey | Evaluate | Checkpoint | WakeAt | Refused | Finished
+Command = Train | Send | RequestKeyframe | Evaluate | Checkpoint | WakeAt | Refused | Finished
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -334,7 +343,7 @@ class NodeState:
         inbox: frames that wait for a merge, by (sender, round).
         down: peers that are gone.
         expected_from: first round of each peer that came up later.
-        informed: peers that were sent this node's latest update or key, and so hold its replica.
+        informed: peers that were sent this node's latest update or keyframe, and so hold its replica.
         outgoing: the frame of the current round, while waiting.
         shared: round of the last share, or None.
         sent_bytes: length of the previous update's frame.
@@ -520,7 +529,7 @@ class Node:
         lack = tuple(j for j in recipients if not stands_alone and j not in self._informed)
         commands: list[Command] = []
         if follow:
-            commands.append(Send(follow, self.round, self._outgoing, key=False))
+            commands.append(Send(follow, self.round, self._outgoing, keyframe=False))
         commands += self._send_missed(lack)
         self._informed = set(recipients)
         self.phase = Phase.WAITING
@@ -535,7 +544,8 @@ class Node:
         if reason is not None:
             return [Refused(frame.sender, frame.round, reason)]
         held = self._inbox.get((frame.sender, frame.round))
-        if held is None or (frame.key and not held.key):  # a key makes up for an update that did not fit
+        # A keyframe makes up for an update that did not fit.
+        if held is None or (frame.keyframe and not held.keyframe):
             self._inbox[frame.sender, frame.round] = frame
         return self._merge_if_ready(now)
 
@@ -550,8 +560,8 @@ class Node:
             return []
         self._informed.add(event.peer)
         if self._sharing.remembers_peers:
-            return [self._send_key((event.peer,))]
-        return [Send((event.peer,), self.round, self._outgoing, key=False)]
+            return [self._send_keyframe((event.peer,))]
+        return [Send((event.peer,), self.round, self._outgoing, keyframe=False)]
 
     def _on_peer_lost(self, event: PeerLost, now: float) -> list[Command]:
         self._down.add(event.peer)
@@ -568,7 +578,7 @@ class Node:
             commands += self._on_peer_lost(PeerLost(peer), now)
         return commands
 
-    def _on_key_requested(self, event: KeyRequested, now: float) -> list[Command]:
+    def _on_keyframe_requested(self, event: KeyframeRequested, now: float) -> list[Command]:
         if event.held is not None and event.round < self._answered.get(event.peer, 0):
             return []  # what it asks for is under way already
         self._informed.discard(event.peer)
@@ -618,7 +628,7 @@ class Node:
         if not overdue and any(True for _ in self._awaited()):
             return []
         ctx, epoch = self._context(), self._epoch(self.round)
-        due = sorted(key for key in self._inbox if key[1] <= self.round)
+        due = sorted((j, r) for j, r in self._inbox if r <= self.round)
         received = []
         for j, r in due:
             frame = self._inbox.pop((j, r))
@@ -628,8 +638,8 @@ class Node:
         if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
-            RequestKey(
-                j, self.rules.wire.pack(KeyRequest(self.id, self.round, self._sharing.held(self.state, j)))
+            RequestKeyframe(
+                j, self.rules.wire.pack(KeyframeRequest(self.id, self.round, self._sharing.held(self.state, j)))
             )
             for j in sorted(self._sharing.missing(self.state) - self._down)
         ]
@@ -676,7 +686,7 @@ class Node:
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
 
     def _send_missed(self, lack: tuple[int, ...]) -> list[Command]:
-        """To each what it lacks: what came after what it holds, where that is known, or else the key."""
+        """To each what it lacks: what came after what it holds, where that is known, or else the keyframe."""
         by_held: dict[int | None, list[int]] = {}
         for j in lack:
             by_held.setdefault(self._held.pop(j, None), []).append(j)
@@ -685,15 +695,15 @@ class Node:
             missed = None if held is None else self._sharing.since(self.state, held, self._context())
             if held is not None:
                 self._answered |= dict.fromkeys(peers, self.round)
-            commands.append(self._send_key(tuple(peers), missed))
+            commands.append(self._send_keyframe(tuple(peers), missed))
         return commands
 
-    def _send_key(self, to: tuple[int, ...], missed: Update | None = None) -> Send:
+    def _send_keyframe(self, to: tuple[int, ...], missed: Update | None = None) -> Send:
         """What ``to`` must hold of this node after its last share: all of it, or what they missed."""
         assert self._shared is not None
-        key = missed or self._sharing.key(self.state, self._context())
-        frame = Frame(self.id, self._shared, key, key=True, epoch=self._epoch(self._shared))
-        return Send(to, self._shared, self.rules.wire.pack(frame), key=True)
+        keyframe = missed or self._sharing.keyframe(self.state, self._context())
+        frame = Frame(self.id, self._shared, keyframe, keyframe=True, epoch=self._epoch(self._shared))
+        return Send(to, self._shared, self.rules.wire.pack(frame), keyframe=True)
 
     def _objection(self, frame: Frame) -> str | None:
         """Why a frame cannot be taken in, or None."""
@@ -705,7 +715,7 @@ class Node:
             return f"{frame.round - self.round} rounds ahead; at most {MAX_ROUNDS_AHEAD} are kept"
         graph = self._topology.at(frame.round)
         same = frame.epoch == graph.epoch % EPOCHS  # the graph of another epoch may not be known here yet
-        if same and not frame.key and frame.sender not in graph.senders[self.id]:
+        if same and not frame.keyframe and frame.sender not in graph.senders[self.id]:
             return "the sender is not a neighbour in that round"
         if frame.update.dim != self.update_dim:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
@@ -728,7 +738,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.NEW, PeerUp): Node._on_peer_up,
     (Phase.NEW, PeerLost): Node._on_peer_lost,
     (Phase.NEW, RosterChanged): Node._on_roster,
-    (Phase.NEW, KeyRequested): Node._ignore,
+    (Phase.NEW, KeyframeRequested): Node._ignore,
     (Phase.NEW, Tick): Node._ignore,
     (Phase.NEW, Overdue): Node._ignore,
     (Phase.NEW, Stop): Node._on_stop,
@@ -738,7 +748,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.TRAINING, PeerUp): Node._on_peer_up,
     (Phase.TRAINING, PeerLost): Node._on_peer_lost,
     (Phase.TRAINING, RosterChanged): Node._on_roster,
-    (Phase.TRAINING, KeyRequested): Node._on_key_requested,
+    (Phase.TRAINING, KeyframeRequested): Node._on_keyframe_requested,
     (Phase.TRAINING, Tick): Node._ignore,
     (Phase.TRAINING, Overdue): Node._ignore,
     (Phase.TRAINING, Rejoin): Node._on_rejoin,
@@ -748,7 +758,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.WAITING, PeerUp): Node._on_peer_up,
     (Phase.WAITING, PeerLost): Node._on_peer_lost,
     (Phase.WAITING, RosterChanged): Node._on_roster,
-    (Phase.WAITING, KeyRequested): Node._on_key_requested,
+    (Phase.WAITING, KeyframeRequested): Node._on_keyframe_requested,
     (Phase.WAITING, Tick): Node._on_tick,
     (Phase.WAITING, Overdue): Node._on_overdue,
     (Phase.WAITING, Rejoin): Node._on_rejoin,
@@ -759,7 +769,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
         for phase in (Phase.DONE, Phase.FAILED)
         for event in (
             *(Trained, FrameReceived, PeerUp, PeerLost, RosterChanged),
-            *(KeyRequested, Tick, Overdue, Stop),
+            *(KeyframeRequested, Tick, Overdue, Stop),
         )
     },
 }

@@ -186,7 +186,7 @@ class Update:
         base: None if the update stands alone; r if it is an increment on what the sender's update of
             round r left behind.
         check: unsigned 32-bit hash of the sender's replica after this update, or None. A receiver that
-            computes another one has drifted and asks for a key.
+            computes another one has drifted and asks for a keyframe.
     """
 
     dim: int

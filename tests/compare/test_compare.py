@@ -273,7 +273,7 @@ def test_flat_rows_fit_pandas(done: comparing.Compared) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(flat_rows(done.groups[2].records[0]))
     assert list(frame["round"]) == [0, 2, 4]
-    parts = ["bytes_positions", "bytes_values", "bytes_header", "bytes_key", "bytes_control"]
+    parts = ["bytes_positions", "bytes_values", "bytes_header", "bytes_keyframe", "bytes_control"]
     assert (frame[parts].sum(axis=1) == frame["bytes_total"]).all()
     assert frame["accuracy_mean"].between(0, 1).all()
     assert not any(isinstance(value, dict | list) for value in frame.iloc[-1])

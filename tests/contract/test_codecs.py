@@ -243,13 +243,13 @@ def test_refuses_another_dim(each):
 
 
 def test_goes_through_a_frame(each):
-    frame = Frame(sender=3, round=9, update=update(), key=True)
+    frame = Frame(sender=3, round=9, update=update(), keyframe=True)
     packed = pack(frame, each, DIGEST)
     encoded: Encoded = each.encode(frame.update)
     assert (packed.positions_bytes, packed.values_bytes) == (encoded.positions_bytes, encoded.values_bytes)
     assert packed.header_bytes == 36 + 9
     after = unpack(packed.data, each, DIGEST, dim=DIM)
-    assert (after.sender, after.round, after.key) == (3, 9, True)
+    assert (after.sender, after.round, after.keyframe) == (3, 9, True)
     assert identical(after.update, frame.update)
 
 

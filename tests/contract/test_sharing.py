@@ -276,7 +276,7 @@ def test_leaves_its_inputs_alone(algorithm: Any) -> None:
         algorithm.merge(shared, params, received, ctx)
         algorithm.merge(shared, params, [], ctx)
         if algorithm.remembers_peers:
-            algorithm.key(shared, ctx)
+            algorithm.keyframe(shared, ctx)
     assert bits(held) == before
     assert len(received) == 1
     assert ctx.weights == weights
@@ -418,16 +418,18 @@ def test_missing_and_keys_belong_to_those_that_remember(algorithm: Any) -> None:
         assert algorithm.missing(pair.state[0]) == frozenset()
         checked = type(algorithm) is type(moniqua(1.0))
         assert all(update.base is None and (update.check is not None) == checked for update in pair.updates)
-        with pytest.raises(TypeError, match="no key"):
-            algorithm.key(pair.state[0], context(0, 0))
+        with pytest.raises(TypeError, match="no keyframe"):
+            algorithm.keyframe(pair.state[0], context(0, 0))
         return
-    assert algorithm.missing(pair.state[0]) == {1}, "nothing heals without a key"
+    assert algorithm.missing(pair.state[0]) == {1}, "nothing heals without a keyframe"
     with pytest.raises(UsageError, match="shared nothing yet"):
-        algorithm.key(state, context(0, 0))
-    key = algorithm.key(pair.state[1], context(1, ROUNDS - 1))
-    assert key.base is None
+        algorithm.keyframe(state, context(0, 0))
+    keyframe = algorithm.keyframe(pair.state[1], context(1, ROUNDS - 1))
+    assert keyframe.base is None
     _, state = algorithm.share(pair.state[0], pair.params[0], context(0, ROUNDS))
-    _, healed = algorithm.merge(state, pair.params[0], [Received(1, ROUNDS - 1, 0.0, key)], context(0, ROUNDS))
+    _, healed = algorithm.merge(
+        state, pair.params[0], [Received(1, ROUNDS - 1, 0.0, keyframe)], context(0, ROUNDS)
+    )
     assert algorithm.missing(healed) == frozenset()
     assert bits(healed.replicas[1].x_hat) == bits(pair.state[1].x_hat)
     for update in pair.updates:

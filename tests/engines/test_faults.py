@@ -146,9 +146,9 @@ def test_replicas_recover_from_random_loss(name: str, seed: int) -> None:
         for fault in faults.script
         if fault.round < 18
     )
-    keys = evals(outcome)[-1].traffic
-    assert (keys.key > 0) == lost, "a key is sent when a frame was lost, and only then"
-    assert (keys.control > 0) == lost
+    bytes_sent = evals(outcome)[-1].traffic
+    assert (bytes_sent.keyframe > 0) == lost, "a keyframe is sent when a frame was lost, and only then"
+    assert (bytes_sent.control > 0) == lost
     for node in range(6):
         assert not state_of(sim, node).missing
         assert set(state_of(sim, node).replicas) == set(sim.rules.topology.at(0).senders[node])
@@ -160,8 +160,8 @@ def test_choco_on_dynamic_graphs_pays_for_keys() -> None:
     dynamic = simulator(
         6, sharing=choco(0.3, 0.5), topology=Regular(num_nodes=6, seed=2, degree=3, dynamic=True)
     ).run()
-    assert evals(static)[-1].traffic.key == 0
-    assert evals(dynamic)[-1].traffic.key > 0
+    assert evals(static)[-1].traffic.keyframe == 0
+    assert evals(dynamic)[-1].traffic.keyframe > 0
     assert not dynamic.refused
 
 

@@ -145,7 +145,7 @@ def test_only_plain_data_goes_in_and_out() -> None:
         host.__class__ = Watched
     assert sim.run().status == "finished"
     assert {"TrainingOver", "Arrived", "PeerUp", "PeerLost", "RosterChanged", "Rejoin", "Tick"} <= seen
-    assert {"Train", "Send", "RequestKey", "Evaluate", "Checkpoint", "WakeAt", "Finished"} <= seen
+    assert {"Train", "Send", "RequestKeyframe", "Evaluate", "Checkpoint", "WakeAt", "Finished"} <= seen
     assert {RosterChanged.__name__, Rejoin.__name__} <= seen
 
 

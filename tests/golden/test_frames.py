@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jwins.update import Quantized, Sampled, Update, dither, identical
-from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyRequest, codec, pack, unpack
+from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec, pack, unpack
 from jwins.wire.codec import ValuesKind, read_payload
 
 FOLDER = Path(__file__).parent / "frames"
@@ -61,12 +61,12 @@ READ = {f"pco-{kind}-pcodec": kind for kind in LEVELS}  # levels through pcodec,
 def messages() -> dict[str, tuple[str, object]]:
     """Codec and message by file name."""
     some = {
-        f"{name}-{kind}": (name, Frame(sender=3, round=7, update=update, key=update.base is None))
+        f"{name}-{kind}": (name, Frame(sender=3, round=7, update=update, keyframe=update.base is None))
         for name in ("pco", "raw", "paper")
         for kind, update in updates().items()
     }
     some["hello"] = ("pco", Hello(3, 7, DIM, "pco", {"jwins": "0.1.0", "torch": "2.6.0"}, bytes(range(32))))
-    some["key_request"] = ("pco", KeyRequest(3, 7))
+    some["keyframe_request"] = ("pco", KeyframeRequest(3, 7))
     some["bye"] = ("pco", Bye(3, 7, "stopped: Zürich"))
     return some
 
@@ -90,7 +90,7 @@ def test_frame(file):
         assert made == committed
     after = unpack(committed, codec(name), DIGEST, dim=DIM)
     if isinstance(message, Frame):
-        assert (after.sender, after.round, after.key) == (message.sender, message.round, message.key)
+        assert (after.sender, after.round, after.keyframe) == (message.sender, message.round, message.keyframe)
         assert identical(after.update, message.update)
     else:
         assert after == message

@@ -32,7 +32,7 @@ def test_the_same_parameters_and_bytes_as_in_the_simulator(name: str, wires: Wir
     sent = {(edge.source, edge.target): edge.bytes for found in found.values() for edge in found.traffic}
     for edge in expected.traffic:
         mine = sent[edge.source, edge.target]
-        for kind in ("positions", "values", "header", "key"):
+        for kind in ("positions", "values", "header", "keyframe"):
             assert getattr(mine, kind) == getattr(edge.bytes, kind), (edge.source, edge.target, kind)
         assert mine.control > edge.bytes.control, "a Hello and a Bye"
 

@@ -46,11 +46,11 @@ def same(simulated: jwins.Result, launched: jwins.Result) -> None:
         assert mine.per_node == theirs.per_node
         assert (mine.round, mine.train_loss, mine.nodes) == (theirs.round, theirs.train_loss, theirs.nodes)
         assert mine.consensus_distance == theirs.consensus_distance
-        for kind in ("positions", "values", "header", "key"):
+        for kind in ("positions", "values", "header", "keyframe"):
             assert getattr(mine.traffic, kind) == getattr(theirs.traffic, kind)
     edges = {(e["source"], e["target"]): e for e in simulated.edges}
     for edge in launched.edges:
-        for kind in ("positions", "values", "header", "key"):
+        for kind in ("positions", "values", "header", "keyframe"):
             assert edge[f"bytes_{kind}"] == edges[edge["source"], edge["target"]][f"bytes_{kind}"]
     for node in range(simulated.record.start.num_nodes):
         name = f"final/node-{node}.safetensors"

@@ -17,7 +17,7 @@ from jwins.node import (
     Evaluate,
     Finished,
     FrameReceived,
-    KeyRequested,
+    KeyframeRequested,
     Node,
     Overdue,
     PeerLost,
@@ -25,7 +25,7 @@ from jwins.node import (
     Phase,
     Refused,
     Rejoin,
-    RequestKey,
+    RequestKeyframe,
     RosterChanged,
     Rules,
     Send,
@@ -104,7 +104,7 @@ EVENTS = {
     "frame": heard(1, 0),
     "up": PeerUp(1),
     "lost": PeerLost(1),
-    "key": KeyRequested(1),
+    "keyframe": KeyframeRequested(1),
     "roster": RosterChanged(frozenset({1, 2})),
     "rejoin": Rejoin(0),
     "tick": Tick(),
@@ -166,10 +166,10 @@ def test_two_rounds_of_full_sharing() -> None:
 
     commands = node.handle(Trained(0, START + 1), 1.0)
     assert kinds(commands) == ["Send"], "no deadline, so nothing to wake up for"
-    assert (commands[0].to, commands[0].round, commands[0].key) == ((1, 2), 0, False)
+    assert (commands[0].to, commands[0].round, commands[0].keyframe) == ((1, 2), 0, False)
     message = unpack(commands[0].packed.data, codec("raw"), DIGEST, dim=P)
     assert isinstance(message, Frame)
-    assert (message.sender, message.round, message.key) == (0, 0, False)
+    assert (message.sender, message.round, message.keyframe) == (0, 0, False)
     assert torch.equal(message.update.dense_values(), START + 1)
     assert node.waiting_for == (1, 2)
 
@@ -450,7 +450,7 @@ def test_a_peer_that_comes_while_others_wait_for_it_gets_this_rounds_frame() -> 
     node.handle(PeerLost(1), 0.0)
     first = only(node.handle(trained(node), 0.0), Send)
     again = only(node.handle(PeerUp(1), 0.0), Send)
-    assert (again.to, again.round, again.packed.data, again.key) == ((1,), 0, first.packed.data, False)
+    assert (again.to, again.round, again.packed.data, again.keyframe) == ((1,), 0, first.packed.data, False)
     assert node.handle(PeerUp(1), 0.0) == [], "once is enough"
     assert node.waiting_for == (1, 2)
 
@@ -569,7 +569,7 @@ def test_rejoin_goes_on_at_the_round_of_the_others() -> None:
     assert torch.equal(node.params, params)
     assert not node.snapshot().inbox
     sent = only(node.handle(trained(node), 6.0), Send)
-    assert (sent.key, sent.round, sent.to) == (True, 3, (1,)), "the neighbour's replica counts as lost"
+    assert (sent.keyframe, sent.round, sent.to) == (True, 3, (1,)), "the neighbour's replica counts as lost"
 
 
 @pytest.mark.parametrize("round", [0, 5, 6])
@@ -655,7 +655,7 @@ def play(sharing: Any, restart_at: int | None) -> tuple[list[Any], bytes, int]:
             frames[i] = Frame(i, r, update)
             _, peers[i] = sharing.merge(peers[i], START + noise, [], ctx)
         if r == 1:
-            do(KeyRequested(2), now)
+            do(KeyframeRequested(2), now)
         if r == 4:
             do(PeerUp(3, 4), now)
         if r != 3:
@@ -719,7 +719,7 @@ def test_commands_are_plain_data() -> None:
         for field in dataclasses.fields(command):
             value = getattr(command, field.name)
             assert isinstance(value, int | float | str | tuple | Packed), f"{command}: {field.name}"
-    assert {Evaluate, Train, Send, Checkpoint, WakeAt, Refused, RequestKey, Finished} <= seen
+    assert {Evaluate, Train, Send, Checkpoint, WakeAt, Refused, RequestKeyframe, Finished} <= seen
 
 
 def test_variances_that_are_clamped_reach_the_algorithm() -> None:

@@ -20,14 +20,14 @@ from jwins.node import (
     Command,
     Event,
     FrameReceived,
-    KeyRequested,
+    KeyframeRequested,
     Node,
     PeerLost,
     PeerUp,
     Phase,
     Refused,
     Rejoin,
-    RequestKey,
+    RequestKeyframe,
     Rules,
     Send,
     Tick,
@@ -38,14 +38,14 @@ from jwins.node import (
 from jwins.rng import stream
 from jwins.sharing import Choco, ClosedLoop, choco, closed_loop, full, jwins
 from jwins.topology import FullyConnected, OnePeerExponential, Regular, Ring
-from jwins.wire import Frame, KeyRequest, codec, unpack
+from jwins.wire import Frame, KeyframeRequest, codec, unpack
 from jwins.wire.frame import Wire
 
 DIGEST = b"recovery"
 P = 40
 ROUNDS = 15
 QUIET = 8
-"""Rounds at the end without faults: late keys may each build upon what the one before replaced."""
+"""Rounds at the end without faults: late keyframes may each build upon what the one before replaced."""
 
 
 @dataclass
@@ -54,13 +54,14 @@ class Network:
 
     Attributes:
         lost: which frames never arrive.
-        slow_keys: keys arrive when nothing else is under way, as large messages on a shared uplink may.
+        slow_keyframes: keyframes arrive when nothing else is under way, as large messages on a shared uplink
+            may.
         kept_back: events that the test delivers itself.
     """
 
     nodes: dict[int, Node]
     lost: Callable[[int, int, Frame], bool] = lambda sender, receiver, frame: False
-    slow_keys: bool = False
+    slow_keyframes: bool = False
     now: float = 0.0
     events: deque[tuple[int, Event]] = field(default_factory=deque)
     slow: deque[tuple[int, Event]] = field(default_factory=deque)
@@ -81,20 +82,20 @@ class Network:
                 case Train(round):
                     noise = stream(3, "training", node=id, round=round).normal(size=P, scale=0.1)
                     self.events.append((id, Trained(round, node.params + torch.from_numpy(noise).float())))
-                case Send(to, _, packed, key):
+                case Send(to, _, packed, keyframe):
                     frame = unpack(packed.data, codec("raw"), DIGEST, dim=node.update_dim)
                     assert isinstance(frame, Frame)
                     for receiver in to:
-                        self.sent.append((id, receiver, frame.round, key))
+                        self.sent.append((id, receiver, frame.round, keyframe))
                         if not self.lost(id, receiver, frame) and receiver not in self.down:
-                            queue = self.slow if key and self.slow_keys else self.events
+                            queue = self.slow if keyframe and self.slow_keyframes else self.events
                             queue.append((receiver, FrameReceived(frame)))
-                case RequestKey(to, packed):
+                case RequestKeyframe(to, packed):
                     message = unpack(packed.data, codec("raw"), DIGEST, dim=node.update_dim)
-                    assert isinstance(message, KeyRequest)
+                    assert isinstance(message, KeyframeRequest)
                     assert message.sender == id
                     self.requests.append((id, to, message.round))
-                    self.events.append((to, KeyRequested(id, message.round, message.held)))
+                    self.events.append((to, KeyframeRequested(id, message.round, message.held)))
                 case WakeAt(time):
                     self.wake.append(time)
                 case Refused(sender, round, reason):
@@ -136,8 +137,8 @@ class Network:
                 self.carry_out(i, node.handle(PeerUp(id, now_in), self.now))
         self.carry_out(id, self.nodes[id].handle(Rejoin(now_in), self.now))
 
-    def key_frames(self) -> list[tuple[int, int, int]]:
-        return [(sender, receiver, r) for sender, receiver, r, key in self.sent if key]
+    def keyframes(self) -> list[tuple[int, int, int]]:
+        return [(sender, receiver, r) for sender, receiver, r, keyframe in self.sent if keyframe]
 
     def assert_recovered(self) -> None:
         assert all(node.phase is Phase.DONE and node.round == ROUNDS for node in self.nodes.values())
@@ -161,8 +162,8 @@ def network(sharing: Any = None, topology: Any = None, deadline_s: float | None 
 
 
 def dropping(*lost: tuple[int, int, int]) -> Callable[[int, int, Frame], bool]:
-    """(sender, receiver, round) of updates that are lost; keys are not."""
-    return lambda sender, receiver, frame: not frame.key and (sender, receiver, frame.round) in lost
+    """(sender, receiver, round) of updates that are lost; keyframes are not."""
+    return lambda sender, receiver, frame: not frame.keyframe and (sender, receiver, frame.round) in lost
 
 
 SHARINGS = [
@@ -179,25 +180,25 @@ SHARINGS = [
 def test_without_faults_no_key_is_sent(sharing: Choco | ClosedLoop) -> None:
     run = network(sharing, FullyConnected(4)).start().run()
     run.assert_recovered()
-    assert run.key_frames() == run.requests == []
+    assert run.keyframes() == run.requests == []
 
 
-@pytest.mark.parametrize("slow_keys", [False, True])
+@pytest.mark.parametrize("slow_keyframes", [False, True])
 @pytest.mark.parametrize("round", [0, 1, 5, ROUNDS - 4])
 @pytest.mark.parametrize("sharing", SHARINGS, ids=repr)
-def test_a_dropped_frame(sharing: Choco | ClosedLoop, round: int, slow_keys: bool) -> None:
-    run = network(sharing, lost=dropping((0, 1, round)), slow_keys=slow_keys).start().run()
+def test_a_dropped_frame(sharing: Choco | ClosedLoop, round: int, slow_keyframes: bool) -> None:
+    run = network(sharing, lost=dropping((0, 1, round)), slow_keyframes=slow_keyframes).start().run()
     run.assert_recovered()
     assert run.requests[0] == (1, 0, round + 1), "noticed by the next update, which builds on the lost one"
-    assert {(sender, receiver) for sender, receiver, _ in run.key_frames()} == {(0, 1)}
+    assert {(sender, receiver) for sender, receiver, _ in run.keyframes()} == {(0, 1)}
     assert len(run.requests) <= 2
-    assert len(run.key_frames()) <= 2
+    assert len(run.keyframes()) <= 2
     assert 1 not in run.nodes[0].snapshot().sharing.missing
 
 
 @pytest.mark.parametrize("sharing", [choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1)], ids=repr)
-@pytest.mark.parametrize("slow_keys", [False, True])
-def test_many_dropped_frames(sharing: Choco | ClosedLoop, slow_keys: bool) -> None:
+@pytest.mark.parametrize("slow_keyframes", [False, True])
+def test_many_dropped_frames(sharing: Choco | ClosedLoop, slow_keyframes: bool) -> None:
     rng = stream(5, "losses")
     lost = [
         (i, j, r)
@@ -206,7 +207,7 @@ def test_many_dropped_frames(sharing: Choco | ClosedLoop, slow_keys: bool) -> No
         for r in range(ROUNDS - 4)
         if i != j and rng.random() < 0.25
     ]
-    run = network(sharing, FullyConnected(4), lost=dropping(*lost), slow_keys=slow_keys).start().run()
+    run = network(sharing, FullyConnected(4), lost=dropping(*lost), slow_keyframes=slow_keyframes).start().run()
     run.assert_recovered()
 
 
@@ -216,13 +217,13 @@ def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> No
     bases: list[int | None] = []
 
     def lost(sender: int, receiver: int, frame: Frame) -> bool:
-        if frame.key:
+        if frame.keyframe:
             bases.append(frame.update.base)
-        return not frame.key and (sender, receiver, frame.round) == (0, 1, 4)
+        return not frame.keyframe and (sender, receiver, frame.round) == (0, 1, 4)
 
     run = network(closed_loop(0.02, memory=memory), Ring(3), lost=lost).start().run()
     run.assert_recovered()
-    ((_, _, answered),) = set(run.key_frames())
+    ((_, _, answered),) = set(run.keyframes())
     assert bases == [3 if answered - 3 <= memory else None]
 
 
@@ -233,22 +234,22 @@ def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> No
         max_size=20,
     ),
     crashes=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 2)), max_size=2),
-    slow_keys=st.booleans(),
+    slow_keyframes=st.booleans(),
 )
-@example(sharing=closed_loop(), lost={(2, 0, 6, False)}, crashes=[(1, 1), (3, 2)], slow_keys=True)
+@example(sharing=closed_loop(), lost={(2, 0, 6, False)}, crashes=[(1, 1), (3, 2)], slow_keyframes=True)
 @settings(max_examples=25, deadline=None)
 def test_whatever_is_lost_and_whoever_restarts(
     sharing: Choco | ClosedLoop,
     lost: set[tuple[int, int, int, bool]],
     crashes: list[tuple[int, int]],
-    slow_keys: bool,
+    slow_keyframes: bool,
 ) -> None:
-    """Updates and keys are lost, a node goes and comes back: in the end all hold what the senders hold."""
+    """Updates and keyframes are lost, a node goes and comes back: in the end all hold what the senders hold."""
 
     def is_lost(sender: int, receiver: int, frame: Frame) -> bool:
-        return (sender, receiver, frame.round, frame.key) in lost
+        return (sender, receiver, frame.round, frame.keyframe) in lost
 
-    run = network(sharing, Ring(3), lost=is_lost, slow_keys=slow_keys).start()
+    run = network(sharing, Ring(3), lost=is_lost, slow_keyframes=slow_keyframes).start()
     for after, away in crashes:
         now_in = min(node.round for node in run.nodes.values())
         run.run(run.reached(min(now_in + after, ROUNDS - QUIET - 1)))
@@ -261,7 +262,7 @@ def test_whatever_is_lost_and_whoever_restarts(
 
 def test_a_key_may_be_lost_too() -> None:
     def lost(sender: int, receiver: int, frame: Frame) -> bool:
-        return sender == 0 and (frame.round == 2 or (frame.key and frame.round <= 5))
+        return sender == 0 and (frame.round == 2 or (frame.keyframe and frame.round <= 5))
 
     run = network(lost=lost).start().run()
     run.assert_recovered()
@@ -272,44 +273,44 @@ def test_a_key_is_the_frame_of_its_round() -> None:
     """It replaces the update to that neighbour, counts with the neighbour's weight, and costs no round."""
     run = network(topology=Ring(3), lost=dropping((0, 1, 3))).start().run()
     run.assert_recovered()
-    ((sender, receiver, when),) = set(run.key_frames())
+    ((sender, receiver, when),) = set(run.keyframes())
     assert (sender, receiver) == (0, 1)
-    to_1 = [key for s, t, r, key in run.sent if (s, t, r) == (0, 1, when)]
-    to_2 = [key for s, t, r, key in run.sent if (s, t, r) == (0, 2, when)]
+    to_1 = [keyframe for s, t, r, keyframe in run.sent if (s, t, r) == (0, 1, when)]
+    to_2 = [keyframe for s, t, r, keyframe in run.sent if (s, t, r) == (0, 2, when)]
     assert (to_1, to_2) == ([True], [False])
 
 
 def test_a_key_that_is_asked_for_goes_out_with_the_next_share() -> None:
     node = network().nodes[0]
     node.start(0.0)
-    assert node.handle(KeyRequested(1), 0.0) == []
+    assert node.handle(KeyframeRequested(1), 0.0) == []
     (first, _) = node.handle(Trained(0, node.params), 0.0)
     assert isinstance(first, Send)
-    assert not first.key, "the first update stands alone anyway"
-    assert node.handle(KeyRequested(1), 0.0) == []
+    assert not first.keyframe, "the first update stands alone anyway"
+    assert node.handle(KeyframeRequested(1), 0.0) == []
     node.handle(Tick(), 5.0)
     (second, _) = node.handle(Trained(1, node.params + 1), 5.0)
     assert isinstance(second, Send)
-    assert (second.key, second.to, second.round) == (True, (1,), 1)
+    assert (second.keyframe, second.to, second.round) == (True, (1,), 1)
     node.handle(Tick(), 10.0)
     (third, _) = node.handle(Trained(2, node.params + 1), 10.0)
     assert isinstance(third, Send)
-    assert not third.key
+    assert not third.keyframe
 
 
 @pytest.mark.parametrize("algorithm", [full(), jwins(wavelet="haar")], ids=lambda s: type(s).__name__)
 def test_algorithms_without_memory_of_peers_never_send_keys(algorithm: Any) -> None:
     run = network(algorithm, lost=dropping((0, 1, 3))).start()
     run.run(run.reached(4))
-    run.carry_out(0, run.nodes[0].handle(KeyRequested(1), run.now))
+    run.carry_out(0, run.nodes[0].handle(KeyframeRequested(1), run.now))
     run.run()
-    assert run.key_frames() == run.requests == []
+    assert run.keyframes() == run.requests == []
 
 
 # --- Late frames --------------------------------------------------------------------------------------------
 
 
-def test_a_late_frame_spares_the_key() -> None:
+def test_a_late_frame_spares_the_keyframe() -> None:
     run = network().start()
     late = []
 
@@ -324,7 +325,7 @@ def test_a_late_frame_spares_the_key() -> None:
     run.events.appendleft((1, FrameReceived(late[0])))
     run.run()
     run.assert_recovered()
-    assert run.key_frames() == run.requests == []
+    assert run.keyframes() == run.requests == []
 
 
 def test_frames_that_come_after_the_key_are_known() -> None:
@@ -332,18 +333,18 @@ def test_frames_that_come_after_the_key_are_known() -> None:
     late = []
 
     def lost(sender: int, receiver: int, frame: Frame) -> bool:
-        if sender == 0 and frame.round == 4 and not frame.key:
+        if sender == 0 and frame.round == 4 and not frame.keyframe:
             late.append(frame)
             return True
         return False
 
     run.lost = lost
-    run.run(lambda: bool(run.key_frames()) and run.nodes[1].round > run.key_frames()[0][2])
+    run.run(lambda: bool(run.keyframes()) and run.nodes[1].round > run.keyframes()[0][2])
     run.events.append((1, FrameReceived(late[0])))
-    keys = len(run.key_frames())
+    keyframes = len(run.keyframes())
     run.run()
     run.assert_recovered()
-    assert len(run.key_frames()) <= keys + 1
+    assert len(run.keyframes()) <= keyframes + 1
 
 
 # --- Crashes and drift --------------------------------------------------------------------------------------
@@ -360,8 +361,8 @@ def test_crash_and_rejoin(topology: Any, away: int) -> None:
     run.run()
     run.assert_recovered()
     neighbours = set(topology.at(0).recipients[1])
-    assert neighbours <= {receiver for sender, receiver, _ in run.key_frames() if sender == 1}
-    assert neighbours <= {sender for sender, receiver, _ in run.key_frames() if receiver == 1}
+    assert neighbours <= {receiver for sender, receiver, _ in run.keyframes() if sender == 1}
+    assert neighbours <= {sender for sender, receiver, _ in run.keyframes() if receiver == 1}
 
 
 def test_a_restart_that_nobody_noticed() -> None:
@@ -380,7 +381,7 @@ def test_a_link_that_breaks_on_one_side_for_a_moment() -> None:
         run.carry_out(0, run.nodes[0].handle(event, run.now))
     run.run()
     run.assert_recovered()
-    assert {(sender, receiver) for sender, receiver, _ in run.key_frames()} == {(0, 1)}
+    assert {(sender, receiver) for sender, receiver, _ in run.keyframes()} == {(0, 1)}
 
 
 def corrupt(node: Node, peer: int) -> None:
@@ -399,7 +400,7 @@ def test_drift_is_detected_and_repaired() -> None:
     run.run()
     run.assert_recovered()
     assert run.requests[0][:2] == (2, 0)
-    assert {(sender, receiver) for sender, receiver, _ in run.key_frames()} == {(0, 2)}
+    assert {(sender, receiver) for sender, receiver, _ in run.keyframes()} == {(0, 2)}
 
 
 def test_a_neighbour_out_of_step_is_left_out_of_the_mixing() -> None:
@@ -418,19 +419,19 @@ def test_a_neighbour_out_of_step_is_left_out_of_the_mixing() -> None:
 # --- Graphs that change -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slow_keys", [False, True])
+@pytest.mark.parametrize("slow_keyframes", [False, True])
 @pytest.mark.parametrize(
     "topology",
     [Regular(6, 3, dynamic=True, seed=1), Regular(4, 1, dynamic=True), OnePeerExponential(4)],
     ids=repr,
 )
-def test_new_neighbours_get_a_key_unasked(topology: Any, slow_keys: bool) -> None:
-    run = network(topology=topology, deadline_s=None, slow_keys=slow_keys).start().run()
+def test_new_neighbours_get_a_keyframe_unasked(topology: Any, slow_keyframes: bool) -> None:
+    run = network(topology=topology, deadline_s=None, slow_keyframes=slow_keyframes).start().run()
     run.assert_recovered()
     assert run.requests == []
-    for sender, receiver, r, key in run.sent:
+    for sender, receiver, r, keyframe in run.sent:
         new = r > 0 and receiver not in topology.at(r - 1).recipients[sender]
-        assert key == new, f"{sender} to {receiver} in round {r}"
+        assert keyframe == new, f"{sender} to {receiver} in round {r}"
 
 
 def test_changing_graphs_and_losses() -> None:

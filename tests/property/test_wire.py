@@ -21,7 +21,7 @@ from jwins.wire import (
     Bye,
     Frame,
     Hello,
-    KeyRequest,
+    KeyframeRequest,
     codec,
     describe,
     max_frame_bytes,
@@ -148,7 +148,7 @@ messages = st.one_of(
         st.dictionaries(names, names, max_size=4),
         st.binary(max_size=64),
     ),
-    st.builds(KeyRequest, words, words),
+    st.builds(KeyframeRequest, words, words),
     st.builds(Bye, words, words, st.text(st.characters(exclude_categories=["Cs"]), max_size=500)),
 )
 
@@ -165,8 +165,8 @@ def test_control_messages_come_back(message):
 @pytest.mark.parametrize(
     "message",
     [
-        KeyRequest(-1, 0),
-        KeyRequest(0, 2**32),
+        KeyframeRequest(-1, 0),
+        KeyframeRequest(0, 2**32),
         Hello(0, 0, 2**32, "pco", {}, b""),
         Hello(0, 0, 1, "p" * 65, {}, b""),
         Hello(0, 0, 1, "pco", {str(i): "" for i in range(17)}, b""),
@@ -184,7 +184,7 @@ def test_control_messages_over_the_limits_are_not_packed(message):
 
 def test_pack_wants_eight_bytes_of_digest():
     with pytest.raises(UsageError, match="expected 8"):
-        pack(KeyRequest(0, 0), codec("raw"), b"short")
+        pack(KeyframeRequest(0, 0), codec("raw"), b"short")
 
 
 @given(st.lists(st.integers(1, LARGEST), max_size=60), st.integers(0, 33))
@@ -254,12 +254,12 @@ def test_frames_of_others_are_refused():
             call()
 
 
-@given(update=updates(), key=st.booleans(), epoch=st.integers(0, 127))
+@given(update=updates(), keyframe=st.booleans(), epoch=st.integers(0, 127))
 @quick
-def test_a_frame_names_the_epoch_of_the_roster(update, key, epoch):
-    packed = pack(Frame(1, 2, update, key, epoch), codec("raw"), DIGEST)
+def test_a_frame_names_the_epoch_of_the_roster(update, keyframe, epoch):
+    packed = pack(Frame(1, 2, update, keyframe, epoch), codec("raw"), DIGEST)
     found = unpack(packed.data, codec("raw"), DIGEST, dim=update.dim)
-    assert (found.key, found.epoch) == (key, epoch)
+    assert (found.keyframe, found.epoch) == (keyframe, epoch)
     assert describe(packed.data)["epoch"] == epoch
 
 
@@ -272,7 +272,7 @@ def test_an_epoch_that_does_not_fit_is_misuse(epoch):
 def test_describe_tells_what_is_inside():
     values = torch.tensor([1.0, float("nan"), -2.0])
     update = Update(12, torch.tensor([1, 5, 11]), values, base=4)
-    about = describe(pack(Frame(1, 2, update, key=True), codec("pco"), DIGEST).data)
+    about = describe(pack(Frame(1, 2, update, keyframe=True), codec("pco"), DIGEST).data)
     assert about["kind"] == "frame"
     assert (about["codec"], about["positions"], about["values"]) == ("pco", "listed", "float32")
     assert (about["count"], about["density"], about["base"], about["check"]) == (3, 0.25, 4, None)

@@ -848,7 +848,7 @@ def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
     text, charts = render([parts_study(values=3, positions=1)])
     table = Page(text).tables["Bytes per node by content, mean over seeds"]
     assert table[0] == ["variant", "values", "positions", "total"]
-    assert "No variant sent bytes of header or key or control." in text
+    assert "No variant sent bytes of header or keyframe or control." in text
     (chart,) = (chart for name, chart in charts if name == "bytes-by-content")
     assert "positions 5 kB" not in chart.alt
     assert "positions 2.5 kB" in chart.alt
@@ -856,7 +856,7 @@ def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
     with drawing_style():
         legend = chart.draw(True).figure.legends[0]
     assert [one.get_text() for one in legend.get_texts()] == ["values", "positions"]
-    full = Page(render([parts_study(values=1, positions=1, header=1, key=1, control=1)])[0])
+    full = Page(render([parts_study(values=1, positions=1, header=1, keyframe=1, control=1)])[0])
     assert full.tables["Bytes per node by content, mean over seeds"][0][1:-1] == list(PARTS)
 
 

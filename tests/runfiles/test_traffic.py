@@ -13,7 +13,7 @@ from jwins.runfiles import traffic
 from jwins.runfiles.rows import Traffic, TrafficSplit
 
 EDGES = [
-    Traffic(0, 1, TrafficSplit(positions=1, values=2, header=3, key=4, control=5)),
+    Traffic(0, 1, TrafficSplit(positions=1, values=2, header=3, keyframe=4, control=5)),
     Traffic(1, 0, TrafficSplit(values=10**12)),
 ]
 
@@ -23,7 +23,7 @@ def test_edges_come_back(tmp_path: Path) -> None:
     path = traffic.write(tmp_path, EDGES)
     assert traffic.read(tmp_path) == EDGES
     assert path.read_text() == (
-        "source,target,positions,values,header,key,control\n0,1,1,2,3,4,5\n1,0,0,1000000000000,0,0,0\n"
+        "source,target,positions,values,header,keyframe,control\n0,1,1,2,3,4,5\n1,0,0,1000000000000,0,0,0\n"
     )
     traffic.write(tmp_path, [])
     assert traffic.read(tmp_path) == []
@@ -40,7 +40,7 @@ def test_edges_come_back(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_files_are_refused(text: str, problem: str, tmp_path: Path) -> None:
-    head = "source,target,positions,values,header,key,control"
+    head = "source,target,positions,values,header,keyframe,control"
     (tmp_path / traffic.FILE).write_text(text.replace("HEAD", head))
     with pytest.raises(DataError, match=problem):
         traffic.read(tmp_path)

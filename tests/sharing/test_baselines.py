@@ -108,7 +108,7 @@ def test_beer_has_no_bias_on_unlike_data(momentum: float) -> None:
     assert np.linalg.norm(biased - optimum) > 0.1
 
 
-def test_beer_catches_up_with_a_frame_it_missed_by_a_key() -> None:
+def test_beer_catches_up_with_a_frame_it_missed_by_a_keyframe() -> None:
     algorithm = beer(0.5, 0.5)
     start = torch.zeros(P)
     states = [algorithm.init(start), algorithm.init(start)]
@@ -122,8 +122,8 @@ def test_beer_catches_up_with_a_frame_it_missed_by_a_key() -> None:
     merged, gap = algorithm.merge(states[1], trained, [Received(0, 2, 0.5, update)], contexts[2][1])
     assert algorithm.missing(gap) == {0}
     assert torch.equal(merged, trained)
-    key = Received(0, 2, 0.5, algorithm.key(states[0], contexts[2][0]))
-    _, healed = algorithm.merge(states[1], trained, [key], contexts[2][1])
+    keyframe = Received(0, 2, 0.5, algorithm.keyframe(states[0], contexts[2][0]))
+    _, healed = algorithm.merge(states[1], trained, [keyframe], contexts[2][1])
     assert algorithm.missing(healed) == frozenset()
     assert torch.equal(healed.replicas[0].x_hat, states[0].x_hat)
 

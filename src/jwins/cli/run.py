@@ -147,7 +147,7 @@ def print_result(console: Console, result: Result) -> None:
     )
     split = ", ".join(
         f"{part} {size_text(getattr(traffic, part))}"
-        for part in ("values", "positions", "header", "key", "control")
+        for part in ("values", "positions", "header", "keyframe", "control")
     )
     console.print(
         f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}",

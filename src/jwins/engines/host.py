@@ -41,7 +41,7 @@ from jwins.node import (
     Evaluate,
     Event,
     FrameReceived,
-    KeyRequested,
+    KeyframeRequested,
     Node,
     NodeState,
     Overdue,
@@ -61,7 +61,7 @@ from jwins.training.crew import Crew
 from jwins.training.evaluation import Exam
 from jwins.training.held import LocalState
 from jwins.training.trainer import Trainer
-from jwins.wire.frame import Frame, KeyRequest, Message, Packed
+from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
 __all__ = [
     "STATE_TYPES",
@@ -175,10 +175,10 @@ class HostState:
     """
 
     nodes: Mapping[int, HeldNode]
-    messages: Mapping[int, Frame | KeyRequest] = field(default_factory=dict)
+    messages: Mapping[int, Frame | KeyframeRequest] = field(default_factory=dict)
 
 
-STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, HeldNode, HostState, KeyRequest, LocalState, Sample)
+STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, HeldNode, HostState, KeyframeRequest, LocalState, Sample)
 """What a host's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
 
 
@@ -276,8 +276,8 @@ class Host:
         self._trained: set[int] = set()
         self._outstanding: dict[int, dict[int, int]] = {}
         self._samples: dict[int, dict[int, Sample]] = {}
-        self._messages: WeakKeyDictionary[Parcel, Frame | KeyRequest] = WeakKeyDictionary()
-        self._kept: dict[int, Frame | KeyRequest] = {}
+        self._messages: WeakKeyDictionary[Parcel, Frame | KeyframeRequest] = WeakKeyDictionary()
+        self._kept: dict[int, Frame | KeyframeRequest] = {}
         self._crew = Crew(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
 
     # --- Rounds -------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class Host:
                 message = self._messages[parcel]
                 if isinstance(message, Frame):
                     return FrameReceived(message)
-                return KeyRequested(parcel.sender, message.round, message.held)
+                return KeyframeRequested(parcel.sender, message.round, message.held)
             case event:
                 return event
 
@@ -417,7 +417,7 @@ class Host:
         """
         with self._timed("decoding"):
             message = self.rules.wire.unpack(parcel.packed.data)
-        if isinstance(message, (Frame, KeyRequest)):
+        if isinstance(message, (Frame, KeyframeRequest)):
             self._messages[parcel] = message
         return message
 
@@ -426,7 +426,7 @@ class Host:
 
         def decode(worker: int, parcel: Parcel) -> None:
             message = self._kept.pop(parcel.number, None) or self.rules.wire.unpack(parcel.packed.data)
-            assert isinstance(message, (Frame, KeyRequest))
+            assert isinstance(message, (Frame, KeyframeRequest))
             self._messages[parcel] = message
 
         fresh = [parcel for parcel in dict.fromkeys(parcels) if parcel not in self._messages]

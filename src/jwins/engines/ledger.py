@@ -10,7 +10,7 @@ from jwins.wire.frame import Packed
 
 __all__ = ["Ledger", "Purpose", "total"]
 
-Purpose = Literal["update", "key", "control"]
+Purpose = Literal["update", "keyframe", "control"]
 _COLUMN = {name: index for index, name in enumerate(TrafficSplit.KINDS)}
 _UPDATE = tuple(_COLUMN[name] for name in ("positions", "values", "header"))
 

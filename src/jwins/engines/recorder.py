@@ -17,7 +17,7 @@ from jwins.runfiles import checkpoint, traffic
 from jwins.runfiles.atomic import write_atomically
 from jwins.runfiles.checkpoint import Dumped
 from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
-from jwins.wire.frame import Frame, KeyRequest
+from jwins.wire.frame import Frame, KeyframeRequest
 
 __all__ = ["Recorder", "Saved"]
 
@@ -159,7 +159,7 @@ class Recorder:
 
 def _united(parts: Sequence[HostState]) -> HostState:
     nodes: dict[int, HeldNode] = {}
-    messages: dict[int, Frame | KeyRequest] = {}
+    messages: dict[int, Frame | KeyframeRequest] = {}
     for part in parts:
         nodes |= part.nodes
         messages |= part.messages

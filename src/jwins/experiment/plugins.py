@@ -32,8 +32,8 @@ __all__ = [
     "ALGORITHMS",
     "CUTOFF_TABLES",
     "PARTITION_TABLES",
-    "RATE_KEYS",
     "QUANTIZER_TABLES",
+    "RATE_KEYS",
     "TOPOLOGY_TABLES",
     "AbsmaxConfig",
     "Algorithm",
@@ -587,7 +587,7 @@ class ClosedLoopConfig(_RateTable):
         description="which part of the rounding errors that mixing took away a node is given back in a round",
     )
     memory: Annotated[int, MEMORY] = Field(
-        default=4, description="rounds that a neighbour may miss before it needs a whole key"
+        default=4, description="rounds that a neighbour may miss before it needs a whole keyframe"
     )
 
     def build(self) -> Sharing[Any]:

@@ -42,11 +42,11 @@ else:  # torch is not loaded only to read a configuration
 
 __all__ = [
     "FAULT_TABLES",
-    "FaultTable",
     "ComputeConfig",
     "CrashConfig",
     "DelayConfig",
     "DropConfig",
+    "FaultTable",
     "LinksConfig",
     "NodesConfig",
     "OptimizerConfig",

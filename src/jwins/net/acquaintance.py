@@ -55,7 +55,7 @@ class Acquaintance:
         told_in: the round of this node in which the peer, far behind, was last told where this node is.
         joins_at: the round from which it is a member, if it came while nodes ran.
         kept: frames for it by round, increasing.
-        seen: (round, key) of its frames that were taken in.
+        seen: (round, keyframe) of its frames that were taken in.
     """
 
     connected: bool = False

@@ -122,7 +122,7 @@ def model_wire(digest: bytes, size: int) -> Wire:
 
 def pack_model(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
     """A model as a message; ``params`` (P,) float32."""
-    return wire.pack(Frame(sender, round, Update(len(params), None, params), key=True)).data
+    return wire.pack(Frame(sender, round, Update(len(params), None, params), keyframe=True)).data
 
 
 def adopt(

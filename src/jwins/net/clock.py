@@ -55,14 +55,14 @@ from jwins.node import (
     PeerUp,
     Refused,
     Rejoin,
-    RequestKey,
+    RequestKeyframe,
     Send,
     Tick,
     Train,
     WakeAt,
 )
 from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
-from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyRequest, Packed
+from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyframeRequest, Packed
 
 __all__ = ["Measured", "WallClock", "WallOutcome", "WallProgress", "hash_of_parameters"]
 
@@ -377,7 +377,7 @@ class WallClock:
                     self._on_train(round)
                 case Send():
                     self._on_send(command)
-                case RequestKey(to, packed):
+                case RequestKeyframe(to, packed):
                     self._say(to, packed)
                 case Evaluate(round):
                     self._measure(round)
@@ -420,7 +420,7 @@ class WallClock:
         self._tell_node(TrainingOver(trained))
 
     def _on_send(self, command: Send) -> None:
-        purpose: Purpose = "key" if command.key else "update"
+        purpose: Purpose = "keyframe" if command.keyframe else "update"
         for peer in command.in_turn(self.node):
             self._ledger.count(self.node, (peer,), command.packed, purpose)
             most = self._keeps
@@ -486,7 +486,7 @@ class WallClock:
             self._refuse(peer, "said nothing yet that introduces it")
         elif isinstance(message, Bye):
             self._on_bye(peer, message)
-        elif isinstance(message, KeyRequest):
+        elif isinstance(message, KeyframeRequest):
             self._tell_node(Arrived(parcel))
         else:
             self._on_frame(peer, message, parcel)
@@ -552,7 +552,7 @@ class WallClock:
         data = pack_model(self._model_wire, self.node, self.round, params)
         if self.network.send(peer, data, beside=True):
             known.given = self.round
-            self._ledger.count(self.node, (peer,), Packed(data, 0, 0), "key")
+            self._ledger.count(self.node, (peer,), Packed(data, 0, 0), "keyframe")
             self.journal.info("gave model", peer=self.names[peer], round=self.round)
 
     def _on_bye(self, peer: int, bye: Bye) -> None:
@@ -564,7 +564,7 @@ class WallClock:
 
     def _on_frame(self, peer: int, frame: Frame, parcel: Parcel) -> None:
         known, now_in = self.peers[peer], self.round
-        name = (frame.round, frame.key)
+        name = (frame.round, frame.keyframe)
         if name in known.seen:
             self._refuse(peer, f"frame of round {frame.round}: came before", quietly=True)
             return
@@ -585,7 +585,7 @@ class WallClock:
         if known.suspected:
             self._welcome(peer, max(frame.round, now_in))
             self._say_hello(peer)
-        known.seen = {(at, key) for at, key in known.seen if at >= now_in - MAX_ROUNDS_AHEAD} | {name}
+        known.seen = {(at, keyframe) for at, keyframe in known.seen if at >= now_in - MAX_ROUNDS_AHEAD} | {name}
         known.round = max(known.round, frame.round)
         if frame.round in self._waits or frame.round == now_in:
             self.patience.saw(self.now - self._waits.get(frame.round, self.now))

@@ -7,7 +7,7 @@ import logging
 import time
 from pathlib import Path
 
-__all__ = ["JsonLines", "Journal", "plain", "write_journal"]
+__all__ = ["Journal", "JsonLines", "plain", "write_journal"]
 
 _LOGGER = logging.getLogger("jwins.net")
 

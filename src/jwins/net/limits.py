@@ -7,7 +7,7 @@ from typing import Self
 
 from jwins.errors import UsageError
 
-__all__ = ["Bucket", "CHUNK_BYTES", "CONTROL_BYTES", "Limits"]
+__all__ = ["CHUNK_BYTES", "CONTROL_BYTES", "Bucket", "Limits"]
 
 CHUNK_BYTES = 1 << 18
 """Messages travel in pieces of this length: signs of life pass between them, and a cache holds one.

@@ -38,7 +38,7 @@ PARTS = {
     "values": "#27587f",
     "positions": "#4f93c8",
     "header": "#767678",
-    "key": "#7a5195",
+    "keyframe": "#7a5195",
     "control": "#a77bc0",
 }
 """What bytes carried, and its colour in figures."""

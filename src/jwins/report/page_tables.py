@@ -104,7 +104,7 @@ def bytes_table(study: Study) -> Table:
         rows.append([group.name, *cells, size(total)])
     meaning = {
         "header": "header: frame headers, lengths and checksums",
-        "key": "key: whole frames that bring a neighbour’s replica up to date",
+        "keyframe": "keyframes: whole frames that bring a neighbour’s replica up to date",
         "control": "control: messages without parameters",
     }
     said = ["Values and positions as encoded", *(words for part, words in meaning.items() if part in sent)]

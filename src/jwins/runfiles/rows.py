@@ -55,17 +55,17 @@ class TrafficSplit(msgspec.Struct, frozen=True):
         positions: compressed positions of updates.
         values: compressed values of updates.
         header: headers, lengths and checksums of updates.
-        key: whole frames that carry a key (a full replica for a neighbour that lacks it).
+        keyframe: whole frames that carry a keyframe (a full replica for a neighbour that lacks it).
         control: whole messages that carry no parameters.
     """
 
-    KINDS: ClassVar[tuple[str, ...]] = ("positions", "values", "header", "key", "control")
+    KINDS: ClassVar[tuple[str, ...]] = ("positions", "values", "header", "keyframe", "control")
     """The names of the five kinds, in the order in which tables show them."""
 
     positions: int = 0
     values: int = 0
     header: int = 0
-    key: int = 0
+    keyframe: int = 0
     control: int = 0
 
     @property

@@ -154,16 +154,16 @@ class Sharing(Protocol[S]):
         """
         return state
 
-    def key(self, state: S, ctx: RoundContext) -> Update:
+    def keyframe(self, state: S, ctx: RoundContext) -> Update:
         """An update that stands alone: what a neighbour must hold of this node after its last share.
 
         Asked for where a neighbour's ``missing`` names this node, where a peer comes back and the algorithm
         remembers its peers, and where an update has a ``base`` that a recipient cannot hold.
         """
-        raise TypeError(f"{type(self).__name__} has no key; one that remembers its peers must have one")
+        raise TypeError(f"{type(self).__name__} has no keyframe; one that remembers its peers must have one")
 
     def missing(self, state: S) -> frozenset[int]:
-        """Senders whose replica is lost or stale and whose key is needed."""
+        """Senders whose replica is lost or stale and whose keyframe is needed."""
         return frozenset()
 
     def held(self, state: S, sender: int) -> int | None:
@@ -171,7 +171,7 @@ class Sharing(Protocol[S]):
         return None
 
     def since(self, state: S, round: int, ctx: RoundContext) -> Update | None:
-        """An update with the base ``round`` that leads to where :meth:`key` does; None if only a key does.
+        """An update with the base ``round`` that leads to where :meth:`keyframe` does; None if only a keyframe does.
 
         Args:
             state: after a share.

@@ -34,7 +34,7 @@ from jwins.errors import ConfigError, UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.sharing.base import Precision, Quantizer, Sharing, check_fraction, check_quantizer, quantize
-from jwins.sharing.replicas import Replica, added, follow, hash_of, key_of
+from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
 from jwins.update import Received, Update
 
 __all__ = ["Beer", "BeerState", "beer"]
@@ -51,7 +51,7 @@ class BeerState:
         tracker: (P,) float32, v; None before the first round.
         shared: the round of this node's last share, or None.
         replicas: of the neighbours, by node.
-        missing: neighbours whose key is needed.
+        missing: neighbours whose keyframe is needed.
     """
 
     start: Tensor
@@ -140,11 +140,11 @@ class Beer(Sharing[BeerState]):
         """Finds the start of the round again."""
         return replace(state, start=params.clone())
 
-    def key(self, state: BeerState, ctx: RoundContext) -> Update:
+    def keyframe(self, state: BeerState, ctx: RoundContext) -> Update:
         """The own replicas, without the zeros where that is shorter."""
         if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
-        return key_of(state.x_hat)
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
+        return keyframe_of(state.x_hat)
 
     def missing(self, state: BeerState) -> frozenset[int]:
         """Neighbours whose replica was lost by a gap or a hash that does not fit."""

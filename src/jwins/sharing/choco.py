@@ -32,7 +32,7 @@ from jwins.sharing.base import (
     check_quantizer,
     quantize,
 )
-from jwins.sharing.replicas import Replica, added, follow, hash_of, key_of
+from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
 from jwins.update import Received, Update
 
 __all__ = ["Choco", "ChocoState", "Replica", "choco"]
@@ -46,7 +46,7 @@ class ChocoState:
         x_hat: (P,) float32, this node's own replica, as its neighbours hold it.
         shared: the round of this node's last share, or None.
         replicas: of the neighbours, by node.
-        missing: neighbours whose key is needed.
+        missing: neighbours whose keyframe is needed.
     """
 
     x_hat: Tensor
@@ -109,11 +109,11 @@ class Choco(Sharing[ChocoState]):
             replace(state, replicas=followed.replicas, missing=followed.missing),
         )
 
-    def key(self, state: ChocoState, ctx: RoundContext) -> Update:
+    def keyframe(self, state: ChocoState, ctx: RoundContext) -> Update:
         """The own replica, without the zeros where that is shorter."""
         if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
-        return key_of(state.x_hat)
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
+        return keyframe_of(state.x_hat)
 
     def missing(self, state: ChocoState) -> frozenset[int]:
         """Neighbours whose replica was lost by a gap or a hash that does not fit."""

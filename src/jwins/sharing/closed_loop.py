@@ -195,10 +195,10 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """Finds the start of the round again."""
         return replace(state, start=params.clone())
 
-    def key(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
+    def keyframe(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
         """The own replica in the coarsest step that divides it: exact, and far shorter than float32."""
         if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its key")
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         bands = self._bands(len(state.origin))
         return Update(
             len(state.x_hat), None, self.grid.quantized(state.x_hat, bands), check=hash_of(state.x_hat)
@@ -273,7 +273,7 @@ def closed_loop(
         levels: of the transform, 0 (none) to 24.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
             a multiple of ``2**levels``.
-        memory: rounds a neighbour may miss before it needs a whole key; each costs 4 bytes per parameter.
+        memory: rounds a neighbour may miss before it needs a whole keyframe; each costs 4 bytes per parameter.
 
     Raises:
         ConfigError: an argument is out of range, or several say how much is sent.

@@ -3,8 +3,8 @@
 A node whose updates are increments has a replica of itself, and each neighbour that hears every update has the
 same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the round
 it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either does not
-fit, the sender is ``missing``, and its key is asked for: the whole replica, which stands alone. Replicas cost
-degree * C * 4 bytes of memory per node, be they float32 or the integers of :mod:`jwins.sharing.grid`.
+fit, the sender is ``missing``, and its keyframe is asked for: the whole replica, which stands alone. Replicas
+cost degree * C * 4 bytes of memory per node, be they float32 or the integers of :mod:`jwins.sharing.grid`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jwins.update import Quantized, Received, Update, dense_of
 
-__all__ = ["Followed", "Replica", "added", "follow", "hash_of", "key_of"]
+__all__ = ["Followed", "Replica", "added", "follow", "hash_of", "keyframe_of"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +41,7 @@ class Followed:
     Attributes:
         replicas: by node; those of neighbours of the round only. One of a neighbour that is ``missing`` is
             right, but older than the neighbour's last update.
-        missing: neighbours of whom updates were missed, or who must send their key.
+        missing: neighbours of whom updates were missed, or who must send their keyframe.
         heard: mixing weights of the neighbours that were heard in this round and whose replica is right, by
             node in increasing order.
     """
@@ -65,14 +65,14 @@ def follow(
 
     Args:
         replicas: by node, before the round.
-        missing: nodes whose key was needed before the round.
+        missing: nodes whose keyframe was needed before the round.
         received: every update since the last merge, late ones too, sorted by (sender, round).
         neighbours: of the round; everyone else is forgotten.
         like: (C,), of the kind and on the device that replicas are.
         advance: from a replica and an update to the replica afterwards, or None if the update cannot be one;
             left out: float32 values are added.
         keep_old: whether a replica whose sender's later update was missed is kept, because its sender may send
-            what was missed again; otherwise only a key helps, and the replica is dropped.
+            what was missed again; otherwise only a keyframe helps, and the replica is dropped.
     """
     held = {j: replica for j, replica in replicas.items() if j in neighbours}
     needed = {j for j in missing if j in neighbours}
@@ -81,7 +81,7 @@ def follow(
         j = item.sender
         before = held.get(j)
         if before is not None and item.round <= before.round:
-            continue  # already known from a key
+            continue  # already known from a keyframe
         after = _after(before, item, like, advance or _add)
         if after is None:
             if not keep_old or (before is not None and before.round == item.update.base):  # it has drifted
@@ -134,7 +134,7 @@ def added(x_hat: Tensor, positions: Tensor | None, values: Tensor | Quantized) -
     return x_hat + change if positions is None else x_hat.index_add(0, positions, change)
 
 
-def key_of(x_hat: Tensor) -> Update:
+def keyframe_of(x_hat: Tensor) -> Update:
     """A replica (C,) as an update that stands alone, without its zeros where that is shorter."""
     nonzero = torch.nonzero(x_hat).squeeze(-1)
     sparse = 2 * len(nonzero) < len(x_hat)

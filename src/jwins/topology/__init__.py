@@ -17,6 +17,7 @@ from jwins.topology.kinds import (
 )
 
 __all__ = [
+    "TOPOLOGIES",
     "EdgeList",
     "ErdosRenyi",
     "FiniteTime",
@@ -27,7 +28,6 @@ __all__ = [
     "Ring",
     "SmallWorld",
     "Star",
-    "TOPOLOGIES",
     "Topology",
     "Torus",
     "make_topology",

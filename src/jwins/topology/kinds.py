@@ -16,6 +16,7 @@ from jwins.topology.finite_time import FiniteTime
 from jwins.topology.graph import Graph, Topology
 
 __all__ = [
+    "TOPOLOGIES",
     "ErdosRenyi",
     "FullyConnected",
     "OnePeerExponential",
@@ -23,7 +24,6 @@ __all__ = [
     "Ring",
     "SmallWorld",
     "Star",
-    "TOPOLOGIES",
     "Torus",
     "make_topology",
 ]

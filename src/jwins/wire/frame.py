@@ -34,7 +34,7 @@ __all__ = [
     "Bye",
     "Frame",
     "Hello",
-    "KeyRequest",
+    "KeyframeRequest",
     "Message",
     "Packed",
     "Wire",
@@ -65,9 +65,9 @@ _FIELDS = struct.Struct(f"<4sBBBBII{DIGEST_BYTES}sII")
 _CHECKSUM = struct.Struct("<I")
 _ROUND = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
-_HELLO, _FRAME, _KEY_REQUEST, _BYE = 1, 2, 3, 4
-_KINDS = {_HELLO: "hello", _FRAME: "frame", _KEY_REQUEST: "key_request", _BYE: "bye"}
-_KEY_FLAG = 1
+_HELLO, _FRAME, _KEYFRAME_REQUEST, _BYE = 1, 2, 3, 4
+_KINDS = {_HELLO: "hello", _FRAME: "frame", _KEYFRAME_REQUEST: "keyframe_request", _BYE: "bye"}
+_KEYFRAME_FLAG = 1
 EPOCHS = 128
 """A frame tells so many epochs of the roster apart: it has 7 bits for them."""
 _U32 = 2**32 - 1
@@ -102,20 +102,20 @@ class Frame:
         sender: whose update it is.
         round: the sender's round.
         update: what it tells its neighbours.
-        key: whether it is a key, which stands alone, instead of the round's update.
+        keyframe: whether it is a keyframe, which stands alone, instead of the round's update.
         epoch: of the roster whose graph the sender uses in that round, modulo :data:`EPOCHS`.
     """
 
     sender: int
     round: int
     update: Update
-    key: bool = False
+    keyframe: bool = False
     epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRequest:
-    """``sender`` asks for a key of the receiver; ``round`` is the sender's.
+class KeyframeRequest:
+    """``sender`` asks for a keyframe of the receiver; ``round`` is the sender's.
 
     Attributes:
         sender: who asks.
@@ -138,7 +138,7 @@ class Bye:
     reason: str
 
 
-Message: TypeAlias = Hello | Frame | KeyRequest | Bye
+Message: TypeAlias = Hello | Frame | KeyframeRequest | Bye
 """Everything that nodes say to each other."""
 
 
@@ -179,11 +179,11 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
         UsageError: a number, name or payload is larger than the format allows.
 
     >>> from jwins.wire.codec import codec
-    >>> packed = pack(KeyRequest(sender=1, round=7), codec("raw"), b"8 bytes.")
+    >>> packed = pack(KeyframeRequest(sender=1, round=7), codec("raw"), b"8 bytes.")
     >>> len(packed.data), packed.header_bytes
     (36, 36)
     >>> unpack(packed.data, codec("raw"), b"8 bytes.", dim=10)
-    KeyRequest(sender=1, round=7, held=None)
+    KeyframeRequest(sender=1, round=7, held=None)
     """
     if len(digest) != DIGEST_BYTES:
         raise UsageError(f"digest of {len(digest)} bytes: expected {DIGEST_BYTES}")
@@ -194,7 +194,7 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
         encoded = codec.encode(message.update)
         if not 0 <= message.epoch < EPOCHS:
             raise UsageError(f"Frame.epoch = {message.epoch}: expected 0 to {EPOCHS - 1}")
-        flags = _KEY_FLAG * message.key | message.epoch << 1
+        flags = _KEYFRAME_FLAG * message.keyframe | message.epoch << 1
         kind, code, dim = _FRAME, codec.code, message.update.dim
         payload, positions_bytes, values_bytes = encoded.data, encoded.positions_bytes, encoded.values_bytes
         if len(payload) > _U32:
@@ -208,8 +208,10 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
         kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
     else:
         if message.held is not None and not 0 <= message.held <= _U32:
-            raise UsageError(f"KeyRequest.held = {message.held}: expected None or an unsigned 32-bit round")
-        kind, payload = _KEY_REQUEST, b"" if message.held is None else _ROUND.pack(message.held)
+            raise UsageError(
+                f"KeyframeRequest.held = {message.held}: expected None or an unsigned 32-bit round"
+            )
+        kind, payload = _KEYFRAME_REQUEST, b"" if message.held is None else _ROUND.pack(message.held)
     fields = _FIELDS.pack(
         MAGIC, VERSION, kind, code, flags, message.sender, message.round, digest, dim, len(payload)
     )
@@ -240,23 +242,23 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
         return Hello(header.sender, header.round, header.dim, hello.codec, hello.versions, hello.x0)
     if header.kind == _BYE:
         return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
-    if header.kind == _KEY_REQUEST:
-        return KeyRequest(header.sender, header.round, _held_of(payload))
+    if header.kind == _KEYFRAME_REQUEST:
+        return KeyframeRequest(header.sender, header.round, _held_of(payload))
     if header.codec != codec.code:
         raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
     if header.dim != dim:
         raise FrameError(f"an update of a vector of {header.dim}, expected {dim}")
     # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
     update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
-    return Frame(header.sender, header.round, update, bool(header.flags & _KEY_FLAG), header.flags >> 1)
+    return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
 
 
 def _held_of(payload: memoryview) -> int | None:
-    """What a KeyRequest says besides its header."""
+    """What a KeyframeRequest says besides its header."""
     if not len(payload):
         return None
     if len(payload) != _ROUND.size:
-        raise FrameError(f"a KeyRequest with {len(payload)} bytes of payload: expected none, or 4")
+        raise FrameError(f"a KeyframeRequest with {len(payload)} bytes of payload: expected none, or 4")
     (held,) = _ROUND.unpack(payload)
     return int(held)
 
@@ -272,8 +274,8 @@ class Wire:
 
     >>> from jwins.wire.codec import codec
     >>> wire = Wire(codec("raw"), b"8 bytes.", dim=10)
-    >>> wire.unpack(wire.pack(KeyRequest(sender=1, round=7)).data)
-    KeyRequest(sender=1, round=7, held=None)
+    >>> wire.unpack(wire.pack(KeyframeRequest(sender=1, round=7)).data)
+    KeyframeRequest(sender=1, round=7, held=None)
     """
 
     codec: Codec
@@ -301,9 +303,9 @@ def describe(data: bytes) -> dict[str, object]:
 
     Returns:
         ``kind version codec sender round digest dim`` and ``frame_bytes header_bytes``; then for a frame
-        ``key epoch base check count density positions positions_bytes bits_per_position values dither offset
-        values_bytes bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over the
-        finite ones; None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
+        ``keyframe epoch base check count density positions positions_bytes bits_per_position values dither
+        offset values_bytes bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over
+        the finite ones; None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
 
     Raises:
         FrameError: the bytes are not a frame.
@@ -332,7 +334,7 @@ def describe(data: bytes) -> dict[str, object]:
     count = parts.count
     about |= {
         "header_bytes": len(data) - len(parts.positions) - len(parts.values),
-        "key": bool(header.flags & _KEY_FLAG),
+        "keyframe": bool(header.flags & _KEYFRAME_FLAG),
         "epoch": header.flags >> 1,
         "base": parts.base,
         "check": parts.check,
@@ -385,7 +387,7 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
         raise FrameError(f"format version {version}: this release reads version {VERSION}")
     if kind not in _KINDS:
         raise FrameError(f"message of kind {kind}: expected {min(_KINDS)} to {max(_KINDS)}")
-    controls = _ROUND.size if kind == _KEY_REQUEST else MAX_CONTROL_BYTES
+    controls = _ROUND.size if kind == _KEYFRAME_REQUEST else MAX_CONTROL_BYTES
     longest = max_payload_bytes(dim) if kind == _FRAME else controls
     if length != len(view) - HEADER_BYTES or length > longest:
         raise FrameError(
@@ -396,7 +398,7 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
     (checksum,) = _CHECKSUM.unpack_from(view, _FIELDS.size)
     if zlib.crc32(payload, zlib.crc32(view[: _FIELDS.size])) != checksum:
         raise FrameError("checksum does not match: the frame was changed on the way")
-    if (kind != _FRAME and (flags or code)) or (kind in (_KEY_REQUEST, _BYE) and dim):
+    if (kind != _FRAME and (flags or code)) or (kind in (_KEYFRAME_REQUEST, _BYE) and dim):
         raise FrameError(f"{_KINDS[kind]} with flags {flags:#04x}, codec {code}, dim {dim}")
     return _Header(kind, code, flags, sender, round_, digest, dim), payload
 

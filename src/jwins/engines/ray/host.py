@@ -29,7 +29,7 @@ from jwins.engines.host import STATE_TYPES, Arrived, Due, Host, HostState, Parce
 from jwins.engines.measuring import Average, Part, Partial
 from jwins.engines.ray.cluster import Demand
 from jwins.errors import HostLostError, JwinsError, UsageError
-from jwins.node import Command, RequestKey, Rules, Send
+from jwins.node import Command, RequestKeyframe, Rules, Send
 from jwins.runfiles import checkpoint
 from jwins.runfiles.checkpoint import Dumped
 from jwins.training.allocator import keep_freed_memory
@@ -201,7 +201,7 @@ class HostActor:
         leaving: dict[str, dict[int, Packed]] = {}
 
         def without_bytes(command: Command) -> Command:
-            if not isinstance(command, Send | RequestKey):
+            if not isinstance(command, Send | RequestKeyframe):
                 return command
             packed, serial = command.packed, next(self._serials)
             self._own[serial] = packed
@@ -373,7 +373,7 @@ class RemoteHost:
         self.dead.append(key)
 
     def _with_remote(self, command: Command, bundles: Mapping[str, Any]) -> Command:
-        if not isinstance(command, Send | RequestKey):
+        if not isinstance(command, Send | RequestKeyframe):
             return command
         return replace(command, packed=cast(Packed, Remote(self, cast(Sizes, command.packed), bundles)))
 

@@ -45,7 +45,7 @@ from jwins.node import (
     PeerUp,
     Refused,
     Rejoin,
-    RequestKey,
+    RequestKeyframe,
     RosterChanged,
     Rules,
     Send,
@@ -335,7 +335,7 @@ class Simulator:
                     self._on_train(node, round, now)
                 case Send():
                     self._on_send(node, command, now)
-                case RequestKey(to, packed):
+                case RequestKeyframe(to, packed):
                     self._ledger.count(node, (to,), packed, "control")
                     self.network.send(now, self._parcel(node, packed), (to,), {})
                 case Evaluate(round):
@@ -378,8 +378,8 @@ class Simulator:
 
     def _on_send(self, node: int, command: Send, now: float) -> None:
         receivers = command.in_turn(node) if self._links.sending == "in_turn" else command.to
-        self._ledger.count(node, receivers, command.packed, "key" if command.key else "update")
-        mishaps = {} if command.key else self._script.on_send(node, command.round, receivers)
+        self._ledger.count(node, receivers, command.packed, "keyframe" if command.keyframe else "update")
+        mishaps = {} if command.keyframe else self._script.on_send(node, command.round, receivers)
         self.network.send(now, self._parcel(node, command.packed), receivers, mishaps)
 
     def _parcel(self, sender: int, packed: Packed) -> Parcel:
