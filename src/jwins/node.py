@@ -173,11 +173,11 @@ class PeerLost:
 
 @dataclass(frozen=True, slots=True)
 class KeyframeRequested:
-    """A peer in ``round`` lacks what it must hold of this node; it still has the replica of round ``held``."""
+    """A peer in ``round`` lacks the replica of this node; it still has that of ``replica_round``, or none."""
 
     peer: int
     round: int = 0
-    held: int | None = None
+    replica_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,8 +349,8 @@ class NodeState:
         sent_bytes: length of the previous update's frame.
         deadline: on the clock of ``now``, while waiting and if there is one.
         stopping: whether :class:`Stop` was heard.
-        held: of peers that asked, the round of this node's replica that they still hold.
-        answered: the round in which a peer was last sent what came after what it held.
+        replica_rounds: of peers that asked, the round of this node's replica that they still hold.
+        answered: the round in which a peer was last sent what came after that replica.
     """
 
     phase: str
@@ -366,7 +366,7 @@ class NodeState:
     sent_bytes: int
     deadline: float | None
     stopping: bool
-    held: Mapping[int, int] = field(default_factory=dict)
+    replica_rounds: Mapping[int, int] = field(default_factory=dict)
     answered: Mapping[int, int] = field(default_factory=dict)
 
 
@@ -418,7 +418,7 @@ class Node:
         self._sent_bytes = 0
         self._deadline: float | None = None
         self._stopping = False
-        self._held: dict[int, int] = {}
+        self._replica_rounds: dict[int, int] = {}
         self._answered: dict[int, int] = {}
 
     # --- Driving ------------------------------------------------------------------------------------------
@@ -484,7 +484,7 @@ class Node:
             self._sent_bytes,
             self._deadline,
             self._stopping,
-            dict(self._held),
+            dict(self._replica_rounds),
             dict(self._answered),
         )
 
@@ -503,7 +503,7 @@ class Node:
         self._sent_bytes = state.sent_bytes
         self._deadline = state.deadline
         self._stopping = state.stopping
-        self._held = dict(state.held)
+        self._replica_rounds = dict(state.replica_rounds)
         self._answered = dict(state.answered)
 
     @property
@@ -543,9 +543,9 @@ class Node:
         reason = self._objection(frame)
         if reason is not None:
             return [Refused(frame.sender, frame.round, reason)]
-        held = self._inbox.get((frame.sender, frame.round))
+        there = self._inbox.get((frame.sender, frame.round))
         # A keyframe makes up for an update that did not fit.
-        if held is None or (frame.keyframe and not held.keyframe):
+        if there is None or (frame.keyframe and not there.keyframe):
             self._inbox[frame.sender, frame.round] = frame
         return self._merge_if_ready(now)
 
@@ -579,12 +579,12 @@ class Node:
         return commands
 
     def _on_keyframe_requested(self, event: KeyframeRequested, now: float) -> list[Command]:
-        if event.held is not None and event.round < self._answered.get(event.peer, 0):
+        if event.replica_round is not None and event.round < self._answered.get(event.peer, 0):
             return []  # what it asks for is under way already
         self._informed.discard(event.peer)
-        self._held.pop(event.peer, None)
-        if event.held is not None:
-            self._held[event.peer] = event.held
+        self._replica_rounds.pop(event.peer, None)
+        if event.replica_round is not None:
+            self._replica_rounds[event.peer] = event.replica_round
         return []
 
     def _on_tick(self, event: Tick, now: float) -> list[Command]:
@@ -639,9 +639,12 @@ class Node:
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
             RequestKeyframe(
-                j, self.rules.wire.pack(KeyframeRequest(self.id, self.round, self._sharing.held(self.state, j)))
+                j,
+                self.rules.wire.pack(
+                    KeyframeRequest(self.id, self.round, self._sharing.replica_round(self.state, j))
+                ),
             )
-            for j in sorted(self._sharing.missing(self.state) - self._down)
+            for j in sorted(self._sharing.stale_peers(self.state) - self._down)
         ]
         self.round += 1
         if self.round in self.rules.evaluate_at:
@@ -687,13 +690,17 @@ class Node:
 
     def _send_missed(self, lack: tuple[int, ...]) -> list[Command]:
         """To each what it lacks: what came after what it holds, where that is known, or else the keyframe."""
-        by_held: dict[int | None, list[int]] = {}
+        by_round: dict[int | None, list[int]] = {}
         for j in lack:
-            by_held.setdefault(self._held.pop(j, None), []).append(j)
+            by_round.setdefault(self._replica_rounds.pop(j, None), []).append(j)
         commands: list[Command] = []
-        for held, peers in by_held.items():
-            missed = None if held is None else self._sharing.since(self.state, held, self._context())
-            if held is not None:
+        for replica_round, peers in by_round.items():
+            missed = (
+                None
+                if replica_round is None
+                else self._sharing.delta_since(self.state, replica_round, self._context())
+            )
+            if replica_round is not None:
                 self._answered |= dict.fromkeys(peers, self.round)
             commands.append(self._send_keyframe(tuple(peers), missed))
         return commands

@@ -347,7 +347,7 @@ def test_what_is_merged_after_a_codec_is_what_was_sent(algorithm: Any, name: str
         for update in (sent, through)
     ]
     assert bits(results[0]) == bits(results[1])
-    assert algorithm.missing(results[0][1]) == frozenset(), "a replica at the receiver is the sender's"
+    assert algorithm.stale_peers(results[0][1]) == frozenset(), "a replica at the receiver is the sender's"
 
 
 @pytest.mark.parametrize("gone", [(), ((1, 2),), ((1, 0), (4, 0), (4, 3))])
@@ -411,17 +411,17 @@ def test_merging_is_pulled_towards_what_was_heard(algorithm: Any) -> None:
 
 def test_missing_and_keys_belong_to_those_that_remember(algorithm: Any) -> None:
     state = algorithm.init(torch.zeros(P))
-    assert algorithm.missing(state) == frozenset()
+    assert algorithm.stale_peers(state) == frozenset()
     pair = Pair(algorithm, lost=((1, 2),))
     if not algorithm.remembers_peers:
-        assert algorithm.held(pair.state[0], 1) is None
-        assert algorithm.missing(pair.state[0]) == frozenset()
+        assert algorithm.replica_round(pair.state[0], 1) is None
+        assert algorithm.stale_peers(pair.state[0]) == frozenset()
         checked = type(algorithm) is type(moniqua(1.0))
         assert all(update.base is None and (update.check is not None) == checked for update in pair.updates)
         with pytest.raises(TypeError, match="no keyframe"):
             algorithm.keyframe(pair.state[0], context(0, 0))
         return
-    assert algorithm.missing(pair.state[0]) == {1}, "nothing heals without a keyframe"
+    assert algorithm.stale_peers(pair.state[0]) == {1}, "nothing heals without a keyframe"
     with pytest.raises(UsageError, match="shared nothing yet"):
         algorithm.keyframe(state, context(0, 0))
     keyframe = algorithm.keyframe(pair.state[1], context(1, ROUNDS - 1))
@@ -430,7 +430,7 @@ def test_missing_and_keys_belong_to_those_that_remember(algorithm: Any) -> None:
     _, healed = algorithm.merge(
         state, pair.params[0], [Received(1, ROUNDS - 1, 0.0, keyframe)], context(0, ROUNDS)
     )
-    assert algorithm.missing(healed) == frozenset()
+    assert algorithm.stale_peers(healed) == frozenset()
     assert bits(healed.replicas[1].x_hat) == bits(pair.state[1].x_hat)
     for update in pair.updates:
         assert update.check is not None
@@ -443,7 +443,7 @@ REMEMBERING = [name for name, algorithm in ALGORITHMS.items() if algorithm.remem
 @pytest.mark.parametrize("name", REMEMBERING)
 def test_late_updates_are_caught_up_with(name: str) -> None:
     late, in_time = Pair(ALGORITHMS[name], late=((1, 2),)), Pair(ALGORITHMS[name])
-    assert ALGORITHMS[name].missing(late.state[0]) == frozenset()
+    assert ALGORITHMS[name].stale_peers(late.state[0]) == frozenset()
     assert bits(late.state[0].replicas) == bits(in_time.state[0].replicas)
 
 
@@ -451,13 +451,13 @@ def test_late_updates_are_caught_up_with(name: str) -> None:
 def test_peers_that_are_no_neighbours_any_more_are_forgotten(name: str) -> None:
     algorithm = ALGORITHMS[name]
     pair = Pair(algorithm, lost=((1, 2),))
-    assert pair.state[0].missing == {1}
+    assert pair.state[0].stale_peers == {1}
     params = pair.params[0]
     ctx = RoundContext(3, 0, ROUNDS, {})
     _, state = algorithm.share(pair.state[0], params, ctx)
     _, state = algorithm.merge(state, params, [], ctx)
     assert state.replicas == {}
-    assert algorithm.missing(state) == frozenset()
+    assert algorithm.stale_peers(state) == frozenset()
 
 
 @pytest.mark.parametrize("name", RATED)
@@ -472,7 +472,7 @@ def test_levels_of_a_neighbour_are_pulled_towards(name: str) -> None:
     for i in (0, 1):
         sent[i], state[i] = algorithm.share(algorithm.init(start), params[i], context(i, 0))
     merged, after = algorithm.merge(state[0], params[0], [Received(1, 0, 0.25, sent[1])], context(0, 0))
-    assert algorithm.missing(after) == frozenset()
+    assert algorithm.stale_peers(after) == frozenset()
     gamma = getattr(algorithm, "gamma", 1.0)
     steps = [float(sent[i].values.scales.max()) for i in (0, 1)]
     expected = params[0] + 0.25 * gamma * (params[1] - params[0])

@@ -150,7 +150,7 @@ def test_replicas_recover_from_random_loss(name: str, seed: int) -> None:
     assert (bytes_sent.keyframe > 0) == lost, "a keyframe is sent when a frame was lost, and only then"
     assert (bytes_sent.control > 0) == lost
     for node in range(6):
-        assert not state_of(sim, node).missing
+        assert not state_of(sim, node).stale_peers
         assert set(state_of(sim, node).replicas) == set(sim.rules.topology.at(0).senders[node])
     check_replicas(sim)
 

@@ -435,8 +435,8 @@ class Everywhere:
         (
             {"sharing": Forgetful()},
             "sharing",
-            "an object without key, missing, held, since, update_dim, projected, remembers_peers, state_types; "
-            "derive its class from jwins.sharing.Sharing",
+            "an object without keyframe, stale_peers, replica_round, delta_since, update_dim, projected, "
+            "remembers_peers, state_types; derive its class from jwins.sharing.Sharing",
         ),
         (
             {"topology": Everywhere()},

@@ -82,4 +82,4 @@ def test_reproduces_the_reference(name: str) -> None:
                 atol=1e-5,
                 err_msg=f"{name}, round {r}, node {i}",
             )
-            assert not sharing.missing(state[i])
+            assert not sharing.stale_peers(state[i])

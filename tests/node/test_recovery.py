@@ -95,7 +95,7 @@ class Network:
                     assert isinstance(message, KeyframeRequest)
                     assert message.sender == id
                     self.requests.append((id, to, message.round))
-                    self.events.append((to, KeyframeRequested(id, message.round, message.held)))
+                    self.events.append((to, KeyframeRequested(id, message.round, message.replica_round)))
                 case WakeAt(time):
                     self.wake.append(time)
                 case Refused(sender, round, reason):
@@ -144,10 +144,10 @@ class Network:
         assert all(node.phase is Phase.DONE and node.round == ROUNDS for node in self.nodes.values())
         for i, node in self.nodes.items():
             neighbours = node.rules.topology.at(ROUNDS - 1).senders[i]
-            held = node.snapshot().sharing
-            assert held.missing == frozenset(), f"node {i} lacks {held.missing}"
-            assert held.replicas.keys() == neighbours.keys()
-            for j, replica in held.replicas.items():
+            state = node.snapshot().sharing
+            assert state.stale_peers == frozenset(), f"node {i} lacks {state.stale_peers}"
+            assert state.replicas.keys() == neighbours.keys()
+            for j, replica in state.replicas.items():
                 own = self.nodes[j].snapshot().sharing
                 assert replica.round == own.shared == ROUNDS - 1
                 assert torch.equal(replica.x_hat.view(torch.int32), own.x_hat.view(torch.int32)), f"{j} at {i}"
@@ -193,7 +193,7 @@ def test_a_dropped_frame(sharing: Choco | ClosedLoop, round: int, slow_keyframes
     assert {(sender, receiver) for sender, receiver, _ in run.keyframes()} == {(0, 1)}
     assert len(run.requests) <= 2
     assert len(run.keyframes()) <= 2
-    assert 1 not in run.nodes[0].snapshot().sharing.missing
+    assert 1 not in run.nodes[0].snapshot().sharing.stale_peers
 
 
 @pytest.mark.parametrize("sharing", [choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1)], ids=repr)

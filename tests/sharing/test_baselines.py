@@ -120,11 +120,11 @@ def test_beer_catches_up_with_a_frame_it_missed_by_a_keyframe() -> None:
     update, states[0] = algorithm.share(states[0], trained, contexts[2][0])
     _, states[1] = algorithm.share(states[1], trained, contexts[2][1])
     merged, gap = algorithm.merge(states[1], trained, [Received(0, 2, 0.5, update)], contexts[2][1])
-    assert algorithm.missing(gap) == {0}
+    assert algorithm.stale_peers(gap) == {0}
     assert torch.equal(merged, trained)
     keyframe = Received(0, 2, 0.5, algorithm.keyframe(states[0], contexts[2][0]))
     _, healed = algorithm.merge(states[1], trained, [keyframe], contexts[2][1])
-    assert algorithm.missing(healed) == frozenset()
+    assert algorithm.stale_peers(healed) == frozenset()
     assert torch.equal(healed.replicas[0].x_hat, states[0].x_hat)
 
 

@@ -394,7 +394,7 @@ class Host:
                 message = self._messages[parcel]
                 if isinstance(message, Frame):
                     return FrameReceived(message)
-                return KeyframeRequested(parcel.sender, message.round, message.held)
+                return KeyframeRequested(parcel.sender, message.round, message.replica_round)
             case event:
                 return event
 

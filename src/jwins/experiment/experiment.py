@@ -89,7 +89,17 @@ class Experiment(Settings):
         sharing: Annotated[
             one_of({kind: row.settings for kind, row in ALGORITHMS.items()}),
             OrObject(
-                ("init", "share", "merge", "key", "missing", "held", "since", "update_dim", "projected"),
+                (
+                    "init",
+                    "share",
+                    "merge",
+                    "keyframe",
+                    "stale_peers",
+                    "replica_round",
+                    "delta_since",
+                    "update_dim",
+                    "projected",
+                ),
                 ("remembers_peers", "state_types"),
                 base="jwins.sharing.Sharing",
             ),

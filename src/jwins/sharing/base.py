@@ -157,21 +157,21 @@ class Sharing(Protocol[S]):
     def keyframe(self, state: S, ctx: RoundContext) -> Update:
         """An update that stands alone: what a neighbour must hold of this node after its last share.
 
-        Asked for where a neighbour's ``missing`` names this node, where a peer comes back and the algorithm
+        Asked for where a neighbour's ``stale_peers`` names this node, where a peer comes back and the algorithm
         remembers its peers, and where an update has a ``base`` that a recipient cannot hold.
         """
         raise TypeError(f"{type(self).__name__} has no keyframe; one that remembers its peers must have one")
 
-    def missing(self, state: S) -> frozenset[int]:
-        """Senders whose replica is lost or stale and whose keyframe is needed."""
+    def stale_peers(self, state: S) -> frozenset[int]:
+        """Return the senders whose replica is lost or stale, so that their keyframe is needed."""
         return frozenset()
 
-    def held(self, state: S, sender: int) -> int | None:
-        """Of a ``missing`` sender, the round of the replica that is still there; None if it is lost."""
+    def replica_round(self, state: S, sender: int) -> int | None:
+        """Return the round of the replica of a stale sender; None if it is lost."""
         return None
 
-    def since(self, state: S, round: int, ctx: RoundContext) -> Update | None:
-        """An update with the base ``round`` that leads to where :meth:`keyframe` does; None if only a keyframe does.
+    def delta_since(self, state: S, round: int, ctx: RoundContext) -> Update | None:
+        """Return an update with the base ``round`` that leads to the same as :meth:`keyframe`, or None.
 
         Args:
             state: after a share.

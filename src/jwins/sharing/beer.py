@@ -51,7 +51,7 @@ class BeerState:
         tracker: (P,) float32, v; None before the first round.
         shared: the round of this node's last share, or None.
         replicas: of the neighbours, by node.
-        missing: neighbours whose keyframe is needed.
+        stale_peers: neighbours whose keyframe is needed.
     """
 
     start: Tensor
@@ -60,7 +60,7 @@ class BeerState:
     tracker: Tensor | None = None
     shared: int | None = None
     replicas: Mapping[int, Replica] = field(default_factory=dict)
-    missing: frozenset[int] = frozenset()
+    stale_peers: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Beer(Sharing[BeerState]):
         self, state: BeerState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, BeerState]:
         """One step along the tracker, and one gossip step for both on those that were heard in this round."""
-        followed = follow(state.replicas, state.missing, received, ctx.weights, like=state.x_hat)
+        followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=state.x_hat)
         merged, tracker = params.clone(), state.tracker
         if followed.heard and tracker is not None:
             mixed = torch.zeros_like(state.x_hat)
@@ -133,7 +133,7 @@ class Beer(Sharing[BeerState]):
             start=merged.clone(),
             tracker=tracker,
             replicas=followed.replicas,
-            missing=followed.missing,
+            stale_peers=followed.stale_peers,
         )
 
     def projected(self, state: BeerState, params: Tensor) -> BeerState:
@@ -146,9 +146,9 @@ class Beer(Sharing[BeerState]):
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         return keyframe_of(state.x_hat)
 
-    def missing(self, state: BeerState) -> frozenset[int]:
+    def stale_peers(self, state: BeerState) -> frozenset[int]:
         """Neighbours whose replica was lost by a gap or a hash that does not fit."""
-        return state.missing
+        return state.stale_peers
 
 
 def beer(

@@ -46,13 +46,13 @@ class ChocoState:
         x_hat: (P,) float32, this node's own replica, as its neighbours hold it.
         shared: the round of this node's last share, or None.
         replicas: of the neighbours, by node.
-        missing: neighbours whose keyframe is needed.
+        stale_peers: neighbours whose keyframe is needed.
     """
 
     x_hat: Tensor
     shared: int | None = None
     replicas: Mapping[int, Replica] = field(default_factory=dict)
-    missing: frozenset[int] = frozenset()
+    stale_peers: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +100,13 @@ class Choco(Sharing[ChocoState]):
         self, state: ChocoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ChocoState]:
         """Bring the replicas up to date, then one gossip step on those that were heard in this round."""
-        followed = follow(state.replicas, state.missing, received, ctx.weights, like=params)
+        followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=params)
         change = torch.zeros_like(params)
         for j, weight in followed.heard.items():
             change.add_(followed.replicas[j].x_hat - state.x_hat, alpha=weight)
         return (
             params + self.gamma * change,
-            replace(state, replicas=followed.replicas, missing=followed.missing),
+            replace(state, replicas=followed.replicas, stale_peers=followed.stale_peers),
         )
 
     def keyframe(self, state: ChocoState, ctx: RoundContext) -> Update:
@@ -115,9 +115,9 @@ class Choco(Sharing[ChocoState]):
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         return keyframe_of(state.x_hat)
 
-    def missing(self, state: ChocoState) -> frozenset[int]:
+    def stale_peers(self, state: ChocoState) -> frozenset[int]:
         """Neighbours whose replica was lost by a gap or a hash that does not fit."""
-        return state.missing
+        return state.stale_peers
 
 
 def choco(fraction: float, gamma: float, *, values: Precision | Quantizer = "float32") -> Choco:

@@ -58,7 +58,7 @@ class ClosedLoopState:
         multiple: of the unit, the step of the last share; 0 before the first.
         past: the own replica after earlier shares, by round.
         replicas: of the neighbours, by node.
-        missing: neighbours of whom something was missed.
+        stale_peers: neighbours of whom something was missed.
         kept: (C,) float32, what is still to be given back.
         unsent: (C,) float32, what the last share left out; only between share and merge.
     """
@@ -71,7 +71,7 @@ class ClosedLoopState:
     multiple: int = 0
     past: Mapping[int, Tensor] = field(default_factory=dict)
     replicas: Mapping[int, Replica] = field(default_factory=dict)
-    missing: frozenset[int] = frozenset()
+    stale_peers: frozenset[int] = frozenset()
     kept: Tensor | None = None
     unsent: Tensor | None = None
 
@@ -162,7 +162,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """Bring the replicas up to date, then one gossip step on those that were heard in this round."""
         followed = follow(
             state.replicas,
-            state.missing,
+            state.stale_peers,
             received,
             ctx.weights,
             state.x_hat,
@@ -186,7 +186,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             state,
             start=merged.clone(),
             replicas=followed.replicas,
-            missing=followed.missing,
+            stale_peers=followed.stale_peers,
             kept=kept,
             unsent=None,
         )
@@ -204,16 +204,16 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             len(state.x_hat), None, self.grid.quantized(state.x_hat, bands), check=hash_of(state.x_hat)
         )
 
-    def missing(self, state: ClosedLoopState) -> frozenset[int]:
+    def stale_peers(self, state: ClosedLoopState) -> frozenset[int]:
         """Neighbours of whom an update was missed."""
-        return state.missing
+        return state.stale_peers
 
-    def held(self, state: ClosedLoopState, sender: int) -> int | None:
+    def replica_round(self, state: ClosedLoopState, sender: int) -> int | None:
         """The round of the replica of ``sender`` that this node still has."""
         replica = state.replicas.get(sender)
         return None if replica is None else replica.round
 
-    def since(self, state: ClosedLoopState, round: int, ctx: RoundContext) -> Update | None:
+    def delta_since(self, state: ClosedLoopState, round: int, ctx: RoundContext) -> Update | None:
         """All increments since ``round`` in one, if the replica of then is remembered."""
         if round not in state.past:
             return None

@@ -3,8 +3,9 @@
 A node whose updates are increments has a replica of itself, and each neighbour that hears every update has the
 same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the round
 it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either does not
-fit, the sender is ``missing``, and its keyframe is asked for: the whole replica, which stands alone. Replicas
-cost degree * C * 4 bytes of memory per node, be they float32 or the integers of :mod:`jwins.sharing.grid`.
+fit, the sender is one of ``stale_peers``, and its keyframe is asked for: the whole replica, which stands alone.
+Replicas cost degree * C * 4 bytes of memory per node, be they float32 or the integers of
+:mod:`jwins.sharing.grid`.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ class Followed:
     """What a node holds of its neighbours after a round.
 
     Attributes:
-        replicas: by node; those of neighbours of the round only. One of a neighbour that is ``missing`` is
+        replicas: by node; those of neighbours of the round only. One of a neighbour in ``stale_peers`` is
             right, but older than the neighbour's last update.
-        missing: neighbours of whom updates were missed, or who must send their keyframe.
+        stale_peers: neighbours of whom updates were missed, or who must send their keyframe.
         heard: mixing weights of the neighbours that were heard in this round and whose replica is right, by
             node in increasing order.
     """
 
     replicas: Mapping[int, Replica]
-    missing: frozenset[int]
+    stale_peers: frozenset[int]
     heard: Mapping[int, float] = field(default_factory=dict)
 
 
 def follow(
     replicas: Mapping[int, Replica],
-    missing: Collection[int],
+    stale_peers: Collection[int],
     received: Sequence[Received],
     neighbours: Collection[int],
     like: Tensor,
@@ -65,7 +66,7 @@ def follow(
 
     Args:
         replicas: by node, before the round.
-        missing: nodes whose keyframe was needed before the round.
+        stale_peers: nodes whose keyframe was needed before the round.
         received: every update since the last merge, late ones too, sorted by (sender, round).
         neighbours: of the round; everyone else is forgotten.
         like: (C,), of the kind and on the device that replicas are.
@@ -74,26 +75,26 @@ def follow(
         keep_old: whether a replica whose sender's later update was missed is kept, because its sender may send
             what was missed again; otherwise only a keyframe helps, and the replica is dropped.
     """
-    held = {j: replica for j, replica in replicas.items() if j in neighbours}
-    needed = {j for j in missing if j in neighbours}
+    current = {j: replica for j, replica in replicas.items() if j in neighbours}
+    needed = {j for j in stale_peers if j in neighbours}
     heard: dict[int, float] = {}
     for item in received:
         j = item.sender
-        before = held.get(j)
+        before = current.get(j)
         if before is not None and item.round <= before.round:
             continue  # already known from a keyframe
         after = _after(before, item, like, advance or _add)
         if after is None:
             if not keep_old or (before is not None and before.round == item.update.base):  # it has drifted
-                held.pop(j, None)
+                current.pop(j, None)
             needed.add(j)
             continue
-        held[j] = after
+        current[j] = after
         needed.discard(j)
         if item.weight > 0.0:
             heard[j] = item.weight
     return Followed(
-        {j: replica for j, replica in held.items() if j in neighbours},
+        {j: replica for j, replica in current.items() if j in neighbours},
         frozenset(j for j in needed if j in neighbours),
         {j: heard[j] for j in sorted(heard) if j not in needed},
     )

@@ -93,7 +93,7 @@ class SparseLoco(Choco):
     ) -> tuple[Tensor, ChocoState]:
         """As CHOCO-SGD, and where somebody was heard, some of what was not sent is forgotten."""
         merged, after = Choco.merge(self, state, params, received, ctx)
-        if any(item.weight > 0.0 and item.sender not in after.missing for item in received):
+        if any(item.weight > 0.0 and item.sender not in after.stale_peers for item in received):
             merged.sub_(params - state.x_hat, alpha=1.0 - self.decay)
         return merged, after
 

@@ -120,13 +120,13 @@ class KeyframeRequest:
     Attributes:
         sender: who asks.
         round: the round it is in.
-        held: the receiver's round whose replica it still has, so that what came after it is enough; None for
-            none.
+        replica_round: the receiver's round whose replica it still has, so that what came after it is enough;
+            None for none.
     """
 
     sender: int
     round: int
-    held: int | None = None
+    replica_round: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     >>> len(packed.data), packed.header_bytes
     (36, 36)
     >>> unpack(packed.data, codec("raw"), b"8 bytes.", dim=10)
-    KeyframeRequest(sender=1, round=7, held=None)
+    KeyframeRequest(sender=1, round=7, replica_round=None)
     """
     if len(digest) != DIGEST_BYTES:
         raise UsageError(f"digest of {len(digest)} bytes: expected {DIGEST_BYTES}")
@@ -207,11 +207,15 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     elif isinstance(message, Bye):
         kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
     else:
-        if message.held is not None and not 0 <= message.held <= _U32:
+        if message.replica_round is not None and not 0 <= message.replica_round <= _U32:
             raise UsageError(
-                f"KeyframeRequest.held = {message.held}: expected None or an unsigned 32-bit round"
+                f"KeyframeRequest.replica_round = {message.replica_round}: "
+                "expected None or an unsigned 32-bit round"
             )
-        kind, payload = _KEYFRAME_REQUEST, b"" if message.held is None else _ROUND.pack(message.held)
+        kind, payload = (
+            _KEYFRAME_REQUEST,
+            b"" if message.replica_round is None else _ROUND.pack(message.replica_round),
+        )
     fields = _FIELDS.pack(
         MAGIC, VERSION, kind, code, flags, message.sender, message.round, digest, dim, len(payload)
     )
@@ -243,7 +247,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     if header.kind == _BYE:
         return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
     if header.kind == _KEYFRAME_REQUEST:
-        return KeyframeRequest(header.sender, header.round, _held_of(payload))
+        return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
     if header.codec != codec.code:
         raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
     if header.dim != dim:
@@ -253,14 +257,14 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
 
 
-def _held_of(payload: memoryview) -> int | None:
+def _replica_round_of(payload: memoryview) -> int | None:
     """What a KeyframeRequest says besides its header."""
     if not len(payload):
         return None
     if len(payload) != _ROUND.size:
         raise FrameError(f"a KeyframeRequest with {len(payload)} bytes of payload: expected none, or 4")
-    (held,) = _ROUND.unpack(payload)
-    return int(held)
+    (replica_round,) = _ROUND.unpack(payload)
+    return int(replica_round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +279,7 @@ class Wire:
     >>> from jwins.wire.codec import codec
     >>> wire = Wire(codec("raw"), b"8 bytes.", dim=10)
     >>> wire.unpack(wire.pack(KeyframeRequest(sender=1, round=7)).data)
-    KeyframeRequest(sender=1, round=7, held=None)
+    KeyframeRequest(sender=1, round=7, replica_round=None)
     """
 
     codec: Codec
