@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 __all__ = [
     "BITS",
     "BYTES",
-    "FEEDBACK",
+    "DEAD_ZONE",
     "FRACTION",
+    "HISTORY",
     "LEVELS",
     "MAX_LEVELS",
     "MBPS",
-    "MEMORY",
     "MISSING",
     "MOMENTUM",
-    "RATIO",
+    "RATE",
     "SECONDS",
     "STEP",
-    "ZERO",
+    "STEP_RATIO",
     "Within",
 ]
 
@@ -124,14 +124,14 @@ class Within:
 FRACTION = Within("a fraction", 0, 1, open_low=True)
 
 STEP = Within("a step", 1e-12, 1e5)
-RATIO = Within("a multiple", 0, 1000, open_low=True)
+STEP_RATIO = Within("a multiple", 0, 1000, open_low=True)
 BITS = Within("bits per parameter and round", 0, 32, open_low=True)
 BYTES = Within("bytes per round", 1)
 SECONDS = Within("seconds per round", 0, open_low=True)
 MBPS = Within("a rate in Mbit/s", 0, open_low=True)
-ZERO = Within("a number of steps", 0.5, 4)
-FEEDBACK = Within("a fraction", 0, 1)
-MEMORY = Within("a number of rounds", 0, 64)
+DEAD_ZONE = Within("a number of steps", 0.5, 4)
+RATE = Within("a fraction", 0, 1)
+HISTORY = Within("a number of rounds", 0, 64)
 MOMENTUM = Within("a factor", 0, 0.999)
 
 MAX_LEVELS = 24

@@ -100,11 +100,11 @@ ALGORITHMS: dict[str, Any] = {
     "closed_loop": closed_loop(),
     "closed_loop, fixed": closed_loop(0.03),
     "closed_loop, budget": closed_loop(budget=4.0),
-    "closed_loop, sent": closed_loop(ratio=0.5, feedback=1.0, gamma=0.7, zero=0.5),
-    "closed_loop, no wavelet": closed_loop(budget_bytes=100, wavelet=None, memory=1),
-    "closed_loop, symmetric": closed_loop(0.1, mode="symmetric", levels=2, memory=0, feedback=0.0),
+    "closed_loop, sent": closed_loop(step_ratio=0.5, residual_rate=1.0, gamma=0.7, dead_zone=0.5),
+    "closed_loop, no wavelet": closed_loop(budget_bytes=100, wavelet=None, history=1),
+    "closed_loop, symmetric": closed_loop(0.1, mode="symmetric", levels=2, history=0, residual_rate=0.0),
     "stateless": stateless(),
-    "stateless, fixed": stateless(0.03, own="sent", rounding="dither"),
+    "stateless, fixed": stateless(0.03, self_term="sent", rounding="dither"),
     "stateless, budget": stateless(budget=6.0, mode="symmetric"),
     "stateless, seconds": stateless(budget_seconds=0.002, link_mbps=1.0),
     "stateless, no wavelet": stateless(budget_bytes=150, wavelet=None),
@@ -464,7 +464,7 @@ def test_peers_that_are_no_neighbours_any_more_are_forgotten(name: str) -> None:
 def test_levels_of_a_neighbour_are_pulled_towards(name: str) -> None:
     """Two nodes that have moved apart by far more than a step: x + gamma W (x_j - x), but for roundings."""
     algorithm = RATED[name]
-    if algorithm == closed_loop(budget_bytes=100, wavelet=None, memory=1):
+    if algorithm == closed_loop(budget_bytes=100, wavelet=None, history=1):
         pytest.skip("with so few bytes its steps are as long as the way")
     start = vector("start", 0, 0)
     params = {0: start + 0.01, 1: start + 0.01 * (1 + vector("apart", 1, 0, scale=1.0))}

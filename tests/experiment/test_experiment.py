@@ -70,8 +70,8 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["sharing.kind=choco"], "sharing.fraction = <missing>: required"),
     (
-        ["sharing.kind=closed_loop", "sharing.budget=0.3", "sharing.ratio=3.0"],
-        "sharing.ratio = 3.0: budget says already how much is sent; leave one of them out",
+        ["sharing.kind=closed_loop", "sharing.budget=0.3", "sharing.step_ratio=3.0"],
+        "sharing.step_ratio = 3.0: budget says already how much is sent; leave one of them out",
     ),
     (["faults=3"], "faults = 3: expected an array of tables, [[faults]], each with a kind: crash, "),
     (["sharing.levels=25"], "sharing.levels = 25: expected a whole number in [1, 24]"),

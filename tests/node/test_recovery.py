@@ -172,7 +172,7 @@ SHARINGS = [
     choco(1.0, 1.0),
     choco(0.01, 0.4),
     closed_loop(),
-    closed_loop(0.03, wavelet=None, memory=0),
+    closed_loop(0.03, wavelet=None, history=0),
 ]
 
 
@@ -196,7 +196,7 @@ def test_a_dropped_frame(sharing: Choco | ClosedLoop, round: int, slow_keyframes
     assert 1 not in run.nodes[0].snapshot().sharing.stale_peers
 
 
-@pytest.mark.parametrize("sharing", [choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1)], ids=repr)
+@pytest.mark.parametrize("sharing", [choco(0.2, 0.4), closed_loop(), closed_loop(0.05, history=1)], ids=repr)
 @pytest.mark.parametrize("slow_keyframes", [False, True])
 def test_many_dropped_frames(sharing: Choco | ClosedLoop, slow_keyframes: bool) -> None:
     rng = stream(5, "losses")
@@ -211,8 +211,8 @@ def test_many_dropped_frames(sharing: Choco | ClosedLoop, slow_keyframes: bool) 
     run.assert_recovered()
 
 
-@pytest.mark.parametrize("memory", [0, 1, 2, 8])
-def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> None:
+@pytest.mark.parametrize("history", [0, 1, 2, 8])
+def test_what_was_missed_is_sent_again_while_it_is_remembered(history: int) -> None:
     """A lost update is noticed by the next, asked for after it and answered with the one after that."""
     bases: list[int | None] = []
 
@@ -221,14 +221,14 @@ def test_what_was_missed_is_sent_again_while_it_is_remembered(memory: int) -> No
             bases.append(frame.update.base)
         return not frame.keyframe and (sender, receiver, frame.round) == (0, 1, 4)
 
-    run = network(closed_loop(0.02, memory=memory), Ring(3), lost=lost).start().run()
+    run = network(closed_loop(0.02, history=history), Ring(3), lost=lost).start().run()
     run.assert_recovered()
     ((_, _, answered),) = set(run.keyframes())
-    assert bases == [3 if answered - 3 <= memory else None]
+    assert bases == [3 if answered - 3 <= history else None]
 
 
 @given(
-    sharing=st.sampled_from([choco(0.2, 0.4), closed_loop(), closed_loop(0.05, memory=1, feedback=1.0)]),
+    sharing=st.sampled_from([choco(0.2, 0.4), closed_loop(), closed_loop(0.05, history=1, residual_rate=1.0)]),
     lost=st.sets(
         st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, ROUNDS - QUIET), st.booleans()),
         max_size=20,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jwins.sharing.grid import FINEST, LIMIT, Grid, dead_zone
+from jwins.sharing.grid import FINEST, LIMIT, Grid, quantize_with_dead_zone
 from jwins.update import Quantized, Update
 
 GRIDS = st.sampled_from([FINEST, 0.25, float(torch.tensor(0.01)), 1.0])
@@ -95,7 +95,7 @@ def test_the_quantizer_errs_by_half_a_step_or_its_dead_zone(
     values: list[float], step: float, zero: float
 ) -> None:
     exact = torch.tensor(values)
-    found = dead_zone(exact, step, zero * step)
+    found = quantize_with_dead_zone(exact, step, zero * step)
     error = (found * step - exact).abs()
     inside = exact.abs() < zero * step
     assert bool((found[inside & (exact.abs() < 0.999 * zero * step)] == 0).all())
@@ -107,7 +107,7 @@ def test_replicas_do_not_overflow_however_far_a_model_goes() -> None:
     from jwins.rng import RoundContext
     from jwins.sharing import closed_loop
 
-    algorithm = closed_loop(ratio=0.001)
+    algorithm = closed_loop(step_ratio=0.001)
     state = algorithm.init(torch.zeros(40))
     for r in range(6):
         ctx = RoundContext(seed=1, node=0, round=r)

@@ -34,9 +34,9 @@ def test_a_ratio_beside_a_budget_has_no_effect_so_its_default_may_change() -> No
 
     for rate in ({"budget": 0.32}, {"step": 0.01}):
         tables = Experiment(sharing={"kind": "closed_loop", **rate}).resolved()
-        assert "ratio" not in tables["sharing"]
-        before = {**tables, "sharing": {**tables["sharing"], "ratio": 3.0}}
+        assert "step_ratio" not in tables["sharing"]
+        before = {**tables, "sharing": {**tables["sharing"], "step_ratio": 3.0}}
         assert (compared_settings(before), digest_of(before)) == settings(**rate)
-    now, other = settings(), settings(ratio=3.0)
+    now, other = settings(), settings(step_ratio=3.0)
     assert now[0] != other[0]
     assert now[1] != other[1]

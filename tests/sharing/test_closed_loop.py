@@ -18,9 +18,9 @@ STEP = 0.01
 ROUNDS = 12
 
 
-def often_said(zero: float, noise: float) -> Tensor:
+def often_said(dead_zone: float, noise: float) -> Tensor:
     """Of each of 2,000 coefficients, in how many rounds its level is not 0; noise is in steps."""
-    loop = closed_loop(STEP, wavelet=None, zero=zero, feedback=1.0)
+    loop = closed_loop(STEP, wavelet=None, dead_zone=dead_zone, residual_rate=1.0)
     centres = STEP * torch.linspace(-5.0, 5.0, 2000)
     state, said = loop.init(torch.zeros_like(centres)), torch.zeros(len(centres), dtype=torch.int64)
     for number in range(ROUNDS):
@@ -30,13 +30,13 @@ def often_said(zero: float, noise: float) -> Tensor:
         assert isinstance(update.values, Quantized)
         said += update.values.levels != 0
         error = (params - loop.grid.values(state.x_hat)).abs().max() / STEP
-        assert float(error) <= zero + 1e-4
+        assert float(error) <= dead_zone + 1e-4
         _, state = loop.merge(state, params, [], context)
     return said
 
 
 def test_the_default_dead_zone_says_once_what_stays() -> None:
-    assert int(often_said(closed_loop().zero, noise=0.15).max()) == 1
+    assert int(often_said(closed_loop().dead_zone, noise=0.15).max()) == 1
 
 
 def test_plain_rounding_says_it_again_and_again_between_two_levels() -> None:
@@ -56,11 +56,11 @@ class Wished:
         return replace(pace, step=self.step)
 
 
-@pytest.mark.parametrize("zero", [0.5, 0.65, 0.8])
+@pytest.mark.parametrize("dead_zone", [0.5, 0.65, 0.8])
 @pytest.mark.parametrize("wish", [2**-10.4, 2**-10.2, 2**-10, 2**-9.7, 3e-7, 1e-8])
-def test_what_stands_still_is_said_once_whatever_step_is_wished_for(zero: float, wish: float) -> None:
+def test_what_stands_still_is_said_once_whatever_step_is_wished_for(dead_zone: float, wish: float) -> None:
     """Also where the step that is taken is longer, as the nearest power of two, or the unit, may be."""
-    loop = replace(closed_loop(wavelet=None, zero=zero, feedback=1.0), rule=Wished(wish))
+    loop = replace(closed_loop(wavelet=None, dead_zone=dead_zone, residual_rate=1.0), rule=Wished(wish))
     params = torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 5 * wish
     state = loop.init(torch.zeros_like(params))
     for number in range(4):
@@ -73,7 +73,7 @@ def test_what_stands_still_is_said_once_whatever_step_is_wished_for(zero: float,
 @pytest.mark.parametrize(("step", "far"), [(1e-6, 900.0), (1e-9, 0.9)])
 def test_a_neighbour_follows_a_change_longer_than_a_replica_is_wide(step: float, far: float) -> None:
     """From one end to the other takes two rounds; nothing is missed."""
-    loop = closed_loop(step, wavelet=None, feedback=1.0)
+    loop = closed_loop(step, wavelet=None, residual_rate=1.0)
     here, there = (loop.init(torch.zeros(4)) for _ in range(2))
     for number in range(6):
         context = RoundContext(seed=1, node=0, round=number, weights={1: 0.5})

@@ -105,13 +105,13 @@ def test_a_surplus_is_not_saved_for_ever() -> None:
 def test_stateless_has_a_budget_where_nothing_is_given() -> None:
     assert stateless().rule == Budget(bits=1.6, free_bytes=64)
     assert Experiment(sharing={"kind": "stateless"}).sharing.build() == stateless()  # type: ignore
-    assert stateless(ratio=8.0).rule == RelativeStep(8.0)
+    assert stateless(step_ratio=8.0).rule == RelativeStep(8.0)
     spent = sum(sent for sent, _ in frames(stateless()))
     assert spent == pytest.approx((1.6 * P / 8 + 64) * ROUNDS, rel=0.05)
 
 
 @pytest.mark.parametrize(
-    "build", [closed_loop, partial(stateless, ratio=8.0)], ids=["closed_loop", "stateless"]
+    "build", [closed_loop, partial(stateless, step_ratio=8.0)], ids=["closed_loop", "stateless"]
 )
 def test_a_relative_step_follows_the_scale_of_what_is_learned(build: Any) -> None:
     """Sixteen times the change: the same levels and sixteen times the steps."""
@@ -153,11 +153,11 @@ def test_a_first_step_is_one_that_can_be_written() -> None:
         {"budget": 0.0},
         {"budget": 33.0},
         {"budget_bytes": 0},
-        {"ratio": 0.0},
+        {"step_ratio": 0.0},
         {"step": 0.1, "budget": 1.0},
         {"budget": 1.0, "budget_bytes": 100},
-        {"budget": 1.0, "ratio": 5.0},
-        {"step": 0.1, "ratio": 5.0},
+        {"budget": 1.0, "step_ratio": 5.0},
+        {"step": 0.1, "step_ratio": 5.0},
     ],
     ids=str,
 )
@@ -216,7 +216,7 @@ class Scripted:
 
 def quantized(rule: Scripted, moved: float) -> list[tuple[int, int]]:
     """Of each round the step, in units, and the level of a value that is ``moved`` units further than known."""
-    algorithm = replace(closed_loop(wavelet=None, memory=0, zero=0.5), rule=rule)
+    algorithm = replace(closed_loop(wavelet=None, history=0, dead_zone=0.5), rule=rule)
     state, found = algorithm.init(torch.zeros(1)), []
     for r in range(len(rule.wishes)):
         params = (state.x_hat + moved) * FINEST

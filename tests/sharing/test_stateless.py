@@ -76,7 +76,9 @@ def test_carried_errors_follow_hand_computed_rounds() -> None:
     assert levels == [[0, 0], [1, -1], [0, 0], [1, 0]]
 
 
-@pytest.mark.parametrize("wrong", [{"rounding": "up"}, {"own": "sent"}, {"own": "mine", "rounding": "dither"}])
+@pytest.mark.parametrize(
+    "wrong", [{"rounding": "up"}, {"self_term": "sent"}, {"self_term": "mine", "rounding": "dither"}]
+)
 def test_what_does_not_go_is_refused(wrong: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=r"sharing\.(rounding|own)"):
+    with pytest.raises(ConfigError, match=r"sharing\.(rounding|self_term)"):
         stateless(**wrong)  # type: ignore[arg-type]

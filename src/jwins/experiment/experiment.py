@@ -161,7 +161,7 @@ class Experiment(Settings):
         tables: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if self.task.own is not None:
             tables["task"]["own"] = _describe_task(self.task.own)
-        _drop_ratio_(tables["sharing"])
+        _drop_step_ratio_(tables["sharing"])
         tables["faults"] = list(tables["faults"])
         if not tables["faults"]:
             del tables["faults"]
@@ -243,13 +243,13 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         run.pop("eval_last", None)
     if links.get("sending") == "together":
         links.pop("sending")
-    _drop_ratio_(sharing)
+    _drop_step_ratio_(sharing)
 
 
-def _drop_ratio_(sharing: dict[str, Any]) -> None:
+def _drop_step_ratio_(sharing: dict[str, Any]) -> None:
     """Remove the default of a ratio where something else says how much is sent."""
     if any(sharing.get(key) is not None for key in RATE_KEYS):
-        sharing.pop("ratio", None)
+        sharing.pop("step_ratio", None)
 
 
 def what_identifies(tables: Mapping[str, Any]) -> dict[str, Any]:

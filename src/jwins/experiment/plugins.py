@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.checks import BITS, BYTES, FEEDBACK, LEVELS, MBPS, MEMORY, RATIO, SECONDS, STEP, ZERO
+from jwins.checks import BITS, BYTES, DEAD_ZONE, HISTORY, LEVELS, MBPS, RATE, SECONDS, STEP, STEP_RATIO
 from jwins.experiment.rules import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 
@@ -523,8 +523,8 @@ class JwinsConfig(SharingTable):
 
 
 RATE_KEYS = ("step", "budget", "budget_bytes", "budget_seconds")
-"""Each says how much is sent, in place of ``ratio``."""
-_RATIO = "the step in root mean squares of what a round's training changes; in place of a step or budget"
+"""Each says how much is sent, in place of ``step_ratio``."""
+_STEP_RATIO = "the step in root mean squares of what a round's training changes; in place of a step or budget"
 
 
 class _RateTable(SharingTable):
@@ -560,8 +560,8 @@ class _RateTable(SharingTable):
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
         named = [key for key in RATE_KEYS if getattr(self, key) is not None]
-        if getattr(self, "ratio", None) != type(self).model_fields["ratio"].default:
-            named.append("ratio")
+        if getattr(self, "step_ratio", None) != type(self).model_fields["step_ratio"].default:
+            named.append("step_ratio")
         if len(named) > 1:
             problem = f"{named[0]} says already how much is sent; leave one of them out"
             raise refuse(named[1], getattr(self, named[1]), problem)
@@ -575,18 +575,18 @@ class ClosedLoopConfig(_RateTable):
     """Quantized wavelet coefficients of the change since what neighbours last decoded."""
 
     kind: Literal["closed_loop"] = "closed_loop"
-    ratio: Annotated[float, RATIO] = Field(default=2.0, description=_RATIO)
+    step_ratio: Annotated[float, STEP_RATIO] = Field(default=2.0, description=_STEP_RATIO)
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
         default=1.0, description="consensus step size"
     )
-    zero: Annotated[float, ZERO] = Field(
+    dead_zone: Annotated[float, DEAD_ZONE] = Field(
         default=0.8, description="half-width of the dead zone in steps; 0.5 is plain rounding"
     )
-    feedback: Annotated[float, FEEDBACK] = Field(
+    residual_rate: Annotated[float, RATE] = Field(
         default=0.1,
-        description="which part of the rounding errors that mixing took away a node is given back in a round",
+        description="fraction of the accumulated residual that is returned per round; 1 is CHOCO-SGD",
     )
-    memory: Annotated[int, MEMORY] = Field(
+    history: Annotated[int, HISTORY] = Field(
         default=4, description="rounds that a neighbour may miss before it needs a whole keyframe"
     )
 
@@ -605,10 +605,10 @@ class StatelessConfig(_RateTable):
     """Quantized wavelet coefficients, for graphs that change and links that lose frames."""
 
     kind: Literal["stateless"] = "stateless"
-    ratio: Annotated[float, RATIO] | None = Field(
-        default=None, description=f"{_RATIO}; with nothing given, budget is 1.6 and 64 bytes more"
+    step_ratio: Annotated[float, STEP_RATIO] | None = Field(
+        default=None, description=f"{_STEP_RATIO}; with nothing given, budget is 1.6 and 64 bytes more"
     )
-    own: Literal["sent", "exact"] = Field(
+    self_term: Literal["sent", "exact"] = Field(
         default="exact",
         description="what a node compares with what it hears: its own model as it was sent, or as it is",
     )
@@ -618,9 +618,9 @@ class StatelessConfig(_RateTable):
     )
 
     @model_validator(mode="after")
-    def _own_is_exact(self) -> Self:
-        if self.rounding == "carry" and self.own == "sent":
-            raise refuse("own", self.own, "expected 'exact', or rounding = 'dither'")
+    def _self_term_is_exact(self) -> Self:
+        if self.rounding == "carry" and self.self_term == "sent":
+            raise refuse("self_term", self.self_term, "expected 'exact', or rounding = 'dither'")
         return self
 
     def build(self) -> Sharing[Any]:
@@ -662,7 +662,7 @@ class SparseLocoConfig(SharingTable):
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
         description="consensus step size; smaller for smaller fractions"
     )
-    decay: Annotated[float, FEEDBACK] = Field(
+    decay: Annotated[float, RATE] = Field(
         default=0.95, description="of what was not sent, from round to round; 1 forgets nothing"
     )
     chunk: Annotated[int, Within("a whole number of values per chunk", 16)] = Field(

@@ -24,7 +24,7 @@ from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.update import Quantized, Received, Update
 
-__all__ = ["Cutoff", "Own", "Precision", "Quantizer", "Sharing", "mix", "place", "quantize"]
+__all__ = ["Cutoff", "Precision", "Quantizer", "SelfTerm", "Sharing", "mix", "place", "quantize"]
 
 S = TypeVar("S")
 
@@ -35,7 +35,7 @@ Precision = Literal["float32", "bfloat16"]
 """The quantizers with a name: values as they are, or rounded to the nearest bfloat16."""
 
 
-Own = Literal["sent", "exact"]
+SelfTerm = Literal["sent", "exact"]
 """What a node compares with what it hears of others: its own model as it was sent, or as it is.
 
 ``sent`` keeps the mean over the nodes exactly, and moves a node by its own rounding errors; ``exact`` moves the
@@ -227,10 +227,10 @@ def check_fraction(name: str, fraction: float) -> None:
     FRACTION.check(name, fraction)
 
 
-def check_own(own: object) -> None:
-    """Raise a ConfigError unless ``own`` is one of :data:`Own`."""
-    if own not in get_args(Own):
-        raise ConfigError("sharing.own", own, "expected 'sent' or 'exact'")
+def check_self_term(self_term: object) -> None:
+    """Raise a ConfigError unless ``self_term`` is one of :data:`SelfTerm`."""
+    if self_term not in get_args(SelfTerm):
+        raise ConfigError("sharing.self_term", self_term, "expected 'sent' or 'exact'")
 
 
 def check_quantizer(quantizer: object) -> None:

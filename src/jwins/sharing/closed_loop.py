@@ -7,15 +7,15 @@ how far the model has moved from the common initial parameters x_0. Per round, a
     q    = round(d / step), 0 in the dead zone
     n_i += q step / u                      at i and at each neighbour that hears q
     l_i += gamma (sum_j W_ij) e_i                 e = d - q step, which was not sent
-    x_i  = y_i + T^-1( gamma sum_j W_ij (u n_j - u n_i - e_i) + feedback l_i )
-    l_i *= 1 - feedback
+    x_i  = y_i + T^-1( gamma sum_j W_ij (u n_j - u n_i - e_i) + residual_rate l_i )
+    l_i *= 1 - residual_rate
 
 Errors of the quantizer do not add up in n: they are part of the next d. This is difference coding with the
 quantizer inside the prediction loop (DPCM). A node mixes what the others sent with its model as it is, so that
 its own rounding error does not come back to it; what this takes away from the sum over the nodes is kept in l
-and given back slowly, when the errors have averaged out. With feedback = 1, without the wavelet and the entropy
-coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS 2018) and,
-with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. See
+and given back slowly, when the errors have averaged out. With residual_rate = 1, without the wavelet and the
+entropy coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS
+2018) and, with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. See
 docs/explanation/rate-distortion.md.
 """
 
@@ -29,25 +29,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jwins.checks import FEEDBACK, MEMORY, ZERO
+from jwins.checks import DEAD_ZONE, HISTORY, RATE
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
-from jwins.sharing.grid import FINEST, LIMIT, Grid, dead_zone
+from jwins.sharing.grid import FINEST, LIMIT, Grid, quantize_with_dead_zone
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
 from jwins.update import Received, Update, largest_magnitude
 
-__all__ = ["RATIO_BY_DEFAULT", "ClosedLoop", "ClosedLoopState", "closed_loop"]
+__all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
 
-RATIO_BY_DEFAULT = 2.0
+DEFAULT_STEP_RATIO = 2.0
 """Of the step to what training changes, where no step and no budget is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClosedLoopState:
-    """What a node remembers: (4 + memory + neighbours) vectors of 4 bytes per parameter.
+    """What a node remembers: (4 + history + neighbours) vectors of 4 bytes per parameter.
 
     Attributes:
         origin: (P,) float32, the initial parameters, which all nodes have in common.
@@ -56,10 +56,10 @@ class ClosedLoopState:
         shared: the round of this node's last share, or None.
         pace: of rate control.
         multiple: of the unit, the step of the last share; 0 before the first.
-        past: the own replica after earlier shares, by round.
+        past_replicas: this node's own replica after earlier shares, by round.
         replicas: of the neighbours, by node.
         stale_peers: neighbours of whom something was missed.
-        kept: (C,) float32, what is still to be given back.
+        residual: (C,) float32, quantization errors that mixing took away and that are still to be returned.
         unsent: (C,) float32, what the last share left out; only between share and merge.
     """
 
@@ -69,10 +69,10 @@ class ClosedLoopState:
     shared: int | None = None
     pace: Pace = field(default_factory=Pace)
     multiple: int = 0
-    past: Mapping[int, Tensor] = field(default_factory=dict)
+    past_replicas: Mapping[int, Tensor] = field(default_factory=dict)
     replicas: Mapping[int, Replica] = field(default_factory=dict)
     stale_peers: frozenset[int] = frozenset()
-    kept: Tensor | None = None
+    residual: Tensor | None = None
     unsent: Tensor | None = None
 
 
@@ -84,18 +84,18 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         rule: of the step. A fixed step is the unit of replicas; others are rounded to powers of two times
             :data:`jwins.sharing.grid.FINEST`. A budget's stay until the wish is twice or half of them.
         gamma: consensus step size, in (0, 1].
-        zero: half-width of the dead zone, in steps.
-        feedback: part of what was held back that is given back in a round, in [0, 1].
+        dead_zone: half-width of the dead zone, in steps.
+        residual_rate: fraction of the accumulated residual that is returned per round, in [0, 1].
         transform: the wavelet transform, or None to work on the parameters themselves.
-        memory: own replicas of so many earlier rounds are kept, for neighbours that missed as many.
+        history: number of earlier rounds whose own replica is kept, for neighbours that missed as many.
     """
 
     rule: StepRule
     gamma: float
-    zero: float
-    feedback: float
+    dead_zone: float
+    residual_rate: float
     transform: Wavelet | None
-    memory: int
+    history: int
     remembers_peers: ClassVar[bool] = True
     needs_common_start: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Pace, Replica)
@@ -103,9 +103,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def __post_init__(self) -> None:
         if not 0.0 < self.gamma <= 1.0:
             raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
-        ZERO.check("sharing.zero", self.zero)
-        FEEDBACK.check("sharing.feedback", self.feedback)
-        MEMORY.check("sharing.memory", self.memory)
+        DEAD_ZONE.check("sharing.dead_zone", self.dead_zone)
+        RATE.check("sharing.residual_rate", self.residual_rate)
+        HISTORY.check("sharing.history", self.history)
 
     @property
     def grid(self) -> Grid:
@@ -135,15 +135,17 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
         step = self.grid.unit * multiple
-        levels = dead_zone(wanted, step, max(self.zero * width, 0.5 * step), LIMIT // multiple)
+        levels = quantize_with_dead_zone(
+            wanted, step, max(self.dead_zone * width, 0.5 * step), LIMIT // multiple
+        )
         if largest_magnitude(coefficients) > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
         x_hat = torch.add(state.x_hat, levels, alpha=multiple)
-        past = state.past
-        if state.shared is not None and self.memory:
-            latest = sorted(past)[-(self.memory - 1) :] if self.memory > 1 else []
-            past = {r: past[r] for r in latest} | {state.shared: state.x_hat}
+        past_replicas = state.past_replicas
+        if state.shared is not None and self.history:
+            latest = sorted(past_replicas)[-(self.history - 1) :] if self.history > 1 else []
+            past_replicas = {r: past_replicas[r] for r in latest} | {state.shared: state.x_hat}
         update = Update(
             len(x_hat),
             None,
@@ -151,9 +153,15 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             base=state.shared,
             check=hash_of(x_hat),
         )
-        unsent = coefficients.sub_(self.grid.values(x_hat)) if self.feedback < 1.0 else None
+        unsent = coefficients.sub_(self.grid.values(x_hat)) if self.residual_rate < 1.0 else None
         return update, replace(
-            state, x_hat=x_hat, shared=ctx.round, pace=pace, multiple=multiple, past=past, unsent=unsent
+            state,
+            x_hat=x_hat,
+            shared=ctx.round,
+            pace=pace,
+            multiple=multiple,
+            past_replicas=past_replicas,
+            unsent=unsent,
         )
 
     def merge(
@@ -167,19 +175,19 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             ctx.weights,
             state.x_hat,
             self.grid.advanced,
-            keep_old=self.memory > 0,
+            keep_old=self.history > 0,
         )
         change = torch.zeros(len(state.x_hat), dtype=torch.float32, device=params.device)
         for j, weight in followed.heard.items():
             difference = followed.replicas[j].x_hat - state.x_hat
             change.add_(difference, alpha=self.gamma * self.grid.unit * weight)
-        kept = state.kept
+        residual = state.residual
         if state.unsent is not None and followed.heard:
             held_back = state.unsent * (self.gamma * sum(followed.heard.values()))
             change.sub_(held_back)
-            kept = held_back if kept is None else held_back.add_(kept)
-            change.add_(kept, alpha=self.feedback)
-            kept.mul_(1.0 - self.feedback)
+            residual = held_back if residual is None else held_back.add_(residual)
+            change.add_(residual, alpha=self.residual_rate)
+            residual.mul_(1.0 - self.residual_rate)
         merged = change if self.transform is None else self.transform.inverse(change, len(params))
         merged.add_(params)
         return merged, replace(
@@ -187,7 +195,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             start=merged.clone(),
             replicas=followed.replicas,
             stale_peers=followed.stale_peers,
-            kept=kept,
+            residual=residual,
             unsent=None,
         )
 
@@ -215,9 +223,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     def delta_since(self, state: ClosedLoopState, round: int, ctx: RoundContext) -> Update | None:
         """All increments since ``round`` in one, if the replica of then is remembered."""
-        if round not in state.past:
+        if round not in state.past_replicas:
             return None
-        change = self.grid.quantized(state.x_hat - state.past[round], self._bands(len(state.origin)))
+        change = self.grid.quantized(state.x_hat - state.past_replicas[round], self._bands(len(state.origin)))
         return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
 
     def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
@@ -245,18 +253,18 @@ def closed_loop(
     *,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
-    ratio: float = RATIO_BY_DEFAULT,
+    step_ratio: float = DEFAULT_STEP_RATIO,
     gamma: float = 1.0,
-    zero: float = 0.8,
-    feedback: float = 0.1,
+    dead_zone: float = 0.8,
+    residual_rate: float = 0.1,
     wavelet: str | None = "sym2",
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
-    memory: int = 4,
+    history: int = 4,
 ) -> ClosedLoop:
     """Quantized increments on replicas that neighbours keep, in the wavelet domain.
 
-    At most one of ``step``, the budgets and ``ratio`` is given; with none, the step is that of ``ratio = 2``.
+    At most one of ``step``, the budgets and ``step_ratio`` is given; with none, ``step_ratio`` is 2.
 
     Args:
         step: of the quantizer, fixed.
@@ -264,26 +272,26 @@ def closed_loop(
         budget_bytes: the same in bytes per round.
         budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
         link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
-        ratio: of the step to the root mean square of what a node's training changes in a round.
+        step_ratio: of the step to the root mean square of what a node's training changes in a round.
         gamma: consensus step size, in (0, 1].
-        zero: half-width of the dead zone in steps; 0.5 is plain rounding.
-        feedback: which part of its own rounding errors, as far as mixing took them away, a node is given back
-            in a round; 1 is CHOCO-SGD, 0 forgets them.
+        dead_zone: half-width of the dead zone in steps; 0.5 is plain rounding.
+        residual_rate: fraction of the accumulated residual that is returned per round; 1 is CHOCO-SGD, 0 drops
+            the residual.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
         levels: of the transform, 0 (none) to 24.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
             a multiple of ``2**levels``.
-        memory: rounds a neighbour may miss before it needs a whole keyframe; each costs 4 bytes per parameter.
+        history: rounds a neighbour may miss before it needs a whole keyframe; each costs 4 bytes per parameter.
 
     Raises:
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
     return ClosedLoop(
-        step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps, RATIO_BY_DEFAULT),
+        step_rule(step, budget, budget_bytes, step_ratio, budget_seconds, link_mbps, DEFAULT_STEP_RATIO),
         gamma,
-        zero,
-        feedback,
+        dead_zone,
+        residual_rate,
         transform,
-        memory,
+        history,
     )

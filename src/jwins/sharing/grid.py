@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jwins.update import Quantized, Update, one_scale
 
-__all__ = ["FINEST", "LIMIT", "Grid", "dead_zone"]
+__all__ = ["FINEST", "LIMIT", "Grid", "quantize_with_dead_zone"]
 
 FINEST = 2.0**-20
 """The unit where steps adapt: about 1e-6."""
@@ -99,7 +99,7 @@ def within(units: Tensor, limit: int = LIMIT) -> bool:
     return int(least) >= -limit and int(largest) <= limit
 
 
-def dead_zone(values: Tensor, step: float, threshold: float, most: int = LIMIT) -> Tensor:
+def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = LIMIT) -> Tensor:
     """Levels of a uniform quantizer that leaves small values for later.
 
     Args:
@@ -111,7 +111,7 @@ def dead_zone(values: Tensor, step: float, threshold: float, most: int = LIMIT) 
     Returns:
         (k,) int32.
 
-    >>> dead_zone(torch.tensor([-0.7, 0.2, 0.6, 1.4, 2.6]), step=1.0, threshold=0.6)
+    >>> quantize_with_dead_zone(torch.tensor([-0.7, 0.2, 0.6, 1.4, 2.6]), step=1.0, threshold=0.6)
     tensor([-1,  0,  1,  1,  3], dtype=torch.int32)
     """
     magnitude = values.abs()

@@ -13,13 +13,13 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from jwins.checks import BITS, BYTES, MBPS, MISSING, RATIO, SECONDS, STEP
+from jwins.checks import BITS, BYTES, MBPS, MISSING, SECONDS, STEP, STEP_RATIO
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 
 __all__ = ["Budget", "FixedStep", "LinkBudget", "Pace", "RelativeStep", "StepRule", "step_rule"]
 
-_MEMORY = 0.9
+_DECAY = 0.9
 """Weight of the past in the running mean square of a round's change: about ten rounds."""
 _HORIZON = 20
 """In so many rounds a budget's controller makes up for what was spent too much or too little."""
@@ -93,14 +93,14 @@ class RelativeStep:
     """A multiple of the root mean square of what training changes in a round, whatever the task.
 
     Attributes:
-        ratio: step over root mean square.
+        step_ratio: step over root mean square.
     """
 
-    ratio: float
+    step_ratio: float
     steady: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        RATIO.check("sharing.ratio", self.ratio)
+        STEP_RATIO.check("sharing.step_ratio", self.step_ratio)
 
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
@@ -108,8 +108,8 @@ class RelativeStep:
         """See :meth:`StepRule.next`."""
         square = float(trained.square().mean(dtype=torch.float64))
         if pace.step:
-            square = _MEMORY * pace.square + (1 - _MEMORY) * square
-        return replace(pace, step=max(self.ratio * math.sqrt(square), STEP.low or 0.0), square=square)
+            square = _DECAY * pace.square + (1 - _DECAY) * square
+        return replace(pace, step=max(self.step_ratio * math.sqrt(square), STEP.low or 0.0), square=square)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +212,22 @@ def step_rule(
     step: float | None,
     budget: float | None,
     budget_bytes: int | None,
-    ratio: float | None,
+    step_ratio: float | None,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
-    default_ratio: float | None = None,
+    default_step_ratio: float | None = None,
 ) -> StepRule:
     """The rule that the arguments of an algorithm name; at most one of a step, a budget and a ratio is given.
 
-    ``budget_seconds`` and ``link_mbps`` belong together; ``ratio`` is given if it is not ``default_ratio``.
+    ``budget_seconds`` and ``link_mbps`` belong together; ``step_ratio`` counts as given if it is not
+    ``default_step_ratio``.
 
     Raises:
         ConfigError: several are given, or one is out of range.
     """
     given = {"step": step, "budget": budget, "budget_bytes": budget_bytes, "budget_seconds": budget_seconds}
-    if ratio != default_ratio:
-        given["ratio"] = ratio
+    if step_ratio != default_step_ratio:
+        given["step_ratio"] = step_ratio
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
         problem = f"{named[0]} says already how much is sent; leave one of them out"
@@ -240,5 +241,5 @@ def step_rule(
         return LinkBudget(budget_seconds, link_mbps)
     if budget is not None or budget_bytes is not None:
         return Budget(budget, budget_bytes)
-    assert ratio is not None
-    return RelativeStep(ratio)
+    assert step_ratio is not None
+    return RelativeStep(step_ratio)

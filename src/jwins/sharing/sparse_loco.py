@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jwins.checks import FEEDBACK, Within
+from jwins.checks import RATE, Within
 from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales
 from jwins.ops.select import count_of, largest_k
@@ -73,7 +73,7 @@ class SparseLoco(Choco):
 
     def __post_init__(self) -> None:
         Choco.__post_init__(self)
-        FEEDBACK.check("sharing.decay", self.decay)
+        RATE.check("sharing.decay", self.decay)
         if type(self.chunk) is not int:
             raise ConfigError("sharing.chunk", self.chunk, f"expected {_CHUNK.what}")
         _CHUNK.check("sharing.chunk", self.chunk)

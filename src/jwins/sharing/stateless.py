@@ -5,8 +5,8 @@ common initial parameters, y the parameters after local training and c = T(y - x
 
     v_i = round((c_i + r_i) / step) step,  r_i <- c_i + r_i - v_i     rounding = "carry", at first r_i = 0
     v_i = (round(c_i / step + z) - z) step                            rounding = "dither"
-    x_i = y_i + T^-1( sum_j W_ij (v_j - c_i) )                        own = "exact"
-    x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        own = "sent", with a dither only
+    x_i = y_i + T^-1( sum_j W_ij (v_j - c_i) )                        self_term = "exact"
+    x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        self_term = "sent", with a dither only
 
 What rounding leaves out is carried over to the next round, as in DeepSqueeze and in sigma-delta modulation, so
 that the errors of a round take back those of the round before: where all are heard, they sum to half a step.
@@ -27,7 +27,7 @@ from jwins.errors import ConfigError
 from jwins.ops.quantize import to_dithered, to_nearest
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import Own, Sharing, check_own, mix
+from jwins.sharing.base import SelfTerm, Sharing, check_self_term, mix
 from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
 from jwins.update import Quantized, Received, Update, dither, one_scale
 
@@ -48,14 +48,14 @@ class StatelessState:
         origin: (P,) float32, the initial parameters, which all nodes have in common.
         start: (P,) float32, the parameters at the start of the round.
         pace: of rate control.
-        own: (C,) what the node compares with what it hears; only between share and merge.
+        self_term: (C,) what the node compares with what it hears; only between share and merge.
         residual: (C,) float32, what rounding has left out so far, where it is carried over; None for nothing.
     """
 
     origin: Tensor
     start: Tensor
     pace: Pace = field(default_factory=Pace)
-    own: Tensor | None = None
+    self_term: Tensor | None = None
     residual: Tensor | None = None
 
 
@@ -66,24 +66,24 @@ class Stateless(Sharing[StatelessState]):
     Attributes:
         rule: of the step.
         transform: the wavelet transform, or None to work on the parameters themselves.
-        own: see :data:`jwins.sharing.base.Own`; "sent" goes with a dither only: a node that is moved by its own
-            rounding error and also carries it over corrects it twice, which grows without bound.
+        self_term: see :data:`jwins.sharing.base.SelfTerm`; "sent" goes with a dither only: a node that is moved
+            by its own rounding error and also carries it over corrects it twice, which grows without bound.
         rounding: see :data:`Rounding`.
     """
 
     rule: StepRule
     transform: Wavelet | None
-    own: Own = "exact"
+    self_term: SelfTerm = "exact"
     rounding: Rounding = "carry"
     needs_common_start: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:
-        check_own(self.own)
+        check_self_term(self.self_term)
         if self.rounding not in get_args(Rounding):
             raise ConfigError("sharing.rounding", self.rounding, "expected 'carry' or 'dither'")
-        if self.rounding == "carry" and self.own == "sent":
-            raise ConfigError("sharing.own", self.own, "expected 'exact', or rounding = 'dither'")
+        if self.rounding == "carry" and self.self_term == "sent":
+            raise ConfigError("sharing.self_term", self.self_term, "expected 'exact', or rounding = 'dither'")
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""
@@ -108,21 +108,21 @@ class Stateless(Sharing[StatelessState]):
             levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
         values = Quantized(levels.cpu(), one_scale(pace.step, bands), bands, seed)
         update = Update(len(levels), None, values)
-        own, residual = coefficients, state.residual
-        if self.own == "sent":
-            own = update.dense_values().to(params.device)
+        self_term, residual = coefficients, state.residual
+        if self.self_term == "sent":
+            self_term = update.dense_values().to(params.device)
         if self.rounding == "carry" and ctx.weights:  # what nobody hears takes back nothing
             residual = wanted - update.dense_values().to(params.device)
-        return update, replace(state, pace=pace, own=own, residual=residual)
+        return update, replace(state, pace=pace, self_term=self_term, residual=residual)
 
     def merge(
         self, state: StatelessState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, StatelessState]:
         """Mix the coefficients that were heard, and transform the change back."""
-        own = self._forward(params - state.origin) if state.own is None else state.own
-        change = mix(own, received)
+        self_term = self._forward(params - state.origin) if state.self_term is None else state.self_term
+        change = mix(self_term, received)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
-        return merged, replace(state, start=merged.clone(), own=None)
+        return merged, replace(state, start=merged.clone(), self_term=None)
 
     def projected(self, state: StatelessState, params: Tensor) -> StatelessState:
         """Finds the start of the round again."""
@@ -139,8 +139,8 @@ def stateless(
     *,
     budget_seconds: float | None = None,
     link_mbps: float | None = None,
-    ratio: float | None = None,
-    own: Own = "exact",
+    step_ratio: float | None = None,
+    self_term: SelfTerm = "exact",
     rounding: Rounding = "carry",
     wavelet: str | None = "sym2",
     levels: int = 4,
@@ -148,8 +148,8 @@ def stateless(
 ) -> Stateless:
     """Quantization of the coefficients themselves.
 
-    At most one of ``step``, the budgets and ``ratio`` is given; with none, the budget is 1.6 bits and 64 bytes
-    more.
+    At most one of ``step``, the budgets and ``step_ratio`` is given; with none, the budget is 1.6 bits and 64
+    bytes more.
 
     Args:
         step: of the quantizer, fixed.
@@ -157,8 +157,9 @@ def stateless(
         budget_bytes: the same in bytes per round.
         budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
         link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
-        ratio: of the step to the root mean square of what a node's training changes in a round.
-        own: "exact" or "sent"; see :data:`jwins.sharing.base.Own`. "sent" needs ``rounding = "dither"``.
+        step_ratio: of the step to the root mean square of what a node's training changes in a round.
+        self_term: "exact" or "sent"; see :data:`jwins.sharing.base.SelfTerm`. "sent" needs ``rounding =
+            "dither"``.
         rounding: "carry" or "dither"; see :data:`Rounding`.
         wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
         levels: of the transform, 0 (none) to 24.
@@ -168,7 +169,7 @@ def stateless(
         ConfigError: an argument is out of range, or several say how much is sent.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
-    if all(given is None for given in (step, budget, budget_bytes, budget_seconds, link_mbps, ratio)):
-        return Stateless(_DEFAULT, transform, own, rounding)
-    rule = step_rule(step, budget, budget_bytes, ratio, budget_seconds, link_mbps)
-    return Stateless(rule, transform, own, rounding)
+    if all(given is None for given in (step, budget, budget_bytes, budget_seconds, link_mbps, step_ratio)):
+        return Stateless(_DEFAULT, transform, self_term, rounding)
+    rule = step_rule(step, budget, budget_bytes, step_ratio, budget_seconds, link_mbps)
+    return Stateless(rule, transform, self_term, rounding)
