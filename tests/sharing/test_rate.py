@@ -15,8 +15,8 @@ from jwins.errors import ConfigError
 from jwins.experiment import Experiment
 from jwins.rng import RoundContext, stream
 from jwins.sharing import Budget, FixedStep, LinkBudget, RelativeStep, closed_loop, stateless
-from jwins.sharing.grid import FINEST
 from jwins.sharing.rate import Pace
+from jwins.sharing.step_grid import FINEST
 from jwins.update import Quantized, Update
 from jwins.wire import codec
 

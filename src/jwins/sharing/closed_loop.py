@@ -34,9 +34,9 @@ from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
-from jwins.sharing.grid import FINEST, LIMIT, Grid, quantize_with_dead_zone
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
+from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, quantize_with_dead_zone
 from jwins.update import Received, Update, largest_magnitude
 
 __all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
@@ -82,7 +82,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     Attributes:
         rule: of the step. A fixed step is the unit of replicas; others are rounded to powers of two times
-            :data:`jwins.sharing.grid.FINEST`. A budget's stay until the wish is twice or half of them.
+            :data:`jwins.sharing.step_grid.FINEST`. A budget's stay until the wish is twice or half of them.
         gamma: consensus step size, in (0, 1].
         dead_zone: half-width of the dead zone, in steps.
         residual_rate: fraction of the accumulated residual that is returned per round, in [0, 1].
@@ -108,10 +108,10 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         HISTORY.check("sharing.history", self.history)
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> StepGrid:
         """What replicas are whole numbers of."""
         fixed = self.rule.step if isinstance(self.rule, FixedStep) else FINEST
-        return Grid(float(np.float32(fixed)))
+        return StepGrid(float(np.float32(fixed)))
 
     def update_dim(self, num_params: int) -> int:
         """C, the number of coefficients."""

@@ -5,7 +5,7 @@ same one, bit for bit. One that missed an update has a wrong replica from then o
 it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either does not
 fit, the sender is one of ``stale_peers``, and its keyframe is asked for: the whole replica, which stands alone.
 Replicas cost degree * C * 4 bytes of memory per node, be they float32 or the integers of
-:mod:`jwins.sharing.grid`.
+:mod:`jwins.sharing.step_grid`.
 """
 
 from __future__ import annotations

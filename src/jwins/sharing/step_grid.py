@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jwins.update import Quantized, Update, one_scale
 
-__all__ = ["FINEST", "LIMIT", "Grid", "quantize_with_dead_zone"]
+__all__ = ["FINEST", "LIMIT", "StepGrid", "quantize_with_dead_zone"]
 
 FINEST = 2.0**-20
 """The unit where steps adapt: about 1e-6."""
@@ -26,7 +26,7 @@ LIMIT = 2**30 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class StepGrid:
     """Multiples of ``unit`` from ``-LIMIT`` to ``LIMIT``.
 
     Attributes:
@@ -38,7 +38,7 @@ class Grid:
     def multiple(self, step: float) -> int:
         """The power of two, at least 1, by which ``unit`` is nearest to ``step`` in ratio.
 
-        >>> [Grid(0.5).multiple(step) for step in (0.1, 0.5, 0.7, 0.8, 4.0)]
+        >>> [StepGrid(0.5).multiple(step) for step in (0.1, 0.5, 0.7, 0.8, 4.0)]
         [1, 1, 1, 2, 8]
         """
         most = LIMIT.bit_length() - 1

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jwins.sharing.grid import FINEST, LIMIT, Grid, quantize_with_dead_zone
+from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, quantize_with_dead_zone
 from jwins.update import Quantized, Update
 
 GRIDS = st.sampled_from([FINEST, 0.25, float(torch.tensor(0.01)), 1.0])
@@ -16,7 +16,7 @@ INCREMENTS = st.lists(
 )
 
 
-def update_of(grid: Grid, exponent: int, levels: list[int]) -> Update:
+def update_of(grid: StepGrid, exponent: int, levels: list[int]) -> Update:
     return Update(3, None, grid.levels(torch.tensor(levels, dtype=torch.int32), 1 << exponent, (1, 2)))
 
 
@@ -24,7 +24,7 @@ def update_of(grid: Grid, exponent: int, levels: list[int]) -> Update:
 def test_increments_add_up_in_any_order(
     unit: float, steps: list[tuple[int, list[int]]], random: object
 ) -> None:
-    grid, expected = Grid(unit), [0, 0, 0]
+    grid, expected = StepGrid(unit), [0, 0, 0]
     for exponent, levels in steps:
         expected = [n + (level << exponent) for n, level in zip(expected, levels, strict=True)]
     shuffled = list(steps)
@@ -40,7 +40,7 @@ def test_increments_add_up_in_any_order(
 
 @given(GRIDS, st.lists(st.integers(-LIMIT, LIMIT), min_size=3, max_size=3))
 def test_a_key_leads_to_the_replica_exactly(unit: float, units: list[int]) -> None:
-    grid, wanted = Grid(unit), torch.tensor(units, dtype=torch.int32)
+    grid, wanted = StepGrid(unit), torch.tensor(units, dtype=torch.int32)
     update = Update(3, None, grid.quantized(wanted, (1, 2)))
     after = grid.advanced(torch.zeros(3, dtype=torch.int32), update)
     assert after is not None
@@ -50,7 +50,7 @@ def test_a_key_leads_to_the_replica_exactly(unit: float, units: list[int]) -> No
 @given(st.integers(0, 20), st.integers(1, 5))
 def test_a_key_has_the_coarsest_step(exponent: int, odd: int) -> None:
     change = torch.tensor([0, -(2 * odd + 1) << exponent, 2 << exponent], dtype=torch.int32)
-    quantized = Grid(1.0).quantized(change, (3,))
+    quantized = StepGrid(1.0).quantized(change, (3,))
     assert quantized.scales.tolist() == [float(1 << exponent)]
     assert quantized.levels.tolist() == [0, -(2 * odd + 1), 2]
 
@@ -76,11 +76,11 @@ def levels(*numbers: int) -> torch.Tensor:
     ids=repr,
 )
 def test_what_a_peer_sends_off_the_grid_is_refused(values: torch.Tensor | Quantized) -> None:
-    assert Grid(0.25).advanced(torch.zeros(3, dtype=torch.int32), Update(3, None, values)) is None
+    assert StepGrid(0.25).advanced(torch.zeros(3, dtype=torch.int32), Update(3, None, values)) is None
 
 
 def test_sums_beyond_the_limit_are_refused() -> None:
-    grid, near = Grid(1.0), levels(LIMIT, 0, -LIMIT)
+    grid, near = StepGrid(1.0), levels(LIMIT, 0, -LIMIT)
     assert grid.advanced(near, update_of(grid, 0, [1, 0, 0])) is None
     assert grid.advanced(near, update_of(grid, 0, [0, 0, -1])) is None
     assert grid.advanced(near, update_of(grid, 0, [-1, 0, 1])) is not None
