@@ -40,20 +40,22 @@ P = 61  # odd and prime: no level of a transform divides it
 
 @dataclass(frozen=True)
 class Steps:
-    """A dithered quantizer for tests, one step per band: a fraction of the band's largest value."""
+    """A dithered quantizer for tests, one step per subband: a fraction of the subband's largest value."""
 
     fraction: float = 0.1
 
-    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
-        largest = [float(band.abs().max()) if len(band) else 1.0 for band in values.split(list(bands))]
+    def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+        largest = [
+            float(subband.abs().max()) if len(subband) else 1.0 for subband in values.split(list(subbands))
+        ]
         scales = torch.tensor(
             [max(self.fraction * value, 1e-6) for value in largest], dtype=torch.float32, device=values.device
         )
         seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
-        steps = values / scales.repeat_interleave(torch.tensor(bands, device=values.device)) + dither(
+        steps = values / scales.repeat_interleave(torch.tensor(subbands, device=values.device)) + dither(
             seed, len(values)
         )
-        return Quantized(steps.round().to(torch.int32), scales, bands, seed, offset=0.05)
+        return Quantized(steps.round().to(torch.int32), scales, subbands, seed, offset=0.05)
 
 
 QUANTIZERS: dict[str, Any] = {
@@ -486,13 +488,13 @@ class Noting:
 
     asked: list[tuple[int, tuple[int, ...]]]
 
-    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Tensor:
-        self.asked.append((len(values), bands))
+    def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Tensor:
+        self.asked.append((len(values), subbands))
         return values
 
 
 @pytest.mark.parametrize("kind", ["full", "random_k", "top_k", "choco"])
-def test_parameters_are_one_band(kind: str) -> None:
+def test_parameters_are_one_subband(kind: str) -> None:
     asked: list[tuple[int, tuple[int, ...]]] = []
     build = {"full": full, "random_k": lambda **more: random_k(0.2, **more)}
     build |= {"top_k": lambda **more: top_k(0.2, **more), "choco": lambda **more: choco(0.2, 0.5, **more)}

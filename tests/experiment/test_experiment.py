@@ -400,7 +400,7 @@ def test_objects_may_stand_for_tables() -> None:
 
 def test_a_quantizer_may_stand_for_a_precision() -> None:
     class Halves:
-        def __call__(self, values: Any, bands: Any, ctx: Any) -> Any:
+        def __call__(self, values: Any, subbands: Any, ctx: Any) -> Any:
             return (2 * values).round() / 2
 
     quantizer = Halves()

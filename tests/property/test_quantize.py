@@ -169,23 +169,23 @@ def test_unbiased_quantizers_are_right_in_the_mean_over_rounds(rounding: Any) ->
     ],
     ids=repr,
 )
-@pytest.mark.parametrize("bands", [(0,), (40, 0, 60), (7, 300)])
-def test_a_quantizer_keeps_its_contract(quantizer: Any, bands: tuple[int, ...]) -> None:
-    count = sum(bands)
+@pytest.mark.parametrize("subbands", [(0,), (40, 0, 60), (7, 300)])
+def test_a_quantizer_keeps_its_contract(quantizer: Any, subbands: tuple[int, ...]) -> None:
+    count = sum(subbands)
     x = torch.from_numpy(np.random.default_rng(count).laplace(scale=0.1, size=count).astype(np.float32))
     before, state = x.clone(), torch.get_rng_state()
-    sent = quantizer(x, bands, context())
+    sent = quantizer(x, subbands, context())
     assert isinstance(sent, Quantized)
     assert torch.equal(x, before)
     assert torch.equal(torch.get_rng_state(), state)
     again = pickle.loads(pickle.dumps(quantizer))
     assert (again, hash(again), repr(again)) == (quantizer, hash(quantizer), repr(quantizer))
     update = Update(count, None, sent)
-    assert identical(update, Update(count, None, again(x, bands, context())))
+    assert identical(update, Update(count, None, again(x, subbands, context())))
     for name in ("pco", "raw"):
         assert identical(update, codec(name).decode(codec(name).encode(update).data, dim=count))
     if isinstance(quantizer, UniformQuantizer):
-        assert sent.runs == bands
+        assert sent.runs == subbands
         nearest = quantizer.dead_zone + quantizer.offset
         bound = 1.0 if quantizer.rounding == "stochastic" else nearest
         assert bool(((sent.dense() - x).abs() <= 0.07 * bound + 1e-6).all())

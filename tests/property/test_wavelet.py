@@ -51,9 +51,9 @@ def test_both_engines_agree_with_pywavelets_and_invert(name, levels, mode, lengt
     assert sum(w.subbands(length)) == w.size(length)
     assert w.subband_counts(None, length) == w.subbands(length)
     positions = torch.arange(0, w.size(length), 3)
-    band = torch.repeat_interleave(torch.tensor(w.subbands(length)))[positions]
+    subband = torch.repeat_interleave(torch.tensor(w.subbands(length)))[positions]
     assert w.subband_counts(positions, length) == tuple(
-        torch.bincount(band, minlength=len(w.subbands(length))).tolist()
+        torch.bincount(subband, minlength=len(w.subbands(length))).tolist()
     )
     expected = reference(w, x)
     np.testing.assert_array_equal(c.numpy(), expected)

@@ -170,8 +170,8 @@ def test_sparse_loco_is_its_equations() -> None:
 @given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=60), st.integers(1, 20))
 def test_two_bits_err_by_a_third_of_the_largest(numbers: list[float], block: int) -> None:
     values = torch.tensor(numbers)
-    bands = tuple(len(part) for part in values.split(block))
-    found = TwoBits()(values, bands, RoundContext(1, 0, 0))
+    subbands = tuple(len(part) for part in values.split(block))
+    found = TwoBits()(values, subbands, RoundContext(1, 0, 0))
     assert set(found.levels.tolist()) <= {-3, -1, 0, 1, 3}
     largest = torch.cat([part.abs().max().repeat(len(part)) for part in values.split(block)])
     assert bool(((found.dense() - values).abs() <= largest * (1 / 3 + 0.01) + 1e-30).all())

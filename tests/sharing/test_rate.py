@@ -209,7 +209,7 @@ class Scripted:
     steady: bool = True
 
     def next(
-        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+        self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         return Pace(step=self.wishes[ctx.round] * FINEST)
 

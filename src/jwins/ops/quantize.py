@@ -1,7 +1,7 @@
 """Rounding to integer levels: what a quantizer does to numbers that are already counted in its steps.
 
-The functions take numbers in steps, ``values / step``, so that a step may differ from band to band, and give
-back levels. A level stands for its number of steps, changed by the offset and the dither of
+The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband, and
+give back levels. A level stands for its number of steps, changed by the offset and the dither of
 :class:`jwins.update.Quantized`. Levels are int32; numbers of more than :data:`MOST_STEPS` steps are cut off
 there.
 """

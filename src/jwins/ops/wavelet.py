@@ -71,7 +71,7 @@ class Wavelet:
 
     def subbands(self, dim: int) -> tuple[int, ...]:
         """Lengths of the subbands ``[cA_n, cD_n, ..., cD_1]`` of a vector of ``dim`` numbers; they sum to C."""
-        return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).bands
+        return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).subbands
 
     def subband_counts(self, positions: Tensor | None, dim: int) -> tuple[int, ...]:
         """How many of some coefficients lie in each subband.
@@ -151,7 +151,7 @@ class _Plan:
     mode: Mode
     dim: int
     steps: tuple[int, ...]
-    bands: tuple[int, ...]
+    subbands: tuple[int, ...]
     size: int
 
     @property
@@ -178,8 +178,8 @@ def _plan(name: str, levels: int, mode: Mode, dim: int) -> _Plan:
         steps.append(length)
         length = length // 2 if mode == "periodization" else (length + taps - 1) // 2
         details.append(length)
-    bands = (length, *reversed(details))
-    return _Plan(name, mode, dim, tuple(steps), bands, sum(bands))
+    subbands = (length, *reversed(details))
+    return _Plan(name, mode, dim, tuple(steps), subbands, sum(subbands))
 
 
 def _check_dtype(where: str, tensor: Tensor) -> None:
@@ -218,11 +218,11 @@ def _inverse_pywt(plan: _Plan, c: Tensor) -> Tensor:
     coefficients = c.numpy()
     if not coefficients.size:
         return torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32, device="cpu")
-    start = plan.bands[0]
+    start = plan.subbands[0]
     vector: Any = coefficients[..., :start]
-    for length, band in zip(reversed(plan.steps), plan.bands[1:], strict=True):
-        detail = coefficients[..., start : start + band]
-        start += band
+    for length, subband in zip(reversed(plan.steps), plan.subbands[1:], strict=True):
+        detail = coefficients[..., start : start + subband]
+        start += subband
         vector = pywt.idwt(vector, detail, wavelet, plan.mode)[..., :length]
     # The caller owns the result, and never gets a view into the coefficients or a longer buffer.
     return torch.from_numpy(np.array(vector[..., : plan.dim], dtype=np.float32, order="C"))
@@ -269,13 +269,13 @@ def _split(x: Tensor, wavelet: Any, mode: Mode) -> tuple[Tensor, Tensor]:
     before = taps - 1 - last
     extended = _extend(x, before, max(0, 2 * (count - 1) + last + 1 - n), mode)
 
-    def band(weights: list[float]) -> Tensor:
+    def subband(weights: list[float]) -> Tensor:
         starts = [before + last - j for j in range(taps)]
         return _convolve(
             [(w, extended[..., s : s + 2 * count - 1 : 2]) for w, s in zip(weights, starts, strict=True)]
         )
 
-    return band(wavelet.dec_lo), band(wavelet.dec_hi)
+    return subband(wavelet.dec_lo), subband(wavelet.dec_hi)
 
 
 def _join(approximation: Tensor, detail: Tensor, wavelet: Any, mode: Mode) -> Tensor:
@@ -292,8 +292,8 @@ def _join(approximation: Tensor, detail: Tensor, wavelet: Any, mode: Mode) -> Te
         taps = ((wavelet.rec_lo, low), (wavelet.rec_hi, high))
         return _convolve(
             [
-                (weights[2 * p + parity], band[..., half - 1 - p : half - 1 - p + pairs])
-                for weights, band in taps
+                (weights[2 * p + parity], subband[..., half - 1 - p : half - 1 - p + pairs])
+                for weights, subband in taps
                 for p in range(half)
             ]
         )
@@ -335,7 +335,7 @@ def inverse_torch(wavelet: Wavelet, c: Tensor, dim: int) -> Tensor:
     """
     plan = _plan(wavelet.name, wavelet.levels, wavelet.mode, dim)
     filters = _filters(plan.name)
-    vector, *details = torch.split(c, list(plan.bands), dim=-1)
+    vector, *details = torch.split(c, list(plan.subbands), dim=-1)
     for length, detail in zip(reversed(plan.steps), details, strict=True):
         vector = _join(vector, detail, filters, plan.mode)[..., :length]
     return vector[..., : plan.dim].clone()

@@ -49,17 +49,17 @@ class Quantizer(Protocol):
     with what its neighbours will read.
     """
 
-    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Tensor | Quantized:
+    def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Tensor | Quantized:
         """The values as they are sent.
 
         Args:
             values: (k,) float32, which is left as it is.
-            bands: how many of the values, in order, lie in each band of the vector they are from: its wavelet
-                subbands, coarsest first, or one band for parameters. They sum to k, and some may be 0.
+            subbands: how many of the values, in order, lie in each subband of the vector they are from,
+                coarsest first, or all of them in one for parameters. They sum to k, and some may be 0.
             ctx: the round; what is drawn comes from ``ctx.rng(purpose)``.
 
         Returns:
-            (k,) float32 or bfloat16, or k levels, with one scale for each band or as the quantizer likes.
+            (k,) float32 or bfloat16, or k levels, with one scale for each subband or as the quantizer likes.
         """
         ...
 
@@ -214,11 +214,11 @@ def place(vector: Tensor, positions: Tensor | None, values: Tensor) -> Tensor:
 
 
 def quantize(
-    quantizer: Precision | Quantizer, values: Tensor, bands: tuple[int, ...], ctx: RoundContext
+    quantizer: Precision | Quantizer, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext
 ) -> Tensor | Quantized:
-    """``values`` (k,) as they are sent; see :class:`Quantizer`. Those of a name need no ``bands``."""
+    """``values`` (k,) as they are sent; see :class:`Quantizer`. Those of a name need no ``subbands``."""
     if not isinstance(quantizer, str):
-        return quantizer(values, bands, ctx)
+        return quantizer(values, subbands, ctx)
     return values if quantizer == "float32" else values.to(torch.bfloat16)
 
 

@@ -84,15 +84,15 @@ class Choco(Sharing[ChocoState]):
     def share(self, state: ChocoState, params: Tensor, ctx: RoundContext) -> tuple[Update, ChocoState]:
         """The largest differences to the own replica."""
         difference = params - state.x_hat
-        positions, bands = self.chosen(difference)
+        positions, subbands = self.chosen(difference)
         chosen = difference if positions is None else difference.index_select(0, positions)
-        values = quantize(self.values, chosen, bands, ctx)
+        values = quantize(self.values, chosen, subbands, ctx)
         x_hat = added(state.x_hat, positions, values)
         update = Update(len(params), positions, values, base=state.shared, check=hash_of(x_hat))
         return update, replace(state, x_hat=x_hat, shared=ctx.round)
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-        """Positions (k,) of what is sent of ``difference`` (P,), None for all; and the bands they lie in."""
+        """Positions (k,) of what is sent of ``difference`` (P,), None for all; and the subbands they lie in."""
         count = count_of(self.fraction, len(difference))
         return None if count == len(difference) else largest_k(difference, count), (count,)
 

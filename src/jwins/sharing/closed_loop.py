@@ -131,8 +131,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         coefficients = moved if self.transform is None else self.transform.forward(moved)
         known = self.grid.values(state.x_hat)
         wanted = torch.sub(coefficients, known, out=known)
-        bands = self._bands(len(params))
-        pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
+        subbands = self._subbands(len(params))
+        pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
         step = self.grid.unit * multiple
         levels = quantize_with_dead_zone(
@@ -149,7 +149,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         update = Update(
             len(x_hat),
             None,
-            self.grid.levels(levels, multiple, bands),
+            self.grid.levels(levels, multiple, subbands),
             base=state.shared,
             check=hash_of(x_hat),
         )
@@ -207,9 +207,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """The own replica in the coarsest step that divides it: exact, and far shorter than float32."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
-        bands = self._bands(len(state.origin))
+        subbands = self._subbands(len(state.origin))
         return Update(
-            len(state.x_hat), None, self.grid.quantized(state.x_hat, bands), check=hash_of(state.x_hat)
+            len(state.x_hat), None, self.grid.quantized(state.x_hat, subbands), check=hash_of(state.x_hat)
         )
 
     def stale_peers(self, state: ClosedLoopState) -> frozenset[int]:
@@ -225,7 +225,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """All increments since ``round`` in one, if the replica of then is remembered."""
         if round not in state.past_replicas:
             return None
-        change = self.grid.quantized(state.x_hat - state.past_replicas[round], self._bands(len(state.origin)))
+        change = self.grid.quantized(
+            state.x_hat - state.past_replicas[round], self._subbands(len(state.origin))
+        )
         return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
 
     def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
@@ -242,7 +244,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         )
         return multiple, max(wish, self.grid.unit * multiple)
 
-    def _bands(self, num_params: int) -> tuple[int, ...]:
+    def _subbands(self, num_params: int) -> tuple[int, ...]:
         return (num_params,) if self.transform is None else self.transform.subbands(num_params)
 
 

@@ -63,17 +63,19 @@ class UniformQuantizer:
                     problem = f"biases what rounding = {self.rounding!r} leaves without bias; leave it out"
                     raise ConfigError(f"sharing.values.{name}", value, problem)
 
-    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+    def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         """See :class:`jwins.sharing.Quantizer`."""
         steps = values / self.step
-        scales = one_scale(self.step, bands)
+        scales = one_scale(self.step, subbands)
         if self.rounding == "dithered":
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
             levels = to_dithered(steps, dither(seed, len(values)).to(values.device))
-            return Quantized(levels, scales, bands, dither=seed)
+            return Quantized(levels, scales, subbands, dither=seed)
         if self.rounding == "stochastic":
-            return Quantized(to_either_side(steps, _uniform(len(values), ctx).to(values.device)), scales, bands)
-        return Quantized(to_nearest(steps, self.dead_zone), scales, bands, offset=self.offset)
+            return Quantized(
+                to_either_side(steps, _uniform(len(values), ctx).to(values.device)), scales, subbands
+            )
+        return Quantized(to_nearest(steps, self.dead_zone), scales, subbands, offset=self.offset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,8 @@ class AbsmaxQuantizer:
         if self.rounding not in ("nearest", "stochastic"):
             raise ConfigError("sharing.values.rounding", self.rounding, "expected nearest or stochastic")
 
-    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
-        """See :class:`jwins.sharing.Quantizer`. Blocks do not mind the bands."""
+    def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+        """See :class:`jwins.sharing.Quantizer`. Blocks do not mind the subbands."""
         largest = 2 ** (self.bits - 1) - 1
         runs = blocks(len(values), self.block)
         scales = absmax_scales(values, self.block, largest)

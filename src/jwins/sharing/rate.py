@@ -53,7 +53,7 @@ class StepRule(Protocol):
     steady: ClassVar[bool]
 
     def next(
-        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+        self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """The pace of this round, whose ``step`` is above 0.
 
@@ -61,7 +61,7 @@ class StepRule(Protocol):
             pace: of the previous round.
             trained: (P,) what local training has changed.
             wanted: (C,) what is to be quantized.
-            bands: lengths of the subbands of ``wanted``.
+            subbands: lengths of the subbands of ``wanted``.
             ctx: the round; ``ctx.sent_bytes`` is what the previous update took.
         """
         ...
@@ -82,7 +82,7 @@ class FixedStep:
         STEP.check("sharing.step", self.step)
 
     def next(
-        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+        self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """See :meth:`StepRule.next`."""
         return replace(pace, step=self.step)
@@ -103,7 +103,7 @@ class RelativeStep:
         STEP_RATIO.check("sharing.step_ratio", self.step_ratio)
 
     def next(
-        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+        self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """See :meth:`StepRule.next`."""
         square = float(trained.square().mean(dtype=torch.float64))
@@ -142,7 +142,7 @@ class Budget:
             BYTES.check("sharing.budget_bytes", self.size_bytes)
 
     def next(
-        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+        self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """See :meth:`StepRule.next`."""
         counted = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
@@ -180,11 +180,11 @@ class LinkBudget:
         MBPS.check("sharing.link_mbps", self.mbps)
 
     def next(
-        self, pace: Pace, trained: Tensor, wanted: Tensor, bands: tuple[int, ...], ctx: RoundContext
+        self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """See :meth:`StepRule.next`."""
         size = 1e6 / 8 * self.mbps * self.seconds / max(1, len(ctx.weights))
-        return Budget(size_bytes=max(1, round(size))).next(pace, trained, wanted, bands, ctx)
+        return Budget(size_bytes=max(1, round(size))).next(pace, trained, wanted, subbands, ctx)
 
 
 def _first_step(wanted: Tensor, bits: float, largest: float) -> float:

@@ -230,8 +230,10 @@ class Jwins(Sharing[ScoreState]):
         count = size if fraction >= self.dense_above else count_of(fraction, size)
         score = self._score(state, own)
         positions = None if count == size else largest_k(score, count)
-        bands = self._bands(positions, count, len(params))
-        values = quantize(self.values, own if positions is None else own.index_select(0, positions), bands, ctx)
+        subbands = self._subbands(positions, count, len(params))
+        values = quantize(
+            self.values, own if positions is None else own.index_select(0, positions), subbands, ctx
+        )
         if self.values != "float32":
             own = place(own, positions, dense_of(values))
         since = self._restart(state, score, own, positions)
@@ -258,7 +260,7 @@ class Jwins(Sharing[ScoreState]):
         """T(params) in memory of its own: ``params`` itself is trained in place."""
         return params.clone() if self.transform is None else self.transform.forward(params)
 
-    def _bands(self, positions: Tensor | None, count: int, num_params: int) -> tuple[int, ...]:
+    def _subbands(self, positions: Tensor | None, count: int, num_params: int) -> tuple[int, ...]:
         """How many of the chosen coefficients lie in each subband; not asked by quantizers that have a name."""
         if self.transform is None or isinstance(self.values, str):
             return (count,)

@@ -41,18 +41,18 @@ _CHUNK = Within("a whole number of values per chunk", 16)
 
 @dataclass(frozen=True, slots=True)
 class TwoBits:
-    """A quantizer: a value's sign and one of two magnitudes, 1/3 or 1 times its band's largest; 0 stays 0.
+    """A quantizer: a value's sign and one of two magnitudes, 1/3 or 1 times its chunk's largest; 0 stays 0.
 
     >>> ctx = RoundContext(seed=1, node=0, round=0)
     >>> TwoBits()(torch.tensor([3.0, -1.5, 2.5, 0.0]), (4,), ctx).dense()
     tensor([ 3., -1.,  3.,  0.])
     """
 
-    def __call__(self, values: Tensor, bands: tuple[int, ...], ctx: RoundContext) -> Quantized:
+    def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         """See :class:`jwins.sharing.Quantizer`."""
-        parts = torch.split(values, list(bands))
+        parts = torch.split(values, list(subbands))
         scales = torch.cat([absmax_scales(part, len(part), 3) for part in parts if len(part)])
-        runs = tuple(count for count in bands if count)
+        runs = tuple(count for count in subbands if count)
         steps = values / scales.repeat_interleave(torch.tensor(runs, device=values.device))
         levels = torch.where(steps.abs() > 2.0, 3, 1) * torch.sign(steps)
         return Quantized(levels.to(torch.int32).cpu(), scales.cpu(), runs)
@@ -79,7 +79,7 @@ class SparseLoco(Choco):
         _CHUNK.check("sharing.chunk", self.chunk)
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-        """The largest of each chunk, at least one of each; every chunk is a band."""
+        """The largest of each chunk, at least one of each; every chunk counts as a subband."""
         parts = torch.split(difference, self.chunk)
         counts = tuple(max(1, count_of(self.fraction, len(part))) for part in parts)
         positions = [

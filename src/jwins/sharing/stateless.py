@@ -97,16 +97,16 @@ class Stateless(Sharing[StatelessState]):
     def share(self, state: StatelessState, params: Tensor, ctx: RoundContext) -> tuple[Update, StatelessState]:
         """All coefficients, in steps."""
         coefficients = self._forward(params - state.origin)
-        bands = (len(params),) if self.transform is None else self.transform.subbands(len(params))
+        subbands = (len(params),) if self.transform is None else self.transform.subbands(len(params))
         wanted = coefficients if state.residual is None else coefficients + state.residual
-        pace = self.rule.next(state.pace, params - state.start, wanted, bands, ctx)
+        pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         seed = None
         if self.rounding == "carry":
             levels = to_nearest(wanted / pace.step)
         else:
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
             levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
-        values = Quantized(levels.cpu(), one_scale(pace.step, bands), bands, seed)
+        values = Quantized(levels.cpu(), one_scale(pace.step, subbands), subbands, seed)
         update = Update(len(levels), None, values)
         self_term, residual = coefficients, state.residual
         if self.self_term == "sent":

@@ -70,20 +70,20 @@ class StepGrid:
             after = units.index_add(0, positions.to(units.device), change, alpha=factor)
         return after if within(after) else None
 
-    def quantized(self, change: Tensor, bands: tuple[int, ...]) -> Quantized:
+    def quantized(self, change: Tensor, subbands: tuple[int, ...]) -> Quantized:
         """``change`` (C,) int32, exactly, in the coarsest step that divides all of it.
 
         Args:
             change: whole numbers of units.
-            bands: lengths of the wavelet subbands, which sum to C.
+            subbands: lengths of the wavelet subbands, which sum to C.
         """
         bits = int(np.bitwise_or.reduce(change.cpu().numpy()))
         multiple = (bits & -bits) or 1
-        return self.levels(change // multiple, multiple, bands)
+        return self.levels(change // multiple, multiple, subbands)
 
-    def levels(self, levels: Tensor, multiple: int, bands: tuple[int, ...]) -> Quantized:
+    def levels(self, levels: Tensor, multiple: int, subbands: tuple[int, ...]) -> Quantized:
         """Levels of one step, in a run for each subband: their levels are distributed differently."""
-        return Quantized(levels.cpu(), one_scale(self.unit * multiple, bands), bands)
+        return Quantized(levels.cpu(), one_scale(self.unit * multiple, subbands), subbands)
 
     def _multiple_of(self, scale: float) -> int | None:
         mantissa, exponent = math.frexp(scale / self.unit)
