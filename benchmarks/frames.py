@@ -1,7 +1,7 @@
-"""Bytes of the closed loop's frames against the entropy of their levels, early and late in training.
+"""Bytes of the closed loop's frames against the entropy of their symbols, early and late in training.
 
 Sixteen nodes train as in experiments/rate-distortion, with the defaults of the closed loop. In the first five
-rounds and the last five, every frame's section of values is held against the entropy of its own levels: of the
+rounds and the last five, every frame's section of values is held against the entropy of its own symbols: of the
 histogram of all, and of that of each wavelet subband. Neither counts telling the histogram, and the section has
 its step and its lengths, too; with odds for parts of a subband it may still be the shorter one. A row sums over
 all frames. Digits come with the package; for the others name their folders. From the root:
@@ -56,7 +56,7 @@ WORKLOADS = (
 class Sums:
     """Over all frames of some rounds; all but the two counts are bytes."""
 
-    levels: int = 0
+    symbols: int = 0
     zeros: int = 0
     sent: int = 0
     entropy: float = 0.0
@@ -66,19 +66,19 @@ class Sums:
         """One frame's values."""
         values = update.values
         assert isinstance(values, Quantized)
-        levels = values.levels.numpy()
-        self.levels += len(levels)
-        self.zeros += int((levels == 0).sum())
+        symbols = values.symbols.numpy()
+        self.symbols += len(symbols)
+        self.zeros += int((symbols == 0).sum())
         self.sent += codec("pco").encode(update).values_bytes
-        self.entropy += entropy_bytes(levels)
-        self.by_subband += conditional_bytes(levels, values.runs)
+        self.entropy += entropy_bytes(symbols)
+        self.by_subband += conditional_bytes(symbols, values.runs)
 
     def row(self) -> list[str]:
         """As it is printed."""
         return [
-            f"{self.levels:,}",
-            f"{self.zeros / self.levels:.1%}",
-            f"{8 * self.sent / self.levels:.3f}",
+            f"{self.symbols:,}",
+            f"{self.zeros / self.symbols:.1%}",
+            f"{8 * self.sent / self.symbols:.3f}",
             f"{self.sent:,}",
             f"{self.entropy:,.0f}",
             f"{self.sent / self.entropy - 1:+.1%}",
@@ -151,7 +151,7 @@ def main() -> None:
         data = given.get(workload.name)
         if data is not None or workload.name == "digits":
             found += rows(workload, data)
-    columns = "frames", "levels", "zeros", "bits", "bytes", "entropy", "excess", "by subband", "excess"
+    columns = "frames", "symbols", "zeros", "bits", "bytes", "entropy", "excess", "by subband", "excess"
     print(table(columns, found))
 
 

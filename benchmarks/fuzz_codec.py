@@ -3,7 +3,7 @@
     python benchmarks/fuzz_codec.py --minutes 10
 
 Inputs are valid ones, damaged in ways that know the format, and some made up. They go to ``Codec.decode``, the
-Elias gamma decoder and the decoder of levels directly, and to ``unpack`` as frames whose length and checksum
+Elias gamma decoder and the decoder of symbols directly, and to ``unpack`` as frames whose length and checksum
 are corrected after the damage, so that what is behind the header is reached. Each round runs in a fresh process
 at one vector length: a crash or an endless loop ends that process only. Memory is what the process grew by
 during one call.
@@ -56,7 +56,7 @@ TARGETS: dict[str, Callable[[bytes, int], object]] = {
     "raw": lambda data, dim: codec("raw").decode(data, dim=dim),
     "paper": lambda data, dim: Paper().decode(data, dim=dim),
     "elias": lambda data, dim: decode_positions(data[4:], count=int.from_bytes(data[:4], "little"), dim=dim),
-    "levels": lambda data, dim: quantized.decode(memoryview(data), count=dim, most_runs=MAX_RUNS),
+    "symbols": lambda data, dim: quantized.decode(memoryview(data), count=dim, most_runs=MAX_RUNS),
     "frame pco": lambda data, dim: unpack(data, codec("pco"), DIGEST, dim=dim),
     "frame raw": lambda data, dim: unpack(data, codec("raw"), DIGEST, dim=dim),
 }
@@ -74,10 +74,10 @@ def updates(dim: int, rng: np.random.Generator) -> list[Update]:
         count = round(density * dim)
         listed = torch.from_numpy(np.sort(rng.choice(dim, count, replace=False)))
         floats = torch.from_numpy(rng.normal(scale=0.1, size=count).astype(np.float32))
-        levels = torch.from_numpy(rng.integers(-9, 10, count).astype(np.int32))
+        symbols = torch.from_numpy(rng.integers(-9, 10, count).astype(np.int32))
         runs = (count // 2, count - count // 2)
-        plain = Quantized(levels, torch.tensor([0.5, 2.0]), runs)
-        dithered = Quantized(levels, torch.tensor([0.5, 2.0]), runs, int(rng.integers(2**63)), offset=0.1)
+        plain = Quantized(symbols, torch.tensor([0.5, 2.0]), runs)
+        dithered = Quantized(symbols, torch.tensor([0.5, 2.0]), runs, int(rng.integers(2**63)), offset=0.1)
         few = torch.from_numpy((rng.laplace(size=count) * rng.choice([0.3, 1, 30])).astype(np.int32))
         in_blocks = Quantized(few, torch.rand(-(-count // 32)) + 0.1, blocks(count, 32))
         rare = Quantized(few, torch.tensor([0.5] * 3), (count // 4, count // 4, count - count // 4 * 2))
@@ -90,8 +90,8 @@ def updates(dim: int, rng: np.random.Generator) -> list[Update]:
     return some
 
 
-# Coded levels in 1, 4, 15 and more runs, of which the coder reads one bits, zero bits or noise.
-LEVEL_BOMBS = [
+# Coded symbols in 1, 4, 15 and more runs, of which the coder reads one bits, zero bits or noise.
+SYMBOL_BOMBS = [
     head + bytes([len(body)]) + body
     for head in (b"\x10", b"\x44", b"\xf4\x0f", b"\xf8\x80\x80\x04\x01")
     for body in (b"\xff" * 100, b"\x01", bytes(99) + b"\x01", bytes(range(1, 121)))
@@ -111,10 +111,10 @@ def bombs(dim: int) -> list[bytes]:
             for layout, values in ((1, floats), (0, floats), (4, halves), (5, halves)):
                 positions = skipped if layout & 1 else b""
                 some.append(struct.pack("<BII", layout, claimed, len(positions)) + positions + values)
-            levels = struct.pack("<I", 2**32 - 1) + bytes(64)
-            some.append(struct.pack("<BII", 8, claimed, 0) + levels)
-            some.append(struct.pack("<BII", 0xC8, claimed, 0) + struct.pack("<Qf", 7, 0.25) + levels)
-            some += [struct.pack("<BII", 0x0C, claimed, 0) + coded for coded in LEVEL_BOMBS]
+            symbols = struct.pack("<I", 2**32 - 1) + bytes(64)
+            some.append(struct.pack("<BII", 8, claimed, 0) + symbols)
+            some.append(struct.pack("<BII", 0xC8, claimed, 0) + struct.pack("<Qf", 7, 0.25) + symbols)
+            some += [struct.pack("<BII", 0x0C, claimed, 0) + coded for coded in SYMBOL_BOMBS]
             some.append(struct.pack("<BII", 1, claimed, 2**32 - 1))
     most_runs = (
         struct.pack("<I", 1 << 16) + np.ones(1 << 16, "<f4").tobytes() + np.zeros(1 << 16, "<u4").tobytes()
@@ -150,9 +150,9 @@ class Corpus:
         inputs["paper"] = inputs["raw"]
         for update in some:
             if update.count == dim and isinstance(update.values, Quantized):
-                levels, scales = update.values.levels.numpy(), update.values.scales.numpy()
-                inputs["levels"].append(quantized.encode(levels, scales, update.values.runs))
-        inputs["levels"] += LEVEL_BOMBS
+                symbols, scales = update.values.symbols.numpy(), update.values.scales.numpy()
+                inputs["symbols"].append(quantized.encode(symbols, scales, update.values.runs))
+        inputs["symbols"] += SYMBOL_BOMBS
         for update in some:
             if isinstance(update.positions, torch.Tensor):
                 head = struct.pack("<I", update.count)
@@ -331,7 +331,7 @@ def _child(
             current[: NOTE.size] = NOTE.pack(count, len(kept), name.encode())
             current[NOTE.size : NOTE.size + len(kept)] = kept
 
-        for name in ("pco", "raw", "elias", "levels"):  # so that what a first call loads is not counted
+        for name in ("pco", "raw", "elias", "symbols"):  # so that what a first call loads is not counted
             with contextlib.suppress(CodecError):
                 TARGETS[name](corpus.inputs[name][0], dim)
         results.put(run(corpus, dim, seed, seconds, note, measure=True))

@@ -116,34 +116,36 @@ def one_scale(step: float, runs: Sequence[int]) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """Values as integer levels times a scale, which is the quantizer's step.
+    """Values as integer symbols times a scale, which is the quantizer's step.
 
     Attributes:
-        levels: (k,) int32.
+        symbols: (k,) int32.
         scales: (g,) float32, finite and > 0.
-        runs: g lengths that sum to k; ``levels`` of run i are multiplied by ``scales[i]``. One run is a
+        runs: g lengths that sum to k; ``symbols`` of run i are multiplied by ``scales[i]``. One run is a
             single step size, many are blocks or wavelet subbands.
         dither: None, or the seed (unsigned 64-bit) of the :func:`dither` that was added, in steps, before
-            values were rounded to levels, and is taken away again.
-        offset: how many steps nearer to zero than its level a nonzero level's value is, in [0, 1/2); kept as
+            values were rounded to symbols, and is taken away again.
+        offset: how many steps nearer to zero than its symbol a nonzero symbol's value is, in [0, 1/2); kept as
             the nearest float32. Values are denser near zero, so the middle of a step is not the best guess.
     """
 
-    levels: Tensor
+    symbols: Tensor
     scales: Tensor
     runs: tuple[int, ...]
     dither: int | None = None
     offset: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.levels.dtype != torch.int32 or self.levels.dim() != 1:
-            raise UsageError(f"Quantized.levels: expected (k,) int32, got {_describe(self.levels)}")
+        if self.symbols.dtype != torch.int32 or self.symbols.dim() != 1:
+            raise UsageError(f"Quantized.symbols: expected (k,) int32, got {_describe(self.symbols)}")
         if self.scales.dtype != torch.float32 or self.scales.dim() != 1:
             raise UsageError(f"Quantized.scales: expected (g,) float32, got {_describe(self.scales)}")
         if len(self.runs) != len(self.scales) or any(run < 0 for run in self.runs):
             raise UsageError(f"Quantized.runs: expected {len(self.scales)} lengths of at least 0")
-        if sum(self.runs) != len(self.levels):
-            raise UsageError(f"Quantized.runs sum to {sum(self.runs)}, but there are {len(self.levels)} levels")
+        if sum(self.runs) != len(self.symbols):
+            raise UsageError(
+                f"Quantized.runs sum to {sum(self.runs)}, but there are {len(self.symbols)} symbols"
+            )
         if len(self.scales):
             least, largest = torch.aminmax(self.scales)  # not numbers if one of them is not
             if not (float(least) > 0.0 and float(largest) < math.inf):
@@ -156,11 +158,11 @@ class Quantized:
         object.__setattr__(self, "offset", nearest)
 
     def dense(self) -> Tensor:
-        """The values themselves, (k,) float32: ``((level - sign(level) * offset) - dither) * scale``.
+        """The values themselves, (k,) float32: ``((symbol - sign(symbol) * offset) - dither) * scale``.
 
         Each operation is rounded to float32, so that every receiver has the same bits.
         """
-        steps = self.levels.to(torch.float32)
+        steps = self.symbols.to(torch.float32)
         if self.offset:
             steps = steps - torch.sign(steps) * self.offset
         if self.dither is not None:
@@ -228,7 +230,7 @@ class Update:
     @property
     def count(self) -> int:
         """How many values the update carries."""
-        return len(self.values.levels) if isinstance(self.values, Quantized) else len(self.values)
+        return len(self.values.symbols) if isinstance(self.values, Quantized) else len(self.values)
 
     def indices(self) -> Tensor | None:
         """Positions, (k,) int64, drawn once for all receivers; None when every position is present."""
@@ -250,7 +252,7 @@ class Update:
         return math.isfinite(self.largest())
 
     def dense_values(self) -> Tensor:
-        """Values as (k,) float32, whatever they travelled as; of levels computed once for all receivers."""
+        """Values as (k,) float32, whatever they travelled as; of symbols computed once for all receivers."""
         if not isinstance(self.values, Quantized):
             return dense_of(self.values)
         if self._dense is None:
@@ -304,7 +306,7 @@ def identical(a: Update, b: Update) -> bool:
         return (
             (a.values.runs, a.values.dither, a.values.offset)
             == (b.values.runs, b.values.dither, b.values.offset)
-            and torch.equal(a.values.levels, b.values.levels)
+            and torch.equal(a.values.symbols, b.values.symbols)
             and _same_bits(a.values.scales, b.values.scales)
         )
     if isinstance(a.values, Tensor) and isinstance(b.values, Tensor):

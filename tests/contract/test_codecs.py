@@ -38,16 +38,16 @@ def values(kind: str, count: int):
         return bits.view(torch.float32)
     if kind == "any bfloat16":
         return bits.to(torch.int16).view(torch.bfloat16)
-    if kind == "any levels":
+    if kind == "any symbols":
         return Quantized(bits, torch.tensor([1.0]), (count,))
     runs = (count // 3, 0, count - count // 3)
-    levels = torch.from_numpy(rng.integers(-7, 8, count).astype(np.int32))
+    symbols = torch.from_numpy(rng.integers(-7, 8, count).astype(np.int32))
     more = {
         "dithered": {"dither": 2**64 - 1},
         "offset": {"offset": 0.49},
         "both": {"dither": 0, "offset": 1e-45},
     }
-    return Quantized(levels, torch.tensor([0.5, 1e-38, 3e38]), runs, **more.get(kind, {}))
+    return Quantized(symbols, torch.tensor([0.5, 1e-38, 3e38]), runs, **more.get(kind, {}))
 
 
 VALUES = (
@@ -55,8 +55,8 @@ VALUES = (
     "bfloat16",
     "any float32",
     "any bfloat16",
-    "levels",
-    "any levels",
+    "symbols",
+    "any symbols",
     "dithered",
     "offset",
     "both",
@@ -180,27 +180,29 @@ def test_refuses_to_encode_too_many_runs(each):
         each.encode(Update(DIM, torch.zeros(0, dtype=torch.int64), quantized))
 
 
-def test_levels_without_dither_or_offset_say_nothing_of_them(each):
-    plain, both = (each.encode(update(values_kind=kind)) for kind in ("levels", "both"))
+def test_symbols_without_dither_or_offset_say_nothing_of_them(each):
+    plain, both = (each.encode(update(values_kind=kind)) for kind in ("symbols", "both"))
     assert len(both.data) - len(plain.data) == 8 + 4
     assert plain.data[0] >> 6 == 0
     assert both.data[0] >> 6 == 3
     assert (plain.values_bytes, plain.positions_bytes) == (both.values_bytes, both.positions_bytes)
 
 
-def test_a_codec_sees_the_runs_of_the_levels(monkeypatch):
-    """What an entropy coder with one model per subband needs, on both sides, before the levels."""
+def test_a_codec_sees_the_runs_of_the_symbols(monkeypatch):
+    """What an entropy coder with one model per subband needs, on both sides, before the symbols."""
     from jwins.wire.codec import _Plain
 
     seen = []
-    encode, decode = _Plain.encode_levels, _Plain.decode_levels
-    monkeypatch.setattr(_Plain, "encode_levels", lambda levels, runs: seen.append(runs) or encode(levels, runs))
+    encode, decode = _Plain.encode_symbols, _Plain.decode_symbols
+    monkeypatch.setattr(
+        _Plain, "encode_symbols", lambda symbols, runs: seen.append(runs) or encode(symbols, runs)
+    )
     monkeypatch.setattr(
         _Plain,
-        "decode_levels",
+        "decode_symbols",
         lambda data, *, count, runs: seen.append(runs) or decode(data, count=count, runs=runs),
     )
-    before = update(values_kind="levels")
+    before = update(values_kind="symbols")
     after = codec("raw").decode(codec("raw").encode(before).data, dim=DIM)
     assert seen == [(300, 0, 600)] * 2
     assert identical(before, after)
@@ -216,7 +218,7 @@ def damaged_head(values_kind: str, bit: int, words: bytes) -> bytes:
 
 @pytest.mark.parametrize("values_kind", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("bit", "words"), [(1 << 6, bytes(8)), (1 << 7, struct.pack("<f", 0.25))])
-def test_refuses_dither_and_offset_of_values_that_are_no_levels(values_kind, bit, words):
+def test_refuses_dither_and_offset_of_values_that_are_no_symbols(values_kind, bit, words):
     with pytest.raises(CodecError, match="not quantized"):
         codec("raw").decode(damaged_head(values_kind, bit, words), dim=DIM)
 
@@ -224,7 +226,7 @@ def test_refuses_dither_and_offset_of_values_that_are_no_levels(values_kind, bit
 @pytest.mark.parametrize("offset", [0.0, -0.0, -0.1, 0.5, 1.0, float("inf"), float("nan")])
 def test_refuses_offsets_out_of_range(offset):
     with pytest.raises(CodecError, match="offset"):
-        codec("raw").decode(damaged_head("levels", 1 << 7, struct.pack("<f", offset)), dim=DIM)
+        codec("raw").decode(damaged_head("symbols", 1 << 7, struct.pack("<f", offset)), dim=DIM)
 
 
 def test_refuses_a_head_cut_off_in_its_fields(each):

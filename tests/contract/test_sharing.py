@@ -130,7 +130,7 @@ for name, quantizer in QUANTIZERS.items():
         f"jwins, {name}": jwins(values=quantizer),
     }
 RATED = {name: algorithm for name, algorithm in ALGORITHMS.items() if hasattr(algorithm, "rule")}
-"""Those that always send levels, of changes since the common start."""
+"""Those that always send symbols, of changes since the common start."""
 OWN_FORM = ("beer", "moniqua", "sparse_loco")
 """Those whose updates mean something of their own; tests/sharing/test_baselines.py has what they are."""
 WEIGHTS = {1: 0.25, 4: 0.5}
@@ -384,7 +384,7 @@ def test_what_has_no_weight_changes_nothing(algorithm: Any) -> None:
 def test_merging_is_pulled_towards_what_was_heard(algorithm: Any) -> None:
     """One dense update of a constant offset, which stands alone: x + W_ij (v_j - v_i), scaled by gamma."""
     if algorithm in RATED.values():
-        pytest.skip("its updates are levels: see test_levels_of_a_neighbour_are_pulled_towards")
+        pytest.skip("its updates are symbols: see test_symbols_of_a_neighbour_are_pulled_towards")
     if type(algorithm).__module__.rpartition(".")[2] in OWN_FORM:
         pytest.skip("see tests/sharing/test_baselines.py")
     params = vector("start", 0, 0)
@@ -463,7 +463,7 @@ def test_peers_that_are_no_neighbours_any_more_are_forgotten(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RATED)
-def test_levels_of_a_neighbour_are_pulled_towards(name: str) -> None:
+def test_symbols_of_a_neighbour_are_pulled_towards(name: str) -> None:
     """Two nodes that have moved apart by far more than a step: x + gamma W (x_j - x), but for roundings."""
     algorithm = RATED[name]
     if algorithm == closed_loop(budget_bytes=100, wavelet=None, history=1):

@@ -29,10 +29,10 @@ SPECIAL = np.array(
 def updates() -> dict[str, Update]:
     floats = torch.arange(DIM, dtype=torch.float32) / 8 - 2
     floats[:6] = torch.from_numpy(SPECIAL.view(np.int32)).view(torch.float32)
-    levels = torch.arange(-10, 10, dtype=torch.int32) ** 3
-    levels[:2] = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
+    symbols = torch.arange(-10, 10, dtype=torch.int32) ** 3
+    symbols[:2] = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
     scales = torch.tensor([0.25, 3.0])
-    quantized = Quantized(levels, scales, (15, 5))
+    quantized = Quantized(symbols, scales, (15, 5))
     listed = torch.tensor([0, 1, 2, 5, 6, 9, 10, 11, 12, 14, 17, 20, 22, 23, 26, 30, 31, 33, 38, 39])
     sampled = Sampled(seed=0x0123456789ABCDEF, count=20)
     half = floats.to(torch.bfloat16)
@@ -45,17 +45,17 @@ def updates() -> dict[str, Update]:
         "sampled-float32": Update(DIM, sampled, floats[:20]),
         "sampled-bfloat16": Update(DIM, sampled, half[:20]),
         "sampled-quantized": Update(DIM, sampled, quantized),
-        "listed-dithered": Update(DIM, listed, Quantized(levels, scales, (15, 5), dither=2**64 - 2), check=1),
-        "sampled-offset": Update(DIM, sampled, Quantized(levels, scales, (15, 5), offset=0.1), base=6),
+        "listed-dithered": Update(DIM, listed, Quantized(symbols, scales, (15, 5), dither=2**64 - 2), check=1),
+        "sampled-offset": Update(DIM, sampled, Quantized(symbols, scales, (15, 5), offset=0.1), base=6),
         "all-dithered-offset": Update(
-            DIM, None, Quantized(levels.repeat(2), scales, (15, 25), dither=7, offset=0.125), base=6, check=1
+            DIM, None, Quantized(symbols.repeat(2), scales, (15, 25), dither=7, offset=0.125), base=6, check=1
         ),
         "listed-none": Update(DIM, torch.zeros(0, dtype=torch.int64), torch.zeros(0)),
     }
 
 
-LEVELS = ("listed-quantized", "sampled-quantized", "listed-dithered", "sampled-offset", "all-dithered-offset")
-READ = {f"pco-{kind}-pcodec": kind for kind in LEVELS}  # levels through pcodec, where their entropy is shorter
+SYMBOLS = ("listed-quantized", "sampled-quantized", "listed-dithered", "sampled-offset", "all-dithered-offset")
+READ = {f"pco-{kind}-pcodec": kind for kind in SYMBOLS}  # through pcodec, where their entropy is shorter
 
 
 def messages() -> dict[str, tuple[str, object]]:
@@ -101,15 +101,15 @@ def test_no_file_is_left_over():
 
 
 @pytest.mark.parametrize("file", READ)
-def test_levels_through_pcodec_are_read_too(file):
+def test_symbols_through_pcodec_are_read_too(file):
     committed = (FOLDER / f"{file}.bin").read_bytes()
     assert read_payload(committed[HEADER_BYTES:], dim=DIM).values_kind is ValuesKind.QUANTIZED
     after = unpack(committed, codec("pco"), DIGEST, dim=DIM)
     assert identical(after.update, updates()[READ[file]])
 
 
-@pytest.mark.parametrize("kind", LEVELS)
-def test_the_same_bytes_for_levels_on_every_machine(kind):
+@pytest.mark.parametrize("kind", SYMBOLS)
+def test_the_same_bytes_for_symbols_on_every_machine(kind):
     """Unlike what goes through pcodec, whose other versions may choose other bytes."""
     committed = (FOLDER / f"pco-{kind}.bin").read_bytes()
     assert read_payload(committed[HEADER_BYTES:], dim=DIM).values_kind is ValuesKind.CODED
@@ -133,13 +133,13 @@ def test_dither_never_changes():
     assert "Seed 7 gives 0.288516909, 0.388383299, -0.0500049293" in text
 
 
-def test_what_dithered_levels_mean_never_changes():
+def test_what_dithered_symbols_mean_never_changes():
     """Bit for bit, as two implementations must agree on what a node's neighbours hold of it."""
     quantized = updates()["all-dithered-offset"].values
     u = dither(7, DIM).numpy()
-    level = quantized.levels.to(torch.float32).numpy()
+    symbol = quantized.symbols.to(torch.float32).numpy()
     scale = np.repeat(np.array([0.25, 3.0], dtype=np.float32), [15, 25])
-    expected = ((level - np.sign(level) * np.float32(0.125)) - u) * scale
+    expected = ((symbol - np.sign(symbol) * np.float32(0.125)) - u) * scale
     assert expected.dtype == np.float32
     assert quantized.dense().numpy().tobytes() == expected.tobytes()
 

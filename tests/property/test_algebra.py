@@ -414,10 +414,10 @@ def test_every_coefficient_is_sent_in_the_end() -> None:
 
 
 def test_an_offset_moves_nonzero_levels_towards_zero_and_no_further() -> None:
-    levels = torch.tensor([-3, -1, 0, 1, 3], dtype=torch.int32)
-    quantized = Quantized(levels, torch.tensor([2.0]), (5,), offset=0.25)
+    symbols = torch.tensor([-3, -1, 0, 1, 3], dtype=torch.int32)
+    quantized = Quantized(symbols, torch.tensor([2.0]), (5,), offset=0.25)
     assert quantized.dense().tolist() == [-5.5, -1.5, 0.0, 1.5, 5.5]
-    assert Quantized(levels, torch.tensor([2.0]), (5,), offset=0.1).offset == float(np.float32(0.1))
+    assert Quantized(symbols, torch.tensor([2.0]), (5,), offset=0.1).offset == float(np.float32(0.1))
 
 
 def test_the_error_of_a_dithered_quantizer_does_not_depend_on_the_value() -> None:
@@ -426,8 +426,8 @@ def test_the_error_of_a_dithered_quantizer_does_not_depend_on_the_value() -> Non
     noise = dither(11, len(values))
     assert abs(float(noise.mean())) < 0.01
     assert -0.5 < float(noise.min()) < float(noise.max()) < 0.5
-    levels = (values + noise).round().to(torch.int32)
-    dense = Quantized(levels, torch.ones(1), (len(values),), dither=11).dense()
+    symbols = (values + noise).round().to(torch.int32)
+    dense = Quantized(symbols, torch.ones(1), (len(values),), dither=11).dense()
     assert float(dense.mean()) == pytest.approx(0.2, abs=0.01)
     assert float((dense - values).abs().max()) <= 0.5 + 1e-6
     assert float((dense - values).var()) == pytest.approx(1 / 12, rel=0.05)
@@ -451,21 +451,21 @@ def test_dither_and_offset_are_checked(more: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("wrong", [0.0, -0.0, -1.0, float("inf"), float("-inf"), float("nan")])
 def test_scales_are_finite_and_above_zero(wrong: float) -> None:
-    levels = torch.zeros(3, dtype=torch.int32)
-    Quantized(levels, torch.tensor([2.0**-149, 3.4e38, 1.0]), (1, 1, 1))
+    symbols = torch.zeros(3, dtype=torch.int32)
+    Quantized(symbols, torch.tensor([2.0**-149, 3.4e38, 1.0]), (1, 1, 1))
     for at in range(3):
         scales = torch.ones(3)
         scales[at] = wrong
         with pytest.raises(UsageError, match="finite values > 0"):
-            Quantized(levels, scales, (1, 1, 1))
-    Quantized(levels[:0], scales[:0], ())
+            Quantized(symbols, scales, (1, 1, 1))
+    Quantized(symbols[:0], scales[:0], ())
 
 
 # --- identical() --------------------------------------------------------------------------------------------
 
 
 def variants() -> list[Update]:
-    levels = torch.tensor([1, 2], dtype=torch.int32)
+    symbols = torch.tensor([1, 2], dtype=torch.int32)
     nan = torch.tensor([0x7FC00001, 0x7FC00002], dtype=torch.int32).view(torch.float32)
     two = torch.tensor([1.0, 2.0])
     return [
@@ -485,15 +485,15 @@ def variants() -> list[Update]:
         Update(2, None, torch.tensor([-0.0, 2.0]).bfloat16()),
         Update(2, None, nan),
         Update(2, None, nan.flip(0)),
-        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,))),
-        Update(2, None, Quantized(levels.flip(0), torch.tensor([1.0]), (2,))),
-        Update(2, None, Quantized(levels, torch.tensor([2.0]), (2,))),
-        Update(2, None, Quantized(levels, torch.tensor([1.0, 1.0]), (1, 1))),
-        Update(2, None, Quantized(levels, torch.tensor([1.0, 1.0]), (2, 0))),
-        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), dither=0)),
-        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), dither=1)),
-        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), offset=0.1)),
-        Update(2, None, Quantized(levels, torch.tensor([1.0]), (2,), dither=1, offset=0.1)),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0]), (2,))),
+        Update(2, None, Quantized(symbols.flip(0), torch.tensor([1.0]), (2,))),
+        Update(2, None, Quantized(symbols, torch.tensor([2.0]), (2,))),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0, 1.0]), (1, 1))),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0, 1.0]), (2, 0))),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0]), (2,), dither=0)),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0]), (2,), dither=1)),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0]), (2,), offset=0.1)),
+        Update(2, None, Quantized(symbols, torch.tensor([1.0]), (2,), dither=1, offset=0.1)),
         Update(0, None, torch.zeros(0)),
         Update(0, torch.zeros(0, dtype=torch.int64), torch.zeros(0)),
         Update(0, Sampled(0, 0), torch.zeros(0)),

@@ -145,7 +145,7 @@ def laplacian(runs: list[int], scale: float, seed: int) -> np.ndarray:
 @pytest.mark.parametrize("runs", [[40], [0, 150, 5, 0, 400], [3] * 50])
 def test_the_document_read_literally_decodes(scale: float, runs: list[int]) -> None:
     levels = laplacian(runs, scale, 1)
-    data = entropy.encode_levels(levels, runs, 0x3C23D70A)
+    data = entropy.encode_symbols(levels, runs, 0x3C23D70A)
     assert literal(data, runs) == (levels.tolist(), 0x3C23D70A)
 
 
@@ -154,7 +154,7 @@ def test_parts_of_runs_read_literally() -> None:
     runs = [2048, 4100]
     values = np.random.default_rng(2).laplace(size=sum(runs)) * np.repeat(np.tile([0.1, 2.0], 6), 1025)[:6148]
     levels = np.round(values).astype(np.int32)
-    data = entropy.encode_levels(levels, runs, 1)
+    data = entropy.encode_symbols(levels, runs, 1)
     assert literal(data, runs) == (levels.tolist(), 1)
     assert len(data) < 0.9 * size_by_run(levels, runs)
 
@@ -230,7 +230,7 @@ def test_sections_come_back(section: Any) -> None:
 def test_any_bytes_are_levels_or_refused(data: bytes, count: int) -> None:
     runs = (count // 2, count - count // 2)
     try:
-        levels, _ = entropy.decode_levels(memoryview(data), count=count, runs=runs)
+        levels, _ = entropy.decode_symbols(memoryview(data), count=count, runs=runs)
     except CodecError:
         return
     assert levels.dtype == np.int32
@@ -248,7 +248,7 @@ def test_a_panic_of_the_coder_is_a_codec_error(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(entropy.constriction.stream.stack, "AnsCoder", Broken)
     with pytest.raises(CodecError, match="as constriction might"):
-        entropy.decode_levels(memoryview(b"\1\2\3\4"), count=3, runs=(3,))
+        entropy.decode_symbols(memoryview(b"\1\2\3\4"), count=3, runs=(3,))
 
 
 # --- How short, and that it stays the same ----------------------------------------------------------------
@@ -261,15 +261,15 @@ def test_close_to_the_entropy_given_the_subband(count: int, excess: float) -> No
     values = np.random.default_rng(count).laplace(size=count) * np.repeat(1.55 ** -np.arange(4.0), runs)
     levels = np.round(values / (2 * np.quantile(np.abs(values), 0.92))).astype(np.int32)
     assert (levels == 0).mean() == pytest.approx(0.92, abs=0.001)
-    data = entropy.encode_levels(levels, runs, 2**32 - 1)
+    data = entropy.encode_symbols(levels, runs, 2**32 - 1)
     assert len(data) - 4 <= (1 + excess) * size_by_run(levels, runs)
 
 
 def test_runs_with_statistics_of_their_own_make_levels_shorter() -> None:
     runs = [4000, 4000]
     levels = np.concatenate([laplacian([4000], 2.0, 1), laplacian([4000], 0.2, 2)])
-    one = len(entropy.encode_levels(np.random.default_rng(3).permutation(levels), [8000], 1))
-    two = len(entropy.encode_levels(levels, runs, 1))
+    one = len(entropy.encode_symbols(np.random.default_rng(3).permutation(levels), [8000], 1))
+    two = len(entropy.encode_symbols(levels, runs, 1))
     assert two < 0.9 * one
 
 
@@ -280,7 +280,7 @@ def test_coded_levels_never_change() -> None:
         for runs in ([1000, 1000, 2000], [256] * 9 + [100], [5000]):
             levels = np.random.Generator(np.random.Philox(key=seed)).integers(-1000, 1001, sum(runs))
             levels = (levels**3 * int(1000 * scale) // 10**12).astype(np.int32)
-            digest.update(entropy.encode_levels(levels, runs, 1 + seed))
+            digest.update(entropy.encode_symbols(levels, runs, 1 + seed))
     assert digest.hexdigest()[:32] == "dfebd68c001d9eb54170a3a60bc8e4a6"
 
 
@@ -290,11 +290,11 @@ def test_many_levels_are_coded_as_few_are(scale: float, monkeypatch: pytest.Monk
     runs = [700, 1300]
     levels = laplacian(runs, scale, 3)
     levels[:2] = -(2**31), 2**31 - 1
-    data = entropy.encode_levels(levels, runs, 5)
+    data = entropy.encode_symbols(levels, runs, 5)
     for name, value in (("_SHORT", 0), ("_BLOCK", 64), ("_MOST_HELD", 0)):
         monkeypatch.setattr(entropy, name, value)
-    assert entropy.encode_levels(levels, runs, 5) == data
-    found, word = entropy.decode_levels(memoryview(data), count=2000, runs=runs)
+    assert entropy.encode_symbols(levels, runs, 5) == data
+    found, word = entropy.decode_symbols(memoryview(data), count=2000, runs=runs)
     assert np.array_equal(found, levels)
     assert word == 5
 
@@ -302,16 +302,16 @@ def test_many_levels_are_coded_as_few_are(scale: float, monkeypatch: pytest.Monk
 def test_magnitudes_of_more_than_31_bits_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for -2**31 there is no level of 32 binary digits."""
     levels = np.array([0, -(2**31), 5] * 10, np.int32)
-    right, negative = entropy.encode_levels(levels, [30], 1), entropy._Writer.decide
+    right, negative = entropy.encode_symbols(levels, [30], 1), entropy._Writer.decide
 
     def positive(self: Any, known: Any, some: Any, kinds: Any) -> Any:
         return negative(self, np.zeros_like(known) if kinds == entropy._KINDS_OF_SIGNS else known, some, kinds)
 
     monkeypatch.setattr(entropy._Writer, "decide", positive)
-    wrong = entropy.encode_levels(levels, [30], 1)
-    assert np.array_equal(entropy.decode_levels(memoryview(right), count=30, runs=[30])[0], levels)
+    wrong = entropy.encode_symbols(levels, [30], 1)
+    assert np.array_equal(entropy.decode_symbols(memoryview(right), count=30, runs=[30])[0], levels)
     with pytest.raises(CodecError, match="more than 32 bits"):
-        entropy.decode_levels(memoryview(wrong), count=30, runs=[30])
+        entropy.decode_symbols(memoryview(wrong), count=30, runs=[30])
 
 
 def test_the_codec_takes_the_shorter_way() -> None:
@@ -320,8 +320,8 @@ def test_the_codec_takes_the_shorter_way() -> None:
     wide = torch.from_numpy(
         (rng.integers(0, 3, 4000) * 10**8).astype(np.int32)
     )  # what pcodec finds a pattern in
-    for levels, layout in ((rare, 0x0C), (wide, 0x08)):
-        data = codec("pco").encode(Update(4000, None, Quantized(levels, torch.ones(1), (4000,)))).data
+    for symbols, layout in ((rare, 0x0C), (wide, 0x08)):
+        data = codec("pco").encode(Update(4000, None, Quantized(symbols, torch.ones(1), (4000,)))).data
         assert data[0] == layout
     with pytest.raises(CodecError, match="makes none"):
         codec("raw").decode(

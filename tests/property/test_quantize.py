@@ -37,20 +37,20 @@ def context(node: int = 3, round: int = 5) -> RoundContext:
 @given(steps, st.floats(0.5, 1.0))
 @quick
 def test_nearest_errs_by_no_more_than_its_dead_zone(x: Tensor, dead_zone: float) -> None:
-    levels = to_nearest(x, dead_zone)
-    assert levels.dtype == torch.int32
-    off = (x.double() - levels.double()).abs()
+    symbols = to_nearest(x, dead_zone)
+    assert symbols.dtype == torch.int32
+    off = (x.double() - symbols.double()).abs()
     assert bool((off <= dead_zone + ROUNDING).all())
-    assert bool((levels * x >= 0).all()), "a value changed its sign"
-    assert bool((levels[x.abs() < dead_zone - ROUNDING] == 0).all())
-    assert bool((levels[x.abs() > dead_zone + ROUNDING] != 0).all())
+    assert bool((symbols * x >= 0).all()), "a value changed its sign"
+    assert bool((symbols[x.abs() < dead_zone - ROUNDING] == 0).all())
+    assert bool((symbols[x.abs() > dead_zone + ROUNDING] != 0).all())
 
 
-def test_boundaries_between_levels_are_a_step_apart() -> None:
+def test_boundaries_between_symbols_are_a_step_apart() -> None:
     x = torch.arange(-4000, 4001) / 1000
     for dead_zone in (0.5, 0.65, 1.0):
-        levels = to_nearest(x, dead_zone).tolist()
-        jumps = [float(b) for a, b, old in zip(levels, x[1:], levels[1:], strict=False) if a != old]
+        symbols = to_nearest(x, dead_zone).tolist()
+        jumps = [float(b) for a, b, old in zip(symbols, x[1:], symbols[1:], strict=False) if a != old]
         positive = [jump for jump in jumps if jump > 0]
         assert positive == pytest.approx([dead_zone + i for i in range(len(positive))], abs=2e-3)
         assert jumps == pytest.approx([-jump for jump in reversed(jumps)], abs=2e-3)
@@ -79,27 +79,27 @@ def test_dithered_errors_are_uniform_and_do_not_depend_on_the_value() -> None:
 @quick
 def test_stochastic_rounding_takes_a_neighbour(x: Tensor, seed: int) -> None:
     uniform = torch.from_numpy(np.random.default_rng(seed).random(len(x), dtype=np.float32))
-    levels = to_either_side(x, uniform)
-    assert bool(((levels == x.floor()) | (levels == x.floor() + 1)).all())
+    symbols = to_either_side(x, uniform)
+    assert bool(((symbols == x.floor()) | (symbols == x.floor() + 1)).all())
     whole = x == x.floor()
-    assert torch.equal(levels[whole], x[whole].to(torch.int32))
+    assert torch.equal(symbols[whole], x[whole].to(torch.int32))
 
 
 @pytest.mark.parametrize("value", [-2.75, -0.1, 0.03, 0.5, 1.9])
 def test_stochastic_rounding_has_no_bias(value: float) -> None:
     count = 200_000
     uniform = torch.from_numpy(np.random.default_rng(1).random(count, dtype=np.float32))
-    levels = to_either_side(torch.full((count,), value), uniform).double()
+    symbols = to_either_side(torch.full((count,), value), uniform).double()
     above = value - math.floor(value)
     spread = math.sqrt(above * (1 - above) / count)
-    assert abs(float(levels.mean()) - value) < 4 * spread
-    assert float(levels.var()) == pytest.approx(above * (1 - above), rel=0.05)
+    assert abs(float(symbols.mean()) - value) < 4 * spread
+    assert float(symbols.var()) == pytest.approx(above * (1 - above), rel=0.05)
 
 
-def test_levels_end_where_int32_does() -> None:
+def test_symbols_end_where_int32_does() -> None:
     x = torch.tensor([3e38, -3e38, 2.0**31, float(MOST_STEPS)])
-    for levels in (to_nearest(x), to_dithered(x, torch.zeros(4)), to_either_side(x, torch.zeros(4))):
-        assert levels.tolist() == [MOST_STEPS, -MOST_STEPS, MOST_STEPS, MOST_STEPS]
+    for symbols in (to_nearest(x), to_dithered(x, torch.zeros(4)), to_either_side(x, torch.zeros(4))):
+        assert symbols.tolist() == [MOST_STEPS, -MOST_STEPS, MOST_STEPS, MOST_STEPS]
 
 
 @given(st.integers(0, 500), st.integers(1, 100))
@@ -134,10 +134,10 @@ def test_absmax_errs_by_a_step_and_half_of_it_to_the_nearest(
     sent = AbsmaxQuantizer(bits, block, rounding)(x, (len(x),), context())
     assert sent.runs == blocks(len(x), block)
     most = 2 ** (bits - 1) - 1
-    assert bool((sent.levels.abs() <= most).all())
+    assert bool((sent.symbols.abs() <= most).all())
     scale = sent.scales.double().repeat_interleave(torch.tensor(sent.runs, dtype=torch.int64))
     exact = x.double()
-    off = (sent.levels.double() * scale - exact).abs()
+    off = (sent.symbols.double() * scale - exact).abs()
     clipped = (exact.abs() - most * scale).clamp(min=0)  # only at the end of float32's range
     limit = (0.5 if rounding == "nearest" else 1.0) * scale * (1 + 1e-5) + clipped
     assert bool((off <= limit).all())

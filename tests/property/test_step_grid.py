@@ -16,8 +16,8 @@ INCREMENTS = st.lists(
 )
 
 
-def update_of(grid: StepGrid, exponent: int, levels: list[int]) -> Update:
-    return Update(3, None, grid.levels(torch.tensor(levels, dtype=torch.int32), 1 << exponent, (1, 2)))
+def update_of(grid: StepGrid, exponent: int, symbols: list[int]) -> Update:
+    return Update(3, None, grid.of_symbols(torch.tensor(symbols, dtype=torch.int32), 1 << exponent, (1, 2)))
 
 
 @given(GRIDS, INCREMENTS, st.randoms())
@@ -25,14 +25,14 @@ def test_increments_add_up_in_any_order(
     unit: float, steps: list[tuple[int, list[int]]], random: object
 ) -> None:
     grid, expected = StepGrid(unit), [0, 0, 0]
-    for exponent, levels in steps:
-        expected = [n + (level << exponent) for n, level in zip(expected, levels, strict=True)]
+    for exponent, symbols in steps:
+        expected = [n + (symbol << exponent) for n, symbol in zip(expected, symbols, strict=True)]
     shuffled = list(steps)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     for order in (steps, shuffled):
         units = torch.zeros(3, dtype=torch.int32)
-        for exponent, levels in order:
-            after = grid.advanced(units, update_of(grid, exponent, levels))
+        for exponent, symbols in order:
+            after = grid.advanced(units, update_of(grid, exponent, symbols))
             assert after is not None
             units = after
         assert units.tolist() == expected
@@ -52,10 +52,10 @@ def test_a_key_has_the_coarsest_step(exponent: int, odd: int) -> None:
     change = torch.tensor([0, -(2 * odd + 1) << exponent, 2 << exponent], dtype=torch.int32)
     quantized = StepGrid(1.0).quantized(change, (3,))
     assert quantized.scales.tolist() == [float(1 << exponent)]
-    assert quantized.levels.tolist() == [0, -(2 * odd + 1), 2]
+    assert quantized.symbols.tolist() == [0, -(2 * odd + 1), 2]
 
 
-def levels(*numbers: int) -> torch.Tensor:
+def symbols(*numbers: int) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.int32)
 
 
@@ -63,15 +63,15 @@ def levels(*numbers: int) -> torch.Tensor:
     "values",
     [
         torch.zeros(3),
-        Quantized(levels(0, 1, 0), torch.tensor([0.75]), (3,)),
-        Quantized(levels(0, 1, 0), torch.tensor([0.125]), (3,)),
-        Quantized(levels(0, 1, 0), torch.tensor([0.25]), (3,), dither=1),
-        Quantized(levels(0, 1, 0), torch.tensor([0.25]), (3,), offset=0.1),
-        Quantized(levels(0, LIMIT + 1, 0), torch.tensor([0.25]), (3,)),
-        Quantized(levels(0, -(2**31), 0), torch.tensor([0.25]), (3,)),
-        Quantized(levels(0, -(2**31), 0), torch.tensor([1.0]), (3,)),  # four times that is 0 in 32 bits
-        Quantized(levels(0, 2, 0), torch.tensor([2.0**28]), (3,)),
-        Quantized(levels(0, 1, 0), torch.tensor([1e38]), (3,)),
+        Quantized(symbols(0, 1, 0), torch.tensor([0.75]), (3,)),
+        Quantized(symbols(0, 1, 0), torch.tensor([0.125]), (3,)),
+        Quantized(symbols(0, 1, 0), torch.tensor([0.25]), (3,), dither=1),
+        Quantized(symbols(0, 1, 0), torch.tensor([0.25]), (3,), offset=0.1),
+        Quantized(symbols(0, LIMIT + 1, 0), torch.tensor([0.25]), (3,)),
+        Quantized(symbols(0, -(2**31), 0), torch.tensor([0.25]), (3,)),
+        Quantized(symbols(0, -(2**31), 0), torch.tensor([1.0]), (3,)),  # four times that is 0 in 32 bits
+        Quantized(symbols(0, 2, 0), torch.tensor([2.0**28]), (3,)),
+        Quantized(symbols(0, 1, 0), torch.tensor([1e38]), (3,)),
     ],
     ids=repr,
 )
@@ -80,7 +80,7 @@ def test_what_a_peer_sends_off_the_grid_is_refused(values: torch.Tensor | Quanti
 
 
 def test_sums_beyond_the_limit_are_refused() -> None:
-    grid, near = StepGrid(1.0), levels(LIMIT, 0, -LIMIT)
+    grid, near = StepGrid(1.0), symbols(LIMIT, 0, -LIMIT)
     assert grid.advanced(near, update_of(grid, 0, [1, 0, 0])) is None
     assert grid.advanced(near, update_of(grid, 0, [0, 0, -1])) is None
     assert grid.advanced(near, update_of(grid, 0, [-1, 0, 1])) is not None

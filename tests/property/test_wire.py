@@ -68,14 +68,14 @@ def updates(draw):
     return Update(dim, positions, values, draw(word), draw(word))
 
 
-def quantized(draw, levels):
-    cuts = sorted(draw(st.lists(st.integers(0, len(levels)), max_size=4)))
-    runs = tuple(b - a for a, b in zip([0, *cuts], [*cuts, len(levels)], strict=True))
+def quantized(draw, symbols):
+    cuts = sorted(draw(st.lists(st.integers(0, len(symbols)), max_size=4)))
+    runs = tuple(b - a for a, b in zip([0, *cuts], [*cuts, len(symbols)], strict=True))
     # As patterns of bits: from the smallest subnormal to the largest finite number.
     scales = draw(st.lists(st.integers(1, 0x7F7FFFFF), min_size=len(runs), max_size=len(runs)))
     dither = draw(st.one_of(st.none(), st.integers(0, 2**64 - 1)))
     offset = draw(st.one_of(st.just(0.0), st.floats(0, 0.5, exclude_max=True, width=32)))
-    return Quantized(levels, torch.tensor(scales, dtype=torch.int32).view(torch.float32), runs, dither, offset)
+    return Quantized(symbols, torch.tensor(scales, dtype=torch.int32).view(torch.float32), runs, dither, offset)
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
@@ -288,7 +288,7 @@ def test_describe_never_gives_foreign_bytes_to_fpzip(monkeypatch):
     def forbidden(*_):
         raise AssertionError("decoded")
 
-    for decode in ("decode_floats", "decode_halves", "decode_levels"):
+    for decode in ("decode_floats", "decode_halves", "decode_symbols"):
         monkeypatch.setattr(paper, decode, forbidden)
     about = describe(data)
     assert about["codec"] == "paper"

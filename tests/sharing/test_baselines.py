@@ -172,7 +172,7 @@ def test_two_bits_err_by_a_third_of_the_largest(numbers: list[float], block: int
     values = torch.tensor(numbers)
     subbands = tuple(len(part) for part in values.split(block))
     found = TwoBits()(values, subbands, RoundContext(1, 0, 0))
-    assert set(found.levels.tolist()) <= {-3, -1, 0, 1, 3}
+    assert set(found.symbols.tolist()) <= {-3, -1, 0, 1, 3}
     largest = torch.cat([part.abs().max().repeat(len(part)) for part in values.split(block)])
     assert bool(((found.dense() - values).abs() <= largest * (1 / 3 + 0.01) + 1e-30).all())
     assert bool((found.dense() * values >= 0).all())
@@ -203,8 +203,8 @@ def resolved(theta: float, bits: int, mine: Tensor, theirs: Tensor) -> Tensor:
     ctx = RoundContext(1, 0, 0, {1: 1.0})
     update, _ = algorithm.share(None, theirs, RoundContext(1, 1, 0, {0: 1.0}))
     assert isinstance(update.values, Quantized)
-    assert int(update.values.levels.min()) >= -(2 ** (bits - 1))
-    assert int(update.values.levels.max()) < 2 ** (bits - 1)
+    assert int(update.values.symbols.min()) >= -(2 ** (bits - 1))
+    assert int(update.values.symbols.max()) < 2 ** (bits - 1)
     return algorithm.merge(None, mine, [Received(1, 0, 1.0, update)], ctx)[0]
 
 
@@ -233,11 +233,11 @@ def test_beyond_theta_a_wrong_wrap_is_noticed(bits: int, times: float) -> None:
 def test_updates_that_are_none_of_moniquas_change_nothing() -> None:
     algorithm, mine = moniqua(1.0), torch.linspace(-1.0, 1.0, P)
     ctx = RoundContext(1, 0, 0, {1: 0.5})
-    levels = Quantized(torch.full((P,), 3, dtype=torch.int32), torch.tensor([1.0]), (P,))
+    symbols = Quantized(torch.full((P,), 3, dtype=torch.int32), torch.tensor([1.0]), (P,))
     for update in (
         Update(P, None, torch.ones(P)),
-        Update(P, None, levels),
-        Update(P, None, levels, check=7),
+        Update(P, None, symbols),
+        Update(P, None, symbols, check=7),
         Update(P, torch.tensor([2]), torch.ones(1), check=7),
     ):
         assert torch.equal(algorithm.merge(None, mine, [Received(1, 0, 0.5, update)], ctx)[0], mine)

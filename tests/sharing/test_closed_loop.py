@@ -19,7 +19,7 @@ ROUNDS = 12
 
 
 def often_said(dead_zone: float, noise: float) -> Tensor:
-    """Of each of 2,000 coefficients, in how many rounds its level is not 0; noise is in steps."""
+    """Of each of 2,000 coefficients, in how many rounds its symbol is not 0; noise is in steps."""
     loop = closed_loop(STEP, wavelet=None, dead_zone=dead_zone, residual_rate=1.0)
     centres = STEP * torch.linspace(-5.0, 5.0, 2000)
     state, said = loop.init(torch.zeros_like(centres)), torch.zeros(len(centres), dtype=torch.int64)
@@ -28,7 +28,7 @@ def often_said(dead_zone: float, noise: float) -> Tensor:
         params = centres + STEP * noise * (-1) ** number
         update, state = loop.share(state, params, context)
         assert isinstance(update.values, Quantized)
-        said += update.values.levels != 0
+        said += update.values.symbols != 0
         error = (params - loop.grid.values(state.x_hat)).abs().max() / STEP
         assert float(error) <= dead_zone + 1e-4
         _, state = loop.merge(state, params, [], context)
@@ -39,7 +39,7 @@ def test_the_default_dead_zone_says_once_what_stays() -> None:
     assert int(often_said(closed_loop().dead_zone, noise=0.15).max()) == 1
 
 
-def test_plain_rounding_says_it_again_and_again_between_two_levels() -> None:
+def test_plain_rounding_says_it_again_and_again_between_two_symbols() -> None:
     said = often_said(0.5, noise=0.15)
     assert int(said.max()) == ROUNDS
     assert 0.2 < float((said > 1).double().mean()) < 0.4, "what is within the noise of a boundary"
@@ -66,7 +66,7 @@ def test_what_stands_still_is_said_once_whatever_step_is_wished_for(dead_zone: f
     for number in range(4):
         update, state = loop.share(state, params, RoundContext(seed=1, node=0, round=number))
         assert isinstance(update.values, Quantized)
-        assert bool(update.values.levels.any()) == (number == 0 and wish > 1e-7)
+        assert bool(update.values.symbols.any()) == (number == 0 and wish > 1e-7)
         _, state = loop.merge(state, params, [], RoundContext(seed=1, node=0, round=number))
 
 

@@ -114,14 +114,14 @@ def test_stateless_has_a_budget_where_nothing_is_given() -> None:
     "build", [closed_loop, partial(stateless, step_ratio=8.0)], ids=["closed_loop", "stateless"]
 )
 def test_a_relative_step_follows_the_scale_of_what_is_learned(build: Any) -> None:
-    """Sixteen times the change: the same levels and sixteen times the steps."""
+    """Sixteen times the change: the same symbols and sixteen times the steps."""
     for (_, one), (_, other) in zip(
         frames(build(), rounds=10), frames(build(), scale=0.16, rounds=10), strict=True
     ):
         assert isinstance(one.values, Quantized)
         assert isinstance(other.values, Quantized)
         assert torch.allclose(other.values.scales, 16 * one.values.scales, rtol=1e-4)
-        assert (one.values.levels != other.values.levels).sum() <= P / 1000
+        assert (one.values.symbols != other.values.symbols).sum() <= P / 1000
 
 
 def test_nothing_learned_is_no_error() -> None:
@@ -193,7 +193,7 @@ def test_a_budget_begins_with_the_first_round_in_which_something_changed() -> No
     )
 
 
-def test_free_bytes_are_not_for_the_levels() -> None:
+def test_free_bytes_are_not_for_the_symbols() -> None:
     learned, ctx = training(0), RoundContext(seed=1, node=0, round=0)
     steps = [
         Budget(bits=1.6, free_bytes=free).next(Pace(), learned, learned, (P,), ctx).step for free in (0, 1000)
@@ -215,14 +215,14 @@ class Scripted:
 
 
 def quantized(rule: Scripted, moved: float) -> list[tuple[int, int]]:
-    """Of each round the step, in units, and the level of a value that is ``moved`` units further than known."""
+    """Of each round the step, in units, and the symbol of a value that is ``moved`` units off what is known."""
     algorithm = replace(closed_loop(wavelet=None, history=0, dead_zone=0.5), rule=rule)
     state, found = algorithm.init(torch.zeros(1)), []
     for r in range(len(rule.wishes)):
         params = (state.x_hat + moved) * FINEST
         update, state = algorithm.share(state, params, RoundContext(seed=1, node=0, round=r))
         assert isinstance(update.values, Quantized)
-        found.append((round(float(update.values.scales[0]) / FINEST), int(update.values.levels[0])))
+        found.append((round(float(update.values.scales[0]) / FINEST), int(update.values.symbols[0])))
     return found
 
 

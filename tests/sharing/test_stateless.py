@@ -65,15 +65,15 @@ def test_only_a_dither_is_on_the_wire() -> None:
 def test_carried_errors_follow_hand_computed_rounds() -> None:
     algorithm = stateless(1.0, wavelet=None)
     state = algorithm.init(torch.zeros(2))
-    levels, trained = [], torch.tensor([0.4, -0.3])
+    symbols, trained = [], torch.tensor([0.4, -0.3])
     for r in range(4):
         update, state = algorithm.share(state, trained, ctx(0, r))
-        levels.append(update.values.levels.tolist())
+        symbols.append(update.values.symbols.tolist())
         other = Received(1, r, 0.5, update)
         merged, state = algorithm.merge(state, trained, [other], ctx(0, r))
         assert torch.equal(merged, trained + 0.5 * (update.dense_values() - trained))
     # 0.4, 0.8 -> 1, 0.2, 0.6 -> 1 and -0.3, -0.6 -> -1, 0.1, -0.2
-    assert levels == [[0, 0], [1, -1], [0, 0], [1, 0]]
+    assert symbols == [[0, 0], [1, -1], [0, 0], [1, 0]]
 
 
 @pytest.mark.parametrize(

@@ -343,16 +343,16 @@ class UniformConfig(QuantizerTable):
 
     kind: Literal["uniform"] = "uniform"
     step: Annotated[float, Within("a step", 1e-30)] = Field(
-        description="between two levels; in wavelet coefficients or parameters, whatever is sent"
+        description="between two symbols; in wavelet coefficients or parameters, whatever is sent"
     )
     rounding: Literal["nearest", "dithered", "stochastic"] = Field(
-        default="nearest", description="to the nearest level, or without bias; docs/explanation/algorithm.md"
+        default="nearest", description="to the nearest symbol, or without bias; docs/explanation/algorithm.md"
     )
     dead_zone: Annotated[float, Within("a dead zone", 0.5, 1)] = Field(
         default=0.5, description="values nearer to zero than so many steps become 0; only with nearest"
     )
     offset: Annotated[float, Within("an offset", 0, 0.49)] = Field(
-        default=0.0, description="how many steps nearer to zero nonzero levels are read; only with nearest"
+        default=0.0, description="how many steps nearer to zero nonzero symbols are read; only with nearest"
     )
 
     def build(self) -> Quantizer:
@@ -363,7 +363,7 @@ class UniformConfig(QuantizerTable):
 
 
 class AbsmaxConfig(QuantizerTable):
-    """So many bits per value, levels being shares of the largest value of a block."""
+    """So many bits per value, symbols being shares of the largest value of a block."""
 
     kind: Literal["absmax"] = "absmax"
     bits: Annotated[int, Within("a whole number of bits", 2, 8)] = Field(description="per value")
@@ -371,7 +371,8 @@ class AbsmaxConfig(QuantizerTable):
         default=256, description="how many values share a step, which takes two bytes"
     )
     rounding: Literal["nearest", "stochastic"] = Field(
-        default="stochastic", description="to the nearest level, or without bias; docs/explanation/algorithm.md"
+        default="stochastic",
+        description="to the nearest symbol, or without bias; docs/explanation/algorithm.md",
     )
 
     def build(self) -> Quantizer:

@@ -157,7 +157,7 @@ class WireConfig(Settings):
 
     codec: Literal["pco", "raw", "paper"] = Field(
         default="pco",
-        description="pco: pcodec, or entropy-coded levels; raw: uint32 and float32; "
+        description="pco: pcodec, or entropy-coded symbols; raw: uint32 and float32; "
         "paper: Elias gamma and fpzip, to count its bytes",
     )
 

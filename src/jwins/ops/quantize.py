@@ -1,8 +1,8 @@
-"""Rounding to integer levels: what a quantizer does to numbers that are already counted in its steps.
+"""Rounding to integer symbols: what a quantizer does to numbers that are already counted in its steps.
 
 The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband, and
-give back levels. A level stands for its number of steps, changed by the offset and the dither of
-:class:`jwins.update.Quantized`. Levels are int32; numbers of more than :data:`MOST_STEPS` steps are cut off
+give back symbols. A symbol stands for its number of steps, changed by the offset and the dither of
+:class:`jwins.update.Quantized`. Symbols are int32; numbers of more than :data:`MOST_STEPS` steps are cut off
 there.
 """
 
@@ -21,9 +21,9 @@ _LARGEST_BFLOAT16 = 3.3895313892515355e38
 
 
 def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
-    """Levels of numbers, the boundaries between levels being one step apart around a zone that becomes 0.
+    """Symbols of numbers, the boundaries between symbols being one step apart around a zone that becomes 0.
 
-    The level is ``sign(x) * floor(|x| + 1 - dead_zone)``. At 1/2 this rounds to the nearest level, ties away
+    The symbol is ``sign(x) * floor(|x| + 1 - dead_zone)``. At 1/2 this rounds to the nearest symbol, ties away
     from zero. A wider zone costs some accuracy, and makes more zeros, which cost few bits: for a Laplacian
     distribution and a given rate, boundaries of this form are best. Source: G. J. Sullivan, "Efficient Scalar
     Quantization of Exponential and Laplacian Random Variables", IEEE Trans. Inf. Theory 42(5), 1996.
@@ -33,33 +33,34 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
         dead_zone: how many steps from zero the first boundary is, in [1/2, 1].
 
     Returns:
-        (...) int32 levels, off by at most ``dead_zone``.
+        (...) int32 symbols, off by at most ``dead_zone``.
 
     >>> to_nearest(torch.tensor([0.4, -0.6, 1.6])), to_nearest(torch.tensor([0.4, -0.6, 1.6]), dead_zone=0.7)
     (tensor([ 0, -1,  2], dtype=torch.int32), tensor([0, 0, 1], dtype=torch.int32))
     """
     magnitudes = steps.abs().add_(1.0 - dead_zone).floor_()
-    return _levels(magnitudes.copysign_(steps))
+    return _symbols(magnitudes.copysign_(steps))
 
 
 def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
-    """Levels of numbers to which a dither was added; the receivers subtract it again.
+    """Symbols of numbers to which a dither was added; the receivers subtract it again.
 
-    With :func:`jwins.update.dither`, the error ``level - dither - x`` is uniform in [-1/2, 1/2] and independent
-    of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: as there.
+    With :func:`jwins.update.dither`, the error ``symbol - dither - x`` is uniform in [-1/2, 1/2] and
+    independent of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: as
+    there.
 
     Args:
         steps: (...) float32, finite.
         dither: as many numbers, uniform in (-1/2, 1/2).
 
     Returns:
-        (...) int32 levels.
+        (...) int32 symbols.
     """
-    return _levels((steps + dither).round_())
+    return _symbols((steps + dither).round_())
 
 
 def to_either_side(steps: Tensor, uniform: Tensor) -> Tensor:
-    """Stochastic rounding: the level above or below, such that the mean is the number itself.
+    """Stochastic rounding: the symbol above or below, such that the mean is the number itself.
 
     The error is less than 1, and its variance up to 1/4; a whole number stays as it is.
 
@@ -68,10 +69,10 @@ def to_either_side(steps: Tensor, uniform: Tensor) -> Tensor:
         uniform: as many random numbers, uniform in [0, 1).
 
     Returns:
-        (...) int32 levels: ``floor(x)``, or ``floor(x) + 1`` with the probability ``x - floor(x)``.
+        (...) int32 symbols: ``floor(x)``, or ``floor(x) + 1`` with the probability ``x - floor(x)``.
     """
     below = steps.floor()
-    return _levels(below.add_(uniform < steps - below))
+    return _symbols(below.add_(uniform < steps - below))
 
 
 def blocks(count: int, block: int) -> tuple[int, ...]:
@@ -85,14 +86,14 @@ def blocks(count: int, block: int) -> tuple[int, ...]:
 
 
 def absmax_scales(values: Tensor, block: int, largest: int) -> Tensor:
-    """Steps with which the largest magnitude of each block is the level ``largest``, or just below.
+    """Steps with which the largest magnitude of each block is the symbol ``largest``, or just below.
 
     They are rounded up to bfloat16, which takes two bytes on the wire. A block of zeros has step 1.
 
     Args:
         values: (k,) float32, finite.
         block: how many values share a step.
-        largest: level of the largest magnitude, at least 1.
+        largest: symbol of the largest magnitude, at least 1.
 
     Returns:
         (g,) float32, > 0, one for each of :func:`blocks`.
@@ -105,5 +106,5 @@ def absmax_scales(values: Tensor, block: int, largest: int) -> Tensor:
     return torch.where(magnitudes > 0, raised, 1.0)
 
 
-def _levels(whole: Tensor) -> Tensor:
+def _symbols(whole: Tensor) -> Tensor:
     return whole.clamp_(-MOST_STEPS, MOST_STEPS).to(torch.int32)

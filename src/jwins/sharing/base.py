@@ -59,7 +59,7 @@ class Quantizer(Protocol):
             ctx: the round; what is drawn comes from ``ctx.rng(purpose)``.
 
         Returns:
-            (k,) float32 or bfloat16, or k levels, with one scale for each subband or as the quantizer likes.
+            (k,) float32 or bfloat16, or k symbols, with one scale for each subband or as the quantizer likes.
         """
         ...
 

@@ -135,13 +135,13 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
         step = self.grid.unit * multiple
-        levels = quantize_with_dead_zone(
+        symbols = quantize_with_dead_zone(
             wanted, step, max(self.dead_zone * width, 0.5 * step), LIMIT // multiple
         )
         if largest_magnitude(coefficients) > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
-            levels = torch.minimum(torch.maximum(levels, room[1]), room[0])
-        x_hat = torch.add(state.x_hat, levels, alpha=multiple)
+            symbols = torch.minimum(torch.maximum(symbols, room[1]), room[0])
+        x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
         past_replicas = state.past_replicas
         if state.shared is not None and self.history:
             latest = sorted(past_replicas)[-(self.history - 1) :] if self.history > 1 else []
@@ -149,7 +149,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         update = Update(
             len(x_hat),
             None,
-            self.grid.levels(levels, multiple, subbands),
+            self.grid.of_symbols(symbols, multiple, subbands),
             base=state.shared,
             check=hash_of(x_hat),
         )
@@ -233,7 +233,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
         """The step in units, and by which step the dead zone is measured.
 
-        Of a step that goes back and forth between two powers of two, each time a part of the levels says what
+        Of a step that goes back and forth between two powers of two, each time a part of the symbols says what
         was said before. So a steady rule's stays until the wish is an octave away, and until then a wish for a
         longer one makes the dead zone wider.
         """

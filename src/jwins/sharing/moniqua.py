@@ -58,7 +58,7 @@ class Moniqua(Sharing[None]):
 
     @property
     def step(self) -> float:
-        """Between two levels."""
+        """Between two symbols."""
         return 2.0 * self.theta / ((1 << self.bits) - 1)
 
     def init(self, params: Tensor) -> None:
@@ -86,9 +86,9 @@ class Moniqua(Sharing[None]):
     def _apart(self, own: Tensor, update: Update) -> Tensor | None:
         """How many steps a neighbour is away from ``own``, (P,) int32; None if a wrap is wrong."""
         values = update.values
-        if update.positions is not None or not isinstance(values, Quantized) or len(values.levels) != len(own):
+        if update.positions is not None or not isinstance(values, Quantized) or len(values.symbols) != len(own):
             return None
-        apart = self._wrapped(values.levels.to(own.device) - own)
+        apart = self._wrapped(values.symbols.to(own.device) - own)
         return apart if hash_of(own + apart) == update.check else None
 
     def _wrapped(self, whole: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from jwins.update import Quantized, dither, one_scale
 __all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 
 Rounding = Literal["nearest", "dithered", "stochastic"]
-"""How a number between two levels gets one of them:
+"""How a number between two symbols gets one of them:
 
 - ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never told.
 - ``dithered``: the nearer one after a pseudo-random number was added, which receivers subtract. Without bias.
@@ -34,14 +34,14 @@ BLOCK = Within("a whole number of values per block", 16)
 
 @dataclass(frozen=True, slots=True)
 class UniformQuantizer:
-    """Integer multiples of one step, for an entropy coder: most levels are 0.
+    """Integer multiples of one step, for an entropy coder: most symbols are 0.
 
     Attributes:
         step: the error is at most half of it, with ``stochastic`` all of it; a dead zone and an offset add to
             that.
         rounding: see :data:`Rounding`.
         dead_zone: with ``nearest``: values nearer to zero than so many steps become 0, in [1/2, 1].
-        offset: with ``nearest``: how many steps nearer to zero than its level a nonzero level is read, in
+        offset: with ``nearest``: how many steps nearer to zero than its symbol a nonzero symbol is read, in
             [0, 0.49].
     """
 
@@ -69,8 +69,8 @@ class UniformQuantizer:
         scales = one_scale(self.step, subbands)
         if self.rounding == "dithered":
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
-            levels = to_dithered(steps, dither(seed, len(values)).to(values.device))
-            return Quantized(levels, scales, subbands, dither=seed)
+            symbols = to_dithered(steps, dither(seed, len(values)).to(values.device))
+            return Quantized(symbols, scales, subbands, dither=seed)
         if self.rounding == "stochastic":
             return Quantized(
                 to_either_side(steps, _uniform(len(values), ctx).to(values.device)), scales, subbands
@@ -80,10 +80,10 @@ class UniformQuantizer:
 
 @dataclass(frozen=True, slots=True)
 class AbsmaxQuantizer:
-    """So many bits per value: in each block, levels up to the magnitude of its largest value.
+    """So many bits per value: in each block, symbols up to the magnitude of its largest value.
 
     Attributes:
-        bits: 2 to 8; levels are -(2^(bits-1) - 1) to 2^(bits-1) - 1, so 2 bits are -1, 0 and 1.
+        bits: 2 to 8; symbols are -(2^(bits-1) - 1) to 2^(bits-1) - 1, so 2 bits are -1, 0 and 1.
         block: how many values share a step, at least 16; a step takes two bytes.
         rounding: ``nearest`` or ``stochastic``; see :data:`Rounding`.
     """

@@ -116,7 +116,7 @@ class RelativeStep:
 class Budget:
     """A step that is adapted until frames have a given length on average; headers count.
 
-    The first step is the one whose levels have the entropy of the budget. From then on the step is multiplied
+    The first step is the one whose symbols have the entropy of the budget. From then on the step is multiplied
     by the fourth root of what was sent over what may be, in which a surplus or a debt of earlier rounds is
     spread over the next 20.
 
@@ -188,7 +188,7 @@ class LinkBudget:
 
 
 def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
-    """The step whose levels have an entropy of ``bits`` each, within a few per cent, where there is something.
+    """The step whose symbols have an entropy of ``bits`` each, within a few per cent, where there is something.
 
     What did not change at all does not count: where little did, as at the start of a factorization, the budget
     would ask for a step that is far too short for all the rest.

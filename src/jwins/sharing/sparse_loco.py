@@ -54,8 +54,8 @@ class TwoBits:
         scales = torch.cat([absmax_scales(part, len(part), 3) for part in parts if len(part)])
         runs = tuple(count for count in subbands if count)
         steps = values / scales.repeat_interleave(torch.tensor(runs, device=values.device))
-        levels = torch.where(steps.abs() > 2.0, 3, 1) * torch.sign(steps)
-        return Quantized(levels.to(torch.int32).cpu(), scales.cpu(), runs)
+        symbols = torch.where(steps.abs() > 2.0, 3, 1) * torch.sign(steps)
+        return Quantized(symbols.to(torch.int32).cpu(), scales.cpu(), runs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,12 +102,12 @@ class Stateless(Sharing[StatelessState]):
         pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         seed = None
         if self.rounding == "carry":
-            levels = to_nearest(wanted / pace.step)
+            symbols = to_nearest(wanted / pace.step)
         else:
             seed = int(ctx.rng("dither").integers(2**64, dtype="uint64"))
-            levels = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
-        values = Quantized(levels.cpu(), one_scale(pace.step, subbands), subbands, seed)
-        update = Update(len(levels), None, values)
+            symbols = to_dithered(wanted / pace.step, dither(seed, len(wanted)).to(wanted.device))
+        values = Quantized(symbols.cpu(), one_scale(pace.step, subbands), subbands, seed)
+        update = Update(len(symbols), None, values)
         self_term, residual = coefficients, state.residual
         if self.self_term == "sent":
             self_term = update.dense_values().to(params.device)

@@ -49,7 +49,7 @@ class StepGrid:
         return units.to(torch.float32).mul_(self.unit)
 
     def advanced(self, units: Tensor, update: Update) -> Tensor | None:
-        """``units`` (C,) int32 after an update of levels; None if the update is not one of this grid."""
+        """``units`` (C,) int32 after an update of symbols; None if the update is not one of this grid."""
         values = update.values
         if not isinstance(values, Quantized) or values.dither is not None or values.offset:
             return None
@@ -57,9 +57,9 @@ class StepGrid:
         if None in multiples:
             return None
         highest = max((m for m in multiples if m is not None), default=1)
-        if not within(values.levels, LIMIT // highest):
+        if not within(values.symbols, LIMIT // highest):
             return None
-        change, factor = values.levels, highest
+        change, factor = values.symbols, highest
         if len(set(multiples)) > 1:
             each = np.repeat(np.array(multiples, dtype=np.int32), values.runs)
             change, factor = change * torch.from_numpy(each), 1
@@ -79,11 +79,11 @@ class StepGrid:
         """
         bits = int(np.bitwise_or.reduce(change.cpu().numpy()))
         multiple = (bits & -bits) or 1
-        return self.levels(change // multiple, multiple, subbands)
+        return self.of_symbols(change // multiple, multiple, subbands)
 
-    def levels(self, levels: Tensor, multiple: int, subbands: tuple[int, ...]) -> Quantized:
-        """Levels of one step, in a run for each subband: their levels are distributed differently."""
-        return Quantized(levels.cpu(), one_scale(self.unit * multiple, subbands), subbands)
+    def of_symbols(self, symbols: Tensor, multiple: int, subbands: tuple[int, ...]) -> Quantized:
+        """Return symbols of one step, with a run for each subband, as their distributions differ."""
+        return Quantized(symbols.cpu(), one_scale(self.unit * multiple, subbands), subbands)
 
     def _multiple_of(self, scale: float) -> int | None:
         mantissa, exponent = math.frexp(scale / self.unit)
@@ -100,13 +100,13 @@ def within(units: Tensor, limit: int = LIMIT) -> bool:
 
 
 def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = LIMIT) -> Tensor:
-    """Levels of a uniform quantizer that leaves small values for later.
+    """Symbols of a uniform quantizer that leaves small values for later.
 
     Args:
         values: (k,) float32.
         step: of the quantizer.
         threshold: values below it in magnitude become 0; others at least one step.
-        most: no level is larger in magnitude; what is left follows in the next round.
+        most: no symbol is larger in magnitude; what is left follows in the next round.
 
     Returns:
         (k,) int32.
@@ -116,6 +116,6 @@ def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most:
     """
     magnitude = values.abs()
     largest = most if most < 1 << 24 else most - 64  # still no more than that as a float32
-    levels = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(largest))
-    levels.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
-    return levels.to(torch.int32)
+    symbols = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(largest))
+    symbols.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
+    return symbols.to(torch.int32)

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 MAX_RUNS = 1 << 16
-"""Most runs a Quantized may have on the wire. A run is a Python object in memory, unlike a level."""
+"""Most runs a Quantized may have on the wire. A run is a Python object in memory, unlike a symbol."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Pco:
-    """Everything through pcodec, but levels by their entropy where that is shorter. The default."""
+    """Everything through pcodec, but symbols by their entropy where that is shorter. The default."""
 
     name: ClassVar[str] = "pco"
     code: ClassVar[int] = 2
@@ -205,7 +205,7 @@ _WORD = struct.Struct("<I")
 _SEED = struct.Struct("<Q")
 _OFFSET = struct.Struct("<f")
 _VALUES_SHIFT = 2  # bits of layout: 0 and 1 are the PositionsKind, 2 and 3 the ValuesKind
-_SHORT_BITS = 2  # entropy-coded levels of so few bits are taken without a look at what pcodec would make
+_SHORT_BITS = 2  # entropy-coded symbols of so few bits are taken without a look at what pcodec would make
 _QUANTIZED = (ValuesKind.QUANTIZED, ValuesKind.CODED)
 _HAS_BASE, _HAS_CHECK, _HAS_DITHER, _HAS_OFFSET = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 _FIELDS = {_HAS_BASE: _WORD, _HAS_CHECK: _WORD, _HAS_DITHER: _SEED, _HAS_OFFSET: _OFFSET}
@@ -222,7 +222,7 @@ class Payload:
         count: how many values.
         base: see :class:`~jwins.update.Update`.
         check: likewise.
-        dither: see :class:`~jwins.update.Quantized`; None for values that are no levels.
+        dither: see :class:`~jwins.update.Quantized`; None for values that are no symbols.
         offset: likewise.
         positions: the section of the positions.
         values: the section of the values.
@@ -242,8 +242,8 @@ class Payload:
 class _Arrays(Protocol):
     """How a codec writes the arrays of a section. Arrays of no elements are no bytes.
 
-    With levels come the lengths of their runs (subbands, blocks), whose levels may be distributed differently;
-    a receiver has read them before it decodes the levels.
+    With symbols come the lengths of their runs (subbands, blocks), whose symbols may be distributed
+    differently; a receiver has read them before it decodes the symbols.
     """
 
     def encode_positions(self, positions: npt.NDArray[np.int64]) -> bytes: ...
@@ -252,8 +252,8 @@ class _Arrays(Protocol):
     def decode_floats(self, data: memoryview, *, count: int) -> npt.NDArray[np.float32]: ...
     def encode_halves(self, values: npt.NDArray[np.uint16]) -> bytes: ...
     def decode_halves(self, data: memoryview, *, count: int) -> npt.NDArray[np.uint16]: ...
-    def encode_levels(self, levels: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes: ...
-    def decode_levels(
+    def encode_symbols(self, symbols: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes: ...
+    def decode_symbols(
         self, data: memoryview, *, count: int, runs: tuple[int, ...]
     ) -> npt.NDArray[np.int32]: ...
 
@@ -291,11 +291,11 @@ class _Plain:
         return _plain(data, count, "<u2").astype(np.uint16)
 
     @staticmethod
-    def encode_levels(levels: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
-        return levels.astype("<i4", copy=False).tobytes()
+    def encode_symbols(symbols: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
+        return symbols.astype("<i4", copy=False).tobytes()
 
     @staticmethod
-    def decode_levels(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    def decode_symbols(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
         return _plain(data, count, "<i4").astype(np.int32)
 
 
@@ -341,15 +341,15 @@ def _encode_quantized(values: Quantized, arrays: _Arrays, coded: bool) -> tuple[
     num_runs = len(values.runs)
     if num_runs > MAX_RUNS:
         raise UsageError(f"Quantized has {num_runs} runs: at most {MAX_RUNS} go on the wire; use longer runs")
-    levels, scales = _array(values.levels), _array(values.scales)
-    short = quantized.encode(levels, scales, values.runs) if coded else b""
-    if coded and 8 * len(short) <= _SHORT_BITS * len(levels):
+    symbols, scales = _array(values.symbols), _array(values.scales)
+    short = quantized.encode(symbols, scales, values.runs) if coded else b""
+    if coded and 8 * len(short) <= _SHORT_BITS * len(symbols):
         return ValuesKind.CODED, short
     parts = (
         _WORD.pack(num_runs),
         scales.astype("<f4", copy=False).tobytes(),
         np.array(values.runs, dtype="<u4").tobytes(),
-        arrays.encode_levels(levels, values.runs),
+        arrays.encode_symbols(symbols, values.runs),
     )
     plain = b"".join(parts)
     return (ValuesKind.CODED, short) if coded and len(short) < len(plain) else (ValuesKind.QUANTIZED, plain)
@@ -426,17 +426,17 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
 def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays, *, coded: bool = False) -> Update:
     payload = read_payload(data, dim=dim)
     if payload.values_kind is ValuesKind.CODED and not coded:
-        raise CodecError("entropy-coded levels in a codec that makes none")
+        raise CodecError("entropy-coded symbols in a codec that makes none")
     count = payload.count
     positions: Tensor | Sampled | None = None
     values: Tensor | Quantized  # first: they take more memory while they are decoded than afterwards
     if payload.values_kind is ValuesKind.QUANTIZED:
         values = _decode_quantized(payload, arrays)
     elif payload.values_kind is ValuesKind.CODED:
-        levels, scales, runs = quantized.decode(payload.values, count=count, most_runs=MAX_RUNS)
+        symbols, scales, runs = quantized.decode(payload.values, count=count, most_runs=MAX_RUNS)
         _check_scales(scales)
         values = Quantized(
-            torch.from_numpy(levels), torch.from_numpy(scales), runs, payload.dither, payload.offset
+            torch.from_numpy(symbols), torch.from_numpy(scales), runs, payload.dither, payload.offset
         )
     elif payload.values_kind is ValuesKind.BFLOAT16:
         halves = arrays.decode_halves(payload.values, count=count)
@@ -463,10 +463,10 @@ def _decode_quantized(payload: Payload, arrays: _Arrays) -> Quantized:
     runs = _plain(data[middle:end], num_runs, "<u4").astype(np.int64)
     _check_scales(scales)
     if int(runs.sum()) != count:
-        raise CodecError(f"runs sum to {int(runs.sum())}, but there are {count} levels")
+        raise CodecError(f"runs sum to {int(runs.sum())}, but there are {count} symbols")
     lengths = tuple(runs.tolist())
-    levels = torch.from_numpy(arrays.decode_levels(data[end:], count=count, runs=lengths))
-    return Quantized(levels, torch.from_numpy(scales), lengths, payload.dither, payload.offset)
+    symbols = torch.from_numpy(arrays.decode_symbols(data[end:], count=count, runs=lengths))
+    return Quantized(symbols, torch.from_numpy(scales), lengths, payload.dither, payload.offset)
 
 
 def _check_scales(scales: npt.NDArray[np.float32]) -> None:

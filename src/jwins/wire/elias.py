@@ -15,7 +15,7 @@ from jwins.errors import CodecError, UsageError
 __all__ = ["LARGEST", "decode_integers", "decode_positions", "encode_integers", "encode_positions"]
 
 LARGEST = 2**32
-"""Largest integer coded here: the largest gap between positions, and an int32 level after zigzag plus one."""
+"""Largest integer coded here: the largest gap between positions, and an int32 symbol after zigzag plus one."""
 
 _MOST_ZEROS = 32  # zeros before the digits of LARGEST
 _BLOCK_BITS = 1 << 16  # bits that may start a code word, handled at once: its arrays stay in the cache

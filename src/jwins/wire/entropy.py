@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from jwins.errors import CodecError
 
-__all__ = ["decode_levels", "encode_levels"]
+__all__ = ["decode_symbols", "encode_symbols"]
 
 Flags = npt.NDArray[np.bool_]
 Where = npt.NDArray[np.signedinteger[Any]]  # positions among the levels, increasing
@@ -67,7 +67,7 @@ _BLOCK = 1 << 16  # of more levels than this, intermediate arrays are not held w
 _BITS = 4096  # costs are in units of 1/4096 bit
 
 
-def encode_levels(levels: npt.NDArray[np.int32], runs: Sequence[int], word: int) -> bytes:
+def encode_symbols(levels: npt.NDArray[np.int32], runs: Sequence[int], word: int) -> bytes:
     """Levels and a word as bytes.
 
     Args:
@@ -85,7 +85,7 @@ def encode_levels(levels: npt.NDArray[np.int32], runs: Sequence[int], word: int)
     return writer.data(word)
 
 
-def decode_levels(data: memoryview, *, count: int, runs: Sequence[int]) -> tuple[npt.NDArray[np.int32], int]:
+def decode_symbols(data: memoryview, *, count: int, runs: Sequence[int]) -> tuple[npt.NDArray[np.int32], int]:
     """(count,) int32 and the word, or CodecError.
 
     Args:
@@ -455,7 +455,7 @@ class _Reader:
     def word(self) -> int:
         words = self._coder.get_compressed()
         if len(words) != 1:
-            raise CodecError("levels: bytes are left, or some are missing")
+            raise CodecError("symbols: bytes are left, or some are missing")
         return int(words[0])
 
 

@@ -26,12 +26,12 @@ __all__ = [
     "OWN_PAYLOADS",
     "decode_floats",
     "decode_halves",
-    "decode_levels",
     "decode_positions",
+    "decode_symbols",
     "encode_floats",
     "encode_halves",
-    "encode_levels",
     "encode_positions",
+    "encode_symbols",
     "is_own",
     "remember",
     "require",
@@ -123,13 +123,13 @@ def decode_halves(data: memoryview, *, count: int) -> npt.NDArray[np.uint16]:
     return (_decompress(data, count).view(np.uint32) >> 16).astype(np.uint16)
 
 
-def encode_levels(levels: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
-    """Elias gamma codes of 1 + zigzag(level), where zigzag counts 0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
-    wide = levels.astype(np.int64)
+def encode_symbols(symbols: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
+    """Elias gamma codes of 1 + zigzag(symbol), where zigzag counts 0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
+    wide = symbols.astype(np.int64)
     return elias.encode_integers(((wide << 1) ^ (wide >> 63)) + 1)
 
 
-def decode_levels(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
+def decode_symbols(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
     """(count,) int32, or CodecError."""
     folded = elias.decode_integers(data, count=count) - 1
     return ((folded >> 1) ^ -(folded & 1)).astype(np.int32)

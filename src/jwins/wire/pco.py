@@ -22,12 +22,12 @@ from jwins.errors import CodecError
 __all__ = [
     "decode_floats",
     "decode_halves",
-    "decode_levels",
     "decode_positions",
+    "decode_symbols",
     "encode_floats",
     "encode_halves",
-    "encode_levels",
     "encode_positions",
+    "encode_symbols",
     "max_bytes",
 ]
 
@@ -111,12 +111,12 @@ def decode_halves(data: memoryview, *, count: int) -> npt.NDArray[np.uint16]:
     return (rotated >> 1 | rotated << 15).astype(np.uint16, copy=False)
 
 
-def encode_levels(levels: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
+def encode_symbols(symbols: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
     """Pcodec of (k,) int32, all runs in one."""
-    return _compress(levels, _INTEGERS)
+    return _compress(symbols, _INTEGERS)
 
 
-def decode_levels(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
+def decode_symbols(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
     """(count,) int32, or CodecError."""
     return _decompress(data, count, np.dtype(np.int32))
 

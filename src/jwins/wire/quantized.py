@@ -1,6 +1,6 @@
-"""Quantized values in few bytes: steps and runs that say no more than they must, then entropy-coded levels.
+"""Quantized values in few bytes: steps and runs that say no more than they must, then entropy-coded symbols.
 
-The bytes come from peers: every length is compared with what is there, or with the number of levels that the
+The bytes come from peers: every length is compared with what is there, or with the number of symbols that the
 receiver expects, before anything is allocated for it.
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.errors import CodecError
-from jwins.wire.entropy import decode_levels, encode_levels
+from jwins.wire.entropy import decode_symbols, encode_symbols
 
 __all__ = ["decode", "encode"]
 
@@ -22,9 +22,9 @@ _VARINT_BYTES = 5
 _NOTHING = b"\0"  # no runs
 
 
-def encode(levels: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
-    """Levels (k,), the scales (g,) of their runs, and the lengths of these, which sum to k."""
-    count, num_runs = len(levels), len(runs)
+def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
+    """Symbols (k,), the scales (g,) of their runs, and the lengths of these, which sum to k."""
+    count, num_runs = len(symbols), len(runs)
     if not num_runs:
         return _NOTHING
     bits = scales.astype("<f4", copy=False).view("<u4")
@@ -43,7 +43,7 @@ def encode(levels: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs:
     head = bytes([scale_kind | run_kind << _RUNS_SHIFT | min(num_runs, _MANY) << _COUNT_SHIFT])
     if num_runs >= _MANY:
         head += _varint(num_runs)
-    coded = encode_levels(levels, runs, int(bits[0]))
+    coded = encode_symbols(symbols, runs, int(bits[0]))
     return b"".join((head, scale_bytes, run_bytes, _varint(len(coded)), coded))
 
 
@@ -54,7 +54,7 @@ def decode(
 
     Args:
         data: any bytes.
-        count: how many levels are expected.
+        count: how many symbols are expected.
         most_runs: how many runs there may be.
 
     Raises:
@@ -90,15 +90,15 @@ def decode(
             listed.append(length)
         runs = (*listed, count - sum(listed))
     if len(runs) != num_runs or sum(runs) != count or min(runs) < 0:
-        raise CodecError(f"{num_runs} runs do not have {count} levels together")
+        raise CodecError(f"{num_runs} runs do not have {count} symbols together")
     size, at = _read_varint(data, at)
     if len(data) - at != size:
-        raise CodecError(f"{len(data) - at} bytes of levels, but {size} are announced")
-    levels, word = decode_levels(data[at:], count=count, runs=runs)
+        raise CodecError(f"{len(data) - at} bytes of symbols, but {size} are announced")
+    symbols, word = decode_symbols(data[at:], count=count, runs=runs)
     bits = np.full(num_runs, word, dtype=np.uint32)
     if scale_kind != _SCALE_ONE:
         bits[1:] = others << np.uint32(16 if scale_kind == _SCALE_HALVES else 0)
-    return levels, bits.view(np.float32), runs
+    return symbols, bits.view(np.float32), runs
 
 
 def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
