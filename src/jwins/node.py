@@ -22,8 +22,9 @@ updates could be overtaken by one that builds upon it, round after round, and th
 up; this way it is the very frame that the neighbour waits for.
 
 Who is a member may change while nodes run: the topology then has another graph from some round on, of a higher
-epoch, and a node may hear of it late. Frames name the epoch of their round. One of another epoch than the
-receiver's has weight 0, on both sides of an edge, so that mixing weights stay doubly stochastic.
+roster version, and a node may learn of it late. Frames name the roster version of their round. One of another
+version than the receiver's has weight 0, on both sides of an edge, so that mixing weights stay doubly
+stochastic.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.topology.graph import Topology
 from jwins.update import Quantized, Received, Sampled, Update, largest_magnitude
-from jwins.wire.frame import EPOCHS, Frame, KeyframeRequest, Packed, Wire
+from jwins.wire.frame import ROSTER_VERSIONS, Frame, KeyframeRequest, Packed, Wire
 
 __all__ = [
     "LARGEST_PARAMETER",
@@ -521,7 +522,9 @@ class Node:
             return self._fail("parameters are not finite after local training")
         update, self.state = self._sharing.share(self.state, self.params, self._context())
         self._shared = self.round
-        self._outgoing = self.rules.wire.pack(Frame(self.id, self.round, update, epoch=self._epoch(self.round)))
+        self._outgoing = self.rules.wire.pack(
+            Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
+        )
         self._sent_bytes = len(self._outgoing.data)
         stands_alone = update.base is None
         recipients = [j for j in self._topology.at(self.round).recipients[self.id] if self._takes_part(j)]
@@ -627,12 +630,12 @@ class Node:
         overdue = overdue or (self._deadline is not None and now >= self._deadline)
         if not overdue and any(True for _ in self._awaited()):
             return []
-        ctx, epoch = self._context(), self._epoch(self.round)
+        ctx, roster_version = self._context(), self._roster_version(self.round)
         due = sorted((j, r) for j, r in self._inbox if r <= self.round)
         received = []
         for j, r in due:
             frame = self._inbox.pop((j, r))
-            counts = r == self.round and frame.epoch == epoch
+            counts = r == self.round and frame.roster_version == roster_version
             received.append(Received(j, r, ctx.weights.get(j, 0.0) if counts else 0.0, frame.update))
         self._merge(received, ctx)
         if _diverged(self.params):
@@ -680,9 +683,9 @@ class Node:
         weights = self._topology.at(self.round).senders[self.id]
         return RoundContext(self.rules.seed, self.id, self.round, weights, self._sent_bytes)
 
-    def _epoch(self, round: int) -> int:
+    def _roster_version(self, round: int) -> int:
         """As frames name it."""
-        return self._topology.at(round).epoch % EPOCHS
+        return self._topology.at(round).roster_version % ROSTER_VERSIONS
 
     def _takes_part(self, peer: int) -> bool:
         """Whether frames are exchanged with ``peer`` in this round."""
@@ -709,7 +712,9 @@ class Node:
         """What ``to`` must hold of this node after its last share: all of it, or what they missed."""
         assert self._shared is not None
         keyframe = missed or self._sharing.keyframe(self.state, self._context())
-        frame = Frame(self.id, self._shared, keyframe, keyframe=True, epoch=self._epoch(self._shared))
+        frame = Frame(
+            self.id, self._shared, keyframe, keyframe=True, roster_version=self._roster_version(self._shared)
+        )
         return Send(to, self._shared, self.rules.wire.pack(frame), keyframe=True)
 
     def _objection(self, frame: Frame) -> str | None:
@@ -721,7 +726,8 @@ class Node:
         if frame.round > self.round + MAX_ROUNDS_AHEAD:
             return f"{frame.round - self.round} rounds ahead; at most {MAX_ROUNDS_AHEAD} are kept"
         graph = self._topology.at(frame.round)
-        same = frame.epoch == graph.epoch % EPOCHS  # the graph of another epoch may not be known here yet
+        # The graph of another version may not be known here yet.
+        same = frame.roster_version == graph.roster_version % ROSTER_VERSIONS
         if same and not frame.keyframe and frame.sender not in graph.senders[self.id]:
             return "the sender is not a neighbour in that round"
         if frame.update.dim != self.update_dim:

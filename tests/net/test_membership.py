@@ -23,12 +23,12 @@ from jwins.errors import ConfigError, PeerError
 from jwins.net.acquaintance import Kept
 from jwins.net.adopt import ADOPTED, Newcomer, adopt, model_wire, pack_model
 from jwins.net.clock import hash_of_parameters
-from jwins.net.epochs import Epochs
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
 from jwins.net.link import Delivered, LinkEvent
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.roster import Roster, read_roster, write_roster
+from jwins.net.roster_versions import RosterVersions
 from jwins.node import Finished
 from jwins.results.record import Record
 from jwins.runfiles import traffic
@@ -40,17 +40,17 @@ from jwins.wire.frame import Packed
 # --- Graphs -----------------------------------------------------------------------------------------------
 
 
-def ring_of(places: int) -> Epochs:
-    return Epochs(places, lambda count: Ring(num_nodes=count, seed=1))
+def ring_of(places: int) -> RosterVersions:
+    return RosterVersions(places, lambda count: Ring(num_nodes=count, seed=1))
 
 
 def test_in_every_round_those_who_take_part_mix_and_nobody_else() -> None:
-    epochs = ring_of(6)
-    epochs.add(0, 0, range(5))
-    epochs.add(1, 10, (0, 1, 3, 4))
-    epochs.add(2, 20, (0, 1, 3, 4, 5))
+    versions = ring_of(6)
+    versions.add(0, 0, range(5))
+    versions.add(1, 10, (0, 1, 3, 4))
+    versions.add(2, 20, (0, 1, 3, 4, 5))
     for at, active in ((0, range(5)), (9, range(5)), (10, (0, 1, 3, 4)), (25, (0, 1, 3, 4, 5))):
-        graph = epochs.at(at)
+        graph = versions.at(at)
         mixing = graph.matrix()
         assert np.array_equal(mixing, mixing.T)
         np.testing.assert_allclose(mixing.sum(axis=0), 1.0)
@@ -58,25 +58,25 @@ def test_in_every_round_those_who_take_part_mix_and_nobody_else() -> None:
             neighbours = {*graph.senders[node], *graph.recipients[node]}
             assert neighbours <= set(active) - {node}
             assert len(neighbours) == (2 if node in active else 0)
-    assert [epochs.at(at).epoch for at in (9, 10, 19, 20)] == [0, 1, 1, 2]
-    assert epochs.neighbours(1, 30) == {0, 3}
-    assert epochs.neighbours(1, 9) == {0, 2, 3}
-    assert epochs.neighbours(4, 0) == {0, 3, 5}  # also of the first ring, though two more are to come
+    assert [versions.at(at).roster_version for at in (9, 10, 19, 20)] == [0, 1, 1, 2]
+    assert versions.neighbours(1, 30) == {0, 3}
+    assert versions.neighbours(1, 9) == {0, 2, 3}
+    assert versions.neighbours(4, 0) == {0, 3, 5}  # also of the first ring, though two more are to come
 
 
 def test_as_long_as_all_take_part_nothing_is_different() -> None:
     whole = Regular(num_nodes=8, seed=1, degree=4)
-    epochs = Epochs(8, lambda count: whole)
-    epochs.add(0, 0, range(8))
-    assert epochs.at(3) is whole.at(3)
+    versions = RosterVersions(8, lambda count: whole)
+    versions.add(0, 0, range(8))
+    assert versions.at(3) is whole.at(3)
 
 
 def test_a_roster_that_is_taken_up_late_is_of_later_rounds() -> None:
-    epochs = ring_of(4)
-    epochs.add(0, 0, range(4))
-    epochs.add(1, 30, (0, 1, 2))
-    epochs.add(2, 20, (0, 1))
-    assert [epochs.at(at).epoch for at in (19, 20, 30, 40)] == [0, 2, 2, 2]
+    versions = ring_of(4)
+    versions.add(0, 0, range(4))
+    versions.add(1, 30, (0, 1, 2))
+    versions.add(2, 20, (0, 1))
+    assert [versions.at(at).roster_version for at in (19, 20, 30, 40)] == [0, 2, 2, 2]
 
 
 # --- Rosters ----------------------------------------------------------------------------------------------
@@ -103,7 +103,10 @@ def test_what_was_taken_up_is_known_after_a_restart(tmp_path: Path) -> None:
     left = roster.without("bob", from_round=10)
     keep_roster(left, 12, tmp_path / "rosters")
     keep_roster(roster, 0, tmp_path / "rosters")
-    assert [(kept.epoch, kept.from_round) for kept in kept_rosters(tmp_path / "rosters")] == [(0, 0), (1, 12)]
+    assert [(kept.roster_version, kept.from_round) for kept in kept_rosters(tmp_path / "rosters")] == [
+        (0, 0),
+        (1, 12),
+    ]
 
 
 def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
@@ -130,14 +133,20 @@ def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
-    "older": (lambda old, _: old.model_copy(update={"epoch": 0}), "epoch = 0: nodes go by epoch 1 already"),
-    "without an epoch of its own": (lambda old, _: old.without("carol"), "members have changed and the epoch"),
+    "older": (
+        lambda old, _: old.model_copy(update={"roster_version": 0}),
+        "roster_version = 0: nodes go by roster version 1 already",
+    ),
+    "without a version of its own": (
+        lambda old, _: old.without("carol"),
+        "members have changed and the roster version",
+    ),
     "forgets who left": (
         lambda old, _: old.without("carol", from_round=20).model_copy(update={"departed": ()}),
         "ids of those who left are in departed",
     ),
     "another graph": (
-        lambda old, _: old.model_copy(update={"seed": 7, "epoch": 2, "from_round": 20}),
+        lambda old, _: old.model_copy(update={"seed": 7, "roster_version": 2, "from_round": 20}),
         "nodes that run keep their graph and seed",
     ),
     "too many": (
@@ -164,7 +173,7 @@ ALGORITHMS = {"full": full(), "jwins": jwins_sharing(), "choco": choco(0.3, 0.5)
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_one_leaves_and_another_joins_and_one_hears_of_it_late(sharing: Any, wires: Wires) -> None:
     """Node 4 is there from round 12; node 2 is gone from round 12; node 1 learns both in round 15 or later."""
-    topologies = [Epochs(5, lambda count: FullyConnected(num_nodes=count, seed=1)) for _ in range(5)]
+    topologies = [RosterVersions(5, lambda count: FullyConnected(num_nodes=count, seed=1)) for _ in range(5)]
     for topology in topologies[:4]:
         topology.add(0, 0, (0, 1, 2, 3))
     topologies[4].add(1, 12, (0, 1, 3, 4))
@@ -209,7 +218,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     sharing: Any, wires: Wires
 ) -> None:
     """Node 3 asks from the start, and is a member from round 12 on; node 2 is never there."""
-    topologies = [Epochs(4, lambda count: FullyConnected(num_nodes=count, seed=1)) for _ in range(4)]
+    topologies = [RosterVersions(4, lambda count: FullyConnected(num_nodes=count, seed=1)) for _ in range(4)]
     for topology in topologies[:2]:
         topology.add(0, 0, (0, 1))
         topology.add(1, 12, (0, 1, 3))
@@ -467,7 +476,7 @@ def test_a_member_joins_a_run_under_way(sharing: str, donor: str | None, site: A
     assert all(found["round"] >= from_round for found in adopted)
     for name in ("alice", "bob", "carol"):
         (taken_up,) = run.events(name, "roster")
-        assert (taken_up["epoch"], taken_up["joined"], taken_up["removed"]) == (1, ["dave"], [])
+        assert (taken_up["roster_version"], taken_up["joined"], taken_up["removed"]) == (1, ["dave"], [])
         assert taken_up["from_round"] >= from_round
         assert run.accuracy(name) >= run.least
     assert run.accuracy("dave") >= run.least
@@ -504,7 +513,7 @@ def test_a_member_changes_its_certificate(site: Any, tmp_path: Path) -> None:
     run.change(change)
     run.end()
     for name in ("alice", "bob", "carol"):
-        assert [found["epoch"] for found in run.events(name, "roster")] == [1]
+        assert [found["roster_version"] for found in run.events(name, "roster")] == [1]
         assert run.events(name, "overdue") == []
         assert run.accuracy(name) >= run.least
     assert [found for found in run.events("alice", "met") if found["peer"] == "bob"][1:], "connected anew"

@@ -49,8 +49,8 @@ class Loop:
             self.failure = error
 
     @property
-    def epoch(self) -> int:
-        return self.reports[-1].epoch if self.reports else -1
+    def roster_version(self) -> int:
+        return self.reports[-1].roster_version if self.reports else -1
 
     def end(self) -> None:
         self._asked_to_end = True
@@ -91,8 +91,11 @@ class Federation:
             assert time.monotonic() < end, f"waited for {what}"
             time.sleep(0.01)
 
-    def until_epoch(self, epoch: int, *names: str) -> None:
-        self.until(lambda: all(self.loops[name].epoch == epoch for name in names), f"epoch {epoch}")
+    def until_version(self, roster_version: int, *names: str) -> None:
+        self.until(
+            lambda: all(self.loops[name].roster_version == roster_version for name in names),
+            f"version {roster_version}",
+        )
 
     def rounds_later(self, count: int, *names: str) -> None:
         goals = {name: self.loops[name].peer.round + count for name in names}
@@ -129,7 +132,7 @@ def test_a_newcomer_begins_with_the_model_that_a_member_has_in_the_round_of_the_
     assert peer.round >= from_round
     torch.testing.assert_close(flat(module), run.start + peer.round, atol=1.01, rtol=0.0)
     run.loops["carol"] = Loop(peer)
-    run.until_epoch(1, "alice", "bob", "carol")
+    run.until_version(1, "alice", "bob", "carol")
     run.rounds_later(5, "alice", "bob", "carol")
     for loop in run.loops.values():
         assert loop.failure is None
@@ -138,7 +141,7 @@ def test_a_newcomer_begins_with_the_model_that_a_member_has_in_the_round_of_the_
     for name in ("alice", "bob"):
         assert run.loops[name].peer._clock.peers[2].round > from_round, "it heard the newcomer"
     run.loops["carol"].end()
-    assert [kept.epoch for kept in kept_rosters(tmp_path / "kept" / "rosters")] == [1]
+    assert [kept.roster_version for kept in kept_rosters(tmp_path / "kept" / "rosters")] == [1]
     again = run.peer("carol", module=model(seed=9), folder=tmp_path / "kept")
     assert again.round > from_round
     assert float((flat(again.model) - run.start).mean()) > from_round - 5, "the checkpoint is in the model"
@@ -159,7 +162,7 @@ def test_who_is_removed_is_told_by_the_end_of_exchange_and_the_others_go_on(fede
     with pytest.raises(RemovedError):
         run.loops["bob"].peer.exchange(wait=False)
     assert torch.equal(flat(module), trained), "its model stays as it was trained"
-    run.until_epoch(1, "alice", "carol")
+    run.until_version(1, "alice", "carol")
     run.rounds_later(5, "alice", "carol")
     late = [report for name in ("alice", "carol") for report in run.loops[name].reports if report.late]
     assert late == [], "nobody waits for it"
@@ -178,7 +181,7 @@ def test_who_changes_its_certificate_is_connected_anew(federation: Any, tmp_path
         return roster.with_member(bob, replace=True, from_round=at)
 
     run.change(change)
-    run.until_epoch(1, "alice", "bob")
+    run.until_version(1, "alice", "bob")
     run.rounds_later(5, "alice", "bob")
     for loop in run.loops.values():
         assert not any(report.late for report in loop.reports)

@@ -129,7 +129,7 @@ def test_a_roster_is_read_as_it_was_written(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, 3).with_member(member(tmp_path, 9, "hidden", reachable=False), from_round=4)
     write_roster(roster, tmp_path / "roster.toml")
     assert read_roster(tmp_path / "roster.toml") == roster
-    assert roster.epoch == 1
+    assert roster.roster_version == 1
     assert roster.from_round == 4
     assert roster.ids == (0, 1, 2, 9)
 
@@ -141,7 +141,7 @@ def test_the_digest_is_of_everything_but_addresses(tmp_path: Path) -> None:
     other = roster[1].model_copy(update={"id": 5})
     assert Roster(members=(roster[0], other)).digest != roster.digest
     assert roster.model_copy(update={"seed": 2}).digest != roster.digest
-    assert roster.model_copy(update={"epoch": 2}).digest != roster.digest
+    assert roster.model_copy(update={"roster_version": 2}).digest != roster.digest
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_the_digest_is_of_everything_but_addresses(tmp_path: Path) -> None:
         ('address = "127.0.0.1:', 'address = "127.0.0.1;', r"expected host:port, such as"),
         ('fingerprint = "', 'fingerprint = "0', "the certificate beside it has"),
         ("-----BEGIN CERTIFICATE-----", "-----BEGIN PRIVATE KEY-----", "expected one certificate"),
-        ("epoch = 0", "epoch = -1", "epoch = -1"),
+        ("roster_version = 0", "roster_version = -1", "roster_version = -1"),
         ("seed = 1", "sed = 1", 'did you mean "seed"'),
         ('kind = "fully_connected"', 'kind = "rign"', 'did you mean "ring"'),
         ("[topology]", "[topology", "not TOML"),
@@ -283,11 +283,11 @@ def test_problems_and_warnings(tmp_path: Path) -> None:
     assert "made out to 'bob'" in next(Roster(members=(roster[0], other)).problems())
 
 
-def test_changes_count_epochs(tmp_path: Path) -> None:
+def test_changes_count_versions(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, 3)
-    assert roster.without("bob").epoch == 0
+    assert roster.without("bob").roster_version == 0
     once = roster.without("bob", from_round=10)
-    assert (once.epoch, once.from_round, once.ids) == (1, 10, (0, 2))
+    assert (once.roster_version, once.from_round, once.ids) == (1, 10, (0, 2))
     with pytest.raises(ConfigError, match="expected a round after 10"):
         once.without("carol", from_round=10)
     with pytest.raises(ConfigError, match="say --replace"):
@@ -338,7 +338,7 @@ def test_from_keys_to_a_roster(tmp_path: Path) -> None:
         *("roster", "add", roster, tmp_path / "bob.crt", "--address", "b:1", "--replace", "--from-round", 7)
     )
     assert replaced.exit_code == 0, replaced.output
-    assert (read_roster(roster).epoch, read_roster(roster).named("bob").id) == (1, 1)
+    assert (read_roster(roster).roster_version, read_roster(roster).named("bob").id) == (1, 1)
     warned = jwins("roster", "check", roster)
     assert warned.exit_code == 0
     assert "warning: bob (id 1): its certificate expires on" in warned.stdout

@@ -23,8 +23,8 @@ from wires import Running, Wires, World
 
 from jwins.errors import UsageError
 from jwins.net.adopt import mismatch
-from jwins.net.epochs import Epochs
 from jwins.net.journal import Journal, write_journal
+from jwins.net.roster_versions import RosterVersions
 from jwins.net.status import serve
 from jwins.topology import FullyConnected
 from jwins.wire.frame import Hello
@@ -60,23 +60,23 @@ def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
         for sample in family.samples
     }
     assert found["jwins_round",] == 4
-    assert found["jwins_epoch",] == 0
+    assert found["jwins_roster_version",] == 0
     assert found["jwins_sent_bytes_total", "values"] == clocks[0].sent.values > 0
     assert found["jwins_refused_total", "node-1"] == 0
     assert found["jwins_overdue_total", "node-2"] == 0
     assert 0 <= found["jwins_metric", "accuracy"] <= 1
 
 
-def test_the_epoch_of_the_roster_is_said(wires: Wires) -> None:
-    topology = Epochs(3, lambda count: FullyConnected(num_nodes=count, seed=1))
+def test_the_version_of_the_roster_is_shown(wires: Wires) -> None:
+    topology = RosterVersions(3, lambda count: FullyConnected(num_nodes=count, seed=1))
     topology.add(0, 0, (0, 1))
     clock = World(3, topology=topology).clock(0, wires)
     with serve(clock, 0) as port:
-        assert "epoch of the roster" not in get(port, "/")
+        assert "version of the roster" not in get(port, "/")
         topology.add(2, 0, (0, 2))
-        assert '<th>epoch of the roster</th><td class="">2</td>' in get(port, "/")
-        assert "jwins_epoch 2.0" in get(port, "/metrics")
-    assert clock.progress().epoch == 2
+        assert '<th>version of the roster</th><td class="">2</td>' in get(port, "/")
+        assert "jwins_roster_version 2.0" in get(port, "/metrics")
+    assert clock.progress().roster_version == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")

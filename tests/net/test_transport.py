@@ -331,7 +331,7 @@ def test_who_is_removed_is_cut_and_who_is_new_is_dialled(make: Make, tmp_path: P
     third = make(changed, 2)
     alice.until_connected(2)
     third.until_connected(0)
-    assert changed.epoch == 2
+    assert changed.roster_version == 2
 
 
 def test_a_new_certificate_replaces_the_old_one_at_once(make: Make, tmp_path: Path) -> None:

@@ -262,24 +262,24 @@ def test_late_frames_have_no_weight() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Renewed:
-    """A ring of three whose members are of another epoch from some round on."""
+    """A ring of three whose members are of another roster version from some round on."""
 
     from_round: int
     num_nodes: int = 3
 
     def at(self, round: int) -> Graph:
-        return dataclasses.replace(Ring(3).at(round), epoch=1 if round >= self.from_round else 0)
+        return dataclasses.replace(Ring(3).at(round), roster_version=1 if round >= self.from_round else 0)
 
 
-def test_nodes_of_different_epochs_do_not_mix_and_do_not_wait_for_each_other() -> None:
+def test_nodes_of_different_roster_versions_do_not_mix_and_do_not_wait_for_each_other() -> None:
     node, behind = make(topology=Renewed(0)), make(topology=Renewed(9), id=1)
     said = {}
     for each in (node, behind):
         each.start(0.0)
         said[each.id] = only(each.handle(trained(each), 0.0), Send)
     frames = {i: unpack(send.packed.data, codec("raw"), DIGEST, dim=P) for i, send in said.items()}
-    assert [frames[i].epoch for i in (0, 1)] == [1, 0]
-    node.handle(heard(2, 0, 5.0, epoch=1), 0.0)
+    assert [frames[i].roster_version for i in (0, 1)] == [1, 0]
+    node.handle(heard(2, 0, 5.0, roster_version=1), 0.0)
     assert kinds(node.handle(FrameReceived(frames[1]), 0.0)) == ["Train"]
     torch.testing.assert_close(node.params, (2 * (START + 1) + 5.0) / 3)
     behind.handle(heard(2, 0, 5.0), 0.0)
@@ -287,9 +287,9 @@ def test_nodes_of_different_epochs_do_not_mix_and_do_not_wait_for_each_other() -
     torch.testing.assert_close(behind.params, (2 * (START + 1) + 5.0) / 3)
 
 
-def test_a_frame_of_an_epoch_that_is_not_known_yet_is_kept() -> None:
+def test_a_frame_of_a_roster_version_that_is_not_known_yet_is_kept() -> None:
     node = in_phase(Phase.TRAINING, topology=Ring(5))
-    assert node.handle(heard(2, 0, epoch=1), 0.0) == []
+    assert node.handle(heard(2, 0, roster_version=1), 0.0) == []
     assert kinds(node.handle(heard(2, 1), 0.0)) == ["Refused"]
 
 

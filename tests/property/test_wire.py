@@ -254,19 +254,19 @@ def test_frames_of_others_are_refused():
             call()
 
 
-@given(update=updates(), keyframe=st.booleans(), epoch=st.integers(0, 127))
+@given(update=updates(), keyframe=st.booleans(), roster_version=st.integers(0, 127))
 @quick
-def test_a_frame_names_the_epoch_of_the_roster(update, keyframe, epoch):
-    packed = pack(Frame(1, 2, update, keyframe, epoch), codec("raw"), DIGEST)
+def test_a_frame_names_the_version_of_the_roster(update, keyframe, roster_version):
+    packed = pack(Frame(1, 2, update, keyframe, roster_version), codec("raw"), DIGEST)
     found = unpack(packed.data, codec("raw"), DIGEST, dim=update.dim)
-    assert (found.keyframe, found.epoch) == (keyframe, epoch)
-    assert describe(packed.data)["epoch"] == epoch
+    assert (found.keyframe, found.roster_version) == (keyframe, roster_version)
+    assert describe(packed.data)["roster_version"] == roster_version
 
 
-@pytest.mark.parametrize("epoch", [-1, 128])
-def test_an_epoch_that_does_not_fit_is_misuse(epoch):
-    with pytest.raises(UsageError, match=r"Frame\.epoch"):
-        pack(Frame(1, 2, Update(3, None, torch.ones(3)), epoch=epoch), codec("raw"), DIGEST)
+@pytest.mark.parametrize("roster_version", [-1, 128])
+def test_a_roster_version_that_does_not_fit_is_misuse(roster_version):
+    with pytest.raises(UsageError, match=r"Frame\.roster_version"):
+        pack(Frame(1, 2, Update(3, None, torch.ones(3)), roster_version=roster_version), codec("raw"), DIGEST)
 
 
 def test_describe_tells_what_is_inside():

@@ -18,7 +18,7 @@ FromRound = Annotated[
     typer.Option(
         "--from-round",
         metavar="N",
-        help="If nodes run already: the round from which the change is in effect; raises the epoch.",
+        help="If nodes run already: the round from which the change is in effect; raises the roster's version.",
     ),
 ]
 
@@ -109,8 +109,8 @@ def check(file: File) -> None:
         console = console_of()
         members = f"{len(found.members)} member{'' if len(found.members) == 1 else 's'}"
         console.print(
-            f"{members}, epoch {found.epoch} from round {found.from_round}, topology {found.topology.kind}, "
-            f"seed {found.seed}",
+            f"{members}, version {found.roster_version} from round {found.from_round}, "
+            f"topology {found.topology.kind}, seed {found.seed}",
             soft_wrap=True,
         )
         console.print(f"digest {found.digest} (the same at every member)", soft_wrap=True)

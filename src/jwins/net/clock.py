@@ -102,7 +102,7 @@ class WallProgress:
         connected: peers whose Hello was accepted.
         suspected: peers that are not waited for.
         row: the newest evaluation, if there is a new one.
-        epoch: of the roster by which the node mixes in this round.
+        roster_version: of the roster by which the node mixes in this round.
     """
 
     round: int
@@ -114,7 +114,7 @@ class WallProgress:
     connected: tuple[int, ...] = ()
     suspected: tuple[int, ...] = ()
     row: EvalRow | None = None
-    epoch: int = 0
+    roster_version: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -746,7 +746,7 @@ class WallClock:
             tuple(peer for peer, known in self.peers.items() if known.met),
             tuple(peer for peer, known in self.peers.items() if known.suspected),
             row,
-            self.rules.topology.at(self.round).epoch,
+            self.rules.topology.at(self.round).roster_version,
         )
 
     # --- The end, and coming back -------------------------------------------------------------------------

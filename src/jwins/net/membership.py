@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
-from jwins.net.epochs import Epochs
 from jwins.net.journal import Journal
 from jwins.net.limits import Limits
 from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster, write_roster
+from jwins.net.roster_versions import RosterVersions
 from jwins.net.transport import Transport
 from jwins.wire.frame import Wire, max_frame_bytes
 
@@ -32,13 +32,13 @@ class Change:
     """What a clock must know of a new roster.
 
     Attributes:
-        epoch: of it.
+        roster_version: of it.
         from_round: the round from which this node mixes by it.
         joined: nodes that are new.
         removed: nodes that are gone.
     """
 
-    epoch: int
+    roster_version: int
     from_round: int
     joined: frozenset[int]
     removed: frozenset[int]
@@ -91,9 +91,11 @@ class Membership:
         check_follows(self._roster, roster, num_nodes)
         self.node = roster.ids_ever.index(id)
         self.names = names_of(self._roster, num_nodes)
-        self.topology = Epochs(num_nodes, build)
+        self.topology = RosterVersions(num_nodes, build)
         for old in every:
-            self.topology.add(old.epoch, old.from_round, [old.ids_ever.index(member) for member in old.ids])
+            self.topology.add(
+                old.roster_version, old.from_round, [old.ids_ever.index(member) for member in old.ids]
+            )
         self._links: tuple[Transport, ByRank] | None = None
         self._changing = False
         self._look_at = 0.0
@@ -173,10 +175,10 @@ class Membership:
         joined = frozenset(number[member] for member in set(new.ids) - set(old.ids))
         removed = frozenset(number[member] for member in set(before) - set(new.ids))
         if new == old:
-            return Change(new.epoch, new.from_round, joined, removed) if removed else None
+            return Change(new.roster_version, new.from_round, joined, removed) if removed else None
         from_round = max(new.from_round, next_round)
         if self._id in new:
-            if new.epoch > old.epoch:
+            if new.roster_version > old.roster_version:
                 self._take_up(new, from_round, [number[member] for member in new.ids])
             if self._links is not None:
                 transport, network = self._links
@@ -187,19 +189,19 @@ class Membership:
         self._roster = new
         self._journal.info(
             "roster",
-            epoch=new.epoch,
+            roster_version=new.roster_version,
             from_round=from_round,
             joined=[self.names[node] for node in sorted(joined)],
             removed=[self.names[node] for node in sorted(removed)],
         )
-        return Change(new.epoch, from_round, joined, removed)
+        return Change(new.roster_version, from_round, joined, removed)
 
     def _take_up(self, roster: Roster, from_round: int, active: list[int]) -> None:
         """Mix by the new graph, once; without one, whoever left is cut all the same."""
-        if self.topology.newest == roster.epoch:
+        if self.topology.newest == roster.roster_version:
             return  # it was taken up before, and then this node's key did not fit
         try:
-            self.topology.add(roster.epoch, from_round, active)
+            self.topology.add(roster.roster_version, from_round, active)
             if self._folder is not None:
                 keep_roster(roster, from_round, self._folder)
         except (ConfigError, OSError) as error:
@@ -217,13 +219,15 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
     Raises:
         ConfigError: says what is wrong, and what to do.
     """
-    if new.epoch < old.epoch:
+    if new.roster_version < old.roster_version:
         raise ConfigError(
-            "epoch", new.epoch, f"nodes go by epoch {old.epoch} already; change the newest roster"
+            "roster_version",
+            new.roster_version,
+            f"nodes go by roster version {old.roster_version} already; change the newest roster",
         )
-    if new.epoch == old.epoch and (new.ids, new.departed) != (old.ids, old.departed):
-        problem = "members have changed and the epoch has not; change the roster with --from-round"
-        raise ConfigError("epoch", new.epoch, problem)
+    if new.roster_version == old.roster_version and (new.ids, new.departed) != (old.ids, old.departed):
+        problem = "members have changed and the roster version has not; change the roster with --from-round"
+        raise ConfigError("roster_version", new.roster_version, problem)
     if new.ids_ever[: len(old.ids_ever)] != old.ids_ever:
         problem = f"expected {list(old.ids_ever)} and then new ones; ids of those who left are in departed"
         raise ConfigError("members", list(new.ids_ever), problem)
@@ -256,7 +260,7 @@ def keep_roster(roster: Roster, from_round: int, folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = roster.model_copy(update={"from_round": from_round})
-    write_roster(kept, folder / f"epoch-{roster.epoch:08d}.toml")
+    write_roster(kept, folder / f"version-{roster.roster_version:08d}.toml")
 
 
 def kept_rosters(folder: Path) -> list[Roster]:
@@ -265,4 +269,4 @@ def kept_rosters(folder: Path) -> list[Roster]:
     Raises:
         ConfigError: a file there is damaged.
     """
-    return [read_roster(path) for path in sorted(folder.glob("epoch-*.toml"))]
+    return [read_roster(path) for path in sorted(folder.glob("version-*.toml"))]

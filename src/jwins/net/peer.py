@@ -58,7 +58,7 @@ class Exchanged:
         late: names of the neighbours that the merges since the exchange before were made without.
         suspected: names of the peers that are not waited for now.
         unfit: names of the peers that cannot take part, each with the reason.
-        epoch: of the roster by which the peer mixes now.
+        roster_version: of the roster by which the peer mixes now.
     """
 
     round: int
@@ -69,7 +69,7 @@ class Exchanged:
     late: tuple[str, ...]
     suspected: tuple[str, ...]
     unfit: tuple[str, ...]
-    epoch: int = 0
+    roster_version: int = 0
 
 
 class Peer:
@@ -384,7 +384,7 @@ class Peer:
             late,
             tuple(self._names[peer] for peer in now.suspected),
             tuple(f"{self._names[peer]}: {why}" for peer, why in unfit.items()),
-            now.epoch,
+            now.roster_version,
         )
 
 

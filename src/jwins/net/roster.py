@@ -89,13 +89,13 @@ class Member(Settings):
 class Roster(Settings):
     """Who takes part, and on which graph.
 
-    A changed roster has a higher epoch and names the round from which it is in effect, so that all nodes change
-    their mixing weights in the same round. A member's place in the graph is its rank by id. Its number as a
-    node is its rank among all who were ever members, so that it keeps it whoever joins or leaves.
+    A changed roster has a higher version and names the round from which it is in effect, so that all nodes
+    change their mixing weights in the same round. A member's place in the graph is its rank by id. Its number
+    as a node is its rank among all who were ever members, so that it keeps it whoever joins or leaves.
     """
 
-    epoch: Index = Field(default=0, description="raised by one with every change while nodes run")
-    from_round: Index = Field(default=0, description="the round from which this epoch is in effect")
+    roster_version: Index = Field(default=0, description="raised by one with every change while nodes run")
+    from_round: Index = Field(default=0, description="the round from which this version is in effect")
     places: Annotated[int, Within("a number of nodes", 1)] | None = Field(
         default=None,
         description="nodes.count of the experiment, or members of a loop of one's own in the end, if some of "
@@ -182,7 +182,11 @@ class Roster(Settings):
 
     def _head(self) -> dict[str, Any]:
         """All keys but topology and members; those that say nothing are left out."""
-        head: dict[str, Any] = {"epoch": self.epoch, "from_round": self.from_round, "seed": self.seed}
+        head: dict[str, Any] = {
+            "roster_version": self.roster_version,
+            "from_round": self.from_round,
+            "seed": self.seed,
+        }
         if self.places is not None:
             head["places"] = self.places
         if self.departed:
@@ -313,16 +317,16 @@ class Roster(Settings):
         return self._changed([member for member in self.members if member != gone], from_round)
 
     def _changed(self, members: Iterable[Member], from_round: int | None) -> Roster:
-        epoch = self.epoch if from_round is None else self.epoch + 1
+        roster_version = self.roster_version if from_round is None else self.roster_version + 1
         start = self.from_round if from_round is None else from_round
-        if from_round is not None and from_round <= self.from_round and self.epoch > 0:
+        if from_round is not None and from_round <= self.from_round and self.roster_version > 0:
             raise ConfigError(
                 "--from-round", from_round, f"expected a round after {self.from_round}, the last change's"
             )
         members = tuple(sorted(members, key=lambda m: m.id))
         gone = set() if from_round is None else set(self.ids) - {member.id for member in members}
         return Roster(
-            epoch=epoch,
+            roster_version=roster_version,
             from_round=start,
             places=self.places,
             departed=tuple(sorted({*self.departed, *gone})),

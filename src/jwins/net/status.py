@@ -92,7 +92,7 @@ class _Collector:
         clock, now = self._clock, self._clock.progress()
         for name, value, what in (
             ("jwins_round", now.round, "Completed rounds"),
-            ("jwins_epoch", now.epoch, "Epoch of the roster by which the node mixes"),
+            ("jwins_roster_version", now.roster_version, "Version of the roster by which the node mixes"),
             ("jwins_waiting_seconds", now.waiting_s, "How long the node has been waiting for neighbours"),
             ("jwins_peers_connected", len(now.connected), "Peers that are connected and fit"),
             ("jwins_peers_suspected", len(now.suspected), "Peers that are not waited for"),
@@ -153,8 +153,8 @@ def page(clock: WallClock) -> str:
     title = html.escape(clock.names[clock.node])
     whole = "" if now.rounds >= ENDLESS else f" of {now.rounds:,}"
     facts = [_fact("rounds completed", f"{now.round:,}{whole}"), _fact("running for", _duration(now.time_s))]
-    if now.epoch:
-        facts.append(_fact("epoch of the roster", f"{now.epoch:,}"))
+    if now.roster_version:
+        facts.append(_fact("version of the roster", f"{now.roster_version:,}"))
     facts += [_fact(name, f"{value:.4f}") for name, value in _measured(clock).items() if value is not None]
     error = clock.journal.last_error
     facts.append(_fact("last error", error or "none", "bad" if error else ""))

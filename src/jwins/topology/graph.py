@@ -33,7 +33,7 @@ class Graph:
         senders: for each node, whom it hears: ``senders[i][j]`` is the mixing weight W_ij that node i
             gives to what node j sent. In increasing order of j, without i itself.
         recipients: for each node, whom it sends to, in increasing order.
-        epoch: of the members it joins; nodes of different epochs in a round do not mix.
+        roster_version: of the members it joins; nodes of different versions in a round do not mix.
 
     >>> Graph.metropolis_hastings(3, [(0, 1), (1, 2)]).senders[0]
     {1: 0.3333333333333333}
@@ -42,7 +42,7 @@ class Graph:
     num_nodes: int
     senders: tuple[Mapping[int, float], ...]
     recipients: tuple[tuple[int, ...], ...]
-    epoch: int = 0
+    roster_version: int = 0
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:

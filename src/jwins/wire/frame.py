@@ -22,7 +22,6 @@ from jwins.wire.codec import CODECS, Codec, PositionsKind, ValuesKind, max_paylo
 __all__ = [
     "DESCRIBED_DIM",
     "DIGEST_BYTES",
-    "EPOCHS",
     "HEADER_BYTES",
     "MAGIC",
     "MAX_CONTROL_BYTES",
@@ -30,6 +29,7 @@ __all__ = [
     "MAX_NAME_CHARS",
     "MAX_REASON_CHARS",
     "MAX_VERSIONS",
+    "ROSTER_VERSIONS",
     "VERSION",
     "Bye",
     "Frame",
@@ -68,8 +68,8 @@ HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
 _HELLO, _FRAME, _KEYFRAME_REQUEST, _BYE = 1, 2, 3, 4
 _KINDS = {_HELLO: "hello", _FRAME: "frame", _KEYFRAME_REQUEST: "keyframe_request", _BYE: "bye"}
 _KEYFRAME_FLAG = 1
-EPOCHS = 128
-"""A frame tells so many epochs of the roster apart: it has 7 bits for them."""
+ROSTER_VERSIONS = 128
+"""Roster versions in frames are modulo this number: they have 7 bits."""
 _U32 = 2**32 - 1
 
 
@@ -103,14 +103,14 @@ class Frame:
         round: the sender's round.
         update: what it tells its neighbours.
         keyframe: whether it is a keyframe, which stands alone, instead of the round's update.
-        epoch: of the roster whose graph the sender uses in that round, modulo :data:`EPOCHS`.
+        roster_version: of the roster whose graph the sender uses in that round, modulo :data:`ROSTER_VERSIONS`.
     """
 
     sender: int
     round: int
     update: Update
     keyframe: bool = False
-    epoch: int = 0
+    roster_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +192,11 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     code = flags = dim = positions_bytes = values_bytes = 0
     if isinstance(message, Frame):
         encoded = codec.encode(message.update)
-        if not 0 <= message.epoch < EPOCHS:
-            raise UsageError(f"Frame.epoch = {message.epoch}: expected 0 to {EPOCHS - 1}")
-        flags = _KEYFRAME_FLAG * message.keyframe | message.epoch << 1
+        if not 0 <= message.roster_version < ROSTER_VERSIONS:
+            raise UsageError(
+                f"Frame.roster_version = {message.roster_version}: expected 0 to {ROSTER_VERSIONS - 1}"
+            )
+        flags = _KEYFRAME_FLAG * message.keyframe | message.roster_version << 1
         kind, code, dim = _FRAME, codec.code, message.update.dim
         payload, positions_bytes, values_bytes = encoded.data, encoded.positions_bytes, encoded.values_bytes
         if len(payload) > _U32:
@@ -307,9 +309,10 @@ def describe(data: bytes) -> dict[str, object]:
 
     Returns:
         ``kind version codec sender round digest dim`` and ``frame_bytes header_bytes``; then for a frame
-        ``keyframe epoch base check count density positions positions_bytes bits_per_position values dither
-        offset values_bytes bits_per_value`` and, if they were decoded, ``value_min value_max not_finite`` (over
-        the finite ones; None if there are none), for a Hello ``codec_name versions x0``, for a Bye ``reason``.
+        ``keyframe roster_version base check count density positions positions_bytes bits_per_position values
+        dither offset values_bytes bits_per_value`` and, if they were decoded, ``value_min value_max
+        not_finite`` (over the finite ones; None if there are none), for a Hello ``codec_name versions x0``, for
+        a Bye ``reason``.
 
     Raises:
         FrameError: the bytes are not a frame.
@@ -339,7 +342,7 @@ def describe(data: bytes) -> dict[str, object]:
     about |= {
         "header_bytes": len(data) - len(parts.positions) - len(parts.values),
         "keyframe": bool(header.flags & _KEYFRAME_FLAG),
-        "epoch": header.flags >> 1,
+        "roster_version": header.flags >> 1,
         "base": parts.base,
         "check": parts.check,
         "count": count,

@@ -1,4 +1,4 @@
-"""The graphs of a run whose members change: for each round those of the epoch that is in effect."""
+"""The graphs of a run whose members change: for each round those of the roster version in effect."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 from jwins.topology import Graph, Topology
 
-__all__ = ["Epochs"]
+__all__ = ["RosterVersions"]
 
 _REMEMBERED = 4
 
 
 @dataclass(frozen=True, slots=True)
-class _Epoch:
+class _RosterVersion:
     """Who takes part from a round on.
 
     Attributes:
-        number: of the epoch.
+        number: of the version.
         from_round: the first round.
         active: the nodes that take part, increasing.
         topology: of as many nodes.
@@ -31,7 +31,7 @@ class _Epoch:
 
     def graph(self, round: int, num_nodes: int) -> Graph:
         graph = self.topology.at(round)
-        if len(self.active) == num_nodes and self.number == graph.epoch:
+        if len(self.active) == num_nodes and self.number == graph.roster_version:
             return graph
         senders: list[dict[int, float]] = [{} for _ in range(num_nodes)]
         recipients: list[tuple[int, ...]] = [() for _ in range(num_nodes)]
@@ -41,27 +41,27 @@ class _Epoch:
         return Graph(num_nodes, tuple(senders), tuple(recipients), self.number)
 
 
-class Epochs:
+class RosterVersions:
     """A :class:`~jwins.topology.Topology` of nodes of which only some take part, others in other rounds.
 
     Whoever takes part is at the place of its rank in a graph of as many nodes, and all others are alone.
-    The first epoch that is added covers all rounds before its own, too.
+    The first version that is added covers all rounds before its own, too.
 
     Args:
         num_nodes: how many there are at most.
         build: gives the topology of a number of nodes.
 
     >>> from jwins.topology import FullyConnected
-    >>> epochs = Epochs(3, lambda count: FullyConnected(num_nodes=count, seed=1))
-    >>> epochs.add(0, 0, [0, 1])
-    >>> epochs.add(1, 10, [0, 2])
-    >>> epochs.at(9).edges, epochs.at(10).edges
+    >>> versions = RosterVersions(3, lambda count: FullyConnected(num_nodes=count, seed=1))
+    >>> versions.add(0, 0, [0, 1])
+    >>> versions.add(1, 10, [0, 2])
+    >>> versions.at(9).edges, versions.at(10).edges
     (((0, 1), (1, 0)), ((0, 2), (2, 0)))
     """
 
     def __init__(self, num_nodes: int, build: Callable[[int], Topology]) -> None:
         self._num_nodes, self._build = num_nodes, build
-        self._every: list[_Epoch] = []
+        self._every: list[_RosterVersion] = []
         self._graphs: dict[int, Graph] = {}
         self._lock = threading.Lock()  # whoever looks on asks for graphs, too
 
@@ -72,11 +72,11 @@ class Epochs:
 
     @property
     def newest(self) -> int | None:
-        """The number of the epoch that was added last."""
+        """The number of the version that was added last."""
         return self._every[-1].number if self._every else None
 
     def add(self, number: int, from_round: int, active: Sequence[int]) -> None:
-        """An epoch after those that were added.
+        """Add a version after those that were added.
 
         Args:
             number: of it.
@@ -86,9 +86,9 @@ class Epochs:
         Raises:
             ConfigError: there is no such graph of so many nodes.
         """
-        added = _Epoch(number, from_round, tuple(active), self._build(len(active)))
+        added = _RosterVersion(number, from_round, tuple(active), self._build(len(active)))
         with self._lock:
-            self._every = [epoch for epoch in self._every if epoch.from_round < from_round] + [added]
+            self._every = [version for version in self._every if version.from_round < from_round] + [added]
             self._graphs.clear()
 
     def at(self, round: int) -> Graph:
@@ -96,18 +96,18 @@ class Epochs:
         with self._lock:
             found = self._graphs.get(round)
             if found is None:
-                epoch = next((e for e in reversed(self._every) if e.from_round <= round), self._every[0])
-                found = epoch.graph(round, self._num_nodes)
+                version = next((e for e in reversed(self._every) if e.from_round <= round), self._every[0])
+                found = version.graph(round, self._num_nodes)
                 while len(self._graphs) >= _REMEMBERED:
                     del self._graphs[next(iter(self._graphs))]
                 self._graphs[round] = found
             return found
 
     def neighbours(self, node: int, round: int) -> frozenset[int]:
-        """With whom a node exchanges in the first rounds of the epoch of ``round`` and of those after it."""
+        """With whom a node exchanges in the first rounds of the version of ``round`` and of those after it."""
         found: set[int] = set()
-        now = max((at for at, epoch in enumerate(self._every) if epoch.from_round <= round), default=0)
-        for epoch in self._every[now:]:
-            graph = epoch.graph(epoch.from_round, self._num_nodes)
+        now = max((at for at, version in enumerate(self._every) if version.from_round <= round), default=0)
+        for version in self._every[now:]:
+            graph = version.graph(version.from_round, self._num_nodes)
             found |= {*graph.senders[node], *graph.recipients[node]}
         return frozenset(found)
