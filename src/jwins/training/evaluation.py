@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from jwins.rng import EVERY_ROUND
 from jwins.training.layout import Layout
 from jwins.training.probing import Draws
-from jwins.training.replica import Replica
 from jwins.training.stacked import MIN_STACK, StackedModel
+from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, named
 
 __all__ = ["Evaluation", "Exam", "Scores"]
@@ -75,7 +75,7 @@ class Evaluation:
     Args:
         workshop: task, data and generators.
         layout: of the parameter vector.
-        replicas: a module for each worker.
+        modules: a module for each worker.
         draws: what the task draws from.
         chunk: nodes of a chunk; 0 for no stacks.
         threads: workers.
@@ -85,13 +85,13 @@ class Evaluation:
         self,
         workshop: Workshop,
         layout: Layout,
-        replicas: Sequence[Replica],
+        modules: Sequence[WorkerModule],
         draws: Draws,
         *,
         chunk: int,
         threads: int,
     ) -> None:
-        self._workshop, self._layout, self._replicas, self._draws = workshop, layout, replicas, draws
+        self._workshop, self._layout, self._modules, self._draws = workshop, layout, modules, draws
         self._chunk = chunk
         self._threads = 1 if draws.evaluation else threads
         self._divisible = not (draws.evaluation or draws.remembers)
@@ -152,29 +152,29 @@ class Evaluation:
         self, worker: int, exam: Exam, rows: tuple[int, ...], parts: Sequence[slice]
     ) -> list[list[Sums]]:
         (index,) = rows
-        replica, workshop, node = self._replicas[worker], self._workshop, exam.nodes[index]
+        module, workshop, node = self._modules[worker], self._workshop, exam.nodes[index]
         # Copies: a model may change its buffers in evaluation mode too, and that must not last.
-        row = exam.rows[index].clone() if replica.shared else exam.rows[index]
-        replica.model.eval()
+        row = exam.rows[index].clone() if module.shared else exam.rows[index]
+        module.model.eval()
         copies = {name: tensor.to(workshop.device, copy=True) for name, tensor in exam.buffers[index].items()}
-        replica.bind(row, copies)
+        module.bind(row, copies)
         if self._draws.evaluation:
             workshop.seed_global("evaluation", node, EVERY_ROUND)
         found = []
         with named(node, None, "evaluation"), torch.no_grad():
             for part in parts:
                 inputs, targets = workshop.test_batch(exam.samples, part)
-                outputs = replica.model(workshop.task.prepare(inputs))
+                outputs = module.model(workshop.task.prepare(inputs))
                 found.append(self._sums(outputs, targets, exam, part))
         return [found]
 
     def _test_stack(
         self, worker: int, exam: Exam, rows: tuple[int, ...], parts: Sequence[slice]
     ) -> list[list[Sums]]:
-        replica, workshop = self._replicas[worker], self._workshop
+        module, workshop = self._modules[worker], self._workshop
         nodes = [exam.nodes[row] for row in rows]
         padded = [*rows, *rows[:1] * (MIN_STACK - len(rows))]
-        replica.model.eval()
+        module.model.eval()
         index = torch.tensor(padded, device=exam.rows.device)
         whole = padded == list(range(padded[0], padded[-1] + 1))
         stack = exam.rows[padded[0] : padded[-1] + 1] if whole else exam.rows[index]
@@ -182,7 +182,7 @@ class Evaluation:
             name: torch.stack([exam.buffers[row][name].to(workshop.device) for row in padded])
             for name in self._layout.local
         }
-        own = stack.clone() if replica.shared else stack
+        own = stack.clone() if module.shared else stack
         if self._draws.evaluation:
             workshop.seed_global("evaluation of stack", nodes[0], EVERY_ROUND)
         found: list[list[Sums]] = [[] for _ in rows]
@@ -190,7 +190,7 @@ class Evaluation:
             values = [*self._layout.views(own).values(), *buffers.values()]
             for part in parts:
                 inputs, targets = workshop.test_batch(exam.samples, part)
-                outputs = self._model.outputs(replica, values, inputs)
+                outputs = self._model.outputs(module, values, inputs)
                 for i, sums in enumerate(found):
                     single = pytree.tree_map(lambda tensor, i=i: tensor[i], outputs)
                     sums.append(self._sums(single, targets, exam, part))

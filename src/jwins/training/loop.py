@@ -10,7 +10,7 @@ from torch import Tensor
 from jwins.training.batches import Indices
 from jwins.training.held import Held
 from jwins.training.optimizer import Optimizer, optimizer_step
-from jwins.training.replica import Replica
+from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, check_scalar, training_error
 
 __all__ = ["Loop"]
@@ -22,7 +22,7 @@ class Loop:
     Args:
         workshop: task, data and generators.
         held: the nodes.
-        replicas: a module for each worker.
+        modules: a module for each worker.
         optimizer: of every node.
         seeds_global: whether the task draws from torch's own generator in training.
     """
@@ -31,15 +31,15 @@ class Loop:
         self,
         workshop: Workshop,
         held: Held,
-        replicas: Sequence[Replica],
+        modules: Sequence[WorkerModule],
         optimizer: Optimizer,
         *,
         seeds_global: bool,
     ) -> None:
-        self._workshop, self._held, self._replicas = workshop, held, replicas
+        self._workshop, self._held, self._modules = workshop, held, modules
         self._optimizer, self._seeds_global = optimizer, seeds_global
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
-        self._built = [self._of(replica) for replica in replicas]
+        self._built = [self._of(module) for module in modules]
 
     def train(self, worker: int, node: int, round: int, indices: Indices) -> float:
         """One round of one node.
@@ -56,13 +56,13 @@ class Loop:
         Raises:
             TrainingError: a step failed.
         """
-        replica, workshop, held = self._replicas[worker], self._workshop, self._held
-        optimizer = self._of(replica) if self._rebuild else self._built[worker]
+        module, workshop, held = self._modules[worker], self._workshop, self._held
+        optimizer = self._of(module) if self._rebuild else self._built[worker]
         row = held.row(node)
         vector, buffers = held.rows[row], held.buffers_of(node)
-        replica.model.train()
-        replica.bind(vector, buffers)
-        self._bind_state(optimizer, replica, row, round)
+        module.model.train()
+        module.bind(vector, buffers)
+        self._bind_state(optimizer, module, row, round)
         if self._seeds_global:
             workshop.seed_global("draws", node, round)
         generator = workshop.generator("loss", node, round)
@@ -75,7 +75,7 @@ class Loop:
                 stage = "batch"
                 batch = workshop.gather(index[step])
                 stage = "loss"
-                loss = workshop.task.loss(replica.model, batch, generator)
+                loss = workshop.task.loss(module.model, batch, generator)
                 check_scalar(loss)
                 stage = "backward"
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -85,15 +85,15 @@ class Loop:
                     started[row] = 1
                 optimizer.zero_grad()
                 losses.append(loss.detach())
-            replica.collect(vector, buffers)
+            module.collect(vector, buffers)
         except Exception as error:
             raise training_error(node, round, stage, error) from error
         return float(torch.stack(losses).double().mean())
 
-    def _of(self, replica: Replica) -> torch.optim.Optimizer:
-        return self._optimizer.build([parameter for parameter, _ in replica.trained])
+    def _of(self, module: WorkerModule) -> torch.optim.Optimizer:
+        return self._optimizer.build([parameter for parameter, _ in module.trained])
 
-    def _bind_state(self, optimizer: torch.optim.Optimizer, replica: Replica, row: int, round: int) -> None:
+    def _bind_state(self, optimizer: torch.optim.Optimizer, module: WorkerModule, row: int, round: int) -> None:
         optimizer.zero_grad()
         state = self._held.optimizer
         if state.quasi_global is not None:
@@ -108,7 +108,7 @@ class Loop:
         scalars: Mapping[str, Tensor] = {
             key: tensor[row] for key, tensor in state.scalars.items() if key != "started"
         }
-        for j, (parameter, slot) in enumerate(replica.trained):
+        for j, (parameter, slot) in enumerate(module.trained):
             optimizer.state[parameter] = {key: counters[j] for key, counters in scalars.items()} | {
                 key: vector[slot.offset : slot.offset + slot.size].view(slot.shape)
                 for key, vector in moments.items()

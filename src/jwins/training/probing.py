@@ -16,8 +16,8 @@ from jwins.training.batches import Shuffle
 from jwins.training.held import aligned_rows
 from jwins.training.kernels import flattened
 from jwins.training.layout import Layout
-from jwins.training.replica import Replica
 from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of
+from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, check_scalar, named
 
 __all__ = ["STACKED_MAX_PARAMETERS", "Batching", "Draws", "Probe", "is_slow_stacked"]
@@ -104,8 +104,8 @@ class Probe:
         if self.draws.handed:  # a generator is no tensor: it would be fixed
             return None
         workshop = self._workshop
-        replica = Replica(workshop.fresh_model(), self._layout)
-        step = self._model.step(replica, workshop.generator("loss", 0, 0))
+        module = WorkerModule(workshop.fresh_model(), self._layout)
+        step = self._model.step(module, workshop.generator("loss", 0, 0))
         example = [*self._batch(0, chunk), *self._scratch(chunk)]
         with workshop.kept_generators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -149,7 +149,7 @@ class Probe:
         )
 
     def _check_frozen(self, model: nn.Module, problem: str) -> None:
-        """Frozen parameters are the same in every replica and at any time; a model may break that."""
+        """Frozen parameters are the same in every module and at any time; a model may break that."""
         parameters = dict(model.named_parameters())
         for name, before in self._frozen.items():
             if not torch.allclose(parameters[name], before, rtol=0, atol=0, equal_nan=True):
@@ -158,18 +158,18 @@ class Probe:
     def _why_not_stacked(self) -> str:
         """Why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
         workshop = self._workshop
-        replica = Replica(workshop.fresh_model(), self._layout)
+        module = WorkerModule(workshop.fresh_model(), self._layout)
         with workshop.kept_generators(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                step = self._model.step(replica, workshop.generator("loss", 0, 0))
+                step = self._model.step(module, workshop.generator("loss", 0, 0))
                 differing = self._differs_from_loop(step, MIN_STACK, 0)
                 if differing:
                     return f"{differing} of a step is not what it is in a loop"
-                replica.model.eval()
+                module.model.eval()
                 with torch.no_grad():
                     inputs, _ = workshop.few_test_samples()
-                    self._model.outputs(replica, self._scratch(MIN_STACK), inputs)
+                    self._model.outputs(module, self._scratch(MIN_STACK), inputs)
             except Exception as error:
                 return f"{type(error).__name__}: {_first_line(error)}"
         for warning in caught:

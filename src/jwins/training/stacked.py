@@ -22,7 +22,7 @@ from jwins.training.held import Held
 from jwins.training.kernels import StackedKernels
 from jwins.training.layout import Layout
 from jwins.training.optimizer import Optimizer, optimizer_step
-from jwins.training.replica import Replica
+from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, check_scalar, training_error
 
 __all__ = [
@@ -94,16 +94,16 @@ class StackedModel:
         self.trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
         self._changing = [slot.name for slot in layout.slots if slot.kind == "buffer"] + list(layout.local)
 
-    def step(self, replica: Replica, generator: torch.Generator) -> Step:
+    def step(self, module: WorkerModule, generator: torch.Generator) -> Step:
         """Losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
-        replica.model.train()
+        module.model.train()
         task, names, changing = self._workshop.task, self._names, self._changing
 
         def one(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            with replica.swapped(names, tensors):
-                loss = task.loss(replica.model, Batch(inputs, targets), generator)
+            with module.swapped(names, tensors):
+                loss = task.loss(module.model, Batch(inputs, targets), generator)
                 check_scalar(loss)
-                return loss, *(replica.get(name) for name in changing)
+                return loss, *(module.get(name) for name in changing)
 
         def step(inputs: Tensor, targets: Tensor, *values: Tensor) -> tuple[Tensor | None, ...]:
             given = dict(zip(names, values, strict=True))
@@ -128,13 +128,13 @@ class StackedModel:
             dict(zip(self._changing, rest[count:], strict=True)),
         )
 
-    def outputs(self, replica: Replica, values: Sequence[Tensor], inputs: Tensor) -> Any:
+    def outputs(self, module: WorkerModule, values: Sequence[Tensor], inputs: Tensor) -> Any:
         """What the models of all rows, in evaluation mode, make of the same test samples."""
         prepared = self._workshop.task.prepare(inputs)
 
         def one(*tensors: Tensor) -> Any:
-            with replica.swapped(self._names, tensors):
-                return replica.model(prepared)
+            with module.swapped(self._names, tensors):
+                return module.model(prepared)
 
         return torch.func.vmap(one, randomness="different")(*values)
 
@@ -276,7 +276,7 @@ class Stacks:
         optimizer: of every node.
         chunk: nodes of a chunk.
         num_nodes: N, of the whole run.
-        replicas: a module for each worker.
+        modules: a module for each worker.
         recorded: for each worker, the step of a chunk as it was recorded; empty for none.
         seeds_global: whether the task draws from torch's own generator in training.
 
@@ -293,12 +293,12 @@ class Stacks:
         *,
         chunk: int,
         num_nodes: int,
-        replicas: Sequence[Replica],
+        modules: Sequence[WorkerModule],
         recorded: Sequence[Step],
         seeds_global: bool,
     ) -> None:
         self._workshop, self._held, self._layout = workshop, held, layout
-        self._optimizer, self._chunk, self._replicas = optimizer, chunk, replicas
+        self._optimizer, self._chunk, self._modules = optimizer, chunk, modules
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._recorded, self._seeds_global = recorded, seeds_global
         self._model = StackedModel(workshop, layout)
@@ -377,4 +377,4 @@ class Stacks:
         if self._recorded:
             return self._recorded[worker]
         generator = self._workshop.generator("loss of chunk", number, round)
-        return self._model.step(self._replicas[worker], generator)
+        return self._model.step(self._modules[worker], generator)

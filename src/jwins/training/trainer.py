@@ -29,8 +29,8 @@ from jwins.training.layout import BufferPolicy, Layout
 from jwins.training.loop import Loop
 from jwins.training.optimizer import Optimizer
 from jwins.training.probing import Batching, Probe, is_slow_stacked
-from jwins.training.replica import Replica
 from jwins.training.stacked import MIN_STACK, Stacks, chunk_nodes
+from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Device, Workshop
 
 __all__ = ["Trainer"]
@@ -153,7 +153,7 @@ class Trainer:
         numbers = self.layout.size + sum(tensor.numel() for tensor in self.frozen.values())
         useful = is_slow_stacked(model) is not None or numbers >= THREADS_MIN_PARAMETERS
         self.threads = threads if useful and self.device.type == "cpu" else 1
-        replicas = [Replica(workshop.fresh_model(), self.layout) for _ in range(self.threads)]
+        modules = [WorkerModule(workshop.fresh_model(), self.layout) for _ in range(self.threads)]
         rows = -(-len(self.nodes) // self.chunk) * self.chunk  # the last chunk is padded
         self._held = Held(self.nodes, rows, self.layout, self._initial, found, optimizer)
         self.local_buffers = {name: rows[: len(self.nodes)] for name, rows in self._held.buffers.items()}
@@ -164,7 +164,7 @@ class Trainer:
         self.recorded: list[torch.fx.GraphModule] = []
         if stacked:
             flat = probe.flat_step(self.chunk)
-            self.recorded = [] if flat is None else [flat, *(copy.deepcopy(flat) for _ in replicas[1:])]
+            self.recorded = [] if flat is None else [flat, *(copy.deepcopy(flat) for _ in modules[1:])]
             self._stacks = Stacks(
                 workshop,
                 self._held,
@@ -172,16 +172,16 @@ class Trainer:
                 optimizer,
                 chunk=self.chunk,
                 num_nodes=self.num_nodes,
-                replicas=replicas,
+                modules=modules,
                 recorded=self.recorded,
                 seeds_global=seeds_global,
             )
         else:
-            self._loop = Loop(workshop, self._held, replicas, optimizer, seeds_global=seeds_global)
+            self._loop = Loop(workshop, self._held, modules, optimizer, seeds_global=seeds_global)
         self._evaluation = Evaluation(
             workshop,
             self.layout,
-            replicas,
+            modules,
             self.draws,
             chunk=self.chunk if stacked else 0,
             threads=self.threads,

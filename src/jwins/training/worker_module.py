@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from jwins.training.layout import Layout
 
-__all__ = ["Replica"]
+__all__ = ["WorkerModule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def _places(model: nn.Module) -> dict[str, _Place]:
     }
 
 
-class Replica:
+class WorkerModule:
     """One worker's module. Its tensors can be made views of any row; frozen parameters stay as they are.
 
     Attributes:
