@@ -23,7 +23,7 @@ class Blocks(Sharing[None]):
         """State before the first round."""
 
     def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
-        """What all neighbours are told after local training."""
+        """Return what all neighbours are sent after local training."""
         block = torch.arange(len(params)).tensor_split(self.blocks)[ctx.round % self.blocks]
         return Update(len(params), block, params[block]), None
 

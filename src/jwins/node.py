@@ -94,7 +94,7 @@ class Rules:
     """What all nodes of a run have in common.
 
     Attributes:
-        sharing: what is told and how it is merged.
+        sharing: what is sent and how it is merged.
         wire: how messages become bytes; its ``dim`` is the algorithm's ``update_dim``.
         topology: neighbours and mixing weights of every round.
         rounds: how many, those of consensus among them.
@@ -194,7 +194,7 @@ class Rejoin:
     """After a crash: go on from the state of the crash at ``round`` of the others.
 
     Frames of the time before are forgotten, and the neighbours' replicas count as lost. A round that was shared
-    and not merged ends with nothing heard, as at a deadline.
+    and not merged ends with nothing received, as at a deadline.
     """
 
     round: int
@@ -349,7 +349,7 @@ class NodeState:
         shared: round of the last share, or None.
         sent_bytes: length of the previous update's frame.
         deadline: on the clock of ``now``, while waiting and if there is one.
-        stopping: whether :class:`Stop` was heard.
+        stopping: whether :class:`Stop` came.
         replica_rounds: of peers that asked, the round of this node's replica that they still hold.
         answered: the round in which a peer was last sent what came after that replica.
     """

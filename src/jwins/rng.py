@@ -71,7 +71,7 @@ class RoundContext:
         seed: the experiment's seed.
         node: the node that runs the algorithm.
         round: the round, counted from 0.
-        weights: mixing weight of each neighbour this node hears in this round; its own is 1 - sum.
+        weights: mixing weight of each neighbour this node receives from in this round; its own is 1 - sum.
         sent_bytes: encoded bytes of this node's previous update, for algorithms that control their rate.
 
     >>> RoundContext(seed=1, node=0, round=2, weights={1: 0.25}).own_weight
@@ -86,7 +86,7 @@ class RoundContext:
 
     @property
     def own_weight(self) -> float:
-        """What is left for the node itself when every neighbour is heard."""
+        """What is left for the node itself when every neighbour's update arrives."""
         return 1.0 - sum(self.weights.values())
 
     def rng(self, purpose: str) -> np.random.Generator:

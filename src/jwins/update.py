@@ -178,7 +178,7 @@ def dense_of(values: Tensor | Quantized) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """Part of a dense vector, as one node tells it to its neighbours. Immutable, shared between receivers.
+    """Part of a dense vector, as one node sends it to its neighbours. Immutable, shared between receivers.
 
     Attributes:
         dim: length of the dense vector this is a part of.

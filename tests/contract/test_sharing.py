@@ -364,7 +364,7 @@ def test_states_survive_a_checkpoint_at_any_time(
     assert checkpoint.dump(through.state) == checkpoint.dump(without.state)
 
 
-def test_nothing_heard_changes_nothing(algorithm: Any) -> None:
+def test_nothing_received_changes_nothing(algorithm: Any) -> None:
     pair = Pair(algorithm)
     params = pair.params[0] + 1.0
     _, state = algorithm.share(pair.state[0], params, context(0, ROUNDS))
@@ -381,7 +381,7 @@ def test_what_has_no_weight_changes_nothing(algorithm: Any) -> None:
     assert torch.equal(merged, params)
 
 
-def test_merging_is_pulled_towards_what_was_heard(algorithm: Any) -> None:
+def test_merging_is_pulled_towards_what_was_received(algorithm: Any) -> None:
     """One dense update of a constant offset, which stands alone: x + W_ij (v_j - v_i), scaled by gamma."""
     if algorithm in RATED.values():
         pytest.skip("its updates are symbols: see test_symbols_of_a_neighbour_are_pulled_towards")
@@ -505,7 +505,7 @@ def test_parameters_are_one_subband(kind: str) -> None:
 
 @pytest.mark.parametrize("fraction", [0.3, 1.0])
 @pytest.mark.parametrize("mode", ["symmetric", "periodization"])
-def test_a_quantizer_is_told_how_many_values_lie_in_each_subband(fraction: float, mode: Any) -> None:
+def test_a_quantizer_gets_the_number_of_values_in_each_subband(fraction: float, mode: Any) -> None:
     asked: list[tuple[int, tuple[int, ...]]] = []
     algorithm = jwins(FixedCutoff(fraction), mode=mode, levels=3, values=Noting(asked))
     plain = jwins(FixedCutoff(fraction), mode=mode, levels=3)

@@ -66,7 +66,7 @@ def make(sharing: Any = None, topology: Any = None, *, id: int = 0, rounds: int 
     return Node(id, params, Rules(sharing, wire, topology or Ring(3), rounds=rounds, seed=1, **more))
 
 
-def heard(sender: int, round: int, value: float = 0.0, **more: Any) -> FrameReceived:
+def received(sender: int, round: int, value: float = 0.0, **more: Any) -> FrameReceived:
     """A frame of full sharing in which all parameters are ``value``."""
     return FrameReceived(Frame(sender, round, Update(P, None, torch.full((P,), value)), **more))
 
@@ -101,7 +101,7 @@ def in_phase(phase: Phase, **more: Any) -> Node:
 
 EVENTS = {
     "trained": Trained(0, START),
-    "frame": heard(1, 0),
+    "frame": received(1, 0),
     "up": PeerUp(1),
     "lost": PeerLost(1),
     "keyframe": KeyframeRequested(1),
@@ -173,16 +173,16 @@ def test_two_rounds_of_full_sharing() -> None:
     assert torch.equal(message.update.dense_values(), START + 1)
     assert node.waiting_for == (1, 2)
 
-    assert node.handle(heard(2, 0, 3.0), 1.0) == []
+    assert node.handle(received(2, 0, 3.0), 1.0) == []
     assert node.waiting_for == (1,)
-    commands = node.handle(heard(1, 0, 6.0), 1.0)
+    commands = node.handle(received(1, 0, 6.0), 1.0)
     assert kinds(commands) == ["Checkpoint", "Train"]
     assert commands == [Checkpoint(1), commands[1]]
     torch.testing.assert_close(node.params, (START + 1 + 6.0 + 3.0) / 3)
 
     node.handle(trained(node), 2.0)
-    node.handle(heard(1, 1), 2.0)
-    commands = node.handle(heard(2, 1), 2.0)
+    node.handle(received(1, 1), 2.0)
+    commands = node.handle(received(2, 1), 2.0)
     assert kinds(commands) == ["Evaluate", "Checkpoint", "Finished"]
     evaluate, _, finished = commands
     assert (evaluate.round, finished.round, finished.status, finished.reason) == (2, 2, "finished", "")
@@ -226,12 +226,12 @@ def test_frames_ahead_wait_for_their_round() -> None:
     node = make(rounds=100)
     node.start(0.0)
     for r in (1, 0, MAX_ROUNDS_AHEAD):
-        assert node.handle(heard(1, r, float(r)), 0.0) == []
+        assert node.handle(received(1, r, float(r)), 0.0) == []
     node.handle(trained(node), 1.0)
-    assert kinds(node.handle(heard(2, 0), 1.0)) == ["Train"]
+    assert kinds(node.handle(received(2, 0), 1.0)) == ["Train"]
     node.handle(trained(node), 2.0)
     assert node.waiting_for == (2,)
-    assert kinds(node.handle(heard(2, 1), 2.0)) == ["Train"]
+    assert kinds(node.handle(received(2, 1), 2.0)) == ["Train"]
     assert list(node.snapshot().inbox) == [(1, MAX_ROUNDS_AHEAD)]
 
 
@@ -239,11 +239,11 @@ def test_a_frame_that_comes_twice_counts_once() -> None:
     once, twice = make(), make()
     for node in (once, twice):
         node.start(0.0)
-        node.handle(heard(1, 0, 5.0), 0.0)
+        node.handle(received(1, 0, 5.0), 0.0)
         if node is twice:
-            node.handle(heard(1, 0, 7.0), 0.0)
+            node.handle(received(1, 0, 7.0), 0.0)
         node.handle(trained(node), 0.0)
-        node.handle(heard(2, 0, 5.0), 0.0)
+        node.handle(received(2, 0, 5.0), 0.0)
     assert torch.equal(once.params, twice.params)
 
 
@@ -253,9 +253,9 @@ def test_late_frames_have_no_weight() -> None:
     node.handle(trained(node), 0.0)
     assert kinds(node.handle(Tick(), 1.0)) == ["Train"]
     assert torch.equal(node.params, START + 1)
-    assert node.handle(heard(1, 0, 100.0), 1.5) == []
+    assert node.handle(received(1, 0, 100.0), 1.5) == []
     node.handle(trained(node), 2.0)
-    node.handle(heard(1, 1, 2.0), 2.0)
+    node.handle(received(1, 1, 2.0), 2.0)
     torch.testing.assert_close(node.params, (START + 2 + 2.0) / 2)
     assert not node.snapshot().inbox
 
@@ -273,34 +273,34 @@ class Renewed:
 
 def test_nodes_of_different_roster_versions_do_not_mix_and_do_not_wait_for_each_other() -> None:
     node, behind = make(topology=Renewed(0)), make(topology=Renewed(9), id=1)
-    said = {}
+    sends = {}
     for each in (node, behind):
         each.start(0.0)
-        said[each.id] = only(each.handle(trained(each), 0.0), Send)
-    frames = {i: unpack(send.packed.data, codec("raw"), DIGEST, dim=P) for i, send in said.items()}
+        sends[each.id] = only(each.handle(trained(each), 0.0), Send)
+    frames = {i: unpack(send.packed.data, codec("raw"), DIGEST, dim=P) for i, send in sends.items()}
     assert [frames[i].roster_version for i in (0, 1)] == [1, 0]
-    node.handle(heard(2, 0, 5.0, roster_version=1), 0.0)
+    node.handle(received(2, 0, 5.0, roster_version=1), 0.0)
     assert kinds(node.handle(FrameReceived(frames[1]), 0.0)) == ["Train"]
     torch.testing.assert_close(node.params, (2 * (START + 1) + 5.0) / 3)
-    behind.handle(heard(2, 0, 5.0), 0.0)
+    behind.handle(received(2, 0, 5.0), 0.0)
     assert kinds(behind.handle(FrameReceived(frames[0]), 0.0)) == ["Train"]
     torch.testing.assert_close(behind.params, (2 * (START + 1) + 5.0) / 3)
 
 
 def test_a_frame_of_a_roster_version_that_is_not_known_yet_is_kept() -> None:
     node = in_phase(Phase.TRAINING, topology=Ring(5))
-    assert node.handle(heard(2, 0, roster_version=1), 0.0) == []
-    assert kinds(node.handle(heard(2, 1), 0.0)) == ["Refused"]
+    assert node.handle(received(2, 0, roster_version=1), 0.0) == []
+    assert kinds(node.handle(received(2, 1), 0.0)) == ["Refused"]
 
 
 OVERFLOWING = Quantized(torch.tensor([9], dtype=torch.int32), torch.tensor([3e38]), (1,))
 REFUSED = {
-    "not another node": heard(3, 0),
-    "not another node ": heard(0, 0),
-    "not another node  ": heard(-1, 0),
-    "the run has 80 rounds": heard(1, 80),
-    "the run has 80 rounds ": heard(1, -1),
-    "65 rounds ahead": heard(1, MAX_ROUNDS_AHEAD + 1),
+    "not another node": received(3, 0),
+    "not another node ": received(0, 0),
+    "not another node  ": received(-1, 0),
+    "the run has 80 rounds": received(1, 80),
+    "the run has 80 rounds ": received(1, -1),
+    "65 rounds ahead": received(1, MAX_ROUNDS_AHEAD + 1),
     "dimension 5, not 6": FrameReceived(Frame(1, 0, Update(5, None, torch.zeros(5)))),
     "not finite": FrameReceived(Frame(1, 0, Update(P, torch.tensor([2]), torch.tensor([float("nan")])))),
     "not finite ": FrameReceived(Frame(1, 0, Update(P, None, torch.full((P,), -torch.inf).bfloat16()))),
@@ -327,21 +327,21 @@ def test_values_far_beyond_the_own_parameters_are_refused_where_that_is_asked(
     for most, refused in ((10.0, not taken), (math.inf, False)):
         node = make(params=torch.full((P,), own), most_of_own=most)
         node.start(0.0)
-        assert kinds(node.handle(heard(1, 0, value), 0.0)) == (["Refused"] if refused else [])
+        assert kinds(node.handle(received(1, 0, value), 0.0)) == (["Refused"] if refused else [])
 
 
 def test_frames_of_strangers_are_refused() -> None:
     node = in_phase(Phase.TRAINING, topology=Ring(5))
-    (refused,) = node.handle(heard(2, 0), 0.0)
+    (refused,) = node.handle(received(2, 0), 0.0)
     assert refused.reason == "the sender is not a neighbour in that round"
-    assert node.handle(heard(4, 0), 0.0) == []
+    assert node.handle(received(4, 0), 0.0) == []
 
 
 def test_neighbours_are_those_of_the_frames_round() -> None:
     node = in_phase(Phase.TRAINING, topology=Scripted(3, (((0, 1),), ((0, 2),))))
-    assert node.handle(heard(2, 1), 0.0) == []
-    assert kinds(node.handle(heard(1, 1), 0.0)) == ["Refused"]
-    assert node.handle(heard(1, 0), 0.0) == []
+    assert node.handle(received(2, 1), 0.0) == []
+    assert kinds(node.handle(received(1, 1), 0.0)) == ["Refused"]
+    assert node.handle(received(1, 0), 0.0) == []
 
 
 def test_one_way_links() -> None:
@@ -352,7 +352,7 @@ def test_one_way_links() -> None:
     node = in_phase(Phase.TRAINING, topology=topology)
     assert only(node.handle(trained(node), 0.0), Send).to == graph.recipients[0]
     assert node.waiting_for == (sender,)
-    assert kinds(node.handle(heard(sender, 0), 0.0)) == ["Train"]
+    assert kinds(node.handle(received(sender, 0), 0.0)) == ["Train"]
 
 
 # --- The deadline -------------------------------------------------------------------------------------------
@@ -373,7 +373,7 @@ def test_the_weight_of_a_missing_neighbour_stays_with_the_node() -> None:
     node = make(deadline_s=2.0)
     node.start(0.0)
     node.handle(trained(node), 0.0)
-    node.handle(heard(2, 0, 0.0), 1.0)
+    node.handle(received(2, 0, 0.0), 1.0)
     node.handle(Tick(), 2.0)
     torch.testing.assert_close(node.params, (START + 1) * 2 / 3)
 
@@ -382,7 +382,7 @@ def test_a_tick_of_the_round_before_does_not_end_this_one() -> None:
     node = make(deadline_s=2.0, topology=Ring(2))
     node.start(0.0)
     node.handle(trained(node), 0.0)
-    node.handle(heard(1, 0), 1.0)
+    node.handle(received(1, 0), 1.0)
     node.handle(trained(node), 1.5)
     assert node.handle(Tick(), 2.0) == []
     assert kinds(node.handle(Tick(), 3.5)) == ["Train"]
@@ -392,7 +392,7 @@ def test_any_event_after_the_deadline_ends_the_wait() -> None:
     node = make(deadline_s=2.0)
     node.start(0.0)
     node.handle(trained(node), 0.0)
-    assert kinds(node.handle(heard(1, 0), 2.5)) == ["Train"]
+    assert kinds(node.handle(received(1, 0), 2.5)) == ["Train"]
 
 
 def test_a_driver_may_end_the_wait_of_a_round() -> None:
@@ -428,7 +428,7 @@ def test_what_a_lost_peer_had_sent_counts() -> None:
     node = in_phase(Phase.WAITING, topology=Ring(2))
     node.handle(PeerLost(1), 0.0)
     node = in_phase(Phase.TRAINING, topology=Ring(2))
-    node.handle(heard(1, 0, 0.0), 0.0)
+    node.handle(received(1, 0, 0.0), 0.0)
     node.handle(PeerLost(1), 0.0)
     node.handle(trained(node), 0.0)
     torch.testing.assert_close(node.params, (START + 1) / 2)
@@ -503,7 +503,7 @@ def test_stop_while_training_ends_at_once() -> None:
 def test_stop_while_waiting_ends_after_the_merge() -> None:
     node = in_phase(Phase.WAITING, topology=Ring(2))
     assert node.handle(Stop(), 1.0) == []
-    (finished,) = node.handle(heard(1, 0, 0.0), 1.0)
+    (finished,) = node.handle(received(1, 0, 0.0), 1.0)
     assert (finished.status, finished.round, finished.reason) == ("stopped", 1, "asked to stop")
     torch.testing.assert_close(node.params, (START + 1) / 2)
 
@@ -511,7 +511,7 @@ def test_stop_while_waiting_ends_after_the_merge() -> None:
 def test_stop_in_the_last_round_is_no_different_from_the_end() -> None:
     node = in_phase(Phase.WAITING, topology=Ring(2), rounds=1)
     node.handle(Stop(), 1.0)
-    assert only(node.handle(heard(1, 0), 1.0), object).status == "finished"
+    assert only(node.handle(received(1, 0), 1.0), object).status == "finished"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e35, -1e35])
@@ -549,7 +549,7 @@ def test_what_does_not_count_as_diverged_can_be_shared(sharing: Any) -> None:
 
 def test_merging_that_diverges_ends_the_run() -> None:
     node = in_phase(Phase.WAITING, topology=Ring(2))
-    (finished,) = node.handle(heard(1, 0, 3e38), 0.0)
+    (finished,) = node.handle(received(1, 0, 3e38), 0.0)
     assert (finished.status, finished.round) == ("diverged", 0)
     assert "merging" in finished.reason
 
@@ -585,7 +585,7 @@ def test_rejoin_goes_neither_back_nor_past_the_end(round: int) -> None:
 
 
 @pytest.mark.parametrize("score", ["since_sent", "reference", "training_only"])
-def test_rejoin_while_waiting_ends_the_round_with_nothing_heard(score: Any) -> None:
+def test_rejoin_while_waiting_ends_the_round_with_nothing_received(score: Any) -> None:
     """Or else the algorithm would share twice without a merge, and count the same training twice."""
     sharing = jwins(lambda ctx: 0.3, "haar", 1, score=score)
     back, alone = make(sharing, Ring(2), deadline_s=1.0), make(sharing, Ring(2), deadline_s=1.0)
@@ -697,10 +697,10 @@ def test_a_restored_node_commands_the_same(sharing: Any) -> None:
 
 def test_a_snapshot_does_not_change_with_the_node() -> None:
     node = in_phase(Phase.TRAINING)
-    node.handle(heard(1, 0), 0.0)
+    node.handle(received(1, 0), 0.0)
     state = node.snapshot()
     before = checkpoint.dump(state)
-    node.handle(heard(2, 0), 0.0)
+    node.handle(received(2, 0), 0.0)
     node.handle(PeerLost(1), 0.0)
     node.handle(trained(node), 0.0)
     assert checkpoint.dump(state) == before
@@ -710,9 +710,9 @@ def test_commands_are_plain_data() -> None:
     """They cross to other processes: numbers, texts and encoded bytes, and the model stays with the node."""
     seen = set()
     node = make(choco(0.5, 0.5), Ring(3), evaluate_at=(0, 1), checkpoint_every=1, deadline_s=1.0, rounds=2)
-    commands = node.start(0.0) + node.handle(trained(node), 0.0) + node.handle(heard(1, 0), 0.5)
+    commands = node.start(0.0) + node.handle(trained(node), 0.0) + node.handle(received(1, 0), 0.5)
     stray = FrameReceived(Frame(2, 0, Update(P, torch.tensor([0]), torch.tensor([1.0]), base=7)))
-    commands += node.handle(heard(1, 99), 0.5) + node.handle(stray, 0.6) + node.handle(Stop(), 0.7)
+    commands += node.handle(received(1, 99), 0.5) + node.handle(stray, 0.6) + node.handle(Stop(), 0.7)
     commands += node.handle(trained(node), 1.0) + node.handle(Tick(), 9.0)
     for command in commands:
         seen.add(type(command))
@@ -724,16 +724,16 @@ def test_commands_are_plain_data() -> None:
 
 def test_variances_that_are_clamped_reach_the_algorithm() -> None:
     """What an algorithm keeps of the merged parameters would be stale otherwise."""
-    told: list[torch.Tensor] = []
+    projected: list[torch.Tensor] = []
 
     class Watching(Full):
         def projected(self, state: Any, params: torch.Tensor) -> Any:
-            told.append(params)
+            projected.append(params)
             return state
 
     node = make(Watching(), topology=Ring(1), project=lambda vector: vector.clamp_(max=2.0))
     node.start(0.0)
     node.handle(Trained(0, START.clone()), 0.0)
-    assert torch.equal(told[0], START.clamp(max=2.0))
+    assert torch.equal(projected[0], START.clamp(max=2.0))
     node.handle(Trained(1, torch.ones(P)), 0.0)
-    assert len(told) == 1, "nothing was changed, so nothing is said"
+    assert len(projected) == 1, "nothing was changed, so the algorithm is not called"

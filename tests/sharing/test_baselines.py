@@ -52,8 +52,8 @@ def run(
             update, state[i] = algorithm.share(state[i], trained[i], ctx)
             sent.append(update)
         for i, ctx in enumerate(contexts):
-            heard = [Received(j, r, w, sent[j]) for j, w in ctx.weights.items() if (r, j, i) != lost]
-            params[i], state[i] = algorithm.merge(state[i], trained[i], heard, ctx)
+            received = [Received(j, r, w, sent[j]) for j, w in ctx.weights.items() if (r, j, i) != lost]
+            params[i], state[i] = algorithm.merge(state[i], trained[i], received, ctx)
         history.append(np.stack([x.numpy().astype(np.float64) for x in params]))
     return np.stack(history)
 
@@ -160,9 +160,9 @@ def test_sparse_loco_is_its_equations() -> None:
         hats = np.stack([s.x_hat.numpy().astype(np.float64) for s in state])  # scales are rounded to bfloat16
         X = Y - (1 - decay) * (Y - hats) + gamma * (MIXING - np.eye(N)) @ hats
         for i in range(N):
-            heard = [Received(j, r, w, sent[j]) for j, w in senders[i].items()]
+            received = [Received(j, r, w, sent[j]) for j, w in senders[i].items()]
             params[i], state[i] = algorithm.merge(
-                state[i], trained[i], heard, RoundContext(1, i, r, senders[i])
+                state[i], trained[i], received, RoundContext(1, i, r, senders[i])
             )
         np.testing.assert_allclose([x.numpy() for x in params], X, atol=1e-5)
 

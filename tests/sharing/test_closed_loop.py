@@ -1,4 +1,4 @@
-"""What the closed loop says of coefficients that stay where they are, but for a little noise."""
+"""What the closed loop encodes of coefficients that stay where they are, but for a little noise."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ STEP = 0.01
 ROUNDS = 12
 
 
-def often_said(dead_zone: float, noise: float) -> Tensor:
+def times_encoded(dead_zone: float, noise: float) -> Tensor:
     """Of each of 2,000 coefficients, in how many rounds its symbol is not 0; noise is in steps."""
     loop = closed_loop(STEP, wavelet=None, dead_zone=dead_zone, residual_rate=1.0)
     centres = STEP * torch.linspace(-5.0, 5.0, 2000)
-    state, said = loop.init(torch.zeros_like(centres)), torch.zeros(len(centres), dtype=torch.int64)
+    state, encoded = loop.init(torch.zeros_like(centres)), torch.zeros(len(centres), dtype=torch.int64)
     for number in range(ROUNDS):
         context = RoundContext(seed=1, node=0, round=number)
         params = centres + STEP * noise * (-1) ** number
         update, state = loop.share(state, params, context)
         assert isinstance(update.values, Quantized)
-        said += update.values.symbols != 0
+        encoded += update.values.symbols != 0
         error = (params - loop.grid.values(state.x_hat)).abs().max() / STEP
         assert float(error) <= dead_zone + 1e-4
         _, state = loop.merge(state, params, [], context)
-    return said
+    return encoded
 
 
-def test_the_default_dead_zone_says_once_what_stays() -> None:
-    assert int(often_said(closed_loop().dead_zone, noise=0.15).max()) == 1
+def test_the_default_dead_zone_encodes_once_what_stays() -> None:
+    assert int(times_encoded(closed_loop().dead_zone, noise=0.15).max()) == 1
 
 
-def test_plain_rounding_says_it_again_and_again_between_two_symbols() -> None:
-    said = often_said(0.5, noise=0.15)
-    assert int(said.max()) == ROUNDS
-    assert 0.2 < float((said > 1).double().mean()) < 0.4, "what is within the noise of a boundary"
+def test_plain_rounding_encodes_it_again_and_again_between_two_symbols() -> None:
+    encoded = times_encoded(0.5, noise=0.15)
+    assert int(encoded.max()) == ROUNDS
+    assert 0.2 < float((encoded > 1).double().mean()) < 0.4, "what is within the noise of a boundary"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Wished:
 
 @pytest.mark.parametrize("dead_zone", [0.5, 0.65, 0.8])
 @pytest.mark.parametrize("wish", [2**-10.4, 2**-10.2, 2**-10, 2**-9.7, 3e-7, 1e-8])
-def test_what_stands_still_is_said_once_whatever_step_is_wished_for(dead_zone: float, wish: float) -> None:
+def test_what_stands_still_is_encoded_once_whatever_step_is_wished_for(dead_zone: float, wish: float) -> None:
     """Also where the step that is taken is longer, as the nearest power of two, or the unit, may be."""
     loop = replace(closed_loop(wavelet=None, dead_zone=dead_zone, residual_rate=1.0), rule=Wished(wish))
     params = torch.randn(2000, generator=torch.Generator().manual_seed(1)) * 5 * wish

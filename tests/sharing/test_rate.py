@@ -32,7 +32,7 @@ def training(round: int, scale: float = 0.01) -> Tensor:
 
 
 def frames(algorithm: Any, scale: float = 0.01, rounds: int = ROUNDS) -> list[tuple[int, Update]]:
-    """Bytes of each frame of a node that learns alone, and what it said."""
+    """Bytes of each frame of a node that learns alone, and what it sent."""
     params = torch.zeros(P)
     state, sent, found = algorithm.init(params), 0, []
     for r in range(rounds):

@@ -19,8 +19,8 @@ def ctx(node: int, round: int) -> RoundContext:
     return RoundContext(seed=3, node=node, round=round, weights={1 - node: 0.5})
 
 
-def heard(rounding: str, rounds: int) -> list[Tensor]:
-    """What a neighbour hears of a model that moves a little in every round, less that model: (P,) each."""
+def received(rounding: str, rounds: int) -> list[Tensor]:
+    """What a neighbour receives of a model that moves a little in every round, less that model: (P,) each."""
     algorithm = stateless(STEP, rounding=rounding, wavelet=None)  # type: ignore[arg-type]
     drift = torch.from_numpy(np.random.default_rng(5).normal(0.0, 0.02, P).astype(np.float32))
     params = torch.zeros(P)
@@ -35,19 +35,19 @@ def heard(rounding: str, rounds: int) -> list[Tensor]:
 
 
 def test_errors_that_are_carried_over_sum_to_half_a_step_at_most() -> None:
-    errors = torch.stack(heard("carry", 200)).cumsum(0)
+    errors = torch.stack(received("carry", 200)).cumsum(0)
     assert errors.abs().max() <= STEP / 2 * 1.001
     assert errors.abs().max() > STEP / 4  # something was rounded
 
 
 def test_errors_of_a_dither_add_up() -> None:
-    errors = torch.stack(heard("dither", 200))
+    errors = torch.stack(received("dither", 200))
     assert errors.abs().max() <= STEP / 2 * 1.001
     expected = STEP / np.sqrt(12) * np.sqrt(200)
     assert errors.sum(0).std() == pytest.approx(expected, rel=0.4)
 
 
-def test_what_nobody_hears_takes_nothing_back() -> None:
+def test_what_nobody_receives_takes_nothing_back() -> None:
     algorithm = stateless(1.0, wavelet=None)
     alone = RoundContext(seed=3, node=0, round=1, weights={})
     _, state = algorithm.share(algorithm.init(torch.zeros(2)), torch.tensor([0.4, -0.3]), ctx(0, 0))

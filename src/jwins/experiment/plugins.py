@@ -611,7 +611,7 @@ class StatelessConfig(_RateTable):
     )
     self_term: Literal["sent", "exact"] = Field(
         default="exact",
-        description="what a node compares with what it hears: its own model as it was sent, or as it is",
+        description="what a node compares with what it receives: its own model as it was sent, or as it is",
     )
     rounding: Literal["carry", "dither"] = Field(
         default="carry",

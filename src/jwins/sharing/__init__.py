@@ -1,4 +1,4 @@
-"""Sharing algorithms: what a node tells its neighbours, and what it makes of what they tell it.
+"""Sharing algorithms: what a node sends to its neighbours, and how it merges what it receives.
 
 Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k and JWINS on one screen each.
 """

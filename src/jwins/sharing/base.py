@@ -36,7 +36,7 @@ Precision = Literal["float32", "bfloat16"]
 
 
 SelfTerm = Literal["sent", "exact"]
-"""What a node compares with what it hears of others: its own model as it was sent, or as it is.
+"""What a node compares with what it receives of others: its own model as it was sent, or as it is.
 
 ``sent`` keeps the mean over the nodes exactly, and moves a node by its own rounding errors; ``exact`` moves the
 mean by the nodes' rounding errors, and each node only by those of its neighbours, which takes fewer bits."""
@@ -81,7 +81,7 @@ class Sharing(Protocol[S]):
     >>> ctx = {i: RoundContext(seed=1, node=i, round=0, weights={1 - i: 0.5}) for i in (0, 1)}
     >>> trained = {0: torch.tensor([4.0, 1.0]), 1: torch.tensor([1.0, 2.0])}
     >>> sent, state = {}, {}
-    >>> for i in (0, 1):  # both nodes start from zero, train, and tell half of the result
+    >>> for i in (0, 1):  # both nodes start from zero, train, and send half of the result
     ...     sent[i], state[i] = algorithm.share(algorithm.init(torch.zeros(2)), trained[i], ctx[i])
     >>> merged, _ = algorithm.merge(state[0], trained[0], [Received(1, 0, 0.5, sent[1])], ctx[0])
     >>> sent[1].positions, merged
@@ -111,7 +111,7 @@ class Sharing(Protocol[S]):
 
     @abstractmethod
     def share(self, state: S, params: Tensor, ctx: RoundContext) -> tuple[Update, S]:
-        """What the node tells its neighbours after local training.
+        """Return what the node sends after local training.
 
         Args:
             state: from ``init`` or the previous ``merge``.
@@ -127,14 +127,14 @@ class Sharing(Protocol[S]):
     def merge(
         self, state: S, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, S]:
-        """Take in what was heard. Called once in every round, also when nothing was.
+        """Merge the updates of the neighbours. Called once in every round, also without any.
 
         Args:
             state: from ``share`` of the same round.
             params: the same (P,) parameters that ``share`` got.
             received: every update since the last merge, sorted by (sender, round); those with weight 0
                 only matter to an algorithm that remembers its peers.
-            ctx: the round; ``ctx.weights`` has all neighbours. The weight of one that was not heard stays
+            ctx: the round; ``ctx.weights`` has all neighbours. The weight of one that is not received stays
                 with the node.
 
         Returns:
@@ -192,7 +192,7 @@ def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
         received: updates of dimension C; those of weight 0 are passed over.
 
     Returns:
-        (C,) float32, zero where nothing was heard.
+        (C,) float32, zero where nothing was received.
     """
     change = torch.zeros_like(own)
     for item in received:

@@ -7,13 +7,13 @@ first:
     d  = y - x
     m' = (1 - momentum) m + momentum d          d itself in the first round
     v += m' - m                                 m' itself in the first round
-    h += top-k(x - h),  g += top-k(v - g)       at i and at each neighbour that hears them
+    h += top-k(x - h),  g += top-k(v - g)       at i and at each neighbour that receives them
     x += v + gamma sum_j W_ij (h_j - h_i)
     v += gamma sum_j W_ij (g_j - g_i)
 
 The mean of the v over the nodes is always that of the m. With ``momentum = 1`` this is BEER, below 1 MoTEF,
-which needs no large batches. A node that hears nobody keeps what it has trained, y. The update is one vector of
-twice as many entries as parameters, x before v; each half sends its own largest.
+which needs no large batches. A node that receives nothing keeps what it has trained, y. The update is one
+vector of twice as many entries as parameters, x before v; each half sends its own largest.
 
 Sources: H. Zhao, B. Li, Z. Li, P. Richtárik, Y. Chi, "BEER: Fast O(1/T) Rate for Decentralized Nonconvex
 Optimization with Communication Compression", NeurIPS 2022, algorithm 1; R. Islamov, Y. Gao, S. U. Stich,
@@ -119,12 +119,12 @@ class Beer(Sharing[BeerState]):
     def merge(
         self, state: BeerState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, BeerState]:
-        """One step along the tracker, and one gossip step for both on those that were heard in this round."""
+        """Take one step along the tracker, and one gossip step for both with those that were received."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=state.x_hat)
         merged, tracker = params.clone(), state.tracker
-        if followed.heard and tracker is not None:
+        if followed.received_weights and tracker is not None:
             mixed = torch.zeros_like(state.x_hat)
-            for j, weight in followed.heard.items():
+            for j, weight in followed.received_weights.items():
                 mixed.add_(followed.replicas[j].x_hat - state.x_hat, alpha=self.gamma * weight)
             merged += (tracker - (params - state.start)) + mixed[: len(params)]
             tracker = tracker + mixed[len(params) :]

@@ -3,7 +3,7 @@
 Every node i has a replica x_hat_i that its neighbours hold too. Per round, after local training to x:
 
     q_i      = top-k(x_i - x_hat_i)
-    x_hat_i += q_i                       at i and at each neighbour that hears q_i
+    x_hat_i += q_i                       at i and at each neighbour that receives q_i
     x_i     += gamma * sum_j W_ij (x_hat_j - x_hat_i)
 
 Source: Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algorithms with Compressed
@@ -99,10 +99,10 @@ class Choco(Sharing[ChocoState]):
     def merge(
         self, state: ChocoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ChocoState]:
-        """Bring the replicas up to date, then one gossip step on those that were heard in this round."""
+        """Bring the replicas up to date, then one gossip step on those that were received in this round."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=params)
         change = torch.zeros_like(params)
-        for j, weight in followed.heard.items():
+        for j, weight in followed.received_weights.items():
             change.add_(followed.replicas[j].x_hat - state.x_hat, alpha=weight)
         return (
             params + self.gamma * change,

@@ -5,7 +5,7 @@ how far the model has moved from the common initial parameters x_0. Per round, a
 
     d    = T(y_i - x_0) - u n_i            what the neighbours do not know yet
     q    = round(d / step), 0 in the dead zone
-    n_i += q step / u                      at i and at each neighbour that hears q
+    n_i += q step / u                      at i and at each neighbour that receives q
     l_i += gamma (sum_j W_ij) e_i                 e = d - q step, which was not sent
     x_i  = y_i + T^-1( gamma sum_j W_ij (u n_j - u n_i - e_i) + residual_rate l_i )
     l_i *= 1 - residual_rate
@@ -167,7 +167,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def merge(
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ClosedLoopState]:
-        """Bring the replicas up to date, then one gossip step on those that were heard in this round."""
+        """Bring the replicas up to date, then one gossip step on those that were received in this round."""
         followed = follow(
             state.replicas,
             state.stale_peers,
@@ -178,12 +178,12 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             keep_old=self.history > 0,
         )
         change = torch.zeros(len(state.x_hat), dtype=torch.float32, device=params.device)
-        for j, weight in followed.heard.items():
+        for j, weight in followed.received_weights.items():
             difference = followed.replicas[j].x_hat - state.x_hat
             change.add_(difference, alpha=self.gamma * self.grid.unit * weight)
         residual = state.residual
-        if state.unsent is not None and followed.heard:
-            held_back = state.unsent * (self.gamma * sum(followed.heard.values()))
+        if state.unsent is not None and followed.received_weights:
+            held_back = state.unsent * (self.gamma * sum(followed.received_weights.values()))
             change.sub_(held_back)
             residual = held_back if residual is None else held_back.add_(residual)
             change.add_(residual, alpha=self.residual_rate)
@@ -233,9 +233,8 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
         """The step in units, and by which step the dead zone is measured.
 
-        Of a step that goes back and forth between two powers of two, each time a part of the symbols says what
-        was said before. So a steady rule's stays until the wish is an octave away, and until then a wish for a
-        longer one makes the dead zone wider.
+        Switching between two steps sends information again, so the step of a steady rule changes only after a
+        drift by a factor of two. Until then a wish for a longer one makes the dead zone wider.
         """
         if not self.rule.steady:
             return self.grid.multiple(wish), wish

@@ -74,7 +74,7 @@ class Moniqua(Sharing[None]):
     def merge(
         self, state: None, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, None]:
-        """Resolve what was heard against the own parameters, and mix what the hash says is right."""
+        """Resolve what was received against the own parameters, and mix what the hash says is right."""
         own = to_nearest(params / self.step)
         change = torch.zeros_like(params)
         for item in received:

@@ -19,7 +19,7 @@ __all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 Rounding = Literal["nearest", "dithered", "stochastic"]
 """How a number between two symbols gets one of them:
 
-- ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never told.
+- ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never sent.
 - ``dithered``: the nearer one after a pseudo-random number was added, which receivers subtract. Without bias.
 - ``stochastic``: either, the nearer one more probably. Without bias, with up to three times the mean squared
   error of ``dithered``.

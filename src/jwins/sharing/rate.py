@@ -123,7 +123,7 @@ class Budget:
     Attributes:
         bits: per parameter and round, of each frame to a neighbour; or None.
         size_bytes: of each frame; or None.
-        free_bytes: of each frame that do not count, as for a header: small models could say nothing without.
+        free_bytes: of each frame that do not count, as for a header: small models could send nothing without.
     """
 
     bits: float | None = None
@@ -164,7 +164,7 @@ class Budget:
 class LinkBudget:
     """A :class:`Budget` of the bytes that a link carries in so many seconds, for all neighbours together.
 
-    A node sends as many frames as it hears neighbours, which undirected graphs and one-peer ones have it do.
+    A node sends as many frames as it has senders, which undirected graphs and one-peer ones have it do.
 
     Attributes:
         seconds: that sending may take in a round.

@@ -1,10 +1,10 @@
 """Replicas: what a node holds of its neighbours, followed from one of their updates to the next.
 
-A node whose updates are increments has a replica of itself, and each neighbour that hears every update has the
-same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the round
-it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either does not
-fit, the sender is one of ``stale_peers``, and its keyframe is asked for: the whole replica, which stands alone.
-Replicas cost degree * C * 4 bytes of memory per node, be they float32 or the integers of
+A node whose updates are increments has a replica of itself, and each neighbour that receives every update has
+the same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the
+round it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either
+does not fit, the sender is one of ``stale_peers``, and its keyframe is asked for: the whole replica, which
+stands alone. Replicas cost degree * C * 4 bytes of memory per node, be they float32 or the integers of
 :mod:`jwins.sharing.step_grid`.
 """
 
@@ -43,13 +43,13 @@ class Followed:
         replicas: by node; those of neighbours of the round only. One of a neighbour in ``stale_peers`` is
             right, but older than the neighbour's last update.
         stale_peers: neighbours of whom updates were missed, or who must send their keyframe.
-        heard: mixing weights of the neighbours that were heard in this round and whose replica is right, by
-            node in increasing order.
+        received_weights: mixing weights of the neighbours whose update came in this round and whose replica is
+            right, by node in increasing order.
     """
 
     replicas: Mapping[int, Replica]
     stale_peers: frozenset[int]
-    heard: Mapping[int, float] = field(default_factory=dict)
+    received_weights: Mapping[int, float] = field(default_factory=dict)
 
 
 def follow(
@@ -77,7 +77,7 @@ def follow(
     """
     current = {j: replica for j, replica in replicas.items() if j in neighbours}
     needed = {j for j in stale_peers if j in neighbours}
-    heard: dict[int, float] = {}
+    received_weights: dict[int, float] = {}
     for item in received:
         j = item.sender
         before = current.get(j)
@@ -92,11 +92,11 @@ def follow(
         current[j] = after
         needed.discard(j)
         if item.weight > 0.0:
-            heard[j] = item.weight
+            received_weights[j] = item.weight
     return Followed(
         {j: replica for j, replica in current.items() if j in neighbours},
         frozenset(j for j in needed if j in neighbours),
-        {j: heard[j] for j in sorted(heard) if j not in needed},
+        {j: received_weights[j] for j in sorted(received_weights) if j not in needed},
     )
 
 

@@ -242,7 +242,7 @@ class Jwins(Sharing[ScoreState]):
     def merge(
         self, state: ScoreState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ScoreState]:
-        """Mix the coefficients that were heard, and transform the change back."""
+        """Mix the coefficients that were received, and transform the change back."""
         own = self._forward(params) if state.own is None else state.own
         change = mix(own, received)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))

@@ -5,13 +5,14 @@ there is no such model; in its place, every node i has a replica x_hat_i that it
 first, as in CHOCO-SGD. After local training to y:
 
     q      = 2 bits of the largest of each chunk of y - x_hat_i
-    x_hat += q                                  at i and at each neighbour that hears q
+    x_hat += q                                  at i and at each neighbour that receives q
     e      = y - x_hat                          what was not sent
     x      = y - (1 - decay) e + gamma sum_j W_ij (x_hat_j - x_hat_i)
 
 The next round sends from decay e plus what training and mixing have changed, SparseLoCo's error feedback; what
 was not sent for long is forgotten. With ``decay = 1`` it is CHOCO-SGD with that compressor. A node that
-hears nobody forgets nothing. Two bits are a sign and one of two magnitudes, 1/3 or 1 times the chunk's largest.
+receives nothing forgets nothing. Two bits are a sign and one of two magnitudes, 1/3 or 1 times the chunk's
+largest.
 
 Source: A. Sarfi, B. Thérien, J. Lidin, E. Belilovsky, "Communication Efficient LLM Pre-training with
 SparseLoCo", 2025.
@@ -91,7 +92,7 @@ class SparseLoco(Choco):
     def merge(
         self, state: ChocoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ChocoState]:
-        """As CHOCO-SGD, and where somebody was heard, some of what was not sent is forgotten."""
+        """As CHOCO-SGD, and where something was received, some of what was not sent is forgotten."""
         merged, after = Choco.merge(self, state, params, received, ctx)
         if any(item.weight > 0.0 and item.sender not in after.stale_peers for item in received):
             merged.sub_(params - state.x_hat, alpha=1.0 - self.decay)

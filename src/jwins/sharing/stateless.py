@@ -9,7 +9,7 @@ common initial parameters, y the parameters after local training and c = T(y - x
     x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        self_term = "sent", with a dither only
 
 What rounding leaves out is carried over to the next round, as in DeepSqueeze and in sigma-delta modulation, so
-that the errors of a round take back those of the round before: where all are heard, they sum to half a step.
+that the errors of a round take back those of the round before: where all are received, they sum to half a step.
 With z, a pseudo-random dither that sender and receivers draw from the same seed, v - c is uniform within half a
 step and independent of the coefficients (Schuchman, 1964): right on average, but errors add up, and small
 coefficients cost more bits. docs/explanation/rate-distortion.md says more.
@@ -48,7 +48,7 @@ class StatelessState:
         origin: (P,) float32, the initial parameters, which all nodes have in common.
         start: (P,) float32, the parameters at the start of the round.
         pace: of rate control.
-        self_term: (C,) what the node compares with what it hears; only between share and merge.
+        self_term: (C,) what the node compares with what it receives; only between share and merge.
         residual: (C,) float32, what rounding has left out so far, where it is carried over; None for nothing.
     """
 
@@ -111,14 +111,14 @@ class Stateless(Sharing[StatelessState]):
         self_term, residual = coefficients, state.residual
         if self.self_term == "sent":
             self_term = update.dense_values().to(params.device)
-        if self.rounding == "carry" and ctx.weights:  # what nobody hears takes back nothing
+        if self.rounding == "carry" and ctx.weights:  # what nobody receives takes back nothing
             residual = wanted - update.dense_values().to(params.device)
         return update, replace(state, pace=pace, self_term=self_term, residual=residual)
 
     def merge(
         self, state: StatelessState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, StatelessState]:
-        """Mix the coefficients that were heard, and transform the change back."""
+        """Mix the coefficients that were received, and transform the change back."""
         self_term = self._forward(params - state.origin) if state.self_term is None else state.self_term
         change = mix(self_term, received)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))

@@ -75,10 +75,10 @@ _U32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What a node says first, so that both sides can tell whether they run the same experiment.
+    """First message of a node, from which both sides know whether they run the same experiment.
 
     Attributes:
-        sender: who says it.
+        sender: whose it is.
         round: the round it is in.
         dim: length of its parameter vector.
         codec: name of the codec of its frames.
@@ -101,7 +101,7 @@ class Frame:
     Attributes:
         sender: whose update it is.
         round: the sender's round.
-        update: what it tells its neighbours.
+        update: for its neighbours.
         keyframe: whether it is a keyframe, which stands alone, instead of the round's update.
         roster_version: of the roster whose graph the sender uses in that round, modulo :data:`ROSTER_VERSIONS`.
     """
@@ -131,7 +131,7 @@ class KeyframeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """``sender`` leaves in ``round``, and says why in at most :data:`MAX_REASON_CHARS` characters."""
+    """``sender`` leaves in ``round``, and why, in at most :data:`MAX_REASON_CHARS` characters."""
 
     sender: int
     round: int
@@ -139,7 +139,7 @@ class Bye:
 
 
 Message: TypeAlias = Hello | Frame | KeyframeRequest | Bye
-"""Everything that nodes say to each other."""
+"""Every message between nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +171,9 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
     """A message as bytes.
 
     Args:
-        message: what to say.
+        message: to send.
         codec: how updates are encoded.
-        digest: 8 bytes that tell this experiment from others.
+        digest: 8 bytes that identify the experiment.
 
     Raises:
         UsageError: a number, name or payload is larger than the format allows.
@@ -233,7 +233,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     Args:
         data: header and payload, nothing behind.
         codec: the codec that frames of this experiment use.
-        digest: 8 bytes that tell this experiment from others.
+        digest: 8 bytes that identify the experiment.
         dim: length of the vectors of this experiment.
 
     Raises:
@@ -260,7 +260,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
 
 
 def _replica_round_of(payload: memoryview) -> int | None:
-    """What a KeyframeRequest says besides its header."""
+    """Return what a KeyframeRequest has besides its header."""
     if not len(payload):
         return None
     if len(payload) != _ROUND.size:
@@ -275,7 +275,7 @@ class Wire:
 
     Attributes:
         codec: how updates are encoded.
-        digest: 8 bytes that tell this experiment from others.
+        digest: 8 bytes that identify the experiment.
         dim: length of the vectors that updates are parts of.
 
     >>> from jwins.wire.codec import codec
