@@ -17,7 +17,7 @@ from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec, 
 from jwins.wire.codec import ValuesKind, read_payload
 
 FOLDER = Path(__file__).parent / "frames"
-DOCUMENT = Path(__file__).parents[2] / "docs" / "wire.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "wire.md"
 DIGEST = bytes(range(8))
 DIM = 40
 DITHER = [11762495, -13561627, -2110381, 206295, 7047691]  # in units of 2^-25

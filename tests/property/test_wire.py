@@ -246,7 +246,7 @@ def test_frames_of_others_are_refused():
         (lambda: unpack(data + b"x", codec("raw"), DIGEST, dim=3), "announces"),
         (lambda: unpack(data[: HEADER_BYTES - 1], codec("raw"), DIGEST, dim=3), "at least 36"),
         (lambda: unpack(b"HTTP" + data[4:], codec("raw"), DIGEST, dim=3), "not a frame"),
-        (lambda: unpack(data[:4] + b"\x02" + data[5:], codec("raw"), DIGEST, dim=3), "version 2"),
+        (lambda: unpack(data[:4] + b"\x01" + data[5:], codec("raw"), DIGEST, dim=3), "version 1"),
         (lambda: unpack(data[:5] + b"\x09" + data[6:], codec("raw"), DIGEST, dim=3), "kind 9"),
         (lambda: unpack(data[:-1] + b"\x00", codec("raw"), DIGEST, dim=3), "checksum"),
     ):

@@ -30,7 +30,7 @@ from jwins.runfiles.atomic import write_atomically
 
 __all__ = ["Dumped", "dump", "latest", "load", "read", "read_part", "write", "write_part"]
 
-FORMAT = "jwins-state-1"
+FORMAT = "jwins-state-2"
 
 
 _NO_BYTES = torch.zeros(0, dtype=torch.uint8)

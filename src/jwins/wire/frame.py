@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 MAGIC = b"JWNS"
-VERSION = 1
+VERSION = 2
 DIGEST_BYTES = 8
 MAX_CONTROL_BYTES = 4096
 """Longest payload of a control message."""
