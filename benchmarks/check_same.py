@@ -44,6 +44,9 @@ from jwins.tasks import Dataset, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 
+RENAMED = {"traffic.key": "traffic.keyframe"}
+"""Columns that had another name in older digests and run folders, by that name."""
+
 BASE = """
 name = "same"
 task = { name = "digits", partition = { kind = "shards" } }
@@ -230,11 +233,18 @@ def edges(folder: Path, end: Mapping[str, Any]) -> list[list[int]]:
     table = folder / "traffic.csv"
     if table.is_file():
         head, *lines = table.read_text(encoding="utf-8").splitlines()
-        assert head == ",".join(["source", "target", *kinds]), head
+        assert [kind_now(word) for word in head.split(",")] == ["source", "target", *kinds], head
         return sorted([int(word) for word in line.split(",")] for line in lines)
-    return sorted(
-        [e["source"], e["target"], *(e["bytes"].get(kind, 0) for kind in kinds)] for e in end["traffic"]
-    )
+    found = []
+    for edge in end["traffic"]:
+        sent = {kind_now(kind): count for kind, count in edge["bytes"].items()}
+        found.append([edge["source"], edge["target"], *(sent.get(kind, 0) for kind in kinds)])
+    return sorted(found)
+
+
+def kind_now(kind: str) -> str:
+    """Return the name that a kind of bytes has now."""
+    return RENAMED.get(f"traffic.{kind}", kind).removeprefix("traffic.")
 
 
 def parameters(folder: Path) -> str:
@@ -286,6 +296,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
         if theirs is None:
             print(f"{name:<{width}}  new")
             continue
+        theirs = {RENAMED.get(column, column): found for column, found in theirs.items()}
         both = [column for column in mine if column in theirs]
         different = [column for column in both if mine[column] != theirs[column]]
         same &= not different
