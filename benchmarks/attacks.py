@@ -86,9 +86,11 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     greeting = pieces.experiment.digest()
     key = folder / f"{NAMES[number]}.key"
     transport = Transport(roster, number, key, greeting=greeting, limits=limits)
-    (host,) = pieces.hosts()
+    (group,) = pieces.node_groups()
     over = threading.Event()
-    clock = WallClock(host, transport, start=pieces.start, names=NAMES, patience_s=PATIENCE_S, stop=over.is_set)
+    clock = WallClock(
+        group, transport, start=pieces.start, names=NAMES, patience_s=PATIENCE_S, stop=over.is_set
+    )
 
     def answer() -> None:
         for _ in sys.stdin:

@@ -26,7 +26,7 @@ from benchmarks.training import (
     mlp,
     synthetic_parts,
 )
-from jwins.engines.host import Host
+from jwins.engines.node_group import NodeGroup
 from jwins.engines.simulator import Progress, Simulator
 from jwins.node import Rules
 from jwins.ops.select import count_of, largest_k
@@ -80,7 +80,7 @@ def simulate(trainer: Trainer, sharing: Sharing, rounds: int, *, threads: int) -
     start = StartRow("bench", DIGEST.hex(), 1, n, size, 4.0, {}, {}, {}, trainer.batching)
     wire = Wire(codec("pco"), DIGEST, sharing.update_dim(size))
     rules = Rules(sharing, wire, Regular(num_nodes=n, seed=1, degree=4), rounds=rounds, seed=1)
-    return Simulator([Host(trainer, rules, threads=threads)], start=start)
+    return Simulator([NodeGroup(trainer, rules, threads=threads)], start=start)
 
 
 def round_rows(num_nodes: int = 96, repetitions: int = 15) -> list[RoundRow]:

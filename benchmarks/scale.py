@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.report import table
 from benchmarks.rounds import DIGEST
 from benchmarks.training import POOL, Synthetic, make_trainer, mlp, synthetic_parts
-from jwins.engines.host import Host
+from jwins.engines.node_group import NodeGroup
 from jwins.engines.simulator import Progress, Simulator
 from jwins.node import Rules
 from jwins.run.memory import peak_bytes
@@ -71,10 +71,10 @@ def measure(nodes: int, rounds: int, spread: float, codec_name: str) -> Size:
 
     def look(progress: Progress) -> None:
         if progress.round not in seen:
-            seen[progress.round] = time.perf_counter(), dict(host.wall_s)
+            seen[progress.round] = time.perf_counter(), dict(group.wall_s)
 
-    host = Host(trainer, rules)
-    Simulator([host], start=start, compute=Compute(10.0, spread), on_progress=look).run()
+    group = NodeGroup(trainer, rules)
+    Simulator([group], start=start, compute=Compute(10.0, spread), on_progress=look).run()
     (since, before), (until, after) = seen[1], seen[rounds]
     spent = {name: (after[name] - before[name]) / (rounds - 1) for name in PARTS[:-1]}
     evaluation_s = after["evaluation"] - before["evaluation"]

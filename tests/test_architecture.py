@@ -139,8 +139,8 @@ MOST_LINES_OF_A_FUNCTION = 60
 """With its docstring: a screen."""
 
 LONG_FILES = {
-    "engines/host.py": "one class; a third of it is what its functions promise",
-    "engines/ray/host.py": "the two ends of one conversation, of driver and actor",
+    "engines/node_group.py": "one class; a third of it is what its functions promise",
+    "engines/ray/node_group.py": "the two ends of one conversation, of driver and actor",
     "experiment/plugins.py": "the tables of settings, one after the other",
     "net/clock.py": "one clock, as the simulator's",
     "net/transport.py": "who is connected with whom, and all that may end a connection",

@@ -11,7 +11,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "FrameError",
-    "HostLostError",
+    "ActorLostError",
     "JwinsError",
     "PeerError",
     "RemovedError",
@@ -55,7 +55,7 @@ class ResumeError(JwinsError):
     """A run folder cannot be continued: nothing to continue, or another experiment."""
 
 
-class HostLostError(ResumeError):
+class ActorLostError(ResumeError):
     """A machine or a process that held a part of a run is gone; its last checkpoint is on this machine."""
 
 

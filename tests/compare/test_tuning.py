@@ -553,7 +553,7 @@ def test_memory_grows_with_nodes_and_replicas() -> None:
     assert memory.memory_needed([experiments[0].changed({"nodes": {"count": 500}})]) > full
 
 
-# --- Groups, own users, and the shipped papers ---------------------------------------------------------------
+# --- Groups, own users, and the shipped papers --------------------------------------------------------------
 
 
 def tasks_of_the_contract() -> ModuleType:
@@ -661,8 +661,8 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     assert rows[-1].sha256 == plain.rows[-1].sha256  # type: ignore[union-attr]
     for node in range(2):
         model = parts.task.model()
-        (host,) = parts.simulator.hosts
-        host.trainer.layout.write(host.parameters(node), model)
+        (group,) = parts.simulator.groups
+        group.trainer.layout.write(group.parameters(node), model)
         chosen = torch.from_numpy(own[node])
         outputs = model(parts.task.test.inputs[chosen]).detach()
         expected = parts.task.metrics(outputs, parts.task.test.targets[chosen])["squared_error"].mean()
@@ -709,8 +709,8 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     assert torch.equal(evaluation_samples(plain.experiment, plain.task)[0], last)  # type: ignore[arg-type]
     complete = {row.round: row for row in plain.simulator.run().rows if hasattr(row, "samples")}
     assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
-    (host,) = parts.simulator.hosts
-    at_8 = [host.trainer.evaluate(host.parameters(node)[None], [0], early) for node in host.nodes]
+    (group,) = parts.simulator.groups
+    at_8 = [group.trainer.evaluate(group.parameters(node)[None], [0], early) for node in group.nodes]
     assert float(at_8[0]["accuracy"][0]) * 25 == pytest.approx(round(float(at_8[0]["accuracy"][0]) * 25))
     assert rows[8].early == {
         name: pytest.approx(statistics.fmean(float(found[name][0]) for found in at_8))

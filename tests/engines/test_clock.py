@@ -11,7 +11,7 @@ import pytest
 import torch
 from worlds import end, evals, simulator
 
-from jwins.engines.host import Due, Host, Parcel, TrainingOver
+from jwins.engines.node_group import Due, NodeGroup, Parcel, TrainingOver
 from jwins.engines.simulator import Compute, Faults, Links, Simulator
 from jwins.engines.simulator.network import Flow, Network, Uplink
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
@@ -154,7 +154,7 @@ def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         outcome = sim.run()
         return end(outcome).sha256, [*evals(outcome), outcome.traffic]
 
-    monkeypatch.setattr("jwins.engines.host.SERIAL_BELOW", 0)
+    monkeypatch.setattr("jwins.engines.node_group.SERIAL_BELOW", 0)
     reference = run(one_by_one=True, threads=1)
     assert run(one_by_one=False, threads=1) == reference
     assert run(one_by_one=False, threads=3) == reference
@@ -251,15 +251,15 @@ def test_only_the_last_word_about_an_uplink_is_foreseen() -> None:
 def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Later than together with other stacks, with more nodes at once, and with the same results."""
 
-    def run(hosts: int = 1) -> tuple[int, str, list[object]]:
+    def run(groups: int = 1) -> tuple[int, str, list[object]]:
         trained: list[set[int]] = []
-        real, handle = Stacks.train, Host.handle
+        real, handle = Stacks.train, NodeGroup.handle
 
         def train(self: Stacks, worker: int, number: int, rounds: Mapping[int, int], indices: Any) -> Any:
             trained.append(set(rounds))
             return real(self, worker, number, rounds, indices)
 
-        def look(self: Host, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
+        def look(self: NodeGroup, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
             before = len(trained)
             found = handle(self, due, train)
             over = {item.node for item in due if isinstance(item.event, TrainingOver)}
@@ -268,10 +268,10 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
 
         with monkeypatch.context() as patched:
             patched.setattr(Stacks, "train", train)
-            patched.setattr(Host, "handle", look)
+            patched.setattr(NodeGroup, "handle", look)
             sim = simulator(
                 12,
-                hosts=hosts,
+                groups=groups,
                 sharing=jwins(),
                 topology=Regular(num_nodes=12, seed=3, degree=3),
                 rounds=8,
@@ -284,7 +284,7 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
 
     together = False
     few, *results = run()
-    assert run(hosts=2)[1:] == tuple(results)
+    assert run(groups=2)[1:] == tuple(results)
     together = True
     monkeypatch.setattr(Trainer, "stack_of", lambda self, node: 0)
     many, *others = run()

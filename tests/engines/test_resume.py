@@ -270,7 +270,7 @@ def test_kill_9_then_resume_is_bit_identical(case: str, moment: str, tmp_path: P
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 def test_threads_change_no_bit(batching: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jwins.engines.host.SERIAL_BELOW", 0)
+    monkeypatch.setattr("jwins.engines.node_group.SERIAL_BELOW", 0)
     hashes = {
         end(
             simulator(
@@ -304,7 +304,7 @@ def test_shared_batch_norm_variances_stay_positive() -> None:
         )
         outcome = sim.run()
         assert outcome.params is not None
-        slots = {slot.name: slot for slot in sim.hosts[0].trainer.layout.slots}
+        slots = {slot.name: slot for slot in sim.groups[0].trainer.layout.slots}
         assert ("1.running_var" in slots) == (buffers == "shared")
         if buffers == "shared":
             slot = slots["1.running_var"]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from jwins.engines.host import Host
 from jwins.engines.measuring import EvaluationPlan
+from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, Simulator
 from jwins.node import Rules
@@ -67,7 +67,7 @@ def start_row(num_nodes: int = 4) -> StartRow:
 def simulator(
     num_nodes: int = 4,
     *,
-    hosts: int = 1,
+    groups: int = 1,
     sharing: Sharing[Any] | None = None,
     topology: Topology | None = None,
     rounds: int = 6,
@@ -81,10 +81,10 @@ def simulator(
     consensus_rounds: int = 0,
     **options: Any,
 ) -> Simulator:
-    """A simulator, with the nodes spread over so many hosts."""
+    """A simulator, with the nodes spread over so many node groups."""
     sharing, train = sharing or full(), train or {}
     chunk = trainer(num_nodes, **train).chunk
-    trainers = [trainer(num_nodes, held=nodes, **train) for nodes in spread(num_nodes, hosts, chunk)]
+    trainers = [trainer(num_nodes, held=nodes, **train) for nodes in spread(num_nodes, groups, chunk)]
     layout = trainers[0].layout
     wire = Wire(codec(options.pop("codec", "raw")), DIGEST, sharing.update_dim(layout.size))
     rules = Rules(
@@ -100,7 +100,7 @@ def simulator(
         consensus_rounds=consensus_rounds,
     )
     return Simulator(
-        [Host(own, rules, tests=tests, threads=threads) for own in trainers],
+        [NodeGroup(own, rules, tests=tests, threads=threads) for own in trainers],
         start=start_row(num_nodes),
         recorder=Recorder(folder),
         **options,
@@ -119,5 +119,5 @@ def end(outcome: Outcome) -> EndRow:
 
 def state_of(simulator: Simulator, node: int) -> Any:
     """What a node's algorithm remembers."""
-    (host,) = [host for host in simulator.hosts if node in host.nodes]
-    return host.sharing_state(node)
+    (group,) = [group for group in simulator.groups if node in group.nodes]
+    return group.sharing_state(node)

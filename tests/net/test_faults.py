@@ -244,7 +244,7 @@ def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: 
         assert event is not None
         if isinstance(event, Connected):
             silent.send(
-                event.peer, pack(hello, world.rules(clocks[0].host.trainer.layout).wire.codec, DIGEST).data
+                event.peer, pack(hello, world.rules(clocks[0].group.trainer.layout).wire.codec, DIGEST).data
             )
             greeted.add(event.peer)
     running.wait_until(lambda: min(clock.round for clock in clocks) >= 20, "20 rounds")

@@ -225,8 +225,8 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     topologies[3].add(1, 12, (0, 1, 3))
     worlds = [World(4, sharing, topologies[node], rounds=30, eval_at=frozenset({0, 30})) for node in range(4)]
     clocks = [worlds[node].clock(node, wires) for node in (0, 1)]
-    host = worlds[3].host(3)
-    initial = host.parameters(3)
+    group = worlds[3].group(3)
+    initial = group.parameters(3)
     given: dict[int, Any] = {}
     give = clocks[1]._give_model
 
@@ -234,7 +234,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
         waits = clocks[1].peers[peer].wants_from is not None
         give(peer)
         if waits and clocks[1].peers[peer].wants_from is None:
-            given[clocks[1].round] = clocks[1].host.parameters(1).clone()
+            given[clocks[1].round] = clocks[1].group.parameters(1).clone()
 
     clocks[1]._give_model = seen  # type: ignore[method-assign]
     wires.fate = lambda sender, receiver, data: 0.01  # so that the wish comes before round 12, as a rule
@@ -244,7 +244,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     network, adopted = adopt(
         wires.end(3),
         [1],
-        Newcomer(3, 12, len(initial), host.rules.wire, hash_of_parameters(initial)),
+        Newcomer(3, 12, len(initial), group.rules.wire, hash_of_parameters(initial)),
         timeout_s=20.0,
         names=("alice", "bob", "carol", "dave"),
         journal=Journal("dave"),
@@ -256,7 +256,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     running.wait_until(lambda: adopted.round in given, "the donor has noted what it gave")
     assert torch.equal(adopted.params, given[adopted.round])
     assert not torch.equal(adopted.params, initial)
-    running.start(3, worlds[3].clock(3, wires, host=host, network=network, adopted=adopted))
+    running.start(3, worlds[3].clock(3, wires, group=group, network=network, adopted=adopted))
     outcomes = running.join_all()
     for outcome in outcomes.values():
         assert (outcome.status, outcome.round) == ("finished", 30)
@@ -268,9 +268,9 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
 
 def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: Wires) -> None:
     world = World(2)
-    host = world.host(1)
+    group = world.group(1)
     donor, newcomer = wires.end(0), wires.end(1)
-    params = torch.arange(len(host.parameters(1)), dtype=torch.float32)
+    params = torch.arange(len(group.parameters(1)), dtype=torch.float32)
     questions: list[LinkEvent] = []
 
     def answer() -> None:
@@ -283,14 +283,14 @@ def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: W
                 if len(questions) == 1:
                     wires.cut([(0, 1)])
                     wires.mend()
-        donor.send(1, pack_model(model_wire(host.rules.wire.digest, len(params)), 0, 7, params))
+        donor.send(1, pack_model(model_wire(group.rules.wire.digest, len(params)), 0, 7, params))
 
     answering = threading.Thread(target=answer, daemon=True)
     answering.start()
     _, adopted = adopt(
         newcomer,
         [0],
-        Newcomer(1, 0, len(params), host.rules.wire, ADOPTED),
+        Newcomer(1, 0, len(params), group.rules.wire, ADOPTED),
         timeout_s=30.0,
         names=("alice", "bob"),
         journal=Journal("bob"),
@@ -302,7 +302,7 @@ def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: W
 
 
 def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wires) -> None:
-    host = World(2).host(1)
+    group = World(2).group(1)
     wires.end(0).start()
     over, meanwhile = threading.Event(), []
 
@@ -319,7 +319,7 @@ def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wire
         adopt(
             wires.end(1),
             [0],
-            Newcomer(1, 0, len(host.parameters(1)), host.rules.wire, ADOPTED),
+            Newcomer(1, 0, len(group.parameters(1)), group.rules.wire, ADOPTED),
             timeout_s=1.0,
             names=("alice", "bob"),
             journal=Journal("bob"),
@@ -336,7 +336,7 @@ def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
     clock.patience.patience_s = 30.0
     clock._end = Finished("finished", 2)
     wires.end(0)
-    host = world.host(1)
+    group = world.group(1)
     end = wires.end(1)
     wires.join(clock.network)  # type: ignore[arg-type]
     problem = "none of alice gave its model: alice ends: finished"
@@ -346,7 +346,7 @@ def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
         adopt(
             end,
             [0],
-            Newcomer(1, 0, len(host.parameters(1)), host.rules.wire, ADOPTED),
+            Newcomer(1, 0, len(group.parameters(1)), group.rules.wire, ADOPTED),
             timeout_s=20.0,
             names=("alice", "bob"),
             journal=Journal("bob"),

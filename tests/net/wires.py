@@ -14,7 +14,7 @@ from typing import Any
 
 from worlds import DIGEST, simulator, start_row, trainer
 
-from jwins.engines.host import Host
+from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.net.clock import WallClock, WallOutcome
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
@@ -184,9 +184,9 @@ class World:
     def graph(self) -> Topology:
         return self.topology or Ring(num_nodes=self.num_nodes, seed=1)
 
-    def host(self, node: int) -> Host:
+    def group(self, node: int) -> NodeGroup:
         own = trainer(self.num_nodes, held=[node], **self.train)
-        return Host(own, self.rules(own.layout))
+        return NodeGroup(own, self.rules(own.layout))
 
     def rules(self, layout: Any) -> Rules:
         return Rules(
@@ -204,7 +204,7 @@ class World:
         options = {"patience_s": self.patience_s, **options}
         recorder = Recorder(folder)
         return WallClock(
-            options.pop("host", None) or self.host(node),
+            options.pop("group", None) or self.group(node),
             options.pop("network", None) or wires.end(node),
             start=start_row(self.num_nodes),
             recorder=recorder,

@@ -19,7 +19,7 @@ def run(*words: str, code: str | None = None) -> subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("command", [["run", "digits", "--hosts", "2"], ["compare", "digits-compare"]])
+@pytest.mark.parametrize("command", [["run", "digits", "--actors", "2"], ["compare", "digits-compare"]])
 def test_without_the_extra_nothing_starts(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -33,14 +33,14 @@ def test_without_the_extra_nothing_starts(
 
 def test_ray_is_loaded_only_when_asked_for() -> None:
     modules = "jwins, jwins.run.run, jwins.compare.cells, jwins.cli"
-    code = f"import sys, {modules}; jwins.Ray(hosts=2); print('ray' in sys.modules)"
+    code = f"import sys, {modules}; jwins.Ray(actors=2); print('ray' in sys.modules)"
     assert run(code=code).stdout == "False\n"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "digits", "--hosts", "2"], "--hosts = 2: is for a Ray cluster; add --engine ray"),
+        (["run", "digits", "--actors", "2"], "--actors = 2: is for a Ray cluster; add --engine ray"),
         (["compare", "digits-compare", "--address", "auto"], "--address = 'auto': is for a Ray cluster"),
         (["run", "digits", "--engine", "spark"], "--engine = 'spark': expected ray; leave it out"),
     ],
@@ -52,8 +52,8 @@ def test_options_that_do_not_fit_are_refused(words: list[str], message: str) -> 
 
 
 def test_numbers_out_of_range_are_refused() -> None:
-    with pytest.raises(UsageError, match="hosts = 0: expected at least 1"):
-        jwins.Ray(hosts=0)
+    with pytest.raises(UsageError, match="actors = 0: expected at least 1"):
+        jwins.Ray(actors=0)
     with pytest.raises(UsageError, match="restarts = -1: expected at least 0"):
         jwins.Ray(restarts=-1)
 

@@ -58,12 +58,12 @@ def test_an_evaluation_is_counted_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(found.round_s.values()) == {0.0}
 
 
-def test_hosts_share_what_nodes_need(tmp_path: Path) -> None:
+def test_actors_share_what_nodes_need(tmp_path: Path) -> None:
     many = experiment(
         tmp_path / "run", nodes={"count": 4000}, topology={"kind": "ring"}, sharing={"kind": "full"}
     )
-    whole, half = forecast(many), forecast(many, jwins.Ray(hosts=2))
-    assert half.hosts == 2
+    whole, half = forecast(many), forecast(many, jwins.Ray(actors=2))
+    assert half.actors == 2
     assert 0.3 < (half.memory_bytes - 250e6) / (whole.memory_bytes - 250e6) < 0.8, "all but the process"
     assert half.stored_bytes == pytest.approx(4 * half.frame_bytes), "a ring is cut twice, and heard both ways"
     assert whole.stored_bytes == 0
@@ -100,6 +100,6 @@ def test_the_command_line_says_it_and_runs_nothing(tmp_path: Path, monkeypatch: 
     said = CliRunner().invoke(app, ["run", "digits", "--plan", "--set", "run.rounds=40"])
     assert said.exit_code == 0, said.output
     first, *lines = said.stdout.splitlines()
-    assert re.fullmatch(r"digits: 16 nodes of 12,010 parameters on 1 host, 40 rounds", first)
+    assert re.fullmatch(r"digits: 16 nodes of 12,010 parameters in 1 process, 40 rounds", first)
     assert [line.split()[0] for line in lines] == ["memory", "seconds", "bytes"]
     assert not list(tmp_path.iterdir())

@@ -127,14 +127,14 @@ def leave(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def engine_of(name: str | None, address: str | None, hosts: int | None = None) -> Ray | None:
+def engine_of(name: str | None, address: str | None, actors: int | None = None) -> Ray | None:
     """The engine that options name; None for this process.
 
     Raises:
         ConfigError: no such engine, or options without the engine that they are for.
     """
     if name is None:
-        for option, value in (("--address", address), ("--hosts", hosts)):
+        for option, value in (("--address", address), ("--actors", actors)):
             if value is not None:
                 raise ConfigError(option, value, "is for a Ray cluster; add --engine ray")
         return None
@@ -143,7 +143,7 @@ def engine_of(name: str | None, address: str | None, hosts: int | None = None) -
     import jwins.engines.ray.cluster  # noqa: F401  says what to install, before anything starts
     from jwins.run.engine import Ray
 
-    return Ray(hosts=hosts or 1, address=address)
+    return Ray(actors=actors or 1, address=address)
 
 
 def console_of(*, stderr: bool = False) -> Console:

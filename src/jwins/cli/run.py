@@ -51,9 +51,9 @@ def run(
     ] = False,
     engine: EngineName = None,
     address: Address = None,
-    hosts: Annotated[
+    actors: Annotated[
         int | None,
-        typer.Option("--hosts", metavar="K", min=1, help="Processes of the cluster that share the nodes."),
+        typer.Option("--actors", metavar="K", min=1, help="Processes of the cluster that share the nodes."),
     ] = None,
     plan: Annotated[
         bool,
@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Run one experiment."""
     with errors_said():
-        chosen_engine = engine_of(engine, address, hosts)
+        chosen_engine = engine_of(engine, address, actors)
         from jwins.experiment.load import load
 
         given = [*(overrides or []), *data_override(data)]
@@ -116,19 +116,19 @@ def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) ->
     from jwins.run.forecast import forecast
 
     found = forecast(experiment, engine)
-    each = "of each host" if found.hosts > 1 else "of the process"
+    each = "of each actor" if found.actors > 1 else "of the process"
     by_activity = ", ".join(f"{name} {seconds:.3g}" for name, seconds in found.round_s.items())
     lines = [
-        f"{experiment.name}: {found.num_nodes} nodes of {found.dim:,} parameters on {found.hosts} "
-        f"host{'s' if found.hosts > 1 else ''}, {found.rounds} rounds",
+        f"{experiment.name}: {found.num_nodes} nodes of {found.dim:,} parameters in {found.actors} "
+        f"process{'es' if found.actors > 1 else ''}, {found.rounds} rounds",
         f"memory   {size_text(found.memory_bytes)} {each} at its peak",
         f"seconds  {sum(found.round_s.values()):.3g} per round ({by_activity}), {found.evaluation_s:.3g} per "
         f"evaluation, {found.checkpoint_s:.3g} per checkpoint; {found.total_s:.3g} in all",
         f"bytes    {size_text(found.frame_bytes)} per frame, {size_text(found.round_bytes)} per round, "
         f"{size_text(found.total_bytes)} in all",
     ]
-    if found.hosts > 1:
-        lines.append(f"         {size_text(found.stored_bytes)} per round go from one host to another")
+    if found.actors > 1:
+        lines.append(f"         {size_text(found.stored_bytes)} per round go from one actor to another")
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
 

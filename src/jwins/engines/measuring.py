@@ -1,8 +1,8 @@
-"""What an evaluation measures: parts from the hosts, put together into one row.
+"""What an evaluation measures: parts from the node groups, put together into one row.
 
-Nothing here depends on how the nodes are spread over hosts. Numbers of single nodes are listed in the order of
-their ids; sums over nodes run along a fixed binary tree over the ids, of which a host sends the sums of the
-largest subtrees that it holds.
+Nothing here depends on how the nodes are spread over node groups. Numbers of single nodes are listed in the
+order of their ids; sums over nodes run along a fixed binary tree over the ids, of which a node group sends the
+sums of the largest subtrees that it holds.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[Partial]:
 
 
 def tree_total(partials: Iterable[Partial]) -> Tensor | None:
-    """The sum over the whole tree, from the subtrees of all hosts in the order of the nodes."""
+    """The sum over the whole tree, from the subtrees of all node groups in the order of the nodes."""
     sums: list[Partial] = []
     for partial in partials:
         sums.append(partial)
@@ -169,11 +169,11 @@ def average(
     """The mean model.
 
     Args:
-        sums: of parameters, from each host.
+        sums: of parameters, from each node group.
         count: how many nodes were measured.
         buffers: local buffers of each node that was measured.
     """
-    partials = sorted((p for host in sums for p in host), key=lambda p: p.index << p.level)
+    partials = sorted((p for group in sums for p in group), key=lambda p: p.index << p.level)
     total = tree_total(partials)
     assert total is not None, "an evaluation measures at least one node"
     every = [buffers[node] for node in sorted(buffers)]
@@ -190,7 +190,7 @@ def squared_distance(params: Tensor, mean: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What one host measured at an evaluation.
+    """What one node group measured at an evaluation.
 
     Attributes:
         metrics: by metric, by node.
@@ -198,7 +198,7 @@ class Part:
         early: means on the samples of earlier evaluations, by metric, by node; ``own_<metric>`` too.
         losses: mean training loss of each node's last round.
         squares: squared distance of each node to the average model.
-        of_average: metrics of the average model, from the host that tested it.
+        of_average: metrics of the average model, from the node group that tested it.
     """
 
     metrics: Mapping[str, Mapping[int, float]]
@@ -219,10 +219,10 @@ def combine(
     samples: int,
     consensus_rounds: int = 0,
 ) -> EvalRow:
-    """One row from the parts of all hosts.
+    """One row from the parts of all node groups.
 
     Args:
-        parts: of all hosts.
+        parts: of all node groups.
         round: completed rounds.
         time_s: when the last of the nodes completed it.
         nodes: that were measured, increasing.
@@ -263,7 +263,7 @@ def combine(
 
 
 def _by_node(parts: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
-    """The hosts' numbers by name and node."""
+    """The node groups' numbers by name and node."""
     found: dict[str, dict[int, float]] = {}
     for part in parts:
         for name, values in part.items():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jwins.engines.host import AnyHost, HeldNode, HostState
+from jwins.engines.node_group import NodeGroupLike, NodeGroupState, NodeSnapshot
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.runfiles import checkpoint, traffic
 from jwins.runfiles.atomic import write_atomically
@@ -24,12 +24,12 @@ __all__ = ["Recorder", "Saved"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Saved:
-    """A checkpoint: the clock's part, and the names of the hosts' parts.
+    """A checkpoint: the clock's part, and the names of the node groups' parts.
 
     Attributes:
         log_bytes: length of the log when it was taken.
         clock: what the clock must remember.
-        parts: files beside it, one per host.
+        parts: files beside it, one per node group.
     """
 
     log_bytes: int
@@ -68,14 +68,14 @@ class Recorder:
             self._log = MetricsLog(self.folder / "metrics.jsonl", keep_bytes=0)
         self.append(start)
 
-    def resume(self, types: Iterable[type]) -> tuple[Any, HostState]:
+    def resume(self, types: Iterable[type]) -> tuple[Any, NodeGroupState]:
         """Go on from the newest checkpoint; rows that were written after it are dropped.
 
         Args:
-            types: the dataclasses that the clock's part and the hosts' parts may contain.
+            types: the dataclasses that the clock's part and the node groups' parts may contain.
 
         Returns:
-            What the clock remembered, and the hosts' parts put together, by node.
+            What the clock remembered, and the node groups' parts put together, by node.
 
         Raises:
             ConfigError: there is no folder.
@@ -86,16 +86,16 @@ class Recorder:
             raise ConfigError("run.folder", None, "resuming needs the folder of the run")
         folder, known = self.folder / "checkpoints", (*types, Saved)
 
-        def complete(saved: object) -> tuple[Saved, HostState]:
+        def complete(saved: object) -> tuple[Saved, NodeGroupState]:
             if not isinstance(saved, Saved):
                 raise DataError("written by another version of this package")
             return saved, _united([checkpoint.read_part(folder, name, known) for name in saved.parts])
 
-        (saved, hosts), _ = checkpoint.latest(folder, known, complete)
+        (saved, groups), _ = checkpoint.latest(folder, known, complete)
         path = self.folder / "metrics.jsonl"
         self._log = MetricsLog(path, keep_bytes=saved.log_bytes)
         self.rows = list(read_rows(path))
-        return saved.clock, hosts
+        return saved.clock, groups
 
     def append(self, row: Row) -> None:
         """Add a row."""
@@ -108,13 +108,13 @@ class Recorder:
         row = self.rows[-1] if len(self.rows) > count else None
         return row if isinstance(row, EvalRow) else None
 
-    def save(self, round: int, clock: object, parts: Sequence[HostState | Dumped]) -> None:
+    def save(self, round: int, clock: object, parts: Sequence[NodeGroupState | Dumped]) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is. Without folder, nothing.
 
         Args:
             round: completed rounds.
             clock: what the clock must remember.
-            parts: of all hosts.
+            parts: of all node groups.
 
         Raises:
             OSError: e.g. a full disk; the checkpoints there are intact.
@@ -126,24 +126,24 @@ class Recorder:
         names = [checkpoint.write_part(folder, round, number, part) for number, part in enumerate(parts)]
         checkpoint.write(folder, round, Saved(self._log.size_bytes, clock, tuple(names)))
 
-    def finish(self, hosts: Sequence[AnyHost], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
+    def finish(self, groups: Sequence[NodeGroupLike], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
         """Write the end: final models, traffic, and the last row with the hash of all parameters.
 
         Args:
-            hosts: that hold the nodes.
+            groups: that hold the nodes.
             end: the last row; its ``sha256`` is filled in.
             edges: bytes by directed edge.
 
         Returns:
             (N, P) float32, the parameters of all nodes.
         """
-        at = {node: host for host in hosts for node in host.nodes}
+        at = {node: group for group in groups for node in group.nodes}
         params = torch.stack([at[node].parameters(node) for node in sorted(at)])
         if self.folder is not None:
             final = self.folder / "final"
             final.mkdir(parents=True, exist_ok=True)
-            for node, host in sorted(at.items()):
-                write_atomically(final / f"node-{node}.safetensors", host.model_file(node))
+            for node, group in sorted(at.items()):
+                write_atomically(final / f"node-{node}.safetensors", group.model_file(node))
             traffic.write(self.folder, edges)
         digest = hashlib.sha256(params.numpy().astype("<f4", copy=False).tobytes()).hexdigest()
         self.append(EndRow(end.status, end.round, end.time_s, end.reason, digest, end.wall_s))
@@ -157,10 +157,10 @@ class Recorder:
             self._log.close()
 
 
-def _united(parts: Sequence[HostState]) -> HostState:
-    nodes: dict[int, HeldNode] = {}
+def _united(parts: Sequence[NodeGroupState]) -> NodeGroupState:
+    nodes: dict[int, NodeSnapshot] = {}
     messages: dict[int, Frame | KeyframeRequest] = {}
     for part in parts:
         nodes |= part.nodes
         messages |= part.messages
-    return HostState(nodes, messages)
+    return NodeGroupState(nodes, messages)

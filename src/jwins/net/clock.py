@@ -1,7 +1,7 @@
 """The wall clock: one node of a run, driven by real time and a network.
 
-The same host as under the virtual clock holds the node; here its commands are carried out for real. Training
-runs on a thread of its own, so that frames are decoded and peers are answered while it lasts.
+The same node group as under the virtual clock holds the node; here its commands are carried out for real.
+Training runs on a thread of its own, so that frames are decoded and peers are answered while it lasts.
 
 Who is there. On every connection both sides first say Hello: their round, and what must be the same on both.
 A node keeps its newest frames for each neighbour, and sends those of the peer's round and later again when
@@ -31,10 +31,10 @@ from typing import Any
 
 from torch import Tensor
 
-from jwins.engines import host as seam
-from jwins.engines.host import Arrived, Due, Host, HostEvent, Parcel, TrainingOver
+from jwins.engines import node_group
 from jwins.engines.ledger import Ledger, Purpose
 from jwins.engines.measuring import Part, average, combine
+from jwins.engines.node_group import Arrived, Due, NodeGroup, NodeGroupEvent, Parcel, TrainingOver
 from jwins.engines.recorder import Recorder
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
@@ -85,7 +85,7 @@ class WallState:
     refused: Mapping[int, int]
 
 
-STATE_TYPES: tuple[type, ...] = (*seam.STATE_TYPES, Kept, WallState)
+STATE_TYPES: tuple[type, ...] = (*node_group.STATE_TYPES, Kept, WallState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class WallClock:
     """Runs one node of an experiment in real time; used once.
 
     Args:
-        host: holds one node.
+        group: holds one node.
         network: reaches the others; started and closed by the clock.
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
@@ -201,13 +201,13 @@ class WallClock:
         journal: told what happens.
 
     Raises:
-        UsageError: the host holds several nodes.
+        UsageError: the node group holds several nodes.
         ConfigError: the codec decodes only what its own process encoded.
     """
 
     def __init__(
         self,
-        host: Host,
+        group: NodeGroup,
         network: Network,
         *,
         start: StartRow,
@@ -224,14 +224,14 @@ class WallClock:
         stop: Callable[[], bool] = lambda: False,
         journal: Journal | None = None,
     ) -> None:
-        if len(host.nodes) != 1:
-            raise UsageError(f"WallClock: a host of {len(host.nodes)} nodes; expected one")
-        self.rules = rules = host.rules
+        if len(group.nodes) != 1:
+            raise UsageError(f"WallClock: a node group of {len(group.nodes)} nodes; expected one")
+        self.rules = rules = group.rules
         if not rules.wire.codec.accepts_foreign:
             problem = "decodes only what its own process encoded; use another codec between machines"
             raise ConfigError("wire.codec", rules.wire.codec.name, problem)
-        self.host, self.network = host, network
-        (self.node,) = host.nodes
+        self.group, self.network = group, network
+        (self.node,) = group.nodes
         n = rules.topology.num_nodes
         self.names = names or tuple(f"node-{i}" for i in range(n))
         self.patience, self._flush_s = Patience(patience_s), flush_s
@@ -243,7 +243,7 @@ class WallClock:
         self._start, self._stop = start, stop
         self._on_progress, self._on_measured = on_progress, on_measured
         self._ledger = Ledger()
-        initial = host.parameters(self.node)
+        initial = group.parameters(self.node)
         self._dim = len(initial)
         self._adopted, self._joins_at = adopted, joins_at
         self._changes = changes
@@ -270,7 +270,7 @@ class WallClock:
     @property
     def round(self) -> int:
         """How many rounds the node has completed."""
-        return self.host.round(self.node)
+        return self.group.round(self.node)
 
     @property
     def sent(self) -> TrafficSplit:
@@ -313,13 +313,13 @@ class WallClock:
             self.network.close(self._flush_s)
             self._worker.close()
             self.recorder.close()
-            self.host.close()
+            self.group.close()
 
     def _begin(self, resume: bool) -> list[Command]:
         if resume:
             types = (*STATE_TYPES, *self.rules.sharing.state_types)
             state, held = self.recorder.resume(types)
-            self.host.restore(held)
+            self.group.restore(held)
             self._restore(state)
             self.journal.info("resumed", round=self.round)
             if self.round >= self.rules.rounds:  # killed before the end was written
@@ -327,13 +327,13 @@ class WallClock:
         else:
             self.recorder.begin(self._start)
             self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
-        commands = self.host.start(self.now)[self.node]
+        commands = self.group.start(self.now)[self.node]
         begins_at = self._joins_at if self._adopted is None else self._adopted.round
         if begins_at is not None and not resume:
             first = [command for command in commands if isinstance(command, Evaluate)]
             if self._adopted is not None:
-                self.host.begin_with(self.node, self._adopted.params)
-            (commands,) = self.host.handle([Due(self.node, self.now, Rejoin(begins_at))])
+                self.group.begin_with(self.node, self._adopted.params)
+            (commands,) = self.group.handle([Due(self.node, self.now, Rejoin(begins_at))])
             return first + commands
         return commands
 
@@ -366,8 +366,8 @@ class WallClock:
 
     # --- What nodes command -------------------------------------------------------------------------------
 
-    def _tell_node(self, event: HostEvent) -> None:
-        (commands,) = self.host.handle([Due(self.node, self.now, event)])
+    def _tell_node(self, event: NodeGroupEvent) -> None:
+        (commands,) = self.group.handle([Due(self.node, self.now, event)])
         self._carry_out(commands)
 
     def _carry_out(self, commands: list[Command]) -> None:
@@ -395,7 +395,7 @@ class WallClock:
             return  # a restart begins with it
         for peer in self.peers:
             self._keep_promises(peer, round)
-        job = self._worker.submit(self.host.train, {self.node: round})
+        job = self._worker.submit(self.group.train, {self.node: round})
         job.add_done_callback(lambda _: self.network.wake())
         self._training = (round, job)
         self._wait = None
@@ -473,7 +473,7 @@ class WallClock:
         self._parcels += 1
         parcel = Parcel(self._parcels, peer, Packed(data, 0, 0))
         try:
-            message = self.host.read(parcel)
+            message = self.group.read(parcel)
         except CodecError as error:
             self._refuse(peer, str(error))
             return
@@ -548,7 +548,7 @@ class WallClock:
         wanted, known.wants_from = known.wants_from, None  # it asks again if nothing comes
         if known.given is not None and known.given >= wanted:
             return  # over a slow link that model is still under way
-        params = self.host.parameters(self.node)
+        params = self.group.parameters(self.node)
         data = pack_model(self._model_wire, self.node, self.round, params)
         if self.network.send(peer, data, beside=True):
             known.given = self.round
@@ -639,7 +639,7 @@ class WallClock:
 
     def _missing(self) -> tuple[int, ...]:
         """For whom the node waits."""
-        stalled = self.host.stalled([self.node])
+        stalled = self.group.stalled([self.node])
         return stalled[self.node][1] if stalled else ()
 
     def limit_s(self, peer: int) -> float:
@@ -650,7 +650,7 @@ class WallClock:
         return self.patience.limit_s
 
     def _look_at_the_wait(self) -> None:
-        stalled = self.host.stalled([self.node])
+        stalled = self.group.stalled([self.node])
         if not stalled:
             self._wait = None
             return
@@ -713,11 +713,11 @@ class WallClock:
     # --- Measuring ----------------------------------------------------------------------------------------
 
     def _measure(self, round: int) -> None:
-        sums, buffers = self.host.sums(round)
+        sums, buffers = self.group.sums(round)
         mean = average([sums], 1, buffers)
         at, sent = self.now, self._ledger.sent(self.node)
-        part = self.host.measure(round, mean, test_average=round == 0)
-        samples = self.host.num_samples(round)
+        part = self.group.measure(round, mean, test_average=round == 0)
+        samples = self.group.num_samples(round)
         if self._on_measured is not None:
             columns = tuple(sent.by_kind().values())
             measured = Measured(self.node, round, at, columns, samples, part, mean.params, buffers[self.node])
@@ -760,7 +760,7 @@ class WallClock:
     def _save(self, round: int) -> None:
         """A checkpoint; a full disk costs the checkpoint and not the run."""
         try:
-            self.recorder.save(round, self._snapshot(), [self.host.snapshot()])
+            self.recorder.save(round, self._snapshot(), [self.group.snapshot()])
         except OSError as error:
             self.journal.error("no checkpoint", round=round, problem=error.strerror or str(error))
 
@@ -795,9 +795,9 @@ class WallClock:
             self.network.send(peer, bye.data)
 
     def _write_end(self, end: Finished) -> None:
-        wall_s = {name: _to_ms(seconds) for name, seconds in self.host.wall_s.items()}
+        wall_s = {name: _to_ms(seconds) for name, seconds in self.group.wall_s.items()}
         row = EndRow(end.status, end.round, self.now, end.reason, "", wall_s)
-        self.recorder.finish([self.host], row, self._ledger.edges())
+        self.recorder.finish([self.group], row, self._ledger.edges())
         self.journal.info("ended", status=end.status, round=end.round, reason=end.reason)
         self._tell()
 
@@ -813,7 +813,7 @@ class WallClock:
 
     def _outcome(self, status: str) -> WallOutcome:
         refused = {peer: known.refused for peer, known in self.peers.items()}
-        params = self.host.parameters(self.node).clone()
+        params = self.group.parameters(self.node).clone()
         rows, edges = self.recorder.rows, self._ledger.edges()
         return WallOutcome(status, self.round, rows, params, refused, dict(self.overdue), edges)
 

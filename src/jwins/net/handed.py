@@ -23,7 +23,7 @@ class WithdrawnError(JwinsError):
 
 
 class HandedTraining:
-    """What a host asks of a trainer, of one node whose parameters the user trains and hands over.
+    """What a node group asks of a trainer, of one node whose parameters the user trains and hands over.
 
     The clock's training thread waits in :meth:`train` for :meth:`hand_over`; the user's waits in
     :meth:`take_merged` for the next ``train``, which comes once the round is merged.
@@ -49,7 +49,7 @@ class HandedTraining:
         self._merged: tuple[int, Tensor] | None = None
         self._failure: BaseException | None = None
 
-    # --- For the host -------------------------------------------------------------------------------------
+    # --- For the node group -----------------------------------------------------------------------------------
 
     def initial(self) -> Tensor:
         """The node's start, a copy of (P,) float32."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
-from jwins.engines.host import Host
+from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, ResumeError, UsageError
 from jwins.net.adopt import ADOPTED, Adopted, Newcomer
@@ -226,7 +226,7 @@ class Peer:
         )
         self._closing = False
         self._clock = WallClock(
-            Host(cast("Trainer", self._training), rules),
+            NodeGroup(cast("Trainer", self._training), rules),
             network,
             start=start,
             names=self._names,

@@ -1,4 +1,4 @@
-"""From an experiment to hosts and the clock that drives them."""
+"""From an experiment to node groups and the clock that drives them."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from jwins.engines.host import AnyHost, Host
     from jwins.engines.measuring import EvaluationPlan
+    from jwins.engines.node_group import NodeGroup, NodeGroupLike
     from jwins.engines.simulator.simulator import Progress, Simulator, Together
     from jwins.node import Rules
     from jwins.sharing import Sharing
     from jwins.tasks import Task
     from jwins.training.trainer import Trainer
 
-__all__ = ["Parts", "Pieces", "Place", "assemble", "build", "build_host", "build_trainer", "spread"]
+__all__ = ["Parts", "Pieces", "Place", "assemble", "build", "build_node_group", "build_trainer", "spread"]
 
-Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[AnyHost], Together]"]
-"""Makes hosts elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one host.
+Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], Together]"]
+"""Makes node groups elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one
+node group.
 
 Returns them, and what makes calls to several of them at once.
 """
@@ -87,22 +88,22 @@ class Pieces:
     tests: EvaluationPlan
     start: StartRow
 
-    def hosts(self) -> list[Host]:
-        """A host for each group of nodes."""
-        from jwins.engines.host import Host
+    def node_groups(self) -> list[NodeGroup]:
+        """One for each of the trainers."""
+        from jwins.engines.node_group import NodeGroup
 
         threads = _threads(self.experiment)
-        return [Host(own, self.rules, tests=self.tests, threads=threads) for own in self.trainers]
+        return [NodeGroup(own, self.rules, tests=self.tests, threads=threads) for own in self.trainers]
 
 
 def assemble(
-    experiment: Experiment, *, hosts: int = 1, nodes: Sequence[int] | None = None, elsewhere: bool = False
+    experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, elsewhere: bool = False
 ) -> Pieces:
     """Build what an experiment names, but for the clock.
 
     Args:
         experiment: what to build.
-        hosts: in so many groups of nodes.
+        groups: number of node groups.
         nodes: only these, in one group; None for all.
         elsewhere: nodes are held by other processes: here are only a few, to find out how they train.
 
@@ -121,7 +122,7 @@ def assemble(
     elif elsewhere:
         trainers = [_probe(experiment, task, parts)]
     else:
-        trainers = _trainers(experiment, task, parts, hosts)
+        trainers = _trainers(experiment, task, parts, groups)
     trainer = trainers[0]
     check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, len(trainer.nodes)))
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
@@ -151,7 +152,7 @@ def build(
     experiment: Experiment,
     *,
     folder: Path | None = None,
-    hosts: int = 1,
+    groups: int = 1,
     place: Place | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -162,8 +163,8 @@ def build(
     Args:
         experiment: what to build.
         folder: where the run is written; None keeps everything in memory.
-        hosts: in so many groups of nodes, all in this process; nothing that is measured depends on it.
-        place: makes the hosts in other processes instead; ``hosts`` then has no meaning.
+        groups: number of node groups, all in this process; nothing that is measured depends on it.
+        place: makes the node groups in other processes instead; ``groups`` then has no meaning.
         on_progress: told after every step of the clock.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds since the start, asked when everything is built.
@@ -176,10 +177,10 @@ def build(
     from jwins.engines.simulator.simulator import Simulator
     from jwins.training.stacked import chunk_nodes
 
-    pieces = assemble(experiment, hosts=hosts, elsewhere=place is not None)
+    pieces = assemble(experiment, groups=groups, elsewhere=place is not None)
     together: Together | None = None
     if place is None:
-        held: Sequence[AnyHost] = pieces.hosts()
+        held: Sequence[NodeGroupLike] = pieces.node_groups()
     else:
         trainer, num_nodes = pieces.trainers[0], len(pieces.parts)
         stacked = trainer.batching == "stacked"
@@ -200,8 +201,8 @@ def build(
     return Parts(pieces.experiment, pieces.task, pieces.parts, simulator, pieces.start)
 
 
-def build_host(experiment: Experiment, nodes: Sequence[int]) -> Host:
-    """The host of some of an experiment's nodes, in whatever process this is called.
+def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
+    """The node group of some of an experiment's nodes, in whatever process this is called.
 
     Args:
         experiment: with ``train.batching`` and ``run.device`` as they were resolved.
@@ -211,7 +212,7 @@ def build_host(experiment: Experiment, nodes: Sequence[int]) -> Host:
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    return assemble(experiment, nodes=nodes).hosts()[0]
+    return assemble(experiment, nodes=nodes).node_groups()[0]
 
 
 def build_trainer(
@@ -253,14 +254,14 @@ def build_trainer(
 
 
 def _trainers(
-    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]], hosts: int
+    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]], groups: int
 ) -> list[Trainer]:
     probe = build_trainer(experiment, task, dict(enumerate(parts)))
-    if hosts == 1:
+    if groups == 1:
         return [probe]
     return [
         build_trainer(experiment, task, {node: parts[node] for node in nodes}, batching=probe.batching)
-        for nodes in spread(len(parts), hosts, probe.chunk)
+        for nodes in spread(len(parts), groups, probe.chunk)
     ]
 
 

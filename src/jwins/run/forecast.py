@@ -1,8 +1,8 @@
 """What a run will need: memory, seconds and bytes, from a few rounds of a few of its nodes.
 
 Two small runs, each in a process of its own, give what a node costs and what comes on top: of memory by their
-peaks, of seconds by activity. The rest is the experiment's own arithmetic: nodes of a host, recipients, rounds,
-evaluations. Nothing is written.
+peaks, of seconds by activity. The rest is the experiment's own arithmetic: nodes of an actor, recipients,
+rounds, evaluations. Nothing is written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jwins.experiment.plugins import TopologyTable
 from jwins.run.engine import Ray
 from jwins.run.memory import peak_bytes
 from jwins.run.parts import build_topology, evaluation_rounds
-from jwins.run.placement import host_blocks
+from jwins.run.placement import node_blocks
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.simulator import Progress
@@ -59,23 +59,23 @@ class Forecast:
     Attributes:
         num_nodes: N.
         dim: parameters per model.
-        hosts: processes that share the nodes.
+        actors: processes that share the nodes.
         rounds: of the run.
         evaluations: of the run.
-        memory_bytes: of each host at its peak, the process included; the data of a task are in it.
+        memory_bytes: of each actor at its peak, the process included; the data of a task are in it.
         start_s: before the first round, the imports of a process included.
-        round_s: per round, by activity; of the host that is slowest.
+        round_s: per round, by activity; of the actor that is slowest.
         evaluation_s: each, of all nodes.
         checkpoint_s: each.
         checkpoints: of the run.
         frame_bytes: mean length of a frame.
         round_bytes: that all nodes send in a round.
-        stored_bytes: of these, what goes from one host to another, each frame once per host.
+        stored_bytes: of these, what goes from one actor to another, each frame once per actor.
     """
 
     num_nodes: int
     dim: int
-    hosts: int
+    actors: int
     rounds: int
     evaluations: int
     memory_bytes: float
@@ -158,7 +158,7 @@ def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
     few = _apart(_small(experiment, 4, degree, more))
     much = _nodes_for(few.dim, experiment.nodes.count)
     many = _apart(_small(experiment, much, degree, fewer))
-    return _extrapolated(experiment, degree, few, many, 1 if engine is None else engine.hosts)
+    return _extrapolated(experiment, degree, few, many, 1 if engine is None else engine.actors)
 
 
 def _nodes_for(dim: int, most: int) -> int:
@@ -224,7 +224,7 @@ def _calibrate(experiment: Experiment) -> Measured:
 
     def look(progress: Progress) -> None:
         if progress.round not in seen:
-            seen[progress.round] = time.perf_counter(), dict(parts.simulator.hosts[0].wall_s)
+            seen[progress.round] = time.perf_counter(), dict(parts.simulator.groups[0].wall_s)
 
     with tempfile.TemporaryDirectory() as folder:
         parts = _built(experiment.changed({"run": {"folder": Path(folder)}}), Path(folder), look)
@@ -269,10 +269,12 @@ def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None
         return build(experiment.changed({"run": {"eval_samples": "all"}}), folder=folder, on_progress=look)
 
 
-def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Measured, hosts: int) -> Forecast:
+def _extrapolated(
+    experiment: Experiment, degree: float, few: Measured, many: Measured, actors: int
+) -> Forecast:
     run, num_nodes = experiment.run, experiment.nodes.count
     topology = build_topology(experiment)
-    blocks = host_blocks(topology, hosts, 1)
+    blocks = node_blocks(topology, actors, 1)
     largest = max(map(len, blocks))
     heard = [_senders(topology.at(0), block) for block in blocks]
     per_degree = degree / many.degree if many.degree else 1.0
@@ -301,7 +303,7 @@ def _extrapolated(experiment: Experiment, degree: float, few: Measured, many: Me
     return Forecast(
         num_nodes=num_nodes,
         dim=many.dim,
-        hosts=hosts,
+        actors=actors,
         rounds=run.rounds,
         evaluations=len(completed),
         memory_bytes=line(lambda m: m.peak_bytes, largest),
@@ -325,5 +327,5 @@ def _model_test_s(few: Measured, many: Measured, samples: float) -> float:
 
 
 def _senders(graph: Graph, block: Sequence[int]) -> set[int]:
-    """Whom the nodes of a host hear."""
+    """Whom the nodes of an actor hear."""
     return {sender for node in block for sender in graph.senders[node]}

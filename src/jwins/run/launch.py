@@ -39,7 +39,7 @@ from jwins.runfiles.atomic import write_atomically
 from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
 
 if TYPE_CHECKING:
-    from jwins.engines.host import Host
+    from jwins.engines.node_group import NodeGroup
     from jwins.net.clock import Measured
 
 __all__ = ["Launched", "NodeFailedError", "NodeView", "launch"]
@@ -345,7 +345,7 @@ class _Collected:
         if not self._rows:
             self._append(pieces.start)
         self._sent = [TrafficSplit() for _ in range(self._count)]
-        self._host: Host | None = None
+        self._group: NodeGroup | None = None
 
     def __enter__(self) -> _Collected:
         return self
@@ -388,10 +388,10 @@ class _Collected:
         mean = average(sums, len(every), buffers)
         parts = [found.part for found in every]
         if round > 0:
-            if self._host is None:
-                (self._host,) = self._pieces.hosts()
+            if self._group is None:
+                (self._group,) = self._pieces.node_groups()
             parts = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
-            parts.append(self._host.measure(round, mean, test_average=True))
+            parts.append(self._group.measure(round, mean, test_average=True))
         for found in every:
             self._sent[found.node] = TrafficSplit(*found.sent)
         return combine(

@@ -22,7 +22,7 @@ _VECTORS = 20
 algorithm's state, what was sent and decoded, what is evaluated; and all of it again for a checkpoint."""
 
 
-def memory_needed(experiments: Sequence[Experiment], hosts: int = 1) -> float:
+def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
     """Bytes that the largest of some runs may take: an estimate that is rather too high.
 
     Data once, and N x C numbers for each of about 20 vectors, more with momenta (two per parameter are assumed
@@ -30,7 +30,7 @@ def memory_needed(experiments: Sequence[Experiment], hosts: int = 1) -> float:
 
     Args:
         experiments: of the runs.
-        hosts: processes that share the nodes of a run; what each may take counts.
+        actors: processes that share the nodes of a run; what each may take counts.
 
     Raises:
         DataError: a task's data are missing.
@@ -58,7 +58,7 @@ def memory_needed(experiments: Sequence[Experiment], hosts: int = 1) -> float:
         if sharing.remembers_peers:
             recipients = build_topology(experiment).at(0).recipients
             vectors += 2 * (1 + max(map(len, recipients)))
-        nodes = -(-experiment.nodes.count // hosts)
+        nodes = -(-experiment.nodes.count // actors)
         size_bytes = 4.0 * nodes * sharing.update_dim(dim) * vectors
         largest = max(largest, _PROCESS_BYTES + 2.0 * data_bytes + size_bytes)
     return largest

@@ -31,7 +31,7 @@ from jwins.runfiles.atomic import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jwins.engines.host import Host
+    from jwins.engines.node_group import NodeGroup
     from jwins.net.adopt import Adopted
     from jwins.net.clock import Measured, WallOutcome, WallProgress
     from jwins.net.journal import Journal
@@ -242,13 +242,13 @@ def _run(
         if progress is not None:
             progress(now, membership.names)
 
-    (host,) = pieces.hosts()
+    (group,) = pieces.node_groups()
     asked = [] if going_on else donors
-    network, adopted = _reach(host, pieces, membership, journal, asked, since_round, listen, patience_s, stop)
+    network, adopted = _reach(group, pieces, membership, journal, asked, since_round, listen, patience_s, stop)
     if asked and adopted is None:
         return NodeResult(folder, "interrupted", 0)
     clock = WallClock(
-        host,
+        group,
         network,
         start=pieces.start,
         names=membership.names,
@@ -269,7 +269,7 @@ def _run(
 
 
 def _reach(
-    host: Host,
+    group: NodeGroup,
     pieces: Pieces,
     membership: Membership,
     journal: Journal,
@@ -284,7 +284,7 @@ def _reach(
     from jwins.net.clock import hash_of_parameters
     from jwins.net.patience import Patience
 
-    wire, initial = host.rules.wire, host.parameters(membership.node)
+    wire, initial = group.rules.wire, group.parameters(membership.node)
     changing = pieces.experiment.topology_changes
     network = membership.connect(wire, listen=listen, changing=changing, also=donors)
     if not donors:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 from jwins.engines.ray.cluster import Demand, check_room, check_versions, connected
 from jwins.engines.ray.files import Shipping
-from jwins.engines.ray.host import RemoteHost, in_step, on_cluster
+from jwins.engines.ray.node_group import RemoteNodeGroup, in_step, on_cluster
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.run.assembly import Place, build_host
+from jwins.run.assembly import Place, build_node_group
 from jwins.run.elsewhere import Elsewhere, packed
 from jwins.run.engine import Ray
 from jwins.run.memory import memory_needed
-from jwins.run.placement import host_blocks
+from jwins.run.placement import node_blocks
 
 if TYPE_CHECKING:
-    from jwins.engines.host import Host
+    from jwins.engines.node_group import NodeGroup
     from jwins.engines.simulator.simulator import Together
     from jwins.node import Rules
 
@@ -40,10 +40,12 @@ def cluster_of(engine: Ray) -> Iterator[None]:
 
 @contextmanager
 def placing(engine: Ray) -> Iterator[Place]:
-    """What makes the hosts of a simulation; they end with the block."""
+    """What makes the actors of a simulation; they end with the block."""
     with ExitStack() as stack:
 
-        def place(experiment: Experiment, rules: Rules, chunk: int) -> tuple[Sequence[RemoteHost], Together]:
+        def place(
+            experiment: Experiment, rules: Rules, chunk: int
+        ) -> tuple[Sequence[RemoteNodeGroup], Together]:
             if not rules.wire.codec.accepts_foreign:
                 problem = (
                     "decodes only what its own process encoded; use another codec, or leave out the engine"
@@ -52,10 +54,10 @@ def placing(engine: Ray) -> Iterator[Place]:
             cores = experiment.run.threads or 1
             there = packed(experiment.changed({"run": {"threads": cores}}), Shipping())
             on_gpu = experiment.run.device == "cuda"
-            demand = Demand(cores, memory_needed([experiment], engine.hosts), gpus=int(on_gpu))
-            check_room(demand, engine.hosts, "hosts")
-            blocks = host_blocks(rules.topology, engine.hosts, chunk)
-            hosts = stack.enter_context(
+            demand = Demand(cores, memory_needed([experiment], engine.actors), gpus=int(on_gpu))
+            check_room(demand, engine.actors, "actors")
+            blocks = node_blocks(rules.topology, engine.actors, chunk)
+            actors = stack.enter_context(
                 on_cluster(
                     [(nodes, partial(_made, there, nodes)) for nodes in blocks],
                     rules,
@@ -64,10 +66,10 @@ def placing(engine: Ray) -> Iterator[Place]:
                     name=f"{experiment.name}, seed {experiment.run.seed}",
                 )
             )
-            return hosts, stack.enter_context(in_step(len(hosts)))
+            return actors, stack.enter_context(in_step(len(actors)))
 
         yield place
 
 
-def _made(there: Elsewhere, nodes: Sequence[int]) -> Host:
-    return build_host(there.unpacked(), nodes)
+def _made(there: Elsewhere, nodes: Sequence[int]) -> NodeGroup:
+    return build_node_group(there.unpacked(), nodes)

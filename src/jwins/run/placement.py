@@ -1,7 +1,7 @@
-"""Which nodes are on which host, so that few frames go from one to another.
+"""Which nodes are on which node group, so that few frames go from one to another.
 
-The rule: hosts are filled one after the other. Each begins with the first unit that is not placed; a unit is
-a node, or a whole chunk of nodes that train in one stack. Then it takes the unit that has the most edges to
+The rule: node groups are filled one after the other. Each begins with the first unit that is not placed; a unit
+is a node, or a whole chunk of nodes that train in one stack. Then it takes the unit that has the most edges to
 what it holds already, of equal ones the first, until it is full. What comes out is used if it cuts fewer
 edges than blocks of consecutive nodes do. Otherwise blocks are used, also where the graph changes from round
 to round.
@@ -17,37 +17,37 @@ from collections.abc import Sequence
 from jwins.errors import ConfigError
 from jwins.topology.graph import Graph, Topology
 
-__all__ = ["cut_edges", "host_blocks", "neighbours_together", "spread"]
+__all__ = ["cut_edges", "node_blocks", "neighbours_together", "spread"]
 
 
-def host_blocks(topology: Topology, hosts: int, chunk: int) -> list[list[int]]:
-    """The nodes of each host, increasing, by the rule above.
+def node_blocks(topology: Topology, groups: int, chunk: int) -> list[list[int]]:
+    """The nodes of each node group, increasing, by the rule above.
 
     Args:
         topology: who sends to whom.
-        hosts: how many.
-        chunk: nodes that must be on one host.
+        groups: how many.
+        chunk: nodes that must be on one node group.
 
     Raises:
-        ConfigError: fewer chunks than hosts.
+        ConfigError: fewer chunks than node groups.
     """
-    blocks = spread(topology.num_nodes, hosts, chunk)
+    blocks = spread(topology.num_nodes, groups, chunk)
     first = topology.at(0)
-    if hosts == 1 or topology.at(1).recipients != first.recipients:
+    if groups == 1 or topology.at(1).recipients != first.recipients:
         return [list(block) for block in blocks]
     return neighbours_together(first, blocks, chunk)
 
 
-def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
-    """Which nodes each host holds: neighbours in number, whole chunks, as evenly as can be.
+def spread(num_nodes: int, groups: int, chunk: int) -> list[range]:
+    """Which nodes each node group holds: neighbours in number, whole chunks, as evenly as can be.
 
     Args:
         num_nodes: N.
-        hosts: how many.
-        chunk: nodes that must be on one host.
+        groups: how many.
+        chunk: nodes that must be on one node group.
 
     Raises:
-        ConfigError: fewer chunks than hosts.
+        ConfigError: fewer chunks than node groups.
 
     >>> spread(10, 3, 1)
     [range(0, 4), range(4, 7), range(7, 10)]
@@ -55,11 +55,11 @@ def spread(num_nodes: int, hosts: int, chunk: int) -> list[range]:
     [range(0, 8), range(8, 10)]
     """
     chunks = -(-num_nodes // chunk)
-    if hosts > chunks:
+    if groups > chunks:
         stacked = f", in stacks of {chunk}; train.batching = 'loop' needs none" if chunk > 1 else ""
-        raise ConfigError("hosts", hosts, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
-    each, more = divmod(chunks, hosts)
-    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(hosts)]
+        raise ConfigError("actors", groups, f"expected at most {chunks} for {num_nodes} nodes{stacked}")
+    each, more = divmod(chunks, groups)
+    ends = [chunk * (each * (k + 1) + min(k + 1, more)) for k in range(groups)]
     return [range(a, min(b, num_nodes)) for a, b in zip([0, *ends], ends, strict=False)]
 
 
@@ -68,11 +68,11 @@ def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: in
 
     Args:
         graph: who sends to whom.
-        blocks: consecutive nodes of each host, in whole chunks but for the last.
-        chunk: nodes that must be on one host.
+        blocks: consecutive nodes of each node group, in whole chunks but for the last.
+        chunk: nodes that must be on one node group.
 
     Returns:
-        The nodes of each host, increasing.
+        The nodes of each node group, increasing.
 
     >>> ladder = Graph.metropolis_hastings(6, [(0, 3), (1, 4), (2, 5), (0, 1), (3, 4)])
     >>> neighbours_together(ladder, [range(0, 4), range(4, 6)], 1)
@@ -84,10 +84,10 @@ def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: in
 
 
 def cut_edges(graph: Graph, blocks: Sequence[Sequence[int]]) -> int:
-    """Directed edges between nodes of different hosts."""
-    host_of = {node: host for host, block in enumerate(blocks) for node in block}
+    """Directed edges between nodes of different node groups."""
+    group_of = {node: group for group, block in enumerate(blocks) for node in block}
     return sum(
-        host_of[node] != host_of[receiver]
+        group_of[node] != group_of[receiver]
         for node, receivers in enumerate(graph.recipients)
         for receiver in receivers
     )

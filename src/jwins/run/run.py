@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jwins.errors import HostLostError, ResumeError
+from jwins.errors import ActorLostError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
 from jwins.run.assembly import Place, build
@@ -59,7 +59,7 @@ def simulate(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
         ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
-        HostLostError: hosts were lost more often than ``engine.restarts``.
+        ActorLostError: actors were lost more often than ``engine.restarts``.
         UsageError: there is no such cluster, or it will not do.
     """
     from jwins.engines.interrupts import interrupts
@@ -102,7 +102,7 @@ def simulate(
 
 
 def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment, folder: Path) -> Result:
-    """Run on a cluster; after the loss of a host, from the last checkpoint."""
+    """Run on a cluster; after the loss of an actor, from the last checkpoint."""
     from jwins.run.on_ray import cluster_of, placing  # imports ray, which is an extra
 
     with cluster_of(engine):
@@ -110,7 +110,7 @@ def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment
             try:
                 with placing(engine) as place:
                     return once(folder_state(experiment, folder)[0], place)
-            except HostLostError as error:
+            except ActorLostError as error:
                 if attempt == engine.restarts:
                     error.add_note(f"it has happened {attempt + 1} times; go on with --resume (resume=True)")
                     raise

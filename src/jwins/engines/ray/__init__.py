@@ -1,1 +1,1 @@
-"""Hosts and runs on the machines of a Ray cluster. The other files here import ``ray``, which is an extra."""
+"""Actors and runs on the machines of a Ray cluster. The other files here import ``ray``, which is an extra."""

@@ -96,7 +96,7 @@ def machines() -> list[Machine]:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one host or one run needs of a machine.
+    """What one actor or one run needs of a machine.
 
     Attributes:
         cores: each for one thread.

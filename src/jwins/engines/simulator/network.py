@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jwins.engines.host import Arrived, Parcel
+from jwins.engines.node_group import Arrived, Parcel
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
 from jwins.engines.simulator.script import NO_MISHAP, Mishap
 from jwins.world import Links

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jwins.engines.host import Due, HostEvent
+from jwins.engines.node_group import Due, NodeGroupEvent
 
 __all__ = ["EventQueue", "Item", "Pending", "QueueState", "UplinkDue"]
 
@@ -21,7 +21,7 @@ class Pending:
     """
 
     node: int
-    event: HostEvent
+    event: NodeGroupEvent
 
     def at(self, time: float) -> Due:
         """The same at its time."""

@@ -1,9 +1,9 @@
 """The virtual clock: all nodes of a run, the same :class:`~jwins.node.Node` as everywhere, real bytes.
 
-The simulator drives one host, or several that share the nodes, from one event queue. Local training takes
+The simulator drives one node group, or several that share the nodes, from one event queue. Local training takes
 the time that :class:`Compute` says, sending the time that :class:`Links` says, and everything else none; a
 stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each
-host decodes it once for all its nodes.
+node group decodes it once for all its nodes.
 
 Two things make it fast without changing any result:
 
@@ -26,11 +26,11 @@ from typing import Any
 
 from torch import Tensor
 
-from jwins.engines import host as seam
+from jwins.engines import node_group
 from jwins.engines.garbage import seldom_collected
-from jwins.engines.host import AnyHost, Arrived, Due, Parcel, TrainingOver
 from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
+from jwins.engines.node_group import Arrived, Due, NodeGroupLike, Parcel, TrainingOver
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator.network import Flow, Network, UplinkState
 from jwins.engines.simulator.queue import EventQueue, Item, Pending, QueueState, UplinkDue
@@ -60,7 +60,7 @@ from jwins.world import Compute, Faults, Links, check_world
 __all__ = ["Outcome", "Progress", "Simulator", "StalledError"]
 
 Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
-"""Makes calls, one to each of some hosts, and gives what they return, in the same order."""
+"""Makes calls, one to each of some node groups, and gives what they return, in the same order."""
 
 
 def _in_turn(calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -120,7 +120,7 @@ class SimulatorState:
 
 
 STATE_TYPES: tuple[type, ...] = (
-    *seam.STATE_TYPES,
+    *node_group.STATE_TYPES,
     *(Arrived, Flow, Mark, Parcel, PeerLost, Pending, QueueState),
     *(SimulatorState, Tick, TrainingOver, UplinkDue, UplinkState),
 )
@@ -168,7 +168,7 @@ class Simulator:
     """Runs one experiment; used once.
 
     Args:
-        hosts: hold the nodes 0 to N - 1, each once.
+        groups: hold the nodes 0 to N - 1, each once.
         start: the first row of the log.
         links: sending times.
         compute: training times.
@@ -177,16 +177,16 @@ class Simulator:
         on_progress: called after every step of the clock.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds before this, for the last row.
-        together: makes calls to several hosts; by default one after the other.
+        together: makes calls to several node groups; by default one after the other.
 
     Raises:
         ConfigError: links, faults or the topology do not fit the nodes.
-        UsageError: the hosts do not hold every node once.
+        UsageError: the node groups do not hold every node once.
     """
 
     def __init__(
         self,
-        hosts: Sequence[AnyHost],
+        groups: Sequence[NodeGroupLike],
         *,
         start: StartRow,
         links: Links | None = None,
@@ -198,16 +198,16 @@ class Simulator:
         startup_s: float = 0.0,
         together: Together | None = None,
     ) -> None:
-        self.hosts = tuple(hosts)
+        self.groups = tuple(groups)
         self._together = together or _in_turn
-        self.rules = rules = hosts[0].rules
+        self.rules = rules = groups[0].rules
         self.recorder = recorder or Recorder(None)
         self.on_progress = on_progress
-        self._host_of = {node: host for host in hosts for node in host.nodes}
+        self._group_of = {node: group for group in groups for node in group.nodes}
         self._start, self._stop = start, stop
         self._links, self._compute = links or Links(), compute or Compute()
-        n = self.num_nodes = len(self._host_of)
-        _check(hosts, rules, self._links, self._compute, faults or Faults())
+        n = self.num_nodes = len(self._group_of)
+        _check(groups, rules, self._links, self._compute, faults or Faults())
         self._script = Script(faults or Faults())
         self.window_s = self._lookahead()
         self._now = 0.0
@@ -234,7 +234,7 @@ class Simulator:
         if self._script:
             return 0.0
         deadline_s = self.rules.deadline_s
-        local_steps = 1 if self.rules.consensus_rounds else self.hosts[0].local_steps
+        local_steps = 1 if self.rules.consensus_rounds else self.groups[0].local_steps
         least = min(self._links.latency_ms * 1e-3, self._compute.least_seconds(local_steps))
         return least if deadline_s is None else min(least, deadline_s)
 
@@ -245,7 +245,7 @@ class Simulator:
 
         Args:
             resume: go on from the newest checkpoint of the recorder's folder, which may be of another number
-                of hosts.
+                of node groups.
 
         Raises:
             ResumeError: nothing to resume.
@@ -268,18 +268,18 @@ class Simulator:
             return self._end()
         finally:
             self.recorder.close()
-            for host in self.hosts:
-                host.close()
+            for group in self.groups:
+                group.close()
 
     def _begin(self, resume: bool) -> None:
         if resume:
             types = (*STATE_TYPES, *self.rules.sharing.state_types)
             state, nodes = self.recorder.resume(types)
-            self._together([partial(host.restore, nodes) for host in self.hosts])
+            self._together([partial(group.restore, nodes) for group in self.groups])
             self._restore(state)
             return
         self.recorder.begin(self._start)
-        started = self._together([partial(host.start, 0.0) for host in self.hosts])
+        started = self._together([partial(group.start, 0.0) for group in self.groups])
         commands = {node: found for of in started for node, found in of.items()}
         for node in sorted(commands):
             self._carry_out(node, commands[node], 0.0)
@@ -305,23 +305,23 @@ class Simulator:
 
     def _handle(self, due: Mapping[int, Due], train: Mapping[int, int]) -> dict[int, list[Command]]:
         """What the nodes command, by the number of the event; ``train`` are trainings that are outstanding."""
-        indices: dict[AnyHost, list[int]] = {}
+        indices: dict[NodeGroupLike, list[int]] = {}
         for index, item in due.items():
-            indices.setdefault(self._host_of[item.node], []).append(index)
-        rounds: dict[AnyHost, dict[int, int]] = {}
+            indices.setdefault(self._group_of[item.node], []).append(index)
+        rounds: dict[NodeGroupLike, dict[int, int]] = {}
         for node in sorted(train):
-            rounds.setdefault(self._host_of[node], {})[node] = train[node]
-        busy = [host for host in self.hosts if host in indices or host in rounds]
+            rounds.setdefault(self._group_of[node], {})[node] = train[node]
+        busy = [group for group in self.groups if group in indices or group in rounds]
         found = self._together(
             [
-                partial(host.handle, [due[index] for index in indices.get(host, [])], rounds.get(host, {}))
-                for host in busy
+                partial(group.handle, [due[index] for index in indices.get(group, [])], rounds.get(group, {}))
+                for group in busy
             ]
         )
         return {
             index: commands
-            for host, of in zip(busy, found, strict=True)
-            for index, commands in zip(indices.get(host, []), of, strict=True)
+            for group, of in zip(busy, found, strict=True)
+            for index, commands in zip(indices.get(group, []), of, strict=True)
         }
 
     # --- What nodes command -------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ class Simulator:
             self._rejoin(fault.node, round, now)
         self._pending[node] = round
         # A round of consensus takes as long as one step: what comes first and what next stays well defined.
-        local_steps = self.hosts[0].local_steps if round < self.rules.training_rounds else 1
+        local_steps = self.groups[0].local_steps if round < self.rules.training_rounds else 1
         due = now + self._compute.seconds(self.rules.seed, node, round, local_steps)
         self._queue.push(due, Pending(node, TrainingOver(round)))
 
@@ -421,7 +421,7 @@ class Simulator:
         self._tell_node(Due(node, now, Rejoin(round)))
 
     def _tell_node(self, due: Due) -> None:
-        (commands,) = self._host_of[due.node].handle([due])
+        (commands,) = self._group_of[due.node].handle([due])
         self._carry_out(due.node, commands, due.time)
 
     def _expected(self, round: int) -> set[int]:
@@ -443,12 +443,12 @@ class Simulator:
         if not self._are_all(marks, round):
             return
         del self._marks[round]
-        found = self._together([partial(host.sums, round) for host in self.hosts])
+        found = self._together([partial(group.sums, round) for group in self.groups])
         buffers = {node: own for _, every in found for node, own in every.items()}
         mean = average([sums for sums, _ in found], len(marks), buffers)
-        tester = self._host_of[min(marks)]
+        tester = self._group_of[min(marks)]
         parts = self._together(
-            [partial(host.measure, round, mean, test_average=host is tester) for host in self.hosts]
+            [partial(group.measure, round, mean, test_average=group is tester) for group in self.groups]
         )
         # Of nodes that are down or came back later, all they have sent: no byte is taken back.
         sent = [
@@ -482,8 +482,8 @@ class Simulator:
 
     def _check_not_stalled(self) -> None:
         waiting: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for host in self.hosts:
-            waiting |= host.stalled([node for node in host.nodes if node not in self._crashed])
+        for group in self.groups:
+            waiting |= group.stalled([node for node in group.nodes if node not in self._crashed])
         if waiting:
             node = min(waiting)
             at, senders = waiting[node]
@@ -497,14 +497,14 @@ class Simulator:
     def _end(self) -> Outcome:
         failure = self._failure or Finished("finished", self._least_round())
         end = EndRow(failure.status, failure.round, self._now, failure.reason, "", self._seconds())
-        params = self.recorder.finish(self.hosts, end, self._ledger.edges())
+        params = self.recorder.finish(self.groups, end, self._ledger.edges())
         return self._outcome(failure.status, params)
 
     def _seconds(self) -> dict[str, float]:
         """Real seconds by activity, start-up first and all of it but start-up last."""
         spent = {"start-up": self._wall_s["start-up"]}
-        for host in self.hosts:
-            for activity, seconds in host.wall_s.items():
+        for group in self.groups:
+            for activity, seconds in group.wall_s.items():
                 spent[activity] = spent.get(activity, 0.0) + seconds
         spent |= {name: self._wall_s[name] for name in ("checkpoints", "total")}
         return {activity: round(seconds, 3) for activity, seconds in spent.items()}
@@ -519,11 +519,11 @@ class Simulator:
         with self._timed("checkpoints"):
             arriving = [i.event for i in self._queue.items() if isinstance(i, Pending)]
             under_way = [e.parcel for e in arriving if isinstance(e, Arrived)] + list(self.network.parcels())
-            parts = self._together([partial(host.snapshot, under_way) for host in self.hosts])
-            sent: dict[AnyHost, dict[int, Parcel]] = {host: {} for host in self.hosts}
+            parts = self._together([partial(group.snapshot, under_way) for group in self.groups])
+            sent: dict[NodeGroupLike, dict[int, Parcel]] = {group: {} for group in self.groups}
             for parcel in under_way:
-                sent[self._host_of[parcel.sender]][parcel.number] = parcel
-            full = {p.number: p for host, own in sent.items() for p in host.with_bytes(list(own.values()))}
+                sent[self._group_of[parcel.sender]][parcel.number] = parcel
+            full = {p.number: p for group, own in sent.items() for p in group.with_bytes(list(own.values()))}
             self.recorder.save(round, _with_parcels(self._snapshot(), lambda p: full[p.number]), parts)
 
     def _snapshot(self) -> SimulatorState:
@@ -591,15 +591,17 @@ def _with_parcels(state: SimulatorState, change: Callable[[Parcel], Parcel]) -> 
     return replace(state, queue=replace(state.queue, entries=entries), uplinks=uplinks)
 
 
-def _check(hosts: Sequence[AnyHost], rules: Rules, links: Links, compute: Compute, faults: Faults) -> None:
-    held = sorted(node for host in hosts for node in host.nodes)
+def _check(
+    groups: Sequence[NodeGroupLike], rules: Rules, links: Links, compute: Compute, faults: Faults
+) -> None:
+    held = sorted(node for group in groups for node in group.nodes)
     n = len(held)
     if held != list(range(n)):
-        raise UsageError(f"the hosts hold nodes {held}: expected each of 0 to {n - 1} once")
+        raise UsageError(f"the node groups hold nodes {held}: expected each of 0 to {n - 1} once")
     if rules.topology.num_nodes != n:
         raise ConfigError("topology", rules.topology.num_nodes, f"expected {n} nodes, as nodes.count")
-    if len(hosts) > 1 and not rules.wire.codec.accepts_foreign:
-        problem = "decodes only what its own process encoded; use another codec, or one host"
+    if len(groups) > 1 and not rules.wire.codec.accepts_foreign:
+        problem = "decodes only what its own process encoded; use another codec, or one node group"
         raise ConfigError("wire.codec", rules.wire.codec.name, problem)
     check_world(
         num_nodes=n,

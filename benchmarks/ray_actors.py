@@ -1,8 +1,8 @@
-"""Two hosts of one core each on a Ray cluster of this machine, against one process with one thread.
+"""Two actors of one core each on a Ray cluster of this machine, against one process with one thread.
 
 Runs alternate, so that both meet the same machine. Needs the extra ``ray``. From the root:
 
-    python -m benchmarks.hosts [--rounds 6] [--repetitions 2] [--sharing full]
+    python -m benchmarks.ray_actors [--rounds 6] [--repetitions 2] [--sharing full]
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES = {"GN-LeNet, 32 nodes": (image_task, 32, "loop"), "50 k MLP, 256 nodes": 
 def experiment(case: str, rounds: int, folder: Path, sharing: str = "jwins") -> jwins.Experiment:
     make, nodes, batching = CASES[case]
     return jwins.Experiment(
-        name="hosts",
+        name="actors",
         task={"own": make()},
         nodes={"count": nodes},
         topology={"kind": "regular", "degree": 4},
@@ -70,22 +70,22 @@ def round_s(case: str, rounds: int, sharing: str, engine: jwins.Ray | None) -> t
 
 
 @contextmanager
-def hosts_noted() -> Iterator[list[Any]]:
-    """The hosts of the newest simulation, with what they have put into the object store."""
+def actors_noted() -> Iterator[list[Any]]:
+    """The actors of the newest simulation, with what they have put into the object store."""
     from jwins.run import on_ray
 
-    hosts: list[Any] = []
+    actors: list[Any] = []
     real = on_ray.on_cluster
 
     @contextmanager
     def noted(*args: Any, **options: Any) -> Iterator[list[Any]]:
         with real(*args, **options) as made:
-            hosts[:] = made
+            actors[:] = made
             yield made
 
     on_ray.on_cluster = noted
     try:
-        yield hosts
+        yield actors
     finally:
         on_ray.on_cluster = real
 
@@ -103,22 +103,22 @@ def main() -> None:
     ray.init(num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     print(f"Ray starts in {time.perf_counter() - started:.1f} s")
     rows = []
-    with hosts_noted() as hosts:
+    with actors_noted() as actors:
         for case in CASES:
             alone, spread, stored, sent = [], [], 0, 0
             for _ in range(given.repetitions):
                 seconds, sent, one = round_s(case, given.rounds, given.sharing, None)
                 alone.append(seconds)
-                seconds, _, other = round_s(case, given.rounds, given.sharing, jwins.Ray(hosts=2))
+                seconds, _, other = round_s(case, given.rounds, given.sharing, jwins.Ray(actors=2))
                 spread.append(seconds)
                 assert one == other, "the same bits"
-                stored = sum(host.stored_bytes for host in hosts)
+                stored = sum(actor.stored_bytes for actor in actors)
             ratio = statistics.median(alone) / statistics.median(spread)
             traffic = f"{stored / 1e6:.1f} of {sent / 1e6:.1f} MB"
             times = [f"{min(alone):.2f}", f"{min(spread):.2f}", f"{ratio:.2f}"]
             rows.append([case, *times, verdict(ratio, at_least=1.7), traffic])
     ray.shutdown()
-    print(table(["", "one thread s", "two hosts s", "ratio", "", "through the store, of what is sent"], rows))
+    print(table(["", "one thread s", "two actors s", "ratio", "", "through the store, of what is sent"], rows))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Nothing that is measured depends on how the nodes are spread over hosts."""
+"""Nothing that is measured depends on how the nodes are spread over node groups."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from test_resume import CASES, QUASI_GLOBAL, KilledError
 from worlds import Lines, end, evals, simulator
 
-from jwins.engines.host import Arrived, Due, Host, Parcel, TrainingOver
 from jwins.engines.measuring import EvaluationPlan, EvaluationSamples, Partial, tree_sums, tree_total
+from jwins.engines.node_group import Arrived, Due, NodeGroup, Parcel, TrainingOver
 from jwins.engines.simulator import Faults, Outcome, Progress, Simulator
 from jwins.errors import ConfigError, UsageError
 from jwins.node import PeerLost, PeerUp, Rejoin, RosterChanged, Tick
@@ -53,9 +53,9 @@ SPREADS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(case: str, hosts: int, folder: Path | None = None, **options: Any) -> Simulator:
+def build(case: str, groups: int, folder: Path | None = None, **options: Any) -> Simulator:
     options = {"codec": "pco", "rounds": 10, "checkpoint_every": 2, **SPREADS[case], **options}
-    return simulator(NODES, hosts=hosts, folder=folder, **options)
+    return simulator(NODES, groups=groups, folder=folder, **options)
 
 
 def measured(outcome: Outcome) -> tuple[Any, ...]:
@@ -65,24 +65,24 @@ def measured(outcome: Outcome) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("case", SPREADS)
-def test_one_two_and_three_hosts_measure_the_same(case: str) -> None:
+def test_one_two_and_three_node_groups_measure_the_same(case: str) -> None:
     reference = measured(build(case, 1).run())
-    for hosts in (2, 3):
-        assert measured(build(case, hosts).run()) == reference, f"{hosts} hosts"
+    for groups in (2, 3):
+        assert measured(build(case, groups).run()) == reference, f"{groups} node groups"
 
 
 @pytest.mark.parametrize("case", SPREADS)
-def test_a_resume_may_change_the_number_of_hosts(case: str, tmp_path: Path) -> None:
+def test_a_resume_may_change_the_number_of_node_groups(case: str, tmp_path: Path) -> None:
     reference = measured(build(case, 1, tmp_path / "whole").run())
     folder = tmp_path / "spread"
-    for hosts, last in ((1, 3), (3, 5), (2, 8)):
+    for groups, last in ((1, 3), (3, 5), (2, 8)):
 
         def kill(progress: Progress, last: int = last) -> None:
             if progress.round == last:
                 raise KilledError
 
         with pytest.raises(KilledError):
-            build(case, hosts, folder, on_progress=kill).run(resume=hosts > 1)
+            build(case, groups, folder, on_progress=kill).run(resume=groups > 1)
         assert any((folder / "checkpoints").glob("round-*")), "there is a checkpoint to go on from"
     assert measured(build(case, 2, folder).run(resume=True)) == reference
     assert list(read_rows(folder / "metrics.jsonl"))[:-1] == list(reference[1])
@@ -91,34 +91,36 @@ def test_a_resume_may_change_the_number_of_hosts(case: str, tmp_path: Path) -> N
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_codec_that_decodes_only_its_own_process_needs_one_host() -> None:
-    with pytest.raises(ConfigError, match=r"wire\.codec = 'paper': decodes only .* or one host"):
-        simulator(4, hosts=2, codec="paper")
+def test_a_codec_that_decodes_only_its_own_process_needs_one_node_group() -> None:
+    with pytest.raises(ConfigError, match=r"wire\.codec = 'paper': decodes only .* or one node group"):
+        simulator(4, groups=2, codec="paper")
 
 
 def test_every_node_is_held_once() -> None:
-    whole = simulator(4, hosts=2)
+    whole = simulator(4, groups=2)
     with pytest.raises(UsageError, match=r"hold nodes \[0, 1\]|hold nodes \[0, 0, 1, 1\]"):
-        Simulator([whole.hosts[0], whole.hosts[0]], start=whole.recorder.rows or None)  # type: ignore[arg-type]
+        Simulator([whole.groups[0], whole.groups[0]], start=whole.recorder.rows or None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="node 3 is not among the 2 nodes"):
-        whole.hosts[0].handle([Due(3, 0.0, Tick())])
+        whole.groups[0].handle([Due(3, 0.0, Tick())])
 
 
 def test_nodes_are_spread_in_whole_chunks() -> None:
     assert spread(10, 3, 1) == [range(4), range(4, 7), range(7, 10)]
     assert spread(10, 2, 4) == [range(8), range(8, 10)]
     assert spread(7, 1, 3) == [range(7)]
-    with pytest.raises(ConfigError, match=r"hosts = 4: expected at most 3 for 10 nodes, in stacks of 4"):
+    with pytest.raises(ConfigError, match=r"actors = 4: expected at most 3 for 10 nodes, in stacks of 4"):
         spread(10, 4, 4)
 
 
-# --- What crosses the seam ----------------------------------------------------------------------------------
+# --- What crosses this interface ------------------------------------------------------------------------------
 
 PLAIN = (int, float, str, bytes, bool, type(None), TrainingOver, Arrived, Parcel, PeerLost, PeerUp, Tick)
 
 
 def test_only_plain_data_goes_in_and_out() -> None:
-    """What a clock hands to a host and gets back has no tensor inside, and could go to another process."""
+    """What a clock hands to a node group and gets back has no tensor inside, and could go to another
+    process.
+    """
     seen: set[str] = set()
 
     def look(value: Any, where: str) -> None:
@@ -133,7 +135,7 @@ def test_only_plain_data_goes_in_and_out() -> None:
         else:
             assert isinstance(value, PLAIN), f"{where}: {type(value)}"
 
-    class Watched(Host):
+    class Watched(NodeGroup):
         def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
             commands = super().handle(due, train)
             look(list(due), "due")
@@ -141,18 +143,18 @@ def test_only_plain_data_goes_in_and_out() -> None:
             return commands
 
     sim = build("choco-faults", 2)
-    for host in sim.hosts:
-        host.__class__ = Watched
+    for group in sim.groups:
+        group.__class__ = Watched
     assert sim.run().status == "finished"
     assert {"TrainingOver", "Arrived", "PeerUp", "PeerLost", "RosterChanged", "Rejoin", "Tick"} <= seen
     assert {"Train", "Send", "RequestKeyframe", "Evaluate", "Checkpoint", "WakeAt", "Finished"} <= seen
     assert {RosterChanged.__name__, Rejoin.__name__} <= seen
 
 
-def test_a_host_decodes_a_frame_once_for_all_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_group_decodes_a_frame_once_for_all_its_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
-    for hosts in (1, 2):
-        sim = build("jwins-loop", hosts, topology=GRAPH, rounds=2)
+    for groups in (1, 2):
+        sim = build("jwins-loop", groups, topology=GRAPH, rounds=2)
         wire, decoded = type(sim.rules.wire), 0
         real = wire.unpack
 
@@ -184,8 +186,8 @@ def test_sums_along_the_tree_do_not_depend_on_the_cuts(num_nodes: int) -> None:
     torch.testing.assert_close(whole, vectors[kept].double().sum(dim=0), rtol=1e-12, atol=0)
     for cut in range(num_nodes + 1):
         for other in range(cut, num_nodes + 1):
-            hosts = [tree_sums(part) for part in (leaves[:cut], leaves[cut:other], leaves[other:])]
-            partials = [partial for host in hosts for partial in host]
+            groups = [tree_sums(part) for part in (leaves[:cut], leaves[cut:other], leaves[other:])]
+            partials = [partial for group in groups for partial in group]
             total = tree_total(partials)
             assert total is not None
             assert torch.equal(total, whole), (cut, other)
@@ -232,7 +234,7 @@ def test_early_samples_are_not_tested_twice(monkeypatch: pytest.MonkeyPatch) -> 
     assert rows[5].samples == 24
 
 
-def test_faults_reach_nodes_on_other_hosts() -> None:
+def test_faults_reach_nodes_on_other_node_groups() -> None:
     faults = Faults().crash(node=1, round=3).rejoin(node=1, round=6).drop(sender=8, round=4)
     outcomes = [build("jwins-loop", h, faults=faults, deadline_s=0.2, topology=GRAPH).run() for h in (1, 3)]
     assert measured(outcomes[0]) == measured(outcomes[1])

@@ -13,7 +13,7 @@ from clusters import MACHINE, cluster
 
 import jwins
 from jwins.engines.simulator.simulator import Progress
-from jwins.errors import ConfigError, HostLostError, UsageError
+from jwins.errors import ActorLostError, ConfigError, UsageError
 from jwins.run.result import Result
 
 ray = pytest.importorskip("ray")
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's o
 
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two with room for two hosts each."""
+    """Two with room for two actors each."""
     with cluster(
         2, tmp_path_factory.mktemp("machines"), **MACHINE | {"num_cpus": 2, "memory": 4 * 2**30}
     ) as made:
@@ -83,35 +83,37 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_hosts_on_a_cluster_measure_the_same(machines: Any, case: str, tmp_path: Path) -> None:
+def test_actors_on_a_cluster_measure_the_same(machines: Any, case: str, tmp_path: Path) -> None:
     reference = jwins.simulate(experiment(tmp_path / "here", **CASES[case]))
-    for hosts in (1, 2, 4) if case in ("jwins", "choco") else (2,):
-        spread = jwins.simulate(experiment(tmp_path / f"{hosts}", **CASES[case]), engine=jwins.Ray(hosts=hosts))
-        assert measured(spread) == measured(reference), hosts
+    for actors in (1, 2, 4) if case in ("jwins", "choco") else (2,):
+        spread = jwins.simulate(
+            experiment(tmp_path / f"{actors}", **CASES[case]), engine=jwins.Ray(actors=actors)
+        )
+        assert measured(spread) == measured(reference), actors
         for path in sorted((reference.folder / "final").iterdir()):
             assert (spread.folder / "final" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The hosts of the simulation under way."""
+    """The actors of the simulation under way."""
     from jwins.run import on_ray
 
-    hosts: list[Any] = []
+    actors: list[Any] = []
     on_cluster = on_ray.on_cluster
 
     @contextmanager
     def noted(*args: Any, **options: Any) -> Iterator[list[Any]]:
         with on_cluster(*args, **options) as made:
-            hosts[:] = made
+            actors[:] = made
             yield made
-        hosts.clear()
+        actors.clear()
 
     monkeypatch.setattr(on_ray, "on_cluster", noted)
-    return hosts
+    return actors
 
 
-def test_a_lost_host_is_made_up_for(machines: Any, tmp_path: Path, held: list[Any]) -> None:
+def test_a_lost_actor_is_made_up_for(machines: Any, tmp_path: Path, held: list[Any]) -> None:
     """An actor dies twice: the run goes on from its last checkpoint, and measures the same."""
     reference = measured(jwins.simulate(experiment(tmp_path / "here", sharing=CHOCO)))
     kills = [2, 5]
@@ -122,14 +124,14 @@ def test_a_lost_host_is_made_up_for(machines: Any, tmp_path: Path, held: list[An
             ray.kill(held[len(kills)]._actor)
 
     run = experiment(tmp_path / "there", sharing=CHOCO)
-    result = jwins.simulate(run, engine=jwins.Ray(hosts=2), progress=kill)
+    result = jwins.simulate(run, engine=jwins.Ray(actors=2), progress=kill)
     assert not kills
     assert measured(result) == reference
 
     kills = [3]
-    with pytest.raises(HostLostError, match=r"host \d with 8 nodes from \d+ is lost") as caught:
+    with pytest.raises(ActorLostError, match=r"actor \d with 8 nodes from \d+ is lost") as caught:
         jwins.simulate(
-            experiment(tmp_path / "no", sharing=CHOCO), engine=jwins.Ray(hosts=2, restarts=0), progress=kill
+            experiment(tmp_path / "no", sharing=CHOCO), engine=jwins.Ray(actors=2, restarts=0), progress=kill
         )
     assert "go on with --resume" in caught.value.__notes__[0]
     here = jwins.simulate(experiment(tmp_path / "no", sharing=CHOCO), resume=True)
@@ -147,11 +149,11 @@ def until(last: int, run: jwins.Experiment, engine: jwins.Ray | None) -> Result:
     return jwins.simulate(run, resume=True, engine=engine, progress=look, stop=lambda: at >= last)
 
 
-def test_a_run_goes_on_with_other_hosts(machines: Any, tmp_path: Path) -> None:
-    """Begun with two hosts, interrupted, gone on with here, interrupted, ended with three."""
+def test_a_run_goes_on_with_other_actors(machines: Any, tmp_path: Path) -> None:
+    """Begun with two actors, interrupted, gone on with here, interrupted, ended with three."""
     reference = measured(jwins.simulate(experiment(tmp_path / "whole", sharing=CHOCO)))
     run = experiment(tmp_path / "parts", sharing=CHOCO)
-    for engine, last in ((jwins.Ray(hosts=2), 1), (None, 3), (jwins.Ray(hosts=3), 9)):
+    for engine, last in ((jwins.Ray(actors=2), 1), (None, 3), (jwins.Ray(actors=3), 9)):
         result = until(last, run, engine)
     assert measured(result) == reference
 
@@ -160,10 +162,10 @@ def test_what_cannot_be_spread_is_refused(machines: Any, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"wire\.codec = 'paper': decodes only what its own process"):
         jwins.simulate(experiment(tmp_path / "codec", wire={"codec": "paper"}), engine=jwins.Ray())
     with pytest.raises(
-        UsageError, match=r"too small: 5 hosts of 1 core, .* of memory each do not fit, 4 would"
+        UsageError, match=r"too small: 5 actors of 1 core, .* of memory each do not fit, 4 would"
     ):
-        jwins.simulate(experiment(tmp_path / "five"), engine=jwins.Ray(hosts=5))
+        jwins.simulate(experiment(tmp_path / "five"), engine=jwins.Ray(actors=5))
     few = experiment(tmp_path / "few", nodes={"count": 3}, topology={"kind": "ring"})
-    with pytest.raises(ConfigError, match=r"hosts = 4: expected at most 3 for 3 nodes"):
-        jwins.simulate(few, engine=jwins.Ray(hosts=4))
+    with pytest.raises(ConfigError, match=r"actors = 4: expected at most 3 for 3 nodes"):
+        jwins.simulate(few, engine=jwins.Ray(actors=4))
     assert not [*(tmp_path).glob("*/config.toml")]

@@ -1,4 +1,4 @@
-"""A host in another process: an actor of a Ray cluster, and what stands for it where the clock is.
+"""A node group in another process: an actor of a Ray cluster, and what stands for it where the clock is.
 
 The clock's side sees of a frame only its sizes. The bytes stay with the actor whose node sent it, and go
 through Ray's object store to those of its receivers that are with other actors: in one piece for all frames
@@ -25,25 +25,25 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from jwins.engines.host import STATE_TYPES, Arrived, Due, Host, HostState, Parcel
 from jwins.engines.measuring import Average, Part, Partial
+from jwins.engines.node_group import STATE_TYPES, Arrived, Due, NodeGroup, NodeGroupState, Parcel
 from jwins.engines.ray.cluster import Demand
-from jwins.errors import HostLostError, JwinsError, UsageError
+from jwins.errors import ActorLostError, JwinsError, UsageError
 from jwins.node import Command, RequestKeyframe, Rules, Send
 from jwins.runfiles import checkpoint
 from jwins.runfiles.checkpoint import Dumped
 from jwins.training.allocator import keep_freed_memory
 from jwins.wire.frame import Packed
 
-__all__ = ["RemoteHost", "in_step", "on_cluster"]
+__all__ = ["RemoteNodeGroup", "in_step", "on_cluster"]
 
 T = TypeVar("T")
 
 Key = tuple[int, int]
-"""A frame: the number of the host that packed it, and its number there."""
+"""A frame: the number of the node group that packed it, and its number there."""
 
 _BEFORE = -1
-"""The host of frames that were under way when a checkpoint was taken."""
+"""The node group of frames that were under way when a checkpoint was taken."""
 
 _RESERVE_S = 120.0
 """Cores that others use are waited for so long."""
@@ -132,12 +132,12 @@ class Step:
 # --- In the actor -------------------------------------------------------------------------------------------
 
 
-class HostActor:
-    """Holds a host. Calls come one at a time."""
+class NodeGroupActor:
+    """Holds a node group. Calls come one at a time."""
 
     def __init__(self) -> None:
         keep_freed_memory()
-        self._host: Host
+        self._group: NodeGroup
         self._number = 0
         self._serials = itertools.count()
         self._own: dict[int, Packed] = {}
@@ -148,20 +148,20 @@ class HostActor:
         """Where this is."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def begin(self, make: Callable[[], Host], number: int, machine_of: Mapping[int, str]) -> None:
-        """Build the host.
+    def begin(self, make: Callable[[], NodeGroup], number: int, machine_of: Mapping[int, str]) -> None:
+        """Build the node group.
 
         Args:
             make: builds it.
-            number: of this host.
-            machine_of: for the nodes of other hosts, on which machine they are.
+            number: of this node group.
+            machine_of: for the nodes of other node groups, on which machine they are.
         """
-        self._host, self._number = make(), number
+        self._group, self._number = make(), number
         self._machine_of = dict(machine_of)
 
     def start(self, now: float) -> dict[int, list[Command]]:
-        """See :class:`~jwins.engines.host.Host`; nodes send nothing yet."""
-        return self._host.start(now)
+        """See :class:`~jwins.engines.node_group.NodeGroup`; nodes send nothing yet."""
+        return self._group.start(now)
 
     def handle(
         self,
@@ -171,7 +171,7 @@ class HostActor:
         dead: Sequence[Key],
         *bundles: Bundle,
     ) -> Step:
-        """Let nodes take in what happens to them; see :class:`~jwins.engines.host.Host`.
+        """Let nodes take in what happens to them; see :class:`~jwins.engines.node_group.NodeGroup`.
 
         Args:
             due: node, time and event, which for what arrives is the frame's key.
@@ -195,7 +195,7 @@ class HostActor:
             Due(node, time, Arrived(self._parcels[event]) if isinstance(event, tuple) else event)
             for node, time, event in due
         ]
-        return self._step(self._host.handle(events, train))
+        return self._step(self._group.handle(events, train))
 
     def _step(self, commands: list[list[Command]]) -> Step:
         leaving: dict[str, dict[int, Packed]] = {}
@@ -220,41 +220,41 @@ class HostActor:
         return [self._own[serial] for serial in serials]
 
     def num_samples(self, round: int) -> int:
-        """See :class:`~jwins.engines.host.Host`."""
-        return self._host.num_samples(round)
+        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        return self._group.num_samples(round)
 
     def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
-        """See :class:`~jwins.engines.host.Host`."""
-        return self._host.sums(round)
+        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        return self._group.sums(round)
 
     def measure(self, round: int, average: Average, test_average: bool) -> Part:
-        """See :class:`~jwins.engines.host.Host`."""
-        return self._host.measure(round, average, test_average=test_average)
+        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        return self._group.measure(round, average, test_average=test_average)
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """See :class:`~jwins.engines.host.Host`."""
-        return self._host.stalled(nodes)
+        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        return self._group.stalled(nodes)
 
     def parameters(self) -> npt.NDArray[np.float32]:
         """Of all nodes here, (n, P)."""
-        return np.stack([self._host.parameters(node).numpy() for node in self._host.nodes])
+        return np.stack([self._group.parameters(node).numpy() for node in self._group.nodes])
 
     def model_files(self, nodes: Sequence[int]) -> list[bytes]:
-        """See :class:`~jwins.engines.host.Host`."""
-        return [self._host.model_file(node) for node in nodes]
+        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        return [self._group.model_file(node) for node in nodes]
 
     def wall_s(self) -> dict[str, float]:
         """Real seconds spent here, by activity."""
-        return self._host.wall_s
+        return self._group.wall_s
 
     def snapshot(self) -> bytes:
-        """The host's part of a checkpoint, as it is written."""
-        return checkpoint.dump(self._host.snapshot())
+        """The node group's part of a checkpoint, as it is written."""
+        return checkpoint.dump(self._group.snapshot())
 
     def restore(self, state: bytes) -> None:
         """Go on from what :meth:`snapshot` gave, here or elsewhere."""
-        types = (*STATE_TYPES, *self._host.rules.sharing.state_types)
-        self._host.restore(checkpoint.load(state, types))
+        types = (*STATE_TYPES, *self._group.rules.sharing.state_types)
+        self._group.restore(checkpoint.load(state, types))
 
 
 # --- Beside the clock ---------------------------------------------------------------------------------------
@@ -264,22 +264,22 @@ class Remote:
     """In place of a :class:`~jwins.wire.frame.Packed` whose bytes are with an actor.
 
     Attributes:
-        home: the host whose node sent it.
+        home: the node group whose node sent it.
         serial: its number there.
         size_bytes: of the whole message.
         positions_bytes: likewise.
         values_bytes: likewise.
         bundles: by machine, the object in which it goes there.
-        known: hosts that have been handed it.
+        known: node groups that have been handed it.
     """
 
     __slots__ = ("bundles", "home", "known", "positions_bytes", "serial", "size_bytes", "values_bytes")
 
-    def __init__(self, home: RemoteHost, sizes: Sizes, bundles: Mapping[str, Any]) -> None:
+    def __init__(self, home: RemoteNodeGroup, sizes: Sizes, bundles: Mapping[str, Any]) -> None:
         self.home, self.serial, self.bundles = home, sizes.serial, bundles
         self.size_bytes = sizes.size_bytes
         self.positions_bytes, self.values_bytes = sizes.positions_bytes, sizes.values_bytes
-        self.known: list[RemoteHost] = []
+        self.known: list[RemoteNodeGroup] = []
 
     @property
     def header_bytes(self) -> int:
@@ -292,16 +292,16 @@ class Remote:
         return self.home.number, self.serial
 
     def __del__(self) -> None:
-        for host in {self.home, *self.known}:
-            host.forget(self.key)
+        for group in {self.home, *self.known}:
+            group.forget(self.key)
 
 
-class RemoteHost:
-    """A host that is an actor elsewhere; see :class:`~jwins.engines.host.Host`.
+class RemoteNodeGroup:
+    """A node group that is an actor elsewhere; see :class:`~jwins.engines.node_group.NodeGroup`.
 
     Args:
-        actor: handle of a :class:`HostActor`.
-        number: of this host.
+        actor: handle of a :class:`NodeGroupActor`.
+        number: of this node group.
         machine: where it is.
         nodes: that it holds, increasing.
         rules: what all nodes of the run have in common.
@@ -434,15 +434,15 @@ class RemoteHost:
         """The actor's part of a checkpoint, as it is written."""
         return Dumped(self._call("snapshot"))
 
-    def restore(self, state: HostState) -> None:
+    def restore(self, state: NodeGroupState) -> None:
         """Go on from a snapshot of these nodes, and perhaps others.
 
         Raises:
-            UsageError: a node of this host is not in it.
+            UsageError: a node of this node group is not in it.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
             raise UsageError(f"the checkpoint has no node {missing[0]}: it is of another number of nodes")
-        own = HostState({node: state.nodes[node] for node in self.nodes})
+        own = NodeGroupState({node: state.nodes[node] for node in self.nodes})
         self._call("restore", checkpoint.dump(own))
 
     def close(self) -> None:
@@ -452,7 +452,7 @@ class RemoteHost:
         return _got(getattr(self._actor, method).remote(*args), self._who())
 
     def _who(self) -> str:
-        return f"host {self.number} with {len(self.nodes)} nodes from {self.nodes[0]}"
+        return f"actor {self.number} with {len(self.nodes)} nodes from {self.nodes[0]}"
 
 
 def _got(reference: Any, who: str) -> Any:
@@ -464,9 +464,9 @@ def _got(reference: Any, who: str) -> Any:
             raise error.cause from None
         if not isinstance(error.cause, ray.exceptions.RayError):
             raise
-        raise HostLostError(f"{who}: lost what another one had sent ({_line(error.cause)})") from None
+        raise ActorLostError(f"{who}: lost what another one had sent ({_line(error.cause)})") from None
     except ray.exceptions.RayError as error:
-        raise HostLostError(f"{who} is lost ({_line(error)})") from None
+        raise ActorLostError(f"{who} is lost ({_line(error)})") from None
 
 
 def _line(error: Exception) -> str:
@@ -475,60 +475,60 @@ def _line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def on_cluster(
-    makes: Sequence[tuple[Sequence[int], Callable[[], Host]]],
+    makes: Sequence[tuple[Sequence[int], Callable[[], NodeGroup]]],
     rules: Rules,
     *,
     local_steps: int,
     demand: Demand,
     name: str,
-) -> Iterator[list[RemoteHost]]:
-    """Hosts on the machines of the cluster, as long as the block lasts.
+) -> Iterator[list[RemoteNodeGroup]]:
+    """Node groups on the machines of the cluster, as long as the block lasts.
 
     Args:
-        makes: for each host its nodes, increasing, and what builds it there.
+        makes: for each node group its nodes, increasing, and what builds it there.
         rules: what all nodes of the run have in common.
         local_steps: optimizer steps per round.
-        demand: of each host.
+        demand: of each node group.
         name: of the run, for the dashboard.
 
     Raises:
         UsageError: others use the cluster, and it stays so.
-        HostLostError: an actor is lost at once.
-        JwinsError: what building a host raises.
+        ActorLostError: an actor is lost at once.
+        JwinsError: what building a node group raises.
     """
     wanted = {"CPU": demand.cores, "memory": int(demand.memory_bytes)} | ({"GPU": 1} if demand.gpus else {})
-    group = placement_group([wanted] * len(makes), strategy="SPREAD")
-    remote = ray.remote(max_restarts=0)(HostActor)
+    reserved = placement_group([wanted] * len(makes), strategy="SPREAD")
+    remote = ray.remote(max_restarts=0)(NodeGroupActor)
     actors: list[Any] = []
     try:
-        if not group.wait(_RESERVE_S):
+        if not reserved.wait(_RESERVE_S):
             raise UsageError(
-                f"the cluster is busy: there was no room for {len(makes)} hosts of {demand} each in "
+                f"the cluster is busy: there was no room for {len(makes)} actors of {demand} each in "
                 f"{_RESERVE_S:.0f} s; `ray status` shows who uses it"
             )
         for number, (nodes, _) in enumerate(makes):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-            title = f"jwins {name}: host {number}, {len(nodes)} nodes from {nodes[0]} ({uuid4().hex[:8]})"
+            place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=number)
+            title = f"jwins {name}: actor {number}, {len(nodes)} nodes from {nodes[0]} ({uuid4().hex[:8]})"
             actors.append(remote.options(name=title, scheduling_strategy=place, **demand.resources).remote())
-        machines = [_got(actor.machine.remote(), f"host {k}") for k, actor in enumerate(actors)]
+        machines = [_got(actor.machine.remote(), f"actor {k}") for k, actor in enumerate(actors)]
         begun = []
         for number, (_, make) in enumerate(makes):
             others = {node: machines[k] for k, (of, _) in enumerate(makes) if k != number for node in of}
             begun.append(actors[number].begin.remote(make, number, others))
         for number, reference in enumerate(begun):
-            _got(reference, f"host {number}")
+            _got(reference, f"actor {number}")
         yield [
-            RemoteHost(actors[k], k, machines[k], nodes, rules, local_steps)
+            RemoteNodeGroup(actors[k], k, machines[k], nodes, rules, local_steps)
             for k, (nodes, _) in enumerate(makes)
         ]
     finally:
         for actor in actors:
             ray.kill(actor)
-        remove_placement_group(group)
+        remove_placement_group(reserved)
 
 
 @contextlib.contextmanager
 def in_step(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
-    """Calls to so many hosts side by side; gives what makes them, for the simulator."""
-    with ThreadPoolExecutor(count, "jwins-host") as pool:
+    """Calls to so many node groups side by side; gives what makes them, for the simulator."""
+    with ThreadPoolExecutor(count, "jwins-group") as pool:
         yield lambda calls: list(pool.map(lambda call: call(), calls))

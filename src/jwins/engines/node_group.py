@@ -1,13 +1,14 @@
 """The nodes that one process holds: state machines, training, decoding, evaluation and snapshots.
 
-A *clock* drives hosts: it says what happens to which node and when, and carries out what the nodes command.
-What crosses the seam is plain data:
+A *clock* feeds node groups with events: it says what happens to which node and when, and carries out what the
+nodes command. What crosses this interface is plain data:
 
 - in: :class:`Due` events by node, with messages as :class:`Parcel` references;
 - out: the commands of :mod:`jwins.node`, which hold numbers and encoded bytes.
 
-A clock touches no tensor, and a host knows neither the time but as a number nor how to reach another node. So a
-clock can drive hosts in other processes, and the same host serves a virtual clock and the wall clock.
+A clock touches no tensor, and a node group knows neither the time but as a number nor how to reach another
+node. So a clock can drive node groups in other processes, and the same node group serves a virtual clock and
+the wall clock.
 """
 
 from __future__ import annotations
@@ -65,12 +66,12 @@ from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
 __all__ = [
     "STATE_TYPES",
-    "AnyHost",
     "Arrived",
     "Due",
-    "Host",
-    "HostEvent",
-    "HostState",
+    "NodeGroup",
+    "NodeGroupEvent",
+    "NodeGroupLike",
+    "NodeGroupState",
     "Parcel",
     "TrainingOver",
 ]
@@ -78,7 +79,7 @@ __all__ = [
 SERIAL_BELOW = 16_384
 """Below this dimension handing a node's work to a thread costs more than the work."""
 
-# --- What crosses the seam --------------------------------------------------------------------------------
+# --- What crosses this interface ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class TrainingOver:
-    """The time that local training of ``round`` takes has passed; the host trains at the latest now."""
+    """The time that local training of ``round`` takes has passed; the node group trains at the latest now."""
 
     round: int
 
@@ -110,7 +111,7 @@ class Arrived:
     parcel: Parcel
 
 
-HostEvent = TrainingOver | Arrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Overdue | Stop
+NodeGroupEvent = TrainingOver | Arrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Overdue | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ class Due:
 
     node: int
     time: float
-    event: HostEvent
+    event: NodeGroupEvent
 
 
 # --- What a checkpoint keeps ------------------------------------------------------------------------------
@@ -147,8 +148,8 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldNode:
-    """All that a host remembers of one node.
+class NodeSnapshot:
+    """All that a node group remembers of one node.
 
     Attributes:
         node: of its state machine.
@@ -166,27 +167,27 @@ class HeldNode:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HostState:
-    """A host's part of a checkpoint, by node: any host that holds one of them can go on with it.
+class NodeGroupState:
+    """A node group's part of a checkpoint, by node: any node group that holds one of them can go on with it.
 
     Attributes:
         nodes: what is remembered of each.
         messages: by number, messages under way whose bytes only the process that packed them may decode.
     """
 
-    nodes: Mapping[int, HeldNode]
+    nodes: Mapping[int, NodeSnapshot]
     messages: Mapping[int, Frame | KeyframeRequest] = field(default_factory=dict)
 
 
-STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, HeldNode, HostState, KeyframeRequest, LocalState, Sample)
-"""What a host's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
+STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, NodeSnapshot, NodeGroupState, KeyframeRequest, LocalState, Sample)
+"""What a node group's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
 
 
-# --- The host, as a clock sees it --------------------------------------------------------------------------
+# --- The node group, as a clock sees it -----------------------------------------------------------------------
 
 
-class AnyHost(Protocol):
-    """What a clock asks of a host, be it a :class:`Host` in this process or one elsewhere."""
+class NodeGroupLike(Protocol):
+    """What a clock asks of a node group, be it a :class:`NodeGroup` in this process or one elsewhere."""
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -205,46 +206,46 @@ class AnyHost(Protocol):
         """Real seconds spent so far, by activity."""
 
     def start(self, now: float) -> dict[int, list[Command]]:
-        """See :meth:`Host.start`."""
+        """See :meth:`NodeGroup.start`."""
 
     def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
-        """See :meth:`Host.handle`."""
+        """See :meth:`NodeGroup.handle`."""
 
     def num_samples(self, round: int) -> int:
-        """See :meth:`Host.num_samples`."""
+        """See :meth:`NodeGroup.num_samples`."""
 
     def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
-        """See :meth:`Host.sums`."""
+        """See :meth:`NodeGroup.sums`."""
 
     def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
-        """See :meth:`Host.measure`."""
+        """See :meth:`NodeGroup.measure`."""
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """See :meth:`Host.stalled`."""
+        """See :meth:`NodeGroup.stalled`."""
 
     def parameters(self, node: int) -> Tensor:
-        """See :meth:`Host.parameters`."""
+        """See :meth:`NodeGroup.parameters`."""
 
     def model_file(self, node: int) -> bytes:
-        """See :meth:`Host.model_file`."""
+        """See :meth:`NodeGroup.model_file`."""
 
     def with_bytes(self, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
-        """See :meth:`Host.with_bytes`."""
+        """See :meth:`NodeGroup.with_bytes`."""
 
-    def snapshot(self, under_way: Sequence[Parcel] = ()) -> HostState | Dumped:
-        """See :meth:`Host.snapshot`; perhaps as the bytes that are written."""
+    def snapshot(self, under_way: Sequence[Parcel] = ()) -> NodeGroupState | Dumped:
+        """See :meth:`NodeGroup.snapshot`; perhaps as the bytes that are written."""
 
-    def restore(self, state: HostState) -> None:
-        """See :meth:`Host.restore`."""
+    def restore(self, state: NodeGroupState) -> None:
+        """See :meth:`NodeGroup.restore`."""
 
     def close(self) -> None:
-        """See :meth:`Host.close`."""
+        """See :meth:`NodeGroup.close`."""
 
 
-# --- The host ---------------------------------------------------------------------------------------------
+# --- The node group -------------------------------------------------------------------------------------------
 
 
-class Host:
+class NodeGroup:
     """Some nodes of a run, all in this process.
 
     Args:
@@ -310,7 +311,7 @@ class Host:
         """Let the nodes take in what happens to them; different nodes do so on different threads.
 
         Args:
-            due: in order of time, for nodes of this host.
+            due: in order of time, for nodes of this node group.
             train: the round of each node that may train from now on, as in :meth:`train`. It does so when its
                 :class:`TrainingOver` or that of another node of its stack is due. A node goes on as soon as its
                 own training is done: its row is still in the cache then, and the thread needs no other.
@@ -381,7 +382,7 @@ class Host:
     def _machine(self, node: int) -> Node:
         machine = self._nodes.get(node)
         if machine is None:
-            raise UsageError(f"node {node} is not among the {len(self.nodes)} nodes of this host")
+            raise UsageError(f"node {node} is not among the {len(self.nodes)} nodes of this node group")
         return machine
 
     def _event(self, item: Due) -> Event:
@@ -542,8 +543,8 @@ class Host:
         """Parcels of these nodes as a checkpoint keeps them: as they are, as their bytes are here."""
         return parcels
 
-    def snapshot(self, under_way: Sequence[Parcel] = ()) -> HostState:
-        """What :meth:`restore` needs, here or on other hosts.
+    def snapshot(self, under_way: Sequence[Parcel] = ()) -> NodeGroupState:
+        """What :meth:`restore` needs, here or on other node groups.
 
         Args:
             under_way: parcels that the clock will hand over again; of a codec that decodes only its own
@@ -554,11 +555,11 @@ class Host:
         if not self.rules.wire.codec.accepts_foreign:
             self._decode(under_way)
             messages = {parcel.number: self._messages[parcel] for parcel in under_way}
-        return HostState({node: self._snapshot_of(node) for node in self.nodes}, messages)
+        return NodeGroupState({node: self._snapshot_of(node) for node in self.nodes}, messages)
 
-    def _snapshot_of(self, node: int) -> HeldNode:
+    def _snapshot_of(self, node: int) -> NodeSnapshot:
         samples = {at: of[node] for at, of in sorted(self._samples.items()) if node in of}
-        return HeldNode(
+        return NodeSnapshot(
             self._nodes[node].snapshot(),
             self.trainer.state(node),
             self.trainer.row(node).clone() if node in self._trained else None,
@@ -566,11 +567,11 @@ class Host:
             samples,
         )
 
-    def restore(self, state: HostState) -> None:
+    def restore(self, state: NodeGroupState) -> None:
         """Go on from a snapshot of these nodes, and perhaps others, in this process or another.
 
         Raises:
-            UsageError: a node of this host is not in it.
+            UsageError: a node of this node group is not in it.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
             raise UsageError(f"the checkpoint has no node {missing[0]}: it is of another number of nodes")
