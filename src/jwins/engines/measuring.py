@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.runfiles.rows import EvalRow, Spread, TrafficSplit
-from jwins.training.held import mean_buffers
+from jwins.training.node_store import mean_buffers
 
 __all__ = [
     "Average",

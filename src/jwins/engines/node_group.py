@@ -60,7 +60,7 @@ from jwins.node import (
 from jwins.runfiles.checkpoint import Dumped
 from jwins.training.crew import Crew
 from jwins.training.evaluation import Exam
-from jwins.training.held import LocalState
+from jwins.training.node_store import LocalState
 from jwins.training.trainer import Trainer
 from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 

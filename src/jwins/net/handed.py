@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import JwinsError
-from jwins.training.held import LocalState
+from jwins.training.node_store import LocalState
 
 if TYPE_CHECKING:
     from jwins.training.layout import Layout

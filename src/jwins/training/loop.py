@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jwins.training.batches import Indices
-from jwins.training.held import Held
+from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step
 from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, check_scalar, training_error
@@ -21,7 +21,7 @@ class Loop:
 
     Args:
         workshop: task, data and generators.
-        held: the nodes.
+        store: the nodes.
         modules: a module for each worker.
         optimizer: of every node.
         seeds_global: whether the task draws from torch's own generator in training.
@@ -30,13 +30,13 @@ class Loop:
     def __init__(
         self,
         workshop: Workshop,
-        held: Held,
+        store: NodeStore,
         modules: Sequence[WorkerModule],
         optimizer: Optimizer,
         *,
         seeds_global: bool,
     ) -> None:
-        self._workshop, self._held, self._modules = workshop, held, modules
+        self._workshop, self._store, self._modules = workshop, store, modules
         self._optimizer, self._seeds_global = optimizer, seeds_global
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._built = [self._of(module) for module in modules]
@@ -56,10 +56,10 @@ class Loop:
         Raises:
             TrainingError: a step failed.
         """
-        module, workshop, held = self._modules[worker], self._workshop, self._held
+        module, workshop, store = self._modules[worker], self._workshop, self._store
         optimizer = self._of(module) if self._rebuild else self._built[worker]
-        row = held.row(node)
-        vector, buffers = held.rows[row], held.buffers_of(node)
+        row = store.row(node)
+        vector, buffers = store.rows[row], store.buffers_of(node)
         module.model.train()
         module.bind(vector, buffers)
         self._bind_state(optimizer, module, row, round)
@@ -67,7 +67,7 @@ class Loop:
             workshop.seed_global("draws", node, round)
         generator = workshop.generator("loss", node, round)
         index = torch.from_numpy(indices).to(workshop.device)
-        started = held.optimizer.scalars.get("started")
+        started = store.optimizer.scalars.get("started")
         losses: list[Tensor] = []
         stage = "batch"
         try:
@@ -95,11 +95,11 @@ class Loop:
 
     def _bind_state(self, optimizer: torch.optim.Optimizer, module: WorkerModule, row: int, round: int) -> None:
         optimizer.zero_grad()
-        state = self._held.optimizer
+        state = self._store.optimizer
         if state.quasi_global is not None:
             own = slice(row, row + 1)
             steps = self._workshop.local_steps
-            begun = state.quasi_global.begin_(own, self._held.rows[own], [round], steps)
+            begun = state.quasi_global.begin_(own, self._store.rows[own], [round], steps)
             moments = {"momentum_buffer": begun[0]}
         else:
             moments = {key: tensor[row] for key, tensor in state.moments.items()}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from jwins.errors import UsageError
 from jwins.tasks.base import Batch
 from jwins.training.batches import Shuffle
-from jwins.training.held import aligned_rows
 from jwins.training.kernels import flattened
 from jwins.training.layout import Layout
+from jwins.training.node_store import aligned_rows
 from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of
 from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, check_scalar, named

@@ -18,9 +18,9 @@ from torch import Tensor
 from jwins.errors import UsageError
 from jwins.tasks.base import Batch
 from jwins.training.batches import Indices
-from jwins.training.held import Held
 from jwins.training.kernels import StackedKernels
 from jwins.training.layout import Layout
+from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step
 from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, check_scalar, training_error
@@ -146,10 +146,10 @@ class Chunk:
     depends on the others; rows that do not take part are put back afterwards.
     """
 
-    def __init__(self, held: Held, part: slice, layout: Layout, optimizer: Optimizer) -> None:
-        rows = held.rows[part]
+    def __init__(self, store: NodeStore, part: slice, layout: Layout, optimizer: Optimizer) -> None:
+        rows = store.rows[part]
         self.size = part.stop - part.start
-        self.buffers = {name: tensor[part].data for name, tensor in held.buffers.items()}
+        self.buffers = {name: tensor[part].data for name, tensor in store.buffers.items()}
         # .data gives each view a version counter of its own. Otherwise all chunks would count their changes
         # as those of the one matrix, and autograd of one thread would take another's for its own.
         self.tensors = {name: view.data for name, view in layout.views(rows).items()}
@@ -157,7 +157,7 @@ class Chunk:
         self._trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
         self._leaves = [self.tensors[name] for name in self._trained]
         self._optimizer = optimizer.build(self._leaves)
-        state = held.optimizer
+        state = store.optimizer
         self._quasi_global = state.quasi_global
         moments = {name: tensor[part, : layout.size] for name, tensor in state.moments.items()}
         self._scalars = {name: tensor[part] for name, tensor in state.scalars.items()}
@@ -271,7 +271,7 @@ class Stacks:
 
     Args:
         workshop: task, data and generators.
-        held: the nodes; whole chunks only.
+        store: the nodes; whole chunks only.
         layout: of the parameter vector.
         optimizer: of every node.
         chunk: nodes of a chunk.
@@ -287,7 +287,7 @@ class Stacks:
     def __init__(
         self,
         workshop: Workshop,
-        held: Held,
+        store: NodeStore,
         layout: Layout,
         optimizer: Optimizer,
         *,
@@ -297,14 +297,14 @@ class Stacks:
         recorded: Sequence[Step],
         seeds_global: bool,
     ) -> None:
-        self._workshop, self._held, self._layout = workshop, held, layout
+        self._workshop, self._store, self._layout = workshop, store, layout
         self._optimizer, self._chunk, self._modules = optimizer, chunk, modules
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._recorded, self._seeds_global = recorded, seeds_global
         self._model = StackedModel(workshop, layout)
         self._chunks: dict[int, Chunk] = {}
-        here = set(held.nodes)
-        for number in {node // chunk for node in held.nodes}:
+        here = set(store.nodes)
+        for number in {node // chunk for node in store.nodes}:
             whole = range(number * chunk, min((number + 1) * chunk, num_nodes))
             if not here.issuperset(whole):
                 raise UsageError(
@@ -368,9 +368,9 @@ class Stacks:
     def _chunk_of(self, number: int) -> Chunk:
         chunk = self._chunks.get(number)
         if chunk is None:
-            start = self._held.row(number * self._chunk)
+            start = self._store.row(number * self._chunk)
             part = slice(start, start + self._chunk)
-            chunk = self._chunks[number] = Chunk(self._held, part, self._layout, self._optimizer)
+            chunk = self._chunks[number] = Chunk(self._store, part, self._layout, self._optimizer)
         return chunk
 
     def _step(self, worker: int, number: int, round: int) -> Step:

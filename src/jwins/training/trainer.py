@@ -24,9 +24,9 @@ from jwins.errors import ConfigError, UsageError
 from jwins.tasks.base import Task
 from jwins.training.batches import Indices, Shuffle, checked_part
 from jwins.training.evaluation import Evaluation, Exam, Scores
-from jwins.training.held import Held, LocalState, mean_buffers
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.training.loop import Loop
+from jwins.training.node_store import LocalState, NodeStore, mean_buffers
 from jwins.training.optimizer import Optimizer
 from jwins.training.probing import Batching, Probe, is_slow_stacked
 from jwins.training.stacked import MIN_STACK, Stacks, chunk_nodes
@@ -155,9 +155,9 @@ class Trainer:
         self.threads = threads if useful and self.device.type == "cpu" else 1
         modules = [WorkerModule(workshop.fresh_model(), self.layout) for _ in range(self.threads)]
         rows = -(-len(self.nodes) // self.chunk) * self.chunk  # the last chunk is padded
-        self._held = Held(self.nodes, rows, self.layout, self._initial, found, optimizer)
-        self.local_buffers = {name: rows[: len(self.nodes)] for name, rows in self._held.buffers.items()}
-        self._fresh = self._held.state(self.nodes[0])
+        self._store = NodeStore(self.nodes, rows, self.layout, self._initial, found, optimizer)
+        self.local_buffers = {name: rows[: len(self.nodes)] for name, rows in self._store.buffers.items()}
+        self._fresh = self._store.state(self.nodes[0])
         seeds_global = self.draws.training
         self._loop: Loop | None = None
         self._stacks: Stacks | None = None
@@ -167,7 +167,7 @@ class Trainer:
             self.recorded = [] if flat is None else [flat, *(copy.deepcopy(flat) for _ in modules[1:])]
             self._stacks = Stacks(
                 workshop,
-                self._held,
+                self._store,
                 self.layout,
                 optimizer,
                 chunk=self.chunk,
@@ -177,7 +177,7 @@ class Trainer:
                 seeds_global=seeds_global,
             )
         else:
-            self._loop = Loop(workshop, self._held, modules, optimizer, seeds_global=seeds_global)
+            self._loop = Loop(workshop, self._store, modules, optimizer, seeds_global=seeds_global)
         self._evaluation = Evaluation(
             workshop,
             self.layout,
@@ -192,7 +192,7 @@ class Trainer:
     @property
     def params(self) -> Tensor:
         """(n, P) float32: the rows of the nodes that are here, in the order of ``nodes``."""
-        return self._held.rows[: len(self.nodes)]
+        return self._store.rows[: len(self.nodes)]
 
     def initial(self) -> Tensor:
         """The common start of all nodes: a copy of (P,) float32 that depends on the seed and the task only."""
@@ -204,17 +204,17 @@ class Trainer:
         Raises:
             UsageError: the node is not here.
         """
-        return self._held.rows[self._held.row(node)]
+        return self._store.rows[self._store.row(node)]
 
     def buffers(self, node: int) -> dict[str, Tensor]:
         """Copies of a node's local buffers; of -1, the mean over the nodes here (the first's integer ones)."""
         if node == -1:
-            return mean_buffers([self._held.buffers_of(own) for own in self.nodes])
-        return {name: tensor.clone() for name, tensor in self._held.buffers_of(node).items()}
+            return mean_buffers([self._store.buffers_of(own) for own in self.nodes])
+        return {name: tensor.clone() for name, tensor in self._store.buffers_of(node).items()}
 
     def state(self, node: int) -> LocalState:
         """What a checkpoint must hold of a node besides its parameters; a copy."""
-        return self._held.state(node)
+        return self._store.state(node)
 
     def load_state_(self, node: int, state: LocalState) -> None:
         """Go on from what :meth:`state` returned, here or in another process.
@@ -222,11 +222,11 @@ class Trainer:
         Raises:
             UsageError: names or shapes differ; nothing has been changed then.
         """
-        self._held.load_state_(node, state)
+        self._store.load_state_(node, state)
 
     def reset_node_(self, node: int) -> None:
         """Give a node the optimizer state and the local buffers of a fresh start; its row stays as it is."""
-        self._held.load_state_(node, self._fresh)
+        self._store.load_state_(node, self._fresh)
 
     # --- Training and evaluation --------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from jwins.errors import UsageError
 from jwins.training.layout import Layout
 from jwins.training.optimizer import Optimizer, OptimizerState
 
-__all__ = ["Held", "LocalState", "aligned_rows", "mean_buffers"]
+__all__ = ["LocalState", "NodeStore", "aligned_rows", "mean_buffers"]
 
 _ALIGN = 16
 # Rows start at multiples of 64 bytes, as torch's own tensors do: kernels may round differently elsewhere, and
@@ -42,7 +42,7 @@ def aligned_rows(initial: Tensor, rows: int) -> Tensor:
     return matrix.copy_(initial)
 
 
-class Held:
+class NodeStore:
     """The nodes of a process as rows, in the order of their numbers.
 
     Args:
