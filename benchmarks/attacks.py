@@ -75,7 +75,7 @@ def make_members(folder: Path) -> None:
 
 def node(folder: Path, number: int, lifted: bool) -> None:
     """Run a node until standard input ends; answers each line of it with where it is."""
-    from jwins.net.clock import WallClock
+    from jwins.net.driver import RealTimeDriver
     from jwins.net.roster import read_roster
     from jwins.run.assembly import assemble
     from jwins.run.node import on_wall_clock
@@ -88,7 +88,7 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     transport = Transport(roster, number, key, greeting=greeting, limits=limits)
     (group,) = pieces.node_groups()
     over = threading.Event()
-    clock = WallClock(
+    driver = RealTimeDriver(
         group, transport, start=pieces.start, names=NAMES, patience_s=PATIENCE_S, stop=over.is_set
     )
 
@@ -97,8 +97,8 @@ def node(folder: Path, number: int, lifted: bool) -> None:
             while ATTACKER not in (report := transport.report()):  # it has not started yet
                 time.sleep(0.05)
             found = {
-                "round": clock.round,
-                "refused": clock.peers[ATTACKER].refused if number != ATTACKER else 0,
+                "round": driver.round,
+                "refused": driver.peers[ATTACKER].refused if number != ATTACKER else 0,
                 "taken_bytes": report[ATTACKER].bytes_in,
                 "connections": {NAMES[peer]: there.connections for peer, there in report.items()},
                 "memory": {name: memory_bytes(name) for name in ("VmRSS", "VmHWM")},
@@ -107,7 +107,7 @@ def node(folder: Path, number: int, lifted: bool) -> None:
         over.set()
 
     threading.Thread(target=answer, daemon=True).start()
-    outcome = clock.run()
+    outcome = driver.run()
     print(json.dumps({"status": outcome.status, "round": outcome.round}), flush=True)
 
 

@@ -27,7 +27,7 @@ from benchmarks.training import (
     synthetic_parts,
 )
 from jwins.engines.node_group import NodeGroup
-from jwins.engines.simulator import Progress, Simulator
+from jwins.engines.simulator import Progress, SimulatedDriver
 from jwins.node import Rules
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
@@ -75,12 +75,12 @@ class StepRow:
     least_us: float
 
 
-def simulate(trainer: Trainer, sharing: Sharing, rounds: int, *, threads: int) -> Simulator:
+def simulate(trainer: Trainer, sharing: Sharing, rounds: int, *, threads: int) -> SimulatedDriver:
     n, size = trainer.num_nodes, trainer.layout.size
     start = StartRow("bench", DIGEST.hex(), 1, n, size, 4.0, {}, {}, {}, trainer.batching)
     wire = Wire(codec("pco"), DIGEST, sharing.update_dim(size))
     rules = Rules(sharing, wire, Regular(num_nodes=n, seed=1, degree=4), rounds=rounds, seed=1)
-    return Simulator([NodeGroup(trainer, rules, threads=threads)], start=start)
+    return SimulatedDriver([NodeGroup(trainer, rules, threads=threads)], start=start)
 
 
 def round_rows(num_nodes: int = 96, repetitions: int = 15) -> list[RoundRow]:

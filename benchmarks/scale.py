@@ -20,7 +20,7 @@ from benchmarks.report import table
 from benchmarks.rounds import DIGEST
 from benchmarks.training import POOL, Synthetic, make_trainer, mlp, synthetic_parts
 from jwins.engines.node_group import NodeGroup
-from jwins.engines.simulator import Progress, Simulator
+from jwins.engines.simulator import Progress, SimulatedDriver
 from jwins.node import Rules
 from jwins.run.memory import peak_bytes
 from jwins.runfiles.rows import StartRow
@@ -31,7 +31,7 @@ from jwins.wire.frame import Wire
 from jwins.world import Compute
 
 DEGREE = 4
-PARTS = ("training", "share and merge", "decoding", "clock")
+PARTS = ("training", "share and merge", "decoding", "driver")
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Size:
 
     @property
     def events_per_s(self) -> float:
-        """Of the clock alone: a training, and a frame through and at its receiver for each edge."""
-        return self.nodes * (1 + 2 * DEGREE) / max(1e-9, self.seconds["clock"])
+        """Of the driver alone: a training, and a frame through and at its receiver for each edge."""
+        return self.nodes * (1 + 2 * DEGREE) / max(1e-9, self.seconds["driver"])
 
 
 def measure(nodes: int, rounds: int, spread: float, codec_name: str) -> Size:
@@ -74,11 +74,11 @@ def measure(nodes: int, rounds: int, spread: float, codec_name: str) -> Size:
             seen[progress.round] = time.perf_counter(), dict(group.wall_s)
 
     group = NodeGroup(trainer, rules)
-    Simulator([group], start=start, compute=Compute(10.0, spread), on_progress=look).run()
+    SimulatedDriver([group], start=start, compute=Compute(10.0, spread), on_progress=look).run()
     (since, before), (until, after) = seen[1], seen[rounds]
     spent = {name: (after[name] - before[name]) / (rounds - 1) for name in PARTS[:-1]}
     evaluation_s = after["evaluation"] - before["evaluation"]
-    spent["clock"] = (until - since - evaluation_s) / (rounds - 1) - sum(spent.values())
+    spent["driver"] = (until - since - evaluation_s) / (rounds - 1) - sum(spent.values())
     return Size(nodes, spent, evaluation_s, peak_bytes() / 1e6)
 
 
@@ -118,13 +118,13 @@ def main() -> None:
         line = predicted(sizes[0], sizes[1], size.nodes)
         parts = [f"{size.seconds[name]:.2f} ({line[name]:.2f})" for name in PARTS]
         total = f"{size.round_s:.2f} ({sum(line.values()):.2f})"
-        clock = [f"{size.seconds['clock'] / size.round_s:.0%}", f"{size.events_per_s:,.0f}"]
-        rows.append([size.nodes, *parts, total, *clock, f"{size.evaluation_s:.2f}", f"{size.peak_mb:,.0f}"])
+        driver = [f"{size.seconds['driver'] / size.round_s:.0%}", f"{size.events_per_s:,.0f}"]
+        rows.append([size.nodes, *parts, total, *driver, f"{size.evaluation_s:.2f}", f"{size.peak_mb:,.0f}"])
     heads = [
         "nodes",
         *(f"{name} s" for name in PARTS),
         "round s",
-        "clock",
+        "driver",
         "events/s",
         "evaluation s",
         "peak MB",

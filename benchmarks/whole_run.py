@@ -81,7 +81,7 @@ def alone(data: str | None) -> dict[str, float]:
     from jwins.training.evaluation import Exam
 
     keep_freed_memory()
-    trainer = build(experiment(data, "unused")).simulator.groups[0].trainer
+    trainer = build(experiment(data, "unused")).driver.groups[0].trainer
     started = time.perf_counter()
     for at in range(ROUNDS):
         trainer.train(dict.fromkeys(trainer.nodes, at))

@@ -142,12 +142,12 @@ LONG_FILES = {
     "engines/node_group.py": "one class; a third of it is what its functions promise",
     "engines/ray/node_group.py": "the two ends of one conversation, of driver and actor",
     "experiment/plugins.py": "the tables of settings, one after the other",
-    "net/clock.py": "one clock, as the simulator's",
+    "net/driver.py": "one driver, as the simulator's",
     "net/transport.py": "who is connected with whom, and all that may end a connection",
     "report/curves.py": "the figure of a comparison, from its curves to its legend",
     "wire/entropy.py": "encoder, decoder and the odds that both must agree on",
     "node.py": "a third is the events, commands and state that it speaks of; the machine is read as a whole",
-    "engines/simulator/simulator.py": "one clock, from its events to what a checkpoint keeps",
+    "engines/simulator/driver.py": "one driver, from its events to what a checkpoint keeps",
 }
 """Files that may be longer, and why."""
 

@@ -655,13 +655,13 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     parts = build(experiment)
     own = own_test_samples(parts.task, parts.parts)
     assert sorted(i for rows in own for i in rows.tolist()) == list(range(len(parts.task.test)))
-    rows = parts.simulator.run().rows
+    rows = parts.driver.run().rows
     last = rows[-2]
-    plain = build(experiment.changed({"run": {"eval_own": False}})).simulator.run()
+    plain = build(experiment.changed({"run": {"eval_own": False}})).driver.run()
     assert rows[-1].sha256 == plain.rows[-1].sha256  # type: ignore[union-attr]
     for node in range(2):
         model = parts.task.model()
-        (group,) = parts.simulator.groups
+        (group,) = parts.driver.groups
         group.trainer.layout.write(group.parameters(node), model)
         chosen = torch.from_numpy(own[node])
         outputs = model(parts.task.test.inputs[chosen]).detach()
@@ -702,14 +702,14 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     assert early is not None
     assert len(early) == 25
     assert set(early.tolist()) < set(last.tolist())
-    rows = {row.round: row for row in parts.simulator.run().rows if hasattr(row, "samples")}
+    rows = {row.round: row for row in parts.driver.run().rows if hasattr(row, "samples")}
     assert [rows[r].samples for r in (0, 2, 4, 6, 8)] == [25, 25, 25, 60, 60]
 
     plain = build(of(eval_samples=60))
     assert torch.equal(evaluation_samples(plain.experiment, plain.task)[0], last)  # type: ignore[arg-type]
-    complete = {row.round: row for row in plain.simulator.run().rows if hasattr(row, "samples")}
+    complete = {row.round: row for row in plain.driver.run().rows if hasattr(row, "samples")}
     assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
-    (group,) = parts.simulator.groups
+    (group,) = parts.driver.groups
     at_8 = [group.trainer.evaluate(group.parameters(node)[None], [0], early) for node in group.nodes]
     assert float(at_8[0]["accuracy"][0]) * 25 == pytest.approx(round(float(at_8[0]["accuracy"][0]) * 25))
     assert rows[8].early == {

@@ -15,7 +15,7 @@ from worlds import Lines, end, evals, simulator
 
 from jwins.engines.measuring import EvaluationPlan, EvaluationSamples, Partial, tree_sums, tree_total
 from jwins.engines.node_group import Arrived, Due, NodeGroup, Parcel, TrainingOver
-from jwins.engines.simulator import Faults, Outcome, Progress, Simulator
+from jwins.engines.simulator import Faults, Outcome, Progress, SimulatedDriver
 from jwins.errors import ConfigError, UsageError
 from jwins.node import PeerLost, PeerUp, Rejoin, RosterChanged, Tick
 from jwins.run.assembly import spread
@@ -53,7 +53,7 @@ SPREADS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(case: str, groups: int, folder: Path | None = None, **options: Any) -> Simulator:
+def build(case: str, groups: int, folder: Path | None = None, **options: Any) -> SimulatedDriver:
     options = {"codec": "pco", "rounds": 10, "checkpoint_every": 2, **SPREADS[case], **options}
     return simulator(NODES, groups=groups, folder=folder, **options)
 
@@ -99,7 +99,7 @@ def test_a_codec_that_decodes_only_its_own_process_needs_one_node_group() -> Non
 def test_every_node_is_held_once() -> None:
     whole = simulator(4, groups=2)
     with pytest.raises(UsageError, match=r"hold nodes \[0, 1\]|hold nodes \[0, 0, 1, 1\]"):
-        Simulator([whole.groups[0], whole.groups[0]], start=whole.recorder.rows or None)  # type: ignore[arg-type]
+        SimulatedDriver([whole.groups[0], whole.groups[0]], start=whole.recorder.rows or None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="node 3 is not among the 2 nodes"):
         whole.groups[0].handle([Due(3, 0.0, Tick())])
 
@@ -118,7 +118,7 @@ PLAIN = (int, float, str, bytes, bool, type(None), TrainingOver, Arrived, Parcel
 
 
 def test_only_plain_data_goes_in_and_out() -> None:
-    """What a clock hands to a node group and gets back has no tensor inside, and could go to another
+    """What a driver hands to a node group and gets back has no tensor inside, and could go to another
     process.
     """
     seen: set[str] = set()

@@ -13,7 +13,7 @@ from torch import nn
 from jwins.engines.measuring import EvaluationPlan
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
-from jwins.engines.simulator import Outcome, Simulator
+from jwins.engines.simulator import Outcome, SimulatedDriver
 from jwins.node import Rules
 from jwins.run.assembly import spread
 from jwins.runfiles.rows import EndRow, EvalRow, StartRow
@@ -80,7 +80,7 @@ def simulator(
     eval_at: Iterable[int] | None = None,
     consensus_rounds: int = 0,
     **options: Any,
-) -> Simulator:
+) -> SimulatedDriver:
     """A simulator, with the nodes spread over so many node groups."""
     sharing, train = sharing or full(), train or {}
     chunk = trainer(num_nodes, **train).chunk
@@ -99,7 +99,7 @@ def simulator(
         project=layout.project_ if layout.has_variances else None,
         consensus_rounds=consensus_rounds,
     )
-    return Simulator(
+    return SimulatedDriver(
         [NodeGroup(own, rules, tests=tests, threads=threads) for own in trainers],
         start=start_row(num_nodes),
         recorder=Recorder(folder),
@@ -117,7 +117,7 @@ def end(outcome: Outcome) -> EndRow:
     return row
 
 
-def state_of(simulator: Simulator, node: int) -> Any:
+def state_of(simulator: SimulatedDriver, node: int) -> Any:
     """What a node's algorithm remembers."""
     (group,) = [group for group in simulator.groups if node in group.nodes]
     return group.sharing_state(node)

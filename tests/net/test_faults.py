@@ -16,7 +16,7 @@ from worlds import DIGEST, Lines
 
 from jwins.errors import CodecError, ConfigError
 from jwins.net.adopt import WANTS_MODEL
-from jwins.net.clock import WallClock, WallOutcome
+from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.limits import Limits
 from jwins.net.link import Connected
 from jwins.net.patience import Patience
@@ -35,9 +35,9 @@ pytestmark = pytest.mark.alone
 ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, 0.5)}
 
 
-def end_of(clock: WallClock) -> End:
-    assert isinstance(clock.network, End)
-    return clock.network
+def end_of(driver: RealTimeDriver) -> End:
+    assert isinstance(driver.network, End)
+    return driver.network
 
 
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -47,19 +47,19 @@ def test_killed_and_restarted_within_the_patience_of_the_others_nothing_changes(
 ) -> None:
     world = World(4, sharing, rounds=12, checkpoint_every=every)
     expected = world.simulate()
-    clocks = world.clocks(wires, tmp_path)
-    again = [world.clock(2, wires, tmp_path / "2") for _ in range(3)]
+    drivers = world.drivers(wires, tmp_path)
+    again = [world.driver(2, wires, tmp_path / "2") for _ in range(3)]
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
-    for at, clock in zip((5, 6, 9), again, strict=True):
-        previous = clocks[2]
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
+    for at, driver in zip((5, 6, 9), again, strict=True):
+        previous = drivers[2]
         running.wait_until(lambda p=previous, at=at: p.round >= at, f"round {at}")  # type: ignore[misc]
         end_of(previous).kill()
         running.join(2)
         assert isinstance(running.failures.pop(2), Killed)
-        clocks[2] = clock
-        running.start(2, clock, resume=True)
+        drivers[2] = driver
+        running.start(2, driver, resume=True)
     for node, outcome in running.join_all().items():
         assert outcome.status == "finished"
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
@@ -69,17 +69,17 @@ def test_killed_and_restarted_within_the_patience_of_the_others_nothing_changes(
 def test_a_neighbour_that_reconnected_may_still_repeat_older_rounds(wires: Wires, tmp_path: Path) -> None:
     world = World(4, jwins(), rounds=12, checkpoint_every=50)
     expected = world.simulate()
-    clocks = world.clocks(wires, tmp_path)
-    again = world.clock(1, wires, tmp_path / "1")
+    drivers = world.drivers(wires, tmp_path)
+    again = world.driver(1, wires, tmp_path / "1")
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
-    running.wait_until(lambda: clocks[1].round >= 4, "round 4")
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
+    running.wait_until(lambda: drivers[1].round >= 4, "round 4")
     wires.cut([(0, 1)])
     wires.mend()  # both say in which round they are, and that is not the one of a checkpoint
-    at = clocks[1].round
-    running.wait_until(lambda: clocks[1].round > at + 1, "they met again")
-    end_of(clocks[1]).kill()
+    at = drivers[1].round
+    running.wait_until(lambda: drivers[1].round > at + 1, "they met again")
+    end_of(drivers[1]).kill()
     running.join(1)
     del running.failures[1]
     running.start(1, again)
@@ -93,17 +93,17 @@ def test_killed_before_the_end_is_written_a_node_ends_when_it_is_started_again(
 ) -> None:
     world = World(3, jwins(), rounds=4, checkpoint_every=every)
     expected = world.simulate()
-    clocks = world.clocks(wires, tmp_path)
-    again = world.clock(2, wires, tmp_path / "2")
+    drivers = world.drivers(wires, tmp_path)
+    again = world.driver(2, wires, tmp_path / "2")
 
     def killed(*_: object) -> None:
-        end_of(clocks[2]).kill()
+        end_of(drivers[2]).kill()
         raise Killed
 
-    monkeypatch.setattr(clocks[2].recorder, "finish", killed)
+    monkeypatch.setattr(drivers[2].recorder, "finish", killed)
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
     running.join(2)
     assert isinstance(running.failures.pop(2), Killed)
     running.start(2, again, resume=True)
@@ -127,19 +127,19 @@ def test_one_and_three_of_eight_are_killed_and_come_back_late(
         eval_at=frozenset({0, 120}),
     )
     undisturbed = world.simulate()
-    clocks = world.clocks(wires, tmp_path)
-    again = {node: world.clock(node, wires, tmp_path / str(node)) for node in (1, 4, 6)}
+    drivers = world.drivers(wires, tmp_path)
+    again = {node: world.driver(node, wires, tmp_path / str(node)) for node in (1, 4, 6)}
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
-    running.wait_until(lambda: clocks[0].round >= 6, "round 6")
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
+    running.wait_until(lambda: drivers[0].round >= 6, "round 6")
     for node in again:
-        end_of(clocks[node]).kill()
+        end_of(drivers[node]).kill()
         running.join(node)
         del running.failures[node]
-    running.wait_until(lambda: clocks[0].round >= 20, "the others go on")
-    for node, clock in again.items():
-        running.start(node, clock, resume=True)
+    running.wait_until(lambda: drivers[0].round >= 20, "the others go on")
+    for node, driver in again.items():
+        running.start(node, driver, resume=True)
     outcomes = running.join_all()
     assert all(outcome.status == "finished" and outcome.round == 120 for outcome in outcomes.values())
     assert any(outcomes[node].overdue[peer] for node in (0, 2, 3, 5, 7) for peer in again)
@@ -151,19 +151,19 @@ def test_one_and_three_of_eight_are_killed_and_come_back_late(
 def test_a_partition_into_halves_heals(wires: Wires) -> None:
     world = World(6, choco(0.3, 0.5), Ring(num_nodes=6, seed=1), rounds=60, patience_s=0.3)
     halves = [(a, b) for a in (0, 1, 2) for b in (3, 4, 5)]
-    clocks = world.clocks(wires)
+    drivers = world.drivers(wires)
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
-    running.wait_until(lambda: clocks[0].round >= 5, "round 5")
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
+    running.wait_until(lambda: drivers[0].round >= 5, "round 5")
     wires.cut(halves)
-    running.wait_until(lambda: bool(clocks[0].overdue[5] and clocks[3].overdue[2]), "each half goes on")
+    running.wait_until(lambda: bool(drivers[0].overdue[5] and drivers[3].overdue[2]), "each half goes on")
     wires.mend()
     outcomes = running.join_all()
     assert all(outcome.status == "finished" for outcome in outcomes.values())
     assert all(outcome.overdue[peer] < 30 for outcome in outcomes.values() for peer in outcome.overdue)
-    for clock in clocks:
-        assert not any(known.suspected and not known.left for known in clock.peers.values())
+    for driver in drivers:
+        assert not any(known.suspected and not known.left for known in driver.peers.values())
 
 
 def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
@@ -171,10 +171,10 @@ def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
     undisturbed = world.simulate()
     draws = random.Random(3)
     wires.fate = lambda sender, receiver, data: 0.25 if len(data) > 300 and draws.random() < 0.2 else 0.0
-    clocks = world.clocks(wires)
+    drivers = world.drivers(wires)
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
     outcomes = running.join_all()
     assert all(outcome.status == "finished" for outcome in outcomes.values())
     last = [row for row in undisturbed.rows if isinstance(row, EvalRow)][-1]
@@ -186,10 +186,10 @@ def test_lost_frames_are_not_waited_for_ever(wires: Wires) -> None:
     world = World(3, choco(0.3, 0.5), rounds=10, patience_s=0.1)
     draws = random.Random(3)
     wires.fate = lambda sender, receiver, data: None if len(data) > 300 and draws.random() < 0.2 else 0.0
-    clocks = world.clocks(wires)
+    drivers = world.drivers(wires)
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
     outcomes = running.join_all()
     assert all(outcome.status == "finished" for outcome in outcomes.values())
 
@@ -199,7 +199,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
 ) -> None:
     world = World(3, rounds=6)
     expected = world.simulate()
-    clocks = world.clocks(wires, tmp_path)
+    drivers = world.drivers(wires, tmp_path)
     real = atomic.write_atomically
 
     def full_disk(path: Path, data: bytes) -> None:
@@ -209,12 +209,12 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
 
     monkeypatch.setattr("jwins.runfiles.checkpoint.write_atomically", full_disk)
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
     for node, outcome in running.join_all().items():
         assert torch.equal(outcome.params, expected.params[node])
-    assert "No space left" in clocks[1].journal.last_error
-    assert clocks[0].journal.last_error == ""
+    assert "No space left" in drivers[1].journal.last_error
+    assert drivers[0].journal.last_error == ""
 
 
 def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: Wires, tmp_path: Path) -> None:
@@ -231,23 +231,23 @@ def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: 
         )
         for node in range(3)
     ]
-    clocks = [world.clock(node, wires, network=ByRank(transports[node], roster.ids)) for node in (1, 2)]
+    drivers = [world.driver(node, wires, network=ByRank(transports[node], roster.ids)) for node in (1, 2)]
     silent = transports[0]
     silent.start()
     running = Running()
-    for clock in clocks:
-        running.start(clock.node, clock)
-    hello = Hello(0, 0, clocks[0]._dim, "raw", {}, clocks[0]._x0)
+    for driver in drivers:
+        running.start(driver.node, driver)
+    hello = Hello(0, 0, drivers[0]._dim, "raw", {}, drivers[0]._x0)
     greeted: set[int] = set()
     while greeted != {1, 2}:  # from then on, nothing that it is sent is taken
         event = silent.poll(30.0)
         assert event is not None
         if isinstance(event, Connected):
             silent.send(
-                event.peer, pack(hello, world.rules(clocks[0].group.trainer.layout).wire.codec, DIGEST).data
+                event.peer, pack(hello, world.rules(drivers[0].group.trainer.layout).wire.codec, DIGEST).data
             )
             greeted.add(event.peer)
-    running.wait_until(lambda: min(clock.round for clock in clocks) >= 20, "20 rounds")
+    running.wait_until(lambda: min(driver.round for driver in drivers) >= 20, "20 rounds")
     queued = [transport.report()[0].queued_bytes for transport in transports[1:]]
     outcomes = running.join_all()
     silent.close(0.0)
@@ -261,8 +261,8 @@ class Hostile:
 
     def __init__(self, wires: Wires, world: World) -> None:
         self.wires, self.world = wires, world
-        self.clocks = world.clocks(wires)[1:]
-        victim = self.clocks[0]
+        self.drivers = world.drivers(wires)[1:]
+        victim = self.drivers[0]
         self.x0 = victim._x0
         self.dim = victim._dim
         self.codec = victim.rules.wire.codec
@@ -278,7 +278,7 @@ class Hostile:
 
     def heard(self) -> None:
         """Wait until node 1 has heard all that was said to it."""
-        known = self.clocks[0].peers[0]
+        known = self.drivers[0].peers[0]
         refused = known.refused
         self.wires.inject(0, 1, b"garbage")  # comes last
         self.running.wait_until(lambda: known.refused > refused, "all is heard")
@@ -287,15 +287,15 @@ class Hostile:
         return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)
 
     def run(self) -> dict[int, WallOutcome]:
-        for node, clock in enumerate(self.clocks, start=1):
-            self.running.start(node, clock)
+        for node, driver in enumerate(self.drivers, start=1):
+            self.running.start(node, driver)
         self.running.wait_until(lambda: 2 in self.wires._ends and 1 in self.wires._ends, "both are there")
         return {}
 
     def end(self) -> None:
         """Interrupt both."""
-        for clock in self.clocks:
-            clock._stop = lambda: True
+        for driver in self.drivers:
+            driver._stop = lambda: True
         self.running.join_all()
 
 
@@ -336,7 +336,7 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     wires.fate = lambda sender, receiver, data: 0.01  # so that the run is under way when the frame arrives
     hostile.run()
     hostile.hello()
-    victim = hostile.clocks[0]
+    victim = hostile.drivers[0]
     hostile.running.wait_until(lambda: victim.peers[0].suspected, "it is suspected")
     hostile.say(hostile.frame(victim.round + 20, float("nan")))
     outcomes = hostile.running.join_all()
@@ -351,7 +351,7 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
     wires.join(End(wires, 0))
     hostile.run()
     hostile.hello()
-    victim = hostile.clocks[0]
+    victim = hostile.drivers[0]
     known = victim.peers[0]
     said_in: set[int] = set()
     wires.fate = lambda sender, receiver, data: 0.002  # so that no round passes unseen
@@ -372,7 +372,7 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
 def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wires) -> None:
     hostile = Hostile(wires, World(3, rounds=40, patience_s=60.0, eval_at=frozenset()))
     wires.join(End(wires, 0))
-    victim = hostile.clocks[0]
+    victim = hostile.drivers[0]
     known = victim.peers[0]
     sent: list[int] = []
 
@@ -400,7 +400,7 @@ def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wir
 def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_round(wires: Wires) -> None:
     hostile = Hostile(wires, World(3, rounds=40, patience_s=60.0, eval_at=frozenset()))
     wires.join(End(wires, 0))
-    victim = hostile.clocks[0]
+    victim = hostile.drivers[0]
     given: list[int] = []
 
     def fate(sender: int, receiver: int, data: bytes) -> float:
@@ -445,12 +445,12 @@ def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_
 
 def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_again(wires: Wires) -> None:
     world = World(3, rounds=400, patience_s=0.1, eval_at=frozenset())
-    clocks = world.clocks(wires)
-    first, second = clocks[0].peers[1], clocks[1].peers[0]
+    drivers = world.drivers(wires)
+    first, second = drivers[0].peers[1], drivers[1].peers[0]
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
-    running.wait_until(lambda: clocks[0].round >= 3, "round 3")
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
+    running.wait_until(lambda: drivers[0].round >= 3, "round 3")
     wires.fate = lambda sender, receiver, data: (
         None if len(data) > 300 and {sender, receiver} == {0, 1} else 0.005
     )
@@ -465,8 +465,8 @@ def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_agai
     wires.fate = lambda sender, receiver, data: 0.005
     running.wait_until(lambda: not (first.suspected or second.suspected), "they are back")
     running.wait_until(lambda: first.pause == second.pause == 1, "they are in time again")
-    for clock in clocks:
-        clock._stop = lambda: True
+    for driver in drivers:
+        driver._stop = lambda: True
     running.join_all()
 
 
@@ -488,31 +488,31 @@ def test_a_peer_of_another_kind_is_named_and_left_out(changes: Any, problem: str
     hostile.run()
     hostile.hello(**changes)
     wires.inject(0, 2, b"")
-    hostile.running.wait_until(lambda: bool(hostile.clocks[0].peers[0].unfit), "the misfit is seen")
+    hostile.running.wait_until(lambda: bool(hostile.drivers[0].peers[0].unfit), "the misfit is seen")
     wires.leave(wires._ends[0])
-    hostile.clocks[1].patience.patience_s = 0.01
+    hostile.drivers[1].patience.patience_s = 0.01
     outcomes = hostile.running.join_all()
     assert outcomes[1].status == "finished"
     import re
 
-    assert re.search(problem, hostile.clocks[0].peers[0].unfit)
+    assert re.search(problem, hostile.drivers[0].peers[0].unfit)
 
 
 def test_interrupted_and_resumed_nothing_changes(wires: Wires, tmp_path: Path) -> None:
     world = World(3, jwins(), rounds=10, checkpoint_every=4)
     expected = world.simulate()
     asked = False
-    first = world.clocks(wires, tmp_path, stop=lambda: asked)
-    second = world.clocks(wires, tmp_path)
+    first = world.drivers(wires, tmp_path, stop=lambda: asked)
+    second = world.drivers(wires, tmp_path)
     running = Running()
-    for node, clock in enumerate(first):
-        running.start(node, clock)
+    for node, driver in enumerate(first):
+        running.start(node, driver)
     running.wait_until(lambda: first[0].round >= 5, "round 5")
     asked = True
     assert {outcome.status for outcome in running.join_all().values()} == {"interrupted"}
     running = Running()
-    for node, clock in enumerate(second):
-        running.start(node, clock, resume=True)
+    for node, driver in enumerate(second):
+        running.start(node, driver, resume=True)
     for node, outcome in running.join_all().items():
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
 

@@ -22,7 +22,7 @@ import jwins
 from jwins.errors import ConfigError, PeerError
 from jwins.net.acquaintance import Kept
 from jwins.net.adopt import ADOPTED, Newcomer, adopt, model_wire, pack_model
-from jwins.net.clock import hash_of_parameters
+from jwins.net.driver import hash_of_parameters
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
 from jwins.net.link import Delivered, LinkEvent
@@ -164,7 +164,7 @@ def test_what_running_nodes_cannot_take_up_is_refused(change: Any, problem: str,
         check_follows(old, change(old, tmp_path), 3)
 
 
-# --- The clock --------------------------------------------------------------------------------------------
+# --- The driver -------------------------------------------------------------------------------------------
 
 ALGORITHMS = {"full": full(), "jwins": jwins_sharing(), "choco": choco(0.3, 0.5)}
 
@@ -193,15 +193,15 @@ def test_one_leaves_and_another_joins_and_one_hears_of_it_late(sharing: Any, wir
 
         return look
 
-    clocks = [
-        World(5, sharing, topologies[node], rounds=40, patience_s=0.4, eval_at=frozenset({0, 40})).clock(
+    drivers = [
+        World(5, sharing, topologies[node], rounds=40, patience_s=0.4, eval_at=frozenset({0, 40})).driver(
             node, wires, changes=changes(node), joins_at=12 if node == 4 else None
         )
         for node in range(5)
     ]
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
     outcomes = running.join_all()
     assert outcomes[2].status == "removed"
     for node in (0, 1, 3, 4):
@@ -224,23 +224,23 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
         topology.add(1, 12, (0, 1, 3))
     topologies[3].add(1, 12, (0, 1, 3))
     worlds = [World(4, sharing, topologies[node], rounds=30, eval_at=frozenset({0, 30})) for node in range(4)]
-    clocks = [worlds[node].clock(node, wires) for node in (0, 1)]
+    drivers = [worlds[node].driver(node, wires) for node in (0, 1)]
     group = worlds[3].group(3)
     initial = group.parameters(3)
     given: dict[int, Any] = {}
-    give = clocks[1]._give_model
+    give = drivers[1]._give_model
 
     def seen(peer: int) -> None:
-        waits = clocks[1].peers[peer].wants_from is not None
+        waits = drivers[1].peers[peer].wants_from is not None
         give(peer)
-        if waits and clocks[1].peers[peer].wants_from is None:
-            given[clocks[1].round] = clocks[1].group.parameters(1).clone()
+        if waits and drivers[1].peers[peer].wants_from is None:
+            given[drivers[1].round] = drivers[1].group.parameters(1).clone()
 
-    clocks[1]._give_model = seen  # type: ignore[method-assign]
+    drivers[1]._give_model = seen  # type: ignore[method-assign]
     wires.fate = lambda sender, receiver, data: 0.01  # so that the wish comes before round 12, as a rule
     running = Running()
-    for node, clock in enumerate(clocks):
-        running.start(node, clock)
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
     network, adopted = adopt(
         wires.end(3),
         [1],
@@ -256,7 +256,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     running.wait_until(lambda: adopted.round in given, "the donor has noted what it gave")
     assert torch.equal(adopted.params, given[adopted.round])
     assert not torch.equal(adopted.params, initial)
-    running.start(3, worlds[3].clock(3, wires, group=group, network=network, adopted=adopted))
+    running.start(3, worlds[3].driver(3, wires, group=group, network=network, adopted=adopted))
     outcomes = running.join_all()
     for outcome in outcomes.values():
         assert (outcome.status, outcome.round) == ("finished", 30)
@@ -331,16 +331,16 @@ def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wire
 
 def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
     world = World(2, rounds=2, patience_s=0.2)
-    clock = world.clock(0, wires)
-    clock.peers[1].kept[0] = Kept(Packed(b"", 0, 0), "update")  # so that it stays for node 1
-    clock.patience.patience_s = 30.0
-    clock._end = Finished("finished", 2)
+    driver = world.driver(0, wires)
+    driver.peers[1].kept[0] = Kept(Packed(b"", 0, 0), "update")  # so that it stays for node 1
+    driver.patience.patience_s = 30.0
+    driver._end = Finished("finished", 2)
     wires.end(0)
     group = world.group(1)
     end = wires.end(1)
-    wires.join(clock.network)  # type: ignore[arg-type]
+    wires.join(driver.network)  # type: ignore[arg-type]
     problem = "none of alice gave its model: alice ends: finished"
-    lingering = threading.Thread(target=clock._linger, daemon=True)
+    lingering = threading.Thread(target=driver._linger, daemon=True)
     lingering.start()
     with pytest.raises(PeerError, match=problem):
         adopt(
@@ -351,7 +351,7 @@ def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
             names=("alice", "bob"),
             journal=Journal("bob"),
         )
-    clock._stop = lambda: True
+    driver._stop = lambda: True
     lingering.join(60.0)
 
 

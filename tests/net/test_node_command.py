@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from jwins.cli.app import app
 from jwins.cli.node import _Lines
 from jwins.experiment.load import load
-from jwins.net.clock import WallProgress
+from jwins.net.driver import WallProgress
 from jwins.net.roster import write_roster
 from jwins.run.node import run_node
 

@@ -282,7 +282,7 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
     again = peers.peer(1, fresh, sharing=sharing, folder=kept)
     assert again.round == 1
     assert torch.equal(flat(fresh), flat(models[1])), "the checkpoint is in the model"
-    until(lambda: first[0]._clock.peers[1].met and not first[0]._clock.peers[1].suspected)
+    until(lambda: first[0]._driver.peers[1].met and not first[0]._driver.peers[1].suspected)
     first[0].exchange(wait=False)
     report = again.exchange()
     assert report.round == 1
@@ -446,11 +446,11 @@ def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires
     peers = Peers(tmp_path, 2, wires)
     models = [model(), model(seed=1)]
     alice, bob = (peers.peer(rank, models[rank], patience_s=60.0) for rank in range(2))
-    until(lambda: bool(alice._clock.peers[1].unfit) and bool(bob._clock.peers[0].unfit))
+    until(lambda: bool(alice._driver.peers[1].unfit) and bool(bob._driver.peers[0].unfit))
     bob.close()
     models[1] = model()
     bob = peers.peer(1, models[1], patience_s=60.0)
-    until(lambda: alice._clock.peers[1].met and not alice._clock.peers[1].suspected)
+    until(lambda: alice._driver.peers[1].met and not alice._driver.peers[1].suspected)
     for report in peers.each(lambda rank: (alice, bob)[rank].exchange()):
         assert (report.late, report.suspected, report.unfit) == ((), (), ())
     alice.close()
@@ -461,10 +461,10 @@ def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path
     peers = Peers(tmp_path, 3, wires)
     alice = peers.peer(0, model(), patience_s=0.2)
     bob = peers.peer(1, model(seed=1))
-    until(lambda: bool(alice._clock.peers[1].unfit))
+    until(lambda: bool(alice._driver.peers[1].unfit))
     assert [text.partition(":")[0] for text in alice.exchange(wait=False).unfit] == ["bob"]
     carol = peers.peer(2, model(), patience_s=0.2)
-    until(lambda: alice._clock.peers[2].met)
+    until(lambda: alice._driver.peers[2].met)
     assert len(alice.exchange(wait=False).unfit) == 1
     for peer in (alice, bob, carol):
         peer.close()

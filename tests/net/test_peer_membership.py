@@ -139,7 +139,7 @@ def test_a_newcomer_begins_with_the_model_that_a_member_has_in_the_round_of_the_
         assert loop.reports[-1].unfit == loop.reports[-1].suspected == ()
     assert run.loops["alice"]._thread.is_alive()
     for name in ("alice", "bob"):
-        assert run.loops[name].peer._clock.peers[2].round > from_round, "it heard the newcomer"
+        assert run.loops[name].peer._driver.peers[2].round > from_round, "it heard the newcomer"
     run.loops["carol"].end()
     assert [kept.roster_version for kept in kept_rosters(tmp_path / "kept" / "rosters")] == [1]
     again = run.peer("carol", module=model(seed=9), folder=tmp_path / "kept")
@@ -227,11 +227,11 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
     first = peer(0, model(), patience_s=0.1)
     moved(first.model, 8.0)
     first.exchange()  # alone
-    first._clock.patience.patience_s = 20.0
+    first._driver.patience.patience_s = 20.0
     second = peer(1, model(), patience_s=20.0, adopt="alice")
     assert second.round == 1
     torch.testing.assert_close(flat(second.model), flat(model()) + 8.0)
-    until(lambda: first._clock.peers[1].met and not first._clock.peers[1].suspected)
+    until(lambda: first._driver.peers[1].met and not first._driver.peers[1].suspected)
     moved(first.model, 4.0)
     both = [threading.Thread(target=one.exchange, daemon=True) for one in (first, second)]
     for thread in both:

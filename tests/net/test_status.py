@@ -37,22 +37,22 @@ def get(port: int, path: str) -> str:
 
 def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
     world = World(3, rounds=4, patience_s=60.0)
-    clocks = world.clocks(wires)
+    drivers = world.drivers(wires)
     running = Running()
-    with serve(clocks[0], 0) as port:
+    with serve(drivers[0], 0) as port:
         for node in (0, 1):
-            running.start(node, clocks[node])
-        running.wait_until(lambda: bool(clocks[0].progress().waiting_for == (2,)), "node 0 waits for node 2")
+            running.start(node, drivers[node])
+        running.wait_until(lambda: bool(drivers[0].progress().waiting_for == (2,)), "node 0 waits for node 2")
         page = get(port, "/")
         assert "waiting for node-2 since" in page
         assert "not connected" in page
-        running.start(2, clocks[2])
+        running.start(2, drivers[2])
         running.join_all()
         text = get(port, "/metrics")
         assert "finished" not in page
         with pytest.raises(urllib.error.HTTPError, match="404"):
             get(port, "/etc/passwd")
-        with pytest.raises(UsageError, match="for metrics: Address already in use"), serve(clocks[1], port):
+        with pytest.raises(UsageError, match="for metrics: Address already in use"), serve(drivers[1], port):
             pass
     found = {
         (sample.name, *sample.labels.values()): sample.value
@@ -61,7 +61,7 @@ def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
     }
     assert found["jwins_round",] == 4
     assert found["jwins_roster_version",] == 0
-    assert found["jwins_sent_bytes_total", "values"] == clocks[0].sent.values > 0
+    assert found["jwins_sent_bytes_total", "values"] == drivers[0].sent.values > 0
     assert found["jwins_refused_total", "node-1"] == 0
     assert found["jwins_overdue_total", "node-2"] == 0
     assert 0 <= found["jwins_metric", "accuracy"] <= 1
@@ -70,31 +70,31 @@ def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
 def test_the_version_of_the_roster_is_shown(wires: Wires) -> None:
     topology = RosterVersions(3, lambda count: FullyConnected(num_nodes=count, seed=1))
     topology.add(0, 0, (0, 1))
-    clock = World(3, topology=topology).clock(0, wires)
-    with serve(clock, 0) as port:
+    driver = World(3, topology=topology).driver(0, wires)
+    with serve(driver, 0) as port:
         assert "version of the roster" not in get(port, "/")
         topology.add(2, 0, (0, 2))
         assert '<th>version of the roster</th><td class="">2</td>' in get(port, "/")
         assert "jwins_roster_version 2.0" in get(port, "/metrics")
-    assert clock.progress().roster_version == 2
+    assert driver.progress().roster_version == 2
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_forked_process_does_not_keep_the_port(wires: Wires) -> None:
-    clock, port = World(3).clock(0, wires), free_port()
+    driver, port = World(3).driver(0, wires), free_port()
     with contextlib.ExitStack() as lives:
-        with serve(clock, port):
+        with serve(driver, port):
             assert lives.enter_context(forked([port])) == 0
-        with serve(clock, port):
+        with serve(driver, port):
             assert "round 0" in get(port, "/")
 
 
 def test_names_cannot_change_the_page(wires: Wires) -> None:
     world = World(2)
-    clock = world.clock(0, wires, names=("<script>a", "<script>b"))
-    clock.journal.error("broken", why="<script>c")
-    with serve(clock, 0) as port:
+    driver = world.driver(0, wires, names=("<script>a", "<script>b"))
+    driver.journal.error("broken", why="<script>c")
+    with serve(driver, 0) as port:
         page = get(port, "/")
     assert "<script>" not in page
     assert page.count("&lt;script&gt;") == 4
@@ -177,13 +177,13 @@ def test_a_browser_shows_it_and_has_nothing_to_say(wires: Wires, tmp_path: Path)
     """Every request and script is forbidden by the page's own header, and would leave a message."""
     world = World(4, rounds=400, patience_s=60.0)
     long = "a-site-with-a-name-that-is-as-long-as-names-may-be-in-a-roster"
-    clocks = world.clocks(wires, names=("alice", "bob", long, "dave"))
+    drivers = world.drivers(wires, names=("alice", "bob", long, "dave"))
     running = Running()
-    with serve(clocks[0], 0) as port:
+    with serve(drivers[0], 0) as port:
         for node in (0, 1, 2):
-            running.start(node, clocks[node])
-        running.wait_until(lambda: bool(clocks[0].progress().waiting_for), "node 0 waits")
-        clocks[0].journal.error("no checkpoint", problem="No space left on device: " + "x" * 200)
+            running.start(node, drivers[node])
+        running.wait_until(lambda: bool(drivers[0].progress().waiting_for), "node 0 waits")
+        drivers[0].journal.error("no checkpoint", problem="No space left on device: " + "x" * 200)
         address = f"http://127.0.0.1:{port}/"
         picture = tmp_path / "picture.png"
         shown = chromium(address, tmp_path, f"--screenshot={picture}", "--window-size=1280,900")
@@ -194,8 +194,8 @@ def test_a_browser_shows_it_and_has_nothing_to_say(wires: Wires, tmp_path: Path)
             assert overflows(source, width, tmp_path) == []
         wide = source.replace("<h1>", '<h1 style="width:2000px">')
         assert any("wide" in problem for problem in overflows(wide, 390, tmp_path))
-        for clock in clocks:
-            clock._stop = lambda: True
+        for driver in drivers:
+            driver._stop = lambda: True
         running.join_all()
 
 

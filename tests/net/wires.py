@@ -16,7 +16,7 @@ from worlds import DIGEST, simulator, start_row, trainer
 
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
-from jwins.net.clock import WallClock, WallOutcome
+from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.node import Rules
 from jwins.runfiles.rows import EvalRow
@@ -200,10 +200,10 @@ class World:
             project=layout.project_ if layout.has_variances else None,
         )
 
-    def clock(self, node: int, wires: Wires, folder: Path | None = None, **options: Any) -> WallClock:
+    def driver(self, node: int, wires: Wires, folder: Path | None = None, **options: Any) -> RealTimeDriver:
         options = {"patience_s": self.patience_s, **options}
         recorder = Recorder(folder)
-        return WallClock(
+        return RealTimeDriver(
             options.pop("group", None) or self.group(node),
             options.pop("network", None) or wires.end(node),
             start=start_row(self.num_nodes),
@@ -211,10 +211,10 @@ class World:
             **options,
         )
 
-    def clocks(self, wires: Wires, folder: Path | None = None, **options: Any) -> list[WallClock]:
+    def drivers(self, wires: Wires, folder: Path | None = None, **options: Any) -> list[RealTimeDriver]:
         """All of them before any runs: models come from torch's global generator, which nodes share here."""
         places = {i: None if folder is None else folder / str(i) for i in range(self.num_nodes)}
-        return [self.clock(i, wires, places[i], **options) for i in range(self.num_nodes)]
+        return [self.driver(i, wires, places[i], **options) for i in range(self.num_nodes)]
 
     def simulate(self) -> Any:
         return simulator(
@@ -228,17 +228,17 @@ class World:
 
 
 class Running:
-    """Clocks on threads."""
+    """Drivers on threads."""
 
     def __init__(self) -> None:
         self.outcomes: dict[int, WallOutcome] = {}
         self.failures: dict[int, BaseException] = {}
         self._threads: dict[int, threading.Thread] = {}
 
-    def start(self, node: int, clock: WallClock, *, resume: bool = False) -> None:
+    def start(self, node: int, driver: RealTimeDriver, *, resume: bool = False) -> None:
         def work() -> None:
             try:
-                self.outcomes[node] = clock.run(resume=resume)
+                self.outcomes[node] = driver.run(resume=resume)
             except BaseException as error:
                 self.failures[node] = error
 
@@ -275,6 +275,6 @@ def accuracy(outcome: WallOutcome) -> float:
 
 def run_all(world: World, wires: Wires, **options: Any) -> dict[int, WallOutcome]:
     running = Running()
-    for node, clock in enumerate(world.clocks(wires, **options)):
-        running.start(node, clock)
+    for node, driver in enumerate(world.drivers(wires, **options)):
+        running.start(node, driver)
     return running.join_all()

@@ -12,7 +12,7 @@ import pytest
 from clusters import MACHINE, cluster
 
 import jwins
-from jwins.engines.simulator.simulator import Progress
+from jwins.engines.simulator.driver import Progress
 from jwins.errors import ActorLostError, ConfigError, UsageError
 from jwins.run.result import Result
 

@@ -27,7 +27,7 @@ from jwins.cli.run import data_override
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jwins.net.clock import WallProgress
+    from jwins.net.driver import WallProgress
 
 __all__: list[str] = []
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from jwins.compare.comparison import Comparison
     from jwins.compare.workers import CellProgress
-    from jwins.engines.simulator.simulator import Progress
+    from jwins.engines.simulator.driver import Progress
     from jwins.experiment.experiment import Experiment
 
 __all__ = ["PlainComparison", "PlainRun", "live_comparison", "live_run", "metrics_text", "size_text"]

@@ -26,7 +26,7 @@ from jwins.run.run import simulate
 from jwins.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
-    from jwins.engines.simulator.simulator import Progress
+    from jwins.engines.simulator.driver import Progress
 
 __all__ = [
     "CellProgress",
@@ -141,7 +141,7 @@ def with_one_thread(job: Job) -> Job:
 
 
 def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> str:
-    """Run one job in this process; ``stop`` is asked after every step of its clock."""
+    """Run one job in this process; ``stop`` is asked after every step of its driver."""
     result = simulate(job.experiment, resume=True, progress=_Reporter(job, send), stop=stop)
     send(last_progress(job, result.record))
     return result.status

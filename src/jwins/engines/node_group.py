@@ -1,14 +1,14 @@
 """The nodes that one process holds: state machines, training, decoding, evaluation and snapshots.
 
-A *clock* feeds node groups with events: it says what happens to which node and when, and carries out what the
+A *driver* feeds node groups with events: it says what happens to which node and when, and carries out what the
 nodes command. What crosses this interface is plain data:
 
 - in: :class:`Due` events by node, with messages as :class:`Parcel` references;
 - out: the commands of :mod:`jwins.node`, which hold numbers and encoded bytes.
 
-A clock touches no tensor, and a node group knows neither the time but as a number nor how to reach another
-node. So a clock can drive node groups in other processes, and the same node group serves a virtual clock and
-the wall clock.
+A driver touches no tensor, and a node group knows neither the time but as a number nor how to reach another
+node. So a driver can drive node groups in other processes, and the same node group serves a simulated driver
+and the real-time one.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ SERIAL_BELOW = 16_384
 
 @dataclass(frozen=True, eq=False)
 class Parcel:
-    """A message under way: a reference that a clock passes on and does not open.
+    """A message under way: a reference that a driver passes on and does not open.
 
     Attributes:
         number: of the message, unique in a run.
@@ -183,11 +183,11 @@ STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, NodeSnapshot, NodeGroupState, Keyf
 """What a node group's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
 
 
-# --- The node group, as a clock sees it -----------------------------------------------------------------------
+# --- The node group, as a driver sees it ----------------------------------------------------------------------
 
 
 class NodeGroupLike(Protocol):
-    """What a clock asks of a node group, be it a :class:`NodeGroup` in this process or one elsewhere."""
+    """What a driver asks of a node group, be it a :class:`NodeGroup` in this process or one elsewhere."""
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -423,7 +423,7 @@ class NodeGroup:
         return message
 
     def _decode(self, parcels: Sequence[Parcel]) -> None:
-        """Once for all receivers here; what is decoded lives as long as the clock has the parcel."""
+        """Once for all receivers here; what is decoded lives as long as the driver has the parcel."""
 
         def decode(worker: int, parcel: Parcel) -> None:
             message = self._kept.pop(parcel.number, None) or self.rules.wire.unpack(parcel.packed.data)
@@ -547,7 +547,7 @@ class NodeGroup:
         """What :meth:`restore` needs, here or on other node groups.
 
         Args:
-            under_way: parcels that the clock will hand over again; of a codec that decodes only its own
+            under_way: parcels that the driver will hand over again; of a codec that decodes only its own
                 process's bytes, the state keeps what they decode to.
         """
         self._train_outstanding()

@@ -24,16 +24,16 @@ __all__ = ["Recorder", "Saved"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Saved:
-    """A checkpoint: the clock's part, and the names of the node groups' parts.
+    """A checkpoint: the driver's part, and the names of the node groups' parts.
 
     Attributes:
         log_bytes: length of the log when it was taken.
-        clock: what the clock must remember.
+        driver: what the driver must remember.
         parts: files beside it, one per node group.
     """
 
     log_bytes: int
-    clock: Any
+    driver: Any
     parts: tuple[str, ...]
 
 
@@ -72,10 +72,10 @@ class Recorder:
         """Go on from the newest checkpoint; rows that were written after it are dropped.
 
         Args:
-            types: the dataclasses that the clock's part and the node groups' parts may contain.
+            types: the dataclasses that the driver's part and the node groups' parts may contain.
 
         Returns:
-            What the clock remembered, and the node groups' parts put together, by node.
+            What the driver remembered, and the node groups' parts put together, by node.
 
         Raises:
             ConfigError: there is no folder.
@@ -95,7 +95,7 @@ class Recorder:
         path = self.folder / "metrics.jsonl"
         self._log = MetricsLog(path, keep_bytes=saved.log_bytes)
         self.rows = list(read_rows(path))
-        return saved.clock, groups
+        return saved.driver, groups
 
     def append(self, row: Row) -> None:
         """Add a row."""
@@ -108,12 +108,12 @@ class Recorder:
         row = self.rows[-1] if len(self.rows) > count else None
         return row if isinstance(row, EvalRow) else None
 
-    def save(self, round: int, clock: object, parts: Sequence[NodeGroupState | Dumped]) -> None:
+    def save(self, round: int, driver: object, parts: Sequence[NodeGroupState | Dumped]) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is. Without folder, nothing.
 
         Args:
             round: completed rounds.
-            clock: what the clock must remember.
+            driver: what the driver must remember.
             parts: of all node groups.
 
         Raises:
@@ -124,7 +124,7 @@ class Recorder:
         self._log.sync()
         folder = self.folder / "checkpoints"
         names = [checkpoint.write_part(folder, round, number, part) for number, part in enumerate(parts)]
-        checkpoint.write(folder, round, Saved(self._log.size_bytes, clock, tuple(names)))
+        checkpoint.write(folder, round, Saved(self._log.size_bytes, driver, tuple(names)))
 
     def finish(self, groups: Sequence[NodeGroupLike], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
         """Write the end: final models, traffic, and the last row with the hash of all parameters.

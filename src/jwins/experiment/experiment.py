@@ -138,7 +138,7 @@ class Experiment(Settings):
         return self
 
     def fault_script(self) -> Faults:
-        """What goes wrong, for the clock."""
+        """What goes wrong, for the driver."""
         return Faults(tuple(fault.build() for fault in self.faults))
 
     @property

@@ -180,7 +180,7 @@ class LinksConfig(Settings):
     )
 
     def build(self) -> Links:
-        """What the clock is given."""
+        """What the driver is given."""
         return Links(self.uplink_mbps, self.latency_ms, self.sending)
 
 
@@ -199,7 +199,7 @@ class ComputeConfig(Settings):
     jitter: Annotated[float, SPREAD] = Field(default=0.0, description="the same over the rounds of a node")
 
     def build(self) -> Compute:
-        """What the clock is given."""
+        """What the driver is given."""
         return Compute(self.step_ms, self.spread, self.jitter)
 
 
@@ -208,7 +208,7 @@ class FaultTable(Plugin):
 
     @abstractmethod
     def build(self) -> Fault:
-        """What the clock is given."""
+        """What the driver is given."""
 
 
 class CrashConfig(FaultTable):

@@ -150,7 +150,7 @@ def adopt(
         stop: asked every second whether to give up.
 
     Returns:
-        The network as the clock is to use it, and what was given; None if asked to stop.
+        The network as the driver is to use it, and what was given; None if asked to stop.
 
     Raises:
         PeerError: none of them gave it.

@@ -1,4 +1,4 @@
-"""What the wall clock needs of a network, whatever carries the bytes."""
+"""What the real-time driver needs of a network, whatever carries the bytes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a clock must know of a new roster.
+    """What a driver must know of a new roster.
 
     Attributes:
         roster_version: of it.

@@ -22,7 +22,7 @@ from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, ResumeError, UsageError
 from jwins.net.adopt import ADOPTED, Adopted, Newcomer
 from jwins.net.adopt import adopt as adopt_model
-from jwins.net.clock import WallClock, WallOutcome, hash_of_parameters
+from jwins.net.driver import RealTimeDriver, WallOutcome, hash_of_parameters
 from jwins.net.handed import HandedTraining
 from jwins.net.journal import Journal
 from jwins.net.link import Network
@@ -225,7 +225,7 @@ class Peer:
             "wall",
         )
         self._closing = False
-        self._clock = WallClock(
+        self._driver = RealTimeDriver(
             NodeGroup(cast("Trainer", self._training), rules),
             network,
             start=start,
@@ -242,7 +242,7 @@ class Peer:
         self._network = network
         self._under_way: Tensor | None = None
         self._told_bytes = 0
-        self._told_overdue = dict(self._clock.overdue)
+        self._told_overdue = dict(self._driver.overdue)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
         self._folder = contextlib.ExitStack()
@@ -261,15 +261,15 @@ class Peer:
             self._next, merged = self._training.take_merged()
             if going_on:
                 layout.write(merged, model)
-            self._told_bytes = self._clock.progress().bytes_total
-            self._served = _serving(self._clock, metrics_port)
+            self._told_bytes = self._driver.progress().bytes_total
+            self._served = _serving(self._driver, metrics_port)
         except BaseException:
             self.close()
             raise
 
     def _run(self, resume: bool) -> None:
         try:
-            outcome = self._clock.run(resume)
+            outcome = self._driver.run(resume)
             self._training.withdraw(_ended(outcome))
         except BaseException as error:
             self._training.withdraw(error)
@@ -359,19 +359,19 @@ class Peer:
 
     def _is_alone(self, round: int) -> bool:
         """Whether nobody was met, and no neighbour of a round is waited for."""
-        clock = self._clock
-        neighbours = clock.rules.topology.at(round).senders[clock.node]
-        met = any(known.ever_met for known in clock.peers.values())
-        return not met and all(clock.peers[peer].suspected for peer in neighbours)
+        driver = self._driver
+        neighbours = driver.rules.topology.at(round).senders[driver.node]
+        met = any(known.ever_met for known in driver.peers.values())
+        return not met and all(driver.peers[peer].suspected for peer in neighbours)
 
     def _report(self, handed: int, merged_round: int | None, seconds: float) -> Exchanged:
-        clock = self._clock
-        unfit = {peer: known.unfit for peer, known in clock.peers.items() if known.unfit}
+        driver = self._driver
+        unfit = {peer: known.unfit for peer, known in driver.peers.items() if known.unfit}
         if unfit and self._is_alone(handed):
             told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in unfit.items())
             raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
-        now = clock.progress()
-        overdue = dict(clock.overdue)
+        now = driver.progress()
+        overdue = dict(driver.overdue)
         late = tuple(self._names[peer] for peer in overdue if overdue[peer] > self._told_overdue[peer])
         sent = now.bytes_total - self._told_bytes
         self._told_overdue, self._told_bytes = overdue, now.bytes_total
@@ -459,10 +459,10 @@ def _check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> 
         )
 
 
-def _serving(clock: WallClock, port: int | None) -> Callable[[], None]:
+def _serving(driver: RealTimeDriver, port: int | None) -> Callable[[], None]:
     """Serve status and metrics; what ends it."""
     if port is None:
         return lambda: None
-    serving = serve(clock, port)
+    serving = serve(driver, port)
     serving.__enter__()
     return lambda: cast(None, serving.__exit__(None, None, None))

@@ -1,4 +1,4 @@
-"""A node's place in the graph is the rank of its id in the roster; a clock knows places, a transport ids."""
+"""A node's place in the graph is the rank of its id in the roster; a driver knows places, a transport ids."""
 
 from __future__ import annotations
 

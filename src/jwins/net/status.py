@@ -16,7 +16,7 @@ from jwins.runfiles.rows import EvalRow
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from jwins.net.clock import WallClock, WallProgress
+    from jwins.net.driver import RealTimeDriver, WallProgress
 
 __all__ = ["ENDLESS", "page", "serve"]
 
@@ -25,11 +25,11 @@ ENDLESS = 2**31
 
 
 @contextmanager
-def serve(clock: WallClock, port: int) -> Iterator[int]:
+def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
     """Answer on 127.0.0.1 until the end of the block.
 
     Args:
-        clock: whose state is shown.
+        driver: whose state is shown.
         port: where; 0 for any that is free.
 
     Yields:
@@ -42,14 +42,14 @@ def serve(clock: WallClock, port: int) -> Iterator[int]:
     from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
     registry = CollectorRegistry()
-    registry.register(_Collector(clock))
+    registry.register(_Collector(driver))
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 self._answer(generate_latest(registry), CONTENT_TYPE_LATEST)
             elif self.path == "/":
-                self._answer(page(clock).encode(), "text/html; charset=utf-8")
+                self._answer(page(driver).encode(), "text/html; charset=utf-8")
             else:
                 self.send_error(404)
 
@@ -82,45 +82,45 @@ def serve(clock: WallClock, port: int) -> Iterator[int]:
 class _Collector:
     """What Prometheus asks for, made when it asks."""
 
-    def __init__(self, clock: WallClock) -> None:
-        self._clock = clock
+    def __init__(self, driver: RealTimeDriver) -> None:
+        self._driver = driver
 
     def collect(self) -> Iterator[Metric]:
         """Every number of the node."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        clock, now = self._clock, self._clock.progress()
+        driver, now = self._driver, self._driver.progress()
         for name, value, what in (
             ("jwins_round", now.round, "Completed rounds"),
             ("jwins_roster_version", now.roster_version, "Version of the roster by which the node mixes"),
             ("jwins_waiting_seconds", now.waiting_s, "How long the node has been waiting for neighbours"),
             ("jwins_peers_connected", len(now.connected), "Peers that are connected and fit"),
             ("jwins_peers_suspected", len(now.suspected), "Peers that are not waited for"),
-            ("jwins_patience_seconds", clock.patience.limit_s, "How long a neighbour is waited for now"),
+            ("jwins_patience_seconds", driver.patience.limit_s, "How long a neighbour is waited for now"),
         ):
             yield GaugeMetricFamily(name, what, value=value)
         sent = CounterMetricFamily("jwins_sent_bytes", "Bytes sent, by what they carried", labels=["kind"])
-        for kind, size_bytes in clock.sent.by_kind().items():
+        for kind, size_bytes in driver.sent.by_kind().items():
             sent.add_metric([kind], size_bytes)
         yield sent
         overdue = CounterMetricFamily(
             "jwins_overdue", "Rounds in which a peer was waited for in vain", labels=["peer"]
         )
         refused = CounterMetricFamily("jwins_refused", "Messages that were not accepted", labels=["peer"])
-        for peer, known in clock.peers.items():
-            overdue.add_metric([clock.names[peer]], clock.overdue[peer])
-            refused.add_metric([clock.names[peer]], known.refused)
+        for peer, known in driver.peers.items():
+            overdue.add_metric([driver.names[peer]], driver.overdue[peer])
+            refused.add_metric([driver.names[peer]], known.refused)
         yield overdue
         yield refused
         measured = GaugeMetricFamily("jwins_metric", "Of the newest evaluation", labels=["name"])
-        for metric, mean in _measured(clock).items():
+        for metric, mean in _measured(driver).items():
             if mean is not None:
                 measured.add_metric([metric], mean)
         yield measured
 
 
-def _measured(clock: WallClock) -> dict[str, float | None]:
-    rows = [row for row in clock.recorder.rows if isinstance(row, EvalRow)]
+def _measured(driver: RealTimeDriver) -> dict[str, float | None]:
+    rows = [row for row in driver.recorder.rows if isinstance(row, EvalRow)]
     return {name: spread.mean for name, spread in rows[-1].metrics.items()} if rows else {}
 
 
@@ -147,22 +147,22 @@ tr.sum { font-weight: 600 }
 _REFRESH_S = 5
 
 
-def page(clock: WallClock) -> str:
+def page(driver: RealTimeDriver) -> str:
     """The status page: where the node is, its neighbours, what it sent, what it measured, the last error."""
-    now = clock.progress()
-    title = html.escape(clock.names[clock.node])
+    now = driver.progress()
+    title = html.escape(driver.names[driver.node])
     whole = "" if now.rounds >= ENDLESS else f" of {now.rounds:,}"
     facts = [_fact("rounds completed", f"{now.round:,}{whole}"), _fact("running for", _duration(now.time_s))]
     if now.roster_version:
         facts.append(_fact("version of the roster", f"{now.roster_version:,}"))
-    facts += [_fact(name, f"{value:.4f}") for name, value in _measured(clock).items() if value is not None]
-    error = clock.journal.last_error
+    facts += [_fact(name, f"{value:.4f}") for name, value in _measured(driver).items() if value is not None]
+    error = driver.journal.last_error
     facts.append(_fact("last error", error or "none", "bad" if error else ""))
-    peers = "".join(_peer_row(clock, now, peer) for peer in clock.peers)
-    sent = clock.sent.by_kind()
+    peers = "".join(_peer_row(driver, now, peer) for peer in driver.peers)
+    sent = driver.sent.by_kind()
     kinds = "".join(f'<tr><th>{kind}</th><td class="n">{count:,}</td></tr>' for kind, count in sent.items())
     kinds += f'<tr class="sum"><th>in all</th><td class="n">{sum(sent.values()):,}</td></tr>'
-    state, kind = _state(clock, now)
+    state, kind = _state(driver, now)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: round {now.round}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -183,16 +183,16 @@ def _fact(name: str, value: str, kind: str = "") -> str:
     return f'<tr><th>{html.escape(name)}</th><td class="{kind}">{html.escape(value)}</td></tr>'
 
 
-def _state(clock: WallClock, now: WallProgress) -> tuple[str, str]:
+def _state(driver: RealTimeDriver, now: WallProgress) -> tuple[str, str]:
     if not now.waiting_for:
         return "training", "good"
-    limit_s = max(map(clock.limit_s, now.waiting_for))
-    names = ", ".join(clock.names[peer] for peer in now.waiting_for)
+    limit_s = max(map(driver.limit_s, now.waiting_for))
+    names = ", ".join(driver.names[peer] for peer in now.waiting_for)
     return f"waiting for {names} since {now.waiting_s:.0f} s (at most {limit_s:.0f} s)", "wait"
 
 
-def _peer_row(clock: WallClock, now: WallProgress, peer: int) -> str:
-    known = clock.peers[peer]
+def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
+    known = driver.peers[peer]
     if known.unfit:
         state, kind = f"cannot take part: {known.unfit}", "bad"
     elif known.left:
@@ -204,9 +204,9 @@ def _peer_row(clock: WallClock, now: WallProgress, peer: int) -> str:
         kind = "wait"
     else:
         state, kind = ("connected", "good") if known.met else ("not connected", "wait")
-    numbers = (known.round if known.ever_met else "-", clock.overdue[peer], known.refused)
+    numbers = (known.round if known.ever_met else "-", driver.overdue[peer], known.refused)
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
-    name = f'<th class="name">{html.escape(clock.names[peer])}</th>'
+    name = f'<th class="name">{html.escape(driver.names[peer])}</th>'
     return f'<tr>{name}<td class="{kind}">{html.escape(state)}</td>{cells}</tr>'
 
 

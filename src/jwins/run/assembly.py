@@ -1,4 +1,4 @@
-"""From an experiment to node groups and the clock that drives them."""
+"""From an experiment to node groups and the driver that runs them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from jwins.engines.measuring import EvaluationPlan
     from jwins.engines.node_group import NodeGroup, NodeGroupLike
-    from jwins.engines.simulator.simulator import Progress, Simulator, Together
+    from jwins.engines.simulator.driver import Progress, SimulatedDriver, Together
     from jwins.node import Rules
     from jwins.sharing import Sharing
     from jwins.tasks import Task
@@ -55,14 +55,14 @@ class Parts:
         experiment: with ``train.batching`` and ``run.device`` as they were resolved.
         task: the workload.
         parts: for each node, its training samples.
-        simulator: ready to run.
+        driver: ready to run.
         start: the first row of its log.
     """
 
     experiment: Experiment
     task: Task
     parts: Sequence[npt.NDArray[np.int64]]
-    simulator: Simulator
+    driver: SimulatedDriver
     start: StartRow
 
 
@@ -99,7 +99,7 @@ class Pieces:
 def assemble(
     experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, elsewhere: bool = False
 ) -> Pieces:
-    """Build what an experiment names, but for the clock.
+    """Build what an experiment names, but for the driver.
 
     Args:
         experiment: what to build.
@@ -165,7 +165,7 @@ def build(
         folder: where the run is written; None keeps everything in memory.
         groups: number of node groups, all in this process; nothing that is measured depends on it.
         place: makes the node groups in other processes instead; ``groups`` then has no meaning.
-        on_progress: told after every step of the clock.
+        on_progress: told after every step of the driver.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds since the start, asked when everything is built.
 
@@ -174,7 +174,7 @@ def build(
         DataError: data are missing.
     """
     from jwins.engines.recorder import Recorder
-    from jwins.engines.simulator.simulator import Simulator
+    from jwins.engines.simulator.driver import SimulatedDriver
     from jwins.training.stacked import chunk_nodes
 
     pieces = assemble(experiment, groups=groups, elsewhere=place is not None)
@@ -186,7 +186,7 @@ def build(
         stacked = trainer.batching == "stacked"
         chunk = chunk_nodes(num_nodes, trainer.layout.size, trainer.device) if stacked else 1
         held, together = place(pieces.experiment, pieces.rules, chunk)
-    simulator = Simulator(
+    driver = SimulatedDriver(
         held,
         start=pieces.start,
         links=experiment.links.build(),
@@ -198,7 +198,7 @@ def build(
         startup_s=startup_s(),
         together=together,
     )
-    return Parts(pieces.experiment, pieces.task, pieces.parts, simulator, pieces.start)
+    return Parts(pieces.experiment, pieces.task, pieces.parts, driver, pieces.start)
 
 
 def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:

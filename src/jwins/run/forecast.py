@@ -27,7 +27,7 @@ from jwins.run.parts import build_topology, evaluation_rounds
 from jwins.run.placement import node_blocks
 
 if TYPE_CHECKING:
-    from jwins.engines.simulator.simulator import Progress
+    from jwins.engines.simulator.driver import Progress
     from jwins.run.assembly import Parts
     from jwins.topology.graph import Graph
 
@@ -224,12 +224,12 @@ def _calibrate(experiment: Experiment) -> Measured:
 
     def look(progress: Progress) -> None:
         if progress.round not in seen:
-            seen[progress.round] = time.perf_counter(), dict(parts.simulator.groups[0].wall_s)
+            seen[progress.round] = time.perf_counter(), dict(parts.driver.groups[0].wall_s)
 
     with tempfile.TemporaryDirectory() as folder:
         parts = _built(experiment.changed({"run": {"folder": Path(folder)}}), Path(folder), look)
         start_s = time.perf_counter() - started
-        outcome = parts.simulator.run()
+        outcome = parts.driver.run()
     end, last = outcome.rows[-1], outcome.rows[-2]
     assert isinstance(end, EndRow)
     assert isinstance(last, EvalRow)
@@ -239,8 +239,8 @@ def _calibrate(experiment: Experiment) -> Measured:
     round_s = {name: (after[name] - before[name]) / counted for name in _ACTIVITIES}
     busy_s = (until - since - end.wall_s["checkpoints"]) / counted
     at_start_s = before["evaluation"]
-    round_s["clock"] = max(0.0, busy_s - sum(round_s.values()))
-    graphs = [parts.simulator.rules.topology.at(r) for r in range(_ROUNDS)]
+    round_s["driver"] = max(0.0, busy_s - sum(round_s.values()))
+    graphs = [parts.driver.rules.topology.at(r) for r in range(_ROUNDS)]
     return Measured(
         nodes=experiment.nodes.count,
         dim=parts.start.dim,
@@ -290,7 +290,7 @@ def _extrapolated(
         "training": line(lambda m: m.round_s["training"], largest),
         "share and merge": line(lambda m: m.round_s["share and merge"], largest) * per_degree,
         "decoding": line(lambda m: m.round_s["decoding"], max(map(len, heard))),
-        "clock": line(lambda m: m.round_s["clock"], num_nodes) * per_degree,
+        "driver": line(lambda m: m.round_s["driver"], num_nodes) * per_degree,
     }
     completed = sorted(evaluation_rounds(experiment))  # 0 is the first
     all_samples = many.all_samples if run.eval_samples == "all" else run.eval_samples

@@ -40,7 +40,7 @@ from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSpl
 
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
-    from jwins.net.clock import Measured
+    from jwins.net.driver import Measured
 
 __all__ = ["Launched", "NodeFailedError", "NodeView", "launch"]
 
@@ -452,7 +452,7 @@ class _Collected:
 
 def _read(path: Path) -> Measured:
     from jwins.engines.measuring import Part
-    from jwins.net.clock import Measured
+    from jwins.net.driver import Measured
 
     found = checkpoint.load(path.read_bytes(), (Measured, Part))
     if not isinstance(found, Measured):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from jwins.engines.node_group import NodeGroup
     from jwins.net.adopt import Adopted
-    from jwins.net.clock import Measured, WallOutcome, WallProgress
+    from jwins.net.driver import Measured, WallOutcome, WallProgress
     from jwins.net.journal import Journal
     from jwins.net.link import Network
     from jwins.net.membership import Membership
@@ -63,7 +63,7 @@ class NodeResult:
         status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
         round: completed rounds.
         was_complete: nothing had to be done, because the node had finished before.
-        outcome: what the clock found; None if nothing had to be done.
+        outcome: what the driver found; None if nothing had to be done.
     """
 
     folder: Path
@@ -228,7 +228,7 @@ def _run(
     stop: Callable[[], bool],
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
-    from jwins.net.clock import WallClock
+    from jwins.net.driver import RealTimeDriver
 
     going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
     if going_on:
@@ -247,7 +247,7 @@ def _run(
     network, adopted = _reach(group, pieces, membership, journal, asked, since_round, listen, patience_s, stop)
     if asked and adopted is None:
         return NodeResult(folder, "interrupted", 0)
-    clock = WallClock(
+    driver = RealTimeDriver(
         group,
         network,
         start=pieces.start,
@@ -262,9 +262,9 @@ def _run(
         stop=stop,
         journal=journal,
     )
-    with _served(clock, metrics_port):
-        outcome = clock.run(resume=going_on)
-    status(clock.progress(), outcome.status)
+    with _served(driver, metrics_port):
+        outcome = driver.run(resume=going_on)
+    status(driver.progress(), outcome.status)
     return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
 
 
@@ -281,7 +281,7 @@ def _reach(
 ) -> tuple[Network, Adopted | None]:
     """The network, and the model of one of the donors; None without donors, or if asked to stop before."""
     from jwins.net.adopt import Newcomer, adopt
-    from jwins.net.clock import hash_of_parameters
+    from jwins.net.driver import hash_of_parameters
     from jwins.net.patience import Patience
 
     wire, initial = group.rules.wire, group.parameters(membership.node)
@@ -311,13 +311,13 @@ def _models_in(folder: Path) -> Callable[[Measured], None]:
 
 
 @contextmanager
-def _served(clock: Any, port: int | None) -> Iterator[None]:
+def _served(driver: Any, port: int | None) -> Iterator[None]:
     if port is None:
         yield
         return
     from jwins.net.status import serve
 
-    with serve(clock, port):
+    with serve(driver, port):
         yield
 
 

@@ -20,7 +20,7 @@ from jwins.run.placement import node_blocks
 
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
-    from jwins.engines.simulator.simulator import Together
+    from jwins.engines.simulator.driver import Together
     from jwins.node import Rules
 
 __all__ = ["cluster_of", "placing"]

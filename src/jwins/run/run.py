@@ -28,7 +28,7 @@ from jwins.runfiles.atomic import write_atomically
 from jwins.runfiles.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
-    from jwins.engines.simulator.simulator import Progress
+    from jwins.engines.simulator.driver import Progress
 
 __all__ = ["simulate"]
 
@@ -47,7 +47,7 @@ def simulate(
         experiment: what to run; ``experiment.folder`` is where.
         resume: go on from the newest checkpoint; from the start if there is none yet; and if the run is
             complete, only read it.
-        progress: told after every step of the virtual clock.
+        progress: told after every step of the driver.
         stop: asked after every step whether to end there, from any thread.
         engine: a Ray cluster whose machines hold the nodes; None for this process.
 
@@ -160,5 +160,5 @@ def _simulate(
             check_task_unchanged(folder, parts.start)
         else:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
-        outcome = parts.simulator.run(resume=going_on)
+        outcome = parts.driver.run(resume=going_on)
     return Result(parts.experiment, folder, outcome.status, Record.of(folder, outcome.rows))

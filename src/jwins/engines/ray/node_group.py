@@ -1,9 +1,9 @@
-"""A node group in another process: an actor of a Ray cluster, and what stands for it where the clock is.
+"""A node group in another process: an actor of a Ray cluster, and what stands for it where the driver is.
 
-The clock's side sees of a frame only its sizes. The bytes stay with the actor whose node sent it, and go
+The driver's side sees of a frame only its sizes. The bytes stay with the actor whose node sent it, and go
 through Ray's object store to those of its receivers that are with other actors: in one piece for all frames
 that a step sends to a machine, so that each frame goes at most once to each. Both sides forget a frame when
-the clock has handed it to the last of its receivers.
+the driver has handed it to the last of its receivers.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _FILES_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the clock is told of a frame."""
+    """What the driver is told of a frame."""
 
     serial: int
     size_bytes: int
@@ -257,7 +257,7 @@ class NodeGroupActor:
         self._group.restore(checkpoint.load(state, types))
 
 
-# --- Beside the clock ---------------------------------------------------------------------------------------
+# --- Beside the driver --------------------------------------------------------------------------------------
 
 
 class Remote:
@@ -529,6 +529,6 @@ def on_cluster(
 
 @contextlib.contextmanager
 def in_step(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
-    """Calls to so many node groups side by side; gives what makes them, for the simulator."""
+    """Calls to so many node groups side by side; gives what makes them, for the driver."""
     with ThreadPoolExecutor(count, "jwins-group") as pool:
         yield lambda calls: list(pool.map(lambda call: call(), calls))

@@ -1,6 +1,7 @@
-"""The virtual clock: all nodes of a run, the same :class:`~jwins.node.Node` as everywhere, real bytes.
+"""The simulated driver: all nodes of a run on a virtual clock, with the :class:`~jwins.node.Node` of every
+engine.
 
-The simulator drives one node group, or several that share the nodes, from one event queue. Local training takes
+It drives one node group, or several that share the nodes, from one event queue. Local training takes
 the time that :class:`Compute` says, sending the time that :class:`Links` says, and everything else none; a
 stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each
 node group decodes it once for all its nodes.
@@ -57,7 +58,7 @@ from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, Traffic
 from jwins.wire.frame import Packed
 from jwins.world import Compute, Faults, Links, check_world
 
-__all__ = ["Outcome", "Progress", "Simulator", "StalledError"]
+__all__ = ["Outcome", "Progress", "SimulatedDriver", "StalledError"]
 
 Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 """Makes calls, one to each of some node groups, and gives what they return, in the same order."""
@@ -85,8 +86,8 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SimulatorState:
-    """The clock's part of a checkpoint.
+class SimulatedDriverState:
+    """The driver's part of a checkpoint.
 
     Attributes:
         now: virtual seconds.
@@ -122,7 +123,7 @@ class SimulatorState:
 STATE_TYPES: tuple[type, ...] = (
     *node_group.STATE_TYPES,
     *(Arrived, Flow, Mark, Parcel, PeerLost, Pending, QueueState),
-    *(SimulatorState, Tick, TrainingOver, UplinkDue, UplinkState),
+    *(SimulatedDriverState, Tick, TrainingOver, UplinkDue, UplinkState),
 )
 
 
@@ -164,7 +165,7 @@ class Outcome:
     traffic: list[Traffic]
 
 
-class Simulator:
+class SimulatedDriver:
     """Runs one experiment; used once.
 
     Args:
@@ -174,7 +175,7 @@ class Simulator:
         compute: training times.
         faults: what goes wrong.
         recorder: keeps what is measured; None keeps it in memory.
-        on_progress: called after every step of the clock.
+        on_progress: called after every step of the driver.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds before this, for the last row.
         together: makes calls to several node groups; by default one after the other.
@@ -526,8 +527,8 @@ class Simulator:
             full = {p.number: p for group, own in sent.items() for p in group.with_bytes(list(own.values()))}
             self.recorder.save(round, _with_parcels(self._snapshot(), lambda p: full[p.number]), parts)
 
-    def _snapshot(self) -> SimulatorState:
-        return SimulatorState(
+    def _snapshot(self) -> SimulatedDriverState:
+        return SimulatedDriverState(
             now=self._now,
             parcels=self._parcels,
             queue=self._queue.snapshot(),
@@ -543,7 +544,7 @@ class Simulator:
             refused=tuple(self._refused),
         )
 
-    def _restore(self, state: SimulatorState) -> None:
+    def _restore(self, state: SimulatedDriverState) -> None:
         parcels: dict[int, Parcel] = {}
 
         def one(parcel: Parcel) -> Parcel:
@@ -575,7 +576,7 @@ class Simulator:
             self._wall_s[activity] += time.perf_counter() - started
 
 
-def _with_parcels(state: SimulatorState, change: Callable[[Parcel], Parcel]) -> SimulatorState:
+def _with_parcels(state: SimulatedDriverState, change: Callable[[Parcel], Parcel]) -> SimulatedDriverState:
     """The same with each parcel as ``change`` gives it."""
 
     def with_changed(item: Item) -> Item:

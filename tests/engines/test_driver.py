@@ -12,7 +12,7 @@ import torch
 from worlds import end, evals, simulator
 
 from jwins.engines.node_group import Due, NodeGroup, Parcel, TrainingOver
-from jwins.engines.simulator import Compute, Faults, Links, Simulator
+from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
 from jwins.engines.simulator.network import Flow, Network, Uplink
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
 from jwins.engines.simulator.script import Mishap
@@ -182,13 +182,13 @@ def test_impossible_worlds_are_refused(build: object, message: str) -> None:
 def test_who_is_still_missing_is_not_looked_up_for_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """With N nodes that would be N * N steps for each evaluation and each checkpoint."""
     looked_up: list[int] = []
-    real = Simulator._expected
+    real = SimulatedDriver._expected
 
-    def expected(self: Simulator, round: int) -> set[int]:
+    def expected(self: SimulatedDriver, round: int) -> set[int]:
         looked_up.append(round)
         return real(self, round)
 
-    monkeypatch.setattr(Simulator, "_expected", expected)
+    monkeypatch.setattr(SimulatedDriver, "_expected", expected)
     assert simulator(30, rounds=4, checkpoint_every=2).run().status == "finished"
     assert sorted(looked_up) == [0, 1, 2, 2, 3, 4, 4]
 

@@ -1,6 +1,6 @@
-"""The wall clock: one node of a run, driven by real time and a network.
+"""The real-time driver: one node of a run, driven by real time and a network.
 
-The same node group as under the virtual clock holds the node; here its commands are carried out for real.
+The same node group as under the simulated driver holds the node; here its commands are carried out for real.
 Training runs on a thread of its own, so that frames are decoded and peers are answered while it lasts.
 
 Who is there. On every connection both sides first say Hello: their round, and what must be the same on both.
@@ -64,18 +64,18 @@ from jwins.node import (
 from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
 from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyframeRequest, Packed
 
-__all__ = ["Measured", "WallClock", "WallOutcome", "WallProgress", "hash_of_parameters"]
+__all__ = ["Measured", "RealTimeDriver", "WallOutcome", "WallProgress", "hash_of_parameters"]
 
 _FIRST_WORD_S = 5.0
 """A node says for whom it waits after so many seconds, and then each time that twice as many have passed."""
 _SOON_S = 1.0
 _LONGEST_POLL_S = 1.0
-"""So often at least the clock asks whether it should stop and tries again to send what did not fit a queue."""
+"""So often at least the driver asks whether it should stop and tries again to send what did not fit a queue."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WallState:
-    """The clock's part of a checkpoint."""
+    """The driver's part of a checkpoint."""
 
     now: float
     x0: bytes
@@ -179,12 +179,12 @@ def hash_of_parameters(params: Tensor) -> bytes:
     return hashlib.sha256(params.detach().cpu().numpy().astype("<f4", copy=False).tobytes()).digest()
 
 
-class WallClock:
+class RealTimeDriver:
     """Runs one node of an experiment in real time; used once.
 
     Args:
         group: holds one node.
-        network: reaches the others; started and closed by the clock.
+        network: reaches the others; started and closed by the driver.
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
@@ -225,7 +225,7 @@ class WallClock:
         journal: Journal | None = None,
     ) -> None:
         if len(group.nodes) != 1:
-            raise UsageError(f"WallClock: a node group of {len(group.nodes)} nodes; expected one")
+            raise UsageError(f"RealTimeDriver: a node group of {len(group.nodes)} nodes; expected one")
         self.rules = rules = group.rules
         if not rules.wire.codec.accepts_foreign:
             problem = "decodes only what its own process encoded; use another codec between machines"
