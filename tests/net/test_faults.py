@@ -17,10 +17,10 @@ from worlds import DIGEST, Lines
 from jwins.errors import CodecError, ConfigError
 from jwins.net.adopt import WANTS_MODEL
 from jwins.net.driver import RealTimeDriver, WallOutcome
+from jwins.net.index_map import IndexMap
 from jwins.net.limits import Limits
 from jwins.net.link import Connected
 from jwins.net.patience import Patience
-from jwins.net.ranks import ByRank
 from jwins.net.transport import Transport
 from jwins.node import MAX_ROUNDS_AHEAD
 from jwins.runfiles import atomic
@@ -231,7 +231,7 @@ def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: 
         )
         for node in range(3)
     ]
-    drivers = [world.driver(node, wires, network=ByRank(transports[node], roster.ids)) for node in (1, 2)]
+    drivers = [world.driver(node, wires, network=IndexMap(transports[node], roster.ids)) for node in (1, 2)]
     silent = transports[0]
     silent.start()
     running = Running()

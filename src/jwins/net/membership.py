@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
+from jwins.net.index_map import IndexMap
 from jwins.net.journal import Journal
 from jwins.net.limits import Limits
-from jwins.net.ranks import ByRank
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.transport import Transport
@@ -96,14 +96,14 @@ class Membership:
             self.topology.add(
                 old.roster_version, old.from_round, [old.ids_ever.index(member) for member in old.ids]
             )
-        self._links: tuple[Transport, ByRank] | None = None
+        self._links: tuple[Transport, IndexMap] | None = None
         self._changing = False
         self._look_at = 0.0
         self._seen: tuple[int, ...] = ()
         self._problem = ""
         self._begins = True
 
-    def connect(self, wire: Wire, *, listen: str | None, changing: bool, also: Iterable[int] = ()) -> ByRank:
+    def connect(self, wire: Wire, *, listen: str | None, changing: bool, also: Iterable[int] = ()) -> IndexMap:
         """The connections with the other members, by number; not started yet.
 
         Args:
@@ -127,7 +127,7 @@ class Membership:
             listen=listen,
             dial=dial,
         )
-        network = ByRank(transport, self._given.ids_ever)
+        network = IndexMap(transport, self._given.ids_ever)
         self._links = (transport, network)
         return network
 

@@ -23,7 +23,7 @@ from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, Resum
 from jwins.net.adopt import ADOPTED, Adopted, Newcomer
 from jwins.net.adopt import adopt as adopt_model
 from jwins.net.driver import RealTimeDriver, WallOutcome, hash_of_parameters
-from jwins.net.handed import HandedTraining
+from jwins.net.external_training import ExternalTraining
 from jwins.net.journal import Journal
 from jwins.net.link import Network
 from jwins.net.membership import Membership, common_of
@@ -210,7 +210,7 @@ class Peer:
             )
             assert adopted is not None, "nobody asked to stop"
             layout.write(adopted.params, model)
-        self._training = HandedTraining(membership.node, layout, initial)
+        self._training = ExternalTraining(membership.node, layout, initial)
         start = StartRow(
             me.name,
             digest.hex(),

@@ -15,14 +15,14 @@ from jwins.training.node_store import LocalState
 if TYPE_CHECKING:
     from jwins.training.layout import Layout
 
-__all__ = ["HandedTraining", "WithdrawnError"]
+__all__ = ["ExternalTraining", "WithdrawnError"]
 
 
 class WithdrawnError(JwinsError):
     """No result of this training will come: the peer was closed."""
 
 
-class HandedTraining:
+class ExternalTraining:
     """What a node group asks of a trainer, of one node whose parameters the user trains and hands over.
 
     The driver's training thread waits in :meth:`train` for :meth:`hand_over`; the user's waits in

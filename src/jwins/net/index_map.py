@@ -1,4 +1,4 @@
-"""A node's place in the graph is the rank of its id in the roster; a driver knows places, a transport ids."""
+"""A node's index in the graph is the rank of its id in the roster; a driver knows indices, a transport ids."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from jwins.net.link import LinkEvent, LinkReport, Network
 
-__all__ = ["ByRank"]
+__all__ = ["IndexMap"]
 
 
-class ByRank:
-    """A network in which peers are called by their rank.
+class IndexMap:
+    """A network that names peers by their index.
 
     Args:
-        network: in which they are called by their id.
+        network: that names them by their id.
         ids: of all members, increasing.
     """
 
@@ -30,7 +30,7 @@ class ByRank:
     @ids.setter
     def ids(self, ids: Sequence[int]) -> None:
         self._ids = tuple(ids)
-        self._ranks = {member: rank for rank, member in enumerate(self._ids)}
+        self._indices = {member: index for index, member in enumerate(self._ids)}
 
     def start(self) -> None:
         """See :meth:`jwins.net.link.Network.start`."""
@@ -43,9 +43,9 @@ class ByRank:
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
         """See :meth:`jwins.net.link.Network.poll`."""
         event = self._network.poll(timeout_s)
-        if event is None or event.peer not in self._ranks:
+        if event is None or event.peer not in self._indices:
             return None
-        return replace(event, peer=self._ranks[event.peer])
+        return replace(event, peer=self._indices[event.peer])
 
     def wake(self) -> None:
         """See :meth:`jwins.net.link.Network.wake`."""
@@ -58,4 +58,4 @@ class ByRank:
     def report(self) -> Mapping[int, LinkReport]:
         """See :meth:`jwins.net.link.Network.report`."""
         found = self._network.report()
-        return {self._ranks[member]: r for member, r in found.items() if member in self._ranks}
+        return {self._indices[member]: r for member, r in found.items() if member in self._indices}
