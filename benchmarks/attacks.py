@@ -32,8 +32,8 @@ from benchmarks.fuzz_codec import HEADER_BYTES, damaged, reframed, updates
 from benchmarks.report import table, verdict
 from jwins.net.adopt import ADOPTED
 from jwins.net.limits import Limits
-from jwins.net.link import Connected
-from jwins.net.transport import Transport
+from jwins.net.transport import TlsTransport
+from jwins.net.transport_interface import Connected
 from jwins.wire import Frame, Hello, KeyframeRequest, codec, pack
 
 VICTIM, HONEST, ATTACKER = range(3)
@@ -85,7 +85,7 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     roster = read_roster(folder / "roster.toml")
     greeting = pieces.experiment.digest()
     key = folder / f"{NAMES[number]}.key"
-    transport = Transport(roster, number, key, greeting=greeting, limits=limits)
+    transport = TlsTransport(roster, number, key, greeting=greeting, limits=limits)
     (group,) = pieces.node_groups()
     over = threading.Event()
     driver = RealTimeDriver(
@@ -197,11 +197,11 @@ class Found:
 
 
 @contextmanager
-def attacker(folder: Path, greeting: bytes) -> Iterator[Transport]:
+def attacker(folder: Path, greeting: bytes) -> Iterator[TlsTransport]:
     from jwins.net.roster import read_roster
 
     roster = read_roster(folder / "roster.toml")
-    transport = Transport(roster, ATTACKER, folder / "attacker.key", greeting=greeting, dial=(VICTIM,))
+    transport = TlsTransport(roster, ATTACKER, folder / "attacker.key", greeting=greeting, dial=(VICTIM,))
     transport.start()
     try:
         while not isinstance(event := transport.poll(1.0), Connected) or event.peer != VICTIM:
@@ -256,7 +256,7 @@ def flood(folder: Path, frames: int, lifted: bool, dims: tuple[int, int], digest
             process.kill()
 
 
-def taken(transport: Transport) -> None:
+def taken(transport: TlsTransport) -> None:
     """Read what the victim says, so that it is not cut off for not reading."""
     while transport.poll(0.0) is not None:
         pass

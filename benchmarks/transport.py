@@ -117,14 +117,14 @@ def exchange(folder: Path, busy: str, size: int) -> dict[str, list[float]]:
 
 def peer(folder: Path, number: int, busy: str) -> None:
     from jwins.net.limits import Limits
-    from jwins.net.link import Delivered, Disconnected
     from jwins.net.roster import read_roster
-    from jwins.net.transport import Transport
+    from jwins.net.transport import TlsTransport
+    from jwins.net.transport_interface import Disconnected, MessageReceived
     from jwins.run.memory import peak_bytes
 
     roster = read_roster(folder / "roster.toml")
     limits = Limits(undelivered_bytes=2 * MESSAGE_BYTES)
-    transport = Transport(roster, number, folder / f"peer{number}.key", limits=limits)
+    transport = TlsTransport(roster, number, folder / f"peer{number}.key", limits=limits)
     others = [other for other in range(PEERS) if other != number]
     message = bytes(range(256)) * (int((folder / "size").read_text()) >> 8)
     arrived: dict[int, list[bytes]] = {other: [] for other in others}
@@ -132,7 +132,7 @@ def peer(folder: Path, number: int, busy: str) -> None:
 
     def take() -> None:
         event = transport.poll(1.0)
-        if isinstance(event, Delivered):
+        if isinstance(event, MessageReceived):
             arrived[event.peer].append(event.data)
         elif isinstance(event, Disconnected):
             ended.add(event.peer)

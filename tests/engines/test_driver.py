@@ -13,7 +13,7 @@ from worlds import end, evals, simulator
 
 from jwins.engines.node_group import Due, NodeGroup, Parcel, TrainingOver
 from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
-from jwins.engines.simulator.network import Flow, Network, Uplink
+from jwins.engines.simulator.network import Flow, SimulatedNetwork, SimulatedUplink
 from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
 from jwins.engines.simulator.script import Mishap
 from jwins.errors import ConfigError
@@ -72,7 +72,7 @@ def test_rounds_follow_the_closed_recurrence(topology: Ring | Star) -> None:
 def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
     """100 bits from 0 s and 100 bits from 5 s at 10 bit/s: the first has 50 left when it begins to share."""
     parcel = Parcel(1, 0, Packed(b"", 0, 0))
-    uplink = Uplink(rate=10.0)
+    uplink = SimulatedUplink(rate=10.0)
     uplink.add(0.0, 100, 1, parcel, 0.0, False)
     assert uplink.next_time() == 10.0
     uplink.add(5.0, 100, 2, parcel, 0.0, False)
@@ -87,10 +87,10 @@ def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
 def test_in_turn_a_transfer_waits_for_those_before_it() -> None:
     """100 bits from 0 s, 50 bits from 5 s and 10 bits from 30 s at 10 bit/s: through at 10, 15 and 31 s."""
     parcel = Parcel(1, 0, Packed(b"", 0, 0))
-    uplink = Uplink(rate=10.0, in_turn=True)
+    uplink = SimulatedUplink(rate=10.0, in_turn=True)
     uplink.add(0.0, 100, 1, parcel, 0.0, False)
     uplink.add(5.0, 50, 2, parcel, 0.0, False)
-    restored = Uplink(rate=10.0, in_turn=True)
+    restored = SimulatedUplink(rate=10.0, in_turn=True)
     restored.restore(uplink.snapshot())
     for either in (uplink, restored):
         assert either.next_time() == 10.0
@@ -238,7 +238,7 @@ def test_a_round_leaves_no_cycles_behind() -> None:
 def test_only_the_last_word_about_an_uplink_is_foreseen() -> None:
     """A frame to many neighbours begins as many transfers, and the next of them ends once."""
     queue = EventQueue()
-    network = Network(Links(uplink_mbps=8.0), 9, queue)
+    network = SimulatedNetwork(Links(uplink_mbps=8.0), 9, queue)
     network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), range(1, 9), {3: Mishap(dropped=True)})
     ((at, item),) = queue.pop_window(0.0)
     assert (at, item) == (1.008, UplinkDue(0, 8))
@@ -296,7 +296,7 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
 def test_what_is_through_before_the_next_frame_leaves_it_the_uplink(sending: str) -> None:
     """Though it is handled later: a window of events may hold both."""
     queue = EventQueue()
-    network = Network(Links(8.0, 1.0, sending), 2, queue)  # type: ignore[arg-type]
+    network = SimulatedNetwork(Links(8.0, 1.0, sending), 2, queue)  # type: ignore[arg-type]
     network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), [1], {})
     network.send(1.5, Parcel(2, 0, Packed(bytes(2000), 0, 0)), [1], {})
     times = []

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from jwins.net.limits import Limits
-from jwins.net.link import Delivered, LinkEvent
 from jwins.net.roster import Member, Roster
-from jwins.net.transport import Transport
+from jwins.net.transport import TlsTransport
+from jwins.net.transport_interface import LinkEvent, MessageReceived
 
 DEADLINE_S = 30.0
 
@@ -69,7 +69,7 @@ class Node:
         dial: tuple[int, ...] | None = None,
     ) -> None:
         key = folder / f"{roster[id].name}.key"
-        self.transport = Transport(roster, id, key, limits=limits, greeting=greeting, dial=dial)
+        self.transport = TlsTransport(roster, id, key, limits=limits, greeting=greeting, dial=dial)
         self.events: list[LinkEvent] = []
 
     def started(self) -> Node:
@@ -93,7 +93,7 @@ class Node:
         self.poll_until(connected, f"a connection with {peers}")
 
     def messages(self, peer: int) -> list[bytes]:
-        return [e.data for e in self.events if isinstance(e, Delivered) and e.peer == peer]
+        return [e.data for e in self.events if isinstance(e, MessageReceived) and e.peer == peer]
 
 
 @contextlib.contextmanager

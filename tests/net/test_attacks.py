@@ -19,8 +19,8 @@ from attackers import BINARY, PING, UPGRADE, Attacker, client_context, files_of,
 from members import Node, free_port, roster_of
 
 from jwins.net.limits import CHUNK_BYTES, Limits
-from jwins.net.link import Connected, Disconnected
 from jwins.net.roster import Member, Roster
+from jwins.net.transport_interface import Connected, Disconnected
 from jwins.run.memory import peak_bytes
 
 MORE_THAN_NORMAL_BYTES = 128 << 20

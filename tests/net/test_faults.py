@@ -19,9 +19,9 @@ from jwins.net.adopt import WANTS_MODEL
 from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.index_map import IndexMap
 from jwins.net.limits import Limits
-from jwins.net.link import Connected
 from jwins.net.patience import Patience
-from jwins.net.transport import Transport
+from jwins.net.transport import TlsTransport
+from jwins.net.transport_interface import Connected
 from jwins.node import MAX_ROUNDS_AHEAD
 from jwins.runfiles import atomic
 from jwins.runfiles.rows import EvalRow
@@ -36,8 +36,8 @@ ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, 0.5)}
 
 
 def end_of(driver: RealTimeDriver) -> End:
-    assert isinstance(driver.network, End)
-    return driver.network
+    assert isinstance(driver.transport, End)
+    return driver.transport
 
 
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -223,7 +223,7 @@ def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: 
     world = World(3, rounds=24, patience_s=1.5, checkpoint_every=0, eval_at=frozenset(), train=large)
     most = 4 << 20
     transports = [
-        Transport(
+        TlsTransport(
             roster,
             node,
             tmp_path / f"{roster[node].name}.key",
@@ -231,7 +231,7 @@ def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: 
         )
         for node in range(3)
     ]
-    drivers = [world.driver(node, wires, network=IndexMap(transports[node], roster.ids)) for node in (1, 2)]
+    drivers = [world.driver(node, wires, transport=IndexMap(transports[node], roster.ids)) for node in (1, 2)]
     silent = transports[0]
     silent.start()
     running = Running()

@@ -25,10 +25,10 @@ from jwins.net.adopt import ADOPTED, Newcomer, adopt, model_wire, pack_model
 from jwins.net.driver import hash_of_parameters
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
-from jwins.net.link import Delivered, LinkEvent
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
+from jwins.net.transport_interface import LinkEvent, MessageReceived
 from jwins.node import Finished
 from jwins.results.record import Record
 from jwins.runfiles import traffic
@@ -241,7 +241,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     running = Running()
     for node, driver in enumerate(drivers):
         running.start(node, driver)
-    network, adopted = adopt(
+    transport, adopted = adopt(
         wires.end(3),
         [1],
         Newcomer(3, 12, len(initial), group.rules.wire, hash_of_parameters(initial)),
@@ -256,7 +256,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     running.wait_until(lambda: adopted.round in given, "the donor has noted what it gave")
     assert torch.equal(adopted.params, given[adopted.round])
     assert not torch.equal(adopted.params, initial)
-    running.start(3, worlds[3].driver(3, wires, group=group, network=network, adopted=adopted))
+    running.start(3, worlds[3].driver(3, wires, group=group, transport=transport, adopted=adopted))
     outcomes = running.join_all()
     for outcome in outcomes.values():
         assert (outcome.status, outcome.round) == ("finished", 30)
@@ -278,7 +278,7 @@ def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: W
         while len(questions) < 2:
             event = donor.poll(30.0)
             assert event is not None, "no question for half a minute"
-            if isinstance(event, Delivered):
+            if isinstance(event, MessageReceived):
                 questions.append(event)
                 if len(questions) == 1:
                     wires.cut([(0, 1)])
@@ -338,7 +338,7 @@ def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
     wires.end(0)
     group = world.group(1)
     end = wires.end(1)
-    wires.join(driver.network)  # type: ignore[arg-type]
+    wires.join(driver.transport)  # type: ignore[arg-type]
     problem = "none of alice gave its model: alice ends: finished"
     lingering = threading.Thread(target=driver._linger, daemon=True)
     lingering.start()

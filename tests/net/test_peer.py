@@ -59,8 +59,8 @@ class Peers:
         self.names = [member.name for member in self.roster.members]
 
     def peer(self, rank: int, module: nn.Module, **options: Any) -> jwins.Peer:
-        network = None if self.wires is None else self.wires.end(rank)
-        options = {"sharing": full(), "patience_s": 20.0, "network": network, **options}
+        transport = None if self.wires is None else self.wires.end(rank)
+        options = {"sharing": full(), "patience_s": 20.0, "transport": transport, **options}
         return jwins.Peer(module, roster=self.roster, key=self.folder / f"{self.names[rank]}.key", **options)
 
     def each(self, work: Callable[[int], Any], timeout_s: float = 60.0) -> list[Any]:

@@ -216,8 +216,8 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
 
     def peer(rank: int, module: Any, **options: Any) -> jwins.Peer:
         key = tmp_path / f"{roster.members[rank].name}.key"
-        network = wires.end(rank)
-        return jwins.Peer(module, roster=roster, key=key, sharing=sharing, network=network, **options)
+        transport = wires.end(rank)
+        return jwins.Peer(module, roster=roster, key=key, sharing=sharing, transport=transport, **options)
 
     first = peer(0, model(), patience_s=0.1)
     with pytest.raises(PeerError, match="alice does not fit: its initial parameters differ"):

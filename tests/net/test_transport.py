@@ -19,12 +19,12 @@ from attackers import forge
 from members import DEADLINE_S, NAMES, Node, forked, free_port, member, roster_of
 
 from jwins.errors import ConfigError, UsageError
-from jwins.net import channel, uplink
+from jwins.net import channel, uplink_scheduler
 from jwins.net.limits import Limits
-from jwins.net.link import Connected, Delivered, Disconnected
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
-from jwins.net.transport import Transport
+from jwins.net.transport import TlsTransport
+from jwins.net.transport_interface import Connected, Disconnected, MessageReceived
 
 QUICK = Limits(retry_s=0.05, connections_per_s=100.0)
 
@@ -98,13 +98,13 @@ def test_a_long_message_waits_until_the_one_before_it_has_left(
     """Meanwhile both connections show signs of life, or they would be cut."""
     held = True
     monkeypatch.setattr(channel, "not_sent", lambda sock: int(held))
-    monkeypatch.setattr(uplink, "WINDOW_S", 1000.0)
+    monkeypatch.setattr(uplink_scheduler, "WINDOW_S", 1000.0)
     roster = roster_of(tmp_path, 4)
     limits = Limits(retry_s=0.05, heartbeat_s=0.25, dead_s=1.5)
     alice, bob, carol, dave = (make(roster, number, limits=limits) for number in range(4))
     for peer in (1, 2, 3):
         alice.until_connected(peer)
-    message = os.urandom(2 * uplink.LONG_BYTES)
+    message = os.urandom(2 * uplink_scheduler.LONG_BYTES)
     for peer in (1, 2):
         assert alice.transport.send(peer, message)
     assert alice.transport.send(3, message, beside=True)
@@ -127,7 +127,7 @@ def test_events_come_in_order(make: Make, roster: Roster) -> None:
     alice.until_connected(1)
     assert alice.transport.send(1, b"first")
     bob.poll_until(lambda: len(bob.events) == 2, "two events")
-    assert bob.events == [Connected(0, b"digest A"), Delivered(0, b"first")]
+    assert bob.events == [Connected(0, b"digest A"), MessageReceived(0, b"first")]
     alice.transport.close()
     bob.poll_until(lambda: len(bob.events) == 3, "the end")
     assert bob.events[2] == Disconnected(0, "it closed the connection: this node ends")
@@ -274,7 +274,7 @@ def test_the_lower_one_started_twice(make: Make, roster: Roster, pair: tuple[Nod
 
 def test_a_used_port_is_said(make: Make, roster: Roster, tmp_path: Path) -> None:
     with socket.create_server(roster[0].host_and_port):
-        transport = Transport(roster, 0, tmp_path / "alice.key")
+        transport = TlsTransport(roster, 0, tmp_path / "alice.key")
         with pytest.raises(UsageError, match="is the node running already"):
             transport.start()
 
@@ -282,7 +282,7 @@ def test_a_used_port_is_said(make: Make, roster: Roster, tmp_path: Path) -> None
 def test_another_listening_address(make: Make, roster: Roster, tmp_path: Path) -> None:
     """As behind a port that a router forwards."""
     port = free_port()
-    alice = Transport(roster, 0, tmp_path / "alice.key", listen=f"127.0.0.1:{port}")
+    alice = TlsTransport(roster, 0, tmp_path / "alice.key", listen=f"127.0.0.1:{port}")
     alice.start()
     assert alice.port == port
     alice.close()
@@ -308,7 +308,7 @@ def test_a_key_that_will_not_do(roster: Roster, tmp_path: Path, what: str) -> No
             )
             roster, message = Roster(members=(alice,)), "jwins keys renew alice"
     with pytest.raises(ConfigError, match=message):
-        Transport(roster, 0, key)
+        TlsTransport(roster, 0, key)
 
 
 # --- A roster that changes --------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from worlds import DIGEST, simulator, start_row, trainer
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.net.driver import RealTimeDriver, WallOutcome
-from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
+from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
 from jwins.node import Rules
 from jwins.runfiles.rows import EvalRow
 from jwins.sharing import Sharing, full
@@ -93,7 +93,7 @@ class Wires:
                 return False
             after = self.fate(sender, receiver, data)
             if after is not None and after <= 0.0:
-                self._ends[receiver].events.put(Delivered(sender, data))
+                self._ends[receiver].events.put(MessageReceived(sender, data))
             elif after is not None:
                 entry = (time.monotonic() + after, next(self._order), sender, receiver, data)
                 heapq.heappush(self._due, entry)
@@ -104,7 +104,7 @@ class Wires:
         """Bytes that ``sender`` did not say, over its connection."""
         with self._lock:
             if receiver in self._ends:
-                self._ends[receiver].events.put(Delivered(sender, data))
+                self._ends[receiver].events.put(MessageReceived(sender, data))
 
     def close(self) -> None:
         with self._lock:
@@ -118,12 +118,12 @@ class Wires:
                 while self._due and self._due[0][0] <= now:
                     _, _, sender, receiver, data = heapq.heappop(self._due)
                     if receiver in self._ends:
-                        self._ends[receiver].events.put(Delivered(sender, data))
+                        self._ends[receiver].events.put(MessageReceived(sender, data))
                 self._changed.wait(max(0.0, self._due[0][0] - time.monotonic()) if self._due else None)
 
 
 class End:
-    """One node's :class:`~jwins.net.link.Network`."""
+    """One node's :class:`~jwins.net.transport_interface.Transport`."""
 
     def __init__(self, wires: Wires, node: int) -> None:
         self.wires, self.node = wires, node
@@ -205,7 +205,7 @@ class World:
         recorder = Recorder(folder)
         return RealTimeDriver(
             options.pop("group", None) or self.group(node),
-            options.pop("network", None) or wires.end(node),
+            options.pop("transport", None) or wires.end(node),
             start=start_row(self.num_nodes),
             recorder=recorder,
             **options,

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from jwins.errors import CodecError, PeerError
 from jwins.net.journal import Journal, plain
-from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport, Network
+from jwins.net.transport_interface import (
+    Connected,
+    Disconnected,
+    LinkEvent,
+    LinkReport,
+    MessageReceived,
+    Transport,
+)
 from jwins.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import DIGEST_BYTES, Bye, Frame, Hello, Message, Wire
@@ -126,7 +133,7 @@ def pack_model(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
 
 
 def adopt(
-    network: Network,
+    transport: Transport,
     donors: Sequence[int],
     newcomer: Newcomer,
     *,
@@ -134,13 +141,13 @@ def adopt(
     names: Sequence[str],
     journal: Journal,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[Network, Adopted | None]:
-    """Start a network, and ask one neighbour after the other for its model, until one gives it.
+) -> tuple[Transport, Adopted | None]:
+    """Start a transport, and ask one neighbour after the other for its model, until one gives it.
 
     A donor that is not in the round yet says so from time to time, and is waited for.
 
     Args:
-        network: reaches the others; closed if nobody gives a model.
+        transport: reaches the others; closed if nobody gives a model.
         donors: whom to ask, in order; the next one when the one before does not answer in time, goes away and
             is not back soon, or does not fit.
         newcomer: who asks.
@@ -150,52 +157,54 @@ def adopt(
         stop: asked every second whether to give up.
 
     Returns:
-        The network as the driver is to use it, and what was given; None if asked to stop.
+        The transport as the driver is to use it, and what was given; None if asked to stop.
 
     Raises:
         PeerError: none of them gave it.
-        UsageError: the network cannot listen.
+        UsageError: the transport cannot listen.
     """
     answers: dict[str, str] = {}
-    network.start()
+    transport.start()
     try:
-        asking = _Asking(network, newcomer, timeout_s, stop)
+        asking = _Asking(transport, newcomer, timeout_s, stop)
         for donor in donors:
             journal.info("asking for model", peer=names[donor], from_round=newcomer.from_round)
             found = asking.of(donor)
             if isinstance(found, Frame):
                 journal.info("adopted", peer=names[donor], round=found.round)
                 adopted = Adopted(donor, found.round, found.update.dense_values(), newcomer.x0)
-                return Replayed(network, asking.heard()), adopted
+                return Replayed(transport, asking.heard()), adopted
             if stop():
-                network.close(0.0)
-                return network, None
+                transport.close(0.0)
+                return transport, None
             journal.warning("no model", peer=names[donor], reason=found)
             answers[names[donor]] = found
     except BaseException:
-        network.close(0.0)
+        transport.close(0.0)
         raise
-    network.close(0.0)
+    transport.close(0.0)
     told = "; ".join(f"{name} {reason}" for name, reason in answers.items())
     raise PeerError(f"none of {', '.join(answers)} gave its model: {told}")
 
 
 class _Asking:
-    """Asks for a model, and keeps what the network tells meanwhile: who is connected, and each one's Hello."""
+    """Asks for a model, and keeps what the transport tells meanwhile: who is connected, and each one's
+    Hello.
+    """
 
     def __init__(
         self,
-        network: Network,
+        transport: Transport,
         newcomer: Newcomer,
         timeout_s: float,
         stop: Callable[[], bool],
     ) -> None:
-        self._network, self._newcomer = network, newcomer
+        self._transport, self._newcomer = transport, newcomer
         self._timeout_s, self._stop = timeout_s, stop
         self._question = newcomer.wire.pack(newcomer.hello).data
         self._models = model_wire(newcomer.wire.digest, newcomer.size)
         self._connected: dict[int, Connected] = {}
-        self._hellos: dict[int, Delivered] = {}
+        self._hellos: dict[int, MessageReceived] = {}
 
     def heard(self) -> list[LinkEvent]:
         """Who said Hello, and who is connected."""
@@ -214,9 +223,9 @@ class _Asking:
         asked = False
         while (now := time.monotonic()) < (end := min(until, back_by)) and not self._stop():
             if donor in self._connected and now >= ask_at:
-                asked = self._network.send(donor, self._question) or asked
+                asked = self._transport.send(donor, self._question) or asked
                 ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
-            match self._network.poll(min(1.0, end - now)):
+            match self._transport.poll(min(1.0, end - now)):
                 case Connected(peer) as event:
                     self._connected[peer] = event
                     if peer == donor:
@@ -225,7 +234,7 @@ class _Asking:
                     self._connected.pop(peer, None)
                     if peer == donor and asked:
                         back_by = time.monotonic() + min(_AWAY_S, self._timeout_s / 4)
-                case Delivered(peer, data) as event:
+                case MessageReceived(peer, data) as event:
                     if peer == donor and (found := self._model(data, donor)) is not None:
                         return found
                     said = self._said(event)
@@ -239,7 +248,7 @@ class _Asking:
             return "went away"
         return f"did not give it within {self._timeout_s:.0f} s; is it running?"
 
-    def _said(self, event: Delivered) -> Message | None:
+    def _said(self, event: MessageReceived) -> Message | None:
         """What a peer says about itself; of that, the newest is kept."""
         try:
             said = self._newcomer.wire.unpack(event.data)
@@ -262,35 +271,35 @@ class _Asking:
 
 
 class Replayed:
-    """A network that was started before, of which some events were taken out and come first.
+    """A transport that was started before, of which some events were taken out and come first.
 
     Args:
-        network: that was started.
+        transport: that was started.
         events: in their order.
     """
 
-    def __init__(self, network: Network, events: Sequence[LinkEvent]) -> None:
-        self._network, self._first = network, deque(events)
+    def __init__(self, transport: Transport, events: Sequence[LinkEvent]) -> None:
+        self._transport, self._first = transport, deque(events)
 
     def start(self) -> None:
         """It was."""
 
     def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """See :meth:`jwins.net.link.Network.send`."""
-        return self._network.send(peer, data, beside=beside)
+        """See :meth:`jwins.net.transport_interface.Transport.send`."""
+        return self._transport.send(peer, data, beside=beside)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """See :meth:`jwins.net.link.Network.poll`."""
-        return self._first.popleft() if self._first else self._network.poll(timeout_s)
+        """See :meth:`jwins.net.transport_interface.Transport.poll`."""
+        return self._first.popleft() if self._first else self._transport.poll(timeout_s)
 
     def wake(self) -> None:
-        """See :meth:`jwins.net.link.Network.wake`."""
-        self._network.wake()
+        """See :meth:`jwins.net.transport_interface.Transport.wake`."""
+        self._transport.wake()
 
     def close(self, flush_s: float = 5.0) -> None:
-        """See :meth:`jwins.net.link.Network.close`."""
-        self._network.close(flush_s)
+        """See :meth:`jwins.net.transport_interface.Transport.close`."""
+        self._transport.close(flush_s)
 
     def report(self) -> Mapping[int, LinkReport]:
-        """See :meth:`jwins.net.link.Network.report`."""
-        return self._network.report()
+        """See :meth:`jwins.net.transport_interface.Transport.report`."""
+        return self._transport.report()

@@ -1,4 +1,4 @@
-"""The real-time driver: one node of a run, driven by real time and a network.
+"""The real-time driver: one node of a run, driven by real time and a transport.
 
 The same node group as under the simulated driver holds the node; here its commands are carried out for real.
 Training runs on a thread of its own, so that frames are decoded and peers are answered while it lasts.
@@ -40,9 +40,9 @@ from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
 from jwins.net.adopt import WANTS_MODEL, Adopted, mismatch, model_wire, pack_model
 from jwins.net.journal import Journal
-from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, Network
 from jwins.net.membership import Change
 from jwins.net.patience import Patience
+from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, MessageReceived, Transport
 from jwins.net.worker import Worker
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
@@ -184,7 +184,7 @@ class RealTimeDriver:
 
     Args:
         group: holds one node.
-        network: reaches the others; started and closed by the driver.
+        transport: reaches the others; started and closed by the driver.
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
@@ -208,7 +208,7 @@ class RealTimeDriver:
     def __init__(
         self,
         group: NodeGroup,
-        network: Network,
+        transport: Transport,
         *,
         start: StartRow,
         names: Sequence[str] = (),
@@ -230,7 +230,7 @@ class RealTimeDriver:
         if not rules.wire.codec.accepts_foreign:
             problem = "decodes only what its own process encoded; use another codec between machines"
             raise ConfigError("wire.codec", rules.wire.codec.name, problem)
-        self.group, self.network = group, network
+        self.group, self.transport = group, transport
         (self.node,) = group.nodes
         n = rules.topology.num_nodes
         self.names = names or tuple(f"node-{i}" for i in range(n))
@@ -288,13 +288,13 @@ class RealTimeDriver:
         Raises:
             ResumeError: nothing to resume.
             TrainingError: local training failed.
-            UsageError: the network cannot listen.
+            UsageError: the transport cannot listen.
             OSError: the log cannot be written.
         """
         farewell = "failed"
         try:
             commands = self._begin(resume)
-            self.network.start()
+            self.transport.start()
             self._carry_out(commands)
             while self._end is None and not self._removed and not self._stop():
                 self._step()
@@ -310,7 +310,7 @@ class RealTimeDriver:
         finally:
             if self._end is None:
                 self._say_bye(farewell)
-            self.network.close(self._flush_s)
+            self.transport.close(self._flush_s)
             self._worker.close()
             self.recorder.close()
             self.group.close()
@@ -340,7 +340,7 @@ class RealTimeDriver:
     def _step(self) -> None:
         if (change := self._changes(self.round + 1)) is not None:
             self._on_change(change)
-        event = self.network.poll(self._timeout_s())
+        event = self.transport.poll(self._timeout_s())
         if event is not None:
             self._on_link(event)
         if self._training is not None and self._training[1].done():
@@ -396,7 +396,7 @@ class RealTimeDriver:
         for peer in self.peers:
             self._keep_promises(peer, round)
         job = self._worker.submit(self.group.train, {self.node: round})
-        job.add_done_callback(lambda _: self.network.wake())
+        job.add_done_callback(lambda _: self.transport.wake())
         self._training = (round, job)
         self._wait = None
 
@@ -437,7 +437,7 @@ class RealTimeDriver:
         if not known.met:
             return
         for kept in known.unsent():
-            if not self.network.send(peer, kept.packed.data):
+            if not self.transport.send(peer, kept.packed.data):
                 return
             kept.sent = True
             if not kept.counted:
@@ -446,7 +446,7 @@ class RealTimeDriver:
 
     def _say(self, peer: int, packed: Packed) -> None:
         """A message about the run itself, which is not kept."""
-        if self.network.send(peer, packed.data):
+        if self.transport.send(peer, packed.data):
             self._ledger.count(self.node, (peer,), packed, "control")
 
     # --- What comes from the network ----------------------------------------------------------------------
@@ -466,7 +466,7 @@ class RealTimeDriver:
                 known.lost_connection()
                 if not known.left:
                     self.journal.info("disconnected", peer=self.names[peer], reason=reason)
-            case Delivered(peer, data):
+            case MessageReceived(peer, data):
                 self._on_data(peer, data)
 
     def _on_data(self, peer: int, data: bytes) -> None:
@@ -550,7 +550,7 @@ class RealTimeDriver:
             return  # over a slow link that model is still under way
         params = self.group.parameters(self.node)
         data = pack_model(self._model_wire, self.node, self.round, params)
-        if self.network.send(peer, data, beside=True):
+        if self.transport.send(peer, data, beside=True):
             known.given = self.round
             self._ledger.count(self.node, (peer,), Packed(data, 0, 0), "keyframe")
             self.journal.info("gave model", peer=self.names[peer], round=self.round)
@@ -792,7 +792,7 @@ class RealTimeDriver:
             self._ledger.count(self.node, (peer,), bye, "control")
         self._write_end(end)
         for peer in met:
-            self.network.send(peer, bye.data)
+            self.transport.send(peer, bye.data)
 
     def _write_end(self, end: Finished) -> None:
         wall_s = {name: _to_ms(seconds) for name, seconds in self.group.wall_s.items()}
@@ -807,7 +807,7 @@ class RealTimeDriver:
         while not self._stop() and (left := until - time.monotonic()) > 0:
             if not any(known.is_awaited for known in self.peers.values()):
                 return
-            event = self.network.poll(min(left, _LONGEST_POLL_S))
+            event = self.transport.poll(min(left, _LONGEST_POLL_S))
             if event is not None:
                 self._on_link(event)
 

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from jwins.net.link import LinkEvent, LinkReport, Network
+from jwins.net.transport_interface import LinkEvent, LinkReport, Transport
 
 __all__ = ["IndexMap"]
 
 
 class IndexMap:
-    """A network that names peers by their index.
+    """A transport that names peers by their index.
 
     Args:
-        network: that names them by their id.
+        transport: that names them by their id.
         ids: of all members, increasing.
     """
 
-    def __init__(self, network: Network, ids: Sequence[int]) -> None:
-        self._network = network
+    def __init__(self, transport: Transport, ids: Sequence[int]) -> None:
+        self._transport = transport
         self.ids = tuple(ids)
 
     @property
@@ -33,29 +33,29 @@ class IndexMap:
         self._indices = {member: index for index, member in enumerate(self._ids)}
 
     def start(self) -> None:
-        """See :meth:`jwins.net.link.Network.start`."""
-        self._network.start()
+        """See :meth:`jwins.net.transport_interface.Transport.start`."""
+        self._transport.start()
 
     def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """See :meth:`jwins.net.link.Network.send`."""
-        return self._network.send(self._ids[peer], data, beside=beside)
+        """See :meth:`jwins.net.transport_interface.Transport.send`."""
+        return self._transport.send(self._ids[peer], data, beside=beside)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """See :meth:`jwins.net.link.Network.poll`."""
-        event = self._network.poll(timeout_s)
+        """See :meth:`jwins.net.transport_interface.Transport.poll`."""
+        event = self._transport.poll(timeout_s)
         if event is None or event.peer not in self._indices:
             return None
         return replace(event, peer=self._indices[event.peer])
 
     def wake(self) -> None:
-        """See :meth:`jwins.net.link.Network.wake`."""
-        self._network.wake()
+        """See :meth:`jwins.net.transport_interface.Transport.wake`."""
+        self._transport.wake()
 
     def close(self, flush_s: float = 5.0) -> None:
-        """See :meth:`jwins.net.link.Network.close`."""
-        self._network.close(flush_s)
+        """See :meth:`jwins.net.transport_interface.Transport.close`."""
+        self._transport.close(flush_s)
 
     def report(self) -> Mapping[int, LinkReport]:
-        """See :meth:`jwins.net.link.Network.report`."""
-        found = self._network.report()
+        """See :meth:`jwins.net.transport_interface.Transport.report`."""
+        found = self._transport.report()
         return {self._indices[member]: r for member, r in found.items() if member in self._indices}

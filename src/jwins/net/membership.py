@@ -16,7 +16,7 @@ from jwins.net.journal import Journal
 from jwins.net.limits import Limits
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
-from jwins.net.transport import Transport
+from jwins.net.transport import TlsTransport
 from jwins.wire.frame import Wire, max_frame_bytes
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Membership:
             self.topology.add(
                 old.roster_version, old.from_round, [old.ids_ever.index(member) for member in old.ids]
             )
-        self._links: tuple[Transport, IndexMap] | None = None
+        self._links: tuple[TlsTransport, IndexMap] | None = None
         self._changing = False
         self._look_at = 0.0
         self._seen: tuple[int, ...] = ()
@@ -118,7 +118,7 @@ class Membership:
         self._changing = changing
         wanted = self._wanted(self._given, 0)
         dial = None if wanted is None else wanted | {self._given.ids_ever[node] for node in also}
-        transport = Transport(
+        transport = TlsTransport(
             self._given,
             self._id,
             self._key_file,
@@ -127,9 +127,9 @@ class Membership:
             listen=listen,
             dial=dial,
         )
-        network = IndexMap(transport, self._given.ids_ever)
-        self._links = (transport, network)
-        return network
+        by_index = IndexMap(transport, self._given.ids_ever)
+        self._links = (transport, by_index)
+        return by_index
 
     def _wanted(self, roster: Roster, round: int) -> set[int] | None:
         """Ids of those with whom to keep connections from ``round`` on; None for all."""
@@ -181,9 +181,9 @@ class Membership:
             if new.roster_version > old.roster_version:
                 self._take_up(new, from_round, [number[member] for member in new.ids])
             if self._links is not None:
-                transport, network = self._links
+                transport, by_index = self._links
                 transport.update(new, key_file=self._key_file, dial=self._wanted(new, next_round - 1))
-                network.ids = new.ids_ever
+                by_index.ids = new.ids_ever
             for node in joined:
                 self.names[node] = new[new.ids_ever[node]].name
         self._roster = new

@@ -25,11 +25,11 @@ from jwins.net.adopt import adopt as adopt_model
 from jwins.net.driver import RealTimeDriver, WallOutcome, hash_of_parameters
 from jwins.net.external_training import ExternalTraining
 from jwins.net.journal import Journal
-from jwins.net.link import Network
 from jwins.net.membership import Membership, common_of
 from jwins.net.patience import Patience
 from jwins.net.roster import Member, Roster, donors_of, read_roster
 from jwins.net.status import ENDLESS, serve
+from jwins.net.transport_interface import Transport
 from jwins.node import MOST_OF_OWN, Rules
 from jwins.runfiles.lock import locked
 from jwins.runfiles.rows import StartRow, read_rows
@@ -108,7 +108,7 @@ class Peer:
         folder: for checkpoints; None for none.
         metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
         listen: host:port to listen on, if not the roster's.
-        network: what reaches the others by number, in place of connections of the roster; for tests.
+        transport: what reaches the others by number, in place of connections of the roster; for tests.
 
     Attributes:
         round: how many rounds are complete.
@@ -145,7 +145,7 @@ class Peer:
         folder: Path | str | None = None,
         metrics_port: int | None = None,
         listen: str | None = None,
-        network: Network | None = None,
+        transport: Transport | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError("model", model, "expected a torch.nn.Module")
@@ -187,14 +187,14 @@ class Peer:
             project=layout.project_ if layout.has_variances else None,
             most_of_own=MOST_OF_OWN,
         )
-        if network is None:
+        if transport is None:
             changing = members.topology.changes
-            network = membership.connect(rules.wire, listen=listen, changing=changing, also=donors)
+            transport = membership.connect(rules.wire, listen=listen, changing=changing, also=donors)
         initial = layout.flatten(model).cpu()
         adopted: Adopted | None = None
         if donors:
-            network, adopted = adopt_model(
-                network,
+            transport, adopted = adopt_model(
+                transport,
                 donors,
                 Newcomer(
                     membership.node,
@@ -227,7 +227,7 @@ class Peer:
         self._closing = False
         self._driver = RealTimeDriver(
             NodeGroup(cast("Trainer", self._training), rules),
-            network,
+            transport,
             start=start,
             names=self._names,
             agreed=agreed,
@@ -239,7 +239,7 @@ class Peer:
             stop=lambda: self._closing,
             journal=journal,
         )
-        self._network = network
+        self._transport = transport
         self._under_way: Tensor | None = None
         self._told_bytes = 0
         self._told_overdue = dict(self._driver.overdue)
@@ -251,7 +251,7 @@ class Peer:
                 place.mkdir(parents=True, exist_ok=True)
                 self._folder.enter_context(locked(place, "this peer"))
             except BaseException:
-                network.close()
+                transport.close()
                 raise
         self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
         self._thread.start()
@@ -338,7 +338,7 @@ class Peer:
         atexit.unregister(self._at_exit)
         self._closing = True
         self._training.withdraw(UsageError("Peer.exchange: the peer is closed"))
-        self._network.wake()
+        self._transport.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._served()

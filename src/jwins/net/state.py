@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jwins.net.channel import Channel
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
-from jwins.net.link import Delivered, LinkEvent
+from jwins.net.transport_interface import LinkEvent, MessageReceived
 
 __all__ = ["Link", "PeerState", "Queued", "Rates", "Turns", "size_of", "tally"]
 
@@ -176,7 +176,7 @@ class Turns:
     def drop_messages(self, peer: int) -> None:
         """Of this peer; what happened to its connections stays."""
         waiting = self._by_peer.pop(peer, ())
-        kept: deque[LinkEvent] = deque(event for event in waiting if not isinstance(event, Delivered))
+        kept: deque[LinkEvent] = deque(event for event in waiting if not isinstance(event, MessageReceived))
         if kept:
             self._by_peer[peer] = kept
 

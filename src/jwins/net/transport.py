@@ -29,14 +29,14 @@ from jwins.errors import PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
 from jwins.net.dialling import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
-from jwins.net.link import Connected, Delivered, Disconnected, LinkEvent, LinkReport
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import keep_from_children, listening_sockets
 from jwins.net.state import Link, PeerState, Queued, Rates, Turns, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
-from jwins.net.uplink import LONG_BYTES, Uplink
+from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
+from jwins.net.uplink_scheduler import LONG_BYTES, UplinkScheduler
 
-__all__ = ["Transport"]
+__all__ = ["TlsTransport"]
 
 log = logging.getLogger("jwins.net")
 
@@ -71,8 +71,9 @@ SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.02
 _Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
 
 
-class Transport:
-    """The :class:`~jwins.net.link.Network` between machines: TLS 1.3 with certificates on both sides.
+class TlsTransport:
+    """The :class:`~jwins.net.transport_interface.Transport` between machines: TLS 1.3 with certificates on both
+    sides.
 
     Args:
         roster: who takes part.
@@ -115,7 +116,7 @@ class Transport:
         self._thread = threading.Thread(target=self._run, name=f"jwins-net-{id}", daemon=True)
         self._changed = threading.Condition()
         self._events = Turns()
-        self._uplink = Uplink()
+        self._uplink = UplinkScheduler()
         self._woken = False
         self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
@@ -148,10 +149,10 @@ class Transport:
             return dict(self._strangers)
 
     def start(self) -> None:
-        """Begin to listen and to dial; see :meth:`jwins.net.link.Network.start`."""
+        """Begin to listen and to dial; see :meth:`jwins.net.transport_interface.Transport.start`."""
         if self._thread.ident is not None:
             raise UsageError("a transport is started once; make another")
-        keep_from_children(self, Transport._open_sockets)
+        keep_from_children(self, TlsTransport._open_sockets)
         if self._me.reachable or self._listen is not None:
             try:
                 self._sockets = listening_sockets(self._me.address, self._listen)
@@ -162,7 +163,7 @@ class Transport:
         self._call(self._begin())
 
     def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """Queue a message whole; see :meth:`jwins.net.link.Network.send`.
+        """Queue a message whole; see :meth:`jwins.net.transport_interface.Transport.send`.
 
         Raises:
             UsageError: longer than ``limits.message_bytes``.
@@ -187,14 +188,14 @@ class Transport:
         return True
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """The next event; see :meth:`jwins.net.link.Network.poll`."""
+        """The next event; see :meth:`jwins.net.transport_interface.Transport.poll`."""
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._woken, timeout_s)
             if self._woken or not self._events:
                 self._woken = False
                 return None
             event = self._events.take()
-            if not isinstance(event, Delivered):
+            if not isinstance(event, MessageReceived):
                 return event
             state = self._peers.get(event.peer)
             if state is None:
@@ -209,13 +210,15 @@ class Transport:
         return event
 
     def wake(self) -> None:
-        """Make ``poll`` return; see :meth:`jwins.net.link.Network.wake`."""
+        """Make ``poll`` return; see :meth:`jwins.net.transport_interface.Transport.wake`."""
         with self._changed:
             self._woken = True
             self._changed.notify_all()
 
     def close(self, flush_s: float = 5.0) -> None:
-        """End all connections; see :meth:`jwins.net.link.Network.close`. A second call does nothing."""
+        """End all connections; see :meth:`jwins.net.transport_interface.Transport.close`. A second call does
+        nothing.
+        """
         with self._changed:
             if self._closing:
                 return
@@ -230,7 +233,7 @@ class Transport:
         self.wake()
 
     def report(self) -> Mapping[int, LinkReport]:
-        """By peer; see :meth:`jwins.net.link.Network.report`."""
+        """By peer; see :meth:`jwins.net.transport_interface.Transport.report`."""
         with self._changed:
             return {
                 peer: LinkReport(
@@ -684,7 +687,7 @@ class Transport:
             state.bytes_in += len(data)
             state.undelivered_bytes += len(data) + ENTRY_BYTES
             state.undelivered_messages += 1
-            self._emit(Delivered(link.peer, data))
+            self._emit(MessageReceived(link.peer, data))
 
     async def _send(self, link: Link, state: PeerState) -> None:
         while True:

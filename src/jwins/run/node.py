@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from jwins.net.adopt import Adopted
     from jwins.net.driver import Measured, WallOutcome, WallProgress
     from jwins.net.journal import Journal
-    from jwins.net.link import Network
     from jwins.net.membership import Membership
     from jwins.net.roster import Roster
+    from jwins.net.transport_interface import Transport
     from jwins.topology import Topology
 
 __all__ = [
@@ -244,12 +244,14 @@ def _run(
 
     (group,) = pieces.node_groups()
     asked = [] if going_on else donors
-    network, adopted = _reach(group, pieces, membership, journal, asked, since_round, listen, patience_s, stop)
+    transport, adopted = _reach(
+        group, pieces, membership, journal, asked, since_round, listen, patience_s, stop
+    )
     if asked and adopted is None:
         return NodeResult(folder, "interrupted", 0)
     driver = RealTimeDriver(
         group,
-        network,
+        transport,
         start=pieces.start,
         names=membership.names,
         adopted=adopted,
@@ -278,19 +280,19 @@ def _reach(
     listen: str | None,
     patience_s: float,
     stop: Callable[[], bool],
-) -> tuple[Network, Adopted | None]:
-    """The network, and the model of one of the donors; None without donors, or if asked to stop before."""
+) -> tuple[Transport, Adopted | None]:
+    """The transport, and the model of one of the donors; None without donors, or if asked to stop before."""
     from jwins.net.adopt import Newcomer, adopt
     from jwins.net.driver import hash_of_parameters
     from jwins.net.patience import Patience
 
     wire, initial = group.rules.wire, group.parameters(membership.node)
     changing = pieces.experiment.topology_changes
-    network = membership.connect(wire, listen=listen, changing=changing, also=donors)
+    transport = membership.connect(wire, listen=listen, changing=changing, also=donors)
     if not donors:
-        return network, None
+        return transport, None
     return adopt(
-        network,
+        transport,
         donors,
         Newcomer(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
         timeout_s=Patience(patience_s).first_s,

@@ -33,7 +33,7 @@ from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
 from jwins.engines.node_group import Arrived, Due, NodeGroupLike, Parcel, TrainingOver
 from jwins.engines.recorder import Recorder
-from jwins.engines.simulator.network import Flow, Network, UplinkState
+from jwins.engines.simulator.network import Flow, SimulatedNetwork, UplinkState
 from jwins.engines.simulator.queue import EventQueue, Item, Pending, QueueState, UplinkDue
 from jwins.engines.simulator.script import Script
 from jwins.errors import ConfigError, JwinsError, UsageError
@@ -213,7 +213,7 @@ class SimulatedDriver:
         self.window_s = self._lookahead()
         self._now = 0.0
         self._queue = EventQueue()
-        self.network = Network(self._links, n, self._queue)
+        self.network = SimulatedNetwork(self._links, n, self._queue)
         self._ledger = Ledger()
         self._parcels = 0
         self._crashed: set[int] = set()

@@ -11,7 +11,7 @@ from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
 from jwins.engines.simulator.script import NO_MISHAP, Mishap
 from jwins.world import Links
 
-__all__ = ["Flow", "Network", "Uplink", "UplinkState"]
+__all__ = ["Flow", "SimulatedNetwork", "SimulatedUplink", "UplinkState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class UplinkState:
-    """What an uplink must remember; the fields are those of :class:`Uplink`."""
+    """What an uplink must remember; the fields are those of :class:`SimulatedUplink`."""
 
     time: float
     served: float
@@ -47,7 +47,7 @@ class UplinkState:
 
 
 @dataclass(slots=True)
-class Uplink:
+class SimulatedUplink:
     """Fluid fair share of one uplink: n simultaneous transfers each get 1/n of the rate.
 
     ``served`` counts the bits that each transfer present all the time would have got, so a transfer of b bits
@@ -125,7 +125,7 @@ class Uplink:
         return 1 if self.in_turn else len(self.flows)
 
 
-class Network:
+class SimulatedNetwork:
     """Carries parcels from node to node.
 
     Args:
@@ -139,7 +139,7 @@ class Network:
 
     def __init__(self, links: Links, num_nodes: int, queue: EventQueue) -> None:
         in_turn = links.sending == "in_turn"
-        self.uplinks = [Uplink(links.bits_per_s(node), in_turn) for node in range(num_nodes)]
+        self.uplinks = [SimulatedUplink(links.bits_per_s(node), in_turn) for node in range(num_nodes)]
         self._latency_s = links.latency_ms * 1e-3
         self._queue = queue
 
@@ -170,7 +170,7 @@ class Network:
         if uplink.flows:
             self._queue.push(uplink.next_time(), UplinkDue(due.node, uplink.version))
 
-    def _arrive(self, uplink: Uplink, now: float) -> None:
+    def _arrive(self, uplink: SimulatedUplink, now: float) -> None:
         """What is through at ``now`` is announced."""
         for flow in uplink.pop(now):
             if not flow.dropped:

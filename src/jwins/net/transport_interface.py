@@ -1,4 +1,4 @@
-"""What the real-time driver needs of a network, whatever carries the bytes."""
+"""What the real-time driver needs of a transport, whatever carries the bytes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-__all__ = ["Connected", "Delivered", "Disconnected", "LinkEvent", "LinkReport", "Network"]
+__all__ = ["Connected", "Disconnected", "LinkEvent", "LinkReport", "MessageReceived", "Transport"]
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
+class MessageReceived:
     """A whole message of an authenticated peer.
 
     Attributes:
         peer: id of the node that sent it.
-        data: the message, as it was given to the sender's :meth:`Network.send`.
+        data: the message, as it was given to the sender's :meth:`Transport.send`.
     """
 
     peer: int
@@ -37,7 +37,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone, and with it what was queued but not sent. The network dials again by itself.
+    """The connection is gone, and with it what was queued but not sent. The transport dials again by itself.
 
     Attributes:
         peer: id of the node.
@@ -48,7 +48,7 @@ class Disconnected:
     reason: str
 
 
-LinkEvent: TypeAlias = Delivered | Connected | Disconnected
+LinkEvent: TypeAlias = MessageReceived | Connected | Disconnected
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class LinkReport:
     refused: Mapping[str, int] = field(default_factory=dict)
 
 
-class Network(Protocol):
+class Transport(Protocol):
     """Carries messages between this node and its peers. Any thread may call all methods but ``poll``."""
 
     def start(self) -> None:

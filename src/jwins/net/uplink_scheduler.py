@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["LONG_BYTES", "Sink", "Uplink"]
+__all__ = ["LONG_BYTES", "Sink", "UplinkScheduler"]
 
 LONG_BYTES = 1 << 16
 """Shorter messages go at once."""
@@ -51,7 +51,7 @@ class _Sending:
     slow: bool = False
 
 
-class Uplink:
+class UplinkScheduler:
     """Says when a long message may begin. Belongs to one event loop."""
 
     def __init__(self) -> None:

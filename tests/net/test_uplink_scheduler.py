@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from jwins.net import uplink as module
-from jwins.net.uplink import Uplink
+from jwins.net import uplink_scheduler as module
+from jwins.net.uplink_scheduler import UplinkScheduler
 
 
 @dataclass
@@ -24,12 +24,14 @@ SHORT_S, NEVER_S = 0.02, 1000.0
 
 
 def played(
-    play: Callable[[Uplink], Awaitable[None]], monkeypatch: pytest.MonkeyPatch, window_s: float = SHORT_S
+    play: Callable[[UplinkScheduler], Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    window_s: float = SHORT_S,
 ) -> None:
     monkeypatch.setattr(module, "WINDOW_S", window_s)
 
     async def whole() -> None:
-        uplink = Uplink()
+        uplink = UplinkScheduler()
         async with asyncio.timeout(20):
             await play(uplink)
         uplink.close()
@@ -40,7 +42,7 @@ def played(
 class Senders:
     """Messages of so many bytes, which leave at so many bytes a millisecond; who began and ended, in order."""
 
-    def __init__(self, uplink: Uplink) -> None:
+    def __init__(self, uplink: UplinkScheduler) -> None:
         self.uplink = uplink
         self.seen: list[str] = []
 
@@ -55,7 +57,7 @@ class Senders:
 
 
 def test_one_after_another_in_the_order_of_asking(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play(uplink: Uplink) -> None:
+    async def play(uplink: UplinkScheduler) -> None:
         senders = Senders(uplink)
         async with asyncio.TaskGroup() as group:
             for name in "abc":
@@ -66,7 +68,7 @@ def test_one_after_another_in_the_order_of_asking(monkeypatch: pytest.MonkeyPatc
 
 
 def test_nobody_waits_for_one_that_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play(uplink: Uplink) -> None:
+    async def play(uplink: UplinkScheduler) -> None:
         senders = Senders(uplink)
         stuck = asyncio.create_task(senders.send("stuck", 1, 0))
         await asyncio.sleep(0)
@@ -79,7 +81,7 @@ def test_nobody_waits_for_one_that_does_not_read(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_with_a_slow_way_in_has_company(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play(uplink: Uplink) -> None:
+    async def play(uplink: UplinkScheduler) -> None:
         senders = Senders(uplink)
         await senders.send("before", 20_000, 200)  # what this node can do
         slow = asyncio.create_task(senders.send("slow", 1_000_000, 1))
@@ -94,7 +96,7 @@ def test_one_with_a_slow_way_in_has_company(monkeypatch: pytest.MonkeyPatch) -> 
 def test_none_waits_for_ever_and_whoever_gives_up_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_S", 0.1)
 
-    async def play(uplink: Uplink) -> None:
+    async def play(uplink: UplinkScheduler) -> None:
         senders = Senders(uplink)
         endless = asyncio.create_task(senders.send("endless", 1_000_000, 1))
         await asyncio.sleep(0)
@@ -110,7 +112,7 @@ def test_none_waits_for_ever_and_whoever_gives_up_is_passed_over(monkeypatch: py
 
 
 def test_an_error_while_sending_ends_the_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play(uplink: Uplink) -> None:
+    async def play(uplink: UplinkScheduler) -> None:
         senders = Senders(uplink)
         with pytest.raises(ConnectionResetError):
             async with uplink.turn(Way()):
