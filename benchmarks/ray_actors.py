@@ -75,7 +75,7 @@ def actors_noted() -> Iterator[list[Any]]:
     from jwins.run import on_ray
 
     actors: list[Any] = []
-    real = on_ray.on_cluster
+    real = on_ray.start_actors
 
     @contextmanager
     def noted(*args: Any, **options: Any) -> Iterator[list[Any]]:
@@ -83,11 +83,11 @@ def actors_noted() -> Iterator[list[Any]]:
             actors[:] = made
             yield made
 
-    on_ray.on_cluster = noted
+    on_ray.start_actors = noted
     try:
         yield actors
     finally:
-        on_ray.on_cluster = real
+        on_ray.start_actors = real
 
 
 def main() -> None:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from worlds import end, evals, simulator
 
-from jwins.engines.node_group import Due, NodeGroup, Parcel, TrainingOver
+from jwins.engines.node_group import Envelope, NodeGroup, ScheduledEvent, TrainingDone
 from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
+from jwins.engines.simulator.fault_script import FrameFault
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, SimulatedUplink
-from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
-from jwins.engines.simulator.script import Mishap
+from jwins.engines.simulator.queue import EventQueue, NodeEvent, TransferDone
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
 from jwins.topology import Regular, Ring, Star
@@ -71,11 +71,11 @@ def test_rounds_follow_the_closed_recurrence(topology: Ring | Star) -> None:
 
 def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
     """100 bits from 0 s and 100 bits from 5 s at 10 bit/s: the first has 50 left when it begins to share."""
-    parcel = Parcel(1, 0, Packed(b"", 0, 0))
+    envelope = Envelope(1, 0, Packed(b"", 0, 0))
     uplink = SimulatedUplink(rate=10.0)
-    uplink.add(0.0, 100, 1, parcel, 0.0, False)
+    uplink.add(0.0, 100, 1, envelope, 0.0, False)
     assert uplink.next_time() == 10.0
-    uplink.add(5.0, 100, 2, parcel, 0.0, False)
+    uplink.add(5.0, 100, 2, envelope, 0.0, False)
     assert uplink.next_time() == 15.0
     first: list[Flow] = uplink.pop(15.0)
     assert [flow.to for flow in first] == [1]
@@ -86,10 +86,10 @@ def test_an_uplink_is_shared_fairly_by_transfers_that_come_and_go() -> None:
 
 def test_in_turn_a_transfer_waits_for_those_before_it() -> None:
     """100 bits from 0 s, 50 bits from 5 s and 10 bits from 30 s at 10 bit/s: through at 10, 15 and 31 s."""
-    parcel = Parcel(1, 0, Packed(b"", 0, 0))
+    envelope = Envelope(1, 0, Packed(b"", 0, 0))
     uplink = SimulatedUplink(rate=10.0, in_turn=True)
-    uplink.add(0.0, 100, 1, parcel, 0.0, False)
-    uplink.add(5.0, 50, 2, parcel, 0.0, False)
+    uplink.add(0.0, 100, 1, envelope, 0.0, False)
+    uplink.add(5.0, 50, 2, envelope, 0.0, False)
     restored = SimulatedUplink(rate=10.0, in_turn=True)
     restored.restore(uplink.snapshot())
     for either in (uplink, restored):
@@ -97,7 +97,7 @@ def test_in_turn_a_transfer_waits_for_those_before_it() -> None:
         assert [flow.to for flow in either.pop(10.0)] == [1]
         assert either.next_time() == 15.0
         assert [flow.to for flow in either.pop(15.0)] == [2]
-        either.add(30.0, 10, 3, parcel, 0.0, False)
+        either.add(30.0, 10, 3, envelope, 0.0, False)
         assert either.next_time() == 31.0
 
 
@@ -239,13 +239,13 @@ def test_only_the_last_word_about_an_uplink_is_foreseen() -> None:
     """A frame to many neighbours begins as many transfers, and the next of them ends once."""
     queue = EventQueue()
     network = SimulatedNetwork(Links(uplink_mbps=8.0), 9, queue)
-    network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), range(1, 9), {3: Mishap(dropped=True)})
+    network.send(1.0, Envelope(1, 0, Packed(bytes(1000), 0, 0)), range(1, 9), {3: FrameFault(dropped=True)})
     ((at, item),) = queue.pop_window(0.0)
-    assert (at, item) == (1.008, UplinkDue(0, 8))
-    network.advance(UplinkDue(0, 7), at)
+    assert (at, item) == (1.008, TransferDone(0, 8))
+    network.advance(TransferDone(0, 7), at)
     assert not queue
-    network.advance(UplinkDue(0, 8), at)
-    assert [item.node for item in queue.items() if isinstance(item, Pending)] == [1, 2, 4, 5, 6, 7, 8]
+    network.advance(TransferDone(0, 8), at)
+    assert [item.node for item in queue.items() if isinstance(item, NodeEvent)] == [1, 2, 4, 5, 6, 7, 8]
 
 
 def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,10 +259,10 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
             trained.append(set(rounds))
             return real(self, worker, number, rounds, indices)
 
-        def look(self: NodeGroup, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
+        def look(self: NodeGroup, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None) -> Any:
             before = len(trained)
             found = handle(self, due, train)
-            over = {item.node for item in due if isinstance(item.event, TrainingOver)}
+            over = {item.node for item in due if isinstance(item.event, TrainingDone)}
             assert all(not nodes.isdisjoint(over) for nodes in trained[before:]) or together
             return found
 
@@ -297,12 +297,12 @@ def test_what_is_through_before_the_next_frame_leaves_it_the_uplink(sending: str
     """Though it is handled later: a window of events may hold both."""
     queue = EventQueue()
     network = SimulatedNetwork(Links(8.0, 1.0, sending), 2, queue)  # type: ignore[arg-type]
-    network.send(1.0, Parcel(1, 0, Packed(bytes(1000), 0, 0)), [1], {})
-    network.send(1.5, Parcel(2, 0, Packed(bytes(2000), 0, 0)), [1], {})
+    network.send(1.0, Envelope(1, 0, Packed(bytes(1000), 0, 0)), [1], {})
+    network.send(1.5, Envelope(2, 0, Packed(bytes(2000), 0, 0)), [1], {})
     times = []
     while queue:
         for at, item in queue.pop_window(0.0):
-            if isinstance(item, UplinkDue):
+            if isinstance(item, TransferDone):
                 network.advance(item, at)
             else:
                 times.append(at)

@@ -14,7 +14,7 @@ from test_resume import CASES, QUASI_GLOBAL, KilledError
 from worlds import Lines, end, evals, simulator
 
 from jwins.engines.measuring import EvaluationPlan, EvaluationSamples, Partial, tree_sums, tree_total
-from jwins.engines.node_group import Arrived, Due, NodeGroup, Parcel, TrainingOver
+from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, ScheduledEvent, TrainingDone
 from jwins.engines.simulator import Faults, Outcome, Progress, SimulatedDriver
 from jwins.errors import ConfigError, UsageError
 from jwins.node import PeerLost, PeerUp, Rejoin, RosterChanged, Tick
@@ -101,7 +101,7 @@ def test_every_node_is_held_once() -> None:
     with pytest.raises(UsageError, match=r"hold nodes \[0, 1\]|hold nodes \[0, 0, 1, 1\]"):
         SimulatedDriver([whole.groups[0], whole.groups[0]], start=whole.recorder.rows or None)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="node 3 is not among the 2 nodes"):
-        whole.groups[0].handle([Due(3, 0.0, Tick())])
+        whole.groups[0].handle([ScheduledEvent(3, 0.0, Tick())])
 
 
 def test_nodes_are_spread_in_whole_chunks() -> None:
@@ -114,7 +114,20 @@ def test_nodes_are_spread_in_whole_chunks() -> None:
 
 # --- What crosses this interface ------------------------------------------------------------------------------
 
-PLAIN = (int, float, str, bytes, bool, type(None), TrainingOver, Arrived, Parcel, PeerLost, PeerUp, Tick)
+PLAIN = (
+    int,
+    float,
+    str,
+    bytes,
+    bool,
+    type(None),
+    TrainingDone,
+    MessageArrived,
+    Envelope,
+    PeerLost,
+    PeerUp,
+    Tick,
+)
 
 
 def test_only_plain_data_goes_in_and_out() -> None:
@@ -136,7 +149,7 @@ def test_only_plain_data_goes_in_and_out() -> None:
             assert isinstance(value, PLAIN), f"{where}: {type(value)}"
 
     class Watched(NodeGroup):
-        def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> Any:
+        def handle(self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None) -> Any:
             commands = super().handle(due, train)
             look(list(due), "due")
             look(commands, "commands")
@@ -146,7 +159,7 @@ def test_only_plain_data_goes_in_and_out() -> None:
     for group in sim.groups:
         group.__class__ = Watched
     assert sim.run().status == "finished"
-    assert {"TrainingOver", "Arrived", "PeerUp", "PeerLost", "RosterChanged", "Rejoin", "Tick"} <= seen
+    assert {"TrainingDone", "MessageArrived", "PeerUp", "PeerLost", "RosterChanged", "Rejoin", "Tick"} <= seen
     assert {"Train", "Send", "RequestKeyframe", "Evaluate", "Checkpoint", "WakeAt", "Finished"} <= seen
     assert {RosterChanged.__name__, Rejoin.__name__} <= seen
 

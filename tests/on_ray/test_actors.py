@@ -100,16 +100,16 @@ def held(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     from jwins.run import on_ray
 
     actors: list[Any] = []
-    on_cluster = on_ray.on_cluster
+    start_actors = on_ray.start_actors
 
     @contextmanager
     def noted(*args: Any, **options: Any) -> Iterator[list[Any]]:
-        with on_cluster(*args, **options) as made:
+        with start_actors(*args, **options) as made:
             actors[:] = made
             yield made
         actors.clear()
 
-    monkeypatch.setattr(on_ray, "on_cluster", noted)
+    monkeypatch.setattr(on_ray, "start_actors", noted)
     return actors
 
 

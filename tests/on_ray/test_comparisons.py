@@ -191,30 +191,30 @@ def test_files_are_fetched_where_they_are_not_and_checked(
     from jwins.engines.ray import files
 
     monkeypatch.setenv("JWINS_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(files, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 1000)
     folder = tmp_path / "data"
     (folder / "deep").mkdir(parents=True)
     (folder / "deep" / "large.bin").write_bytes(bytes(range(256)) * 40)
     (folder / "empty").write_bytes(b"")
     (tmp_path / "task.py").write_text("1")
-    shipping = files.Shipping()
+    shipping = files.FileSharing()
     sent = [shipping.send(folder), shipping.send(tmp_path / "task.py")]
-    assert files.arrived(sent[0]) == folder, "it is here already"
+    assert files.local_copy(sent[0]) == folder, "it is here already"
     files._found.clear()
     folder.rename(tmp_path / "elsewhere")
     (tmp_path / "task.py").write_text("2")
-    found = [files.arrived(one) for one in sent]
+    found = [files.local_copy(one) for one in sent]
     assert (found[0] / "deep" / "large.bin").read_bytes() == bytes(range(256)) * 40
     assert (found[0] / "empty").read_bytes() == b""
     assert found[1].name == "task.py"
     assert found[1].read_text() == "1"
     with pytest.raises(DataError, match="no such file or folder, so it cannot be sent"):
         shipping.send(tmp_path / "nothing")
-    other = files.Sent(
+    other = files.SharedPath(
         str(tmp_path / "other"), "0" * 64, {"": "0" * 64}, {"0" * 64: next(iter(sent[1].pieces.values()))}
     )
     with pytest.raises(DataError, match="did not arrive as it was sent"):
-        files.arrived(other)
+        files.local_copy(other)
 
 
 def test_a_cluster_that_will_not_do_is_refused(
@@ -229,7 +229,7 @@ def test_a_cluster_that_will_not_do_is_refused(
             UsageError, match=r"too small: 1 runs of 1 core, 1e\+04 GB of memory each do not fit"
         ):
             compare(comparison(tmp_path / "large"), engine=Ray())
-    versions = dict(cluster._versions(cluster._COUNTS))
+    versions = dict(cluster._versions(cluster._COMPARED_LIBRARIES))
     monkeypatch.setattr(cluster, "_versions", lambda names: versions | {"torch": "1.0"})
     with pytest.raises(UsageError, match=r"torch is .* there, 1\.0 here; install the same versions"):
         compare(comparison(tmp_path / "versions"), engine=Ray())

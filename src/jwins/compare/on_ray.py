@@ -23,8 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from jwins.compare.memory import memory_needed
 from jwins.compare.workers import CellProgress, Job, Tell, run_job, with_one_thread
 from jwins.engines.interrupts import interrupts
-from jwins.engines.ray.cluster import Demand, check_room, check_versions, connected
-from jwins.engines.ray.files import Shipping
+from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
+from jwins.engines.ray.files import FileSharing
 from jwins.errors import JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
@@ -278,7 +278,7 @@ class _Runs:
         self._newest: dict[int, _Running] = {}
         self._error: Exception | None = None
         self._statuses: list[str] = []
-        self._shipping = Shipping()
+        self._shipping = FileSharing()
         memory_bytes = memory_needed([job.experiment for job in jobs])
         planned = []
         for job in jobs:
@@ -286,7 +286,7 @@ class _Runs:
             there = packed(job.experiment.changed({"run": {"device": device}}), self._shipping)
             planned.append(_Running(job, there, Demand(1, memory_bytes, gpus=int(device == "cuda"))))
         for demand in {run.demand for run in planned}:
-            check_room(demand, 1, "runs")
+            check_capacity(demand, 1, "runs")
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = ray.remote(num_cpus=0)(_Mailbox).options(scheduling_strategy=here).remote()
         for run in planned:

@@ -3,7 +3,7 @@
 A *driver* feeds node groups with events: it says what happens to which node and when, and carries out what the
 nodes command. What crosses this interface is plain data:
 
-- in: :class:`Due` events by node, with messages as :class:`Parcel` references;
+- in: each :class:`ScheduledEvent` of a node, with messages as :class:`Envelope` references;
 - out: the commands of :mod:`jwins.node`, which hold numbers and encoded bytes.
 
 A driver touches no tensor, and a node group knows neither the time but as a number nor how to reach another
@@ -66,14 +66,14 @@ from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
 __all__ = [
     "STATE_TYPES",
-    "Arrived",
-    "Due",
+    "Envelope",
+    "MessageArrived",
     "NodeGroup",
     "NodeGroupEvent",
     "NodeGroupLike",
     "NodeGroupState",
-    "Parcel",
-    "TrainingOver",
+    "ScheduledEvent",
+    "TrainingDone",
 ]
 
 SERIAL_BELOW = 16_384
@@ -83,7 +83,7 @@ SERIAL_BELOW = 16_384
 
 
 @dataclass(frozen=True, eq=False)
-class Parcel:
+class Envelope:
     """A message under way: a reference that a driver passes on and does not open.
 
     Attributes:
@@ -98,24 +98,26 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingOver:
+class TrainingDone:
     """The time that local training of ``round`` takes has passed; the node group trains at the latest now."""
 
     round: int
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
-    """The message that ``parcel`` stands for reaches the node."""
+class MessageArrived:
+    """The message that ``envelope`` stands for reaches the node."""
 
-    parcel: Parcel
+    envelope: Envelope
 
 
-NodeGroupEvent = TrainingOver | Arrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Overdue | Stop
+NodeGroupEvent = (
+    TrainingDone | MessageArrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Overdue | Stop
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class ScheduledEvent:
     """Something that happens to a node.
 
     Attributes:
@@ -208,7 +210,9 @@ class NodeGroupLike(Protocol):
     def start(self, now: float) -> dict[int, list[Command]]:
         """See :meth:`NodeGroup.start`."""
 
-    def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
+    def handle(
+        self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
+    ) -> list[list[Command]]:
         """See :meth:`NodeGroup.handle`."""
 
     def num_samples(self, round: int) -> int:
@@ -229,10 +233,10 @@ class NodeGroupLike(Protocol):
     def model_file(self, node: int) -> bytes:
         """See :meth:`NodeGroup.model_file`."""
 
-    def with_bytes(self, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
+    def with_bytes(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
         """See :meth:`NodeGroup.with_bytes`."""
 
-    def snapshot(self, under_way: Sequence[Parcel] = ()) -> NodeGroupState | Dumped:
+    def snapshot(self, under_way: Sequence[Envelope] = ()) -> NodeGroupState | Dumped:
         """See :meth:`NodeGroup.snapshot`; perhaps as the bytes that are written."""
 
     def restore(self, state: NodeGroupState) -> None:
@@ -277,7 +281,7 @@ class NodeGroup:
         self._trained: set[int] = set()
         self._outstanding: dict[int, dict[int, int]] = {}
         self._samples: dict[int, dict[int, Sample]] = {}
-        self._messages: WeakKeyDictionary[Parcel, Frame | KeyframeRequest] = WeakKeyDictionary()
+        self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyframeRequest] = {}
         self._crew = Crew(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
 
@@ -300,27 +304,29 @@ class NodeGroup:
         machine.begin_with(params.to(machine.params.device))
 
     def train(self, rounds: Mapping[int, int]) -> None:
-        """Local training of these nodes, which is reported to each by :class:`TrainingOver`.
+        """Local training of these nodes, which is reported to each by :class:`TrainingDone`.
 
         Args:
             rounds: the round of each node that trains; what it commanded last.
         """
         self._train(rounds, lambda node: None)
 
-    def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
+    def handle(
+        self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
+    ) -> list[list[Command]]:
         """Let the nodes take in what happens to them; different nodes do so on different threads.
 
         Args:
             due: in order of time, for nodes of this node group.
             train: the round of each node that may train from now on, as in :meth:`train`. It does so when its
-                :class:`TrainingOver` or that of another node of its stack is due. A node goes on as soon as its
+                :class:`TrainingDone` or that of another node of its stack is due. A node goes on as soon as its
                 own training is done: its row is still in the cache then, and the thread needs no other.
 
         Returns:
             For each, what the node commands.
         """
         with self._timed("decoding"):
-            self._decode([item.event.parcel for item in due if isinstance(item.event, Arrived)])
+            self._decode([item.event.envelope for item in due if isinstance(item.event, MessageArrived)])
         work: dict[int, list[int]] = {}
         for index, item in enumerate(due):
             work.setdefault(item.node, []).append(index)
@@ -339,7 +345,7 @@ class NodeGroup:
             self._crew.run(list(work.values()), handle_all)
         return commands
 
-    def _due_to_train(self, due: Sequence[Due], train: Mapping[int, int]) -> dict[int, int]:
+    def _due_to_train(self, due: Sequence[ScheduledEvent], train: Mapping[int, int]) -> dict[int, int]:
         """The rounds of all nodes in whose stacks a training is over; those of the others are kept for later.
 
         A stack takes as long for one node as for all of them.
@@ -348,7 +354,7 @@ class NodeGroup:
             self._outstanding.setdefault(self.trainer.stack_of(node), {})[node] = at
         found: dict[int, int] = {}
         for item in due:
-            if isinstance(item.event, TrainingOver):
+            if isinstance(item.event, TrainingDone):
                 stack = self.trainer.stack_of(item.node)
                 if item.node in self._outstanding.get(stack, ()):
                     found |= self._outstanding.pop(stack)
@@ -385,17 +391,17 @@ class NodeGroup:
             raise UsageError(f"node {node} is not among the {len(self.nodes)} nodes of this node group")
         return machine
 
-    def _event(self, item: Due) -> Event:
+    def _event(self, item: ScheduledEvent) -> Event:
         match item.event:
-            case TrainingOver(round):
+            case TrainingDone(round):
                 self._trained.discard(item.node)
                 # A copy: the node and its algorithm may keep it, and the row is trained further.
                 return Trained(round, self.trainer.row(item.node).clone())
-            case Arrived(parcel):
-                message = self._messages[parcel]
+            case MessageArrived(envelope):
+                message = self._messages[envelope]
                 if isinstance(message, Frame):
                     return FrameReceived(message)
-                return KeyframeRequested(parcel.sender, message.round, message.replica_round)
+                return KeyframeRequested(envelope.sender, message.round, message.replica_round)
             case event:
                 return event
 
@@ -408,29 +414,29 @@ class NodeGroup:
                 sample = Sample(self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node))
                 self._samples.setdefault(command.round, {})[node] = sample
 
-    def read(self, parcel: Parcel) -> Message:
-        """What a parcel of another machine says, before anything happens to a node because of it.
+    def read(self, envelope: Envelope) -> Message:
+        """What an envelope of another machine says, before anything happens to a node because of it.
 
-        Frames and requests are put aside for the :class:`Arrived` of the same parcel.
+        Frames and requests are put aside for the :class:`MessageArrived` of the same envelope.
 
         Raises:
             CodecError: the bytes are not a message of this experiment.
         """
         with self._timed("decoding"):
-            message = self.rules.wire.unpack(parcel.packed.data)
+            message = self.rules.wire.unpack(envelope.packed.data)
         if isinstance(message, (Frame, KeyframeRequest)):
-            self._messages[parcel] = message
+            self._messages[envelope] = message
         return message
 
-    def _decode(self, parcels: Sequence[Parcel]) -> None:
-        """Once for all receivers here; what is decoded lives as long as the driver has the parcel."""
+    def _decode(self, envelopes: Sequence[Envelope]) -> None:
+        """Once for all receivers here; what is decoded lives as long as the driver has the envelope."""
 
-        def decode(worker: int, parcel: Parcel) -> None:
-            message = self._kept.pop(parcel.number, None) or self.rules.wire.unpack(parcel.packed.data)
+        def decode(worker: int, envelope: Envelope) -> None:
+            message = self._kept.pop(envelope.number, None) or self.rules.wire.unpack(envelope.packed.data)
             assert isinstance(message, (Frame, KeyframeRequest))
-            self._messages[parcel] = message
+            self._messages[envelope] = message
 
-        fresh = [parcel for parcel in dict.fromkeys(parcels) if parcel not in self._messages]
+        fresh = [envelope for envelope in dict.fromkeys(envelopes) if envelope not in self._messages]
         self._crew.run(fresh, decode)
 
     # --- Measuring ----------------------------------------------------------------------------------------
@@ -539,22 +545,22 @@ class NodeGroup:
         tensors = trainer.layout.state_dict(self.parameters(node), trainer.buffers(node), trainer.frozen)
         return save(dict(tensors))
 
-    def with_bytes(self, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
-        """Parcels of these nodes as a checkpoint keeps them: as they are, as their bytes are here."""
-        return parcels
+    def with_bytes(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
+        """Envelopes of these nodes as a checkpoint keeps them: as they are, as their bytes are here."""
+        return envelopes
 
-    def snapshot(self, under_way: Sequence[Parcel] = ()) -> NodeGroupState:
+    def snapshot(self, under_way: Sequence[Envelope] = ()) -> NodeGroupState:
         """What :meth:`restore` needs, here or on other node groups.
 
         Args:
-            under_way: parcels that the driver will hand over again; of a codec that decodes only its own
+            under_way: envelopes that the driver will hand over again; of a codec that decodes only its own
                 process's bytes, the state keeps what they decode to.
         """
         self._train_outstanding()
         messages = {}
         if not self.rules.wire.codec.accepts_foreign:
             self._decode(under_way)
-            messages = {parcel.number: self._messages[parcel] for parcel in under_way}
+            messages = {envelope.number: self._messages[envelope] for envelope in under_way}
         return NodeGroupState({node: self._snapshot_of(node) for node in self.nodes}, messages)
 
     def _snapshot_of(self, node: int) -> NodeSnapshot:

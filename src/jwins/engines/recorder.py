@@ -19,11 +19,11 @@ from jwins.runfiles.checkpoint import Dumped
 from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
 from jwins.wire.frame import Frame, KeyframeRequest
 
-__all__ = ["Recorder", "Saved"]
+__all__ = ["CheckpointManifest", "Recorder"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Saved:
+class CheckpointManifest:
     """A checkpoint: the driver's part, and the names of the node groups' parts.
 
     Attributes:
@@ -84,12 +84,12 @@ class Recorder:
         """
         if self.folder is None:
             raise ConfigError("run.folder", None, "resuming needs the folder of the run")
-        folder, known = self.folder / "checkpoints", (*types, Saved)
+        folder, known = self.folder / "checkpoints", (*types, CheckpointManifest)
 
-        def complete(saved: object) -> tuple[Saved, NodeGroupState]:
-            if not isinstance(saved, Saved):
+        def complete(saved: object) -> tuple[CheckpointManifest, NodeGroupState]:
+            if not isinstance(saved, CheckpointManifest):
                 raise DataError("written by another version of this package")
-            return saved, _united([checkpoint.read_part(folder, name, known) for name in saved.parts])
+            return saved, _merged([checkpoint.read_part(folder, name, known) for name in saved.parts])
 
         (saved, groups), _ = checkpoint.latest(folder, known, complete)
         path = self.folder / "metrics.jsonl"
@@ -124,7 +124,7 @@ class Recorder:
         self._log.sync()
         folder = self.folder / "checkpoints"
         names = [checkpoint.write_part(folder, round, number, part) for number, part in enumerate(parts)]
-        checkpoint.write(folder, round, Saved(self._log.size_bytes, driver, tuple(names)))
+        checkpoint.write(folder, round, CheckpointManifest(self._log.size_bytes, driver, tuple(names)))
 
     def finish(self, groups: Sequence[NodeGroupLike], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
         """Write the end: final models, traffic, and the last row with the hash of all parameters.
@@ -157,7 +157,7 @@ class Recorder:
             self._log.close()
 
 
-def _united(parts: Sequence[NodeGroupState]) -> NodeGroupState:
+def _merged(parts: Sequence[NodeGroupState]) -> NodeGroupState:
     nodes: dict[int, NodeSnapshot] = {}
     messages: dict[int, Frame | KeyframeRequest] = {}
     for part in parts:

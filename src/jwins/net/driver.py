@@ -34,7 +34,14 @@ from torch import Tensor
 from jwins.engines import node_group
 from jwins.engines.ledger import Ledger, Purpose
 from jwins.engines.measuring import Part, average, combine
-from jwins.engines.node_group import Arrived, Due, NodeGroup, NodeGroupEvent, Parcel, TrainingOver
+from jwins.engines.node_group import (
+    Envelope,
+    MessageArrived,
+    NodeGroup,
+    NodeGroupEvent,
+    ScheduledEvent,
+    TrainingDone,
+)
 from jwins.engines.recorder import Recorder
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
@@ -252,7 +259,7 @@ class RealTimeDriver:
         self._model_wire = model_wire(rules.wire.digest, self._dim)
         self._begun = time.monotonic()
         self._before_s = 0.0
-        self._parcels = 0
+        self._envelopes = 0
         self._training: tuple[int, Future[None]] | None = None
         self._worker = Worker("jwins-train")
         self._wait: _Wait | None = None
@@ -333,7 +340,7 @@ class RealTimeDriver:
             first = [command for command in commands if isinstance(command, Evaluate)]
             if self._adopted is not None:
                 self.group.begin_with(self.node, self._adopted.params)
-            (commands,) = self.group.handle([Due(self.node, self.now, Rejoin(begins_at))])
+            (commands,) = self.group.handle([ScheduledEvent(self.node, self.now, Rejoin(begins_at))])
             return first + commands
         return commands
 
@@ -367,7 +374,7 @@ class RealTimeDriver:
     # --- What nodes command -------------------------------------------------------------------------------
 
     def _tell_node(self, event: NodeGroupEvent) -> None:
-        (commands,) = self.group.handle([Due(self.node, self.now, event)])
+        (commands,) = self.group.handle([ScheduledEvent(self.node, self.now, event)])
         self._carry_out(commands)
 
     def _carry_out(self, commands: list[Command]) -> None:
@@ -417,7 +424,7 @@ class RealTimeDriver:
         job.result()
         self._waits[trained] = self.now
         self._waits.pop(trained - MAX_ROUNDS_AHEAD, None)
-        self._tell_node(TrainingOver(trained))
+        self._tell_node(TrainingDone(trained))
 
     def _on_send(self, command: Send) -> None:
         purpose: Purpose = "keyframe" if command.keyframe else "update"
@@ -470,10 +477,10 @@ class RealTimeDriver:
                 self._on_data(peer, data)
 
     def _on_data(self, peer: int, data: bytes) -> None:
-        self._parcels += 1
-        parcel = Parcel(self._parcels, peer, Packed(data, 0, 0))
+        self._envelopes += 1
+        envelope = Envelope(self._envelopes, peer, Packed(data, 0, 0))
         try:
-            message = self.group.read(parcel)
+            message = self.group.read(envelope)
         except CodecError as error:
             self._refuse(peer, str(error))
             return
@@ -487,9 +494,9 @@ class RealTimeDriver:
         elif isinstance(message, Bye):
             self._on_bye(peer, message)
         elif isinstance(message, KeyframeRequest):
-            self._tell_node(Arrived(parcel))
+            self._tell_node(MessageArrived(envelope))
         else:
-            self._on_frame(peer, message, parcel)
+            self._on_frame(peer, message, envelope)
 
     def _on_hello(self, peer: int, hello: Hello) -> None:
         known = self.peers[peer]
@@ -562,7 +569,7 @@ class RealTimeDriver:
         known.asks_back = False
         self._tell_node(PeerLost(peer))
 
-    def _on_frame(self, peer: int, frame: Frame, parcel: Parcel) -> None:
+    def _on_frame(self, peer: int, frame: Frame, envelope: Envelope) -> None:
         known, now_in = self.peers[peer], self.round
         name = (frame.round, frame.keyframe)
         if name in known.seen:
@@ -579,7 +586,7 @@ class RealTimeDriver:
             self.journal.warning("skipped", peer=self.names[peer], round=now_in, frame=frame.round)
             self._tell_node(PeerUp(peer, frame.round))
         refused = known.refused
-        self._tell_node(Arrived(parcel))
+        self._tell_node(MessageArrived(envelope))
         if known.refused != refused:
             return
         if known.suspected:

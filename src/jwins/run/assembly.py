@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from jwins.engines.measuring import EvaluationPlan
     from jwins.engines.node_group import NodeGroup, NodeGroupLike
-    from jwins.engines.simulator.driver import Progress, SimulatedDriver, Together
+    from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
     from jwins.node import Rules
     from jwins.sharing import Sharing
     from jwins.tasks import Task
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Parts", "Pieces", "Place", "assemble", "build", "build_node_group", "build_trainer", "spread"]
 
-Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], Together]"]
+Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
 """Makes node groups elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one
 node group.
 
@@ -178,14 +178,14 @@ def build(
     from jwins.training.stacked import chunk_nodes
 
     pieces = assemble(experiment, groups=groups, elsewhere=place is not None)
-    together: Together | None = None
+    call_all: CallAll | None = None
     if place is None:
         held: Sequence[NodeGroupLike] = pieces.node_groups()
     else:
         trainer, num_nodes = pieces.trainers[0], len(pieces.parts)
         stacked = trainer.batching == "stacked"
         chunk = chunk_nodes(num_nodes, trainer.layout.size, trainer.device) if stacked else 1
-        held, together = place(pieces.experiment, pieces.rules, chunk)
+        held, call_all = place(pieces.experiment, pieces.rules, chunk)
     driver = SimulatedDriver(
         held,
         start=pieces.start,
@@ -196,7 +196,7 @@ def build(
         on_progress=on_progress,
         stop=stop,
         startup_s=startup_s(),
-        together=together,
+        call_all=call_all,
     )
     return Parts(pieces.experiment, pieces.task, pieces.parts, driver, pieces.start)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jwins.engines.ray.files import Sent, Shipping, arrived
+from jwins.engines.ray.files import FileSharing, SharedPath, local_copy
 from jwins.experiment.experiment import Experiment
 
 __all__ = ["Elsewhere", "packed"]
@@ -23,7 +23,7 @@ class Elsewhere:
     """
 
     experiment: Experiment
-    files: Mapping[str, Sent]
+    files: Mapping[str, SharedPath]
 
     def unpacked(self) -> Experiment:
         """The same with the files where they are on this machine.
@@ -34,14 +34,14 @@ class Elsewhere:
         changes: dict[str, Any] = {}
         for key, sent in self.files.items():
             section, _, name = key.partition(".")
-            value = str(arrived(sent))
+            value = str(local_copy(sent))
             if key == "task.file":
                 value += f":{str(self.experiment.task.file).rpartition(':')[2]}"
             changes.setdefault(section, {})[name] = value
         return self.experiment.changed(changes)
 
 
-def packed(experiment: Experiment, shipping: Shipping) -> Elsewhere:
+def packed(experiment: Experiment, shipping: FileSharing) -> Elsewhere:
     """Send what an experiment names.
 
     Raises:

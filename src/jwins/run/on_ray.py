@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jwins.engines.ray.cluster import Demand, check_room, check_versions, connected
-from jwins.engines.ray.files import Shipping
-from jwins.engines.ray.node_group import RemoteNodeGroup, in_step, on_cluster
+from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
+from jwins.engines.ray.files import FileSharing
+from jwins.engines.ray.node_group import RemoteNodeGroup, parallel_calls, start_actors
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build_node_group
@@ -20,7 +20,7 @@ from jwins.run.placement import node_blocks
 
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
-    from jwins.engines.simulator.driver import Together
+    from jwins.engines.simulator.driver import CallAll
     from jwins.node import Rules
 
 __all__ = ["cluster_of", "placing"]
@@ -45,20 +45,20 @@ def placing(engine: Ray) -> Iterator[Place]:
 
         def place(
             experiment: Experiment, rules: Rules, chunk: int
-        ) -> tuple[Sequence[RemoteNodeGroup], Together]:
+        ) -> tuple[Sequence[RemoteNodeGroup], CallAll]:
             if not rules.wire.codec.accepts_foreign:
                 problem = (
                     "decodes only what its own process encoded; use another codec, or leave out the engine"
                 )
                 raise ConfigError("wire.codec", rules.wire.codec.name, problem)
             cores = experiment.run.threads or 1
-            there = packed(experiment.changed({"run": {"threads": cores}}), Shipping())
+            there = packed(experiment.changed({"run": {"threads": cores}}), FileSharing())
             on_gpu = experiment.run.device == "cuda"
             demand = Demand(cores, memory_needed([experiment], engine.actors), gpus=int(on_gpu))
-            check_room(demand, engine.actors, "actors")
+            check_capacity(demand, engine.actors, "actors")
             blocks = node_blocks(rules.topology, engine.actors, chunk)
             actors = stack.enter_context(
-                on_cluster(
+                start_actors(
                     [(nodes, partial(_made, there, nodes)) for nodes in blocks],
                     rules,
                     local_steps=experiment.train.local_steps,
@@ -66,7 +66,7 @@ def placing(engine: Ray) -> Iterator[Place]:
                     name=f"{experiment.name}, seed {experiment.run.seed}",
                 )
             )
-            return actors, stack.enter_context(in_step(len(actors)))
+            return actors, stack.enter_context(parallel_calls(len(actors)))
 
         yield place
 

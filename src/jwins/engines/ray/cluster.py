@@ -20,9 +20,9 @@ except ImportError:
         "the engine ray needs an extra: pip install 'jwins[ray]', on this machine and on those of the cluster"
     ) from None
 
-__all__ = ["Demand", "Machine", "check_room", "check_versions", "connected", "machines"]
+__all__ = ["Demand", "Machine", "check_capacity", "check_versions", "connected", "machines"]
 
-_COUNTS = ("jwins", "torch", "numpy", "PyWavelets", "pcodec")
+_COMPARED_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec")
 """Libraries whose version may change the last bits of a result, or how frames are written."""
 
 _PROBE_S = 60.0
@@ -125,7 +125,7 @@ class Demand:
         )
 
 
-def check_room(demand: Demand, count: int, what: str) -> None:
+def check_capacity(demand: Demand, count: int, what: str) -> None:
     """Refuse what the cluster can never hold at once.
 
     Args:
@@ -156,7 +156,7 @@ def check_versions() -> None:
     Raises:
         UsageError: a machine has other versions, or does not answer.
     """
-    here = _versions(_COUNTS)
+    here = _versions(_COMPARED_LIBRARIES)
 
     def probe(names: Sequence[str]) -> dict[str, str]:  # of no module, so that it runs where jwins is missing
         import platform
@@ -175,7 +175,7 @@ def check_versions() -> None:
     asked = {
         task.options(
             name="jwins: versions", scheduling_strategy=NodeAffinitySchedulingStrategy(m.id, soft=False)
-        ).remote(_COUNTS): m
+        ).remote(_COMPARED_LIBRARIES): m
         for m in there
     }
     for reference, machine in asked.items():

@@ -16,14 +16,14 @@ import ray
 from jwins.errors import DataError
 from jwins.tasks.source import cache_folder
 
-__all__ = ["Sent", "Shipping", "arrived"]
+__all__ = ["FileSharing", "SharedPath", "local_copy"]
 
-_PIECE_BYTES = 32 * 2**20
+_CHUNK_BYTES = 32 * 2**20
 """What is handed to the object store at a time, which need not hold a large file at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class SharedPath:
     """A file or a folder under way.
 
     Attributes:
@@ -39,14 +39,14 @@ class Sent:
     pieces: Mapping[str, tuple[Any, ...]]
 
 
-class Shipping:
+class FileSharing:
     """Sends what is named to whoever asks, and each content once; as long as this object is kept."""
 
     def __init__(self) -> None:
-        self._sent: dict[Path, Sent] = {}
+        self._sent: dict[Path, SharedPath] = {}
         self._pieces: dict[str, tuple[Any, ...]] = {}
 
-    def send(self, origin: Path) -> Sent:
+    def send(self, origin: Path) -> SharedPath:
         """Make a file or a folder available to all machines.
 
         Raises:
@@ -62,11 +62,11 @@ class Shipping:
                     path = origin if origin.is_file() else origin / name
                     self._pieces[digest] = tuple(ray.put(piece) for piece in _read(path))
             pieces = {digest: self._pieces[digest] for digest in files.values()}
-            self._sent[origin] = Sent(str(origin), _digest(files), files, pieces)
+            self._sent[origin] = SharedPath(str(origin), _digest(files), files, pieces)
         return self._sent[origin]
 
 
-def arrived(sent: Sent) -> Path:
+def local_copy(sent: SharedPath) -> Path:
     """Where the same content lies on this machine; it is fetched if no one here has it yet.
 
     Raises:
@@ -75,7 +75,7 @@ def arrived(sent: Sent) -> Path:
     origin = Path(sent.origin)
     if sent.sha256 not in _found:
         if not (origin.exists() and _hashes(origin) == sent.files):
-            origin = _from_shelf(sent, origin.name)
+            origin = _from_cache(sent, origin.name)
         _found[sent.sha256] = origin
     return _found[sent.sha256]
 
@@ -84,7 +84,7 @@ _found: dict[str, Path] = {}
 """What this process has looked for before."""
 
 
-def _from_shelf(sent: Sent, name: str) -> Path:
+def _from_cache(sent: SharedPath, name: str) -> Path:
     place = cache_folder() / "shipped" / sent.sha256
     if (place / name).exists():
         return place / name
@@ -102,7 +102,7 @@ def _from_shelf(sent: Sent, name: str) -> Path:
     return place / name
 
 
-def _fetch(sent: Sent, target: Path) -> None:
+def _fetch(sent: SharedPath, target: Path) -> None:
     for name, digest in sent.files.items():
         path = target / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,5 +134,5 @@ def _digest(files: Mapping[str, str]) -> str:
 
 def _read(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
+        while piece := file.read(_CHUNK_BYTES):
             yield piece

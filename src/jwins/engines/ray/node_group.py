@@ -26,7 +26,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from jwins.engines.measuring import Average, Part, Partial
-from jwins.engines.node_group import STATE_TYPES, Arrived, Due, NodeGroup, NodeGroupState, Parcel
+from jwins.engines.node_group import (
+    STATE_TYPES,
+    Envelope,
+    MessageArrived,
+    NodeGroup,
+    NodeGroupState,
+    ScheduledEvent,
+)
 from jwins.engines.ray.cluster import Demand
 from jwins.errors import ActorLostError, JwinsError, UsageError
 from jwins.node import Command, RequestKeyframe, Rules, Send
@@ -35,24 +42,24 @@ from jwins.runfiles.checkpoint import Dumped
 from jwins.training.allocator import keep_freed_memory
 from jwins.wire.frame import Packed
 
-__all__ = ["RemoteNodeGroup", "in_step", "on_cluster"]
+__all__ = ["RemoteNodeGroup", "parallel_calls", "start_actors"]
 
 T = TypeVar("T")
 
-Key = tuple[int, int]
+FrameKey = tuple[int, int]
 """A frame: the number of the node group that packed it, and its number there."""
 
-_BEFORE = -1
+_FROM_CHECKPOINT = -1
 """The node group of frames that were under way when a checkpoint was taken."""
 
-_RESERVE_S = 120.0
+_RESERVE_TIMEOUT_S = 120.0
 """Cores that others use are waited for so long."""
 
-_FILES_AT_ONCE = 64
+_MAX_FILES_PER_CALL = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class FrameSizes:
     """What the driver is told of a frame."""
 
     serial: int
@@ -62,7 +69,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Bundle:
+class FrameBundle:
     """Frames of one step for one machine, as they lie in the object store.
 
     Attributes:
@@ -78,10 +85,10 @@ class Bundle:
     data: npt.NDArray[np.uint8]
 
     @staticmethod
-    def of(frames: Mapping[int, Packed]) -> Bundle:
+    def of(frames: Mapping[int, Packed]) -> FrameBundle:
         """Put frames together."""
         packed = list(frames.values())
-        return Bundle(
+        return FrameBundle(
             np.array(list(frames), dtype=np.int64),
             np.array([(one.positions_bytes, one.values_bytes) for one in packed], dtype=np.int64),
             np.cumsum([len(one.data) for one in packed], dtype=np.int64),
@@ -100,7 +107,7 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True)
-class Fresh:
+class NewFrame:
     """A frame that the nodes of an actor have not been handed before.
 
     Attributes:
@@ -109,18 +116,18 @@ class Fresh:
         source: the bundle that it is in, by place; None for one of its own; or its bytes.
     """
 
-    key: Key
+    key: FrameKey
     sender: int
     source: int | Packed | None
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepResult:
     """What an actor has done.
 
     Attributes:
-        commands: of its nodes, by event; frames in them are :class:`Sizes`.
-        bundles: by machine, a :class:`Bundle` in the object store.
+        commands: of its nodes, by event; frames in them are :class:`FrameSizes`.
+        bundles: by machine, a :class:`FrameBundle` in the object store.
         stored_bytes: of frames in these bundles.
     """
 
@@ -141,7 +148,7 @@ class NodeGroupActor:
         self._number = 0
         self._serials = itertools.count()
         self._own: dict[int, Packed] = {}
-        self._parcels: dict[Key, Parcel] = {}
+        self._envelopes: dict[FrameKey, Envelope] = {}
         self._machine_of: dict[int, str] = {}
 
     def machine(self) -> str:
@@ -167,37 +174,39 @@ class NodeGroupActor:
         self,
         due: Sequence[tuple[int, float, Any]],
         train: Mapping[int, int],
-        fresh: Sequence[Fresh],
-        dead: Sequence[Key],
-        *bundles: Bundle,
-    ) -> Step:
+        new_frames: Sequence[NewFrame],
+        forgotten: Sequence[FrameKey],
+        *bundles: FrameBundle,
+    ) -> StepResult:
         """Let nodes take in what happens to them; see :class:`~jwins.engines.node_group.NodeGroup`.
 
         Args:
             due: node, time and event, which for what arrives is the frame's key.
             train: as there.
-            fresh: frames among these that are new here.
-            dead: frames that no node will be handed again.
+            new_frames: frames among these that are new here.
+            forgotten: frames that no node will be handed again.
             bundles: that hold fresh frames.
         """
-        for key in dead:
-            self._parcels.pop(key, None)
+        for key in forgotten:
+            self._envelopes.pop(key, None)
             if key[0] == self._number:
                 self._own.pop(key[1], None)
         opened = [bundle.unpacked() for bundle in bundles]
-        for one in fresh:
+        for one in new_frames:
             if isinstance(one.source, Packed):
                 packed = one.source
             else:
                 packed = (self._own if one.source is None else opened[one.source])[one.key[1]]
-            self._parcels[one.key] = Parcel(one.key[1], one.sender, packed)
+            self._envelopes[one.key] = Envelope(one.key[1], one.sender, packed)
         events = [
-            Due(node, time, Arrived(self._parcels[event]) if isinstance(event, tuple) else event)
+            ScheduledEvent(
+                node, time, MessageArrived(self._envelopes[event]) if isinstance(event, tuple) else event
+            )
             for node, time, event in due
         ]
         return self._step(self._group.handle(events, train))
 
-    def _step(self, commands: list[list[Command]]) -> Step:
+    def _step(self, commands: list[list[Command]]) -> StepResult:
         leaving: dict[str, dict[int, Packed]] = {}
 
         def without_bytes(command: Command) -> Command:
@@ -208,12 +217,12 @@ class NodeGroupActor:
             receivers = command.to if isinstance(command, Send) else (command.to,)
             for machine in {self._machine_of[node] for node in receivers if node in self._machine_of}:
                 leaving.setdefault(machine, {})[serial] = packed
-            sizes = Sizes(serial, packed.size_bytes, packed.positions_bytes, packed.values_bytes)
+            sizes = FrameSizes(serial, packed.size_bytes, packed.positions_bytes, packed.values_bytes)
             return replace(command, packed=cast(Packed, sizes))
 
         plain = [[without_bytes(command) for command in of] for of in commands]
         stored = sum(packed.size_bytes for frames in leaving.values() for packed in frames.values())
-        return Step(plain, {m: ray.put(Bundle.of(frames)) for m, frames in leaving.items()}, stored)
+        return StepResult(plain, {m: ray.put(FrameBundle.of(frames)) for m, frames in leaving.items()}, stored)
 
     def packed(self, serials: Sequence[int]) -> list[Packed]:
         """Frames of these nodes that are under way."""
@@ -260,7 +269,7 @@ class NodeGroupActor:
 # --- Beside the driver --------------------------------------------------------------------------------------
 
 
-class Remote:
+class RemoteFrame:
     """In place of a :class:`~jwins.wire.frame.Packed` whose bytes are with an actor.
 
     Attributes:
@@ -275,7 +284,7 @@ class Remote:
 
     __slots__ = ("bundles", "home", "known", "positions_bytes", "serial", "size_bytes", "values_bytes")
 
-    def __init__(self, home: RemoteNodeGroup, sizes: Sizes, bundles: Mapping[str, Any]) -> None:
+    def __init__(self, home: RemoteNodeGroup, sizes: FrameSizes, bundles: Mapping[str, Any]) -> None:
         self.home, self.serial, self.bundles = home, sizes.serial, bundles
         self.size_bytes = sizes.size_bytes
         self.positions_bytes, self.values_bytes = sizes.positions_bytes, sizes.values_bytes
@@ -287,7 +296,7 @@ class Remote:
         return self.size_bytes - self.positions_bytes - self.values_bytes
 
     @property
-    def key(self) -> Key:
+    def key(self) -> FrameKey:
         """What actors know it by."""
         return self.home.number, self.serial
 
@@ -313,7 +322,7 @@ class RemoteNodeGroup:
         nodes: as given.
         rules: as given.
         local_steps: as given.
-        dead: frames of which the actor has not been told yet that they are over.
+        forgotten: frames of which the actor has not been told yet that they are over.
         stored_bytes: of all frames that went through the object store from here.
     """
 
@@ -323,7 +332,7 @@ class RemoteNodeGroup:
         self._actor = actor
         self.number, self.machine = number, machine
         self.nodes, self.rules, self.local_steps = tuple(nodes), rules, local_steps
-        self.dead: list[Key] = []
+        self.forgotten: list[FrameKey] = []
         self.stored_bytes = 0
         self._inline: set[int] = set()
         self._rows: dict[int, Tensor] = {}
@@ -336,55 +345,61 @@ class RemoteNodeGroup:
         commands: dict[int, list[Command]] = self._call("start", now)
         return commands
 
-    def handle(self, due: Sequence[Due], train: Mapping[int, int] | None = None) -> list[list[Command]]:
+    def handle(
+        self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
+    ) -> list[list[Command]]:
         """Let the nodes take in what happens to them."""
         events: list[tuple[int, float, Any]] = []
-        fresh: list[Fresh] = []
+        new_frames: list[NewFrame] = []
         bundles: dict[Any, int] = {}
         for item in due:
             event: Any = item.event
-            if isinstance(event, Arrived):
-                event = self._key_of(event.parcel, fresh, bundles)
+            if isinstance(event, MessageArrived):
+                event = self._key_of(event.envelope, new_frames, bundles)
             events.append((item.node, item.time, event))
-        dead, self.dead = self.dead, []
-        step: Step = self._call("handle", events, train or {}, fresh, dead, *bundles)
+        forgotten, self.forgotten = self.forgotten, []
+        step: StepResult = self._call("handle", events, train or {}, new_frames, forgotten, *bundles)
         self.stored_bytes += step.stored_bytes
         return [[self._with_remote(command, step.bundles) for command in of] for of in step.commands]
 
-    def _key_of(self, parcel: Parcel, fresh: list[Fresh], bundles: dict[Any, int]) -> Key:
-        packed: Any = parcel.packed
-        if not isinstance(packed, Remote):  # was under way when a checkpoint was taken
-            key = (_BEFORE, parcel.number)
-            if parcel.number not in self._inline:
-                self._inline.add(parcel.number)
-                fresh.append(Fresh(key, parcel.sender, packed))
-                finalize(parcel, self.forget, key)
+    def _key_of(self, envelope: Envelope, new_frames: list[NewFrame], bundles: dict[Any, int]) -> FrameKey:
+        packed: Any = envelope.packed
+        if not isinstance(packed, RemoteFrame):  # was under way when a checkpoint was taken
+            key = (_FROM_CHECKPOINT, envelope.number)
+            if envelope.number not in self._inline:
+                self._inline.add(envelope.number)
+                new_frames.append(NewFrame(key, envelope.sender, packed))
+                finalize(envelope, self.forget, key)
             return key
         if self not in packed.known:
             packed.known.append(self)
             source = None
             if packed.home is not self:
                 source = bundles.setdefault(packed.bundles[self.machine], len(bundles))
-            fresh.append(Fresh(packed.key, parcel.sender, source))
+            new_frames.append(NewFrame(packed.key, envelope.sender, source))
         return packed.key
 
-    def forget(self, key: Key) -> None:
+    def forget(self, key: FrameKey) -> None:
         """A frame is over: its actors hear so with their next call."""
-        self.dead.append(key)
+        self.forgotten.append(key)
 
     def _with_remote(self, command: Command, bundles: Mapping[str, Any]) -> Command:
         if not isinstance(command, Send | RequestKeyframe):
             return command
-        return replace(command, packed=cast(Packed, Remote(self, cast(Sizes, command.packed), bundles)))
+        return replace(
+            command, packed=cast(Packed, RemoteFrame(self, cast(FrameSizes, command.packed), bundles))
+        )
 
-    def with_bytes(self, parcels: Sequence[Parcel]) -> list[Parcel]:
-        """The same parcels of these nodes with their bytes, as a checkpoint keeps them."""
-        remote = [parcel for parcel in parcels if isinstance(cast(Any, parcel.packed), Remote)]
+    def with_bytes(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
+        """The same envelopes of these nodes with their bytes, as a checkpoint keeps them."""
+        remote = [envelope for envelope in envelopes if isinstance(cast(Any, envelope.packed), RemoteFrame)]
         if not remote:
-            return list(parcels)
-        found = self._call("packed", [cast(Any, parcel.packed).serial for parcel in remote])
-        full = {parcel: replace(parcel, packed=packed) for parcel, packed in zip(remote, found, strict=True)}
-        return [full.get(parcel, parcel) for parcel in parcels]
+            return list(envelopes)
+        found = self._call("packed", [cast(Any, envelope.packed).serial for envelope in remote])
+        full = {
+            envelope: replace(envelope, packed=packed) for envelope, packed in zip(remote, found, strict=True)
+        }
+        return [full.get(envelope, envelope) for envelope in envelopes]
 
     # --- Measuring ----------------------------------------------------------------------------------------
 
@@ -426,11 +441,11 @@ class RemoteNodeGroup:
         """A node's model as a safetensors file; each is asked for once, in the order of the nodes."""
         if node not in self._files:
             place = self.nodes.index(node)
-            some = self.nodes[place : place + _FILES_AT_ONCE]
+            some = self.nodes[place : place + _MAX_FILES_PER_CALL]
             self._files = dict(zip(some, self._call("model_files", some), strict=True))
         return self._files[node]
 
-    def snapshot(self, under_way: Sequence[Parcel] = ()) -> Dumped:
+    def snapshot(self, under_way: Sequence[Envelope] = ()) -> Dumped:
         """The actor's part of a checkpoint, as it is written."""
         return Dumped(self._call("snapshot"))
 
@@ -474,7 +489,7 @@ def _line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def on_cluster(
+def start_actors(
     makes: Sequence[tuple[Sequence[int], Callable[[], NodeGroup]]],
     rules: Rules,
     *,
@@ -501,10 +516,10 @@ def on_cluster(
     remote = ray.remote(max_restarts=0)(NodeGroupActor)
     actors: list[Any] = []
     try:
-        if not reserved.wait(_RESERVE_S):
+        if not reserved.wait(_RESERVE_TIMEOUT_S):
             raise UsageError(
                 f"the cluster is busy: there was no room for {len(makes)} actors of {demand} each in "
-                f"{_RESERVE_S:.0f} s; `ray status` shows who uses it"
+                f"{_RESERVE_TIMEOUT_S:.0f} s; `ray status` shows who uses it"
             )
         for number, (nodes, _) in enumerate(makes):
             place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=number)
@@ -528,7 +543,7 @@ def on_cluster(
 
 
 @contextlib.contextmanager
-def in_step(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
+def parallel_calls(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
     """Calls to so many node groups side by side; gives what makes them, for the driver."""
     with ThreadPoolExecutor(count, "jwins-group") as pool:
         yield lambda calls: list(pool.map(lambda call: call(), calls))

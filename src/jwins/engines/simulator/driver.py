@@ -31,11 +31,11 @@ from jwins.engines import node_group
 from jwins.engines.garbage import seldom_collected
 from jwins.engines.ledger import Ledger, total
 from jwins.engines.measuring import average, combine
-from jwins.engines.node_group import Arrived, Due, NodeGroupLike, Parcel, TrainingOver
+from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
 from jwins.engines.recorder import Recorder
+from jwins.engines.simulator.fault_script import FaultScript
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, UplinkState
-from jwins.engines.simulator.queue import EventQueue, Item, Pending, QueueState, UplinkDue
-from jwins.engines.simulator.script import Script
+from jwins.engines.simulator.queue import EventQueue, NodeEvent, QueueItem, QueueState, TransferDone
 from jwins.errors import ConfigError, JwinsError, UsageError
 from jwins.node import (
     Checkpoint,
@@ -60,11 +60,11 @@ from jwins.world import Compute, Faults, Links, check_world
 
 __all__ = ["Outcome", "Progress", "SimulatedDriver", "StalledError"]
 
-Together = Callable[[Sequence[Callable[[], Any]]], list[Any]]
+CallAll = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 """Makes calls, one to each of some node groups, and gives what they return, in the same order."""
 
 
-def _in_turn(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+def _one_after_another(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return [call() for call in calls]
 
 
@@ -73,7 +73,7 @@ class StalledError(JwinsError):
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class RoundCompletion:
     """When a node had completed a round that is evaluated, and what it had sent by then.
 
     Attributes:
@@ -91,30 +91,30 @@ class SimulatedDriverState:
 
     Attributes:
         now: virtual seconds.
-        parcels: how many messages have been sent.
+        envelopes: how many messages have been sent.
         queue: what will happen.
         uplinks: of each node.
         crashed: nodes that are down.
         joined: the round in which each node came back; 0 if it was never down.
         rounds: completed rounds of each node.
         fired: numbers of the faults that have happened.
-        pending: the round of each node whose training has not been run yet.
-        marks: by completed rounds, the nodes that wait for that evaluation.
+        untrained: the round of each node whose training has not been run yet.
+        completions: by completed rounds, the nodes that wait for that evaluation.
         votes: by completed rounds, the nodes that have asked for that checkpoint.
         edges: bytes by kind of each directed edge.
         refused: (receiver, sender, round, reason) of each frame that was not accepted.
     """
 
     now: float
-    parcels: int
+    envelopes: int
     queue: QueueState
     uplinks: tuple[UplinkState, ...]
     crashed: frozenset[int]
     joined: tuple[int, ...]
     rounds: tuple[int, ...]
     fired: frozenset[int]
-    pending: Mapping[int, int]
-    marks: Mapping[int, Mapping[int, Mark]]
+    untrained: Mapping[int, int]
+    completions: Mapping[int, Mapping[int, RoundCompletion]]
     votes: Mapping[int, frozenset[int]]
     edges: Mapping[tuple[int, int], tuple[int, ...]]
     refused: tuple[tuple[int, int, int, str], ...]
@@ -122,8 +122,8 @@ class SimulatedDriverState:
 
 STATE_TYPES: tuple[type, ...] = (
     *node_group.STATE_TYPES,
-    *(Arrived, Flow, Mark, Parcel, PeerLost, Pending, QueueState),
-    *(SimulatedDriverState, Tick, TrainingOver, UplinkDue, UplinkState),
+    *(MessageArrived, Flow, RoundCompletion, Envelope, PeerLost, NodeEvent, QueueState),
+    *(SimulatedDriverState, Tick, TrainingDone, TransferDone, UplinkState),
 )
 
 
@@ -178,7 +178,7 @@ class SimulatedDriver:
         on_progress: called after every step of the driver.
         stop: asked after every step whether to end with a checkpoint.
         startup_s: real seconds before this, for the last row.
-        together: makes calls to several node groups; by default one after the other.
+        call_all: makes calls to several node groups; by default one after the other.
 
     Raises:
         ConfigError: links, faults or the topology do not fit the nodes.
@@ -197,10 +197,10 @@ class SimulatedDriver:
         on_progress: Callable[[Progress], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         startup_s: float = 0.0,
-        together: Together | None = None,
+        call_all: CallAll | None = None,
     ) -> None:
         self.groups = tuple(groups)
-        self._together = together or _in_turn
+        self._call_all = call_all or _one_after_another
         self.rules = rules = groups[0].rules
         self.recorder = recorder or Recorder(None)
         self.on_progress = on_progress
@@ -209,30 +209,30 @@ class SimulatedDriver:
         self._links, self._compute = links or Links(), compute or Compute()
         n = self.num_nodes = len(self._group_of)
         _check(groups, rules, self._links, self._compute, faults or Faults())
-        self._script = Script(faults or Faults())
+        self._faults = FaultScript(faults or Faults())
         self.window_s = self._lookahead()
         self._now = 0.0
         self._queue = EventQueue()
         self.network = SimulatedNetwork(self._links, n, self._queue)
         self._ledger = Ledger()
-        self._parcels = 0
+        self._envelopes = 0
         self._crashed: set[int] = set()
         self._joined = [0] * n
         self._late = 0  # how many have joined after round 0
         self._rounds = [0] * n
         self._live_at = Counter({0: n})  # how many live nodes have completed so many rounds
-        self._pending: dict[int, int] = {}
-        self._marks: dict[int, dict[int, Mark]] = {}
+        self._untrained: dict[int, int] = {}
+        self._completions: dict[int, dict[int, RoundCompletion]] = {}
         self._votes: dict[int, set[int]] = {}
         self._refused: list[tuple[int, int, int, str]] = []
-        self._told = 0
+        self._rows_shown = 0
         self._failure: Finished | None = None
         self._checkpoint_due: int | None = None
         self._wall_s = {"start-up": startup_s, "checkpoints": 0.0, "total": 0.0}
 
     def _lookahead(self) -> float:
         """Within this many seconds, no node's doing can reach itself or another; see the module's docstring."""
-        if self._script:
+        if self._faults:
             return 0.0
         deadline_s = self.rules.deadline_s
         local_steps = 1 if self.rules.consensus_rounds else self.groups[0].local_steps
@@ -260,7 +260,7 @@ class SimulatedDriver:
                     self._step()
                     if self._checkpoint_due is not None:
                         self._save(self._checkpoint_due)
-                    self._tell()
+                    self._report()
                 if self._queue and self._failure is None:
                     self._save(self._least_round())
                     return self._outcome("interrupted", None)
@@ -276,11 +276,11 @@ class SimulatedDriver:
         if resume:
             types = (*STATE_TYPES, *self.rules.sharing.state_types)
             state, nodes = self.recorder.resume(types)
-            self._together([partial(group.restore, nodes) for group in self.groups])
+            self._call_all([partial(group.restore, nodes) for group in self.groups])
             self._restore(state)
             return
         self.recorder.begin(self._start)
-        started = self._together([partial(group.start, 0.0) for group in self.groups])
+        started = self._call_all([partial(group.start, 0.0) for group in self.groups])
         commands = {node: found for of in started for node, found in of.items()}
         for node in sorted(commands):
             self._carry_out(node, commands[node], 0.0)
@@ -289,22 +289,22 @@ class SimulatedDriver:
         """Handle all events of one window, then carry out what the nodes command, in order of time."""
         window = self._queue.pop_window(self.window_s)
         outstanding: dict[int, int] = {}
-        if any(isinstance(item, Pending) and isinstance(item.event, TrainingOver) for _, item in window):
-            outstanding, self._pending = self._pending, {}
-        due: dict[int, Due] = {
+        if any(isinstance(item, NodeEvent) and isinstance(item.event, TrainingDone) for _, item in window):
+            outstanding, self._untrained = self._untrained, {}
+        due: dict[int, ScheduledEvent] = {
             index: item.at(at)
             for index, (at, item) in enumerate(window)
-            if isinstance(item, Pending) and item.node not in self._crashed
+            if isinstance(item, NodeEvent) and item.node not in self._crashed
         }
         commands = self._handle(due, outstanding)
         for index, (at, item) in enumerate(window):
             self._now = at
-            if isinstance(item, UplinkDue):
+            if isinstance(item, TransferDone):
                 self.network.advance(item, at)
             else:
                 self._carry_out(item.node, commands.get(index, []), at)
 
-    def _handle(self, due: Mapping[int, Due], train: Mapping[int, int]) -> dict[int, list[Command]]:
+    def _handle(self, due: Mapping[int, ScheduledEvent], train: Mapping[int, int]) -> dict[int, list[Command]]:
         """What the nodes command, by the number of the event; ``train`` are trainings that are outstanding."""
         indices: dict[NodeGroupLike, list[int]] = {}
         for index, item in due.items():
@@ -313,7 +313,7 @@ class SimulatedDriver:
         for node in sorted(train):
             rounds.setdefault(self._group_of[node], {})[node] = train[node]
         busy = [group for group in self.groups if group in indices or group in rounds]
-        found = self._together(
+        found = self._call_all(
             [
                 partial(group.handle, [due[index] for index in indices.get(group, [])], rounds.get(group, {}))
                 for group in busy
@@ -338,10 +338,10 @@ class SimulatedDriver:
                     self._on_send(node, command, now)
                 case RequestKeyframe(to, packed):
                     self._ledger.count(node, (to,), packed, "control")
-                    self.network.send(now, self._parcel(node, packed), (to,), {})
+                    self.network.send(now, self._envelope(node, packed), (to,), {})
                 case Evaluate(round):
                     sent = tuple(self._ledger.sent(node).by_kind().values())
-                    self._marks.setdefault(round, {})[node] = Mark(now, sent)
+                    self._completions.setdefault(round, {})[node] = RoundCompletion(now, sent)
                     self._evaluate_if_complete(round)
                 case Checkpoint(round):
                     votes = self._votes.setdefault(round, set())
@@ -350,7 +350,7 @@ class SimulatedDriver:
                         del self._votes[round]
                         self._checkpoint_due = round
                 case WakeAt(at):
-                    self._queue.push(at, Pending(node, Tick()))
+                    self._queue.push(at, NodeEvent(node, Tick()))
                 case Refused(sender, round, reason):
                     self._refused.append((node, sender, round, reason))
                 case Finished(status, round):
@@ -366,45 +366,45 @@ class SimulatedDriver:
 
     def _on_train(self, node: int, round: int, now: float) -> None:
         self._completed(node, round)
-        for fault in self._script.on_train(node, round, self._crashed):
+        for fault in self._faults.on_train(node, round, self._crashed):
             if fault.kind == "crash":
                 self._crash(node, now)
                 return
             self._rejoin(fault.node, round, now)
-        self._pending[node] = round
+        self._untrained[node] = round
         # A round of consensus takes as long as one step: what comes first and what next stays well defined.
         local_steps = self.groups[0].local_steps if round < self.rules.training_rounds else 1
         due = now + self._compute.seconds(self.rules.seed, node, round, local_steps)
-        self._queue.push(due, Pending(node, TrainingOver(round)))
+        self._queue.push(due, NodeEvent(node, TrainingDone(round)))
 
     def _on_send(self, node: int, command: Send, now: float) -> None:
         receivers = command.in_turn(node) if self._links.sending == "in_turn" else command.to
         self._ledger.count(node, receivers, command.packed, "keyframe" if command.keyframe else "update")
-        mishaps = {} if command.keyframe else self._script.on_send(node, command.round, receivers)
-        self.network.send(now, self._parcel(node, command.packed), receivers, mishaps)
+        frame_faults = {} if command.keyframe else self._faults.on_send(node, command.round, receivers)
+        self.network.send(now, self._envelope(node, command.packed), receivers, frame_faults)
 
-    def _parcel(self, sender: int, packed: Packed) -> Parcel:
-        self._parcels += 1
-        return Parcel(self._parcels, sender, packed)
+    def _envelope(self, sender: int, packed: Packed) -> Envelope:
+        self._envelopes += 1
+        return Envelope(self._envelopes, sender, packed)
 
     # --- Faults -------------------------------------------------------------------------------------------
 
     def _crash(self, node: int, now: float) -> None:
         self._crashed.add(node)
         self._live_at[self._rounds[node]] -= 1
-        self._pending.pop(node, None)
+        self._untrained.pop(node, None)
         self.network.uplinks[node].clear(now)
         for peer in range(self.num_nodes):
             if peer != node and peer not in self._crashed:
-                self._queue.push(now + self._links.latency_ms * 1e-3, Pending(peer, PeerLost(node)))
-        for completed in sorted(self._marks):
+                self._queue.push(now + self._links.latency_ms * 1e-3, NodeEvent(peer, PeerLost(node)))
+        for completed in sorted(self._completions):
             self._evaluate_if_complete(completed)
 
     def _rejoin(self, node: int, round: int, now: float) -> None:
         """The node introduces itself to all others before it trains, so they expect it from ``round`` on."""
 
-        def goes_on(item: Item) -> bool:
-            if isinstance(item, UplinkDue):
+        def goes_on(item: QueueItem) -> bool:
+            if isinstance(item, TransferDone):
                 return True
             if isinstance(item.event, PeerLost):
                 return node not in (item.node, item.event.peer)
@@ -416,12 +416,12 @@ class SimulatedDriver:
         self._late += not self._joined[node]
         self._joined[node] = round
         live = frozenset(range(self.num_nodes)) - self._crashed
-        self._tell_node(Due(node, now, RosterChanged(live - {node}, round)))
+        self._deliver(ScheduledEvent(node, now, RosterChanged(live - {node}, round)))
         for peer in sorted(live - {node}):
-            self._tell_node(Due(peer, now, PeerUp(node, round)))
-        self._tell_node(Due(node, now, Rejoin(round)))
+            self._deliver(ScheduledEvent(peer, now, PeerUp(node, round)))
+        self._deliver(ScheduledEvent(node, now, Rejoin(round)))
 
-    def _tell_node(self, due: Due) -> None:
+    def _deliver(self, due: ScheduledEvent) -> None:
         (commands,) = self._group_of[due.node].handle([due])
         self._carry_out(due.node, commands, due.time)
 
@@ -440,39 +440,39 @@ class SimulatedDriver:
     # --- Measuring ----------------------------------------------------------------------------------------
 
     def _evaluate_if_complete(self, round: int) -> None:
-        marks = self._marks[round]
-        if not self._are_all(marks, round):
+        completions = self._completions[round]
+        if not self._are_all(completions, round):
             return
-        del self._marks[round]
-        found = self._together([partial(group.sums, round) for group in self.groups])
+        del self._completions[round]
+        found = self._call_all([partial(group.sums, round) for group in self.groups])
         buffers = {node: own for _, every in found for node, own in every.items()}
-        mean = average([sums for sums, _ in found], len(marks), buffers)
-        tester = self._group_of[min(marks)]
-        parts = self._together(
+        mean = average([sums for sums, _ in found], len(completions), buffers)
+        tester = self._group_of[min(completions)]
+        parts = self._call_all(
             [partial(group.measure, round, mean, test_average=group is tester) for group in self.groups]
         )
         # Of nodes that are down or came back later, all they have sent: no byte is taken back.
         sent = [
-            TrafficSplit(*marks[node].sent) if node in marks else self._ledger.sent(node)
+            TrafficSplit(*completions[node].sent) if node in completions else self._ledger.sent(node)
             for node in range(self.num_nodes)
         ]
         self.recorder.append(
             combine(
                 parts,
                 round=round,
-                time_s=max(mark.time for mark in marks.values()),
-                nodes=sorted(marks),
+                time_s=max(completion.time for completion in completions.values()),
+                nodes=sorted(completions),
                 traffic=total(sent),
                 samples=tester.num_samples(round),
                 consensus_rounds=max(0, round - self.rules.training_rounds),
             )
         )
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self.on_progress is None:
             return
-        row = self.recorder.newest(self._told)
-        self._told = len(self.recorder.rows)
+        row = self.recorder.newest(self._rows_shown)
+        self._rows_shown = len(self.recorder.rows)
         sent = self._ledger.total_bytes()
         self.on_progress(Progress(self._least_round(), self.rules.rounds, self._now, sent, row))
 
@@ -518,41 +518,43 @@ class SimulatedDriver:
         if self.recorder.folder is None:
             return
         with self._timed("checkpoints"):
-            arriving = [i.event for i in self._queue.items() if isinstance(i, Pending)]
-            under_way = [e.parcel for e in arriving if isinstance(e, Arrived)] + list(self.network.parcels())
-            parts = self._together([partial(group.snapshot, under_way) for group in self.groups])
-            sent: dict[NodeGroupLike, dict[int, Parcel]] = {group: {} for group in self.groups}
-            for parcel in under_way:
-                sent[self._group_of[parcel.sender]][parcel.number] = parcel
+            arriving = [i.event for i in self._queue.items() if isinstance(i, NodeEvent)]
+            under_way = [e.envelope for e in arriving if isinstance(e, MessageArrived)] + list(
+                self.network.envelopes()
+            )
+            parts = self._call_all([partial(group.snapshot, under_way) for group in self.groups])
+            sent: dict[NodeGroupLike, dict[int, Envelope]] = {group: {} for group in self.groups}
+            for envelope in under_way:
+                sent[self._group_of[envelope.sender]][envelope.number] = envelope
             full = {p.number: p for group, own in sent.items() for p in group.with_bytes(list(own.values()))}
-            self.recorder.save(round, _with_parcels(self._snapshot(), lambda p: full[p.number]), parts)
+            self.recorder.save(round, _with_envelopes(self._snapshot(), lambda p: full[p.number]), parts)
 
     def _snapshot(self) -> SimulatedDriverState:
         return SimulatedDriverState(
             now=self._now,
-            parcels=self._parcels,
+            envelopes=self._envelopes,
             queue=self._queue.snapshot(),
             uplinks=tuple(uplink.snapshot() for uplink in self.network.uplinks),
             crashed=frozenset(self._crashed),
             joined=tuple(self._joined),
             rounds=tuple(self._rounds),
-            fired=frozenset(self._script.fired),
-            pending=dict(self._pending),
-            marks={at: dict(marks) for at, marks in self._marks.items()},
+            fired=frozenset(self._faults.fired),
+            untrained=dict(self._untrained),
+            completions={at: dict(completions) for at, completions in self._completions.items()},
             votes={at: frozenset(votes) for at, votes in self._votes.items()},
             edges=self._ledger.snapshot(),
             refused=tuple(self._refused),
         )
 
     def _restore(self, state: SimulatedDriverState) -> None:
-        parcels: dict[int, Parcel] = {}
+        envelopes: dict[int, Envelope] = {}
 
-        def one(parcel: Parcel) -> Parcel:
-            """One parcel for all receivers again, so that it is decoded once."""
-            return parcels.setdefault(parcel.number, parcel)
+        def one(envelope: Envelope) -> Envelope:
+            """One envelope for all receivers again, so that it is decoded once."""
+            return envelopes.setdefault(envelope.number, envelope)
 
-        state = _with_parcels(state, one)
-        self._now, self._parcels = state.now, state.parcels
+        state = _with_envelopes(state, one)
+        self._now, self._envelopes = state.now, state.envelopes
         self._queue.restore(state.queue)
         for uplink, saved in zip(self.network.uplinks, state.uplinks, strict=True):
             uplink.restore(saved)
@@ -560,9 +562,9 @@ class SimulatedDriver:
         self._late = sum(map(bool, self._joined))
         self._rounds = list(state.rounds)
         self._live_at = Counter(done for node, done in enumerate(self._rounds) if node not in self._crashed)
-        self._script.fired = set(state.fired)
-        self._pending = dict(state.pending)
-        self._marks = {at: dict(marks) for at, marks in state.marks.items()}
+        self._faults.fired = set(state.fired)
+        self._untrained = dict(state.untrained)
+        self._completions = {at: dict(completions) for at, completions in state.completions.items()}
         self._votes = {at: set(votes) for at, votes in state.votes.items()}
         self._ledger = Ledger(state.edges)
         self._refused = list(state.refused)
@@ -576,17 +578,19 @@ class SimulatedDriver:
             self._wall_s[activity] += time.perf_counter() - started
 
 
-def _with_parcels(state: SimulatedDriverState, change: Callable[[Parcel], Parcel]) -> SimulatedDriverState:
-    """The same with each parcel as ``change`` gives it."""
+def _with_envelopes(
+    state: SimulatedDriverState, change: Callable[[Envelope], Envelope]
+) -> SimulatedDriverState:
+    """The same with each envelope as ``change`` gives it."""
 
-    def with_changed(item: Item) -> Item:
-        if isinstance(item, Pending) and isinstance(item.event, Arrived):
-            return replace(item, event=Arrived(change(item.event.parcel)))
+    def with_changed(item: QueueItem) -> QueueItem:
+        if isinstance(item, NodeEvent) and isinstance(item.event, MessageArrived):
+            return replace(item, event=MessageArrived(change(item.event.envelope)))
         return item
 
     entries = tuple((at, order, with_changed(item)) for at, order, item in state.queue.entries)
     uplinks = tuple(
-        replace(up, flows=tuple(replace(flow, parcel=change(flow.parcel)) for flow in up.flows))
+        replace(up, flows=tuple(replace(flow, envelope=change(flow.envelope)) for flow in up.flows))
         for up in state.uplinks
     )
     return replace(state, queue=replace(state.queue, entries=entries), uplinks=uplinks)

@@ -6,9 +6,9 @@ import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from jwins.engines.node_group import Arrived, Parcel
-from jwins.engines.simulator.queue import EventQueue, Pending, UplinkDue
-from jwins.engines.simulator.script import NO_MISHAP, Mishap
+from jwins.engines.node_group import Envelope, MessageArrived
+from jwins.engines.simulator.fault_script import NO_FRAME_FAULT, FrameFault
+from jwins.engines.simulator.queue import EventQueue, NodeEvent, TransferDone
 from jwins.world import Links
 
 __all__ = ["Flow", "SimulatedNetwork", "SimulatedUplink", "UplinkState"]
@@ -22,7 +22,7 @@ class Flow:
         finish: when it is through, on the uplink's own scale of bits served per flow.
         order: its number on this uplink; of transfers that are through at once, the earlier one is first.
         to: the receiver.
-        parcel: what is transferred.
+        envelope: what is transferred.
         extra_s: seconds that it arrives later, by a fault.
         dropped: whether it never arrives, by a fault.
     """
@@ -30,7 +30,7 @@ class Flow:
     finish: float
     order: int
     to: int
-    parcel: Parcel
+    envelope: Envelope
     extra_s: float
     dropped: bool
 
@@ -59,7 +59,7 @@ class SimulatedUplink:
         in_turn: whether one transfer at a time gets all of it, instead.
         time: until when ``served`` is right, in seconds on the clock.
         served: bits per transfer so far.
-        version: grows whenever transfers begin or end, by which an outdated :class:`UplinkDue` is known.
+        version: grows whenever transfers begin or end, by which an outdated :class:`TransferDone` is known.
         orders: how many transfers have begun.
         flows: a heap of (finish, order, transfer).
     """
@@ -72,13 +72,13 @@ class SimulatedUplink:
     orders: int = 0
     flows: list[tuple[float, int, Flow]] = field(default_factory=list)
 
-    def add(self, now: float, bits: int, to: int, parcel: Parcel, extra_s: float, dropped: bool) -> None:
+    def add(self, now: float, bits: int, to: int, envelope: Envelope, extra_s: float, dropped: bool) -> None:
         """A transfer of ``bits`` begins."""
         self._advance(now)
         start = (
             max((finish for finish, _, _ in self.flows), default=self.served) if self.in_turn else self.served
         )
-        flow = Flow(start + bits, self.orders, to, parcel, extra_s, dropped)
+        flow = Flow(start + bits, self.orders, to, envelope, extra_s, dropped)
         heapq.heappush(self.flows, (flow.finish, flow.order, flow))
         self.orders += 1
         self.version += 1
@@ -126,7 +126,7 @@ class SimulatedUplink:
 
 
 class SimulatedNetwork:
-    """Carries parcels from node to node.
+    """Carries envelopes from node to node.
 
     Args:
         links: rates and latency.
@@ -143,41 +143,43 @@ class SimulatedNetwork:
         self._latency_s = links.latency_ms * 1e-3
         self._queue = queue
 
-    def send(self, now: float, parcel: Parcel, to: Iterable[int], mishaps: Mapping[int, Mishap]) -> None:
-        """A parcel is put on its sender's uplink, once for each receiver.
+    def send(
+        self, now: float, envelope: Envelope, to: Iterable[int], frame_faults: Mapping[int, FrameFault]
+    ) -> None:
+        """An envelope is put on its sender's uplink, once for each receiver.
 
         Args:
             now: seconds.
-            parcel: what.
+            envelope: what.
             to: who is to get it, in the order of sending.
-            mishaps: what goes wrong on the way to some of them.
+            frame_faults: what goes wrong on the way to some of them.
         """
-        uplink, bits = self.uplinks[parcel.sender], 8 * parcel.packed.size_bytes
+        uplink, bits = self.uplinks[envelope.sender], 8 * envelope.packed.size_bytes
         # What is through already may not be handled yet, as the events of a window are handled at once.
         while uplink.flows and uplink.next_time() < now:
             self._arrive(uplink, uplink.next_time())
         for receiver in to:
-            mishap = mishaps.get(receiver, NO_MISHAP)
-            uplink.add(now, bits, receiver, parcel, mishap.extra_s, mishap.dropped)
-        self._queue.push(uplink.next_time(), UplinkDue(parcel.sender, uplink.version))
+            frame_fault = frame_faults.get(receiver, NO_FRAME_FAULT)
+            uplink.add(now, bits, receiver, envelope, frame_fault.extra_s, frame_fault.dropped)
+        self._queue.push(uplink.next_time(), TransferDone(envelope.sender, uplink.version))
 
-    def advance(self, due: UplinkDue, now: float) -> None:
+    def advance(self, due: TransferDone, now: float) -> None:
         """What is through at ``now`` arrives after the latency."""
         uplink = self.uplinks[due.node]
         if due.version != uplink.version:
             return
         self._arrive(uplink, now)
         if uplink.flows:
-            self._queue.push(uplink.next_time(), UplinkDue(due.node, uplink.version))
+            self._queue.push(uplink.next_time(), TransferDone(due.node, uplink.version))
 
     def _arrive(self, uplink: SimulatedUplink, now: float) -> None:
         """What is through at ``now`` is announced."""
         for flow in uplink.pop(now):
             if not flow.dropped:
-                arrival = Pending(flow.to, Arrived(flow.parcel))
+                arrival = NodeEvent(flow.to, MessageArrived(flow.envelope))
                 self._queue.push(now + self._latency_s + flow.extra_s, arrival)
 
-    def parcels(self) -> Iterator[Parcel]:
+    def envelopes(self) -> Iterator[Envelope]:
         """Those that are not through."""
         for uplink in self.uplinks:
-            yield from (flow.parcel for _, _, flow in uplink.flows)
+            yield from (flow.envelope for _, _, flow in uplink.flows)

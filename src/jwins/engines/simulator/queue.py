@@ -6,13 +6,13 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from jwins.engines.node_group import Due, NodeGroupEvent
+from jwins.engines.node_group import NodeGroupEvent, ScheduledEvent
 
-__all__ = ["EventQueue", "Item", "Pending", "QueueState", "UplinkDue"]
+__all__ = ["EventQueue", "NodeEvent", "QueueItem", "QueueState", "TransferDone"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
+class NodeEvent:
     """Something that will happen to a node.
 
     Attributes:
@@ -23,13 +23,13 @@ class Pending:
     node: int
     event: NodeGroupEvent
 
-    def at(self, time: float) -> Due:
+    def at(self, time: float) -> ScheduledEvent:
         """The same at its time."""
-        return Due(self.node, time, self.event)
+        return ScheduledEvent(self.node, time, self.event)
 
 
 @dataclass(frozen=True, slots=True)
-class UplinkDue:
+class TransferDone:
     """The next transfer of a node's uplink is through, unless its version has changed.
 
     Attributes:
@@ -41,8 +41,8 @@ class UplinkDue:
     version: int
 
 
-Item = Pending | UplinkDue
-Entry = tuple[float, int, Item]
+QueueItem = NodeEvent | TransferDone
+QueueEntry = tuple[float, int, QueueItem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +55,25 @@ class QueueState:
     """
 
     sequence: int
-    entries: tuple[Entry, ...]
+    entries: tuple[QueueEntry, ...]
 
 
 class EventQueue:
     """Items by time; those of the same time in the order in which they were pushed."""
 
     def __init__(self) -> None:
-        self._entries: list[Entry] = []
+        self._entries: list[QueueEntry] = []
         self._sequence = 0
 
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def push(self, at: float, item: Item) -> None:
+    def push(self, at: float, item: QueueItem) -> None:
         """Something will happen at ``at`` seconds."""
         heapq.heappush(self._entries, (at, self._sequence, item))
         self._sequence += 1
 
-    def pop_window(self, length_s: float) -> list[tuple[float, Item]]:
+    def pop_window(self, length_s: float) -> list[tuple[float, QueueItem]]:
         """The next item, and all others less than ``length_s`` later."""
         at, _, item = heapq.heappop(self._entries)
         window, end = [(at, item)], at + length_s
@@ -82,12 +82,12 @@ class EventQueue:
             window.append((at, item))
         return window
 
-    def keep(self, wanted: Callable[[Item], bool]) -> None:
+    def keep(self, wanted: Callable[[QueueItem], bool]) -> None:
         """Drop all other items."""
         self._entries = [entry for entry in self._entries if wanted(entry[2])]
         heapq.heapify(self._entries)
 
-    def items(self) -> Sequence[Item]:
+    def items(self) -> Sequence[QueueItem]:
         """All items, in no particular order."""
         return [item for _, _, item in self._entries]
 

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from jwins.world import Fault, Faults
 
-__all__ = ["NO_MISHAP", "Mishap", "Script"]
+__all__ = ["NO_FRAME_FAULT", "FaultScript", "FrameFault"]
 
 
-class Mishap(NamedTuple):
+class FrameFault(NamedTuple):
     """What happens to a frame on its way to one receiver.
 
     Attributes:
@@ -22,10 +22,10 @@ class Mishap(NamedTuple):
     dropped: bool = False
 
 
-NO_MISHAP = Mishap()
+NO_FRAME_FAULT = FrameFault()
 
 
-class Script:
+class FaultScript:
     """Plays faults, each crash and rejoin once.
 
     Args:
@@ -61,7 +61,7 @@ class Script:
                 self.fired.add(number)
                 yield fault
 
-    def on_send(self, node: int, round: int, to: Iterable[int]) -> dict[int, Mishap]:
+    def on_send(self, node: int, round: int, to: Iterable[int]) -> dict[int, FrameFault]:
         """What happens to an update on its way, for those of its receivers for whom anything does."""
         faults = self._of_frames.get((node, round))
         if faults is None:
@@ -70,5 +70,5 @@ class Script:
         for receiver in to:
             if hit := [fault for fault in faults if fault.receiver in (None, receiver)]:
                 extra_s = sum(fault.seconds for fault in hit if fault.kind == "delay")
-                found[receiver] = Mishap(extra_s, any(fault.kind == "drop" for fault in hit))
+                found[receiver] = FrameFault(extra_s, any(fault.kind == "drop" for fault in hit))
         return found
