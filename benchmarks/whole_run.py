@@ -78,7 +78,7 @@ def alone(data: str | None) -> dict[str, float]:
 
     from jwins.run.assembly import build
     from jwins.training.allocator import keep_freed_memory
-    from jwins.training.evaluation import Exam
+    from jwins.training.evaluation import EvalRequest
 
     keep_freed_memory()
     trainer = build(experiment(data, "unused")).driver.groups[0].trainer
@@ -88,8 +88,8 @@ def alone(data: str | None) -> dict[str, float]:
     trained = time.perf_counter()
     rows = torch.cat([trainer.params, trainer.params.mean(0, keepdim=True)])
     buffers = [trainer.buffers(node) for node in (*trainer.nodes, -1)]
-    for exam in (Exam(rows[:1], [0], buffers[:1]), Exam(rows, [*trainer.nodes, -1], buffers)):
-        trainer.evaluate_all([exam])
+    for request in (EvalRequest(rows[:1], [0], buffers[:1]), EvalRequest(rows, [*trainer.nodes, -1], buffers)):
+        trainer.evaluate_all([request])
     ended = time.perf_counter()
     return {"training": trained - started, "evaluation": ended - trained}
 

@@ -13,7 +13,7 @@ import torch
 from test_resume import CASES, QUASI_GLOBAL, KilledError
 from worlds import Lines, end, evals, simulator
 
-from jwins.engines.measuring import EvaluationPlan, EvaluationSamples, Partial, tree_sums, tree_total
+from jwins.engines.eval_reduce import EvaluationPlan, EvaluationSamples, PartialSum, tree_sums, tree_total
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, ScheduledEvent, TrainingDone
 from jwins.engines.simulator import Faults, Outcome, Progress, SimulatedDriver
 from jwins.errors import ConfigError, UsageError
@@ -212,7 +212,7 @@ def test_a_sum_keeps_few_vectors() -> None:
     assert [(p.level, p.index) for p in partials] == [
         (9, 0), (8, 2), (7, 6), (6, 14), (5, 30), (3, 124),
     ]  # fmt: skip
-    assert all(isinstance(p, Partial) and p.total is not None for p in partials)
+    assert all(isinstance(p, PartialSum) and p.total is not None for p in partials)
 
 
 def test_early_samples_are_some_of_the_later_ones() -> None:

@@ -46,10 +46,10 @@ def test_an_evaluation_is_counted_once(tmp_path: Path, monkeypatch: pytest.Monke
     now = 0.0
     evaluate_all = Trainer.evaluate_all
 
-    def slow(self: Trainer, exams: Any) -> Any:
+    def slow(self: Trainer, requests: Any) -> Any:
         nonlocal now
         now += 3.0
-        return evaluate_all(self, exams)
+        return evaluate_all(self, requests)
 
     monkeypatch.setattr(Trainer, "evaluate_all", slow)
     monkeypatch.setattr(time, "perf_counter", lambda: now)

@@ -24,12 +24,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from jwins.engines.measuring import (
-    Average,
+from jwins.engines.eval_reduce import (
+    AverageModel,
+    EvalResult,
     EvaluationPlan,
     EvaluationSamples,
-    Part,
-    Partial,
+    PartialSum,
     squared_distance,
     tree_sums,
 )
@@ -59,7 +59,7 @@ from jwins.node import (
 )
 from jwins.runfiles.checkpoint import Dumped
 from jwins.training.crew import Crew
-from jwins.training.evaluation import Exam
+from jwins.training.evaluation import EvalRequest
 from jwins.training.node_store import LocalState
 from jwins.training.trainer import Trainer
 from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
@@ -135,7 +135,7 @@ class ScheduledEvent:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
+class WaitingModel:
     """One node's model after a number of rounds, until it is measured.
 
     Attributes:
@@ -158,14 +158,14 @@ class NodeSnapshot:
         local: optimizer and local buffers.
         trained: (P,) float32, the result of a training that the node has not been told of; else None.
         loss: mean training loss of its last round.
-        samples: by completed rounds, its models that wait for an evaluation.
+        models: by completed rounds, its models that wait for an evaluation.
     """
 
     node: NodeState
     local: LocalState
     trained: Tensor | None
     loss: float | None
-    samples: Mapping[int, Sample]
+    models: Mapping[int, WaitingModel]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +181,14 @@ class NodeGroupState:
     messages: Mapping[int, Frame | KeyframeRequest] = field(default_factory=dict)
 
 
-STATE_TYPES: tuple[type, ...] = (*NODE_TYPES, NodeSnapshot, NodeGroupState, KeyframeRequest, LocalState, Sample)
+STATE_TYPES: tuple[type, ...] = (
+    *NODE_TYPES,
+    NodeSnapshot,
+    NodeGroupState,
+    KeyframeRequest,
+    LocalState,
+    WaitingModel,
+)
 """What a node group's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
 
 
@@ -218,10 +225,10 @@ class NodeGroupLike(Protocol):
     def num_samples(self, round: int) -> int:
         """See :meth:`NodeGroup.num_samples`."""
 
-    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """See :meth:`NodeGroup.sums`."""
 
-    def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
+    def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
         """See :meth:`NodeGroup.measure`."""
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
@@ -280,7 +287,7 @@ class NodeGroup:
         self._losses: dict[int, float] = {}
         self._trained: set[int] = set()
         self._outstanding: dict[int, dict[int, int]] = {}
-        self._samples: dict[int, dict[int, Sample]] = {}
+        self._waiting: dict[int, dict[int, WaitingModel]] = {}
         self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyframeRequest] = {}
         self._crew = Crew(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
@@ -411,8 +418,10 @@ class NodeGroup:
             if isinstance(command, Train):
                 self.trainer.row(node).copy_(self._nodes[node].params)
             elif isinstance(command, Evaluate):
-                sample = Sample(self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node))
-                self._samples.setdefault(command.round, {})[node] = sample
+                model = WaitingModel(
+                    self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node)
+                )
+                self._waiting.setdefault(command.round, {})[node] = model
 
     def read(self, envelope: Envelope) -> Message:
         """What an envelope of another machine says, before anything happens to a node because of it.
@@ -446,18 +455,18 @@ class NodeGroup:
         common = self._tests.of(round).common
         return len(self.trainer.task.test) if common is None else len(common)
 
-    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """Of the models that wait for an evaluation, what the average needs.
 
         Returns:
             Sums of parameters, and each node's local buffers.
         """
-        samples = self._samples.get(round, {})
+        models = self._waiting.get(round, {})
         with self._timed("evaluation"):
-            leaves = ((node, samples[node].params if node in samples else None) for node in self.nodes)
-            return tree_sums(leaves), {node: sample.buffers for node, sample in samples.items()}
+            leaves = ((node, models[node].params if node in models else None) for node in self.nodes)
+            return tree_sums(leaves), {node: model.buffers for node, model in models.items()}
 
-    def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
+    def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
         """Test the models that wait for an evaluation, which is over for them then.
 
         Args:
@@ -466,22 +475,24 @@ class NodeGroup:
             test_average: whether to test it, too.
         """
         with self._timed("evaluation"):
-            samples = self._samples.pop(round, {})
-            return self._measure(round, dict(sorted(samples.items())), average, test_average)
+            models = self._waiting.pop(round, {})
+            return self._measure(round, dict(sorted(models.items())), average, test_average)
 
-    def _measure(self, round: int, samples: Mapping[int, Sample], average: Average, test_average: bool) -> Part:
-        nodes, used = list(samples), self._tests.of(round)
+    def _measure(
+        self, round: int, models: Mapping[int, WaitingModel], average: AverageModel, test_average: bool
+    ) -> EvalResult:
+        nodes, used = list(models), self._tests.of(round)
         device = self.trainer.device
         first = nodes[:1] if round == 0 else nodes
-        exams = self._common_exams(round, {node: samples[node] for node in first}, used)
+        requests = self._common_requests(round, {node: models[node] for node in first}, used)
         if test_average and round > 0:
-            exams.append(Exam(average.params[None].to(device), [-1], [average.buffers], used.common))
+            requests.append(EvalRequest(average.params[None].to(device), [-1], [average.buffers], used.common))
         own = {node: used.own[node] for node in nodes if used.own is not None and len(used.own[node])}
         for node, positions in own.items():
-            row, buffers = samples[node].params[None], [samples[node].buffers]
-            exams.append(Exam(row, [node], buffers, positions, self._tests.own_early(round, node)))
-        scores = self.trainer.evaluate_all(exams)
-        common = scores[: len(exams) - len(own) - bool(test_average and round > 0)]
+            row, buffers = models[node].params[None], [models[node].buffers]
+            requests.append(EvalRequest(row, [node], buffers, positions, self._tests.own_early(round, node)))
+        scores = self.trainer.evaluate_all(requests)
+        common = scores[: len(requests) - len(own) - bool(test_average and round > 0)]
         metrics, early = ({}, {}) if not common else (common[0].all, common[0].some)
         if round == 0:
             found = _spread_to(nodes, metrics)
@@ -498,27 +509,29 @@ class NodeGroup:
                 own_found.setdefault(name, {})[node] = float(values[0])
             for name, values in score.some.items():
                 early_found.setdefault(f"own_{name}", {})[node] = float(values[0])
-        return Part(
+        return EvalResult(
             metrics=found,
             own=own_found,
             early=early_found,
-            losses={node: loss for node in nodes if (loss := samples[node].loss) is not None},
-            squares={} if round == 0 else self._squares(samples, average),
+            losses={node: loss for node in nodes if (loss := models[node].loss) is not None},
+            squares={} if round == 0 else self._squares(models, average),
             of_average=of_average if test_average else None,
         )
 
-    def _common_exams(self, round: int, samples: Mapping[int, Sample], used: EvaluationSamples) -> list[Exam]:
-        if not samples:
+    def _common_requests(
+        self, round: int, models: Mapping[int, WaitingModel], used: EvaluationSamples
+    ) -> list[EvalRequest]:
+        if not models:
             return []
         early = self._tests.common_early(round, len(self.trainer.task.test))
-        rows = torch.stack([sample.params for sample in samples.values()])
-        buffers = [sample.buffers for sample in samples.values()]
-        names = list(samples) if round > 0 else [0]  # the same draws wherever the one model is tested
-        return [Exam(rows, names, buffers, used.common, early, stacked=round > 0)]
+        rows = torch.stack([model.params for model in models.values()])
+        buffers = [model.buffers for model in models.values()]
+        names = list(models) if round > 0 else [0]  # the same draws wherever the one model is tested
+        return [EvalRequest(rows, names, buffers, used.common, early, stacked=round > 0)]
 
-    def _squares(self, samples: Mapping[int, Sample], average: Average) -> dict[int, float]:
+    def _squares(self, models: Mapping[int, WaitingModel], average: AverageModel) -> dict[int, float]:
         mean = average.params.to(self.trainer.device)
-        return {node: squared_distance(sample.params, mean) for node, sample in samples.items()}
+        return {node: squared_distance(model.params, mean) for node, model in models.items()}
 
     # --- The end, and coming back -------------------------------------------------------------------------
 
@@ -564,13 +577,13 @@ class NodeGroup:
         return NodeGroupState({node: self._snapshot_of(node) for node in self.nodes}, messages)
 
     def _snapshot_of(self, node: int) -> NodeSnapshot:
-        samples = {at: of[node] for at, of in sorted(self._samples.items()) if node in of}
+        models = {at: of[node] for at, of in sorted(self._waiting.items()) if node in of}
         return NodeSnapshot(
             self._nodes[node].snapshot(),
             self.trainer.state(node),
             self.trainer.row(node).clone() if node in self._trained else None,
             self._losses.get(node),
-            samples,
+            models,
         )
 
     def restore(self, state: NodeGroupState) -> None:
@@ -592,8 +605,8 @@ class NodeGroup:
                 self._trained.add(node)
             if held.loss is not None:
                 self._losses[node] = held.loss
-            for at, sample in held.samples.items():
-                self._samples.setdefault(at, {})[node] = sample
+            for at, model in held.models.items():
+                self._waiting.setdefault(at, {})[node] = model
 
     def close(self) -> None:
         """End the threads."""

@@ -24,17 +24,17 @@ __all__ = ["CheckpointManifest", "Recorder"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckpointManifest:
-    """A checkpoint: the driver's part, and the names of the node groups' parts.
+    """A checkpoint: the driver's state, and the names of the node groups' shards.
 
     Attributes:
         log_bytes: length of the log when it was taken.
         driver: what the driver must remember.
-        parts: files beside it, one per node group.
+        shards: files beside it, one per node group.
     """
 
     log_bytes: int
     driver: Any
-    parts: tuple[str, ...]
+    shards: tuple[str, ...]
 
 
 class Recorder:
@@ -72,10 +72,10 @@ class Recorder:
         """Go on from the newest checkpoint; rows that were written after it are dropped.
 
         Args:
-            types: the dataclasses that the driver's part and the node groups' parts may contain.
+            types: the dataclasses that the driver's state and the node groups' shards may contain.
 
         Returns:
-            What the driver remembered, and the node groups' parts put together, by node.
+            What the driver remembered, and the node groups' shards put together, by node.
 
         Raises:
             ConfigError: there is no folder.
@@ -89,7 +89,7 @@ class Recorder:
         def complete(saved: object) -> tuple[CheckpointManifest, NodeGroupState]:
             if not isinstance(saved, CheckpointManifest):
                 raise DataError("written by another version of this package")
-            return saved, _merged([checkpoint.read_part(folder, name, known) for name in saved.parts])
+            return saved, _merged([checkpoint.read_part(folder, name, known) for name in saved.shards])
 
         (saved, groups), _ = checkpoint.latest(folder, known, complete)
         path = self.folder / "metrics.jsonl"
@@ -108,13 +108,13 @@ class Recorder:
         row = self.rows[-1] if len(self.rows) > count else None
         return row if isinstance(row, EvalRow) else None
 
-    def save(self, round: int, driver: object, parts: Sequence[NodeGroupState | Dumped]) -> None:
+    def save(self, round: int, driver: object, shards: Sequence[NodeGroupState | Dumped]) -> None:
         """Write a checkpoint; the rows it counts on are on the disk before it is. Without folder, nothing.
 
         Args:
             round: completed rounds.
             driver: what the driver must remember.
-            parts: of all node groups.
+            shards: of all node groups.
 
         Raises:
             OSError: e.g. a full disk; the checkpoints there are intact.
@@ -123,7 +123,7 @@ class Recorder:
             return
         self._log.sync()
         folder = self.folder / "checkpoints"
-        names = [checkpoint.write_part(folder, round, number, part) for number, part in enumerate(parts)]
+        names = [checkpoint.write_part(folder, round, number, shard) for number, shard in enumerate(shards)]
         checkpoint.write(folder, round, CheckpointManifest(self._log.size_bytes, driver, tuple(names)))
 
     def finish(self, groups: Sequence[NodeGroupLike], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
@@ -157,10 +157,10 @@ class Recorder:
             self._log.close()
 
 
-def _merged(parts: Sequence[NodeGroupState]) -> NodeGroupState:
+def _merged(shards: Sequence[NodeGroupState]) -> NodeGroupState:
     nodes: dict[int, NodeSnapshot] = {}
     messages: dict[int, Frame | KeyframeRequest] = {}
-    for part in parts:
-        nodes |= part.nodes
-        messages |= part.messages
+    for shard in shards:
+        nodes |= shard.nodes
+        messages |= shard.messages
     return NodeGroupState(nodes, messages)

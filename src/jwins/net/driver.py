@@ -32,8 +32,8 @@ from typing import Any
 from torch import Tensor
 
 from jwins.engines import node_group
+from jwins.engines.eval_reduce import EvalResult, average, reduce_results
 from jwins.engines.ledger import Ledger, Purpose
-from jwins.engines.measuring import Part, average, combine
 from jwins.engines.node_group import (
     Envelope,
     MessageArrived,
@@ -71,7 +71,7 @@ from jwins.node import (
 from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
 from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyframeRequest, Packed
 
-__all__ = ["Measured", "RealTimeDriver", "WallOutcome", "WallProgress", "hash_of_parameters"]
+__all__ = ["NodeEvaluation", "RealTimeDriver", "WallOutcome", "WallProgress", "hash_of_parameters"]
 
 _FIRST_WORD_S = 5.0
 """A node says for whom it waits after so many seconds, and then each time that twice as many have passed."""
@@ -125,7 +125,7 @@ class WallProgress:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Measured:
+class NodeEvaluation:
     """One node at an evaluation: what it takes to put the nodes' measurements together later.
 
     Attributes:
@@ -134,7 +134,7 @@ class Measured:
         time_s: when it had completed them.
         sent: bytes it had sent by then, by kind.
         samples: test samples used.
-        part: what it measured.
+        result: what it measured.
         params: (P,) float32.
         buffers: local ones, by name.
     """
@@ -144,7 +144,7 @@ class Measured:
     time_s: float
     sent: tuple[int, ...]
     samples: int
-    part: Part
+    result: EvalResult
     params: Tensor
     buffers: Mapping[str, Tensor]
 
@@ -203,7 +203,7 @@ class RealTimeDriver:
         flush_s: for how long at most, at the end, what is queued is still sent.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.
-        on_measured: given each evaluation of this node as it is made.
+        on_evaluated: given each evaluation of this node as it is made.
         stop: asked after every event whether to end with a checkpoint.
         journal: told what happens.
 
@@ -227,7 +227,7 @@ class RealTimeDriver:
         flush_s: float = 5.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[WallProgress], None] | None = None,
-        on_measured: Callable[[Measured], None] | None = None,
+        on_evaluated: Callable[[NodeEvaluation], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         journal: Journal | None = None,
     ) -> None:
@@ -248,7 +248,7 @@ class RealTimeDriver:
         self.overdue = dict.fromkeys(self.peers, 0)
         self._agreed = dict(agreed or {})
         self._start, self._stop = start, stop
-        self._on_progress, self._on_measured = on_progress, on_measured
+        self._on_progress, self._on_evaluated = on_progress, on_evaluated
         self._ledger = Ledger()
         initial = group.parameters(self.node)
         self._dim = len(initial)
@@ -723,14 +723,16 @@ class RealTimeDriver:
         sums, buffers = self.group.sums(round)
         mean = average([sums], 1, buffers)
         at, sent = self.now, self._ledger.sent(self.node)
-        part = self.group.measure(round, mean, test_average=round == 0)
+        result = self.group.measure(round, mean, test_average=round == 0)
         samples = self.group.num_samples(round)
-        if self._on_measured is not None:
+        if self._on_evaluated is not None:
             columns = tuple(sent.by_kind().values())
-            measured = Measured(self.node, round, at, columns, samples, part, mean.params, buffers[self.node])
-            self._on_measured(measured)
+            evaluation = NodeEvaluation(
+                self.node, round, at, columns, samples, result, mean.params, buffers[self.node]
+            )
+            self._on_evaluated(evaluation)
         self.recorder.append(
-            combine([part], round=round, time_s=at, nodes=[self.node], traffic=sent, samples=samples)
+            reduce_results([result], round=round, time_s=at, nodes=[self.node], traffic=sent, samples=samples)
         )
 
     def _tell(self) -> None:

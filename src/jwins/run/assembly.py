@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from jwins.engines.measuring import EvaluationPlan
+    from jwins.engines.eval_reduce import EvaluationPlan
     from jwins.engines.node_group import NodeGroup, NodeGroupLike
     from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
     from jwins.node import Rules
@@ -297,7 +297,7 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
 
 
 def _tests(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> EvaluationPlan:
-    from jwins.engines.measuring import EvaluationPlan, EvaluationSamples
+    from jwins.engines.eval_reduce import EvaluationPlan, EvaluationSamples
 
     common, early = evaluation_samples(experiment, task)
     own, own_early = (

@@ -102,7 +102,7 @@ class Forecast:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Calibration:
     """What a calibration found.
 
     Attributes:
@@ -198,7 +198,7 @@ def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> E
     return experiment.changed(changes)
 
 
-def _apart(experiment: Experiment) -> Measured:
+def _apart(experiment: Experiment) -> Calibration:
     """Calibrate in a process of its own, whose peak of memory is the run's."""
     context = multiprocessing.get_context("spawn")
     started = time.perf_counter()
@@ -214,7 +214,7 @@ def _apart(experiment: Experiment) -> Measured:
         ) from None
 
 
-def _calibrate(experiment: Experiment) -> Measured:
+def _calibrate(experiment: Experiment) -> Calibration:
     from jwins.runfiles.rows import EndRow, EvalRow
     from jwins.training.allocator import keep_freed_memory
 
@@ -241,7 +241,7 @@ def _calibrate(experiment: Experiment) -> Measured:
     at_start_s = before["evaluation"]
     round_s["driver"] = max(0.0, busy_s - sum(round_s.values()))
     graphs = [parts.driver.rules.topology.at(r) for r in range(_ROUNDS)]
-    return Measured(
+    return Calibration(
         nodes=experiment.nodes.count,
         dim=parts.start.dim,
         degree=parts.start.neighbours_mean,
@@ -270,7 +270,7 @@ def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None
 
 
 def _extrapolated(
-    experiment: Experiment, degree: float, few: Measured, many: Measured, actors: int
+    experiment: Experiment, degree: float, few: Calibration, many: Calibration, actors: int
 ) -> Forecast:
     run, num_nodes = experiment.run, experiment.nodes.count
     topology = build_topology(experiment)
@@ -279,7 +279,7 @@ def _extrapolated(
     heard = [_senders(topology.at(0), block) for block in blocks]
     per_degree = degree / many.degree if many.degree else 1.0
 
-    def line(value: Callable[[Measured], float], at: float) -> float:
+    def line(value: Callable[[Calibration], float], at: float) -> float:
         """What two measurements say of so many nodes; in proportion, where a line would begin below nothing."""
         most = value(many) / many.nodes
         apart = many.nodes - few.nodes
@@ -318,7 +318,7 @@ def _extrapolated(
     )
 
 
-def _model_test_s(few: Measured, many: Measured, samples: float) -> float:
+def _model_test_s(few: Calibration, many: Calibration, samples: float) -> float:
     """Seconds that one model's test on so many samples takes."""
     less, more = many.evaluation_s / many.nodes, few.evaluation_s / few.nodes
     apart = few.samples - many.samples

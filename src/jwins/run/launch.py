@@ -1,7 +1,7 @@
 """All nodes of an experiment as processes of this machine; what they measure put together.
 
 The run folder is as the simulator writes it: ``config.toml``, ``partition.json``, ``metrics.jsonl`` with rows
-over all nodes, ``traffic.csv`` and ``final/``. Each node has its own part in ``nodes/<i>``, checkpoints
+over all nodes, ``traffic.csv`` and ``final/``. Each node has its own result in ``nodes/<i>``, checkpoints
 included, and ``keys/`` has the identities that were made for this machine alone.
 """
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jwins.engines.measuring import Partial, average, combine, squared_distance
+from jwins.engines.eval_reduce import PartialSum, average, reduce_results, squared_distance
 from jwins.errors import DataError, JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
@@ -40,7 +40,7 @@ from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSpl
 
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
-    from jwins.net.driver import Measured
+    from jwins.net.driver import NodeEvaluation
 
 __all__ = ["Launched", "NodeFailedError", "NodeView", "launch"]
 
@@ -382,20 +382,20 @@ class _Collected:
             path.name > self._model(node, round).name for path in self._model(node, 0).parent.glob("round-*")
         )
 
-    def _combined(self, round: int, every: list[Measured]) -> EvalRow:
-        sums = [[Partial(0, found.node, found.params.to(torch.float64))] for found in every]
+    def _combined(self, round: int, every: list[NodeEvaluation]) -> EvalRow:
+        sums = [[PartialSum(0, found.node, found.params.to(torch.float64))] for found in every]
         buffers = {found.node: found.buffers for found in every}
         mean = average(sums, len(every), buffers)
-        parts = [found.part for found in every]
+        results = [found.result for found in every]
         if round > 0:
             if self._group is None:
                 (self._group,) = self._pieces.node_groups()
-            parts = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
-            parts.append(self._group.measure(round, mean, test_average=True))
+            results = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
+            results.append(self._group.measure(round, mean, test_average=True))
         for found in every:
             self._sent[found.node] = TrafficSplit(*found.sent)
-        return combine(
-            parts,
+        return reduce_results(
+            results,
             round=round,
             time_s=max(found.time_s for found in every),
             nodes=[found.node for found in every],
@@ -450,20 +450,20 @@ class _Collected:
         return digest.hexdigest()
 
 
-def _read(path: Path) -> Measured:
-    from jwins.engines.measuring import Part
-    from jwins.net.driver import Measured
+def _read(path: Path) -> NodeEvaluation:
+    from jwins.engines.eval_reduce import EvalResult
+    from jwins.net.driver import NodeEvaluation
 
-    found = checkpoint.load(path.read_bytes(), (Measured, Part))
-    if not isinstance(found, Measured):
+    found = checkpoint.load(path.read_bytes(), (NodeEvaluation, EvalResult))
+    if not isinstance(found, NodeEvaluation):
         raise DataError(f"{path}: not what a node measured")
     return found
 
 
-def _with_square(found: Measured, square: float) -> Any:
+def _with_square(found: NodeEvaluation, square: float) -> Any:
     from dataclasses import replace
 
-    return replace(found.part, squares={found.node: square})
+    return replace(found.result, squares={found.node: square})
 
 
 def _end_of(folder: Path) -> EndRow:

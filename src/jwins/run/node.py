@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from jwins.engines.node_group import NodeGroup
     from jwins.net.adopt import Adopted
-    from jwins.net.driver import Measured, WallOutcome, WallProgress
+    from jwins.net.driver import NodeEvaluation, WallOutcome, WallProgress
     from jwins.net.journal import Journal
     from jwins.net.membership import Membership
     from jwins.net.roster import Roster
@@ -260,7 +260,7 @@ def _run(
         patience_s=patience_s,
         recorder=Recorder(folder),
         on_progress=tell,
-        on_measured=_models_in(folder / "models") if keep_models else None,
+        on_evaluated=_models_in(folder / "models") if keep_models else None,
         stop=stop,
         journal=journal,
     )
@@ -302,12 +302,12 @@ def _reach(
     )
 
 
-def _models_in(folder: Path) -> Callable[[Measured], None]:
+def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
     """Keeps the model of each evaluation there."""
 
-    def keep(measured: Measured) -> None:
+    def keep(evaluation: NodeEvaluation) -> None:
         folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"round-{measured.round:08d}.safetensors", checkpoint.dump(measured))
+        write_atomically(folder / f"round-{evaluation.round:08d}.safetensors", checkpoint.dump(evaluation))
 
     return keep
 

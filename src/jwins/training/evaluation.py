@@ -17,16 +17,16 @@ from jwins.training.stacked import MIN_STACK, StackedModel
 from jwins.training.worker_module import WorkerModule
 from jwins.training.workshop import Workshop, named
 
-__all__ = ["Evaluation", "Exam", "Scores"]
+__all__ = ["EvalRequest", "Evaluation", "MetricMeans"]
 
-_JOBS_PER_THREAD = 16
+_MIN_JOBS_PER_THREAD = 16
 """So many pieces of work for each thread at least, so that none waits long for the last one to end."""
 
 Sums = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Exam:
+class EvalRequest:
     """Models, and the test samples that all of them are tested on.
 
     Attributes:
@@ -47,12 +47,12 @@ class Exam:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
-    """What an exam found: means over samples, by metric, (n,) float64 on the CPU.
+class MetricMeans:
+    """What a request found: means over samples, by metric, (n,) float64 on the CPU.
 
     Attributes:
         all: over all samples.
-        some: over those of ``Exam.some``; empty if there are none.
+        some: over those of ``EvalRequest.some``; empty if there are none.
     """
 
     all: dict[str, Tensor]
@@ -61,16 +61,16 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Some rows of an exam on some of its batches; the batches are numbered within the exam."""
+    """Some rows of a request on some of its batches; the batches are numbered within the request."""
 
-    exam: int
+    request: int
     rows: tuple[int, ...]
     first: int
     last: int
 
 
 class Evaluation:
-    """Takes exams. The models are in evaluation mode; nothing is changed.
+    """Carries out requests. The models are in evaluation mode; nothing is changed.
 
     Args:
         workshop: task, data and generators.
@@ -97,8 +97,8 @@ class Evaluation:
         self._divisible = not (draws.evaluation or draws.remembers)
         self._model = StackedModel(workshop, layout)
 
-    def take(self, exams: Sequence[Exam]) -> list[Scores]:
-        """Test all models of all exams.
+    def run(self, requests: Sequence[EvalRequest]) -> list[MetricMeans]:
+        """Test all models of all requests.
 
         Sums run in the order of the batches, whoever tested which, so that a result does not depend on the
         number of threads or on what else is tested.
@@ -106,32 +106,32 @@ class Evaluation:
         Raises:
             TrainingError: the model or a metric failed.
         """
-        slices = [self._workshop.test_slices(self._count(exam)) for exam in exams]
-        jobs = self._jobs(exams, [len(parts) for parts in slices])
+        slices = [self._workshop.test_slices(self._count(request)) for request in requests]
+        jobs = self._jobs(requests, [len(parts) for parts in slices])
         found: dict[int, list[list[Sums]]] = {}
 
         def work(worker: int, number: int) -> None:
             job = jobs[number]
-            parts = slices[job.exam][job.first : job.last]
-            test = self._test_stack if len(job.rows) > 1 or exams[job.exam].stacked else self._test_row
-            found[number] = test(worker, exams[job.exam], job.rows, parts)
+            parts = slices[job.request][job.first : job.last]
+            test = self._test_stack if len(job.rows) > 1 or requests[job.request].stacked else self._test_row
+            found[number] = test(worker, requests[job.request], job.rows, parts)
 
         with self._workshop.kept_generators():
             self._workshop.crew.run(range(len(jobs)), work, self._threads)
-        totals: list[list[Sums]] = [[{} for _ in exam.nodes] for exam in exams]
+        totals: list[list[Sums]] = [[{} for _ in request.nodes] for request in requests]
         for number, job in enumerate(jobs):  # in the order of the batches
             for row, batches in zip(job.rows, found[number], strict=True):
                 for batch in batches:
-                    _add(totals[job.exam][row], batch)
-        return [self._scores(exam, sums) for exam, sums in zip(exams, totals, strict=True)]
+                    _add(totals[job.request][row], batch)
+        return [self._means(request, sums) for request, sums in zip(requests, totals, strict=True)]
 
-    def _count(self, exam: Exam) -> int:
-        return self._workshop.num_test if exam.samples is None else len(exam.samples)
+    def _count(self, request: EvalRequest) -> int:
+        return self._workshop.num_test if request.samples is None else len(request.samples)
 
-    def _jobs(self, exams: Sequence[Exam], batches: Sequence[int]) -> list[_Job]:
+    def _jobs(self, requests: Sequence[EvalRequest], batches: Sequence[int]) -> list[_Job]:
         """Work of about equal size, for a row or a stack at a time."""
-        pieces = [(number, rows) for number, exam in enumerate(exams) for rows in self._pieces(exam)]
-        per_piece = -(-_JOBS_PER_THREAD * self._threads // max(1, len(pieces))) if self._threads > 1 else 1
+        pieces = [(number, rows) for number, request in enumerate(requests) for rows in self._pieces(request)]
+        per_piece = -(-_MIN_JOBS_PER_THREAD * self._threads // max(1, len(pieces))) if self._threads > 1 else 1
         jobs = []
         for number, rows in pieces:
             count = batches[number]
@@ -139,47 +139,49 @@ class Evaluation:
             jobs += [_Job(number, rows, at, min(at + length, count)) for at in range(0, count, length)]
         return jobs
 
-    def _pieces(self, exam: Exam) -> list[tuple[int, ...]]:
+    def _pieces(self, request: EvalRequest) -> list[tuple[int, ...]]:
         """Which rows are tested together: those of a chunk, or each by itself."""
-        if not exam.stacked:
-            return [(row,) for row in range(len(exam.nodes))]
+        if not request.stacked:
+            return [(row,) for row in range(len(request.nodes))]
         pieces: dict[int, list[int]] = {}
-        for row, node in enumerate(exam.nodes):
+        for row, node in enumerate(request.nodes):
             pieces.setdefault(node // self._chunk, []).append(row)
         return [tuple(rows) for rows in pieces.values()]
 
     def _test_row(
-        self, worker: int, exam: Exam, rows: tuple[int, ...], parts: Sequence[slice]
+        self, worker: int, request: EvalRequest, rows: tuple[int, ...], parts: Sequence[slice]
     ) -> list[list[Sums]]:
         (index,) = rows
-        module, workshop, node = self._modules[worker], self._workshop, exam.nodes[index]
+        module, workshop, node = self._modules[worker], self._workshop, request.nodes[index]
         # Copies: a model may change its buffers in evaluation mode too, and that must not last.
-        row = exam.rows[index].clone() if module.shared else exam.rows[index]
+        row = request.rows[index].clone() if module.shared else request.rows[index]
         module.model.eval()
-        copies = {name: tensor.to(workshop.device, copy=True) for name, tensor in exam.buffers[index].items()}
+        copies = {
+            name: tensor.to(workshop.device, copy=True) for name, tensor in request.buffers[index].items()
+        }
         module.bind(row, copies)
         if self._draws.evaluation:
             workshop.seed_global("evaluation", node, EVERY_ROUND)
         found = []
         with named(node, None, "evaluation"), torch.no_grad():
             for part in parts:
-                inputs, targets = workshop.test_batch(exam.samples, part)
+                inputs, targets = workshop.test_batch(request.samples, part)
                 outputs = module.model(workshop.task.prepare(inputs))
-                found.append(self._sums(outputs, targets, exam, part))
+                found.append(self._sums(outputs, targets, request, part))
         return [found]
 
     def _test_stack(
-        self, worker: int, exam: Exam, rows: tuple[int, ...], parts: Sequence[slice]
+        self, worker: int, request: EvalRequest, rows: tuple[int, ...], parts: Sequence[slice]
     ) -> list[list[Sums]]:
         module, workshop = self._modules[worker], self._workshop
-        nodes = [exam.nodes[row] for row in rows]
+        nodes = [request.nodes[row] for row in rows]
         padded = [*rows, *rows[:1] * (MIN_STACK - len(rows))]
         module.model.eval()
-        index = torch.tensor(padded, device=exam.rows.device)
+        index = torch.tensor(padded, device=request.rows.device)
         whole = padded == list(range(padded[0], padded[-1] + 1))
-        stack = exam.rows[padded[0] : padded[-1] + 1] if whole else exam.rows[index]
+        stack = request.rows[padded[0] : padded[-1] + 1] if whole else request.rows[index]
         buffers = {
-            name: torch.stack([exam.buffers[row][name].to(workshop.device) for row in padded])
+            name: torch.stack([request.buffers[row][name].to(workshop.device) for row in padded])
             for name in self._layout.local
         }
         own = stack.clone() if module.shared else stack
@@ -189,16 +191,16 @@ class Evaluation:
         with named(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
             values = [*self._layout.views(own).values(), *buffers.values()]
             for part in parts:
-                inputs, targets = workshop.test_batch(exam.samples, part)
+                inputs, targets = workshop.test_batch(request.samples, part)
                 outputs = self._model.outputs(module, values, inputs)
                 for i, sums in enumerate(found):
                     single = pytree.tree_map(lambda tensor, i=i: tensor[i], outputs)
-                    sums.append(self._sums(single, targets, exam, part))
+                    sums.append(self._sums(single, targets, request, part))
         return found
 
-    def _sums(self, outputs: Any, targets: Tensor, exam: Exam, part: slice) -> Sums:
+    def _sums(self, outputs: Any, targets: Tensor, request: EvalRequest, part: slice) -> Sums:
         """Of a batch, each metric's sum over all samples and over some."""
-        some = None if exam.some is None else exam.some[part]
+        some = None if request.some is None else request.some[part]
         return {
             name: (
                 float(values.double().sum()),
@@ -207,14 +209,16 @@ class Evaluation:
             for name, values in self._workshop.metrics_of(outputs, targets).items()
         }
 
-    def _scores(self, exam: Exam, sums: Sequence[Sums]) -> Scores:
+    def _means(self, request: EvalRequest, sums: Sequence[Sums]) -> MetricMeans:
         def means(which: int, count: int) -> dict[str, Tensor]:
             return {
                 name: torch.tensor([row[name][which] for row in sums], dtype=torch.float64) / count
                 for name in (sums[0] if sums else ())
             }
 
-        return Scores(means(0, self._count(exam)), {} if exam.some is None else means(1, int(exam.some.sum())))
+        return MetricMeans(
+            means(0, self._count(request)), {} if request.some is None else means(1, int(request.some.sum()))
+        )
 
 
 def _add(total: Sums, batch: Sums) -> None:

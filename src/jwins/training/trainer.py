@@ -23,7 +23,7 @@ from torch import Tensor
 from jwins.errors import ConfigError, UsageError
 from jwins.tasks.base import Task
 from jwins.training.batches import Indices, Shuffle, checked_part
-from jwins.training.evaluation import Evaluation, Exam, Scores
+from jwins.training.evaluation import EvalRequest, Evaluation, MetricMeans
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.training.loop import Loop
 from jwins.training.node_store import LocalState, NodeStore, mean_buffers
@@ -354,34 +354,34 @@ class Trainer:
             return {}
         found = [self.buffers(node) for node in nodes] if buffers is None else buffers
         stacked = len(rows) >= MIN_STACK
-        return self.evaluate_all([Exam(rows, list(nodes), found, samples, stacked=stacked)])[0].all
+        return self.evaluate_all([EvalRequest(rows, list(nodes), found, samples, stacked=stacked)])[0].all
 
-    def evaluate_all(self, exams: Sequence[Exam]) -> list[Scores]:
-        """Several exams at once, so that all their models share the threads.
+    def evaluate_all(self, requests: Sequence[EvalRequest]) -> list[MetricMeans]:
+        """Several requests at once, so that all their models share the threads.
 
         Raises:
-            UsageError: shapes do not fit, or an exam without samples.
+            UsageError: shapes do not fit, or a request without samples.
             TrainingError: the model or a metric failed.
         """
-        return self._evaluation.take([self._checked(exam) for exam in exams])
+        return self._evaluation.run([self._checked(request) for request in requests])
 
-    def _checked(self, exam: Exam) -> Exam:
-        rows, count = exam.rows, len(exam.nodes)
+    def _checked(self, request: EvalRequest) -> EvalRequest:
+        rows, count = request.rows, len(request.nodes)
         if rows.dim() != 2 or rows.shape[1] != self.layout.size or count != len(rows):
             raise UsageError(
                 f"Trainer.evaluate: rows of shape {tuple(rows.shape)} for {count} nodes; "
                 f"expected ({count}, {self.layout.size})"
             )
-        if not (self._workshop.num_test if exam.samples is None else len(exam.samples)):
+        if not (self._workshop.num_test if request.samples is None else len(request.samples)):
             raise UsageError("Trainer.evaluate: no test samples; give the task's test set at least one")
         rows = rows.detach().to(self.device, torch.float32)
-        return Exam(
+        return EvalRequest(
             rows if rows.stride(1) == 1 else rows.contiguous(),
-            exam.nodes,
-            exam.buffers,
-            None if exam.samples is None else exam.samples.to(self.device, torch.int64),
-            exam.some,
-            exam.stacked and self._stacks is not None and self.num_nodes >= MIN_STACK,
+            request.nodes,
+            request.buffers,
+            None if request.samples is None else request.samples.to(self.device, torch.int64),
+            request.some,
+            request.stacked and self._stacks is not None and self.num_nodes >= MIN_STACK,
         )
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from jwins.engines.measuring import Average, Part, Partial
+from jwins.engines.eval_reduce import AverageModel, EvalResult, PartialSum
 from jwins.engines.node_group import (
     STATE_TYPES,
     Envelope,
@@ -232,11 +232,11 @@ class NodeGroupActor:
         """See :class:`~jwins.engines.node_group.NodeGroup`."""
         return self._group.num_samples(round)
 
-    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """See :class:`~jwins.engines.node_group.NodeGroup`."""
         return self._group.sums(round)
 
-    def measure(self, round: int, average: Average, test_average: bool) -> Part:
+    def measure(self, round: int, average: AverageModel, test_average: bool) -> EvalResult:
         """See :class:`~jwins.engines.node_group.NodeGroup`."""
         return self._group.measure(round, average, test_average=test_average)
 
@@ -407,15 +407,15 @@ class RemoteNodeGroup:
         """Common test samples of the evaluation after ``round`` completed rounds."""
         return int(self._call("num_samples", round))
 
-    def sums(self, round: int) -> tuple[list[Partial], dict[int, Mapping[str, Tensor]]]:
+    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """Of the models that wait for an evaluation, what the average needs."""
-        found: tuple[list[Partial], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
+        found: tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
         return found
 
-    def measure(self, round: int, average: Average, *, test_average: bool) -> Part:
+    def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
         """Test the models that wait for an evaluation."""
-        part: Part = self._call("measure", round, average, test_average)
-        return part
+        result: EvalResult = self._call("measure", round, average, test_average)
+        return result
 
     # --- The end, and coming back -------------------------------------------------------------------------
 

@@ -28,9 +28,9 @@ from typing import Any
 from torch import Tensor
 
 from jwins.engines import node_group
+from jwins.engines.eval_reduce import average, reduce_results
 from jwins.engines.garbage import seldom_collected
 from jwins.engines.ledger import Ledger, total
-from jwins.engines.measuring import average, combine
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator.fault_script import FaultScript
@@ -448,7 +448,7 @@ class SimulatedDriver:
         buffers = {node: own for _, every in found for node, own in every.items()}
         mean = average([sums for sums, _ in found], len(completions), buffers)
         tester = self._group_of[min(completions)]
-        parts = self._call_all(
+        results = self._call_all(
             [partial(group.measure, round, mean, test_average=group is tester) for group in self.groups]
         )
         # Of nodes that are down or came back later, all they have sent: no byte is taken back.
@@ -457,8 +457,8 @@ class SimulatedDriver:
             for node in range(self.num_nodes)
         ]
         self.recorder.append(
-            combine(
-                parts,
+            reduce_results(
+                results,
                 round=round,
                 time_s=max(completion.time for completion in completions.values()),
                 nodes=sorted(completions),
@@ -522,12 +522,12 @@ class SimulatedDriver:
             under_way = [e.envelope for e in arriving if isinstance(e, MessageArrived)] + list(
                 self.network.envelopes()
             )
-            parts = self._call_all([partial(group.snapshot, under_way) for group in self.groups])
+            results = self._call_all([partial(group.snapshot, under_way) for group in self.groups])
             sent: dict[NodeGroupLike, dict[int, Envelope]] = {group: {} for group in self.groups}
             for envelope in under_way:
                 sent[self._group_of[envelope.sender]][envelope.number] = envelope
             full = {p.number: p for group, own in sent.items() for p in group.with_bytes(list(own.values()))}
-            self.recorder.save(round, _with_envelopes(self._snapshot(), lambda p: full[p.number]), parts)
+            self.recorder.save(round, _with_envelopes(self._snapshot(), lambda p: full[p.number]), results)
 
     def _snapshot(self) -> SimulatedDriverState:
         return SimulatedDriverState(

@@ -1,4 +1,4 @@
-"""What an evaluation measures: parts from the node groups, put together into one row.
+"""What an evaluation measures: results of the node groups, put together into one row.
 
 Nothing here depends on how the nodes are spread over node groups. Numbers of single nodes are listed in the
 order of their ids; sums over nodes run along a fixed binary tree over the ids, of which a node group sends the
@@ -19,14 +19,14 @@ from jwins.runfiles.rows import EvalRow, Spread, TrafficSplit
 from jwins.training.node_store import mean_buffers
 
 __all__ = [
-    "Average",
+    "AverageModel",
+    "EvalResult",
     "EvaluationPlan",
     "EvaluationSamples",
-    "Part",
-    "Partial",
+    "PartialSum",
     "average",
-    "combine",
     "finite",
+    "reduce_results",
     "squared_distance",
     "tree_sums",
     "tree_total",
@@ -72,7 +72,7 @@ class EvaluationPlan:
             return None
         common = torch.arange(num_test) if self.samples.common is None else self.samples.common
         some = torch.arange(num_test) if self.early.common is None else self.early.common
-        return _among(common, some, "common samples")
+        return _mask_of(common, some, "common samples")
 
     def own_early(self, round: int, node: int) -> Tensor | None:
         """Of a node's own samples of a late evaluation, which are early ones, (m_i,) bool; else None."""
@@ -80,10 +80,10 @@ class EvaluationPlan:
             return None
         if self.early.own is None or self.samples.own is None:
             return None
-        return _among(self.samples.own[node], self.early.own[node], f"samples of node {node}")
+        return _mask_of(self.samples.own[node], self.early.own[node], f"samples of node {node}")
 
 
-def _among(samples: Tensor, some: Tensor, what: str) -> Tensor:
+def _mask_of(samples: Tensor, some: Tensor, what: str) -> Tensor:
     found = torch.isin(samples, some)
     if int(found.sum()) != len(some):
         raise UsageError(f"early evaluations: {what} must be some of those of the later ones")
@@ -94,7 +94,7 @@ def _among(samples: Tensor, some: Tensor, what: str) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Partial:
+class PartialSum:
     """The sum over the nodes of one subtree, whose leaves are ``index * 2**level`` and so on.
 
     Attributes:
@@ -108,7 +108,7 @@ class Partial:
     total: Tensor | None
 
 
-def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[Partial]:
+def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[PartialSum]:
     """Sums of the largest whole subtrees.
 
     Args:
@@ -117,16 +117,16 @@ def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[Partial]:
     Returns:
         In the order of the nodes; memory for about as many vectors as the tree is high.
     """
-    sums: list[Partial] = []
+    sums: list[PartialSum] = []
     for node, leaf in leaves:
-        sums.append(Partial(0, node, None if leaf is None else leaf.to(torch.float64)))
+        sums.append(PartialSum(0, node, None if leaf is None else leaf.to(torch.float64)))
         _join_siblings(sums)
     return sums
 
 
-def tree_total(partials: Iterable[Partial]) -> Tensor | None:
+def tree_total(partials: Iterable[PartialSum]) -> Tensor | None:
     """The sum over the whole tree, from the subtrees of all node groups in the order of the nodes."""
-    sums: list[Partial] = []
+    sums: list[PartialSum] = []
     for partial in partials:
         sums.append(partial)
         _join_siblings(sums)
@@ -136,12 +136,12 @@ def tree_total(partials: Iterable[Partial]) -> Tensor | None:
     return total
 
 
-def _join_siblings(sums: list[Partial]) -> None:
+def _join_siblings(sums: list[PartialSum]) -> None:
     while len(sums) > 1 and sums[-1].level == sums[-2].level and sums[-2].index + 1 == sums[-1].index:
         if sums[-2].index % 2:
             return
         right, left = sums.pop(), sums.pop()
-        sums.append(Partial(left.level + 1, left.index // 2, _sum(left.total, right.total)))
+        sums.append(PartialSum(left.level + 1, left.index // 2, _sum(left.total, right.total)))
 
 
 def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
@@ -151,7 +151,7 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Average:
+class AverageModel:
     """The mean of all nodes' models.
 
     Attributes:
@@ -164,8 +164,8 @@ class Average:
 
 
 def average(
-    sums: Sequence[Sequence[Partial]], count: int, buffers: Mapping[int, Mapping[str, Tensor]]
-) -> Average:
+    sums: Sequence[Sequence[PartialSum]], count: int, buffers: Mapping[int, Mapping[str, Tensor]]
+) -> AverageModel:
     """The mean model.
 
     Args:
@@ -177,7 +177,7 @@ def average(
     total = tree_total(partials)
     assert total is not None, "an evaluation measures at least one node"
     every = [buffers[node] for node in sorted(buffers)]
-    return Average((total / count).to(torch.float32), mean_buffers(every) if every else {})
+    return AverageModel((total / count).to(torch.float32), mean_buffers(every) if every else {})
 
 
 def squared_distance(params: Tensor, mean: Tensor) -> float:
@@ -185,11 +185,11 @@ def squared_distance(params: Tensor, mean: Tensor) -> float:
     return float((params.double() - mean).square().sum())
 
 
-# --- From parts to a row ----------------------------------------------------------------------------------
+# --- From results to a row ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class EvalResult:
     """What one node group measured at an evaluation.
 
     Attributes:
@@ -209,8 +209,8 @@ class Part:
     of_average: Mapping[str, float] | None = None
 
 
-def combine(
-    parts: Sequence[Part],
+def reduce_results(
+    results: Sequence[EvalResult],
     *,
     round: int,
     time_s: float,
@@ -219,10 +219,10 @@ def combine(
     samples: int,
     consensus_rounds: int = 0,
 ) -> EvalRow:
-    """One row from the parts of all node groups.
+    """One row from the results of all node groups.
 
     Args:
-        parts: of all node groups.
+        results: of all node groups.
         round: completed rounds.
         time_s: when the last of the nodes completed it.
         nodes: that were measured, increasing.
@@ -230,19 +230,19 @@ def combine(
         samples: test samples used.
         consensus_rounds: how many of the rounds, at the end, were without training.
     """
-    of_average: Mapping[str, float] = next((p.of_average for p in parts if p.of_average is not None), {})
+    of_average: Mapping[str, float] = next((p.of_average for p in results if p.of_average is not None), {})
     metrics: dict[str, Spread] = {}
     per_node: dict[str, list[float | None]] = {}
-    for name, values in _by_node([part.metrics for part in parts]).items():
+    for name, values in _by_node([result.metrics for result in results]).items():
         listed = [values[node] for node in nodes]
         metrics[name] = _spread(listed, of_average.get(name, math.nan))
         per_node[name] = [finite(value) for value in listed]
-    for name, values in _by_node([part.own for part in parts]).items():
+    for name, values in _by_node([result.own for result in results]).items():
         metrics[f"own_{name}"] = _spread([values[node] for node in nodes if node in values], math.nan)
         per_node[f"own_{name}"] = [finite(values[node]) if node in values else None for node in nodes]
-    losses = _by_node([{"": part.losses} for part in parts]).get("", {})
+    losses = _by_node([{"": result.losses} for result in results]).get("", {})
     trained = [losses[node] for node in nodes if node in losses]
-    squares = _by_node([{"": part.squares} for part in parts]).get("", {})
+    squares = _by_node([{"": result.squares} for result in results]).get("", {})
     distances = torch.tensor([squares[node] for node in nodes if node in squares], dtype=torch.float64)
     return EvalRow(
         round=round,
@@ -256,17 +256,17 @@ def combine(
         samples=samples,
         early={
             name: _spread([values[node] for node in nodes if node in values], math.nan).mean
-            for name, values in _by_node([part.early for part in parts]).items()
+            for name, values in _by_node([result.early for result in results]).items()
         },
         consensus_rounds=consensus_rounds,
     )
 
 
-def _by_node(parts: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
+def _by_node(results: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
     """The node groups' numbers by name and node."""
     found: dict[str, dict[int, float]] = {}
-    for part in parts:
-        for name, values in part.items():
+    for result in results:
+        for name, values in result.items():
             found.setdefault(name, {}).update(values)
     return found
 
