@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jwins.engines.ledger import Purpose
+from jwins.engines.traffic_counter import Purpose
 from jwins.wire.frame import Packed
 
 __all__ = ["Acquaintance", "Kept"]
@@ -19,7 +19,7 @@ class Kept:
 
     Attributes:
         packed: the frame.
-        purpose: as in the ledger.
+        purpose: as in the traffic counter.
         sent: whether the connection that is open has taken it.
         counted: whether its bytes were counted; each sending counts.
     """

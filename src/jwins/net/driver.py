@@ -33,7 +33,6 @@ from torch import Tensor
 
 from jwins.engines import node_group
 from jwins.engines.eval_reduce import EvalResult, average, reduce_results
-from jwins.engines.ledger import Ledger, Purpose
 from jwins.engines.node_group import (
     Envelope,
     MessageArrived,
@@ -43,6 +42,7 @@ from jwins.engines.node_group import (
     TrainingDone,
 )
 from jwins.engines.recorder import Recorder
+from jwins.engines.traffic_counter import Purpose, TrafficCounter
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
 from jwins.net.adopt import WANTS_MODEL, Adopted, mismatch, model_wire, pack_model
@@ -249,7 +249,7 @@ class RealTimeDriver:
         self._agreed = dict(agreed or {})
         self._start, self._stop = start, stop
         self._on_progress, self._on_evaluated = on_progress, on_evaluated
-        self._ledger = Ledger()
+        self._traffic = TrafficCounter()
         initial = group.parameters(self.node)
         self._dim = len(initial)
         self._adopted, self._joins_at = adopted, joins_at
@@ -282,7 +282,7 @@ class RealTimeDriver:
     @property
     def sent(self) -> TrafficSplit:
         """All that the node has sent."""
-        return self._ledger.sent(self.node)
+        return self._traffic.sent(self.node)
 
     # --- Running ------------------------------------------------------------------------------------------
 
@@ -429,7 +429,7 @@ class RealTimeDriver:
     def _on_send(self, command: Send) -> None:
         purpose: Purpose = "keyframe" if command.keyframe else "update"
         for peer in command.in_turn(self.node):
-            self._ledger.count(self.node, (peer,), command.packed, purpose)
+            self._traffic.count(self.node, (peer,), command.packed, purpose)
             most = self._keeps
             self.peers[peer].keep(command.round, Kept(command.packed, purpose), most)
             self._flush(peer)
@@ -449,12 +449,12 @@ class RealTimeDriver:
             kept.sent = True
             if not kept.counted:
                 kept.counted = True
-                self._ledger.count(self.node, (peer,), kept.packed, kept.purpose)
+                self._traffic.count(self.node, (peer,), kept.packed, kept.purpose)
 
     def _say(self, peer: int, packed: Packed) -> None:
         """A message about the run itself, which is not kept."""
         if self.transport.send(peer, packed.data):
-            self._ledger.count(self.node, (peer,), packed, "control")
+            self._traffic.count(self.node, (peer,), packed, "control")
 
     # --- What comes from the network ----------------------------------------------------------------------
 
@@ -559,7 +559,7 @@ class RealTimeDriver:
         data = pack_model(self._model_wire, self.node, self.round, params)
         if self.transport.send(peer, data, beside=True):
             known.given = self.round
-            self._ledger.count(self.node, (peer,), Packed(data, 0, 0), "keyframe")
+            self._traffic.count(self.node, (peer,), Packed(data, 0, 0), "keyframe")
             self.journal.info("gave model", peer=self.names[peer], round=self.round)
 
     def _on_bye(self, peer: int, bye: Bye) -> None:
@@ -722,7 +722,7 @@ class RealTimeDriver:
     def _measure(self, round: int) -> None:
         sums, buffers = self.group.sums(round)
         mean = average([sums], 1, buffers)
-        at, sent = self.now, self._ledger.sent(self.node)
+        at, sent = self.now, self._traffic.sent(self.node)
         result = self.group.measure(round, mean, test_average=round == 0)
         samples = self.group.num_samples(round)
         if self._on_evaluated is not None:
@@ -749,7 +749,7 @@ class RealTimeDriver:
             self.round,
             self.rules.rounds,
             self.now,
-            self._ledger.total_bytes(),
+            self._traffic.total_bytes(),
             self._missing(),
             0.0 if wait is None else self.now - wait.since,
             tuple(peer for peer, known in self.peers.items() if known.met),
@@ -777,7 +777,7 @@ class RealTimeDriver:
         return WallState(
             self.now,
             self._x0,
-            self._ledger.snapshot(),
+            self._traffic.snapshot(),
             {peer: dict(known.kept) for peer, known in self.peers.items()},
             frozenset(peer for peer, known in self.peers.items() if known.suspected),
             {peer: known.refused for peer, known in self.peers.items()},
@@ -786,7 +786,7 @@ class RealTimeDriver:
     def _restore(self, state: WallState) -> None:
         self._before_s, self._begun = state.now, time.monotonic()
         self._x0 = state.x0  # a process may be made again with another model at hand
-        self._ledger = Ledger(state.edges)
+        self._traffic = TrafficCounter(state.edges)
         for peer, known in self.peers.items():
             known.kept = {at: Kept(k.packed, k.purpose, False, True) for at, k in state.kept[peer].items()}
             known.suspected = peer in state.suspected
@@ -798,7 +798,7 @@ class RealTimeDriver:
         met = [peer for peer, known in self.peers.items() if known.met]
         for peer in met:
             self._flush(peer)
-            self._ledger.count(self.node, (peer,), bye, "control")
+            self._traffic.count(self.node, (peer,), bye, "control")
         self._write_end(end)
         for peer in met:
             self.transport.send(peer, bye.data)
@@ -806,7 +806,7 @@ class RealTimeDriver:
     def _write_end(self, end: Finished) -> None:
         wall_s = {name: _to_ms(seconds) for name, seconds in self.group.wall_s.items()}
         row = EndRow(end.status, end.round, self.now, end.reason, "", wall_s)
-        self.recorder.finish([self.group], row, self._ledger.edges())
+        self.recorder.finish([self.group], row, self._traffic.edges())
         self.journal.info("ended", status=end.status, round=end.round, reason=end.reason)
         self._tell()
 
@@ -823,7 +823,7 @@ class RealTimeDriver:
     def _outcome(self, status: str) -> WallOutcome:
         refused = {peer: known.refused for peer, known in self.peers.items()}
         params = self.group.parameters(self.node).clone()
-        rows, edges = self.recorder.rows, self._ledger.edges()
+        rows, edges = self.recorder.rows, self._traffic.edges()
         return WallOutcome(status, self.round, rows, params, refused, dict(self.overdue), edges)
 
 

@@ -30,12 +30,12 @@ from torch import Tensor
 from jwins.engines import node_group
 from jwins.engines.eval_reduce import average, reduce_results
 from jwins.engines.garbage import seldom_collected
-from jwins.engines.ledger import Ledger, total
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator.fault_script import FaultScript
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, UplinkState
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, QueueItem, QueueState, TransferDone
+from jwins.engines.traffic_counter import TrafficCounter, total
 from jwins.errors import ConfigError, JwinsError, UsageError
 from jwins.node import (
     Checkpoint,
@@ -214,7 +214,7 @@ class SimulatedDriver:
         self._now = 0.0
         self._queue = EventQueue()
         self.network = SimulatedNetwork(self._links, n, self._queue)
-        self._ledger = Ledger()
+        self._traffic = TrafficCounter()
         self._envelopes = 0
         self._crashed: set[int] = set()
         self._joined = [0] * n
@@ -337,10 +337,10 @@ class SimulatedDriver:
                 case Send():
                     self._on_send(node, command, now)
                 case RequestKeyframe(to, packed):
-                    self._ledger.count(node, (to,), packed, "control")
+                    self._traffic.count(node, (to,), packed, "control")
                     self.network.send(now, self._envelope(node, packed), (to,), {})
                 case Evaluate(round):
-                    sent = tuple(self._ledger.sent(node).by_kind().values())
+                    sent = tuple(self._traffic.sent(node).by_kind().values())
                     self._completions.setdefault(round, {})[node] = RoundCompletion(now, sent)
                     self._evaluate_if_complete(round)
                 case Checkpoint(round):
@@ -379,7 +379,7 @@ class SimulatedDriver:
 
     def _on_send(self, node: int, command: Send, now: float) -> None:
         receivers = command.in_turn(node) if self._links.sending == "in_turn" else command.to
-        self._ledger.count(node, receivers, command.packed, "keyframe" if command.keyframe else "update")
+        self._traffic.count(node, receivers, command.packed, "keyframe" if command.keyframe else "update")
         frame_faults = {} if command.keyframe else self._faults.on_send(node, command.round, receivers)
         self.network.send(now, self._envelope(node, command.packed), receivers, frame_faults)
 
@@ -453,7 +453,7 @@ class SimulatedDriver:
         )
         # Of nodes that are down or came back later, all they have sent: no byte is taken back.
         sent = [
-            TrafficSplit(*completions[node].sent) if node in completions else self._ledger.sent(node)
+            TrafficSplit(*completions[node].sent) if node in completions else self._traffic.sent(node)
             for node in range(self.num_nodes)
         ]
         self.recorder.append(
@@ -473,7 +473,7 @@ class SimulatedDriver:
             return
         row = self.recorder.newest(self._rows_shown)
         self._rows_shown = len(self.recorder.rows)
-        sent = self._ledger.total_bytes()
+        sent = self._traffic.total_bytes()
         self.on_progress(Progress(self._least_round(), self.rules.rounds, self._now, sent, row))
 
     def _least_round(self) -> int:
@@ -498,7 +498,7 @@ class SimulatedDriver:
     def _end(self) -> Outcome:
         failure = self._failure or Finished("finished", self._least_round())
         end = EndRow(failure.status, failure.round, self._now, failure.reason, "", self._seconds())
-        params = self.recorder.finish(self.groups, end, self._ledger.edges())
+        params = self.recorder.finish(self.groups, end, self._traffic.edges())
         return self._outcome(failure.status, params)
 
     def _seconds(self) -> dict[str, float]:
@@ -511,7 +511,7 @@ class SimulatedDriver:
         return {activity: round(seconds, 3) for activity, seconds in spent.items()}
 
     def _outcome(self, status: str, params: Tensor | None) -> Outcome:
-        return Outcome(status, self.recorder.rows, params, self._refused, self._ledger.edges())
+        return Outcome(status, self.recorder.rows, params, self._refused, self._traffic.edges())
 
     def _save(self, round: int) -> None:
         self._checkpoint_due = None
@@ -542,7 +542,7 @@ class SimulatedDriver:
             untrained=dict(self._untrained),
             completions={at: dict(completions) for at, completions in self._completions.items()},
             votes={at: frozenset(votes) for at, votes in self._votes.items()},
-            edges=self._ledger.snapshot(),
+            edges=self._traffic.snapshot(),
             refused=tuple(self._refused),
         )
 
@@ -566,7 +566,7 @@ class SimulatedDriver:
         self._untrained = dict(state.untrained)
         self._completions = {at: dict(completions) for at, completions in state.completions.items()}
         self._votes = {at: set(votes) for at, votes in state.votes.items()}
-        self._ledger = Ledger(state.edges)
+        self._traffic = TrafficCounter(state.edges)
         self._refused = list(state.refused)
 
     @contextmanager

@@ -8,14 +8,14 @@ from typing import Literal
 from jwins.runfiles.rows import Traffic, TrafficSplit
 from jwins.wire.frame import Packed
 
-__all__ = ["Ledger", "Purpose", "total"]
+__all__ = ["Purpose", "TrafficCounter", "total"]
 
 Purpose = Literal["update", "keyframe", "control"]
-_COLUMN = {name: index for index, name in enumerate(TrafficSplit.KINDS)}
-_UPDATE = tuple(_COLUMN[name] for name in ("positions", "values", "header"))
+_COLUMN_OF = {name: index for index, name in enumerate(TrafficSplit.KINDS)}
+_UPDATE_COLUMNS = tuple(_COLUMN_OF[name] for name in ("positions", "values", "header"))
 
 
-class Ledger:
+class TrafficCounter:
     """Counts every message once per recipient.
 
     Args:
@@ -40,21 +40,21 @@ class Ledger:
         """
         if purpose == "update":
             sizes = (packed.positions_bytes, packed.values_bytes, packed.header_bytes)
-            self._add(source, targets, tuple(zip(_UPDATE, sizes, strict=True)))
+            self._add(source, targets, tuple(zip(_UPDATE_COLUMNS, sizes, strict=True)))
         else:
-            self._add(source, targets, ((_COLUMN[purpose], packed.size_bytes),))
+            self._add(source, targets, ((_COLUMN_OF[purpose], packed.size_bytes),))
 
     def _add(self, source: int, targets: Collection[int], spent: Iterable[tuple[int, int]]) -> None:
         """``spent`` bytes by column, for each of the targets."""
         edges = self._edges.setdefault(source, {})
-        node = self._nodes.setdefault(source, [0] * len(_COLUMN))
+        node = self._nodes.setdefault(source, [0] * len(_COLUMN_OF))
         for column, size_bytes in spent:
             node[column] += size_bytes * len(targets)
             self._total += size_bytes * len(targets)
         for target in targets:
             edge = edges.get(target)
             if edge is None:
-                edge = edges[target] = [0] * len(_COLUMN)
+                edge = edges[target] = [0] * len(_COLUMN_OF)
             for column, size_bytes in spent:
                 edge[column] += size_bytes
 
