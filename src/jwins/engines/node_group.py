@@ -58,9 +58,9 @@ from jwins.node import (
     Trained,
 )
 from jwins.runfiles.checkpoint import Dumped
-from jwins.training.crew import Crew
 from jwins.training.evaluation import EvalRequest
 from jwins.training.node_store import LocalState
+from jwins.training.thread_pool import ThreadPool
 from jwins.training.trainer import Trainer
 from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
@@ -290,7 +290,7 @@ class NodeGroup:
         self._waiting: dict[int, dict[int, WaitingModel]] = {}
         self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyframeRequest] = {}
-        self._crew = Crew(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
+        self._pool = ThreadPool(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
 
     # --- Rounds -------------------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class NodeGroup:
         if train := self._due_to_train(due, train or {}):
             self._train(train, lambda node: handle_all(0, work.pop(node, [])))
         with self._timed("share and merge"):
-            self._crew.run(list(work.values()), handle_all)
+            self._pool.run(list(work.values()), handle_all)
         return commands
 
     def _due_to_train(self, due: Sequence[ScheduledEvent], train: Mapping[int, int]) -> dict[int, int]:
@@ -446,7 +446,7 @@ class NodeGroup:
             self._messages[envelope] = message
 
         fresh = [envelope for envelope in dict.fromkeys(envelopes) if envelope not in self._messages]
-        self._crew.run(fresh, decode)
+        self._pool.run(fresh, decode)
 
     # --- Measuring ----------------------------------------------------------------------------------------
 
@@ -610,7 +610,7 @@ class NodeGroup:
 
     def close(self) -> None:
         """End the threads."""
-        self._crew.close()
+        self._pool.close()
 
     @contextmanager
     def _timed(self, activity: str) -> Iterator[None]:

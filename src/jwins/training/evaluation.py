@@ -117,7 +117,7 @@ class Evaluation:
             found[number] = test(worker, requests[job.request], job.rows, parts)
 
         with self._workshop.kept_generators():
-            self._workshop.crew.run(range(len(jobs)), work, self._threads)
+            self._workshop.pool.run(range(len(jobs)), work, self._threads)
         totals: list[list[Sums]] = [[{} for _ in request.nodes] for request in requests]
         for number, job in enumerate(jobs):  # in the order of the batches
             for row, batches in zip(job.rows, found[number], strict=True):

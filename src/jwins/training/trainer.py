@@ -258,10 +258,10 @@ class Trainer:
         with self._workshop.kept_generators():
             if self._loop is not None:
                 work = self._node_job(self._loop, rounds, losses, then)
-                self._workshop.crew.run(sorted(rounds), work, threads)
+                self._workshop.pool.run(sorted(rounds), work, threads)
             elif self._stacks is not None:
                 jobs = self._chunk_jobs(self._stacks, rounds)
-                self._workshop.crew.run(jobs, self._chunk_job(self._stacks, rounds, losses, then), threads)
+                self._workshop.pool.run(jobs, self._chunk_job(self._stacks, rounds, losses, then), threads)
         return {node: losses[node] for node in rounds}
 
     def _node_job(
@@ -386,7 +386,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the worker threads. The trainer can be used again; it starts new ones."""
-        self._workshop.crew.close()
+        self._workshop.pool.close()
 
 
 def _check(local_steps: int, batch_size: int, threads: int, chunk: int | None, batching: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jwins.errors import ConfigError, JwinsError, UsageError
 from jwins.rng import EVERY_NODE, EVERY_ROUND, torch_generator
 from jwins.tasks.base import Batch, Task
-from jwins.training.crew import Crew
+from jwins.training.thread_pool import ThreadPool
 
 __all__ = [
     "EVALUATION_BATCH",
@@ -58,7 +58,7 @@ class Workshop:
         local_steps: as given.
         batch_size: as given.
         num_test: how many test samples there are.
-        crew: the threads.
+        pool: of the worker threads.
 
     Raises:
         ConfigError: no CUDA device.
@@ -74,7 +74,7 @@ class Workshop:
         self._train = Batch(task.train.inputs.to(self.device), task.train.targets.to(self.device))
         self._test = Batch(task.test.inputs.to(self.device), task.test.targets.to(self.device))
         self.num_test = len(self._test.inputs)
-        self.crew = Crew(threads, "jwins-train")
+        self.pool = ThreadPool(threads, "jwins-train")
 
     # --- Models and randomness ----------------------------------------------------------------------------
 

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["Crew"]
+__all__ = ["ThreadPool"]
 
 J = TypeVar("J")
 
 
-class Crew:
+class ThreadPool:
     """Does jobs in any order on up to so many threads, each with one of torch's intra-op threads.
 
     The calling thread is worker 0 and takes jobs like the others: handing a job to another thread costs more
