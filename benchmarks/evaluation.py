@@ -28,7 +28,7 @@ def measure(options: Sequence[str]) -> dict[str, float]:
     """Milliseconds per image and model of evaluation, and per step of training, in this process."""
     import torch
 
-    import jwins.training.workshop
+    import jwins.training.training_context
     from benchmarks.training import (
         LOCAL_STEPS,
         POOL,
@@ -42,7 +42,7 @@ def measure(options: Sequence[str]) -> dict[str, float]:
     if "--hand-back" not in options:
         keep_freed_memory()
     if "--large-batches" in options:
-        jwins.training.workshop.EVALUATION_BATCH_CPU = 2**40
+        jwins.training.training_context.EVALUATION_BATCH_CPU = 2**40
     task = Synthetic(GroupNormLeNet, (3, 32, 32), POOL)
     task.test = task.train
     trainer = make_trainer(task, synthetic_parts(NODES), batching="loop", threads=1)

@@ -22,8 +22,8 @@ from torch.nn import functional
 
 from jwins.tasks.base import Dataset, Task
 from jwins.training.batches import batch_indices
+from jwins.training.model_traits import Batching
 from jwins.training.optimizer import Optimizer
-from jwins.training.probing import Batching
 from jwins.training.trainer import Trainer
 
 LOCAL_STEPS = 3

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import jwins.training.probing
+import jwins.training.model_traits
 import jwins.training.trainer
-import jwins.training.workshop
+import jwins.training.training_context
 from jwins.errors import ConfigError, UsageError
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
 from jwins.training.batches import batch_indices
 from jwins.training.optimizer import OPTIMIZERS, Optimizer
 from jwins.training.trainer import Trainer
-from jwins.training.workshop import TrainingError
+from jwins.training.training_context import TrainingError
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -371,8 +371,8 @@ def test_dropout_differs_between_nodes_and_rounds_and_leaves_the_global_generato
         task, same, seed=7, local_steps=1, batch_size=60, optimizer=Optimizer("sgd", {"lr": 0.1}),
         batching=batching, device="cpu",
     )  # fmt: skip
-    assert trainer.draws.training
-    assert not trainer.draws.evaluation
+    assert trainer.traits.training
+    assert not trainer.traits.evaluation
     trainer.train(everyone(trainer, 0))
     trainer.evaluate(trainer.params, range(4))
     assert torch.equal(torch.get_rng_state(), before)
@@ -400,8 +400,8 @@ def test_augmentation_draws_from_the_generator_it_is_given(batching):
             optimizer=Optimizer("sgd", {"lr": 0.1}), batching=batching, device="cpu",
         )  # fmt: skip
         assert trainer.batching == batching
-        assert trainer.draws.handed
-        assert not trainer.draws.training
+        assert trainer.traits.loss_generator
+        assert not trainer.traits.training
         trainer.train({0: 0, 1: 0, 2: 1, 3: 1} if not results else {0: 0, 1: 0})
         trainer.train({} if not results else {2: 1, 3: 1})
         results.append(digest(trainer))
@@ -418,7 +418,7 @@ def test_auto_is_a_rule_of_model_and_device(monkeypatch):
     assert (convolution.batching, convolution.reason) == ("loop", "Conv1d is faster in a loop on CPU")
     assert make(Recurrent, batching="auto").reason == "LSTM is faster in a loop on CPU"
     assert make(batching="loop").reason == "loop was asked for"
-    monkeypatch.setattr(jwins.training.probing, "STACKED_MAX_PARAMETERS", 10)
+    monkeypatch.setattr(jwins.training.model_traits, "STACKED_MAX_PARAMETERS", 10)
     assert make(batching="auto").batching == "loop"
     assert make(batching="stacked").batching == "stacked"
 
@@ -430,7 +430,7 @@ def test_steps_that_cannot_be_recorded_are_taken_with_all_their_calls(monkeypatc
     def refuse(function, example):
         raise RuntimeError("not today")
 
-    monkeypatch.setattr(jwins.training.probing, "flattened", refuse)
+    monkeypatch.setattr(jwins.training.model_traits, "flattened", refuse)
     called = make(batching="stacked")
     assert (called.batching, called.recorded) == ("stacked", [])
     for trainer in (recorded, called):
@@ -572,7 +572,7 @@ def test_shared_statistics_are_part_of_the_row(batching):
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])
 def test_evaluation_is_the_mean_over_the_chosen_samples(batching, monkeypatch):
-    monkeypatch.setattr(jwins.training.workshop, "EVALUATION_BATCH", 6)
+    monkeypatch.setattr(jwins.training.training_context, "EVALUATION_BATCH", 6)
     trainer = make(batching=batching)
     trainer.train(everyone(trainer, 0))
     samples = torch.tensor([1, 4, 9, 0, 2, 3, 19])

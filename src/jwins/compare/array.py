@@ -13,7 +13,7 @@ from jwins.compare.workers import CellProgress, Job, last_progress, run_job, wit
 from jwins.errors import ConfigError, UsageError
 from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state
-from jwins.training.workshop import resolve_device
+from jwins.training.training_context import resolve_device
 
 __all__ = ["array_script", "run_cell"]
 

@@ -18,7 +18,7 @@ from jwins.results.record import Record
 from jwins.run.engine import Ray
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
 from jwins.runfiles.rows import StartRow
-from jwins.training.workshop import resolve_device
+from jwins.training.training_context import resolve_device
 
 __all__ = ["compare"]
 

@@ -32,7 +32,7 @@ from jwins.run.elsewhere import Elsewhere, packed
 from jwins.run.engine import Ray
 from jwins.runfiles.atomic import write_atomically
 from jwins.training.allocator import give_back_memory, keep_freed_memory
-from jwins.training.workshop import resolve_device
+from jwins.training.training_context import resolve_device
 
 __all__ = ["OnRay"]
 

@@ -8,22 +8,22 @@ import numpy.typing as npt
 from jwins.errors import UsageError
 from jwins.rng import stream
 
-__all__ = ["Indices", "Shuffle", "batch_indices", "checked_part"]
+__all__ = ["Indices", "Shuffle", "batch_indices", "checked_partition"]
 
 Indices = npt.NDArray[np.int64]
 
 
 def batch_indices(
-    part: Indices, *, seed: int, node: int, round: int, local_steps: int, batch_size: int
+    partition: Indices, *, seed: int, node: int, round: int, local_steps: int, batch_size: int
 ) -> Indices:
     """Which samples a node trains on in a round.
 
-    A node's stream of samples is its part in random order, again and again: permutation e of node i comes
+    A node's stream of samples is its partition in random order, again and again: permutation e of node i comes
     from ``stream(seed, "shuffle", node=i, round=e)``. Local step t, counted from the start of the run, takes
     samples ``[t * batch_size, (t + 1) * batch_size)`` of that stream.
 
     Args:
-        part: (n,) int64, the node's samples, n >= 1.
+        partition: (n,) int64, the node's samples, n >= 1.
         seed: of the experiment.
         node: its number.
         round: counted from 0.
@@ -31,9 +31,9 @@ def batch_indices(
         batch_size: samples per step; may be larger than n.
 
     Returns:
-        (local_steps, batch_size) int64, entries of ``part``.
+        (local_steps, batch_size) int64, entries of ``partition``.
     """
-    shuffled = Shuffle(part, seed, node)
+    shuffled = Shuffle(partition, seed, node)
     return shuffled.take(round * local_steps * batch_size, local_steps * batch_size).reshape(
         local_steps, batch_size
     )
@@ -43,21 +43,21 @@ class Shuffle:
     """One node's stream of samples. Remembers the last permutation: rounds mostly follow each other.
 
     Args:
-        part: (n,) int64, the node's samples, n >= 1.
+        partition: (n,) int64, the node's samples, n >= 1.
         seed: of the experiment.
         node: its number.
     """
 
-    __slots__ = ("_epoch", "_node", "_order", "_part", "_seed")
+    __slots__ = ("_epoch", "_node", "_order", "_partition", "_seed")
 
-    def __init__(self, part: Indices, seed: int, node: int) -> None:
-        self._part, self._seed, self._node = part, seed, node
+    def __init__(self, partition: Indices, seed: int, node: int) -> None:
+        self._partition, self._seed, self._node = partition, seed, node
         self._epoch = -1
-        self._order = part
+        self._order = partition
 
     def take(self, start: int, count: int) -> Indices:
         """The samples at ``start`` to ``start + count`` of the stream, (count,) int64."""
-        n = len(self._part)
+        n = len(self._partition)
         epoch, offset = divmod(start, n)
         if offset + count <= n:
             return self._permutation(epoch)[offset : offset + count]
@@ -73,18 +73,18 @@ class Shuffle:
     def _permutation(self, epoch: int) -> Indices:
         if epoch != self._epoch:
             generator = stream(self._seed, "shuffle", node=self._node, round=epoch)
-            self._order = self._part[generator.permutation(len(self._part))]
+            self._order = self._partition[generator.permutation(len(self._partition))]
             self._epoch = epoch
         return self._order
 
 
-def checked_part(part: Indices, node: int, num_samples: int) -> Indices:
+def checked_partition(partition: Indices, node: int, num_samples: int) -> Indices:
     """A node's samples as int64.
 
     Raises:
         UsageError: none, or not positions among ``num_samples``.
     """
-    indices = np.asarray(part)
+    indices = np.asarray(partition)
     if indices.ndim != 1 or len(indices) == 0:
         raise UsageError(f"node {node} has no samples: use fewer nodes or another partition")
     if not np.issubdtype(indices.dtype, np.integer):

@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from jwins.rng import EVERY_ROUND
 from jwins.training.layout import Layout
-from jwins.training.probing import Draws
+from jwins.training.model_traits import ModelTraits
 from jwins.training.stacked import MIN_STACK, StackedModel
+from jwins.training.training_context import TrainingContext, wrap_errors
 from jwins.training.worker_module import WorkerModule
-from jwins.training.workshop import Workshop, named
 
 __all__ = ["EvalRequest", "Evaluation", "MetricMeans"]
 
@@ -73,29 +73,29 @@ class Evaluation:
     """Carries out requests. The models are in evaluation mode; nothing is changed.
 
     Args:
-        workshop: task, data and generators.
+        context: task, data and generators.
         layout: of the parameter vector.
         modules: a module for each worker.
-        draws: what the task draws from.
+        traits: generators that the task draws from, and whether the model is stateful.
         chunk: nodes of a chunk; 0 for no stacks.
         threads: workers.
     """
 
     def __init__(
         self,
-        workshop: Workshop,
+        context: TrainingContext,
         layout: Layout,
         modules: Sequence[WorkerModule],
-        draws: Draws,
+        traits: ModelTraits,
         *,
         chunk: int,
         threads: int,
     ) -> None:
-        self._workshop, self._layout, self._modules, self._draws = workshop, layout, modules, draws
+        self._context, self._layout, self._modules, self._traits = context, layout, modules, traits
         self._chunk = chunk
-        self._threads = 1 if draws.evaluation else threads
-        self._divisible = not (draws.evaluation or draws.remembers)
-        self._model = StackedModel(workshop, layout)
+        self._threads = 1 if traits.evaluation else threads
+        self._divisible = not (traits.evaluation or traits.stateful)
+        self._model = StackedModel(context, layout)
 
     def run(self, requests: Sequence[EvalRequest]) -> list[MetricMeans]:
         """Test all models of all requests.
@@ -106,7 +106,7 @@ class Evaluation:
         Raises:
             TrainingError: the model or a metric failed.
         """
-        slices = [self._workshop.test_slices(self._count(request)) for request in requests]
+        slices = [self._context.test_slices(self._count(request)) for request in requests]
         jobs = self._jobs(requests, [len(parts) for parts in slices])
         found: dict[int, list[list[Sums]]] = {}
 
@@ -116,8 +116,8 @@ class Evaluation:
             test = self._test_stack if len(job.rows) > 1 or requests[job.request].stacked else self._test_row
             found[number] = test(worker, requests[job.request], job.rows, parts)
 
-        with self._workshop.kept_generators():
-            self._workshop.pool.run(range(len(jobs)), work, self._threads)
+        with self._context.preserved_generators():
+            self._context.pool.run(range(len(jobs)), work, self._threads)
         totals: list[list[Sums]] = [[{} for _ in request.nodes] for request in requests]
         for number, job in enumerate(jobs):  # in the order of the batches
             for row, batches in zip(job.rows, found[number], strict=True):
@@ -126,7 +126,7 @@ class Evaluation:
         return [self._means(request, sums) for request, sums in zip(requests, totals, strict=True)]
 
     def _count(self, request: EvalRequest) -> int:
-        return self._workshop.num_test if request.samples is None else len(request.samples)
+        return self._context.num_test if request.samples is None else len(request.samples)
 
     def _jobs(self, requests: Sequence[EvalRequest], batches: Sequence[int]) -> list[_Job]:
         """Work of about equal size, for a row or a stack at a time."""
@@ -152,28 +152,26 @@ class Evaluation:
         self, worker: int, request: EvalRequest, rows: tuple[int, ...], parts: Sequence[slice]
     ) -> list[list[Sums]]:
         (index,) = rows
-        module, workshop, node = self._modules[worker], self._workshop, request.nodes[index]
+        module, context, node = self._modules[worker], self._context, request.nodes[index]
         # Copies: a model may change its buffers in evaluation mode too, and that must not last.
         row = request.rows[index].clone() if module.shared else request.rows[index]
         module.model.eval()
-        copies = {
-            name: tensor.to(workshop.device, copy=True) for name, tensor in request.buffers[index].items()
-        }
+        copies = {name: tensor.to(context.device, copy=True) for name, tensor in request.buffers[index].items()}
         module.bind(row, copies)
-        if self._draws.evaluation:
-            workshop.seed_global("evaluation", node, EVERY_ROUND)
+        if self._traits.evaluation:
+            context.seed_global("evaluation", node, EVERY_ROUND)
         found = []
-        with named(node, None, "evaluation"), torch.no_grad():
+        with wrap_errors(node, None, "evaluation"), torch.no_grad():
             for part in parts:
-                inputs, targets = workshop.test_batch(request.samples, part)
-                outputs = module.model(workshop.task.prepare(inputs))
+                inputs, targets = context.test_batch(request.samples, part)
+                outputs = module.model(context.task.prepare(inputs))
                 found.append(self._sums(outputs, targets, request, part))
         return [found]
 
     def _test_stack(
         self, worker: int, request: EvalRequest, rows: tuple[int, ...], parts: Sequence[slice]
     ) -> list[list[Sums]]:
-        module, workshop = self._modules[worker], self._workshop
+        module, context = self._modules[worker], self._context
         nodes = [request.nodes[row] for row in rows]
         padded = [*rows, *rows[:1] * (MIN_STACK - len(rows))]
         module.model.eval()
@@ -181,17 +179,17 @@ class Evaluation:
         whole = padded == list(range(padded[0], padded[-1] + 1))
         stack = request.rows[padded[0] : padded[-1] + 1] if whole else request.rows[index]
         buffers = {
-            name: torch.stack([request.buffers[row][name].to(workshop.device) for row in padded])
+            name: torch.stack([request.buffers[row][name].to(context.device) for row in padded])
             for name in self._layout.local
         }
         own = stack.clone() if module.shared else stack
-        if self._draws.evaluation:
-            workshop.seed_global("evaluation of stack", nodes[0], EVERY_ROUND)
+        if self._traits.evaluation:
+            context.seed_global("evaluation of stack", nodes[0], EVERY_ROUND)
         found: list[list[Sums]] = [[] for _ in rows]
-        with named(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
+        with wrap_errors(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
             values = [*self._layout.views(own).values(), *buffers.values()]
             for part in parts:
-                inputs, targets = workshop.test_batch(request.samples, part)
+                inputs, targets = context.test_batch(request.samples, part)
                 outputs = self._model.outputs(module, values, inputs)
                 for i, sums in enumerate(found):
                     single = pytree.tree_map(lambda tensor, i=i: tensor[i], outputs)
@@ -206,7 +204,7 @@ class Evaluation:
                 float(values.double().sum()),
                 0.0 if some is None else float(values[some.to(values.device)].double().sum()),
             )
-            for name, values in self._workshop.metrics_of(outputs, targets).items()
+            for name, values in self._context.metrics_of(outputs, targets).items()
         }
 
     def _means(self, request: EvalRequest, sums: Sequence[Sums]) -> MetricMeans:

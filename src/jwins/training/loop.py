@@ -10,8 +10,8 @@ from torch import Tensor
 from jwins.training.batches import Indices
 from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step
+from jwins.training.training_context import TrainingContext, check_scalar, training_error
 from jwins.training.worker_module import WorkerModule
-from jwins.training.workshop import Workshop, check_scalar, training_error
 
 __all__ = ["Loop"]
 
@@ -20,7 +20,7 @@ class Loop:
     """Trains one node at a time on each worker, in the rows themselves.
 
     Args:
-        workshop: task, data and generators.
+        context: task, data and generators.
         store: the nodes.
         modules: a module for each worker.
         optimizer: of every node.
@@ -29,14 +29,14 @@ class Loop:
 
     def __init__(
         self,
-        workshop: Workshop,
+        context: TrainingContext,
         store: NodeStore,
         modules: Sequence[WorkerModule],
         optimizer: Optimizer,
         *,
         seeds_global: bool,
     ) -> None:
-        self._workshop, self._store, self._modules = workshop, store, modules
+        self._context, self._store, self._modules = context, store, modules
         self._optimizer, self._seeds_global = optimizer, seeds_global
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._built = [self._of(module) for module in modules]
@@ -56,7 +56,7 @@ class Loop:
         Raises:
             TrainingError: a step failed.
         """
-        module, workshop, store = self._modules[worker], self._workshop, self._store
+        module, context, store = self._modules[worker], self._context, self._store
         optimizer = self._of(module) if self._rebuild else self._built[worker]
         row = store.row(node)
         vector, buffers = store.rows[row], store.buffers_of(node)
@@ -64,18 +64,18 @@ class Loop:
         module.bind(vector, buffers)
         self._bind_state(optimizer, module, row, round)
         if self._seeds_global:
-            workshop.seed_global("draws", node, round)
-        generator = workshop.generator("loss", node, round)
-        index = torch.from_numpy(indices).to(workshop.device)
+            context.seed_global("draws", node, round)
+        generator = context.generator("loss", node, round)
+        index = torch.from_numpy(indices).to(context.device)
         started = store.optimizer.scalars.get("started")
         losses: list[Tensor] = []
         stage = "batch"
         try:
-            for step in range(workshop.local_steps):
+            for step in range(context.local_steps):
                 stage = "batch"
-                batch = workshop.gather(index[step])
+                batch = context.gather(index[step])
                 stage = "loss"
-                loss = workshop.task.loss(module.model, batch, generator)
+                loss = context.task.loss(module.model, batch, generator)
                 check_scalar(loss)
                 stage = "backward"
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -98,7 +98,7 @@ class Loop:
         state = self._store.optimizer
         if state.quasi_global is not None:
             own = slice(row, row + 1)
-            steps = self._workshop.local_steps
+            steps = self._context.local_steps
             begun = state.quasi_global.begin_(own, self._store.rows[own], [round], steps)
             moments = {"momentum_buffer": begun[0]}
         else:

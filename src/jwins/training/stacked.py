@@ -22,8 +22,8 @@ from jwins.training.kernels import StackedKernels
 from jwins.training.layout import Layout
 from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step
+from jwins.training.training_context import TrainingContext, check_scalar, training_error
 from jwins.training.worker_module import WorkerModule
-from jwins.training.workshop import Workshop, check_scalar, training_error
 
 __all__ = [
     "CHUNK_NODES",
@@ -81,15 +81,15 @@ class StackedModel:
     """The steps and outputs of one model under many parameters at once.
 
     Args:
-        workshop: task and generators.
+        context: task and generators.
         layout: of the parameter vector.
 
     Attributes:
         trained: names of the parameters that train.
     """
 
-    def __init__(self, workshop: Workshop, layout: Layout) -> None:
-        self._workshop, self._layout = workshop, layout
+    def __init__(self, context: TrainingContext, layout: Layout) -> None:
+        self._context, self._layout = context, layout
         self._names = (*(slot.name for slot in layout.slots), *layout.local)
         self.trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
         self._changing = [slot.name for slot in layout.slots if slot.kind == "buffer"] + list(layout.local)
@@ -97,7 +97,7 @@ class StackedModel:
     def step(self, module: WorkerModule, generator: torch.Generator) -> Step:
         """Losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
         module.model.train()
-        task, names, changing = self._workshop.task, self._names, self._changing
+        task, names, changing = self._context.task, self._names, self._changing
 
         def one(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             with module.swapped(names, tensors):
@@ -130,7 +130,7 @@ class StackedModel:
 
     def outputs(self, module: WorkerModule, values: Sequence[Tensor], inputs: Tensor) -> Any:
         """What the models of all rows, in evaluation mode, make of the same test samples."""
-        prepared = self._workshop.task.prepare(inputs)
+        prepared = self._context.task.prepare(inputs)
 
         def one(*tensors: Tensor) -> Any:
             with module.swapped(self._names, tensors):
@@ -270,7 +270,7 @@ class Stacks:
     """Trains chunks of the nodes that a process holds.
 
     Args:
-        workshop: task, data and generators.
+        context: task, data and generators.
         store: the nodes; whole chunks only.
         layout: of the parameter vector.
         optimizer: of every node.
@@ -286,7 +286,7 @@ class Stacks:
 
     def __init__(
         self,
-        workshop: Workshop,
+        context: TrainingContext,
         store: NodeStore,
         layout: Layout,
         optimizer: Optimizer,
@@ -297,11 +297,11 @@ class Stacks:
         recorded: Sequence[Step],
         seeds_global: bool,
     ) -> None:
-        self._workshop, self._store, self._layout = workshop, store, layout
+        self._context, self._store, self._layout = context, store, layout
         self._optimizer, self._chunk, self._modules = optimizer, chunk, modules
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._recorded, self._seeds_global = recorded, seeds_global
-        self._model = StackedModel(workshop, layout)
+        self._model = StackedModel(context, layout)
         self._chunks: dict[int, Chunk] = {}
         here = set(store.nodes)
         for number in {node // chunk for node in store.nodes}:
@@ -336,24 +336,24 @@ class Stacks:
         chunk = self._chunk_of(number)
         first, at = next(iter(rounds.items()))
         if self._seeds_global:
-            self._workshop.seed_global("draws of chunk", number, at)
+            self._context.seed_global("draws of chunk", number, at)
         take = self._step(worker, number, at)
         chosen = [node - number * self._chunk for node in rounds]
-        shape = (self._workshop.local_steps, self._chunk, self._workshop.batch_size)
+        shape = (self._context.local_steps, self._chunk, self._context.batch_size)
         index = np.zeros(shape, dtype=np.int64)
         for node, row in zip(rounds, chosen, strict=True):
             index[:, row] = indices[node]
-        on_device = torch.from_numpy(index).to(self._workshop.device)
+        on_device = torch.from_numpy(index).to(self._context.device)
         losses = []
         stage = "loss"
         try:
             with chunk.only(chosen), torch.no_grad():
                 at_row = dict(zip(chosen, rounds.values(), strict=True))
                 afresh = self._optimizer if self._rebuild else None
-                chunk.begin(afresh, at_row, self._workshop.local_steps)
-                for step in range(self._workshop.local_steps):
+                chunk.begin(afresh, at_row, self._context.local_steps)
+                for step in range(self._context.local_steps):
                     stage = "loss"
-                    result = take(*self._workshop.gather(on_device[step]), *chunk.values())
+                    result = take(*self._context.gather(on_device[step]), *chunk.values())
                     loss, gradients, buffers = self._model.outcome(result)
                     stage = "optimizer"
                     chunk.step(gradients, chosen)
@@ -376,5 +376,5 @@ class Stacks:
     def _step(self, worker: int, number: int, round: int) -> Step:
         if self._recorded:
             return self._recorded[worker]
-        generator = self._workshop.generator("loss of chunk", number, round)
+        generator = self._context.generator("loss of chunk", number, round)
         return self._model.step(self._modules[worker], generator)

@@ -22,16 +22,16 @@ from torch import Tensor
 
 from jwins.errors import ConfigError, UsageError
 from jwins.tasks.base import Task
-from jwins.training.batches import Indices, Shuffle, checked_part
+from jwins.training.batches import Indices, Shuffle, checked_partition
 from jwins.training.evaluation import EvalRequest, Evaluation, MetricMeans
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.training.loop import Loop
+from jwins.training.model_traits import Batching, TraitProbe, is_slow_stacked
 from jwins.training.node_store import LocalState, NodeStore, mean_buffers
 from jwins.training.optimizer import Optimizer
-from jwins.training.probing import Batching, Probe, is_slow_stacked
 from jwins.training.stacked import MIN_STACK, Stacks, chunk_nodes
+from jwins.training.training_context import Device, TrainingContext
 from jwins.training.worker_module import WorkerModule
-from jwins.training.workshop import Device, Workshop
 
 __all__ = ["Trainer"]
 
@@ -45,9 +45,9 @@ class Trainer:
 
     With ``batching="auto"`` the way follows from the model and the device only: on CPU, ``loop`` if the
     model has convolution or recurrent layers (whose stacked kernels are slower) or more than
-    :data:`~jwins.training.probing.STACKED_MAX_PARAMETERS` numbers, else ``stacked``; on CUDA ``stacked``. A
-    model that torch.func cannot stack falls back to ``loop``, also where ``stacked`` was asked for; ``reason``
-    says why.
+    :data:`~jwins.training.model_traits.STACKED_MAX_PARAMETERS` numbers, else ``stacked``; on CUDA ``stacked``.
+    A model that torch.func cannot stack falls back to ``loop``, also where ``stacked`` was asked for;
+    ``reason`` says why.
 
     Models that draw from torch's global generator in training, such as those with dropout, are seeded per
     (node, round) and run on one thread; stacked, they are seeded per (chunk, round). Whether a model draws is
@@ -85,7 +85,7 @@ class Trainer:
         local_buffers: for each buffer that stays on its node, (n, *shape), in the order of ``nodes``.
         threads: workers that training and evaluation use.
         frozen: for each parameter with ``requires_grad`` False, its value, (*shape), the same on all nodes.
-        draws: what the task draws from.
+        traits: generators that the task draws from, and whether the model is stateful.
 
     Raises:
         ConfigError: a number out of range, no CUDA device.
@@ -127,15 +127,15 @@ class Trainer:
         if self.nodes[0] < 0 or self.nodes[-1] >= self.num_nodes:
             raise UsageError(f"Trainer: nodes {self.nodes[0]} to {self.nodes[-1]} of {self.num_nodes}")
         self._shuffles = {
-            node: Shuffle(checked_part(part, node, len(task.train)), seed, node)
+            node: Shuffle(checked_partition(part, node, len(task.train)), seed, node)
             for node, part in by_node.items()
         }
-        self._workshop = workshop = Workshop(
+        self._context = context = TrainingContext(
             task, seed=seed, local_steps=local_steps, batch_size=batch_size, device=device, threads=threads
         )
-        self.device = workshop.device
+        self.device = context.device
 
-        model = workshop.fresh_model()
+        model = context.fresh_model()
         self.layout = Layout.of(model, buffers)
         parameters = dict(model.named_parameters())
         self.frozen = {name: parameters[name].detach().clone() for name in self.layout.frozen}
@@ -143,8 +143,8 @@ class Trainer:
         local = set(self.layout.local)
         found = {name: buffer.detach() for name, buffer in model.named_buffers() if name in local}
         first = self._shuffles[self.nodes[0]]
-        probe = Probe(workshop, self.layout, self._initial, found, self.frozen, first)
-        self.draws = probe.draws
+        probe = TraitProbe(context, self.layout, self._initial, found, self.frozen, first)
+        self.traits = probe.traits
         self.batching, self.reason = probe.batching(batching, model)
         stacked = self.batching == "stacked"
         self.chunk = chunk_nodes(self.num_nodes, self.layout.size, self.device, chunk) if stacked else 1
@@ -153,12 +153,12 @@ class Trainer:
         numbers = self.layout.size + sum(tensor.numel() for tensor in self.frozen.values())
         useful = is_slow_stacked(model) is not None or numbers >= THREADS_MIN_PARAMETERS
         self.threads = threads if useful and self.device.type == "cpu" else 1
-        modules = [WorkerModule(workshop.fresh_model(), self.layout) for _ in range(self.threads)]
+        modules = [WorkerModule(context.fresh_model(), self.layout) for _ in range(self.threads)]
         rows = -(-len(self.nodes) // self.chunk) * self.chunk  # the last chunk is padded
         self._store = NodeStore(self.nodes, rows, self.layout, self._initial, found, optimizer)
         self.local_buffers = {name: rows[: len(self.nodes)] for name, rows in self._store.buffers.items()}
         self._fresh = self._store.state(self.nodes[0])
-        seeds_global = self.draws.training
+        seeds_global = self.traits.training
         self._loop: Loop | None = None
         self._stacks: Stacks | None = None
         self.recorded: list[torch.fx.GraphModule] = []
@@ -166,7 +166,7 @@ class Trainer:
             flat = probe.flat_step(self.chunk)
             self.recorded = [] if flat is None else [flat, *(copy.deepcopy(flat) for _ in modules[1:])]
             self._stacks = Stacks(
-                workshop,
+                context,
                 self._store,
                 self.layout,
                 optimizer,
@@ -177,12 +177,12 @@ class Trainer:
                 seeds_global=seeds_global,
             )
         else:
-            self._loop = Loop(workshop, self._store, modules, optimizer, seeds_global=seeds_global)
+            self._loop = Loop(context, self._store, modules, optimizer, seeds_global=seeds_global)
         self._evaluation = Evaluation(
-            workshop,
+            context,
             self.layout,
             modules,
-            self.draws,
+            self.traits,
             chunk=self.chunk if stacked else 0,
             threads=self.threads,
         )
@@ -254,14 +254,14 @@ class Trainer:
                     f"{self.nodes[0]} to {self.nodes[-1]} that are here, and a round of at least 0"
                 )
         losses: dict[int, float] = {}
-        threads = 1 if self.draws.training else self.threads
-        with self._workshop.kept_generators():
+        threads = 1 if self.traits.training else self.threads
+        with self._context.preserved_generators():
             if self._loop is not None:
                 work = self._node_job(self._loop, rounds, losses, then)
-                self._workshop.pool.run(sorted(rounds), work, threads)
+                self._context.pool.run(sorted(rounds), work, threads)
             elif self._stacks is not None:
                 jobs = self._chunk_jobs(self._stacks, rounds)
-                self._workshop.pool.run(jobs, self._chunk_job(self._stacks, rounds, losses, then), threads)
+                self._context.pool.run(jobs, self._chunk_job(self._stacks, rounds, losses, then), threads)
         return {node: losses[node] for node in rounds}
 
     def _node_job(
@@ -284,7 +284,7 @@ class Trainer:
         Draws are seeded per (chunk, round), so that nodes of different rounds must not be mixed then. Groups of
         the same chunk follow each other on one thread: they use the same rows.
         """
-        apart = self.draws.training or self.draws.handed
+        apart = self.traits.training or self.traits.loss_generator
         groups: dict[tuple[int, int], list[int]] = {}
         for node in sorted(rounds):
             groups.setdefault((stacks.number_of(node), rounds[node] if apart else 0), []).append(node)
@@ -321,7 +321,7 @@ class Trainer:
 
     def indices(self, node: int, round: int) -> Indices:
         """The samples a node trains on in a round, (local_steps, batch_size) int64."""
-        count = self.local_steps * self._workshop.batch_size
+        count = self.local_steps * self._context.batch_size
         return self._shuffles[node].take(round * count, count).reshape(self.local_steps, -1)
 
     def evaluate(
@@ -372,7 +372,7 @@ class Trainer:
                 f"Trainer.evaluate: rows of shape {tuple(rows.shape)} for {count} nodes; "
                 f"expected ({count}, {self.layout.size})"
             )
-        if not (self._workshop.num_test if request.samples is None else len(request.samples)):
+        if not (self._context.num_test if request.samples is None else len(request.samples)):
             raise UsageError("Trainer.evaluate: no test samples; give the task's test set at least one")
         rows = rows.detach().to(self.device, torch.float32)
         return EvalRequest(
@@ -386,7 +386,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the worker threads. The trainer can be used again; it starts new ones."""
-        self._workshop.pool.close()
+        self._context.pool.close()
 
 
 def _check(local_steps: int, batch_size: int, threads: int, chunk: int | None, batching: str) -> None:

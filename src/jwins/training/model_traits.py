@@ -17,10 +17,10 @@ from jwins.training.kernels import flattened
 from jwins.training.layout import Layout
 from jwins.training.node_store import aligned_rows
 from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of
+from jwins.training.training_context import TrainingContext, check_scalar, wrap_errors
 from jwins.training.worker_module import WorkerModule
-from jwins.training.workshop import Workshop, check_scalar, named
 
-__all__ = ["STACKED_MAX_PARAMETERS", "Batching", "Draws", "Probe", "is_slow_stacked"]
+__all__ = ["STACKED_MAX_PARAMETERS", "Batching", "ModelTraits", "TraitProbe", "is_slow_stacked"]
 
 Batching = Literal["loop", "stacked", "auto"]
 
@@ -31,20 +31,20 @@ _SLOW_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class ModelTraits:
     """Which generators a task draws from, and whether evaluating changes the model.
 
     Attributes:
         training: torch's own generator, in training.
         evaluation: torch's own generator, in evaluation.
-        handed: the generator that is handed to the loss.
-        remembers: in evaluation mode the model changes its buffers, so a batch may depend on the one before.
+        loss_generator: the generator that is handed to the loss.
+        stateful: in evaluation mode the model changes its buffers, so a batch may depend on the one before.
     """
 
     training: bool
     evaluation: bool
-    handed: bool
-    remembers: bool
+    loss_generator: bool
+    stateful: bool
 
 
 def is_slow_stacked(model: nn.Module) -> nn.Module | None:
@@ -52,11 +52,11 @@ def is_slow_stacked(model: nn.Module) -> nn.Module | None:
     return next((module for module in model.modules() if isinstance(module, _SLOW_STACKED)), None)
 
 
-class Probe:
+class TraitProbe:
     """Runs steps of fresh models on the first batches of one node.
 
     Args:
-        workshop: task, data and generators.
+        context: task, data and generators.
         layout: of the parameter vector.
         initial: (P,) float32, the common start.
         buffers: local buffers at the start, by name.
@@ -64,7 +64,7 @@ class Probe:
         shuffle: a node's stream of samples.
 
     Attributes:
-        draws: which generators the task draws from.
+        traits: as found.
 
     Raises:
         UsageError: frozen parameters differ between two models, or change in a step.
@@ -73,23 +73,23 @@ class Probe:
 
     def __init__(
         self,
-        workshop: Workshop,
+        context: TrainingContext,
         layout: Layout,
         initial: Tensor,
         buffers: Mapping[str, Tensor],
         frozen: Mapping[str, Tensor],
         shuffle: Shuffle,
     ) -> None:
-        self._workshop, self._layout, self._initial = workshop, layout, initial
+        self._context, self._layout, self._initial = context, layout, initial
         self._buffers, self._frozen, self._shuffle = buffers, frozen, shuffle
-        self._model = StackedModel(workshop, layout)
-        self.draws = self._find_draws()
+        self._model = StackedModel(context, layout)
+        self.traits = self._find_traits()
 
     def batching(self, asked: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
         """How to train this model, and why not stacked; see :class:`~jwins.training.trainer.Trainer`."""
         if asked == "loop":
             return "loop", "loop was asked for"
-        if asked == "auto" and self._workshop.device.type == "cpu":
+        if asked == "auto" and self._context.device.type == "cpu":
             slow = is_slow_stacked(model)
             if slow is not None:
                 return "loop", f"{type(slow).__name__} is faster in a loop on CPU"
@@ -101,13 +101,13 @@ class Probe:
 
     def flat_step(self, chunk: int) -> torch.fx.GraphModule | None:
         """The step of a whole chunk as its tensor operations only; None where that does not work."""
-        if self.draws.handed:  # a generator is no tensor: it would be fixed
+        if self.traits.loss_generator:  # a generator is no tensor: it would be fixed
             return None
-        workshop = self._workshop
-        module = WorkerModule(workshop.fresh_model(), self._layout)
-        step = self._model.step(module, workshop.generator("loss", 0, 0))
-        example = [*self._batch(0, chunk), *self._scratch(chunk)]
-        with workshop.kept_generators(), warnings.catch_warnings():
+        context = self._context
+        module = WorkerModule(context.fresh_model(), self._layout)
+        step = self._model.step(module, context.generator("loss", 0, 0))
+        example = [*self._batch(0, chunk), *self._rows_at_start(chunk)]
+        with context.preserved_generators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 flat = flattened(step, example)
@@ -116,36 +116,36 @@ class Probe:
             except Exception:  # not everything can be recorded; steps are then taken with all their calls
                 return None
 
-    def _find_draws(self) -> Draws:
+    def _find_traits(self) -> ModelTraits:
         """Run one step and a small evaluation of a fresh model, and look what they move."""
-        workshop = self._workshop
-        model = workshop.fresh_model().train()
+        context = self._context
+        model = context.fresh_model().train()
         self._check_frozen(model, "differs between two calls of model(); draw it from torch's own generator")
         batch = self._batch(0, None)
-        generator = workshop.generator("loss", 0, 0)
-        handed = generator.get_state()
-        with workshop.kept_generators():
-            before = workshop.global_state()
-            with named(0, 0, "loss"):
-                loss = workshop.task.loss(model, batch, generator)
+        generator = context.generator("loss", 0, 0)
+        loss_generator = generator.get_state()
+        with context.preserved_generators():
+            before = context.global_state()
+            with wrap_errors(0, 0, "loss"):
+                loss = context.task.loss(model, batch, generator)
                 check_scalar(loss)
-            with named(0, 0, "backward"):
+            with wrap_errors(0, 0, "backward"):
                 loss.backward()  # type: ignore[no-untyped-call]
-            between = workshop.global_state()
-            inputs, targets = workshop.few_test_samples()
+            between = context.global_state()
+            inputs, targets = context.first_test_samples()
             model.eval()
             kept = [buffer.clone() for buffer in model.buffers()]
             if len(inputs):
-                with named(0, 0, "evaluation"), torch.no_grad():
-                    workshop.metrics_of(model(workshop.task.prepare(inputs)), targets)
-            after = workshop.global_state()
+                with wrap_errors(0, 0, "evaluation"), torch.no_grad():
+                    context.metrics_of(model(context.task.prepare(inputs)), targets)
+            after = context.global_state()
         self._check_frozen(model, "changes in a step; register it as a buffer in model()")
         buffers = list(model.buffers())
-        return Draws(
+        return ModelTraits(
             training=_differ(before, between),
             evaluation=_differ(between, after),
-            handed=not torch.equal(handed, generator.get_state()),
-            remembers=len(kept) != len(buffers) or _differ(kept, buffers),
+            loss_generator=not torch.equal(loss_generator, generator.get_state()),
+            stateful=len(kept) != len(buffers) or _differ(kept, buffers),
         )
 
     def _check_frozen(self, model: nn.Module, problem: str) -> None:
@@ -157,19 +157,19 @@ class Probe:
 
     def _why_not_stacked(self) -> str:
         """Why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
-        workshop = self._workshop
-        module = WorkerModule(workshop.fresh_model(), self._layout)
-        with workshop.kept_generators(), warnings.catch_warnings(record=True) as caught:
+        context = self._context
+        module = WorkerModule(context.fresh_model(), self._layout)
+        with context.preserved_generators(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
-                step = self._model.step(module, workshop.generator("loss", 0, 0))
+                step = self._model.step(module, context.generator("loss", 0, 0))
                 differing = self._differs_from_loop(step, MIN_STACK, 0)
                 if differing:
                     return f"{differing} of a step is not what it is in a loop"
                 module.model.eval()
                 with torch.no_grad():
-                    inputs, _ = workshop.few_test_samples()
-                    self._model.outputs(module, self._scratch(MIN_STACK), inputs)
+                    inputs, _ = context.first_test_samples()
+                    self._model.outputs(module, self._rows_at_start(MIN_STACK), inputs)
             except Exception as error:
                 return f"{type(error).__name__}: {_first_line(error)}"
         for warning in caught:
@@ -180,16 +180,16 @@ class Probe:
 
     def _differs_from_loop(self, step: Step, rows: int, number: int) -> str:
         """What of a stack's step one node in a loop does not confirm; always empty for random models."""
-        workshop = self._workshop
+        context = self._context
         with torch.no_grad():
             losses, gradients, buffers = self._model.outcome(
-                step(*self._batch(number, rows), *self._scratch(rows))
+                step(*self._batch(number, rows), *self._rows_at_start(rows))
             )
-        if self.draws.training or self.draws.handed:
+        if self.traits.training or self.traits.loss_generator:
             return ""
-        model = workshop.fresh_model().train()
+        model = context.fresh_model().train()
         inputs, targets = self._batch(number, 1)
-        loss = workshop.task.loss(model, Batch(inputs[0], targets[0]), workshop.generator("loss", 0, 0))
+        loss = context.task.loss(model, Batch(inputs[0], targets[0]), context.generator("loss", 0, 0))
         loss.backward()  # type: ignore[no-untyped-call]
         in_loop = dict(model.named_buffers())
         pairs = [("the loss", losses[0], loss.detach())]
@@ -207,18 +207,18 @@ class Probe:
                 return name
         return ""
 
-    def _scratch(self, rows: int) -> list[Tensor]:
+    def _rows_at_start(self, rows: int) -> list[Tensor]:
         """Tensors of so many rows at the start of the run, which lie in memory as the real ones do."""
         buffers = [tensor.expand(rows, *tensor.shape).clone() for tensor in self._buffers.values()]
         return values_of(self._layout, self._layout.views(aligned_rows(self._initial, rows)), buffers)
 
     def _batch(self, step: int, rows: int | None) -> Batch:
         """The node's batch of a step, for so many rows; None for one without the dimension of rows."""
-        size = self._workshop.batch_size
+        size = self._context.batch_size
         index = torch.from_numpy(self._shuffle.take(step * size, size))
         if rows is not None:
             index = index.expand(rows, -1)
-        return self._workshop.gather(index.to(self._workshop.device))
+        return self._context.gather(index.to(self._context.device))
 
 
 def _differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:

@@ -18,12 +18,12 @@ __all__ = [
     "EVALUATION_BATCH",
     "EVALUATION_BATCH_CPU",
     "Device",
+    "TrainingContext",
     "TrainingError",
-    "Workshop",
     "check_scalar",
-    "named",
     "resolve_device",
     "training_error",
+    "wrap_errors",
 ]
 
 Device = Literal["cpu", "cuda", "auto"]
@@ -38,7 +38,7 @@ class TrainingError(JwinsError):
     """Training or evaluating a node failed; the message names the node, the round and the stage."""
 
 
-class Workshop:
+class TrainingContext:
     """A task ready to be trained and evaluated by some worker threads.
 
     Sets the number of torch's intra-op threads to 1, and leaves it there.
@@ -84,7 +84,7 @@ class Workshop:
         Raises:
             UsageError: the task gives something else.
         """
-        with self.kept_generators():
+        with self.preserved_generators():
             self.seed_global("model", EVERY_NODE, EVERY_ROUND)
             model = self.task.model()
         if not isinstance(model, nn.Module):
@@ -92,7 +92,7 @@ class Workshop:
         return model.to(self.device)
 
     @contextmanager
-    def kept_generators(self) -> Iterator[None]:
+    def preserved_generators(self) -> Iterator[None]:
         """Torch's own generators come out as they went in."""
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -106,7 +106,7 @@ class Workshop:
         return states
 
     def seed_global(self, purpose: str, node: int, round: int) -> None:
-        """Seed torch's own generators; only within ``kept_generators`` and on one thread."""
+        """Seed torch's own generators; only within ``preserved_generators`` and on one thread."""
         value = torch_generator(self.seed, purpose, node=node, round=round).initial_seed()
         torch.default_generator.manual_seed(value)
         if self.device.type == "cuda":
@@ -126,7 +126,7 @@ class Workshop:
             inputs.view(*index.shape, *inputs.shape[1:]), targets.view(*index.shape, *targets.shape[1:])
         )
 
-    def few_test_samples(self) -> Batch:
+    def first_test_samples(self) -> Batch:
         """The first two test samples, fewer if there are fewer."""
         return Batch(self._test.inputs[:2], self._test.targets[:2])
 
@@ -189,7 +189,7 @@ def training_error(node: object, round: int | None, stage: str, error: Exception
 
 
 @contextmanager
-def named(node: object, round: int | None, stage: str) -> Iterator[None]:
+def wrap_errors(node: object, round: int | None, stage: str) -> Iterator[None]:
     """What fails inside becomes a :class:`TrainingError`."""
     try:
         yield
