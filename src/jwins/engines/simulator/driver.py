@@ -29,7 +29,7 @@ from torch import Tensor
 
 from jwins.engines import node_group
 from jwins.engines.eval_reduce import average, reduce_results
-from jwins.engines.garbage import seldom_collected
+from jwins.engines.gc_tuning import raised_gc_threshold
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator.fault_script import FaultScript
@@ -254,7 +254,7 @@ class SimulatedDriver:
             OSError: e.g. a full disk; the newest checkpoint is intact and can be resumed.
         """
         try:
-            with self._timed("total"), seldom_collected(self.num_nodes):
+            with self._timed("total"), raised_gc_threshold(self.num_nodes):
                 self._begin(resume)
                 while self._queue and self._failure is None and not self._stop():
                     self._step()

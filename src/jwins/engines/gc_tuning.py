@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["seldom_collected"]
+__all__ = ["raised_gc_threshold"]
 
 _OBJECTS_PER_NODE = 10
 """A node has about thirty objects under way between its share and its merge, which no collection frees. Python
@@ -14,8 +14,8 @@ looks at the youngest 700; with thousands of nodes all of them are looked at sev
 
 
 @contextmanager
-def seldom_collected(num_nodes: int) -> Iterator[None]:
-    """Inside, cycles are looked for once in so many new objects as suits so many nodes.
+def raised_gc_threshold(num_nodes: int) -> Iterator[None]:
+    """Within the block, let Python look for cycles less often, in proportion to the number of nodes.
 
     What the package makes has no cycles; those of a task's own model are found later, and only where there are
     many nodes, whose models are small. The setting is the process's; one that looks less often, or never, is
