@@ -19,7 +19,7 @@ from jwins.engines.simulator.queue import EventQueue, NodeEvent, TransferDone
 from jwins.errors import ConfigError
 from jwins.sharing import FixedCutoff, jwins
 from jwins.topology import Regular, Ring, Star
-from jwins.training.stacked import Stacks
+from jwins.training.stacked import StackedTrainer
 from jwins.training.trainer import Trainer
 from jwins.wire import Packed
 
@@ -253,9 +253,11 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
 
     def run(groups: int = 1) -> tuple[int, str, list[object]]:
         trained: list[set[int]] = []
-        real, handle = Stacks.train, NodeGroup.handle
+        real, handle = StackedTrainer.train, NodeGroup.handle
 
-        def train(self: Stacks, worker: int, number: int, rounds: Mapping[int, int], indices: Any) -> Any:
+        def train(
+            self: StackedTrainer, worker: int, number: int, rounds: Mapping[int, int], indices: Any
+        ) -> Any:
             trained.append(set(rounds))
             return real(self, worker, number, rounds, indices)
 
@@ -267,7 +269,7 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
             return found
 
         with monkeypatch.context() as patched:
-            patched.setattr(Stacks, "train", train)
+            patched.setattr(StackedTrainer, "train", train)
             patched.setattr(NodeGroup, "handle", look)
             sim = simulator(
                 12,
@@ -286,7 +288,7 @@ def test_a_stack_trains_when_the_training_of_one_of_its_nodes_is_over(monkeypatc
     few, *results = run()
     assert run(groups=2)[1:] == tuple(results)
     together = True
-    monkeypatch.setattr(Trainer, "stack_of", lambda self, node: 0)
+    monkeypatch.setattr(Trainer, "train_batch_of", lambda self, node: 0)
     many, *others = run()
     assert others == results
     assert few < many

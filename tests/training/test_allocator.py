@@ -11,7 +11,7 @@ import pytest
 CODE = """
 import torch
 from pathlib import Path
-from jwins.training.allocator import give_back_memory, keep_freed_memory
+from jwins.training.allocator import trim_freed_memory, keep_freed_memory
 
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
@@ -21,7 +21,7 @@ held = [torch.ones(1_000_000) for _ in range(100)]
 before = resident()
 del held
 kept = resident()
-give_back_memory()
+trim_freed_memory()
 print(before - kept, before - resident())
 """
 

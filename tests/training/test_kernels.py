@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jwins.training.kernels import StackedKernels, flattened
+from jwins.training.kernels import StackedKernels, flatten_graph
 
 
 def compare(function, *inputs):
@@ -88,7 +88,7 @@ def test_flattened_repeats_operations_gradients_and_changes_in_place():
         return gradient, None
 
     counter = torch.zeros(())
-    flat = flattened(function, [torch.ones(2, 3), counter])
+    flat = flatten_graph(function, [torch.ones(2, 3), counter])
     assert int(counter) == 1
     x = torch.arange(6.0).view(2, 3)
     with torch.no_grad():

@@ -430,7 +430,7 @@ def test_steps_that_cannot_be_recorded_are_taken_with_all_their_calls(monkeypatc
     def refuse(function, example):
         raise RuntimeError("not today")
 
-    monkeypatch.setattr(jwins.training.model_traits, "flattened", refuse)
+    monkeypatch.setattr(jwins.training.model_traits, "flatten_graph", refuse)
     called = make(batching="stacked")
     assert (called.batching, called.recorded) == ("stacked", [])
     for trainer in (recorded, called):

@@ -31,7 +31,7 @@ from jwins.experiment.toml import read_toml
 from jwins.run.elsewhere import Elsewhere, packed
 from jwins.run.engine import Ray
 from jwins.runfiles.atomic import write_atomically
-from jwins.training.allocator import give_back_memory, keep_freed_memory
+from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device
 
 __all__ = ["OnRay"]
@@ -226,7 +226,7 @@ def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, by
         raise
     finally:
         shutil.rmtree(root, ignore_errors=True)
-        give_back_memory()  # Ray keeps the process for the next run
+        trim_freed_memory()  # Ray keeps the process for the next run
 
 
 class _Courier:

@@ -286,7 +286,7 @@ class NodeGroup:
         self._nodes = {node: Node(node, initial, rules) for node in self.nodes}
         self._losses: dict[int, float] = {}
         self._trained: set[int] = set()
-        self._outstanding: dict[int, dict[int, int]] = {}
+        self._untrained: dict[int, dict[int, int]] = {}
         self._waiting: dict[int, dict[int, WaitingModel]] = {}
         self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyframeRequest] = {}
@@ -358,17 +358,17 @@ class NodeGroup:
         A stack takes as long for one node as for all of them.
         """
         for node, at in train.items():
-            self._outstanding.setdefault(self.trainer.stack_of(node), {})[node] = at
+            self._untrained.setdefault(self.trainer.train_batch_of(node), {})[node] = at
         found: dict[int, int] = {}
         for item in due:
             if isinstance(item.event, TrainingDone):
-                stack = self.trainer.stack_of(item.node)
-                if item.node in self._outstanding.get(stack, ()):
-                    found |= self._outstanding.pop(stack)
+                stack = self.trainer.train_batch_of(item.node)
+                if item.node in self._untrained.get(stack, ()):
+                    found |= self._untrained.pop(stack)
         return found
 
-    def _train_outstanding(self) -> None:
-        every, self._outstanding = self._outstanding, {}
+    def _train_untrained(self) -> None:
+        every, self._untrained = self._untrained, {}
         for rounds in every.values():
             self.train(rounds)
 
@@ -569,7 +569,7 @@ class NodeGroup:
             under_way: envelopes that the driver will hand over again; of a codec that decodes only its own
                 process's bytes, the state keeps what they decode to.
         """
-        self._train_outstanding()
+        self._train_untrained()
         messages = {}
         if not self.rules.wire.codec.accepts_foreign:
             self._decode(under_way)

@@ -67,7 +67,7 @@ class ExternalTraining:
         """Nothing: the optimizer is the user's."""
         return LocalState({}, {}, {})
 
-    def stack_of(self, node: int) -> int:
+    def train_batch_of(self, node: int) -> int:
         """One, of one node."""
         return 0
 

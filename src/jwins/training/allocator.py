@@ -6,11 +6,11 @@ import ctypes
 import gc
 import os
 
-__all__ = ["give_back_memory", "keep_freed_memory"]
+__all__ = ["keep_freed_memory", "trim_freed_memory"]
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MOST = 2**30
+_MAX_BLOCK_BYTES = 2**30
 
 
 def keep_freed_memory() -> bool:
@@ -26,10 +26,10 @@ def keep_freed_memory() -> bool:
     if not _is_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MOST) and mallopt(_M_TRIM_THRESHOLD, _MOST))
+    return bool(mallopt(_M_MMAP_THRESHOLD, _MAX_BLOCK_BYTES) and mallopt(_M_TRIM_THRESHOLD, _MAX_BLOCK_BYTES))
 
 
-def give_back_memory() -> bool:
+def trim_freed_memory() -> bool:
     """Give what is freed by now back to the system, for a process that stays and has nothing to do.
 
     Returns:

@@ -1,6 +1,6 @@
 """What makes training steps of models that are stacked with ``torch.func.vmap`` cheap.
 
-For small models most of a step is spent on the calls that lead to its tensor operations. :func:`flattened`
+For small models most of a step is spent on the calls that lead to its tensor operations. :func:`flatten_graph`
 records the operations once and repeats them without the calls. :class:`StackedKernels` replaces two functions
 while they are recorded. The results are the same up to rounding:
 
@@ -20,14 +20,14 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["StackedKernels", "flattened"]
+__all__ = ["StackedKernels", "flatten_graph"]
 
 aten = torch.ops.aten
-_LARGE = 2**16
+_MIN_LARGE_NUMEL = 2**16
 # numbers from which asking the operating system for new memory costs as much as the product written to it
 
 
-def flattened(function: Callable[..., Any], example: Sequence[Tensor]) -> torch.fx.GraphModule:
+def flatten_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> torch.fx.GraphModule:
     """The tensor operations of a function, without the Python that led to them.
 
     Everything but the tensors is fixed by the example: shapes, strides, the branches taken, and all numbers
@@ -70,7 +70,7 @@ def _keep_memory_of_products(module: torch.fx.GraphModule) -> None:
     products = [node for node in output.all_input_nodes if node.target is aten.bmm.default]
     for i, node in enumerate(products):
         value = node.meta["val"]
-        if value.numel() < _LARGE or set(node.users) != {output}:
+        if value.numel() < _MIN_LARGE_NUMEL or set(node.users) != {output}:
             continue
         name = f"_product_{i}"
         module.register_buffer(name, torch.empty(value.shape, dtype=value.dtype, device=value.device))

@@ -13,10 +13,10 @@ from jwins.training.optimizer import Optimizer, optimizer_step
 from jwins.training.training_context import TrainingContext, check_scalar, training_error
 from jwins.training.worker_module import WorkerModule
 
-__all__ = ["Loop"]
+__all__ = ["LoopTrainer"]
 
 
-class Loop:
+class LoopTrainer:
     """Trains one node at a time on each worker, in the rows themselves.
 
     Args:

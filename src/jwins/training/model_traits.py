@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jwins.errors import UsageError
 from jwins.tasks.base import Batch
 from jwins.training.batches import Shuffle
-from jwins.training.kernels import flattened
+from jwins.training.kernels import flatten_graph
 from jwins.training.layout import Layout
 from jwins.training.node_store import aligned_rows
 from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of
@@ -27,7 +27,7 @@ Batching = Literal["loop", "stacked", "auto"]
 STACKED_MAX_PARAMETERS = 100_000
 """``auto`` on CPU: larger models gain little from stacking, if anything."""
 
-_SLOW_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
+_SLOW_WHEN_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class ModelTraits:
 
 def is_slow_stacked(model: nn.Module) -> nn.Module | None:
     """The first layer whose stacked kernels are slow on CPU, convolution or recurrence, if there is one."""
-    return next((module for module in model.modules() if isinstance(module, _SLOW_STACKED)), None)
+    return next((module for module in model.modules() if isinstance(module, _SLOW_WHEN_STACKED)), None)
 
 
 class TraitProbe:
@@ -110,7 +110,7 @@ class TraitProbe:
         with context.preserved_generators(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                flat = flattened(step, example)
+                flat = flatten_graph(step, example)
                 # On another batch, so that nothing of the first can have become a part of the step.
                 return None if self._differs_from_loop(flat, chunk, 1) else flat
             except Exception:  # not everything can be recorded; steps are then taken with all their calls

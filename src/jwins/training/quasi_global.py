@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["QuasiGlobal"]
 
-_NEVER = -1  # as a round: the node has not trained yet
+_NOT_TRAINED = -1  # as a round: the node has not trained yet
 
 
 class QuasiGlobal:
@@ -44,7 +44,7 @@ class QuasiGlobal:
         self._factor, self._lr = factor, lr
         self._momentum = torch.zeros(rows, stride, device=device)
         self._start = torch.zeros(rows, stride, device=device)
-        self._next_round = torch.full((rows, 1), _NEVER)
+        self._next_round = torch.full((rows, 1), _NOT_TRAINED)
         self.moments: Mapping[str, Tensor] = {"quasi_global": self._momentum, "round_start": self._start}
         self.counters: Mapping[str, Tensor] = {"next_round": self._next_round}
 

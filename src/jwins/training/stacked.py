@@ -31,7 +31,7 @@ __all__ = [
     "MIN_STACK",
     "Chunk",
     "StackedModel",
-    "Stacks",
+    "StackedTrainer",
     "Step",
     "chunk_nodes",
     "values_of",
@@ -190,16 +190,16 @@ class Chunk:
             for tensor, values in zip(tensors, saved, strict=True):
                 tensor[index.to(tensor.device)] = values
 
-    def begin(self, afresh: Optimizer | None, rounds: Mapping[int, int], local_steps: int) -> None:
+    def begin(self, reset_to: Optimizer | None, rounds: Mapping[int, int], local_steps: int) -> None:
         """Prepare the steps of a round.
 
         Args:
-            afresh: builds an optimizer that remembers nothing; None to go on with the one there is.
+            reset_to: builds an optimizer that remembers nothing; None to go on with the one there is.
             rounds: by row, the round of each that trains.
             local_steps: of the round.
         """
-        if afresh is not None:
-            self._optimizer = afresh.build(self._leaves)
+        if reset_to is not None:
+            self._optimizer = reset_to.build(self._leaves)
         self._forget_gradients()
         kept = self._kept
         if self._quasi_global is not None:
@@ -266,7 +266,7 @@ class Chunk:
                 own.copy_(found.detach())
 
 
-class Stacks:
+class StackedTrainer:
     """Trains chunks of the nodes that a process holds.
 
     Args:
@@ -349,8 +349,8 @@ class Stacks:
         try:
             with chunk.only(chosen), torch.no_grad():
                 at_row = dict(zip(chosen, rounds.values(), strict=True))
-                afresh = self._optimizer if self._rebuild else None
-                chunk.begin(afresh, at_row, self._context.local_steps)
+                reset_to = self._optimizer if self._rebuild else None
+                chunk.begin(reset_to, at_row, self._context.local_steps)
                 for step in range(self._context.local_steps):
                     stage = "loss"
                     result = take(*self._context.gather(on_device[step]), *chunk.values())

@@ -25,11 +25,11 @@ from jwins.tasks.base import Task
 from jwins.training.batches import Indices, Shuffle, checked_partition
 from jwins.training.evaluation import EvalRequest, Evaluation, MetricMeans
 from jwins.training.layout import BufferPolicy, Layout
-from jwins.training.loop import Loop
+from jwins.training.loop import LoopTrainer
 from jwins.training.model_traits import Batching, TraitProbe, is_slow_stacked
 from jwins.training.node_store import LocalState, NodeStore, mean_buffers
 from jwins.training.optimizer import Optimizer
-from jwins.training.stacked import MIN_STACK, Stacks, chunk_nodes
+from jwins.training.stacked import MIN_STACK, StackedTrainer, chunk_nodes
 from jwins.training.training_context import Device, TrainingContext
 from jwins.training.worker_module import WorkerModule
 
@@ -159,13 +159,13 @@ class Trainer:
         self.local_buffers = {name: rows[: len(self.nodes)] for name, rows in self._store.buffers.items()}
         self._fresh = self._store.state(self.nodes[0])
         seeds_global = self.traits.training
-        self._loop: Loop | None = None
-        self._stacks: Stacks | None = None
+        self._loop: LoopTrainer | None = None
+        self._stacked: StackedTrainer | None = None
         self.recorded: list[torch.fx.GraphModule] = []
         if stacked:
             flat = probe.flat_step(self.chunk)
             self.recorded = [] if flat is None else [flat, *(copy.deepcopy(flat) for _ in modules[1:])]
-            self._stacks = Stacks(
+            self._stacked = StackedTrainer(
                 context,
                 self._store,
                 self.layout,
@@ -177,7 +177,7 @@ class Trainer:
                 seeds_global=seeds_global,
             )
         else:
-            self._loop = Loop(context, self._store, modules, optimizer, seeds_global=seeds_global)
+            self._loop = LoopTrainer(context, self._store, modules, optimizer, seeds_global=seeds_global)
         self._evaluation = Evaluation(
             context,
             self.layout,
@@ -259,14 +259,14 @@ class Trainer:
             if self._loop is not None:
                 work = self._node_job(self._loop, rounds, losses, then)
                 self._context.pool.run(sorted(rounds), work, threads)
-            elif self._stacks is not None:
-                jobs = self._chunk_jobs(self._stacks, rounds)
-                self._context.pool.run(jobs, self._chunk_job(self._stacks, rounds, losses, then), threads)
+            elif self._stacked is not None:
+                jobs = self._chunk_jobs(self._stacked, rounds)
+                self._context.pool.run(jobs, self._chunk_job(self._stacked, rounds, losses, then), threads)
         return {node: losses[node] for node in rounds}
 
     def _node_job(
         self,
-        loop: Loop,
+        loop: LoopTrainer,
         rounds: Mapping[int, int],
         losses: dict[int, float],
         then: Callable[[int, float], None] | None,
@@ -278,7 +278,7 @@ class Trainer:
 
         return work
 
-    def _chunk_jobs(self, stacks: Stacks, rounds: Mapping[int, int]) -> list[list[list[int]]]:
+    def _chunk_jobs(self, trainer: StackedTrainer, rounds: Mapping[int, int]) -> list[list[list[int]]]:
         """For each chunk, the nodes that train together.
 
         Draws are seeded per (chunk, round), so that nodes of different rounds must not be mixed then. Groups of
@@ -287,7 +287,7 @@ class Trainer:
         apart = self.traits.training or self.traits.loss_generator
         groups: dict[tuple[int, int], list[int]] = {}
         for node in sorted(rounds):
-            groups.setdefault((stacks.number_of(node), rounds[node] if apart else 0), []).append(node)
+            groups.setdefault((trainer.number_of(node), rounds[node] if apart else 0), []).append(node)
         by_chunk: dict[int, list[list[int]]] = {}
         for number, at in sorted(groups):
             by_chunk.setdefault(number, []).append(groups[number, at])
@@ -295,7 +295,7 @@ class Trainer:
 
     def _chunk_job(
         self,
-        stacks: Stacks,
+        trainer: StackedTrainer,
         rounds: Mapping[int, int],
         losses: dict[int, float],
         then: Callable[[int, float], None] | None,
@@ -304,20 +304,20 @@ class Trainer:
             for nodes in groups:
                 own = {node: rounds[node] for node in nodes}
                 indices = {node: self.indices(node, at) for node, at in own.items()}
-                losses.update(stacks.train(worker, stacks.number_of(nodes[0]), own, indices))
+                losses.update(trainer.train(worker, trainer.number_of(nodes[0]), own, indices))
             if then is not None:
                 for node in itertools.chain(*groups):
                     then(node, losses[node])
 
         return work
 
-    def stack_of(self, node: int) -> int:
-        """A number that nodes have in common which are best trained at once.
+    def train_batch_of(self, node: int) -> int:
+        """Return the index of the batch a node trains in; its nodes train together at no extra cost.
 
         Of one thread that trains stacks, those of a chunk: it takes as long for one of them as for all. Others
         train one after another, or on several threads that each need something to do: all nodes.
         """
-        return 0 if self._stacks is None or self.threads > 1 else self._stacks.number_of(node)
+        return 0 if self._stacked is None or self.threads > 1 else self._stacked.number_of(node)
 
     def indices(self, node: int, round: int) -> Indices:
         """The samples a node trains on in a round, (local_steps, batch_size) int64."""
@@ -381,7 +381,7 @@ class Trainer:
             request.buffers,
             None if request.samples is None else request.samples.to(self.device, torch.int64),
             request.some,
-            request.stacked and self._stacks is not None and self.num_nodes >= MIN_STACK,
+            request.stacked and self._stacked is not None and self.num_nodes >= MIN_STACK,
         )
 
     def close(self) -> None:

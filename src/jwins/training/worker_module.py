@@ -16,7 +16,7 @@ __all__ = ["WorkerModule"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _ModuleSlot:
     """Every place in a module that holds one tensor: a tied one has several."""
 
     owners: tuple[tuple[dict[str, Any], str], ...]
@@ -31,7 +31,7 @@ class _Place:
         return found
 
 
-def _places(model: nn.Module) -> dict[str, _Place]:
+def _module_slots(model: nn.Module) -> dict[str, _ModuleSlot]:
     by_tensor: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
         for table in (module._parameters, module._buffers):
@@ -39,7 +39,7 @@ def _places(model: nn.Module) -> dict[str, _Place]:
                 if tensor is not None:
                     by_tensor.setdefault(id(tensor), []).append((table, key))
     return {
-        name: _Place(tuple(by_tensor[id(tensor)]))
+        name: _ModuleSlot(tuple(by_tensor[id(tensor)]))
         for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
     }
 
@@ -57,7 +57,7 @@ class WorkerModule:
         self.model = model
         parameters = dict(model.named_parameters())
         self.trained = [(parameters[s.name], s) for s in layout.slots if s.kind == "parameter"]
-        self._places = _places(model)
+        self._module_slots = _module_slots(model)
         self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
 
     def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
@@ -65,30 +65,30 @@ class WorkerModule:
         for parameter, slot in self.trained:
             parameter.data = row[slot.offset : slot.offset + slot.size].view(slot.shape)
         for name, tensor in self._buffers_of(row, buffers):
-            self._places[name].put(tensor)
+            self._module_slots[name].put(tensor)
 
     def collect(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Bring home buffers that the model replaced instead of changing them in place."""
         for name, tensor in self._buffers_of(row, buffers):
-            found = self._places[name].get()
+            found = self._module_slots[name].get()
             if found is not tensor:
                 tensor.copy_(found.detach())
 
     @contextmanager
     def swapped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[None]:
         """The module with other tensors, such as those vmap hands out. Cheaper than ``functional_call``."""
-        own = [self._places[name].get() for name in names]
+        own = [self._module_slots[name].get() for name in names]
         for name, tensor in zip(names, tensors, strict=True):
-            self._places[name].put(tensor)
+            self._module_slots[name].put(tensor)
         try:
             yield
         finally:
             for name, tensor in zip(names, own, strict=True):
-                self._places[name].put(tensor)
+                self._module_slots[name].put(tensor)
 
     def get(self, name: str) -> Tensor:
         """The tensor that stands in the module under this name now."""
-        return self._places[name].get()
+        return self._module_slots[name].get()
 
     def _buffers_of(self, row: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for slot in self.shared:
