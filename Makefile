@@ -14,7 +14,7 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-# Tests run in so many processes, but for those that have little patience with each other: on busy cores they
+# Tests run in so many processes, but for those that have short timeouts for each other: on busy cores they
 # would be late.
 TEST_JOBS ?= 2
 SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal

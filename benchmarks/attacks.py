@@ -39,7 +39,7 @@ from jwins.wire import Frame, Hello, KeyframeRequest, codec, pack
 VICTIM, HONEST, ATTACKER = range(3)
 NAMES = ("victim", "honest", "attacker")
 FIRST_PORT = 27520
-PATIENCE_S = 0.5
+TIMEOUT_S = 0.5
 MOST_BYTES = 3000
 """Longer frames are left out of what is damaged: a million must pass in minutes."""
 MORE_THAN_NORMAL_BYTES = 128 << 20
@@ -89,7 +89,7 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     (group,) = pieces.node_groups()
     over = threading.Event()
     driver = RealTimeDriver(
-        group, transport, start=pieces.start, names=NAMES, patience_s=PATIENCE_S, stop=over.is_set
+        group, transport, start=pieces.start, names=NAMES, timeout_s=TIMEOUT_S, stop=over.is_set
     )
 
     def answer() -> None:

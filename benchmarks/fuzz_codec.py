@@ -45,7 +45,7 @@ DIGEST = b"fuzzing!"
 DIMS = (300, 5_000, 100_000, 2_000_000)
 SEED = 20240607
 MIN_PAST_HEADER = 0.10
-PATIENCE_S = 30.0  # one input may take this long
+HANG_S = 30.0  # one input may take this long
 LENGTH_AT, CHECKSUM_AT, HEADER_BYTES = 28, 32, 36  # docs/reference/wire.md
 PAYLOAD_HEAD = 9
 NOTE = struct.Struct("<QQ16s")  # number of the input, its length and its target; the input follows
@@ -356,7 +356,7 @@ def round_of(dim: int, seed: int, seconds: float, folder: Path) -> Tally:
             count = NOTE.unpack(file.read(NOTE.size))[0]
         if count != seen:
             seen, since = count, time.monotonic()
-        elif time.monotonic() - since > PATIENCE_S + (60 if seen == 0 else 0):
+        elif time.monotonic() - since > HANG_S + (60 if seen == 0 else 0):
             child.kill()
     child.join()
     if tally is None:

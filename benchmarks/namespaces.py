@@ -41,7 +41,7 @@ ROOT = Path(__file__).parent.parent
 PORT = 7420
 BURST = "32kb"
 QUEUE = "200ms"
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 """Enough for all processes to start on two cores; nothing is ever late here."""
 LONGEST_S = 1800.0
 SHARINGS: dict[str, dict[str, Any]] = {"full": {"kind": "full"}, "jwins": {"kind": "jwins"}}
@@ -281,7 +281,7 @@ def real_round_s(site: Site, experiment: jwins.Experiment) -> float:
             [
                 *("-m", "jwins", "node", str(config), "--as", f"node-{node}", "--quiet"),
                 *("--roster", str(keys / "roster.toml"), "--key", str(keys / f"node-{node}.key")),
-                *("--folder", str(folder / "nodes" / str(node)), "--patience", str(PATIENCE_S)),
+                *("--folder", str(folder / "nodes" / str(node)), "--neighbour-timeout", str(TIMEOUT_S)),
             ],
             folder / f"{node}.out",
         )

@@ -34,7 +34,7 @@ from jwins.run.launch import Launched, NodeView, launch
 WARM_UP_ROUNDS = 30
 LEAST_SAMPLES = 8
 SAMPLE_EVERY_S = 2.0
-PATIENCE_S = 120.0
+TIMEOUT_S = 120.0
 """Longer than a restart takes, so that nobody goes on without the node that was killed."""
 
 Sample = tuple[int, float, float]
@@ -143,7 +143,7 @@ def soak(nodes: int, rounds: int, kill_every_s: float, seed: int, folder: Path) 
     )
     watch = Watch(kill_every_s, random.Random(seed))
     begun = time.monotonic()
-    launched = launch(experiment, progress=watch, patience_s=PATIENCE_S)
+    launched = launch(experiment, progress=watch, timeout_s=TIMEOUT_S)
     seconds = time.monotonic() - begun
     accuracy = launched.record.evaluations[-1].metrics["accuracy"].mean
     print(f"{nodes} nodes, {rounds} rounds in {seconds:.0f} s, {launched.status}, {watch.kills} kills")

@@ -324,7 +324,7 @@ def test_the_site_shows_what_the_code_says() -> None:
     """Every command and option has its row; links to files of the repository lead to pages of the site."""
     hooks = runpy.run_path(str(ROOT / "docs" / "hooks.py"))
     page = hooks["expand"]((ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8"))
-    assert "`--neighbour-timeout" in page or "`--patience" in page
+    assert "`--neighbour-timeout" in page or "`--neighbour-timeout" in page
     linked = "[base](../../src/jwins/sharing/base.py), [there](../../src/jwins/), [in](wire.md#header)"
     expected = "[base](../source/src/jwins/sharing/base.py.md), there, [in](wire.md#header)"
     assert hooks["relinked"]("docs/reference/x.md", linked) == expected

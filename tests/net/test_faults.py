@@ -19,7 +19,7 @@ from jwins.net.adopt import WANTS_MODEL
 from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.index_map import IndexMap
 from jwins.net.limits import Limits
-from jwins.net.patience import Patience
+from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected
 from jwins.node import MAX_ROUNDS_AHEAD
@@ -42,7 +42,7 @@ def end_of(driver: RealTimeDriver) -> End:
 
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
 @pytest.mark.parametrize("every", [1, 4])
-def test_killed_and_restarted_within_the_patience_of_the_others_nothing_changes(
+def test_killed_and_restarted_within_the_timeout_of_the_others_nothing_changes(
     sharing: Any, every: int, wires: Wires, tmp_path: Path
 ) -> None:
     world = World(4, sharing, rounds=12, checkpoint_every=every)
@@ -123,7 +123,7 @@ def test_one_and_three_of_eight_are_killed_and_come_back_late(
         Regular(num_nodes=8, seed=1, degree=5),
         rounds=120,
         checkpoint_every=3,
-        patience_s=0.3,
+        timeout_s=0.3,
         eval_at=frozenset({0, 120}),
     )
     undisturbed = world.simulate()
@@ -149,7 +149,7 @@ def test_one_and_three_of_eight_are_killed_and_come_back_late(
 
 
 def test_a_partition_into_halves_heals(wires: Wires) -> None:
-    world = World(6, choco(0.3, 0.5), Ring(num_nodes=6, seed=1), rounds=60, patience_s=0.3)
+    world = World(6, choco(0.3, 0.5), Ring(num_nodes=6, seed=1), rounds=60, timeout_s=0.3)
     halves = [(a, b) for a in (0, 1, 2) for b in (3, 4, 5)]
     drivers = world.drivers(wires)
     running = Running()
@@ -167,7 +167,7 @@ def test_a_partition_into_halves_heals(wires: Wires) -> None:
 
 
 def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
-    world = World(4, jwins(), rounds=15, patience_s=0.1)
+    world = World(4, jwins(), rounds=15, timeout_s=0.1)
     undisturbed = world.simulate()
     draws = random.Random(3)
     wires.fate = lambda sender, receiver, data: 0.25 if len(data) > 300 and draws.random() < 0.2 else 0.0
@@ -183,7 +183,7 @@ def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
 
 
 def test_lost_frames_are_not_waited_for_ever(wires: Wires) -> None:
-    world = World(3, choco(0.3, 0.5), rounds=10, patience_s=0.1)
+    world = World(3, choco(0.3, 0.5), rounds=10, timeout_s=0.1)
     draws = random.Random(3)
     wires.fate = lambda sender, receiver, data: None if len(data) > 300 and draws.random() < 0.2 else 0.0
     drivers = world.drivers(wires)
@@ -220,7 +220,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
 def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: Wires, tmp_path: Path) -> None:
     roster = roster_of(tmp_path, 3)
     large = {"task": Lines(hidden=20_000)}
-    world = World(3, rounds=24, patience_s=1.5, checkpoint_every=0, eval_at=frozenset(), train=large)
+    world = World(3, rounds=24, timeout_s=1.5, checkpoint_every=0, eval_at=frozenset(), train=large)
     most = 4 << 20
     transports = [
         TlsTransport(
@@ -316,7 +316,7 @@ ATTACKS: dict[str, Any] = {
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_what_is_not_acceptable_is_refused_and_counted_and_never_ends_a_run(attack: Any, wires: Wires) -> None:
-    world = World(3, rounds=6, patience_s=0.2, eval_at=frozenset())
+    world = World(3, rounds=6, timeout_s=0.2, eval_at=frozenset())
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
     hostile.run()
@@ -330,7 +330,7 @@ def test_what_is_not_acceptable_is_refused_and_counted_and_never_ends_a_run(atta
 
 
 def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None:
-    world = World(3, rounds=80, patience_s=0.2, eval_at=frozenset())
+    world = World(3, rounds=80, timeout_s=0.2, eval_at=frozenset())
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
     wires.fate = lambda sender, receiver, data: 0.01  # so that the run is under way when the frame arrives
@@ -341,12 +341,12 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     hostile.say(hostile.frame(victim.round + 20, float("nan")))
     outcomes = hostile.running.join_all()
     assert outcomes[1].refused[0] == 1
-    assert outcomes[1].overdue[0] == Patience.suspect_after
+    assert outcomes[1].overdue[0] == NeighbourTimeout.suspect_after
     assert victim.peers[0].suspected
 
 
 def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wires) -> None:
-    world = World(3, rounds=40, patience_s=0.02, eval_at=frozenset())
+    world = World(3, rounds=40, timeout_s=0.02, eval_at=frozenset())
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
     hostile.run()
@@ -365,12 +365,12 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
     hostile.running.wait_until(over, "the end", 300.0)
     outcomes = hostile.running.join_all()
     # Let in after round 3, and then 2, 4, 8 and 16 rounds later at least.
-    assert 2 * Patience.suspect_after <= outcomes[1].overdue[0] <= 6 * Patience.suspect_after
+    assert 2 * NeighbourTimeout.suspect_after <= outcomes[1].overdue[0] <= 6 * NeighbourTimeout.suspect_after
     assert outcomes[1].status == outcomes[2].status == "finished"
 
 
 def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wires) -> None:
-    hostile = Hostile(wires, World(3, rounds=40, patience_s=60.0, eval_at=frozenset()))
+    hostile = Hostile(wires, World(3, rounds=40, timeout_s=60.0, eval_at=frozenset()))
     wires.join(End(wires, 0))
     victim = hostile.drivers[0]
     known = victim.peers[0]
@@ -398,7 +398,7 @@ def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wir
 
 
 def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_round(wires: Wires) -> None:
-    hostile = Hostile(wires, World(3, rounds=40, patience_s=60.0, eval_at=frozenset()))
+    hostile = Hostile(wires, World(3, rounds=40, timeout_s=60.0, eval_at=frozenset()))
     wires.join(End(wires, 0))
     victim = hostile.drivers[0]
     given: list[int] = []
@@ -444,7 +444,7 @@ def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_
 
 
 def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_again(wires: Wires) -> None:
-    world = World(3, rounds=400, patience_s=0.1, eval_at=frozenset())
+    world = World(3, rounds=400, timeout_s=0.1, eval_at=frozenset())
     drivers = world.drivers(wires)
     first, second = drivers[0].peers[1], drivers[1].peers[0]
     running = Running()
@@ -482,7 +482,7 @@ MISFITS = {
 
 @pytest.mark.parametrize(("changes", "problem"), MISFITS.values(), ids=MISFITS)
 def test_a_peer_of_another_kind_is_named_and_left_out(changes: Any, problem: str, wires: Wires) -> None:
-    world = World(3, rounds=4, patience_s=5.0)
+    world = World(3, rounds=4, timeout_s=5.0)
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
     hostile.run()
@@ -490,7 +490,7 @@ def test_a_peer_of_another_kind_is_named_and_left_out(changes: Any, problem: str
     wires.inject(0, 2, b"")
     hostile.running.wait_until(lambda: bool(hostile.drivers[0].peers[0].unfit), "the misfit is seen")
     wires.leave(wires._ends[0])
-    hostile.drivers[1].patience.patience_s = 0.01
+    hostile.drivers[1].neighbour_timeout.timeout_s = 0.01
     outcomes = hostile.running.join_all()
     assert outcomes[1].status == "finished"
     import re
@@ -517,18 +517,18 @@ def test_interrupted_and_resumed_nothing_changes(wires: Wires, tmp_path: Path) -
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
 
 
-# --- Patience -----------------------------------------------------------------------------------------------
+# --- NeighbourTimeout -----------------------------------------------------------------------------------------------
 
 
 def test_patience_follows_what_was_seen_within_bounds() -> None:
-    patience = Patience(2.0)
-    assert (patience.limit_s, patience.first_s) == (2.0, 40.0)
-    patience.saw(5.0)
-    assert patience.limit_s == 15.0
-    patience.saw(1000.0)
-    assert patience.limit_s == 40.0, "nobody stretches it for ever"
+    timeout = NeighbourTimeout(2.0)
+    assert (timeout.limit_s, timeout.first_s) == (2.0, 40.0)
+    timeout.observe(5.0)
+    assert timeout.limit_s == 15.0
+    timeout.observe(1000.0)
+    assert timeout.limit_s == 40.0, "nobody stretches it for ever"
     for _ in range(64):
-        patience.saw(0.1)
-    assert patience.limit_s == 2.0, "what is long ago does not count"
-    with pytest.raises(ConfigError, match="patience_s = 0"):
-        Patience(0.0)
+        timeout.observe(0.1)
+    assert timeout.limit_s == 2.0, "what is long ago does not count"
+    with pytest.raises(ConfigError, match="timeout_s = 0"):
+        NeighbourTimeout(0.0)

@@ -75,7 +75,7 @@ def test_a_launch_writes_what_a_simulation_writes(tmp_path: Path) -> None:
 def test_nodes_end_where_the_simulation_does(count: int, sharing: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"count": count, "sharing": sharing, "rounds": 20, "eval_every": 10}
     simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
-    same(simulated, launch(digits(tmp_path / "wall", **options), patience_s=120.0))
+    same(simulated, launch(digits(tmp_path / "wall", **options), timeout_s=120.0))
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_kill_9_at_any_instant_changes_nothing(count: int, victims: tuple[int, .
     last: list[Launched] = []
     launched = launch(
         digits(tmp_path / "wall", **options),
-        patience_s=200.0,
+        timeout_s=200.0,
         progress=lambda now: (last.append(now), kill(now))[0],
     )
     assert killed == set(victims), "the run was long enough"
@@ -117,12 +117,12 @@ def test_a_launch_is_interrupted_and_resumed(tmp_path: Path) -> None:
 
     options: dict[str, Any] = {"rounds": 30, "eval_every": 30}
     first = launch(
-        digits(tmp_path / "wall", **options), progress=note, stop=lambda: rounds[-1] >= 1, patience_s=60.0
+        digits(tmp_path / "wall", **options), progress=note, stop=lambda: rounds[-1] >= 1, timeout_s=60.0
     )
     if first.status == "interrupted":
         with pytest.raises(ResumeError, match="unfinished there"):
             launch(digits(tmp_path / "wall", **options))
-        first = launch(digits(tmp_path / "wall", **options), resume=True, patience_s=60.0)
+        first = launch(digits(tmp_path / "wall", **options), resume=True, timeout_s=60.0)
     assert first.sha256 == simulated.sha256
 
 
@@ -136,7 +136,17 @@ def test_ctrl_c_at_a_terminal_leaves_a_checkpoint_of_every_node(tmp_path: Path) 
         "train.local_steps=200",  # longer than the launcher takes to pass the signal on
     ]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "jwins", "launch", "digits", "--patience", "60", "--quiet", *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "jwins",
+        "launch",
+        "digits",
+        "--neighbour-timeout",
+        "60",
+        "--quiet",
+        *overrides,
+    ]
     launcher = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
 
     def status(node: int) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def test_ctrl_c_at_a_terminal_leaves_a_checkpoint_of_every_node(tmp_path: Path) 
     again = launch(
         jwins.load("digits", settings),
         resume=True,
-        patience_s=60.0,
+        timeout_s=60.0,
         progress=lambda now: rounds.append(min(view.round for view in now.nodes)),
         stop=lambda: rounds[-1] > max(found["round"] for found in saved),
     )
@@ -193,7 +203,7 @@ def test_a_node_started_twice_is_told_so(tmp_path: Path) -> None:
             except ResumeError as error:
                 found.append(error)
 
-    launch(experiment, progress=twice, stop=lambda: bool(found), patience_s=60.0)
+    launch(experiment, progress=twice, stop=lambda: bool(found), timeout_s=60.0)
     assert "another process is running node node-1 here" in str(found[0])
 
 
@@ -243,7 +253,7 @@ def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path)
 
     simulated = jwins.simulate(experiment("virtual"))  # nobody holds it: there is no marker
     marker.touch()
-    launched = launch(experiment("wall"), patience_s=200.0)
+    launched = launch(experiment("wall"), timeout_s=200.0)
     assert not marker.exists()
     assert launched.sha256 == simulated.sha256
     for node in range(4):
@@ -270,7 +280,7 @@ def test_a_process_that_stands_still_is_not_waited_for_and_is_let_back_in(tmp_pa
             os.kill(view.pid, signal.SIGCONT)
             went_on.append(others)
 
-    launched = launch(digits(tmp_path / "wall", **options), patience_s=0.5, progress=stop_and_go)
+    launched = launch(digits(tmp_path / "wall", **options), timeout_s=0.5, progress=stop_and_go)
     assert went_on, "the run was long enough"
     assert launched.status == "finished"
     mine, theirs = launched.record.evaluations[-1], simulated.record.evaluations[-1]

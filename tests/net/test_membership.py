@@ -194,7 +194,7 @@ def test_one_leaves_and_another_joins_and_one_hears_of_it_late(sharing: Any, wir
         return look
 
     drivers = [
-        World(5, sharing, topologies[node], rounds=40, patience_s=0.4, eval_at=frozenset({0, 40})).driver(
+        World(5, sharing, topologies[node], rounds=40, timeout_s=0.4, eval_at=frozenset({0, 40})).driver(
             node, wires, changes=changes(node), joins_at=12 if node == 4 else None
         )
         for node in range(5)
@@ -330,10 +330,10 @@ def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wire
 
 
 def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
-    world = World(2, rounds=2, patience_s=0.2)
+    world = World(2, rounds=2, timeout_s=0.2)
     driver = world.driver(0, wires)
     driver.peers[1].kept[0] = Kept(Packed(b"", 0, 0), "update")  # so that it stays for node 1
-    driver.patience.patience_s = 30.0
+    driver.neighbour_timeout.timeout_s = 30.0
     driver._end = Finished("finished", 2)
     wires.end(0)
     group = world.group(1)
@@ -399,7 +399,7 @@ class Site:
                 [
                     *(sys.executable, "-m", "jwins", "node", str(self.folder / "digits.toml"), "--as", name),
                     *("--roster", str(self.roster), "--key", str(self.folder / f"{name}.key")),
-                    *("--folder", str(self.folder / "nodes" / name), "--patience", "60"),
+                    *("--folder", str(self.folder / "nodes" / name), "--neighbour-timeout", "60"),
                     *options,
                 ],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -43,9 +43,9 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(
     assert code == 2
     assert "adopt = 'alice': expected other members" in said
     for command in (("node", "digits", "--as", "alice"), ("launch", "digits")):
-        code, said = jwins(*command, "--patience", "0")
+        code, said = jwins(*command, "--neighbour-timeout", "0")
         assert code == 2
-        assert "--patience = 0.0: expected a time in seconds" in said
+        assert "--neighbour-timeout = 0.0: expected a time in seconds" in said
     code, said = jwins("launch", "digits", "--set", "train.batching=stacked")
     assert code == 2
     assert "train.batching = 'stacked': a process holds one node" in said

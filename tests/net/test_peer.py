@@ -60,7 +60,7 @@ class Peers:
 
     def peer(self, rank: int, module: nn.Module, **options: Any) -> jwins.Peer:
         transport = None if self.wires is None else self.wires.end(rank)
-        options = {"sharing": full(), "patience_s": 20.0, "transport": transport, **options}
+        options = {"sharing": full(), "timeout_s": 20.0, "transport": transport, **options}
         return jwins.Peer(module, roster=self.roster, key=self.folder / f"{self.names[rank]}.key", **options)
 
     def each(self, work: Callable[[int], Any], timeout_s: float = 60.0) -> list[Any]:
@@ -249,7 +249,7 @@ def test_a_model_that_does_not_fit_the_others_is_an_error(
 def test_who_is_missing_is_late_and_then_not_waited_for(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 3, wires)
     models = [model() for _ in range(3)]
-    open_peers = [peers.peer(rank, models[rank], sharing=top_k(0.5), patience_s=1.0) for rank in range(3)]
+    open_peers = [peers.peer(rank, models[rank], sharing=top_k(0.5), timeout_s=1.0) for rank in range(3)]
     last = threading.Barrier(2)
 
     def loop(rank: int) -> list[Any]:
@@ -296,16 +296,16 @@ def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
 ) -> None:
     peers = Peers(tmp_path, 3, wires)
     models = [model(), model(), model(seed=7)]
-    first = [peers.peer(rank, models[rank], patience_s=0.2) for rank in (0, 1)]
+    first = [peers.peer(rank, models[rank], timeout_s=0.2) for rank in (0, 1)]
     for _ in range(5):
         for rank, peer in enumerate(first):
             moved(models[rank], 1.0)
             peer.exchange(wait=False)
     wires.cut([(0, 2)])
     with pytest.raises(PeerError, match="none of alice gave its model: alice did not give it within 0 s"):
-        peers.peer(2, model(seed=7), patience_s=0.01, adopt="alice")
+        peers.peer(2, model(seed=7), timeout_s=0.01, adopt="alice")
     wires.mend()
-    late = peers.peer(2, models[2], patience_s=0.2, adopt=["bob", "alice"])
+    late = peers.peer(2, models[2], timeout_s=0.2, adopt=["bob", "alice"])
     assert 4 <= late.round <= 5
     torch.testing.assert_close(flat(models[2]), flat(models[1]), atol=1.01, rtol=0.0)
     everyone = [*first, late]
@@ -320,7 +320,7 @@ def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
 def test_eight_newcomers_at_once_change_their_donor_when_it_dies_half_way(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 10, wires)
     models = [model(seed=0 if rank < 2 else 7) for rank in range(10)]
-    first = [peers.peer(rank, models[rank], patience_s=0.1) for rank in (0, 1)]
+    first = [peers.peer(rank, models[rank], timeout_s=0.1) for rank in (0, 1)]
     for _ in range(3):
         for rank, peer in enumerate(first):
             moved(models[rank], 1.0)
@@ -343,7 +343,7 @@ def test_eight_newcomers_at_once_change_their_donor_when_it_dies_half_way(tmp_pa
             return None
         if rank == 1:
             return first[1]
-        return peers.peer(rank, models[rank], patience_s=1.0, adopt=["alice", "bob"])
+        return peers.peer(rank, models[rank], timeout_s=1.0, adopt=["alice", "bob"])
 
     everyone = peers.each(work)[1:]
     assert all(peer.round >= 2 for peer in everyone)
@@ -393,7 +393,7 @@ def test_an_exchange_that_is_given_up_comes_with_the_next(tmp_path: Path, wires:
     peers = Peers(tmp_path, 2, wires)
     models = [model(), model()]
     start = flat(models[0])
-    alice, bob = (peers.peer(rank, models[rank], patience_s=60.0) for rank in range(2))
+    alice, bob = (peers.peer(rank, models[rank], timeout_s=60.0) for rank in range(2))
     moved(models[0], 8.0)
 
     async def given_up() -> None:
@@ -445,11 +445,11 @@ def test_an_interrupted_exchange_comes_with_the_next(
 def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
     models = [model(), model(seed=1)]
-    alice, bob = (peers.peer(rank, models[rank], patience_s=60.0) for rank in range(2))
+    alice, bob = (peers.peer(rank, models[rank], timeout_s=60.0) for rank in range(2))
     until(lambda: bool(alice._driver.peers[1].unfit) and bool(bob._driver.peers[0].unfit))
     bob.close()
     models[1] = model()
-    bob = peers.peer(1, models[1], patience_s=60.0)
+    bob = peers.peer(1, models[1], timeout_s=60.0)
     until(lambda: alice._driver.peers[1].met and not alice._driver.peers[1].suspected)
     for report in peers.each(lambda rank: (alice, bob)[rank].exchange()):
         assert (report.late, report.suspected, report.unfit) == ((), (), ())
@@ -459,11 +459,11 @@ def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires
 
 def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 3, wires)
-    alice = peers.peer(0, model(), patience_s=0.2)
+    alice = peers.peer(0, model(), timeout_s=0.2)
     bob = peers.peer(1, model(seed=1))
     until(lambda: bool(alice._driver.peers[1].unfit))
     assert [text.partition(":")[0] for text in alice.exchange(wait=False).unfit] == ["bob"]
-    carol = peers.peer(2, model(), patience_s=0.2)
+    carol = peers.peer(2, model(), timeout_s=0.2)
     until(lambda: alice._driver.peers[2].met)
     assert len(alice.exchange(wait=False).unfit) == 1
     for peer in (alice, bob, carol):
@@ -472,7 +472,7 @@ def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path
 
 def test_where_nobody_else_is_left_that_is_said(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 3, wires)
-    alice, bob = peers.peer(0, model(), patience_s=0.2), peers.peer(1, model(seed=1))
+    alice, bob = peers.peer(0, model(), timeout_s=0.2), peers.peer(1, model(seed=1))
 
     def a_few() -> None:
         for _ in range(3):
@@ -497,7 +497,7 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(
 ) -> None:
     """Also where another model has as many parameters."""
     peers, kept = Peers(tmp_path, 2, wires), tmp_path / "kept"
-    first = peers.peer(0, nn.Sequential(nn.Linear(4, 6)), folder=kept, patience_s=0.05)
+    first = peers.peer(0, nn.Sequential(nn.Linear(4, 6)), folder=kept, timeout_s=0.05)
     first.exchange()
     first.close()
     with pytest.raises(ResumeError, match=f"kept'?: was begun with {problem}"):
@@ -525,7 +525,7 @@ def test_what_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_closing_sends_what_was_shared_for_as_long_as_others_wait(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
-    peers.peer(0, model(), patience_s=77.0).close()
+    peers.peer(0, model(), timeout_s=77.0).close()
     assert wires.flushed == {0: 77.0}
 
 
@@ -544,7 +544,7 @@ ENDS = """
 import sys, torch, jwins
 torch.manual_seed(0)
 module = torch.nn.Linear(3, 2)
-peer = jwins.Peer(module, roster=sys.argv[1], key=sys.argv[2], sharing=jwins.sharing.full(), patience_s=100.0)
+peer = jwins.Peer(module, roster=sys.argv[1], key=sys.argv[2], sharing=jwins.sharing.full(), timeout_s=100.0)
 peer.exchange()
 if sys.argv[3] == "error":
     raise ValueError("of the user's loop")
@@ -557,7 +557,7 @@ def test_a_program_that_does_not_close_its_peer_ends_all_the_same(how: str, tmp_
     peers = Peers(tmp_path, 2, None)
     write_roster(peers.roster, tmp_path / "roster.toml")
     torch.manual_seed(0)
-    alice = peers.peer(0, nn.Linear(3, 2), patience_s=100.0)
+    alice = peers.peer(0, nn.Linear(3, 2), timeout_s=100.0)
     command = [sys.executable, "-c", ENDS, str(tmp_path / "roster.toml"), str(tmp_path / "bob.key"), how]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         alice.exchange()

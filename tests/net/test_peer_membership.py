@@ -69,7 +69,7 @@ class Federation:
         self.start = flat(model())
 
     def peer(self, name: str, **options: Any) -> jwins.Peer:
-        options = {"sharing": full(), "patience_s": 20.0, **options}
+        options = {"sharing": full(), "timeout_s": 20.0, **options}
         module = options.pop("module", None) or model()
         return jwins.Peer(module, roster=self.file, key=self.folder / f"{name}.key", **options)
 
@@ -219,16 +219,16 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
         transport = wires.end(rank)
         return jwins.Peer(module, roster=roster, key=key, sharing=sharing, transport=transport, **options)
 
-    first = peer(0, model(), patience_s=0.1)
+    first = peer(0, model(), timeout_s=0.1)
     with pytest.raises(PeerError, match="alice does not fit: its initial parameters differ"):
-        peer(1, model(seed=7), patience_s=0.1, adopt="alice")
+        peer(1, model(seed=7), timeout_s=0.1, adopt="alice")
     first.close()
 
-    first = peer(0, model(), patience_s=0.1)
+    first = peer(0, model(), timeout_s=0.1)
     moved(first.model, 8.0)
     first.exchange()  # alone
-    first._driver.patience.patience_s = 20.0
-    second = peer(1, model(), patience_s=20.0, adopt="alice")
+    first._driver.neighbour_timeout.timeout_s = 20.0
+    second = peer(1, model(), timeout_s=20.0, adopt="alice")
     assert second.round == 1
     torch.testing.assert_close(flat(second.model), flat(model()) + 8.0)
     until(lambda: first._driver.peers[1].met and not first._driver.peers[1].suspected)

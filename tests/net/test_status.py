@@ -36,7 +36,7 @@ def get(port: int, path: str) -> str:
 
 
 def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
-    world = World(3, rounds=4, patience_s=60.0)
+    world = World(3, rounds=4, timeout_s=60.0)
     drivers = world.drivers(wires)
     running = Running()
     with serve(drivers[0], 0) as port:
@@ -175,7 +175,7 @@ def chromium(address: str, folder: Path, *more: str) -> subprocess.CompletedProc
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_browser_shows_it_and_has_nothing_to_say(wires: Wires, tmp_path: Path) -> None:
     """Every request and script is forbidden by the page's own header, and would leave a message."""
-    world = World(4, rounds=400, patience_s=60.0)
+    world = World(4, rounds=400, timeout_s=60.0)
     long = "a-site-with-a-name-that-is-as-long-as-names-may-be-in-a-roster"
     drivers = world.drivers(wires, names=("alice", "bob", long, "dave"))
     running = Running()

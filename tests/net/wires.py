@@ -176,7 +176,7 @@ class World:
     rounds: int = 6
     codec: str = "raw"
     checkpoint_every: int = 1
-    patience_s: float = 20.0
+    timeout_s: float = 20.0
     train: dict[str, Any] = field(default_factory=dict)
     eval_at: frozenset[int] | None = None
 
@@ -201,7 +201,7 @@ class World:
         )
 
     def driver(self, node: int, wires: Wires, folder: Path | None = None, **options: Any) -> RealTimeDriver:
-        options = {"patience_s": self.patience_s, **options}
+        options = {"timeout_s": self.timeout_s, **options}
         recorder = Recorder(folder)
         return RealTimeDriver(
             options.pop("group", None) or self.group(node),

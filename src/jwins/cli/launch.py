@@ -22,7 +22,7 @@ from jwins.cli.app import (
     errors_said,
     leave,
 )
-from jwins.cli.node import Patience
+from jwins.cli.node import NeighbourTimeoutOption
 from jwins.cli.progress import metrics_text, size_text
 from jwins.cli.run import data_override, divergence, print_result
 
@@ -46,7 +46,7 @@ def launch(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the run is, each node from its newest checkpoint.")
     ] = False,
-    patience: Patience = None,
+    neighbour_timeout: NeighbourTimeoutOption = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
@@ -56,7 +56,7 @@ def launch(
 
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
         console = console_of()
-        result = _launch(chosen, console, resume=resume, patience_s=patience, quiet=quiet)
+        result = _launch(chosen, console, resume=resume, timeout_s=neighbour_timeout, quiet=quiet)
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
         if not quiet:
@@ -66,21 +66,21 @@ def launch(
 
 
 def _launch(
-    experiment: Experiment, console: Console, *, resume: bool, patience_s: float | None, quiet: bool
+    experiment: Experiment, console: Console, *, resume: bool, timeout_s: float | None, quiet: bool
 ) -> Result:
     from jwins.run.launch import launch as run
 
     if quiet:
-        return run(experiment, resume=resume, patience_s=patience_s)
+        return run(experiment, resume=resume, timeout_s=timeout_s)
     if console.is_terminal:
         with _live(console, experiment) as tell:
-            return run(experiment, resume=resume, patience_s=patience_s, progress=tell)
+            return run(experiment, resume=resume, timeout_s=timeout_s, progress=tell)
     console.print(
         f"{experiment.name}: {experiment.nodes.count} processes, {experiment.run.rounds} rounds",
         soft_wrap=True,
         markup=False,
     )
-    return run(experiment, resume=resume, patience_s=patience_s, progress=_Lines(console))
+    return run(experiment, resume=resume, timeout_s=timeout_s, progress=_Lines(console))
 
 
 class _Lines:

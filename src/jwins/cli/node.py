@@ -34,10 +34,10 @@ __all__: list[str] = []
 _LINES_S = 5.0
 _SAY_WAITING_AFTER_S = 2.0
 
-Patience = Annotated[
+NeighbourTimeoutOption = Annotated[
     float | None,
     typer.Option(
-        "--patience",
+        "--neighbour-timeout",
         metavar="SECONDS",
         help="The least time to wait for a neighbour; all other times follow from it and from what is seen. "
         "Left out: run.deadline_s, or 30.",
@@ -72,7 +72,7 @@ def node(
         str | None,
         typer.Option("--listen", metavar="HOST:PORT", help="Where to listen, if not as the roster says."),
     ] = None,
-    patience: Patience = None,
+    neighbour_timeout: NeighbourTimeoutOption = None,
     metrics: Annotated[
         int | None,
         typer.Option(
@@ -112,7 +112,7 @@ def node(
             name,
             key if key is not None else Path(f"{name}.key"),
             folder=folder,
-            patience_s=patience,
+            timeout_s=neighbour_timeout,
             listen=listen,
             keep_models=keep_models,
             metrics_port=metrics,

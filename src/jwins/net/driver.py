@@ -6,10 +6,10 @@ Training runs on a thread of its own, so that frames are decoded and peers are a
 Who is there. On every connection both sides first say Hello: their round, and what must be the same on both.
 A node keeps its newest frames for each neighbour, and sends those of the peer's round and later again when
 the peer says Hello. So a connection that breaks, and a process that is killed and restarted from its
-checkpoint within the others' patience, lose nothing: the node repeats its rounds, gets the same frames, and
+checkpoint within the others' timeout, lose nothing: the node repeats its rounds, gets the same frames, and
 sends the same.
 
-Who is not. A neighbour that is overdue (:class:`~jwins.net.patience.Patience`) keeps its mixing weight with
+Who is not. A neighbour that is overdue (:class:`~jwins.net.neighbour_timeout.NeighbourTimeout`) keeps its mixing weight with
 the node. One that is overdue and not connected, or overdue three rounds in a row, is suspected and no longer
 waited for until it is heard of again; one that says Hello again and again and is in time for no round is let
 back in ever more seldom. A node that finds more than half of its peers further ahead than they keep frames for
@@ -48,7 +48,7 @@ from jwins.net.acquaintance import Acquaintance, Kept
 from jwins.net.adopt import WANTS_MODEL, Adopted, mismatch, model_wire, pack_model
 from jwins.net.journal import Journal
 from jwins.net.membership import Change
-from jwins.net.patience import Patience
+from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, MessageReceived, Transport
 from jwins.net.worker import Worker
 from jwins.node import (
@@ -199,7 +199,7 @@ class RealTimeDriver:
         joins_at: the round in which the node begins, as all others did; None: the first, or ``adopted``'s.
         changes: asked after every event for changes of who takes part, given the first round that they can be
             of; see :meth:`jwins.net.membership.Membership.look`.
-        patience_s: the least time to wait for a neighbour; see :class:`~jwins.net.patience.Patience`.
+        timeout_s: the least time to wait for a neighbour; see :class:`~jwins.net.neighbour_timeout.NeighbourTimeout`.
         flush_s: for how long at most, at the end, what is queued is still sent.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.
@@ -223,7 +223,7 @@ class RealTimeDriver:
         adopted: Adopted | None = None,
         joins_at: int | None = None,
         changes: Callable[[int], Change | None] = lambda next_round: None,
-        patience_s: float = 30.0,
+        timeout_s: float = 30.0,
         flush_s: float = 5.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[WallProgress], None] | None = None,
@@ -241,7 +241,7 @@ class RealTimeDriver:
         (self.node,) = group.nodes
         n = rules.topology.num_nodes
         self.names = names or tuple(f"node-{i}" for i in range(n))
-        self.patience, self._flush_s = Patience(patience_s), flush_s
+        self.neighbour_timeout, self._flush_s = NeighbourTimeout(timeout_s), flush_s
         self.recorder = recorder or Recorder(None)
         self.journal = journal or Journal(self.names[self.node])
         self.peers = {peer: Acquaintance() for peer in range(n) if peer != self.node}
@@ -368,7 +368,7 @@ class RealTimeDriver:
         if self._wait is not None:
             since = self._wait.since
             due += [since + self.limit_s(peer) for peer in self._missing()]
-            due.append(self.now + 0.1 * self.patience.patience_s)
+            due.append(self.now + 0.1 * self.neighbour_timeout.timeout_s)
         return max(0.0, min(due) - self.now)
 
     # --- What nodes command -------------------------------------------------------------------------------
@@ -595,7 +595,7 @@ class RealTimeDriver:
         known.seen = {(at, keyframe) for at, keyframe in known.seen if at >= now_in - MAX_ROUNDS_AHEAD} | {name}
         known.round = max(known.round, frame.round)
         if frame.round in self._waits or frame.round == now_in:
-            self.patience.saw(self.now - self._waits.get(frame.round, self.now))
+            self.neighbour_timeout.observe(self.now - self._waits.get(frame.round, self.now))
         if frame.round < now_in:
             rounds_late = now_in - frame.round
             self.journal.info("late", peer=self.names[peer], round=frame.round, rounds_late=rounds_late)
@@ -653,8 +653,10 @@ class RealTimeDriver:
         """How long this neighbour is waited for now."""
         known = self.peers[peer]
         if self.round == self._joins_at or not (known.ever_met or known.joins_at is not None):
-            return self.patience.first_s  # a node that joins may be there before the others are in its round
-        return self.patience.limit_s
+            return (
+                self.neighbour_timeout.first_s
+            )  # a node that joins may be there before the others are in its round
+        return self.neighbour_timeout.limit_s
 
     def _look_at_the_wait(self) -> None:
         stalled = self.group.stalled([self.node])
@@ -679,7 +681,7 @@ class RealTimeDriver:
             self.overdue[peer] += 1
             name = self.names[peer]
             self.journal.warning("overdue", peer=name, round=round, limit_s=_to_ms(self.limit_s(peer)))
-            if not known.met or known.overdue >= self.patience.suspect_after:
+            if not known.met or known.overdue >= self.neighbour_timeout.suspect_after:
                 known.suspected = True
                 self.journal.warning("suspected", peer=name, connected=known.met)
                 self._tell_node(PeerLost(peer))
@@ -700,7 +702,9 @@ class RealTimeDriver:
     def _catch_up(self) -> None:
         """Take the others' round if they no longer keep the frames of this one."""
         met = [known.round for known in self.peers.values() if known.met and not known.unfit]
-        soon_s = min(_SOON_S, 0.1 * self.patience.patience_s)  # by then all who are there have said Hello
+        soon_s = min(
+            _SOON_S, 0.1 * self.neighbour_timeout.timeout_s
+        )  # by then all who are there have said Hello
         if not met or self._wait is None or self.now - self._wait.since < soon_s:
             return
         theirs = min(statistics.median_low(met), self.rules.rounds - 1)
@@ -812,7 +816,7 @@ class RealTimeDriver:
 
     def _linger(self) -> None:
         """Stay for peers that are behind and may have to hear this node's last frames again."""
-        until = time.monotonic() + self.patience.patience_s
+        until = time.monotonic() + self.neighbour_timeout.timeout_s
         while not self._stop() and (left := until - time.monotonic()) > 0:
             if not any(known.is_awaited for known in self.peers.values()):
                 return

@@ -26,7 +26,7 @@ from jwins.net.driver import RealTimeDriver, WallOutcome, hash_of_parameters
 from jwins.net.external_training import ExternalTraining
 from jwins.net.journal import Journal
 from jwins.net.membership import Membership, common_of
-from jwins.net.patience import Patience
+from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.roster import Member, Roster, donors_of, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.net.transport_interface import Transport
@@ -104,7 +104,7 @@ class Peer:
             model as it is, with which only those may begin who are members from the first round on. Not used
             if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
-        patience_s: the least time to wait for a neighbour; every other time is derived from it.
+        timeout_s: the least time to wait for a neighbour; every other time is derived from it.
         folder: for checkpoints; None for none.
         metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
         listen: host:port to listen on, if not the roster's.
@@ -141,7 +141,7 @@ class Peer:
         buffers: BufferPolicy = "local",
         adopt: str | Sequence[str] | None = None,
         codec: str = "pco",
-        patience_s: float = 30.0,
+        timeout_s: float = 30.0,
         folder: Path | str | None = None,
         metrics_port: int | None = None,
         listen: str | None = None,
@@ -204,7 +204,7 @@ class Peer:
                     hash_of_parameters(initial) if algorithm.needs_common_start else ADOPTED,
                     agreed,
                 ),
-                timeout_s=Patience(patience_s).first_s,
+                timeout_s=NeighbourTimeout(timeout_s).first_s,
                 names=self._names,
                 journal=journal,
             )
@@ -233,8 +233,8 @@ class Peer:
             agreed=agreed,
             adopted=adopted,
             changes=membership.look,
-            patience_s=patience_s,
-            flush_s=max(5.0, patience_s),
+            timeout_s=timeout_s,
+            flush_s=max(5.0, timeout_s),
             recorder=Recorder(place),
             stop=lambda: self._closing,
             journal=journal,
@@ -331,7 +331,7 @@ class Peer:
             raise
 
     def close(self) -> None:
-        """Leave: the others are told, and what was shared is still sent, for as long as ``patience_s`` at most.
+        """Leave: the others are told, and what was shared is still sent, for as long as ``timeout_s`` at most.
 
         A second call does nothing. A program that ends without it, also by an error, calls it then.
         """

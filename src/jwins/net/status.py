@@ -96,7 +96,11 @@ class _Collector:
             ("jwins_waiting_seconds", now.waiting_s, "How long the node has been waiting for neighbours"),
             ("jwins_peers_connected", len(now.connected), "Peers that are connected and fit"),
             ("jwins_peers_suspected", len(now.suspected), "Peers that are not waited for"),
-            ("jwins_patience_seconds", driver.patience.limit_s, "How long a neighbour is waited for now"),
+            (
+                "jwins_neighbour_timeout_seconds",
+                driver.neighbour_timeout.limit_s,
+                "How long a neighbour is waited for now",
+            ),
         ):
             yield GaugeMetricFamily(name, what, value=value)
         sent = CounterMetricFamily("jwins_sent_bytes", "Bytes sent, by what they carried", labels=["kind"])

@@ -31,7 +31,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.folder import FolderState, folder_state, locked
-from jwins.run.node import for_network, node_folder, on_wall_clock, patience_of
+from jwins.run.node import for_network, node_folder, on_wall_clock, timeout_of
 from jwins.run.parts import partition_counts
 from jwins.run.result import Result
 from jwins.runfiles import checkpoint, traffic
@@ -101,7 +101,7 @@ def launch(
     experiment: Experiment,
     *,
     resume: bool = False,
-    patience_s: float | None = None,
+    timeout_s: float | None = None,
     progress: Callable[[Launched], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Result:
@@ -110,7 +110,7 @@ def launch(
     Args:
         experiment: what to run; ``experiment.folder`` is where. ``train.batching = "auto"`` means "loop" here.
         resume: go on with what is in the folder; if the run is complete, only read it.
-        patience_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
+        timeout_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
         progress: told a few times per second.
         stop: asked as often whether to end, each node with a checkpoint.
 
@@ -125,7 +125,7 @@ def launch(
     from jwins.engines.interrupts import interrupts
 
     experiment = for_network(experiment)
-    least_s = patience_of(experiment, patience_s)
+    least_s = timeout_of(experiment, timeout_s)
     folder = experiment.folder
     state, experiment = folder_state(experiment, folder)
     if state is not FolderState.ABSENT and not resume:
@@ -187,8 +187,8 @@ class _Process:
 class _Nodes:
     """The processes of all nodes."""
 
-    def __init__(self, pieces: Pieces, folder: Path, patience_s: float) -> None:
-        self._folder, self._patience_s = folder, patience_s
+    def __init__(self, pieces: Pieces, folder: Path, timeout_s: float) -> None:
+        self._folder, self._timeout_s = folder, timeout_s
         self._threads = pieces.experiment.run.threads or 1
         count = pieces.experiment.nodes.count
         self.names = [f"node-{node}" for node in range(count)]
@@ -237,7 +237,7 @@ class _Nodes:
             *("--key", str(self._folder / "keys" / f"{name}.key")),
             *("--folder", str(place), "--keep-models", "--quiet"),
             *("--set", f"run.threads={self._threads}"),
-            *("--patience", str(self._patience_s)),
+            *("--neighbour-timeout", str(self._timeout_s)),
         ]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with (self._folder / "nodes" / f"{node}.out").open("ab") as out:

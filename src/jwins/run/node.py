@@ -41,16 +41,16 @@ if TYPE_CHECKING:
     from jwins.topology import Topology
 
 __all__ = [
-    "DEFAULT_PATIENCE_S",
+    "DEFAULT_TIMEOUT_S",
     "NodeResult",
     "for_network",
     "node_folder",
     "on_wall_clock",
-    "patience_of",
+    "timeout_of",
     "run_node",
 ]
 
-DEFAULT_PATIENCE_S = 30.0
+DEFAULT_TIMEOUT_S = 30.0
 _STATUS_EVERY_S = 0.5
 
 
@@ -78,18 +78,18 @@ def node_folder(folder: Path, node: int) -> Path:
     return folder / "nodes" / str(node)
 
 
-def patience_of(experiment: Experiment, patience_s: float | None) -> float:
+def timeout_of(experiment: Experiment, timeout_s: float | None) -> float:
     """The least time to wait for a neighbour: as given, else the experiment's deadline, else 30 s.
 
     Raises:
         ConfigError: a number out of range.
     """
-    from jwins.net.patience import PATIENCE_S
+    from jwins.net.neighbour_timeout import TIMEOUT_S
 
-    if patience_s is not None:
-        PATIENCE_S.check("--patience", patience_s)
-        return patience_s
-    return DEFAULT_PATIENCE_S if experiment.run.deadline_s is None else experiment.run.deadline_s
+    if timeout_s is not None:
+        TIMEOUT_S.check("--neighbour-timeout", timeout_s)
+        return timeout_s
+    return DEFAULT_TIMEOUT_S if experiment.run.deadline_s is None else experiment.run.deadline_s
 
 
 def for_network(experiment: Experiment) -> Experiment:
@@ -126,7 +126,7 @@ def run_node(
     key_file: Path,
     *,
     folder: Path | None = None,
-    patience_s: float | None = None,
+    timeout_s: float | None = None,
     listen: str | None = None,
     keep_models: bool = False,
     metrics_port: int | None = None,
@@ -143,7 +143,7 @@ def run_node(
         name: of this node in the roster.
         key_file: its private key.
         folder: of the node; None for ``nodes/<i>`` in the run folder.
-        patience_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
+        timeout_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
         listen: host:port to listen on, if not the roster's.
         keep_models: keep the model of each evaluation in ``models/``, so that all nodes' measurements can be
             put together.
@@ -165,7 +165,7 @@ def run_node(
     from jwins.net.roster import donors_of
 
     experiment = for_network(experiment)
-    least_s = patience_of(experiment, patience_s)
+    least_s = timeout_of(experiment, timeout_s)
     _check_places(experiment, roster)
     member = roster.named(name)
     donors = donors_of(roster, member, adopt)
@@ -217,7 +217,7 @@ def _run(
     membership: Membership,
     journal: Journal,
     folder: Path,
-    patience_s: float,
+    timeout_s: float,
     *,
     donors: Sequence[int],
     since_round: int,
@@ -244,9 +244,7 @@ def _run(
 
     (group,) = pieces.node_groups()
     asked = [] if going_on else donors
-    transport, adopted = _reach(
-        group, pieces, membership, journal, asked, since_round, listen, patience_s, stop
-    )
+    transport, adopted = _reach(group, pieces, membership, journal, asked, since_round, listen, timeout_s, stop)
     if asked and adopted is None:
         return NodeResult(folder, "interrupted", 0)
     driver = RealTimeDriver(
@@ -257,7 +255,7 @@ def _run(
         adopted=adopted,
         joins_at=since_round or None,
         changes=membership.look,
-        patience_s=patience_s,
+        timeout_s=timeout_s,
         recorder=Recorder(folder),
         on_progress=tell,
         on_evaluated=_models_in(folder / "models") if keep_models else None,
@@ -278,13 +276,13 @@ def _reach(
     donors: Sequence[int],
     since_round: int,
     listen: str | None,
-    patience_s: float,
+    timeout_s: float,
     stop: Callable[[], bool],
 ) -> tuple[Transport, Adopted | None]:
     """The transport, and the model of one of the donors; None without donors, or if asked to stop before."""
     from jwins.net.adopt import Newcomer, adopt
     from jwins.net.driver import hash_of_parameters
-    from jwins.net.patience import Patience
+    from jwins.net.neighbour_timeout import NeighbourTimeout
 
     wire, initial = group.rules.wire, group.parameters(membership.node)
     changing = pieces.experiment.topology_changes
@@ -295,7 +293,7 @@ def _reach(
         transport,
         donors,
         Newcomer(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
-        timeout_s=Patience(patience_s).first_s,
+        timeout_s=NeighbourTimeout(timeout_s).first_s,
         names=membership.names,
         journal=journal,
         stop=stop,

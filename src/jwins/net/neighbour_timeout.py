@@ -6,9 +6,9 @@ from collections import deque
 
 from jwins.checks import Within
 
-__all__ = ["PATIENCE_S", "Patience"]
+__all__ = ["TIMEOUT_S", "NeighbourTimeout"]
 
-PATIENCE_S = Within("a time in seconds", 0, open_low=True)
+TIMEOUT_S = Within("a time in seconds", 0, open_low=True)
 
 _TIMES_LONGEST = 3.0
 """A frame may take thrice as long as the slowest of late: twice is what a neighbour takes that has to share its
@@ -19,16 +19,16 @@ _REMEMBERED = 64
 _SUSPECT_AFTER = 3
 
 
-class Patience:
+class NeighbourTimeout:
     """When a neighbour is overdue, and when it is no longer waited for.
 
-    A wait begins when the node has sent its own frame. It lasts ``patience_s``, or thrice the longest that a
-    frame has taken of late, late ones included, and at most 20 ``patience_s``: this is also how long a node
+    A wait begins when the node has sent its own frame. It lasts ``timeout_s``, or thrice the longest that a
+    frame has taken of late, late ones included, and at most 20 ``timeout_s``: this is also how long a node
     waits for a neighbour that it has never met, because people start nodes one after the other. Only
     durations on this machine's own clock are used.
 
     Args:
-        patience_s: the least time to wait for a neighbour, in seconds.
+        timeout_s: the least time to wait for a neighbour, in seconds.
 
     Raises:
         ConfigError: a number out of range.
@@ -37,12 +37,12 @@ class Patience:
     suspect_after = _SUSPECT_AFTER
     """A connected neighbour that was overdue so many rounds in a row is no longer waited for."""
 
-    def __init__(self, patience_s: float) -> None:
-        PATIENCE_S.check("patience_s", patience_s)
-        self.patience_s = patience_s
+    def __init__(self, timeout_s: float) -> None:
+        TIMEOUT_S.check("timeout_s", timeout_s)
+        self.timeout_s = timeout_s
         self._seen: deque[float] = deque(maxlen=_REMEMBERED)
 
-    def saw(self, seconds: float) -> None:
+    def observe(self, seconds: float) -> None:
         """A neighbour's frame came so long after the node's own was sent."""
         self._seen.append(max(0.0, seconds))
 
@@ -50,9 +50,9 @@ class Patience:
     def limit_s(self) -> float:
         """How long to wait for a neighbour that has been met."""
         longest = max(self._seen, default=0.0)
-        return min(max(self.patience_s, _TIMES_LONGEST * longest), self.first_s)
+        return min(max(self.timeout_s, _TIMES_LONGEST * longest), self.first_s)
 
     @property
     def first_s(self) -> float:
         """How long to wait for a neighbour that has never been met."""
-        return _MOST_TIMES * self.patience_s
+        return _MOST_TIMES * self.timeout_s
