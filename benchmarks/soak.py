@@ -35,7 +35,7 @@ WARM_UP_ROUNDS = 30
 LEAST_SAMPLES = 8
 SAMPLE_EVERY_S = 2.0
 TIMEOUT_S = 120.0
-"""Longer than a restart takes, so that nobody goes on without the node that was killed."""
+"""Longer than a restart takes, so that no round is merged without the node that was killed."""
 
 Sample = tuple[int, float, float]
 """Completed rounds, resident bytes, open files."""

@@ -45,8 +45,8 @@ def main() -> None:
                 functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
                 optimizer.step()
             report = peer.exchange()
-        late = f", late in the last round: {', '.join(report.late)}" if report.late else ""
-        print(f"{peer.name}: {report.round + 1} rounds, {report.bytes_total / 1e6:.2f} MB sent{late}")
+        without = f", timed out in the last round: {', '.join(report.timed_out)}" if report.timed_out else ""
+        print(f"{peer.name}: {report.round + 1} rounds, {report.bytes_total / 1e6:.2f} MB sent{without}")
     with torch.no_grad():
         found = model(task.prepare(task.test.inputs)).argmax(dim=1)
     print(f"accuracy on all digits: {100 * float((found == task.test.targets).float().mean()):.1f} %")

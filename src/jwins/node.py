@@ -59,7 +59,7 @@ __all__ = [
     "KeyframeRequested",
     "Node",
     "NodeState",
-    "Overdue",
+    "TimedOut",
     "PeerLost",
     "PeerUp",
     "Phase",
@@ -206,7 +206,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Overdue:
+class TimedOut:
     """The driver waits no longer in ``round``: the node merges what is there, as at a deadline."""
 
     round: int
@@ -226,7 +226,7 @@ Event = (
     | RosterChanged
     | Rejoin
     | Tick
-    | Overdue
+    | TimedOut
     | Stop
 )
 
@@ -593,8 +593,8 @@ class Node:
     def _on_tick(self, event: Tick, now: float) -> list[Command]:
         return self._merge_if_ready(now)
 
-    def _on_overdue(self, event: Overdue, now: float) -> list[Command]:
-        return self._merge_if_ready(now, overdue=event.round == self.round)
+    def _on_timed_out(self, event: TimedOut, now: float) -> list[Command]:
+        return self._merge_if_ready(now, timed_out=event.round == self.round)
 
     def _on_stop(self, event: Stop, now: float) -> list[Command]:
         self._stopping = True
@@ -624,11 +624,11 @@ class Node:
         senders = self._topology.at(at).senders[self.id]
         return (j for j in senders if (j, at) not in inbox and self._takes_part(j))
 
-    def _merge_if_ready(self, now: float, overdue: bool = False) -> list[Command]:
+    def _merge_if_ready(self, now: float, timed_out: bool = False) -> list[Command]:
         if self.phase is not Phase.WAITING:
             return []
-        overdue = overdue or (self._deadline is not None and now >= self._deadline)
-        if not overdue and any(True for _ in self._awaited()):
+        timed_out = timed_out or (self._deadline is not None and now >= self._deadline)
+        if not timed_out and any(True for _ in self._awaited()):
             return []
         ctx, roster_version = self._context(), self._roster_version(self.round)
         due = sorted((j, r) for j, r in self._inbox if r <= self.round)
@@ -753,7 +753,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.NEW, RosterChanged): Node._on_roster,
     (Phase.NEW, KeyframeRequested): Node._ignore,
     (Phase.NEW, Tick): Node._ignore,
-    (Phase.NEW, Overdue): Node._ignore,
+    (Phase.NEW, TimedOut): Node._ignore,
     (Phase.NEW, Stop): Node._on_stop,
     #
     (Phase.TRAINING, Trained): Node._on_trained,
@@ -763,7 +763,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.TRAINING, RosterChanged): Node._on_roster,
     (Phase.TRAINING, KeyframeRequested): Node._on_keyframe_requested,
     (Phase.TRAINING, Tick): Node._ignore,
-    (Phase.TRAINING, Overdue): Node._ignore,
+    (Phase.TRAINING, TimedOut): Node._ignore,
     (Phase.TRAINING, Rejoin): Node._on_rejoin,
     (Phase.TRAINING, Stop): Node._on_stop,
     #
@@ -773,7 +773,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
     (Phase.WAITING, RosterChanged): Node._on_roster,
     (Phase.WAITING, KeyframeRequested): Node._on_keyframe_requested,
     (Phase.WAITING, Tick): Node._on_tick,
-    (Phase.WAITING, Overdue): Node._on_overdue,
+    (Phase.WAITING, TimedOut): Node._on_timed_out,
     (Phase.WAITING, Rejoin): Node._on_rejoin,
     (Phase.WAITING, Stop): Node._on_stop,
     #
@@ -782,7 +782,7 @@ _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command
         for phase in (Phase.DONE, Phase.FAILED)
         for event in (
             *(Trained, FrameReceived, PeerUp, PeerLost, RosterChanged),
-            *(KeyframeRequested, Tick, Overdue, Stop),
+            *(KeyframeRequested, Tick, TimedOut, Stop),
         )
     },
 }

@@ -79,7 +79,7 @@ def test_adapters_are_exchanged_and_the_peer_is_closed(
         late = not wait and steps % (every_steps or steps // 3) == 0  # one more takes the last merge in
         assert report is not None
         assert report.round == rounds - 1 + late
-        assert report.late == ()
+        assert report.timed_out == ()
         with pytest.raises(UsageError, match="the peer is closed"):
             peer.exchange()
 

@@ -60,7 +60,7 @@ def test_adapters_are_exchanged_and_the_peer_is_closed(
         late = not wait and 18 % (every_steps or 6) == 0  # one more, which takes the last merge in
         assert report is not None
         assert report.round == rounds - 1 + late
-        assert report.late == ()
+        assert report.timed_out == ()
         with pytest.raises(UsageError, match="the peer is closed"):
             peer.exchange()
 

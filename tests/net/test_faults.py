@@ -63,7 +63,7 @@ def test_killed_and_restarted_within_the_timeout_of_the_others_nothing_changes(
     for node, outcome in running.join_all().items():
         assert outcome.status == "finished"
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
-        assert not any(outcome.overdue.values())
+        assert not any(outcome.timed_out.values())
 
 
 def test_a_neighbour_that_reconnected_may_still_repeat_older_rounds(wires: Wires, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_killed_before_the_end_is_written_a_node_ends_when_it_is_started_again(
     for node, outcome in running.join_all().items():
         assert (outcome.status, outcome.round) == ("finished", 4)
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
-        assert not any(outcome.overdue.values())
+        assert not any(outcome.timed_out.values())
 
 
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
@@ -142,7 +142,7 @@ def test_one_and_three_of_eight_are_killed_and_come_back_late(
         running.start(node, driver, resume=True)
     outcomes = running.join_all()
     assert all(outcome.status == "finished" and outcome.round == 120 for outcome in outcomes.values())
-    assert any(outcomes[node].overdue[peer] for node in (0, 2, 3, 5, 7) for peer in again)
+    assert any(outcomes[node].timed_out[peer] for node in (0, 2, 3, 5, 7) for peer in again)
     last = [row for row in undisturbed.rows if isinstance(row, EvalRow)][-1]
     mean = sum(map(accuracy, outcomes.values())) / 8
     assert mean >= last.metrics["accuracy"].mean - 0.03
@@ -157,11 +157,11 @@ def test_a_partition_into_halves_heals(wires: Wires) -> None:
         running.start(node, driver)
     running.wait_until(lambda: drivers[0].round >= 5, "round 5")
     wires.cut(halves)
-    running.wait_until(lambda: bool(drivers[0].overdue[5] and drivers[3].overdue[2]), "each half goes on")
+    running.wait_until(lambda: bool(drivers[0].timed_out[5] and drivers[3].timed_out[2]), "each half goes on")
     wires.mend()
     outcomes = running.join_all()
     assert all(outcome.status == "finished" for outcome in outcomes.values())
-    assert all(outcome.overdue[peer] < 30 for outcome in outcomes.values() for peer in outcome.overdue)
+    assert all(outcome.timed_out[peer] < 30 for outcome in outcomes.values() for peer in outcome.timed_out)
     for driver in drivers:
         assert not any(known.suspected and not known.left for known in driver.peers.values())
 
@@ -252,7 +252,9 @@ def test_a_peer_that_stops_reading_is_not_waited_for_and_fills_no_memory(wires: 
     outcomes = running.join_all()
     silent.close(0.0)
     assert all(outcome.status == "finished" for outcome in outcomes.values())
-    assert all(outcome.overdue[0] >= 3 and not outcome.overdue[3 - node] for node, outcome in outcomes.items())
+    assert all(
+        outcome.timed_out[0] >= 3 and not outcome.timed_out[3 - node] for node, outcome in outcomes.items()
+    )
     assert max(queued) <= most
 
 
@@ -341,7 +343,7 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     hostile.say(hostile.frame(victim.round + 20, float("nan")))
     outcomes = hostile.running.join_all()
     assert outcomes[1].refused[0] == 1
-    assert outcomes[1].overdue[0] == NeighbourTimeout.suspect_after
+    assert outcomes[1].timed_out[0] == NeighbourTimeout.suspect_after
     assert victim.peers[0].suspected
 
 
@@ -365,7 +367,7 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
     hostile.running.wait_until(over, "the end", 300.0)
     outcomes = hostile.running.join_all()
     # Let in after round 3, and then 2, 4, 8 and 16 rounds later at least.
-    assert 2 * NeighbourTimeout.suspect_after <= outcomes[1].overdue[0] <= 6 * NeighbourTimeout.suspect_after
+    assert 2 * NeighbourTimeout.suspect_after <= outcomes[1].timed_out[0] <= 6 * NeighbourTimeout.suspect_after
     assert outcomes[1].status == outcomes[2].status == "finished"
 
 

@@ -261,7 +261,7 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     for outcome in outcomes.values():
         assert (outcome.status, outcome.round) == ("finished", 30)
         assert not any(outcome.refused.values())
-        assert not any(outcome.overdue.values())
+        assert not any(outcome.timed_out.values())
     least = min(accuracy(outcomes[node]) for node in (0, 1))
     assert accuracy(outcomes[3]) >= least - 0.05
 
@@ -496,7 +496,7 @@ def test_a_member_leaves_and_is_cut_at_once(sharing: str, site: Any) -> None:
     for name in ("alice", "carol", "dave"):
         (taken_up,) = run.events(name, "roster")
         assert taken_up["removed"] == ["bob"]
-        assert run.events(name, "overdue") == []
+        assert run.events(name, "timed_out") == []
         assert run.accuracy(name) >= run.least
 
 
@@ -514,6 +514,6 @@ def test_a_member_changes_its_certificate(site: Any, tmp_path: Path) -> None:
     run.end()
     for name in ("alice", "bob", "carol"):
         assert [found["roster_version"] for found in run.events(name, "roster")] == [1]
-        assert run.events(name, "overdue") == []
+        assert run.events(name, "timed_out") == []
         assert run.accuracy(name) >= run.least
     assert [found for found in run.events("alice", "met") if found["peer"] == "bob"][1:], "connected anew"

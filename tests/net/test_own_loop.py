@@ -38,7 +38,7 @@ def test_two_members_with_half_of_the_classes_each_learn_all(tmp_path: Path) -> 
             member.kill()
     for member, output in zip(roster.members, outputs, strict=True):
         assert f"{member.name}: 25 rounds" in output, output
-        assert "late" not in output
+        assert "timed out" not in output
         found = re.search(r"accuracy on all digits: ([\d.]+) %", output)
         assert found is not None, output
         assert float(found[1]) > 80.0, "half of the classes alone would be 50 %"

@@ -101,7 +101,7 @@ def test_two_lines_in_a_loop_average_the_models(tmp_path: Path, wires: Wires) ->
     for reports in peers.each(loop):
         assert [report.round for report in reports] == [0, 1, 2, 3]
         assert [report.merged_round for report in reports] == [0, 1, 2, 3]
-        assert all(report.late == () for report in reports)
+        assert all(report.timed_out == () for report in reports)
         assert reports[-1].bytes_total >= sum(report.bytes_sent for report in reports) > 4 * 4 * len(start)
     for found in models:
         torch.testing.assert_close(flat(found), start + 4.0)
@@ -121,7 +121,7 @@ def test_over_real_connections(tmp_path: Path) -> None:
 
     for report in peers.each(loop):
         assert report.round == 2
-        assert report.late == ()
+        assert report.timed_out == ()
     both = (flat(models[0]) + flat(models[1])) / 2
     torch.testing.assert_close(both, start + 1.5, atol=0.5, rtol=0.0)
 
@@ -260,8 +260,8 @@ def test_who_is_missing_is_late_and_then_not_waited_for(tmp_path: Path, wires: W
             return reports
 
     reports = peers.each(loop)
-    assert reports[0][0].late == ()
-    assert all(report.late in ((), ("carol",)) for report in reports[0][1:])
+    assert reports[0][0].timed_out == ()
+    assert all(report.timed_out in ((), ("carol",)) for report in reports[0][1:])
     assert reports[0][-1].suspected == ("carol",)
 
 
@@ -286,7 +286,7 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
     first[0].exchange(wait=False)
     report = again.exchange()
     assert report.round == 1
-    assert report.late == ()
+    assert report.timed_out == ()
     again.close()
     first[0].close()
 
@@ -452,7 +452,7 @@ def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires
     bob = peers.peer(1, models[1], timeout_s=60.0)
     until(lambda: alice._driver.peers[1].met and not alice._driver.peers[1].suspected)
     for report in peers.each(lambda rank: (alice, bob)[rank].exchange()):
-        assert (report.late, report.suspected, report.unfit) == ((), (), ())
+        assert (report.timed_out, report.suspected, report.unfit) == ((), (), ())
     alice.close()
     bob.close()
 

@@ -164,7 +164,7 @@ def test_who_is_removed_is_told_by_the_end_of_exchange_and_the_others_go_on(fede
     assert torch.equal(flat(module), trained), "its model stays as it was trained"
     run.until_version(1, "alice", "carol")
     run.rounds_later(5, "alice", "carol")
-    late = [report for name in ("alice", "carol") for report in run.loops[name].reports if report.late]
+    late = [report for name in ("alice", "carol") for report in run.loops[name].reports if report.timed_out]
     assert late == [], "nobody waits for it"
     with pytest.raises(ConfigError, match="is the key of no member"):
         run.peer("bob")
@@ -184,7 +184,7 @@ def test_who_changes_its_certificate_is_connected_anew(federation: Any, tmp_path
     run.until_version(1, "alice", "bob")
     run.rounds_later(5, "alice", "bob")
     for loop in run.loops.values():
-        assert not any(report.late for report in loop.reports)
+        assert not any(report.timed_out for report in loop.reports)
         ((_, link),) = loop.peer._network.report().items()
         assert link.connections >= 2
 

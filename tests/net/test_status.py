@@ -44,7 +44,7 @@ def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
             running.start(node, drivers[node])
         running.wait_until(lambda: bool(drivers[0].progress().waiting_for == (2,)), "node 0 waits for node 2")
         page = get(port, "/")
-        assert "waiting for node-2 since" in page
+        assert "waiting for node-2 for" in page
         assert "not connected" in page
         running.start(2, drivers[2])
         running.join_all()
@@ -63,7 +63,7 @@ def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:
     assert found["jwins_roster_version",] == 0
     assert found["jwins_sent_bytes_total", "values"] == drivers[0].sent.values > 0
     assert found["jwins_refused_total", "node-1"] == 0
-    assert found["jwins_overdue_total", "node-2"] == 0
+    assert found["jwins_timed_out_total", "node-2"] == 0
     assert 0 <= found["jwins_metric", "accuracy"] <= 1
 
 

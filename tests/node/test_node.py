@@ -19,7 +19,6 @@ from jwins.node import (
     FrameReceived,
     KeyframeRequested,
     Node,
-    Overdue,
     PeerLost,
     PeerUp,
     Phase,
@@ -31,6 +30,7 @@ from jwins.node import (
     Send,
     Stop,
     Tick,
+    TimedOut,
     Train,
     Trained,
     WakeAt,
@@ -108,7 +108,7 @@ EVENTS = {
     "roster": RosterChanged(frozenset({1, 2})),
     "rejoin": Rejoin(0),
     "tick": Tick(),
-    "overdue": Overdue(0),
+    "timed_out": TimedOut(0),
     "stop": Stop(),
 }
 MISUSED = {
@@ -398,12 +398,12 @@ def test_any_event_after_the_deadline_ends_the_wait() -> None:
 def test_a_driver_may_end_the_wait_of_a_round() -> None:
     node = make(topology=Ring(2))
     node.start(0.0)
-    assert node.handle(Overdue(0), 0.0) == [], "training ends by itself"
+    assert node.handle(TimedOut(0), 0.0) == [], "training ends by itself"
     node.handle(trained(node), 0.0)
-    assert kinds(node.handle(Overdue(0), 1.0)) == ["Train"]
+    assert kinds(node.handle(TimedOut(0), 1.0)) == ["Train"]
     torch.testing.assert_close(node.params, START + 1)
     node.handle(trained(node), 2.0)
-    assert node.handle(Overdue(0), 3.0) == [], "of the round before"
+    assert node.handle(TimedOut(0), 3.0) == [], "of the round before"
     assert node.phase is Phase.WAITING
 
 

@@ -45,7 +45,6 @@ from jwins.node import (
     KeyframeRequested,
     Node,
     NodeState,
-    Overdue,
     PeerLost,
     PeerUp,
     Phase,
@@ -54,6 +53,7 @@ from jwins.node import (
     Rules,
     Stop,
     Tick,
+    TimedOut,
     Train,
     Trained,
 )
@@ -112,7 +112,7 @@ class MessageArrived:
 
 
 NodeGroupEvent = (
-    TrainingDone | MessageArrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | Overdue | Stop
+    TrainingDone | MessageArrived | PeerUp | PeerLost | RosterChanged | Rejoin | Tick | TimedOut | Stop
 )
 
 

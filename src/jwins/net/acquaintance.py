@@ -42,7 +42,7 @@ class Acquaintance:
         left: it said Bye.
         unfit: why it cannot take part, "" if it can.
         round: the highest that it spoke of.
-        overdue: rounds in a row in which it was overdue.
+        timed_out: rounds in a row in which it timed out.
         refused: messages of it that were not accepted.
         asks_back: it said Hello while it was suspected, and is not let back in yet.
         pause: rounds between the last time that its Hello alone let it back in and the next; 1 if it was in
@@ -65,7 +65,7 @@ class Acquaintance:
     left: bool = False
     unfit: str = ""
     round: int = 0
-    overdue: int = 0
+    timed_out: int = 0
     refused: int = 0
     asks_back: bool = False
     pause: int = 1

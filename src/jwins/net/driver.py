@@ -9,8 +9,8 @@ the peer says Hello. So a connection that breaks, and a process that is killed a
 checkpoint within the others' timeout, lose nothing: the node repeats its rounds, gets the same frames, and
 sends the same.
 
-Who is not. A neighbour that is overdue (:class:`~jwins.net.neighbour_timeout.NeighbourTimeout`) keeps its mixing weight with
-the node. One that is overdue and not connected, or overdue three rounds in a row, is suspected and no longer
+Who is not. A neighbour that has timed out (:class:`~jwins.net.neighbour_timeout.NeighbourTimeout`) keeps its mixing weight with
+the node. One that has timed out and is not connected, or has timed out three rounds in a row, is suspected and no longer
 waited for until it is heard of again; one that says Hello again and again and is in time for no round is let
 back in ever more seldom. A node that finds more than half of its peers further ahead than they keep frames for
 takes their round, with the parameters and the scores that it has, and says Hello anew.
@@ -57,7 +57,6 @@ from jwins.node import (
     Command,
     Evaluate,
     Finished,
-    Overdue,
     PeerLost,
     PeerUp,
     Refused,
@@ -65,6 +64,7 @@ from jwins.node import (
     RequestKeyframe,
     Send,
     Tick,
+    TimedOut,
     Train,
     WakeAt,
 )
@@ -159,7 +159,7 @@ class WallOutcome:
         rows: all rows of the node, of before an interruption, too.
         params: (P,) float32, the node's parameters.
         refused: by peer, messages that were not accepted.
-        overdue: by peer, rounds that waited for it in vain.
+        timed_out: by peer, rounds that waited for it in vain.
         traffic: bytes by directed edge.
     """
 
@@ -168,7 +168,7 @@ class WallOutcome:
     rows: list[Row]
     params: Tensor
     refused: Mapping[int, int]
-    overdue: Mapping[int, int]
+    timed_out: Mapping[int, int]
     traffic: list[Traffic]
 
 
@@ -245,7 +245,7 @@ class RealTimeDriver:
         self.recorder = recorder or Recorder(None)
         self.journal = journal or Journal(self.names[self.node])
         self.peers = {peer: Acquaintance() for peer in range(n) if peer != self.node}
-        self.overdue = dict.fromkeys(self.peers, 0)
+        self.timed_out = dict.fromkeys(self.peers, 0)
         self._agreed = dict(agreed or {})
         self._start, self._stop = start, stop
         self._on_progress, self._on_evaluated = on_progress, on_evaluated
@@ -600,7 +600,7 @@ class RealTimeDriver:
             rounds_late = now_in - frame.round
             self.journal.info("late", peer=self.names[peer], round=frame.round, rounds_late=rounds_late)
         else:
-            known.overdue, known.pause, known.back_from = 0, 1, 0
+            known.timed_out, known.pause, known.back_from = 0, 1, 0
 
     def _refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
         """Count, and log ever more seldom: a peer must not fill the disk."""
@@ -613,7 +613,7 @@ class RealTimeDriver:
     def _welcome(self, peer: int, round: int) -> None:
         """A peer that was given up is back, and takes part from ``round`` on."""
         known = self.peers[peer]
-        known.suspected, known.asks_back, known.overdue = False, False, 0
+        known.suspected, known.asks_back, known.timed_out = False, False, 0
         self.journal.info("back", peer=self.names[peer], round=round)
         self._tell_node(PeerUp(peer, round))
 
@@ -668,24 +668,24 @@ class RealTimeDriver:
             self._wait = _Wait(at, self.now)
         waited = self.now - self._wait.since
         if all(waited >= self.limit_s(peer) for peer in missing):
-            self._go_on_without(at, missing)
+            self._partial_merge(at, missing)
         elif waited >= self._wait.next_word:
             self._wait.next_word = 2 * waited
             names = [self.names[peer] for peer in missing]
             self.journal.warning("waiting", round=at, peers=names, seconds=_to_ms(waited))
 
-    def _go_on_without(self, round: int, missing: tuple[int, ...]) -> None:
+    def _partial_merge(self, round: int, missing: tuple[int, ...]) -> None:
         for peer in missing:
             known = self.peers[peer]
-            known.overdue += 1
-            self.overdue[peer] += 1
+            known.timed_out += 1
+            self.timed_out[peer] += 1
             name = self.names[peer]
-            self.journal.warning("overdue", peer=name, round=round, limit_s=_to_ms(self.limit_s(peer)))
-            if not known.met or known.overdue >= self.neighbour_timeout.suspect_after:
+            self.journal.warning("timed_out", peer=name, round=round, limit_s=_to_ms(self.limit_s(peer)))
+            if not known.met or known.timed_out >= self.neighbour_timeout.suspect_after:
                 known.suspected = True
                 self.journal.warning("suspected", peer=name, connected=known.met)
                 self._tell_node(PeerLost(peer))
-        self._tell_node(Overdue(round))
+        self._tell_node(TimedOut(round))
 
     def _on_change(self, change: Change) -> None:
         """Others take part than before."""
@@ -828,7 +828,7 @@ class RealTimeDriver:
         refused = {peer: known.refused for peer, known in self.peers.items()}
         params = self.group.parameters(self.node).clone()
         rows, edges = self.recorder.rows, self._traffic.edges()
-        return WallOutcome(status, self.round, rows, params, refused, dict(self.overdue), edges)
+        return WallOutcome(status, self.round, rows, params, refused, dict(self.timed_out), edges)
 
 
 def _to_ms(seconds: float) -> float:

@@ -20,7 +20,7 @@ _SUSPECT_AFTER = 3
 
 
 class NeighbourTimeout:
-    """When a neighbour is overdue, and when it is no longer waited for.
+    """When a neighbour has timed out, and when it is no longer waited for.
 
     A wait begins when the node has sent its own frame. It lasts ``timeout_s``, or thrice the longest that a
     frame has taken of late, late ones included, and at most 20 ``timeout_s``: this is also how long a node
@@ -35,7 +35,7 @@ class NeighbourTimeout:
     """
 
     suspect_after = _SUSPECT_AFTER
-    """A connected neighbour that was overdue so many rounds in a row is no longer waited for."""
+    """A connected neighbour that timed out so many rounds in a row is no longer waited for."""
 
     def __init__(self, timeout_s: float) -> None:
         TIMEOUT_S.check("timeout_s", timeout_s)

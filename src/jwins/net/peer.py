@@ -55,7 +55,7 @@ class Exchanged:
         seconds: how long the call took.
         bytes_sent: since the exchange before.
         bytes_total: since the start.
-        late: names of the neighbours that the merges since the exchange before were made without.
+        timed_out: names of the neighbours that the merges since the exchange before were made without.
         suspected: names of the peers that are not waited for now.
         unfit: names of the peers that cannot take part, each with the reason.
         roster_version: of the roster by which the peer mixes now.
@@ -66,7 +66,7 @@ class Exchanged:
     seconds: float
     bytes_sent: int
     bytes_total: int
-    late: tuple[str, ...]
+    timed_out: tuple[str, ...]
     suspected: tuple[str, ...]
     unfit: tuple[str, ...]
     roster_version: int = 0
@@ -242,7 +242,7 @@ class Peer:
         self._transport = transport
         self._under_way: Tensor | None = None
         self._told_bytes = 0
-        self._told_overdue = dict(self._driver.overdue)
+        self._reported_timed_out = dict(self._driver.timed_out)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
         self._folder = contextlib.ExitStack()
@@ -283,7 +283,7 @@ class Peer:
         """Share the model as it is now, and merge what the neighbours share into it, in place.
 
         Args:
-            wait: True: until the neighbours were heard or are overdue. False: at once; what the neighbours
+            wait: True: until the neighbours were heard or have timed out. False: at once; what the neighbours
                 change in this round comes into the model at the next exchange, on top of what was trained
                 meanwhile. The same is true if waiting is interrupted, as by Ctrl-C.
 
@@ -371,17 +371,19 @@ class Peer:
             told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in unfit.items())
             raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
         now = driver.progress()
-        overdue = dict(driver.overdue)
-        late = tuple(self._names[peer] for peer in overdue if overdue[peer] > self._told_overdue[peer])
+        timed_out = dict(driver.timed_out)
+        names = tuple(
+            self._names[peer] for peer in timed_out if timed_out[peer] > self._reported_timed_out[peer]
+        )
         sent = now.bytes_total - self._told_bytes
-        self._told_overdue, self._told_bytes = overdue, now.bytes_total
+        self._reported_timed_out, self._told_bytes = timed_out, now.bytes_total
         return Exchanged(
             handed,
             merged_round,
             seconds,
             sent,
             now.bytes_total,
-            late,
+            names,
             tuple(self._names[peer] for peer in now.suspected),
             tuple(f"{self._names[peer]}: {why}" for peer, why in unfit.items()),
             now.roster_version,

@@ -107,14 +107,14 @@ class _Collector:
         for kind, size_bytes in driver.sent.by_kind().items():
             sent.add_metric([kind], size_bytes)
         yield sent
-        overdue = CounterMetricFamily(
-            "jwins_overdue", "Rounds in which a peer was waited for in vain", labels=["peer"]
+        timed_out = CounterMetricFamily(
+            "jwins_timed_out", "Rounds in which a peer was timed out", labels=["peer"]
         )
         refused = CounterMetricFamily("jwins_refused", "Messages that were not accepted", labels=["peer"])
         for peer, known in driver.peers.items():
-            overdue.add_metric([driver.names[peer]], driver.overdue[peer])
+            timed_out.add_metric([driver.names[peer]], driver.timed_out[peer])
             refused.add_metric([driver.names[peer]], known.refused)
-        yield overdue
+        yield timed_out
         yield refused
         measured = GaugeMetricFamily("jwins_metric", "Of the newest evaluation", labels=["name"])
         for metric, mean in _measured(driver).items():
@@ -175,8 +175,9 @@ def page(driver: RealTimeDriver) -> str:
         f'<table class="facts"><tbody>{"".join(facts)}</tbody></table>'
         f'<h2>Peers</h2><div class="scroll"><table><thead><tr><th>peer</th><th>state</th>'
         f'<th class="n">round</th>'
-        f'<th class="n">overdue</th><th class="n">refused</th></tr></thead><tbody>{peers}</tbody></table></div>'
-        f'<p class="note">overdue: rounds that waited for the peer in vain; refused: messages of it that were '
+        f'<th class="n">timed out</th><th class="n">refused</th></tr></thead>'
+        f"<tbody>{peers}</tbody></table></div>"
+        f'<p class="note">timed out: rounds merged without the peer; refused: messages of it that were '
         f"not accepted.</p>"
         f"<h2>Bytes sent</h2><table><tbody>{kinds}</tbody></table>"
         f'<p class="note">This page renews itself every {_REFRESH_S} seconds.</p></body></html>'
@@ -192,7 +193,7 @@ def _state(driver: RealTimeDriver, now: WallProgress) -> tuple[str, str]:
         return "training", "good"
     limit_s = max(map(driver.limit_s, now.waiting_for))
     names = ", ".join(driver.names[peer] for peer in now.waiting_for)
-    return f"waiting for {names} since {now.waiting_s:.0f} s (at most {limit_s:.0f} s)", "wait"
+    return f"waiting for {names} for {now.waiting_s:.0f} s (timeout {limit_s:.0f} s)", "wait"
 
 
 def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
@@ -204,11 +205,11 @@ def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
     elif known.suspected:
         state, kind = "silent, not waited for", "bad"
     elif peer in now.waiting_for:
-        state = f"late since {now.waiting_s:.0f} s" + ("" if known.met else ", not connected")
+        state = f"awaited for {now.waiting_s:.0f} s" + ("" if known.met else ", not connected")
         kind = "wait"
     else:
         state, kind = ("connected", "good") if known.met else ("not connected", "wait")
-    numbers = (known.round if known.ever_met else "-", driver.overdue[peer], known.refused)
+    numbers = (known.round if known.ever_met else "-", driver.timed_out[peer], known.refused)
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
     name = f'<th class="name">{html.escape(driver.names[peer])}</th>'
     return f'<tr>{name}<td class="{kind}">{html.escape(state)}</td>{cells}</tr>'
