@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.fuzz_codec import HEADER_BYTES, damaged, reframed, updates
 from benchmarks.report import table, verdict
-from jwins.net.adopt import ADOPTED
+from jwins.net.bootstrap import BOOTSTRAPPED
 from jwins.net.limits import Limits
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected
@@ -169,7 +169,7 @@ def inputs(dim: int, digest: bytes) -> list[bytes]:
             for update in updates(dim, np.random.default_rng(1))
             for keyframe in (0, 1)
         ),
-        Hello(ATTACKER, 0, dim, "pco", {"jwins": "0.1.0"}, ADOPTED),
+        Hello(ATTACKER, 0, dim, "pco", {"jwins": "0.1.0"}, BOOTSTRAPPED),
         KeyframeRequest(ATTACKER, 0),
     ]
     packed = [pack(message, codec("pco"), digest).data for message in messages]
@@ -220,7 +220,7 @@ def flood(folder: Path, frames: int, lifted: bool, dims: tuple[int, int], digest
         for process in processes:
             process.until_round(3)  # the absent member is no longer waited for
         with attacker(folder, digest) as transport:
-            hello = Hello(ATTACKER, 0, num_params, "pco", {}, ADOPTED)
+            hello = Hello(ATTACKER, 0, num_params, "pco", {}, BOOTSTRAPPED)
             transport.send(VICTIM, pack(hello, codec("pco"), digest).data)
             before = victim.ask()
             begun = time.monotonic()

@@ -15,7 +15,7 @@ from wires import End, Killed, Running, Wires, World, accuracy
 from worlds import DIGEST, Lines
 
 from jwins.errors import CodecError, ConfigError
-from jwins.net.adopt import WANTS_MODEL
+from jwins.net.bootstrap import STATE_REQUEST
 from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.index_map import IndexMap
 from jwins.net.limits import Limits
@@ -408,7 +408,7 @@ def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_
     def fate(sender: int, receiver: int, data: bytes) -> float:
         if (sender, receiver) == (1, 0):
             with contextlib.suppress(CodecError):
-                given.append(victim._model_wire.unpack(data).round)  # type: ignore[union-attr]
+                given.append(victim._state_wire.unpack(data).round)  # type: ignore[union-attr]
         return 0.0
 
     def end_of_rounds(*rounds: int) -> None:
@@ -418,7 +418,7 @@ def test_who_asks_again_is_given_one_model_on_each_connection_or_one_of_a_later_
             hostile.running.wait_until(lambda at=at: victim.round > at, "the next")  # type: ignore[misc]
 
     def ask(from_round: int) -> None:
-        hostile.hello(round=from_round, versions=dict([WANTS_MODEL]))
+        hostile.hello(round=from_round, versions=dict([STATE_REQUEST]))
         hostile.heard()
 
     wires.fate = fate

@@ -21,7 +21,7 @@ from wires import Running, Wires, World, accuracy
 import jwins
 from jwins.errors import ConfigError, PeerError
 from jwins.net.acquaintance import Kept
-from jwins.net.adopt import ADOPTED, Newcomer, adopt, model_wire, pack_model
+from jwins.net.bootstrap import BOOTSTRAPPED, StateRequest, bootstrap, pack_state, state_wire
 from jwins.net.driver import hash_of_parameters
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
@@ -214,7 +214,7 @@ BEGINNERS = {**ALGORITHMS, "closed_loop": closed_loop(step=0.01), "stateless": s
 
 
 @pytest.mark.parametrize("sharing", BEGINNERS.values(), ids=BEGINNERS)
-def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_joins(
+def test_a_joiner_begins_with_the_model_of_a_provider_in_the_round_in_which_it_joins(
     sharing: Any, wires: Wires
 ) -> None:
     """Node 3 asks from the start, and is a member from round 12 on; node 2 is never there."""
@@ -228,35 +228,35 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     group = worlds[3].group(3)
     initial = group.parameters(3)
     given: dict[int, Any] = {}
-    give = drivers[1]._give_model
+    give = drivers[1]._send_state
 
     def seen(peer: int) -> None:
-        waits = drivers[1].peers[peer].wants_from is not None
+        waits = drivers[1].peers[peer].requested_from is not None
         give(peer)
-        if waits and drivers[1].peers[peer].wants_from is None:
+        if waits and drivers[1].peers[peer].requested_from is None:
             given[drivers[1].round] = drivers[1].group.parameters(1).clone()
 
-    drivers[1]._give_model = seen  # type: ignore[method-assign]
-    wires.fate = lambda sender, receiver, data: 0.01  # so that the wish comes before round 12, as a rule
+    drivers[1]._send_state = seen  # type: ignore[method-assign]
+    wires.fate = lambda sender, receiver, data: 0.01  # so that the request comes before round 12, as a rule
     running = Running()
     for node, driver in enumerate(drivers):
         running.start(node, driver)
-    transport, adopted = adopt(
+    transport, transfer = bootstrap(
         wires.end(3),
         [1],
-        Newcomer(3, 12, len(initial), group.rules.wire, hash_of_parameters(initial)),
+        StateRequest(3, 12, len(initial), group.rules.wire, hash_of_parameters(initial)),
         timeout_s=20.0,
         names=("alice", "bob", "carol", "dave"),
         journal=Journal("dave"),
     )
     wires.fate = lambda sender, receiver, data: 0.0
-    assert adopted is not None
-    assert adopted.donor == 1
-    assert adopted.round >= 12
-    running.wait_until(lambda: adopted.round in given, "the donor has noted what it gave")
-    assert torch.equal(adopted.params, given[adopted.round])
-    assert not torch.equal(adopted.params, initial)
-    running.start(3, worlds[3].driver(3, wires, group=group, transport=transport, adopted=adopted))
+    assert transfer is not None
+    assert transfer.provider == 1
+    assert transfer.round >= 12
+    running.wait_until(lambda: transfer.round in given, "the provider has noted what it gave")
+    assert torch.equal(transfer.params, given[transfer.round])
+    assert not torch.equal(transfer.params, initial)
+    running.start(3, worlds[3].driver(3, wires, group=group, transport=transport, transfer=transfer))
     outcomes = running.join_all()
     for outcome in outcomes.values():
         assert (outcome.status, outcome.round) == ("finished", 30)
@@ -266,42 +266,42 @@ def test_a_newcomer_begins_with_the_model_of_a_donor_in_the_round_in_which_it_jo
     assert accuracy(outcomes[3]) >= least - 0.05
 
 
-def test_a_donor_whose_connection_breaks_is_asked_again_when_it_is_back(wires: Wires) -> None:
+def test_a_provider_whose_connection_breaks_is_asked_again_when_it_is_back(wires: Wires) -> None:
     world = World(2)
     group = world.group(1)
-    donor, newcomer = wires.end(0), wires.end(1)
+    provider, joiner = wires.end(0), wires.end(1)
     params = torch.arange(len(group.parameters(1)), dtype=torch.float32)
     questions: list[LinkEvent] = []
 
     def answer() -> None:
-        donor.start()
+        provider.start()
         while len(questions) < 2:
-            event = donor.poll(30.0)
+            event = provider.poll(30.0)
             assert event is not None, "no question for half a minute"
             if isinstance(event, MessageReceived):
                 questions.append(event)
                 if len(questions) == 1:
                     wires.cut([(0, 1)])
                     wires.mend()
-        donor.send(1, pack_model(model_wire(group.rules.wire.digest, len(params)), 0, 7, params))
+        provider.send(1, pack_state(state_wire(group.rules.wire.digest, len(params)), 0, 7, params))
 
     answering = threading.Thread(target=answer, daemon=True)
     answering.start()
-    _, adopted = adopt(
-        newcomer,
+    _, transfer = bootstrap(
+        joiner,
         [0],
-        Newcomer(1, 0, len(params), group.rules.wire, ADOPTED),
+        StateRequest(1, 0, len(params), group.rules.wire, BOOTSTRAPPED),
         timeout_s=30.0,
         names=("alice", "bob"),
         journal=Journal("bob"),
     )
     answering.join(30.0)
-    assert adopted is not None
-    assert adopted.round == 7
-    assert torch.equal(adopted.params, params)
+    assert transfer is not None
+    assert transfer.round == 7
+    assert torch.equal(transfer.params, params)
 
 
-def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wires) -> None:
+def test_a_provider_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wires) -> None:
     group = World(2).group(1)
     wires.end(0).start()
     over, meanwhile = threading.Event(), []
@@ -316,20 +316,20 @@ def test_a_donor_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wire
     flapping = threading.Thread(target=come_and_go, daemon=True)
     flapping.start()
     with pytest.raises(PeerError, match="none of alice gave its model"):
-        adopt(
+        bootstrap(
             wires.end(1),
             [0],
-            Newcomer(1, 0, len(group.parameters(1)), group.rules.wire, ADOPTED),
+            StateRequest(1, 0, len(group.parameters(1)), group.rules.wire, BOOTSTRAPPED),
             timeout_s=1.0,
             names=("alice", "bob"),
             journal=Journal("bob"),
         )
     over.set()
     flapping.join(30.0)
-    assert meanwhile == [True], "it gave up while the donor still came and went"
+    assert meanwhile == [True], "it gave up while the provider still came and went"
 
 
-def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
+def test_a_provider_that_has_ended_says_so(wires: Wires) -> None:
     world = World(2, rounds=2, timeout_s=0.2)
     driver = world.driver(0, wires)
     driver.peers[1].kept[0] = Kept(Packed(b"", 0, 0), "update")  # so that it stays for node 1
@@ -343,10 +343,10 @@ def test_a_donor_that_has_ended_says_so(wires: Wires) -> None:
     lingering = threading.Thread(target=driver._linger, daemon=True)
     lingering.start()
     with pytest.raises(PeerError, match=problem):
-        adopt(
+        bootstrap(
             end,
             [0],
-            Newcomer(1, 0, len(group.parameters(1)), group.rules.wire, ADOPTED),
+            StateRequest(1, 0, len(group.parameters(1)), group.rules.wire, BOOTSTRAPPED),
             timeout_s=20.0,
             names=("alice", "bob"),
             journal=Journal("bob"),
@@ -463,17 +463,17 @@ def site(tmp_path: Path) -> Iterator[Callable[[int, int, str], Site]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sharing", "donor"), [("jwins", "bob"), ("choco", None)])
-def test_a_member_joins_a_run_under_way(sharing: str, donor: str | None, site: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sharing", "provider"), [("jwins", "bob"), ("choco", None)])
+def test_a_member_joins_a_run_under_way(sharing: str, provider: str | None, site: Any, tmp_path: Path) -> None:
     run = site(4, 3, sharing)
     run.until(lambda: run.round() >= 20)
     dave = member(tmp_path, 3, "dave")
     from_round = run.change(lambda roster, at: roster.with_member(dave, from_round=at))
-    run.start("dave", *(() if donor is None else ("--adopt", donor)))
+    run.start("dave", *(() if provider is None else ("--bootstrap-from", provider)))
     run.end()
-    adopted = run.events("dave", "adopted")
-    assert [found["peer"] for found in adopted] == ([] if donor is None else [donor])
-    assert all(found["round"] >= from_round for found in adopted)
+    transfer = run.events("dave", "bootstrapped")
+    assert [found["peer"] for found in transfer] == ([] if provider is None else [provider])
+    assert all(found["round"] >= from_round for found in transfer)
     for name in ("alice", "bob", "carol"):
         (taken_up,) = run.events(name, "roster")
         assert (taken_up["roster_version"], taken_up["joined"], taken_up["removed"]) == (1, ["dave"], [])

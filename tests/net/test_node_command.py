@@ -39,9 +39,9 @@ def test_what_does_not_fit_is_said_and_nothing_is_written(
     code, said = jwins("node", "digits", "--as", "alex", "--set", "nodes.count=2")
     assert code == 2
     assert "NAME = 'alex': not in the roster" in said
-    code, said = jwins("node", "digits", "--as", "alice", "--set", "nodes.count=2", "--adopt", "alice")
+    code, said = jwins("node", "digits", "--as", "alice", "--set", "nodes.count=2", "--bootstrap-from", "alice")
     assert code == 2
-    assert "adopt = 'alice': expected other members" in said
+    assert "bootstrap_from = 'alice': expected other members" in said
     for command in (("node", "digits", "--as", "alice"), ("launch", "digits")):
         code, said = jwins(*command, "--neighbour-timeout", "0")
         assert code == 2

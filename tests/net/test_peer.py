@@ -291,7 +291,7 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
     first[0].close()
 
 
-def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
+def test_a_joiner_begins_with_the_model_and_the_round_of_a_member_that_it_names(
     tmp_path: Path, wires: Wires
 ) -> None:
     peers = Peers(tmp_path, 3, wires)
@@ -303,9 +303,9 @@ def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
             peer.exchange(wait=False)
     wires.cut([(0, 2)])
     with pytest.raises(PeerError, match="none of alice gave its model: alice did not give it within 0 s"):
-        peers.peer(2, model(seed=7), timeout_s=0.01, adopt="alice")
+        peers.peer(2, model(seed=7), timeout_s=0.01, bootstrap_from="alice")
     wires.mend()
-    late = peers.peer(2, models[2], timeout_s=0.2, adopt=["bob", "alice"])
+    late = peers.peer(2, models[2], timeout_s=0.2, bootstrap_from=["bob", "alice"])
     assert 4 <= late.round <= 5
     torch.testing.assert_close(flat(models[2]), flat(models[1]), atol=1.01, rtol=0.0)
     everyone = [*first, late]
@@ -317,7 +317,9 @@ def test_a_newcomer_adopts_the_model_and_the_round_of_a_member_that_it_names(
         peer.close()
 
 
-def test_eight_newcomers_at_once_change_their_donor_when_it_dies_half_way(tmp_path: Path, wires: Wires) -> None:
+def test_eight_joiners_at_once_change_their_provider_when_it_dies_half_way(
+    tmp_path: Path, wires: Wires
+) -> None:
     peers = Peers(tmp_path, 10, wires)
     models = [model(seed=0 if rank < 2 else 7) for rank in range(10)]
     first = [peers.peer(rank, models[rank], timeout_s=0.1) for rank in (0, 1)]
@@ -331,24 +333,24 @@ def test_eight_newcomers_at_once_change_their_donor_when_it_dies_half_way(tmp_pa
         if sender != 0 or receiver < 2 or describe(data)["kind"] != "frame":
             return 0.0
         served.add(receiver)
-        return None if receiver % 2 else 0.0  # of half of them the model is under way when the donor dies
+        return None if receiver % 2 else 0.0  # of half of them the model is under way when the provider dies
 
     wires.fate = fate
-    donor = wires._ends[0]
+    provider = wires._ends[0]
 
     def work(rank: int) -> Any:
         if rank == 0:
             until(lambda: len(served) == 8)
-            donor.kill()
+            provider.kill()
             return None
         if rank == 1:
             return first[1]
-        return peers.peer(rank, models[rank], timeout_s=1.0, adopt=["alice", "bob"])
+        return peers.peer(rank, models[rank], timeout_s=1.0, bootstrap_from=["alice", "bob"])
 
     everyone = peers.each(work)[1:]
     assert all(peer.round >= 2 for peer in everyone)
     for found in models[2:]:
-        assert float(flat(found).mean()) > 1.0, "it is a donor's, not its own"
+        assert float(flat(found).mean()) > 1.0, "it is a provider's, not its own"
 
     def once(rank: int) -> Any:
         return None if rank == 0 else everyone[rank - 1].exchange()

@@ -119,7 +119,7 @@ def federation(tmp_path: Path) -> Iterator[Callable[..., Federation]]:
         one.close()
 
 
-def test_a_newcomer_begins_with_the_model_that_a_member_has_in_the_round_of_the_roster(
+def test_a_joiner_begins_with_the_model_that_a_member_has_in_the_round_of_the_roster(
     federation: Any, tmp_path: Path
 ) -> None:
     run = federation(2, places=3)
@@ -128,7 +128,7 @@ def test_a_newcomer_begins_with_the_model_that_a_member_has_in_the_round_of_the_
     carol = member(tmp_path, 2, "carol")
     from_round = run.change(lambda roster, at: roster.with_member(carol, from_round=at))
     module = model(seed=7)
-    peer = run.peer("carol", module=module, adopt=["bob", "alice"], folder=tmp_path / "kept")
+    peer = run.peer("carol", module=module, bootstrap_from=["bob", "alice"], folder=tmp_path / "kept")
     assert peer.round >= from_round
     torch.testing.assert_close(flat(module), run.start + peer.round, atol=1.01, rtol=0.0)
     run.loops["carol"] = Loop(peer)
@@ -139,7 +139,7 @@ def test_a_newcomer_begins_with_the_model_that_a_member_has_in_the_round_of_the_
         assert loop.reports[-1].unfit == loop.reports[-1].suspected == ()
     assert run.loops["alice"]._thread.is_alive()
     for name in ("alice", "bob"):
-        assert run.loops[name].peer._driver.peers[2].round > from_round, "it heard the newcomer"
+        assert run.loops[name].peer._driver.peers[2].round > from_round, "it heard the joiner"
     run.loops["carol"].end()
     assert [kept.roster_version for kept in kept_rosters(tmp_path / "kept" / "rosters")] == [1]
     again = run.peer("carol", module=model(seed=9), folder=tmp_path / "kept")
@@ -189,21 +189,23 @@ def test_who_changes_its_certificate_is_connected_anew(federation: Any, tmp_path
         assert link.connections >= 2
 
 
-def test_a_newcomer_has_to_say_whose_model_it_begins_with(tmp_path: Path) -> None:
+def test_a_joiner_has_to_say_whose_model_it_begins_with(tmp_path: Path) -> None:
     roster = roster_of(tmp_path, 2)
     carol = member(tmp_path, 2, "carol")
     key = tmp_path / "carol.key"
     without_room = roster.with_member(carol, from_round=10)
     with pytest.raises(ConfigError, match=r"roster\.places = None: carol joins those who run"):
-        jwins.Peer(model(), roster=without_room, key=key, adopt="alice")
+        jwins.Peer(model(), roster=without_room, key=key, bootstrap_from="alice")
     joined = roster.model_copy(update={"places": 3}).with_member(carol, from_round=10)
-    for adopt in (None, []):
-        with pytest.raises(ConfigError, match=r"adopt = .*: carol joins in round 10, where its own model"):
-            jwins.Peer(model(), roster=joined, key=key, adopt=adopt)
-    with pytest.raises(ConfigError, match="adopt = 'carol': expected other members"):
-        jwins.Peer(model(), roster=joined, key=key, adopt=["carol"])
+    for bootstrap_from in (None, []):
+        with pytest.raises(
+            ConfigError, match=r"bootstrap_from = .*: carol joins in round 10, where its own model"
+        ):
+            jwins.Peer(model(), roster=joined, key=key, bootstrap_from=bootstrap_from)
+    with pytest.raises(ConfigError, match="bootstrap_from = 'carol': expected other members"):
+        jwins.Peer(model(), roster=joined, key=key, bootstrap_from=["carol"])
     with pytest.raises(ConfigError, match="NAME = 'dave': not in the roster"):
-        jwins.Peer(model(), roster=joined, key=key, adopt=["dave"])
+        jwins.Peer(model(), roster=joined, key=key, bootstrap_from=["dave"])
 
 
 @pytest.mark.parametrize(
@@ -221,14 +223,14 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
 
     first = peer(0, model(), timeout_s=0.1)
     with pytest.raises(PeerError, match="alice does not fit: its initial parameters differ"):
-        peer(1, model(seed=7), timeout_s=0.1, adopt="alice")
+        peer(1, model(seed=7), timeout_s=0.1, bootstrap_from="alice")
     first.close()
 
     first = peer(0, model(), timeout_s=0.1)
     moved(first.model, 8.0)
     first.exchange()  # alone
     first._driver.neighbour_timeout.timeout_s = 20.0
-    second = peer(1, model(), timeout_s=20.0, adopt="alice")
+    second = peer(1, model(), timeout_s=20.0, bootstrap_from="alice")
     assert second.round == 1
     torch.testing.assert_close(flat(second.model), flat(model()) + 8.0)
     until(lambda: first._driver.peers[1].met and not first._driver.peers[1].suspected)

@@ -22,7 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from wires import Running, Wires, World
 
 from jwins.errors import UsageError
-from jwins.net.adopt import mismatch
+from jwins.net.bootstrap import mismatch
 from jwins.net.journal import Journal, write_journal
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.status import serve

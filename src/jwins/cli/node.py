@@ -83,10 +83,10 @@ def node(
         bool,
         typer.Option("--keep-models", help="Keep the model of each evaluation, to compare all nodes' later."),
     ] = False,
-    adopt: Annotated[
+    bootstrap_from: Annotated[
         list[str] | None,
         typer.Option(
-            "--adopt",
+            "--bootstrap-from",
             metavar="NAME",
             help="A member whose model to begin with, in its round; may be repeated: the next is asked if one "
             "does not give it. Left out: the common initial parameters.",
@@ -118,7 +118,7 @@ def node(
             metrics_port=metrics,
             progress=None if quiet else _Lines(console),
             roster_file=roster,
-            adopt=adopt or [],
+            bootstrap_from=bootstrap_from or [],
         )
         if result.status == "interrupted":
             leave("run the same command to go on", INTERRUPTED)

@@ -48,8 +48,8 @@ class Acquaintance:
         pause: rounds between the last time that its Hello alone let it back in and the next; 1 if it was in
             time for a round since.
         back_from: the round of this node from which on its Hello lets it back in.
-        wants_from: it waits for the model of this round or a later one; None if it does not.
-        given: the round in which it was given the model on this connection, or None.
+        requested_from: it waits for the model of this round or a later one; None if it does not.
+        provided_in: the round in which it was sent the model on this connection, or None.
         asks_again: it said Hello on a connection on which it was met, and is not sent frames again yet.
         again_in: the round of this node in which it was last sent frames again for that, or None.
         told_in: the round of this node in which the peer, far behind, was last told where this node is.
@@ -70,8 +70,8 @@ class Acquaintance:
     asks_back: bool = False
     pause: int = 1
     back_from: int = 0
-    wants_from: int | None = None
-    given: int | None = None
+    requested_from: int | None = None
+    provided_in: int | None = None
     asks_again: bool = False
     again_in: int | None = None
     told_in: int | None = None
@@ -115,4 +115,4 @@ class Acquaintance:
         """The connection is gone."""
         self.connected = self.met = self.asks_again = False
         self.again_in = None
-        self.given = None  # what was under way to it is lost
+        self.provided_in = None  # what was under way to it is lost

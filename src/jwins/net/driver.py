@@ -45,7 +45,7 @@ from jwins.engines.recorder import Recorder
 from jwins.engines.traffic_counter import Purpose, TrafficCounter
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.net.acquaintance import Acquaintance, Kept
-from jwins.net.adopt import WANTS_MODEL, Adopted, mismatch, model_wire, pack_model
+from jwins.net.bootstrap import STATE_REQUEST, StateTransfer, mismatch, pack_state, state_wire
 from jwins.net.journal import Journal
 from jwins.net.membership import Change
 from jwins.net.neighbour_timeout import NeighbourTimeout
@@ -195,8 +195,8 @@ class RealTimeDriver:
         start: the first row of the log.
         names: what the nodes are called, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
-        adopted: a neighbour's model, with which the node begins in its round; None: all begin alike.
-        joins_at: the round in which the node begins, as all others did; None: the first, or ``adopted``'s.
+        transfer: a neighbour's model, with which the node begins in its round; None: all begin alike.
+        joins_at: the round in which the node begins, as all others did; None: the first, or ``transfer``'s.
         changes: asked after every event for changes of who takes part, given the first round that they can be
             of; see :meth:`jwins.net.membership.Membership.look`.
         timeout_s: the least time to wait for a neighbour; see :class:`~jwins.net.neighbour_timeout.NeighbourTimeout`.
@@ -220,7 +220,7 @@ class RealTimeDriver:
         start: StartRow,
         names: Sequence[str] = (),
         agreed: Mapping[str, str] | None = None,
-        adopted: Adopted | None = None,
+        transfer: StateTransfer | None = None,
         joins_at: int | None = None,
         changes: Callable[[int], Change | None] = lambda next_round: None,
         timeout_s: float = 30.0,
@@ -252,11 +252,11 @@ class RealTimeDriver:
         self._traffic = TrafficCounter()
         initial = group.parameters(self.node)
         self._dim = len(initial)
-        self._adopted, self._joins_at = adopted, joins_at
+        self._transfer, self._joins_at = transfer, joins_at
         self._changes = changes
         self._removed = False
-        self._x0 = hash_of_parameters(initial) if adopted is None else adopted.x0
-        self._model_wire = model_wire(rules.wire.digest, self._dim)
+        self._x0 = hash_of_parameters(initial) if transfer is None else transfer.x0
+        self._state_wire = state_wire(rules.wire.digest, self._dim)
         self._begun = time.monotonic()
         self._before_s = 0.0
         self._envelopes = 0
@@ -335,11 +335,11 @@ class RealTimeDriver:
             self.recorder.begin(self._start)
             self.journal.info("started", rounds=self.rules.rounds, parameters=self._dim)
         commands = self.group.start(self.now)[self.node]
-        begins_at = self._joins_at if self._adopted is None else self._adopted.round
+        begins_at = self._joins_at if self._transfer is None else self._transfer.round
         if begins_at is not None and not resume:
             first = [command for command in commands if isinstance(command, Evaluate)]
-            if self._adopted is not None:
-                self.group.begin_with(self.node, self._adopted.params)
+            if self._transfer is not None:
+                self.group.begin_with(self.node, self._transfer.params)
             (commands,) = self.group.handle([ScheduledEvent(self.node, self.now, Rejoin(begins_at))])
             return first + commands
         return commands
@@ -410,7 +410,7 @@ class RealTimeDriver:
     def _keep_promises(self, peer: int, round: int) -> None:
         """What a peer waits for until this round begins."""
         known = self.peers[peer]
-        self._give_model(peer)
+        self._send_state(peer)
         self._send_again(peer)
         if known.met and known.joins_at == round + MAX_ROUNDS_AHEAD:
             self._say_hello(peer)  # its first frame, which was refused if it came before, can be kept now
@@ -507,8 +507,8 @@ class RealTimeDriver:
             self.journal.error("unfit peer", peer=self.names[peer], problem=problem)
             self._tell_node(PeerLost(peer))
             return
-        if hello.versions.get(WANTS_MODEL[0]) == WANTS_MODEL[1]:
-            self._on_wish(peer, hello.round)
+        if hello.versions.get(STATE_REQUEST[0]) == STATE_REQUEST[1]:
+            self._on_state_request(peer, hello.round)
             return
         known.asks_again = known.met
         known.met = known.ever_met = True
@@ -536,31 +536,31 @@ class RealTimeDriver:
         self.journal.info("met", peer=self.names[peer], round=known.round)
         known.again_from(known.round)
 
-    def _on_wish(self, peer: int, from_round: int) -> None:
+    def _on_state_request(self, peer: int, from_round: int) -> None:
         """A peer asks for the model of a round, or of a later one."""
         if self._end is not None:
             self._say(peer, self._bye(self._end.status))
             return
         known = self.peers[peer]
-        known.wants_from = from_round
-        self._give_model(peer)
-        if known.wants_from is not None:
+        known.requested_from = from_round
+        self._send_state(peer)
+        if known.requested_from is not None:
             self._say_hello(peer)  # this node is there, and not in that round yet
 
-    def _give_model(self, peer: int) -> None:
+    def _send_state(self, peer: int) -> None:
         """To a peer that waits for it; travels in pieces between this node's own messages."""
         known = self.peers[peer]
-        if known.wants_from is None or self.round < known.wants_from:
+        if known.requested_from is None or self.round < known.requested_from:
             return
-        wanted, known.wants_from = known.wants_from, None  # it asks again if nothing comes
-        if known.given is not None and known.given >= wanted:
+        wanted, known.requested_from = known.requested_from, None  # it asks again if nothing comes
+        if known.provided_in is not None and known.provided_in >= wanted:
             return  # over a slow link that model is still under way
         params = self.group.parameters(self.node)
-        data = pack_model(self._model_wire, self.node, self.round, params)
+        data = pack_state(self._state_wire, self.node, self.round, params)
         if self.transport.send(peer, data, beside=True):
-            known.given = self.round
+            known.provided_in = self.round
             self._traffic.count(self.node, (peer,), Packed(data, 0, 0), "keyframe")
-            self.journal.info("gave model", peer=self.names[peer], round=self.round)
+            self.journal.info("sent state", peer=self.names[peer], round=self.round)
 
     def _on_bye(self, peer: int, bye: Bye) -> None:
         known = self.peers[peer]

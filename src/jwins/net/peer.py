@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, ResumeError, UsageError
-from jwins.net.adopt import ADOPTED, Adopted, Newcomer
-from jwins.net.adopt import adopt as adopt_model
+from jwins.net.bootstrap import BOOTSTRAPPED, StateRequest, StateTransfer
+from jwins.net.bootstrap import bootstrap as bootstrap_model
 from jwins.net.driver import RealTimeDriver, WallOutcome, hash_of_parameters
 from jwins.net.external_training import ExternalTraining
 from jwins.net.journal import Journal
 from jwins.net.membership import Membership, common_of
 from jwins.net.neighbour_timeout import NeighbourTimeout
-from jwins.net.roster import Member, Roster, donors_of, read_roster
+from jwins.net.roster import Member, Roster, providers_of, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.net.transport_interface import Transport
 from jwins.node import MOST_OF_OWN, Rules
@@ -83,7 +83,7 @@ class Peer:
     (``"shared"``; variances are then kept from falling below 0). The optimizer's state stays as it is.
 
     All peers must begin with the same parameters, as from the same ``torch.manual_seed``; a peer that finds
-    others' to be different says so. One that comes later, or cannot begin alike, names with ``adopt`` whose
+    others' to be different says so. One that comes later, or cannot begin alike, names with ``bootstrap_from`` whose
     model and round it begins with; where the algorithm measures from the common start (``closed_loop``,
     ``stateless``), the model that it is given has the others' initial parameters all the same. With ``folder``
     the peer keeps a checkpoint after every round: made again with the same folder, it writes the newest into
@@ -100,7 +100,7 @@ class Peer:
         params: which parameters to exchange: their names, or a function that is true of them; None for all that
             have ``requires_grad``. The same on all peers.
         buffers: see above.
-        adopt: names of members whose model to begin with, the next if one does not answer. None for the
+        bootstrap_from: names of members whose model to begin with, the next if one does not answer. None for the
             model as it is, with which only those may begin who are members from the first round on. Not used
             if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
@@ -120,7 +120,7 @@ class Peer:
         ResumeError: the folder was begun with another model or algorithm, another process uses it, or its
             checkpoints cannot be read.
         UsageError: the model has nothing to exchange, or the address cannot be listened on.
-        PeerError: nobody gave the model that was to be adopted.
+        PeerError: nobody gave the model to begin with.
 
     Example::
 
@@ -139,7 +139,7 @@ class Peer:
         sharing: Sharing[Any] | None = None,
         params: Collection[str] | Callable[[str], bool] | None = None,
         buffers: BufferPolicy = "local",
-        adopt: str | Sequence[str] | None = None,
+        bootstrap_from: str | Sequence[str] | None = None,
         codec: str = "pco",
         timeout_s: float = 30.0,
         folder: Path | str | None = None,
@@ -159,7 +159,7 @@ class Peer:
         self._layout = layout = _selected(Layout.of(model, buffers), params)
         place = None if folder is None else Path(folder)
         going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
-        donors = [] if going_on else _donors(members, me, adopt)
+        providers = [] if going_on else _providers(members, me, bootstrap_from)
         journal = Journal(me.name)
         membership = Membership(
             None if isinstance(roster, Roster) else Path(roster),
@@ -189,27 +189,27 @@ class Peer:
         )
         if transport is None:
             changing = members.topology.changes
-            transport = membership.connect(rules.wire, listen=listen, changing=changing, also=donors)
+            transport = membership.connect(rules.wire, listen=listen, changing=changing, also=providers)
         initial = layout.flatten(model).cpu()
-        adopted: Adopted | None = None
-        if donors:
-            transport, adopted = adopt_model(
+        transfer: StateTransfer | None = None
+        if providers:
+            transport, transfer = bootstrap_model(
                 transport,
-                donors,
-                Newcomer(
+                providers,
+                StateRequest(
                     membership.node,
                     me.since_round,
                     layout.size,
                     rules.wire,
-                    hash_of_parameters(initial) if algorithm.needs_common_start else ADOPTED,
+                    hash_of_parameters(initial) if algorithm.needs_common_start else BOOTSTRAPPED,
                     agreed,
                 ),
                 timeout_s=NeighbourTimeout(timeout_s).first_s,
                 names=self._names,
                 journal=journal,
             )
-            assert adopted is not None, "nobody asked to stop"
-            layout.write(adopted.params, model)
+            assert transfer is not None, "nobody asked to stop"
+            layout.write(transfer.params, model)
         self._training = ExternalTraining(membership.node, layout, initial)
         start = StartRow(
             me.name,
@@ -231,7 +231,7 @@ class Peer:
             start=start,
             names=self._names,
             agreed=agreed,
-            adopted=adopted,
+            transfer=transfer,
             changes=membership.look,
             timeout_s=timeout_s,
             flush_s=max(5.0, timeout_s),
@@ -400,15 +400,19 @@ def _ended(outcome: WallOutcome) -> JwinsError:
     return UsageError("Peer.exchange: the peer is closed")
 
 
-def _donors(members: Roster, me: Member, adopt: str | Sequence[str] | None) -> list[int]:
-    """Numbers of those whose model to begin with; a newcomer has to name some."""
+def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] | None) -> list[int]:
+    """Numbers of those whose model to begin with; a joiner has to name some."""
     if me.since_round and members.places is None:
         problem = f"{me.name} joins those who run, and they have no room; say how many there are in the end"
         raise ConfigError("roster.places", None, problem)
-    if me.since_round and not adopt:
+    if me.since_round and not bootstrap_from:
         problem = f"{me.name} joins in round {me.since_round}, where its own model is of no use to the others"
-        raise ConfigError("adopt", adopt, f"{problem}; name members whose model to begin with")
-    return donors_of(members, me, [adopt] if isinstance(adopt, str) else adopt or [])
+        raise ConfigError(
+            "bootstrap_from", bootstrap_from, f"{problem}; name members whose model to begin with"
+        )
+    return providers_of(
+        members, me, [bootstrap_from] if isinstance(bootstrap_from, str) else bootstrap_from or []
+    )
 
 
 def _selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:

@@ -22,7 +22,7 @@ from jwins.net.identity import Certificate, check_name, new_identity, read_certi
 if TYPE_CHECKING:
     from jwins.topology import Topology
 
-__all__ = ["Member", "Roster", "donors_of", "read_roster", "split_address", "write_roster"]
+__all__ = ["Member", "Roster", "providers_of", "read_roster", "split_address", "write_roster"]
 
 MAX_MEMBERS = 10_000
 MAX_ID = 2**31 - 1
@@ -336,7 +336,7 @@ class Roster(Settings):
         )
 
 
-def donors_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
+def providers_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
     """Numbers of the members whose model ``me`` is to begin with; its own name among them is passed over.
 
     Raises:
@@ -344,7 +344,9 @@ def donors_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
     """
     others = [name for name in names if name != me.name]
     if names and not others:
-        raise ConfigError("adopt", me.name, "expected other members, whose model this one is to begin with")
+        raise ConfigError(
+            "bootstrap_from", me.name, "expected other members, whose model this one is to begin with"
+        )
     return [roster.ids_ever.index(roster.named(name).id) for name in others]
 
 

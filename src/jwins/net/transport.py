@@ -450,7 +450,7 @@ class TlsTransport:
         if hello.probe:
             await self._serve_probe(channel, state)
         else:
-            self._adopt(hello.id, state, channel, hello, fingerprint, address)
+            self._attach(hello.id, state, channel, hello, fingerprint, address)
 
     def _identify(self, hello: Hello, fingerprint: str) -> None:
         if hello.version != VERSION:
@@ -569,11 +569,11 @@ class TlsTransport:
                     channel.close(str(error), refused=True)
                 channel.end()
             raise
-        self._adopt(peer, state, channel, hello, fingerprint, member.address)
+        self._attach(peer, state, channel, hello, fingerprint, member.address)
 
     # --- A connection's life ------------------------------------------------------------------------------
 
-    def _adopt(
+    def _attach(
         self, peer: int, state: PeerState, channel: Channel, hello: Hello, fingerprint: str, address: str
     ) -> None:
         if (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jwins.engines.node_group import NodeGroup
-    from jwins.net.adopt import Adopted
+    from jwins.net.bootstrap import StateTransfer
     from jwins.net.driver import NodeEvaluation, WallOutcome, WallProgress
     from jwins.net.journal import Journal
     from jwins.net.membership import Membership
@@ -133,7 +133,7 @@ def run_node(
     progress: Callable[[WallProgress, Sequence[str]], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     roster_file: Path | None = None,
-    adopt: Sequence[str] = (),
+    bootstrap_from: Sequence[str] = (),
 ) -> NodeResult:
     """Run one node of an experiment, or go on with it.
 
@@ -151,24 +151,24 @@ def run_node(
         progress: told after every event, with what the nodes are called by then.
         stop: asked after every event whether to end with a checkpoint.
         roster_file: where ``roster`` came from, to be watched for changes; None to go by it until the end.
-        adopt: members whose model to begin with, the next if one does not give it; none for the common initial
+        bootstrap_from: members whose model to begin with, the next if one does not give it; none for the common initial
             parameters. Not used if the folder has a checkpoint.
 
     Raises:
         ConfigError: experiment, roster and key do not fit.
         ResumeError: the folder holds another experiment, or another process runs this node.
-        PeerError: nobody gave the model that was to be adopted.
+        PeerError: nobody gave the model to begin with.
     """
     from jwins.engines.interrupts import interrupts
     from jwins.net.journal import Journal, write_journal
     from jwins.net.membership import Membership
-    from jwins.net.roster import donors_of
+    from jwins.net.roster import providers_of
 
     experiment = for_network(experiment)
     least_s = timeout_of(experiment, timeout_s)
     _check_places(experiment, roster)
     member = roster.named(name)
-    donors = donors_of(roster, member, adopt)
+    providers = providers_of(roster, member, bootstrap_from)
     node = roster.ids_ever.index(member.id)
     _check_reachable(experiment, roster)
     place = node_folder(experiment.folder, node) if folder is None else folder
@@ -199,7 +199,7 @@ def run_node(
                 journal,
                 place,
                 least_s,
-                donors=donors,
+                providers=providers,
                 since_round=member.since_round,
                 listen=listen,
                 keep_models=keep_models,
@@ -219,7 +219,7 @@ def _run(
     folder: Path,
     timeout_s: float,
     *,
-    donors: Sequence[int],
+    providers: Sequence[int],
     since_round: int,
     listen: str | None,
     keep_models: bool,
@@ -243,16 +243,18 @@ def _run(
             progress(now, membership.names)
 
     (group,) = pieces.node_groups()
-    asked = [] if going_on else donors
-    transport, adopted = _reach(group, pieces, membership, journal, asked, since_round, listen, timeout_s, stop)
-    if asked and adopted is None:
+    asked = [] if going_on else providers
+    transport, transfer = _reach(
+        group, pieces, membership, journal, asked, since_round, listen, timeout_s, stop
+    )
+    if asked and transfer is None:
         return NodeResult(folder, "interrupted", 0)
     driver = RealTimeDriver(
         group,
         transport,
         start=pieces.start,
         names=membership.names,
-        adopted=adopted,
+        transfer=transfer,
         joins_at=since_round or None,
         changes=membership.look,
         timeout_s=timeout_s,
@@ -273,26 +275,26 @@ def _reach(
     pieces: Pieces,
     membership: Membership,
     journal: Journal,
-    donors: Sequence[int],
+    providers: Sequence[int],
     since_round: int,
     listen: str | None,
     timeout_s: float,
     stop: Callable[[], bool],
-) -> tuple[Transport, Adopted | None]:
-    """The transport, and the model of one of the donors; None without donors, or if asked to stop before."""
-    from jwins.net.adopt import Newcomer, adopt
+) -> tuple[Transport, StateTransfer | None]:
+    """The transport, and the model of one of the providers; None without providers, or if asked to stop before."""
+    from jwins.net.bootstrap import StateRequest, bootstrap
     from jwins.net.driver import hash_of_parameters
     from jwins.net.neighbour_timeout import NeighbourTimeout
 
     wire, initial = group.rules.wire, group.parameters(membership.node)
     changing = pieces.experiment.topology_changes
-    transport = membership.connect(wire, listen=listen, changing=changing, also=donors)
-    if not donors:
+    transport = membership.connect(wire, listen=listen, changing=changing, also=providers)
+    if not providers:
         return transport, None
-    return adopt(
+    return bootstrap(
         transport,
-        donors,
-        Newcomer(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
+        providers,
+        StateRequest(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
         timeout_s=NeighbourTimeout(timeout_s).first_s,
         names=membership.names,
         journal=journal,

@@ -27,47 +27,47 @@ from jwins.wire.codec import codec
 from jwins.wire.frame import DIGEST_BYTES, Bye, Frame, Hello, Message, Wire
 
 __all__ = [
-    "ADOPTED",
-    "WANTS_MODEL",
-    "Adopted",
-    "Newcomer",
+    "BOOTSTRAPPED",
+    "STATE_REQUEST",
+    "StateTransfer",
+    "StateRequest",
     "Replayed",
-    "adopt",
+    "bootstrap",
     "mismatch",
-    "model_wire",
-    "pack_model",
+    "state_wire",
+    "pack_state",
 ]
 
-ADOPTED = b""
+BOOTSTRAPPED = b""
 """What a peer states in place of the hash of its initial parameters if they are a neighbour's."""
 
-WANTS_MODEL = ("wants", "model")
+STATE_REQUEST = ("wants", "model")
 """What a Hello says among its versions, by which a peer asks for the model of its round or a later one."""
 
 _ASK_AGAIN_S = 5.0
 _AWAY_S = 15.0
-"""A donor whose connection broke is waited for so long: longer than the pause between two attempts."""
+"""A provider whose connection broke is waited for so long: longer than the pause between two attempts."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Adopted:
+class StateTransfer:
     """What a neighbour gave.
 
     Attributes:
-        donor: who.
-        round: the donor's.
+        provider: who.
+        round: the provider's.
         params: (P,) float32.
         x0: what the node says of its initial parameters.
     """
 
-    donor: int
+    provider: int
     round: int
     params: Tensor
     x0: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Newcomer:
+class StateRequest:
     """Who asks for a model.
 
     Attributes:
@@ -75,7 +75,7 @@ class Newcomer:
         from_round: a member from this round on: the model is of it, or of a later one.
         size: P.
         wire: of the experiment.
-        x0: hash of the common initial parameters, or :data:`ADOPTED`.
+        x0: hash of the common initial parameters, or :data:`BOOTSTRAPPED`.
         agreed: what else peers must have in common, by name.
     """
 
@@ -89,7 +89,7 @@ class Newcomer:
     @property
     def hello(self) -> Hello:
         """Asks for the model."""
-        versions = {**self.agreed, WANTS_MODEL[0]: WANTS_MODEL[1]}
+        versions = {**self.agreed, STATE_REQUEST[0]: STATE_REQUEST[1]}
         return Hello(self.node, self.from_round, self.size, self.wire.codec.name, versions, self.x0)
 
 
@@ -108,7 +108,7 @@ def mismatch(theirs: Hello, ours: Hello, agreed: Mapping[str, str]) -> str:
     for what, here in agreed.items():
         if (there := theirs.versions.get(what, "")) != here:
             return f"its {what} is {plain(there) or 'not known'}, here it is {here}"
-    if ADOPTED not in (theirs.x0, ours.x0) and theirs.x0 != ours.x0:
+    if BOOTSTRAPPED not in (theirs.x0, ours.x0) and theirs.x0 != ours.x0:
         return (
             f"its initial parameters differ (hash {theirs.x0.hex()[:16]}, here {ours.x0.hex()[:16]}); its "
             f"versions: {dict(sorted(theirs.versions.items()))}"
@@ -116,7 +116,7 @@ def mismatch(theirs: Hello, ours: Hello, agreed: Mapping[str, str]) -> str:
     return ""
 
 
-def model_wire(digest: bytes, size: int) -> Wire:
+def state_wire(digest: bytes, size: int) -> Wire:
     """How models travel: as raw frames of a digest of their own, so that no update is ever taken for one.
 
     Args:
@@ -127,30 +127,30 @@ def model_wire(digest: bytes, size: int) -> Wire:
     return Wire(codec("raw"), own, size)
 
 
-def pack_model(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
+def pack_state(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
     """A model as a message; ``params`` (P,) float32."""
     return wire.pack(Frame(sender, round, Update(len(params), None, params), keyframe=True)).data
 
 
-def adopt(
+def bootstrap(
     transport: Transport,
-    donors: Sequence[int],
-    newcomer: Newcomer,
+    providers: Sequence[int],
+    request: StateRequest,
     *,
     timeout_s: float,
     names: Sequence[str],
     journal: Journal,
     stop: Callable[[], bool] = lambda: False,
-) -> tuple[Transport, Adopted | None]:
+) -> tuple[Transport, StateTransfer | None]:
     """Start a transport, and ask one neighbour after the other for its model, until one gives it.
 
-    A donor that is not in the round yet says so from time to time, and is waited for.
+    A provider that is not in the round yet says so from time to time, and is waited for.
 
     Args:
         transport: reaches the others; closed if nobody gives a model.
-        donors: whom to ask, in order; the next one when the one before does not answer in time, goes away and
+        providers: whom to ask, in order; the next one when the one before does not answer in time, goes away and
             is not back soon, or does not fit.
-        newcomer: who asks.
+        request: of the joiner.
         timeout_s: how long to wait for each, since it was heard last.
         names: of all peers.
         journal: told what happens.
@@ -166,19 +166,19 @@ def adopt(
     answers: dict[str, str] = {}
     transport.start()
     try:
-        asking = _Asking(transport, newcomer, timeout_s, stop)
-        for donor in donors:
-            journal.info("asking for model", peer=names[donor], from_round=newcomer.from_round)
-            found = asking.of(donor)
+        asking = _Bootstrap(transport, request, timeout_s, stop)
+        for provider in providers:
+            journal.info("requesting state", peer=names[provider], from_round=request.from_round)
+            found = asking.of(provider)
             if isinstance(found, Frame):
-                journal.info("adopted", peer=names[donor], round=found.round)
-                adopted = Adopted(donor, found.round, found.update.dense_values(), newcomer.x0)
-                return Replayed(transport, asking.heard()), adopted
+                journal.info("bootstrapped", peer=names[provider], round=found.round)
+                transfer = StateTransfer(provider, found.round, found.update.dense_values(), request.x0)
+                return Replayed(transport, asking.heard()), transfer
             if stop():
                 transport.close(0.0)
                 return transport, None
-            journal.warning("no model", peer=names[donor], reason=found)
-            answers[names[donor]] = found
+            journal.warning("no state", peer=names[provider], reason=found)
+            answers[names[provider]] = found
     except BaseException:
         transport.close(0.0)
         raise
@@ -187,7 +187,7 @@ def adopt(
     raise PeerError(f"none of {', '.join(answers)} gave its model: {told}")
 
 
-class _Asking:
+class _Bootstrap:
     """Asks for a model, and keeps what the transport tells meanwhile: who is connected, and each one's
     Hello.
     """
@@ -195,14 +195,14 @@ class _Asking:
     def __init__(
         self,
         transport: Transport,
-        newcomer: Newcomer,
+        request: StateRequest,
         timeout_s: float,
         stop: Callable[[], bool],
     ) -> None:
-        self._transport, self._newcomer = transport, newcomer
+        self._transport, self._request = transport, request
         self._timeout_s, self._stop = timeout_s, stop
-        self._question = newcomer.wire.pack(newcomer.hello).data
-        self._models = model_wire(newcomer.wire.digest, newcomer.size)
+        self._question = request.wire.pack(request.hello).data
+        self._models = state_wire(request.wire.digest, request.size)
         self._connected: dict[int, Connected] = {}
         self._hellos: dict[int, MessageReceived] = {}
 
@@ -217,31 +217,31 @@ class _Asking:
                 events.append(Disconnected(peer, "went away"))
         return events
 
-    def of(self, donor: int) -> Frame | str:
-        """The donor's model, or why there is none."""
+    def of(self, provider: int) -> Frame | str:
+        """The provider's model, or why there is none."""
         until, back_by, ask_at = time.monotonic() + self._timeout_s, math.inf, 0.0
         asked = False
         while (now := time.monotonic()) < (end := min(until, back_by)) and not self._stop():
-            if donor in self._connected and now >= ask_at:
-                asked = self._transport.send(donor, self._question) or asked
+            if provider in self._connected and now >= ask_at:
+                asked = self._transport.send(provider, self._question) or asked
                 ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
             match self._transport.poll(min(1.0, end - now)):
                 case Connected(peer) as event:
                     self._connected[peer] = event
-                    if peer == donor:
+                    if peer == provider:
                         back_by, ask_at = math.inf, 0.0
                 case Disconnected(peer):
                     self._connected.pop(peer, None)
-                    if peer == donor and asked:
+                    if peer == provider and asked:
                         back_by = time.monotonic() + min(_AWAY_S, self._timeout_s / 4)
                 case MessageReceived(peer, data) as event:
-                    if peer == donor and (found := self._model(data, donor)) is not None:
+                    if peer == provider and (found := self._model(data, provider)) is not None:
                         return found
                     said = self._said(event)
-                    if peer == donor and isinstance(said, Bye):
+                    if peer == provider and isinstance(said, Bye):
                         return f"ends: {plain(said.reason)}"
-                    if peer == donor and isinstance(said, Hello):
-                        if problem := mismatch(said, self._newcomer.hello, self._newcomer.agreed):
+                    if peer == provider and isinstance(said, Hello):
+                        if problem := mismatch(said, self._request.hello, self._request.agreed):
                             return f"does not fit: {problem}"
                         until = time.monotonic() + self._timeout_s
         if back_by < math.inf:
@@ -251,21 +251,21 @@ class _Asking:
     def _said(self, event: MessageReceived) -> Message | None:
         """What a peer says about itself; of that, the newest is kept."""
         try:
-            said = self._newcomer.wire.unpack(event.data)
+            said = self._request.wire.unpack(event.data)
         except CodecError:
             return None
         if isinstance(said, Hello) and said.sender == event.peer:
             self._hellos[event.peer] = event
         return said
 
-    def _model(self, data: bytes, donor: int) -> Frame | None:
+    def _model(self, data: bytes, provider: int) -> Frame | None:
         try:
             found = self._models.unpack(data)
-        except CodecError:  # something else that the donor says
+        except CodecError:  # something else that the provider says
             return None
-        if not isinstance(found, Frame) or found.sender != donor or found.update.positions is not None:
+        if not isinstance(found, Frame) or found.sender != provider or found.update.positions is not None:
             return None
-        values, wanted = found.update.values, self._newcomer
+        values, wanted = found.update.values, self._request
         whole = isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == wanted.size
         return found if whole and found.round >= wanted.from_round and found.update.is_finite() else None
 
