@@ -163,7 +163,7 @@ def test_a_partition_into_halves_heals(wires: Wires) -> None:
     assert all(outcome.status == "finished" for outcome in outcomes.values())
     assert all(outcome.timed_out[peer] < 30 for outcome in outcomes.values() for peer in outcome.timed_out)
     for driver in drivers:
-        assert not any(known.suspected and not known.left for known in driver.peers.values())
+        assert not any(known.suspect and not known.left for known in driver.peers.values())
 
 
 def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
@@ -339,12 +339,12 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     hostile.run()
     hostile.hello()
     victim = hostile.drivers[0]
-    hostile.running.wait_until(lambda: victim.peers[0].suspected, "it is suspected")
+    hostile.running.wait_until(lambda: victim.peers[0].suspect, "it is suspect")
     hostile.say(hostile.frame(victim.round + 20, float("nan")))
     outcomes = hostile.running.join_all()
     assert outcomes[1].refused[0] == 1
     assert outcomes[1].timed_out[0] == NeighbourTimeout.suspect_after
-    assert victim.peers[0].suspected
+    assert victim.peers[0].suspect
 
 
 def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wires) -> None:
@@ -359,7 +359,7 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
     wires.fate = lambda sender, receiver, data: 0.002  # so that no round passes unseen
 
     def over() -> bool:
-        if known.suspected and victim.round not in said_in:
+        if known.suspect and victim.round not in said_in:
             said_in.add(victim.round)
             hostile.hello(round=victim.round)
         return 1 in hostile.running.outcomes
@@ -385,7 +385,7 @@ def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wir
 
     wires.fate = fate
     hostile.run()
-    hostile.running.wait_until(lambda: 0 in known.kept, "a frame for it")
+    hostile.running.wait_until(lambda: 0 in known.send_buffer, "a frame for it")
     hostile.hello()
     hostile.heard()
     assert sent == [0]
@@ -457,7 +457,7 @@ def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_agai
         None if len(data) > 300 and {sender, receiver} == {0, 1} else 0.005
     )
     for times in (1, 2, 3):  # of each other, they hear only Hello
-        running.wait_until(lambda: first.suspected and second.suspected, "they give each other up")
+        running.wait_until(lambda: first.suspect and second.suspect, "they give each other up")
         wires.cut([(0, 1)])
         wires.mend()
         running.wait_until(
@@ -465,7 +465,7 @@ def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_agai
             "they try again",
         )
     wires.fate = lambda sender, receiver, data: 0.005
-    running.wait_until(lambda: not (first.suspected or second.suspected), "they are back")
+    running.wait_until(lambda: not (first.suspect or second.suspect), "they are back")
     running.wait_until(lambda: first.pause == second.pause == 1, "they are in time again")
     for driver in drivers:
         driver._stop = lambda: True
@@ -490,14 +490,14 @@ def test_a_peer_of_another_kind_is_named_and_left_out(changes: Any, problem: str
     hostile.run()
     hostile.hello(**changes)
     wires.inject(0, 2, b"")
-    hostile.running.wait_until(lambda: bool(hostile.drivers[0].peers[0].unfit), "the misfit is seen")
+    hostile.running.wait_until(lambda: bool(hostile.drivers[0].peers[0].incompatible), "the misfit is seen")
     wires.leave(wires._ends[0])
     hostile.drivers[1].neighbour_timeout.timeout_s = 0.01
     outcomes = hostile.running.join_all()
     assert outcomes[1].status == "finished"
     import re
 
-    assert re.search(problem, hostile.drivers[0].peers[0].unfit)
+    assert re.search(problem, hostile.drivers[0].peers[0].incompatible)
 
 
 def test_interrupted_and_resumed_nothing_changes(wires: Wires, tmp_path: Path) -> None:

@@ -259,7 +259,7 @@ def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path)
     for node in range(4):
         log = (tmp_path / "wall" / "nodes" / str(node) / "log.jsonl").read_text()
         assert '"event":"timed_out"' not in log
-        assert '"event":"suspected"' not in log
+        assert '"event":"suspect"' not in log
 
 
 @pytest.mark.slow

@@ -20,12 +20,12 @@ from wires import Running, Wires, World, accuracy
 
 import jwins
 from jwins.errors import ConfigError, PeerError
-from jwins.net.acquaintance import Kept
 from jwins.net.bootstrap import BOOTSTRAPPED, StateRequest, bootstrap, pack_state, state_wire
 from jwins.net.driver import hash_of_parameters
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
+from jwins.net.peer_session import BufferedFrame
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.transport_interface import LinkEvent, MessageReceived
@@ -332,7 +332,7 @@ def test_a_provider_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: W
 def test_a_provider_that_has_ended_says_so(wires: Wires) -> None:
     world = World(2, rounds=2, timeout_s=0.2)
     driver = world.driver(0, wires)
-    driver.peers[1].kept[0] = Kept(Packed(b"", 0, 0), "update")  # so that it stays for node 1
+    driver.peers[1].send_buffer[0] = BufferedFrame(Packed(b"", 0, 0), "update")  # so that it stays for node 1
     driver.neighbour_timeout.timeout_s = 30.0
     driver._end = Finished("finished", 2)
     wires.end(0)
@@ -516,4 +516,4 @@ def test_a_member_changes_its_certificate(site: Any, tmp_path: Path) -> None:
         assert [found["roster_version"] for found in run.events(name, "roster")] == [1]
         assert run.events(name, "timed_out") == []
         assert run.accuracy(name) >= run.least
-    assert [found for found in run.events("alice", "met") if found["peer"] == "bob"][1:], "connected anew"
+    assert [found for found in run.events("alice", "active") if found["peer"] == "bob"][1:], "connected anew"

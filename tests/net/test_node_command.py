@@ -86,7 +86,7 @@ def test_progress_has_the_name_of_a_member_that_joins(tmp_path: Path) -> None:
         if not known:  # the node has begun, and waits for bob
             write_roster(roster.with_member(member(tmp_path, 2, "carol"), from_round=9), file)
         known[:] = names
-        _Lines(Console(file=out, width=200))(dataclasses.replace(now, suspected=(2,)), names)
+        _Lines(Console(file=out, width=200))(dataclasses.replace(now, suspect=(2,)), names)
 
     experiment = load(
         "digits", ["nodes.count=3", "topology.kind=fully_connected", f"run.folder={tmp_path / 'run'}"]

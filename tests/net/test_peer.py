@@ -262,7 +262,7 @@ def test_who_is_missing_is_late_and_then_not_waited_for(tmp_path: Path, wires: W
     reports = peers.each(loop)
     assert reports[0][0].timed_out == ()
     assert all(report.timed_out in ((), ("carol",)) for report in reports[0][1:])
-    assert reports[0][-1].suspected == ("carol",)
+    assert reports[0][-1].suspect == ("carol",)
 
 
 def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: Wires) -> None:
@@ -282,7 +282,7 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
     again = peers.peer(1, fresh, sharing=sharing, folder=kept)
     assert again.round == 1
     assert torch.equal(flat(fresh), flat(models[1])), "the checkpoint is in the model"
-    until(lambda: first[0]._driver.peers[1].met and not first[0]._driver.peers[1].suspected)
+    until(lambda: first[0]._driver.peers[1].active and not first[0]._driver.peers[1].suspect)
     first[0].exchange(wait=False)
     report = again.exchange()
     assert report.round == 1
@@ -312,7 +312,7 @@ def test_a_joiner_begins_with_the_model_and_the_round_of_a_member_that_it_names(
     rounds = [peer.exchange(wait=False).round for peer in everyone]
     assert max(rounds) - min(rounds) <= 2
     for peer in everyone:
-        assert peer.exchange().unfit == ()
+        assert peer.exchange().incompatible == ()
     for peer in everyone:
         peer.close()
 
@@ -356,7 +356,7 @@ def test_eight_joiners_at_once_change_their_provider_when_it_dies_half_way(
         return None if rank == 0 else everyone[rank - 1].exchange()
 
     reports = peers.each(once)[1:]
-    assert all(report.unfit == () for report in reports)
+    assert all(report.incompatible == () for report in reports)
     for peer in (*everyone, first[0]):
         peer.close()
 
@@ -448,13 +448,13 @@ def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires
     peers = Peers(tmp_path, 2, wires)
     models = [model(), model(seed=1)]
     alice, bob = (peers.peer(rank, models[rank], timeout_s=60.0) for rank in range(2))
-    until(lambda: bool(alice._driver.peers[1].unfit) and bool(bob._driver.peers[0].unfit))
+    until(lambda: bool(alice._driver.peers[1].incompatible) and bool(bob._driver.peers[0].incompatible))
     bob.close()
     models[1] = model()
     bob = peers.peer(1, models[1], timeout_s=60.0)
-    until(lambda: alice._driver.peers[1].met and not alice._driver.peers[1].suspected)
+    until(lambda: alice._driver.peers[1].active and not alice._driver.peers[1].suspect)
     for report in peers.each(lambda rank: (alice, bob)[rank].exchange()):
-        assert (report.timed_out, report.suspected, report.unfit) == ((), (), ())
+        assert (report.timed_out, report.suspect, report.incompatible) == ((), (), ())
     alice.close()
     bob.close()
 
@@ -463,11 +463,11 @@ def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path
     peers = Peers(tmp_path, 3, wires)
     alice = peers.peer(0, model(), timeout_s=0.2)
     bob = peers.peer(1, model(seed=1))
-    until(lambda: bool(alice._driver.peers[1].unfit))
-    assert [text.partition(":")[0] for text in alice.exchange(wait=False).unfit] == ["bob"]
+    until(lambda: bool(alice._driver.peers[1].incompatible))
+    assert [text.partition(":")[0] for text in alice.exchange(wait=False).incompatible] == ["bob"]
     carol = peers.peer(2, model(), timeout_s=0.2)
-    until(lambda: alice._driver.peers[2].met)
-    assert len(alice.exchange(wait=False).unfit) == 1
+    until(lambda: alice._driver.peers[2].active)
+    assert len(alice.exchange(wait=False).incompatible) == 1
     for peer in (alice, bob, carol):
         peer.close()
 
@@ -566,5 +566,5 @@ def test_a_program_that_does_not_close_its_peer_ends_all_the_same(how: str, tmp_
         _, said = child.communicate(timeout=90)
     assert child.returncode == (0 if how == "end" else 1), said
     assert ("of the user's loop" in said) == (how == "error")
-    assert alice.exchange().suspected == ("bob",)
+    assert alice.exchange().suspect == ("bob",)
     alice.close()

@@ -136,7 +136,7 @@ def test_a_joiner_begins_with_the_model_that_a_member_has_in_the_round_of_the_ro
     run.rounds_later(5, "alice", "bob", "carol")
     for loop in run.loops.values():
         assert loop.failure is None
-        assert loop.reports[-1].unfit == loop.reports[-1].suspected == ()
+        assert loop.reports[-1].incompatible == loop.reports[-1].suspect == ()
     assert run.loops["alice"]._thread.is_alive()
     for name in ("alice", "bob"):
         assert run.loops[name].peer._driver.peers[2].round > from_round, "it heard the joiner"
@@ -233,7 +233,7 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
     second = peer(1, model(), timeout_s=20.0, bootstrap_from="alice")
     assert second.round == 1
     torch.testing.assert_close(flat(second.model), flat(model()) + 8.0)
-    until(lambda: first._driver.peers[1].met and not first._driver.peers[1].suspected)
+    until(lambda: first._driver.peers[1].active and not first._driver.peers[1].suspect)
     moved(first.model, 4.0)
     both = [threading.Thread(target=one.exchange, daemon=True) for one in (first, second)]
     for thread in both:

@@ -136,5 +136,5 @@ def _table(name: str, now: Launched, measured: dict[str, Any]) -> Table:
     for view in now.nodes:
         waits = f"{', '.join(view.waiting_for)} ({view.waiting_s:.0f} s)" if view.waiting_s >= 1.0 else ""
         cells = [view.name, view.state, str(view.round), size_text(view.bytes_total), waits]
-        table.add_row(*cells, ", ".join(view.suspected), str(view.restarts) if view.restarts else "")
+        table.add_row(*cells, ", ".join(view.suspect), str(view.restarts) if view.restarts else "")
     return table

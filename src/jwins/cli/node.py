@@ -146,8 +146,8 @@ class _Lines:
             parts.append(metrics_text({name: spread.mean for name, spread in now.row.metrics.items()}))
         if now.waiting_for and now.waiting_s >= _SAY_WAITING_AFTER_S:
             parts.append(f"waiting for {_listed(now.waiting_for, names)} for {now.waiting_s:.0f} s")
-        if now.suspected:
-            parts.append(f"without {_listed(now.suspected, names)}")
+        if now.suspect:
+            parts.append(f"without {_listed(now.suspect, names)}")
         self._console.print("  ".join(parts), soft_wrap=True, markup=False)
 
 

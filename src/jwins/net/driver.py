@@ -10,7 +10,7 @@ checkpoint within the others' timeout, lose nothing: the node repeats its rounds
 sends the same.
 
 Who is not. A neighbour that has timed out (:class:`~jwins.net.neighbour_timeout.NeighbourTimeout`) keeps its mixing weight with
-the node. One that has timed out and is not connected, or has timed out three rounds in a row, is suspected and no longer
+the node. One that has timed out and is not connected, or has timed out three rounds in a row, is suspect and no longer
 waited for until it is heard of again; one that says Hello again and again and is in time for no round is let
 back in ever more seldom. A node that finds more than half of its peers further ahead than they keep frames for
 takes their round, with the parameters and the scores that it has, and says Hello anew.
@@ -44,11 +44,11 @@ from jwins.engines.node_group import (
 from jwins.engines.recorder import Recorder
 from jwins.engines.traffic_counter import Purpose, TrafficCounter
 from jwins.errors import CodecError, ConfigError, UsageError
-from jwins.net.acquaintance import Acquaintance, Kept
 from jwins.net.bootstrap import STATE_REQUEST, StateTransfer, mismatch, pack_state, state_wire
 from jwins.net.journal import Journal
 from jwins.net.membership import Change
 from jwins.net.neighbour_timeout import NeighbourTimeout
+from jwins.net.peer_session import BufferedFrame, PeerSession
 from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, MessageReceived, Transport
 from jwins.net.worker import Worker
 from jwins.node import (
@@ -87,12 +87,12 @@ class WallState:
     now: float
     x0: bytes
     edges: Mapping[tuple[int, int], tuple[int, ...]]
-    kept: Mapping[int, Mapping[int, Kept]]
-    suspected: frozenset[int]
+    send_buffer: Mapping[int, Mapping[int, BufferedFrame]]
+    suspect: frozenset[int]
     refused: Mapping[int, int]
 
 
-STATE_TYPES: tuple[type, ...] = (*node_group.STATE_TYPES, Kept, WallState)
+STATE_TYPES: tuple[type, ...] = (*node_group.STATE_TYPES, BufferedFrame, WallState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class WallProgress:
         waiting_for: neighbours that the node waits for now.
         waiting_s: for how long.
         connected: peers whose Hello was accepted.
-        suspected: peers that are not waited for.
+        suspect: peers that are not waited for.
         row: the newest evaluation, if there is a new one.
         roster_version: of the roster by which the node mixes in this round.
     """
@@ -119,7 +119,7 @@ class WallProgress:
     waiting_for: tuple[int, ...] = ()
     waiting_s: float = 0.0
     connected: tuple[int, ...] = ()
-    suspected: tuple[int, ...] = ()
+    suspect: tuple[int, ...] = ()
     row: EvalRow | None = None
     roster_version: int = 0
 
@@ -244,7 +244,7 @@ class RealTimeDriver:
         self.neighbour_timeout, self._flush_s = NeighbourTimeout(timeout_s), flush_s
         self.recorder = recorder or Recorder(None)
         self.journal = journal or Journal(self.names[self.node])
-        self.peers = {peer: Acquaintance() for peer in range(n) if peer != self.node}
+        self.peers = {peer: PeerSession() for peer in range(n) if peer != self.node}
         self.timed_out = dict.fromkeys(self.peers, 0)
         self._agreed = dict(agreed or {})
         self._start, self._stop = start, stop
@@ -401,21 +401,21 @@ class RealTimeDriver:
         if self._settling:
             return  # a restart begins with it
         for peer in self.peers:
-            self._keep_promises(peer, round)
+            self._do_deferred(peer, round)
         job = self._worker.submit(self.group.train, {self.node: round})
         job.add_done_callback(lambda _: self.transport.wake())
         self._training = (round, job)
         self._wait = None
 
-    def _keep_promises(self, peer: int, round: int) -> None:
+    def _do_deferred(self, peer: int, round: int) -> None:
         """What a peer waits for until this round begins."""
         known = self.peers[peer]
         self._send_state(peer)
-        self._send_again(peer)
-        if known.met and known.joins_at == round + MAX_ROUNDS_AHEAD:
+        self._retransmit(peer)
+        if known.active and known.joins_at == round + MAX_ROUNDS_AHEAD:
             self._say_hello(peer)  # its first frame, which was refused if it came before, can be kept now
-        if known.met and known.asks_back and round >= known.back_from:
-            self._let_back_in(peer, max(known.round, round))
+        if known.active and known.wants_readmission and round >= known.readmit_from:
+            self._readmit_on_hello(peer, max(known.round, round))
             self._say_hello(peer)
 
     def _on_trained(self) -> None:
@@ -430,18 +430,18 @@ class RealTimeDriver:
         purpose: Purpose = "keyframe" if command.keyframe else "update"
         for peer in command.in_turn(self.node):
             self._traffic.count(self.node, (peer,), command.packed, purpose)
-            most = self._keeps
-            self.peers[peer].keep(command.round, Kept(command.packed, purpose), most)
+            most = self._buffer_rounds
+            self.peers[peer].buffer(command.round, BufferedFrame(command.packed, purpose), most)
             self._flush(peer)
 
     @property
-    def _keeps(self) -> int:
+    def _buffer_rounds(self) -> int:
         """For how many rounds frames are kept: as far back as a checkpoint, and one more."""
         return min(max(2, self.rules.checkpoint_every + 1), MAX_ROUNDS_AHEAD)
 
     def _flush(self, peer: int) -> None:
         known = self.peers[peer]
-        if not known.met:
+        if not known.active:
             return
         for kept in known.unsent():
             if not self.transport.send(peer, kept.packed.data):
@@ -467,7 +467,7 @@ class RealTimeDriver:
             case Connected():
                 known.lost_connection()
                 known.connected = True
-                known.unfit = ""  # it may have been started anew, and otherwise
+                known.incompatible = ""  # it may have been started anew, and otherwise
                 self._say_hello(event.peer)
             case Disconnected(peer, reason):
                 known.lost_connection()
@@ -489,7 +489,7 @@ class RealTimeDriver:
             self._refuse(peer, f"speaks for node {message.sender}")
         elif isinstance(message, Hello):
             self._on_hello(peer, message)
-        elif not known.met:
+        elif not known.active:
             self._refuse(peer, "said nothing yet that introduces it")
         elif isinstance(message, Bye):
             self._on_bye(peer, message)
@@ -500,41 +500,41 @@ class RealTimeDriver:
 
     def _on_hello(self, peer: int, hello: Hello) -> None:
         known = self.peers[peer]
-        if known.unfit:
+        if known.incompatible:
             return
         if problem := mismatch(hello, self._hello(), self._agreed):
-            known.unfit, known.suspected = problem, True
-            self.journal.error("unfit peer", peer=self.names[peer], problem=problem)
+            known.incompatible, known.suspect = problem, True
+            self.journal.error("incompatible peer", peer=self.names[peer], problem=problem)
             self._tell_node(PeerLost(peer))
             return
         if hello.versions.get(STATE_REQUEST[0]) == STATE_REQUEST[1]:
             self._on_state_request(peer, hello.round)
             return
-        known.asks_again = known.met
-        known.met = known.ever_met = True
+        known.retransmit_due = known.active
+        known.active = known.ever_active = True
         known.left = False
         known.round = hello.round
-        if known.asks_again:
-            self._send_again(peer)
+        if known.retransmit_due:
+            self._retransmit(peer)
         else:
-            self.journal.info("met", peer=self.names[peer], round=hello.round)
-            known.again_from(hello.round)
-        if known.suspected:
-            known.asks_back = True
-            if self.round >= known.back_from:
-                self._let_back_in(peer, hello.round)
+            self.journal.info("active", peer=self.names[peer], round=hello.round)
+            known.retransmit_from(hello.round)
+        if known.suspect:
+            known.wants_readmission = True
+            if self.round >= known.readmit_from:
+                self._readmit_on_hello(peer, hello.round)
         self._flush(peer)
         if self._end is not None:
             self._say(peer, self._bye(self._end.status))
 
-    def _send_again(self, peer: int) -> None:
+    def _retransmit(self, peer: int) -> None:
         """To a peer that repeats its Hello, in one round once: of few bytes, it would have many sent."""
         known = self.peers[peer]
-        if not known.asks_again or known.again_in == self.round:
+        if not known.retransmit_due or known.retransmitted_in == self.round:
             return
-        known.asks_again, known.again_in = False, self.round
-        self.journal.info("met", peer=self.names[peer], round=known.round)
-        known.again_from(known.round)
+        known.retransmit_due, known.retransmitted_in = False, self.round
+        self.journal.info("active", peer=self.names[peer], round=known.round)
+        known.retransmit_from(known.round)
 
     def _on_state_request(self, peer: int, from_round: int) -> None:
         """A peer asks for the model of a round, or of a later one."""
@@ -565,8 +565,8 @@ class RealTimeDriver:
     def _on_bye(self, peer: int, bye: Bye) -> None:
         known = self.peers[peer]
         self.journal.info("bye", peer=self.names[peer], round=bye.round, reason=bye.reason)
-        known.left = known.suspected = True
-        known.asks_back = False
+        known.left = known.suspect = True
+        known.wants_readmission = False
         self._tell_node(PeerLost(peer))
 
     def _on_frame(self, peer: int, frame: Frame, envelope: Envelope) -> None:
@@ -577,8 +577,8 @@ class RealTimeDriver:
             return
         if frame.round < now_in - MAX_ROUNDS_AHEAD:
             self._refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
-            if known.suspected and known.told_in != now_in:
-                known.told_in = now_in
+            if known.suspect and known.hello_sent_in != now_in:
+                known.hello_sent_in = now_in
                 self._say_hello(peer)  # it stood still, and does not know how far the others are
             return
         if frame.round > now_in and peer in self._missing():
@@ -589,8 +589,8 @@ class RealTimeDriver:
         self._tell_node(MessageArrived(envelope))
         if known.refused != refused:
             return
-        if known.suspected:
-            self._welcome(peer, max(frame.round, now_in))
+        if known.suspect:
+            self._readmit(peer, max(frame.round, now_in))
             self._say_hello(peer)
         known.seen = {(at, keyframe) for at, keyframe in known.seen if at >= now_in - MAX_ROUNDS_AHEAD} | {name}
         known.round = max(known.round, frame.round)
@@ -600,7 +600,7 @@ class RealTimeDriver:
             rounds_late = now_in - frame.round
             self.journal.info("late", peer=self.names[peer], round=frame.round, rounds_late=rounds_late)
         else:
-            known.timed_out, known.pause, known.back_from = 0, 1, 0
+            known.timed_out, known.readmission_backoff, known.readmit_from = 0, 1, 0
 
     def _refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
         """Count, and log ever more seldom: a peer must not fill the disk."""
@@ -610,19 +610,19 @@ class RealTimeDriver:
             say = self.journal.debug if quietly else self.journal.warning
             say("refused", peer=self.names[peer], reason=reason, times=known.refused)
 
-    def _welcome(self, peer: int, round: int) -> None:
+    def _readmit(self, peer: int, round: int) -> None:
         """A peer that was given up is back, and takes part from ``round`` on."""
         known = self.peers[peer]
-        known.suspected, known.asks_back, known.timed_out = False, False, 0
-        self.journal.info("back", peer=self.names[peer], round=round)
+        known.suspect, known.wants_readmission, known.timed_out = False, False, 0
+        self.journal.info("readmitted", peer=self.names[peer], round=round)
         self._tell_node(PeerUp(peer, round))
 
-    def _let_back_in(self, peer: int, round: int) -> None:
+    def _readmit_on_hello(self, peer: int, round: int) -> None:
         """Because of its Hello alone; unless it is in time for a round, the next time after a longer pause."""
         known = self.peers[peer]
-        known.pause = min(2 * known.pause, MAX_ROUNDS_AHEAD)
-        known.back_from = self.round + known.pause
-        self._welcome(peer, round)
+        known.readmission_backoff = min(2 * known.readmission_backoff, MAX_ROUNDS_AHEAD)
+        known.readmit_from = self.round + known.readmission_backoff
+        self._readmit(peer, round)
 
     def _hello(self) -> Hello:
         codec = self.rules.wire.codec.name
@@ -638,7 +638,7 @@ class RealTimeDriver:
     def _say_bye(self, reason: str) -> None:
         packed = self._bye(reason)
         for peer, known in self.peers.items():
-            if known.met:
+            if known.active:
                 self._flush(peer)
                 self._say(peer, packed)
 
@@ -652,7 +652,7 @@ class RealTimeDriver:
     def limit_s(self, peer: int) -> float:
         """How long this neighbour is waited for now."""
         known = self.peers[peer]
-        if self.round == self._joins_at or not (known.ever_met or known.joins_at is not None):
+        if self.round == self._joins_at or not (known.ever_active or known.joins_at is not None):
             return (
                 self.neighbour_timeout.first_s
             )  # a node that joins may be there before the others are in its round
@@ -681,9 +681,9 @@ class RealTimeDriver:
             self.timed_out[peer] += 1
             name = self.names[peer]
             self.journal.warning("timed_out", peer=name, round=round, limit_s=_to_ms(self.limit_s(peer)))
-            if not known.met or known.timed_out >= self.neighbour_timeout.suspect_after:
-                known.suspected = True
-                self.journal.warning("suspected", peer=name, connected=known.met)
+            if not known.active or known.timed_out >= self.neighbour_timeout.suspect_after:
+                known.suspect = True
+                self.journal.warning("suspect", peer=name, connected=known.active)
                 self._tell_node(PeerLost(peer))
         self._tell_node(TimedOut(round))
 
@@ -694,30 +694,30 @@ class RealTimeDriver:
         for peer in change.removed - {self.node}:
             known = self.peers[peer]
             known.lost_connection()
-            known.kept.clear()
-            known.left = known.suspected = True
+            known.send_buffer.clear()
+            known.left = known.suspect = True
             self._tell_node(PeerLost(peer))
         self._removed = self.node in change.removed
 
     def _catch_up(self) -> None:
         """Take the others' round if they no longer keep the frames of this one."""
-        met = [known.round for known in self.peers.values() if known.met and not known.unfit]
+        met = [known.round for known in self.peers.values() if known.active and not known.incompatible]
         soon_s = min(
             _SOON_S, 0.1 * self.neighbour_timeout.timeout_s
         )  # by then all who are there have said Hello
         if not met or self._wait is None or self.now - self._wait.since < soon_s:
             return
         theirs = min(statistics.median_low(met), self.rules.rounds - 1)
-        if theirs <= self.round + self._keeps:
+        if theirs <= self.round + self._buffer_rounds:
             return
         self.journal.warning("rejoining", at=self.round, others=theirs)
         for known in self.peers.values():
             known.seen.clear()
-            known.kept.clear()
+            known.send_buffer.clear()
         self._tell_node(Rejoin(theirs))
         for peer, known in self.peers.items():
-            if known.met:
-                known.suspected = known.asks_back = False
+            if known.active:
+                known.suspect = known.wants_readmission = False
                 self._tell_node(PeerUp(peer, min(known.round, theirs)))
                 self._say_hello(peer)
 
@@ -756,8 +756,8 @@ class RealTimeDriver:
             self._traffic.total_bytes(),
             self._missing(),
             0.0 if wait is None else self.now - wait.since,
-            tuple(peer for peer, known in self.peers.items() if known.met),
-            tuple(peer for peer, known in self.peers.items() if known.suspected),
+            tuple(peer for peer, known in self.peers.items() if known.active),
+            tuple(peer for peer, known in self.peers.items() if known.suspect),
             row,
             self.rules.topology.at(self.round).roster_version,
         )
@@ -782,8 +782,8 @@ class RealTimeDriver:
             self.now,
             self._x0,
             self._traffic.snapshot(),
-            {peer: dict(known.kept) for peer, known in self.peers.items()},
-            frozenset(peer for peer, known in self.peers.items() if known.suspected),
+            {peer: dict(known.send_buffer) for peer, known in self.peers.items()},
+            frozenset(peer for peer, known in self.peers.items() if known.suspect),
             {peer: known.refused for peer, known in self.peers.items()},
         )
 
@@ -792,14 +792,16 @@ class RealTimeDriver:
         self._x0 = state.x0  # a process may be made again with another model at hand
         self._traffic = TrafficCounter(state.edges)
         for peer, known in self.peers.items():
-            known.kept = {at: Kept(k.packed, k.purpose, False, True) for at, k in state.kept[peer].items()}
-            known.suspected = peer in state.suspected
+            known.send_buffer = {
+                at: BufferedFrame(k.packed, k.purpose, False, True) for at, k in state.send_buffer[peer].items()
+            }
+            known.suspect = peer in state.suspect
             known.refused = state.refused[peer]
 
     def _finish(self, end: Finished) -> None:
         """The end is written before it is said: by then others may leave, and no round can be repeated."""
         bye = self._bye(end.status)
-        met = [peer for peer, known in self.peers.items() if known.met]
+        met = [peer for peer, known in self.peers.items() if known.active]
         for peer in met:
             self._flush(peer)
             self._traffic.count(self.node, (peer,), bye, "control")

@@ -24,7 +24,7 @@ class NeighbourTimeout:
 
     A wait begins when the node has sent its own frame. It lasts ``timeout_s``, or thrice the longest that a
     frame has taken of late, late ones included, and at most 20 ``timeout_s``: this is also how long a node
-    waits for a neighbour that it has never met, because people start nodes one after the other. Only
+    waits for a neighbour that it has never been connected with, because people start nodes one after the other. Only
     durations on this machine's own clock are used.
 
     Args:
@@ -48,11 +48,11 @@ class NeighbourTimeout:
 
     @property
     def limit_s(self) -> float:
-        """How long to wait for a neighbour that has been met."""
+        """How long to wait for a neighbour that has been connected."""
         longest = max(self._seen, default=0.0)
         return min(max(self.timeout_s, _TIMES_LONGEST * longest), self.first_s)
 
     @property
     def first_s(self) -> float:
-        """How long to wait for a neighbour that has never been met."""
+        """How long to wait for a neighbour that has never been connected."""
         return _MOST_TIMES * self.timeout_s

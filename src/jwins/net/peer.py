@@ -56,8 +56,8 @@ class Exchanged:
         bytes_sent: since the exchange before.
         bytes_total: since the start.
         timed_out: names of the neighbours that the merges since the exchange before were made without.
-        suspected: names of the peers that are not waited for now.
-        unfit: names of the peers that cannot take part, each with the reason.
+        suspect: names of the peers that are not waited for now.
+        incompatible: names of the peers that cannot take part, each with the reason.
         roster_version: of the roster by which the peer mixes now.
     """
 
@@ -67,8 +67,8 @@ class Exchanged:
     bytes_sent: int
     bytes_total: int
     timed_out: tuple[str, ...]
-    suspected: tuple[str, ...]
-    unfit: tuple[str, ...]
+    suspect: tuple[str, ...]
+    incompatible: tuple[str, ...]
     roster_version: int = 0
 
 
@@ -361,14 +361,14 @@ class Peer:
         """Whether nobody was met, and no neighbour of a round is waited for."""
         driver = self._driver
         neighbours = driver.rules.topology.at(round).senders[driver.node]
-        met = any(known.ever_met for known in driver.peers.values())
-        return not met and all(driver.peers[peer].suspected for peer in neighbours)
+        met = any(known.ever_active for known in driver.peers.values())
+        return not met and all(driver.peers[peer].suspect for peer in neighbours)
 
     def _report(self, handed: int, merged_round: int | None, seconds: float) -> Exchanged:
         driver = self._driver
-        unfit = {peer: known.unfit for peer, known in driver.peers.items() if known.unfit}
-        if unfit and self._is_alone(handed):
-            told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in unfit.items())
+        incompatible = {peer: known.incompatible for peer, known in driver.peers.items() if known.incompatible}
+        if incompatible and self._is_alone(handed):
+            told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in incompatible.items())
             raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
         now = driver.progress()
         timed_out = dict(driver.timed_out)
@@ -384,8 +384,8 @@ class Peer:
             sent,
             now.bytes_total,
             names,
-            tuple(self._names[peer] for peer in now.suspected),
-            tuple(f"{self._names[peer]}: {why}" for peer, why in unfit.items()),
+            tuple(self._names[peer] for peer in now.suspect),
+            tuple(f"{self._names[peer]}: {why}" for peer, why in incompatible.items()),
             now.roster_version,
         )
 

@@ -95,7 +95,7 @@ class _Collector:
             ("jwins_roster_version", now.roster_version, "Version of the roster by which the node mixes"),
             ("jwins_waiting_seconds", now.waiting_s, "How long the node has been waiting for neighbours"),
             ("jwins_peers_connected", len(now.connected), "Peers that are connected and fit"),
-            ("jwins_peers_suspected", len(now.suspected), "Peers that are not waited for"),
+            ("jwins_peers_suspect", len(now.suspect), "Peers that are not waited for"),
             (
                 "jwins_neighbour_timeout_seconds",
                 driver.neighbour_timeout.limit_s,
@@ -198,18 +198,18 @@ def _state(driver: RealTimeDriver, now: WallProgress) -> tuple[str, str]:
 
 def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
     known = driver.peers[peer]
-    if known.unfit:
-        state, kind = f"cannot take part: {known.unfit}", "bad"
+    if known.incompatible:
+        state, kind = f"cannot take part: {known.incompatible}", "bad"
     elif known.left:
         state, kind = "left", ""
-    elif known.suspected:
+    elif known.suspect:
         state, kind = "silent, not waited for", "bad"
     elif peer in now.waiting_for:
-        state = f"awaited for {now.waiting_s:.0f} s" + ("" if known.met else ", not connected")
+        state = f"awaited for {now.waiting_s:.0f} s" + ("" if known.active else ", not connected")
         kind = "wait"
     else:
-        state, kind = ("connected", "good") if known.met else ("not connected", "wait")
-    numbers = (known.round if known.ever_met else "-", driver.timed_out[peer], known.refused)
+        state, kind = ("connected", "good") if known.active else ("not connected", "wait")
+    numbers = (known.round if known.ever_active else "-", driver.timed_out[peer], known.refused)
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
     name = f'<th class="name">{html.escape(driver.names[peer])}</th>'
     return f'<tr>{name}<td class="{kind}">{html.escape(state)}</td>{cells}</tr>'

@@ -66,7 +66,7 @@ class NodeView:
         bytes_total: sent by it so far.
         waiting_for: names of the neighbours it waits for.
         waiting_s: for how long.
-        suspected: names of the peers it does not wait for.
+        suspect: names of the peers it does not wait for.
         restarts: how often it was started again.
         pid: of its process.
     """
@@ -77,7 +77,7 @@ class NodeView:
     bytes_total: int = 0
     waiting_for: tuple[str, ...] = ()
     waiting_s: float = 0.0
-    suspected: tuple[str, ...] = ()
+    suspect: tuple[str, ...] = ()
     restarts: int = 0
     pid: int = 0
 
@@ -292,7 +292,7 @@ class _Nodes:
             return
         view.round, view.bytes_total = found["round"], found["bytes_total"]
         view.waiting_for, view.waiting_s = tuple(found["waiting_for"]), found["waiting_s"]
-        view.suspected = tuple(found["suspected"])
+        view.suspect = tuple(found["suspect"])
         if view.state != "killed":
             view.state = found["status"]
 

@@ -339,7 +339,7 @@ class _StatusFile:
         self._last = time.monotonic()
         found = asdict(now) | {"status": status, "metrics": self._metrics}
         del found["row"]
-        for key in ("waiting_for", "connected", "suspected"):
+        for key in ("waiting_for", "connected", "suspect"):
             found[key] = [self._names[peer] for peer in found[key]]
         partial = self._path.with_suffix(".partial")
         try:
