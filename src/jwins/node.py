@@ -63,7 +63,7 @@ __all__ = [
     "PeerLost",
     "PeerUp",
     "Phase",
-    "Refused",
+    "FrameRefused",
     "Rejoin",
     "RequestKeyframe",
     "RosterChanged",
@@ -299,7 +299,7 @@ class WakeAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class FrameRefused:
     """A frame was not acceptable, and nothing was changed by it.
 
     Attributes:
@@ -329,7 +329,7 @@ class Finished:
     reason: str = ""
 
 
-Command = Train | Send | RequestKeyframe | Evaluate | Checkpoint | WakeAt | Refused | Finished
+Command = Train | Send | RequestKeyframe | Evaluate | Checkpoint | WakeAt | FrameRefused | Finished
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -545,7 +545,7 @@ class Node:
         frame = event.frame
         reason = self._objection(frame)
         if reason is not None:
-            return [Refused(frame.sender, frame.round, reason)]
+            return [FrameRefused(frame.sender, frame.round, reason)]
         there = self._inbox.get((frame.sender, frame.round))
         # A keyframe makes up for an update that did not fit.
         if there is None or (frame.keyframe and not there.keyframe):

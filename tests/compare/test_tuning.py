@@ -20,7 +20,7 @@ import jwins
 from jwins.compare import cells, compare, memory, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, load_comparison
 from jwins.compare.plan import Tried, at_edge, ended, plan, rank
-from jwins.compare.settings import Grid
+from jwins.compare.settings import TuningGrid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.words import difference_text
 from jwins.results.groups import overhead
@@ -277,10 +277,10 @@ def test_the_rule() -> None:
     assert best("final") == 0.3
     assert best("final", lower_is_better=True) == 0.2
     assert best("bytes") == best("seconds") == 0.2
-    assert at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 0)
-    assert not at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 1)
-    assert not at_edge(Grid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 2)
-    assert at_edge(Grid(key="train.optimizer.lr", values=[0.1, 0.5, 1.0]), 2)
+    assert at_edge(TuningGrid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 0)
+    assert not at_edge(TuningGrid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 1)
+    assert not at_edge(TuningGrid(key="sharing.gamma", values=[0.1, 0.5, 1.0]), 2)
+    assert at_edge(TuningGrid(key="train.optimizer.lr", values=[0.1, 0.5, 1.0]), 2)
 
 
 LATE = """

@@ -17,12 +17,12 @@ from jwins.node import (
     Evaluate,
     Finished,
     FrameReceived,
+    FrameRefused,
     KeyframeRequested,
     Node,
     PeerLost,
     PeerUp,
     Phase,
-    Refused,
     Rejoin,
     RequestKeyframe,
     RosterChanged,
@@ -290,7 +290,7 @@ def test_nodes_of_different_roster_versions_do_not_mix_and_do_not_wait_for_each_
 def test_a_frame_of_a_roster_version_that_is_not_known_yet_is_kept() -> None:
     node = in_phase(Phase.TRAINING, topology=Ring(5))
     assert node.handle(received(2, 0, roster_version=1), 0.0) == []
-    assert kinds(node.handle(received(2, 1), 0.0)) == ["Refused"]
+    assert kinds(node.handle(received(2, 1), 0.0)) == ["FrameRefused"]
 
 
 OVERFLOWING = Quantized(torch.tensor([9], dtype=torch.int32), torch.tensor([3e38]), (1,))
@@ -327,7 +327,7 @@ def test_values_far_beyond_the_own_parameters_are_refused_where_that_is_asked(
     for most, refused in ((10.0, not taken), (math.inf, False)):
         node = make(params=torch.full((P,), own), most_of_own=most)
         node.start(0.0)
-        assert kinds(node.handle(received(1, 0, value), 0.0)) == (["Refused"] if refused else [])
+        assert kinds(node.handle(received(1, 0, value), 0.0)) == (["FrameRefused"] if refused else [])
 
 
 def test_frames_of_strangers_are_refused() -> None:
@@ -340,7 +340,7 @@ def test_frames_of_strangers_are_refused() -> None:
 def test_neighbours_are_those_of_the_frames_round() -> None:
     node = in_phase(Phase.TRAINING, topology=Scripted(3, (((0, 1),), ((0, 2),))))
     assert node.handle(received(2, 1), 0.0) == []
-    assert kinds(node.handle(received(1, 1), 0.0)) == ["Refused"]
+    assert kinds(node.handle(received(1, 1), 0.0)) == ["FrameRefused"]
     assert node.handle(received(1, 0), 0.0) == []
 
 
@@ -719,7 +719,7 @@ def test_commands_are_plain_data() -> None:
         for field in dataclasses.fields(command):
             value = getattr(command, field.name)
             assert isinstance(value, int | float | str | tuple | Packed), f"{command}: {field.name}"
-    assert {Evaluate, Train, Send, Checkpoint, WakeAt, Refused, RequestKeyframe, Finished} <= seen
+    assert {Evaluate, Train, Send, Checkpoint, WakeAt, FrameRefused, RequestKeyframe, Finished} <= seen
 
 
 def test_variances_that_are_clamped_reach_the_algorithm() -> None:

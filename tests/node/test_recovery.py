@@ -20,12 +20,12 @@ from jwins.node import (
     Command,
     Event,
     FrameReceived,
+    FrameRefused,
     KeyframeRequested,
     Node,
     PeerLost,
     PeerUp,
     Phase,
-    Refused,
     Rejoin,
     RequestKeyframe,
     Rules,
@@ -98,7 +98,7 @@ class Network:
                     self.events.append((to, KeyframeRequested(id, message.round, message.replica_round)))
                 case WakeAt(time):
                     self.wake.append(time)
-                case Refused(sender, round, reason):
+                case FrameRefused(sender, round, reason):
                     raise AssertionError(f"{sender} to {id}, round {round}: {reason}")
 
     def step(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jwins.report.studies import Study, Variant
+from jwins.report.studies import Study, StudyVariant
 from jwins.results.groups import Group, Target
 from jwins.results.record import Record
 from jwins.runfiles.rows import EndRow, EvalRow, Spread, StartRow, TrafficSplit
@@ -88,7 +88,7 @@ def study(
     """A study of these variants."""
     return Study(
         "made up",
-        tuple(Variant(one, tables) for one in groups),
+        tuple(StudyVariant(one, tables) for one in groups),
         Target(metric, target, lower_is_better, "so"),
         full if any(one.name == full for one in groups) else None,
     )

@@ -33,7 +33,7 @@ from jwins.report.charts import drawing_style, save
 from jwins.report.colours import PARTS, THEME, styles_of
 from jwins.report.page import headline, render, write_page
 from jwins.report.partitions import Partition, partition_chart
-from jwins.report.studies import Study, Variant, gather
+from jwins.report.studies import Study, StudyVariant, gather
 from jwins.report.templating import templates
 from jwins.results.groups import Target
 
@@ -931,7 +931,7 @@ def test_files_are_named_without_their_folders(places: tuple[str, str]) -> None:
         for i, place in enumerate((here, there))
     ]
     groups = [group(f"v{i}", "jwins", [record([0.1, 0.9], folder=Path("/home/me/run"))]) for i in range(2)]
-    variants = tuple(Variant(one, table) for one, table in zip(groups, tables, strict=True))
+    variants = tuple(StudyVariant(one, table) for one, table in zip(groups, tables, strict=True))
     found = Study("s", variants, Target("accuracy", math.nan), None)
     text = render([found])[0]
     for part in ("/home", "secret", "Users", "other/folder", "me/"):

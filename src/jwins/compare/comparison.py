@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from jwins.compare.settings import (
     CompareConfig,
-    Grid,
     Like,
     TuneConfig,
+    TuningGrid,
     VariantTable,
     look_up,
     settings_slug,
@@ -49,7 +49,7 @@ class Variant(Settings):
     experiment: Experiment
     allow_different: Annotated[tuple[Like, ...], Field(strict=False)] = ()
     group: str | None = None
-    tune: Grid | None = None
+    tune: TuningGrid | None = None
     bytes_as: str | None = None
 
     @property

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.compare.comparison import Cell, Comparison, Variant
-from jwins.compare.settings import CompareConfig, Grid, TargetConfig, look_up, settings_slug, tables_of
+from jwins.compare.settings import CompareConfig, TargetConfig, TuningGrid, look_up, settings_slug, tables_of
 from jwins.errors import ResumeError
 from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.rules import MISSING
@@ -147,7 +147,7 @@ class _Planner:
         settings: dict[str, Any] = {}
         if rule.key is not None and on is not None:
             if variant is on:
-                value = self._best(on, Grid(key=rule.key, values=rule.values), {}, "final")
+                value = self._best(on, TuningGrid(key=rule.key, values=rule.values), {}, "final")
                 return None if value is None else {rule.key: value}
             shared = self.settings(on)
             if shared is None:
@@ -160,7 +160,7 @@ class _Planner:
             return self._with_bytes_as(variant, self._comparison.variant(variant.bytes_as), settings)
         return settings
 
-    def _best(self, variant: Variant, grid: Grid, settings: dict[str, Any], by: str) -> Any:
+    def _best(self, variant: Variant, grid: TuningGrid, settings: dict[str, Any], by: str) -> Any:
         """The best value of a grid, None as long as it is not known."""
         if len(grid.values) == 1:
             return grid.values[0]
@@ -354,7 +354,7 @@ def rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, f
     return tried.status != "finished", -tried.reached, math.inf if cost is None else cost, final
 
 
-def at_edge(grid: Grid, best: int) -> bool:
+def at_edge(grid: TuningGrid, best: int) -> bool:
     """Whether a value beyond the grid might have been better still; beyond a fraction of 1 there is none."""
     values = grid.values
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

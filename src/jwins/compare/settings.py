@@ -14,7 +14,7 @@ from jwins.experiment.toml import toml_text
 
 __all__ = [
     "CompareConfig",
-    "Grid",
+    "TuningGrid",
     "Like",
     "TargetConfig",
     "TuneConfig",
@@ -109,7 +109,7 @@ def _check_values(values: Sequence[Any]) -> None:
             raise refuse(f"values[{index}]", values[index], "is in the list already")
 
 
-class Grid(Settings):
+class TuningGrid(Settings):
     """Values of one setting, of which the best is used."""
 
     key: Key = Field(description='the setting, such as "sharing.gamma"')
@@ -184,7 +184,7 @@ class VariantTable(Settings):
         default=None,
         description="variants of a group share full sharing, if one of them has it, and a baseline",
     )
-    tune: Grid | None = None
+    tune: TuningGrid | None = None
     bytes_as: str | None = Field(
         default=None, description="for random sampling: choose the fraction that sends this variant's bytes"
     )

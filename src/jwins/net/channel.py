@@ -26,7 +26,18 @@ from jwins.errors import PeerError
 from jwins.net.limits import CHUNK_BYTES, CONTROL_BYTES
 from jwins.net.sockets import acknowledged, not_sent
 
-__all__ = ["VERSION", "Begin", "Channel", "Control", "Go", "Hello", "Ping", "Pong", "Refused", "Sunk"]
+__all__ = [
+    "VERSION",
+    "Begin",
+    "Channel",
+    "Control",
+    "Go",
+    "ChannelHello",
+    "Ping",
+    "Pong",
+    "PeerRefused",
+    "Sunk",
+]
 
 VERSION = 1
 """Of this protocol; nodes of different versions do not talk."""
@@ -43,11 +54,11 @@ _quiet = logging.getLogger("jwins.net.websockets")
 _quiet.setLevel(logging.ERROR)  # the library's account of every frame; ours is in jwins.net
 
 
-class Refused(PeerError):  # noqa: N818  said of a peer, not of a program
+class PeerRefused(PeerError):  # noqa: N818  said of a peer, not of a program
     """A peer asked for, or did, what it may not. It is told, and it is counted."""
 
 
-class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
+class ChannelHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
     """First message of either side.
 
     Attributes:
@@ -97,9 +108,9 @@ class Sunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sunk"):
     size: _Count
 
 
-Control: TypeAlias = Hello | Go | Begin | Ping | Pong | Sunk
+Control: TypeAlias = ChannelHello | Go | Begin | Ping | Pong | Sunk
 
-C = TypeVar("C", Hello, Go)
+C = TypeVar("C", ChannelHello, Go)
 
 _decoder = msgspec.json.Decoder(Control)
 _encoder = msgspec.json.Encoder()
@@ -198,13 +209,13 @@ class Channel:
         """The next control message, or piece of a message.
 
         Raises:
-            Refused: the peer sent what it may not.
+            PeerRefused: the peer sent what it may not.
             PeerError: it ended the connection.
             OSError: the connection broke.
         """
         while not self._frames:
             if self.protocol.parser_exc is not None:
-                raise Refused(_violation(self.protocol.parser_exc))
+                raise PeerRefused(_violation(self.protocol.parser_exc))
             await self._read()
             self._keep(self.protocol.events_received())
         frame = self._frames.popleft()
@@ -216,24 +227,24 @@ class Channel:
             piece: bytes | bytearray | memoryview = frame.data
             return piece
         if frame.opcode is not Opcode.TEXT or not frame.fin:
-            raise Refused(f"a frame of a kind that has no place here ({frame.opcode.name})")
+            raise PeerRefused(f"a frame of a kind that has no place here ({frame.opcode.name})")
         if len(frame.data) > CONTROL_BYTES:
-            raise Refused(f"a control message that is too long ({len(frame.data)} bytes)")
+            raise PeerRefused(f"a control message that is too long ({len(frame.data)} bytes)")
         try:
             message: Control = _decoder.decode(frame.data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise Refused(f"not a control message ({error})") from None
+            raise PeerRefused(f"not a control message ({error})") from None
         return message
 
     async def control(self, kind: type[C]) -> C:
         """The next message, which must be of this kind.
 
         Raises:
-            Refused: it is another.
+            PeerRefused: it is another.
         """
         found = await self.receive()
         if not isinstance(found, kind):
-            raise Refused(f"expected {kind.__name__} and got {type(found).__name__}")
+            raise PeerRefused(f"expected {kind.__name__} and got {type(found).__name__}")
         return found
 
     async def _read(self) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jwins.errors import ConfigError, PeerError, UsageError
-from jwins.net.channel import VERSION, Begin, Channel, Hello, Ping, Pong, Sunk
+from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Ping, Pong, Sunk
 from jwins.net.dialling import dial
 from jwins.net.identity import read_key
 from jwins.net.limits import CHUNK_BYTES
@@ -187,8 +187,10 @@ async def _neighbour(
         return
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            channel.write(Hello(VERSION, me.id, member.id, secrets.token_hex(16), True, b"", time.time()))
-            hello = await channel.control(Hello)
+            channel.write(
+                ChannelHello(VERSION, me.id, member.id, secrets.token_hex(16), True, b"", time.time())
+            )
+            hello = await channel.control(ChannelHello)
         yield Finding(name, True, "has the certificate that the roster names, and knows ours")
         ahead_s = hello.clock - time.time()
         if abs(ahead_s) > CLOCK_S:

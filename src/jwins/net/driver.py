@@ -57,9 +57,9 @@ from jwins.node import (
     Command,
     Evaluate,
     Finished,
+    FrameRefused,
     PeerLost,
     PeerUp,
-    Refused,
     Rejoin,
     RequestKeyframe,
     Send,
@@ -392,7 +392,7 @@ class RealTimeDriver:
                     self._save(round)
                 case WakeAt(at):
                     self._ticks = sorted([*self._ticks, at])
-                case Refused(sender, round, reason):
+                case FrameRefused(sender, round, reason):
                     self._refuse(sender, f"frame of round {round}: {reason}")
                 case Finished():
                     self._end = command

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from jwins.errors import PeerError, UsageError
-from jwins.net.channel import VERSION, Begin, Channel, Control, Go, Hello, Ping, Pong, Refused, Sunk
+from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Control, Go, PeerRefused, Ping, Pong, Sunk
 from jwins.net.dialling import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.roster import Member, Roster
@@ -414,7 +414,7 @@ class TlsTransport:
                 )
                 writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
                 channel = await Channel.answer(reader, writer)
-                hello = await channel.control(Hello)
+                hello = await channel.control(ChannelHello)
                 fingerprint = presented_fingerprint(channel.ssl_object)
                 self._identify(hello, fingerprint)
                 state = self._peers[hello.id]
@@ -422,17 +422,17 @@ class TlsTransport:
                     self._may_connect(state)
                     await self._admit(hello, state)
                 elif state.probed:
-                    raise Refused("it measures already")
+                    raise PeerRefused("it measures already")
                 channel.write(self._hello(hello.id))
                 if not hello.probe and self.id > hello.id:
                     await channel.control(Go)
         except (PeerError, OSError, EOFError) as error:
             words = "not authenticated in time" if isinstance(error, TimeoutError) else in_words(error)
-            if isinstance(error, Refused) and channel is not None:
+            if isinstance(error, PeerRefused) and channel is not None:
                 channel.close(words, refused=True)
             if state is None:
                 self._count_stranger(words, address)
-            elif isinstance(error, Refused):
+            elif isinstance(error, PeerRefused):
                 self._count(hello.id, words)
             if writer is not None:
                 writer.close()
@@ -452,33 +452,37 @@ class TlsTransport:
         else:
             self._attach(hello.id, state, channel, hello, fingerprint, address)
 
-    def _identify(self, hello: Hello, fingerprint: str) -> None:
+    def _identify(self, hello: ChannelHello, fingerprint: str) -> None:
         if hello.version != VERSION:
-            raise Refused(f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)")
+            raise PeerRefused(
+                f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)"
+            )
         if hello.id not in self._roster or hello.id == self.id:
-            raise Refused("the id that it claims is no other member's of the roster here")
+            raise PeerRefused("the id that it claims is no other member's of the roster here")
         if fingerprint != self._roster[hello.id].x509.fingerprint:
-            raise Refused("its certificate is not the one that the roster here has for the id that it claims")
+            raise PeerRefused(
+                "its certificate is not the one that the roster here has for the id that it claims"
+            )
         if hello.to != self.id:
-            raise Refused(
+            raise PeerRefused(
                 f"it looks for another node; an address in a roster is wrong ({hello.to} there, {self.id} here)"
             )
 
     def _may_connect(self, state: PeerState) -> None:
         if self._closing:
-            raise Refused("this node is about to end")
+            raise PeerRefused("this node is about to end")
         if state.arrivals.take(1, self._loop.time()) > 0:
-            raise Refused("it connects too often")
+            raise PeerRefused("it connects too often")
 
-    def _hello(self, peer: int) -> Hello:
-        return Hello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
+    def _hello(self, peer: int) -> ChannelHello:
+        return ChannelHello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
 
-    async def _admit(self, hello: Hello, state: PeerState) -> None:
+    async def _admit(self, hello: ChannelHello, state: PeerState) -> None:
         """Return if a new connection is to be, beside the one that there may be."""
         while (link := state.link) is not None:
             if link.instance == hello.instance:
                 if self.id < hello.id and not self._is_silent(link):
-                    raise Refused("connected already")
+                    raise PeerRefused("connected already")
                 return
             before = link.received  # restarted, or started twice
             link.ping_due = True
@@ -488,7 +492,7 @@ class TlsTransport:
                     while state.link is link and link.received == before:
                         await asyncio.sleep(TWIN_S / 40)
             if link.received != before:
-                raise Refused("another process with the key of this node is connected; a node runs once")
+                raise PeerRefused("another process with the key of this node is connected; a node runs once")
             if state.link is link:
                 return
 
@@ -556,16 +560,16 @@ class TlsTransport:
             async with asyncio.timeout(self.limits.handshake_s):
                 channel, fingerprint = await dial(member, self._contexts, self.limits.handshake_s)
                 channel.write(self._hello(peer))
-                hello = await channel.control(Hello)
+                hello = await channel.control(ChannelHello)
                 if (hello.version, hello.id, hello.to) != (VERSION, peer, self.id):
-                    raise Refused(f"its Hello is of node {hello.id}, protocol {hello.version}")
+                    raise PeerRefused(f"its Hello is of node {hello.id}, protocol {hello.version}")
                 if self.id < peer:
                     await self._admit(hello, state)
                 else:
                     await channel.control(Go)
         except BaseException as error:
             if channel is not None:
-                if isinstance(error, Refused):
+                if isinstance(error, PeerRefused):
                     channel.close(str(error), refused=True)
                 channel.end()
             raise
@@ -574,7 +578,7 @@ class TlsTransport:
     # --- A connection's life ------------------------------------------------------------------------------
 
     def _attach(
-        self, peer: int, state: PeerState, channel: Channel, hello: Hello, fingerprint: str, address: str
+        self, peer: int, state: PeerState, channel: Channel, hello: ChannelHello, fingerprint: str, address: str
     ) -> None:
         if (
             self._closing
@@ -598,7 +602,7 @@ class TlsTransport:
     async def _live(self, link: Link, state: PeerState, work: _Work) -> None:
         try:
             await work(link, state)
-        except Refused as error:
+        except PeerRefused as error:
             self._count(link.peer, str(error))
             link.channel.close(str(error), refused=True)
             self._lose(link, str(error))
@@ -651,9 +655,9 @@ class TlsTransport:
             link.received += 1
             if isinstance(found, Begin):
                 if missing is not None:
-                    raise Refused("a message began before the last one ended")
+                    raise PeerRefused("a message began before the last one ended")
                 if found.size > self.limits.message_bytes:
-                    raise Refused(f"a message longer than {self.limits.message_bytes} bytes was announced")
+                    raise PeerRefused(f"a message longer than {self.limits.message_bytes} bytes was announced")
                 missing = found.size
             elif isinstance(found, Ping):
                 link.pong_due = found.token
@@ -662,9 +666,9 @@ class TlsTransport:
                 if found.token == link.pings:
                     state.round_trip_s = self._loop.time() - link.pinged
             elif isinstance(found, Control):
-                raise Refused(f"a {type(found).__name__} that has no place here")
+                raise PeerRefused(f"a {type(found).__name__} that has no place here")
             elif missing is None or not 0 < len(found) <= missing:
-                raise Refused("a piece that belongs to no message")
+                raise PeerRefused("a piece that belongs to no message")
             else:
                 assembled.write(found)
                 missing -= len(found)

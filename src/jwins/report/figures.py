@@ -20,7 +20,7 @@ from jwins.report.networks import topology_chart
 from jwins.report.pareto import pareto_chart
 from jwins.report.partitions import Partition, partition_chart
 from jwins.report.settings import described
-from jwins.report.studies import Study, Variant, network
+from jwins.report.studies import Study, StudyVariant, network
 from jwins.report.words import capital, names_only, spaced
 from jwins.results.record import Record
 from jwins.run.parts import build_partition, build_task, build_topology, partition_counts
@@ -129,8 +129,8 @@ def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
 
 
 def _each_setting(
-    study: Study, figures: Figures, what: str, key_of: Callable[[Variant], object]
-) -> Iterator[tuple[Variant, str, str]]:
+    study: Study, figures: Figures, what: str, key_of: Callable[[StudyVariant], object]
+) -> Iterator[tuple[StudyVariant, str, str]]:
     """Variants of which no earlier one has the same key, with an end for titles and one for names of files."""
     seen: list[object] = []
     for variant in study.variants:
@@ -146,7 +146,7 @@ def _each_setting(
 
 
 def _add_topologies(study: Study, figures: Figures) -> None:
-    def key_of(variant: Variant) -> object:
+    def key_of(variant: StudyVariant) -> object:
         start = variant.group.records[0].start
         return [variant.tables.get("topology"), start.num_nodes, start.seed]
 
@@ -183,7 +183,7 @@ def _topology_caption(graph: Graph, table: Any, seed: int, *, changes: bool) -> 
 
 
 def _add_partitions(study: Study, figures: Figures) -> None:
-    def key_of(variant: Variant) -> object:
+    def key_of(variant: StudyVariant) -> object:
         return variant.group.records[0].start.fingerprints.get("partition", "")
 
     for variant, where, end in _each_setting(study, figures, "partitions", key_of):

@@ -10,7 +10,7 @@ from jwins.report.bars import bytes_by_part, parts_sent
 from jwins.report.colours import PARTS
 from jwins.report.curves import Up, means
 from jwins.report.studies import Study
-from jwins.report.tables import Cell, Table, metrics_table, reach_table
+from jwins.report.tables import Table, TableCell, metrics_table, reach_table
 from jwins.report.words import (
     NEVER,
     capital,
@@ -100,7 +100,7 @@ def bytes_table(study: Study) -> Table:
     for group in study.groups:
         parts = bytes_by_part(group)
         total = sum(parts.values())
-        cells = [Cell(size(parts[p]), f"{parts[p] / total * 100:.1f} %" if total else "") for p in sent]
+        cells = [TableCell(size(parts[p]), f"{parts[p] / total * 100:.1f} %" if total else "") for p in sent]
         rows.append([group.name, *cells, size(total)])
     meaning = {
         "header": "header: frame headers, lengths and checksums",

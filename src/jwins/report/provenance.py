@@ -10,8 +10,8 @@ from typing import Any
 
 from jwins.experiment.toml import write_toml
 from jwins.report.settings import compared_settings, described, differing_keys, flat, without_folders
-from jwins.report.studies import Study, Variant
-from jwins.report.tables import Cell, Table
+from jwins.report.studies import Study, StudyVariant
+from jwins.report.tables import Table, TableCell
 from jwins.report.words import NEVER, and_list, shown, spaced
 
 __all__ = [
@@ -176,14 +176,14 @@ def runs_table(study: Study) -> Table:
             reason = record.end.reason if record.end is not None else ""
             rows.append(
                 [
-                    Cell(group.name, f"seed {record.start.seed}"),
-                    Cell(record.status, reason, kind="" if record.status == "finished" else "bad"),
+                    TableCell(group.name, f"seed {record.start.seed}"),
+                    TableCell(record.status, reason, kind="" if record.status == "finished" else "bad"),
                     str(record.rounds),
-                    Cell(f"{record.evaluations[-1].time_s:.1f}", "" if study.clock else record.clock),
-                    Cell(record.start.digest, kind="code"),
-                    Cell(sha if len(sha) < 20 else sha[:16] + "…", kind="code", tip=sha),
+                    TableCell(f"{record.evaluations[-1].time_s:.1f}", "" if study.clock else record.clock),
+                    TableCell(record.start.digest, kind="code"),
+                    TableCell(sha if len(sha) < 20 else sha[:16] + "…", kind="code", tip=sha),
                     record.start.batching,
-                    Cell(record.folder.resolve().relative_to(parent).as_posix(), kind="code"),
+                    TableCell(record.folder.resolve().relative_to(parent).as_posix(), kind="code"),
                 ]
             )
     seconds = f"{study.clock} s".strip()
@@ -196,8 +196,8 @@ def fingerprints_table(study: Study) -> Table:
     names = list(dict.fromkeys(name for record in study.records for name in record.start.fingerprints))
     rows: list[list[str]] = [
         [
-            Cell(group.name, f"seed {record.start.seed}"),
-            *(Cell(record.start.fingerprints.get(name, NEVER), kind="code") for name in names),
+            TableCell(group.name, f"seed {record.start.seed}"),
+            *(TableCell(record.start.fingerprints.get(name, NEVER), kind="code") for name in names),
         ]
         for group in study.groups
         for record in group.records
@@ -216,7 +216,7 @@ def versions(study: Study) -> list[tuple[str, str]]:
     return [(key, " / ".join(values)) for key, values in found.items()]
 
 
-def configuration(variant: Variant) -> str:
+def configuration(variant: StudyVariant) -> str:
     """A variant's configuration as TOML, without what is of one run only, and without folders."""
     tables = without_folders(variant.tables)
     for section, keys in (("run", ("folder", "seed")), ("task", ("data",))):

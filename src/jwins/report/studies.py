@@ -24,11 +24,11 @@ from jwins.results.record import Record, samples_note, start_and_end
 from jwins.run.folder import variant_folder
 from jwins.run.parts import raw_bytes_per_node
 
-__all__ = ["Study", "Variant", "gather", "network"]
+__all__ = ["Study", "StudyVariant", "gather", "network"]
 
 
 @dataclass(frozen=True)
-class Variant:
+class StudyVariant:
     """The runs of one experiment over its seeds.
 
     Attributes:
@@ -60,7 +60,7 @@ class Study:
     """
 
     name: str
-    variants: tuple[Variant, ...]
+    variants: tuple[StudyVariant, ...]
     target: Target
     full: str | None
     final_over: int = 1
@@ -281,8 +281,8 @@ def _target(table: Mapping[str, Any]) -> Target:
 
 def _compared_study(
     name: str,
-    own: list[Variant],
-    everyone: Sequence[Variant],
+    own: list[StudyVariant],
+    everyone: Sequence[StudyVariant],
     rows: Mapping[str, Mapping[str, Any]],
     summary: Mapping[str, Any],
     metric: str | None,
@@ -363,14 +363,14 @@ def _single_runs(found: Sequence[_Found], metric: str | None) -> Study:
     return _study(title, _variants(list(unique.values())), metric, notes=notes)
 
 
-def _variants(found: Sequence[_Found]) -> list[Variant]:
+def _variants(found: Sequence[_Found]) -> list[StudyVariant]:
     """Runs that differ in their seed only are one variant; different ones get different names."""
     by_config: dict[str, list[_Found]] = {}
     for run in found:
         what = [run.name, run.record.start.clock, compared_settings(run.tables)]
         by_config.setdefault(json.dumps(what, sort_keys=True), []).append(run)
     names = [runs[0].name for runs in by_config.values()]
-    variants: list[Variant] = []
+    variants: list[StudyVariant] = []
     for index, runs in enumerate(by_config.values()):
         name = runs[0].name
         if names.count(name) > 1:
@@ -382,7 +382,7 @@ def _variants(found: Sequence[_Found]) -> list[Variant]:
         raw = tuple(_raw_bytes(record, runs[0].tables) for record in records)
         sharing = runs[0].tables.get("sharing")
         algorithm = str(sharing.get("kind", "own")) if isinstance(sharing, Mapping) else "own"
-        variants.append(Variant(Group(name, algorithm, records, raw), runs[0].tables))
+        variants.append(StudyVariant(Group(name, algorithm, records, raw), runs[0].tables))
     return variants
 
 
@@ -398,7 +398,7 @@ def _distinction(namesakes: Sequence[_Found], run: _Found) -> str:
 
 def _study(
     name: str,
-    variants: Sequence[Variant],
+    variants: Sequence[StudyVariant],
     metric: str | None,
     *,
     notes: Sequence[str],

@@ -30,7 +30,7 @@ from jwins.results.lines import Line, line_of
 from jwins.runfiles.atomic import write_atomically
 
 __all__ = [
-    "Cell",
+    "TableCell",
     "Table",
     "columns",
     "head_and_rows",
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-class Cell(str):
+class TableCell(str):
     """What a table says in one place: a text of one line, and how the page lays it out in two.
 
     Attributes:
@@ -61,7 +61,7 @@ class Cell(str):
 
     def __new__(
         cls, text: str, aside: str = "", *, value: str | None = None, kind: str = "", tip: str = ""
-    ) -> Cell:
+    ) -> TableCell:
         """A cell.
 
         Args:
@@ -85,7 +85,7 @@ class Table:
         name: of its CSV file, and of its entry in ``summary.json``.
         title: in words.
         head: headings.
-        rows: as text; a :class:`Cell` where the page lays it out in two lines.
+        rows: as text; a :class:`TableCell` where the page lays it out in two lines.
         data: the same in full precision, one flat dict per row.
         notes: sentences below it.
     """
@@ -119,15 +119,15 @@ class _Row:
     reference: Line | None = None
     mixed: bool = False
 
-    def variant(self) -> Cell:
+    def variant(self) -> TableCell:
         line = self.line
         tuned = f" ({line.tuned})" if line.tuned else ""
-        return Cell(line.variant + tuned, line.tuned, value=line.variant)
+        return TableCell(line.variant + tuned, line.tuned, value=line.variant)
 
-    def seeds(self) -> Cell:
-        return Cell(str(self.line.seeds))
+    def seeds(self) -> TableCell:
+        return TableCell(str(self.line.seeds))
 
-    def final(self) -> Cell:
+    def final(self) -> TableCell:
         line = self.line
         text = spread_text(line.final, line.final_sd, percent=self.percent)
         beside = (
@@ -136,69 +136,69 @@ class _Row:
             else [f"± {final_text(line.final_sd, percent=self.percent, unit=False)}"]
         )
         beside += [f"{line.counted} of {line.seeds} seeds"] if 0 < line.counted < line.seeds else []
-        return Cell(
+        return TableCell(
             text + of_seeds(line.counted, line.seeds),
             ", ".join(beside),
             value=final_text(line.final, percent=self.percent),
         )
 
-    def difference(self) -> Cell:
+    def difference(self) -> TableCell:
         line, percent = self.line, self.percent
         if line.difference is None or math.isnan(line.difference):
-            return Cell(NEVER)
+            return TableCell(NEVER)
         stated = stated_difference(line, self.reference, percent=percent)
         text = difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
         value, low, high = map(
             minus, difference_texts(line.difference, line.difference_half, percent=percent, stated=stated)
         )
         to = f" (to {line.reference})" if self.mixed else ""
-        return Cell(
+        return TableCell(
             text, f"one seed{to}" if line.difference_half is None else f"{low} to {high}{to}", value=value
         )
 
-    def sent(self) -> Cell:
-        return Cell(size(self.line.bytes_per_node))
+    def sent(self) -> TableCell:
+        return TableCell(size(self.line.bytes_per_node))
 
-    def saving_raw(self) -> Cell:
-        return Cell(share(self.line.saving_raw))
+    def saving_raw(self) -> TableCell:
+        return TableCell(share(self.line.saving_raw))
 
-    def saving_codec(self) -> Cell:
-        return Cell(NEVER if self.line.saving_codec is None else share(self.line.saving_codec))
+    def saving_codec(self) -> TableCell:
+        return TableCell(NEVER if self.line.saving_codec is None else share(self.line.saving_codec))
 
-    def bytes_to_target(self) -> Cell:
+    def bytes_to_target(self) -> TableCell:
         line = self.line
         if line.bytes_to_target is None:
-            return Cell(NEVER, value="never reached", kind="bad")
+            return TableCell(NEVER, value="never reached", kind="bad")
         beside = []
         if self.full is not None and self.full.bytes_to_target:
             beside = [f"{line.bytes_to_target / self.full.bytes_to_target:.2f} × full"]
         beside += [] if line.reached == line.seeds else [f"{line.reached} of {line.seeds} seeds"]
         return self._to_target(size(line.bytes_to_target), ", ".join(beside))
 
-    def rounds_to_target(self) -> Cell:
+    def rounds_to_target(self) -> TableCell:
         rounds = self.line.rounds_to_target
-        return Cell(NEVER) if rounds is None else self._to_target(f"{rounds:.0f}")
+        return TableCell(NEVER) if rounds is None else self._to_target(f"{rounds:.0f}")
 
-    def seconds_to_target(self) -> Cell:
+    def seconds_to_target(self) -> TableCell:
         seconds, full = self.line.seconds_to_target, self.full
         if seconds is None:
-            return Cell(NEVER)
+            return TableCell(NEVER)
         times = ""
         if full is not None and full.seconds_to_target:
             times = f"{seconds / full.seconds_to_target:.2f} × full"
         return self._to_target(f"{seconds:.1f}", times)
 
-    def _to_target(self, value: str, aside: str = "") -> Cell:
-        return Cell(value + of_seeds(self.line.reached, self.line.seeds), aside, value=value)
+    def _to_target(self, value: str, aside: str = "") -> TableCell:
+        return TableCell(value + of_seeds(self.line.reached, self.line.seeds), aside, value=value)
 
-    def overhead(self) -> Cell:
-        return Cell(NEVER if self.line.overhead is None else share(self.line.overhead))
+    def overhead(self) -> TableCell:
+        return TableCell(NEVER if self.line.overhead is None else share(self.line.overhead))
 
-    def status(self) -> Cell:
-        return Cell(self.line.status, kind="" if self.line.status == "finished" else "bad")
+    def status(self) -> TableCell:
+        return TableCell(self.line.status, kind="" if self.line.status == "finished" else "bad")
 
 
-_IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], Cell]], ...] = (
+_IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
     ("variant", _Row.variant),
     ("final {metric}", _Row.final),
     ("bytes/node", _Row.sent),
@@ -335,7 +335,7 @@ def reach_table(reached: Sequence[Reach], target: Target) -> Table:
         rows.append(
             [
                 row.variant,
-                Cell(f"{value} ({row.meaning})" if row.meaning else value, row.meaning, value=value),
+                TableCell(f"{value} ({row.meaning})" if row.meaning else value, row.meaning, value=value),
                 f"{row.reached}/{row.seeds}" if row.reached else "never",
                 NEVER if row.bytes_per_node is None else size(row.bytes_per_node),
                 NEVER if row.rounds is None else f"{row.rounds:.0f}",

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from jwins.report.tables import Cell
+from jwins.report.tables import TableCell
 
 __all__ = ["templates"]
 
@@ -48,6 +48,6 @@ def breakable(name: object) -> Markup:
     return Markup(re.sub(r"(?<=\w)([._])(?=\w)", r"\1<wbr>", str(escape(_kept_together(name)))))
 
 
-def _cells(row: Sequence[str]) -> list[Cell]:
+def _cells(row: Sequence[str]) -> list[TableCell]:
     """A table's row in which every text is a cell."""
-    return [text if isinstance(text, Cell) else Cell(text) for text in row]
+    return [text if isinstance(text, TableCell) else TableCell(text) for text in row]

@@ -42,9 +42,9 @@ from jwins.node import (
     Command,
     Evaluate,
     Finished,
+    FrameRefused,
     PeerLost,
     PeerUp,
-    Refused,
     Rejoin,
     RequestKeyframe,
     RosterChanged,
@@ -351,7 +351,7 @@ class SimulatedDriver:
                         self._checkpoint_due = round
                 case WakeAt(at):
                     self._queue.push(at, NodeEvent(node, Tick()))
-                case Refused(sender, round, reason):
+                case FrameRefused(sender, round, reason):
                     self._refused.append((node, sender, round, reason))
                 case Finished(status, round):
                     self._completed(node, round)
