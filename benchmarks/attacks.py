@@ -40,7 +40,7 @@ VICTIM, HONEST, ATTACKER = range(3)
 NAMES = ("victim", "honest", "attacker")
 FIRST_PORT = 27520
 TIMEOUT_S = 0.5
-MOST_BYTES = 3000
+MAX_BYTES = 3000
 """Longer frames are left out of what is damaged: a million must pass in minutes."""
 MORE_THAN_NORMAL_BYTES = 128 << 20
 ROUND_AT = 12  # docs/reference/wire.md
@@ -173,7 +173,7 @@ def inputs(dim: int, digest: bytes) -> list[bytes]:
         KeyframeRequest(ATTACKER, 0),
     ]
     packed = [pack(message, codec("pco"), digest).data for message in messages]
-    return [data for data in packed if len(data) <= MOST_BYTES]
+    return [data for data in packed if len(data) <= MAX_BYTES]
 
 
 def fuzzed(some: list[bytes], round: int, rng: np.random.Generator) -> bytes:

@@ -48,7 +48,7 @@ SHARINGS: dict[str, dict[str, Any]] = {"full": {"kind": "full"}, "jwins": {"kind
 CALIBRATION_ROUNDS = 6
 ROUNDS_PER_FULL_ROUND = 3
 """So many times the rounds of full sharing are measured of JWINS, whose rounds differ: fractions are drawn."""
-MOST_OFF = 0.15
+MAX_ERROR = 0.15
 
 
 def main() -> None:
@@ -335,7 +335,7 @@ def report(found: Mapping[str, Compared]) -> None:
         f"{full.virtual_s / other.virtual_s:.2f} times on the virtual clock"
     )
     furthest = max(abs(one.off) for one in found.values())
-    print(f"virtual against real: {100 * furthest:.1f} % apart at most: {verdict(furthest, at_most=MOST_OFF)}")
+    print(f"virtual against real: {100 * furthest:.1f} % apart at most: {verdict(furthest, at_most=MAX_ERROR)}")
 
 
 if __name__ == "__main__":

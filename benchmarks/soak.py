@@ -32,7 +32,7 @@ from benchmarks.report import table
 from jwins.run.launch import Launched, NodeView, launch
 
 WARM_UP_ROUNDS = 30
-LEAST_SAMPLES = 8
+MIN_SAMPLES = 8
 SAMPLE_EVERY_S = 2.0
 TIMEOUT_S = 120.0
 """Longer than a restart takes, so that no round is merged without the node that was killed."""
@@ -95,7 +95,7 @@ def warm(segments: dict[int, list[Sample]], after: int) -> list[list[Sample]]:
     for samples in segments.values():
         first = max(after, samples[0][0] + WARM_UP_ROUNDS)
         rest = [sample for sample in samples if sample[0] >= first]
-        if len(rest) >= LEAST_SAMPLES and rest[-1][0] > rest[0][0]:
+        if len(rest) >= MIN_SAMPLES and rest[-1][0] > rest[0][0]:
             found.append(rest)
     return found
 

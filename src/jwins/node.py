@@ -46,9 +46,9 @@ from jwins.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.wire.frame import ROSTER_VERSIONS, Frame, KeyframeRequest, Packed, Wire
 
 __all__ = [
-    "LARGEST_PARAMETER",
+    "MAX_PARAMETER",
     "MAX_ROUNDS_AHEAD",
-    "MOST_OF_OWN",
+    "MAX_MAGNITUDE_RATIO",
     "STATE_TYPES",
     "Checkpoint",
     "Command",
@@ -80,12 +80,12 @@ MAX_ROUNDS_AHEAD = 64
 """Frames further ahead than this are refused. In a static graph without deadlines a neighbour is at most one
 round ahead, in one drawn anew each round about a diameter; the limit bounds the memory a peer can take."""
 
-LARGEST_PARAMETER = 1e30
+MAX_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
-MOST_OF_OWN = 1e6
-"""What ``Rules.most_of_own`` is between machines. No round of training and no transform takes an honest model
+MAX_MAGNITUDE_RATIO = 1e6
+"""What ``Rules.max_magnitude_ratio`` is between machines. No round of training and no transform takes an honest model
 so far from a neighbour's, be it compared before or after its own training; a damaged number usually is."""
 
 
@@ -103,7 +103,7 @@ class Rules:
         checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
         deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
         consensus_rounds: how many of them, at the end, share the merged model without training it.
-        most_of_own: frames with a value beyond so many times the node's own largest parameter, or times 1 if
+        max_magnitude_ratio: frames with a value beyond so many times the node's own largest parameter, or times 1 if
             that is larger, are refused.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
@@ -118,7 +118,7 @@ class Rules:
     deadline_s: float | None = None
     project: Callable[[Tensor], Tensor] | None = None
     consensus_rounds: int = 0
-    most_of_own: float = math.inf
+    max_magnitude_ratio: float = math.inf
 
     @property
     def training_rounds(self) -> int:
@@ -319,7 +319,7 @@ class Finished:
 
     Attributes:
         status: ``finished``, ``stopped``, or ``diverged`` if parameters stopped being finite (or grew beyond
-            :data:`LARGEST_PARAMETER`).
+            :data:`MAX_PARAMETER`).
         round: completed rounds.
         reason: in words, unless it finished.
     """
@@ -734,15 +734,15 @@ class Node:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
         if not frame.update.is_finite():
             return "a value is not finite"
-        if math.isfinite(self.rules.most_of_own):
+        if math.isfinite(self.rules.max_magnitude_ratio):
             own = max(1.0, largest_magnitude(self.params))
-            if (largest := frame.update.largest()) > self.rules.most_of_own * own:
+            if (largest := frame.update.largest()) > self.rules.max_magnitude_ratio * own:
                 return f"a value of {largest:.3g}, where no parameter of this node is beyond {own:.3g}"
         return None
 
 
 def _diverged(params: Tensor) -> bool:
-    return not largest_magnitude(params) <= LARGEST_PARAMETER  # NaN compares as False
+    return not largest_magnitude(params) <= MAX_PARAMETER  # NaN compares as False
 
 
 # What is not in this table is a mistake of the driver. Once done or failed, a node only ignores.

@@ -325,7 +325,7 @@ def test_values_far_beyond_the_own_parameters_are_refused_where_that_is_asked(
     own: float, value: float, taken: bool
 ) -> None:
     for most, refused in ((10.0, not taken), (math.inf, False)):
-        node = make(params=torch.full((P,), own), most_of_own=most)
+        node = make(params=torch.full((P,), own), max_magnitude_ratio=most)
         node.start(0.0)
         assert kinds(node.handle(received(1, 0, value), 0.0)) == (["FrameRefused"] if refused else [])
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jwins.errors import ConfigError
-from jwins.ops.quantize import MOST_STEPS, absmax_scales, blocks, to_dithered, to_either_side, to_nearest
+from jwins.ops.quantize import MAX_STEPS, absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing import AbsmaxQuantizer, UniformQuantizer
 from jwins.update import Quantized, Update, dither, identical
@@ -97,9 +97,9 @@ def test_stochastic_rounding_has_no_bias(value: float) -> None:
 
 
 def test_symbols_end_where_int32_does() -> None:
-    x = torch.tensor([3e38, -3e38, 2.0**31, float(MOST_STEPS)])
+    x = torch.tensor([3e38, -3e38, 2.0**31, float(MAX_STEPS)])
     for symbols in (to_nearest(x), to_dithered(x, torch.zeros(4)), to_either_side(x, torch.zeros(4))):
-        assert symbols.tolist() == [MOST_STEPS, -MOST_STEPS, MOST_STEPS, MOST_STEPS]
+        assert symbols.tolist() == [MAX_STEPS, -MAX_STEPS, MAX_STEPS, MAX_STEPS]
 
 
 @given(st.integers(0, 500), st.integers(1, 100))

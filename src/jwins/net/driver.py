@@ -76,7 +76,7 @@ __all__ = ["NodeEvaluation", "RealTimeDriver", "WallOutcome", "WallProgress", "h
 _FIRST_WORD_S = 5.0
 """A node says for whom it waits after so many seconds, and then each time that twice as many have passed."""
 _SOON_S = 1.0
-_LONGEST_POLL_S = 1.0
+_MAX_POLL_S = 1.0
 """So often at least the driver asks whether it should stop and tries again to send what did not fit a queue."""
 
 
@@ -364,7 +364,7 @@ class RealTimeDriver:
     def _timeout_s(self) -> float:
         if self._training is not None and self._training[1].done():
             return 0.0
-        due = [*self._ticks[:1], self.now + _LONGEST_POLL_S]
+        due = [*self._ticks[:1], self.now + _MAX_POLL_S]
         if self._wait is not None:
             since = self._wait.since
             due += [since + self.limit_s(peer) for peer in self._missing()]
@@ -822,7 +822,7 @@ class RealTimeDriver:
         while not self._stop() and (left := until - time.monotonic()) > 0:
             if not any(known.is_awaited for known in self.peers.values()):
                 return
-            event = self.transport.poll(min(left, _LONGEST_POLL_S))
+            event = self.transport.poll(min(left, _MAX_POLL_S))
             if event is not None:
                 self._on_link(event)
 

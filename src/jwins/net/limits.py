@@ -39,7 +39,7 @@ class Limits:
         dead_s: a peer that is not heard, or does not read, for so long is cut off. Longer than native code may
             keep the interpreter of the other side.
         retry_s: time until the second attempt to connect; it doubles with each, and is varied by half.
-        retry_most_s: longest time between two attempts.
+        max_retry_s: longest time between two attempts.
     """
 
     message_bytes: int = 128 * MIB
@@ -56,7 +56,7 @@ class Limits:
     silent_s: float = 20.0
     dead_s: float = 180.0
     retry_s: float = 0.25
-    retry_most_s: float = 8.0
+    max_retry_s: float = 8.0
 
     @classmethod
     def of_messages(cls, longest: int) -> Self:

@@ -10,10 +10,10 @@ __all__ = ["TIMEOUT_S", "NeighbourTimeout"]
 
 TIMEOUT_S = Within("a time in seconds", 0, open_low=True)
 
-_TIMES_LONGEST = 3.0
+_FACTOR_OF_SLOWEST = 3.0
 """A frame may take thrice as long as the slowest of late: twice is what a neighbour takes that has to share its
 processor with one more process."""
-_MOST_TIMES = 20.0
+_MAX_FACTOR = 20.0
 """However slow the others have been, a wait ends: a peer that answers just in time cannot stretch it more."""
 _REMEMBERED = 64
 _SUSPECT_AFTER = 3
@@ -50,9 +50,9 @@ class NeighbourTimeout:
     def limit_s(self) -> float:
         """How long to wait for a neighbour that has been connected."""
         longest = max(self._seen, default=0.0)
-        return min(max(self.timeout_s, _TIMES_LONGEST * longest), self.first_s)
+        return min(max(self.timeout_s, _FACTOR_OF_SLOWEST * longest), self.first_s)
 
     @property
     def first_s(self) -> float:
         """How long to wait for a neighbour that has never been connected."""
-        return _MOST_TIMES * self.timeout_s
+        return _MAX_FACTOR * self.timeout_s

@@ -30,7 +30,7 @@ from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.roster import Member, Roster, providers_of, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.net.transport_interface import Transport
-from jwins.node import MOST_OF_OWN, Rules
+from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.runfiles.lock import locked
 from jwins.runfiles.rows import StartRow, read_rows
 from jwins.sharing import Sharing
@@ -185,7 +185,7 @@ class Peer:
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
-            most_of_own=MOST_OF_OWN,
+            max_magnitude_ratio=MAX_MAGNITUDE_RATIO,
         )
         if transport is None:
             changing = members.topology.changes

@@ -10,7 +10,7 @@ from jwins.wire.frame import Packed
 __all__ = ["PeerSession", "BufferedFrame"]
 
 _MAX_BUFFER_BYTES = 64 * 2**20
-_MIN_BUFFERED = 2
+_MIN_BUFFERED_FRAMES = 2
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class PeerSession:
         """Add a frame, and forget the oldest beyond ``max_rounds`` or beyond 64 MB; at least two are kept."""
         self.send_buffer.pop(round, None)
         self.send_buffer[round] = frame
-        while len(self.send_buffer) > _MIN_BUFFERED and (
+        while len(self.send_buffer) > _MIN_BUFFERED_FRAMES and (
             len(self.send_buffer) > max_rounds
             or sum(k.packed.size_bytes for k in self.send_buffer.values()) > _MAX_BUFFER_BYTES
         ):

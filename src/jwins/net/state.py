@@ -13,7 +13,7 @@ from jwins.net.transport_interface import LinkEvent, MessageReceived
 
 __all__ = ["Link", "PeerState", "Queued", "Rates", "Turns", "size_of", "tally"]
 
-MOST_REASONS = 64
+MAX_REASONS = 64
 
 CONTROL_SIZE = 64
 """What a control message counts in bytes per second."""
@@ -184,7 +184,7 @@ class Turns:
 def tally(counts: Counter[str], reason: str) -> str:
     """Count a reason without what varies in it: nobody may make this grow for ever."""
     kind = reason.partition(" (")[0]
-    if kind not in counts and len(counts) >= MOST_REASONS:
+    if kind not in counts and len(counts) >= MAX_REASONS:
         kind = "other reasons"
     counts[kind] += 1
     return kind

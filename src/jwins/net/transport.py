@@ -64,7 +64,7 @@ CONNECTIONS_AT_ONCE = 10.0
 
 QUIET_S = 60.0
 
-SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.02
+MIN_LOOK_S, MAX_LOOK_S = 0.001, 0.02
 """How often to look whether a message has left."""
 
 
@@ -538,7 +538,7 @@ class TlsTransport:
             state.dial.clear()
             if state.link is not None and not self._is_silent(state.link):
                 continue
-            pause = min(2 * pause, limits.retry_most_s)
+            pause = min(2 * pause, limits.max_retry_s)
             try:
                 await self._dial(peer, state)
             except Exception as error:
@@ -728,13 +728,13 @@ class TlsTransport:
 
     async def _gone(self, link: Link) -> None:
         """Wait until what was written has left this machine."""
-        pause, most = SHORTEST_LOOK_S, -1
+        pause, most = MIN_LOOK_S, -1
         while link.channel.waiting_bytes:
             if (arrived := link.channel.arrived_bytes) > most:
                 most, link.writing_since = arrived, self._awake_s
             self._write_signs(link)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_LOOK_S)
+            pause = min(2 * pause, MAX_LOOK_S)
         link.writing_since = None
 
     def _nudge(self, link: Link) -> None:

@@ -2,7 +2,7 @@
 
 The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband, and
 give back symbols. A symbol stands for its number of steps, changed by the offset and the dither of
-:class:`jwins.update.Quantized`. Symbols are int32; numbers of more than :data:`MOST_STEPS` steps are cut off
+:class:`jwins.update.Quantized`. Symbols are int32; numbers of more than :data:`MAX_STEPS` steps are cut off
 there.
 """
 
@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_STEPS", "absmax_scales", "blocks", "to_dithered", "to_either_side", "to_nearest"]
+__all__ = ["MAX_STEPS", "absmax_scales", "blocks", "to_dithered", "to_either_side", "to_nearest"]
 
-MOST_STEPS = 2**31 - 128
+MAX_STEPS = 2**31 - 128
 """The largest float32 that int32 holds."""
 
 _SMALLEST = 2.0**-126
-_LARGEST_BFLOAT16 = 3.3895313892515355e38
+_MAX_BFLOAT16 = 3.3895313892515355e38
 
 
 def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
@@ -102,9 +102,9 @@ def absmax_scales(values: Tensor, block: int, largest: int) -> Tensor:
     magnitudes = torch.nn.functional.pad(values.abs(), (0, padding)).view(-1, block).amax(dim=1)
     scales = (magnitudes / largest).clamp_(min=_SMALLEST)
     bits = scales.view(torch.int32)
-    raised = ((bits + 0xFFFF) & -0x10000).view(torch.float32).clamp_(max=_LARGEST_BFLOAT16)
+    raised = ((bits + 0xFFFF) & -0x10000).view(torch.float32).clamp_(max=_MAX_BFLOAT16)
     return torch.where(magnitudes > 0, raised, 1.0)
 
 
 def _symbols(whole: Tensor) -> Tensor:
-    return whole.clamp_(-MOST_STEPS, MOST_STEPS).to(torch.int32)
+    return whole.clamp_(-MAX_STEPS, MAX_STEPS).to(torch.int32)

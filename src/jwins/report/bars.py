@@ -76,7 +76,7 @@ def bytes_chart(groups: Sequence[Group]) -> Chart:
     return Chart("bytes-by-content", "Bytes per node", "", alt + ".", draw)
 
 
-_MOST_POINTS = 150
+_MAX_POINTS = 150
 
 
 def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *, percent: bool) -> Chart:
@@ -90,8 +90,8 @@ def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *
         if len(v)
     )
     caption = "One point per node and seed; the box holds the middle half, its line is the median."
-    if any(len(v) > _MOST_POINTS for v in values.values()):
-        caption += f" Where there are more than {_MOST_POINTS} points, evenly spaced quantiles are drawn."
+    if any(len(v) > _MAX_POINTS for v in values.values()):
+        caption += f" Where there are more than {_MAX_POINTS} points, evenly spaced quantiles are drawn."
 
     def draw(paper: bool) -> Drawing:
         figure, axes = _rows(list(values), paper=paper)
@@ -117,7 +117,7 @@ def _strip(
     low, middle, high = (float(q) for q in np.quantile(v, (0.25, 0.5, 0.75)))
     axes.barh(row, high - low, left=low, height=0.42, color=colour, alpha=0.22, linewidth=0, zorder=2)
     axes.plot([middle, middle], [row - 0.25, row + 0.25], color=colour, linewidth=2.6, zorder=4)
-    drawn = v if len(v) <= _MOST_POINTS else np.quantile(v, np.linspace(0, 1, _MOST_POINTS))
+    drawn = v if len(v) <= _MAX_POINTS else np.quantile(v, np.linspace(0, 1, _MAX_POINTS))
     # Points side by side, not on one another: a fixed low-discrepancy sequence instead of chance.
     up = ((np.arange(len(drawn)) * 0.6180339887) % 1.0 - 0.5) * 0.34
     axes.scatter(drawn, row + up, s=11, color=colour, alpha=0.7, linewidths=0, zorder=3)

@@ -49,7 +49,7 @@ OWN_COLOUR, OWN_MARKER = "#cc79a7", "P"
 """Of an algorithm that is not built in."""
 
 _SHADE_CONTRASTS = (3.2, 5.8, 10.5)
-_LEAST_ON_DARK, _STRONG = 3.6, 7.0
+_MIN_CONTRAST_ON_DARK, _STRONG = 3.6, 7.0
 
 
 def contrast(colour: str, other: str) -> float:
@@ -99,9 +99,9 @@ def _on_dark(colour: str) -> str:
     own = contrast(colour, PAGE)
     if own >= _STRONG:
         return _with_contrast(colour, _DARK_PAGE, own)
-    if contrast(colour, _DARK_PAGE) >= _LEAST_ON_DARK:
+    if contrast(colour, _DARK_PAGE) >= _MIN_CONTRAST_ON_DARK:
         return colour
-    return _with_contrast(colour, _DARK_PAGE, _LEAST_ON_DARK)
+    return _with_contrast(colour, _DARK_PAGE, _MIN_CONTRAST_ON_DARK)
 
 
 _SHADES = {kind: _shades(row.colour) for kind, row in ALGORITHMS.items()} | {"own": _shades(OWN_COLOUR)}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Figures", "figures_of"]
 
-_MOST_SETTINGS = 6
+_MAX_SETTINGS = 6
 """So many different graphs or partitions of one study are drawn."""
 
 
@@ -138,11 +138,11 @@ def _each_setting(
         if key in seen:
             continue
         seen.append(key)
-        if len(seen) <= _MOST_SETTINGS:
+        if len(seen) <= _MAX_SETTINGS:
             first = len(seen) == 1
             yield variant, "" if first else f" of {variant.group.name}", "" if first else f"-{len(seen)}"
-    if len(seen) > _MOST_SETTINGS:
-        figures.absent.append(f"{len(seen) - _MOST_SETTINGS} more {what} are not drawn.")
+    if len(seen) > _MAX_SETTINGS:
+        figures.absent.append(f"{len(seen) - _MAX_SETTINGS} more {what} are not drawn.")
 
 
 def _add_topologies(study: Study, figures: Figures) -> None:

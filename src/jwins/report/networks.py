@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["topology_chart"]
 
-_MOST_EDGES = 1500
+_MAX_EDGES = 1500
 """More edges than these are drawn as one picture within the figure, so that a page stays small."""
-_MOST_ARROWS = 400
+_MAX_ARROWS = 400
 _CIRCLE_NODES = 32
 _NAMED_NODES = 24
 
@@ -47,7 +47,7 @@ def topology_chart(slug: str, title: str, caption: str, graph: Graph) -> Chart:
         places = _places(graph)
         n = graph.num_nodes
         named = n <= _NAMED_NODES
-        _draw_edges(axes, places, pairs, arrows=directed and len(pairs) <= _MOST_ARROWS, named=named)
+        _draw_edges(axes, places, pairs, arrows=directed and len(pairs) <= _MAX_ARROWS, named=named)
         area = 300 if named else max(9.0, 2600 / n)
         axes.scatter(
             places[:, 0], places[:, 1], s=area, color=PARTS["values"], edgecolors=PAGE, linewidths=0.8, zorder=2
@@ -91,10 +91,10 @@ def _draw_edges(
         return
     from matplotlib.collections import LineCollection
 
-    width = 1.1 if len(pairs) <= 100 else 0.7 if len(pairs) <= _MOST_EDGES else 0.25
+    width = 1.1 if len(pairs) <= 100 else 0.7 if len(pairs) <= _MAX_EDGES else 0.25
     ends = [(places[i], places[j]) for i, j in pairs]
     lines = LineCollection(ends, colors=AXIS, linewidths=width, zorder=1)
-    lines.set_rasterized(len(pairs) > _MOST_EDGES)
+    lines.set_rasterized(len(pairs) > _MAX_EDGES)
     axes.add_collection(lines)
 
 

@@ -26,7 +26,7 @@ from jwins.results.groups import reach
 
 __all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
 
-_MOST_EVALUATIONS = 60
+_MAX_EVALUATIONS = 60
 """So many evaluations are in the table of what curves show; of more, evenly spaced ones."""
 
 
@@ -34,7 +34,7 @@ def evaluations_table(study: Study) -> Table:
     """The metric at each evaluation, mean over seeds: the numbers that curves are drawn through."""
     series = means(study.groups, Up.of_metric(study.target))
     rounds = sorted({number for points in series for number in points})
-    step = -(-len(rounds) // _MOST_EVALUATIONS) or 1
+    step = -(-len(rounds) // _MAX_EVALUATIONS) or 1
     chosen = sorted({*rounds[::step], *rounds[-1:]})
     rows = [
         [str(at), *(final_text(points.get(at, math.nan), percent=study.percent) for points in series)]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Partition", "partition_chart"]
 
-_MOST_COLUMNS, _DRAWN_COLUMNS, _MOST_CLASSES = 128, 96, 80
-_MOST_CELLS, _PICTURE = 2000, PARTS["positions"]
+_MAX_COLUMNS, _DRAWN_COLUMNS, _MAX_CLASSES = 128, 96, 80
+_MAX_CELLS, _PICTURE = 2000, PARTS["positions"]
 """More cells than these are drawn as one picture, whose colour is fixed and so must do on light and dark."""
 
 
@@ -61,7 +61,7 @@ class _Map:
     @property
     def colour(self) -> str:
         """Of the cells, of which more samples make more."""
-        return PARTS["values"] if self.drawn_cells <= _MOST_CELLS else _PICTURE
+        return PARTS["values"] if self.drawn_cells <= _MAX_CELLS else _PICTURE
 
     @property
     def drawn_cells(self) -> int:
@@ -128,14 +128,14 @@ def _map_of(partition: Partition) -> tuple[_Map, list[str]]:
         gone = len(names) - len(there)
         left_out.append(f"Nobody has samples of {gone} class{'es' if gone > 1 else ''}, left out here.")
         counts, names = counts[:, there], [names[i] for i in there]
-    if len(names) > _MOST_CLASSES:
-        order = np.sort(np.argsort(-counts.sum(axis=0), kind="stable")[: _MOST_CLASSES - 1])
+    if len(names) > _MAX_CLASSES:
+        order = np.sort(np.argsort(-counts.sum(axis=0), kind="stable")[: _MAX_CLASSES - 1])
         rest = counts.sum(axis=1) - counts[:, order].sum(axis=1)
         left_out.append(f"The {len(names) - len(order)} smallest classes are one row, “other”.")
         names = [*(names[i] for i in order), "other"]
         counts = np.concatenate([counts[:, order], rest[:, None]], axis=1)
     n = len(counts)
-    nodes = np.arange(n) if n <= _MOST_COLUMNS else np.linspace(0, n - 1, _DRAWN_COLUMNS).round().astype(int)
+    nodes = np.arange(n) if n <= _MAX_COLUMNS else np.linspace(0, n - 1, _DRAWN_COLUMNS).round().astype(int)
     if len(nodes) < n:
         left_out.append(f"Drawn are {len(nodes)} of {n} nodes, evenly spaced.")
     return _Map(counts[nodes].T, names, nodes), left_out
@@ -143,7 +143,7 @@ def _map_of(partition: Partition) -> tuple[_Map, list[str]]:
 
 def _draw_cells(axes: Axes, found: _Map) -> None:
     strength = found.strength(found.counts)
-    if found.drawn_cells <= _MOST_CELLS:
+    if found.drawn_cells <= _MAX_CELLS:
         filled = zip(*np.nonzero(found.counts), strict=True)
         _add_boxes(axes, [(i - 0.5, k - 0.5, 1.0, float(strength[k, i])) for k, i in filled], found.colour)
     else:

@@ -43,7 +43,7 @@ costs that is to be tested, however many samples there are."""
 _LARGER_BYTES = 200e6
 """By so much memory the larger calibration is to differ, as what a process takes anyway varies by some MB."""
 
-_FEWEST, _MOST = 12, 512
+_MIN_NODES, _MAX_NODES = 12, 512
 """Nodes of the larger calibration."""
 
 _GUESSED_VECTORS = 16
@@ -163,7 +163,7 @@ def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
 
 def _nodes_for(dim: int, most: int) -> int:
     wanted = math.ceil(_LARGER_BYTES / (4 * dim * _GUESSED_VECTORS))
-    return min(most, max(_FEWEST, min(_MOST, wanted)))
+    return min(most, max(_MIN_NODES, min(_MAX_NODES, wanted)))
 
 
 def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> Experiment:

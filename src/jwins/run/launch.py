@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Launched", "NodeFailedError", "NodeView", "launch"]
 
 _LOOK_EVERY_S = 0.2
-_MOST_RESTARTS = 100
+_MAX_RESTARTS = 100
 """A node that was killed by a signal is started again so often, in all."""
 _RESTART_AFTER_S = 1.0
 _FIRST_PORT, _PORTS = 20_000, 12_768
@@ -269,7 +269,7 @@ class _Nodes:
                 view.state = "starting"
                 (node_folder(self._folder, node) / "status.json").unlink(missing_ok=True)
                 process.popen = self._spawn(node, self._folder / "roster.toml")
-            elif code is not None and code < 0 and sum(v.restarts for v in self.views) < _MOST_RESTARTS:
+            elif code is not None and code < 0 and sum(v.restarts for v in self.views) < _MAX_RESTARTS:
                 process.popen, process.again_at = None, time.monotonic() + _RESTART_AFTER_S
                 view.state = "killed"
             elif code is not None:

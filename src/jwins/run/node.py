@@ -22,7 +22,7 @@ import msgspec
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
-from jwins.node import MOST_OF_OWN
+from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.runfiles import checkpoint
@@ -114,7 +114,7 @@ def on_wall_clock(pieces: Pieces) -> Pieces:
     """The same with a start row that says so, without the deadline of the virtual clock, and wary of others."""
     return replace(
         pieces,
-        rules=replace(pieces.rules, deadline_s=None, most_of_own=MOST_OF_OWN),
+        rules=replace(pieces.rules, deadline_s=None, max_magnitude_ratio=MAX_MAGNITUDE_RATIO),
         start=msgspec.structs.replace(pieces.start, clock="wall"),
     )
 

@@ -193,7 +193,7 @@ def own_evaluation_samples(
     return [last for last, _ in pairs], [early for _, early in pairs]
 
 
-_MOST_LABELS = 1000
+_MAX_LABELS = 1000
 """More labels than these are no classes that a figure could show."""
 
 
@@ -210,7 +210,7 @@ def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict
     labels = task.partition_labels()
     if labels is not None:
         values = np.unique(labels)
-        if len(values) <= _MOST_LABELS:
+        if len(values) <= _MAX_LABELS:
             found["labels"] = values.tolist()
             found["counts"] = [
                 np.bincount(np.searchsorted(values, labels[part]), minlength=len(values)).tolist()

@@ -17,7 +17,7 @@ __all__ = ["LARGEST", "decode_integers", "decode_positions", "encode_integers", 
 LARGEST = 2**32
 """Largest integer coded here: the largest gap between positions, and an int32 symbol after zigzag plus one."""
 
-_MOST_ZEROS = 32  # zeros before the digits of LARGEST
+_MAX_ZEROS = 32  # zeros before the digits of LARGEST
 _BLOCK_BITS = 1 << 16  # bits that may start a code word, handled at once: its arrays stay in the cache
 _MARGIN_BYTES = 16  # room behind a block for the rest of its last code word (at most 65 bits) and a 5-byte read
 _STRIDE = 32  # code words the walk through a block leaps over at a time
@@ -154,10 +154,10 @@ def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[In
     num_bits = 8 * len(block)
     stop = num_bits - 8 * _MARGIN_BYTES  # code words start before this bit
     places = np.arange(num_bits, dtype=np.int32)
-    ones = np.where(np.unpackbits(block), places, np.int32(num_bits + _MOST_ZEROS + 1))
+    ones = np.where(np.unpackbits(block), places, np.int32(num_bits + _MAX_ZEROS + 1))
     zeros = np.minimum.accumulate(ones[::-1])[::-1] - places
     link = places + 2 * zeros + 1
-    link[zeros > _MOST_ZEROS] = num_bits - 1  # not a code: leads out of the block
+    link[zeros > _MAX_ZEROS] = num_bits - 1  # not a code: leads out of the block
     link[stop:] = places[stop:]
     links = [link]
     while 2 ** len(links) <= _STRIDE:
@@ -176,8 +176,8 @@ def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[In
     num_words = min(int(np.searchsorted(table.ravel(), stop)), most)
     chain: Int64 = table.ravel()[:num_words].astype(np.int64)
     leading: Int64 = zeros[chain].astype(np.int64)
-    if int(leading.max()) > _MOST_ZEROS:
-        raise CodecError(f"Elias gamma: more than {_MOST_ZEROS} zeros before an integer")
+    if int(leading.max()) > _MAX_ZEROS:
+        raise CodecError(f"Elias gamma: more than {_MAX_ZEROS} zeros before an integer")
     return chain, leading
 
 
