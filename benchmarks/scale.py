@@ -24,11 +24,11 @@ from jwins.engines.simulator import Progress, SimulatedDriver
 from jwins.node import Rules
 from jwins.run.memory import peak_bytes
 from jwins.runfiles.rows import StartRow
+from jwins.scenario import Compute
 from jwins.sharing import full
 from jwins.topology import Regular
 from jwins.wire.codec import codec
 from jwins.wire.frame import Wire
-from jwins.world import Compute
 
 DEGREE = 4
 PARTS = ("training", "share and merge", "decoding", "driver")

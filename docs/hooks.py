@@ -34,7 +34,7 @@ def settings_table(name: str) -> str:
     """Return the table of all keys of an experiment or of a section of a comparison."""
     from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
     from jwins.experiment.experiment import Experiment
-    from jwins.experiment.keys import keys_of
+    from jwins.experiment.reference import keys_of
 
     keys = {
         "experiment": lambda: keys_of(Experiment),

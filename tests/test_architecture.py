@@ -96,7 +96,7 @@ def test_nothing_draws_from_a_global_generator(path: Path) -> None:
 CORE = (
     "rng.py",
     "update.py",
-    "world.py",
+    "scenario.py",
     "node.py",
     "sharing/base.py",
     "sharing/sparse.py",
@@ -144,7 +144,7 @@ LONG_FILES = {
     "experiment/plugins.py": "the tables of settings, one after the other",
     "net/driver.py": "one driver, as the simulator's",
     "net/transport.py": "who is connected with whom, and all that may end a connection",
-    "report/curves.py": "the figure of a comparison, from its curves to its legend",
+    "report/curve_charts.py": "the figure of a comparison, from its curves to its legend",
     "wire/entropy.py": "encoder, decoder and the odds that both must agree on",
     "node.py": "a third is the events, commands and state that it speaks of; the machine is read as a whole",
     "engines/simulator/driver.py": "one driver, from its events to what a checkpoint keeps",

@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from jwins.experiment.experiment import Experiment
     from jwins.experiment.load import load
     from jwins.net.peer import Peer
-    from jwins.run.engine import Ray
     from jwins.run.result import Result
-    from jwins.run.run import simulate
+    from jwins.run.run import Ray, simulate
 
 __all__ = ["Experiment", "Peer", "Ray", "Result", "__version__", "load", "simulate"]
 

@@ -18,18 +18,18 @@ import pytest
 
 from jwins import compare as comparing
 from jwins.compare import compare, workers
+from jwins.compare.comparability import check_like_for_like
 from jwins.compare.comparison import Comparison, load_comparison
-from jwins.compare.likeness import check_like_for_like
 from jwins.compare.plan import target_of
 from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.errors import ConfigError, DataError, ResumeError
-from jwins.report.charts import save_figure
-from jwins.report.curves import figure
+from jwins.report.chart import save_figure
+from jwins.report.curve_charts import figure
+from jwins.report.formatting import difference_text, share
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
-from jwins.report.words import difference_text, share
 from jwins.results.groups import Group, Target
-from jwins.results.lines import line_of, lines
 from jwins.results.record import Record, flat_rows, samples_note
+from jwins.results.summary_rows import line_of, lines
 from jwins.run import locked
 from jwins.runfiles.rows import Spread, TrafficSplit
 

@@ -17,15 +17,16 @@ import msgspec
 import pytest
 
 import jwins
-from jwins.compare import cells, compare, memory, summarize, workers
+from jwins.compare import compare, runner, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, load_comparison
 from jwins.compare.plan import Tried, at_edge, ended, plan, rank
 from jwins.compare.settings import TuningGrid
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.report.words import difference_text
+from jwins.report.formatting import difference_text
 from jwins.results.groups import overhead
 from jwins.results.intervals import paired, student_t_quantile
 from jwins.results.record import Record
+from jwins.run import memory
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted((ROOT / "experiments" / "paper").glob("*.toml"))
@@ -520,11 +521,11 @@ def test_setting_what_is_tuned_says_how(tmp_path: Path) -> None:
 
 
 def test_memory_bounds_the_runs_side_by_side() -> None:
-    assert memory.that_fit(4, 1e9, 10e9) == (4, "")
-    assert memory.that_fit(4, 1e9, None) == (4, "")
-    assert memory.that_fit(4, 4e9, 10e9)[0] == 2
-    assert memory.that_fit(4, 40e9, 10e9)[0] == 1
-    assert "1 run side by side instead of 4" in memory.that_fit(4, 40e9, 10e9)[1]
+    assert workers.runs_that_fit(4, 1e9, 10e9) == (4, "")
+    assert workers.runs_that_fit(4, 1e9, None) == (4, "")
+    assert workers.runs_that_fit(4, 4e9, 10e9)[0] == 2
+    assert workers.runs_that_fit(4, 40e9, 10e9)[0] == 1
+    assert "1 run side by side instead of 4" in workers.runs_that_fit(4, 40e9, 10e9)[1]
     free = memory.memory_free()
     assert free is None or free > 0
 
@@ -537,12 +538,12 @@ def test_runs_share_a_gpu_only_if_asked_to(monkeypatch: pytest.MonkeyPatch) -> N
         for number, cell in enumerate(load_comparison("digits-compare").cells()[:2])
     ]
     said: list[str] = []
-    monkeypatch.setattr(cells, "cores", lambda: 2)
-    assert cells._workers(todo, None, said.append) == 2
-    monkeypatch.setattr(cells, "resolve_device", lambda _: torch.device("cuda", 0))
-    assert cells._workers(todo, None, said.append) == 1
+    monkeypatch.setattr(runner, "cores", lambda: 2)
+    assert runner._workers(todo, None, said.append) == 2
+    monkeypatch.setattr(runner, "resolve_device", lambda _: torch.device("cuda", 0))
+    assert runner._workers(todo, None, said.append) == 1
     assert "share a GPU" in said[-1]
-    assert cells._workers(todo, 2, said.append) == 2
+    assert runner._workers(todo, 2, said.append) == 2
 
 
 def test_memory_grows_with_nodes_and_replicas() -> None:
@@ -644,7 +645,7 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     import torch
 
     from jwins.run import build, own_test_samples
-    from jwins.run.parts import own_evaluation_samples
+    from jwins.run.builders import own_evaluation_samples
 
     (tmp_path / "data").mkdir()
     tasks_of_the_contract().movielens_files(tmp_path / "data")
@@ -689,7 +690,7 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     import torch
 
     from jwins.run import build
-    from jwins.run.parts import evaluation_samples
+    from jwins.run.builders import evaluation_samples
 
     def of(**run: Any) -> Any:
         run = {"rounds": 8, "eval_every": 2, "eval_own": False, **run}

@@ -12,7 +12,7 @@ import pytest
 
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment, plugins
-from jwins.experiment.keys import keys_of
+from jwins.experiment.reference import keys_of
 from jwins.run import build_sharing, build_topology
 from jwins.sharing import Sharing
 

@@ -28,7 +28,7 @@ from jwins.experiment import (
     what_counts,
     what_identifies,
 )
-from jwins.experiment.keys import keys_of
+from jwins.experiment.reference import keys_of
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
 from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate

@@ -32,7 +32,7 @@ def test_without_the_extra_nothing_starts(
 
 
 def test_ray_is_loaded_only_when_asked_for() -> None:
-    modules = "jwins, jwins.run.run, jwins.compare.cells, jwins.cli"
+    modules = "jwins, jwins.run.run, jwins.compare.runner, jwins.cli"
     code = f"import sys, {modules}; jwins.Ray(actors=2); print('ray' in sys.modules)"
     assert run(code=code).stdout == "False\n"
 

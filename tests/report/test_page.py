@@ -29,10 +29,10 @@ from jwins.cli.app import app
 from jwins.compare import compare
 from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.report.charts import drawing_style, save
+from jwins.report.chart import drawing_style, save
 from jwins.report.colours import PARTS, THEME, styles_of
 from jwins.report.page import headline, render, write_page
-from jwins.report.partitions import Partition, partition_chart
+from jwins.report.partition_chart import Partition, partition_chart
 from jwins.report.studies import Study, StudyVariant, gather
 from jwins.report.templating import templates
 from jwins.results.groups import Target
@@ -624,8 +624,8 @@ def test_folders_without_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_large_graphs_and_partitions_stay_small(single: Path) -> None:
-    from jwins.report.charts import as_svg
-    from jwins.report.networks import topology_chart
+    from jwins.report.chart import as_svg
+    from jwins.report.topology_chart import topology_chart
     from jwins.topology import FullyConnected, OnePeerExponential, Regular, Star
 
     for topology in (

@@ -20,7 +20,7 @@ from jwins.errors import ConfigError, DataError, JwinsError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jwins.run.engine import Ray
+    from jwins.run.run import Ray
 
 __all__ = ["EPILOG", "Address", "EngineName", "app", "console_of", "engine_of", "errors_said", "leave", "main"]
 
@@ -141,7 +141,7 @@ def engine_of(name: str | None, address: str | None, actors: int | None = None) 
     if name != "ray":
         raise ConfigError("--engine", name, "expected ray; leave it out to run in this process")
     import jwins.engines.ray.cluster  # noqa: F401  says what to install, before anything starts
-    from jwins.run.engine import Ray
+    from jwins.run.run import Ray
 
     return Ray(actors=actors or 1, address=address)
 

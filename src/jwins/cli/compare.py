@@ -100,10 +100,10 @@ def compare(
             raise UsageError(
                 "--engine ray runs what the cluster has room for; leave out --jobs, --cell, --print-array"
             )
-        from jwins.compare.cells import compare as run_comparison
         from jwins.compare.comparison import load_comparison
+        from jwins.compare.runner import compare as run_comparison
         from jwins.compare.summary import summarize
-        from jwins.run.parts import advice
+        from jwins.run.builders import advice
         from jwins.training.allocator import keep_freed_memory
 
         given = [*(overrides or []), *data_override(data)]
@@ -117,7 +117,7 @@ def compare(
                 "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"
             )
         if print_array:
-            from jwins.compare.array import array_script
+            from jwins.compare.job_array import array_script
 
             typer.echo(array_script(chosen, _command(comparison, given, seeds, only), only or []), nl=False)
             return
@@ -166,7 +166,7 @@ def _command(comparison: str, given: Sequence[str], seeds: str | None, only: Seq
 
 
 def _run_cell(chosen: Comparison, cell: str, console: Console, only: Sequence[str], *, quiet: bool) -> None:
-    from jwins.compare.array import run_cell
+    from jwins.compare.job_array import run_cell
 
     def tell(progress: CellProgress) -> None:
         if not quiet and (progress.status != "running" or progress.round % 10 == 0):

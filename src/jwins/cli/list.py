@@ -19,7 +19,7 @@ def list_(
         console = console_of()
         if keys:
             from jwins.experiment.experiment import Experiment
-            from jwins.experiment.keys import keys_of
+            from jwins.experiment.reference import keys_of
 
             for key in keys_of(Experiment):
                 when = f" ({key.when})" if key.when else ""

@@ -123,7 +123,7 @@ def metrics_text(means: dict[str, float | None]) -> str:
 
 def size_text(number: float) -> str:
     """Bytes with the unit that suits them."""
-    from jwins.report.words import size
+    from jwins.report.formatting import size
 
     return size(number)
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jwins.experiment.experiment import Experiment
-    from jwins.run.engine import Ray
     from jwins.run.result import Result
+    from jwins.run.run import Ray
 
 __all__ = ["data_override", "divergence", "print_result"]
 
@@ -96,7 +96,7 @@ def data_override(data: Path | None) -> list[str]:
 
 
 def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume: bool, quiet: bool) -> Result:
-    from jwins.run.parts import advice
+    from jwins.run.builders import advice
     from jwins.run.run import simulate
     from jwins.training.allocator import keep_freed_memory
 

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jwins.compare.cells import compare
     from jwins.compare.comparison import load_comparison
+    from jwins.compare.runner import compare
     from jwins.compare.summary import Compared, summarize
     from jwins.compare.workers import CellProgress
 
@@ -16,7 +16,7 @@ __all__ = ["CellProgress", "Compared", "compare", "load_comparison", "summarize"
 _HOMES = {
     "CellProgress": "jwins.compare.workers",
     "Compared": "jwins.compare.summary",
-    "compare": "jwins.compare.cells",
+    "compare": "jwins.compare.runner",
     "load_comparison": "jwins.compare.comparison",
     "summarize": "jwins.compare.summary",
 }

@@ -21,11 +21,11 @@ from jwins.compare.settings import (
     tables_of,
 )
 from jwins.errors import ConfigError
+from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, lay_over
+from jwins.experiment.field_types import MISSING, refuse
 from jwins.experiment.load import read
-from jwins.experiment.messages import nearest
 from jwins.experiment.plugins import FullConfig, RandomKConfig
-from jwins.experiment.rules import MISSING, refuse
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides
 from jwins.run.folder import variant_folder

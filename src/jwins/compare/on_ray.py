@@ -20,7 +20,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jwins.compare.memory import memory_needed
 from jwins.compare.workers import CellProgress, Job, Tell, run_job, with_one_thread
 from jwins.engines.interrupts import interrupts
 from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
@@ -28,8 +27,9 @@ from jwins.engines.ray.files import FileSharing
 from jwins.errors import JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
-from jwins.run.elsewhere import Elsewhere, packed
-from jwins.run.engine import Ray
+from jwins.run.memory import memory_needed
+from jwins.run.remote_experiment import Elsewhere, packed
+from jwins.run.run import Ray
 from jwins.runfiles.atomic import write_atomically
 from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device

@@ -18,8 +18,8 @@ from typing import Any
 from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.settings import CompareConfig, TargetConfig, TuningGrid, look_up, settings_slug, tables_of
 from jwins.errors import ResumeError
+from jwins.experiment.field_types import MISSING
 from jwins.experiment.plugins import RandomKConfig
-from jwins.experiment.rules import MISSING
 from jwins.experiment.toml import read_toml
 from jwins.results.groups import Target
 from jwins.results.record import Record, start_and_end

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from jwins.experiment.rules import MISSING, TomlPath, Within, refuse
+from jwins.experiment.field_types import MISSING, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import toml_text
 

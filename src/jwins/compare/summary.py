@@ -9,22 +9,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jwins.compare.comparability import Unchanged, check_like_for_like, versions_note
 from jwins.compare.comparison import Cell, Comparison, Variant
-from jwins.compare.likeness import Unchanged, check_like_for_like, versions_note
 from jwins.compare.plan import Plan, Tried, ended, plan, target_of
 from jwins.compare.settings import setting_text, settings_texts, tables_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
-from jwins.report.charts import save, save_figure
+from jwins.report.chart import save, save_figure
 from jwins.report.colours import styles_of
-from jwins.report.curves import figure
-from jwins.report.pareto import pareto_chart
+from jwins.report.curve_charts import figure
+from jwins.report.formatting import is_percent, size, spread_text
+from jwins.report.pareto_chart import pareto_chart
 from jwins.report.tables import Table, metrics_table, reach_table, save_tables
-from jwins.report.words import is_percent, size, spread_text
 from jwins.results.groups import Group, Target, deviation, reach
-from jwins.results.lines import Line, line_of
 from jwins.results.record import Record, samples_note
-from jwins.run.parts import raw_bytes_per_node
+from jwins.results.summary_rows import Line, line_of
+from jwins.run.builders import raw_bytes_per_node
 
 __all__ = ["Compared", "summarize"]
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
+from jwins.report.formatting import size
 from jwins.results.record import Record
 from jwins.run.provenance import cores
 from jwins.run.run import simulate
@@ -37,6 +38,7 @@ __all__ = [
     "cores",
     "last_progress",
     "run_job",
+    "runs_that_fit",
     "with_one_thread",
 ]
 
@@ -247,3 +249,20 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
 def _drain(messages: Any) -> Iterator[CellProgress]:
     while not messages.empty():
         yield messages.get()
+
+
+def runs_that_fit(wanted: int, needed: float, free: float | None) -> tuple[int, str]:
+    """How many of the wanted runs fit side by side, at least one, and what to say if that is fewer.
+
+    >>> runs_that_fit(8, 4e9, 10e9)
+    (2, '2 runs side by side instead of 8: each may need 4 GB of memory, and 10 GB are free')
+    """
+    if free is None or wanted * needed <= free:
+        return wanted, ""
+    fit = max(1, int(free // needed))
+    if fit == wanted:  # not even one fits, and one is what was wanted
+        return fit, f"a run may need {size(needed)} of memory, and {size(free)} are free"
+    return fit, (
+        f"{fit} run{'s' if fit != 1 else ''} side by side instead of {wanted}: each may need {size(needed)} of "
+        f"memory, and {size(free)} are free"
+    )

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
+from jwins.experiment.field_types import OrObject, refuse
 from jwins.experiment.plugins import (
     ALGORITHMS,
     RATE_KEYS,
@@ -31,7 +32,6 @@ from jwins.experiment.plugins import (
     TopologyTable,
     one_of,
 )
-from jwins.experiment.rules import OrObject, refuse
 from jwins.experiment.sections import (
     FAULT_TABLES,
     ComputeConfig,
@@ -45,7 +45,7 @@ from jwins.experiment.sections import (
 )
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, write_toml
-from jwins.world import Faults, check_world
+from jwins.scenario import Faults, check_scenario
 
 if TYPE_CHECKING:
     from jwins.sharing import Sharing
@@ -124,7 +124,7 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        check_world(
+        check_scenario(
             num_nodes=self.nodes.count,
             rounds=self.run.rounds + self.run.consensus_rounds,
             links=self.links.build(),

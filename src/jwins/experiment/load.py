@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError
+from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, lay_over, rewrite_paths_
-from jwins.experiment.messages import nearest
 from jwins.experiment.toml import parse_overrides, read_toml
 
 __all__ = ["BUNDLED", "bundled", "load", "read"]

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.checks import BITS, BYTES, DEAD_ZONE, HISTORY, LEVELS, MBPS, RATE, SECONDS, STEP, STEP_RATIO
-from jwins.experiment.rules import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
+from jwins.experiment.field_types import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
+from jwins.validation import BITS, BYTES, DEAD_ZONE, HISTORY, LEVELS, MBPS, RATE, SECONDS, STEP, STEP_RATIO
 
 if TYPE_CHECKING:
     from jwins.sharing import Cutoff, Quantizer, Sharing

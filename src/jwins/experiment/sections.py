@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from jwins.checks import MOMENTUM
-from jwins.experiment.plugins import PARTITION_TABLES, IidConfig, PartitionTable, Plugin, by_kind, one_of
-from jwins.experiment.rules import (
+from jwins.experiment.field_types import (
     MISSING,
     Count,
     Index,
@@ -21,8 +19,9 @@ from jwins.experiment.rules import (
     Within,
     refuse,
 )
+from jwins.experiment.plugins import PARTITION_TABLES, IidConfig, PartitionTable, Plugin, by_kind, one_of
 from jwins.experiment.settings import Settings
-from jwins.world import (
+from jwins.scenario import (
     DEADLINE_S,
     DELAY_S,
     LATENCY_MS,
@@ -34,6 +33,7 @@ from jwins.world import (
     Links,
     Sending,
 )
+from jwins.validation import MOMENTUM
 
 if TYPE_CHECKING:
     from jwins.tasks.partition import Partitioner

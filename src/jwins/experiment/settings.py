@@ -1,7 +1,7 @@
 """Typed settings: what a TOML table may say, and errors that name the place, the value and the remedy.
 
 Nothing here knows what an experiment is. :class:`Settings` is a strict, frozen pydantic model whose errors are
-:class:`~jwins.errors.ConfigError`, in the words of :mod:`jwins.experiment.messages`.
+:class:`~jwins.errors.ConfigError`, in the words of :mod:`jwins.experiment.error_messages`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from jwins.experiment.messages import explain
+from jwins.experiment.error_messages import explain
 
 __all__ = ["Settings"]
 

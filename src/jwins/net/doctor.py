@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jwins.errors import ConfigError, PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Ping, Pong, Sunk
-from jwins.net.dialling import dial
+from jwins.net.dial import dial
 from jwins.net.identity import read_key
 from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Member, Roster

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from jwins.checks import Within
+from jwins.validation import Within
 
 __all__ = ["TIMEOUT_S", "NeighbourTimeout"]
 

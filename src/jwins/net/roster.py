@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from jwins.errors import ConfigError, UsageError
-from jwins.experiment.messages import nearest
+from jwins.experiment.error_messages import nearest
+from jwins.experiment.field_types import Index, Within
 from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, TopologyTable, one_of
-from jwins.experiment.rules import Index, Within
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import read_toml, toml_text, write_toml
 from jwins.net.identity import Certificate, check_name, new_identity, read_certificate

@@ -27,13 +27,13 @@ from typing import Any, Final, TypeAlias
 
 from jwins.errors import PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Control, Go, PeerRefused, Ping, Pong, Sunk
-from jwins.net.dialling import READER_BYTES, SHUTDOWN_S, dial
+from jwins.net.dial import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import keep_from_children, listening_sockets
-from jwins.net.state import Link, PeerState, Queued, Rates, Turns, size_of, tally
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
+from jwins.net.transport_state import Link, PeerState, Queued, Rates, Turns, size_of, tally
 from jwins.net.uplink_scheduler import LONG_BYTES, UplinkScheduler
 
 __all__ = ["TlsTransport"]

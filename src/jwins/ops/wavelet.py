@@ -17,8 +17,8 @@ import pywt
 import torch
 from torch import Tensor
 
-from jwins.checks import MAX_LEVELS
 from jwins.errors import ConfigError, UsageError
+from jwins.validation import MAX_LEVELS
 
 __all__ = ["Mode", "Wavelet", "forward_torch", "inverse_torch"]
 

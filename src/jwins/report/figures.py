@@ -12,18 +12,18 @@ import numpy as np
 
 from jwins.errors import JwinsError
 from jwins.experiment.load import load
-from jwins.report.bars import bytes_chart, nodes_chart
-from jwins.report.charts import Chart
+from jwins.report.bar_charts import bytes_chart, nodes_chart
+from jwins.report.chart import Chart
 from jwins.report.colours import Style
-from jwins.report.curves import ROUNDS, SENT, Across, Up, curve_chart, seconds
-from jwins.report.networks import topology_chart
-from jwins.report.pareto import pareto_chart
-from jwins.report.partitions import Partition, partition_chart
+from jwins.report.curve_charts import ROUNDS, SENT, Across, Up, curve_chart, seconds
+from jwins.report.formatting import capital, names_only, spaced
+from jwins.report.pareto_chart import pareto_chart
+from jwins.report.partition_chart import Partition, partition_chart
 from jwins.report.settings import described
 from jwins.report.studies import Study, StudyVariant, network
-from jwins.report.words import capital, names_only, spaced
+from jwins.report.topology_chart import topology_chart
 from jwins.results.record import Record
-from jwins.run.parts import build_partition, build_task, build_topology, partition_counts
+from jwins.run.builders import build_partition, build_task, build_topology, partition_counts
 
 if TYPE_CHECKING:
     from jwins.topology.graph import Graph

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jwins.report.studies import Study
-from jwins.report.tables import stated_difference
-from jwins.report.words import (
+from jwins.report.formatting import (
     NEVER,
     and_list,
     capital,
@@ -21,8 +19,10 @@ from jwins.report.words import (
     size,
     spaced,
 )
+from jwins.report.studies import Study
+from jwins.report.tables import stated_difference
 from jwins.results.groups import difference
-from jwins.results.lines import Line
+from jwins.results.summary_rows import Line
 
 __all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
 

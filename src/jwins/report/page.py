@@ -17,16 +17,16 @@ from typing import Any
 from markupsafe import Markup
 
 from jwins.report import provenance
-from jwins.report.bars import parts_sent
-from jwins.report.charts import Chart, as_svg, save
+from jwins.report.bar_charts import parts_sent
+from jwins.report.chart import Chart, as_svg, save
 from jwins.report.colours import ON_PAGE, PARTS, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
+from jwins.report.formatting import and_list, capital, spaced
 from jwins.report.headline import Tiles, headline, particulars, tiles, verdict
 from jwins.report.page_tables import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
 from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
-from jwins.report.words import and_list, capital, spaced
 from jwins.runfiles.atomic import write_atomically
 
 __all__ = ["headline", "render", "write_page"]

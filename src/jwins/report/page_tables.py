@@ -6,12 +6,10 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from jwins.report.bars import bytes_by_part, parts_sent
+from jwins.report.bar_charts import bytes_by_part, parts_sent
 from jwins.report.colours import PARTS
-from jwins.report.curves import Up, means
-from jwins.report.studies import Study
-from jwins.report.tables import Table, TableCell, metrics_table, reach_table
-from jwins.report.words import (
+from jwins.report.curve_charts import Up, means
+from jwins.report.formatting import (
     NEVER,
     capital,
     describe_target,
@@ -22,6 +20,8 @@ from jwins.report.words import (
     size,
     spaced,
 )
+from jwins.report.studies import Study
+from jwins.report.tables import Table, TableCell, metrics_table, reach_table
 from jwins.results.groups import reach
 
 __all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]

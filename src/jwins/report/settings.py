@@ -8,7 +8,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jwins.experiment.experiment import drop_without_effect_, rewrite_paths_
-from jwins.report.words import shown, spaced
+from jwins.report.formatting import shown, spaced
 
 __all__ = ["compared_settings", "described", "differing_keys", "flat", "without_folders"]
 

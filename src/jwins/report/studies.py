@@ -16,13 +16,13 @@ from typing import Any
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
+from jwins.report.formatting import and_list, metric_percent, shown
 from jwins.report.settings import compared_settings, differing_keys, flat
-from jwins.report.words import and_list, metric_percent, shown
 from jwins.results.groups import Group, Target
-from jwins.results.lines import Line, line_of
 from jwins.results.record import Record, samples_note, start_and_end
+from jwins.results.summary_rows import Line, line_of
+from jwins.run.builders import raw_bytes_per_node
 from jwins.run.folder import variant_folder
-from jwins.run.parts import raw_bytes_per_node
 
 __all__ = ["Study", "StudyVariant", "gather", "network"]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jwins.report.words import (
+from jwins.report.formatting import (
     NEVER,
     describe_target,
     difference_text,
@@ -26,7 +26,7 @@ from jwins.report.words import (
     spread_text,
 )
 from jwins.results.groups import Group, Reach, Target
-from jwins.results.lines import Line, line_of
+from jwins.results.summary_rows import Line, line_of
 from jwins.runfiles.atomic import write_atomically
 
 __all__ = [

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jwins.run.assembly import Parts, build
-    from jwins.run.engine import Ray
-    from jwins.run.folder import FolderState, check_folder, folder_state, locked
-    from jwins.run.parts import (
+    from jwins.run.builders import (
         build_partition,
         build_sharing,
         build_task,
@@ -19,8 +17,9 @@ if TYPE_CHECKING:
         partition_counts,
         raw_bytes_per_node,
     )
+    from jwins.run.folder import FolderState, check_folder, folder_state, locked
     from jwins.run.result import Result
-    from jwins.run.run import simulate
+    from jwins.run.run import Ray, simulate
 
 __all__ = [
     "FolderState",
@@ -45,20 +44,20 @@ __all__ = [
 _HOMES = {
     "FolderState": "jwins.run.folder",
     "Parts": "jwins.run.assembly",
-    "Ray": "jwins.run.engine",
+    "Ray": "jwins.run.run",
     "Result": "jwins.run.result",
     "build": "jwins.run.assembly",
-    "build_partition": "jwins.run.parts",
-    "build_sharing": "jwins.run.parts",
-    "build_task": "jwins.run.parts",
-    "build_topology": "jwins.run.parts",
+    "build_partition": "jwins.run.builders",
+    "build_sharing": "jwins.run.builders",
+    "build_task": "jwins.run.builders",
+    "build_topology": "jwins.run.builders",
     "check_folder": "jwins.run.folder",
-    "evaluation_rounds": "jwins.run.parts",
+    "evaluation_rounds": "jwins.run.builders",
     "folder_state": "jwins.run.folder",
     "locked": "jwins.run.folder",
-    "own_test_samples": "jwins.run.parts",
-    "partition_counts": "jwins.run.parts",
-    "raw_bytes_per_node": "jwins.run.parts",
+    "own_test_samples": "jwins.run.builders",
+    "partition_counts": "jwins.run.builders",
+    "raw_bytes_per_node": "jwins.run.builders",
     "simulate": "jwins.run.run",
 }
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import ClosedLoopConfig, JwinsConfig, StatelessConfig
-from jwins.run.fitting import check_batch_fits
-from jwins.run.parts import (
+from jwins.run.builders import (
     build_partition,
     build_sharing,
     build_task,
@@ -21,6 +20,7 @@ from jwins.run.parts import (
     first_of_last,
     own_evaluation_samples,
 )
+from jwins.run.memory_check import check_batch_fits
 from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.runfiles.rows import StartRow

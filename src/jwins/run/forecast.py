@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
-from jwins.run.engine import Ray
+from jwins.run.builders import build_topology, evaluation_rounds
 from jwins.run.memory import peak_bytes
-from jwins.run.parts import build_topology, evaluation_rounds
 from jwins.run.placement import node_blocks
+from jwins.run.run import Ray
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress

@@ -30,9 +30,9 @@ from jwins.errors import DataError, JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
 from jwins.run.assembly import Pieces, assemble
+from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, folder_state, locked
 from jwins.run.node import for_network, node_folder, on_wall_clock, timeout_of
-from jwins.run.parts import partition_counts
 from jwins.run.result import Result
 from jwins.runfiles import checkpoint, traffic
 from jwins.runfiles.atomic import write_atomically

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jwins.experiment.experiment import Experiment
-from jwins.run.parts import build_sharing, build_task, build_topology
+from jwins.run.builders import build_sharing, build_task, build_topology
 
 __all__ = ["memory_free", "memory_needed", "peak_bytes"]
 

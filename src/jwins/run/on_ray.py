@@ -13,10 +13,10 @@ from jwins.engines.ray.node_group import RemoteNodeGroup, parallel_calls, start_
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build_node_group
-from jwins.run.elsewhere import Elsewhere, packed
-from jwins.run.engine import Ray
 from jwins.run.memory import memory_needed
 from jwins.run.placement import node_blocks
+from jwins.run.remote_experiment import Elsewhere, packed
+from jwins.run.run import Ray
 
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup

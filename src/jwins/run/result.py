@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import DataError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record, flat_rows
-from jwins.run.parts import build_task
+from jwins.run.builders import build_task
 from jwins.runfiles import traffic
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jwins.errors import ActorLostError, ResumeError
+from jwins.errors import ActorLostError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.results.record import Record
 from jwins.run.assembly import Place, build
-from jwins.run.engine import Ray
+from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
-from jwins.run.parts import partition_counts
 from jwins.run.result import Result
 from jwins.runfiles.atomic import write_atomically
 from jwins.runfiles.tensorboard import TensorBoard
@@ -30,7 +30,38 @@ from jwins.runfiles.tensorboard import TensorBoard
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress
 
-__all__ = ["simulate"]
+__all__ = ["Ray", "simulate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ray:
+    """Machines of a Ray cluster (extra ``ray``). Nothing that is measured depends on them.
+
+    In a program that has called ``ray.init``, the cluster that it is connected to is used.
+
+    Attributes:
+        actors: actors that share the nodes of a simulation, each with ``run.threads`` cores (1 if left out).
+        address: of a cluster that is there, ``auto`` for the one on this machine; None for ``$RAY_ADDRESS`` or,
+            without that, one of this machine alone.
+        restarts: how often a simulation goes on from its last checkpoint after it has lost an actor, and each
+            run of a comparison after it has lost its machine.
+
+    Raises:
+        UsageError: a number out of range.
+
+    Example::
+
+        result = jwins.simulate(experiment, engine=jwins.Ray(actors=4, address="auto"))
+    """
+
+    actors: int = 1
+    address: str | None = None
+    restarts: int = 3
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("actors", self.actors, 1), ("restarts", self.restarts, 0)):
+            if value < least:
+                raise UsageError(f"{name} = {value}: expected at least {least}")
 
 
 def simulate(

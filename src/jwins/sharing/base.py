@@ -19,10 +19,10 @@ from typing import ClassVar, Literal, Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from jwins.checks import FRACTION
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.update import Quantized, Received, Update
+from jwins.validation import FRACTION
 
 __all__ = ["Cutoff", "Precision", "Quantizer", "SelfTerm", "Sharing", "mix", "place", "quantize"]
 

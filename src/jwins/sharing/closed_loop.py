@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jwins.checks import DEAD_ZONE, HISTORY, RATE
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
@@ -38,6 +37,7 @@ from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
 from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, quantize_with_dead_zone
 from jwins.update import Received, Update, largest_magnitude
+from jwins.validation import DEAD_ZONE, HISTORY, RATE
 
 __all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jwins.checks import STEP, Within
 from jwins.errors import ConfigError
 from jwins.ops.quantize import to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.replicas import hash_of
 from jwins.update import Quantized, Received, Update, one_scale
+from jwins.validation import STEP, Within
 
 __all__ = ["Moniqua", "moniqua"]
 

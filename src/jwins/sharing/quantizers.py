@@ -8,11 +8,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from jwins.checks import Within
 from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
 from jwins.update import Quantized, dither, one_scale
+from jwins.validation import Within
 
 __all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 

@@ -13,9 +13,9 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from jwins.checks import BITS, BYTES, MBPS, MISSING, SECONDS, STEP, STEP_RATIO
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
+from jwins.validation import BITS, BYTES, MBPS, MISSING, SECONDS, STEP, STEP_RATIO
 
 __all__ = ["Budget", "FixedStep", "LinkBudget", "Pace", "RelativeStep", "StepRule", "step_rule"]
 

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jwins.checks import RATE, Within
 from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales
 from jwins.ops.select import count_of, largest_k
@@ -34,6 +33,7 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Precision, Quantizer
 from jwins.sharing.choco import Choco, ChocoState
 from jwins.update import Quantized, Received
+from jwins.validation import RATE, Within
 
 __all__ = ["SparseLoco", "TwoBits", "sparse_loco"]
 

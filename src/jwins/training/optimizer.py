@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jwins.checks import MOMENTUM
 from jwins.errors import ConfigError
 from jwins.training.quasi_global import QuasiGlobal
+from jwins.validation import MOMENTUM
 
 __all__ = ["OPTIMIZERS", "Optimizer", "OptimizerState", "optimizer_step"]
 

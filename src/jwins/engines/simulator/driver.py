@@ -55,8 +55,8 @@ from jwins.node import (
     WakeAt,
 )
 from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
+from jwins.scenario import Compute, Faults, Links, check_scenario
 from jwins.wire.frame import Packed
-from jwins.world import Compute, Faults, Links, check_world
 
 __all__ = ["Outcome", "Progress", "SimulatedDriver", "StalledError"]
 
@@ -608,7 +608,7 @@ def _check(
     if len(groups) > 1 and not rules.wire.codec.accepts_foreign:
         problem = "decodes only what its own process encoded; use another codec, or one node group"
         raise ConfigError("wire.codec", rules.wire.codec.name, problem)
-    check_world(
+    check_scenario(
         num_nodes=n,
         rounds=rules.rounds,
         links=links,

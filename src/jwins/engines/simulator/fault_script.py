@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from jwins.world import Fault, Faults
+from jwins.scenario import Fault, Faults
 
 __all__ = ["NO_FRAME_FAULT", "FaultScript", "FrameFault"]
 

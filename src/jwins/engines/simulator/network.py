@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from jwins.engines.node_group import Envelope, MessageArrived
 from jwins.engines.simulator.fault_script import NO_FRAME_FAULT, FrameFault
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, TransferDone
-from jwins.world import Links
+from jwins.scenario import Links
 
 __all__ = ["Flow", "SimulatedNetwork", "SimulatedUplink", "UplinkState"]
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.charts import Chart, Drawing, Hit, blank, drawing_style, page_figure, steps
+from jwins.report.chart import Chart, Drawing, Hit, blank, drawing_style, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
-from jwins.report.words import metric_percent, number, size, spaced
+from jwins.report.formatting import metric_percent, number, size, spaced
 from jwins.results.groups import Group, Target
 from jwins.results.record import Record
 

@@ -8,7 +8,7 @@ import pytest
 
 from jwins.errors import ConfigError
 from jwins.experiment import load
-from jwins.world import Compute, Fault, Faults, Links, check_world
+from jwins.scenario import Compute, Fault, Faults, Links, check_scenario
 
 
 def world(
@@ -17,7 +17,7 @@ def world(
     faults: Faults | None = None,
     deadline_s: float | None = None,
 ) -> None:
-    check_world(
+    check_scenario(
         num_nodes=16,
         rounds=200,
         links=links or Links(),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jwins.experiment import Experiment
-from jwins.run.parts import advice
+from jwins.run.builders import advice
 from jwins.sharing import choco
 from jwins.topology import Regular, Ring
 

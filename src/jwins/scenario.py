@@ -1,7 +1,7 @@
 """The world that nodes live in, as a script: how long sending and computing take, and what goes wrong.
 
 Plain data with their checks, for settings as for engines; a virtual clock plays them. What an experiment says
-of them and what an engine is given is checked by the same rules, and together by :func:`check_world`.
+of them and what an engine is given is checked by the same rules, and together by :func:`check_scenario`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
 
-from jwins.checks import MISSING, Within
 from jwins.errors import ConfigError
+from jwins.validation import MISSING, Within
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ __all__ = [
     "Faults",
     "Links",
     "Sending",
-    "check_world",
+    "check_scenario",
 ]
 
 Sending = Literal["together", "in_turn"]
@@ -222,7 +222,7 @@ class Faults:
         return Faults((*self.script, fault))
 
 
-def check_world(
+def check_scenario(
     *, num_nodes: int, rounds: int, links: Links, compute: Compute, faults: Faults, deadline_s: float | None
 ) -> None:
     """What fits together only with the number of nodes and of rounds.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.charts import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
 from jwins.report.colours import AXIS, MUTED, PARTS
 
 if TYPE_CHECKING:

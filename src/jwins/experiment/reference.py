@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jwins.experiment.rules import OneOrMany, OrWord, OrWords, Within
+from jwins.experiment.field_types import OneOrMany, OrWord, OrWords, Within
 from jwins.experiment.toml import toml_text
 
 __all__ = ["Key", "join", "keys_of", "kind_of", "models_in"]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import group, record, study
 
-from jwins.report.charts import as_svg, drawing_style
+from jwins.report.chart import as_svg, drawing_style
 from jwins.report.colours import TEXT, styles_of
 from jwins.report.page import render
-from jwins.report.pareto import Point, front, pareto_chart
+from jwins.report.pareto_chart import Point, front, pareto_chart
 from jwins.results.groups import Group, Target
 
 STYLE = styles_of(["full"])[0]

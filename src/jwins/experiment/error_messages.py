@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jwins.errors import ConfigError
-from jwins.experiment.keys import join, keys_of, kind_of, models_in
-from jwins.experiment.rules import MISSING
+from jwins.experiment.field_types import MISSING
+from jwins.experiment.reference import join, keys_of, kind_of, models_in
 from jwins.experiment.toml import toml_value
 
 __all__ = ["explain", "nearest"]

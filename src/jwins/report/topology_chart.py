@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.charts import Chart, Drawing, Hit, page_figure
+from jwins.report.chart import Chart, Drawing, Hit, page_figure
 from jwins.report.colours import AXIS, PAGE, PARTS
 
 if TYPE_CHECKING:

@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+from jwins.compare.comparability import Unchanged, versions_note
 from jwins.compare.comparison import Cell, Comparison
-from jwins.compare.likeness import Unchanged, versions_note
-from jwins.compare.memory import memory_free, memory_needed, that_fit
 from jwins.compare.plan import make_room, plan
 from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import Compared, summarize
-from jwins.compare.workers import CellProgress, Here, Job, Processes, Workers, cores, last_progress
+from jwins.compare.workers import (
+    CellProgress,
+    Here,
+    Job,
+    Processes,
+    Workers,
+    cores,
+    last_progress,
+    runs_that_fit,
+)
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
-from jwins.experiment.messages import nearest
+from jwins.experiment.error_messages import nearest
 from jwins.results.record import Record
-from jwins.run.engine import Ray
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
+from jwins.run.memory import memory_free, memory_needed
+from jwins.run.run import Ray
 from jwins.runfiles.rows import StartRow
 from jwins.training.training_context import resolve_device
 
@@ -181,7 +190,7 @@ def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]
     if wanted is None and any(resolve_device(job.experiment.run.device).type == "cuda" for job in todo):
         say("one run at a time, as they share a GPU; --jobs runs more side by side")
         return 1
-    fit, remark = that_fit(workers, memory_needed([job.experiment for job in todo]), memory_free())
+    fit, remark = runs_that_fit(workers, memory_needed([job.experiment for job in todo]), memory_free())
     if not remark:
         return workers
     if wanted is not None:

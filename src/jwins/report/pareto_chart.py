@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from jwins.report.charts import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
-from jwins.report.curves import Up, byte_ticks, mark_level
-from jwins.report.words import and_list, final_text, size
+from jwins.report.curve_charts import Up, byte_ticks, mark_level
+from jwins.report.formatting import and_list, final_text, size
 from jwins.results.groups import Group, Target, deviation
 
 if TYPE_CHECKING:

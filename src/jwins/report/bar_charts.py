@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.charts import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
 from jwins.report.colours import PAGE, PARTS, Style
-from jwins.report.words import number, size, spaced
+from jwins.report.formatting import number, size, spaced
 from jwins.results.groups import Group
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
-from jwins.checks import FRACTION, MISSING, Within
 from jwins.errors import ConfigError
+from jwins.validation import FRACTION, MISSING, Within
 
 __all__ = [
     "MISSING",

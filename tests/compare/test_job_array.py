@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from jwins.cli import app
 from jwins.compare import compare
-from jwins.compare.array import array_script, run_cell
 from jwins.compare.comparison import Comparison, load_comparison
+from jwins.compare.job_array import array_script, run_cell
 from jwins.errors import ConfigError, UsageError
 from jwins.results.record import Record
 
