@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from jwins.runfiles.rows import EndRow, Row, read_rows
+from jwins.run_folder.rows import EndRow, Row, read_rows
 
 ROUNDS = 400
 

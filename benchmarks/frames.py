@@ -25,7 +25,7 @@ from benchmarks.report import table
 from jwins.rng import RoundContext
 from jwins.sharing import ClosedLoop, closed_loop
 from jwins.sharing.closed_loop import ClosedLoopState
-from jwins.update import Quantized, Update
+from jwins.sharing.update import Quantized, Update
 from jwins.wire import codec
 
 NODES = 16

@@ -36,7 +36,7 @@ from rich.table import Table
 from jwins.errors import CodecError, FrameError
 from jwins.ops.quantize import blocks
 from jwins.run.memory import peak_bytes
-from jwins.update import MAX_DIM, Quantized, Sampled, Update
+from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update
 from jwins.wire import MAX_RUNS, Bye, Frame, Hello, KeyframeRequest, codec, pack, quantized, unpack
 from jwins.wire.codec import Paper
 from jwins.wire.elias import decode_positions, encode_positions

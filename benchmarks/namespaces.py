@@ -35,7 +35,7 @@ from typing import Any
 import jwins
 from benchmarks.report import table, verdict
 from jwins.net.roster import Member, Roster, write_roster
-from jwins.results.record import Record
+from jwins.run_folder.record import Record
 
 ROOT = Path(__file__).parent.parent
 PORT = 7420

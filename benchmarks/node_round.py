@@ -24,9 +24,9 @@ from benchmarks.report import machine, table, verdict
 from benchmarks.training import POOL, GroupNormLeNet, Synthetic, make_trainer, synthetic_parts
 from jwins.rng import RoundContext
 from jwins.sharing import Sharing, choco, closed_loop, full, jwins, stateless
+from jwins.sharing.update import Received
 from jwins.tasks.base import Task
 from jwins.tasks.cifar10 import Cifar10
-from jwins.update import Received
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, Wire
 

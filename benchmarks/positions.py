@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from jwins.update import Update
+from jwins.sharing.update import Update
 from jwins.wire import codec
 from jwins.wire.elias import encode_positions
 

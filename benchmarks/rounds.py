@@ -32,11 +32,11 @@ from jwins.node import Rules
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.run.memory import peak_bytes
-from jwins.runfiles.rows import StartRow
+from jwins.run_folder.rows import StartRow
 from jwins.sharing import FixedCutoff, Sharing, closed_loop, full, jwins, stateless
+from jwins.sharing.update import Received
 from jwins.topology import Regular
 from jwins.training.trainer import Trainer
-from jwins.update import Received
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, Wire, pack, unpack
 

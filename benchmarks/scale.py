@@ -23,7 +23,7 @@ from jwins.engines.node_group import NodeGroup
 from jwins.engines.simulator import Progress, SimulatedDriver
 from jwins.node import Rules
 from jwins.run.memory import peak_bytes
-from jwins.runfiles.rows import StartRow
+from jwins.run_folder.rows import StartRow
 from jwins.scenario import Compute
 from jwins.sharing import full
 from jwins.topology import Regular

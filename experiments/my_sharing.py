@@ -10,7 +10,7 @@ import jwins
 from jwins.experiment import RunConfig
 from jwins.rng import RoundContext
 from jwins.sharing import Sharing, mix, random_k
-from jwins.update import Received, Update
+from jwins.sharing.update import Received, Update
 
 
 @dataclass(frozen=True)

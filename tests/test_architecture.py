@@ -95,7 +95,7 @@ def test_nothing_draws_from_a_global_generator(path: Path) -> None:
 
 CORE = (
     "rng.py",
-    "update.py",
+    "sharing/update.py",
     "scenario.py",
     "node.py",
     "sharing/base.py",

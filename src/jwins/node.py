@@ -41,8 +41,8 @@ from torch import Tensor
 from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
+from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
-from jwins.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.wire.frame import ROSTER_VERSIONS, Frame, KeyframeRequest, Packed, Wire
 
 __all__ = [

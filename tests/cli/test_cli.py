@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from jwins.cli.app import app, errors_said
-from jwins.update import Update
+from jwins.sharing.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, pack
 

@@ -26,12 +26,12 @@ from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.report.chart import save_figure
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import difference_text, share
+from jwins.report.seed_groups import Group, Target
+from jwins.report.summary_rows import line_of, lines
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
-from jwins.results.groups import Group, Target
-from jwins.results.record import Record, flat_rows, samples_note
-from jwins.results.summary_rows import line_of, lines
 from jwins.run import locked
-from jwins.runfiles.rows import Spread, TrafficSplit
+from jwins.run_folder.record import Record, flat_rows, samples_note
+from jwins.run_folder.rows import Spread, TrafficSplit
 
 FILE = """
 name = "tiny"

@@ -16,7 +16,7 @@ from jwins.compare import compare
 from jwins.compare.comparison import Comparison, load_comparison
 from jwins.compare.job_array import array_script, run_cell
 from jwins.errors import ConfigError, UsageError
-from jwins.results.record import Record
+from jwins.run_folder.record import Record
 
 FILE = """
 name = "tiny"

@@ -23,10 +23,10 @@ from jwins.compare.plan import Tried, at_edge, ended, plan, rank
 from jwins.compare.settings import TuningGrid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.formatting import difference_text
-from jwins.results.groups import overhead
-from jwins.results.intervals import paired, student_t_quantile
-from jwins.results.record import Record
+from jwins.report.intervals import paired, student_t_quantile
+from jwins.report.seed_groups import overhead
 from jwins.run import memory
+from jwins.run_folder.record import Record
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted((ROOT / "experiments" / "paper").glob("*.toml"))

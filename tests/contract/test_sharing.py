@@ -13,7 +13,7 @@ from torch import Tensor
 from jwins.errors import ConfigError, UsageError
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext, stream
-from jwins.runfiles import checkpoint
+from jwins.run_folder import checkpoint
 from jwins.sharing import (
     AbsmaxQuantizer,
     FixedCutoff,
@@ -31,8 +31,8 @@ from jwins.sharing import (
     stateless,
     top_k,
 )
+from jwins.sharing.update import Quantized, Received, Update, dither, identical
 from jwins.topology import FullyConnected, Ring
-from jwins.update import Quantized, Received, Update, dither, identical
 from jwins.wire import codec
 
 P = 61  # odd and prime: no level of a transform divides it

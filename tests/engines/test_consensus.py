@@ -11,7 +11,7 @@ from worlds import evals, simulator
 
 from jwins import simulate
 from jwins.experiment import Experiment
-from jwins.results.record import Record, flat_rows
+from jwins.run_folder.record import Record, flat_rows
 from jwins.sharing import choco, closed_loop, full, jwins, stateless
 
 ALGORITHMS = {

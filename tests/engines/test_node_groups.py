@@ -19,7 +19,7 @@ from jwins.engines.simulator import Faults, Outcome, Progress, SimulatedDriver
 from jwins.errors import ConfigError, UsageError
 from jwins.node import PeerLost, PeerUp, Rejoin, RosterChanged, Tick
 from jwins.run.assembly import spread
-from jwins.runfiles.rows import read_rows
+from jwins.run_folder.rows import read_rows
 from jwins.sharing import jwins
 from jwins.topology import Regular
 from jwins.training.optimizer import Optimizer

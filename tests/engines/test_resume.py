@@ -18,8 +18,8 @@ from worlds import Lines, end, evals, simulator
 from jwins.engines.interrupts import interrupts
 from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
-from jwins.runfiles import checkpoint
-from jwins.runfiles.rows import EndRow, read_rows
+from jwins.run_folder import checkpoint
+from jwins.run_folder.rows import EndRow, read_rows
 from jwins.sharing import choco, closed_loop, full, jwins, stateless
 from jwins.topology import Regular
 from jwins.training.optimizer import Optimizer
@@ -232,7 +232,7 @@ import os, random, signal, sys
 from collections.abc import Iterator
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from jwins.runfiles import checkpoint
+from jwins.run_folder import checkpoint
 import test_resume
 
 case, folder, moment = {case!r}, Path({folder!r}), {moment!r}

@@ -16,7 +16,7 @@ from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, SimulatedDriver
 from jwins.node import Rules
 from jwins.run.assembly import spread
-from jwins.runfiles.rows import EndRow, EvalRow, StartRow
+from jwins.run_folder.rows import EndRow, EvalRow, StartRow
 from jwins.sharing import Sharing, full
 from jwins.tasks.base import Dataset, Task
 from jwins.topology import Ring, Topology

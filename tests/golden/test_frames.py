@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from jwins.update import Quantized, Sampled, Update, dither, identical
+from jwins.sharing.update import Quantized, Sampled, Update, dither, identical
 from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec, pack, unpack
 from jwins.wire.codec import ValuesKind, read_payload
 

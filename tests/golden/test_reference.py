@@ -11,7 +11,7 @@ import torch
 
 from jwins.rng import RoundContext
 from jwins.sharing import Sharing, choco, full, jwins, top_k
-from jwins.update import Received
+from jwins.sharing.update import Received
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -7,7 +7,7 @@ import torch
 from wires import Wires, World, run_all
 from worlds import evals
 
-from jwins.runfiles.rows import EvalRow
+from jwins.run_folder.rows import EvalRow
 from jwins.sharing import choco, full, jwins, random_k, top_k
 from jwins.topology import Regular
 

@@ -23,11 +23,11 @@ from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected
 from jwins.node import MAX_ROUNDS_AHEAD
-from jwins.runfiles import atomic
-from jwins.runfiles.rows import EvalRow
+from jwins.run_folder import atomic
+from jwins.run_folder.rows import EvalRow
 from jwins.sharing import choco, full, jwins
+from jwins.sharing.update import Update
 from jwins.topology import Regular, Ring
-from jwins.update import Update
 from jwins.wire.frame import Bye, Frame, Hello, pack
 
 pytestmark = pytest.mark.alone
@@ -207,7 +207,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
             raise OSError(28, "No space left on device")
         real(path, data)
 
-    monkeypatch.setattr("jwins.runfiles.checkpoint.write_atomically", full_disk)
+    monkeypatch.setattr("jwins.run_folder.checkpoint.write_atomically", full_disk)
     running = Running()
     for node, driver in enumerate(drivers):
         running.start(node, driver)

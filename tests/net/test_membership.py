@@ -30,8 +30,8 @@ from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.transport_interface import LinkEvent, MessageReceived
 from jwins.node import Finished
-from jwins.results.record import Record
-from jwins.runfiles import traffic
+from jwins.run_folder import traffic
+from jwins.run_folder.record import Record
 from jwins.sharing import choco, closed_loop, full, stateless
 from jwins.sharing import jwins as jwins_sharing
 from jwins.topology import FullyConnected, Regular, Ring

@@ -19,7 +19,7 @@ from jwins.engines.recorder import Recorder
 from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
 from jwins.node import Rules
-from jwins.runfiles.rows import EvalRow
+from jwins.run_folder.rows import EvalRow
 from jwins.sharing import Sharing, full
 from jwins.topology import Ring, Topology
 from jwins.wire.codec import codec

@@ -36,10 +36,10 @@ from jwins.node import (
     WakeAt,
 )
 from jwins.rng import RoundContext, stream
-from jwins.runfiles import checkpoint
+from jwins.run_folder import checkpoint
 from jwins.sharing import Full, choco, closed_loop, full, jwins, random_k, stateless, top_k
+from jwins.sharing.update import Quantized, Update
 from jwins.topology import FullyConnected, Graph, OnePeerExponential, Ring
-from jwins.update import Quantized, Update
 from jwins.wire import Frame, Packed, codec, unpack
 from jwins.wire.frame import Wire
 

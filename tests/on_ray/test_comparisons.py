@@ -14,7 +14,7 @@ from jwins import Ray
 from jwins.compare import CellProgress, Compared, compare
 from jwins.compare.comparison import Comparison, load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.results.record import Record
+from jwins.run_folder.record import Record
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own leave sockets and files open

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jwins.errors import CodecError
 from jwins.ops.wavelet import Wavelet
-from jwins.update import Quantized, Update
+from jwins.sharing.update import Quantized, Update
 from jwins.wire import codec, entropy, quantized
 
 quick = settings(max_examples=60, deadline=None)

@@ -17,7 +17,7 @@ from jwins.errors import ConfigError
 from jwins.ops.quantize import MAX_STEPS, absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing import AbsmaxQuantizer, UniformQuantizer
-from jwins.update import Quantized, Update, dither, identical
+from jwins.sharing.update import Quantized, Update, dither, identical
 from jwins.wire import codec
 
 quick = settings(max_examples=80, deadline=None)

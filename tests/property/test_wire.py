@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jwins.errors import CodecError, FrameError, UsageError
-from jwins.update import MAX_DIM, Quantized, Sampled, Update, identical
+from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update, identical
 from jwins.wire import (
     HEADER_BYTES,
     Bye,

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jwins.report.seed_groups import Group, Target
 from jwins.report.studies import Study, StudyVariant
-from jwins.results.groups import Group, Target
-from jwins.results.record import Record
-from jwins.runfiles.rows import EndRow, EvalRow, Spread, StartRow, TrafficSplit
+from jwins.run_folder.record import Record
+from jwins.run_folder.rows import EndRow, EvalRow, Spread, StartRow, TrafficSplit
 
 NODES = 4
 

@@ -17,7 +17,7 @@ from made_up import group, record
 from jwins.report.chart import as_svg, drawing_style
 from jwins.report.colours import styles_of
 from jwins.report.curve_charts import ROUNDS, SENT, Across, Up, curve_chart, figure, seconds
-from jwins.results.groups import Group, Target
+from jwins.report.seed_groups import Group, Target
 
 RISE = [0.10, 0.50, 0.80, 0.90, 0.93, 0.94, 0.945, 0.947, 0.949, 0.950]
 

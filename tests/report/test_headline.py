@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from made_up import group, record, study
 
 from jwins.report.headline import headline, tiles, verdict
+from jwins.report.seed_groups import Group
 from jwins.report.studies import Study
 from jwins.report.tables import head_and_rows, metrics_table, page_table
-from jwins.results.groups import Group
 
 
 def one(name: str, algorithm: str, *finals: float, sent: int = 1000) -> Group:

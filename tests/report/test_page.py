@@ -33,9 +33,9 @@ from jwins.report.chart import drawing_style, save
 from jwins.report.colours import PARTS, THEME, styles_of
 from jwins.report.page import headline, render, write_page
 from jwins.report.partition_chart import Partition, partition_chart
+from jwins.report.seed_groups import Target
 from jwins.report.studies import Study, StudyVariant, gather
 from jwins.report.templating import templates
-from jwins.results.groups import Target
 
 NASTY = "JWINS <script>alert('x')</script> & $\\alpha$ \"quoted\", a rather long name that goes on and on"
 

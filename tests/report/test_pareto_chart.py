@@ -16,7 +16,7 @@ from jwins.report.chart import as_svg, drawing_style
 from jwins.report.colours import TEXT, styles_of
 from jwins.report.page import render
 from jwins.report.pareto_chart import Point, front, pareto_chart
-from jwins.results.groups import Group, Target
+from jwins.report.seed_groups import Group, Target
 
 STYLE = styles_of(["full"])[0]
 

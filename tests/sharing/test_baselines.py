@@ -16,8 +16,8 @@ from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.sharing import beer, choco, full, moniqua, sparse_loco
 from jwins.sharing.sparse_loco import TwoBits
+from jwins.sharing.update import Quantized, Received, Update
 from jwins.topology import Ring, Topology
-from jwins.update import Quantized, Received, Update
 
 N, P = 5, 12
 Array = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from torch import Tensor
 from jwins.rng import RoundContext
 from jwins.sharing import closed_loop
 from jwins.sharing.rate import Pace
-from jwins.update import Quantized, Received
+from jwins.sharing.update import Quantized, Received
 
 STEP = 0.01
 ROUNDS = 12

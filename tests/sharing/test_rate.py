@@ -17,7 +17,7 @@ from jwins.rng import RoundContext, stream
 from jwins.sharing import Budget, FixedStep, LinkBudget, RelativeStep, closed_loop, stateless
 from jwins.sharing.rate import Pace
 from jwins.sharing.step_grid import FINEST
-from jwins.update import Quantized, Update
+from jwins.sharing.update import Quantized, Update
 from jwins.wire import codec
 
 P = 4000

@@ -10,7 +10,7 @@ from torch import Tensor
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
 from jwins.sharing import stateless
-from jwins.update import Received
+from jwins.sharing.update import Received
 
 P, STEP = 64, 0.25
 

@@ -39,7 +39,7 @@ def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
     """Make another certificate for a key that exists, and put it in the old one's place."""
     with errors_said():
         from jwins.net.identity import renewed
-        from jwins.runfiles.atomic import write_atomically
+        from jwins.run_folder.atomic import write_atomically
 
         certificate = renewed(name, folder / f"{name}.key", days)
         file = folder / f"{name}.crt"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.errors import ConfigError
-from jwins.results.record import Record
-from jwins.runfiles.rows import StartRow
+from jwins.run_folder.record import Record
+from jwins.run_folder.rows import StartRow
 
 __all__ = ["Unchanged", "check_like_for_like", "versions_note"]
 

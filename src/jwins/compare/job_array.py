@@ -10,9 +10,9 @@ from jwins.compare.comparison import Cell, Comparison
 from jwins.compare.plan import make_room, plan
 from jwins.compare.workers import CellProgress, Job, last_progress, run_job, with_one_thread
 from jwins.errors import ConfigError, UsageError
-from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state
 from jwins.run.memory import memory_needed
+from jwins.run_folder.record import Record
 from jwins.training.training_context import resolve_device
 
 __all__ = ["array_script", "run_cell"]

@@ -30,7 +30,7 @@ from jwins.experiment.toml import read_toml
 from jwins.run.memory import memory_needed
 from jwins.run.remote_experiment import Elsewhere, packed
 from jwins.run.run import Ray
-from jwins.runfiles.atomic import write_atomically
+from jwins.run_folder.atomic import write_atomically
 from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device
 

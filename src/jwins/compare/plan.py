@@ -21,9 +21,9 @@ from jwins.errors import ResumeError
 from jwins.experiment.field_types import MISSING
 from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml
-from jwins.results.groups import Target
-from jwins.results.record import Record, start_and_end
+from jwins.report.seed_groups import Target
 from jwins.run.folder import FolderState, folder_state
+from jwins.run_folder.record import Record, start_and_end
 
 __all__ = [
     "SAME_BYTES",

@@ -22,11 +22,11 @@ from jwins.compare.workers import (
 )
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.error_messages import nearest
-from jwins.results.record import Record
 from jwins.run.folder import FolderState, check_folder, folder_state, locked
 from jwins.run.memory import memory_free, memory_needed
 from jwins.run.run import Ray
-from jwins.runfiles.rows import StartRow
+from jwins.run_folder.record import Record
+from jwins.run_folder.rows import StartRow
 from jwins.training.training_context import resolve_device
 
 __all__ = ["compare"]

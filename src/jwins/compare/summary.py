@@ -20,11 +20,11 @@ from jwins.report.colours import styles_of
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import is_percent, size, spread_text
 from jwins.report.pareto_chart import pareto_chart
+from jwins.report.seed_groups import Group, Target, deviation, reach
+from jwins.report.summary_rows import Line, line_of
 from jwins.report.tables import Table, metrics_table, reach_table, save_tables
-from jwins.results.groups import Group, Target, deviation, reach
-from jwins.results.record import Record, samples_note
-from jwins.results.summary_rows import Line, line_of
 from jwins.run.builders import raw_bytes_per_node
+from jwins.run_folder.record import Record, samples_note
 
 __all__ = ["Compared", "summarize"]
 

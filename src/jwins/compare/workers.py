@@ -21,9 +21,9 @@ from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.report.formatting import size
-from jwins.results.record import Record
 from jwins.run.provenance import cores
 from jwins.run.run import simulate
+from jwins.run_folder.record import Record
 from jwins.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:

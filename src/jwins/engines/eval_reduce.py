@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import UsageError
-from jwins.runfiles.rows import EvalRow, Spread, TrafficSplit
+from jwins.run_folder.rows import EvalRow, Spread, TrafficSplit
 from jwins.training.node_store import mean_buffers
 
 __all__ = [

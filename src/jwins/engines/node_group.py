@@ -57,7 +57,7 @@ from jwins.node import (
     Train,
     Trained,
 )
-from jwins.runfiles.checkpoint import Dumped
+from jwins.run_folder.checkpoint import Dumped
 from jwins.training.evaluation import EvalRequest
 from jwins.training.node_store import LocalState
 from jwins.training.thread_pool import ThreadPool

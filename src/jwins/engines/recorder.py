@@ -13,10 +13,10 @@ from torch import Tensor
 
 from jwins.engines.node_group import NodeGroupLike, NodeGroupState, NodeSnapshot
 from jwins.errors import ConfigError, DataError, ResumeError
-from jwins.runfiles import checkpoint, traffic
-from jwins.runfiles.atomic import write_atomically
-from jwins.runfiles.checkpoint import Dumped
-from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
+from jwins.run_folder import checkpoint, traffic
+from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.checkpoint import Dumped
+from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
 from jwins.wire.frame import Frame, KeyframeRequest
 
 __all__ = ["CheckpointManifest", "Recorder"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Literal
 
-from jwins.runfiles.rows import Traffic, TrafficSplit
+from jwins.run_folder.rows import Traffic, TrafficSplit
 from jwins.wire.frame import Packed
 
 __all__ = ["Purpose", "TrafficCounter", "total"]

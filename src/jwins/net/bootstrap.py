@@ -22,7 +22,7 @@ from jwins.net.transport_interface import (
     MessageReceived,
     Transport,
 )
-from jwins.update import Update
+from jwins.sharing.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import DIGEST_BYTES, Bye, Frame, Hello, Message, Wire
 

@@ -68,7 +68,7 @@ from jwins.node import (
     Train,
     WakeAt,
 )
-from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
+from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
 from jwins.wire.frame import MAX_NAME_CHARS, MAX_VERSIONS, Bye, Frame, Hello, KeyframeRequest, Packed
 
 __all__ = ["NodeEvaluation", "RealTimeDriver", "WallOutcome", "WallProgress", "hash_of_parameters"]

@@ -31,8 +31,8 @@ from jwins.net.roster import Member, Roster, providers_of, read_roster
 from jwins.net.status import ENDLESS, serve
 from jwins.net.transport_interface import Transport
 from jwins.node import MAX_MAGNITUDE_RATIO, Rules
-from jwins.runfiles.lock import locked
-from jwins.runfiles.rows import StartRow, read_rows
+from jwins.run_folder.lock import locked
+from jwins.run_folder.rows import StartRow, read_rows
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout

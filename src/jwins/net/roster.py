@@ -400,7 +400,7 @@ def write_roster(roster: Roster, path: Path) -> None:
     Raises:
         OSError: e.g. a full disk.
     """
-    from jwins.runfiles.atomic import write_atomically
+    from jwins.run_folder.atomic import write_atomically
 
     blocks = [write_toml({**roster._head(), "topology": roster.topology.model_dump(mode="json")})]
     for member in roster.members:

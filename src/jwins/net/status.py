@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jwins.errors import UsageError
 from jwins.net.sockets import keep_from_children
-from jwins.runfiles.rows import EvalRow
+from jwins.run_folder.rows import EvalRow
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric

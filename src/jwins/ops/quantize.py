@@ -2,7 +2,7 @@
 
 The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband, and
 give back symbols. A symbol stands for its number of steps, changed by the offset and the dither of
-:class:`jwins.update.Quantized`. Symbols are int32; numbers of more than :data:`MAX_STEPS` steps are cut off
+:class:`jwins.sharing.update.Quantized`. Symbols are int32; numbers of more than :data:`MAX_STEPS` steps are cut off
 there.
 """
 
@@ -45,7 +45,7 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
 def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
     """Symbols of numbers to which a dither was added; the receivers subtract it again.
 
-    With :func:`jwins.update.dither`, the error ``symbol - dither - x`` is uniform in [-1/2, 1/2] and
+    With :func:`jwins.sharing.update.dither`, the error ``symbol - dither - x`` is uniform in [-1/2, 1/2] and
     independent of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: as
     there.
 

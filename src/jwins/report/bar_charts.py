@@ -13,7 +13,7 @@ import numpy.typing as npt
 from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
 from jwins.report.colours import PAGE, PARTS, Style
 from jwins.report.formatting import number, size, spaced
-from jwins.results.groups import Group
+from jwins.report.seed_groups import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

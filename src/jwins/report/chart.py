@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from jwins.report.colours import AXIS, GRID, MUTED, TEXT, THEME
 from jwins.report.templating import templates
-from jwins.runfiles.atomic import write_atomically
+from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,8 @@ import numpy.typing as npt
 from jwins.report.chart import Chart, Drawing, Hit, blank, drawing_style, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
 from jwins.report.formatting import metric_percent, number, size, spaced
-from jwins.results.groups import Group, Target
-from jwins.results.record import Record
+from jwins.report.seed_groups import Group, Target
+from jwins.run_folder.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

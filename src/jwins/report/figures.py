@@ -22,8 +22,8 @@ from jwins.report.partition_chart import Partition, partition_chart
 from jwins.report.settings import described
 from jwins.report.studies import Study, StudyVariant, network
 from jwins.report.topology_chart import topology_chart
-from jwins.results.record import Record
 from jwins.run.builders import build_partition, build_task, build_topology, partition_counts
+from jwins.run_folder.record import Record
 
 if TYPE_CHECKING:
     from jwins.topology.graph import Graph

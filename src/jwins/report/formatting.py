@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jwins.results.groups import Target
+from jwins.report.seed_groups import Target
 
 __all__ = ["NEVER"]
 

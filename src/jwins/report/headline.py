@@ -19,10 +19,10 @@ from jwins.report.formatting import (
     size,
     spaced,
 )
+from jwins.report.seed_groups import difference
 from jwins.report.studies import Study
+from jwins.report.summary_rows import Line
 from jwins.report.tables import stated_difference
-from jwins.results.groups import difference
-from jwins.results.summary_rows import Line
 
 __all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
 

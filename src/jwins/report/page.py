@@ -27,7 +27,7 @@ from jwins.report.page_tables import bytes_table, evaluations_table, further_tab
 from jwins.report.studies import Study, gather
 from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
-from jwins.runfiles.atomic import write_atomically
+from jwins.run_folder.atomic import write_atomically
 
 __all__ = ["headline", "render", "write_page"]
 

@@ -20,9 +20,9 @@ from jwins.report.formatting import (
     size,
     spaced,
 )
+from jwins.report.seed_groups import reach
 from jwins.report.studies import Study
 from jwins.report.tables import Table, TableCell, metrics_table, reach_table
-from jwins.results.groups import reach
 
 __all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
 

@@ -18,7 +18,7 @@ from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
 from jwins.report.curve_charts import Up, byte_ticks, mark_level
 from jwins.report.formatting import and_list, final_text, size
-from jwins.results.groups import Group, Target, deviation
+from jwins.report.seed_groups import Group, Target, deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

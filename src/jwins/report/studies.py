@@ -17,12 +17,12 @@ from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.report.formatting import and_list, metric_percent, shown
+from jwins.report.seed_groups import Group, Target
 from jwins.report.settings import compared_settings, differing_keys, flat
-from jwins.results.groups import Group, Target
-from jwins.results.record import Record, samples_note, start_and_end
-from jwins.results.summary_rows import Line, line_of
+from jwins.report.summary_rows import Line, line_of
 from jwins.run.builders import raw_bytes_per_node
 from jwins.run.folder import variant_folder
+from jwins.run_folder.record import Record, samples_note, start_and_end
 
 __all__ = ["Study", "StudyVariant", "gather", "network"]
 

@@ -25,9 +25,9 @@ from jwins.report.formatting import (
     size,
     spread_text,
 )
-from jwins.results.groups import Group, Reach, Target
-from jwins.results.summary_rows import Line, line_of
-from jwins.runfiles.atomic import write_atomically
+from jwins.report.seed_groups import Group, Reach, Target
+from jwins.report.summary_rows import Line, line_of
+from jwins.run_folder.atomic import write_atomically
 
 __all__ = [
     "TableCell",

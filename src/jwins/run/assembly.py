@@ -23,7 +23,7 @@ from jwins.run.builders import (
 from jwins.run.memory_check import check_batch_fits
 from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
-from jwins.runfiles.rows import StartRow
+from jwins.run_folder.rows import StartRow
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,9 +11,9 @@ from typing import Any
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.experiment.experiment import Experiment, what_counts
 from jwins.experiment.toml import read_toml
-from jwins.results.record import Record
-from jwins.runfiles.lock import locked
-from jwins.runfiles.rows import StartRow
+from jwins.run_folder.lock import locked
+from jwins.run_folder.record import Record
+from jwins.run_folder.rows import StartRow
 
 __all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked", "variant_folder"]
 

@@ -215,7 +215,7 @@ def _apart(experiment: Experiment) -> Calibration:
 
 
 def _calibrate(experiment: Experiment) -> Calibration:
-    from jwins.runfiles.rows import EndRow, EvalRow
+    from jwins.run_folder.rows import EndRow, EvalRow
     from jwins.training.allocator import keep_freed_memory
 
     keep_freed_memory()

@@ -28,15 +28,15 @@ import torch
 from jwins.engines.eval_reduce import PartialSum, average, reduce_results, squared_distance
 from jwins.errors import DataError, JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
-from jwins.results.record import Record
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, folder_state, locked
 from jwins.run.node import for_network, node_folder, on_wall_clock, timeout_of
 from jwins.run.result import Result
-from jwins.runfiles import checkpoint, traffic
-from jwins.runfiles.atomic import write_atomically
-from jwins.runfiles.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
+from jwins.run_folder import checkpoint, traffic
+from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.record import Record
+from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
 
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup

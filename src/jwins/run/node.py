@@ -25,8 +25,8 @@ from jwins.experiment.plugins import TopologyTable
 from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Pieces, assemble
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
-from jwins.runfiles import checkpoint
-from jwins.runfiles.atomic import write_atomically
+from jwins.run_folder import checkpoint
+from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import DataError
 from jwins.experiment.experiment import Experiment
-from jwins.results.record import Record, flat_rows
 from jwins.run.builders import build_task
-from jwins.runfiles import traffic
+from jwins.run_folder import traffic
+from jwins.run_folder.record import Record, flat_rows
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

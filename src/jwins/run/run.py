@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 
 from jwins.errors import ActorLostError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
-from jwins.results.record import Record
 from jwins.run.assembly import Place, build
 from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.run.result import Result
-from jwins.runfiles.atomic import write_atomically
-from jwins.runfiles.tensorboard import TensorBoard
+from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.record import Record
+from jwins.run_folder.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
-from jwins.update import Quantized, Received, Update
+from jwins.sharing.update import Quantized, Received, Update
 from jwins.validation import FRACTION
 
 __all__ = ["Cutoff", "Precision", "Quantizer", "SelfTerm", "Sharing", "mix", "place", "quantize"]

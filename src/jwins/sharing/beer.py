@@ -34,7 +34,7 @@ from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.sharing.base import Precision, Quantizer, Sharing, check_fraction, check_quantizer, quantize
 from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
-from jwins.update import Received, Update
+from jwins.sharing.update import Received, Update
 from jwins.validation import FRACTION
 
 __all__ = ["Beer", "BeerState", "beer"]

@@ -33,7 +33,7 @@ from jwins.sharing.base import (
     quantize,
 )
 from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
-from jwins.update import Received, Update
+from jwins.sharing.update import Received, Update
 
 __all__ = ["Choco", "ChocoState", "Replica", "choco"]
 

@@ -36,7 +36,7 @@ from jwins.sharing.base import Sharing
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
 from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, quantize_with_dead_zone
-from jwins.update import Received, Update, largest_magnitude
+from jwins.sharing.update import Received, Update, largest_magnitude
 from jwins.validation import DEAD_ZONE, HISTORY, RATE
 
 __all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]

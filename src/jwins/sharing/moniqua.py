@@ -30,7 +30,7 @@ from jwins.ops.quantize import to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.replicas import hash_of
-from jwins.update import Quantized, Received, Update, one_scale
+from jwins.sharing.update import Quantized, Received, Update, one_scale
 from jwins.validation import STEP, Within
 
 __all__ = ["Moniqua", "moniqua"]

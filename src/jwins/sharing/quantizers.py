@@ -11,7 +11,7 @@ from torch import Tensor
 from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
-from jwins.update import Quantized, dither, one_scale
+from jwins.sharing.update import Quantized, dither, one_scale
 from jwins.validation import Within
 
 __all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]

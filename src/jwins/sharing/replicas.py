@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jwins.update import Quantized, Received, Update, dense_of
+from jwins.sharing.update import Quantized, Received, Update, dense_of
 
 __all__ = ["Followed", "Replica", "added", "follow", "hash_of", "keyframe_of"]
 

@@ -48,7 +48,7 @@ from jwins.sharing.base import (
     quantize,
 )
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
-from jwins.update import Received, Sampled, Update, dense_of
+from jwins.sharing.update import Received, Sampled, Update, dense_of
 
 __all__ = [
     "PAPER_FRACTIONS",

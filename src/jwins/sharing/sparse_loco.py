@@ -32,7 +32,7 @@ from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
 from jwins.sharing.base import Precision, Quantizer
 from jwins.sharing.choco import Choco, ChocoState
-from jwins.update import Quantized, Received
+from jwins.sharing.update import Quantized, Received
 from jwins.validation import RATE, Within
 
 __all__ = ["SparseLoco", "TwoBits", "sparse_loco"]

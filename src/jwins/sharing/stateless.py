@@ -29,7 +29,7 @@ from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import SelfTerm, Sharing, check_self_term, mix
 from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
-from jwins.update import Quantized, Received, Update, dither, one_scale
+from jwins.sharing.update import Quantized, Received, Update, dither, one_scale
 
 __all__ = ["Rounding", "Stateless", "StatelessState", "stateless"]
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jwins.update import Quantized, Update, one_scale
+from jwins.sharing.update import Quantized, Update, one_scale
 
 __all__ = ["FINEST", "LIMIT", "StepGrid", "quantize_with_dead_zone"]
 

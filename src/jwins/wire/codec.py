@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import CodecError, ConfigError, UsageError
-from jwins.update import Quantized, Sampled, Update
+from jwins.sharing.update import Quantized, Sampled, Update
 from jwins.wire import fpzip, pco, quantized
 
 __all__ = [
@@ -220,9 +220,9 @@ class Payload:
         positions_kind: how the positions are given.
         values_kind: what the values are.
         count: how many values.
-        base: see :class:`~jwins.update.Update`.
+        base: see :class:`~jwins.sharing.update.Update`.
         check: likewise.
-        dither: see :class:`~jwins.update.Quantized`; None for values that are no symbols.
+        dither: see :class:`~jwins.sharing.update.Quantized`; None for values that are no symbols.
         offset: likewise.
         positions: the section of the positions.
         values: the section of the values.

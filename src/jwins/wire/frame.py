@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import CodecError, FrameError, UsageError
-from jwins.update import MAX_DIM, Update
+from jwins.sharing.update import MAX_DIM, Update
 from jwins.wire.codec import CODECS, Codec, PositionsKind, ValuesKind, max_payload_bytes, read_payload
 
 __all__ = [

@@ -37,8 +37,8 @@ from jwins.engines.node_group import (
 from jwins.engines.ray.cluster import Demand
 from jwins.errors import ActorLostError, JwinsError, UsageError
 from jwins.node import Command, RequestKeyframe, Rules, Send
-from jwins.runfiles import checkpoint
-from jwins.runfiles.checkpoint import Dumped
+from jwins.run_folder import checkpoint
+from jwins.run_folder.checkpoint import Dumped
 from jwins.training.allocator import keep_freed_memory
 from jwins.wire.frame import Packed
 

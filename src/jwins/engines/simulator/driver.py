@@ -54,7 +54,7 @@ from jwins.node import (
     Train,
     WakeAt,
 )
-from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
+from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
 from jwins.scenario import Compute, Faults, Links, check_scenario
 from jwins.wire.frame import Packed
 

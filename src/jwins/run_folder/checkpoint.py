@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import DataError, ResumeError, UsageError
-from jwins.runfiles.atomic import write_atomically
+from jwins.run_folder.atomic import write_atomically
 
 __all__ = ["Dumped", "dump", "latest", "load", "read", "read_part", "write", "write_part"]
 

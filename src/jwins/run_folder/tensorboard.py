@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from jwins.errors import ConfigError
-from jwins.runfiles.rows import EvalRow, read_rows
+from jwins.run_folder.rows import EvalRow, read_rows
 
 __all__ = ["TensorBoard"]
 

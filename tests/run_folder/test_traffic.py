@@ -9,8 +9,8 @@ import pytest
 
 import jwins
 from jwins.errors import DataError
-from jwins.runfiles import traffic
-from jwins.runfiles.rows import Traffic, TrafficSplit
+from jwins.run_folder import traffic
+from jwins.run_folder.rows import Traffic, TrafficSplit
 
 EDGES = [
     Traffic(0, 1, TrafficSplit(positions=1, values=2, header=3, keyframe=4, control=5)),

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jwins.errors import DataError
-from jwins.runfiles.atomic import write_atomically
-from jwins.runfiles.rows import Traffic, TrafficSplit
+from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.rows import Traffic, TrafficSplit
 
 __all__ = ["FILE", "read", "write"]
 

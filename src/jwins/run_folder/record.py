@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import DataError, UsageError
-from jwins.runfiles.rows import EndRow, EvalRow, Row, StartRow, read_rows
+from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, read_rows
 
 __all__ = ["Record", "flat_rows", "not_diverged", "start_and_end"]
 

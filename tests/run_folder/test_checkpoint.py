@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.node import Phase
-from jwins.runfiles import checkpoint
+from jwins.run_folder import checkpoint
 
 
 @dataclass(frozen=True)
@@ -397,8 +397,8 @@ def test_a_full_disk_leaves_everything_as_it_was(
     before = {p: p.read_bytes() for p in folder.iterdir()}
     with monkeypatch.context() as patch:
         if what == "write":
-            patch.setattr("jwins.runfiles.atomic.os.fsync", full_disk)
-            patch.setattr("jwins.runfiles.checkpoint.dump", lambda *a, **k: b"x" * 10)
+            patch.setattr("jwins.run_folder.atomic.os.fsync", full_disk)
+            patch.setattr("jwins.run_folder.checkpoint.dump", lambda *a, **k: b"x" * 10)
         else:
             patch.setattr(what, full_disk)
         with pytest.raises(OSError, match="No space left"):
@@ -440,7 +440,7 @@ ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 import torch
-from jwins.runfiles import checkpoint
+from jwins.run_folder import checkpoint
 
 folder = Path(sys.argv[1])
 checkpoint.write(folder, 1, {"round": 1, "x": torch.zeros(1000)})

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from jwins.errors import DataError
-from jwins.runfiles.rows import (
+from jwins.run_folder.rows import (
     EndRow,
     EvalRow,
     MetricsLog,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jwins.results.intervals import Difference, paired
-from jwins.results.record import Record, not_diverged
-from jwins.runfiles.rows import EvalRow
+from jwins.report.intervals import Difference, paired
+from jwins.run_folder.record import Record, not_diverged
+from jwins.run_folder.rows import EvalRow
 
 __all__ = [
     "Group",

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jwins.results.groups import (
+from jwins.report.seed_groups import (
     Group,
     Target,
     counted_words,

@@ -1,1 +1,0 @@
-"""What runs measured, as numbers: records, groups of seeds, intervals."""

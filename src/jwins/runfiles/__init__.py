@@ -1,1 +1,0 @@
-"""The files of a run: rows, checkpoints, and how they are written."""
