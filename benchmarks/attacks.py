@@ -80,16 +80,16 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     from jwins.run.assembly import assemble
     from jwins.run.node import on_wall_clock
 
-    pieces = on_wall_clock(assemble(experiment(folder), nodes=[number]))
+    components = on_wall_clock(assemble(experiment(folder), nodes=[number]))
     limits = Limits(messages_per_s=1e9) if lifted else Limits()
     roster = read_roster(folder / "roster.toml")
-    greeting = pieces.experiment.digest()
+    greeting = components.experiment.digest()
     key = folder / f"{NAMES[number]}.key"
     transport = TlsTransport(roster, number, key, greeting=greeting, limits=limits)
-    (group,) = pieces.node_groups()
+    (group,) = components.node_groups()
     over = threading.Event()
     driver = RealTimeDriver(
-        group, transport, start=pieces.start, names=NAMES, timeout_s=TIMEOUT_S, stop=over.is_set
+        group, transport, start=components.start, names=NAMES, timeout_s=TIMEOUT_S, stop=over.is_set
     )
 
     def answer() -> None:
@@ -294,8 +294,8 @@ def measure(folder: Path, frames: int, limited_frames: int, calm_s: float) -> in
     from jwins.run.node import on_wall_clock
 
     make_members(folder)
-    pieces = on_wall_clock(assemble(experiment(folder), nodes=[ATTACKER]))
-    dims, digest = (pieces.trainers[0].layout.size, pieces.rules.wire.dim), pieces.rules.wire.digest
+    components = on_wall_clock(assemble(experiment(folder), nodes=[ATTACKER]))
+    dims, digest = (components.trainers[0].layout.size, components.rules.wire.dim), components.rules.wire.digest
     print(f"without an attack: {calm(folder, calm_s):.2f} rounds per second", flush=True)
     rows, passed = [], True
     for what, count, lifted in (("limit lifted", frames, True), ("limit as always", limited_frames, False)):

@@ -653,32 +653,32 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
         ROOT / "experiments" / "paper" / "scale.toml", [*SHRUNK, f"task.data={tmp_path / 'data'}"]
     )
     experiment = paper.variants[0].experiment
-    parts = build(experiment)
-    own = own_test_samples(parts.task, parts.parts)
-    assert sorted(i for rows in own for i in rows.tolist()) == list(range(len(parts.task.test)))
-    rows = parts.driver.run().rows
+    assembled = build(experiment)
+    own = own_test_samples(assembled.task, assembled.partition)
+    assert sorted(i for rows in own for i in rows.tolist()) == list(range(len(assembled.task.test)))
+    rows = assembled.driver.run().rows
     last = rows[-2]
     plain = build(experiment.changed({"run": {"eval_own": False}})).driver.run()
     assert rows[-1].sha256 == plain.rows[-1].sha256  # type: ignore[union-attr]
     for node in range(2):
-        model = parts.task.model()
-        (group,) = parts.driver.groups
+        model = assembled.task.model()
+        (group,) = assembled.driver.groups
         group.trainer.layout.write(group.parameters(node), model)
         chosen = torch.from_numpy(own[node])
-        outputs = model(parts.task.test.inputs[chosen]).detach()
-        expected = parts.task.metrics(outputs, parts.task.test.targets[chosen])["squared_error"].mean()
+        outputs = model(assembled.task.test.inputs[chosen]).detach()
+        expected = assembled.task.metrics(outputs, assembled.task.test.targets[chosen])["squared_error"].mean()
         assert last.per_node["own_squared_error"][node] == pytest.approx(float(expected), rel=1e-5)  # type: ignore[union-attr]
     mean = last.metrics["own_squared_error"]  # type: ignore[union-attr]
     assert mean.mean == pytest.approx(statistics.fmean(last.per_node["own_squared_error"]))  # type: ignore[union-attr,arg-type]
     assert mean.average_model is None
     few = experiment.changed({"run": {"eval_samples": 2, "eval_samples_early": 1}})
-    last, early = own_evaluation_samples(few, parts.task, parts.parts)
+    last, early = own_evaluation_samples(few, assembled.task, assembled.partition)
     for some, fewer, rows_of in zip(last, early, own, strict=True):
         assert (len(some), len(fewer)) == (min(2, len(rows_of)), min(1, len(rows_of)))
         assert set(fewer.tolist()) <= set(some.tolist()) <= set(rows_of.tolist())
-    assert [some.tolist() for some in own_evaluation_samples(experiment, parts.task, parts.parts)[0]] == [
-        rows_of.tolist() for rows_of in own
-    ]
+    assert [
+        some.tolist() for some in own_evaluation_samples(experiment, assembled.task, assembled.partition)[0]
+    ] == [rows_of.tolist() for rows_of in own]
     digits = load_comparison("digits-compare", ["run.eval_own=true"]).variants[0].experiment
     with pytest.raises(ConfigError, match="no natural owner"):
         build(digits)
@@ -697,20 +697,20 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
         return load(tmp_path).variants[0].experiment.changed({"run": run})
 
     few = of(eval_samples=60, eval_samples_early=25, eval_last=2)
-    parts = build(few)
-    last, early = evaluation_samples(few, parts.task)
+    assembled = build(few)
+    last, early = evaluation_samples(few, assembled.task)
     assert last is not None
     assert early is not None
     assert len(early) == 25
     assert set(early.tolist()) < set(last.tolist())
-    rows = {row.round: row for row in parts.driver.run().rows if hasattr(row, "samples")}
+    rows = {row.round: row for row in assembled.driver.run().rows if hasattr(row, "samples")}
     assert [rows[r].samples for r in (0, 2, 4, 6, 8)] == [25, 25, 25, 60, 60]
 
     plain = build(of(eval_samples=60))
     assert torch.equal(evaluation_samples(plain.experiment, plain.task)[0], last)  # type: ignore[arg-type]
     complete = {row.round: row for row in plain.driver.run().rows if hasattr(row, "samples")}
     assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
-    (group,) = parts.driver.groups
+    (group,) = assembled.driver.groups
     at_8 = [group.trainer.evaluate(group.parameters(node)[None], [0], early) for node in group.nodes]
     assert float(at_8[0]["accuracy"][0]) * 25 == pytest.approx(round(float(at_8[0]["accuracy"][0]) * 25))
     assert rows[8].early == {
@@ -721,10 +721,10 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     assert not any(row.early for row in complete.values())
 
     everything = of(eval_samples_early=25)
-    assert evaluation_samples(everything, parts.task)[0] is None
-    assert len(evaluation_samples(everything, parts.task)[1]) == 25  # type: ignore[arg-type]
+    assert evaluation_samples(everything, assembled.task)[0] is None
+    assert len(evaluation_samples(everything, assembled.task)[1]) == 25  # type: ignore[arg-type]
     same = of(eval_samples=20, eval_samples_early=25)
-    assert torch.equal(*evaluation_samples(same, parts.task))  # type: ignore[arg-type]
+    assert torch.equal(*evaluation_samples(same, assembled.task))  # type: ignore[arg-type]
     assert of(eval_last=3).digest() == of().digest() != everything.digest()
 
 

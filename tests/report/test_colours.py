@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jwins.experiment.plugins import ALGORITHMS
-from jwins.report.colours import ON_PAGE, PARTS, THEME, contrast, styles_of
+from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, contrast, styles_of
 
 LIGHT, DARK = 0, 1
 GROUNDS = pytest.mark.parametrize("ground", [LIGHT, DARK], ids=["light", "dark"])
@@ -63,14 +63,14 @@ def test_text_stands_out(ground: int) -> None:
         for name in ("text", "muted", "accent", "bad"):
             assert ratio(colours[name], colours[on]) >= 4.5, (name, on)
     assert ratio(colours["warn-text"], colours["warn"]) >= 4.5
-    assert ratio(colours["page"], colours["part-values"]) >= 4.5  # numbers on the nodes of a graph
+    assert ratio(colours["page"], colours["kind-values"]) >= 4.5  # numbers on the nodes of a graph
 
 
 def test_every_algorithm_and_part_is_in_the_table() -> None:
     names = {entry[0] for entry in THEME.values()}
     for kind in [*ALGORITHMS, "own"]:
         assert {f"{kind.replace('_', '-')}-{shade}" for shade in range(3)} <= names
-    assert {f"part-{part}" for part in PARTS} <= names
+    assert {f"kind-{kind}" for kind in KIND_COLOURS} <= names
     assert all(key == light for key, (_, light, _) in THEME.items())
 
 

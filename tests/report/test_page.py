@@ -30,9 +30,9 @@ from jwins.compare import compare
 from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.chart import drawing_style, save
-from jwins.report.colours import PARTS, THEME, styles_of
+from jwins.report.colours import KIND_COLOURS, THEME, styles_of
 from jwins.report.page import headline, render, write_page
-from jwins.report.partition_chart import Partition, partition_chart
+from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.seed_groups import Target
 from jwins.report.studies import Study, StudyVariant, gather
 from jwins.report.templating import templates
@@ -357,7 +357,7 @@ def test_colours_stand_out_from_the_page(theme: int) -> None:
 
     assert contrast(colours["text"]) >= 7
     assert contrast(colours["muted"]) >= 4.5
-    for name in ("full-0", "top-k-0", "choco-0", "jwins-0", "part-values"):
+    for name in ("full-0", "top-k-0", "choco-0", "jwins-0", "kind-values"):
         assert contrast(colours[name]) >= 3, name
     assert contrast(colours["random-k-0"]) >= 2  # the palette's orange; its marker and table say it, too
 
@@ -636,7 +636,7 @@ def test_large_graphs_and_partitions_stay_small(single: Path) -> None:
     ):
         assert len(as_svg(topology_chart("t", "T", "", topology.at(0)), "x")) < 600_000
     counts = tuple(tuple((i + k) % 3 for k in range(90)) for i in range(400))
-    partition = Partition(tuple(map(sum, counts)), tuple(range(90)), counts)
+    partition = PartitionCounts(tuple(map(sum, counts)), tuple(range(90)), counts)
     chart = partition_chart("p", "P", "", partition, by_class=True)
     assert "Drawn are 96 of 400 nodes" in chart.caption
     assert "one row, “other”" in chart.caption
@@ -857,7 +857,7 @@ def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
         legend = chart.draw(True).figure.legends[0]
     assert [one.get_text() for one in legend.get_texts()] == ["values", "positions"]
     full = Page(render([parts_study(values=1, positions=1, header=1, keyframe=1, control=1)])[0])
-    assert full.tables["Bytes per node by content, mean over seeds"][0][1:-1] == list(PARTS)
+    assert full.tables["Bytes per node by content, mean over seeds"][0][1:-1] == list(KIND_COLOURS)
 
 
 def test_every_number_of_the_curves_is_in_a_table(compared: Path, page: str) -> None:
@@ -887,7 +887,7 @@ def test_activities_that_took_no_time_are_left_out(single: Path) -> None:
 
 def test_the_heat_map_has_a_key() -> None:
     counts = ((0, 7, 1), (40, 0, 2), (0, 0, 11))
-    partition = Partition(tuple(map(sum, counts)), (0, 1, 2), counts)
+    partition = PartitionCounts(tuple(map(sum, counts)), (0, 1, 2), counts)
     with drawing_style():
         drawn = partition_chart("p", "P", "", partition, by_class=True).draw(False).figure
     cells, key = drawn.axes
@@ -908,7 +908,7 @@ def test_the_heat_map_has_a_key() -> None:
 
 def test_classes_that_nobody_has_are_left_out() -> None:
     counts = ((5, 0, 1), (4, 0, 2))
-    partition = Partition((6, 6), (10, 11, 12), counts)
+    partition = PartitionCounts((6, 6), (10, 11, 12), counts)
     chart = partition_chart("p", "P", "", partition, by_class=True)
     assert "Nobody has samples of 1 class, left out here." in chart.caption
     with drawing_style():

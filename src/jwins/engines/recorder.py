@@ -89,7 +89,7 @@ class Recorder:
         def complete(saved: object) -> tuple[CheckpointManifest, NodeGroupState]:
             if not isinstance(saved, CheckpointManifest):
                 raise DataError("written by another version of this package")
-            return saved, _merged([checkpoint.read_part(folder, name, known) for name in saved.shards])
+            return saved, _merged([checkpoint.read_shard(folder, name, known) for name in saved.shards])
 
         (saved, groups), _ = checkpoint.latest(folder, known, complete)
         path = self.folder / "metrics.jsonl"
@@ -123,7 +123,7 @@ class Recorder:
             return
         self._log.sync()
         folder = self.folder / "checkpoints"
-        names = [checkpoint.write_part(folder, round, number, shard) for number, shard in enumerate(shards)]
+        names = [checkpoint.write_shard(folder, round, number, shard) for number, shard in enumerate(shards)]
         checkpoint.write(folder, round, CheckpointManifest(self._log.size_bytes, driver, tuple(names)))
 
     def finish(self, groups: Sequence[NodeGroupLike], end: EndRow, edges: Sequence[Traffic]) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
-from jwins.report.colours import PAGE, PARTS, Style
+from jwins.report.colours import KIND_COLOURS, PAGE, Style
 from jwins.report.formatting import number, size, spaced
 from jwins.report.seed_groups import Group
 
@@ -19,49 +19,51 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bytes_by_part", "bytes_chart", "nodes_chart", "parts_sent"]
+__all__ = ["bytes_by_kind", "bytes_chart", "nodes_chart", "kinds_sent"]
 
 
-def bytes_by_part(group: Group) -> dict[str, float]:
+def bytes_by_kind(group: Group) -> dict[str, float]:
     """Bytes per node until the last evaluation, by what they carried, mean over seeds."""
-    parts = {}
-    for part in PARTS:
+    kinds = {}
+    for kind in KIND_COLOURS:
         sent = [
-            getattr(record.evaluations[-1].traffic, part) / record.start.num_nodes
+            getattr(record.evaluations[-1].traffic, kind) / record.start.num_nodes
             for record in group.counted.records
             if record.evaluations
         ]
-        parts[part] = float(np.mean(sent)) if sent else 0.0
-    return parts
+        kinds[kind] = float(np.mean(sent)) if sent else 0.0
+    return kinds
 
 
-def parts_sent(groups: Sequence[Group]) -> list[str]:
+def kinds_sent(groups: Sequence[Group]) -> list[str]:
     """What the bytes of at least one variant carried; everything if nothing was sent."""
-    found = [bytes_by_part(group) for group in groups]
-    return [part for part in PARTS if any(parts[part] > 0 for parts in found)] or list(PARTS)
+    found = [bytes_by_kind(group) for group in groups]
+    return [kind for kind in KIND_COLOURS if any(kinds[kind] > 0 for kinds in found)] or list(KIND_COLOURS)
 
 
 def bytes_chart(groups: Sequence[Group]) -> Chart:
     """What the bytes of each variant carried: a stacked bar each, per node and mean over seeds."""
-    sent = parts_sent(groups)
-    split = {group.name: {part: bytes_by_part(group)[part] for part in sent} for group in groups}
+    sent = kinds_sent(groups)
+    split = {group.name: {kind: bytes_by_kind(group)[kind] for kind in sent} for group in groups}
     alt = "Stacked bars of bytes per node. " + "; ".join(
-        f"{name}: " + ", ".join(f"{part} {size(value)}" for part, value in parts.items())
-        for name, parts in split.items()
+        f"{name}: " + ", ".join(f"{kind} {size(value)}" for kind, value in kinds.items())
+        for name, kinds in split.items()
     )
-    legend = {part: PARTS[part] for part in sent}
+    legend = {kind: KIND_COLOURS[kind] for kind in sent}
 
     def draw(paper: bool) -> Drawing:
         figure, axes = _rows([group.name for group in groups], paper=paper, legend=legend if paper else {})
-        most = max((sum(parts.values()) for parts in split.values()), default=0.0) or 1.0
+        most = max((sum(kinds.values()) for kinds in split.values()), default=0.0) or 1.0
         hits = []
-        for row, (name, parts) in enumerate(split.items()):
-            left, total = 0.0, sum(parts.values())
-            for part, value in parts.items():
+        for row, (name, kinds) in enumerate(split.items()):
+            left, total = 0.0, sum(kinds.values())
+            for kind, value in kinds.items():
                 gap = 0.8 if value > 0.01 * most else 0.0
-                axes.barh(row, value, left=left, height=0.42, color=PARTS[part], edgecolor=PAGE, linewidth=gap)
+                axes.barh(
+                    row, value, left=left, height=0.42, color=KIND_COLOURS[kind], edgecolor=PAGE, linewidth=gap
+                )
                 if value > 0:
-                    text = f"{name}, {part}: {size(value)} ({value / total * 100:.1f} %)"
+                    text = f"{name}, {kind}: {size(value)} ({value / total * 100:.1f} %)"
                     hits.append(Hit(axes, left, row - 0.21, text, value, 0.42))
                 left += value
             axes.annotate(

@@ -20,7 +20,7 @@ __all__ = [
     "GRID",
     "MUTED",
     "PAGE",
-    "PARTS",
+    "KIND_COLOURS",
     "TEXT",
     "THEME",
     "Style",
@@ -34,7 +34,7 @@ TEXT, MUTED, GRID, AXIS, PAGE = "#1f2328", "#57606a", "#e3e6ea", "#8a939d", "#ff
 
 _DARK_PAGE = "#14171c"
 
-PARTS = {
+KIND_COLOURS = {
     "values": "#27587f",
     "positions": "#4f93c8",
     "header": "#767678",
@@ -43,7 +43,7 @@ PARTS = {
 }
 """What bytes carried, and its colour in figures."""
 
-_PARTS_ON_DARK = ("#5d9fd0", "#bcd9ee", "#7f8792", "#b58ad0", "#e0cdee")
+_KIND_COLOURS_ON_DARK = ("#5d9fd0", "#bcd9ee", "#7f8792", "#b58ad0", "#e0cdee")
 
 OWN_COLOUR, OWN_MARKER = "#cc79a7", "P"
 """Of an algorithm that is not built in."""
@@ -116,8 +116,8 @@ THEME: dict[str, tuple[str, str, str]] = {
     AXIS: ("axis", AXIS, "#6b7480"),
     PAGE: ("page", PAGE, _DARK_PAGE),
     **{
-        colour: (f"part-{part}", colour, dark)
-        for (part, colour), dark in zip(PARTS.items(), _PARTS_ON_DARK, strict=True)
+        colour: (f"kind-{kind}", colour, dark)
+        for (kind, colour), dark in zip(KIND_COLOURS.items(), _KIND_COLOURS_ON_DARK, strict=True)
     },
     **{
         colour: (f"{kind.replace('_', '-')}-{index}", colour, _on_dark(colour))

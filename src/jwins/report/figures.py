@@ -18,7 +18,7 @@ from jwins.report.colours import Style
 from jwins.report.curve_charts import ROUNDS, SENT, Across, Up, curve_chart, seconds
 from jwins.report.formatting import capital, names_only, spaced
 from jwins.report.pareto_chart import pareto_chart
-from jwins.report.partition_chart import Partition, partition_chart
+from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.settings import described
 from jwins.report.studies import Study, StudyVariant, network
 from jwins.report.topology_chart import topology_chart
@@ -200,7 +200,7 @@ def _add_partitions(study: Study, figures: Figures) -> None:
         figures.setting.append(partition_chart(f"partition{end}", title, caption, found, by_class=by_class))
 
 
-def _partition_caption(found: Partition, table: Any, seed: int) -> str:
+def _partition_caption(found: PartitionCounts, table: Any, seed: int) -> str:
     samples = np.array(found.samples)
     caption = f"{capital(described(table))}: {samples.sum():,} samples; "
     caption += f"{samples.min():,} to {samples.max():,} on a node"
@@ -210,13 +210,13 @@ def _partition_caption(found: Partition, table: Any, seed: int) -> str:
     return f"{caption}. Seed {seed}."
 
 
-def _partition(record: Record, tables: Mapping[str, Any]) -> Partition | str:
+def _partition(record: Record, tables: Mapping[str, Any]) -> PartitionCounts | str:
     """Who holds what, or why that is not known."""
     path = record.folder / "partition.json"
     if path.is_file():
         try:
             counts = json.loads(path.read_text(encoding="utf-8"))
-            return Partition(
+            return PartitionCounts(
                 tuple(map(int, counts["samples"])),
                 tuple(map(int, counts.get("labels", ()))),
                 tuple(tuple(map(int, row)) for row in counts.get("counts", ())),
@@ -236,4 +236,4 @@ def _partition(record: Record, tables: Mapping[str, Any]) -> Partition | str:
         why = names_only(str(error), record.folder)
         return f"the run has no partition.json, and it cannot be drawn again ({why})"
     rows = tuple(tuple(row) for row in counts.get("counts", ()))
-    return Partition(tuple(counts["samples"]), tuple(counts.get("labels", ())), rows)
+    return PartitionCounts(tuple(counts["samples"]), tuple(counts.get("labels", ())), rows)

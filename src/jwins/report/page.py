@@ -17,9 +17,9 @@ from typing import Any
 from markupsafe import Markup
 
 from jwins.report import provenance
-from jwins.report.bar_charts import parts_sent
+from jwins.report.bar_charts import kinds_sent
 from jwins.report.chart import Chart, as_svg, save
-from jwins.report.colours import ON_PAGE, PARTS, THEME, Style, styles_of
+from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
 from jwins.report.formatting import and_list, capital, spaced
 from jwins.report.headline import Tiles, headline, particulars, tiles, verdict
@@ -154,7 +154,7 @@ class View:
     alike: bool
     alike_words: str
     further: list[tuple[Table, bool]]
-    parts: list[tuple[str, str]]
+    byte_kinds: list[tuple[str, str]]
     bytes: Table
     spreads: list[Table]
     wall: Table | None
@@ -189,7 +189,7 @@ def _view(study: Study, index: int) -> View:
         alike=alike,
         alike_words=alike_words,
         further=further_tables(study),
-        parts=[(part, f"var(--{THEME[PARTS[part]][0]})") for part in parts_sent(study.groups)],
+        byte_kinds=[(kind, f"var(--{THEME[KIND_COLOURS[kind]][0]})") for kind in kinds_sent(study.groups)],
         bytes=bytes_table(study),
         spreads=[spread_table(study, name) for name in [metric, *(m for m in others if m != metric)]],
         wall=provenance.wall_clock_table(study),

@@ -6,8 +6,8 @@ import math
 import statistics
 from collections.abc import Iterable
 
-from jwins.report.bar_charts import bytes_by_part, parts_sent
-from jwins.report.colours import PARTS
+from jwins.report.bar_charts import bytes_by_kind, kinds_sent
+from jwins.report.colours import KIND_COLOURS
 from jwins.report.curve_charts import Up, means
 from jwins.report.formatting import (
     NEVER,
@@ -95,10 +95,10 @@ def further_tables(study: Study) -> list[tuple[Table, bool]]:
 
 def bytes_table(study: Study) -> Table:
     """Bytes per node by what they carried."""
-    sent = parts_sent(study.groups)
+    sent = kinds_sent(study.groups)
     rows: list[list[str]] = []
     for group in study.groups:
-        parts = bytes_by_part(group)
+        parts = bytes_by_kind(group)
         total = sum(parts.values())
         cells = [TableCell(size(parts[p]), f"{parts[p] / total * 100:.1f} %" if total else "") for p in sent]
         rows.append([group.name, *cells, size(total)])
@@ -109,7 +109,7 @@ def bytes_table(study: Study) -> Table:
     }
     said = ["Values and positions as encoded", *(words for part, words in meaning.items() if part in sent)]
     notes = [f"{'; '.join(said)}."]
-    none = [part for part in PARTS if part not in sent]
+    none = [part for part in KIND_COLOURS if part not in sent]
     notes += [f"No variant sent bytes of {' or '.join(none)}."] if none else []
     head = ["variant", *sent, "total"]
     return Table("bytes", "Bytes per node by content, mean over seeds", head, rows, notes=notes)

@@ -11,21 +11,21 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
-from jwins.report.colours import AXIS, MUTED, PARTS
+from jwins.report.colours import AXIS, KIND_COLOURS, MUTED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Partition", "partition_chart"]
+__all__ = ["PartitionCounts", "partition_chart"]
 
 _MAX_COLUMNS, _DRAWN_COLUMNS, _MAX_CLASSES = 128, 96, 80
-_MAX_CELLS, _PICTURE = 2000, PARTS["positions"]
+_MAX_CELLS, _PICTURE = 2000, KIND_COLOURS["positions"]
 """More cells than these are drawn as one picture, whose colour is fixed and so must do on light and dark."""
 
 
 @dataclass(frozen=True, slots=True)
-class Partition:
+class PartitionCounts:
     """Who holds how much.
 
     Attributes:
@@ -61,7 +61,7 @@ class _Map:
     @property
     def colour(self) -> str:
         """Of the cells, of which more samples make more."""
-        return PARTS["values"] if self.drawn_cells <= _MAX_CELLS else _PICTURE
+        return KIND_COLOURS["values"] if self.drawn_cells <= _MAX_CELLS else _PICTURE
 
     @property
     def drawn_cells(self) -> int:
@@ -73,7 +73,9 @@ class _Map:
         return np.where(np.asarray(count) > 0, 0.15 + 0.85 * np.asarray(count) / max(1, self.most), 0.0)
 
 
-def partition_chart(slug: str, title: str, caption: str, partition: Partition, *, by_class: bool) -> Chart:
+def partition_chart(
+    slug: str, title: str, caption: str, partition: PartitionCounts, *, by_class: bool
+) -> Chart:
     """Who holds which samples: a heat map of class by node, or sorted bars of samples per node.
 
     Of more than 128 nodes, 96 evenly spaced ones are drawn; of more than 80 classes, the largest 79 and the
@@ -118,7 +120,7 @@ def partition_chart(slug: str, title: str, caption: str, partition: Partition, *
     return Chart(slug, title, caption.strip(), alt, draw)
 
 
-def _map_of(partition: Partition) -> tuple[_Map, list[str]]:
+def _map_of(partition: PartitionCounts) -> tuple[_Map, list[str]]:
     """What is drawn of a partition, and sentences on what is not."""
     left_out = []
     counts = np.array(partition.counts)
@@ -218,7 +220,7 @@ def _samples_chart(slug: str, title: str, caption: str, samples: npt.NDArray[np.
             np.arange(len(samples) + 1),
             np.append(samples[order], samples[order][-1]),
             step="post",
-            color=PARTS["values"],
+            color=KIND_COLOURS["values"],
             linewidth=0,
         )
         axes.set_xlim(0, len(samples))

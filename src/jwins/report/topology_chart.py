@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.report.chart import Chart, Drawing, Hit, page_figure
-from jwins.report.colours import AXIS, PAGE, PARTS
+from jwins.report.colours import AXIS, KIND_COLOURS, PAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,13 @@ def topology_chart(slug: str, title: str, caption: str, graph: Graph) -> Chart:
         _draw_edges(axes, places, pairs, arrows=directed and len(pairs) <= _MAX_ARROWS, named=named)
         area = 300 if named else max(9.0, 2600 / n)
         axes.scatter(
-            places[:, 0], places[:, 1], s=area, color=PARTS["values"], edgecolors=PAGE, linewidths=0.8, zorder=2
+            places[:, 0],
+            places[:, 1],
+            s=area,
+            color=KIND_COLOURS["values"],
+            edgecolors=PAGE,
+            linewidths=0.8,
+            zorder=2,
         )
         hits = []
         for node, (x, y) in enumerate(places):

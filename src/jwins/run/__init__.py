@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jwins.run.assembly import Parts, build
+    from jwins.run.assembly import AssembledRun, build
     from jwins.run.builders import (
         build_partition,
         build_sharing,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FolderState",
-    "Parts",
+    "AssembledRun",
     "Ray",
     "Result",
     "build",
@@ -43,7 +43,7 @@ __all__ = [
 
 _HOMES = {
     "FolderState": "jwins.run.folder",
-    "Parts": "jwins.run.assembly",
+    "AssembledRun": "jwins.run.assembly",
     "Ray": "jwins.run.run",
     "Result": "jwins.run.result",
     "build": "jwins.run.assembly",

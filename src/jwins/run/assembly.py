@@ -37,7 +37,16 @@ if TYPE_CHECKING:
     from jwins.tasks import Task
     from jwins.training.trainer import Trainer
 
-__all__ = ["Parts", "Pieces", "Place", "assemble", "build", "build_node_group", "build_trainer", "spread"]
+__all__ = [
+    "AssembledRun",
+    "Components",
+    "Place",
+    "assemble",
+    "build",
+    "build_node_group",
+    "build_trainer",
+    "spread",
+]
 
 Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
 """Makes node groups elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one
@@ -48,32 +57,32 @@ Returns them, and what makes calls to several of them at once.
 
 
 @dataclass(frozen=True)
-class Parts:
+class AssembledRun:
     """What an experiment is made of.
 
     Attributes:
         experiment: with ``train.batching`` and ``run.device`` as they were resolved.
         task: the workload.
-        parts: for each node, its training samples.
+        partition: for each node, its training samples.
         driver: ready to run.
         start: the first row of its log.
     """
 
     experiment: Experiment
     task: Task
-    parts: Sequence[npt.NDArray[np.int64]]
+    partition: Sequence[npt.NDArray[np.int64]]
     driver: SimulatedDriver
     start: StartRow
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Components:
     """What every engine needs of an experiment, for the nodes that one process holds.
 
     Attributes:
         experiment: with ``train.batching`` and ``run.device`` as they were resolved.
         task: the workload.
-        parts: for each node, its training samples.
+        partition: for each node, its training samples.
         trainers: of each group of nodes that are held here.
         rules: what all nodes have in common.
         tests: which samples evaluations use.
@@ -82,7 +91,7 @@ class Pieces:
 
     experiment: Experiment
     task: Task
-    parts: Sequence[npt.NDArray[np.int64]]
+    partition: Sequence[npt.NDArray[np.int64]]
     trainers: Sequence[Trainer]
     rules: Rules
     tests: EvaluationPlan
@@ -98,7 +107,7 @@ class Pieces:
 
 def assemble(
     experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, elsewhere: bool = False
-) -> Pieces:
+) -> Components:
     """Build what an experiment names, but for the driver.
 
     Args:
@@ -113,16 +122,16 @@ def assemble(
     """
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
-    parts = build_partition(experiment, task)
-    tests = _tests(experiment, task, parts)
+    partition = build_partition(experiment, task)
+    tests = _tests(experiment, task, partition)
 
     check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
     if nodes is not None:
-        trainers = [build_trainer(experiment, task, {node: parts[node] for node in nodes})]
+        trainers = [build_trainer(experiment, task, {node: partition[node] for node in nodes})]
     elif elsewhere:
-        trainers = [_probe(experiment, task, parts)]
+        trainers = [_probe(experiment, task, partition)]
     else:
-        trainers = _trainers(experiment, task, parts, groups)
+        trainers = _trainers(experiment, task, partition, groups)
     trainer = trainers[0]
     check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, len(trainer.nodes)))
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
@@ -140,12 +149,12 @@ def assemble(
         versions=versions(),
         machine=machine(trainer.device),
         fingerprints=fingerprints(
-            resolved, task, parts, [trainer.initial(), *trainer.frozen.values()], tests.samples.common
+            resolved, task, partition, [trainer.initial(), *trainer.frozen.values()], tests.samples.common
         ),
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
     )
     rules = _rules(experiment, sharing, topology, trainer)
-    return Pieces(resolved, task, parts, trainers, rules, tests, start)
+    return Components(resolved, task, partition, trainers, rules, tests, start)
 
 
 def build(
@@ -157,7 +166,7 @@ def build(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     startup_s: Callable[[], float] = lambda: 0.0,
-) -> Parts:
+) -> AssembledRun:
     """Build everything an experiment names.
 
     Args:
@@ -177,18 +186,18 @@ def build(
     from jwins.engines.simulator.driver import SimulatedDriver
     from jwins.training.stacked import chunk_nodes
 
-    pieces = assemble(experiment, groups=groups, elsewhere=place is not None)
+    components = assemble(experiment, groups=groups, elsewhere=place is not None)
     call_all: CallAll | None = None
     if place is None:
-        held: Sequence[NodeGroupLike] = pieces.node_groups()
+        held: Sequence[NodeGroupLike] = components.node_groups()
     else:
-        trainer, num_nodes = pieces.trainers[0], len(pieces.parts)
+        trainer, num_nodes = components.trainers[0], len(components.partition)
         stacked = trainer.batching == "stacked"
         chunk = chunk_nodes(num_nodes, trainer.layout.size, trainer.device) if stacked else 1
-        held, call_all = place(pieces.experiment, pieces.rules, chunk)
+        held, call_all = place(components.experiment, components.rules, chunk)
     driver = SimulatedDriver(
         held,
-        start=pieces.start,
+        start=components.start,
         links=experiment.links.build(),
         compute=experiment.compute.build(),
         faults=experiment.fault_script(),
@@ -198,7 +207,7 @@ def build(
         startup_s=startup_s(),
         call_all=call_all,
     )
-    return Parts(pieces.experiment, pieces.task, pieces.parts, driver, pieces.start)
+    return AssembledRun(components.experiment, components.task, components.partition, driver, components.start)
 
 
 def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
@@ -218,7 +227,7 @@ def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
 def build_trainer(
     experiment: Experiment,
     task: Task,
-    parts: Mapping[int, npt.NDArray[np.int64]],
+    partition: Mapping[int, npt.NDArray[np.int64]],
     *,
     batching: str | None = None,
     chunk: int | None = None,
@@ -228,7 +237,7 @@ def build_trainer(
     Args:
         experiment: which.
         task: its workload.
-        parts: training samples of the nodes that are to be held here.
+        partition: training samples of the nodes that are to be held here.
         batching: as it was resolved before; None to resolve it.
         chunk: most nodes in one stack; None for as many as is best.
     """
@@ -239,7 +248,7 @@ def build_trainer(
     optimizer = train.optimizer
     return Trainer(
         task,
-        parts,
+        partition,
         num_nodes=experiment.nodes.count,
         seed=run.seed,
         local_steps=train.local_steps,
@@ -254,22 +263,22 @@ def build_trainer(
 
 
 def _trainers(
-    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]], groups: int
+    experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]], groups: int
 ) -> list[Trainer]:
-    probe = build_trainer(experiment, task, dict(enumerate(parts)))
+    probe = build_trainer(experiment, task, dict(enumerate(partition)))
     if groups == 1:
         return [probe]
     return [
-        build_trainer(experiment, task, {node: parts[node] for node in nodes}, batching=probe.batching)
-        for nodes in spread(len(parts), groups, probe.chunk)
+        build_trainer(experiment, task, {node: partition[node] for node in nodes}, batching=probe.batching)
+        for nodes in spread(len(partition), groups, probe.chunk)
     ]
 
 
-def _probe(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> Trainer:
+def _probe(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> Trainer:
     """Of as few nodes as can train in the same way as all of them: to find out how that is."""
     from jwins.training.stacked import MIN_STACK
 
-    return build_trainer(experiment, task, dict(enumerate(parts[:MIN_STACK])), chunk=1)
+    return build_trainer(experiment, task, dict(enumerate(partition[:MIN_STACK])), chunk=1)
 
 
 def _threads(experiment: Experiment) -> int:
@@ -296,12 +305,12 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
     )
 
 
-def _tests(experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> EvaluationPlan:
+def _tests(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> EvaluationPlan:
     from jwins.engines.eval_reduce import EvaluationPlan, EvaluationSamples
 
     common, early = evaluation_samples(experiment, task)
     own, own_early = (
-        own_evaluation_samples(experiment, task, parts) if experiment.run.eval_own else (None, None)
+        own_evaluation_samples(experiment, task, partition) if experiment.run.eval_own else (None, None)
     )
     few = experiment.run.eval_samples_early is not None
     return EvaluationPlan(

@@ -157,7 +157,7 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
     )
 
 
-def own_test_samples(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+def own_test_samples(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
     """For each node, the test samples of those owners of whom it has training samples, increasing.
 
     Raises:
@@ -171,11 +171,11 @@ def own_test_samples(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> list
             "the task's samples have no natural owner; leave it out, or give task.train and task.test keys"
         )
         raise ConfigError("run.eval_own", True, problem)
-    return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in parts]
+    return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in partition]
 
 
 def own_evaluation_samples(
-    experiment: Experiment, task: Task, parts: Sequence[npt.NDArray[np.int64]]
+    experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """For each node, its own test samples at the last evaluations, and at those before; see ``run.eval_own``.
 
@@ -188,7 +188,7 @@ def own_evaluation_samples(
     most = None if run.eval_samples == "all" else run.eval_samples
     pairs = [
         _last_and_early(stream(run.seed, "own evaluation", node=node).permutation(own)[:most], run)
-        for node, own in enumerate(own_test_samples(task, parts))
+        for node, own in enumerate(own_test_samples(task, partition))
     ]
     return [last for last, _ in pairs], [early for _, early in pairs]
 
@@ -197,7 +197,7 @@ _MAX_LABELS = 1000
 """More labels than these are no classes that a figure could show."""
 
 
-def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
+def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
     """What ``partition.json`` says: how many samples each node holds, and of which class if there are classes.
 
     Returns:
@@ -206,7 +206,7 @@ def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict
     """
     import numpy as np
 
-    found: dict[str, Any] = {"samples": [len(part) for part in parts]}
+    found: dict[str, Any] = {"samples": [len(part) for part in partition]}
     labels = task.partition_labels()
     if labels is not None:
         values = np.unique(labels)
@@ -214,7 +214,7 @@ def partition_counts(task: Task, parts: Sequence[npt.NDArray[np.int64]]) -> dict
             found["labels"] = values.tolist()
             found["counts"] = [
                 np.bincount(np.searchsorted(values, labels[part]), minlength=len(values)).tolist()
-                for part in parts
+                for part in partition
             ]
     return found
 

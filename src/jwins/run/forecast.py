@@ -28,7 +28,7 @@ from jwins.run.run import Ray
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress
-    from jwins.run.assembly import Parts
+    from jwins.run.assembly import AssembledRun
     from jwins.topology.graph import Graph
 
 __all__ = ["Forecast", "forecast"]
@@ -224,12 +224,12 @@ def _calibrate(experiment: Experiment) -> Calibration:
 
     def look(progress: Progress) -> None:
         if progress.round not in seen:
-            seen[progress.round] = time.perf_counter(), dict(parts.driver.groups[0].wall_s)
+            seen[progress.round] = time.perf_counter(), dict(assembled.driver.groups[0].wall_s)
 
     with tempfile.TemporaryDirectory() as folder:
-        parts = _built(experiment.changed({"run": {"folder": Path(folder)}}), Path(folder), look)
+        assembled = _built(experiment.changed({"run": {"folder": Path(folder)}}), Path(folder), look)
         start_s = time.perf_counter() - started
-        outcome = parts.driver.run()
+        outcome = assembled.driver.run()
     end, last = outcome.rows[-1], outcome.rows[-2]
     assert isinstance(end, EndRow)
     assert isinstance(last, EvalRow)
@@ -240,13 +240,13 @@ def _calibrate(experiment: Experiment) -> Calibration:
     busy_s = (until - since - end.wall_s["checkpoints"]) / counted
     at_start_s = before["evaluation"]
     round_s["driver"] = max(0.0, busy_s - sum(round_s.values()))
-    graphs = [parts.driver.rules.topology.at(r) for r in range(_ROUNDS)]
+    graphs = [assembled.driver.rules.topology.at(r) for r in range(_ROUNDS)]
     return Calibration(
         nodes=experiment.nodes.count,
-        dim=parts.start.dim,
-        degree=parts.start.neighbours_mean,
+        dim=assembled.start.dim,
+        degree=assembled.start.neighbours_mean,
         samples=last.samples,
-        all_samples=len(parts.task.test),
+        all_samples=len(assembled.task.test),
         peak_bytes=peak_bytes(),
         start_s=start_s,
         own_s=time.perf_counter() - started,
@@ -258,7 +258,7 @@ def _calibrate(experiment: Experiment) -> Calibration:
     )
 
 
-def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None]) -> Parts:
+def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None]) -> AssembledRun:
     from jwins.run.assembly import build
 
     try:

@@ -28,7 +28,7 @@ import torch
 from jwins.engines.eval_reduce import PartialSum, average, reduce_results, squared_distance
 from jwins.errors import DataError, JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
-from jwins.run.assembly import Pieces, assemble
+from jwins.run.assembly import Components, assemble
 from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, folder_state, locked
 from jwins.run.node import for_network, node_folder, on_wall_clock, timeout_of
@@ -137,17 +137,17 @@ def launch(
         record = Record.read(folder)
         assert record.end is not None
         return Result(experiment, folder, record.end.status, record, was_complete=True)
-    pieces = on_wall_clock(assemble(experiment, nodes=[0]))
+    components = on_wall_clock(assemble(experiment, nodes=[0]))
     folder.mkdir(parents=True, exist_ok=True)
     # Nodes are no part of the terminal's process group: what ends that has to end them from here.
     with locked(folder, "this experiment"), interrupts("SIGTERM", "SIGHUP") as interrupted:
         if state is FolderState.ABSENT:
-            write_atomically(folder / "config.toml", pieces.experiment.to_toml(folder).encode())
-            counts = partition_counts(pieces.task, pieces.parts)
+            write_atomically(folder / "config.toml", components.experiment.to_toml(folder).encode())
+            counts = partition_counts(components.task, components.partition)
             write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
-        with _Nodes(pieces, folder, least_s) as nodes, _Collected(pieces, folder) as collected:
+        with _Nodes(components, folder, least_s) as nodes, _Collected(components, folder) as collected:
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
-    return Result(pieces.experiment, folder, status, Record.read(folder))
+    return Result(components.experiment, folder, status, Record.read(folder))
 
 
 def _watch(
@@ -187,10 +187,10 @@ class _Process:
 class _Nodes:
     """The processes of all nodes."""
 
-    def __init__(self, pieces: Pieces, folder: Path, timeout_s: float) -> None:
+    def __init__(self, components: Components, folder: Path, timeout_s: float) -> None:
         self._folder, self._timeout_s = folder, timeout_s
-        self._threads = pieces.experiment.run.threads or 1
-        count = pieces.experiment.nodes.count
+        self._threads = components.experiment.run.threads or 1
+        count = components.experiment.nodes.count
         self.names = [f"node-{node}" for node in range(count)]
         self.views = [NodeView(name) for name in self.names]
         self._processes = [_Process() for _ in range(count)]
@@ -336,14 +336,14 @@ def _free_ports(count: int) -> list[int]:
 class _Collected:
     """Rows over all nodes, made as soon as all have measured the same round."""
 
-    def __init__(self, pieces: Pieces, folder: Path) -> None:
-        self._pieces, self._folder = pieces, folder
-        self.rounds = pieces.experiment.run.rounds
-        self._count = pieces.experiment.nodes.count
+    def __init__(self, components: Components, folder: Path) -> None:
+        self._components, self._folder = components, folder
+        self.rounds = components.experiment.run.rounds
+        self._count = components.experiment.nodes.count
         self._log = MetricsLog(folder / "metrics.jsonl")
         self._rows = list(read_rows(folder / "metrics.jsonl"))
         if not self._rows:
-            self._append(pieces.start)
+            self._append(components.start)
         self._sent = [TrafficSplit() for _ in range(self._count)]
         self._group: NodeGroup | None = None
 
@@ -361,7 +361,7 @@ class _Collected:
         """Put together what can be; the newest row, if there is a new one."""
         newest = None
         last = max((row.round for row in self._rows if isinstance(row, EvalRow)), default=-1)
-        for at in sorted(r for r in self._pieces.rules.evaluate_at if r > last):
+        for at in sorted(r for r in self._components.rules.evaluate_at if r > last):
             paths = {node: self._model(node, at) for node in range(self._count)}
             there = [node for node, path in paths.items() if path.is_file()]
             late = [n for n in paths if n not in there and n not in ended and not self._is_past(n, at)]
@@ -389,7 +389,7 @@ class _Collected:
         results = [found.result for found in every]
         if round > 0:
             if self._group is None:
-                (self._group,) = self._pieces.node_groups()
+                (self._group,) = self._components.node_groups()
             results = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
             results.append(self._group.measure(round, mean, test_average=True))
         for found in every:
@@ -441,7 +441,7 @@ class _Collected:
         """Of all final parameters, as the simulator computes it."""
         from safetensors.torch import load_file
 
-        layout = self._pieces.trainers[0].layout
+        layout = self._components.trainers[0].layout
         digest = hashlib.sha256()
         for node in range(self._count):
             tensors = load_file(self._folder / "final" / f"node-{node}.safetensors")

@@ -23,7 +23,7 @@ from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
 from jwins.node import MAX_MAGNITUDE_RATIO
-from jwins.run.assembly import Pieces, assemble
+from jwins.run.assembly import Components, assemble
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.run_folder import checkpoint
 from jwins.run_folder.atomic import write_atomically
@@ -110,12 +110,12 @@ def for_network(experiment: Experiment) -> Experiment:
     return experiment.changed({"train": {"batching": "loop"}})
 
 
-def on_wall_clock(pieces: Pieces) -> Pieces:
+def on_wall_clock(components: Components) -> Components:
     """The same with a start row that says so, without the deadline of the virtual clock, and wary of others."""
     return replace(
-        pieces,
-        rules=replace(pieces.rules, deadline_s=None, max_magnitude_ratio=MAX_MAGNITUDE_RATIO),
-        start=msgspec.structs.replace(pieces.start, clock="wall"),
+        components,
+        rules=replace(components.rules, deadline_s=None, max_magnitude_ratio=MAX_MAGNITUDE_RATIO),
+        start=msgspec.structs.replace(components.start, clock="wall"),
     )
 
 
@@ -175,11 +175,11 @@ def run_node(
     state, experiment = folder_state(experiment, place)
     if state is FolderState.COMPLETE:
         return NodeResult(place, "finished", experiment.run.rounds, was_complete=True)
-    pieces = on_wall_clock(assemble(experiment, nodes=[node]))
+    components = on_wall_clock(assemble(experiment, nodes=[node]))
     place.mkdir(parents=True, exist_ok=True)
     with locked(place, f"node {name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
-            write_atomically(place / "config.toml", pieces.experiment.to_toml(place).encode())
+            write_atomically(place / "config.toml", components.experiment.to_toml(place).encode())
         journal = Journal(name)
         membership = Membership(
             roster_file,
@@ -187,14 +187,14 @@ def run_node(
             member.id,
             key_file,
             num_nodes=experiment.nodes.count,
-            build=lambda count: _graph_of(pieces, count),
+            build=lambda count: _graph_of(components, count),
             folder=place / "rosters",
             journal=journal,
         )
         handler = write_journal(place / "log.jsonl")
         try:
             return _run(
-                replace(pieces, rules=replace(pieces.rules, topology=membership.topology)),
+                replace(components, rules=replace(components.rules, topology=membership.topology)),
                 membership,
                 journal,
                 place,
@@ -213,7 +213,7 @@ def run_node(
 
 
 def _run(
-    pieces: Pieces,
+    components: Components,
     membership: Membership,
     journal: Journal,
     folder: Path,
@@ -232,7 +232,7 @@ def _run(
 
     going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
     if going_on:
-        check_task_unchanged(folder, pieces.start)
+        check_task_unchanged(folder, components.start)
     else:
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     status = _StatusFile(folder / "status.json", membership.names)
@@ -242,17 +242,17 @@ def _run(
         if progress is not None:
             progress(now, membership.names)
 
-    (group,) = pieces.node_groups()
+    (group,) = components.node_groups()
     asked = [] if going_on else providers
     transport, transfer = _reach(
-        group, pieces, membership, journal, asked, since_round, listen, timeout_s, stop
+        group, components, membership, journal, asked, since_round, listen, timeout_s, stop
     )
     if asked and transfer is None:
         return NodeResult(folder, "interrupted", 0)
     driver = RealTimeDriver(
         group,
         transport,
-        start=pieces.start,
+        start=components.start,
         names=membership.names,
         transfer=transfer,
         joins_at=since_round or None,
@@ -272,7 +272,7 @@ def _run(
 
 def _reach(
     group: NodeGroup,
-    pieces: Pieces,
+    components: Components,
     membership: Membership,
     journal: Journal,
     providers: Sequence[int],
@@ -287,7 +287,7 @@ def _reach(
     from jwins.net.neighbour_timeout import NeighbourTimeout
 
     wire, initial = group.rules.wire, group.parameters(membership.node)
-    changing = pieces.experiment.topology_changes
+    changing = components.experiment.topology_changes
     transport = membership.connect(wire, listen=listen, changing=changing, also=providers)
     if not providers:
         return transport, None
@@ -349,13 +349,13 @@ class _StatusFile:
             partial.unlink(missing_ok=True)
 
 
-def _graph_of(pieces: Pieces, count: int) -> Topology:
+def _graph_of(components: Components, count: int) -> Topology:
     """The topology of so many of the nodes."""
-    config, places = pieces.experiment.topology, pieces.experiment.nodes.count
+    config, places = components.experiment.topology, components.experiment.nodes.count
     if count == places:
-        return pieces.rules.topology
+        return components.rules.topology
     if isinstance(config, TopologyTable):
-        return config.build(num_nodes=count, seed=pieces.experiment.run.seed)
+        return config.build(num_nodes=count, seed=components.experiment.run.seed)
     raise ConfigError("topology", repr(config), f"is of {places} nodes, and {count} take part")
 
 

@@ -30,7 +30,7 @@ _LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
 def fingerprints(
     experiment: Experiment,
     task: Task,
-    parts: Sequence[npt.NDArray[np.int64]],
+    partition: Sequence[npt.NDArray[np.int64]],
     model: Sequence[Tensor],
     samples: Tensor | None,
 ) -> dict[str, str]:
@@ -39,7 +39,7 @@ def fingerprints(
     Args:
         experiment: as resolved.
         task: its workload.
-        parts: for each node, its training samples.
+        partition: for each node, its training samples.
         model: the tensors that all nodes start from.
         samples: (m,) int64 test samples of evaluations; None for all.
 
@@ -59,12 +59,12 @@ def fingerprints(
             local_steps=train.local_steps,
             batch_size=train.batch_size,
         ).tobytes()
-        for node, part in enumerate(parts)
+        for node, part in enumerate(partition)
     ]
     targets = task.test.targets if samples is None else samples
     return {
         "model": _hash(*(tensor.float().cpu().numpy().astype("<f4", copy=False).tobytes() for tensor in model)),
-        "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in parts)),
+        "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in partition)),
         "batches": _hash(f"{train.local_steps} x {train.batch_size}".encode(), *first_batches),
         "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
         "codec": experiment.wire.codec,

@@ -176,20 +176,20 @@ def _simulate(
     state: FolderState,
     place: Place | None = None,
 ) -> Result:
-    parts = build(experiment, folder=folder, place=place, on_progress=tell, stop=stop, startup_s=startup_s)
+    assembled = build(experiment, folder=folder, place=place, on_progress=tell, stop=stop, startup_s=startup_s)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):
         if folder_state(experiment, folder)[0] is not state:
             raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
         if state is FolderState.ABSENT:
-            write_atomically(folder / "config.toml", parts.experiment.to_toml(folder).encode())
+            write_atomically(folder / "config.toml", assembled.experiment.to_toml(folder).encode())
         if not (folder / "partition.json").is_file():
-            counts = partition_counts(parts.task, parts.parts)
+            counts = partition_counts(assembled.task, assembled.partition)
             write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
         going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
         if going_on:
-            check_task_unchanged(folder, parts.start)
+            check_task_unchanged(folder, assembled.start)
         else:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
-        outcome = parts.driver.run(resume=going_on)
-    return Result(parts.experiment, folder, outcome.status, Record.of(folder, outcome.rows))
+        outcome = assembled.driver.run(resume=going_on)
+    return Result(assembled.experiment, folder, outcome.status, Record.of(folder, outcome.rows))

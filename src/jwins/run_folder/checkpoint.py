@@ -28,7 +28,7 @@ from torch import Tensor
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.run_folder.atomic import write_atomically
 
-__all__ = ["Dumped", "dump", "latest", "load", "read", "read_part", "write", "write_part"]
+__all__ = ["Dumped", "dump", "latest", "load", "read", "read_shard", "write", "write_shard"]
 
 FORMAT = "jwins-state-2"
 
@@ -37,7 +37,7 @@ _NO_BYTES = torch.zeros(0, dtype=torch.uint8)
 
 
 _NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
-_PART = re.compile(r"part-(\d{8})-\d+-([0-9a-f]{16})\.safetensors")
+_SHARD = re.compile(r"shard-(\d{8})-\d+-([0-9a-f]{16})\.safetensors")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,12 +101,12 @@ def load(data: bytes, classes: Iterable[type]) -> Any:
 
 
 def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
-    """Add a checkpoint to ``folder`` and remove all but the newest ``keep``, with their parts.
+    """Add a checkpoint to ``folder`` and remove all but the newest ``keep``, with their shards.
 
     Args:
         folder: of checkpoints; made if it does not exist.
         round: completed rounds, for the name and the order.
-        state: see :func:`dump`; may name parts that :func:`write_part` has written for this round.
+        state: see :func:`dump`; may name shards that :func:`write_shard` has written for this round.
         keep: how many to keep; two, so that one damaged file is not the end.
 
     Raises:
@@ -119,28 +119,28 @@ def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
     for old in others[max(0, keep - 1) :]:
         old.unlink(missing_ok=True)
     rounds = {path.name[6:14] for path in _all(folder)}
-    for part in folder.iterdir():
-        if (match := _PART.fullmatch(part.name)) and match[1] not in rounds:
-            part.unlink(missing_ok=True)
+    for shard in folder.iterdir():
+        if (match := _SHARD.fullmatch(shard.name)) and match[1] not in rounds:
+            shard.unlink(missing_ok=True)
     return path
 
 
-def write_part(folder: Path, round: int, number: int, state: object) -> str:
-    """Write a part of a checkpoint before the checkpoint itself, which then names it.
+def write_shard(folder: Path, round: int, number: int, state: object) -> str:
+    """Write a shard of a checkpoint before the checkpoint itself, which then names it.
 
     Args:
         folder: of checkpoints; made if it does not exist.
         round: of the checkpoint.
-        number: of the part, so that several writers do not meet.
+        number: of the shard, so that several writers do not meet.
         state: see :func:`dump`; or what it gave.
 
     Returns:
-        The file's name, for :func:`read_part`.
+        The file's name, for :func:`read_shard`.
 
     Raises:
         OSError: the disk is full; the checkpoints there are untouched.
     """
-    return _write(folder, f"part-{round:08d}-{number}", state).name
+    return _write(folder, f"shard-{round:08d}-{number}", state).name
 
 
 def _write(folder: Path, label: str, state: object) -> Path:
@@ -159,7 +159,7 @@ def latest(
     Args:
         folder: of checkpoints.
         classes: the dataclasses that may occur.
-        complete: makes of a state what is returned, for example by reading its parts; a DataError says that it
+        complete: makes of a state what is returned, for example by reading its shards; a DataError says that it
             cannot be used.
 
     Raises:
@@ -178,14 +178,14 @@ def latest(
     )
 
 
-def read_part(folder: Path, name: str, classes: Iterable[type]) -> Any:
-    """The state in a part that a checkpoint names.
+def read_shard(folder: Path, name: str, classes: Iterable[type]) -> Any:
+    """The state in a shard that a checkpoint names.
 
     Raises:
-        DataError: no such part, or a damaged one.
+        DataError: no such shard, or a damaged one.
     """
-    if not _PART.fullmatch(name):
-        raise DataError(f"{name!r} is not the name of a part")
+    if not _SHARD.fullmatch(name):
+        raise DataError(f"{name!r} is not the name of a shard")
     try:
         return read(folder / name, classes)
     except (DataError, OSError) as error:
@@ -198,7 +198,7 @@ def read(path: Path, classes: Iterable[type]) -> Any:
     Raises:
         DataError: damaged or not a checkpoint.
     """
-    match = _NAME.fullmatch(path.name) or _PART.fullmatch(path.name)
+    match = _NAME.fullmatch(path.name) or _SHARD.fullmatch(path.name)
     data = path.read_bytes()
     if match and not hashlib.sha256(data).hexdigest().startswith(match[2]):
         raise DataError("its content does not fit the SHA-256 in its name")
@@ -206,7 +206,7 @@ def read(path: Path, classes: Iterable[type]) -> Any:
 
 
 def _all(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder`` without their parts, newest first: by round, then by time of writing."""
+    """Checkpoints in ``folder`` without their shards, newest first: by round, then by time of writing."""
     found = [
         (int(match[1]), path.stat().st_mtime_ns, path)
         for path in (folder.iterdir() if folder.is_dir() else ())
