@@ -34,13 +34,13 @@ def settings_table(name: str) -> str:
     """Return the table of all keys of an experiment or of a section of a comparison."""
     from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
     from jwins.experiment.experiment import Experiment
-    from jwins.experiment.reference import keys_of
+    from jwins.experiment.reference import settings_docs
 
     keys = {
-        "experiment": lambda: keys_of(Experiment),
-        "compare": lambda: keys_of(CompareConfig, "compare"),
-        "variants": lambda: keys_of(VariantTable, "variants"),
-        "tune": lambda: keys_of(TuneConfig, "tune"),
+        "experiment": lambda: settings_docs(Experiment),
+        "compare": lambda: settings_docs(CompareConfig, "compare"),
+        "variants": lambda: settings_docs(VariantTable, "variants"),
+        "tune": lambda: settings_docs(TuneConfig, "tune"),
     }[name]()
     rows = ["| key | for kind | type and range | default | meaning |", "|---|---|---|---|---|"]
     for key in keys:

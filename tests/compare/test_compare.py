@@ -18,7 +18,7 @@ import pytest
 
 from jwins import compare as comparing
 from jwins.compare import compare, workers
-from jwins.compare.comparability import check_like_for_like
+from jwins.compare.comparability import check_comparable
 from jwins.compare.comparison import Comparison, load_comparison
 from jwins.compare.plan import target_of
 from jwins.compare.settings import CompareConfig, TargetConfig
@@ -27,7 +27,7 @@ from jwins.report.chart import save_figure
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import difference_text, share
 from jwins.report.seed_groups import Group, Target
-from jwins.report.summary_rows import line_of, lines
+from jwins.report.summary_rows import summary_row, summary_rows
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
 from jwins.run import locked
 from jwins.run_folder.record import Record, flat_rows, samples_note
@@ -71,7 +71,7 @@ def write(tmp_path: Path) -> Write:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> comparing.Compared:
+def done(tmp_path_factory: pytest.TempPathFactory) -> comparing.ComparisonResult:
     folder = tmp_path_factory.mktemp("compared")
     path = folder / "tiny.toml"
     path.write_text(FILE.replace("FOLDER", str(folder / "out")))
@@ -171,7 +171,7 @@ def test_a_misspelt_metric_is_found_in_the_first_runs(
     assert 1 <= len(list((tmp_path / "out").glob("*/*/metrics.jsonl"))) <= 2  # of six
 
 
-def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.Compared) -> None:
+def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.ComparisonResult) -> None:
     settings = done.comparison.compare.model_copy(update={"metric": "acuracy"})
     with pytest.raises(ConfigError, match=r"compare.metric = 'acuracy'"):
         compare(done.comparison.model_copy(update={"compare": settings}), jobs=1)
@@ -194,7 +194,7 @@ def test_relative_target_needs_full_sharing(tmp_path: Path) -> None:
 # --- Numbers ----------------------------------------------------------------------------------------------
 
 
-def test_table_is_what_the_raw_metrics_say(done: comparing.Compared) -> None:
+def test_table_is_what_the_raw_metrics_say(done: comparing.ComparisonResult) -> None:
     out = done.folder
     dim = raw_rows(out / "jwins" / "seed-1", "start")[0]["dim"]
     sent_in_full = []
@@ -221,7 +221,7 @@ def test_table_is_what_the_raw_metrics_say(done: comparing.Compared) -> None:
     assert done.table[0].saving_codec == 0.0
 
 
-def test_bytes_of_edges_sum_to_the_total(done: comparing.Compared) -> None:
+def test_bytes_of_edges_sum_to_the_total(done: comparing.ComparisonResult) -> None:
     folder = done.folder / "jwins" / "seed-1"
     with (folder / "traffic.csv").open(encoding="utf-8") as file:
         edges = list(csv.DictReader(file))
@@ -229,7 +229,7 @@ def test_bytes_of_edges_sum_to_the_total(done: comparing.Compared) -> None:
     assert sum(int(count) for edge in edges for count in edge.values()) == total(raw_rows(folder, "eval")[-1])
 
 
-def test_files_hold_the_table(done: comparing.Compared) -> None:
+def test_files_hold_the_table(done: comparing.ComparisonResult) -> None:
     with (done.folder / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["final"]) for row in rows] == [line.final for line in done.table]
@@ -269,7 +269,7 @@ def test_latex_escapes_what_it_would_take_for_commands() -> None:
     ]
 
 
-def test_flat_rows_fit_pandas(done: comparing.Compared) -> None:
+def test_flat_rows_fit_pandas(done: comparing.ComparisonResult) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(flat_rows(done.groups[2].records[0]))
     assert list(frame["round"]) == [0, 2, 4]
@@ -279,7 +279,7 @@ def test_flat_rows_fit_pandas(done: comparing.Compared) -> None:
     assert not any(isinstance(value, dict | list) for value in frame.iloc[-1])
 
 
-def test_relative_targets(done: comparing.Compared) -> None:
+def test_relative_targets(done: comparing.ComparisonResult) -> None:
     finals = [record.final("accuracy") for record in done.groups[0].records]
     starts = [record.series("accuracy")[0] for record in done.groups[0].records]
     for wanted, value in (
@@ -297,7 +297,7 @@ def test_relative_targets(done: comparing.Compared) -> None:
 # --- Going on ---------------------------------------------------------------------------------------------
 
 
-def test_finished_cells_are_not_run_again(done: comparing.Compared) -> None:
+def test_finished_cells_are_not_run_again(done: comparing.ComparisonResult) -> None:
     logs = {path: path.stat().st_mtime_ns for path in done.folder.glob("*/seed-*/metrics.jsonl")}
     assert len(logs) == 6
     told: list[comparing.CellProgress] = []
@@ -308,7 +308,7 @@ def test_finished_cells_are_not_run_again(done: comparing.Compared) -> None:
 
 
 def test_unfinished_cells_go_on_to_the_same_result(
-    write: Write, done: comparing.Compared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Write, done: comparing.ComparisonResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C in the second cell: it and the ones after it are run by the next call."""
     comparison = write("", "run.checkpoint_every=1")
@@ -332,7 +332,7 @@ def test_unfinished_cells_go_on_to_the_same_result(
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same(write: Write, done: comparing.Compared, tmp_path: Path) -> None:
+def test_side_by_side_gives_the_same(write: Write, done: comparing.ComparisonResult, tmp_path: Path) -> None:
     told: list[comparing.CellProgress] = []
     other = compare(write(), jobs=2, progress=told.append)
     assert other.table == done.table
@@ -349,7 +349,7 @@ def test_errors_of_a_cell_come_through(write: Write, workers: int) -> None:
         compare(write("", "task.options={model='none'}"), jobs=workers)
 
 
-def test_folder_of_another_comparison_is_refused(done: comparing.Compared) -> None:
+def test_folder_of_another_comparison_is_refused(done: comparing.ComparisonResult) -> None:
     tables = {"run": {"rounds": 5}}
     variants = tuple(
         variant.model_copy(update={"experiment": variant.experiment.changed(tables)})
@@ -359,7 +359,7 @@ def test_folder_of_another_comparison_is_refused(done: comparing.Compared) -> No
         compare(done.comparison.model_copy(update={"variants": variants}), jobs=1)
 
 
-def test_fingerprints_are_compared(done: comparing.Compared) -> None:
+def test_fingerprints_are_compared(done: comparing.ComparisonResult) -> None:
     """What settings cannot show, such as a data set that changed between two runs, the fingerprints do."""
     cells = {(cell.variant.name, cell.seed): Record.read(cell.folder) for cell in done.comparison.cells()}
     other = cells["JWINS", 2]
@@ -367,7 +367,7 @@ def test_fingerprints_are_compared(done: comparing.Compared) -> None:
     start = msgspec.structs.replace(other.start, fingerprints=prints)
     cells["JWINS", 2] = Record(other.folder, start, other.evaluations, other.end)
     with pytest.raises(ConfigError, match=r"'JWINS', seed 2, partition = 'another'.*not like for like"):
-        check_like_for_like(done.comparison, cells)
+        check_comparable(done.comparison, cells)
 
 
 TASK = """
@@ -427,7 +427,9 @@ def test_a_comparison_notices_that_data_or_code_have_changed(own: Write, tmp_pat
         comparing.summarize(own("", "compare.seeds=[1, 2, 3]"), partial=True)
 
 
-def test_a_comparison_says_that_versions_differ(write: Write, done: comparing.Compared, tmp_path: Path) -> None:
+def test_a_comparison_says_that_versions_differ(
+    write: Write, done: comparing.ComparisonResult, tmp_path: Path
+) -> None:
     assert not any("versions" in note for note in done.notes)
     shutil.copytree(done.folder, tmp_path / "out")
     log = tmp_path / "out" / "jwins" / "seed-2" / "metrics.jsonl"
@@ -476,7 +478,7 @@ def record(values: list[float], *, seed: int = 1, done: bool = True, source: Rec
     return Record(source.folder, start, evaluations, source.end if done else None)
 
 
-def test_targets_are_on_the_samples_of_early_evaluations(done: comparing.Compared) -> None:
+def test_targets_are_on_the_samples_of_early_evaluations(done: comparing.ComparisonResult) -> None:
     source = done.groups[0].records[0]
     first, second, *last = record([0.1, 0.3, 0.5, 0.7], source=source).evaluations
     few = [msgspec.structs.replace(row, samples=10) for row in (first, second)]
@@ -515,12 +517,12 @@ def test_targets_are_on_the_samples_of_early_evaluations(done: comparing.Compare
     assert "accuracy_early" not in flat_rows(plain)[0]
 
 
-def test_savings_refer_to_as_many_rounds(done: comparing.Compared) -> None:
+def test_savings_refer_to_as_many_rounds(done: comparing.ComparisonResult) -> None:
     source = done.groups[0].records[0]
     full = Group("full", "full", (record([0.1, 0.5, 0.9, 0.9], source=source),), (400.0,))
     short = Group("short", "jwins", (record([0.1, 0.5], source=source),), (400.0,))
     unfinished = Group("cut", "jwins", (record([0.1, math.nan], source=source, done=False),), (400.0,))
-    table = lines([full, short, unfinished], Target("accuracy", 0.8), full="full")
+    table = summary_rows([full, short, unfinished], Target("accuracy", 0.8), full="full")
     assert [line.saving_codec for line in table] == [0.0, 0.0, 0.0]
     assert table[1].saving_raw == 0.75
     assert [line.reached for line in table] == [1, 0, 0]
@@ -529,14 +531,17 @@ def test_savings_refer_to_as_many_rounds(done: comparing.Compared) -> None:
     assert math.isnan(table[2].final)
 
 
-def test_some_seeds_reach_the_target(done: comparing.Compared) -> None:
+def test_some_seeds_reach_the_target(done: comparing.ComparisonResult) -> None:
     source = done.groups[0].records[0]
     runs = (record([0.1, 0.9], source=source), record([0.1, 0.2], seed=2, source=source))
-    (line,) = lines([Group("x", "jwins", runs, (1.0, 1.0))], Target("accuracy", 0.8), full=None)
+    (line,) = summary_rows([Group("x", "jwins", runs, (1.0, 1.0))], Target("accuracy", 0.8), full=None)
     assert (line.reached, line.rounds_to_target, line.saving_codec) == (1, 1.0, None)
     assert table_cells(line, percent=True)[5] == "100 B (1/2)"
     assert (
-        lines([Group("x", "own", runs, (1.0, 1.0))], Target("accuracy", 0.15, True), full=None)[0].reached == 2
+        summary_rows([Group("x", "own", runs, (1.0, 1.0))], Target("accuracy", 0.15, True), full=None)[
+            0
+        ].reached
+        == 2
     )
 
 
@@ -545,13 +550,13 @@ def diverged(made: Record) -> Record:
     return replace(made, end=msgspec.structs.replace(made.end, status="diverged", round=made.rounds))
 
 
-def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.Compared) -> None:
+def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.ComparisonResult) -> None:
     source = done.groups[0].records[0]
     full = tuple(record([0.1, 0.5, 0.9], seed=seed, source=source) for seed in (1, 2, 3))
     good = tuple(record([0.1, 0.6, level], seed=seed, source=source) for seed, level in ((1, 0.7), (2, 0.9)))
     bad = diverged(record([0.1, 0.3], seed=3, source=source))
     whole, group = Group("full", "full", full, (400.0,) * 3), Group("x", "jwins", (*good, bad), (400.0,) * 3)
-    line = lines([whole, group], Target("accuracy", 0.3), full="full")[1]
+    line = summary_rows([whole, group], Target("accuracy", 0.3), full="full")[1]
     assert (line.seeds, line.counted, line.reached) == (3, 2, 3)
     assert line.final == pytest.approx(0.8)
     assert line.bytes_per_node == 200.0
@@ -561,7 +566,7 @@ def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.C
     assert table_cells(line, percent=True)[1] == "80.0 ± 14.1 % (2/3)"
     further = metrics_table([(group, whole)], ["accuracy"])
     assert further.rows[0][2:] == ["80.0 ± 14.1 % (2/3)", table_cells(line, percent=True)[8]]
-    (lost,) = lines([Group("x", "jwins", (bad,), (400.0,))], Target("accuracy", 0.8), full=None)
+    (lost,) = summary_rows([Group("x", "jwins", (bad,), (400.0,))], Target("accuracy", 0.8), full=None)
     assert (lost.counted, lost.bytes_per_node) == (0, 100.0)
     assert table_cells(lost, percent=True)[1] == "—"
     assert (whole.diverged, group.diverged) == ("", "1 of 3 diverged")
@@ -570,7 +575,7 @@ def test_a_seed_that_diverged_has_no_final_value_and_is_marked(done: comparing.C
     assert list(curve.get_ydata()) == pytest.approx([10.0, 60.0, 80.0])
 
 
-def test_the_model_before_training_is_in_no_final_value(done: comparing.Compared) -> None:
+def test_the_model_before_training_is_in_no_final_value(done: comparing.ComparisonResult) -> None:
     made = record([0.1, 0.6, 0.8], source=done.groups[0].records[0])
     assert made.final("accuracy", 5) == pytest.approx(0.7)
     assert replace(made, evaluations=made.evaluations[1:]).final("accuracy", 5) == pytest.approx(0.7)
@@ -578,11 +583,11 @@ def test_the_model_before_training_is_in_no_final_value(done: comparing.Compared
     assert math.isnan(replace(made, evaluations=()).final("accuracy", 5))
 
 
-def test_each_group_says_its_own_target(done: comparing.Compared) -> None:
+def test_each_group_says_its_own_target(done: comparing.ComparisonResult) -> None:
     runs = (record([0.1, 0.9], source=done.groups[0].records[0]),)
     group = Group("x", "jwins", runs, (1.0,))
     table = [
-        line_of(group, Target("accuracy", value, meaning="so"), full=None, label=label)
+        summary_row(group, Target("accuracy", value, meaning="so"), full=None, label=label)
         for value, label in ((0.5, "a"), (0.8, "b"))
     ]
     other = replace(table[1], variant="y")
@@ -610,7 +615,7 @@ def test_the_target_of_a_loss_lies_on_the_way_there() -> None:
     assert given.all_targets == (TargetConfig(fraction=1.1),)
 
 
-def test_figures_are_the_same_for_the_same_numbers(done: comparing.Compared, tmp_path: Path) -> None:
+def test_figures_are_the_same_for_the_same_numbers(done: comparing.ComparisonResult, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         save_figure(figure(done.groups, done.target, metric="accuracy"), tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -19,7 +19,7 @@ import pytest
 import jwins
 from jwins.compare import compare, runner, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, load_comparison
-from jwins.compare.plan import Tried, at_edge, ended, plan, rank
+from jwins.compare.plan import Trial, at_edge, ended, plan, rank
 from jwins.compare.settings import TuningGrid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.formatting import difference_text
@@ -259,8 +259,8 @@ def test_a_further_seed_of_like_bytes_leaves_the_runs_there_are_as_they_are(tmp_
     }
 
 
-def tried(value: float, final: float, cost: float | None, reached: int = 1, status: str = "finished") -> Tried:
-    return Tried("x", "sharing.gamma", value, 1, final, reached, cost, cost, status)
+def tried(value: float, final: float, cost: float | None, reached: int = 1, status: str = "finished") -> Trial:
+    return Trial("x", "sharing.gamma", value, 1, final, reached, cost, cost, status)
 
 
 def test_the_rule() -> None:
@@ -362,7 +362,7 @@ def test_a_choice_that_is_not_confirmed_yet_stands_in_tables_of_what_is_there(tm
 def test_tuning_by_bytes_counts_to_full_sharings_target(tmp_path: Path) -> None:
     comparison = load(tmp_path, "tune.by=bytes", "compare.seeds=[1]", "tune.values=[0.1]", "compare.also=[]")
     found = compare(comparison, jobs=1, only=["CHOCO"])
-    rows = {row.value: row for row in plan(comparison).tried}
+    rows = {row.value: row for row in plan(comparison).trials}
     full = Record.read(found.folder / "full-sharing" / "tuning" / "lr=0.1" / "seed-11")
     start, end = full.series("accuracy")[0], full.final("accuracy")
     for value, row in rows.items():

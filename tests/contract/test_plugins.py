@@ -12,7 +12,7 @@ import pytest
 
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment, plugins
-from jwins.experiment.reference import keys_of
+from jwins.experiment.reference import settings_docs
 from jwins.run import build_sharing, build_topology
 from jwins.sharing import Sharing
 
@@ -111,7 +111,7 @@ def test_a_partitioner_is_built_from_its_table(kind: str) -> None:
 
 
 def test_the_reference_names_every_kind() -> None:
-    types = {key.path: key.type for key in keys_of(Experiment)}
+    types = {key.path: key.type for key in settings_docs(Experiment)}
     for path, kinds in (
         ("sharing", plugins.ALGORITHMS),
         ("sharing.cutoff", plugins.CUTOFF_TABLES),

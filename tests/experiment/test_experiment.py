@@ -28,7 +28,7 @@ from jwins.experiment import (
     what_counts,
     what_identifies,
 )
-from jwins.experiment.reference import keys_of
+from jwins.experiment.reference import settings_docs
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
 from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate
@@ -602,7 +602,10 @@ def test_every_key_has_a_meaning_and_is_documented() -> None:
     page = (docs / "reference" / "settings.md").read_text(encoding="utf-8")
     text = runpy.run_path(str(docs / "hooks.py"))["expand"](page)
     comparison = [(CompareConfig, "compare"), (TuneConfig, "tune"), (VariantTable, "variants")]
-    for key in [*keys_of(Experiment), *(key for model, path in comparison for key in keys_of(model, path))]:
+    for key in [
+        *settings_docs(Experiment),
+        *(key for model, path in comparison for key in settings_docs(model, path)),
+    ]:
         assert key.meaning, key
         default = f"`{key.default}`" if key.default else ""
         cells = [f"`{key.path}`", key.when, key.type, default, key.meaning]

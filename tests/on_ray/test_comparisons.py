@@ -11,7 +11,7 @@ import pytest
 from clusters import add_machine
 
 from jwins import Ray
-from jwins.compare import CellProgress, Compared, compare
+from jwins.compare import CellProgress, ComparisonResult, compare
 from jwins.compare.comparison import Comparison, load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.run_folder.record import Record
@@ -65,7 +65,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return found
 
 
-def same(one: Compared, other: Compared) -> None:
+def same(one: ComparisonResult, other: ComparisonResult) -> None:
     assert one.table == other.table
     mine, theirs = files(one.folder), files(other.folder)
     assert mine.keys() == theirs.keys()

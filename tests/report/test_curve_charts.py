@@ -16,7 +16,7 @@ from made_up import group, record
 
 from jwins.report.chart import as_svg, drawing_style
 from jwins.report.colours import styles_of
-from jwins.report.curve_charts import ROUNDS, SENT, Across, Up, curve_chart, figure, seconds
+from jwins.report.curve_charts import ROUNDS, SENT, XAxis, YAxis, curve_chart, figure, seconds
 from jwins.report.seed_groups import Group, Target
 
 RISE = [0.10, 0.50, 0.80, 0.90, 0.93, 0.94, 0.945, 0.947, 0.949, 0.950]
@@ -30,15 +30,15 @@ def variants(
     ]
 
 
-def chart(groups: Sequence[Group], across: Across = ROUNDS, up: Up | None = None) -> Any:
+def chart(groups: Sequence[Group], x_axis: XAxis = ROUNDS, y_axis: YAxis | None = None) -> Any:
     styles = styles_of([one.algorithm for one in groups])
-    up = up or Up.of_metric(Target("accuracy", math.nan))
-    return curve_chart("c", "C", "", groups, styles, across, up)
+    y_axis = y_axis or YAxis.of_metric(Target("accuracy", math.nan))
+    return curve_chart("c", "C", "", groups, styles, x_axis, y_axis)
 
 
-def drawn(groups: Sequence[Group], across: Across = ROUNDS, up: Up | None = None) -> Any:
+def drawn(groups: Sequence[Group], x_axis: XAxis = ROUNDS, y_axis: YAxis | None = None) -> Any:
     with drawing_style():
-        return chart(groups, across, up).draw(False)
+        return chart(groups, x_axis, y_axis).draw(False)
 
 
 def pixels(figure: Any) -> npt.NDArray[np.uint8]:
@@ -58,11 +58,11 @@ def columns_with(image: npt.NDArray[np.uint8], colour: str) -> int:
     return int(near.any(axis=0).sum())
 
 
-@pytest.mark.parametrize("across", [ROUNDS, SENT, seconds()], ids=["rounds", "bytes", "seconds"])
-def test_curves_on_each_other_are_all_seen(across: Across) -> None:
+@pytest.mark.parametrize("x_axis", [ROUNDS, SENT, seconds()], ids=["rounds", "bytes", "seconds"])
+def test_curves_on_each_other_are_all_seen(x_axis: XAxis) -> None:
     """Each colour shows along most of what the topmost shows of itself, though the curves are the same."""
     groups = variants(RISE, RISE, RISE)
-    image = pixels(drawn(groups, across).figure)
+    image = pixels(drawn(groups, x_axis).figure)
     seen = [columns_with(image, style.colour) for style in styles_of([one.algorithm for one in groups])]
     assert min(seen) >= 0.8 * max(seen) >= 0.4 * image.shape[1]
 
@@ -94,7 +94,7 @@ def test_the_axis_shows_where_the_curves_end() -> None:
     caption = chart(groups).caption
     assert f"The axis begins at {low:.4g} %; what came before is lower." in caption
     assert {
-        one.figure.axes[0].get_ylim() for one in (drawn(groups, across) for across in (ROUNDS, SENT, seconds()))
+        one.figure.axes[0].get_ylim() for one in (drawn(groups, x_axis) for x_axis in (ROUNDS, SENT, seconds()))
     } == {(low, high)}
     panel = figure(groups, None, metric="accuracy").axes[0]
     assert panel.get_ylim() == (low, high)
@@ -111,17 +111,17 @@ def test_an_axis_of_bytes_begins_where_curves_come_in_sight() -> None:
 
 def test_the_target_stays_in_sight() -> None:
     groups = variants(RISE, [*RISE[:-1], 0.940])
-    low, high = drawn(groups, up=Up.of_metric(Target("accuracy", 0.6))).figure.axes[0].get_ylim()
+    low, high = drawn(groups, y_axis=YAxis.of_metric(Target("accuracy", 0.6))).figure.axes[0].get_ylim()
     assert low < 60.0 < high
 
 
 def test_the_end_of_a_loss_is_at_the_bottom() -> None:
     falls = [[2.0, 1.0, 0.5, 0.30, 0.28, 0.27], [2.0, 1.0, 0.5, 0.31, 0.30, 0.29]]
-    up = Up.of_metric(Target("loss", math.nan, lower_is_better=True))
+    y_axis = YAxis.of_metric(Target("loss", math.nan, lower_is_better=True))
     groups = [group(f"{i}", "jwins", [record(fall, metric="loss")]) for i, fall in enumerate(falls)]
-    low, high = drawn(groups, up=up).figure.axes[0].get_ylim()
+    low, high = drawn(groups, y_axis=y_axis).figure.axes[0].get_ylim()
     assert low < 0.27 < 0.29 < high < 1.0
-    assert f"The axis ends at {high:.4g}; what came before is higher." in chart(groups, up=up).caption
+    assert f"The axis ends at {high:.4g}; what came before is higher." in chart(groups, y_axis=y_axis).caption
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_otherwise_the_axis_shows_everything(groups: list[Group], why: str) -> N
 
 def test_a_curve_that_is_not_compared_is_shown_whole() -> None:
     groups = variants(RISE, [*RISE[:-1], 0.940])
-    up = Up("training loss", lambda one: one.series("accuracy"))
-    low, high = drawn(groups, up=up).figure.axes[0].get_ylim()
+    y_axis = YAxis("training loss", lambda one: one.series("accuracy"))
+    low, high = drawn(groups, y_axis=y_axis).figure.axes[0].get_ylim()
     assert low < 0.1 < 0.95 < high
 
 

@@ -223,8 +223,8 @@ def test_the_savings_table_says_what_the_raw_metrics_say(compared: Path, page: s
             ]
             assert cell["saving, same codec"] == f"{(1 - sum(sent) / sum(whole)) * 100:.1f} %"
 
-        hits = [next((r for r in rows if accuracy(r) >= target), None) for _, rows, _ in mine]
-        reached = [hit for hit in hits if hit is not None]
+        hover_targets = [next((r for r in rows if accuracy(r) >= target), None) for _, rows, _ in mine]
+        reached = [hit for hit in hover_targets if hit is not None]
         if not reached:
             assert cell["bytes to target"] == "never reached"
             assert cell["rounds to target"] == cell["virtual s to target"] == "—"

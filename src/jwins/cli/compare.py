@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jwins.compare.comparison import Comparison
-    from jwins.compare.summary import Compared
+    from jwins.compare.summary import ComparisonResult
     from jwins.compare.workers import CellProgress
 
 __all__ = ["print_table"]
@@ -188,7 +188,7 @@ def _seeds(text: str | None) -> list[int] | None:
         ) from None
 
 
-def _print_comparison(console: Console, compared: Compared) -> None:
+def _print_comparison(console: Console, compared: ComparisonResult) -> None:
     from jwins.report.tables import head_and_rows, targets_of
 
     target = compared.target

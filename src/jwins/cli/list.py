@@ -19,9 +19,9 @@ def list_(
         console = console_of()
         if keys:
             from jwins.experiment.experiment import Experiment
-            from jwins.experiment.reference import keys_of
+            from jwins.experiment.reference import settings_docs
 
-            for key in keys_of(Experiment):
+            for key in settings_docs(Experiment):
                 when = f" ({key.when})" if key.when else ""
                 default = f" = {key.default}" if key.default else ""
                 kind = key.type.replace("\\|", "|")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from jwins.compare.comparison import load_comparison
     from jwins.compare.runner import compare
-    from jwins.compare.summary import Compared, summarize
+    from jwins.compare.summary import ComparisonResult, summarize
     from jwins.compare.workers import CellProgress
 
-__all__ = ["CellProgress", "Compared", "compare", "load_comparison", "summarize"]
+__all__ = ["CellProgress", "ComparisonResult", "compare", "load_comparison", "summarize"]
 
 _HOMES = {
     "CellProgress": "jwins.compare.workers",
-    "Compared": "jwins.compare.summary",
+    "ComparisonResult": "jwins.compare.summary",
     "compare": "jwins.compare.runner",
     "load_comparison": "jwins.compare.comparison",
     "summarize": "jwins.compare.summary",

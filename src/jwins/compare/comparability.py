@@ -9,13 +9,13 @@ from jwins.errors import ConfigError
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import StartRow
 
-__all__ = ["Unchanged", "check_like_for_like", "versions_note"]
+__all__ = ["TaskChangeCheck", "check_comparable", "versions_note"]
 
 _ALSO = {"task": "model", "data": "evaluation"}
 """Variants that may differ in the one may differ in the other: another model needs other code."""
 
 
-def check_like_for_like(comparison: Comparison, records: Mapping[tuple[str, int], Record]) -> None:
+def check_comparable(comparison: Comparison, records: Mapping[tuple[str, int], Record]) -> None:
     """All variants of a seed have the same fingerprints, as far as they do not say otherwise.
 
     A group that differs from the first variant, for instance by its number of nodes, is alike within itself.
@@ -57,7 +57,7 @@ def _check_pair(
             )
 
 
-class Unchanged:
+class TaskChangeCheck:
     """Sees that the task's code and its data stay what they were, from run to run of each variant."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from jwins.compare.settings import (
     CompareConfig,
-    Like,
+    FingerprintKind,
     TuneConfig,
     TuningGrid,
     VariantTable,
@@ -47,7 +47,7 @@ class Variant(Settings):
 
     name: str = Field(min_length=1)
     experiment: Experiment
-    allow_different: Annotated[tuple[Like, ...], Field(strict=False)] = ()
+    allow_different: Annotated[tuple[FingerprintKind, ...], Field(strict=False)] = ()
     group: str | None = None
     tune: TuningGrid | None = None
     bytes_as: str | None = None

@@ -28,13 +28,13 @@ from jwins.errors import JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.run.memory import memory_needed
-from jwins.run.remote_experiment import Elsewhere, packed
+from jwins.run.remote_experiment import RemoteExperiment, pack_experiment
 from jwins.run.run import Ray
 from jwins.run_folder.atomic import write_atomically
 from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device
 
-__all__ = ["OnRay"]
+__all__ = ["RayWorkers"]
 
 _PULSE_S = 0.3
 """A run reports at most so often; a report costs it a few milliseconds."""
@@ -43,7 +43,7 @@ _LOG, _CONFIG = "metrics.jsonl", "config.toml"
 
 
 @dataclass(frozen=True, slots=True)
-class OnRay:
+class RayWorkers:
     """Runs side by side on the machines of a Ray cluster, each with one thread.
 
     Attributes:
@@ -205,7 +205,9 @@ class _Mailbox:
         return reports
 
 
-def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, bytes], mailbox: Any) -> str:
+def _carry_out(
+    job: Job, attempt: int, there: RemoteExperiment, before: Mapping[str, bytes], mailbox: Any
+) -> str:
     """Run one job in a folder of this machine that goes when it ends."""
     if ray.get(mailbox.post.remote(None)):
         return "interrupted"
@@ -216,7 +218,7 @@ def _carry_out(job: Job, attempt: int, there: Elsewhere, before: Mapping[str, by
         for name, content in before.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        experiment = there.unpacked().changed({"run": {"folder": folder}})
+        experiment = there.unpack().changed({"run": {"folder": folder}})
         courier = _Courier(job, attempt, folder, mailbox)
         status = run_job(replace(job, experiment=experiment), courier.tell, courier.stop)
         courier.send()
@@ -264,7 +266,7 @@ class _Courier:
 @dataclass(slots=True)
 class _Running:
     job: Job
-    there: Elsewhere
+    there: RemoteExperiment
     demand: Demand
     attempt: int = 0
 
@@ -283,7 +285,7 @@ class _Runs:
         planned = []
         for job in jobs:
             device = resolve_device(job.experiment.run.device).type
-            there = packed(job.experiment.changed({"run": {"device": device}}), self._shipping)
+            there = pack_experiment(job.experiment.changed({"run": {"device": device}}), self._shipping)
             planned.append(_Running(job, there, Demand(1, memory_bytes, gpus=int(device == "cuda"))))
         for demand in {run.demand for run in planned}:
             check_capacity(demand, 1, "runs")

@@ -28,7 +28,7 @@ from jwins.run_folder.record import Record, start_and_end
 __all__ = [
     "SAME_BYTES",
     "Plan",
-    "Tried",
+    "Trial",
     "at_edge",
     "ended",
     "make_room",
@@ -45,7 +45,7 @@ _ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
-class Tried:
+class Trial:
     """One value of a grid. Means are over the tuning seeds, bytes are per node.
 
     Attributes:
@@ -87,13 +87,13 @@ class Plan:
         chosen: for each variant whose settings are decided, those settings by TOML path.
         cells: every run that is part of it or leads to a decision, as far as it can be known now; those
             that have ended, too.
-        tried: tuning, for each grid of which all runs have ended.
+        trials: tuning, for each grid of which all runs have ended.
         sensitivity: runs of each variant at each value of the shared setting.
     """
 
     chosen: dict[str, dict[str, Any]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
-    tried: list[Tried] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
     sensitivity: list[Cell] = field(default_factory=list)
 
 
@@ -176,14 +176,14 @@ class _Planner:
         if targets is None or any(len(of) < len(comparison.rule.seeds) for of in records):
             return None
         tried = [
-            _tried(variant, grid.key, value, of, targets, comparison.compare)
+            _trial(variant, grid.key, value, of, targets, comparison.compare)
             for value, of in zip(grid.values, records, strict=True)
         ]
         best = self._confirmed(variant, settings, by, tried, targets)
         if best is None:
             return None
         tried[best] = replace(tried[best], chosen=True, edge=at_edge(grid, best))
-        self._found.tried += tried
+        self._found.trials += tried
         return grid.values[best]
 
     def _confirmed(
@@ -191,7 +191,7 @@ class _Planner:
         variant: Variant,
         settings: dict[str, Any],
         by: str,
-        tried: list[Tried],
+        tried: list[Trial],
         targets: Mapping[int, Target],
     ) -> int | None:
         """Which value is the best, None as long as it is not known; its runs to the end are noted in ``tried``.
@@ -213,7 +213,7 @@ class _Planner:
             if len(records) < len(cells):
                 return best if self._unconfirmed else None
             row = tried[best]
-            known[best] = _tried(variant, row.key, row.value, records, targets, comparison.compare)
+            known[best] = _trial(variant, row.key, row.value, records, targets, comparison.compare)
             tried[best] = replace(row, to_end=known[best].final, to_end_status=known[best].status)
             confirmed.add(best)
 
@@ -316,14 +316,14 @@ class _Planner:
                 self._found.sensitivity.append(cell)
 
 
-def _tried(
+def _trial(
     variant: Variant,
     key: str,
     value: Any,
     records: Sequence[Record],
     targets: Mapping[int, Target],
     settings: CompareConfig,
-) -> Tried:
+) -> Trial:
     finals = [record.final(settings.metric, settings.final_over) for record in records]
     hits = [
         (row.traffic.total / record.start.num_nodes, row.time_s)
@@ -331,7 +331,7 @@ def _tried(
         if record.start.seed in targets and (row := targets[record.start.seed].first(record)) is not None
     ]
     ends = [record.status for record in records]
-    return Tried(
+    return Trial(
         variant=variant.name,
         key=key,
         value=value,
@@ -344,7 +344,7 @@ def _tried(
     )
 
 
-def rank(tried: Tried, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
+def rank(tried: Trial, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
     """The smallest is the best: finished, reached by most seeds, fewest bytes or seconds, best final value."""
     final = tried.final if settings.lower_is_better else -tried.final
     final = math.inf if math.isnan(final) else final

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from jwins.compare.comparability import Unchanged, versions_note
+from jwins.compare.comparability import TaskChangeCheck, versions_note
 from jwins.compare.comparison import Cell, Comparison
 from jwins.compare.plan import make_room, plan
 from jwins.compare.settings import CompareConfig
-from jwins.compare.summary import Compared, summarize
+from jwins.compare.summary import ComparisonResult, summarize
 from jwins.compare.workers import (
     CellProgress,
-    Here,
+    InProcess,
     Job,
     Processes,
     Workers,
@@ -40,7 +40,7 @@ def compare(
     only: Collection[str] = (),
     say: Callable[[str], None] | None = None,
     engine: Ray | None = None,
-) -> Compared:
+) -> ComparisonResult:
     """Run all cells that are not finished, check that they are like for like, and write tables and figure.
 
     Args:
@@ -87,7 +87,7 @@ def _compare(
     only: Collection[str],
     speak: Callable[[str], None],
     workers: Workers | None,
-) -> Compared:
+) -> ComparisonResult:
     numbers: dict[tuple[Path, str], int] = {}
     cells: dict[int, Cell] = {}
     done: set[str] = set()
@@ -117,7 +117,7 @@ def _compare(
         done |= {job.name for job in todo}
         statuses = (workers or _on_this_machine(todo, jobs, speak)).run(todo, tell_of)
         if "interrupted" in statuses:
-            return Compared(comparison, comparison.folder, [], None, [], "interrupted")
+            return ComparisonResult(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
 
 
@@ -134,7 +134,7 @@ class _Alike:
 
     def __init__(self, cells: Mapping[int, Cell], say: Callable[[str], None]) -> None:
         self._cells, self._say = cells, say
-        self._unchanged = Unchanged()
+        self._unchanged = TaskChangeCheck()
         self._starts: dict[int, StartRow] = {}
         self._said = False
 
@@ -172,14 +172,14 @@ def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
 
 
 def _on_ray(engine: Ray) -> Workers:
-    from jwins.compare.on_ray import OnRay  # imports ray, which is an extra
+    from jwins.compare.on_ray import RayWorkers  # imports ray, which is an extra
 
-    return OnRay(engine)
+    return RayWorkers(engine)
 
 
 def _on_this_machine(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> Workers:
     count = _workers(todo, wanted, say)
-    return Processes(count) if count > 1 else Here()
+    return Processes(count) if count > 1 else InProcess()
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> int:

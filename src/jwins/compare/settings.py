@@ -15,7 +15,7 @@ from jwins.experiment.toml import toml_text
 __all__ = [
     "CompareConfig",
     "TuningGrid",
-    "Like",
+    "FingerprintKind",
     "TargetConfig",
     "TuneConfig",
     "VariantTable",
@@ -26,11 +26,11 @@ __all__ = [
     "tables_of",
 ]
 
-Like = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
+FingerprintKind = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
 """What variants may be said to differ in."""
 
 Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
-Key = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
+SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
 
 
 class TargetConfig(Settings):
@@ -112,7 +112,7 @@ def _check_values(values: Sequence[Any]) -> None:
 class TuningGrid(Settings):
     """Values of one setting, of which the best is used."""
 
-    key: Key = Field(description='the setting, such as "sharing.gamma"')
+    key: SettingPath = Field(description='the setting, such as "sharing.gamma"')
     values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] = Field(
         description="values to try, in order"
     )
@@ -144,7 +144,7 @@ class TuneConfig(Settings):
         default="final",
         description="the best final value, or the fewest bytes or seconds to the first target",
     )
-    key: Key | None = Field(
+    key: SettingPath | None = Field(
         default=None, description='a setting that all variants share, such as "train.optimizer.lr"'
     )
     values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
@@ -177,7 +177,7 @@ class VariantTable(Settings):
     model_config = ConfigDict(extra="allow")
 
     name: str = Field(description="what table and figure call it", min_length=1)
-    allow_different: Annotated[tuple[Like, ...], Field(strict=False)] = Field(
+    allow_different: Annotated[tuple[FingerprintKind, ...], Field(strict=False)] = Field(
         default=(), description="what need not be as in the other variants"
     )
     group: str | None = Field(

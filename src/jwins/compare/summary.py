@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparability import Unchanged, check_like_for_like, versions_note
+from jwins.compare.comparability import TaskChangeCheck, check_comparable, versions_note
 from jwins.compare.comparison import Cell, Comparison, Variant
-from jwins.compare.plan import Plan, Tried, ended, plan, target_of
+from jwins.compare.plan import Plan, Trial, ended, plan, target_of
 from jwins.compare.settings import setting_text, settings_texts, tables_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
@@ -20,17 +20,17 @@ from jwins.report.colours import styles_of
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import is_percent, size, spread_text
 from jwins.report.pareto_chart import pareto_chart
-from jwins.report.seed_groups import Group, Target, deviation, reach
-from jwins.report.summary_rows import Line, line_of
-from jwins.report.tables import Table, metrics_table, reach_table, save_tables
+from jwins.report.seed_groups import Group, Target, deviation, target_outcomes
+from jwins.report.summary_rows import SummaryRow, summary_row
+from jwins.report.tables import Table, metrics_table, save_tables, target_table
 from jwins.run.builders import raw_bytes_per_node
 from jwins.run_folder.record import Record, samples_note
 
-__all__ = ["Compared", "summarize"]
+__all__ = ["ComparisonResult", "summarize"]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparisonResult:
     """A comparison's outcome.
 
     Attributes:
@@ -46,7 +46,7 @@ class Compared:
 
     comparison: Comparison
     folder: Path
-    table: list[Line]
+    table: list[SummaryRow]
     target: Target | None
     groups: list[Group]
     status: str
@@ -54,7 +54,7 @@ class Compared:
     notes: list[str] = field(default_factory=list)
 
 
-def summarize(comparison: Comparison, *, partial: bool = False, only: Collection[str] = ()) -> Compared:
+def summarize(comparison: Comparison, *, partial: bool = False, only: Collection[str] = ()) -> ComparisonResult:
     """Tables and figure of a comparison from what is on the disk; nothing is run.
 
     Args:
@@ -79,7 +79,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
     undecided = [v.name for v in comparison.variants if v.name not in found.chosen]
     if undecided and not partial and not only:
         raise DataError(f"{comparison.folder}: tuning of {undecided[0]!r} has not ended; run `jwins compare`")
-    check_like_for_like(comparison, records)
+    check_comparable(comparison, records)
     _check_unchanged(found)
     groups = _groups(comparison, cells, records)
     missing = len(comparison.variants) * len(comparison.compare.seeds) - len(records)
@@ -88,7 +88,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
 
 def _check_unchanged(found: Plan) -> None:
     """Neither the task's code nor its data have changed between the runs of a variant, tuning included."""
-    unchanged = Unchanged()
+    unchanged = TaskChangeCheck()
     for cell in found.cells:
         record = ended(cell)
         if record is not None:
@@ -111,7 +111,7 @@ def _groups(
     return groups
 
 
-def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> Compared:
+def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> ComparisonResult:
     """Compute the tables and write everything."""
     settings, folder = comparison.compare, comparison.folder
     by_name = {group.name: group for group in groups}
@@ -126,7 +126,7 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
         own_targets = _targets(comparison, full)
         targets.append(own_targets[0])
         table.append(
-            line_of(
+            summary_row(
                 group,
                 own_targets[0],
                 full=full,
@@ -136,12 +136,12 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
                 tuned=", ".join(settings_texts(_own_settings(comparison, found, variant))),
             )
         )
-        reached += reach(group, own_targets, of(comparison.baseline_of(variant)), variant.group)
+        reached += target_outcomes(group, own_targets, of(comparison.baseline_of(variant)), variant.group)
         with_reference.append((group, reference))
     target = targets[0] if targets else _targets(comparison, None)[0]
     further = []
     if groups and (settings.targets or settings.baselines):
-        further.append(reach_table(reached, target))
+        further.append(target_table(reached, target))
     if groups and settings.also:
         further.append(metrics_table(with_reference, settings.also, settings.final_over))
     further += _tuning_tables(comparison, found)
@@ -166,7 +166,9 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
         _save_pareto(comparison, groups, folder)
     _save_configs(comparison, found)
     status = "partial" if missing else "finished"
-    return Compared(comparison, folder, table, target if groups else None, groups, status, further, notes)
+    return ComparisonResult(
+        comparison, folder, table, target if groups else None, groups, status, further, notes
+    )
 
 
 def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) -> None:
@@ -203,7 +205,7 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
         value = setting_text(found.chosen[on.name][rule.key])
         how = f", the best of {len(rule.values)} on {on.name}" if len(rule.values) > 1 else ""
         yield f"All variants: {rule.key} = {value}{how}."
-    for tried in found.tried:
+    for tried in found.trials:
         if tried.edge:
             yield (
                 f"{tried.variant}: the best {tried.key}, {setting_text(tried.value)}, is at the edge of what "
@@ -243,7 +245,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
     settings, rule = comparison.compare, comparison.rule
     percent = is_percent(Target(settings.metric, 0.0))
     tables = []
-    if found.tried:
+    if found.trials:
         rows = [
             [
                 row.variant,
@@ -254,11 +256,11 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
                 row.status,
                 _verdict(row, percent),
             ]
-            for row in found.tried
+            for row in found.trials
         ]
         head = ["variant", "tried", f"final {settings.metric}", "bytes to target", "seconds", "status", ""]
         if rule.by == "final" and not any(
-            row.reached for row in found.tried
+            row.reached for row in found.trials
         ):  # nothing was counted to a target
             head, rows = head[:3] + head[5:], [row[:3] + row[5:] for row in rows]
         by = {"final": f"final {settings.metric}", "bytes": "bytes to the first target"}
@@ -268,7 +270,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
         note = f"Chosen by {how}; seed{'s' if len(rule.seeds) > 1 else ''} {seeds}{length}."
         if rule.key is not None and rule.by != "final":
             note += f" {rule.key} is chosen by final {settings.metric}."
-        data = [asdict(row) | {"value": _plain(row.value)} for row in found.tried]
+        data = [asdict(row) | {"value": _plain(row.value)} for row in found.trials]
         tables.append(Table("tuning", "Tuning", head, rows, data, [note]))
     lines, data = [], []
     for cell in found.sensitivity:
@@ -298,7 +300,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
     return tables
 
 
-def _verdict(row: Tried, percent: bool) -> str:
+def _verdict(row: Trial, percent: bool) -> str:
     """Whether a value was chosen, and what its runs to the end gave if it had any."""
     words = ["chosen"] if row.chosen else []
     if row.edge:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CellProgress",
-    "Here",
+    "InProcess",
     "Job",
     "Processes",
     "Workers",
@@ -109,7 +109,7 @@ class Workers(Protocol):
         """
 
 
-class Here:
+class InProcess:
     """One run after the other in this process, with the experiment's own number of threads."""
 
     def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:

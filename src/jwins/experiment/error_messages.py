@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from jwins.errors import ConfigError
 from jwins.experiment.field_types import MISSING
-from jwins.experiment.reference import join, keys_of, kind_of, models_in
+from jwins.experiment.reference import join, kind_of, models_in, settings_docs
 from jwins.experiment.toml import toml_value
 
 __all__ = ["explain", "nearest"]
@@ -143,7 +143,7 @@ def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type
     known = [key for model in models for key in model.model_fields]
     if difflib.get_close_matches(name, known, n=1, cutoff=0.8):
         return f"unknown key{nearest(name, known)}"
-    same = [key for key in keys_of(root) if key.path.rpartition(".")[2] == name]
+    same = [key for key in settings_docs(root) if key.path.rpartition(".")[2] == name]
     if kinds := sorted({key.when for key in same if key.path == path}):
         return f"this key is for kind = {_alternatives(kinds)}; known here: {', '.join(known)}"
     if same:

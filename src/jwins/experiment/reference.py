@@ -14,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from jwins.experiment.field_types import OneOrMany, OrWord, OrWords, Within
 from jwins.experiment.toml import toml_text
 
-__all__ = ["Key", "join", "keys_of", "kind_of", "models_in"]
+__all__ = ["SettingDoc", "join", "settings_docs", "kind_of", "models_in"]
 
 
 def join(path: str, key: str) -> str:
@@ -38,7 +38,7 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class SettingDoc:
     """One key of a settings class, for reference tables.
 
     Attributes:
@@ -56,7 +56,7 @@ class Key:
     when: str = ""
 
 
-def keys_of(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterator[Key]:
+def settings_docs(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterator[SettingDoc]:
     """All keys of a settings class and of the tables in it, depth first."""
     for name, field in model.model_fields.items():
         if field.exclude:
@@ -64,18 +64,18 @@ def keys_of(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterato
         path = join(prefix, name)
         models = models_in(field.annotation)
         if models and len(models) == 1 and kind_of(models[0]) is None:
-            yield from keys_of(models[0], path, when)
+            yield from settings_docs(models[0], path, when)
             continue
         if models:
             kinds = ", ".join(kind for m in models if (kind := kind_of(m)))
             words = [f'"{word}"' for rule in field.metadata if isinstance(rule, OrWords) for word in rule.words]
             options = " \\| ".join([*words, f"table; kind = {kinds}"])
-            yield Key(path, options, _default(field), field.description or "", when)
-            inner = (key for m in models for key in keys_of(m, path, kind_of(m) or ""))
+            yield SettingDoc(path, options, _default(field), field.description or "", when)
+            inner = (key for m in models for key in settings_docs(m, path, kind_of(m) or ""))
             # Tables that several kinds may have are told once.
             yield from dict.fromkeys(key for key in inner if key.path != f"{path}.kind")
             continue
-        yield Key(path, _type_name(field), _default(field), field.description or "", when)
+        yield SettingDoc(path, _type_name(field), _default(field), field.description or "", when)
 
 
 def _type_name(field: FieldInfo) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.chart import Chart, Drawing, HoverTarget, page_figure, steps
 from jwins.report.colours import KIND_COLOURS, PAGE, Style
 from jwins.report.formatting import number, size, spaced
 from jwins.report.seed_groups import Group
@@ -54,7 +54,7 @@ def bytes_chart(groups: Sequence[Group]) -> Chart:
     def draw(paper: bool) -> Drawing:
         figure, axes = _rows([group.name for group in groups], paper=paper, legend=legend if paper else {})
         most = max((sum(kinds.values()) for kinds in split.values()), default=0.0) or 1.0
-        hits = []
+        hover_targets = []
         for row, (name, kinds) in enumerate(split.items()):
             left, total = 0.0, sum(kinds.values())
             for kind, value in kinds.items():
@@ -64,7 +64,7 @@ def bytes_chart(groups: Sequence[Group]) -> Chart:
                 )
                 if value > 0:
                     text = f"{name}, {kind}: {size(value)} ({value / total * 100:.1f} %)"
-                    hits.append(Hit(axes, left, row - 0.21, text, value, 0.42))
+                    hover_targets.append(HoverTarget(axes, left, row - 0.21, text, value, 0.42))
                 left += value
             axes.annotate(
                 size(total), (left, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=10.8
@@ -73,7 +73,7 @@ def bytes_chart(groups: Sequence[Group]) -> Chart:
         axes.xaxis.set_major_locator(steps(4))
         axes.xaxis.set_major_formatter(lambda value, _: size(value) if value else "0")
         axes.set_xlabel("bytes sent per node")
-        return Drawing(figure, hits)
+        return Drawing(figure, hover_targets)
 
     return Chart("bytes-by-content", "Bytes per node", "", alt + ".", draw)
 
@@ -97,14 +97,14 @@ def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *
 
     def draw(paper: bool) -> Drawing:
         figure, axes = _rows(list(values), paper=paper)
-        hits = []
+        hover_targets = []
         for row, (name, style) in enumerate(zip(values, styles, strict=True)):
             if len(values[name]):
-                hits.append(_strip(axes, row, name, style, values[name], percent=percent))
+                hover_targets.append(_strip(axes, row, name, style, values[name], percent=percent))
         axes.xaxis.set_major_locator(steps(5, least=3))
         axes.margins(x=0.04)
         axes.set_xlabel(label)
-        return Drawing(figure, hits)
+        return Drawing(figure, hover_targets)
 
     title, alt = f"Final {spaced(metric)} of every node", f"Strip chart of final {label}. {told}."
     return Chart("per-node", title, caption, alt, draw)
@@ -112,7 +112,7 @@ def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *
 
 def _strip(
     axes: Axes, row: int, name: str, style: Style, values: npt.NDArray[np.float64], *, percent: bool
-) -> Hit:
+) -> HoverTarget:
     """One variant's points and box, and what they say."""
     scale, colour = (100.0 if percent else 1.0), style.colour
     v = np.sort(values) * scale
@@ -127,7 +127,7 @@ def _strip(
         number(value / scale, percent=percent) for value in (float(v[0]), low, middle, high, float(v[-1]))
     )
     text = f"{name}: median {median}, middle half {first} to {third}, all {least} to {most}"
-    return Hit(axes, float(v[0]), row - 0.25, text, max(float(v[-1] - v[0]), 1e-9), 0.5)
+    return HoverTarget(axes, float(v[0]), row - 0.25, text, max(float(v[-1] - v[0]), 1e-9), 0.5)
 
 
 def final_per_node(group: Group, metric: str) -> npt.NDArray[np.float64]:

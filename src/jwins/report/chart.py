@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Chart", "Drawing", "Hit", "as_svg", "blank", "drawing_style", "save", "save_figure", "steps"]
+__all__ = [
+    "Chart",
+    "Drawing",
+    "HoverTarget",
+    "as_svg",
+    "blank",
+    "drawing_style",
+    "save",
+    "save_figure",
+    "steps",
+]
 
 WIDTH_IN = 5.3
 """Width of a figure in inches of 72 units: what fits three in a row on a desk and one on a phone."""
@@ -66,7 +76,7 @@ _STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Hit:
+class HoverTarget:
     """A place in a figure that says something when pointed at: a circle, or a box of data coordinates.
 
     Attributes:
@@ -92,11 +102,11 @@ class Drawing:
 
     Attributes:
         figure: of matplotlib.
-        hits: what the page's version tells.
+        hover_targets: what the page's version tells.
     """
 
     figure: Figure
-    hits: list[Hit] = field(default_factory=list)
+    hover_targets: list[HoverTarget] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,7 @@ def as_svg(chart: Chart, prefix: str) -> Markup:
         drawing.figure.savefig(
             buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None, "Format": None}
         )
-        spots = [spot for hit in drawing.hits if (spot := _spot(drawing, hit)) is not None]
+        spots = [spot for hit in drawing.hover_targets if (spot := _spot(drawing, hit)) is not None]
     text = buffer.getvalue()
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None
@@ -209,7 +219,7 @@ def _themed(style: str) -> str:
     return re.sub(r"#[0-9a-fA-F]{6}\b", variable, style)
 
 
-def _spot(drawing: Drawing, hit: Hit) -> _Spot | None:
+def _spot(drawing: Drawing, hit: HoverTarget) -> _Spot | None:
     """Where the picture shows a hit, None outside of what its axes show."""
     height = drawing.figure.bbox.height
     x, y = hit.axes.transData.transform((hit.x, hit.y))

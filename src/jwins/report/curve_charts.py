@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.chart import Chart, Drawing, Hit, blank, drawing_style, page_figure, steps
+from jwins.report.chart import Chart, Drawing, HoverTarget, blank, drawing_style, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
 from jwins.report.formatting import metric_percent, number, size, spaced
 from jwins.report.seed_groups import Group, Target
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ROUNDS",
     "SENT",
-    "Across",
-    "Up",
+    "XAxis",
+    "YAxis",
     "byte_ticks",
     "curve_chart",
     "figure",
@@ -42,7 +42,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Across:
+class XAxis:
     """What curves run along.
 
     Attributes:
@@ -58,17 +58,17 @@ class Across:
     whole: bool = False
 
 
-ROUNDS = Across("rounds", lambda record: [float(row.round) for row in record.evaluations], whole=True)
-SENT = Across("bytes sent per node", Record.bytes_per_node, in_bytes=True)
+ROUNDS = XAxis("rounds", lambda record: [float(row.round) for row in record.evaluations], whole=True)
+SENT = XAxis("bytes sent per node", Record.bytes_per_node, in_bytes=True)
 
 
-def seconds(clock: str = "virtual") -> Across:
+def seconds(clock: str = "virtual") -> XAxis:
     """Along the seconds of a clock, named by a word or none."""
-    return Across(f"{clock} seconds".strip(), lambda record: [row.time_s for row in record.evaluations])
+    return XAxis(f"{clock} seconds".strip(), lambda record: [row.time_s for row in record.evaluations])
 
 
 @dataclass(frozen=True, slots=True)
-class Up:
+class YAxis:
     """What curves are of.
 
     Attributes:
@@ -93,7 +93,7 @@ class Up:
         return 100.0 if self.percent else 1.0
 
     @classmethod
-    def of_metric(cls, target: Target) -> Up:
+    def of_metric(cls, target: Target) -> YAxis:
         """The metric of a comparison, with its target if that has a value."""
         percent = metric_percent(target.metric)
         return cls(
@@ -142,17 +142,17 @@ class _Curve:
         return self.lost == "diverged"
 
 
-def _curves(groups: Sequence[Group], styles: Sequence[Style], across: Across, up: Up) -> list[_Curve]:
+def _curves(groups: Sequence[Group], styles: Sequence[Style], x_axis: XAxis, y_axis: YAxis) -> list[_Curve]:
     found: list[_Curve] = []
-    skip = 1 if across.in_bytes else 0
+    skip = 1 if x_axis.in_bytes else 0
     for group, style in zip(groups, styles, strict=True):
         # A run that stopped earlier would bend the mean; so the mean goes as far as every run that counts.
         records = group.counted.records
         shared = min((len(record.evaluations) for record in records), default=0)
         if shared <= skip:
             continue
-        x = np.mean([across.values(record)[skip:shared] for record in records], axis=0)
-        y = np.array([up.values(record)[skip:shared] for record in records], dtype=float) * up.scale
+        x = np.mean([x_axis.values(record)[skip:shared] for record in records], axis=0)
+        y = np.array([y_axis.values(record)[skip:shared] for record in records], dtype=float) * y_axis.scale
         with np.errstate(invalid="ignore"):
             mean, low, high = y.mean(axis=0), y.min(axis=0), y.max(axis=0)
         rounds = [row.round for row in records[0].evaluations[skip:shared]]
@@ -162,12 +162,12 @@ def _curves(groups: Sequence[Group], styles: Sequence[Style], across: Across, up
     return found
 
 
-def means(groups: Sequence[Group], up: Up) -> list[dict[int, float]]:
+def means(groups: Sequence[Group], y_axis: YAxis) -> list[dict[int, float]]:
     """For each variant, what its curve is drawn through: by round, the mean over seeds, not in percent."""
     styles = styles_of([group.algorithm for group in groups])
     points = {
-        curve.name: dict(zip(curve.rounds, (curve.mean / up.scale).tolist(), strict=True))
-        for curve in _curves(groups, styles, ROUNDS, up)
+        curve.name: dict(zip(curve.rounds, (curve.mean / y_axis.scale).tolist(), strict=True))
+        for curve in _curves(groups, styles, ROUNDS, y_axis)
     }
     return [points.get(group.name, {}) for group in groups]
 
@@ -186,7 +186,7 @@ _ENDS_SHARE, _TARGET_SHARE = 0.4, 0.8
 """Of the height of an axis, what reaches down to the last of the curves' ends, and what down to the target."""
 
 
-def _limits(curves: Sequence[_Curve], up: Up) -> _Limits | None:
+def _limits(curves: Sequence[_Curve], y_axis: YAxis) -> _Limits | None:
     """What the axis shows of these curves, None if there is nothing to show.
 
     Values so far off that they would flatten everything else, such as a diverging loss, are left out. Of what
@@ -202,14 +202,14 @@ def _limits(curves: Sequence[_Curve], up: Up) -> _Limits | None:
     typical = float(np.quantile(values, 0.9))
     if high - low > 10 * (typical - low) > 0:
         high = typical
-    levels = [] if up.target is None else [up.target * up.scale]
+    levels = [] if y_axis.target is None else [y_axis.target * y_axis.scale]
     low, high = min([low, *levels]), max([high, *levels])
     margin = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
     whole = _Limits(low - margin, high + margin)
     ends = [float(c.mean[-1]) for c in curves if not c.diverged and math.isfinite(c.mean[-1])]
-    if not up.compared or len(ends) < 2:
+    if not y_axis.compared or len(ends) < 2:
         return whole
-    best = low if up.lower_is_better else high
+    best = low if y_axis.lower_is_better else high
     view = max(
         max(abs(best - end) for end in ends) / _ENDS_SHARE,
         max((abs(best - level) for level in levels), default=0.0) / _TARGET_SHARE,
@@ -219,21 +219,21 @@ def _limits(curves: Sequence[_Curve], up: Up) -> _Limits | None:
         return whole
     step = 10 ** math.floor(math.log10(view)) / 2
     margin = 0.06 * view
-    if up.lower_is_better:
+    if y_axis.lower_is_better:
         top = math.ceil((low + view) / step) * step
         return _Limits(low - margin, top, ends=top)
     bottom = math.floor((high - view) / step) * step
     return _Limits(bottom, high + margin, begins=bottom)
 
 
-def _cut_words(limits: _Limits | None, up: Up) -> str:
+def _cut_words(limits: _Limits | None, y_axis: YAxis) -> str:
     """What the reader must know of an axis that leaves out the beginning of the curves."""
     if limits is None:
         return ""
     level, word = (limits.begins, "begins") if limits.begins is not None else (limits.ends, "ends")
     if level is None:
         return ""
-    unit, before = " %" if up.percent else "", "lower" if word == "begins" else "higher"
+    unit, before = " %" if y_axis.percent else "", "lower" if word == "begins" else "higher"
     return f"The axis {word} at {level:.4g}{unit}; what came before is {before}."
 
 
@@ -266,7 +266,7 @@ def _draw_curve(axes: Axes, curve: _Curve, curves: Sequence[_Curve], limits: _Li
 
 
 def _width(place: int, many: int) -> float:
-    """Of a line in points: 1.8 for the topmost, and up to 0.8 more for each one below it."""
+    """Of a line in points: 1.8 for the topmost, and y_axis to 0.8 more for each one below it."""
     if many < 2:
         return 2.0
     return 1.8 + min(0.8, 2.4 / (many - 1)) * (many - 1 - place)
@@ -287,13 +287,13 @@ def _in_sight(curve: _Curve, limits: _Limits | None) -> npt.NDArray[np.intp]:
     return np.flatnonzero((curve.mean >= low) & (curve.mean <= high))
 
 
-def _set_across(axes: Axes, curves: Sequence[_Curve], across: Across, limits: _Limits | None) -> None:
-    axes.set_xlabel(across.label)
-    if across.in_bytes and curves:
+def _set_across(axes: Axes, curves: Sequence[_Curve], x_axis: XAxis, limits: _Limits | None) -> None:
+    axes.set_xlabel(x_axis.label)
+    if x_axis.in_bytes and curves:
         _byte_ticks(axes, curves, limits)
     elif curves:
         axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
-        axes.xaxis.set_major_locator(steps(6, only_whole=across.whole))
+        axes.xaxis.set_major_locator(steps(6, only_whole=x_axis.whole))
 
 
 def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
@@ -379,8 +379,8 @@ def curve_chart(
     caption: str,
     groups: Sequence[Group],
     styles: Sequence[Style],
-    across: Across,
-    up: Up,
+    x_axis: XAxis,
+    y_axis: YAxis,
 ) -> Chart:
     """Something measured against something else.
 
@@ -390,18 +390,18 @@ def curve_chart(
         caption: below it.
         groups: the variants.
         styles: how each is drawn.
-        across: the horizontal axis.
-        up: the vertical axis.
+        x_axis: the horizontal axis.
+        y_axis: the vertical axis.
     """
-    curves = _curves(groups, styles, across, up)
-    limits = _limits(_curves(groups, styles, ROUNDS, up), up)  # the same whatever it is drawn against
+    curves = _curves(groups, styles, x_axis, y_axis)
+    limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)  # the same whatever it is drawn against
     ends = "; ".join(
-        f"{c.name} ends at {number(float(c.mean[-1]) / up.scale, percent=up.percent)}"
-        f" at {size(c.x[-1]) if across.in_bytes else f'{c.x[-1]:.4g}'}{' and diverged' if c.diverged else ''}"
+        f"{c.name} ends at {number(float(c.mean[-1]) / y_axis.scale, percent=y_axis.percent)}"
+        f" at {size(c.x[-1]) if x_axis.in_bytes else f'{c.x[-1]:.4g}'}{' and diverged' if c.diverged else ''}"
         for c in curves
     )
-    alt = f"Line chart: {up.label} against {across.label}. {ends or 'Nothing was measured'}."
-    caption = f"{caption} {_cut_words(limits, up)}".strip()
+    alt = f"SummaryRow chart: {y_axis.label} against {x_axis.label}. {ends or 'Nothing was measured'}."
+    caption = f"{caption} {_cut_words(limits, y_axis)}".strip()
 
     def draw(paper: bool) -> Drawing:
         rows = math.ceil(len(curves) / 2) if paper else 0
@@ -410,16 +410,16 @@ def curve_chart(
         axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.55 / height))
         for curve in curves:
             _draw_curve(axes, curve, curves, limits)
-        axes.set_title(up.label, color=MUTED)
+        axes.set_title(y_axis.label, color=MUTED)
         if limits is not None:
             axes.set_ylim(limits.low, limits.high)
             axes.yaxis.set_major_locator(steps(6, least=3))
-        _set_across(axes, curves, across, limits)
+        _set_across(axes, curves, x_axis, limits)
         if not any(np.isfinite(curve.mean).any() for curve in curves):
             _say(axes, "nothing measured yet")
-        elif up.target is not None:
-            name = f"target {number(up.target, percent=up.percent)}"
-            mark_level(axes, up.target * up.scale, name, size=10.8)
+        elif y_axis.target is not None:
+            name = f"target {number(y_axis.target, percent=y_axis.percent)}"
+            mark_level(axes, y_axis.target * y_axis.scale, name, size=10.8)
         if paper and curves:
             drawn.legend(
                 *axes.get_legend_handles_labels(),
@@ -429,25 +429,26 @@ def curve_chart(
                 handlelength=3.0,
                 borderaxespad=0.3,
             )
-        return Drawing(drawn, [hit for curve in curves for hit in _hits(axes, curve, across, up)])
+        return Drawing(drawn, [hit for curve in curves for hit in _hits(axes, curve, x_axis, y_axis)])
 
     return Chart(slug, title, caption, alt, draw)
 
 
-def _hits(axes: Axes, curve: _Curve, across: Across, up: Up) -> list[Hit]:
+def _hits(axes: Axes, curve: _Curve, x_axis: XAxis, y_axis: YAxis) -> list[HoverTarget]:
     step = max(1, math.ceil(len(curve.x) / 40))
     found = []
     for i in sorted({*range(0, len(curve.x), step), len(curve.x) - 1}):
         if not math.isfinite(curve.mean[i]):
             continue
-        at = size(float(curve.x[i])) if across.in_bytes else f"{curve.x[i]:.4g}"
+        at = size(float(curve.x[i])) if x_axis.in_bytes else f"{curve.x[i]:.4g}"
         low, mean, high = (
-            number(float(v[i]) / up.scale, percent=up.percent) for v in (curve.low, curve.mean, curve.high)
+            number(float(v[i]) / y_axis.scale, percent=y_axis.percent)
+            for v in (curve.low, curve.mean, curve.high)
         )
         text = f"{curve.name}, round {curve.rounds[i]}"
-        text += f", {at}" if across.in_bytes or f"{curve.rounds[i]}" != at else ""
+        text += f", {at}" if x_axis.in_bytes or f"{curve.rounds[i]}" != at else ""
         text += f": {mean}" + (f" ({low} to {high})" if curve.seeds > 1 else "")
-        found.append(Hit(axes, float(curve.x[i]), float(curve.mean[i]), text))
+        found.append(HoverTarget(axes, float(curve.x[i]), float(curve.mean[i]), text))
     return found
 
 
@@ -471,27 +472,27 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         title: above everything.
     """
     lower = target is not None and target.lower_is_better
-    up = Up.of_metric(Target(metric, math.nan if target is None else target.value, lower))
+    y_axis = YAxis.of_metric(Target(metric, math.nan if target is None else target.value, lower))
     styles = styles_of([group.algorithm for group in groups])
     sizes: dict[str, Any] = {"font.size": 10.5, "legend.fontsize": 10.5}
     with drawing_style(**sizes):
         drawn = blank(12.0, 4.6, dpi=150)
         panels = drawn.subplots(1, 3, sharey=True)
-        limits = _limits(_curves(groups, styles, ROUNDS, up), up)
-        for panel, across in zip(panels, (ROUNDS, SENT, seconds()), strict=True):
-            curves = _curves(groups, styles, across, up)
+        limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)
+        for panel, x_axis in zip(panels, (ROUNDS, SENT, seconds()), strict=True):
+            curves = _curves(groups, styles, x_axis, y_axis)
             for curve in curves:
                 _draw_curve(panel, curve, curves, limits)
-            _set_across(panel, curves, across, limits)
+            _set_across(panel, curves, x_axis, limits)
         panels[1].set_xlabel(f"{SENT.label} (log)")
-        panels[0].set_ylabel(up.label)
+        panels[0].set_ylabel(y_axis.label)
         if limits is not None:
             panels[0].set_ylim(limits.low, limits.high)
             panels[0].yaxis.set_major_locator(steps(6, least=3))
-        if up.target is not None:
+        if y_axis.target is not None:
             for panel in panels:
-                named = f"target {number(up.target, percent=up.percent)}" if panel is panels[0] else ""
-                mark_level(panel, up.target * up.scale, named, size=9.0)
+                named = f"target {number(y_axis.target, percent=y_axis.percent)}" if panel is panels[0] else ""
+                mark_level(panel, y_axis.target * y_axis.scale, named, size=9.0)
         handles, names = panels[0].get_legend_handles_labels()
         rows = math.ceil(len(names) / 5)
         drawn.legend(

@@ -15,7 +15,7 @@ from jwins.experiment.load import load
 from jwins.report.bar_charts import bytes_chart, nodes_chart
 from jwins.report.chart import Chart
 from jwins.report.colours import Style
-from jwins.report.curve_charts import ROUNDS, SENT, Across, Up, curve_chart, seconds
+from jwins.report.curve_charts import ROUNDS, SENT, XAxis, YAxis, curve_chart, seconds
 from jwins.report.formatting import capital, names_only, spaced
 from jwins.report.pareto_chart import pareto_chart
 from jwins.report.partition_chart import PartitionCounts, partition_chart
@@ -78,15 +78,15 @@ _CLOCKS = {
 
 
 def _metric_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
-    metric, up = study.target.metric, Up.of_metric(study.target)
+    metric, y_axis = study.target.metric, YAxis.of_metric(study.target)
     name = capital(spaced(metric))
     lead = "Lower is better." if study.target.lower_is_better else ""
     if any(len(group.records) > 1 for group in study.groups):
         lead += " Lines are means over seeds, bands reach from the lowest to the highest seed."
 
-    def chart(slug: str, against: str, caption: str, across: Across) -> Chart:
+    def chart(slug: str, against: str, caption: str, x_axis: XAxis) -> Chart:
         title = f"{name} against {against}"
-        return curve_chart(f"{metric}-{slug}", title, caption.strip(), study.groups, styles, across, up)
+        return curve_chart(f"{metric}-{slug}", title, caption.strip(), study.groups, styles, x_axis, y_axis)
 
     return [
         chart("rounds", "rounds", lead, ROUNDS),
@@ -111,7 +111,7 @@ def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
             study.groups,
             styles,
             ROUNDS,
-            Up("distance from the average model", distances),
+            YAxis("distance from the average model", distances),
         ),
         curve_chart(
             "training-loss",
@@ -120,7 +120,7 @@ def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
             study.groups,
             styles,
             ROUNDS,
-            Up("training loss", losses),
+            YAxis("training loss", losses),
         ),
     ]
 

@@ -21,7 +21,7 @@ from jwins.report.formatting import (
 )
 from jwins.report.seed_groups import difference
 from jwins.report.studies import Study
-from jwins.report.summary_rows import Line
+from jwins.report.summary_rows import SummaryRow
 from jwins.report.tables import stated_difference
 
 __all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
@@ -59,7 +59,7 @@ def particulars(study: Study) -> list[str]:
     return sentences
 
 
-def _full(study: Study, table: Sequence[Line]) -> Line | None:
+def _full(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
     return next((line for line in table if line.variant == study.full), None)
 
 
@@ -76,7 +76,7 @@ def _subject(study: Study) -> int:
 # --- Who is best ------------------------------------------------------------------------------------------
 
 
-def _best(study: Study, table: Sequence[Line]) -> Line | None:
+def _best(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
     """The line with the best final value; None where there is nothing to choose from."""
     known = _ranked(table)
     if len(known) < 2:
@@ -84,18 +84,18 @@ def _best(study: Study, table: Sequence[Line]) -> Line | None:
     return min(known, key=lambda line: (_worse(study, line), line.bytes_per_node))
 
 
-def _ranked(table: Sequence[Line]) -> list[Line]:
+def _ranked(table: Sequence[SummaryRow]) -> list[SummaryRow]:
     """The lines that have a final value."""
     return [line for line in table if math.isfinite(line.final) and line.counted]
 
 
-def _worse(study: Study, line: Line) -> float:
+def _worse(study: Study, line: SummaryRow) -> float:
     """Smaller for better final values; those that tables show as equal are equal."""
     shown = float(final_text(line.final, percent=study.percent, unit=False))
     return shown if study.target.lower_is_better else -shown
 
 
-def _fewest(study: Study, table: Sequence[Line]) -> Line | None:
+def _fewest(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
     """Who reached the target with every seed, for the fewest bytes; None where that is no contest."""
     reached = [line for line in table if line.bytes_to_target is not None and line.reached == line.seeds]
     if not study.has_target or len(table) < 2 or not reached:
@@ -103,7 +103,7 @@ def _fewest(study: Study, table: Sequence[Line]) -> Line | None:
     return min(reached, key=lambda line: line.bytes_to_target or 0.0)
 
 
-def _best_sentence(study: Study, table: Sequence[Line], best: Line, subject: Line) -> str:
+def _best_sentence(study: Study, table: Sequence[SummaryRow], best: SummaryRow, subject: SummaryRow) -> str:
     """``A ends at 95.8 % accuracy (± 0.5 over 3 seeds), the highest of 4 variants``, and who is as good."""
     word = "lowest" if study.target.lower_is_better else "highest"
     known = _ranked(table)
@@ -121,7 +121,7 @@ def _best_sentence(study: Study, table: Sequence[Line], best: Line, subject: Lin
     return capital(f"{text}{',' if saves else ''}{saves}.")
 
 
-def _not_told_apart(study: Study, best: Line) -> list[str]:
+def _not_told_apart(study: Study, best: SummaryRow) -> list[str]:
     """The variants whose difference to the best may be chance, as far as the seeds that both ran say."""
     group = study.group(best.variant)
     found = []
@@ -134,7 +134,7 @@ def _not_told_apart(study: Study, best: Line) -> list[str]:
     return found
 
 
-def _fewest_sentence(study: Study, table: Sequence[Line], full: Line | None) -> list[str]:
+def _fewest_sentence(study: Study, table: Sequence[SummaryRow], full: SummaryRow | None) -> list[str]:
     fewest = _fewest(study, table)
     if fewest is None or fewest.bytes_to_target is None:
         return []
@@ -146,7 +146,7 @@ def _fewest_sentence(study: Study, table: Sequence[Line], full: Line | None) -> 
     return [f"{text}."]
 
 
-def _ahead_sentence(study: Study, table: Sequence[Line], line: Line) -> list[str]:
+def _ahead_sentence(study: Study, table: Sequence[SummaryRow], line: SummaryRow) -> list[str]:
     """Who ends at least as well as the variant that is told of and sends fewer bytes, as tables show both."""
     if line not in _ranked(table):
         return []
@@ -183,7 +183,7 @@ def _value(study: Study, value: float, *, unit: bool = True) -> str:
     return final_text(value, percent=study.percent, unit=unit)
 
 
-def _ends(study: Study, line: Line) -> str:
+def _ends(study: Study, line: SummaryRow) -> str:
     text = f"{line.variant} ends at {_value(study, line.final)} {spaced(study.target.metric)}"
     if line.final_sd is not None:
         text += f" (± {_value(study, line.final_sd, unit=False)} over {line.counted} seeds)"
@@ -192,13 +192,13 @@ def _ends(study: Study, line: Line) -> str:
     return text
 
 
-def _end_sentence(study: Study, line: Line) -> str:
+def _end_sentence(study: Study, line: SummaryRow) -> str:
     if math.isnan(line.saving_raw):
         return f"{_ends(study, line)}; nothing has been sent yet."
     return f"{_ends(study, line)}{_saves(study, line)}."
 
 
-def _saves(study: Study, line: Line) -> str:
+def _saves(study: Study, line: SummaryRow) -> str:
     if math.isnan(line.saving_raw):
         return ""
     text = f" and sends {_fewer(line.saving_raw)} than uncompressed full sharing (4 bytes per parameter)"
@@ -211,7 +211,7 @@ def _fewer(saving: float) -> str:
     return f"{share(abs(saving))} {'fewer' if saving >= 0 else 'more'} bytes"
 
 
-def _against_full(study: Study, line: Line, full: Line, *, told: bool) -> list[str]:
+def _against_full(study: Study, line: SummaryRow, full: SummaryRow, *, told: bool) -> list[str]:
     """How full sharing ends, unless that was told, and the difference of the variant to it."""
     text = f"{capital(full.variant)} ends at {_value(study, full.final)}"
     if line.reference != full.variant or line.difference is None or not math.isfinite(line.difference):
@@ -222,7 +222,7 @@ def _against_full(study: Study, line: Line, full: Line, *, told: bool) -> list[s
     return [f"{text}, so the difference is {apart}."]
 
 
-def _target_sentence(study: Study, line: Line, full: Line) -> list[str]:
+def _target_sentence(study: Study, line: SummaryRow, full: SummaryRow) -> list[str]:
     """What the variant needs to the target."""
     if not study.has_target:
         return []
@@ -238,7 +238,7 @@ def _target_sentence(study: Study, line: Line, full: Line) -> list[str]:
     ]
 
 
-def _apart(study: Study, line: Line, full: Line) -> str:
+def _apart(study: Study, line: SummaryRow, full: SummaryRow) -> str:
     """Like ``−3.2 points (95 % interval −4.9 to −1.5)``."""
     assert line.difference is not None
     stated = stated_difference(line, full, percent=study.percent)
@@ -285,7 +285,7 @@ def tiles(study: Study) -> list[Tiles]:
     return [Tiles("Best", winners), own] if winners else [own]
 
 
-def _numbers_of(study: Study, table: Sequence[Line], line: Line) -> list[tuple[str, str]]:
+def _numbers_of(study: Study, table: Sequence[SummaryRow], line: SummaryRow) -> list[tuple[str, str]]:
     full = next((other for other in table if other.variant == study.full and other is not line), None)
     metric = spaced(study.target.metric)
     goal = number(study.target.value, percent=study.percent)

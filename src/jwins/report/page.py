@@ -116,7 +116,7 @@ def _slug(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class LegendEntry:
     """A line of the legend: a variant's name, and its line and marker as a picture of 34 x 12.
 
     Attributes:
@@ -133,7 +133,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class StudyView:
     """All that the template says of one study."""
 
     index: int
@@ -145,7 +145,7 @@ class View:
     tiles: list[Tiles]
     settings: list[tuple[str, str]]
     metric: str
-    legend: list[Entry]
+    legend: list[LegendEntry]
     figures: Figures
     pictures: dict[str, Markup]
     evaluations: Table
@@ -165,12 +165,12 @@ class View:
     configurations: list[tuple[str, str]]
 
 
-def _view(study: Study, index: int) -> View:
+def _view(study: Study, index: int) -> StudyView:
     styles = styles_of([group.algorithm for group in study.groups])
     figures = figures_of(study, styles)
     metric, others = study.target.metric, list(study.records[0].evaluations[-1].metrics)
     alike, alike_words = provenance.alike(study)
-    return View(
+    return StudyView(
         index=index,
         name=study.name,
         what=_compared_what(study),
@@ -209,14 +209,14 @@ def _compared_what(study: Study) -> str:
     return f"{who} on {nodes} nodes, {seeds} seed{'s' if seeds != 1 else ''}."
 
 
-def _entry(study: Study, index: int, style: Style) -> Entry:
+def _entry(study: Study, index: int, style: Style) -> LegendEntry:
     from matplotlib.markers import MarkerStyle
 
     group = study.groups[index]
     mark = ", ✕" if group.diverged == "diverged" else ""
     marker = MarkerStyle(style.marker)
     polygons: Any = marker.get_path().transformed(marker.get_transform()).to_polygons()
-    return Entry(
+    return LegendEntry(
         group.name + (f" ({group.diverged}{mark})" if group.diverged else ""),
         style.variable,
         "" if style.dash == "-" else " ".join(f"{2 * length:g}" for length in style.dash[1]),

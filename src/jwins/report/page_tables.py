@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from jwins.report.bar_charts import bytes_by_kind, kinds_sent
 from jwins.report.colours import KIND_COLOURS
-from jwins.report.curve_charts import Up, means
+from jwins.report.curve_charts import YAxis, means
 from jwins.report.formatting import (
     NEVER,
     capital,
@@ -20,9 +20,9 @@ from jwins.report.formatting import (
     size,
     spaced,
 )
-from jwins.report.seed_groups import reach
+from jwins.report.seed_groups import target_outcomes
 from jwins.report.studies import Study
-from jwins.report.tables import Table, TableCell, metrics_table, reach_table
+from jwins.report.tables import Table, TableCell, metrics_table, target_table
 
 __all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
 
@@ -32,7 +32,7 @@ _MAX_EVALUATIONS = 60
 
 def evaluations_table(study: Study) -> Table:
     """The metric at each evaluation, mean over seeds: the numbers that curves are drawn through."""
-    series = means(study.groups, Up.of_metric(study.target))
+    series = means(study.groups, YAxis.of_metric(study.target))
     rounds = sorted({number for points in series for number in points})
     step = -(-len(rounds) // _MAX_EVALUATIONS) or 1
     chosen = sorted({*rounds[::step], *rounds[-1:]})
@@ -79,8 +79,8 @@ def further_tables(study: Study) -> list[tuple[Table, bool]]:
         targets = study.targets or (study.target,)
         found = []
         for group in study.groups:
-            found += reach(group, targets, study.group(study.baselines.get(group.name)))
-        tables.append((reach_table(found, study.target), True))
+            found += target_outcomes(group, targets, study.group(study.baselines.get(group.name)))
+        tables.append((target_table(found, study.target), True))
     known = [m for m in study.also if all(m in r.evaluations[-1].metrics for r in study.records)]
     if known:
         pairs = [(group, study.reference(group)) for group in study.groups]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.chart import Chart, Drawing, HoverTarget, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
-from jwins.report.curve_charts import Up, byte_ticks, mark_level
+from jwins.report.curve_charts import YAxis, byte_ticks, mark_level
 from jwins.report.formatting import and_list, final_text, size
 from jwins.report.seed_groups import Group, Target, deviation
 
@@ -105,29 +105,29 @@ def pareto_chart(
     points = _points(groups, styles, target.metric, over)
     if len(points) < 2:
         return None
-    up = Up.of_metric(target)
+    y_axis = YAxis.of_metric(target)
     near = _near(points, full, lower_is_better=target.lower_is_better)
     best = front(points, lower_is_better=target.lower_is_better)
     level = next((point for point in near if point.name == full), None)
-    title = f"What {up.label.partition(' in %')[0].partition(',')[0]} costs"
-    ends = "; ".join(f"{_said(point, up)}{' (on the front)' if point in best else ''}" for point in points)
-    alt = f"Scatter chart: final {up.label} against bytes sent per node, log axis. {ends}."
+    title = f"What {y_axis.label.partition(' in %')[0].partition(',')[0]} costs"
+    ends = "; ".join(f"{_said(point, y_axis)}{' (on the front)' if point in best else ''}" for point in points)
+    alt = f"Scatter chart: final {y_axis.label} against bytes sent per node, log axis. {ends}."
 
     def draw(paper: bool) -> Drawing:
         rows = math.ceil(len(near) / 2) if paper else 0
         height = 3.66 + 0.21 * rows
         drawn = page_figure(height, paper=paper)
         axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.75 / height))
-        _set_limits(axes, near, up)
+        _set_limits(axes, near, y_axis)
         for algorithm in dict.fromkeys(point.algorithm for point in near):
-            _join(axes, [point for point in near if point.algorithm == algorithm], algorithm, up)
+            _join(axes, [point for point in near if point.algorithm == algorithm], algorithm, y_axis)
         for point in near:
-            _draw(axes, point, up, ringed=point in best)
-        axes.set_title(f"final {up.label}", color=MUTED)
+            _draw(axes, point, y_axis, ringed=point in best)
+        axes.set_title(f"final {y_axis.label}", color=MUTED)
         axes.set_xlabel("bytes sent per node (log)")
         if level is not None:
-            name = f"{level.name} {final_text(level.final, percent=up.percent)}"
-            mark_level(axes, level.final * up.scale, name if len(name) < 32 else "full sharing", size=10.8)
+            name = f"{level.name} {final_text(level.final, percent=y_axis.percent)}"
+            mark_level(axes, level.final * y_axis.scale, name if len(name) < 32 else "full sharing", size=10.8)
         if paper:
             drawn.legend(
                 *axes.get_legend_handles_labels(),
@@ -136,10 +136,12 @@ def pareto_chart(
                 ncols=2,
                 borderaxespad=0.3,
             )
-        hits = [Hit(axes, point.sent, point.final * up.scale, _said(point, up)) for point in near]
-        return Drawing(drawn, hits)
+        hover_targets = [
+            HoverTarget(axes, point.sent, point.final * y_axis.scale, _said(point, y_axis)) for point in near
+        ]
+        return Drawing(drawn, hover_targets)
 
-    return Chart(slug, title, _caption(points, near, up), alt, draw)
+    return Chart(slug, title, _caption(points, near, y_axis), alt, draw)
 
 
 def _near(points: Sequence[Point], full: str | None, *, lower_is_better: bool) -> list[Point]:
@@ -151,30 +153,34 @@ def _near(points: Sequence[Point], full: str | None, *, lower_is_better: bool) -
     return [point for point in points if point.name == full or abs(best - point.final) <= most]
 
 
-def _caption(points: Sequence[Point], near: Sequence[Point], up: Up) -> str:
-    better = "lower" if up.lower_is_better else "higher"
+def _caption(points: Sequence[Point], near: Sequence[Point], y_axis: YAxis) -> str:
+    better = "lower" if y_axis.lower_is_better else "higher"
     text = f"To the left is cheaper, {better} is better. Ringed: no other variant is as good for as few bytes."
     if any(point.deviation is not None for point in near):
         text += " Bars are one standard deviation over seeds."
     algorithms = [point.algorithm for point in near]
     if any(algorithms.count(kind) > 1 for kind in algorithms):
         text += " Lines join variants of one algorithm."
-    far = [_said(point, up) for point in points if point not in near]
+    far = [_said(point, y_axis) for point in points if point not in near]
     return text + (f" Too far off to be shown: {and_list(far)}." if far else "")
 
 
-def _said(point: Point, up: Up) -> str:
+def _said(point: Point, y_axis: YAxis) -> str:
     spread = (
-        "" if point.deviation is None else f" ± {final_text(point.deviation, percent=up.percent, unit=False)}"
+        ""
+        if point.deviation is None
+        else f" ± {final_text(point.deviation, percent=y_axis.percent, unit=False)}"
     )
-    return f"{point.name}: {final_text(point.final, percent=up.percent)}{spread} for {size(point.sent)}"
+    return f"{point.name}: {final_text(point.final, percent=y_axis.percent)}{spread} for {size(point.sent)}"
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------
 
 
-def _set_limits(axes: Axes, points: Sequence[Point], up: Up) -> None:
-    reach = [(point.final + side * (point.deviation or 0.0)) * up.scale for point in points for side in (-1, 1)]
+def _set_limits(axes: Axes, points: Sequence[Point], y_axis: YAxis) -> None:
+    reach = [
+        (point.final + side * (point.deviation or 0.0)) * y_axis.scale for point in points for side in (-1, 1)
+    ]
     low, high = min(reach), max(reach)
     margin = 0.12 * (high - low) or abs(high) * 0.05 or 1.0
     axes.set_ylim(low - margin, high + margin)
@@ -182,21 +188,27 @@ def _set_limits(axes: Axes, points: Sequence[Point], up: Up) -> None:
     byte_ticks(axes, min(point.sent for point in points) / 1.3, max(point.sent for point in points) * 1.3)
 
 
-def _join(axes: Axes, points: Sequence[Point], algorithm: str, up: Up) -> None:
+def _join(axes: Axes, points: Sequence[Point], algorithm: str, y_axis: YAxis) -> None:
     """A line through several points, in the colour of their algorithm."""
     if len(points) < 2:
         return
     (style,) = styles_of([algorithm])
     ordered = sorted(points, key=lambda point: point.sent)
-    finals = [point.final * up.scale for point in ordered]
+    finals = [point.final * y_axis.scale for point in ordered]
     axes.plot([point.sent for point in ordered], finals, color=style.colour, linewidth=1.6, zorder=2)
 
 
-def _draw(axes: Axes, point: Point, up: Up, *, ringed: bool) -> None:
-    x, y = point.sent, point.final * up.scale
+def _draw(axes: Axes, point: Point, y_axis: YAxis, *, ringed: bool) -> None:
+    x, y = point.sent, point.final * y_axis.scale
     if point.deviation is not None:
         axes.errorbar(
-            x, y, yerr=point.deviation * up.scale, color=point.style.colour, elinewidth=1.4, capsize=3, zorder=3
+            x,
+            y,
+            yerr=point.deviation * y_axis.scale,
+            color=point.style.colour,
+            elinewidth=1.4,
+            capsize=3,
+            zorder=3,
         )
     if ringed:
         axes.plot(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.chart import Chart, Drawing, Hit, page_figure, steps
+from jwins.report.chart import Chart, Drawing, HoverTarget, page_figure, steps
 from jwins.report.colours import AXIS, KIND_COLOURS, MUTED
 
 if TYPE_CHECKING:
@@ -102,10 +102,10 @@ def partition_chart(
         axes.set_title("class", color=MUTED)
         axes.set_xlabel("node")
         _draw_key(figure, found, height)
-        hits = []
+        hover_targets = []
         if found.counts.size <= 1000:
-            hits = [
-                Hit(
+            hover_targets = [
+                HoverTarget(
                     axes,
                     i - 0.5,
                     k - 0.5,
@@ -115,7 +115,7 @@ def partition_chart(
                 )
                 for k, i in zip(*np.nonzero(found.counts), strict=True)
             ]
-        return Drawing(figure, hits)
+        return Drawing(figure, hover_targets)
 
     return Chart(slug, title, caption.strip(), alt, draw)
 
@@ -229,12 +229,12 @@ def _samples_chart(slug: str, title: str, caption: str, samples: npt.NDArray[np.
         axes.xaxis.set_major_locator(steps(6))
         axes.set_xlabel("nodes, most samples first")
         axes.set_title("training samples", color=MUTED)
-        hits = []
+        hover_targets = []
         if len(samples) <= 400:
-            hits = [
-                Hit(axes, i, 0.0, f"node {node}: {samples[node]} samples", 1, float(samples[node]))
+            hover_targets = [
+                HoverTarget(axes, i, 0.0, f"node {node}: {samples[node]} samples", 1, float(samples[node]))
                 for i, node in enumerate(order)
             ]
-        return Drawing(figure, hits)
+        return Drawing(figure, hover_targets)
 
     return Chart(slug, title, caption, alt, draw)

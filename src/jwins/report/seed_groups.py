@@ -15,14 +15,14 @@ from jwins.run_folder.rows import EvalRow
 
 __all__ = [
     "Group",
-    "Reach",
+    "TargetOutcome",
     "Target",
     "counted_words",
     "deviation",
     "difference",
     "mean_of",
     "overhead",
-    "reach",
+    "target_outcomes",
     "same_rounds",
     "saving",
 ]
@@ -114,7 +114,7 @@ def overhead(group: Group) -> float | None:
 
 
 @dataclass(frozen=True)
-class Reach:
+class TargetOutcome:
     """What it took a variant to reach one of several targets; means over the seeds that did, bytes per node.
 
     Attributes:
@@ -148,9 +148,9 @@ class Reach:
     seconds_ratio: float | None
 
 
-def reach(
+def target_outcomes(
     group: Group, targets: Sequence[Target], baseline: Group | None = None, label: str | None = None
-) -> list[Reach]:
+) -> list[TargetOutcome]:
     """What it took a variant to reach each target.
 
     Args:
@@ -167,7 +167,7 @@ def reach(
         both = [(own[seed], other[seed]) for seed in own if seed in other]
         sent = [a[0] for a in own.values()]
         found.append(
-            Reach(
+            TargetOutcome(
                 variant=group.name,
                 group=label,
                 target=target.value,

@@ -19,7 +19,7 @@ from jwins.experiment.toml import read_toml
 from jwins.report.formatting import and_list, metric_percent, shown
 from jwins.report.seed_groups import Group, Target
 from jwins.report.settings import compared_settings, differing_keys, flat
-from jwins.report.summary_rows import Line, line_of
+from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run.builders import raw_bytes_per_node
 from jwins.run.folder import variant_folder
 from jwins.run_folder.record import Record, samples_note, start_and_end
@@ -107,11 +107,11 @@ class Study:
         other = self.group(self.references.get(group.name, self.full))
         return None if other is group else other
 
-    def table(self) -> list[Line]:
+    def table(self) -> list[SummaryRow]:
         """One line per variant."""
         full = self.group(self.full)
         return [
-            line_of(
+            summary_row(
                 group,
                 self.target,
                 full=full,

@@ -19,11 +19,11 @@ from jwins.report.seed_groups import (
     saving,
 )
 
-__all__ = ["Line", "line_of", "lines"]
+__all__ = ["SummaryRow", "summary_row", "summary_rows"]
 
 
 @dataclass(frozen=True)
-class Line:
+class SummaryRow:
     """What the table says of one variant. Means are over seeds, bytes are per node.
 
     Attributes:
@@ -77,14 +77,14 @@ class Line:
     meaning: str = ""
 
 
-def lines(
+def summary_rows(
     groups: Sequence[Group],
     target: Target,
     *,
     full: str | None,
     final_over: int = 1,
     reference: str | None = None,
-) -> list[Line]:
+) -> list[SummaryRow]:
     """The table.
 
     Args:
@@ -97,10 +97,10 @@ def lines(
     by_name = {group.name: group for group in groups}
     whole = by_name.get(full or "")
     other = by_name.get(reference or full or "")
-    return [line_of(group, target, full=whole, reference=other, final_over=final_over) for group in groups]
+    return [summary_row(group, target, full=whole, reference=other, final_over=final_over) for group in groups]
 
 
-def line_of(
+def summary_row(
     group: Group,
     target: Target,
     *,
@@ -109,7 +109,7 @@ def line_of(
     final_over: int = 1,
     label: str | None = None,
     tuned: str = "",
-) -> Line:
+) -> SummaryRow:
     """One line of the table; see :func:`lines`.
 
     Args:
@@ -126,7 +126,7 @@ def line_of(
     sent = [record.bytes_per_node()[-1] for record in counted.records]
     hits = [(record, row) for record in group.records if (row := target.first(record)) is not None]
     apart = None if reference is None else difference(group, reference, target.metric, final_over)
-    return Line(
+    return SummaryRow(
         variant=group.name,
         seeds=len(group.records),
         counted=sum(not record.diverged for record in group.records),

@@ -25,8 +25,8 @@ from jwins.report.formatting import (
     size,
     spread_text,
 )
-from jwins.report.seed_groups import Group, Reach, Target
-from jwins.report.summary_rows import Line, line_of
+from jwins.report.seed_groups import Group, Target, TargetOutcome
+from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run_folder.atomic import write_atomically
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
     "head_and_rows",
     "metrics_table",
     "page_table",
-    "reach_table",
+    "target_table",
     "save_tables",
     "stated_difference",
     "table_cells",
@@ -113,10 +113,10 @@ class _Row:
         mixed: whether differences refer to different variants.
     """
 
-    line: Line
+    line: SummaryRow
     percent: bool
-    full: Line | None = None
-    reference: Line | None = None
+    full: SummaryRow | None = None
+    reference: SummaryRow | None = None
     mixed: bool = False
 
     def variant(self) -> TableCell:
@@ -214,7 +214,7 @@ _IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
 """The main table where a cell is one line: headings and cells; :func:`page_table` has those of the page."""
 
 
-def stated_difference(line: Line, reference: Line | None, *, percent: bool) -> float | None:
+def stated_difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> float | None:
     """The difference between two final values as tables show these, so that it agrees with them.
 
     Args:
@@ -245,7 +245,7 @@ def columns(target: Target, reference: str | None = None) -> list[str]:
     return [heading.format(metric=target.metric, to=to) for heading, _ in _IN_ONE_LINE]
 
 
-def table_cells(line: Line, *, percent: bool, reference: Line | None = None) -> list[str]:
+def table_cells(line: SummaryRow, *, percent: bool, reference: SummaryRow | None = None) -> list[str]:
     """One line of the main table, each cell in one line of text.
 
     Args:
@@ -257,7 +257,7 @@ def table_cells(line: Line, *, percent: bool, reference: Line | None = None) -> 
     return [cell(row) for _, cell in _IN_ONE_LINE]
 
 
-def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], list[list[str]]]:
+def head_and_rows(table: Sequence[SummaryRow], target: Target) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the main table as text, as the terminal, Markdown and LaTeX show them.
 
     Args:
@@ -269,7 +269,7 @@ def head_and_rows(table: Sequence[Line], target: Target) -> tuple[list[str], lis
     return columns(target, common_reference(table)), rows
 
 
-def page_table(table: Sequence[Line], target: Target, full: str | None, clock: str = "virtual") -> Table:
+def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, clock: str = "virtual") -> Table:
     """The main table as the page shows it: without columns of which there is nothing to say.
 
     Args:
@@ -303,7 +303,7 @@ def page_table(table: Sequence[Line], target: Target, full: str | None, clock: s
     return Table("table", f"Final {metric}, bytes and savings", [name for name, _ in chosen], body)
 
 
-def targets_of(table: Sequence[Line], target: Target) -> list[str]:
+def targets_of(table: Sequence[SummaryRow], target: Target) -> list[str]:
     """The target in a sentence; one for each if variants have different ones."""
     said: dict[str, list[str]] = {}
     for line in table:
@@ -314,7 +314,7 @@ def targets_of(table: Sequence[Line], target: Target) -> list[str]:
     return [f"{own[:-1]}: for {', '.join(names)}." for own, names in said.items()]
 
 
-def common_reference(table: Sequence[Line]) -> str | None:
+def common_reference(table: Sequence[SummaryRow]) -> str | None:
     """What all lines state their difference to, None if that is not the same."""
     names = {line.reference for line in table}
     return names.pop() if len(names) == 1 else None
@@ -323,7 +323,7 @@ def common_reference(table: Sequence[Line]) -> str | None:
 # --- Tables beside it -------------------------------------------------------------------------------------
 
 
-def reach_table(reached: Sequence[Reach], target: Target) -> Table:
+def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
     """Bytes, rounds and seconds to several targets, and their ratios to a baseline's."""
     percent = is_percent(target)
     head = ["variant", f"{target.metric} to reach", "reached", "bytes/node", "rounds", "seconds"]
@@ -363,8 +363,10 @@ def metrics_table(
     for metric in metrics:
         target = Target(metric, math.nan)
         for group, reference in groups:
-            line = line_of(group, target, full=None, reference=reference, final_over=final_over)
-            other = None if reference is None else line_of(reference, target, full=None, final_over=final_over)
+            line = summary_row(group, target, full=None, reference=reference, final_over=final_over)
+            other = (
+                None if reference is None else summary_row(reference, target, full=None, final_over=final_over)
+            )
             row = _Row(line, is_percent(target), reference=other)
             rows.append([metric, group.name, row.final(), row.difference()])
             data.append(
@@ -386,7 +388,7 @@ def metrics_table(
 # --- Written ----------------------------------------------------------------------------------------------
 
 
-def markdown(table: Sequence[Line], target: Target) -> str:
+def markdown(table: Sequence[SummaryRow], target: Target) -> str:
     """The table in Markdown, with a sentence on the target, or on each group's."""
     return "\n".join([*_markdown_rows(*head_and_rows(table, target)), "", *targets_of(table, target), ""])
 
@@ -432,7 +434,7 @@ def _latex_text(text: str) -> str:
 
 def save_tables(
     folder: Path,
-    table: Sequence[Line],
+    table: Sequence[SummaryRow],
     target: Target,
     about: Mapping[str, Any],
     further: Sequence[Table] = (),

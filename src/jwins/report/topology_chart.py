@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.chart import Chart, Drawing, Hit, page_figure
+from jwins.report.chart import Chart, Drawing, HoverTarget, page_figure
 from jwins.report.colours import AXIS, KIND_COLOURS, PAGE
 
 if TYPE_CHECKING:
@@ -58,15 +58,15 @@ def topology_chart(slug: str, title: str, caption: str, graph: Graph) -> Chart:
             linewidths=0.8,
             zorder=2,
         )
-        hits = []
+        hover_targets = []
         for node, (x, y) in enumerate(places):
             if named:
                 axes.annotate(str(node), (x, y), ha="center", va="center", color=PAGE, fontsize=10.3)
             text = f"node {node}: sends to {_listed(graph.recipients[node])}"
-            hits.append(Hit(axes, float(x), float(y), text))
+            hover_targets.append(HoverTarget(axes, float(x), float(y), text))
         axes.set_xlim(-1.12, 1.12)
         axes.set_ylim(-1.12, 1.12)
-        return Drawing(figure, hits if n <= 400 else [])
+        return Drawing(figure, hover_targets if n <= 400 else [])
 
     return Chart(slug, title, caption, alt, draw)
 

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
-"""Makes node groups elsewhere, of a resolved experiment, its rules, and the number of nodes that must be on one
+"""Makes node groups remote_nodes, of a resolved experiment, its rules, and the number of nodes that must be on one
 node group.
 
 Returns them, and what makes calls to several of them at once.
@@ -106,7 +106,7 @@ class Components:
 
 
 def assemble(
-    experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, elsewhere: bool = False
+    experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, remote_nodes: bool = False
 ) -> Components:
     """Build what an experiment names, but for the driver.
 
@@ -114,7 +114,7 @@ def assemble(
         experiment: what to build.
         groups: number of node groups.
         nodes: only these, in one group; None for all.
-        elsewhere: nodes are held by other processes: here are only a few, to find out how they train.
+        remote_nodes: nodes are held by other processes: here are only a few, to find out how they train.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -128,7 +128,7 @@ def assemble(
     check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
     if nodes is not None:
         trainers = [build_trainer(experiment, task, {node: partition[node] for node in nodes})]
-    elif elsewhere:
+    elif remote_nodes:
         trainers = [_probe(experiment, task, partition)]
     else:
         trainers = _trainers(experiment, task, partition, groups)
@@ -186,7 +186,7 @@ def build(
     from jwins.engines.simulator.driver import SimulatedDriver
     from jwins.training.stacked import chunk_nodes
 
-    components = assemble(experiment, groups=groups, elsewhere=place is not None)
+    components = assemble(experiment, groups=groups, remote_nodes=place is not None)
     call_all: CallAll | None = None
     if place is None:
         held: Sequence[NodeGroupLike] = components.node_groups()

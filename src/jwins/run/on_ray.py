@@ -15,7 +15,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build_node_group
 from jwins.run.memory import memory_needed
 from jwins.run.placement import node_blocks
-from jwins.run.remote_experiment import Elsewhere, packed
+from jwins.run.remote_experiment import RemoteExperiment, pack_experiment
 from jwins.run.run import Ray
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def placing(engine: Ray) -> Iterator[Place]:
                 )
                 raise ConfigError("wire.codec", rules.wire.codec.name, problem)
             cores = experiment.run.threads or 1
-            there = packed(experiment.changed({"run": {"threads": cores}}), FileSharing())
+            there = pack_experiment(experiment.changed({"run": {"threads": cores}}), FileSharing())
             on_gpu = experiment.run.device == "cuda"
             demand = Demand(cores, memory_needed([experiment], engine.actors), gpus=int(on_gpu))
             check_capacity(demand, engine.actors, "actors")
@@ -71,5 +71,5 @@ def placing(engine: Ray) -> Iterator[Place]:
         yield place
 
 
-def _made(there: Elsewhere, nodes: Sequence[int]) -> NodeGroup:
-    return build_node_group(there.unpacked(), nodes)
+def _made(there: RemoteExperiment, nodes: Sequence[int]) -> NodeGroup:
+    return build_node_group(there.unpack(), nodes)

@@ -10,11 +10,11 @@ from typing import Any
 from jwins.engines.ray.files import FileSharing, SharedPath, local_copy
 from jwins.experiment.experiment import Experiment
 
-__all__ = ["Elsewhere", "packed"]
+__all__ = ["RemoteExperiment", "pack_experiment"]
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class RemoteExperiment:
     """An experiment for another machine.
 
     Attributes:
@@ -25,7 +25,7 @@ class Elsewhere:
     experiment: Experiment
     files: Mapping[str, SharedPath]
 
-    def unpacked(self) -> Experiment:
+    def unpack(self) -> Experiment:
         """The same with the files where they are on this machine.
 
         Raises:
@@ -41,7 +41,7 @@ class Elsewhere:
         return self.experiment.changed(changes)
 
 
-def packed(experiment: Experiment, shipping: FileSharing) -> Elsewhere:
+def pack_experiment(experiment: Experiment, shipping: FileSharing) -> RemoteExperiment:
     """Send what an experiment names.
 
     Raises:
@@ -54,4 +54,4 @@ def packed(experiment: Experiment, shipping: FileSharing) -> Elsewhere:
     if experiment.task.file is not None:
         named["task.file"] = experiment.task.file.rpartition(":")[0]
     files = {key: shipping.send(Path(path)) for key, path in named.items() if path is not None}
-    return Elsewhere(experiment, files)
+    return RemoteExperiment(experiment, files)
