@@ -78,9 +78,9 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     from jwins.net.driver import RealTimeDriver
     from jwins.net.roster import read_roster
     from jwins.run.assembly import assemble
-    from jwins.run.node import on_wall_clock
+    from jwins.run.node import for_real_time
 
-    components = on_wall_clock(assemble(experiment(folder), nodes=[number]))
+    components = for_real_time(assemble(experiment(folder), nodes=[number]))
     limits = Limits(messages_per_s=1e9) if lifted else Limits()
     roster = read_roster(folder / "roster.toml")
     greeting = components.experiment.digest()
@@ -291,10 +291,10 @@ def main() -> int:
 
 def measure(folder: Path, frames: int, limited_frames: int, calm_s: float) -> int:
     from jwins.run.assembly import assemble
-    from jwins.run.node import on_wall_clock
+    from jwins.run.node import for_real_time
 
     make_members(folder)
-    components = on_wall_clock(assemble(experiment(folder), nodes=[ATTACKER]))
+    components = for_real_time(assemble(experiment(folder), nodes=[ATTACKER]))
     dims, digest = (components.trainers[0].layout.size, components.rules.wire.dim), components.rules.wire.digest
     print(f"without an attack: {calm(folder, calm_s):.2f} rounds per second", flush=True)
     rows, passed = [], True

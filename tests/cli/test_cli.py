@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from jwins.cli.app import app, errors_said
+from jwins.cli.app import app, reported_errors
 from jwins.sharing.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import Frame, pack
@@ -433,7 +433,7 @@ def test_freed_memory_is_kept_where_the_c_library_is_glibc() -> None:
 
 
 def test_lack_of_memory_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left, errors_said():
+    with pytest.raises(SystemExit) as left, reported_errors():
         raise MemoryError("Unable to allocate 7 TiB")
     assert left.value.code == 1
     assert "memory does not do: Unable to allocate 7 TiB" in capsys.readouterr().err

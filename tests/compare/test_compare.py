@@ -436,7 +436,7 @@ def test_a_comparison_says_that_versions_differ(
     now = done.groups[0].records[0].start.versions["torch"]
     log.write_text(log.read_text().replace(f'"torch":"{now}"', '"torch":"1.0"'))
     said: list[str] = []
-    compared = compare(write(), jobs=1, say=said.append)
+    compared = compare(write(), jobs=1, log=said.append)
     assert f"The runs were made with different versions: torch {now} and 1.0." in compared.notes
     assert said == [note for note in compared.notes if "versions" in note]
 

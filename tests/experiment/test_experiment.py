@@ -23,10 +23,10 @@ from jwins.experiment import (
     Experiment,
     bundled,
     digest_of,
+    identity_settings,
     load,
     plugins,
-    what_counts,
-    what_identifies,
+    result_settings,
 )
 from jwins.experiment.reference import settings_docs
 from jwins.experiment.settings import Settings
@@ -306,8 +306,8 @@ def test_a_run_folder_is_of_one_device_and_one_batching() -> None:
     for key, values in (("run.device", ("cpu", "cuda")), ("train.batching", ("loop", "stacked"))):
         first, second = (load("digits", [f"{key}={value}"]) for value in values)
         assert first.digest() == second.digest()
-        assert what_counts(first.resolved()) != what_counts(second.resolved())
-        assert what_identifies(first.resolved()) == what_identifies(second.resolved())
+        assert result_settings(first.resolved()) != result_settings(second.resolved())
+        assert identity_settings(first.resolved()) == identity_settings(second.resolved())
 
 
 RECORDED = sorted(Path(__file__).parents[2].glob("records/*/runs/*/seed-1/config.toml"))
@@ -318,7 +318,7 @@ def test_recorded_runs_are_known_again(path: Path) -> None:
     """Settings that were written by an earlier version are those of the same run and experiment today."""
     stored = read_toml(path.read_text(encoding="utf-8"), str(path))
     experiment = Experiment(**stored)
-    assert what_counts(experiment.resolved()) == what_counts(stored)
+    assert result_settings(experiment.resolved()) == result_settings(stored)
     assert experiment.digest() == digest_of(stored)
 
 

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 
     from jwins.run.run import Ray
 
-__all__ = ["EPILOG", "Address", "EngineName", "app", "console_of", "engine_of", "errors_said", "leave", "main"]
+__all__ = [
+    "EPILOG",
+    "Address",
+    "EngineName",
+    "app",
+    "console_of",
+    "engine_of",
+    "reported_errors",
+    "leave",
+    "main",
+]
 
 OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -95,7 +105,7 @@ def main() -> None:
 
 
 @contextmanager
-def errors_said() -> Iterator[None]:
+def reported_errors() -> Iterator[None]:
     """Errors raised on purpose become one message and an exit code, without a traceback."""
     try:
         yield

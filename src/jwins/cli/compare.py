@@ -20,8 +20,8 @@ from jwins.cli.app import (
     app,
     console_of,
     engine_of,
-    errors_said,
     leave,
+    reported_errors,
 )
 from jwins.cli.progress import PlainComparison, live_comparison
 from jwins.cli.run import data_override
@@ -91,7 +91,7 @@ def compare(
     data: Data = None,
 ) -> None:
     """Run several variants of an experiment over several seeds, and compare them like for like."""
-    with errors_said():
+    with reported_errors():
         _check_together(
             {"--report-only": report_only, "--cell": cell is not None, "--print-array": print_array}
         )
@@ -126,23 +126,23 @@ def compare(
         if cell is not None:
             _run_cell(chosen, cell, console, only or [], quiet=quiet)
             return
-        names, say = only or [], partial(console.print, soft_wrap=True, markup=False)
+        names, log = only or [], partial(console.print, soft_wrap=True, markup=False)
         for variant in () if report_only or quiet else chosen.variants:
             for note in advice(variant.experiment) if not names or variant.name in names else ():
-                say(f"note: {variant.name}: {note}")
+                log(f"note: {variant.name}: {note}")
         if report_only:
             compared = summarize(chosen, partial=True)
         elif quiet:
             compared = run_comparison(chosen, jobs=jobs, engine=chosen_engine, only=names)
         elif console.is_terminal:
-            with live_comparison(console, chosen, names) as tell:
+            with live_comparison(console, chosen, names) as on_progress:
                 compared = run_comparison(
-                    chosen, jobs=jobs, engine=chosen_engine, progress=tell, only=names, say=say
+                    chosen, jobs=jobs, engine=chosen_engine, progress=on_progress, only=names, log=log
                 )
         else:
-            tell = PlainComparison(console, chosen, names)
+            on_progress = PlainComparison(console, chosen, names)
             compared = run_comparison(
-                chosen, jobs=jobs, engine=chosen_engine, progress=tell, only=names, say=say
+                chosen, jobs=jobs, engine=chosen_engine, progress=on_progress, only=names, log=log
             )
         if compared.status == "interrupted":
             leave("the same command goes on", INTERRUPTED)
@@ -168,12 +168,12 @@ def _command(comparison: str, given: Sequence[str], seeds: str | None, only: Seq
 def _run_cell(chosen: Comparison, cell: str, console: Console, only: Sequence[str], *, quiet: bool) -> None:
     from jwins.compare.job_array import run_cell
 
-    def tell(progress: CellProgress) -> None:
+    def on_progress(progress: CellProgress) -> None:
         if not quiet and (progress.status != "running" or progress.round % 10 == 0):
             of = f"{progress.name}: {progress.status}, round {progress.round} of {progress.rounds}"
             console.print(of, soft_wrap=True, markup=False)
 
-    if run_cell(chosen, cell, tell, only) == "interrupted":
+    if run_cell(chosen, cell, on_progress, only) == "interrupted":
         leave("the same command goes on", INTERRUPTED)
 
 

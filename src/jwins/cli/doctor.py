@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, USAGE, Overrides, app, console_of, errors_said, leave
+from jwins.cli.app import EPILOG, USAGE, Overrides, app, console_of, leave, reported_errors
 
 if TYPE_CHECKING:
     from jwins.net.doctor import Judge
@@ -38,7 +38,7 @@ def doctor(
     sets: Overrides = None,
 ) -> None:
     """Find out why nodes do not talk: key, certificate, clock, port, and each neighbour."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.doctor import examine
         from jwins.net.roster import read_roster
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, app, console_of, errors_said
+from jwins.cli.app import EPILOG, app, console_of, reported_errors
 from jwins.errors import CodecError, ConfigError
 
 
@@ -16,7 +16,7 @@ def inspect(
     frame: Annotated[Path, typer.Argument(metavar="FRAME", help="A file with the bytes of one frame.")],
 ) -> None:
     """Show what a frame contains."""
-    with errors_said():
+    with reported_errors():
         if frame.is_dir():
             raise ConfigError("FRAME", str(frame), "is a folder; expected a file with the bytes of one frame")
         if not frame.is_file():

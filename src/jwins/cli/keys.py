@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, app, console_of, errors_said
+from jwins.cli.app import EPILOG, app, console_of, reported_errors
 
 if TYPE_CHECKING:
     from jwins.net.identity import Certificate
@@ -25,7 +25,7 @@ Days = Annotated[int, typer.Option("--days", help="For how long the certificate 
 @keys.command(epilog=EPILOG)
 def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
     """Make a private key and a certificate; never overwrites."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.identity import new_identity
 
         key, file, certificate = new_identity(name, folder, days)
@@ -37,7 +37,7 @@ def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
 @keys.command(epilog=EPILOG)
 def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
     """Make another certificate for a key that exists, and put it in the old one's place."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.identity import renewed
         from jwins.run_folder.atomic import write_atomically
 
@@ -52,7 +52,7 @@ def show(
     certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="A file such as alice.crt.")],
 ) -> None:
     """Show a certificate's fingerprint, to be compared with its owner's by telephone."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.identity import certificate_in
 
         _say(certificate, certificate_in(certificate))

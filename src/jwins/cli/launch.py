@@ -19,8 +19,8 @@ from jwins.cli.app import (
     Quiet,
     app,
     console_of,
-    errors_said,
     leave,
+    reported_errors,
 )
 from jwins.cli.node import NeighbourTimeoutOption
 from jwins.cli.progress import metrics_text, size_text
@@ -51,7 +51,7 @@ def launch(
     data: Data = None,
 ) -> None:
     """Run all nodes of an experiment as processes of this machine, over real connections."""
-    with errors_said():
+    with reported_errors():
         from jwins.experiment.load import load
 
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
@@ -73,8 +73,8 @@ def _launch(
     if quiet:
         return run(experiment, resume=resume, timeout_s=timeout_s)
     if console.is_terminal:
-        with _live(console, experiment) as tell:
-            return run(experiment, resume=resume, timeout_s=timeout_s, progress=tell)
+        with _live(console, experiment) as on_progress:
+            return run(experiment, resume=resume, timeout_s=timeout_s, progress=on_progress)
     console.print(
         f"{experiment.name}: {experiment.nodes.count} processes, {experiment.run.rounds} rounds",
         soft_wrap=True,
@@ -116,14 +116,14 @@ def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launch
 
     measured: dict[str, Any] = {}
 
-    def tell(now: Launched) -> None:
+    def on_progress(now: Launched) -> None:
         if now.row is not None:
             measured["means"] = {name: spread.mean for name, spread in now.row.metrics.items()}
             measured["round"] = now.row.round
         live.update(_table(experiment.name, now, measured))
 
     with Live(console=console, refresh_per_second=4) as live:
-        yield tell
+        yield on_progress
 
 
 def _table(name: str, now: Launched, measured: dict[str, Any]) -> Table:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, app, console_of, errors_said
+from jwins.cli.app import EPILOG, app, console_of, reported_errors
 
 
 @app.command("list", epilog=EPILOG)
@@ -15,7 +15,7 @@ def list_(
     keys: Annotated[bool, typer.Option("--keys", help="Show every key of an experiment instead.")] = False,
 ) -> None:
     """Show bundled experiments, tasks, algorithms, quantizers, topologies, partitioners and codecs."""
-    with errors_said():
+    with reported_errors():
         console = console_of()
         if keys:
             from jwins.experiment.experiment import Experiment

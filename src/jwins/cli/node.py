@@ -18,8 +18,8 @@ from jwins.cli.app import (
     Quiet,
     app,
     console_of,
-    errors_said,
     leave,
+    reported_errors,
 )
 from jwins.cli.progress import metrics_text, size_text
 from jwins.cli.run import data_override
@@ -96,7 +96,7 @@ def node(
     data: Data = None,
 ) -> None:
     """Run one node of an experiment, over connections with the others; goes on where it was."""
-    with errors_said():
+    with reported_errors():
         from jwins.experiment.load import load
         from jwins.net.roster import read_roster
         from jwins.run.node import run_node

@@ -89,7 +89,7 @@ def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Pro
             left="-:--",
         )
 
-        def tell(progress: Progress) -> None:
+        def on_progress(progress: Progress) -> None:
             nonlocal shown
             now = time.monotonic()
             if progress.row is not None:
@@ -105,7 +105,7 @@ def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Pro
                 left=clock.left(progress.round, progress.rounds),
             )
 
-        yield tell
+        yield on_progress
 
 
 def metrics_text(means: dict[str, float | None]) -> str:
@@ -171,7 +171,7 @@ def live_comparison(
     with Bar(*columns, console=console, refresh_per_second=8) as bar:
         whole = bar.add_task(comparison.name, total=total, note="")
 
-        def tell(progress: CellProgress) -> None:
+        def on_progress(progress: CellProgress) -> None:
             """A bar for each cell under way, and a line above the bars for each that has ended."""
             number = progress.cell
             over = progress.status != "running"
@@ -188,4 +188,4 @@ def live_comparison(
             note = f"{metrics_text(dict(progress.metrics or {}))}  {size_text(progress.bytes_total)}"
             bar.update(running[number], completed=progress.round, note=note)
 
-        yield tell
+        yield on_progress

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, Quiet, app, console_of, errors_said
+from jwins.cli.app import EPILOG, Quiet, app, console_of, reported_errors
 from jwins.errors import ConfigError
 
 
@@ -44,7 +44,7 @@ def report(
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained HTML page about runs, and its figures as PDF and PNG."""
-    with errors_said():
+    with reported_errors():
         if open_ not in ("yes", "no"):
             raise ConfigError("--open", open_, "expected yes or no")
         if out is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, USAGE, app, console_of, errors_said, leave
+from jwins.cli.app import EPILOG, USAGE, app, console_of, leave, reported_errors
 
 roster = typer.Typer(help="Keep the list of who takes part.", no_args_is_help=True, epilog=EPILOG)
 app.add_typer(roster, name="roster")
@@ -43,7 +43,7 @@ def add(
     from_round: FromRound = None,
 ) -> None:
     """Add a member, or change its entry; makes the file if there is none."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.identity import certificate_in
         from jwins.net.roster import Member, Roster, read_roster, write_roster
 
@@ -73,7 +73,7 @@ def remove(
     file: File, name: Annotated[str, typer.Argument(metavar="NAME")], from_round: FromRound = None
 ) -> None:
     """Remove a member."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.roster import read_roster, write_roster
 
         write_roster(read_roster(file).without(name, from_round=from_round), file)
@@ -82,7 +82,7 @@ def remove(
 @roster.command("list", epilog=EPILOG)
 def list_(file: File) -> None:
     """Show the members."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.roster import read_roster
 
         found = read_roster(file)
@@ -101,7 +101,7 @@ def list_(file: File) -> None:
 @roster.command(epilog=EPILOG)
 def check(file: File) -> None:
     """Find what keeps the members from working together; leaves with 2 if there is something."""
-    with errors_said():
+    with reported_errors():
         from jwins.net.roster import read_roster
 
         found = read_roster(file)

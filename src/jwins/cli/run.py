@@ -21,8 +21,8 @@ from jwins.cli.app import (
     app,
     console_of,
     engine_of,
-    errors_said,
     leave,
+    reported_errors,
 )
 from jwins.cli.progress import PlainRun, live_run, metrics_text, size_text
 from jwins.errors import DataError
@@ -63,7 +63,7 @@ def run(
     data: Data = None,
 ) -> None:
     """Run one experiment."""
-    with errors_said():
+    with reported_errors():
         chosen_engine = engine_of(engine, address, actors)
         from jwins.experiment.load import load
 
@@ -106,8 +106,8 @@ def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume
     for note in advice(experiment):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     if console.is_terminal:
-        with live_run(console, experiment) as tell:
-            return simulate(experiment, engine=engine, resume=resume, progress=tell)
+        with live_run(console, experiment) as on_progress:
+            return simulate(experiment, engine=engine, resume=resume, progress=on_progress)
     console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
     return simulate(experiment, engine=engine, resume=resume, progress=PlainRun(console))
 

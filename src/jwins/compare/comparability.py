@@ -9,7 +9,7 @@ from jwins.errors import ConfigError
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import StartRow
 
-__all__ = ["TaskChangeCheck", "check_comparable", "versions_note"]
+__all__ = ["TaskChangeCheck", "check_comparable", "version_note"]
 
 _ALSO = {"task": "model", "data": "evaluation"}
 """Variants that may differ in the one may differ in the other: another model needs other code."""
@@ -85,12 +85,12 @@ class TaskChangeCheck:
                 )
 
 
-def versions_note(starts: Iterable[StartRow]) -> str | None:
+def version_note(starts: Iterable[StartRow]) -> str | None:
     """What to say if runs were made with different versions of this package or a library, else None.
 
     >>> class Start:
     ...     def __init__(self, **versions): self.versions = versions
-    >>> versions_note([Start(jwins="1.0", torch="2.1"), Start(jwins="1.1", torch="2.1")])
+    >>> version_note([Start(jwins="1.0", torch="2.1"), Start(jwins="1.1", torch="2.1")])
     'The runs were made with different versions: jwins 1.0 and 1.1.'
     """
     found: dict[str, dict[str, None]] = {}

@@ -16,13 +16,13 @@ from jwins.compare.settings import (
     TuningGrid,
     VariantTable,
     look_up,
+    setting_texts,
     settings_slug,
-    settings_texts,
     tables_of,
 )
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
-from jwins.experiment.experiment import Experiment, lay_over
+from jwins.experiment.experiment import Experiment, merge_experiment
 from jwins.experiment.field_types import MISSING, refuse
 from jwins.experiment.load import read
 from jwins.experiment.plugins import FullConfig, RandomKConfig
@@ -86,7 +86,7 @@ class Cell:
     @property
     def name(self) -> str:
         """In words."""
-        words = [self.variant.name, *settings_texts(self.settings), f"seed {self.seed}"]
+        words = [self.variant.name, *setting_texts(self.settings), f"seed {self.seed}"]
         return ", ".join([*words, "to the end"] if self.to_end else words)
 
 
@@ -413,7 +413,7 @@ def _comparison(
         beside = Path(source).parent / base
         start, _ = read(beside if beside.is_file() else base)
         name = tables.get("name", Path(str(source)).stem)
-        tables = {**lay_over(start, tables), "name": name}
+        tables = {**merge_experiment(start, tables), "name": name}
     tables.setdefault("name", Path(str(source)).stem)
     variants = []
     for index, entry in enumerate(entries):
@@ -428,7 +428,7 @@ def _comparison(
             problem = "is tuned for all variants ([tune]); remove it here"
             raise ConfigError(f"variants[{index}].{shared}", look_up(own, shared), problem)
         try:
-            experiment = Experiment(**lay_over(lay_over(tables, own), given))
+            experiment = Experiment(**merge_experiment(merge_experiment(tables, own), given))
         except ConfigError as error:
             error.add_note(f"in variants[{index}], {table.name!r}")
             raise

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from jwins.compare.comparison import Cell, Comparison
-from jwins.compare.plan import make_room, plan
+from jwins.compare.plan import plan, set_aside
 from jwins.compare.workers import CellProgress, Job, last_progress, run_job, with_one_thread
 from jwins.errors import ConfigError, UsageError
 from jwins.run.folder import FolderState, check_folder, folder_state
@@ -55,7 +55,7 @@ def array_script(comparison: Comparison, command: Sequence[str], only: Collectio
     """
     cells = plan(comparison, only).cells
     for cell in cells:
-        make_room(cell)
+        set_aside(cell)
     left = [cell for cell in cells if _state(cell) is not FolderState.COMPLETE]
     if not left:
         raise UsageError(f"{comparison.folder}: no run is left; `--report-only` makes the tables")
@@ -76,14 +76,14 @@ def array_script(comparison: Comparison, command: Sequence[str], only: Collectio
 
 
 def run_cell(
-    comparison: Comparison, which: str, tell: Callable[[CellProgress], None], only: Collection[str] = ()
+    comparison: Comparison, which: str, on_progress: Callable[[CellProgress], None], only: Collection[str] = ()
 ) -> str:
     """Carry out one run of a comparison in this process, with one thread.
 
     Args:
         comparison: what to compare.
         which: the run's number among those that are known now, or its folder in the comparison's.
-        tell: told how far it is.
+        on_progress: told how far it is.
         only: names of variants, if they were chosen; the numbers are then of theirs.
 
     Returns:
@@ -107,13 +107,13 @@ def run_cell(
         )
     cell = cell or cells[number]
     check_folder("compare.folder", comparison.folder)
-    make_room(cell)
+    set_aside(cell)
     job = with_one_thread(Job(cells.index(cell), cell.name, cell.experiment))
     if _state(cell) is FolderState.COMPLETE:
         ended = last_progress(job, Record.read(cell.folder))
-        tell(ended)
+        on_progress(ended)
         return ended.status
-    return run_job(job, tell)
+    return run_job(job, on_progress)
 
 
 def _state(cell: Cell) -> FolderState:

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jwins.compare.workers import CellProgress, Job, Tell, run_job, with_one_thread
+from jwins.compare.workers import CellProgress, Job, OnProgress, run_job, with_one_thread
 from jwins.engines.interrupts import interrupts
 from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
 from jwins.engines.ray.files import FileSharing
@@ -52,11 +52,11 @@ class RayWorkers:
 
     engine: Ray
 
-    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
         """See :class:`~jwins.compare.workers.Workers`."""
         with connected(self.engine.address):
             check_versions()
-            return _Runs([with_one_thread(job) for job in jobs], self.engine.restarts, tell).run()
+            return _Runs([with_one_thread(job) for job in jobs], self.engine.restarts, on_progress).run()
 
 
 # --- What comes back ----------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ class Report:
     Attributes:
         index: of its job.
         attempt: which one of the run it is.
-        progress: what there is to tell, in order.
+        progress: what there is to on_progress, in order.
         delta: of its folder.
     """
 
@@ -220,7 +220,7 @@ def _carry_out(
             (folder / name).write_bytes(content)
         experiment = there.unpack().changed({"run": {"folder": folder}})
         courier = _Courier(job, attempt, folder, mailbox)
-        status = run_job(replace(job, experiment=experiment), courier.tell, courier.stop)
+        status = run_job(replace(job, experiment=experiment), courier.on_progress, courier.stop)
         courier.send()
         return status
     except JwinsError as error:
@@ -240,7 +240,7 @@ class _Courier:
         self._told: list[CellProgress] = []
         self._stop, self._last, self._written = False, 0.0, 0
 
-    def tell(self, progress: CellProgress) -> None:
+    def on_progress(self, progress: CellProgress) -> None:
         """Keep it for the next report."""
         self._told.append(progress)
 
@@ -274,8 +274,8 @@ class _Running:
 class _Runs:
     """Some jobs until all have ended."""
 
-    def __init__(self, jobs: Sequence[Job], restarts: int, tell: Tell) -> None:
-        self._restarts, self._tell = restarts, tell
+    def __init__(self, jobs: Sequence[Job], restarts: int, on_progress: OnProgress) -> None:
+        self._restarts, self._on_progress = restarts, on_progress
         self._running: dict[Any, _Running] = {}
         self._newest: dict[int, _Running] = {}
         self._error: Exception | None = None
@@ -339,7 +339,7 @@ class _Runs:
         for progress in told:
             if self._error is None:
                 try:
-                    self._tell(progress)
+                    self._on_progress(progress)
                 except Exception as error:  # ends all runs, and is raised when they have ended
                     self._error = error
 

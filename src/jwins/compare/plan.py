@@ -31,7 +31,7 @@ __all__ = [
     "Trial",
     "at_edge",
     "ended",
-    "make_room",
+    "set_aside",
     "plan",
     "rank",
     "target_of",
@@ -394,7 +394,7 @@ def _of(tables: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {key: None if value is MISSING else value for key, value in found.items()}
 
 
-def make_room(cell: Cell) -> None:
+def set_aside(cell: Cell) -> None:
     """Set aside what the cell's folder holds from before another value was chosen, and take back its own."""
     earlier = _earlier(cell)
     if earlier is None:

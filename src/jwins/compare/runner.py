@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-from jwins.compare.comparability import TaskChangeCheck, versions_note
+from jwins.compare.comparability import TaskChangeCheck, version_note
 from jwins.compare.comparison import Cell, Comparison
-from jwins.compare.plan import make_room, plan
+from jwins.compare.plan import plan, set_aside
 from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import ComparisonResult, summarize
 from jwins.compare.workers import (
@@ -38,7 +38,7 @@ def compare(
     jobs: int | None = None,
     progress: Callable[[CellProgress], None] | None = None,
     only: Collection[str] = (),
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
     engine: Ray | None = None,
 ) -> ComparisonResult:
     """Run all cells that are not finished, check that they are like for like, and write tables and figure.
@@ -49,7 +49,7 @@ def compare(
             memory allows. At most one per unfinished cell. With 1, cells run in this process.
         progress: told how far the cells are.
         only: names of variants to run; the tables then have what is there. Empty for all.
-        say: told in a sentence what a user should know, such as that memory is short.
+        log: told in a sentence what a user should know, such as that memory is short.
         engine: a Ray cluster that carries out the cells instead of this machine's processes; ``jobs`` is then
             left out.
 
@@ -68,34 +68,34 @@ def compare(
         )
     workers = None if engine is None else _on_ray(engine)
     _check_only(comparison, only)
-    outer, speak = progress or (lambda _: None), say or (lambda _: None)
+    outer, log_line = progress or (lambda _: None), log or (lambda _: None)
 
-    def tell(of: CellProgress) -> None:
+    def on_progress(of: CellProgress) -> None:
         _check_metrics(comparison.compare, of.metrics or ())
         outer(of)
 
     check_folder("compare.folder", comparison.folder)
     comparison.folder.mkdir(parents=True, exist_ok=True)
     with locked(comparison.folder, "this comparison"):
-        return _compare(comparison, jobs, tell, only, speak, workers)
+        return _compare(comparison, jobs, on_progress, only, log_line, workers)
 
 
 def _compare(
     comparison: Comparison,
     jobs: int | None,
-    tell: Callable[[CellProgress], None],
+    on_progress: Callable[[CellProgress], None],
     only: Collection[str],
-    speak: Callable[[str], None],
+    log_line: Callable[[str], None],
     workers: Workers | None,
 ) -> ComparisonResult:
     numbers: dict[tuple[Path, str], int] = {}
     cells: dict[int, Cell] = {}
     done: set[str] = set()
-    alike = _Alike(cells, speak)
+    alike = _Alike(cells, log_line)
 
-    def tell_of(of: CellProgress) -> None:
+    def report_on(of: CellProgress) -> None:
         alike(of)
-        tell(of)
+        on_progress(of)
 
     while True:
         todo: list[Job] = []
@@ -104,18 +104,18 @@ def _compare(
             number = numbers.setdefault((cell.folder, cell.name), len(numbers))
             cells[number] = cell
             job = Job(number, cell.name, cell.experiment)
-            make_room(cell)
+            set_aside(cell)
             if folder_state(cell.experiment, cell.folder)[0] is not FolderState.COMPLETE:
                 todo.append(job)
             elif not begun:
-                tell_of(last_progress(job, Record.read(cell.folder)))
+                report_on(last_progress(job, Record.read(cell.folder)))
         if not todo:
             break
         again = [job for job in todo if job.name in done]  # an attempt at equal bytes has another name
         if again:
             raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
         done |= {job.name for job in todo}
-        statuses = (workers or _on_this_machine(todo, jobs, speak)).run(todo, tell_of)
+        statuses = (workers or _on_this_machine(todo, jobs, log_line)).run(todo, report_on)
         if "interrupted" in statuses:
             return ComparisonResult(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
@@ -126,14 +126,14 @@ class _Alike:
 
     Args:
         cells: by number.
-        say: told, once, if versions differ.
+        log: told, once, if versions differ.
 
     Raises:
         ConfigError: from the call, if the task's code or its data have changed since an earlier run.
     """
 
-    def __init__(self, cells: Mapping[int, Cell], say: Callable[[str], None]) -> None:
-        self._cells, self._say = cells, say
+    def __init__(self, cells: Mapping[int, Cell], log: Callable[[str], None]) -> None:
+        self._cells, self._log = cells, log
         self._unchanged = TaskChangeCheck()
         self._starts: dict[int, StartRow] = {}
         self._said = False
@@ -148,10 +148,10 @@ class _Alike:
             return
         self._starts[of.cell] = start
         self._unchanged.check(cell, start)
-        note = versions_note(self._starts.values())
+        note = version_note(self._starts.values())
         if note is not None and not self._said:
             self._said = True
-            self._say(note)
+            self._log(note)
 
 
 def _check_only(comparison: Comparison, only: Collection[str]) -> None:
@@ -177,24 +177,24 @@ def _on_ray(engine: Ray) -> Workers:
     return RayWorkers(engine)
 
 
-def _on_this_machine(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> Workers:
-    count = _workers(todo, wanted, say)
+def _on_this_machine(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> Workers:
+    count = _workers(todo, wanted, log)
     return Processes(count) if count > 1 else InProcess()
 
 
-def _workers(todo: Sequence[Job], wanted: int | None, say: Callable[[str], None]) -> int:
+def _workers(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> int:
     """How many runs side by side. A number that was asked for is kept; too large a one is remarked on."""
     workers = min(wanted or cores(), len(todo))
     if workers == 1:
         return 1
     if wanted is None and any(resolve_device(job.experiment.run.device).type == "cuda" for job in todo):
-        say("one run at a time, as they share a GPU; --jobs runs more side by side")
+        log("one run at a time, as they share a GPU; --jobs runs more side by side")
         return 1
     fit, remark = runs_that_fit(workers, memory_needed([job.experiment for job in todo]), memory_free())
     if not remark:
         return workers
     if wanted is not None:
-        say(f"memory may not do for {workers} runs side by side, as asked for: {remark.partition(': ')[2]}")
+        log(f"memory may not do for {workers} runs side by side, as asked for: {remark.partition(': ')[2]}")
         return workers
-    say(remark)
+    log(remark)
     return fit

@@ -22,7 +22,7 @@ __all__ = [
     "look_up",
     "setting_text",
     "settings_slug",
-    "settings_texts",
+    "setting_texts",
     "tables_of",
 ]
 
@@ -193,7 +193,7 @@ class VariantTable(Settings):
 # --- Settings by path ---------------------------------------------------------------------------------------
 
 
-def settings_texts(settings: Mapping[str, Any]) -> list[str]:
+def setting_texts(settings: Mapping[str, Any]) -> list[str]:
     """``["lr = 0.1", "gamma = 0.4"]``."""
     return [f"{key.rpartition('.')[2]} = {setting_text(value)}" for key, value in settings.items()]
 
@@ -205,7 +205,7 @@ def setting_text(value: Any) -> str:
 
 def settings_slug(settings: Mapping[str, Any]) -> str:
     """Settings as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(settings_texts(settings)).replace(" = ", "="))
+    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(setting_texts(settings)).replace(" = ", "="))
 
 
 def tables_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jwins.compare.comparability import TaskChangeCheck, check_comparable, versions_note
+from jwins.compare.comparability import TaskChangeCheck, check_comparable, version_note
 from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.plan import Plan, Trial, ended, plan, target_of
-from jwins.compare.settings import setting_text, settings_texts, tables_of
+from jwins.compare.settings import setting_text, setting_texts, tables_of
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.chart import save, save_figure
@@ -133,7 +133,7 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
                 reference=reference,
                 final_over=settings.final_over,
                 label=variant.group,
-                tuned=", ".join(settings_texts(_own_settings(comparison, found, variant))),
+                tuned=", ".join(setting_texts(_own_settings(comparison, found, variant))),
             )
         )
         reached += target_outcomes(group, own_targets, of(comparison.baseline_of(variant)), variant.group)
@@ -218,7 +218,7 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
             yield f"{variant.name} sends {ratio:.3f} times the bytes of {variant.bytes_as}."
     yield from _after_consensus(comparison, groups)
     records = [record for group in groups.values() for record in group.records]
-    for note in (versions_note(record.start for record in records), samples_note(records)):
+    for note in (version_note(record.start for record in records), samples_note(records)):
         if note is not None:
             yield note
 

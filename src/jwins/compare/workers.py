@@ -81,7 +81,7 @@ class CellProgress:
     name: str = ""
 
 
-Tell = Callable[[CellProgress], None]
+OnProgress = Callable[[CellProgress], None]
 
 
 def last_progress(job: Job, record: Record) -> CellProgress:
@@ -96,12 +96,12 @@ def last_progress(job: Job, record: Record) -> CellProgress:
 class Workers(Protocol):
     """Carries out runs. The folder of each is then on this machine, wherever it was carried out."""
 
-    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
         """Run all of them, and return how they ended; fewer if interrupted.
 
         Args:
             jobs: in the order in which they start; each folder may hold an interrupted run, which goes on.
-            tell: told how far they are, on the calling thread; what it raises ends all runs.
+            on_progress: told how far they are, on the calling thread; what it raises ends all runs.
 
         Raises:
             JwinsError: what a run raises; the others then stop with a checkpoint.
@@ -112,11 +112,11 @@ class Workers(Protocol):
 class InProcess:
     """One run after the other in this process, with the experiment's own number of threads."""
 
-    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
         """See :class:`Workers`."""
         statuses = []
         for job in jobs:
-            statuses.append(run_job(job, tell))
+            statuses.append(run_job(job, on_progress))
             if statuses[-1] == "interrupted":
                 break
         return statuses
@@ -132,9 +132,9 @@ class Processes:
 
     count: int
 
-    def run(self, jobs: Sequence[Job], tell: Tell) -> list[str]:
+    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
         """See :class:`Workers`."""
-        return _side_by_side([with_one_thread(job) for job in jobs], self.count, tell)
+        return _side_by_side([with_one_thread(job) for job in jobs], self.count, on_progress)
 
 
 def with_one_thread(job: Job) -> Job:
@@ -142,7 +142,7 @@ def with_one_thread(job: Job) -> Job:
     return replace(job, experiment=job.experiment.changed({"run": {"threads": 1}}))
 
 
-def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> str:
+def run_job(job: Job, send: OnProgress, stop: Callable[[], bool] = lambda: False) -> str:
     """Run one job in this process; ``stop`` is asked after every step of its driver."""
     result = simulate(job.experiment, resume=True, progress=_Reporter(job, send), stop=stop)
     send(last_progress(job, result.record))
@@ -152,7 +152,7 @@ def run_job(job: Job, send: Tell, stop: Callable[[], bool] = lambda: False) -> s
 class _Reporter:
     """Turns a simulator's progress into a run's: one message per round, not per event."""
 
-    def __init__(self, job: Job, send: Tell) -> None:
+    def __init__(self, job: Job, send: OnProgress) -> None:
         self._job, self._send = job, send
         self._round = -1
         self._metrics: dict[str, float | None] = {}
@@ -205,7 +205,7 @@ def _work(job: Job) -> str:
     return run_job(job, _to_parent.put, _stop.is_set)
 
 
-def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
+def _side_by_side(jobs: Sequence[Job], workers: int, on_progress: OnProgress) -> list[str]:
     context = multiprocessing.get_context("spawn")
     messages, stop = context.SimpleQueue(), context.Event()  # what a worker puts is there before its result
     pool = ProcessPoolExecutor(
@@ -222,12 +222,12 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
                 if interrupted():
                     stop.set()
                 for message in _drain(messages):
-                    tell(message)
+                    on_progress(message)
                 done += finished
                 if any(future.exception() is not None for future in finished):
                     stop.set()
         for message in _drain(messages):
-            tell(message)
+            on_progress(message)
         errors = [error for future in done if (error := future.exception()) is not None]
         if errors:
             raise errors[0]
@@ -239,7 +239,9 @@ def _side_by_side(jobs: Sequence[Job], workers: int, tell: Tell) -> list[str]:
         ) from None
     finally:
         stop.set()
-        while wait(futures, timeout=0.1).not_done:  # if ``tell`` raised; a full pipe would hold the workers up
+        while wait(
+            futures, timeout=0.1
+        ).not_done:  # if ``on_progress`` raised; a full pipe would hold the workers up
             for _ in _drain(messages):
                 pass
         pool.shutdown(cancel_futures=True)

@@ -1,6 +1,12 @@
 """What an experiment is: typed settings, written in TOML or in Python, and what they resolve to."""
 
-from jwins.experiment.experiment import Experiment, digest_of, lay_over, what_counts, what_identifies
+from jwins.experiment.experiment import (
+    Experiment,
+    digest_of,
+    identity_settings,
+    merge_experiment,
+    result_settings,
+)
 from jwins.experiment.load import BUNDLED, bundled, load, read
 from jwins.experiment.plugins import (
     ByKeyConfig,
@@ -76,9 +82,9 @@ __all__ = [
     "WireConfig",
     "bundled",
     "digest_of",
-    "lay_over",
+    "merge_experiment",
     "load",
     "read",
-    "what_counts",
-    "what_identifies",
+    "result_settings",
+    "identity_settings",
 ]

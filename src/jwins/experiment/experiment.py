@@ -57,10 +57,10 @@ __all__ = [
     "Experiment",
     "digest_of",
     "drop_without_effect_",
-    "lay_over",
+    "merge_experiment",
     "rewrite_paths_",
-    "what_counts",
-    "what_identifies",
+    "result_settings",
+    "identity_settings",
 ]
 
 
@@ -177,7 +177,7 @@ class Experiment(Settings):
     def digest(self) -> bytes:
         """8 bytes by which machines know that they run the same experiment; from the settings alone.
 
-        See :func:`what_identifies` for what is covered.
+        See :func:`identity_settings` for what is covered.
         """
         return digest_of(self.resolved())
 
@@ -187,7 +187,7 @@ class Experiment(Settings):
         Raises:
             ConfigError: the result is not an experiment.
         """
-        return Experiment(**lay_over(_keys(self), tables))
+        return Experiment(**merge_experiment(_keys(self), tables))
 
     @field_serializer("faults")
     def _plain_faults(self, faults: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -207,7 +207,7 @@ def _keys(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def what_counts(tables: Mapping[str, Any]) -> dict[str, Any]:
+def result_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of resolved tables with everything that affects what a run folder holds, to the last bit.
 
     By this a folder is known in which a run may go on. Left out are the name, folders, what only changes how
@@ -252,20 +252,20 @@ def _drop_step_ratio_(sharing: dict[str, Any]) -> None:
         sharing.pop("step_ratio", None)
 
 
-def what_identifies(tables: Mapping[str, Any]) -> dict[str, Any]:
+def identity_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
     """The same without ``run.device`` and ``train.batching``: what machines of one experiment agree about.
 
     Which of these a machine takes it finds out for itself; it changes last bits, as other processors do.
     """
-    shared = what_counts(tables)
+    shared = result_settings(tables)
     shared["run"].pop("device", None)
     shared["train"].pop("batching", None)
     return shared
 
 
 def digest_of(tables: Mapping[str, Any]) -> bytes:
-    """BLAKE2b, 8 bytes, of :func:`what_identifies`: in every frame and in the start row of a log."""
-    text = json.dumps(what_identifies(tables), sort_keys=True, separators=(",", ":"))
+    """BLAKE2b, 8 bytes, of :func:`identity_settings`: in every frame and in the start row of a log."""
+    text = json.dumps(identity_settings(tables), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
@@ -287,7 +287,7 @@ def rewrite_paths_(tables: dict[str, Any], change: Callable[[str], str]) -> None
         topology["path"] = change(topology["path"])
 
 
-def lay_over(tables: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merge_experiment(tables: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """An experiment's tables with others laid over them; naming another task takes the place of the first."""
     merged = merge(tables, given)
     if given.keys() >= {"task"} and isinstance(given["task"], Mapping) and isinstance(merged["task"], dict):

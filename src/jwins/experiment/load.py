@@ -9,7 +9,7 @@ from typing import Any
 
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
-from jwins.experiment.experiment import Experiment, lay_over, rewrite_paths_
+from jwins.experiment.experiment import Experiment, merge_experiment, rewrite_paths_
 from jwins.experiment.toml import parse_overrides, read_toml
 
 __all__ = ["BUNDLED", "bundled", "load", "read"]
@@ -97,7 +97,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         raise ConfigError("experiment", str(source), "this is a comparison; run it with `jwins compare`")
     given = parse_overrides(overrides)
     rewrite_paths_(given, lambda file: str(Path(file).resolve()))
-    tables = lay_over(tables, given)
+    tables = merge_experiment(tables, given)
     try:
         return Experiment(**tables)
     except ConfigError as error:

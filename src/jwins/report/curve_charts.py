@@ -226,7 +226,7 @@ def _limits(curves: Sequence[_Curve], y_axis: YAxis) -> _Limits | None:
     return _Limits(bottom, high + margin, begins=bottom)
 
 
-def _cut_words(limits: _Limits | None, y_axis: YAxis) -> str:
+def _cut_note(limits: _Limits | None, y_axis: YAxis) -> str:
     """What the reader must know of an axis that leaves out the beginning of the curves."""
     if limits is None:
         return ""
@@ -401,7 +401,7 @@ def curve_chart(
         for c in curves
     )
     alt = f"SummaryRow chart: {y_axis.label} against {x_axis.label}. {ends or 'Nothing was measured'}."
-    caption = f"{caption} {_cut_words(limits, y_axis)}".strip()
+    caption = f"{caption} {_cut_note(limits, y_axis)}".strip()
 
     def draw(paper: bool) -> Drawing:
         rows = math.ceil(len(curves) / 2) if paper else 0

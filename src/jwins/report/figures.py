@@ -16,7 +16,7 @@ from jwins.report.bar_charts import bytes_chart, nodes_chart
 from jwins.report.chart import Chart
 from jwins.report.colours import Style
 from jwins.report.curve_charts import ROUNDS, SENT, XAxis, YAxis, curve_chart, seconds
-from jwins.report.formatting import capital, names_only, spaced
+from jwins.report.formatting import capital, spaced, without_paths
 from jwins.report.pareto_chart import pareto_chart
 from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.settings import described
@@ -156,7 +156,7 @@ def _add_topologies(study: Study, figures: Figures) -> None:
             experiment = network(record, variant.tables)
             graph = build_topology(experiment).at(0)
         except (JwinsError, OSError, KeyError, TypeError) as error:
-            why = names_only(str(error), record.folder)
+            why = without_paths(str(error), record.folder)
             figures.absent.append(f"The topology{where} is not drawn: it cannot be rebuilt ({why}).")
             continue
         caption = _topology_caption(graph, table, record.start.seed, changes=experiment.topology_changes)
@@ -233,7 +233,7 @@ def _partition(record: Record, tables: Mapping[str, Any]) -> PartitionCounts | s
         built = build_task(experiment)
         counts = partition_counts(built, build_partition(experiment, built))
     except (JwinsError, OSError) as error:
-        why = names_only(str(error), record.folder)
+        why = without_paths(str(error), record.folder)
         return f"the run has no partition.json, and it cannot be drawn again ({why})"
     rows = tuple(tuple(row) for row in counts.get("counts", ()))
     return PartitionCounts(tuple(counts["samples"]), tuple(counts.get("labels", ())), rows)

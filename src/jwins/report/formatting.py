@@ -190,16 +190,16 @@ def shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def names_only(text: str, folder: Path) -> str:
+def without_paths(text: str, folder: Path) -> str:
     """A message without the folders of the files it names.
 
     Args:
         text: the message.
         folder: the run's, within which or beside which the files are.
 
-    >>> names_only("/home/you/runs/a/../my_task.py: no such file", Path("/home/you/runs/a"))
+    >>> without_paths("/home/you/runs/a/../my_task.py: no such file", Path("/home/you/runs/a"))
     'my_task.py: no such file'
-    >>> names_only("path = '/home/you/my graphs/a.txt': cannot be read", Path("run"))
+    >>> without_paths("path = '/home/you/my graphs/a.txt': cannot be read", Path("run"))
     "path = 'a.txt': cannot be read"
     """
     for place in (folder.resolve(), folder):

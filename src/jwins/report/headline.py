@@ -22,7 +22,7 @@ from jwins.report.formatting import (
 from jwins.report.seed_groups import difference
 from jwins.report.studies import Study
 from jwins.report.summary_rows import SummaryRow
-from jwins.report.tables import stated_difference
+from jwins.report.tables import shown_difference
 
 __all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
 
@@ -241,7 +241,7 @@ def _target_sentence(study: Study, line: SummaryRow, full: SummaryRow) -> list[s
 def _apart(study: Study, line: SummaryRow, full: SummaryRow) -> str:
     """Like ``−3.2 points (95 % interval −4.9 to −1.5)``."""
     assert line.difference is not None
-    stated = stated_difference(line, full, percent=study.percent)
+    stated = shown_difference(line, full, percent=study.percent)
     text, low, high = map(
         minus,
         difference_texts(line.difference, line.difference_half, percent=study.percent, stated=stated),

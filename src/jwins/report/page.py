@@ -173,7 +173,7 @@ def _view(study: Study, index: int) -> StudyView:
     return StudyView(
         index=index,
         name=study.name,
-        what=_compared_what(study),
+        what=_subtitle(study),
         verdict=verdict(study),
         particulars=particulars(study),
         notes=study.notes,
@@ -201,7 +201,7 @@ def _view(study: Study, index: int) -> StudyView:
     )
 
 
-def _compared_what(study: Study) -> str:
+def _subtitle(study: Study) -> str:
     names = [group.name for group in study.groups]
     seeds = len({record.start.seed for record in study.records})
     nodes = " / ".join(dict.fromkeys(str(record.start.num_nodes) for record in study.records))

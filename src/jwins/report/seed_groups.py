@@ -17,7 +17,7 @@ __all__ = [
     "Group",
     "TargetOutcome",
     "Target",
-    "counted_words",
+    "count_texts",
     "deviation",
     "difference",
     "mean_of",
@@ -227,7 +227,7 @@ def same_rounds(reference: Group, group: Group) -> float:
     return total
 
 
-def counted_words(words: Sequence[str]) -> list[str]:
+def count_texts(words: Sequence[str]) -> list[str]:
     """Like ``["finished"]``, or ``["2 finished", "1 diverged"]`` where they differ."""
     if len(set(words)) == 1:
         return [words[0]]

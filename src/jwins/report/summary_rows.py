@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from jwins.report.seed_groups import (
     Group,
     Target,
-    counted_words,
+    count_texts,
     deviation,
     difference,
     mean_of,
@@ -139,7 +139,7 @@ def summary_row(
         bytes_to_target=mean_of([row.traffic.total / record.start.num_nodes for record, row in hits]),
         rounds_to_target=mean_of([float(row.round) for _, row in hits]),
         seconds_to_target=mean_of([row.time_s for _, row in hits]),
-        status="; ".join(counted_words([record.status for record in group.records])),
+        status="; ".join(count_texts([record.status for record in group.records])),
         difference=None if apart is None else apart.mean,
         difference_half=None if apart is None else apart.half_width,
         difference_seeds=0 if apart is None else apart.pairs,

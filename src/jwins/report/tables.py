@@ -38,7 +38,7 @@ __all__ = [
     "page_table",
     "target_table",
     "save_tables",
-    "stated_difference",
+    "shown_difference",
     "table_cells",
 ]
 
@@ -146,7 +146,7 @@ class _Row:
         line, percent = self.line, self.percent
         if line.difference is None or math.isnan(line.difference):
             return TableCell(NEVER)
-        stated = stated_difference(line, self.reference, percent=percent)
+        stated = shown_difference(line, self.reference, percent=percent)
         text = difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
         value, low, high = map(
             minus, difference_texts(line.difference, line.difference_half, percent=percent, stated=stated)
@@ -214,7 +214,7 @@ _IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
 """The main table where a cell is one line: headings and cells; :func:`page_table` has those of the page."""
 
 
-def stated_difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> float | None:
+def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> float | None:
     """The difference between two final values as tables show these, so that it agrees with them.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError, DataError, ResumeError
-from jwins.experiment.experiment import Experiment, what_counts
+from jwins.experiment.experiment import Experiment, result_settings
 from jwins.experiment.toml import read_toml
 from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
@@ -75,7 +75,7 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
     stored = read_toml(text, str(config))
     try:
         batching, device = stored["train"]["batching"], stored["run"]["device"]
-        theirs = what_counts(stored)
+        theirs = result_settings(stored)
     except (KeyError, TypeError, AttributeError):
         raise ResumeError(f"{config}: not the configuration of a run; choose another run.folder") from None
     same = experiment
@@ -83,7 +83,7 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
         same = same.changed({"train": {"batching": batching}})
     if experiment.run.device == "auto":
         same = same.changed({"run": {"device": device}})
-    mine = what_counts(same.resolved())
+    mine = result_settings(same.resolved())
     if mine != theirs:
         raise ResumeError(
             f"{folder}: holds another experiment ({_difference(mine, theirs)}); "

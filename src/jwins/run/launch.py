@@ -31,7 +31,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
 from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, folder_state, locked
-from jwins.run.node import for_network, node_folder, on_wall_clock, timeout_of
+from jwins.run.node import for_network, for_real_time, node_folder, timeout_of
 from jwins.run.result import Result
 from jwins.run_folder import checkpoint, traffic
 from jwins.run_folder.atomic import write_atomically
@@ -137,7 +137,7 @@ def launch(
         record = Record.read(folder)
         assert record.end is not None
         return Result(experiment, folder, record.end.status, record, was_complete=True)
-    components = on_wall_clock(assemble(experiment, nodes=[0]))
+    components = for_real_time(assemble(experiment, nodes=[0]))
     folder.mkdir(parents=True, exist_ok=True)
     # Nodes are no part of the terminal's process group: what ends that has to end them from here.
     with locked(folder, "this experiment"), interrupts("SIGTERM", "SIGHUP") as interrupted:

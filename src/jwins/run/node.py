@@ -45,7 +45,7 @@ __all__ = [
     "NodeResult",
     "for_network",
     "node_folder",
-    "on_wall_clock",
+    "for_real_time",
     "timeout_of",
     "run_node",
 ]
@@ -110,7 +110,7 @@ def for_network(experiment: Experiment) -> Experiment:
     return experiment.changed({"train": {"batching": "loop"}})
 
 
-def on_wall_clock(components: Components) -> Components:
+def for_real_time(components: Components) -> Components:
     """The same with a start row that says so, without the deadline of the virtual clock, and wary of others."""
     return replace(
         components,
@@ -175,7 +175,7 @@ def run_node(
     state, experiment = folder_state(experiment, place)
     if state is FolderState.COMPLETE:
         return NodeResult(place, "finished", experiment.run.rounds, was_complete=True)
-    components = on_wall_clock(assemble(experiment, nodes=[node]))
+    components = for_real_time(assemble(experiment, nodes=[node]))
     place.mkdir(parents=True, exist_ok=True)
     with locked(place, f"node {name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
@@ -237,7 +237,7 @@ def _run(
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     status = _StatusFile(folder / "status.json", membership.names)
 
-    def tell(now: WallProgress) -> None:
+    def on_progress(now: WallProgress) -> None:
         status(now)
         if progress is not None:
             progress(now, membership.names)
@@ -259,7 +259,7 @@ def _run(
         changes=membership.look,
         timeout_s=timeout_s,
         recorder=Recorder(folder),
-        on_progress=tell,
+        on_progress=on_progress,
         on_evaluated=_models_in(folder / "models") if keep_models else None,
         stop=stop,
         journal=journal,

@@ -118,7 +118,7 @@ def simulate(
 
     board = TensorBoard(folder) if experiment.run.tensorboard else contextlib.nullcontext()
 
-    def tell(now: Progress) -> None:
+    def on_progress(now: Progress) -> None:
         if now.row is not None and isinstance(board, TensorBoard):
             board.add(now.row)
         if progress is not None:
@@ -128,7 +128,7 @@ def simulate(
         return time.perf_counter() - started
 
     with _usual_torch(), board, interrupts() as interrupted:
-        once = partial(_simulate, experiment, folder, tell, lambda: interrupted() or stop(), startup_s)
+        once = partial(_simulate, experiment, folder, on_progress, lambda: interrupted() or stop(), startup_s)
         return once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
 
 
@@ -170,13 +170,15 @@ def _usual_torch() -> Iterator[None]:
 def _simulate(
     experiment: Experiment,
     folder: Path,
-    tell: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
     startup_s: Callable[[], float],
     state: FolderState,
     place: Place | None = None,
 ) -> Result:
-    assembled = build(experiment, folder=folder, place=place, on_progress=tell, stop=stop, startup_s=startup_s)
+    assembled = build(
+        experiment, folder=folder, place=place, on_progress=on_progress, stop=stop, startup_s=startup_s
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):
         if folder_state(experiment, folder)[0] is not state:
