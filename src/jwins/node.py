@@ -85,8 +85,9 @@ MAX_PARAMETER = 1e30
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
 MAX_MAGNITUDE_RATIO = 1e6
-"""What ``Rules.max_magnitude_ratio`` is between machines. No round of training and no transform takes an honest model
-so far from a neighbour's, be it compared before or after its own training; a damaged number usually is."""
+"""What ``Rules.max_magnitude_ratio`` is between machines. No round of training and no transform takes an honest
+model so far from a neighbour's, be it compared before or after its own training; a damaged number usually
+is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,8 @@ class Rules:
         checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
         deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
         consensus_rounds: how many of them, at the end, share the merged model without training it.
-        max_magnitude_ratio: frames with a value beyond so many times the node's own largest parameter, or times 1 if
-            that is larger, are refused.
+        max_magnitude_ratio: frames with a value beyond so many times the node's own largest parameter, or times
+            1 if that is larger, are refused.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 

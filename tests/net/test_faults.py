@@ -519,7 +519,8 @@ def test_interrupted_and_resumed_nothing_changes(wires: Wires, tmp_path: Path) -
         assert torch.equal(outcome.params, expected.params[node]), f"node {node}"
 
 
-# --- NeighbourTimeout -----------------------------------------------------------------------------------------------
+# --- NeighbourTimeout
+# -----------------------------------------------------------------------------------------------
 
 
 def test_patience_follows_what_was_seen_within_bounds() -> None:

@@ -148,8 +148,8 @@ def bootstrap(
 
     Args:
         transport: reaches the others; closed if nobody gives a model.
-        providers: whom to ask, in order; the next one when the one before does not answer in time, goes away and
-            is not back soon, or does not fit.
+        providers: whom to ask, in order; the next one when the one before does not answer in time, goes away
+            and is not back soon, or does not fit.
         request: of the joiner.
         timeout_s: how long to wait for each, since it was heard last.
         names: of all peers.

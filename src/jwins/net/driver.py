@@ -9,11 +9,12 @@ the peer says Hello. So a connection that breaks, and a process that is killed a
 checkpoint within the others' timeout, lose nothing: the node repeats its rounds, gets the same frames, and
 sends the same.
 
-Who is not. A neighbour that has timed out (:class:`~jwins.net.neighbour_timeout.NeighbourTimeout`) keeps its mixing weight with
-the node. One that has timed out and is not connected, or has timed out three rounds in a row, is suspect and no longer
-waited for until it is heard of again; one that says Hello again and again and is in time for no round is let
-back in ever more seldom. A node that finds more than half of its peers further ahead than they keep frames for
-takes their round, with the parameters and the scores that it has, and says Hello anew.
+Who is not. A neighbour that has timed out (:class:`~jwins.net.neighbour_timeout.NeighbourTimeout`) keeps its
+mixing weight with the node. One that has timed out and is not connected, or has timed out three rounds in a
+row, is suspect and no longer waited for until it is heard of again; one that says Hello again and again and is
+in time for no round is let back in ever more seldom. A node that finds more than half of its peers further
+ahead than they keep frames for takes their round, with the parameters and the scores that it has, and says
+Hello anew.
 
 Who belongs. The roster may change while nodes run (:mod:`jwins.net.membership`): whoever was removed is cut at
 once and not waited for, and whoever joins is waited for from the round on that the roster names.
@@ -199,7 +200,8 @@ class RealTimeDriver:
         joins_at: the round in which the node begins, as all others did; None: the first, or ``transfer``'s.
         changes: asked after every event for changes of who takes part, given the first round that they can be
             of; see :meth:`jwins.net.membership.Membership.look`.
-        timeout_s: the least time to wait for a neighbour; see :class:`~jwins.net.neighbour_timeout.NeighbourTimeout`.
+        timeout_s: the least time to wait for a neighbour; see
+            :class:`~jwins.net.neighbour_timeout.NeighbourTimeout`.
         flush_s: for how long at most, at the end, what is queued is still sent.
         recorder: keeps what is measured; None keeps it in memory.
         on_progress: called after every event.

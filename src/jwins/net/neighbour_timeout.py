@@ -24,8 +24,8 @@ class NeighbourTimeout:
 
     A wait begins when the node has sent its own frame. It lasts ``timeout_s``, or thrice the longest that a
     frame has taken of late, late ones included, and at most 20 ``timeout_s``: this is also how long a node
-    waits for a neighbour that it has never been connected with, because people start nodes one after the other. Only
-    durations on this machine's own clock are used.
+    waits for a neighbour that it has never been connected with, because people start nodes one after the other.
+    Only durations on this machine's own clock are used.
 
     Args:
         timeout_s: the least time to wait for a neighbour, in seconds.

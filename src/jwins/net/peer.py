@@ -83,8 +83,8 @@ class Peer:
     (``"shared"``; variances are then kept from falling below 0). The optimizer's state stays as it is.
 
     All peers must begin with the same parameters, as from the same ``torch.manual_seed``; a peer that finds
-    others' to be different says so. One that comes later, or cannot begin alike, names with ``bootstrap_from`` whose
-    model and round it begins with; where the algorithm measures from the common start (``closed_loop``,
+    others' to be different says so. One that comes later, or cannot begin alike, names with ``bootstrap_from``
+    whose model and round it begins with; where the algorithm measures from the common start (``closed_loop``,
     ``stateless``), the model that it is given has the others' initial parameters all the same. With ``folder``
     the peer keeps a checkpoint after every round: made again with the same folder, it writes the newest into
     the model, and ``round`` says where to go on.
@@ -100,9 +100,9 @@ class Peer:
         params: which parameters to exchange: their names, or a function that is true of them; None for all that
             have ``requires_grad``. The same on all peers.
         buffers: see above.
-        bootstrap_from: names of members whose model to begin with, the next if one does not answer. None for the
-            model as it is, with which only those may begin who are members from the first round on. Not used
-            if ``folder`` has a checkpoint.
+        bootstrap_from: names of members whose model to begin with, the next if one does not answer. None for
+            the model as it is, with which only those may begin who are members from the first round on. Not
+            used if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
         timeout_s: the least time to wait for a neighbour; every other time is derived from it.
         folder: for checkpoints; None for none.

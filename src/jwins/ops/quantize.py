@@ -2,8 +2,8 @@
 
 The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband, and
 give back symbols. A symbol stands for its number of steps, changed by the offset and the dither of
-:class:`jwins.sharing.update.Quantized`. Symbols are int32; numbers of more than :data:`MAX_STEPS` steps are cut off
-there.
+:class:`jwins.sharing.update.Quantized`. Symbols are int32; numbers of more than :data:`MAX_STEPS` steps are cut
+off there.
 """
 
 from __future__ import annotations

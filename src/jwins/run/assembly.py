@@ -49,8 +49,8 @@ __all__ = [
 ]
 
 Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
-"""Makes node groups remote_nodes, of a resolved experiment, its rules, and the number of nodes that must be on one
-node group.
+"""Makes node groups remote_nodes, of a resolved experiment, its rules, and the number of nodes that must be on
+one node group.
 
 Returns them, and what makes calls to several of them at once.
 """

@@ -151,8 +151,8 @@ def run_node(
         progress: told after every event, with what the nodes are called by then.
         stop: asked after every event whether to end with a checkpoint.
         roster_file: where ``roster`` came from, to be watched for changes; None to go by it until the end.
-        bootstrap_from: members whose model to begin with, the next if one does not give it; none for the common initial
-            parameters. Not used if the folder has a checkpoint.
+        bootstrap_from: members whose model to begin with, the next if one does not give it; none for the common
+            initial parameters. Not used if the folder has a checkpoint.
 
     Raises:
         ConfigError: experiment, roster and key do not fit.
@@ -281,7 +281,9 @@ def _reach(
     timeout_s: float,
     stop: Callable[[], bool],
 ) -> tuple[Transport, StateTransfer | None]:
-    """The transport, and the model of one of the providers; None without providers, or if asked to stop before."""
+    """The transport, and the model of one of the providers; None without providers, or if asked to stop
+    before.
+    """
     from jwins.net.bootstrap import StateRequest, bootstrap
     from jwins.net.driver import hash_of_parameters
     from jwins.net.neighbour_timeout import NeighbourTimeout
