@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from jwins.errors import UsageError
+from jwins.kernels import select as kernels
 
 __all__ = ["count_of", "largest_k"]
 
@@ -30,8 +32,8 @@ def largest_k(score: Tensor, k: int) -> Tensor:
     """Positions of the k largest ``|score|``, increasing; ties go to the lower position.
 
     torch.topk leaves the order of ties open, and every engine must choose the same positions. So the k-th
-    largest magnitude is found first (a partition, not a sort), everything above it is taken, and equals
-    are filled in from the lowest position.
+    largest magnitude is found first, everything above it is taken, and equals are filled in from the lowest
+    position.
 
     Args:
         score: (n,) float32, finite, on any device.
@@ -52,26 +54,21 @@ def largest_k(score: Tensor, k: int) -> Tensor:
     if not 0 <= k <= n:
         raise UsageError(f"k = {k}: expected 0 <= k <= {n}")
     if score.device.type == "cpu":
-        # numpy's partition of plain floats is vectorised and several times faster than torch.topk here.
-        magnitude = np.abs(score.detach().numpy())
-        if n and not np.isfinite(magnitude.max()):  # max() propagates NaN
+        positions = np.empty(max(k, 1) + 1, dtype=np.int64)
+        if n and not kernels.largest_k(_bits(score), positions):
             raise UsageError("a score is not finite")
-        if k == 0 or k == n:
-            return torch.arange(k, device="cpu")
-        # Weights that no batch touched have the score 0, and a partition is many times slower on equal numbers.
-        positive = magnitude if np.all(magnitude) else magnitude[magnitude > 0]
-        smallest = np.partition(positive, len(positive) - k)[len(positive) - k] if k <= len(positive) else 0.0
-        above = magnitude > smallest
-        missing = k - int(np.count_nonzero(above))
-        above[np.flatnonzero(magnitude == smallest)[:missing]] = True
-        return torch.from_numpy(np.flatnonzero(above))
-    magnitude_t = score.detach().abs()
-    if not bool(torch.isfinite(magnitude_t).all()):
+        return torch.from_numpy(positions[:k])
+    magnitude = score.detach().abs()
+    if not bool(torch.isfinite(magnitude).all()):
         raise UsageError("a score is not finite")
     if k == 0 or k == n:
         return torch.arange(k, device=score.device)
-    smallest_t = torch.topk(magnitude_t, k, sorted=True).values[-1]
-    chosen = magnitude_t > smallest_t
-    ties = torch.nonzero(magnitude_t == smallest_t).squeeze(-1)
+    smallest = torch.topk(magnitude, k, sorted=True).values[-1]
+    chosen = magnitude > smallest
+    ties = torch.nonzero(magnitude == smallest).squeeze(-1)
     chosen[ties[: k - int(chosen.sum())]] = True
     return torch.nonzero(chosen).squeeze(-1)
+
+
+def _bits(score: Tensor) -> npt.NDArray[np.uint32]:
+    return score.detach().to(torch.float32).contiguous().numpy().view(np.uint32)

@@ -1,9 +1,9 @@
 """The discrete wavelet transform of flat parameter vectors, on CPU and CUDA.
 
-On CPU, PyWavelets does the work: it releases the interpreter lock and uses one thread. On other devices the
-same filter bank runs as a strided convolution, written as one scaled addition per filter tap: unlike
-``conv1d``, which may round its inputs to TF32, it keeps all bits of float32, and it adds in the same order
-each time.
+On CPU the loops of :mod:`jwins.kernels.wavelet` do the work, on one thread and without the interpreter lock;
+their results have the bits of PyWavelets, whose filters they use. On other devices the same filter bank runs as
+a strided convolution, written as one scaled addition per filter tap: unlike ``conv1d``, which may round its
+inputs to TF32, it keeps all bits of float32, and it adds in the same order each time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pywt
 import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError, UsageError
+from jwins.kernels import wavelet as kernels
 from jwins.validation import MAX_LEVELS
 
 __all__ = ["Mode", "Wavelet", "forward_torch", "inverse_torch"]
@@ -117,7 +119,7 @@ class Wavelet:
         _check_dtype("Wavelet.forward", x)
         plan = _plan(self.name, self.levels, self.mode, _checked_dim(x.shape[-1] if x.dim() else 0))
         x = x.detach()
-        return _forward_pywt(plan, x) if x.device.type == "cpu" else forward_torch(self, x)
+        return _forward_cpu(plan, x) if x.device.type == "cpu" else forward_torch(self, x)
 
     def inverse(self, c: Tensor, dim: int) -> Tensor:
         """Vectors of ``dim`` numbers from their coefficients.
@@ -140,7 +142,7 @@ class Wavelet:
                 f"but a vector of {dim} has {plan.size} coefficients"
             )
         c = c.detach()
-        return _inverse_pywt(plan, c) if c.device.type == "cpu" else inverse_torch(self, c, dim)
+        return _inverse_cpu(plan, c) if c.device.type == "cpu" else inverse_torch(self, c, dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,39 +195,62 @@ def _checked_dim(dim: int) -> int:
     return dim
 
 
-# PyWavelets, one level at a time: its own multi-level functions warn about short vectors.
+@dataclass(frozen=True, slots=True)
+class _Taps:
+    """Filters of one direction as the kernels want them: both as an array, and each as a tuple."""
+
+    both: npt.NDArray[np.float32]
+    low: tuple[np.float32, ...]
+    high: tuple[np.float32, ...]
 
 
-def _forward_pywt(plan: _Plan, x: Tensor) -> Tensor:
-    wavelet = _filters(plan.name)
-    out = np.empty((*x.shape[:-1], plan.size), dtype=np.float32)
-    approximation: Any = x.numpy()
-    if plan.padded != plan.dim:
-        approximation = np.zeros((*x.shape[:-1], plan.padded), dtype=np.float32)
-        approximation[..., : plan.dim] = x.numpy()
-    end = plan.size
-    if out.size:
-        for _ in plan.steps:
-            approximation, detail = pywt.dwt(approximation, wavelet, plan.mode)
-            out[..., end - detail.shape[-1] : end] = detail
-            end -= detail.shape[-1]
-        out[..., :end] = approximation
-    return torch.from_numpy(out)
+@lru_cache(maxsize=256)
+def _taps(name: str, *, back: bool) -> _Taps:
+    """The float32 taps that PyWavelets computes with, which are not always its float64 ones, rounded.
+
+    They are read from what it makes of a single 1 among zeros.
+    """
+    filters = _filters(name)
+    taps, half = filters.dec_len, filters.dec_len // 2
+    both = np.empty((2, taps), dtype=np.float32)
+    one = np.zeros((2, 4 * taps), dtype=np.float32)
+    if back:
+        one[0, taps] = 1
+        first = 2 * (taps - half + 1)
+        for i in range(2):
+            both[i] = pywt.idwt(one[i], one[1 - i], filters, "symmetric")[first : first + taps]
+    else:
+        one[0, 2 * taps + 1] = one[1, 2 * taps] = 1  # seen by the even taps, and by the odd ones
+        for i, of_one in enumerate(pywt.dwt(one, filters, "symmetric")):
+            both[i] = of_one[:, taps : taps + half].T.reshape(-1)
+    return _Taps(both, tuple(both[0]), tuple(both[1]))
 
 
-def _inverse_pywt(plan: _Plan, c: Tensor) -> Tensor:
-    wavelet = _filters(plan.name)
-    coefficients = c.numpy()
-    if not coefficients.size:
-        return torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32, device="cpu")
-    start = plan.subbands[0]
-    vector: Any = coefficients[..., :start]
-    for length, subband in zip(reversed(plan.steps), plan.subbands[1:], strict=True):
-        detail = coefficients[..., start : start + subband]
-        start += subband
-        vector = pywt.idwt(vector, detail, wavelet, plan.mode)[..., :length]
-    # The caller owns the result, and never gets a view into the coefficients or a longer buffer.
-    return torch.from_numpy(np.array(vector[..., : plan.dim], dtype=np.float32, order="C"))
+def _forward_cpu(plan: _Plan, x: Tensor) -> Tensor:
+    if not plan.steps:
+        return x.clone(memory_format=torch.contiguous_format)
+    out = torch.empty((*x.shape[:-1], plan.size), dtype=torch.float32, device="cpu")
+    taps, periodic = _taps(plan.name, back=False), plan.mode == "periodization"
+    rows, coefficients = _rows(x), _rows(out)
+    spare = np.empty((2, max(plan.subbands)), dtype=np.float32)
+    kernels.forward(rows, taps.both, taps.low, taps.high, periodic, len(plan.steps), coefficients, spare)
+    return out
+
+
+def _inverse_cpu(plan: _Plan, c: Tensor) -> Tensor:
+    if not plan.steps:
+        return c.clone(memory_format=torch.contiguous_format)
+    out = torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32, device="cpu")
+    taps, periodic = _taps(plan.name, back=True), plan.mode == "periodization"
+    steps = np.array(plan.steps, dtype=np.int64)
+    spare = np.empty((2, max(plan.steps[1:], default=0)), dtype=np.float32)
+    kernels.inverse(_rows(c), taps.both, taps.low, taps.high, periodic, steps, _rows(out), spare)
+    return out
+
+
+def _rows(vectors: Tensor) -> npt.NDArray[np.float32]:
+    """Vectors along the last dimension as the rows of a matrix."""
+    return vectors.contiguous().view(-1, vectors.shape[-1]).numpy()
 
 
 # The same filter bank in torch. With F taps (always even) and the extended vector e:
