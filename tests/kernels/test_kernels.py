@@ -149,8 +149,15 @@ def test_some_values_are_mixed_as_torch_does(length: int, seed: int, weight: flo
     filled = own.copy()
     filled[positions] = values[positions]
     expected = torch.from_numpy(change.copy()).add_(torch.from_numpy(filled - own), alpha=weight).numpy()
-    mixing.add_some(change, positions, values[positions], own, np.float32(weight))
+    assert mixing.add_some(change, positions + 7, 7, values[positions], own, np.float32(weight))
     assert same(change, expected)
+
+
+@pytest.mark.parametrize("positions", [[1, 1], [2, 1], [0, 9], [-1, 0]])
+def test_positions_out_of_order_or_range_are_refused(positions: list[int]) -> None:
+    change, own, values = np.zeros((3, 9), dtype=np.float32)
+    at = np.array(positions)
+    assert not mixing.add_some(change, at, 0, values[:2], own, np.float32(1))
 
 
 @given(lengths, seeds, weights)
@@ -175,9 +182,10 @@ def test_what_is_held_back_is_what_torch_holds_back(length: int, seed: int, weig
     k = held.add_(k)
     c.add_(k, alpha=part)
     k.mul_(1.0 - part)
-    mixing.hold_back(change, unsent, kept, np.float32(weight), np.float32(part), np.float32(1.0 - part))
+    after = np.empty_like(kept)
+    mixing.hold_back(change, unsent, kept, np.float32(weight), np.float32(part), np.float32(1.0 - part), after)
     assert same(change, c.numpy())
-    assert same(kept, k.numpy())
+    assert same(after, k.numpy())
 
 
 # --- Replicas ---------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, quantize_with_dead_zone
+from jwins.ops.replicas import quantize_with_dead_zone
+from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid
 from jwins.sharing.update import Quantized, Update
 
 GRIDS = st.sampled_from([FINEST, 0.25, float(torch.tensor(0.01)), 1.0])

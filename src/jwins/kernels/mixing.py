@@ -22,18 +22,30 @@ def add_all(change: Vector, values: Vector, own: Vector, weight: np.float32) -> 
 
 @kernel
 def add_some(
-    change: Vector, positions: npt.NDArray[np.int64], values: Vector, own: Vector, weight: np.float32
-) -> None:
-    """The same where only ``values`` (k,) at ``positions`` (k,) are known: elsewhere the difference is 0."""
+    change: Vector,
+    positions: npt.NDArray[np.int64],
+    first: int,
+    values: Vector,
+    own: Vector,
+    weight: np.float32,
+) -> bool:
+    """The same where only ``values`` (k,) at ``positions - first`` (k,) are known: else the difference is 0.
+
+    Returns:
+        False if the positions do not increase or one is out of range; ``change`` is void then.
+    """
     at = 0
     for k in range(len(positions)):
-        for i in range(at, positions[k]):
+        position = positions[k] - first
+        if position < at or position >= len(change):
+            return False
+        for i in range(at, position):
             change[i] += np.float32(0)  # -0.0 becomes 0.0
-        at = positions[k]
-        change[at] = fma(values[k] - own[at], weight, change[at])
-        at += 1
+        change[position] = fma(values[k] - own[position], weight, change[position])
+        at = position + 1
     for i in range(at, len(change)):
         change[i] += np.float32(0)
+    return True
 
 
 @kernel
@@ -45,20 +57,27 @@ def add_replica(change: Vector, theirs: Units, own: Units, weight: np.float32) -
 
 @kernel
 def hold_back(
-    change: Vector, unsent: Vector, kept: Vector, weight: np.float32, part: np.float32, rest: np.float32
+    change: Vector,
+    unsent: Vector,
+    residual: Vector,
+    weight: np.float32,
+    rate: np.float32,
+    rest: np.float32,
+    after: Vector,
 ) -> None:
     """Take what was not sent off the change, and give back a part of what was taken off so far.
 
     Args:
         change: (C,), written.
         unsent: (C,).
-        kept: (C,), taken off so far; written.
+        residual: (C,), taken off so far.
         weight: of ``unsent``.
-        part: of ``kept``, given back.
-        rest: of ``kept``, that remains.
+        rate: which part of the residual is given back.
+        rest: which part remains.
+        after: (C,), written: the residual of the next round.
     """
     for i in range(len(change)):
         held_back = unsent[i] * weight
-        total = held_back + kept[i]
-        change[i] = fma(total, part, change[i] - held_back)
-        kept[i] = total * rest
+        total = held_back + residual[i]
+        change[i] = fma(total, rate, change[i] - held_back)
+        after[i] = total * rest

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError
+from jwins.ops.mixing import Term, mixed
 from jwins.rng import RoundContext
 from jwins.sharing.update import Quantized, Received, Update
 from jwins.validation import FRACTION
@@ -194,16 +195,14 @@ def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
     Returns:
         (C,) float32, zero where nothing was received.
     """
-    change = torch.zeros_like(own)
-    for item in received:
-        if item.weight == 0.0:
-            continue
-        values = item.update.dense_values().to(own.device)
-        positions = item.update.indices()
-        # The sender's vector as the receiver sees it. Filling in is faster than gathering, here and on a GPU.
-        theirs = values - own if positions is None else place(own, positions.to(own.device), values).sub_(own)
-        change.add_(theirs, alpha=item.weight)
-    return change
+    return mixed(
+        own,
+        [
+            Term(item.update.dense_values(), item.update.indices(), item.weight)
+            for item in received
+            if item.weight != 0.0
+        ],
+    )
 
 
 def place(vector: Tensor, positions: Tensor | None, values: Tensor) -> Tensor:

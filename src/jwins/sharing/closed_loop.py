@@ -30,13 +30,15 @@ import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError, UsageError
+from jwins.ops.mixing import mixed_replicas
+from jwins.ops.replicas import error, hold_back, stepped
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
-from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid, quantize_with_dead_zone
-from jwins.sharing.update import Received, Update, largest_magnitude
+from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid
+from jwins.sharing.update import Received, Update
 from jwins.validation import DEAD_ZONE, HISTORY, RATE
 
 __all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
@@ -129,19 +131,17 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """What the neighbours do not know yet, in steps."""
         moved = params - state.origin
         coefficients = moved if self.transform is None else self.transform.forward(moved)
-        known = self.grid.values(state.x_hat)
-        wanted = torch.sub(coefficients, known, out=known)
+        wanted, largest = error(coefficients, state.x_hat, self.grid.unit)
         subbands = self._subbands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
         step = self.grid.unit * multiple
-        symbols = quantize_with_dead_zone(
-            wanted, step, max(self.dead_zone * width, 0.5 * step), LIMIT // multiple
-        )
-        if largest_magnitude(coefficients) > self.grid.unit * (LIMIT - 2 * multiple):
+        threshold = max(self.dead_zone * width, 0.5 * step)
+        symbols, x_hat = stepped(wanted, state.x_hat, step, threshold, LIMIT // multiple, multiple)
+        if largest > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             symbols = torch.minimum(torch.maximum(symbols, room[1]), room[0])
-        x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
+            x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
         past_replicas = state.past_replicas
         if state.shared is not None and self.history:
             latest = sorted(past_replicas)[-(self.history - 1) :] if self.history > 1 else []
@@ -153,7 +153,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             base=state.shared,
             check=hash_of(x_hat),
         )
-        unsent = coefficients.sub_(self.grid.values(x_hat)) if self.residual_rate < 1.0 else None
+        unsent = error(coefficients, x_hat, self.grid.unit)[0] if self.residual_rate < 1.0 else None
         return update, replace(
             state,
             x_hat=x_hat,
@@ -177,17 +177,16 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             self.grid.advanced,
             keep_old=self.history > 0,
         )
-        change = torch.zeros(len(state.x_hat), dtype=torch.float32, device=params.device)
-        for j, weight in followed.received_weights.items():
-            difference = followed.replicas[j].x_hat - state.x_hat
-            change.add_(difference, alpha=self.gamma * self.grid.unit * weight)
+        received_weights = followed.received_weights
+        change = mixed_replicas(
+            state.x_hat,
+            [followed.replicas[j].x_hat for j in received_weights],
+            [self.gamma * self.grid.unit * weight for weight in received_weights.values()],
+        )
         residual = state.residual
-        if state.unsent is not None and followed.received_weights:
-            held_back = state.unsent * (self.gamma * sum(followed.received_weights.values()))
-            change.sub_(held_back)
-            residual = held_back if residual is None else held_back.add_(residual)
-            change.add_(residual, alpha=self.residual_rate)
-            residual.mul_(1.0 - self.residual_rate)
+        if state.unsent is not None and received_weights:
+            weight = self.gamma * sum(received_weights.values())
+            residual = hold_back(change, state.unsent, residual, weight, self.residual_rate)
         merged = change if self.transform is None else self.transform.inverse(change, len(params))
         merged.add_(params)
         return merged, replace(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError
+from jwins.ops.replicas import mean_square
 from jwins.rng import RoundContext
 from jwins.validation import BITS, BYTES, MBPS, MISSING, SECONDS, STEP, STEP_RATIO
 
@@ -106,7 +107,7 @@ class RelativeStep:
         self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
         """See :meth:`StepRule.next`."""
-        square = float(trained.square().mean(dtype=torch.float64))
+        square = mean_square(trained)
         if pace.step:
             square = _DECAY * pace.square + (1 - _DECAY) * square
         return replace(pace, step=max(self.step_ratio * math.sqrt(square), STEP.low or 0.0), square=square)

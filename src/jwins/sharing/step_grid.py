@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jwins.ops.replicas import advance
 from jwins.sharing.update import Quantized, Update, one_scale
 
-__all__ = ["FINEST", "LIMIT", "StepGrid", "quantize_with_dead_zone"]
+__all__ = ["FINEST", "LIMIT", "StepGrid"]
 
 FINEST = 2.0**-20
 """The unit where steps adapt: about 1e-6."""
@@ -57,13 +58,16 @@ class StepGrid:
         if None in multiples:
             return None
         highest = max((m for m in multiples if m is not None), default=1)
+        positions = update.indices()
+        if positions is None and len(set(multiples)) <= 1:
+            return advance(units, values.symbols, highest, LIMIT)
         if not within(values.symbols, LIMIT // highest):
             return None
         change, factor = values.symbols, highest
         if len(set(multiples)) > 1:
             each = np.repeat(np.array(multiples, dtype=np.int32), values.runs)
             change, factor = change * torch.from_numpy(each), 1
-        change, positions = change.to(units.device), update.indices()
+        change = change.to(units.device)
         if positions is None:
             after = torch.add(units, change, alpha=factor)
         else:
@@ -97,25 +101,3 @@ def within(units: Tensor, limit: int = LIMIT) -> bool:
         return True
     least, largest = torch.aminmax(units)
     return int(least) >= -limit and int(largest) <= limit
-
-
-def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = LIMIT) -> Tensor:
-    """Symbols of a uniform quantizer that leaves small values for later.
-
-    Args:
-        values: (k,) float32.
-        step: of the quantizer.
-        threshold: values below it in magnitude become 0; others at least one step.
-        most: no symbol is larger in magnitude; what is left follows in the next round.
-
-    Returns:
-        (k,) int32.
-
-    >>> quantize_with_dead_zone(torch.tensor([-0.7, 0.2, 0.6, 1.4, 2.6]), step=1.0, threshold=0.6)
-    tensor([-1,  0,  1,  1,  3], dtype=torch.int32)
-    """
-    magnitude = values.abs()
-    largest = most if most < 1 << 24 else most - 64  # still no more than that as a float32
-    symbols = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(largest))
-    symbols.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
-    return symbols.to(torch.int32)

@@ -1,0 +1,116 @@
+"""Weighted sums of what neighbours sent and of replicas; on the CPU in one pass over all of them.
+
+The passes go over a part of the vectors at a time that stays in the processor's cache. On other devices torch
+does the same, one operation after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jwins.errors import UsageError
+from jwins.kernels import mixing as kernels
+from jwins.ops.arrays import array, on_cpu
+
+__all__ = ["Term", "mixed", "mixed_replicas"]
+
+_BLOCK = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A part of a vector and its weight.
+
+    Attributes:
+        values: (k,) float32.
+        positions: (k,) int64, strictly increasing; None for all.
+        weight: above 0.
+    """
+
+    values: Tensor
+    positions: Tensor | None
+    weight: float
+
+
+def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
+    """``sum_j weight_j (values_j - own)`` where there are values; in order, so that rounding repeats.
+
+    Args:
+        own: (C,) float32.
+        terms: any number.
+
+    Returns:
+        (C,) float32, a new tensor.
+
+    Raises:
+        UsageError: a term does not fit ``own``.
+    """
+    for term in terms:
+        if term.positions is None and len(term.values) != len(own):
+            raise UsageError(f"{len(term.values)} values for a vector of {len(own)}")
+    change = torch.zeros_like(own)
+    if on_cpu(own) and own.dtype == torch.float32:
+        _mix_on_cpu(array(change), array(own), terms)
+        return change
+    for term in terms:
+        values, positions = term.values.to(own.device), term.positions
+        # Filling in is faster than gathering on a GPU.
+        theirs = values if positions is None else own.index_copy(0, positions.to(own.device), values)
+        change.add_(theirs - own, alpha=term.weight)
+    return change
+
+
+def mixed_replicas(own: Tensor, replicas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """``sum_j weight_j (replica_j - own)`` of whole numbers, in order.
+
+    Args:
+        own: (C,) int32, of magnitudes below 2^30.
+        replicas: likewise.
+        weights: as many.
+
+    Returns:
+        (C,) float32.
+    """
+    change = torch.zeros(len(own), dtype=torch.float32, device=own.device)
+    if not on_cpu(own):
+        for replica, weight in zip(replicas, weights, strict=True):
+            change.add_(replica - own, alpha=weight)
+        return change
+    total, mine = array(change), array(own)
+    others = [(array(r), np.float32(w)) for r, w in zip(replicas, weights, strict=True)]
+    for start in range(0, len(mine), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        for theirs, of_theirs in others:
+            kernels.add_replica(total[block], theirs[block], mine[block], of_theirs)
+    return change
+
+
+def _mix_on_cpu(change: npt.NDArray[np.float32], own: npt.NDArray[np.float32], terms: Sequence[Term]) -> None:
+    given = [
+        (
+            array(term.values.to(torch.float32)),
+            None if term.positions is None else array(term.positions),
+            np.float32(term.weight),
+        )
+        for term in terms
+    ]
+    starts = range(0, len(own), _BLOCK)
+    bounds = [None if at is None else at.searchsorted([*starts, len(own)]).tolist() for _, at, _ in given]
+    for number, start in enumerate(starts):
+        block = slice(start, start + _BLOCK)
+        for (values, positions, weight), found in zip(given, bounds, strict=True):
+            if positions is None or found is None:
+                kernels.add_all(change[block], values[block], own[block], weight)
+                continue
+            some = slice(found[number], found[number + 1])
+            if not kernels.add_some(change[block], positions[some], start, values[some], own[block], weight):
+                raise UsageError("positions: expected strictly increasing ones")
+    for (_, positions, _), found in zip(given, bounds, strict=True):
+        if positions is not None and found is not None and (found[0], found[-1]) != (0, len(positions)):
+            raise UsageError(f"positions: expected 0 to {len(own) - 1}")

@@ -1,0 +1,165 @@
+"""What the closed loop does to each coefficient: quantize against a replica, advance replicas, hold back.
+
+On the CPU each function is one pass of a compiled loop; on other devices it is a few operations of torch.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jwins.kernels import mixing as mixing_kernels
+from jwins.kernels import replicas as kernels
+from jwins.ops.arrays import array, on_cpu
+
+__all__ = ["advance", "error", "hold_back", "mean_square", "quantize_with_dead_zone", "stepped"]
+
+
+def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, float]:
+    """``coefficients - unit * replica``, and the largest magnitude of the coefficients.
+
+    Args:
+        coefficients: (C,) float32.
+        replica: (C,) int32.
+        unit: a float32.
+
+    Returns:
+        (C,) float32, and a number; not a number if a coefficient is not one.
+    """
+    if not on_cpu(coefficients):
+        known = replica.to(torch.float32).mul_(unit)
+        largest = float(coefficients.abs().max()) if len(coefficients) else 0.0
+        return torch.sub(coefficients, known, out=known), largest
+    wanted = torch.empty_like(coefficients)
+    largest = kernels.error(array(coefficients), array(replica), np.float32(unit), array(wanted))
+    return wanted, largest
+
+
+def stepped(
+    wanted: Tensor, replica: Tensor, step: float, threshold: float, most: int, multiple: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`quantize_with_dead_zone`, and the replica that its symbols lead to.
+
+    Args:
+        wanted: (C,) float32.
+        replica: (C,) int32.
+        step: of the quantizer.
+        threshold: values below it in magnitude become 0; others at least one step.
+        most: no symbol is larger in magnitude.
+        multiple: how many units of the replica a step is; ``most * multiple`` is below 2^30.
+
+    Returns:
+        Symbols and ``replica + multiple * symbols``, both (C,) int32.
+    """
+    if not on_cpu(wanted):
+        symbols = quantize_with_dead_zone(wanted, step, threshold, most)
+        return symbols, torch.add(replica, symbols, alpha=multiple)
+    symbols, after = torch.empty_like(replica), torch.empty_like(replica)
+    kernels.quantize(
+        array(wanted),
+        array(replica),
+        np.float32(1.0 / step),
+        np.float32(threshold),
+        np.float32(_largest(most)),
+        np.int32(multiple),
+        array(symbols),
+        array(after),
+    )
+    return symbols, after
+
+
+def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = 2**30 - 1) -> Tensor:
+    """Symbols of a uniform quantizer that leaves small values for later.
+
+    Args:
+        values: (k,) float32.
+        step: of the quantizer.
+        threshold: values below it in magnitude become 0; others at least one step.
+        most: no symbol is larger in magnitude; what is left follows in the next round.
+
+    Returns:
+        (k,) int32.
+
+    >>> quantize_with_dead_zone(torch.tensor([-0.7, 0.2, 0.6, 1.4, 2.6]), step=1.0, threshold=0.6)
+    tensor([-1,  0,  1,  1,  3], dtype=torch.int32)
+    """
+    magnitude = values.abs()
+    symbols = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(_largest(most)))
+    symbols.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
+    return symbols.to(torch.int32)
+
+
+def advance(replica: Tensor, symbols: Tensor, multiple: int, limit: int) -> Tensor | None:
+    """``replica + multiple * symbols``, or None if a product or a sum is larger than ``limit`` in magnitude.
+
+    Args:
+        replica: (C,) int32.
+        symbols: (C,) int32, any.
+        multiple: at least 1.
+        limit: below 2^30.
+    """
+    symbols = symbols.to(replica.device)
+    if not on_cpu(replica):
+        if not _within(symbols, limit // multiple):
+            return None
+        after = torch.add(replica, symbols, alpha=multiple)
+        return after if _within(after, limit) else None
+    after = torch.empty_like(replica)
+    fits = kernels.advance(array(replica), array(symbols), np.int32(multiple), limit, array(after))
+    return after if fits else None
+
+
+def hold_back(change: Tensor, unsent: Tensor, residual: Tensor | None, weight: float, rate: float) -> Tensor:
+    """Take ``weight * unsent`` off ``change``, and give back a part of what was taken off so far.
+
+    Args:
+        change: (C,) float32, written.
+        unsent: (C,) float32.
+        residual: (C,) float32, what was taken off so far; None for nothing.
+        weight: of ``unsent``.
+        rate: which part of the residual is given back, in [0, 1].
+
+    Returns:
+        (C,) float32, the residual of the next round.
+    """
+    if not on_cpu(change):
+        held_back = unsent * weight
+        change.sub_(held_back)
+        total = held_back if residual is None else held_back.add_(residual)
+        change.add_(total, alpha=rate)
+        return total.mul_(1.0 - rate)
+    if residual is None:
+        residual = torch.full_like(unsent, -0.0)  # to which x is added without changing any x
+    after = torch.empty_like(residual)
+    mixing_kernels.hold_back(
+        array(change),
+        array(unsent),
+        array(residual),
+        np.float32(weight),
+        np.float32(rate),
+        np.float32(1.0 - rate),
+        array(after),
+    )
+    return after
+
+
+def mean_square(values: Tensor) -> float:
+    """The mean of the squares of (k,) float32: each rounded to float32, their sum in float64."""
+    if not on_cpu(values):
+        return float(values.square().mean(dtype=torch.float64))
+    squares = torch.empty(len(values), dtype=torch.float64, device="cpu")
+    kernels.squares(array(values), array(squares))
+    return float(squares.mean())
+
+
+def _largest(most: int) -> int:
+    """``most``, or a little less: no more than that as a float32."""
+    return most if most < 1 << 24 else most - 64
+
+
+def _within(units: Tensor, limit: int) -> bool:
+    if not len(units):
+        return True
+    least, largest = torch.aminmax(units)
+    return int(least) >= -limit and int(largest) <= limit
