@@ -36,6 +36,7 @@ from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.seed_groups import Target
 from jwins.report.studies import Study, StudyVariant, gather
 from jwins.report.templating import templates
+from jwins.run_folder.archive import write as write_archive
 
 NASTY = "JWINS <script>alert('x')</script> & $\\alpha$ \"quoted\", a rather long name that goes on and on"
 
@@ -506,6 +507,45 @@ def test_a_record_keeps_its_tables_beside_its_runs(compared: Path, tmp_path: Pat
     study = gather([tmp_path / "record"])[0]
     assert (study.name, study.target) == ("tiny", gather([compared])[0].target)
     assert not any("has not finished" in note for note in study.notes)
+
+
+def packed(folder: Path, archive: Path) -> Path:
+    """An archive of all files of a folder."""
+    files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    write_archive(archive, files)
+    return archive
+
+
+def test_a_record_s_archive_gives_the_same_page_as_its_folder(compared: Path, tmp_path: Path) -> None:
+    shutil.copytree(compared, tmp_path / "folder" / "runs.tar.xz")  # a folder, by the name of the archive
+    (tmp_path / "record").mkdir()
+    archive = packed(compared, tmp_path / "record" / "runs.tar.xz")
+    folder = rendered(tmp_path / "folder" / "runs.tar.xz")
+    assert rendered(archive) == rendered(tmp_path / "record") == folder
+    run = Path("full-sharing") / "seed-1"
+    assert rendered(archive / run) == rendered(tmp_path / "folder" / "runs.tar.xz" / run)
+    assert CliRunner().invoke(app, ["report", str(archive / run)]).exit_code == 0
+    assert (tmp_path / "record" / "report.html").is_file()
+
+
+def test_an_archive_of_several_comparisons_is_a_page_of_several_studies(compared: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        shutil.copytree(compared, tmp_path / "runs" / name)
+    packed(tmp_path / "runs", tmp_path / "runs.tar.xz")
+    shutil.rmtree(tmp_path / "runs")
+    assert [study.name for study in gather([tmp_path])] == ["tiny", "tiny"]
+
+
+def test_a_damaged_archive_is_named_with_the_remedy(compared: Path, tmp_path: Path) -> None:
+    archive = packed(compared / "full-sharing", tmp_path / "runs.tar.xz")
+    archive.write_bytes(archive.read_bytes()[:-1000])
+    with pytest.raises(
+        DataError, match=rf"^{archive}: cut off after [\d,]+ bytes; restore or download it again$"
+    ):
+        gather([tmp_path])
+    told = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert told.exit_code == 4
+    assert "restore or download it again" in told.output
 
 
 def test_runs_of_different_experiments_become_studies_of_their_own(

@@ -9,6 +9,7 @@ import typer
 
 from jwins.cli.app import EPILOG, Quiet, app, console_of, reported_errors
 from jwins.errors import ConfigError
+from jwins.run_folder.archive import beside
 
 
 @app.command(epilog=EPILOG)
@@ -16,7 +17,8 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUNS...", help="Run folders, comparison folders, or folders of them, in any mixture."
+            metavar="RUNS...",
+            help="Run folders, comparison folders, records, or folders of them, in any mixture.",
         ),
     ],
     out: Annotated[
@@ -48,7 +50,7 @@ def report(
         if open_ not in ("yes", "no"):
             raise ConfigError("--open", open_, "expected yes or no")
         if out is None:
-            out = runs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+            out = beside(runs[0]) / "report.html" if len(runs) == 1 else Path("report.html")
         if out.is_dir() or out.suffix not in (".html", ".htm"):
             raise ConfigError("--out", str(out), "expected a file that ends in .html")
         from jwins.report.page import write_page

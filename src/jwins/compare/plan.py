@@ -23,6 +23,7 @@ from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml
 from jwins.report.seed_groups import Target
 from jwins.run.folder import FolderState, folder_state
+from jwins.run_folder.archive import is_file, read_text
 from jwins.run_folder.record import Record, start_and_end
 
 __all__ = [
@@ -282,9 +283,9 @@ class _Planner:
         """The fraction of the run that is there for the comparison's first seed, None if there is none."""
         cell = self._comparison.cell(variant, self._comparison.compare.seeds[0], settings)
         config = cell.folder / "config.toml"
-        if not config.is_file():
+        if not is_file(config):
             return None
-        stored = read_toml(config.read_text(encoding="utf-8"), str(config))
+        stored = read_toml(read_text(config), str(config))
         fraction = look_up(stored, "sharing.fraction")
         return float(fraction) if isinstance(fraction, int | float) else None
 

@@ -24,6 +24,7 @@ from jwins.report.seed_groups import Group, Target, deviation, target_outcomes
 from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.report.tables import Table, metrics_table, save_tables, target_table
 from jwins.run.builders import raw_bytes_per_node
+from jwins.run_folder.archive import beside
 from jwins.run_folder.record import Record, samples_note
 
 __all__ = ["ComparisonResult", "summarize"]
@@ -35,7 +36,8 @@ class ComparisonResult:
 
     Attributes:
         comparison: what was compared.
-        folder: has ``table.md``, ``.tex`` and ``.csv``, ``summary.json``, ``comparison.png`` and ``.pdf``.
+        folder: has ``table.md``, ``.tex`` and ``.csv``, ``summary.json``, ``comparison.png`` and ``.pdf``; the
+            comparison's, or the one that holds its archive.
         table: one line per variant.
         target: what bytes, rounds and seconds were counted to.
         groups: the runs.
@@ -113,7 +115,7 @@ def _groups(
 
 def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> ComparisonResult:
     """Compute the tables and write everything."""
-    settings, folder = comparison.compare, comparison.folder
+    settings, folder = comparison.compare, beside(comparison.folder)
     by_name = {group.name: group for group in groups}
 
     def of(variant: Variant | None) -> Group | None:

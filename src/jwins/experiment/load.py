@@ -11,6 +11,7 @@ from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, merge_experiment, rewrite_paths_
 from jwins.experiment.toml import parse_overrides, read_toml
+from jwins.run_folder.archive import is_file, read_text
 
 __all__ = ["BUNDLED", "bundled", "load", "read"]
 
@@ -41,7 +42,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
         ConfigError: neither a file nor a name, or not TOML.
     """
     path = Path(source)
-    if path.is_file():
+    if is_file(path):
         text, origin, folder = _read_text(path), str(path), path.resolve().parent
     elif str(source) in (names := bundled()):
         entry = resources.files("jwins").joinpath(BUNDLED, f"{source}.toml")
@@ -70,7 +71,7 @@ def _unknown(source: Path, names: Iterable[str]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        return read_text(path).removeprefix("\ufeff")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise ConfigError("experiment", str(path), f"not UTF-8 text ({error.reason})") from None
     except OSError as error:

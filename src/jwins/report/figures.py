@@ -23,6 +23,7 @@ from jwins.report.settings import described
 from jwins.report.studies import Study, StudyVariant, network
 from jwins.report.topology_chart import topology_chart
 from jwins.run.builders import build_partition, build_task, build_topology, partition_counts
+from jwins.run_folder.archive import is_file, read_text
 from jwins.run_folder.record import Record
 
 if TYPE_CHECKING:
@@ -213,9 +214,9 @@ def _partition_caption(found: PartitionCounts, table: Any, seed: int) -> str:
 def _partition(record: Record, tables: Mapping[str, Any]) -> PartitionCounts | str:
     """Who holds what, or why that is not known."""
     path = record.folder / "partition.json"
-    if path.is_file():
+    if is_file(path):
         try:
-            counts = json.loads(path.read_text(encoding="utf-8"))
+            counts = json.loads(read_text(path))
             return PartitionCounts(
                 tuple(map(int, counts["samples"])),
                 tuple(map(int, counts.get("labels", ()))),

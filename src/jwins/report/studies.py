@@ -22,6 +22,9 @@ from jwins.report.settings import compared_settings, differing_keys, flat
 from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run.builders import raw_bytes_per_node
 from jwins.run.folder import variant_folder
+from jwins.run_folder.archive import NAME as ARCHIVE
+from jwins.run_folder.archive import find, is_dir, is_file, open_file, read_text
+from jwins.run_folder.archive import folders as subfolders
 from jwins.run_folder.record import Record, samples_note, start_and_end
 
 __all__ = ["Study", "StudyVariant", "gather", "network"]
@@ -123,6 +126,10 @@ class Study:
         ]
 
 
+_RUNS = "*/seed-*/metrics.jsonl"
+"""Where a comparison's folder has its runs."""
+
+
 class _NothingMeasuredError(DataError):
     """A run that has only just begun."""
 
@@ -158,7 +165,7 @@ def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]
             if place.resolve() in seen:
                 continue
             seen.add(place.resolve())
-            if (place / "metrics.jsonl").is_file():
+            if is_file(place / "metrics.jsonl"):
                 single.append(_read(place))
             else:
                 studies += _comparison(place, metric)
@@ -175,16 +182,17 @@ def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]
 
 def _places(folder: Path) -> list[Path]:
     """The runs and comparisons that a folder is or holds."""
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise DataError(f"{folder}: there is no such folder")
 
-    def is_comparison(place: Path) -> bool:
-        return next(place.glob("*/seed-*/metrics.jsonl"), None) is not None
+    def is_one(place: Path) -> bool:
+        return is_file(place / "metrics.jsonl") or bool(find(place, _RUNS))
 
-    if (folder / "metrics.jsonl").is_file() or is_comparison(folder):
+    if is_one(folder):
         return [folder]
-    inner = sorted(entry for entry in folder.iterdir() if entry.is_dir())
-    found = [entry for entry in inner if (entry / "metrics.jsonl").is_file() or is_comparison(entry)]
+    if (folder / ARCHIVE).is_file():  # a record
+        return _places(folder / ARCHIVE)
+    found = [entry for entry in subfolders(folder) if is_one(entry)]
     if not found:
         raise DataError(
             f"{folder}: neither a run (metrics.jsonl) nor a comparison (<variant>/seed-<n>/metrics.jsonl), nor "
@@ -194,15 +202,15 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> _Found:
-    if (folder / "metrics.jsonl").stat().st_size == 0:
-        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
-    record = Record.read(folder)
-    if not record.evaluations:
+    with open_file(folder / "metrics.jsonl") as log:
+        begun = bool(log.read(1))
+    record = Record.read(folder) if begun else None
+    if record is None or not record.evaluations:
         raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
     config = folder / "config.toml"
-    if not config.is_file():
+    if not is_file(config):
         raise DataError(f"{folder}: the run's config.toml is missing")
-    tables = read_toml(config.read_text(encoding="utf-8"), str(config))
+    tables = read_toml(read_text(config), str(config))
     return _Found(record, tables, str(tables.get("name", record.start.name)))
 
 
@@ -214,7 +222,7 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
     found: list[_Found] = []
     not_begun = 0
     left_out: list[str] = []
-    for path in sorted(folder.glob("*/seed-*/metrics.jsonl"), key=_by_seed):
+    for path in sorted(find(folder, _RUNS), key=_by_seed):
         slug = path.parent.parent.name
         try:
             run = _read(path.parent)
@@ -258,12 +266,12 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    if not path.is_file() and folder.name == "runs":  # as in a record, where tables lie beside the runs
+    if not is_file(path) and folder.name == "runs":  # as in a record, where tables lie beside the runs
         path = folder.parent / "summary.json"
-    if not path.is_file():
+    if not is_file(path):
         return {}
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(read_text(path))
         for row in summary["table"]:
             row["variant"] + ""
         for key in ("name", "seeds", "full_sharing", "final_over"):

@@ -11,6 +11,7 @@ from typing import Any
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.experiment.experiment import Experiment, result_settings
 from jwins.experiment.toml import read_toml
+from jwins.run_folder.archive import archive_of, is_file, read_text
 from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import StartRow
@@ -43,7 +44,8 @@ def check_folder(path: str, folder: Path) -> None:
     """
     for place in (folder, *folder.parents):
         if place.is_file():
-            raise ConfigError(path, str(folder), f"{place} is a file; choose another")
+            remedy = f"unpack it (tar -xf {place}) to go on with its runs, or " if archive_of(place) else ""
+            raise ConfigError(path, str(folder), f"{place} is a file; {remedy}choose another")
 
 
 def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Experiment]:
@@ -60,16 +62,17 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
         ConfigError: a file has the folder's name.
         ResumeError: the folder holds another experiment, or is not a run folder.
     """
-    check_folder("run.folder", folder)
+    if archive_of(folder) is None:
+        check_folder("run.folder", folder)
     config = folder / "config.toml"
-    if not config.is_file():
+    if not is_file(config):
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise ResumeError(
                 f"{folder}: not empty, and not a run folder (config.toml is missing); choose another run.folder"
             )
         return FolderState.ABSENT, experiment
     try:
-        text = config.read_text(encoding="utf-8")
+        text = read_text(config)
     except UnicodeDecodeError:
         raise ResumeError(f"{config}: not UTF-8 text; choose another run.folder, or remove this one") from None
     stored = read_toml(text, str(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import DataError, UsageError
+from jwins.run_folder.archive import is_file
 from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, read_rows
 
 __all__ = ["Record", "flat_rows", "not_diverged", "start_and_end"]
@@ -17,7 +18,7 @@ __all__ = ["Record", "flat_rows", "not_diverged", "start_and_end"]
 
 @dataclass(frozen=True)
 class Record:
-    """The metrics of one run folder.
+    """The metrics of one run folder, which may be in an archive.
 
     Attributes:
         folder: the run folder.
@@ -41,7 +42,7 @@ class Record:
             DataError: there is no run in the folder, or its metrics are damaged.
         """
         path = folder / "metrics.jsonl"
-        if not path.is_file():
+        if not is_file(path):
             raise DataError(f"{folder}: no run here (metrics.jsonl is missing)")
         return cls.of(folder, list(read_rows(path)))
 

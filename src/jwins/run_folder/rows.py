@@ -16,6 +16,7 @@ from typing import ClassVar
 import msgspec
 
 from jwins.errors import DataError
+from jwins.run_folder.archive import open_file
 
 __all__ = [
     "EndRow",
@@ -242,12 +243,14 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a metrics file, in order; a half-written last line (a killed run) is left out.
+    """Rows of a metrics file, which may be in an archive, in order.
+
+    A half-written last line (a killed run) is left out.
 
     Raises:
         DataError: a line other than the last is not a row.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jwins.errors import DataError
+from jwins.run_folder.archive import is_file, open_file
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.rows import Traffic, TrafficSplit
 
@@ -38,9 +39,9 @@ def read(folder: Path) -> list[Traffic] | None:
         DataError: not such a file, or a damaged one.
     """
     path = folder / FILE
-    if not path.is_file():
+    if not is_file(path):
         return None
-    with path.open(newline="", encoding="utf-8") as file:
+    with io.TextIOWrapper(open_file(path), encoding="utf-8", newline="") as file:
         lines = list(csv.reader(file))
     if not lines or lines[0] != _HEAD:
         raise DataError(f"{path}: does not begin with {','.join(_HEAD)}")
