@@ -1,10 +1,18 @@
-"""Copy what a comparison measured into a record: configurations, raw metrics, tables, figure and report.
+"""Collect what a comparison measured into a record: raw metrics and configurations, tables and figure.
 
     python records/collect.py RUNS records/CLAIM
 
-RUNS is the folder of a finished comparison (``compare.folder``). The record can be compared again, and go on
-with further seeds: ``jwins compare FILE --set compare.folder=records/CLAIM/runs``. Final models and checkpoints
-stay behind, and so do the names of this machine's folders; what each node measured is rounded to five digits.
+RUNS is the folder of a finished comparison (``compare.folder``). The record then has three files:
+
+- ``runs.tar.xz``: configuration, raw metrics, partition and traffic of each run, and the comparison's
+  ``summary.json``. ``jwins report`` reads it as it is, and so does
+  ``jwins compare FILE --set compare.folder=records/CLAIM/runs.tar.xz --report-only``. Unpacked, it is a
+  comparison's folder and can go on with further seeds.
+- ``comparison.png``.
+- ``README.md``, to be written by hand; its section "Tables", which is the last one, is replaced.
+
+Final models and checkpoints stay behind, and so do the names of this machine's folders; measurements of single
+nodes are rounded to five digits.
 """
 
 from __future__ import annotations
@@ -12,15 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
-from jwins.experiment.toml import read_toml, write_toml
-from jwins.report.page import render
-from jwins.report.studies import gather
+from PIL import Image
 
-_TABLES = ("table.md", "summary.json", "comparison.png")
+from jwins.experiment.toml import read_toml, write_toml
+from jwins.run_folder import archive
+
+_HEADING = "## Tables\n"
 
 
 def _without_paths(text: str) -> str:
@@ -35,7 +43,7 @@ def _without_paths(text: str) -> str:
 
 
 def _row(line: str, *, tuning: bool) -> str:
-    """A row, but what each node measured has five digits; of tuning runs that and the edges are left out."""
+    """A row with five digits for each node's measurements; of tuning runs, without nodes and edges."""
     row = json.loads(line)
     if row["kind"] == "eval":
         row["per_node"] = {
@@ -48,44 +56,60 @@ def _row(line: str, *, tuning: bool) -> str:
     return json.dumps(row, separators=(",", ":")) + "\n"
 
 
-def collect(source: Path, record: Path) -> list[Path]:
-    """Copy the runs below ``source`` to ``record / "runs"`` and make the report; returns the compared runs."""
+def _run_files(run: Path, *, tuning: bool) -> dict[str, bytes]:
+    """The files of a run that a record keeps, by name."""
+    rows = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    config = (run / "config.toml").read_text(encoding="utf-8")
+    files = {
+        "metrics.jsonl": "".join(_row(line, tuning=tuning) for line in rows).encode(),
+        "config.toml": _without_paths(config).encode(),
+    }
+    also = () if tuning else ("partition.json", "traffic.csv")
+    return files | {name: (run / name).read_bytes() for name in also if (run / name).is_file()}
+
+
+def _save_readme(record: Path, tables: str) -> None:
+    """Put the tables at the end of the record's page; begin one if there is none."""
+    page = record / "README.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"# {record.name}\n\n![](comparison.png)\n\n"
+    tables = tables.replace("\n## ", "\n### ")
+    page.write_text(f"{text.partition(_HEADING)[0]}{_HEADING}\n{tables}", encoding="utf-8")
+
+
+def _save_picture(source: Path, target: Path) -> None:
+    """Save a figure with 128 colours, which takes a third of the bytes."""
+    picture = Image.open(source).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(target, optimize=True)
+
+
+def collect(source: Path, record: Path) -> int:
+    """Write the record of the comparison in ``source``; returns how many runs were compared."""
     if not (source / "summary.json").is_file():
         sys.exit(f"{source}: no summary.json; run jwins compare to the end, or with --report-only")
-    runs = record / "runs"
-    compared = []
+    files = {"summary.json": (source / "summary.json").read_bytes()}
+    compared = 0
     for log in sorted(source.rglob("metrics.jsonl")):
-        run = log.parent
-        place = runs / run.relative_to(source)
-        place.mkdir(parents=True, exist_ok=True)
-        tuning = bool({"tuning", "earlier"} & set(run.relative_to(source).parts))
-        rows = (_row(line, tuning=tuning) for line in log.read_text(encoding="utf-8").splitlines())
-        (place / "metrics.jsonl").write_text("".join(rows), encoding="utf-8")
-        config = (run / "config.toml").read_text(encoding="utf-8")
-        (place / "config.toml").write_text(_without_paths(config), encoding="utf-8")
-        if not tuning:
-            compared.append(place)
-            if (run / "partition.json").is_file():
-                shutil.copyfile(run / "partition.json", place / "partition.json")
-    for name in _TABLES:
-        shutil.copyfile(source / name, record / name)
-    page, _ = render(gather([source]))
-    for folder in (source, Path.cwd(), Path.home()):
-        if str(folder) in page:
-            sys.exit(f"the report names a folder of this machine: {folder}")
-    (record / "report.html").write_text(page, encoding="utf-8")
+        place = log.parent.relative_to(source)
+        tuning = bool({"tuning", "earlier"} & set(place.parts))
+        compared += not tuning
+        run = _run_files(log.parent, tuning=tuning)
+        files |= {f"{place.as_posix()}/{name}": content for name, content in run.items()}
+    record.mkdir(parents=True, exist_ok=True)
+    archive.write(record / archive.NAME, files)
+    _save_readme(record, (source / "table.md").read_text(encoding="utf-8"))
+    _save_picture(source / "comparison.png", record / "comparison.png")
     return compared
 
 
 def main() -> None:
-    """Collect and say what is there."""
-    parser = argparse.ArgumentParser(description="Copy what a comparison measured into a record.")
+    """Collect and say how much it is."""
+    parser = argparse.ArgumentParser(description="Collect what a comparison measured into a record.")
     parser.add_argument("source", type=Path)
     parser.add_argument("record", type=Path)
     given = parser.parse_args()
-    compared = collect(given.source.resolve(), given.record.resolve())
+    compared = collect(given.source, given.record)
     size = sum(path.stat().st_size for path in given.record.rglob("*") if path.is_file())
-    print(f"{given.record}: {len(compared)} runs, {size / 1e6:.1f} MB")
+    print(f"{given.record}: {compared} runs, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

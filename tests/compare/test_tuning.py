@@ -26,6 +26,7 @@ from jwins.report.formatting import difference_text
 from jwins.report.intervals import paired, student_t_quantile
 from jwins.report.seed_groups import overhead
 from jwins.run import memory
+from jwins.run_folder import archive
 from jwins.run_folder.record import Record
 
 ROOT = Path(__file__).parents[2]
@@ -458,6 +459,46 @@ def test_launched_nodes_have_no_overhead_of_one_process(done: Any) -> None:
     ]
     assert overhead(group) is not None
     assert overhead(dataclasses.replace(group, records=launched)) is None
+
+
+def collector() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("collect", ROOT / "records" / "collect.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_record_gives_the_tables_of_the_comparison_it_was_collected_of(done: Any, tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    compared = collector().collect(done.folder, record)
+    assert compared == 2 * len(done.comparison.variants)
+    assert sorted(path.name for path in record.iterdir()) == ["README.md", "comparison.png", "runs.tar.xz"]
+    runs = record / "runs.tar.xz"
+    written = runs.read_bytes()
+    (tmp_path / "page").write_text("a word before\n\n## Tables\n\nold\n")
+    (tmp_path / "page").rename(record / "README.md")
+    collector().collect(done.folder, record)
+    assert runs.read_bytes() == written
+    table = (done.folder / "table.md").read_text()
+    shown = "a word before\n\n## Tables\n\n" + table.replace("\n## ", "\n### ")
+    assert (record / "README.md").read_text() == shown
+
+    again = summarize(load(tmp_path, f"compare.folder={runs}"))
+    assert (again.table, again.notes, again.target) == (done.table, done.notes, done.target)
+    assert [table.rows for table in again.further] == [table.rows for table in done.further]
+    assert again.folder == record
+    for name in ("table.md", "table.csv", "summary.json"):
+        assert (record / name).read_text() == (done.folder / name).read_text()
+    assert runs.read_bytes() == written
+    with pytest.raises(ConfigError, match=r"runs\.tar\.xz is a file; unpack it \(tar -xf .*\) to go on"):
+        compare(load(tmp_path, f"compare.folder={runs}", "compare.seeds=[1, 2, 3]"), jobs=1)
+    config = archive.find(runs, "full-sharing/seed-1/config.toml")[0]
+    assert (
+        jwins.load(config).changed({"run": {"folder": "x"}}).digest()
+        == jwins.load(done.folder / "full-sharing" / "seed-1" / "config.toml").digest()
+    )
 
 
 def test_only_and_report_only(tmp_path: Path) -> None:

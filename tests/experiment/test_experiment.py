@@ -32,6 +32,7 @@ from jwins.experiment.reference import settings_docs
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
 from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate
+from jwins.run_folder import archive
 from jwins.tasks import partition
 
 BUNDLED_RUNS = [name for name in bundled() if not name.endswith("compare")]
@@ -310,13 +311,18 @@ def test_a_run_folder_is_of_one_device_and_one_batching() -> None:
         assert identity_settings(first.resolved()) == identity_settings(second.resolved())
 
 
-RECORDED = sorted(Path(__file__).parents[2].glob("records/*/runs/*/seed-1/config.toml"))
+RECORDED = [
+    config
+    for record in sorted(Path(__file__).parents[2].glob("records/*/runs.tar.xz"))
+    for pattern in ("*/seed-1/config.toml", "*/*/seed-1/config.toml")
+    for config in archive.find(record, pattern)
+]
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: "-".join(path.parts[-5:-1]))
 def test_recorded_runs_are_known_again(path: Path) -> None:
     """Settings that were written by an earlier version are those of the same run and experiment today."""
-    stored = read_toml(path.read_text(encoding="utf-8"), str(path))
+    stored = read_toml(archive.read_text(path), str(path))
     experiment = Experiment(**stored)
     assert result_settings(experiment.resolved()) == result_settings(stored)
     assert experiment.digest() == digest_of(stored)
