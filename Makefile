@@ -48,14 +48,14 @@ demo: $(INSTALLED)  ## compare five algorithms on 16 nodes; ends with a table an
 	@$(BIN)/jwins compare digits-compare
 
 .PHONY: test
-test: $(INSTALLED)  ## run all tests, slow ones included
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone"
-	@$(BIN)/python -m pytest -m alone
-
-.PHONY: fast
-fast: $(INSTALLED)  ## run the tests that are not marked slow
+test: $(INSTALLED)  ## run the tests, but for those marked slow
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not alone"
 	@$(BIN)/python -m pytest -m "alone and not slow"
+
+.PHONY: test-slow
+test-slow: $(INSTALLED)  ## run the tests marked slow
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and not alone"
+	@$(BIN)/python -m pytest -m "slow and alone"
 
 .PHONY: format
 format: $(INSTALLED)  ## rewrite the code in the project's format
@@ -73,7 +73,7 @@ types: $(INSTALLED)  ## check types
 	@$(BIN)/mypy
 
 .PHONY: check
-check: lint types docs test  ## what CI runs: format, lint, types, documentation, tests
+check: lint types docs test test-slow  ## what CI runs: format, lint, types, documentation, tests
 
 .PHONY: docs
 docs: $(INSTALLED)  ## build the documentation site into build/site
