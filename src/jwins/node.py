@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -47,6 +47,7 @@ from jwins.wire.frame import ROSTER_VERSIONS, Frame, KeyframeRequest, Packed, Wi
 
 __all__ = [
     "MAX_PARAMETER",
+    "INBOX_BYTES",
     "MAX_ROUNDS_AHEAD",
     "MAX_MAGNITUDE_RATIO",
     "STATE_TYPES",
@@ -80,6 +81,16 @@ MAX_ROUNDS_AHEAD = 64
 """Frames further ahead than this are refused. In a static graph without deadlines a neighbour is at most one
 round ahead, in one drawn anew each round about a diameter; the limit bounds the memory a peer can take."""
 
+INBOX_BYTES = 256 * 2**20
+"""What ``Rules.inbox_bytes`` is between machines."""
+FREE_FRAMES = 3
+"""Frames of a sender that may wait for a merge whatever they decode to: of two rounds, and a late one."""
+BYTES_PER_VALUE = 16
+"""A position, a value and what they are turned into."""
+
+EARLY_FRAMES = 6
+"""How much further ahead a neighbour may be where neighbours are others from round to round."""
+
 MAX_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
@@ -106,6 +117,9 @@ class Rules:
         consensus_rounds: how many of them, at the end, share the merged model without training it.
         max_magnitude_ratio: frames with a value beyond so many times the node's own largest parameter, or times
             1 if that is larger, are refused.
+        inbox_frames: frames of one sender that wait for a merge, at most.
+        inbox_bytes: what more than three of them may decode to, in bytes; infinite between nodes that trust
+            each other, where ``inbox_frames`` does not count either.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 
@@ -120,6 +134,24 @@ class Rules:
     project: Callable[[Tensor], Tensor] | None = None
     consensus_rounds: int = 0
     max_magnitude_ratio: float = math.inf
+    inbox_frames: int = MAX_ROUNDS_AHEAD + 1
+    inbox_bytes: float = math.inf
+
+    def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
+        """The same between machines, where a frame may be anything.
+
+        A neighbour sends frames of as many rounds at once as it keeps for a restart of this node.
+        """
+        frames = min(
+            self.checkpoint_every + FREE_FRAMES + (EARLY_FRAMES if changing else 0), MAX_ROUNDS_AHEAD + 1
+        )
+        return replace(
+            self,
+            deadline_s=None,
+            max_magnitude_ratio=max_magnitude_ratio,
+            inbox_frames=frames,
+            inbox_bytes=INBOX_BYTES,
+        )
 
     @property
     def training_rounds(self) -> int:
@@ -196,9 +228,16 @@ class Rejoin:
 
     Frames of the time before are forgotten, and the neighbours' replicas count as lost. A round that was shared
     and not merged ends with nothing received, as at a deadline.
+
+    Attributes:
+        round: the first one that the node takes part in again.
+        params: (P,) float32, the model of another to begin it with; None for the node's own.
+        keep_newer: keep frames of that round and later, which arrived since.
     """
 
     round: int
+    params: Tensor | None = None
+    keep_newer: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +428,7 @@ class Node:
         round: current round = completed rounds.
         params: (P,) float32, at the start of the round, or after training while waiting; never written into.
         state: what the algorithm remembers.
+        merged_with: neighbours that had a weight in the newest merge.
 
     Raises:
         UsageError: no such node, or a wire for updates of another length.
@@ -411,6 +451,7 @@ class Node:
         self.round = 0
         self.params = params
         self.state: Any = rules.sharing.init(params)
+        self.merged_with: tuple[int, ...] = ()
         self._inbox: dict[tuple[int, int], Frame] = {}
         self._down: set[int] = set()
         self._expected_from: dict[int, int] = {}
@@ -507,6 +548,11 @@ class Node:
         self._stopping = state.stopping
         self._replica_rounds = dict(state.replica_rounds)
         self._answered = dict(state.answered)
+
+    @property
+    def inbox(self) -> Mapping[tuple[int, int], Frame]:
+        """Frames that wait for a merge, by (sender, round)."""
+        return self._inbox
 
     @property
     def waiting_for(self) -> tuple[int, ...]:
@@ -607,10 +653,13 @@ class Node:
     def _on_rejoin(self, event: Rejoin, now: float) -> list[Command]:
         if not self.round <= event.round < self.rules.rounds:
             raise UsageError(f"node {self.id}: cannot rejoin at round {event.round} from round {self.round}")
-        self._inbox.clear()
+        newer = {name: f for name, f in self._inbox.items() if event.keep_newer and name[1] >= event.round}
+        self._inbox = newer
         self._informed.clear()
         if self.phase is Phase.WAITING:  # no share without a merge: scores would count the training twice
             self._merge([], self._context())
+        if event.params is not None:
+            self.begin_with(event.params)
         self.round = event.round
         self.phase = Phase.TRAINING
         return [Train(event.round)]
@@ -632,13 +681,17 @@ class Node:
         if not timed_out and any(True for _ in self._awaited()):
             return []
         ctx, roster_version = self._context(), self._roster_version(self.round)
+        merged_with: list[int] = []
         due = sorted((j, r) for j, r in self._inbox if r <= self.round)
         received = []
         for j, r in due:
             frame = self._inbox.pop((j, r))
-            counts = r == self.round and frame.roster_version == roster_version
+            counts = r == self.round and frame.roster_version == roster_version and j in ctx.weights
+            if counts:
+                merged_with.append(j)
             received.append(Received(j, r, ctx.weights.get(j, 0.0) if counts else 0.0, frame.update))
         self._merge(received, ctx)
+        self.merged_with = tuple(merged_with)
         if _diverged(self.params):
             return self._fail("parameters are not finite after merging")
         commands: list[Command] = [
@@ -718,6 +771,20 @@ class Node:
         )
         return Send(to, self._shared, self.rules.wire.pack(frame), keyframe=True)
 
+    def _over_budget(self, frame: Frame) -> str | None:
+        """Why a sender may not have one more frame wait for a merge, or None."""
+        if math.isinf(self.rules.inbox_bytes):
+            return None
+        if frame.round < self.round - MAX_ROUNDS_AHEAD:
+            return f"{self.round - frame.round} rounds old; at most {MAX_ROUNDS_AHEAD} are accepted"
+        waiting = [f for (sender, at), f in self._inbox.items() if sender == frame.sender and at != frame.round]
+        if len(waiting) >= self.rules.inbox_frames:
+            return f"{len(waiting)} frames of it wait for a merge; at most {self.rules.inbox_frames} may"
+        size_bytes = BYTES_PER_VALUE * sum(f.update.count for f in (*waiting, frame))
+        if len(waiting) >= FREE_FRAMES and size_bytes > self.rules.inbox_bytes:
+            return f"its frames that wait for a merge take {size_bytes} bytes; {self.rules.inbox_bytes:.0f} may"
+        return None
+
     def _objection(self, frame: Frame) -> str | None:
         """Why a frame cannot be taken in, or None."""
         if not 0 <= frame.sender < self._topology.num_nodes or frame.sender == self.id:
@@ -731,6 +798,8 @@ class Node:
         same = frame.roster_version == graph.roster_version % ROSTER_VERSIONS
         if same and not frame.keyframe and frame.sender not in graph.senders[self.id]:
             return "the sender is not a neighbour in that round"
+        if (problem := self._over_budget(frame)) is not None:
+            return problem
         if frame.update.dim != self.update_dim:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
         if not frame.update.is_finite():

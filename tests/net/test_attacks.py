@@ -403,7 +403,7 @@ def test_reasons_do_not_pile_up(scene: Scene) -> None:
     for number in range(100, 120):
         with scene.attacker() as carol:
             carol.upgrade()
-            carol.hello(CAROL, number, version=1)
+            carol.hello(CAROL, number)
             carol.reason()
         with scene.attacker() as carol:
             carol.upgrade()

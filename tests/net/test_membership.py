@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,23 +20,24 @@ from members import member, roster_of
 from wires import Running, Wires, World, accuracy
 
 import jwins
-from jwins.errors import ConfigError, PeerError
-from jwins.net.bootstrap import BOOTSTRAPPED, StateRequest, bootstrap, pack_state, state_wire
-from jwins.net.driver import hash_of_parameters
+from jwins.errors import CodecError, ConfigError, PeerError
+from jwins.net.bootstrap import pack_state, state_wire
+from jwins.net.driver import RealTimeDriver
+from jwins.net.handshake import BOOTSTRAPPED
 from jwins.net.identity import renewed
 from jwins.net.journal import Journal
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.peer_session import BufferedFrame
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
-from jwins.net.transport_interface import LinkEvent, MessageReceived
+from jwins.net.transport_interface import MessageReceived
 from jwins.node import Finished
 from jwins.run_folder import traffic
 from jwins.run_folder.record import Record
 from jwins.sharing import choco, closed_loop, full, stateless
 from jwins.sharing import jwins as jwins_sharing
 from jwins.topology import FullyConnected, Regular, Ring
-from jwins.wire.frame import Packed
+from jwins.wire.frame import Frame, Packed, StateRequest
 
 # --- Graphs -----------------------------------------------------------------------------------------------
 
@@ -225,39 +227,27 @@ def test_a_joiner_begins_with_the_model_of_a_provider_in_the_round_in_which_it_j
     topologies[3].add(1, 12, (0, 1, 3))
     worlds = [World(4, sharing, topologies[node], rounds=30, eval_at=frozenset({0, 30})) for node in range(4)]
     drivers = [worlds[node].driver(node, wires) for node in (0, 1)]
-    group = worlds[3].group(3)
-    initial = group.parameters(3)
-    given: dict[int, Any] = {}
-    give = drivers[1]._send_state
+    joiner = worlds[3].driver(3, wires, bootstrap_from=[1], joins_at=12)
+    initial = joiner.group.parameters(3).clone()
+    models = state_wire(joiner.rules.wire.digest, len(initial))
+    sent: list[Frame] = []
 
-    def seen(peer: int) -> None:
-        waits = drivers[1].peers[peer].requested_from is not None
-        give(peer)
-        if waits and drivers[1].peers[peer].requested_from is None:
-            given[drivers[1].round] = drivers[1].group.parameters(1).clone()
+    def fate(sender: int, receiver: int, data: bytes) -> float:
+        with contextlib.suppress(CodecError):
+            found = models.unpack(data)
+            assert isinstance(found, Frame)
+            sent.append(found)
+        return 0.0 if sent else 0.01  # so that the request comes before round 12, as a rule
 
-    drivers[1]._send_state = seen  # type: ignore[method-assign]
-    wires.fate = lambda sender, receiver, data: 0.01  # so that the request comes before round 12, as a rule
+    wires.fate = fate
+    for driver in drivers:  # a member by its roster
+        driver.peers[3].joins_at = 12
     running = Running()
-    for node, driver in enumerate(drivers):
-        running.start(node, driver)
-    transport, transfer = bootstrap(
-        wires.end(3),
-        [1],
-        StateRequest(3, 12, len(initial), group.rules.wire, hash_of_parameters(initial)),
-        timeout_s=20.0,
-        names=("alice", "bob", "carol", "dave"),
-        journal=Journal("dave"),
-    )
-    wires.fate = lambda sender, receiver, data: 0.0
-    assert transfer is not None
-    assert transfer.provider == 1
-    assert transfer.round >= 12
-    running.wait_until(lambda: transfer.round in given, "the provider has noted what it gave")
-    assert torch.equal(transfer.params, given[transfer.round])
-    assert not torch.equal(transfer.params, initial)
-    running.start(3, worlds[3].driver(3, wires, group=group, transport=transport, transfer=transfer))
+    for driver in (*drivers, joiner):
+        running.start(driver.node, driver)
     outcomes = running.join_all()
+    assert [(found.sender, found.round >= 12) for found in sent] == [(1, True)]
+    assert not torch.equal(sent[0].update.dense_values(), initial)
     for outcome in outcomes.values():
         assert (outcome.status, outcome.round) == ("finished", 30)
         assert not any(outcome.refused.values())
@@ -267,42 +257,40 @@ def test_a_joiner_begins_with_the_model_of_a_provider_in_the_round_in_which_it_j
 
 
 def test_a_provider_whose_connection_breaks_is_asked_again_when_it_is_back(wires: Wires) -> None:
-    world = World(2)
-    group = world.group(1)
-    provider, joiner = wires.end(0), wires.end(1)
-    params = torch.arange(len(group.parameters(1)), dtype=torch.float32)
-    questions: list[LinkEvent] = []
+    world = World(2, rounds=8, timeout_s=1.5)
+    driver, provider = world.driver(1, wires, bootstrap_from=[0], x0=BOOTSTRAPPED), wires.end(0)
+    size = driver.session.handshake.dim
+    params = torch.arange(size, dtype=torch.float32) / size
+    running = Running()
+    provider.start()
+    running.start(1, driver)
+    questions = 0
+    while questions < 2:
+        event = provider.poll(30.0)
+        assert event is not None, "no question for half a minute"
+        if isinstance(event, MessageReceived):
+            assert isinstance(driver.rules.wire.unpack(event.data), StateRequest)
+            questions += 1
+            if questions == 1:
+                wires.cut([(0, 1)])
+                wires.mend()
+    provider.send(1, pack_state(state_wire(driver.rules.wire.digest, size), 0, 7, params).data)
+    running.wait_until(lambda: driver.round >= 7, "it begins in the provider's round")
+    driver._stop = lambda: True
+    running.join_all()
 
-    def answer() -> None:
-        provider.start()
-        while len(questions) < 2:
-            event = provider.poll(30.0)
-            assert event is not None, "no question for half a minute"
-            if isinstance(event, MessageReceived):
-                questions.append(event)
-                if len(questions) == 1:
-                    wires.cut([(0, 1)])
-                    wires.mend()
-        provider.send(1, pack_state(state_wire(group.rules.wire.digest, len(params)), 0, 7, params))
 
-    answering = threading.Thread(target=answer, daemon=True)
-    answering.start()
-    _, transfer = bootstrap(
-        joiner,
-        [0],
-        StateRequest(1, 0, len(params), group.rules.wire, BOOTSTRAPPED),
-        timeout_s=30.0,
-        names=("alice", "bob"),
-        journal=Journal("bob"),
-    )
-    answering.join(30.0)
-    assert transfer is not None
-    assert transfer.round == 7
-    assert torch.equal(transfer.params, params)
+def ends_without_a_model(driver: RealTimeDriver, problem: str) -> None:
+    running = Running()
+    running.start(driver.node, driver)
+    running.join(driver.node)
+    failure = running.failures[driver.node]
+    assert isinstance(failure, PeerError)
+    assert problem in str(failure)
 
 
 def test_a_provider_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: Wires) -> None:
-    group = World(2).group(1)
+    driver = World(2, timeout_s=0.05).driver(1, wires, bootstrap_from=[0], names=("alice", "bob"))
     wires.end(0).start()
     over, meanwhile = threading.Event(), []
 
@@ -315,43 +303,23 @@ def test_a_provider_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: W
 
     flapping = threading.Thread(target=come_and_go, daemon=True)
     flapping.start()
-    with pytest.raises(PeerError, match="none of alice gave its model"):
-        bootstrap(
-            wires.end(1),
-            [0],
-            StateRequest(1, 0, len(group.parameters(1)), group.rules.wire, BOOTSTRAPPED),
-            timeout_s=1.0,
-            names=("alice", "bob"),
-            journal=Journal("bob"),
-        )
+    ends_without_a_model(driver, "none of alice gave its model")
     over.set()
     flapping.join(30.0)
     assert meanwhile == [True], "it gave up while the provider still came and went"
 
 
 def test_a_provider_that_has_ended_says_so(wires: Wires) -> None:
-    world = World(2, rounds=2, timeout_s=0.2)
-    driver = world.driver(0, wires)
-    driver.peers[1].send_buffer[0] = BufferedFrame(Packed(b"", 0, 0), "update")  # so that it stays for node 1
-    driver.neighbour_timeout.timeout_s = 30.0
-    driver._end = Finished("finished", 2)
-    wires.end(0)
-    group = world.group(1)
-    end = wires.end(1)
-    wires.join(driver.transport)  # type: ignore[arg-type]
-    problem = "none of alice gave its model: alice ends: finished"
-    lingering = threading.Thread(target=driver._linger, daemon=True)
+    world = World(2, rounds=2, timeout_s=30.0)
+    first = world.driver(0, wires)
+    first.session.end = Finished("finished", 2)
+    first.peers[1].buffer.frames[0] = BufferedFrame(Packed(b"", 0, 0), "update", sent=True)  # stays for node 1
+    wires.join(first.transport)  # type: ignore[arg-type]
+    lingering = threading.Thread(target=first._linger, daemon=True)
     lingering.start()
-    with pytest.raises(PeerError, match=problem):
-        bootstrap(
-            end,
-            [0],
-            StateRequest(1, 0, len(group.parameters(1)), group.rules.wire, BOOTSTRAPPED),
-            timeout_s=20.0,
-            names=("alice", "bob"),
-            journal=Journal("bob"),
-        )
-    driver._stop = lambda: True
+    driver = world.driver(1, wires, bootstrap_from=[0], names=("alice", "bob"))
+    ends_without_a_model(driver, "none of alice gave its model: alice ends: finished")
+    first._stop = lambda: True
     lingering.join(60.0)
 
 

@@ -21,6 +21,7 @@ from wires import Wires
 
 import jwins
 from jwins.errors import ConfigError, PeerError, ResumeError, UsageError
+from jwins.net.peer_session import State
 from jwins.net.roster import Roster, write_roster
 from jwins.sharing import choco, full, top_k
 from jwins.wire.frame import describe
@@ -282,7 +283,7 @@ def test_a_peer_that_is_made_again_goes_on_where_it_was(tmp_path: Path, wires: W
     again = peers.peer(1, fresh, sharing=sharing, folder=kept)
     assert again.round == 1
     assert torch.equal(flat(fresh), flat(models[1])), "the checkpoint is in the model"
-    until(lambda: first[0]._driver.peers[1].active and not first[0]._driver.peers[1].suspect)
+    until(lambda: first[0]._driver.peers[1].state is State.ACTIVE)
     first[0].exchange(wait=False)
     report = again.exchange()
     assert report.round == 1
@@ -359,6 +360,23 @@ def test_eight_joiners_at_once_change_their_provider_when_it_dies_half_way(
     assert all(report.incompatible == () for report in reports)
     for peer in (*everyone, first[0]):
         peer.close()
+
+
+def test_a_loop_over_the_rounds_that_are_left_cannot_be_wrong(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    models = [model(), model()]
+    open_peers = [peers.peer(rank, models[rank], timeout_s=5.0) for rank in range(2)]
+    found = peers.each(lambda rank: [(at, open_peers[rank].exchange()) for at in open_peers[rank].rounds(4)])
+    for reports in found:
+        assert [at for at, _ in reports] == [0, 1, 2, 3]
+        assert [report.merged_round for _, report in reports] == [0, 1, 2, 3]
+        for _, report in reports:
+            assert (len(report.merged_with), report.partial, report.skipped_rounds) == (1, False, 0)
+            assert report.received_bytes > 0
+            assert sum(report.seconds_by.values()) >= report.seconds - 0.01
+    with pytest.raises(UsageError, match="round 4 ended without an exchange"):
+        for _ in open_peers[0].rounds(6):
+            pass
 
 
 def test_a_closed_peer_and_a_broken_model_are_errors(tmp_path: Path, wires: Wires) -> None:
@@ -448,11 +466,11 @@ def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires
     peers = Peers(tmp_path, 2, wires)
     models = [model(), model(seed=1)]
     alice, bob = (peers.peer(rank, models[rank], timeout_s=60.0) for rank in range(2))
-    until(lambda: bool(alice._driver.peers[1].incompatible) and bool(bob._driver.peers[0].incompatible))
+    until(lambda: bool(alice._driver.peers[1].mismatch) and bool(bob._driver.peers[0].mismatch))
     bob.close()
     models[1] = model()
     bob = peers.peer(1, models[1], timeout_s=60.0)
-    until(lambda: alice._driver.peers[1].active and not alice._driver.peers[1].suspect)
+    until(lambda: alice._driver.peers[1].state is State.ACTIVE)
     for report in peers.each(lambda rank: (alice, bob)[rank].exchange()):
         assert (report.timed_out, report.suspect, report.incompatible) == ((), (), ())
     alice.close()
@@ -463,10 +481,10 @@ def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path
     peers = Peers(tmp_path, 3, wires)
     alice = peers.peer(0, model(), timeout_s=0.2)
     bob = peers.peer(1, model(seed=1))
-    until(lambda: bool(alice._driver.peers[1].incompatible))
+    until(lambda: bool(alice._driver.peers[1].mismatch))
     assert [text.partition(":")[0] for text in alice.exchange(wait=False).incompatible] == ["bob"]
     carol = peers.peer(2, model(), timeout_s=0.2)
-    until(lambda: alice._driver.peers[2].active)
+    until(lambda: alice._driver.peers[2].is_introduced)
     assert len(alice.exchange(wait=False).incompatible) == 1
     for peer in (alice, bob, carol):
         peer.close()

@@ -18,6 +18,7 @@ import jwins
 from jwins.errors import ConfigError, PeerError, RemovedError
 from jwins.net.identity import renewed
 from jwins.net.membership import kept_rosters
+from jwins.net.peer_session import State
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.sharing import closed_loop, full, stateless
 
@@ -185,7 +186,7 @@ def test_who_changes_its_certificate_is_connected_anew(federation: Any, tmp_path
     run.rounds_later(5, "alice", "bob")
     for loop in run.loops.values():
         assert not any(report.timed_out for report in loop.reports)
-        ((_, link),) = loop.peer._network.report().items()
+        ((_, link),) = loop.peer._transport.report().items()
         assert link.connections >= 2
 
 
@@ -229,11 +230,12 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
     first = peer(0, model(), timeout_s=0.1)
     moved(first.model, 8.0)
     first.exchange()  # alone
-    first._driver.neighbour_timeout.timeout_s = 20.0
+    for known in first._driver.peers.values():
+        known.timeout.timeout_s = 20.0
     second = peer(1, model(), timeout_s=20.0, bootstrap_from="alice")
     assert second.round == 1
     torch.testing.assert_close(flat(second.model), flat(model()) + 8.0)
-    until(lambda: first._driver.peers[1].active and not first._driver.peers[1].suspect)
+    until(lambda: first._driver.peers[1].state is State.ACTIVE)
     moved(first.model, 4.0)
     both = [threading.Thread(target=one.exchange, daemon=True) for one in (first, second)]
     for thread in both:

@@ -22,12 +22,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from wires import Running, Wires, World
 
 from jwins.errors import UsageError
-from jwins.net.bootstrap import mismatch
+from jwins.net.handshake import Handshake, greeting_mismatch, pack_greeting
 from jwins.net.journal import Journal, write_journal
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.status import serve
 from jwins.topology import FullyConnected
-from jwins.wire.frame import Hello
 
 
 def get(port: int, path: str) -> str:
@@ -135,9 +134,12 @@ def test_what_a_peer_says_stays_one_word_of_one_line(
     with caplog.at_level(logging.INFO, "jwins.net"):
         Journal("alice").info("bye", peer="bob", reason=text)
     assert caplog.messages == [f"alice: bye: peer=bob reason={line}"]
-    ours = Hello(0, 0, 3, "raw", {}, b"")
-    for theirs in (replace(ours, codec=f"{text}."), replace(ours, versions={"sharing": f"{text}."})):
-        assert mismatch(theirs, ours, {"sharing": "full"}).isprintable()
+    ours = Handshake(3, "raw", b"", agreed={"sharing": "full"})
+    hello = ours.hello(0, 0, None, True)
+    for theirs in (replace(hello, codec=f"{text}."), replace(hello, versions={"sharing": f"{text}."})):
+        assert ours.hello_mismatch(theirs).isprintable()
+    theirs = pack_greeting(b"1", {f"{text}.": "1", "codec": f"{text}."})
+    assert greeting_mismatch(theirs, pack_greeting(b"2", {"codec": "raw"})).isprintable()
 
 
 # --- In a browser -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from jwins.net.limits import Limits
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
 from jwins.net.transport import TlsTransport
-from jwins.net.transport_interface import Connected, Disconnected, MessageReceived
+from jwins.net.transport_interface import Connected, Disconnected, KeyUsedElsewhere, MessageReceived
 
 QUICK = Limits(retry_s=0.05, connections_per_s=100.0)
 
@@ -243,6 +243,10 @@ def test_a_peer_that_restarts_is_connected_again(make: Make, roster: Roster) -> 
     assert alice.transport.report()[1].connections == 3
 
 
+def told_of_its_key(node: Node) -> bool:
+    return any(isinstance(event, KeyUsedElsewhere) for event in node.events)
+
+
 def test_a_node_started_twice(make: Make, roster: Roster, pair: tuple[Node, Node]) -> None:
     """The first goes on; the second is told. When the first is gone, the second takes its place."""
     alice, bob = pair
@@ -254,13 +258,15 @@ def test_a_node_started_twice(make: Make, roster: Roster, pair: tuple[Node, Node
     )
     twin = make(twin_roster, 1)
     twin.poll_until(lambda: "another process" in twin.transport.report()[0].last_error, "the refusal")
+    for one in (twin, bob):  # both machines are told that their key is in use
+        one.poll_until(lambda one=one: told_of_its_key(one), "the news")  # type: ignore[misc]
     assert alice.transport.report()[1].connections == 1
     bob.transport.close()
     twin.until_connected(0)
 
 
 def test_the_lower_one_started_twice(make: Make, roster: Roster, pair: tuple[Node, Node]) -> None:
-    _, bob = pair
+    alice, bob = pair
     twin_roster = Roster(
         members=tuple(
             m.model_copy(update={"address": f"127.0.0.1:{free_port()}"}) if m.id == 0 else m
@@ -269,6 +275,8 @@ def test_the_lower_one_started_twice(make: Make, roster: Roster, pair: tuple[Nod
     )
     twin = make(twin_roster, 0)
     twin.poll_until(lambda: "another process" in twin.transport.report()[1].last_error, "the refusal")
+    for one in (twin, alice):
+        one.poll_until(lambda one=one: told_of_its_key(one), "the news")  # type: ignore[misc]
     assert bob.transport.report()[0].connections == 1
 
 

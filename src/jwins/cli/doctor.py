@@ -58,12 +58,8 @@ def doctor(
 def _judge(experiment: str, sets: list[str]) -> Judge:
     """Compares the digest that nodes say to everyone; they train in a loop, whatever the file says."""
     from jwins.experiment import load
+    from jwins.net.handshake import greeting_mismatch
+    from jwins.run.node import greeting_of
 
-    ours = load(experiment, sets).changed({"train": {"batching": "loop"}}).digest()
-
-    def judge(greeting: bytes) -> str | None:
-        if greeting == ours:
-            return None
-        return f"it runs another experiment (digest {greeting.hex()} there, {ours.hex()} here)"
-
-    return judge
+    ours = greeting_of(load(experiment, sets).changed({"train": {"batching": "loop"}}))
+    return lambda greeting: greeting_mismatch(greeting, ours) or None

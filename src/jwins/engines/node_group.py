@@ -302,14 +302,6 @@ class NodeGroup:
             self._prepare(node, found[node])
         return found
 
-    def begin_with(self, node: int, params: Tensor) -> None:
-        """Let a node that has shared nothing yet go on from another's model, (P,) float32 on the CPU.
-
-        A :class:`~jwins.node.Rejoin` at the other's round comes next.
-        """
-        machine = self._machine(node)
-        machine.begin_with(params.to(machine.params.device))
-
     def train(self, rounds: Mapping[int, int]) -> None:
         """Local training of these nodes, which is reported to each by :class:`TrainingDone`.
 
@@ -539,6 +531,10 @@ class NodeGroup:
         """Of these nodes, those that wait: their round, and for whose frames."""
         machines = [self._nodes[node] for node in nodes]
         return {m.id: (m.round, m.waiting_for) for m in machines if m.phase is Phase.WAITING}
+
+    def machine(self, node: int) -> Node:
+        """The state machine of a node of this process, to be looked at."""
+        return self._machine(node)
 
     def round(self, node: int) -> int:
         """How many rounds a node has completed."""

@@ -1,119 +1,31 @@
-"""A model from a neighbour, for a peer that comes later or begins otherwise than the others."""
+"""A model from a member, for a node that joins later, starts from scratch or cannot begin alike."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from jwins.errors import CodecError, PeerError
-from jwins.net.journal import Journal, plain
-from jwins.net.transport_interface import (
-    Connected,
-    Disconnected,
-    LinkEvent,
-    LinkReport,
-    MessageReceived,
-    Transport,
-)
-from jwins.sharing.update import Update
+from jwins.errors import CodecError
+from jwins.net.peer_session import State
+from jwins.sharing.update import Update, largest_magnitude
 from jwins.wire.codec import codec
-from jwins.wire.frame import DIGEST_BYTES, Bye, Frame, Hello, Message, Wire
+from jwins.wire.frame import DIGEST_BYTES, Frame, Packed, StateRequest, Wire
 
-__all__ = [
-    "BOOTSTRAPPED",
-    "STATE_REQUEST",
-    "StateTransfer",
-    "StateRequest",
-    "Replayed",
-    "bootstrap",
-    "mismatch",
-    "state_wire",
-    "pack_state",
-]
+if TYPE_CHECKING:
+    from jwins.net.session import Session
 
-BOOTSTRAPPED = b""
-"""What a peer states in place of the hash of its initial parameters if they are a neighbour's."""
+__all__ = ["PROVIDE_EVERY", "Joiner", "Provider", "pack_state", "state_wire"]
 
-STATE_REQUEST = ("wants", "model")
-"""What a Hello says among its versions, by which a peer asks for the model of its round or a later one."""
+PROVIDE_EVERY = 16
+"""A member is sent at most one model in this number of rounds, over all of its connections."""
 
-_ASK_AGAIN_S = 5.0
-_AWAY_S = 15.0
+ASK_AGAIN_S = 5.0
+AWAY_S = 15.0
 """A provider whose connection broke is waited for so long: longer than the pause between two attempts."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StateTransfer:
-    """What a neighbour gave.
-
-    Attributes:
-        provider: who.
-        round: the provider's.
-        params: (P,) float32.
-        x0: what the node says of its initial parameters.
-    """
-
-    provider: int
-    round: int
-    params: Tensor
-    x0: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class StateRequest:
-    """Who asks for a model.
-
-    Attributes:
-        node: its number.
-        from_round: a member from this round on: the model is of it, or of a later one.
-        size: P.
-        wire: of the experiment.
-        x0: hash of the common initial parameters, or :data:`BOOTSTRAPPED`.
-        agreed: what else peers must have in common, by name.
-    """
-
-    node: int
-    from_round: int
-    size: int
-    wire: Wire
-    x0: bytes
-    agreed: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def hello(self) -> Hello:
-        """Asks for the model."""
-        versions = {**self.agreed, STATE_REQUEST[0]: STATE_REQUEST[1]}
-        return Hello(self.node, self.from_round, self.size, self.wire.codec.name, versions, self.x0)
-
-
-def mismatch(theirs: Hello, ours: Hello, agreed: Mapping[str, str]) -> str:
-    """Why a peer cannot take part, or "".
-
-    Args:
-        theirs: what it says first.
-        ours: what this node says.
-        agreed: what else must be the same, by name.
-    """
-    if theirs.dim != ours.dim:
-        return f"its model has {theirs.dim} parameters that are exchanged, this one {ours.dim}"
-    if theirs.codec != ours.codec:
-        return f"it encodes with {plain(theirs.codec)}, this node with {ours.codec}"
-    for what, here in agreed.items():
-        if (there := theirs.versions.get(what, "")) != here:
-            return f"its {what} is {plain(there) or 'not known'}, here it is {here}"
-    if BOOTSTRAPPED not in (theirs.x0, ours.x0) and theirs.x0 != ours.x0:
-        return (
-            f"its initial parameters differ (hash {theirs.x0.hex()[:16]}, here {ours.x0.hex()[:16]}); its "
-            f"versions: {dict(sorted(theirs.versions.items()))}"
-        )
-    return ""
 
 
 def state_wire(digest: bytes, size: int) -> Wire:
@@ -127,179 +39,220 @@ def state_wire(digest: bytes, size: int) -> Wire:
     return Wire(codec("raw"), own, size)
 
 
-def pack_state(wire: Wire, sender: int, round: int, params: Tensor) -> bytes:
+def pack_state(wire: Wire, sender: int, round: int, params: Tensor) -> Packed:
     """A model as a message; ``params`` (P,) float32."""
-    return wire.pack(Frame(sender, round, Update(len(params), None, params), keyframe=True)).data
+    return wire.pack(Frame(sender, round, Update(len(params), None, params), keyframe=True))
 
 
-def bootstrap(
-    transport: Transport,
-    providers: Sequence[int],
-    request: StateRequest,
-    *,
-    timeout_s: float,
-    names: Sequence[str],
-    journal: Journal,
-    stop: Callable[[], bool] = lambda: False,
-) -> tuple[Transport, StateTransfer | None]:
-    """Start a transport, and ask one neighbour after the other for its model, until one gives it.
+class Joiner:
+    """Asks one member after the other for its model, until one sends it.
 
-    A provider that is not in the round yet says so from time to time, and is waited for.
+    A provider that is not in the round yet says Hello from time to time, and is waited for. The next is asked
+    when one does not answer in time, goes away and is not back soon, ends, or does not fit.
 
     Args:
-        transport: reaches the others; closed if nobody gives a model.
-        providers: whom to ask, in order; the next one when the one before does not answer in time, goes away
-            and is not back soon, or does not fit.
-        request: of the joiner.
-        timeout_s: how long to wait for each, since it was heard last.
-        names: of all peers.
-        journal: told what happens.
-        stop: asked every second whether to give up.
-
-    Returns:
-        The transport as the driver is to use it, and what was given; None if asked to stop.
-
-    Raises:
-        PeerError: none of them gave it.
-        UsageError: the transport cannot listen.
-    """
-    answers: dict[str, str] = {}
-    transport.start()
-    try:
-        asking = _Bootstrap(transport, request, timeout_s, stop)
-        for provider in providers:
-            journal.info("requesting state", peer=names[provider], from_round=request.from_round)
-            found = asking.of(provider)
-            if isinstance(found, Frame):
-                journal.info("bootstrapped", peer=names[provider], round=found.round)
-                transfer = StateTransfer(provider, found.round, found.update.dense_values(), request.x0)
-                return Replayed(transport, asking.heard()), transfer
-            if stop():
-                transport.close(0.0)
-                return transport, None
-            journal.warning("no state", peer=names[provider], reason=found)
-            answers[names[provider]] = found
-    except BaseException:
-        transport.close(0.0)
-        raise
-    transport.close(0.0)
-    told = "; ".join(f"{name} {reason}" for name, reason in answers.items())
-    raise PeerError(f"none of {', '.join(answers)} gave its model: {told}")
-
-
-class _Bootstrap:
-    """Asks for a model, and keeps what the transport tells meanwhile: who is connected, and each one's
-    Hello.
+        session: whose node needs a model.
+        providers: whom to ask, in order.
+        from_round: the model is of this round, or of a later one.
+        at_start: whether the node has not begun yet.
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        request: StateRequest,
-        timeout_s: float,
-        stop: Callable[[], bool],
+        self, session: Session, providers: tuple[int, ...], from_round: int, *, at_start: bool
     ) -> None:
-        self._transport, self._request = transport, request
-        self._timeout_s, self._stop = timeout_s, stop
-        self._question = request.wire.pack(request.hello).data
-        self._models = state_wire(request.wire.digest, request.size)
-        self._connected: dict[int, Connected] = {}
-        self._hellos: dict[int, MessageReceived] = {}
+        self._session, self._from_round, self.at_start = session, from_round, at_start
+        self._left = list(providers)
+        self._all = tuple(providers)
+        wire = session.node.rules.wire
+        self._wire = state_wire(wire.digest, session.handshake.dim)
+        self._request = wire.pack(StateRequest(session.node.id, from_round))
+        self._answers: dict[int, str] = {}
+        self._pending: Frame | None = None
+        self._current: int | None = None
+        self._until = self._ask_at = self._away_from = 0.0
 
-    def heard(self) -> list[LinkEvent]:
-        """Who said Hello, and who is connected."""
-        events: list[LinkEvent] = []
-        for peer in sorted({*self._connected, *self._hellos}):
-            events.append(self._connected.get(peer, Connected(peer)))
-            if peer in self._hellos:
-                events.append(self._hellos[peer])
-            if peer not in self._connected:
-                events.append(Disconnected(peer, "went away"))
-        return events
+    @property
+    def _timeout_s(self) -> float:
+        return 20.0 * self._session.settings.timeout_s
 
-    def of(self, provider: int) -> Frame | str:
-        """The provider's model, or why there is none."""
-        until, back_by, ask_at = time.monotonic() + self._timeout_s, math.inf, 0.0
-        asked = False
-        while (now := time.monotonic()) < (end := min(until, back_by)) and not self._stop():
-            if provider in self._connected and now >= ask_at:
-                asked = self._transport.send(provider, self._question) or asked
-                ask_at = now + min(_ASK_AGAIN_S, self._timeout_s / 4)
-            match self._transport.poll(min(1.0, end - now)):
-                case Connected(peer) as event:
-                    self._connected[peer] = event
-                    if peer == provider:
-                        back_by, ask_at = math.inf, 0.0
-                case Disconnected(peer):
-                    self._connected.pop(peer, None)
-                    if peer == provider and asked:
-                        back_by = time.monotonic() + min(_AWAY_S, self._timeout_s / 4)
-                case MessageReceived(peer, data) as event:
-                    if peer == provider and (found := self._model(data, provider)) is not None:
-                        return found
-                    said = self._said(event)
-                    if peer == provider and isinstance(said, Bye):
-                        return f"ends: {plain(said.reason)}"
-                    if peer == provider and isinstance(said, Hello):
-                        if problem := mismatch(said, self._request.hello, self._request.agreed):
-                            return f"does not fit: {problem}"
-                        until = time.monotonic() + self._timeout_s
-        if back_by < math.inf:
-            return "went away"
-        return f"did not give it within {self._timeout_s:.0f} s; is it running?"
+    @property
+    def wait_until(self) -> float:
+        """When to look again, on the clock of the session."""
+        if self._pending is not None:
+            return float("inf")
+        return self._session.now + max(
+            0.001, min(self._until, self._ask_at, self._back_by) - self._session.awake
+        )
 
-    def _said(self, event: MessageReceived) -> Message | None:
-        """What a peer says about itself; of that, the newest is kept."""
+    @property
+    def _back_by(self) -> float:
+        patience_s = min(AWAY_S, self._timeout_s / 4)
+        return self._away_from + patience_s if self._away_from else float("inf")
+
+    def review(self) -> None:
+        """Ask, ask again, or ask the next; begin with what was sent as soon as the node can."""
+        session = self._session
+        if self._pending is not None:
+            if session.node.waiting_for is not None:
+                self.take_pending()
+            return
+        if not self.at_start and not session.fresh:
+            session.joiner = None  # the node has merged meanwhile
+            return
+        if self._current is None and not self._next():
+            return
+        assert self._current is not None
+        if session.awake >= min(self._until, self._back_by):
+            away = session.awake >= self._back_by
+            problem = "went away" if away else f"did not give it within {self._timeout_s:.0f} s; is it running?"
+            self._give_up(problem)
+        elif session.awake >= self._ask_at:
+            self._ask()
+
+    def take_pending(self) -> bool:
+        """Go on with the model that was sent, unless the node is past it; say whether it does."""
+        session, pending = self._session, self._pending
+        if pending is None:
+            return False
+        session.joiner = None
+        if session.node.round >= pending.round or not session.fresh:
+            return False
+        session.fresh = False
+        session.waiting.rejoin(pending.round, pending.update.dense_values())
+        return True
+
+    def _next(self) -> bool:
+        session = self._session
+        if not self._left:
+            told = "; ".join(f"{{{peer}}} {problem}" for peer, problem in self._answers.items())
+            names = ", ".join(f"{{{peer}}}" for peer in self._all)
+            session.no_model(self._all, f"none of {names} gave its model: {told}")
+            return False
+        self._current = self._left.pop(0)
+        self._until, self._away_from = session.awake + self._timeout_s, 0.0
+        session.log("info", "requesting state", peer=self._current, from_round=self._from_round)
+        self._ask()
+        return True
+
+    def _ask(self) -> None:
+        session, current = self._session, self._current
+        self._ask_at = session.awake + min(ASK_AGAIN_S, self._timeout_s / 4)
+        if current is not None and session.peers[current].connected:
+            session.outbox.transmit(current, self._request, "control")
+
+    def _give_up(self, problem: str) -> None:
+        assert self._current is not None
+        self._session.log("warning", "no model", peer=self._current, reason=problem)
+        self._answers[self._current] = problem
+        self._current = None
+        self.review()
+
+    def on_connected(self, peer: int) -> None:
+        """A connection is open."""
+        if peer == self._current:
+            self._away_from, self._ask_at = 0.0, self._session.awake
+
+    def on_disconnected(self, peer: int) -> None:
+        """A connection is gone."""
+        if peer == self._current and not self._away_from:
+            self._away_from = self._session.awake or 1e-9
+
+    def on_hello(self, peer: int) -> None:
+        """The provider is there, and perhaps not in the round yet."""
+        if peer == self._current:
+            self._until = self._session.awake + self._timeout_s
+
+    def on_refused(self, peer: int, problem: str) -> None:
+        """A peer ends, or does not fit."""
+        if peer == self._current:
+            self._give_up(problem)
+
+    def on_message(self, peer: int, data: bytes) -> bool:
+        """Take a model; say whether the message was one."""
         try:
-            said = self._request.wire.unpack(event.data)
-        except CodecError:
-            return None
-        if isinstance(said, Hello) and said.sender == event.peer:
-            self._hellos[event.peer] = event
-        return said
+            found = self._wire.unpack(data)
+        except CodecError:  # something else
+            return False
+        if peer != self._current or not isinstance(found, Frame) or found.sender != peer:
+            self._session.refuse(peer, "a model that was not asked for")
+        elif problem := self._objection(found):
+            self._session.refuse(peer, f"a model that cannot be used: {problem}")
+            self._give_up(f"sent a model that cannot be used: {problem}")
+        else:
+            self._take(peer, found)
+        return True
 
-    def _model(self, data: bytes, provider: int) -> Frame | None:
-        try:
-            found = self._models.unpack(data)
-        except CodecError:  # something else that the provider says
-            return None
-        if not isinstance(found, Frame) or found.sender != provider or found.update.positions is not None:
-            return None
-        values, wanted = found.update.values, self._request
-        whole = isinstance(values, Tensor) and values.dtype == torch.float32 and len(values) == wanted.size
-        return found if whole and found.round >= wanted.from_round and found.update.is_finite() else None
+    def _objection(self, found: Frame) -> str:
+        values, rules = found.update.values, self._session.node.rules
+        if (
+            found.update.positions is not None
+            or not isinstance(values, Tensor)
+            or values.dtype != torch.float32
+        ):
+            return "it is not the whole of one"
+        if not self._from_round <= found.round < rules.rounds:
+            return f"it is of round {found.round}"
+        own, largest = max(1.0, largest_magnitude(self._session.node.params)), found.update.largest()
+        if not (math.isfinite(largest) and largest <= rules.max_magnitude_ratio * own):
+            return f"it has a value of {largest:.3g}"
+        return ""
+
+    def _take(self, peer: int, found: Frame) -> None:
+        session = self._session
+        session.log("info", "bootstrapped", peer=peer, round=found.round)
+        if not self.at_start:
+            self._pending = found
+            self.review()
+            return
+        session.joiner, session.fresh = None, False
+        session.begin(found.round, found.update.dense_values())
+        for other, known in session.peers.items():
+            if known.connected and known.state is not State.INCOMPATIBLE:
+                session.outbox.say_hello(other)
 
 
-class Replayed:
-    """A transport that was started before, of which some events were taken out and come first.
+class Provider:
+    """Sends this node's model to members that may have it."""
 
-    Args:
-        transport: that was started.
-        events: in their order.
-    """
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._wire: Wire | None = None
 
-    def __init__(self, transport: Transport, events: Sequence[LinkEvent]) -> None:
-        self._transport, self._first = transport, deque(events)
+    def on_request(self, peer: int, from_round: int) -> None:
+        """A peer asks for the model of a round, or of a later one."""
+        session, known = self._session, self._session.peers[peer]
+        if session.end is not None:
+            session.outbox.transmit(peer, session.outbox.bye(session.end.status), "control")
+            return
+        if session.joiner is not None:
+            return  # it has none itself
+        if not self._may_have(peer):
+            session.refuse(peer, "asks for a model that it may not have")
+            return
+        known.requested_from = from_round
+        self.provide(peer)
+        if known.requested_from is not None:
+            session.outbox.say_hello(peer, answer=True)  # this node is there, and not in that round yet
 
-    def start(self) -> None:
-        """It was."""
+    def _may_have(self, peer: int) -> bool:
+        session = self._session
+        if session.settings.may_provide is not None:
+            return session.settings.may_provide(peer)
+        graph = session.node.rules.topology.at(session.node.round)
+        neighbours = {*graph.senders[session.node.id], *graph.recipients[session.node.id]}
+        return peer in neighbours or session.peers[peer].joins_at is not None
 
-    def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """See :meth:`jwins.net.transport_interface.Transport.send`."""
-        return self._transport.send(peer, data, beside=beside)
-
-    def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """See :meth:`jwins.net.transport_interface.Transport.poll`."""
-        return self._first.popleft() if self._first else self._transport.poll(timeout_s)
-
-    def wake(self) -> None:
-        """See :meth:`jwins.net.transport_interface.Transport.wake`."""
-        self._transport.wake()
-
-    def close(self, flush_s: float = 5.0) -> None:
-        """See :meth:`jwins.net.transport_interface.Transport.close`."""
-        self._transport.close(flush_s)
-
-    def report(self) -> Mapping[int, LinkReport]:
-        """See :meth:`jwins.net.transport_interface.Transport.report`."""
-        return self._transport.report()
+    def provide(self, peer: int) -> None:
+        """Send the model to a peer that waits for it, in pieces between this node's own messages."""
+        session, known, at = self._session, self._session.peers[peer], self._session.node.round
+        if known.requested_from is None or at < known.requested_from or not known.connected:
+            return
+        if known.provided_in is not None and at < known.provided_in + PROVIDE_EVERY:
+            return
+        known.requested_from, known.provided_in = None, at
+        if self._wire is None:
+            self._wire = state_wire(session.node.rules.wire.digest, session.handshake.dim)
+        session.outbox.transmit(
+            peer, pack_state(self._wire, session.node.id, at, session.node.params), "state", beside=True
+        )
+        session.log("info", "sent state", peer=peer, round=at)

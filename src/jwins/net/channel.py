@@ -33,13 +33,14 @@ __all__ = [
     "Control",
     "Go",
     "ChannelHello",
+    "KeyInUse",
     "Ping",
     "Pong",
     "PeerRefused",
     "Sunk",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of this protocol; nodes of different versions do not talk."""
 
 READ_BYTES = 1 << 17
@@ -108,7 +109,17 @@ class Sunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sunk"):
     size: _Count
 
 
-Control: TypeAlias = ChannelHello | Go | Begin | Ping | Pong | Sunk
+class KeyInUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="key_in_use"):
+    """Another process tried to connect with the key of the receiver.
+
+    Attributes:
+        address: from where.
+    """
+
+    address: Annotated[str, msgspec.Meta(max_length=128)]
+
+
+Control: TypeAlias = ChannelHello | Go | Begin | Ping | Pong | Sunk | KeyInUse
 
 C = TypeVar("C", ChannelHello, Go)
 

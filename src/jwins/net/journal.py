@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import time
 from pathlib import Path
 
@@ -70,14 +71,26 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str, separators=(",", ":"))
 
 
-def write_journal(path: Path) -> logging.Handler:
-    """Append all events of this process to a file of JSON lines.
+MAX_BYTES = 16 * 2**20
+MAX_FILES = 4
+
+
+def write_journal(path: Path, node: str | None = None) -> logging.Handler:
+    """Append events of this process to a file of JSON lines, which is kept below 16 MB with three older ones.
+
+    Args:
+        path: the file.
+        node: only events of the node with this name; None for all.
 
     Returns:
         The handler, for ``logging.getLogger("jwins.net").removeHandler``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.handlers.RotatingFileHandler(
+        path, maxBytes=MAX_BYTES, backupCount=MAX_FILES - 1, encoding="utf-8"
+    )
+    if node is not None:
+        handler.addFilter(lambda record: getattr(record, "node", node) == node)
     handler.setFormatter(JsonLines())
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.INFO)

@@ -103,11 +103,20 @@ class Membership:
         self._problem = ""
         self._begins = True
 
-    def connect(self, wire: Wire, *, listen: str | None, changing: bool, also: Iterable[int] = ()) -> IndexMap:
+    def connect(
+        self,
+        wire: Wire,
+        greeting: bytes = b"",
+        *,
+        listen: str | None,
+        changing: bool,
+        also: Iterable[int] = (),
+    ) -> IndexMap:
         """The connections with the other members, by number; not started yet.
 
         Args:
-            wire: of the experiment: its digest is the greeting, its longest frame the longest message.
+            wire: of the experiment: its longest frame is the longest message.
+            greeting: see :func:`~jwins.net.handshake.pack_greeting`; left out: the digest.
             listen: host:port to listen on, if not the roster's.
             changing: whether neighbours are others from round to round, so that all members are dialled.
             also: other nodes to dial, until the roster changes.
@@ -122,7 +131,7 @@ class Membership:
             self._given,
             self._id,
             self._key_file,
-            greeting=wire.digest,
+            greeting=greeting or wire.digest,
             limits=Limits.of_messages(max_frame_bytes(wire.dim)),
             listen=listen,
             dial=dial,

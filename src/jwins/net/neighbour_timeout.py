@@ -1,58 +1,104 @@
-"""How long a node waits for its neighbours: one number of the user's, the rest from what it has seen."""
+"""How long a node waits for a neighbour: one number of the user's, the rest from what the neighbour takes."""
 
 from __future__ import annotations
 
-from collections import deque
+import statistics
+from collections.abc import Iterable
 
 from jwins.validation import Within
 
-__all__ = ["TIMEOUT_S", "NeighbourTimeout"]
+__all__ = ["SUSPECT_AFTER", "TIMEOUT_S", "AwakeClock", "NeighbourTimeout"]
 
 TIMEOUT_S = Within("a time in seconds", 0, open_low=True)
 
-_FACTOR_OF_SLOWEST = 3.0
-"""A frame may take thrice as long as the slowest of late: twice is what a neighbour takes that has to share its
-processor with one more process."""
-_MAX_FACTOR = 20.0
-"""However slow the others have been, a wait ends: a peer that answers just in time cannot stretch it more."""
-_REMEMBERED = 64
-_SUSPECT_AFTER = 3
+SUSPECT_AFTER = 3
+"""A connected neighbour that timed out in this number of rounds in a row is no longer waited for."""
+
+MAX_FACTOR = 20.0
+"""A wait ends after this number of timeouts, however slow a neighbour is, and for one that never came."""
+
+OTHERS_FACTOR = 4.0
+"""A neighbour is waited for at most this number of times as long as the median of the others takes, or
+``timeout_s``: who answers just in time slows nobody down beyond what the others take anyway."""
+
+MEAN_GAIN, DEVIATION_GAIN, DEVIATIONS = 1 / 8, 1 / 4, 4.0
+"""As in V. Jacobson, "Congestion avoidance and control", SIGCOMM 1988, and RFC 6298."""
+
+MAX_STEP_S = 2.0
+"""A longer time between two looks at the clock is one in which this process stood still."""
 
 
 class NeighbourTimeout:
-    """When a neighbour has timed out, and when it is no longer waited for.
+    """When one neighbour has timed out: a smoothed mean and deviation of what its frames take.
 
-    A wait begins when the node has sent its own frame. It lasts ``timeout_s``, or thrice the longest that a
-    frame has taken of late, late ones included, and at most 20 ``timeout_s``: this is also how long a node
-    waits for a neighbour that it has never been connected with, because people start nodes one after the other.
-    Only durations on this machine's own clock are used.
+    A wait begins when the node has sent its own frame. It lasts ``mean + 4 deviation`` of what the neighbour
+    has taken while it was connected, but at least ``timeout_s`` and at most 20 ``timeout_s``; see also
+    :data:`OTHERS_FACTOR`. Time in which the neighbour was not there, or this process stood still, is not
+    observed: one crash does not make the next wait longer.
 
     Args:
-        timeout_s: the least time to wait for a neighbour, in seconds.
+        timeout_s: the least time to wait, in seconds.
 
     Raises:
         ConfigError: a number out of range.
+
+    >>> timeout = NeighbourTimeout(2.0)
+    >>> timeout.observe(1.0)
+    >>> timeout.limit_s()
+    3.0
     """
 
-    suspect_after = _SUSPECT_AFTER
-    """A connected neighbour that timed out so many rounds in a row is no longer waited for."""
+    __slots__ = ("deviation_s", "mean_s", "timeout_s")
 
     def __init__(self, timeout_s: float) -> None:
         TIMEOUT_S.check("timeout_s", timeout_s)
         self.timeout_s = timeout_s
-        self._seen: deque[float] = deque(maxlen=_REMEMBERED)
+        self.mean_s: float | None = None
+        self.deviation_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """A neighbour's frame came so long after the node's own was sent."""
-        self._seen.append(max(0.0, seconds))
+        """A frame came so long after the node's own was sent."""
+        seconds = max(0.0, seconds)
+        if self.mean_s is None:
+            self.mean_s, self.deviation_s = seconds, seconds / 2
+            return
+        self.deviation_s += DEVIATION_GAIN * (abs(seconds - self.mean_s) - self.deviation_s)
+        self.mean_s += MEAN_GAIN * (seconds - self.mean_s)
 
-    @property
-    def limit_s(self) -> float:
-        """How long to wait for a neighbour that has been connected."""
-        longest = max(self._seen, default=0.0)
-        return min(max(self.timeout_s, _FACTOR_OF_SLOWEST * longest), self.first_s)
+    def limit_s(self, others_s: Iterable[float] = ()) -> float:
+        """How long to wait for the neighbour.
+
+        Args:
+            others_s: means of the other neighbours.
+        """
+        own_s = 0.0 if self.mean_s is None else self.mean_s + DEVIATIONS * self.deviation_s
+        most_s = self.first_s
+        if means := list(others_s):
+            most_s = min(most_s, OTHERS_FACTOR * statistics.median_low(means))
+        return max(self.timeout_s, min(own_s, most_s))
 
     @property
     def first_s(self) -> float:
         """How long to wait for a neighbour that has never been connected."""
-        return _MAX_FACTOR * self.timeout_s
+        return MAX_FACTOR * self.timeout_s
+
+
+class AwakeClock:
+    """Seconds in which this process was awake, from a clock that goes on while it is stopped.
+
+    >>> clock = AwakeClock(0.0)
+    >>> clock.at(1.0), clock.at(600.0)
+    (1.0, 3.0)
+    """
+
+    __slots__ = ("_last", "_max_step_s", "seconds")
+
+    def __init__(self, now: float, max_step_s: float = MAX_STEP_S) -> None:
+        self._last, self._max_step_s = now, max_step_s
+        self.seconds = 0.0
+
+    def at(self, now: float) -> float:
+        """Seconds awake until ``now``; it is asked more often than every ``max_step_s`` while awake."""
+        self.seconds += min(max(0.0, now - self._last), self._max_step_s)
+        self._last = now
+        return self.seconds

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import hashlib
+import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -19,25 +19,31 @@ from torch import Tensor, nn
 
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
-from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, ResumeError, UsageError
-from jwins.net.bootstrap import BOOTSTRAPPED, StateRequest, StateTransfer
-from jwins.net.bootstrap import bootstrap as bootstrap_model
-from jwins.net.driver import RealTimeDriver, WallOutcome, hash_of_parameters
+from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
+from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.external_training import ExternalTraining
-from jwins.net.journal import Journal
-from jwins.net.membership import Membership, common_of
-from jwins.net.neighbour_timeout import NeighbourTimeout
+from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
+from jwins.net.journal import Journal, write_journal
+from jwins.net.membership import Membership
+from jwins.net.peer_settings import (
+    check_resumable,
+    digest_of_run,
+    hash_of_layout,
+    selected,
+    settings_of_run,
+)
 from jwins.net.roster import Member, Roster, providers_of, read_roster
 from jwins.net.status import ENDLESS, serve
+from jwins.net.status_file import StatusFile
 from jwins.net.transport_interface import Transport
 from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.run_folder.lock import locked
-from jwins.run_folder.rows import StartRow, read_rows
+from jwins.run_folder.rows import StartRow
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
-from jwins.wire.frame import DIGEST_BYTES, Wire
+from jwins.wire.frame import Wire
 
 if TYPE_CHECKING:
     from jwins.training.trainer import Trainer
@@ -59,6 +65,11 @@ class Exchanged:
         suspect: names of the peers that are not waited for now.
         incompatible: names of the peers that cannot take part, each with the reason.
         roster_version: of the roster by which the peer mixes now.
+        merged_with: names of the neighbours whose models are in the merge of ``merged_round``.
+        partial: whether a neighbour of that round is not among them.
+        received_bytes: since the exchange before.
+        skipped_rounds: in which the peer took no part so far, because it was behind or away.
+        seconds_by: ``seconds`` by activity: ``waiting``, ``sharing and merging``, ``decoding``.
     """
 
     round: int
@@ -70,6 +81,11 @@ class Exchanged:
     suspect: tuple[str, ...]
     incompatible: tuple[str, ...]
     roster_version: int = 0
+    merged_with: tuple[str, ...] = ()
+    partial: bool = False
+    received_bytes: int = 0
+    skipped_rounds: int = 0
+    seconds_by: Mapping[str, float] = field(default_factory=dict)
 
 
 class Peer:
@@ -105,7 +121,7 @@ class Peer:
             used if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
         timeout_s: the least time to wait for a neighbour; every other time is derived from it.
-        folder: for checkpoints; None for none.
+        folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for none.
         metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
         listen: host:port to listen on, if not the roster's.
         transport: what reaches the others by number, in place of connections of the roster; for tests.
@@ -125,7 +141,7 @@ class Peer:
     Example::
 
         with jwins.Peer(model, roster="roster.toml", key="alice.key", sharing=jwins.sharing.jwins()) as peer:
-            for round in range(rounds):
+            for round in peer.rounds(100):
                 train_locally(model, loader)
                 report = peer.exchange()
     """
@@ -156,7 +172,7 @@ class Peer:
         members.build_topology()
         self.name = me.name
         self.model = model
-        self._layout = layout = _selected(Layout.of(model, buffers), params)
+        self._layout = layout = selected(Layout.of(model, buffers), params)
         place = None if folder is None else Path(folder)
         going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
         providers = [] if going_on else _providers(members, me, bootstrap_from)
@@ -173,10 +189,10 @@ class Peer:
         )
         self._names = membership.names
         algorithm = jwins_sharing() if sharing is None else sharing
-        digest = _digest(members, algorithm, codec)
-        agreed = {"layout": _hash_of_layout(layout)}
+        digest = digest_of_run(members, algorithm, codec)
+        agreed = {"layout": hash_of_layout(layout)}
         if place is not None and going_on:
-            _check_resumable(place, digest, agreed)
+            check_resumable(place, digest, agreed)
         rules = Rules(
             algorithm,
             Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
@@ -185,31 +201,14 @@ class Peer:
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
-            max_magnitude_ratio=MAX_MAGNITUDE_RATIO,
-        )
+        ).among_strangers(MAX_MAGNITUDE_RATIO, changing=members.topology.changes)
+        greeting = pack_greeting(digest, settings_of_run(members, algorithm, codec))
         if transport is None:
             changing = members.topology.changes
-            transport = membership.connect(rules.wire, listen=listen, changing=changing, also=providers)
-        initial = layout.flatten(model).cpu()
-        transfer: StateTransfer | None = None
-        if providers:
-            transport, transfer = bootstrap_model(
-                transport,
-                providers,
-                StateRequest(
-                    membership.node,
-                    me.since_round,
-                    layout.size,
-                    rules.wire,
-                    hash_of_parameters(initial) if algorithm.needs_common_start else BOOTSTRAPPED,
-                    agreed,
-                ),
-                timeout_s=NeighbourTimeout(timeout_s).first_s,
-                names=self._names,
-                journal=journal,
+            transport = membership.connect(
+                rules.wire, greeting, listen=listen, changing=changing, also=providers
             )
-            assert transfer is not None, "nobody asked to stop"
-            layout.write(transfer.params, model)
+        initial = layout.flatten(model).cpu()
         self._training = ExternalTraining(membership.node, layout, initial)
         start = StartRow(
             me.name,
@@ -224,24 +223,31 @@ class Peer:
             "own loop",
             "wall",
         )
-        self._closing = False
+        self._closing, self._farewell = False, "ended"
+        starts_alike = not providers or algorithm.needs_common_start
         self._driver = RealTimeDriver(
             NodeGroup(cast("Trainer", self._training), rules),
             transport,
             start=start,
             names=self._names,
             agreed=agreed,
-            transfer=transfer,
+            greeting=greeting,
+            x0=None if starts_alike else BOOTSTRAPPED,
+            bootstrap_from=providers,
+            joins_at=me.since_round or None,
             changes=membership.look,
             timeout_s=timeout_s,
             flush_s=max(5.0, timeout_s),
             recorder=Recorder(place),
+            on_progress=None if place is None else StatusFile(place / "status.json", self._names),
             stop=lambda: self._closing,
+            farewell=lambda: self._farewell,
             journal=journal,
         )
         self._transport = transport
         self._under_way: Tensor | None = None
-        self._told_bytes = 0
+        self._told_bytes = self._told_received = 0
+        self._told_wall_s: Mapping[str, float] = {}
         self._reported_timed_out = dict(self._driver.timed_out)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
@@ -250,6 +256,7 @@ class Peer:
             try:
                 place.mkdir(parents=True, exist_ok=True)
                 self._folder.enter_context(locked(place, "this peer"))
+                self._folder.callback(_end_of_journal, write_journal(place / "log.jsonl", me.name))
             except BaseException:
                 transport.close()
                 raise
@@ -259,7 +266,7 @@ class Peer:
         atexit.register(self._at_exit)
         try:
             self._next, merged = self._training.take_merged()
-            if going_on:
+            if going_on or providers:
                 layout.write(merged, model)
             self._told_bytes = self._driver.progress().bytes_total
             self._served = _serving(self._driver, metrics_port)
@@ -278,6 +285,26 @@ class Peer:
     def round(self) -> int:
         """How many rounds are complete."""
         return self._next
+
+    def rounds(self, count: int) -> Iterator[int]:
+        """The rounds that are left of ``count``, for a loop that goes on where the peer is.
+
+        A peer that is made again with its folder begins with the round after its checkpoint, and one that takes
+        the round of the others, because it was away, leaves out those in between. Exchange once in each.
+
+        Example::
+
+            for round in peer.rounds(100):
+                train_locally(model, loader)
+                peer.exchange()
+        """
+        while self._next < count:
+            at = self._next
+            yield at
+            if self._next == at and self._under_way is None:
+                raise UsageError(f"Peer.rounds: round {at} ended without an exchange")
+            if self._under_way is not None:
+                self._next = max(self._next, at + 1)  # exchanged without waiting
 
     def exchange(self, *, wait: bool = True) -> Exchanged:
         """Share the model as it is now, and merge what the neighbours share into it, in place.
@@ -355,18 +382,22 @@ class Peer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self._farewell = (
+                "interrupted" if issubclass(kind, KeyboardInterrupt) else f"failed: {kind.__name__}"
+            )
         self.close()
 
     def _is_alone(self, round: int) -> bool:
         """Whether nobody was met, and no neighbour of a round is waited for."""
         driver = self._driver
         neighbours = driver.rules.topology.at(round).senders[driver.node]
-        met = any(known.ever_active for known in driver.peers.values())
-        return not met and all(driver.peers[peer].suspect for peer in neighbours)
+        met = any(known.ever_met and not known.mismatch for known in driver.peers.values())
+        return not met and all(not driver.peers[peer].is_awaited for peer in neighbours)
 
     def _report(self, handed: int, merged_round: int | None, seconds: float) -> Exchanged:
         driver = self._driver
-        incompatible = {peer: known.incompatible for peer, known in driver.peers.items() if known.incompatible}
+        incompatible = {peer: known.mismatch for peer, known in driver.peers.items() if known.mismatch}
         if incompatible and self._is_alone(handed):
             told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in incompatible.items())
             raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
@@ -375,7 +406,9 @@ class Peer:
         names = tuple(
             self._names[peer] for peer in timed_out if timed_out[peer] > self._reported_timed_out[peer]
         )
-        sent = now.bytes_total - self._told_bytes
+        sent, received = now.bytes_total - self._told_bytes, now.received_bytes - self._told_received
+        self._told_received = now.received_bytes
+        merge = None if merged_round is None else driver.session.rounds.merged.get(merged_round)
         self._reported_timed_out, self._told_bytes = timed_out, now.bytes_total
         return Exchanged(
             handed,
@@ -387,7 +420,25 @@ class Peer:
             tuple(self._names[peer] for peer in now.suspect),
             tuple(f"{self._names[peer]}: {why}" for peer, why in incompatible.items()),
             now.roster_version,
+            () if merge is None else tuple(self._names[peer] for peer in merge.merged_with),
+            merge is not None and bool(merge.without),
+            received,
+            now.skipped_rounds,
+            self._split(seconds),
         )
+
+    def _split(self, seconds: float) -> dict[str, float]:
+        """Where the time of an exchange went."""
+        now_s = dict(self._driver.group.wall_s)
+        spent = {name: now_s[name] - self._told_wall_s.get(name, 0.0) for name in now_s}
+        self._told_wall_s = now_s
+        busy = {"sharing and merging": spent["share and merge"], "decoding": spent["decoding"]}
+        return {"waiting": max(0.0, seconds - sum(busy.values())), **busy}
+
+
+def _end_of_journal(handler: logging.Handler) -> None:
+    logging.getLogger("jwins.net").removeHandler(handler)
+    handler.close()
 
 
 def _ended(outcome: WallOutcome) -> JwinsError:
@@ -413,56 +464,6 @@ def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] 
     return providers_of(
         members, me, [bootstrap_from] if isinstance(bootstrap_from, str) else bootstrap_from or []
     )
-
-
-def _selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
-    """The layout of those parameters alone; shared buffers belong to it in any case."""
-    if wanted is None:
-        return layout
-    known = [slot.name for slot in layout.slots if slot.kind == "parameter"]
-    if callable(wanted):
-        chosen = {name for name in known if wanted(name)}
-    else:
-        chosen = set(wanted)
-        if strange := sorted(chosen - set(known)):
-            raise UsageError(f"Peer.params: the model trains no parameter {strange[0]!r}; it has {known}")
-    if not chosen:
-        raise UsageError(f"Peer.params: chooses none of {known}")
-    slots, offset = [], 0
-    for slot in layout.slots:
-        if slot.kind == "buffer" or slot.name in chosen:
-            slots.append(replace(slot, offset=offset))
-            offset += slot.size
-    return replace(layout, slots=tuple(slots), size=offset)
-
-
-def _hash_of_layout(layout: Layout) -> str:
-    text = ";".join(f"{slot.name}{list(slot.shape)}" for slot in layout.slots)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digest(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
-    """What peers agree on beside the model; that is compared apart, because its error should be clear."""
-    topology, seed = common_of(roster)
-    text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
-    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
-
-
-def _check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> None:
-    """A folder goes on with what it was begun with."""
-    row = next(read_rows(folder / "metrics.jsonl"), None) if (folder / "metrics.jsonl").is_file() else None
-    if not isinstance(row, StartRow):
-        return  # what is wrong with it is said when it is resumed
-    differs = ""
-    if row.digest != digest.hex():
-        differs = "algorithm, codec, or head of the roster"
-    elif row.fingerprints and row.fingerprints != agreed:
-        differs = "model"
-    if differs:
-        raise ResumeError(
-            f"Peer.folder = {str(folder)!r}: was begun with another {differs}; "
-            "choose another folder, or remove this one"
-        )
 
 
 def _serving(driver: RealTimeDriver, port: int | None) -> Callable[[], None]:

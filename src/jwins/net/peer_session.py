@@ -1,16 +1,166 @@
-"""What a node knows of one peer, and what it keeps to tell it again."""
+"""The session with one peer: its state, the table that names the next one, and frames to send again.
+
+A peer is always in one :class:`State`. Everything that happens to it is a :class:`Signal`, and
+:data:`TRANSITIONS` says which state follows. A signal that the table does not list for a state is a mistake of
+the caller.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from jwins.engines.traffic_counter import Purpose
+from jwins.errors import UsageError
+from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.wire.frame import Packed
 
-__all__ = ["PeerSession", "BufferedFrame"]
+__all__ = [
+    "AWAITED",
+    "INTRODUCED",
+    "TRANSITIONS",
+    "BufferedFrame",
+    "PeerSession",
+    "SendBuffer",
+    "Signal",
+    "State",
+    "diagram",
+]
 
-_MAX_BUFFER_BYTES = 64 * 2**20
-_MIN_BUFFERED_FRAMES = 2
+MAX_BUFFER_BYTES = 64 * 2**20
+MIN_BUFFERED_FRAMES = 2
+
+
+class State(StrEnum):
+    """Where the session with a peer is."""
+
+    CONNECTING = "connecting"
+    """Never introduced since this process began; waited for long, as people start nodes one by one."""
+    ACTIVE = "active"
+    """Introduced on the open connection, and waited for within its timeout."""
+    BEHIND = "behind"
+    """Likewise, but in a round whose frames are no longer kept, so that it has to rejoin."""
+    SLOW = "slow"
+    """Connected and not waited for: it timed out three rounds in a row, or came back too often."""
+    LOST = "lost"
+    """The connection is gone; the peer is waited for within its timeout."""
+    SUSPECT = "suspect"
+    """The connection is gone and the peer timed out: it is not waited for."""
+    INCOMPATIBLE = "incompatible"
+    """It has other settings, another model or another start."""
+    LEFT = "left"
+    """It said Bye."""
+    REMOVED = "removed"
+    """The roster has it no more."""
+
+
+class Signal(StrEnum):
+    """What happens to a session."""
+
+    HELLO = "Hello"
+    HELLO_BEHIND = "Hello of a round long past"
+    HELLO_AGAIN = "Hello too soon after the last readmission"
+    MISMATCH = "other settings"
+    ON_TIME = "frame on time"
+    TIMEOUT = "timeout"
+    TIMEOUTS = "third timeout in a row"
+    READMITTED = "back-off over"
+    DISCONNECTED = "disconnected"
+    BYE = "Bye"
+    REMOVED = "removed from the roster"
+
+
+_ARRIVES = {
+    Signal.HELLO: State.ACTIVE,
+    Signal.HELLO_BEHIND: State.BEHIND,
+    Signal.MISMATCH: State.INCOMPATIBLE,
+    Signal.REMOVED: State.REMOVED,
+}
+_GOES = {
+    Signal.MISMATCH: State.INCOMPATIBLE,
+    Signal.BYE: State.LEFT,
+    Signal.REMOVED: State.REMOVED,
+}
+
+# State -> signal -> next state. Waited for are CONNECTING, ACTIVE, BEHIND and LOST; frames go to ACTIVE, BEHIND
+# and SLOW. DISCONNECTED in a state without a connection is that of one on which no Hello was accepted.
+TRANSITIONS: dict[State, dict[Signal, State]] = {
+    State.CONNECTING: {
+        **_ARRIVES,
+        Signal.TIMEOUT: State.SUSPECT,
+        Signal.DISCONNECTED: State.CONNECTING,
+    },
+    State.ACTIVE: {
+        **_GOES,
+        Signal.HELLO: State.ACTIVE,
+        Signal.HELLO_BEHIND: State.BEHIND,
+        Signal.ON_TIME: State.ACTIVE,
+        Signal.TIMEOUT: State.ACTIVE,
+        Signal.TIMEOUTS: State.SLOW,
+        Signal.DISCONNECTED: State.LOST,
+    },
+    State.BEHIND: {
+        **_GOES,
+        Signal.HELLO: State.ACTIVE,
+        Signal.HELLO_BEHIND: State.BEHIND,
+        Signal.ON_TIME: State.ACTIVE,
+        Signal.TIMEOUT: State.BEHIND,
+        Signal.TIMEOUTS: State.SLOW,
+        Signal.DISCONNECTED: State.LOST,
+    },
+    State.SLOW: {
+        **_GOES,
+        Signal.HELLO_AGAIN: State.SLOW,
+        Signal.ON_TIME: State.ACTIVE,
+        Signal.READMITTED: State.ACTIVE,
+        Signal.DISCONNECTED: State.SUSPECT,
+    },
+    State.LOST: {
+        **_ARRIVES,
+        Signal.TIMEOUT: State.SUSPECT,
+        Signal.DISCONNECTED: State.LOST,
+    },
+    State.SUSPECT: {
+        **_ARRIVES,
+        Signal.HELLO_AGAIN: State.SLOW,
+        Signal.DISCONNECTED: State.SUSPECT,
+    },
+    State.INCOMPATIBLE: {
+        Signal.DISCONNECTED: State.SUSPECT,
+        Signal.REMOVED: State.REMOVED,
+    },
+    State.LEFT: {
+        **_ARRIVES,
+        Signal.HELLO_AGAIN: State.SLOW,
+        Signal.DISCONNECTED: State.LEFT,
+    },
+    State.REMOVED: {
+        Signal.DISCONNECTED: State.REMOVED,
+        Signal.REMOVED: State.REMOVED,
+    },
+}
+
+AWAITED = frozenset({State.CONNECTING, State.ACTIVE, State.BEHIND, State.LOST})
+"""States in which a node waits for the peer."""
+
+INTRODUCED = frozenset({State.ACTIVE, State.BEHIND, State.SLOW})
+"""States in which a Hello was accepted on the connection that is open, so that frames may be sent."""
+
+
+def diagram() -> str:
+    """The table as a Mermaid diagram, as docs/faults.md shows it.
+
+    >>> print(diagram().splitlines()[1])
+        [*] --> connecting
+    """
+    lines = ["stateDiagram-v2", f"    [*] --> {State.CONNECTING}"]
+    for state, row in TRANSITIONS.items():
+        by_target: dict[State, list[str]] = {}
+        for signal, target in row.items():
+            if target is not state:
+                by_target.setdefault(target, []).append(signal.value)
+        lines += [f"    {state} --> {target}: {' / '.join(names)}" for target, names in by_target.items()]
+    return "\n".join([*lines, f"    {State.REMOVED} --> [*]"]) + "\n"
 
 
 @dataclass(slots=True)
@@ -31,91 +181,143 @@ class BufferedFrame:
 
 
 @dataclass(slots=True)
+class SendBuffer:
+    """The newest frames for one peer, by round."""
+
+    frames: dict[int, BufferedFrame] = field(default_factory=dict)
+
+    def add(self, round: int, frame: BufferedFrame, max_rounds: int) -> None:
+        """Add a frame, and forget the oldest beyond ``max_rounds`` or beyond 64 MB; at least two are kept."""
+        self.frames.pop(round, None)
+        self.frames[round] = frame
+        size_bytes = sum(k.packed.size_bytes for k in self.frames.values())
+        while len(self.frames) > MIN_BUFFERED_FRAMES and (
+            len(self.frames) > max_rounds or size_bytes > MAX_BUFFER_BYTES
+        ):
+            size_bytes -= self.frames.pop(min(self.frames)).packed.size_bytes
+
+    def retransmit_from(self, round: int) -> None:
+        """Have frames of ``round`` and later sent again, and nothing older.
+
+        What is older stays: killed before its next checkpoint, the peer repeats rounds before this one.
+        """
+        for at, frame in self.frames.items():
+            if at < round:
+                frame.sent = True
+            elif frame.sent:
+                frame.sent = frame.counted = False
+
+    def unsent(self) -> list[tuple[int, BufferedFrame]]:
+        """Frames that the open connection has not taken, by increasing round."""
+        return [(at, frame) for at, frame in sorted(self.frames.items()) if not frame.sent]
+
+
+@dataclass(slots=True)
 class PeerSession:
-    """What a node knows of one peer.
+    """All that a node knows of one peer.
 
     Attributes:
-        connected: a connection is open.
-        active: its Hello on this connection was accepted, so that frames may be sent.
-        ever_active: a Hello of it was accepted at some time.
-        suspect: it is no longer waited for.
-        left: it said Bye.
-        incompatible: why it cannot take part, "" if it can.
-        round: the highest that it spoke of.
-        timed_out: rounds in a row in which it timed out.
+        timeout: how long its frames take.
+        state: where the session is.
+        connected: whether a connection is open, introduced or not.
+        ever_met: whether a Hello of it was accepted at some time, or it was in the checkpoint.
+        greeted: whether a Hello was accepted on it.
+        said_bye: whether it said Bye on it.
+        settled: whether the peer has merged since it last rejoined, as far as it says; else it is no witness.
+        round: the newest round that it named.
+        ahead_from: the first round of which its frames can still come, if that is later than this node's.
+        skipped_until: the round from which on it is waited for again, because earlier frames cannot come.
+        synced: whether what arrives is in the order of rounds; not between a repeated Hello and its answer.
+        present_from: awake seconds since when it was there without interruption, or None.
+        timeouts: rounds in a row in which it timed out.
+        timed_out_in: the newest round of this node in which it timed out, or None.
+        merged_in: the newest round of this node whose merge it was in, or -1.
+        timed_out: rounds in which it timed out, in all.
         refused: messages of it that were not accepted.
-        wants_readmission: it said Hello while it was suspect, and is not let back in yet.
-        readmission_backoff: in rounds; doubles each time that its Hello alone readmits it, and is 1 again when
-            a frame of it is in time.
-        readmit_from: the round of this node from which on its Hello lets it back in.
+        mismatch: why it cannot take part, or "".
+        wants_readmission: it spoke while it was SLOW.
+        backoff: rounds until its next readmission; doubles with each, and is 1 again when a frame is on time.
+        readmit_from: the round of this node from which on it is readmitted.
         requested_from: it waits for the model of this round or a later one; None if it does not.
-        provided_in: the round in which it was sent the model on this connection, or None.
-        retransmit_due: it said Hello on a connection on which it was active, and is not sent frames again yet.
-        retransmitted_in: the round of this node in which it was last sent frames again for that, or None.
+        provided_in: the round in which it was sent the model last, or None.
+        resend_due: the round from which on it asks for frames again, or None.
+        resent_in: the round of this node in which it was last sent frames again, or None.
+        hello_due: whether a Hello could not be queued.
         hello_sent_in: the round of this node in which the peer, far behind, was last told where this node is.
         joins_at: the round from which it is a member, if it came while nodes ran.
-        send_buffer: frames for it by round, increasing.
-        seen: (round, keyframe) of its frames that were taken in.
+        buffer: frames for it.
+        seen: (round, keyframe) of its frames that were accepted.
     """
 
+    timeout: NeighbourTimeout
+    state: State = State.CONNECTING
     connected: bool = False
-    active: bool = False
-    ever_active: bool = False
-    suspect: bool = False
-    left: bool = False
-    incompatible: str = ""
+    ever_met: bool = False
+    greeted: bool = False
+    said_bye: bool = False
+    settled: bool = True
     round: int = 0
+    ahead_from: int | None = None
+    skipped_until: int = 0
+    synced: bool = True
+    present_from: float | None = None
+    timeouts: int = 0
+    timed_out_in: int | None = None
+    merged_in: int = -1
     timed_out: int = 0
     refused: int = 0
+    mismatch: str = ""
     wants_readmission: bool = False
-    readmission_backoff: int = 1
+    backoff: int = 1
     readmit_from: int = 0
     requested_from: int | None = None
     provided_in: int | None = None
-    retransmit_due: bool = False
-    retransmitted_in: int | None = None
+    resend_due: int | None = None
+    resent_in: int | None = None
+    hello_due: bool = False
     hello_sent_in: int | None = None
     joins_at: int | None = None
-    send_buffer: dict[int, BufferedFrame] = field(default_factory=dict)
+    buffer: SendBuffer = field(default_factory=SendBuffer)
     seen: set[tuple[int, bool]] = field(default_factory=set)
 
     @property
     def is_awaited(self) -> bool:
-        """Whether it takes part, as far as is known, and has not said that it ends.
+        """Whether a node waits for the peer."""
+        return self.state in AWAITED
 
-        One with frames in its buffer was active, if not in this process.
-        """
-        return (self.ever_active or bool(self.send_buffer)) and not (
-            self.left or self.suspect or self.incompatible
+    @property
+    def is_introduced(self) -> bool:
+        """Whether frames may be sent to it."""
+        return self.state in INTRODUCED
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether it takes part, as far as is known, and may still need this node's frames."""
+        return self.state in (State.ACTIVE, State.BEHIND, State.LOST) or (
+            self.state is State.CONNECTING and bool(self.buffer.frames)
         )
 
-    def buffer(self, round: int, frame: BufferedFrame, max_rounds: int) -> None:
-        """Add a frame, and forget the oldest beyond ``max_rounds`` or beyond 64 MB; at least two are kept."""
-        self.send_buffer.pop(round, None)
-        self.send_buffer[round] = frame
-        while len(self.send_buffer) > _MIN_BUFFERED_FRAMES and (
-            len(self.send_buffer) > max_rounds
-            or sum(k.packed.size_bytes for k in self.send_buffer.values()) > _MAX_BUFFER_BYTES
-        ):
-            del self.send_buffer[min(self.send_buffer)]
+    def apply(self, signal: Signal) -> bool:
+        """Go to the next state; say whether the node begins or ceases to wait for the peer.
 
-    def retransmit_from(self, round: int) -> None:
-        """The peer is in this round: what is from then on is sent again, and nothing older.
-
-        What is older stays: killed before its next checkpoint, the peer repeats rounds before this one.
+        Raises:
+            UsageError: the table has no such signal in this state.
         """
-        for at, kept in self.send_buffer.items():
-            if at < round:
-                kept.sent = True
-            elif kept.sent:
-                kept.sent = kept.counted = False
+        before = self.is_awaited
+        next_state = TRANSITIONS[self.state].get(signal)
+        if next_state is None:
+            raise UsageError(f"peer session: {signal.name} while {self.state.value}")
+        self.state = next_state
+        return before != self.is_awaited
 
-    def unsent(self) -> list[BufferedFrame]:
-        """Frames that the open connection has not taken, in order."""
-        return [kept for _, kept in sorted(self.send_buffer.items()) if not kept.sent]
+    def opened(self) -> None:
+        """A connection is open, on which nothing was said yet."""
+        self.connected, self.greeted, self.said_bye, self.synced = True, False, False, True
+        self.ahead_from, self.mismatch = None, ""
 
-    def lost_connection(self) -> None:
+    def lost(self) -> None:
         """The connection is gone."""
-        self.connected = self.active = self.retransmit_due = False
-        self.retransmitted_in = None
-        self.provided_in = None  # what was under way to it is lost
+        self.connected = self.greeted = self.wants_readmission = self.hello_due = False
+        self.ahead_from, self.present_from, self.resend_due, self.resent_in = None, None, None, None
+        self.requested_from = None
+        self.synced = True

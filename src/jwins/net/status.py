@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 from jwins.errors import UsageError
+from jwins.net.peer_session import State
 from jwins.net.sockets import keep_from_children
 from jwins.run_folder.rows import EvalRow
 
@@ -95,11 +96,13 @@ class _Collector:
             ("jwins_roster_version", now.roster_version, "Version of the roster by which the node mixes"),
             ("jwins_waiting_seconds", now.waiting_s, "How long the node has been waiting for neighbours"),
             ("jwins_peers_connected", len(now.connected), "Peers that are connected and fit"),
+            ("jwins_received_bytes", now.received_bytes, "Bytes received since the process began"),
+            ("jwins_skipped_rounds", now.skipped_rounds, "Rounds in which the node took no part, being behind"),
             ("jwins_peers_suspect", len(now.suspect), "Peers that are not waited for"),
             (
                 "jwins_neighbour_timeout_seconds",
-                driver.neighbour_timeout.limit_s,
-                "How long a neighbour is waited for now",
+                max(map(driver.session.waiting.limit_s, driver.peers), default=0.0),
+                "How long the slowest peer is waited for now",
             ),
         ):
             yield GaugeMetricFamily(name, what, value=value)
@@ -191,25 +194,30 @@ def _fact(name: str, value: str, kind: str = "") -> str:
 def _state(driver: RealTimeDriver, now: WallProgress) -> tuple[str, str]:
     if not now.waiting_for:
         return "training", "good"
-    limit_s = max(map(driver.limit_s, now.waiting_for))
+    limit_s = max(map(driver.session.waiting.limit_s, now.waiting_for))
     names = ", ".join(driver.names[peer] for peer in now.waiting_for)
     return f"waiting for {names} for {now.waiting_s:.0f} s (timeout {limit_s:.0f} s)", "wait"
 
 
 def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
     known = driver.peers[peer]
-    if known.incompatible:
-        state, kind = f"cannot take part: {known.incompatible}", "bad"
-    elif known.left:
-        state, kind = "left", ""
-    elif known.suspect:
+    where = known.state
+    if where is State.INCOMPATIBLE:
+        state, kind = f"cannot take part: {known.mismatch}", "bad"
+    elif where in (State.LEFT, State.REMOVED):
+        state, kind = where.value, ""
+    elif where is State.SUSPECT:
         state, kind = "silent, not waited for", "bad"
+    elif where is State.SLOW:
+        state, kind = "connected, too slow to be waited for", "bad"
     elif peer in now.waiting_for:
-        state = f"awaited for {now.waiting_s:.0f} s" + ("" if known.active else ", not connected")
+        state = f"awaited for {now.waiting_s:.0f} s" + ("" if known.is_introduced else ", not connected")
         kind = "wait"
+    elif where is State.BEHIND:
+        state, kind = "connected, behind", "wait"
     else:
-        state, kind = ("connected", "good") if known.active else ("not connected", "wait")
-    numbers = (known.round if known.ever_active else "-", driver.timed_out[peer], known.refused)
+        state, kind = ("connected", "good") if known.is_introduced else ("not connected", "wait")
+    numbers = (known.round if known.ever_met else "-", driver.timed_out[peer], known.refused)
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
     name = f'<th class="name">{html.escape(driver.names[peer])}</th>'
     return f'<tr>{name}<td class="{kind}">{html.escape(state)}</td>{cells}</tr>'

@@ -26,13 +26,32 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from jwins.errors import PeerError, UsageError
-from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Control, Go, PeerRefused, Ping, Pong, Sunk
+from jwins.net.channel import (
+    VERSION,
+    Begin,
+    Channel,
+    ChannelHello,
+    Control,
+    Go,
+    KeyInUse,
+    PeerRefused,
+    Ping,
+    Pong,
+    Sunk,
+)
 from jwins.net.dial import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import keep_from_children, listening_sockets
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
-from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
+from jwins.net.transport_interface import (
+    Connected,
+    Disconnected,
+    KeyUsedElsewhere,
+    LinkEvent,
+    LinkReport,
+    MessageReceived,
+)
 from jwins.net.transport_state import Link, PeerState, Queued, Rates, Turns, size_of, tally
 from jwins.net.uplink_scheduler import LONG_BYTES, UplinkScheduler
 
@@ -61,6 +80,8 @@ PROBE_S = 30.0
 GREETING_BYTES: Final = 4096
 
 CONNECTIONS_AT_ONCE = 10.0
+
+KEY_IN_USE = "another process with the key of this node is connected; a node runs once"
 
 QUIET_S = 60.0
 
@@ -420,7 +441,7 @@ class TlsTransport:
                 state = self._peers[hello.id]
                 if not hello.probe:
                     self._may_connect(state)
-                    await self._admit(hello, state)
+                    await self._admit(hello, state, address)
                 elif state.probed:
                     raise PeerRefused("it measures already")
                 channel.write(self._hello(hello.id))
@@ -477,7 +498,7 @@ class TlsTransport:
     def _hello(self, peer: int) -> ChannelHello:
         return ChannelHello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
 
-    async def _admit(self, hello: ChannelHello, state: PeerState) -> None:
+    async def _admit(self, hello: ChannelHello, state: PeerState, address: str) -> None:
         """Return if a new connection is to be, beside the one that there may be."""
         while (link := state.link) is not None:
             if link.instance == hello.instance:
@@ -492,7 +513,8 @@ class TlsTransport:
                     while state.link is link and link.received == before:
                         await asyncio.sleep(TWIN_S / 40)
             if link.received != before:
-                raise PeerRefused("another process with the key of this node is connected; a node runs once")
+                link.channel.write(KeyInUse(address[:128]))
+                raise PeerRefused(KEY_IN_USE)
             if state.link is link:
                 return
 
@@ -547,8 +569,16 @@ class TlsTransport:
                 if state.link is None:
                     if (words := in_words(error)) != state.last_error:
                         log.info("cannot connect peer=%d reason=%r", peer, words)
+                        if KEY_IN_USE in words:
+                            self._tell(
+                                KeyUsedElsewhere(peer, "it is connected with that one, and refuses this one")
+                            )
                     self._note(peer, words)
                     state.dial.set()
+
+    def _tell(self, event: LinkEvent) -> None:
+        with self._changed:
+            self._emit(event)
 
     def _is_silent(self, link: Link) -> bool:
         return self._awake_s - link.heard > self.limits.silent_s
@@ -564,7 +594,7 @@ class TlsTransport:
                 if (hello.version, hello.id, hello.to) != (VERSION, peer, self.id):
                     raise PeerRefused(f"its Hello is of node {hello.id}, protocol {hello.version}")
                 if self.id < peer:
-                    await self._admit(hello, state)
+                    await self._admit(hello, state, member.address)
                 else:
                     await channel.control(Go)
         except BaseException as error:
@@ -665,6 +695,9 @@ class TlsTransport:
             elif isinstance(found, Pong):
                 if found.token == link.pings:
                     state.round_trip_s = self._loop.time() - link.pinged
+            elif isinstance(found, KeyInUse) and not link.warned:
+                link.warned = True
+                self._tell(KeyUsedElsewhere(link.peer, f"refused at {found.address}, as this one is connected"))
             elif isinstance(found, Control):
                 raise PeerRefused(f"a {type(found).__name__} that has no place here")
             elif missing is None or not 0 < len(found) <= missing:

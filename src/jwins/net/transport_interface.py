@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-__all__ = ["Connected", "Disconnected", "LinkEvent", "LinkReport", "MessageReceived", "Transport"]
+__all__ = [
+    "Connected",
+    "Disconnected",
+    "KeyUsedElsewhere",
+    "LinkEvent",
+    "LinkReport",
+    "MessageReceived",
+    "Transport",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,20 @@ class Disconnected:
     reason: str
 
 
-LinkEvent: TypeAlias = MessageReceived | Connected | Disconnected
+@dataclass(frozen=True, slots=True)
+class KeyUsedElsewhere:
+    """Another process with the key of this node was seen by a peer; one of the two is refused.
+
+    Attributes:
+        peer: id of the node that saw it.
+        detail: where, in words.
+    """
+
+    peer: int
+    detail: str
+
+
+LinkEvent: TypeAlias = KeyUsedElsewhere | MessageReceived | Connected | Disconnected
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class Link:
         tasks: what reads and what writes.
         reading: False while it is this side that does not read.
         writing_since: since when what was written waits for the peer to read; None if nothing does.
+        warned: whether it said that the key of this node is in use elsewhere.
         in_line: whether a message waits for those to other peers.
         ping_due: whether a sign of life is to be written next.
         pings: how many were written.
@@ -53,6 +54,7 @@ class Link:
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     reading: bool = True
     writing_since: float | None = None
+    warned: bool = False
     in_line: bool = False
     ping_due: bool = False
     pings: int = 0

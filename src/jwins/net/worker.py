@@ -42,10 +42,10 @@ class Worker:
             self._thread.start()
         return job
 
-    def close(self) -> None:
-        """Wait for what is under way, and end."""
+    def close(self, *, wait: bool = True) -> None:
+        """End, after what is under way; ``wait`` until then."""
         self._jobs.put(None)
-        if self._thread.ident is not None:
+        if wait and self._thread.ident is not None:
             self._thread.join()
 
     def _work(self) -> None:

@@ -7,20 +7,17 @@ A node that finds its own checkpoints there goes on from the newest.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from jwins.errors import ConfigError
-from jwins.experiment.experiment import Experiment
+from jwins.experiment.experiment import Experiment, identity_settings
 from jwins.experiment.plugins import TopologyTable
 from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Components, assemble
@@ -31,13 +28,10 @@ from jwins.run_folder.atomic import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jwins.engines.node_group import NodeGroup
-    from jwins.net.bootstrap import StateTransfer
     from jwins.net.driver import NodeEvaluation, WallOutcome, WallProgress
     from jwins.net.journal import Journal
     from jwins.net.membership import Membership
     from jwins.net.roster import Roster
-    from jwins.net.transport_interface import Transport
     from jwins.topology import Topology
 
 __all__ = [
@@ -51,7 +45,6 @@ __all__ = [
 ]
 
 DEFAULT_TIMEOUT_S = 30.0
-_STATUS_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -114,7 +107,9 @@ def for_real_time(components: Components) -> Components:
     """The same with a start row that says so, without the deadline of the virtual clock, and wary of others."""
     return replace(
         components,
-        rules=replace(components.rules, deadline_s=None, max_magnitude_ratio=MAX_MAGNITUDE_RATIO),
+        rules=components.rules.among_strangers(
+            MAX_MAGNITUDE_RATIO, changing=components.experiment.topology_changes
+        ),
         start=msgspec.structs.replace(components.start, clock="wall"),
     )
 
@@ -229,13 +224,14 @@ def _run(
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
     from jwins.net.driver import RealTimeDriver
+    from jwins.net.status_file import StatusFile
 
     going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
     if going_on:
         check_task_unchanged(folder, components.start)
     else:
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    status = _StatusFile(folder / "status.json", membership.names)
+    status = StatusFile(folder / "status.json", membership.names)
 
     def on_progress(now: WallProgress) -> None:
         status(now)
@@ -244,17 +240,16 @@ def _run(
 
     (group,) = components.node_groups()
     asked = [] if going_on else providers
-    transport, transfer = _reach(
-        group, components, membership, journal, asked, since_round, listen, timeout_s, stop
-    )
-    if asked and transfer is None:
-        return NodeResult(folder, "interrupted", 0)
+    greeting = greeting_of(components.experiment)
+    changing = components.experiment.topology_changes
+    transport = membership.connect(group.rules.wire, greeting, listen=listen, changing=changing, also=asked)
     driver = RealTimeDriver(
         group,
         transport,
         start=components.start,
         names=membership.names,
-        transfer=transfer,
+        greeting=greeting,
+        bootstrap_from=asked,
         joins_at=since_round or None,
         changes=membership.look,
         timeout_s=timeout_s,
@@ -270,38 +265,11 @@ def _run(
     return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
 
 
-def _reach(
-    group: NodeGroup,
-    components: Components,
-    membership: Membership,
-    journal: Journal,
-    providers: Sequence[int],
-    since_round: int,
-    listen: str | None,
-    timeout_s: float,
-    stop: Callable[[], bool],
-) -> tuple[Transport, StateTransfer | None]:
-    """The transport, and the model of one of the providers; None without providers, or if asked to stop
-    before.
-    """
-    from jwins.net.bootstrap import StateRequest, bootstrap
-    from jwins.net.driver import hash_of_parameters
-    from jwins.net.neighbour_timeout import NeighbourTimeout
+def greeting_of(experiment: Experiment) -> bytes:
+    """What a node of the experiment says to everyone: its digest, and the settings that count."""
+    from jwins.net.handshake import flat_settings, pack_greeting
 
-    wire, initial = group.rules.wire, group.parameters(membership.node)
-    changing = components.experiment.topology_changes
-    transport = membership.connect(wire, listen=listen, changing=changing, also=providers)
-    if not providers:
-        return transport, None
-    return bootstrap(
-        transport,
-        providers,
-        StateRequest(membership.node, since_round, len(initial), wire, hash_of_parameters(initial)),
-        timeout_s=NeighbourTimeout(timeout_s).first_s,
-        names=membership.names,
-        journal=journal,
-        stop=stop,
-    )
+    return pack_greeting(experiment.digest(), flat_settings(identity_settings(experiment.resolved()), ""))
 
 
 def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
@@ -323,32 +291,6 @@ def _served(driver: Any, port: int | None) -> Iterator[None]:
 
     with serve(driver, port):
         yield
-
-
-class _StatusFile:
-    """Where the node is, for whoever looks on; written anew at most twice a second."""
-
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        self._path, self._names = path, names
-        self._last = 0.0
-        self._metrics: dict[str, float | None] = {}
-
-    def __call__(self, now: WallProgress, status: str = "running") -> None:
-        if now.row is not None:
-            self._metrics = {name: spread.mean for name, spread in now.row.metrics.items()}
-        if status == "running" and time.monotonic() - self._last < _STATUS_EVERY_S:
-            return
-        self._last = time.monotonic()
-        found = asdict(now) | {"status": status, "metrics": self._metrics}
-        del found["row"]
-        for key in ("waiting_for", "connected", "suspect"):
-            found[key] = [self._names[peer] for peer in found[key]]
-        partial = self._path.with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(found) + "\n")
-            os.replace(partial, self._path)
-        except OSError:  # a full disk must not end the run
-            partial.unlink(missing_ok=True)
 
 
 def _graph_of(components: Components, count: int) -> Topology:

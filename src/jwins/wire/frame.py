@@ -37,6 +37,7 @@ __all__ = [
     "KeyframeRequest",
     "Message",
     "Packed",
+    "StateRequest",
     "Wire",
     "describe",
     "max_frame_bytes",
@@ -65,8 +66,14 @@ _FIELDS = struct.Struct(f"<4sBBBBII{DIGEST_BYTES}sII")
 _CHECKSUM = struct.Struct("<I")
 _ROUND = struct.Struct("<I")
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
-_HELLO, _FRAME, _KEYFRAME_REQUEST, _BYE = 1, 2, 3, 4
-_KINDS = {_HELLO: "hello", _FRAME: "frame", _KEYFRAME_REQUEST: "keyframe_request", _BYE: "bye"}
+_HELLO, _FRAME, _KEYFRAME_REQUEST, _BYE, _STATE_REQUEST = 1, 2, 3, 4, 5
+_KINDS = {
+    _HELLO: "hello",
+    _FRAME: "frame",
+    _KEYFRAME_REQUEST: "keyframe_request",
+    _BYE: "bye",
+    _STATE_REQUEST: "state_request",
+}
 _KEYFRAME_FLAG = 1
 ROSTER_VERSIONS = 128
 """Roster versions in frames are modulo this number: they have 7 bits."""
@@ -84,6 +91,8 @@ class Hello:
         codec: name of the codec of its frames.
         versions: names and numbers of the versions that matter, at most :data:`MAX_VERSIONS`.
         x0: hash of its initial parameters, at most :data:`MAX_HASH_BYTES` bytes.
+        resend_from: the first round of which it wants frames; None if it only answers a Hello.
+        settled: whether it has merged since it last took the round of others.
     """
 
     sender: int
@@ -92,6 +101,8 @@ class Hello:
     codec: str
     versions: dict[str, str]
     x0: bytes
+    resend_from: int | None = None
+    settled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +141,14 @@ class KeyframeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class StateRequest:
+    """``sender`` asks for the receiver's model of ``round``, or of a later one."""
+
+    sender: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bye:
     """``sender`` leaves in ``round``, and why, in at most :data:`MAX_REASON_CHARS` characters."""
 
@@ -138,7 +157,7 @@ class Bye:
     reason: str
 
 
-Message: TypeAlias = Hello | Frame | KeyframeRequest | Bye
+Message: TypeAlias = Hello | Frame | KeyframeRequest | StateRequest | Bye
 """Every message between nodes."""
 
 
@@ -205,7 +224,11 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
         if not 0 <= message.dim <= MAX_DIM:
             raise UsageError(f"Hello.dim = {message.dim}: expected 0 to {MAX_DIM}")
         kind, dim = _HELLO, message.dim
-        payload = _encode_body(_HelloBody(message.codec, message.versions, message.x0))
+        payload = _encode_body(
+            _HelloBody(message.codec, message.versions, message.x0, message.resend_from, message.settled)
+        )
+    elif isinstance(message, StateRequest):
+        kind, payload = _STATE_REQUEST, b""
     elif isinstance(message, Bye):
         kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
     else:
@@ -245,9 +268,20 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
         raise FrameError(f"a frame of experiment {header.digest.hex()}, this one is {digest.hex()}")
     if header.kind == _HELLO:
         hello = _decode_body(payload, _HelloBody)
-        return Hello(header.sender, header.round, header.dim, hello.codec, hello.versions, hello.x0)
+        return Hello(
+            header.sender,
+            header.round,
+            header.dim,
+            hello.codec,
+            hello.versions,
+            hello.x0,
+            hello.resend_from,
+            hello.settled,
+        )
     if header.kind == _BYE:
         return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
+    if header.kind == _STATE_REQUEST:
+        return StateRequest(header.sender, header.round)
     if header.kind == _KEYFRAME_REQUEST:
         return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
     if header.codec != codec.code:
@@ -394,7 +428,7 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
         raise FrameError(f"format version {version}: this release reads version {VERSION}")
     if kind not in _KINDS:
         raise FrameError(f"message of kind {kind}: expected {min(_KINDS)} to {max(_KINDS)}")
-    controls = _ROUND.size if kind == _KEYFRAME_REQUEST else MAX_CONTROL_BYTES
+    controls = {_KEYFRAME_REQUEST: _ROUND.size, _STATE_REQUEST: 0}.get(kind, MAX_CONTROL_BYTES)
     longest = max_payload_bytes(dim) if kind == _FRAME else controls
     if length != len(view) - HEADER_BYTES or length > longest:
         raise FrameError(
@@ -405,7 +439,7 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
     (checksum,) = _CHECKSUM.unpack_from(view, _FIELDS.size)
     if zlib.crc32(payload, zlib.crc32(view[: _FIELDS.size])) != checksum:
         raise FrameError("checksum does not match: the frame was changed on the way")
-    if (kind != _FRAME and (flags or code)) or (kind in (_KEYFRAME_REQUEST, _BYE) and dim):
+    if (kind != _FRAME and (flags or code)) or (kind in (_KEYFRAME_REQUEST, _STATE_REQUEST, _BYE) and dim):
         raise FrameError(f"{_KINDS[kind]} with flags {flags:#04x}, codec {code}, dim {dim}")
     return _Header(kind, code, flags, sender, round_, digest, dim), payload
 
@@ -413,10 +447,12 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME_CHARS)]
 
 
-class _HelloBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class _HelloBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, frozen=True):
     codec: _Name
     versions: Annotated[dict[_Name, _Name], msgspec.Meta(max_length=MAX_VERSIONS)]
     x0: Annotated[bytes, msgspec.Meta(max_length=MAX_HASH_BYTES)]
+    resend_from: Annotated[int, msgspec.Meta(ge=0, le=_U32)] | None = None
+    settled: bool = True
 
 
 class _ByeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

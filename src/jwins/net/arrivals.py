@@ -1,0 +1,229 @@
+"""What peers do: they connect, introduce themselves, send frames, and go."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jwins.errors import CodecError
+from jwins.net.peer_session import Signal, State
+from jwins.node import MAX_ROUNDS_AHEAD, PeerUp
+from jwins.wire.frame import Bye, Frame, Hello, KeyframeRequest, StateRequest
+
+if TYPE_CHECKING:
+    from jwins.net.session import Session
+
+__all__ = ["Arrivals"]
+
+
+class Arrivals:
+    """Takes in what happens on a session's connections."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def on_connected(self, peer: int, greeting: bytes) -> None:
+        """A connection is open, on which the peer has stated its settings."""
+        known = self._session.peers[peer]
+        if known.connected:
+            self.on_disconnected(peer, "a new connection took its place")
+        if known.state is State.REMOVED:
+            return
+        known.opened()
+        if problem := self._session.handshake.greeting_mismatch(greeting):
+            self._on_mismatch(peer, problem)
+            return
+        if self._session.joiner is not None:
+            self._session.joiner.on_connected(peer)
+        if self._session.joiner is None or not self._session.joiner.at_start:
+            self._session.outbox.say_hello(peer)
+
+    def on_disconnected(self, peer: int, reason: str) -> None:
+        """A connection is gone."""
+        known = self._session.peers[peer]
+        known.lost()
+        if known.state not in (State.LEFT, State.REMOVED):
+            self._session.log("info", "disconnected", peer=peer, reason=reason)
+        self._session.apply(peer, Signal.DISCONNECTED)
+        if self._session.joiner is not None:
+            self._session.joiner.on_disconnected(peer)
+
+    def _on_mismatch(self, peer: int, problem: str) -> None:
+        known = self._session.peers[peer]
+        known.mismatch = problem
+        self._session.log("error", "incompatible peer", peer=peer, problem=problem)
+        self._session.apply(peer, Signal.MISMATCH)
+        if self._session.joiner is not None:
+            self._session.joiner.on_refused(peer, f"does not fit: {problem}")
+
+    def on_message(self, peer: int, data: bytes) -> None:
+        """A peer sent something."""
+        known = self._session.peers[peer]
+        self._session.received_bytes += len(data)
+        if known.state is State.REMOVED or not known.connected:
+            return
+        if self._session.joiner is not None and self._session.joiner.on_message(peer, data):
+            return
+        try:
+            message, event = self._session.node.read(peer, data)
+        except CodecError as error:
+            self._session.refuse(peer, str(error))
+            return
+        if message.sender != peer:
+            self._session.refuse(peer, f"speaks for node {message.sender}")
+        elif known.state is State.INCOMPATIBLE:
+            self._session.refuse(peer, "speaks though it does not fit", quietly=True)
+        elif isinstance(message, StateRequest):
+            self._session.provider.on_request(peer, message.round)
+        elif isinstance(message, Hello):
+            self._on_hello(peer, message)
+        elif isinstance(message, Bye) and (known.is_introduced or self._session.holds):
+            self._on_bye(peer, message)
+        elif not known.is_introduced:
+            self._session.refuse(peer, "said nothing yet that introduces it")
+        elif isinstance(message, KeyframeRequest):
+            self._session.rounds.tell_node(event)
+        elif isinstance(message, Frame):
+            self._on_frame(peer, message, event)
+
+    def _on_hello(self, peer: int, hello: Hello) -> None:
+        known = self._session.peers[peer]
+        if problem := self._session.handshake.hello_mismatch(hello):
+            self._on_mismatch(peer, problem)
+            return
+        first, known.greeted, known.ever_met = not known.greeted, True, True
+        known.round, known.settled = hello.round, hello.settled
+        if hello.resend_from is None:
+            known.synced = True
+        if first:
+            self._session.log("info", "active", peer=peer, round=hello.round)
+            known.present_from = self._session.awake
+            known.buffer.retransmit_from(hello.round if hello.resend_from is None else hello.resend_from)
+        elif hello.resend_from is not None:
+            known.resend_due = hello.resend_from
+        if hello.round > self._session.node.round + MAX_ROUNDS_AHEAD:
+            known.ahead_from = hello.round  # what it sends from now on is refused as too far ahead
+        self._apply_hello(peer, hello)
+        if self._session.joiner is not None:
+            self._session.joiner.on_hello(peer)
+        self._session.outbox.resend(peer)
+        self._session.outbox.flush(peer)
+        if self._session.end is not None:
+            self._session.outbox.transmit(peer, self._session.outbox.bye(self._session.end.status), "control")
+
+    def _apply_hello(self, peer: int, hello: Hello) -> None:
+        known, at = self._session.peers[peer], self._session.node.round
+        if known.state is State.SLOW:
+            known.wants_readmission = True
+            if at >= known.readmit_from:
+                self.readmit(peer)
+        elif not known.is_awaited and at < known.readmit_from:
+            known.wants_readmission = True
+            self._session.apply(peer, Signal.HELLO_AGAIN)
+        else:
+            if not known.is_awaited and known.state is not State.LEFT:
+                known.backoff = min(2 * known.backoff, MAX_ROUNDS_AHEAD)
+                known.readmit_from, known.timeouts = at + known.backoff, 0
+                self._session.log("info", "readmitted", peer=peer, round=at)
+            self._session.apply(
+                peer, Signal.HELLO_BEHIND if hello.round < at - self._session.keeps else Signal.HELLO
+            )
+            if known.skipped_until > at:
+                known.skipped_until = 0
+                self._session.rounds.tell_node(PeerUp(peer, at))
+
+    def _on_bye(self, peer: int, bye: Bye) -> None:
+        known = self._session.peers[peer]
+        if known.said_bye:
+            return
+        known.said_bye = True
+        self._session.log("info", "bye", peer=peer, round=bye.round, reason=bye.reason)
+        if self._session.joiner is not None:
+            self._session.joiner.on_refused(peer, f"ends: {bye.reason}")
+        if known.is_introduced:
+            self._session.apply(peer, Signal.BYE)
+
+    def readmit(self, peer: int) -> None:
+        """Wait for a peer again; unless it is on time for a round, the next time after a longer pause."""
+        known = self._session.peers[peer]
+        known.backoff = min(2 * known.backoff, MAX_ROUNDS_AHEAD)
+        known.readmit_from = self._session.node.round + known.backoff
+        known.wants_readmission, known.timeouts = False, 0
+        self._session.log("info", "readmitted", peer=peer, round=self._session.node.round)
+        self._session.apply(peer, Signal.READMITTED)
+
+    def _on_frame(self, peer: int, frame: Frame, event: Any) -> None:
+        known, at = self._session.peers[peer], self._session.node.round
+        name = (frame.round, frame.keyframe)
+        if name in known.seen:
+            self._session.refuse(peer, f"frame of round {frame.round}: came before", quietly=True)
+            return
+        if frame.round < at - MAX_ROUNDS_AHEAD:
+            self._session.refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
+            self._tell_where_we_are(peer)
+            return
+        if frame.round > at + MAX_ROUNDS_AHEAD:
+            self._note_ahead(peer, frame.round)
+        refused = known.refused
+        awaited = peer in self._session.node.awaited
+        self._session.rounds.tell_node(event)
+        if known.refused != refused:
+            return
+        known.seen = {seen for seen in known.seen if seen[0] >= at - MAX_ROUNDS_AHEAD} | {name}
+        known.settled = known.settled or frame.round > known.round
+        known.round = max(known.round, frame.round)
+        self._observe(peer, frame.round)
+        if frame.round >= at:
+            self._on_time(peer)
+            if frame.round > at and (awaited or peer in self._session.node.awaited):
+                self._note_ahead(peer, frame.round)
+            elif frame.round == at:
+                known.ahead_from = None
+        else:
+            self._session.log("info", "late", peer=peer, round=frame.round, rounds_late=at - frame.round)
+            self._on_late(peer)
+
+    def _note_ahead(self, peer: int, round: int) -> None:
+        """Frames come in order: those of earlier rounds will not come any more."""
+        known = self._session.peers[peer]
+        if known.synced and (known.ahead_from is None or known.ahead_from <= self._session.node.round):
+            known.ahead_from = round
+            known.round = max(known.round, round)
+
+    def _on_time(self, peer: int) -> None:
+        known = self._session.peers[peer]
+        was_awaited = known.is_awaited
+        known.timeouts, known.backoff, known.readmit_from = 0, 1, 0
+        known.wants_readmission = False
+        if known.is_introduced:
+            self._session.apply(peer, Signal.ON_TIME)
+        if not was_awaited:
+            self._session.log("info", "readmitted", peer=peer, round=self._session.node.round)
+            self._session.outbox.say_hello(peer)
+
+    def _on_late(self, peer: int) -> None:
+        """A late frame is a sign of life, as a Hello is."""
+        known = self._session.peers[peer]
+        if known.state is State.SLOW:
+            known.wants_readmission = True
+            if self._session.node.round >= known.readmit_from:
+                self.readmit(peer)
+                self._session.outbox.say_hello(peer)
+        if known.state is State.BEHIND:
+            self._tell_where_we_are(peer)
+
+    def _tell_where_we_are(self, peer: int) -> None:
+        """It stood still, and does not know how far the others are."""
+        known = self._session.peers[peer]
+        if known.hello_sent_in != self._session.node.round and known.is_introduced:
+            known.hello_sent_in = self._session.node.round
+            self._session.outbox.say_hello(peer, answer=True)
+
+    def _observe(self, peer: int, round: int) -> None:
+        """How long the frame took, of a peer that was there all the while."""
+        known, shared = self._session.peers[peer], self._session.rounds.shared.at.get(round)
+        if known.present_from is None or round > self._session.node.round:
+            return
+        if shared is not None and known.present_from <= shared:
+            known.timeout.observe(self._session.awake - shared)
+        elif shared is None and round == self._session.node.round:
+            known.timeout.observe(0.0)

@@ -1,0 +1,132 @@
+"""What a session is fed with, and what it commands; plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from jwins.engines.node_group import TrainingDone
+from jwins.net.membership import Change
+from jwins.net.transport_interface import Connected, Disconnected, KeyUsedElsewhere, MessageReceived
+
+__all__ = [
+    "Command",
+    "Connected",
+    "Disconnected",
+    "Ended",
+    "Event",
+    "Failed",
+    "KeyUsedElsewhere",
+    "Measure",
+    "MessageReceived",
+    "NotQueued",
+    "Report",
+    "RosterChanged",
+    "SaveCheckpoint",
+    "StartTraining",
+    "TimePassed",
+    "TrainingDone",
+    "Transmit",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class NotQueued:
+    """The transport had no room for a message, or no connection: a :class:`Transmit` came to nothing."""
+
+    peer: int
+    label: str
+    round: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RosterChanged:
+    """Others take part than before."""
+
+    change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """Nothing happened; it is time to look, and to try again to send."""
+
+
+Event: TypeAlias = (
+    Connected
+    | Disconnected
+    | KeyUsedElsewhere
+    | MessageReceived
+    | TrainingDone
+    | NotQueued
+    | RosterChanged
+    | TimePassed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transmit:
+    """Hand a message to the transport.
+
+    Attributes:
+        peer: to whom.
+        data: the message.
+        label: ``frame``, ``hello``, ``state`` or ``control``.
+        round: of a frame.
+        beside: whether it goes in pieces between other messages.
+    """
+
+    peer: int
+    data: bytes
+    label: str
+    round: int = -1
+    beside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StartTraining:
+    """Train, beside everything else, and report :class:`TrainingDone`."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Measure the node's model after this number of completed rounds."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveCheckpoint:
+    """Save node and session."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A line of the log."""
+
+    level: str
+    event: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The node is done; write its result before anything else is carried out."""
+
+    status: str
+    round: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The node cannot go on."""
+
+    reason: str
+
+
+Command: TypeAlias = Transmit | StartTraining | Measure | SaveCheckpoint | Report | Ended | Failed

@@ -1,0 +1,177 @@
+"""What two peers must have in common, as they state it on each connection before anything else is sent.
+
+The greeting, which the transport hands over when a connection opens, names the settings of a run. So two peers
+of different runs, who cannot read each other's messages, can still say in what they differ. The Hello names
+what the settings do not: the model, its start, and the round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from jwins.net.journal import plain
+from jwins.net.limits import GREETING_BYTES
+from jwins.wire.frame import DIGEST_BYTES, MAX_NAME_CHARS, MAX_VERSIONS, Hello
+
+__all__ = [
+    "BOOTSTRAPPED",
+    "Handshake",
+    "flat_settings",
+    "greeting_mismatch",
+    "hash_of_parameters",
+    "pack_greeting",
+]
+
+BOOTSTRAPPED = b""
+"""What a peer states in place of the hash of its initial parameters if its model came from a neighbour."""
+
+_MAX_VALUE_CHARS = 80
+_MAX_NAMED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """What a node states, and compares with what its peers state.
+
+    Attributes:
+        dim: length of its parameter vector.
+        codec: name of the codec of its frames.
+        x0: hash of its initial parameters, or :data:`BOOTSTRAPPED`.
+        versions: names and numbers of libraries, for people.
+        agreed: what else must be the same, by name.
+        greeting: see :func:`pack_greeting`; b"" compares nothing.
+    """
+
+    dim: int
+    codec: str
+    x0: bytes
+    versions: Mapping[str, str] = field(default_factory=dict)
+    agreed: Mapping[str, str] = field(default_factory=dict)
+    greeting: bytes = b""
+
+    def with_x0(self, x0: bytes) -> Handshake:
+        """The same for another start."""
+        return replace(self, x0=x0)
+
+    def hello(self, sender: int, round: int, resend_from: int | None, settled: bool) -> Hello:
+        """What the node says of itself in a round."""
+        every = {**self.agreed, **{str(name): str(number) for name, number in self.versions.items()}}
+        short = {k[:MAX_NAME_CHARS]: v[:MAX_NAME_CHARS] for k, v in list(every.items())[:MAX_VERSIONS]}
+        return Hello(sender, round, self.dim, self.codec, short, self.x0, resend_from, settled)
+
+    def greeting_mismatch(self, theirs: bytes) -> str:
+        """Why a peer with this greeting cannot take part, or ""."""
+        return greeting_mismatch(theirs, self.greeting) if theirs and self.greeting else ""
+
+    def hello_mismatch(self, theirs: Hello) -> str:
+        """Why a peer with this Hello cannot take part, or ""."""
+        if theirs.dim != self.dim:
+            return f"its model has {theirs.dim} parameters that are exchanged, this one {self.dim}"
+        if theirs.codec != self.codec:
+            return f"it encodes with {plain(theirs.codec)}, this node with {self.codec}"
+        for name, here in self.agreed.items():
+            if (there := theirs.versions.get(name, "")) != here:
+                return f"its {name} is {plain(there) or 'not known'}, here it is {here}"
+        if BOOTSTRAPPED not in (theirs.x0, self.x0) and theirs.x0 != self.x0:
+            versions = plain(str(dict(sorted(theirs.versions.items()))))
+            return (
+                f"its initial parameters differ (hash {theirs.x0.hex()[:16]}, here {self.x0.hex()[:16]}); its "
+                f"versions: {versions}"
+            )
+        return ""
+
+
+def hash_of_parameters(params: Tensor) -> bytes:
+    """SHA-256 of a vector's little-endian float32 bytes: by it peers know that they begin alike."""
+    return hashlib.sha256(params.detach().cpu().numpy().astype("<f4", copy=False).tobytes()).digest()
+
+
+def flat_settings(value: Any, name: str) -> dict[str, str]:
+    """Settings of a dataclass or nested dict by dotted name, values as text.
+
+    >>> flat_settings({"kind": "ring", "seed": 1}, "topology")
+    {'topology.kind': 'ring', 'topology.seed': '1'}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {name: type(value).__name__}
+        for own in dataclasses.fields(value):
+            found |= flat_settings(getattr(value, own.name), f"{name}.{own.name}")
+        return found
+    if isinstance(value, Mapping):
+        found = {}
+        for key, item in value.items():
+            found |= flat_settings(item, f"{name}.{key}" if name else str(key))
+        return found
+    return {name: _short(str(value))}
+
+
+def _short(text: str) -> str:
+    """The text, or its beginning and a hash of all of it."""
+    if len(text) <= _MAX_VALUE_CHARS:
+        return text
+    return f"{text[: _MAX_VALUE_CHARS - 12]}... {hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def pack_greeting(digest: bytes, settings: Mapping[str, str]) -> bytes:
+    """What a node says to everyone who connects: the digest of its run, and the settings that it stands for.
+
+    >>> pack_greeting(b"8 bytes.", {"seed": "1"})
+    b'{"digest":"382062797465732e","settings":{"seed":"1"}}'
+    """
+    chosen = {name: _short(text) for name, text in settings.items()}
+    while True:
+        body = {"digest": digest.hex(), "settings": chosen}
+        data = json.dumps(body, separators=(",", ":")).encode()
+        if len(data) <= GREETING_BYTES:
+            return data
+        chosen = dict(list(chosen.items())[: len(chosen) * 3 // 4])
+
+
+def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
+    """In what two runs differ, with both values, or "".
+
+    Args:
+        theirs: what the peer said; any bytes may be given.
+        ours: of this node.
+
+    >>> greeting_mismatch(pack_greeting(b"1", {"codec": "raw"}), pack_greeting(b"2", {"codec": "pco"}))
+    'its codec is raw, here it is pco'
+    """
+    if theirs == ours:
+        return ""
+    here, there = _unpacked(ours), _unpacked(theirs)
+    if there is None or here is None:
+        return f"it runs another experiment (greeting {theirs[:8].hex() or 'empty'}, here {ours[:8].hex()})"
+    if there[0] == here[0]:
+        return ""
+    if not there[1] or not here[1]:
+        return f"it runs another experiment (digest {plain(there[0][:16])} there, {here[0]} here)"
+    names = [name for name in {**here[1], **there[1]} if here[1].get(name) != there[1].get(name)]
+    if not names:
+        return f"it runs another experiment (digest {plain(there[0][:16])} there, {here[0]} here)"
+    told = [
+        f"its {plain(name)} is {plain(there[1].get(name, 'not set'))}, "
+        f"here it is {plain(here[1].get(name, 'not set'))}"
+        for name in names[:_MAX_NAMED]
+    ]
+    if len(names) > _MAX_NAMED:
+        told.append(f"and {len(names) - _MAX_NAMED} other settings differ")
+    return "; ".join(told)
+
+
+def _unpacked(data: bytes) -> tuple[str, dict[str, str]] | None:
+    if len(data) == DIGEST_BYTES:  # the digest alone
+        return data.hex(), {}
+    try:
+        found = json.loads(data)
+        settings = {str(name): str(value)[: 2 * _MAX_VALUE_CHARS] for name, value in found["settings"].items()}
+        return str(found["digest"]), settings
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None

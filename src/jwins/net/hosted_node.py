@@ -1,0 +1,70 @@
+"""The node that a node group holds, as a session drives it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, ScheduledEvent
+from jwins.node import Phase, Rejoin
+from jwins.wire.frame import Message, Packed
+
+__all__ = ["HostedNode"]
+
+
+class HostedNode:
+    """The node that a node group holds, as a session drives it.
+
+    Args:
+        group: holds one node.
+    """
+
+    def __init__(self, group: NodeGroup) -> None:
+        self.group, self.rules = group, group.rules
+        (self.id,) = group.nodes
+        self._machine = group.machine(self.id)
+        self._envelopes = 0
+
+    @property
+    def round(self) -> int:
+        """Completed rounds."""
+        return self._machine.round
+
+    @property
+    def waiting_for(self) -> tuple[int, ...] | None:
+        """See :class:`~jwins.net.session.NodeHandle`."""
+        return self._machine.waiting_for if self._machine.phase is Phase.WAITING else None
+
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """See :class:`~jwins.net.session.NodeHandle`."""
+        return self._machine.waiting_for
+
+    @property
+    def merged_with(self) -> tuple[int, ...]:
+        """See :class:`~jwins.net.session.NodeHandle`."""
+        return self._machine.merged_with
+
+    @property
+    def params(self) -> Tensor:
+        """(P,) float32, on the CPU."""
+        return self.group.parameters(self.id)
+
+    def start(self, now: float) -> list[Any]:
+        """See :meth:`jwins.node.Node.start`."""
+        return list(self.group.start(now)[self.id])
+
+    def handle(self, event: Any, now: float) -> list[Any]:
+        """See :meth:`jwins.node.Node.handle`."""
+        if isinstance(event, Rejoin) and event.params is not None:
+            event = replace(event, params=event.params.to(self._machine.params.device))
+        (commands,) = self.group.handle([ScheduledEvent(self.id, now, event)])
+        return list(commands)
+
+    def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
+        """A message, and the event by which the node takes it in."""
+        self._envelopes += 1
+        envelope = Envelope(self._envelopes, peer, Packed(data, 0, 0))
+        return self.group.read(envelope), MessageArrived(envelope)

@@ -1,0 +1,78 @@
+"""What peers in loops of their own agree on: which parameters, which algorithm, and the head of the roster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jwins.errors import ResumeError, UsageError
+from jwins.net.handshake import flat_settings
+from jwins.net.membership import common_of
+from jwins.net.roster import Roster
+from jwins.run_folder.rows import StartRow, read_rows
+from jwins.sharing import Sharing
+from jwins.training.layout import Layout
+from jwins.wire.frame import DIGEST_BYTES
+
+__all__ = ["check_resumable", "digest_of_run", "hash_of_layout", "selected", "settings_of_run"]
+
+
+def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
+    """The layout of those parameters alone; shared buffers belong to it in any case."""
+    if wanted is None:
+        return layout
+    known = [slot.name for slot in layout.slots if slot.kind == "parameter"]
+    if callable(wanted):
+        chosen = {name for name in known if wanted(name)}
+    else:
+        chosen = set(wanted)
+        if strange := sorted(chosen - set(known)):
+            raise UsageError(f"Peer.params: the model trains no parameter {strange[0]!r}; it has {known}")
+    if not chosen:
+        raise UsageError(f"Peer.params: chooses none of {known}")
+    slots, offset = [], 0
+    for slot in layout.slots:
+        if slot.kind == "buffer" or slot.name in chosen:
+            slots.append(replace(slot, offset=offset))
+            offset += slot.size
+    return replace(layout, slots=tuple(slots), size=offset)
+
+
+def hash_of_layout(layout: Layout) -> str:
+    """Return a hash of names and shapes of what is exchanged."""
+    text = ";".join(f"{slot.name}{list(slot.shape)}" for slot in layout.slots)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
+    """What peers agree on beside the model; that is compared apart, because its error should be clear."""
+    topology, seed = common_of(roster)
+    text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def settings_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> dict[str, str]:
+    """The same by name, so that peers that differ can say in what."""
+    topology, seed = common_of(roster)
+    found = flat_settings(sharing, "sharing") | {"codec": codec, "roster.seed": str(seed)}
+    return found | flat_settings(topology, "roster.topology") | {"roster.places": str(roster.num_places)}
+
+
+def check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> None:
+    """A folder goes on with what it was begun with."""
+    row = next(read_rows(folder / "metrics.jsonl"), None) if (folder / "metrics.jsonl").is_file() else None
+    if not isinstance(row, StartRow):
+        return  # what is wrong with it is said when it is resumed
+    differs = ""
+    if row.digest != digest.hex():
+        differs = "algorithm, codec, or head of the roster"
+    elif row.fingerprints and row.fingerprints != agreed:
+        differs = "model"
+    if differs:
+        raise ResumeError(
+            f"Peer.folder = {str(folder)!r}: was begun with another {differs}; "
+            "choose another folder, or remove this one"
+        )

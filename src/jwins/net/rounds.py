@@ -1,0 +1,202 @@
+"""A session's node: what happens to it, and what it commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from jwins.net import events as ev
+from jwins.net.peer_session import State
+from jwins.node import (
+    MAX_ROUNDS_AHEAD,
+    Checkpoint,
+    Evaluate,
+    Finished,
+    FrameRefused,
+    Rejoin,
+    RequestKeyframe,
+    Send,
+    Train,
+    WakeAt,
+)
+
+if TYPE_CHECKING:
+    from jwins.net.session import Session
+
+__all__ = ["MergeReport", "Rounds"]
+
+
+PROBE_EVERY = 8
+"""A peer that is connected and not waited for is sent a Hello once in this number of rounds."""
+
+PACE_FACTOR = 10.0
+"""Others may be that much faster than this node; a round that nobody can have reached is not believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """How a round ended.
+
+    Attributes:
+        merged_with: neighbours that had a weight in the merge.
+        without: the other neighbours of the round, each with the reason: ``timed out``, ``ahead``,
+            ``other roster``, or the state of its session.
+    """
+
+    merged_with: tuple[int, ...]
+    without: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long rounds of this node take, and how many can have passed.
+
+    Attributes:
+        training_s: smoothed seconds awake of a training.
+        round_s: smoothed seconds awake of a round.
+    """
+
+    training_s: float = 0.0
+    round_s: float = 0.0
+    trained_from: float = 0.0
+    merged_at: float = 0.0
+
+    def trained(self, awake: float) -> None:
+        self.training_s = _smoothed(self.training_s, awake - self.trained_from)
+
+    def merged(self, awake: float) -> None:
+        self.round_s = _smoothed(self.round_s, awake - self.merged_at)
+        self.merged_at = awake
+
+    def possible_rounds(self, seconds: float) -> float:
+        """How many rounds others can have made in a time; any number if this node has made none."""
+        return MAX_ROUNDS_AHEAD + PACE_FACTOR * seconds / self.round_s if self.round_s else float("inf")
+
+
+def _smoothed(before: float, seconds: float) -> float:
+    return before + (seconds - before) / 8 if before else max(seconds, 1e-6)
+
+
+@dataclass(slots=True)
+class Shared:
+    """When the node had sent its frames, in seconds awake, by round."""
+
+    at: dict[int, float] = field(default_factory=dict)
+
+    def add(self, round: int, awake: float) -> None:
+        self.at[round] = awake
+        self.at.pop(round - MAX_ROUNDS_AHEAD, None)
+
+
+class Rounds:
+    """Drives the node of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.merged: dict[int, MergeReport] = {}
+        self.pace = Pace()
+        self.shared = Shared()
+        self.merged_at = session.now
+
+    def tell_node(self, event: Any) -> None:
+        """Let something happen to the node, and do what it commands."""
+        before = self._session.node.round
+        commands = self._session.node.handle(event, self._session.now)
+        if self._session.node.round == before + 1 and not isinstance(event, Rejoin):
+            self._on_merged(before)
+        self.carry_out(commands)
+
+    def carry_out(self, commands: list[Any]) -> None:
+        """Do what the node commands."""
+        for command in commands:
+            match command:
+                case Train(round):
+                    self._on_train(round)
+                case Send():
+                    self._session.outbox.on_send(command)
+                case RequestKeyframe(to, packed):
+                    if self._session.peers[to].is_introduced:
+                        self._session.outbox.transmit(to, packed, "control")
+                case Evaluate(round):
+                    self._session.out.append(ev.Measure(round))
+                case Checkpoint(round):
+                    self._session.out.append(ev.SaveCheckpoint(round))
+                case WakeAt(at):
+                    self._session.waiting.ticks = sorted([*self._session.waiting.ticks, at])
+                case FrameRefused(sender, round, reason):
+                    self._session.refuse(sender, f"frame of round {round}: {reason}")
+                case Finished():
+                    self.finish(command)
+
+    def _on_train(self, round: int) -> None:
+        self._session.waiting.wait = None
+        if self._session.joiner is not None and self._session.joiner.take_pending():
+            return
+        if self._session.leaving:
+            return  # a restart begins with it
+        for peer in self._session.peers:
+            self._keep_promises(peer, round)
+        self._session.training = True
+        self.pace.trained_from = self._session.awake
+        self._session.out.append(ev.StartTraining(round))
+
+    def _keep_promises(self, peer: int, round: int) -> None:
+        """What a peer waits for until this round begins."""
+        known = self._session.peers[peer]
+        self._session.provider.provide(peer)
+        self._session.outbox.resend(peer)
+        if known.is_introduced and known.joins_at == round + MAX_ROUNDS_AHEAD:
+            # Its first frame, which was refused if it came before, can be kept now.
+            self._session.outbox.say_hello(peer)
+        if known.state is State.SLOW and round % PROBE_EVERY == 0:
+            self._session.outbox.say_hello(
+                peer
+            )  # two that gave each other up send no frames; its answer ends that
+        if known.state is State.SLOW and known.wants_readmission and round >= known.readmit_from:
+            self._session.arrivals.readmit(peer)
+            self._session.outbox.say_hello(peer)
+
+    def on_trained(self, round: int) -> None:
+        """Training is over: the node shares."""
+        self._session.training = False
+        if self._session.leaving and round != self._session.node.round:
+            return
+        self.pace.trained(self._session.awake)
+        self.shared.add(round, self._session.awake)
+        self.tell_node(ev.TrainingDone(round))
+
+    def _on_merged(self, round: int) -> None:
+        """A round is complete."""
+        merged_with, rules = self._session.node.merged_with, self._session.node.rules
+        neighbours = rules.topology.at(round).senders[self._session.node.id]
+        without = {peer: self._why_without(peer, round) for peer in neighbours if peer not in merged_with}
+        self.merged[round] = MergeReport(merged_with, without)
+        self.merged.pop(round - MAX_ROUNDS_AHEAD, None)
+        self.pace.merged(self._session.awake)
+        for peer in merged_with:
+            known = self._session.peers[peer]
+            known.merged_in, known.skipped_until = round, 0
+            if known.round <= round + self._session.keeps:  # not with a frame of long ago
+                self._session.settled, self._session.fresh, self.merged_at = True, False, self._session.now
+        if neighbours and not merged_with:
+            self._session.log("warning", "merged with nobody", round=round, without=without)
+
+    def _why_without(self, peer: int, round: int) -> str:
+        known = self._session.peers[peer]
+        if not known.is_awaited:
+            return known.state.value
+        if known.timed_out_in == round:
+            return "timed out"
+        return "ahead" if known.skipped_until > round else "other roster"
+
+    def finish(self, end: Finished) -> None:
+        """The end is written before it is sent: by then others may leave, and no round can be repeated."""
+        self._session.end, self._session.waiting.wait = end, None
+        packed = self._session.outbox.bye(end.status)
+        introduced = [peer for peer, known in self._session.peers.items() if known.is_introduced]
+        for peer in introduced:
+            self._session.outbox.flush(peer)
+            self._session.traffic.count(self._session.node.id, (peer,), packed, "control")
+        self._session.out.append(ev.Ended(end.status, end.round, end.reason))
+        self._session.out += [ev.Transmit(peer, packed.data, "control") for peer in introduced]

@@ -1,0 +1,392 @@
+"""One node's session with its peers as a state machine without I/O: events in, commands out, ``now`` passed in.
+
+A driver (:mod:`jwins.net.driver` in real time, ``tests/net/world.py`` in simulated time) feeds in what happens
+on connections, in training and to the roster, calls again at :attr:`Session.wait_until` at the latest, and
+carries out the commands in order. The session reads no clock, opens no connection and starts no thread.
+
+It drives one :class:`~jwins.node.Node`, which knows rounds and models, and adds who is there:
+
+- On every connection both sides first say Hello: their round, and from which round on they want frames. Newest
+  frames are kept for each peer and sent again from there, so that a broken connection, or a process that is
+  restarted within the others' timeout, loses nothing. See ``outbox.py`` and ``arrivals.py``.
+- :data:`~jwins.net.peer_session.TRANSITIONS` says for whom the node waits. One that times out keeps its mixing
+  weight with the node, and the merge is partial. See ``waiting.py``.
+- Frames of one connection come in the order of rounds. When most of the expected neighbours send frames of
+  later rounds only, this node is behind: it takes their round, and a node that has never merged takes a model
+  from one of them, too. See ``bootstrap.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from jwins.engines.traffic_counter import TrafficCounter
+from jwins.net import events as ev
+from jwins.net.arrivals import Arrivals
+from jwins.net.bootstrap import Joiner, Provider
+from jwins.net.handshake import Handshake
+from jwins.net.log_limits import LogLimits
+from jwins.net.membership import Change
+from jwins.net.neighbour_timeout import MAX_STEP_S, AwakeClock, NeighbourTimeout
+from jwins.net.outbox import Outbox
+from jwins.net.peer_session import BufferedFrame, PeerSession, Signal, State
+from jwins.net.rounds import Rounds
+from jwins.net.waiting import Waiting
+from jwins.node import (
+    MAX_ROUNDS_AHEAD,
+    Evaluate,
+    Finished,
+    PeerLost,
+    PeerUp,
+    Rejoin,
+    Rules,
+)
+from jwins.wire.frame import Bye, Message
+
+__all__ = ["NodeHandle", "Session", "SessionSettings", "SessionState"]
+
+
+class NodeHandle(Protocol):
+    """The node that a session drives."""
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+
+    @property
+    def rules(self) -> Rules:
+        """Common to all nodes of the run."""
+
+    @property
+    def round(self) -> int:
+        """Completed rounds."""
+
+    @property
+    def waiting_for(self) -> tuple[int, ...] | None:
+        """Neighbours whose frame of this round is missing; None while the node does not wait."""
+
+    @property
+    def awaited(self) -> tuple[int, ...]:
+        """Neighbours whose frame of this round is missing, whether or not the node waits already."""
+
+    @property
+    def merged_with(self) -> tuple[int, ...]:
+        """Neighbours that had a weight in the newest merge."""
+
+    @property
+    def params(self) -> Tensor:
+        """(P,) float32, on the CPU."""
+
+    def start(self, now: float) -> list[Any]:
+        """See :meth:`jwins.node.Node.start`."""
+
+    def handle(self, event: Any, now: float) -> list[Any]:
+        """See :meth:`jwins.node.Node.handle`."""
+
+    def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
+        """A message, and the event by which the node takes it in.
+
+        Raises:
+            CodecError: it is none of this experiment.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSettings:
+    """What a session is begun with.
+
+    Attributes:
+        timeout_s: the least time to wait for a neighbour.
+        handshake: what this node says of itself, and compares.
+        joins_at: the round in which the node begins, if others began before it; None for the first.
+        bootstrap_from: members whose model to begin with, in order.
+        from_round: a member from this round on.
+        may_provide: whether a peer is given this node's model; None for neighbours and those who join.
+        max_step_s: a longer time between two events is one in which this process stood still.
+    """
+
+    timeout_s: float
+    handshake: Handshake
+    joins_at: int | None = None
+    bootstrap_from: tuple[int, ...] = ()
+    from_round: int = 0
+    may_provide: Callable[[int], bool] | None = None
+    max_step_s: float = MAX_STEP_S
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionState:
+    """A session's part of a checkpoint.
+
+    Attributes:
+        now: real seconds since the start of the run.
+        x0: hash of the initial parameters.
+        edges: bytes that were counted.
+        send_buffer: frames by peer and round.
+        suspect: peers that were not waited for.
+        refused: messages that were not accepted, by peer.
+        met: peers that were met.
+        skipped_rounds: rounds in which the node did not take part.
+        fresh: whether the node had merged with nobody yet.
+        round_s: how long a round takes.
+        saved_at: Unix time; only for how many rounds others can have made since.
+    """
+
+    now: float
+    x0: bytes
+    edges: Mapping[tuple[int, int], tuple[int, ...]]
+    send_buffer: Mapping[int, Mapping[int, BufferedFrame]]
+    suspect: frozenset[int]
+    refused: Mapping[int, int]
+    met: frozenset[int] = frozenset()
+    skipped_rounds: int = 0
+    fresh: bool = False
+    round_s: float = 0.0
+    saved_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Shared:
+    """When the node had sent its frames, in seconds awake, by round."""
+
+    at: dict[int, float] = field(default_factory=dict)
+
+    def add(self, round: int, awake: float) -> None:
+        self.at[round] = awake
+        self.at.pop(round - MAX_ROUNDS_AHEAD, None)
+
+
+class Session:
+    """The protocol of one node with all of its peers.
+
+    Args:
+        node: the node.
+        settings: see :class:`SessionSettings`.
+        now: seconds on any clock that does not go backwards.
+
+    Attributes:
+        peers: by number.
+        traffic: bytes sent.
+        wait_until: when :meth:`handle` is to be called again at the latest, on the clock of ``now``.
+        end: how the node ended, or None.
+        rounds: what became of the newest rounds.
+        waiting: for whom the node waits, and for how long.
+        outbox, arrivals: what is sent, and what comes.
+        joiner: asks for a model, or None.
+        fresh: whether the node has not merged with anybody yet.
+        settled: whether it has since it last took the round of others.
+        skipped_rounds: rounds in which the node did not take part because it was behind.
+    """
+
+    def __init__(self, node: NodeHandle, settings: SessionSettings, now: float) -> None:
+        self.node, self.settings = node, settings
+        count = node.rules.topology.num_nodes
+        self.peers = {
+            peer: PeerSession(NeighbourTimeout(settings.timeout_s)) for peer in range(count) if peer != node.id
+        }
+        self.traffic = TrafficCounter()
+        self.handshake = settings.handshake
+        self.end: Finished | None = None
+        self.skipped_rounds = 0
+        self.received_bytes = 0
+        self.fresh = True
+        self.settled = True
+        self.wait_until = float("inf")
+        self.now = now
+        self._awake = AwakeClock(now, settings.max_step_s)
+        self._limits = LogLimits()
+        self.training = False
+        self.leaving = False
+        self.out: list[ev.Command] = []
+        self.joiner: Joiner | None = None
+        self.outbox, self.arrivals = Outbox(self), Arrivals(self)
+        self.waiting, self.rounds = Waiting(self), Rounds(self)
+        self.provider = Provider(self)
+        if settings.bootstrap_from:
+            self.joiner = Joiner(self, settings.bootstrap_from, settings.from_round, at_start=True)
+
+    def start(self, now: float, *, resumed: bool = False) -> list[ev.Command]:
+        """Begin the first round, or go on in the one that the node was restored to."""
+        self._advance(now)
+        self.fresh = self.fresh and not resumed
+        if resumed and self.node.round >= self.node.rules.rounds:  # killed before the end was written
+            self.rounds.finish(Finished("finished", self.node.round))
+        elif self.joiner is None:
+            self.begin(None if resumed else self.settings.joins_at)
+        return self._taken()
+
+    def begin(self, at: int | None = None, params: Tensor | None = None) -> None:
+        """Begin in a round, with a model or the initial one."""
+        commands = self.node.start(self.now)
+        if at is not None:
+            commands = [c for c in commands if isinstance(c, Evaluate)]
+            commands += self.node.handle(Rejoin(at, params=params, keep_newer=True), self.now)
+        self.rounds.carry_out(commands)
+
+    def handle(self, event: ev.Event, now: float) -> list[ev.Command]:
+        """Let something happen.
+
+        Args:
+            event: what.
+            now: seconds, on the clock of the constructor.
+
+        Returns:
+            Commands, to be carried out in this order.
+        """
+        self._advance(now)
+        match event:
+            case ev.Connected(peer, greeting) if peer in self.peers:
+                self.arrivals.on_connected(peer, greeting)
+            case ev.Disconnected(peer, reason) if peer in self.peers:
+                self.arrivals.on_disconnected(peer, reason)
+            case ev.MessageReceived(peer, data) if peer in self.peers:
+                self.arrivals.on_message(peer, data)
+            case ev.KeyUsedElsewhere(peer, detail):
+                self.log("error", "key in use", peer=peer, detail=detail)
+            case ev.TrainingDone(round):
+                self.rounds.on_trained(round)
+            case ev.NotQueued(peer, label, round):
+                self.outbox.on_not_queued(peer, label, round)
+            case ev.RosterChanged(change):
+                self._on_roster(change)
+            case ev.TimePassed():
+                for peer in self.peers:
+                    self.outbox.flush(peer)
+            case _:
+                self.log("warning", "stranger", peer=getattr(event, "peer", None))
+        self.waiting.review()
+        return self._taken()
+
+    def _advance(self, now: float) -> None:
+        self.now = now
+        self._awake.at(now)
+
+    @property
+    def awake(self) -> float:
+        """Seconds for which this process was awake."""
+        return self._awake.seconds
+
+    def _taken(self) -> list[ev.Command]:
+        out, self.out = self.out, []
+        self.wait_until = self.waiting.next_time()
+        return out
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """For whom the node waits."""
+        return () if self.holds else self.node.waiting_for or ()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the node is in a round; not while it waits for the model that it is to begin with."""
+        return self.joiner is None or not self.joiner.at_start
+
+    @property
+    def holds(self) -> bool:
+        """Whether a model is asked for, without which the node does not go on."""
+        return self.joiner is not None
+
+    @property
+    def keeps(self) -> int:
+        """For how many rounds frames are kept: as far back as a checkpoint, and one more."""
+        return min(max(2, self.node.rules.checkpoint_every + 1), MAX_ROUNDS_AHEAD)
+
+    def snapshot(self, now_s: float, saved_at: float = 0.0) -> SessionState:
+        """What :meth:`restore` needs; ``now_s`` are real seconds since the start of the run."""
+        every = self.peers.items()
+        return SessionState(
+            now_s,
+            self.handshake.x0,
+            self.traffic.snapshot(),
+            {peer: dict(known.buffer.frames) for peer, known in every},
+            frozenset(peer for peer, known in every if not known.is_awaited),
+            {peer: known.refused for peer, known in every},
+            frozenset(peer for peer, known in every if known.ever_met),
+            self.skipped_rounds,
+            self.fresh,
+            self.rounds.pace.round_s,
+            saved_at,
+        )
+
+    def restore(self, state: SessionState, down_s: float = 0.0) -> None:
+        """Go on from a checkpoint, after a time of ``down_s``; before :meth:`start`."""
+        self.rounds.pace.round_s = state.round_s
+        self.rounds.merged_at -= down_s
+        # A process may be made again with another model at hand.
+        self.handshake = self.handshake.with_x0(state.x0)
+        self.traffic = TrafficCounter(state.edges)
+        self.skipped_rounds, self.fresh = state.skipped_rounds, state.fresh
+        self.joiner = None
+        for peer, known in self.peers.items():
+            frames = state.send_buffer[peer].items()
+            known.buffer.frames = {at: BufferedFrame(f.packed, f.purpose, False, True) for at, f in frames}
+            known.refused = state.refused[peer]
+            known.ever_met = peer in state.met
+            if peer in state.suspect:
+                known.state = State.SUSPECT
+
+    def leave(self, reason: str, now: float) -> list[ev.Command]:
+        """Say Bye to all, and begin nothing more."""
+        self._advance(now)
+        self.leaving = True
+        packed = self.node.rules.wire.pack(Bye(self.node.id, self.node.round, reason[:200]))
+        for peer, known in self.peers.items():
+            if known.is_introduced:
+                self.outbox.flush(peer)
+                self.outbox.transmit(peer, packed, "control")
+        return self._taken()
+
+    def stop_training(self) -> None:
+        """Begin no training any more: the node is about to be saved."""
+        self.leaving = True
+
+    def _on_roster(self, change: Change) -> None:
+        """Others take part than before."""
+        for peer in change.joined - {self.node.id}:
+            self.peers[peer].joins_at = change.from_round
+        for peer in change.removed - {self.node.id}:
+            known = self.peers[peer]
+            known.lost()
+            known.connected = False
+            known.buffer.frames.clear()
+            self.apply(peer, Signal.REMOVED)
+
+    def apply(self, peer: int, signal: Signal) -> None:
+        """Change a peer's state, and tell the node whether to wait for it."""
+        known = self.peers[peer]
+        if not known.apply(signal):
+            return
+        if known.is_awaited:
+            known.skipped_until = 0
+            self.rounds.tell_node(PeerUp(peer, self.node.round))
+        else:
+            self.rounds.tell_node(PeerLost(peer))
+
+    def refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
+        """Count a message that is not accepted."""
+        known = self.peers[peer]
+        known.refused += 1
+        self.log("debug" if quietly else "warning", "refused", peer=peer, reason=reason, times=known.refused)
+
+    def log(self, level: str, event: str, **fields: Any) -> None:
+        """Report an event, unless the same of the same peer was reported too often of late."""
+        if (suppressed := self._limits.take(event, fields.get("peer"), self.now)) is None:
+            return
+        if suppressed:
+            fields["suppressed"] = suppressed
+        self.out.append(ev.Report(level, event, fields))
+
+    def no_model(self, asked: tuple[int, ...], reason: str) -> None:
+        """Nobody sent a model: end, unless a single one of several neighbours said that it is needed."""
+        joiner, self.joiner = self.joiner, None
+        neighbours = self.node.rules.topology.at(self.node.round).senders[self.node.id]
+        if joiner is not None and not joiner.at_start and len(asked) == 1 < len(neighbours):
+            self.log("error", "no model", reason=reason)
+            self.peers[asked[0]].settled = False
+            return
+        self.leaving = True
+        self.out.append(ev.Failed(reason))

@@ -1,0 +1,45 @@
+"""``status.json``: where a node is, for whoever looks on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jwins.net.driver import WallProgress
+
+__all__ = ["StatusFile"]
+
+EVERY_S = 0.5
+
+
+class StatusFile:
+    """Where the node is, for whoever looks on; written anew at most twice a second."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._path, self._names = path, names
+        self._last = 0.0
+        self._metrics: dict[str, float | None] = {}
+
+    def __call__(self, now: WallProgress, status: str = "running") -> None:
+        """Write the file if it is time, or if the node has ended."""
+        if now.row is not None:
+            self._metrics = {name: spread.mean for name, spread in now.row.metrics.items()}
+        if status == "running" and time.monotonic() - self._last < EVERY_S:
+            return
+        self._last = time.monotonic()
+        found = asdict(now) | {"status": status, "metrics": self._metrics}
+        del found["row"]
+        for key in ("waiting_for", "connected", "suspect"):
+            found[key] = [self._names[peer] for peer in found[key]]
+        partial = self._path.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(found) + "\n")
+            os.replace(partial, self._path)
+        except OSError:  # a full disk must not end the run
+            partial.unlink(missing_ok=True)

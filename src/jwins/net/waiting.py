@@ -1,0 +1,210 @@
+"""For whom a node waits and for how long, and when it takes the round of others."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from jwins.net.bootstrap import Joiner
+from jwins.net.neighbour_timeout import SUSPECT_AFTER
+from jwins.net.peer_session import Signal, State
+from jwins.node import PeerUp, Rejoin, Tick, TimedOut
+
+if TYPE_CHECKING:
+    from jwins.net.session import Session
+
+__all__ = ["Waiting"]
+
+
+FIRST_NOTICE_S = 5.0
+"""A node names for whom it waits after this time, and then each time that twice as much has passed."""
+
+SOON_S = 0.001
+"""Times nearer than this are now: no wait is polled more often."""
+
+
+@dataclass(slots=True)
+class Wait:
+    """The node waits in a round; times are seconds awake."""
+
+    round: int
+    since: float
+    next_notice: float = FIRST_NOTICE_S
+
+
+class Waiting:
+    """Watches the time of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.wait: Wait | None = None
+        self.ticks: list[float] = []
+
+    def review(self) -> None:
+        """Time out who is due, and go on when nobody is left to wait for."""
+        if self._session.joiner is not None:
+            self._session.joiner.review()
+        while self.ticks and self.ticks[0] <= self._session.now:
+            self.ticks.pop(0)
+            self._session.rounds.tell_node(Tick())
+        while not self._session.holds and self._session.end is None and not self._session.leaving:
+            missing = self._session.node.waiting_for
+            if missing is None:
+                self.wait = None
+                return
+            if self.wait is None or self.wait.round != self._session.node.round:
+                self.wait = Wait(self._session.node.round, self._session.awake)
+            before = self._session.node.round
+            self._time_out(missing)
+            if self._session.node.round == before and not self._rejoin_if_behind():
+                missing = self._session.node.waiting_for or ()
+                if all(self._is_resolved(peer) for peer in missing):
+                    self._merge_partially(missing)
+                else:
+                    self._notice(missing)
+                    return
+
+    def _is_resolved(self, peer: int) -> bool:
+        return self._is_ahead(peer) or self._session.peers[peer].timed_out_in == self._session.node.round
+
+    def _time_out(self, missing: tuple[int, ...]) -> None:
+        at = self._session.node.round
+        for peer in missing:
+            known, limit_s = self._session.peers[peer], self.limit_s(peer)
+            if self._is_resolved(peer) or self.waited_s < limit_s - SOON_S:
+                continue
+            known.timeouts += 1
+            known.timed_out += 1
+            known.timed_out_in = at
+            self._session.log("warning", "timed_out", peer=peer, round=at, limit_s=round(limit_s, 3))
+            self._session.apply(peer, Signal.TIMEOUTS if self._gives_up(peer) else Signal.TIMEOUT)
+            if not known.is_awaited:
+                self._session.log("warning", "suspect", peer=peer, connected=known.connected)
+            if self._session.node.round != at:
+                return
+
+    def _gives_up(self, peer: int) -> bool:
+        """Whether to wait for a connected peer no longer: there is another that was merged with as lately.
+
+        A node that gave up all of its connected neighbours would run ahead of them, ever further, alone.
+        """
+        session, known = self._session, self._session.peers[peer]
+        if not known.is_introduced or known.timeouts < SUSPECT_AFTER:
+            return False
+        senders = session.node.rules.topology.at(session.node.round).senders[session.node.id]
+        others = (session.peers[other] for other in senders if other != peer)
+        return any(
+            other.is_awaited
+            and other.is_introduced
+            and (other.merged_in, -other.timeouts) > (known.merged_in, -known.timeouts)
+            for other in others
+        )
+
+    def _notice(self, missing: tuple[int, ...]) -> None:
+        if self.wait is not None and self.waited_s >= self.wait.next_notice:
+            self.wait.next_notice = 2 * self.waited_s
+            seconds = round(self.waited_s, 3)
+            self._session.log(
+                "warning", "waiting", round=self._session.node.round, peers=missing, seconds=seconds
+            )
+
+    def _merge_partially(self, missing: tuple[int, ...]) -> None:
+        """Go on without those who timed out, and without those who are ahead until their round."""
+        at = self._session.node.round
+        for peer in missing:
+            known = self._session.peers[peer]
+            if self._is_ahead(peer) and known.ahead_from is not None:
+                self._session.log("warning", "skipped", peer=peer, round=at, frame=known.ahead_from)
+                known.skipped_until = at + 1
+                self._session.rounds.tell_node(PeerUp(peer, at + 1))
+            if self._session.node.round != at:
+                return
+        self._session.rounds.tell_node(TimedOut(at))
+
+    def _rejoin_if_behind(self) -> bool:
+        """Take the others' round if most of the neighbours that are expected are past this one."""
+        at, never = self._session.node.round, (State.LEFT, State.INCOMPATIBLE, State.REMOVED, State.SUSPECT)
+        senders = self._session.node.rules.topology.at(at).senders[self._session.node.id]
+        expected = [peer for peer in senders if self._session.peers[peer].state not in never]
+        missing = self._session.node.waiting_for or ()
+        ahead = [
+            peer for peer in expected if peer in missing and self._is_ahead(peer) and self._is_witness(peer)
+        ]
+        if 2 * len(ahead) <= len(expected) or len(ahead) < min(2, len(expected)):
+            return False
+        target = statistics.median_low(self._session.peers[peer].round for peer in ahead)
+        target = min(target, self._session.node.rules.rounds - 1)
+        if target <= at:
+            return False
+        if self._session.fresh:
+            self._session.log("warning", "asks for a model", round=at, others=target)
+            self._session.joiner = Joiner(self._session, tuple(ahead), at + 1, at_start=False)
+            self._session.joiner.review()
+            return True
+        self.rejoin(target)
+        return True
+
+    def _is_witness(self, peer: int) -> bool:
+        known = self._session.peers[peer]
+        possible = self._session.rounds.pace.possible_rounds(self._session.now - self._session.rounds.merged_at)
+        return known.settled and (self._session.fresh or known.round <= self._session.node.round + possible)
+
+    def rejoin(self, target: int, params: Tensor | None = None) -> None:
+        """Go on in a later round, with a model or this node's own."""
+        at = self._session.node.round
+        self._session.log("warning", "rejoining", at=at, others=target)
+        self._session.skipped_rounds += target - at
+        self._session.settled = False
+        for known in self._session.peers.values():
+            known.seen = {seen for seen in known.seen if seen[0] >= target}
+            known.buffer.frames.clear()
+            if known.ahead_from is not None and known.ahead_from <= target:
+                known.ahead_from = None
+        self._session.rounds.tell_node(Rejoin(target, params=params, keep_newer=True))
+        for peer, known in self._session.peers.items():
+            if known.is_awaited:
+                known.skipped_until = 0
+                self._session.rounds.tell_node(PeerUp(peer, target))
+            if known.is_introduced:
+                self._session.outbox.say_hello(peer)
+
+    def next_time(self) -> float:
+        """When to look again at the latest."""
+        times = list(self.ticks[:1])
+        if self._session.joiner is not None:
+            times.append(self._session.joiner.wait_until)
+        elif self.wait is not None and self._session.end is None:
+            left = [self.limit_s(p) - self.waited_s for p in self._session.missing if not self._is_resolved(p)]
+            left.append(self.wait.next_notice - self.waited_s)
+            times.append(self._session.now + max(SOON_S, min(left)))
+        return min(times, default=float("inf"))
+
+    def limit_s(self, peer: int) -> float:
+        """How long this peer is waited for now."""
+        session = self._session.peers[peer]
+        starts = session.state is State.CONNECTING and session.joins_at is None
+        joins = (
+            self._session.node.round == self._session.settings.joins_at
+        )  # a node that joins may be there before the others
+        under_way = not self._session.fresh and any(self._is_ahead(other) for other in self._session.peers)
+        if (starts or joins) and not under_way:
+            return session.timeout.first_s
+        means = [
+            self._session.rounds.pace.training_s + other.timeout.mean_s
+            for at, other in self._session.peers.items()
+            if at != peer and other.timeout.mean_s is not None and other.is_introduced
+        ]
+        return session.timeout.limit_s(means)
+
+    def _is_ahead(self, peer: int) -> bool:
+        """Whether the peer is past this node's round, whose frame of it can come no more."""
+        ahead = self._session.peers[peer].ahead_from
+        return ahead is not None and ahead > self._session.node.round
+
+    @property
+    def waited_s(self) -> float:
+        """For how long, in seconds awake."""
+        return 0.0 if self.wait is None else self._session.awake - self.wait.since

@@ -1,0 +1,159 @@
+"""The session's table, and sessions in the simulated world: faults one by one, and two thousand schedules."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from world import Fault, Schedule, Tally, ViolationError, World, play, shrunk
+
+from jwins.errors import UsageError
+from jwins.net.neighbour_timeout import NeighbourTimeout
+from jwins.net.peer_session import AWAITED, TRANSITIONS, PeerSession, Signal, State, diagram
+
+SCHEDULES = int(os.environ.get("JWINS_SCHEDULES", "2000"))
+BATCHES = 20
+
+# --- The table --------------------------------------------------------------------------------------------
+
+
+def test_every_state_but_removed_has_a_way_out_and_can_be_reached() -> None:
+    assert set(TRANSITIONS) == set(State)
+    reached, todo = {State.CONNECTING}, [State.CONNECTING]
+    while todo:
+        for target in TRANSITIONS[todo.pop()].values():
+            if target not in reached:
+                reached.add(target)
+                todo.append(target)
+    assert reached == set(State)
+    for state, row in TRANSITIONS.items():
+        assert (set(row.values()) - {state} == set()) == (state is State.REMOVED)
+        assert Signal.DISCONNECTED in row, "a connection may break at any time"
+        assert Signal.REMOVED in row, "the roster may change at any time"
+
+
+def test_a_peer_that_is_not_waited_for_can_be_waited_for_again() -> None:
+    for state in set(State) - AWAITED - {State.REMOVED}:
+        reached, todo = {state}, [state]
+        while todo:
+            for target in TRANSITIONS[todo.pop()].values():
+                if target not in reached:
+                    reached.add(target)
+                    todo.append(target)
+        assert State.ACTIVE in reached
+
+
+def test_what_the_table_does_not_list_is_a_mistake() -> None:
+    session = PeerSession(NeighbourTimeout(1.0))
+    with pytest.raises(UsageError, match="READMITTED while connecting"):
+        session.apply(Signal.READMITTED)
+
+
+def test_the_diagram_in_the_manual_is_that_of_the_table() -> None:
+    pages = [page.read_text() for page in Path(__file__).parents[2].glob("docs/**/faults.md")]
+    assert any(diagram() in page for page in pages), "write the output of peer_session.diagram() into faults.md"
+
+
+# --- One fault after the other ----------------------------------------------------------------------------
+
+TWO = Schedule(seed=1, nodes=2, train_s=(1.0, 1.0))
+THREE = Schedule(seed=1)
+
+
+def with_faults(schedule: Schedule, *faults: Fault) -> Schedule:
+    return Schedule(schedule.seed, schedule.nodes, schedule.ring, schedule.sharing, schedule.train_s, faults)
+
+
+def events(world: World, node: int, event: str) -> list[dict[str, object]]:
+    return [fields for _, found, fields in world.reports[node] if found == event]
+
+
+@pytest.mark.parametrize("seconds", [x / 10 for x in range(40, 240, 10)])
+def test_restarted_from_its_checkpoint_a_node_takes_the_round_of_the_others_at_once(seconds: float) -> None:
+    """Twenty times, each with another time away; nobody completes a round alone without a timeout."""
+    world = play(with_faults(TWO, Fault(5.3, "kill", 0, seconds=seconds, how="newest")))
+    alone = [at for at, merged in world.merges[0].items() if not merged]
+    assert len(alone) <= 1, f"rounds {alone} were completed alone after the restart"
+
+
+@pytest.mark.parametrize("seconds", [x / 10 for x in range(1, 101, 5)])
+def test_restarted_from_scratch_a_node_begins_with_the_model_of_another(seconds: float) -> None:
+    world = play(with_faults(TWO, Fault(8.3, "kill", 0, seconds=seconds, how="none")))
+    (taken,) = events(world, 0, "bootstrapped")
+    process = world.processes[0]
+    assert process is not None
+    assert process.session.skipped_rounds > 0
+    assert min(world.merges[0], default=0) >= int(str(taken["round"])) - 1, (
+        "it merged nothing of its own before"
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_other_settings_are_named_on_both_sides_within_seconds(seed: int) -> None:
+    schedule = Schedule(seed, 3, faults=(Fault(0.0, "other_settings", seed % 3),))
+    world = World(schedule)
+    world.run(5.0)
+    for node in range(3):
+        for peer in range(3):
+            process = world.processes[node]
+            assert process is not None
+            if peer != node and (node == seed % 3) != (peer == seed % 3):
+                known = process.session.peers[peer]
+                assert known.state is State.INCOMPATIBLE
+                assert {"raw", "other"} <= set(known.mismatch.replace(",", "").split()), known.mismatch
+
+
+def test_a_wait_for_one_late_and_one_absent_neighbour_polls_no_more_than_it_has_to() -> None:
+    slow = Schedule(1, 3, train_s=(0.2, 30.0, 0.2), faults=(Fault(0.0, "late_start", 2, seconds=3600.0),))
+    world = World(slow)
+    world.run(100.0)
+    assert max(world.wakes) < 40
+
+
+def test_neither_start_up_nor_a_crash_makes_the_next_wait_longer() -> None:
+    faults = (Fault(0.0, "late_start", 1, seconds=20.0), Fault(30.0, "kill", 1, seconds=3.0, how="newest"))
+    world = World(with_faults(THREE, *faults))
+    world.run(60.0)
+    process = world.processes[0]
+    assert process is not None
+    assert (
+        process.session.waiting.limit_s(1)
+        == process.session.waiting.limit_s(2)
+        == process.session.settings.timeout_s
+    )
+
+
+def test_a_pause_of_ones_own_is_no_silence_of_others() -> None:
+    world = play(with_faults(THREE, Fault(5.0, "pause", 0, seconds=60.0)))
+    assert not events(world, 0, "suspect")
+
+
+def test_one_that_says_it_is_far_ahead_makes_nobody_jump() -> None:
+    for how in ("far ahead", "early frames"):
+        faults = (Fault(0.0, "hostile", 2, how=how), Fault(0.0, "late_start", 1, seconds=1.5))
+        world = play(with_faults(THREE, *faults))
+        for node in (0, 1):
+            process = world.processes[node]
+            assert process is not None
+            assert process.session.skipped_rounds == 0
+            assert process.session.end is None
+
+
+# --- Schedules --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_schedules_of_faults(batch: int) -> None:
+    """One that fails prints itself, without the faults that it fails without."""
+    tally = Tally()
+    for seed in range(batch, SCHEDULES, BATCHES):
+        schedule = Schedule.drawn(seed)
+        try:
+            play(schedule, tally)
+        except ViolationError:
+            small = shrunk(schedule)
+            with pytest.raises(ViolationError) as found:
+                play(small)
+            pytest.fail(f"{found.value}\nplay({small.script()})")
+    assert tally.rounds > SCHEDULES // BATCHES
