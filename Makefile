@@ -57,6 +57,10 @@ test-slow: $(INSTALLED)  ## run the tests marked slow
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and not alone"
 	@$(BIN)/python -m pytest -m "slow and alone"
 
+.PHONY: simulate
+simulate: $(INSTALLED)  ## play a million schedules of faults against the session of a peer, or an hour of them
+	@$(BIN)/python -m benchmarks.simulate
+
 .PHONY: format
 format: $(INSTALLED)  ## rewrite the code in the project's format
 	@$(BIN)/ruff format .

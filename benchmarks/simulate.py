@@ -1,0 +1,156 @@
+"""Play many schedules of faults in the simulated world of tests/net/world.py, and count what was played.
+
+``python -m benchmarks.simulate --schedules 1000000 --minutes 60`` stops at whichever comes first. A schedule
+that fails is printed as a script, without the faults that it fails without, and the exit code is 1. With
+``--mutations``, deliberate bugs are put into a copy of the package one by one, and each must be found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+BATCH = 50
+
+MUTATIONS = {
+    "a frame of a later round is no evidence that the peer is ahead": (
+        "arrivals.py",
+        "if known.synced and (",
+        "if False and (",
+    ),
+    "a node that has never merged keeps its own model": ("waiting.py", "if self._session.fresh:", "if False:"),
+    "whoever is behind stays there": ("waiting.py", "if target <= at:", "if True:"),
+    "one witness is enough": (
+        "waiting.py",
+        "if 2 * len(ahead) <= len(expected) or len(ahead) < min(2, len(expected)):",
+        "if not ahead:",
+    ),
+    "any round is believed": ("waiting.py", "self._session.node.round + possible", "2**40"),
+    "settings are not compared": ("handshake.py", "if theirs and self.greeting else", "if False else"),
+    "a limit that has passed is waited for again and again": (
+        "waiting.py",
+        "if self._is_resolved(peer) or",
+        "if self._session.peers[peer].timed_out_in is not None or",
+    ),
+    "a peer that was given up is never waited for again": (
+        "arrivals.py",
+        "known.readmit_from, known.timeouts = at + known.backoff, 0",
+        "known.readmit_from, known.timeouts = 2**40, 0",
+    ),
+    "frames are not sent again to one that comes back": (
+        "arrivals.py",
+        "known.buffer.retransmit_from(",
+        "(lambda _: None)(",
+    ),
+    "a peer that disconnects is given up at once": (
+        "peer_session.py",
+        "Signal.DISCONNECTED: State.LOST,\n    },\n    State.BEHIND",
+        "Signal.DISCONNECTED: State.SUSPECT,\n    },\n    State.BEHIND",
+    ),
+    "a round merged with nobody is not reported": ("rounds.py", '"merged with nobody"', '"merged"'),
+    "what a sender may have wait for a merge is not limited": (
+        "../node.py",
+        "math.isinf(self",
+        "math.isfinite(self",
+    ),
+}
+
+
+def play_batch(first: int, count: int) -> tuple[int, int, int, Counter[str], str]:
+    """Play seeds in order; the last item is what failed, or empty."""
+    sys.path.insert(0, str(ROOT / "tests" / "net"))
+    from world import Schedule, Tally, ViolationError, play, shrunk
+
+    tally = Tally()
+    for seed in range(first, first + count):
+        schedule = Schedule.drawn(seed)
+        try:
+            play(schedule, tally)
+        except ViolationError as error:
+            script = f"{error}\nplay({shrunk(schedule).script()})"
+            return tally.events, tally.rounds, tally.partial, tally.faults, script
+    return tally.events, tally.rounds, tally.partial, tally.faults, ""
+
+
+def simulate(schedules: int, minutes: float, jobs: int, first: int) -> int:
+    """Play schedules until there are enough, or the time is over, or one fails."""
+    until = time.monotonic() + 60 * minutes
+    faults: Counter[str] = Counter()
+    events = rounds = partial = played = 0
+    failed = ""
+    seeds = iter(range(first, first + schedules, BATCH))
+    with ProcessPoolExecutor(jobs) as pool:
+        running = {pool.submit(play_batch, seed, BATCH) for seed in itertools.islice(seeds, 2 * jobs)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for batch in done:
+                found = batch.result()
+                played += BATCH
+                events, rounds, partial = events + found[0], rounds + found[1], partial + found[2]
+                faults += found[3]
+                failed = failed or found[4]
+                if not failed and time.monotonic() < until and (seed := next(seeds, None)) is not None:
+                    running.add(pool.submit(play_batch, seed, BATCH))
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in faults.most_common())
+    print(
+        f"{played:,} schedules, {events:,} events, {rounds:,} rounds, {partial:,} neighbours left out; {kinds}"
+    )
+    print(failed or "no violation")
+    return 1 if failed else 0
+
+
+def mutate(schedules: int) -> int:
+    """Put one bug after the other into a copy of the package; how many were not found."""
+    missed = 0
+    for name, (file, old, new) in MUTATIONS.items():
+        with tempfile.TemporaryDirectory() as place:
+            copy = Path(place) / "src"
+            shutil.copytree(ROOT / "src", copy)
+            path = (copy / "jwins" / "net" / file).resolve()
+            text = path.read_text()
+            assert old in text, f"{file} has no {old!r}"
+            path.write_text(text.replace(old, new, 1))
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.simulate",
+                "--schedules",
+                str(schedules),
+                "--jobs",
+                "1",
+            ]
+            environment = os.environ | {"PYTHONPATH": str(copy)}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        played = done.stdout.partition(" ")[0]
+        why = (done.stdout.splitlines() or [""])[1:2]
+        print(f"{'found' if done.returncode else 'MISSED'} within {played}: {name} {why}", flush=True)
+        missed += done.returncode == 0
+    return missed
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--schedules", type=int, default=1_000_000)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--first", type=int, default=0, help="first seed")
+    parser.add_argument("--mutations", action="store_true")
+    options = parser.parse_args()
+    if options.mutations:
+        sys.exit(mutate(min(options.schedules, 2000)))
+    sys.exit(simulate(options.schedules, options.minutes, options.jobs, options.first))
+
+
+if __name__ == "__main__":
+    main()
