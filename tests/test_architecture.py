@@ -142,7 +142,6 @@ LONG_FILES = {
     "engines/node_group.py": "one class; a third of it is what its functions promise",
     "engines/ray/node_group.py": "the two ends of one conversation, of driver and actor",
     "experiment/plugins.py": "the tables of settings, one after the other",
-    "net/driver.py": "one driver, as the simulator's",
     "net/transport.py": "who is connected with whom, and all that may end a connection",
     "report/curve_charts.py": "the figure of a comparison, from its curves to its legend",
     "wire/entropy.py": "encoder, decoder and the odds that both must agree on",
