@@ -379,6 +379,54 @@ def test_a_loop_over_the_rounds_that_are_left_cannot_be_wrong(tmp_path: Path, wi
             pass
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_other_types_are_merged_in_float32_and_rounded_back(kind: Any, tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    models = [model().to(kind), model().to(kind)]
+    initial = flat(models[0]).float()
+    open_peers = [peers.peer(rank, models[rank], sharing=full(), timeout_s=5.0) for rank in range(2)]
+    moved(models[0], 1.0)
+    moved(models[1], 2.0)
+    expected = torch.stack([flat(m).float() for m in models]).mean(0)
+    peers.each(lambda rank: open_peers[rank].exchange())
+    for m in models:
+        assert flat(m).dtype == kind
+        torch.testing.assert_close(flat(m), expected.to(kind), rtol=1e-2, atol=1e-2)
+        assert not torch.equal(flat(m).float(), initial)
+
+
+def test_two_parameters_on_one_memory_are_refused_and_one_under_two_names_is_not(
+    tmp_path: Path, wires: Wires
+) -> None:
+    class Tied(torch.nn.Module):
+        def __init__(self, same: bool) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(3, 3)
+            self.b = torch.nn.Linear(3, 3)
+            if same:
+                self.b.weight = self.a.weight
+            else:
+                self.b.weight.data = self.a.weight.data.T
+
+    peers = Peers(tmp_path, 1, wires)
+    with pytest.raises(UsageError, match=r"parameters 'a\.weight' and 'b\.weight' share memory"):
+        peers.peer(0, Tied(same=False))
+    peers.peer(0, Tied(same=True)).close()
+
+
+def test_a_wrapper_of_one_peer_is_seen_through(tmp_path: Path, wires: Wires) -> None:
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.module = inner
+
+    peers = Peers(tmp_path, 2, wires)
+    models = [model(), Wrapped(model())]
+    open_peers = [peers.peer(rank, models[rank], timeout_s=5.0) for rank in range(2)]
+    for report in peers.each(lambda rank: open_peers[rank].exchange()):
+        assert (report.incompatible, report.partial) == ((), False)
+
+
 def test_a_closed_peer_and_a_broken_model_are_errors(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
     module = model()

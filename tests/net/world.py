@@ -176,6 +176,7 @@ class Process:
     waiting: deque[Any] = field(default_factory=deque)
     wake_at: float = float("inf")
     failed: str = ""
+    has_model: bool = False
     checked: int = 0
     shared_at: dict[int, float] = field(default_factory=dict)
 
@@ -280,6 +281,7 @@ class World:
         if chosen is not None:
             toy.node.restore(chosen[0])
             session.restore(chosen[1])
+            process.has_model = not chosen[1].fresh
         else:
             saved.clear()
         self.merges[node] = {}
@@ -336,6 +338,9 @@ class World:
                 case ev.SaveCheckpoint():
                     self._save(node, process)
                 case ev.Report(_, event, fields):
+                    process.has_model = process.has_model or event == "bootstrapped"
+                    if event == "rejoining" and not process.has_model and not any(self.merges[node].values()):
+                        raise ViolationError(f"node {node} takes the round of others with a model from scratch")
                     self.reports[node].append((self.now, event, dict(fields)))
                 case ev.Failed(reason):
                     process.failed = reason

@@ -27,6 +27,7 @@ from jwins.net.journal import Journal, write_journal
 from jwins.net.membership import Membership
 from jwins.net.peer_settings import (
     check_resumable,
+    check_storage,
     digest_of_run,
     hash_of_layout,
     selected,
@@ -94,7 +95,8 @@ class Peer:
     ``exchange`` shares what the model is now, waits for the neighbours and writes the merged parameters into
     the model, in place. Everything else, connections, late neighbours, checkpoints, happens on other threads.
 
-    What is exchanged are the parameters with ``requires_grad``, in float32 on any device. Buffers, such as
+    What is exchanged are the parameters with ``requires_grad``, on any device: in float32, and written back in
+    their own floating-point type. Buffers, such as
     BatchNorm's statistics, stay in the model (``buffers="local"``), or float ones are exchanged, too
     (``"shared"``; variances are then kept from falling below 0). The optimizer's state stays as it is.
 
@@ -172,7 +174,8 @@ class Peer:
         members.build_topology()
         self.name = me.name
         self.model = model
-        self._layout = layout = selected(Layout.of(model, buffers), params)
+        check_storage(model)
+        self._layout = layout = selected(Layout.of(model, buffers, convert=True), params)
         place = None if folder is None else Path(folder)
         going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
         providers = [] if going_on else _providers(members, me, bootstrap_from)

@@ -70,13 +70,15 @@ class Layout:
     frozen: tuple[str, ...] = ()
 
     @staticmethod
-    def of(model: nn.Module, buffers: BufferPolicy = "local") -> Layout:
+    def of(model: nn.Module, buffers: BufferPolicy = "local", *, convert: bool = False) -> Layout:
         """The layout of a model.
 
         Args:
             model: with at least one parameter that trains; all that do are float32. A parameter held under
                 several names counts once.
             buffers: ``local`` or ``shared``; see :data:`BufferPolicy`.
+            convert: whether other floating-point types are accepted, too: :meth:`flatten` converts them to
+                float32, and :meth:`write` rounds to the nearest number of their own type.
 
         Raises:
             UsageError: no parameters, none that trains, a lazy one, or a tensor that cannot be part of a
@@ -99,7 +101,7 @@ class Layout:
             if not parameter.requires_grad:
                 frozen.append(name)
                 continue
-            _check_float32("parameter", name, parameter)
+            _check_type("parameter", name, parameter, convert)
             slots.append(Slot(name, tuple(parameter.shape), offset, parameter.numel(), "parameter", False))
             offset += parameter.numel()
         if offset == 0 and frozen:
@@ -114,7 +116,7 @@ class Layout:
         local = []
         for name, buffer in model.named_buffers():
             if buffers == "shared" and buffer.is_floating_point() and name in saved:
-                _check_float32("buffer", name, buffer)
+                _check_type("buffer", name, buffer, convert)
                 slots.append(
                     Slot(name, tuple(buffer.shape), offset, buffer.numel(), "buffer", name in variances)
                 )
@@ -128,7 +130,7 @@ class Layout:
         """A copy of the model's numbers as one vector, (P,) float32."""
         tensors = _tensors(model)
         with torch.no_grad():
-            return torch.cat([tensors[slot.name].detach().reshape(-1) for slot in self.slots])
+            return torch.cat([tensors[slot.name].detach().reshape(-1).to(torch.float32) for slot in self.slots])
 
     def write(self, vector: Tensor, model: nn.Module) -> None:
         """Copy a vector into the model's tensors, in place.
@@ -241,7 +243,7 @@ def _variance_names(model: nn.Module) -> set[str]:
     }
 
 
-def _check_float32(what: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype != torch.float32:
+def _check_type(what: str, name: str, tensor: Tensor, convert: bool) -> None:
+    if tensor.dtype != torch.float32 and not (convert and tensor.is_floating_point()):
         found = str(tensor.dtype).removeprefix("torch.")
         raise UsageError(f"{what} {name!r} is {found}: expected float32; convert the model, e.g. with .float()")
