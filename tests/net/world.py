@@ -339,7 +339,7 @@ class World:
                     self._save(node, process)
                 case ev.Report(_, event, fields):
                     process.has_model = process.has_model or event == "bootstrapped"
-                    if event == "rejoining" and not process.has_model and not any(self.merges[node].values()):
+                    if event == "rejoining" and not process.has_model:
                         raise ViolationError(f"node {node} takes the round of others with a model from scratch")
                     self.reports[node].append((self.now, event, dict(fields)))
                 case ev.Failed(reason):
@@ -501,6 +501,7 @@ def check(world: World, node: int) -> None:
     for at in [at for at in session.rounds.merged if at not in world.merges[node]]:
         world.merges[node][at] = frozenset(session.rounds.merged[at].merged_with)
         world.merges[node].pop(at - 50, None)
+        process.has_model = process.has_model or not session.fresh
         world.tally.rounds += 1
         _check_merge(world, node, at, process)
 
