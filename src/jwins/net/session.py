@@ -212,7 +212,6 @@ class Session:
     def start(self, now: float, *, resumed: bool = False) -> list[ev.Command]:
         """Begin the first round, or go on in the one that the node was restored to."""
         self._advance(now)
-        self.fresh = self.fresh and not resumed
         if resumed and self.node.round >= self.node.rules.rounds:  # killed before the end was written
             self.rounds.finish(Finished("finished", self.node.round))
         elif self.joiner is None:
