@@ -15,6 +15,7 @@ import pytest
 
 import doc_blocks
 from jwins.errors import UsageError
+from jwins.run_folder.archive import find, read_text
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("records/*/README.md")})
@@ -331,8 +332,11 @@ def test_the_site_shows_what_the_code_says() -> None:
 
 
 def test_no_machine_or_registry_is_named() -> None:
-    for path in SOURCES:
-        text = path.read_text(encoding="utf-8", errors="replace")
+    archives = sorted(ROOT.glob("records/*/runs.tar.xz"))
+    assert archives
+    members = [member for path in archives for depth in range(6) for member in find(path, "*/" * depth + "*")]
+    for path in (*SOURCES, *members):
+        text = read_text(path)
         for pattern in (MACHINE, REGISTRY):
             found = pattern.search(text)
             assert found is None, f"{name(path)}: {found[0]}"
