@@ -265,7 +265,7 @@ def test_an_unknown_command_or_setting_is_found() -> None:
 
 
 def test_every_block_has_a_language() -> None:
-    known = {"python", "toml", "sh", "console", "text", "yaml", "ini", ""}
+    known = {"python", "toml", "sh", "console", "text", "yaml", "ini", "mermaid", ""}
     for page in PAGES:
         for block in doc_blocks.blocks_of(page):
             assert block.language in known, f"{name(page)}: {block.language}"

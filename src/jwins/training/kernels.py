@@ -44,7 +44,7 @@ def flatten_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> to
     Raises:
         Exception: whatever the function or the recording of it raises.
 
-    >>> f = flattened(lambda x: (x.expand(2, 3) * 2,), [torch.ones(2, 3)])
+    >>> f = flatten_graph(lambda x: (x.expand(2, 3) * 2,), [torch.ones(2, 3)])
     >>> f(torch.full((2, 3), 5.0))[0][0]
     tensor([10., 10., 10.])
     """
