@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks.fuzz_codec import HEADER_BYTES, damaged, reframed, updates
 from benchmarks.report import table, verdict
-from jwins.net.bootstrap import BOOTSTRAPPED
+from jwins.net.handshake import BOOTSTRAPPED
 from jwins.net.limits import Limits
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected

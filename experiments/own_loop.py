@@ -39,7 +39,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     torch.manual_seed(rank)
     with jwins.Peer(model, roster=given.roster, key=given.key, sharing=jwins.sharing.jwins()) as peer:
-        for _ in range(given.rounds):
+        for _ in peer.rounds(given.rounds):
             for batch in torch.randperm(len(inputs))[:96].split(8):
                 optimizer.zero_grad()
                 functional.cross_entropy(model(inputs[batch]), targets[batch]).backward()
