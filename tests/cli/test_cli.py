@@ -354,7 +354,7 @@ def test_inspect_shows_a_frame(tmp_path: Path) -> None:
     path.write_bytes(packed.data[:-1])
     damaged = jwins("inspect", path)
     assert damaged.exit_code == 2
-    assert "not a sound frame" in damaged.stderr
+    assert "not a valid frame" in damaged.stderr
 
 
 def test_list_has_everything_that_has_a_name() -> None:
@@ -364,7 +364,9 @@ def test_list_has_everything_that_has_a_name() -> None:
         assert re.search(rf"^  {name} +\S", result.stdout, re.MULTILINE), name
     keys = jwins("list", "--keys").stdout
     assert "sharing.cutoff.fractions (random) = [0.1," in keys
-    assert "run.rounds = 200\n    a whole number of at least 1; rounds of training and sharing" in keys
+    assert (
+        "run.rounds = 200\n    a whole number of at least 1; number of rounds of training and sharing" in keys
+    )
 
 
 # --- As a process -----------------------------------------------------------------------------------------
@@ -436,4 +438,4 @@ def test_lack_of_memory_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as left, reported_errors():
         raise MemoryError("Unable to allocate 7 TiB")
     assert left.value.code == 1
-    assert "memory does not do: Unable to allocate 7 TiB" in capsys.readouterr().err
+    assert "not enough memory: Unable to allocate 7 TiB" in capsys.readouterr().err

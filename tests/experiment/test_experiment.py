@@ -72,7 +72,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["sharing.kind=choco"], "sharing.fraction = <missing>: required"),
     (
         ["sharing.kind=closed_loop", "sharing.budget=0.3", "sharing.step_ratio=3.0"],
-        "sharing.step_ratio = 3.0: budget says already how much is sent; leave one of them out",
+        "sharing.step_ratio = 3.0: budget sets the rate already; remove one of them",
     ),
     (["faults=3"], "faults = 3: expected an array of tables, [[faults]], each with a kind: crash, "),
     (["sharing.levels=25"], "sharing.levels = 25: expected a whole number in [1, 24]"),
@@ -120,7 +120,7 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["sharing.wavelet=3"], "sharing.wavelet = 3: expected a text in quotes"),
     (["task.file=my_task.py"], "expected file and class"),
-    (["task.own=x"], "task.own = 'x': a task object comes from Python only"),
+    (["task.own=x"], "task.own = 'x': only Python code can pass a task object"),
     (["rounds"], "--set = 'rounds': expected KEY=VALUE"),
     (["run=3", "run.rounds=4"], "run was set to 3 before"),
     (["sharing.kind=object"], "was a Python object in the run that wrote this"),

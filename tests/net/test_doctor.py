@@ -225,7 +225,7 @@ def test_the_command(tmp_path: Path) -> None:
     result = jwins("doctor", tmp_path / "roster.toml", "--as", "alice")
     assert result.exit_code == 2
     assert "FAIL  bob: " in result.stdout
-    assert "what to do: start the node there" in result.stdout
+    assert "remedy: start the node there" in result.stdout
     assert "1 problem" in result.stderr
     result = jwins("doctor", tmp_path / "roster.toml", "--as", "alcie")
     assert result.exit_code == 2

@@ -40,8 +40,8 @@ def test_ray_is_loaded_only_when_asked_for() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "digits", "--actors", "2"], "--actors = 2: is for a Ray cluster; add --engine ray"),
-        (["compare", "digits-compare", "--address", "auto"], "--address = 'auto': is for a Ray cluster"),
+        (["run", "digits", "--actors", "2"], "--actors = 2: needs a Ray cluster; add --engine ray"),
+        (["compare", "digits-compare", "--address", "auto"], "--address = 'auto': needs a Ray cluster"),
         (["run", "digits", "--engine", "spark"], "--engine = 'spark': expected ray; leave it out"),
     ],
 )

@@ -45,7 +45,7 @@ EPILOG = (
 
 app = typer.Typer(
     name="jwins",
-    help="Decentralized learning that sends a fraction of the bytes.",
+    help="Run decentralized learning that sends a fraction of the bytes.",
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
@@ -56,14 +56,16 @@ app = typer.Typer(
 
 ExperimentFile = Annotated[
     str,
-    typer.Argument(metavar="EXPERIMENT.toml|NAME", help="A file, or a bundled experiment (see `jwins list`)."),
+    typer.Argument(
+        metavar="EXPERIMENT.toml|NAME", help="File, or name of a bundled experiment (see `jwins list`)."
+    ),
 ]
 
 
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change a setting, e.g. --set run.rounds=50; may be repeated."
+        "--set", metavar="KEY=VALUE", help="Change a setting, such as --set run.rounds=50; repeatable."
     ),
 ]
 
@@ -72,7 +74,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")
 
 
 Data = Annotated[
-    Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data of tasks that need some.")
+    Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data, for tasks that need one.")
 ]
 
 
@@ -87,14 +89,14 @@ Address = Annotated[
     typer.Option(
         "--address",
         metavar="auto|HOST:PORT|ray://...",
-        help="Of a Ray cluster that is there; by default $RAY_ADDRESS, or one of this machine alone.",
+        help="Address of a running Ray cluster. Default: $RAY_ADDRESS, or a new cluster of this machine.",
         show_default=False,
     ),
 ]
 
 
 def main() -> None:
-    """Entry point: runs the command line and leaves with one of the documented exit codes."""
+    """Run the command line and leave with one of the documented exit codes."""
     try:
         app()
     except KeyboardInterrupt:
@@ -106,7 +108,7 @@ def main() -> None:
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Errors raised on purpose become one message and an exit code, without a traceback."""
+    """Turn an error that the package raises on purpose into one message and an exit code."""
     try:
         yield
     except DataError as error:
@@ -118,11 +120,11 @@ def reported_errors() -> Iterator[None]:
 
         leave(_message(error), USAGE if isinstance(error, ResumeError | UsageError) else FAILED)
     except MemoryError as error:
-        said = f"memory does not do: {error}" if str(error) else "memory does not do"
-        leave(f"{said}; a smaller model, fewer nodes or a smaller train.batch_size may help", FAILED)
+        said = f"not enough memory: {error}" if str(error) else "not enough memory"
+        leave(f"{said}; use a smaller model, fewer nodes or a smaller train.batch_size", FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        leave(f"{where}{error.strerror or error}; what was saved before is intact", FAILED)
+        leave(f"{where}{error.strerror or error}; files saved before are intact", FAILED)
 
 
 def _message(error: Exception) -> str:
@@ -146,10 +148,10 @@ def engine_of(name: str | None, address: str | None, actors: int | None = None) 
     if name is None:
         for option, value in (("--address", address), ("--actors", actors)):
             if value is not None:
-                raise ConfigError(option, value, "is for a Ray cluster; add --engine ray")
+                raise ConfigError(option, value, "needs a Ray cluster; add --engine ray")
         return None
     if name != "ray":
-        raise ConfigError("--engine", name, "expected ray; leave it out to run in this process")
+        raise ConfigError("--engine", name, "expected ray; leave the option out to run in this process")
     import jwins.engines.ray.cluster  # noqa: F401  says what to install, before anything starts
     from jwins.run.run import Ray
 
@@ -172,7 +174,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _global(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     pass

@@ -42,12 +42,12 @@ def compare(
     comparison: Annotated[
         str,
         typer.Argument(
-            metavar="COMPARISON.toml|NAME", help="A file, or a bundled comparison (see `jwins list`)."
+            metavar="COMPARISON.toml|NAME", help="File, or name of a bundled comparison (see `jwins list`)."
         ),
     ],
     overrides: Overrides = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="1,2,3", help="Seeds instead of the file's.")
+        str | None, typer.Option("--seeds", metavar="1,2,3", help="Seeds that replace those of the file.")
     ] = None,
     jobs: Annotated[
         int | None,
@@ -55,14 +55,14 @@ def compare(
             "--jobs",
             "-j",
             min=1,
-            help="Runs side by side, each with one thread; by default one per core.",
+            help="Number of parallel runs, each with one thread. Default: one per core.",
             show_default=False,
         ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume/--no-resume", help="Keep finished runs and go on with interrupted ones, or refuse to."
+            "--resume/--no-resume", help="Keep finished runs and continue interrupted ones, or refuse to."
         ),
     ] = True,
     only: Annotated[
@@ -70,20 +70,25 @@ def compare(
         typer.Option(
             "--only",
             metavar="VARIANT",
-            help="Run this variant only, and what its tuning needs; may be repeated.",
+            help="Run only this variant and the runs that its tuning needs; repeatable.",
         ),
     ] = None,
     report_only: Annotated[
-        bool, typer.Option("--report-only", help="Run nothing; make tables and figure of what is there.")
+        bool, typer.Option("--report-only", help="Run nothing; make tables and figure from finished runs.")
     ] = False,
     cell: Annotated[
         str | None,
         typer.Option(
-            "--cell", metavar="I", help="Run this one run only: its number, or its folder in the comparison's."
+            "--cell",
+            metavar="I",
+            help="Run a single run, given by its number or its folder in that of the comparison.",
         ),
     ] = None,
     print_array: Annotated[
-        bool, typer.Option("--print-array", help="Print a SLURM script that runs what is left as a job array.")
+        bool,
+        typer.Option(
+            "--print-array", help="Print a SLURM script that runs all unfinished runs as a job array."
+        ),
     ] = False,
     engine: EngineName = None,
     address: Address = None,
@@ -98,7 +103,7 @@ def compare(
         chosen_engine = engine_of(engine, address)
         if chosen_engine is not None and (cell is not None or print_array or jobs is not None):
             raise UsageError(
-                "--engine ray runs what the cluster has room for; leave out --jobs, --cell, --print-array"
+                "--engine ray fills the cluster by itself; leave out --jobs, --cell, --print-array"
             )
         from jwins.compare.comparison import load_comparison
         from jwins.compare.runner import compare as run_comparison
@@ -110,11 +115,13 @@ def compare(
         chosen = load_comparison(comparison, given, seeds=_seeds(seeds))
         if report_only and only:
             raise ConfigError(
-                "--only", ", ".join(only), "says what to run, and --report-only runs nothing; leave out one"
+                "--only",
+                ", ".join(only),
+                "contradicts --report-only, which runs nothing; leave out one of them",
             )
         if not resume and chosen.folder.exists() and not report_only:
             raise ConfigError(
-                "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to go on"
+                "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to continue"
             )
         if print_array:
             from jwins.compare.job_array import array_script
@@ -145,20 +152,20 @@ def compare(
                 chosen, jobs=jobs, engine=chosen_engine, progress=on_progress, only=names, log=log
             )
         if compared.status == "interrupted":
-            leave("the same command goes on", INTERRUPTED)
+            leave("run the same command to go on", INTERRUPTED)
         if not quiet:
             _print_comparison(console, compared)
 
 
 def _check_together(given: Mapping[str, bool]) -> None:
-    """At most one of some options is given."""
+    """Refuse more than one of these options."""
     wanted = [option for option, is_given in given.items() if is_given]
     if len(wanted) > 1:
-        raise UsageError(f"{' and '.join(wanted)} exclude each other; leave out all but one")
+        raise UsageError(f"{' and '.join(wanted)} exclude each other; keep only one")
 
 
 def _command(comparison: str, given: Sequence[str], seeds: str | None, only: Sequence[str] | None) -> list[str]:
-    """The words that run the same comparison from the same folder."""
+    """Return the words that run the same comparison from the same folder."""
     words = ["jwins", "compare", comparison]
     words += [word for text in given for word in ("--set", text)]
     words += [] if seeds is None else ["--seeds", seeds]
@@ -174,7 +181,7 @@ def _run_cell(chosen: Comparison, cell: str, console: Console, only: Sequence[st
             console.print(of, soft_wrap=True, markup=False)
 
     if run_cell(chosen, cell, on_progress, only) == "interrupted":
-        leave("the same command goes on", INTERRUPTED)
+        leave("run the same command to go on", INTERRUPTED)
 
 
 def _seeds(text: str | None) -> list[int] | None:
@@ -184,7 +191,7 @@ def _seeds(text: str | None) -> list[int] | None:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise ConfigError(
-            "--seeds", text, "expected whole numbers with commas between them, such as 1,2,3"
+            "--seeds", text, "expected whole numbers separated by commas, such as 1,2,3"
         ) from None
 
 

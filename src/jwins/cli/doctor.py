@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @app.command(epilog=EPILOG)
 def doctor(
-    roster: Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster's file, such as roster.toml.")],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Which member this machine is.")],
+    roster: Annotated[Path, typer.Argument(metavar="ROSTER", help="File of the roster, such as roster.toml.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of this machine in the roster.")],
     key: Annotated[
         Path | None,
         typer.Option(
             "--key",
             metavar="FILE",
-            help="Its private key. [default: NAME.key beside the roster]",
+            help="Private key of NAME. Default: NAME.key beside the roster.",
             show_default=False,
         ),
     ] = None,
@@ -31,13 +31,13 @@ def doctor(
         typer.Option(
             "--experiment",
             metavar="EXPERIMENT.toml|NAME",
-            help="Ask the neighbours whether they run this one.",
+            help="Ask each neighbour whether it runs this experiment.",
             show_default=False,
         ),
     ] = None,
     sets: Overrides = None,
 ) -> None:
-    """Find out why nodes do not talk: key, certificate, clock, port, and each neighbour."""
+    """Find out why nodes do not connect: check key, certificate, clock, port and each neighbour."""
     with reported_errors():
         from jwins.net.doctor import examine
         from jwins.net.roster import read_roster
@@ -49,14 +49,14 @@ def doctor(
             mark = {True: "ok  ", False: "FAIL", None: "-   "}[finding.good]
             console.print(f"{mark}  {finding.about}: {finding.detail}", soft_wrap=True, markup=False)
             if finding.remedy:
-                console.print(f"      what to do: {finding.remedy}", soft_wrap=True, markup=False)
+                console.print(f"      remedy: {finding.remedy}", soft_wrap=True, markup=False)
             problems += finding.good is False
         if problems:
             leave(f"{problems} problem{'' if problems == 1 else 's'}", USAGE)
 
 
 def _judge(experiment: str, sets: list[str]) -> Judge:
-    """Compares the digest that nodes say to everyone; they train in a loop, whatever the file says."""
+    """Compare the digests that nodes send in their greetings; nodes always train with ``batching = "loop"``."""
     from jwins.experiment import load
     from jwins.net.handshake import greeting_mismatch
     from jwins.run.node import greeting_of

@@ -13,9 +13,9 @@ from jwins.errors import CodecError, ConfigError
 
 @app.command(epilog=EPILOG)
 def inspect(
-    frame: Annotated[Path, typer.Argument(metavar="FRAME", help="A file with the bytes of one frame.")],
+    frame: Annotated[Path, typer.Argument(metavar="FRAME", help="File with the bytes of one frame.")],
 ) -> None:
-    """Show what a frame contains."""
+    """Show the contents of a frame."""
     with reported_errors():
         if frame.is_dir():
             raise ConfigError("FRAME", str(frame), "is a folder; expected a file with the bytes of one frame")
@@ -26,7 +26,7 @@ def inspect(
         try:
             about = describe(frame.read_bytes())
         except CodecError as error:
-            raise ConfigError("FRAME", str(frame), f"not a sound frame: {error}") from None
+            raise ConfigError("FRAME", str(frame), f"not a valid frame: {error}") from None
         console = console_of()
         width = max(map(len, about))
         for key, value in about.items():

@@ -17,14 +17,14 @@ keys = typer.Typer(
 )
 app.add_typer(keys, name="keys")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Of the node.")]
-Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where NAME.key and NAME.crt are.")]
-Days = Annotated[int, typer.Option("--days", help="For how long the certificate is valid.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the node.")]
+Folder = Annotated[Path, typer.Option("--folder", metavar="DIR", help="Folder of NAME.key and NAME.crt.")]
+Days = Annotated[int, typer.Option("--days", help="Days for which the certificate is valid.")]
 
 
 @keys.command(epilog=EPILOG)
 def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
-    """Make a private key and a certificate; never overwrites."""
+    """Make a private key and a certificate; never overwrite a file."""
     with reported_errors():
         from jwins.net.identity import new_identity
 
@@ -36,7 +36,7 @@ def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
 
 @keys.command(epilog=EPILOG)
 def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
-    """Make another certificate for a key that exists, and put it in the old one's place."""
+    """Make a new certificate for an existing key, and replace the old one."""
     with reported_errors():
         from jwins.net.identity import renewed
         from jwins.run_folder.atomic import write_atomically
@@ -49,9 +49,11 @@ def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
 
 @keys.command(epilog=EPILOG)
 def show(
-    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="A file such as alice.crt.")],
+    certificate: Annotated[
+        Path, typer.Argument(metavar="CERTIFICATE", help="File of a certificate, such as alice.crt.")
+    ],
 ) -> None:
-    """Show a certificate's fingerprint, to be compared with its owner's by telephone."""
+    """Show the fingerprint of a certificate; compare it with its owner by telephone."""
     with reported_errors():
         from jwins.net.identity import certificate_in
 
@@ -61,7 +63,7 @@ def show(
 def _say(file: Path, certificate: Certificate) -> None:
     console = console_of()
     for line in (
-        f"certificate: {file} (give it to whoever keeps the roster)",
+        f"certificate: {file} (send it to the keeper of the roster)",
         f"name:        {certificate.name}",
         f"fingerprint: {certificate.fingerprint}",
         f"expires:     {certificate.not_after:%Y-%m-%d %H:%M} UTC",

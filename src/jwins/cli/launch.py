@@ -44,13 +44,13 @@ def launch(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run is, each node from its newest checkpoint.")
+        bool, typer.Option("--resume", help="Continue the run, each node from its newest checkpoint.")
     ] = False,
     neighbour_timeout: NeighbourTimeoutOption = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
-    """Run all nodes of an experiment as processes of this machine, over real connections."""
+    """Run all nodes of an experiment as processes on this machine, over real connections."""
     with reported_errors():
         from jwins.experiment.load import load
 
@@ -92,7 +92,7 @@ class _Lines:
         self._told = ""
 
     def __call__(self, now: Launched) -> None:
-        """Print a line for an evaluation, and when a node goes or comes back."""
+        """Print a line for an evaluation, and when a node is killed."""
         gone = " ".join(f"{view.name} {view.state}" for view in now.nodes if view.state == "killed")
         if now.row is not None and (
             time.monotonic() - self._last >= _LINES_S or now.row.round in (0, now.rounds)

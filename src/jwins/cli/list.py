@@ -12,7 +12,7 @@ from jwins.cli.app import EPILOG, app, console_of, reported_errors
 
 @app.command("list", epilog=EPILOG)
 def list_(
-    keys: Annotated[bool, typer.Option("--keys", help="Show every key of an experiment instead.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Show all settings of an experiment instead.")] = False,
 ) -> None:
     """Show bundled experiments, tasks, algorithms, quantizers, topologies, partitioners and codecs."""
     with reported_errors():

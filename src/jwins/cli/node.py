@@ -39,8 +39,8 @@ NeighbourTimeoutOption = Annotated[
     typer.Option(
         "--neighbour-timeout",
         metavar="SECONDS",
-        help="The least time to wait for a neighbour; all other times follow from it and from what is seen. "
-        "Left out: run.deadline_s, or 30.",
+        help="Minimum time to wait for a neighbour; longer timeouts adapt to the observed times. "
+        "Default: run.deadline_s, or 30.",
     ),
 ]
 
@@ -49,53 +49,62 @@ NeighbourTimeoutOption = Annotated[
 def node(
     experiment: Annotated[
         str,
-        typer.Argument(metavar="EXPERIMENT.toml|NAME", help="The same file on all machines, or a bundled one."),
+        typer.Argument(
+            metavar="EXPERIMENT.toml|NAME",
+            help="File, the same on all machines, or name of a bundled experiment.",
+        ),
     ],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Which member of the roster this is.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of this node in the roster.")],
     roster: Annotated[
         Path,
         typer.Option(
             "--roster",
             metavar="FILE",
-            help="Who takes part; the same file on all machines. Changes of it are taken up while nodes run.",
+            help="List of the members, the same file on all machines. A running node follows its changes.",
         ),
     ] = Path("roster.toml"),
     key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="This node's private key; left out: NAME.key.")
+        Path | None, typer.Option("--key", metavar="FILE", help="Private key of this node. Default: NAME.key.")
     ] = None,
     overrides: Overrides = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", metavar="DIR", help="Of this node; left out: nodes/<i> in the run folder."),
+        typer.Option(
+            "--folder", metavar="DIR", help="Folder of this node. Default: nodes/<i> in the run folder."
+        ),
     ] = None,
     listen: Annotated[
         str | None,
-        typer.Option("--listen", metavar="HOST:PORT", help="Where to listen, if not as the roster says."),
+        typer.Option(
+            "--listen", metavar="HOST:PORT", help="Address to listen at, if it differs from the roster."
+        ),
     ] = None,
     neighbour_timeout: NeighbourTimeoutOption = None,
     metrics: Annotated[
         int | None,
         typer.Option(
-            "--metrics", metavar="PORT", help="Serve a status page and /metrics there, on loopback only."
+            "--metrics", metavar="PORT", help="Port for a status page and /metrics, on loopback only."
         ),
     ] = None,
     keep_models: Annotated[
         bool,
-        typer.Option("--keep-models", help="Keep the model of each evaluation, to compare all nodes' later."),
+        typer.Option(
+            "--keep-models", help="Keep the model of each evaluation, to compare those of all nodes later."
+        ),
     ] = False,
     bootstrap_from: Annotated[
         list[str] | None,
         typer.Option(
             "--bootstrap-from",
             metavar="NAME",
-            help="A member whose model to begin with, in its round; may be repeated: the next is asked if one "
-            "does not give it. Left out: the common initial parameters.",
+            help="Member that provides the model and round to begin with; repeatable: if one does not, "
+            "the next is asked. Default: the common initial parameters.",
         ),
     ] = None,
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
-    """Run one node of an experiment, over connections with the others; goes on where it was."""
+    """Run one node of an experiment, connected with the others; continue from its newest checkpoint."""
     with reported_errors():
         from jwins.experiment.load import load
         from jwins.net.roster import read_roster
@@ -123,21 +132,21 @@ def node(
         if result.status == "interrupted":
             leave("run the same command to go on", INTERRUPTED)
         if not quiet:
-            told = "complete before; nothing to do" if result.was_complete else result.status
+            told = "this run is complete; nothing to do" if result.was_complete else result.status
             console.print(f"{told}, {result.round} rounds; written to {result.folder}", soft_wrap=True)
         if result.status == "diverged":
-            leave(f"diverged in round {result.round}; a smaller train.optimizer.lr may help", DIVERGED)
+            leave(f"diverged in round {result.round}; try a smaller train.optimizer.lr", DIVERGED)
 
 
 class _Lines:
-    """Progress as lines: every few seconds, at evaluations, and whenever the node waits."""
+    """Progress as lines, every few seconds and at evaluations."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last = 0.0
 
     def __call__(self, now: WallProgress, names: Sequence[str]) -> None:
-        """Print a line if it is time, or if there is something new."""
+        """Print a line at an evaluation, or if the last line is some seconds old."""
         if now.row is None and time.monotonic() - self._last < _LINES_S:
             return
         self._last = time.monotonic()

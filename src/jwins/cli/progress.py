@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["PlainComparison", "PlainRun", "live_comparison", "live_run", "metrics_text", "size_text"]
 
 _PLAIN_LINES_S = 2.0
-"""Without a terminal, progress is one line at most so often, and one per evaluation."""
+"""Minimum seconds between two lines of progress without a terminal."""
 
 
 class PlainRun:
@@ -30,7 +30,7 @@ class PlainRun:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        """Print a line if there is an evaluation and the last line is some seconds old."""
+        """Print a line at an evaluation, if the last line is some seconds old."""
         if progress.row is None:
             return
         now = time.monotonic()
@@ -67,7 +67,7 @@ class _Clock:
 
 @contextmanager
 def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Progress], None]]:
-    """A bar for one run; gives what is called with its progress."""
+    """Show a bar for one run; yield the function to call with its progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -122,7 +122,7 @@ def metrics_text(means: dict[str, float | None]) -> str:
 
 
 def size_text(number: float) -> str:
-    """Bytes with the unit that suits them."""
+    """A number of bytes with a fitting unit."""
     from jwins.report.formatting import size
 
     return size(number)
@@ -154,7 +154,7 @@ class PlainComparison:
 def live_comparison(
     console: Console, comparison: Comparison, only: Sequence[str] = ()
 ) -> Iterator[Callable[[CellProgress], None]]:
-    """A bar for all runs and one for each running cell; gives what is called with their progress."""
+    """Show bars for all runs and for each running cell; yield the function to call with progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -172,7 +172,7 @@ def live_comparison(
         whole = bar.add_task(comparison.name, total=total, note="")
 
         def on_progress(progress: CellProgress) -> None:
-            """A bar for each cell under way, and a line above the bars for each that has ended."""
+            """Show a bar for each running cell, and a line above the bars for each that has ended."""
             number = progress.cell
             over = progress.status != "running"
             rounds[number] = progress.rounds if over else progress.round

@@ -18,7 +18,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUNS...",
-            help="Run folders, comparison folders, records, or folders of them, in any mixture.",
+            help="Run folders, comparison folders, records, or folders of these, in any mixture.",
         ),
     ],
     out: Annotated[
@@ -26,7 +26,7 @@ def report(
         typer.Option(
             "--out",
             metavar="FILE.html",
-            help="The page. [default: report.html in the folder, if one is given]",
+            help="File of the page. Default: report.html in the folder, if one is given.",
             show_default=False,
         ),
     ] = None,
@@ -35,14 +35,16 @@ def report(
         typer.Option(
             "--figures",
             metavar="DIR",
-            help="Folder for the figures as PDF and PNG. [default: <page>-figures beside the page]",
+            help="Folder for the figures as PDF and PNG. Default: <page>-figures beside the page.",
             show_default=False,
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="Show this metric instead of the first.")
+        str | None, typer.Option("--metric", metavar="NAME", help="Metric to show. Default: the first.")
     ] = None,
-    open_: Annotated[str, typer.Option("--open", metavar="yes|no", help="Open the page in a browser.")] = "no",
+    open_: Annotated[
+        str, typer.Option("--open", metavar="yes|no", help="Whether to open the page in a browser.")
+    ] = "no",
     quiet: Quiet = False,
 ) -> None:
     """Write one self-contained HTML page about runs, and its figures as PDF and PNG."""

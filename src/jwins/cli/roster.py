@@ -9,16 +9,18 @@ import typer
 
 from jwins.cli.app import EPILOG, USAGE, app, console_of, leave, reported_errors
 
-roster = typer.Typer(help="Keep the list of who takes part.", no_args_is_help=True, epilog=EPILOG)
+roster = typer.Typer(
+    help="Edit and check the roster, the list of the members.", no_args_is_help=True, epilog=EPILOG
+)
 app.add_typer(roster, name="roster")
 
-File = Annotated[Path, typer.Argument(metavar="ROSTER", help="The roster's file, such as roster.toml.")]
+File = Annotated[Path, typer.Argument(metavar="ROSTER", help="File of the roster, such as roster.toml.")]
 FromRound = Annotated[
     int | None,
     typer.Option(
         "--from-round",
         metavar="N",
-        help="If nodes run already: the round from which the change is in effect; raises the roster's version.",
+        help="Round from which the change is in effect, if nodes run already; raises the roster version.",
     ),
 ]
 
@@ -26,23 +28,29 @@ FromRound = Annotated[
 @roster.command(epilog=EPILOG)
 def add(
     file: File,
-    certificate: Annotated[Path, typer.Argument(metavar="CERTIFICATE", help="Such as alice.crt.")],
-    address: Annotated[str, typer.Option("--address", metavar="HOST:PORT", help="Where the others dial it.")],
+    certificate: Annotated[
+        Path, typer.Argument(metavar="CERTIFICATE", help="File of the certificate, such as alice.crt.")
+    ],
+    address: Annotated[
+        str, typer.Option("--address", metavar="HOST:PORT", help="Address at which the others dial it.")
+    ],
     id_: Annotated[
-        int | None, typer.Option("--id", metavar="N", help="Never used before; left out: the next.")
+        int | None, typer.Option("--id", metavar="N", help="Id that no member ever had. Default: the next.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Left out: the certificate's.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name of the member. Default: that of the certificate."),
     ] = None,
     unreachable: Annotated[
-        bool, typer.Option("--unreachable", help="It is behind a firewall or NAT and only dials others.")
+        bool,
+        typer.Option("--unreachable", help="The member is behind a firewall or NAT and only dials others."),
     ] = False,
     replace: Annotated[
         bool, typer.Option("--replace", help="Change the entry of a member, such as its certificate.")
     ] = False,
     from_round: FromRound = None,
 ) -> None:
-    """Add a member, or change its entry; makes the file if there is none."""
+    """Add a member, or change its entry; create the file if it does not exist."""
     with reported_errors():
         from jwins.net.identity import certificate_in
         from jwins.net.roster import Member, Roster, read_roster, write_roster
@@ -65,12 +73,16 @@ def add(
         write_roster(changed, file)
         console = console_of()
         console.print(f"{name} has id {id_}; fingerprint {seen.fingerprint}", soft_wrap=True, markup=False)
-        console.print("give this file to every member, and compare `jwins roster check` there", soft_wrap=True)
+        console.print(
+            "give this file to every member, and compare the output of `jwins roster check`", soft_wrap=True
+        )
 
 
 @roster.command(epilog=EPILOG)
 def remove(
-    file: File, name: Annotated[str, typer.Argument(metavar="NAME")], from_round: FromRound = None
+    file: File,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the member.")],
+    from_round: FromRound = None,
 ) -> None:
     """Remove a member."""
     with reported_errors():
@@ -81,7 +93,7 @@ def remove(
 
 @roster.command("list", epilog=EPILOG)
 def list_(file: File) -> None:
-    """Show the members."""
+    """List the members."""
     with reported_errors():
         from jwins.net.roster import read_roster
 
@@ -100,7 +112,7 @@ def list_(file: File) -> None:
 
 @roster.command(epilog=EPILOG)
 def check(file: File) -> None:
-    """Find what keeps the members from working together; leaves with 2 if there is something."""
+    """Check the roster for problems; exit with 2 if there is one."""
     with reported_errors():
         from jwins.net.roster import read_roster
 
@@ -113,7 +125,7 @@ def check(file: File) -> None:
             f"topology {found.topology.kind}, seed {found.seed}",
             soft_wrap=True,
         )
-        console.print(f"digest {found.digest} (the same at every member)", soft_wrap=True)
+        console.print(f"digest {found.digest} (must be the same at every member)", soft_wrap=True)
         for warning in found.warnings():
             console.print(f"warning: {warning}", soft_wrap=True, markup=False)
         if problems:

@@ -43,21 +43,27 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from the newest checkpoint; the result is the same bit for bit."),
+        typer.Option(
+            "--resume", help="Continue from the newest checkpoint; the result is the same bit for bit."
+        ),
     ] = False,
     tensorboard: Annotated[
         bool,
-        typer.Option("--tensorboard", help="Write TensorBoard event files, too (extra: tensorboard)."),
+        typer.Option("--tensorboard", help="Also write TensorBoard event files (extra: tensorboard)."),
     ] = False,
     engine: EngineName = None,
     address: Address = None,
     actors: Annotated[
         int | None,
-        typer.Option("--actors", metavar="K", min=1, help="Processes of the cluster that share the nodes."),
+        typer.Option(
+            "--actors", metavar="K", min=1, help="Number of processes of the cluster that share the nodes."
+        ),
     ] = None,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Run nothing; say what it will need, from a few rounds of a few nodes."),
+        typer.Option(
+            "--plan", help="Estimate memory, time and bytes from a few rounds of a few nodes, and exit."
+        ),
     ] = False,
     quiet: Quiet = False,
     data: Data = None,
@@ -85,7 +91,7 @@ def run(
 
 
 def data_override(data: Path | None) -> list[str]:
-    """The override that ``--data`` stands for; DataError if there is no such folder."""
+    """Return the override that ``--data`` stands for; DataError if there is no such folder."""
     if data is None:
         return []
     if not data.exists():
@@ -134,7 +140,7 @@ def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) ->
 
 
 def print_result(console: Console, result: Result) -> None:
-    """How a run ended, what it measured last and what it sent."""
+    """Print how a run ended, its last measurements and the bytes sent."""
     last = result.record.evaluations[-1]
     nodes = result.record.start.num_nodes
     clock = "virtual seconds" if result.record.start.clock == "virtual" else "seconds"
@@ -159,7 +165,7 @@ def print_result(console: Console, result: Result) -> None:
 
 
 def _seconds_text(wall_s: Mapping[str, float]) -> str:
-    """Where the seconds went, the longest first: of this process, or of all those that it launched."""
+    """List the seconds by activity, the longest first, of this process or of all that it launched."""
     spent = {name: seconds for name, seconds in wall_s.items() if name != "total"}
     whole, of_all = wall_s["total"], "; in all nodes' processes together"
     if "start-up" in spent:
@@ -171,8 +177,8 @@ def _seconds_text(wall_s: Mapping[str, float]) -> str:
 
 
 def divergence(result: Result) -> str:
-    """Why a run diverged, and what may help."""
+    """Return why a run diverged, and what may help."""
     end = result.record.end
     assert end is not None
     reason = f": {end.reason}" if end.reason else ""
-    return f"diverged in round {end.round}{reason}; a smaller train.optimizer.lr may help"
+    return f"diverged in round {end.round}{reason}; try a smaller train.optimizer.lr"

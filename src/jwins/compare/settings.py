@@ -27,21 +27,22 @@ __all__ = [
 ]
 
 FingerprintKind = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
-"""What variants may be said to differ in."""
+"""Aspects in which variants may be allowed to differ."""
 
 Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
 SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
 
 
 class TargetConfig(Settings):
-    """The value of the metric that bytes, rounds and seconds are counted to. One of the keys is given."""
+    """The metric value to reach; bytes, rounds and seconds are counted until then. Give one of the keys."""
 
-    accuracy: float | None = Field(default=None, description="reach this value of the metric")
+    accuracy: float | None = Field(default=None, description="value of the metric to reach")
     fraction: Annotated[float, Within("a fraction", 0, open_low=True)] | None = Field(
-        default=None, description="reach this fraction of full sharing's final value"
+        default=None, description="fraction of the final value of full sharing to reach"
     )
     way: Annotated[float, Within("a fraction", 0, 1, open_low=True)] | None = Field(
-        default=None, description="go this fraction of full sharing's way from its first to its final value"
+        default=None,
+        description="fraction to cover of the change from the first to the final value of full sharing",
     )
 
     @model_validator(mode="after")
@@ -53,35 +54,36 @@ class TargetConfig(Settings):
 
 
 class CompareConfig(Settings):
-    """How variants are compared."""
+    """Settings of a comparison."""
 
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
-        default=(1,), description="each variant runs once per seed"
+        default=(1,), description="seeds; each variant runs once per seed"
     )
-    metric: str = Field(default="accuracy", description="what is compared: a metric of the task")
+    metric: str = Field(default="accuracy", description="metric of the task that is compared")
     also: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="further metrics whose final values are reported"
+        default=(), description="additional metrics whose final values are reported"
     )
-    lower_is_better: bool = Field(default=False, description="for metrics such as loss")
+    lower_is_better: bool = Field(default=False, description="true for metrics such as loss")
     target: TargetConfig = TargetConfig(fraction=0.95)
     targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
-        default=(), description="several targets, for a table of their own; the first is the target if none is"
+        default=(),
+        description="several targets, in a table of their own; without target, the first is the target",
     )
     final_over: Annotated[int, Within("a whole number", 1)] = Field(
-        default=1, description="last evaluations whose mean is the final value"
+        default=1, description="number of last evaluations whose mean is the final value"
     )
     full: str | None = Field(
-        default=None, description="variant that savings refer to; left out: the first with full sharing"
+        default=None,
+        description="variant from which savings are counted; left out: the first variant with full sharing",
     )
     reference: str | None = Field(
-        default=None, description="variant that differences refer to; left out: the one that savings refer to"
+        default=None, description="variant from which differences are counted; left out: the same as full"
     )
     baselines: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="variants that ratios to the targets refer to, at most one per group"
+        default=(),
+        description="variants that are the denominator of ratios at the targets, at most one per group",
     )
-    folder: TomlPath | None = Field(
-        default=None, description="where everything is written; left out: runs/<name>"
-    )
+    folder: TomlPath | None = Field(default=None, description="folder of the comparison; left out: runs/<name>")
 
     @property
     def all_targets(self) -> tuple[TargetConfig, ...]:
@@ -110,9 +112,9 @@ def _check_values(values: Sequence[Any]) -> None:
 
 
 class TuningGrid(Settings):
-    """Values of one setting, of which the best is used."""
+    """Values to try for one setting; the best is used."""
 
-    key: SettingPath = Field(description='the setting, such as "sharing.gamma"')
+    key: SettingPath = Field(description='path of the setting, such as "sharing.gamma"')
     values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] = Field(
         description="values to try, in order"
     )
@@ -124,40 +126,41 @@ class TuningGrid(Settings):
 
 
 class TuneConfig(Settings):
-    """The rule by which everything is tuned, and a setting that is tuned on one variant for all."""
+    """The tuning rule, and one setting that is tuned on one variant for all variants."""
 
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
-        default=(101,), description="seeds of tuning runs, none of them the comparison's"
+        default=(101,), description="seeds of tuning runs; none may be a seed of the comparison"
     )
     rounds: Annotated[int, Within("a whole number", 1)] | None = Field(
-        default=None, description="rounds of tuning runs; left out: as many as the comparison's"
+        default=None, description="number of rounds of tuning runs; left out: as in the comparison"
     )
     confirm: bool = Field(
         default=True,
-        description="where tuning runs are shorter than the comparison's, the best value also runs to the end, "
-        "then the next best if that is ahead, until the best has been there",
+        description="where tuning runs are shorter: also run the best value at full length, then the next best "
+        "if that leads, until the leader has run at full length",
     )
     eval_samples: Annotated[int, Within("a number of samples", 1)] | None = Field(
-        default=None, description="test samples of tuning runs; left out: as many as the comparison's"
+        default=None, description="number of test samples of tuning runs; left out: as in the comparison"
     )
     by: Literal["final", "bytes", "seconds"] = Field(
         default="final",
-        description="the best final value, or the fewest bytes or seconds to the first target",
+        description="criterion; final: best final value; bytes, seconds: fewest to the first target",
     )
     key: SettingPath | None = Field(
-        default=None, description='a setting that all variants share, such as "train.optimizer.lr"'
+        default=None, description='path of a setting that all variants share, such as "train.optimizer.lr"'
     )
     values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
-        default=(), description="values to try for it, in order; the best final value counts"
+        default=(), description="values to try for key, in order; the best final value wins"
     )
     on: str | None = Field(
-        default=None, description="variant it is tuned on; left out: the one that savings refer to"
+        default=None,
+        description="variant on which key is tuned; left out: the variant from which savings are counted",
     )
     sensitivity: bool = Field(
-        default=False, description="also run the variants at every value, with the first of the seeds"
+        default=False, description="also run the variants with every value of key, with the first of the seeds"
     )
     sensitivity_of: Annotated[tuple[str, ...], Field(strict=False)] = Field(
-        default=(), description="which variants; left out: all"
+        default=(), description="variants that sensitivity runs; left out: all"
     )
 
     @model_validator(mode="after")
@@ -172,21 +175,22 @@ class TuneConfig(Settings):
 
 
 class VariantTable(Settings):
-    """An entry of ``[[variants]]``: its own keys; all others are an experiment's."""
+    """An entry of ``[[variants]]``; all further keys are settings of the experiment."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(description="what table and figure call it", min_length=1)
+    name: str = Field(description="name in tables and figures", min_length=1)
     allow_different: Annotated[tuple[FingerprintKind, ...], Field(strict=False)] = Field(
-        default=(), description="what need not be as in the other variants"
+        default=(), description="aspects in which this variant may differ from the others"
     )
     group: str | None = Field(
         default=None,
-        description="variants of a group share full sharing, if one of them has it, and a baseline",
+        description="group name; variants of a group share a baseline, and full sharing if one has it",
     )
     tune: TuningGrid | None = None
     bytes_as: str | None = Field(
-        default=None, description="for random sampling: choose the fraction that sends this variant's bytes"
+        default=None,
+        description="for random_k: variant whose bytes it sends; the fraction is chosen accordingly",
     )
 
 

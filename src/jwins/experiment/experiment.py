@@ -72,7 +72,7 @@ class Experiment(Settings):
     """
 
     name: str = Field(
-        default="experiment", description="what tables, figures and the default folder call it", min_length=1
+        default="experiment", description="name in tables, figures and the default folder", min_length=1
     )
     task: TaskConfig = TaskConfig(name="digits")
     nodes: NodesConfig = NodesConfig()
@@ -81,7 +81,7 @@ class Experiment(Settings):
     else:
         topology: Annotated[
             one_of(TOPOLOGY_TABLES), OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
-        ] = Field(default=RegularConfig(), description="who sends to whom")
+        ] = Field(default=RegularConfig(), description="communication graph of the nodes")
     train: TrainConfig = TrainConfig()
     if TYPE_CHECKING:
         sharing: SharingTable | Sharing[Any] = JwinsConfig()
@@ -103,7 +103,7 @@ class Experiment(Settings):
                 ("remembers_peers", "state_types"),
                 base="jwins.sharing.Sharing",
             ),
-        ] = Field(default=JwinsConfig(), description="what is sent")
+        ] = Field(default=JwinsConfig(), description="sharing algorithm")
     wire: WireConfig = WireConfig()
     links: LinksConfig = LinksConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -111,7 +111,7 @@ class Experiment(Settings):
         faults: tuple[FaultTable, ...] = ()
     else:
         faults: Annotated[tuple[one_of(FAULT_TABLES), ...], Field(strict=False)] = Field(
-            default=(), description="what goes wrong, as an array of tables"
+            default=(), description="faults, an array of tables"
         )
     run: RunConfig = RunConfig()
 

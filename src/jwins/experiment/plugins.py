@@ -1,9 +1,8 @@
-"""What can be plugged in: algorithms, cut-offs, quantizers, topologies and partitioners, each as a table.
+"""Tables of TOML for algorithms, cut-offs, quantizers, topologies and partitioners.
 
-A class here is a table of TOML. Its keys are the arguments of what it builds, by the same names and with the
-same defaults, and ``build`` makes it. What ``kind`` may say in TOML is the mapping at the end of each section,
-one row per class: the union that settings are checked against, ``jwins list``, the reference of all keys, and
-the colours and markers of figures are read from there.
+Each class is one table. Its keys are the arguments of the object that ``build`` makes, with the same names and
+defaults. A mapping at the end of each section lists the values of ``kind``, one row per class. The check of
+settings, ``jwins list``, the reference of all keys and the figures read these mappings.
 
 Nothing here imports torch or networkx before something is built.
 """
@@ -76,7 +75,7 @@ __all__ = [
 
 
 class Plugin(Settings):
-    """A table whose ``kind`` says what it builds."""
+    """A table whose ``kind`` names the class that it builds."""
 
     if TYPE_CHECKING:
         kind: str
@@ -108,7 +107,7 @@ def one_of(tables: Mapping[str, type[Plugin]]) -> Any:
 
 
 class PartitionTable(Plugin):
-    """How the training samples are divided among the nodes."""
+    """A division of the training samples among the nodes."""
 
     def build(self) -> Partitioner:
         """The partitioner of this name in :data:`jwins.tasks.partition.PARTITIONERS`."""
@@ -118,30 +117,30 @@ class PartitionTable(Plugin):
 
 
 class IidConfig(PartitionTable):
-    """Samples shuffled and dealt out evenly."""
+    """Shuffle the samples and deal them out evenly."""
 
     kind: Literal["iid"] = "iid"
 
 
 class ShardsConfig(PartitionTable):
-    """Samples sorted by label, cut into shards, dealt out at random: few labels per node."""
+    """Sort the samples by label, cut them into shards and deal these out at random: few labels per node."""
 
     kind: Literal["shards"] = "shards"
-    shards_per_node: Count = Field(default=2, description="shards of the sorted samples that each node gets")
+    shards_per_node: Count = Field(default=2, description="number of shards that each node gets")
 
 
 class DirichletConfig(PartitionTable):
-    """Each label divided among the nodes in proportions drawn from a Dirichlet distribution."""
+    """Divide each label among the nodes in proportions drawn from a Dirichlet distribution."""
 
     kind: Literal["dirichlet"] = "dirichlet"
     alpha: Annotated[float, Within("a concentration", 0, open_low=True)] = Field(
-        default=0.5, description="concentration; the smaller, the fewer labels per node"
+        default=0.5, description="concentration; a smaller value gives each node fewer labels"
     )
-    min_samples: Count = Field(default=1, description="every node gets at least so many samples")
+    min_samples: Count = Field(default=1, description="minimum number of samples per node")
 
 
 class ByKeyConfig(PartitionTable):
-    """Each owner in the data (writer, user, role) wholly to one node."""
+    """Give all samples of an owner (writer, user, role) to one node."""
 
     kind: Literal["by_key"] = "by_key"
 
@@ -156,7 +155,7 @@ PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
 
 
 class TopologyTable(Plugin):
-    """Who sends to whom."""
+    """A communication graph: the neighbours of each node."""
 
     @property
     def changes(self) -> bool:
@@ -180,19 +179,19 @@ class TopologyTable(Plugin):
 
 
 class RingConfig(TopologyTable):
-    """Two neighbours each, in a circle."""
+    """A circle in which every node has two neighbours."""
 
     kind: Literal["ring"] = "ring"
 
 
 class FullyConnectedConfig(TopologyTable):
-    """Everyone is everyone's neighbour."""
+    """A complete graph: every node is a neighbour of every other."""
 
     kind: Literal["fully_connected"] = "fully_connected"
 
 
 class StarConfig(TopologyTable):
-    """Node 0 is everyone's only neighbour."""
+    """Node 0 in the centre, as the only neighbour of every other node."""
 
     kind: Literal["star"] = "star"
 
@@ -202,7 +201,8 @@ class TorusConfig(TopologyTable):
 
     kind: Literal["torus"] = "torus"
     rows: Count | None = Field(
-        default=None, description="a divisor of the number of nodes; left out: as square as can be"
+        default=None,
+        description="number of rows, a divisor of the number of nodes; left out: as square as possible",
     )
 
 
@@ -210,33 +210,33 @@ class RegularConfig(TopologyTable):
     """A random graph in which every node has the same number of neighbours."""
 
     kind: Literal["regular"] = "regular"
-    degree: Count = Field(default=4, description="neighbours of each node")
-    dynamic: bool = Field(default=False, description="drawn anew each round")
+    degree: Count = Field(default=4, description="number of neighbours of each node")
+    dynamic: bool = Field(default=False, description="draw a new graph in each round")
 
 
 class SmallWorldConfig(TopologyTable):
-    """Watts-Strogatz: a ring of nearest neighbours, some edges rewired."""
+    """Watts-Strogatz: a ring of nearest neighbours in which some edges are rewired."""
 
     kind: Literal["small_world"] = "small_world"
-    degree: Count = Field(default=4, description="neighbours of each node before rewiring, even")
+    degree: Count = Field(default=4, description="neighbours of each node before rewiring; an even number")
     rewire: Annotated[float, Within("a probability", 0, 1)] = Field(
-        default=0.1, description="how likely an edge is rewired"
+        default=0.1, description="probability that an edge is rewired"
     )
-    dynamic: bool = Field(default=False, description="drawn anew each round")
+    dynamic: bool = Field(default=False, description="draw a new graph in each round")
 
 
 class ErdosRenyiConfig(TopologyTable):
-    """Each edge with the same probability, given that the graph is connected."""
+    """A connected random graph in which each edge has the same probability."""
 
     kind: Literal["erdos_renyi"] = "erdos_renyi"
     p: Annotated[float, Within("a probability", 0, 1, open_low=True)] = Field(
-        default=0.5, description="of each edge"
+        default=0.5, description="probability of each edge"
     )
-    dynamic: bool = Field(default=False, description="drawn anew each round")
+    dynamic: bool = Field(default=False, description="draw a new graph in each round")
 
 
 class OnePeerExponentialConfig(TopologyTable):
-    """Directed: one recipient per round, at a distance that doubles."""
+    """A directed graph: one recipient per round, at a distance that doubles."""
 
     kind: Literal["one_peer_exponential"] = "one_peer_exponential"
 
@@ -247,10 +247,10 @@ class OnePeerExponentialConfig(TopologyTable):
 
 
 class FiniteTimeConfig(TopologyTable):
-    """Base-(k+1) graphs: a sequence of few neighbours each, after which all nodes have the exact average."""
+    """Base-(k+1) graphs: a sequence of sparse graphs after which all nodes hold the exact average."""
 
     kind: Literal["finite_time"] = "finite_time"
-    degree: Count = Field(default=1, description="the most neighbours of a node in a round, k")
+    degree: Count = Field(default=1, description="maximum number of neighbours of a node in a round, k")
 
     @property
     def changes(self) -> bool:
@@ -259,11 +259,11 @@ class FiniteTimeConfig(TopologyTable):
 
 
 class EdgeListConfig(TopologyTable):
-    """The graph in a text file, two node numbers per line."""
+    """A graph from a text file with two node numbers per line."""
 
     kind: Literal["edge_list"] = "edge_list"
     path: TomlPath = Field(
-        description="the file, perhaps with the number of nodes first; relative to the folder of this TOML file"
+        description="file, relative to the folder of this TOML file; may begin with the number of nodes"
     )
 
 
@@ -288,7 +288,7 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
 
 
 class CutoffTable(Plugin):
-    """Which fraction of the coefficients is sent."""
+    """The fraction of the coefficients that is sent."""
 
     @abstractmethod
     def build(self) -> Cutoff:
@@ -300,7 +300,7 @@ class RandomCutoffConfig(CutoffTable):
 
     kind: Literal["random"] = "random"
     fractions: Annotated[tuple[Fraction, ...], Field(strict=False, min_length=1)] = Field(
-        default=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0), description="drawn from uniformly"
+        default=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0), description="values to draw from, all equally likely"
     )
 
     def build(self) -> Cutoff:
@@ -314,7 +314,7 @@ class FixedCutoffConfig(CutoffTable):
     """The same fraction in every round."""
 
     kind: Literal["fixed"] = "fixed"
-    fraction: Fraction = Field(description="of the coefficients that are sent")
+    fraction: Fraction = Field(description="fraction of the coefficients that is sent")
 
     def build(self) -> Cutoff:
         """See :meth:`CutoffTable.build`."""
@@ -331,7 +331,7 @@ CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, Fi
 
 
 class QuantizerTable(Plugin):
-    """What values become before they are sent."""
+    """The rounding of values before they are sent."""
 
     @abstractmethod
     def build(self) -> Quantizer:
@@ -339,20 +339,22 @@ class QuantizerTable(Plugin):
 
 
 class UniformConfig(QuantizerTable):
-    """Integer multiples of one step, which an entropy coder makes short."""
+    """Integer multiples of one step, compressed by an entropy coder."""
 
     kind: Literal["uniform"] = "uniform"
     step: Annotated[float, Within("a step", 1e-30)] = Field(
-        description="between two symbols; in wavelet coefficients or parameters, whatever is sent"
+        description="distance between two symbols, in units of the coefficients or parameters that are sent"
     )
     rounding: Literal["nearest", "dithered", "stochastic"] = Field(
-        default="nearest", description="to the nearest symbol, or without bias; docs/explanation/algorithm.md"
+        default="nearest",
+        description="nearest: to the nearest symbol; dithered, stochastic: without bias; "
+        "see docs/explanation/algorithm.md",
     )
     dead_zone: Annotated[float, Within("a dead zone", 0.5, 1)] = Field(
-        default=0.5, description="values nearer to zero than so many steps become 0; only with nearest"
+        default=0.5, description="values closer to zero than this number of steps become 0; only with nearest"
     )
     offset: Annotated[float, Within("an offset", 0, 0.49)] = Field(
-        default=0.0, description="how many steps nearer to zero nonzero symbols are read; only with nearest"
+        default=0.0, description="shift of decoded nonzero symbols towards zero, in steps; only with nearest"
     )
 
     def build(self) -> Quantizer:
@@ -363,16 +365,16 @@ class UniformConfig(QuantizerTable):
 
 
 class AbsmaxConfig(QuantizerTable):
-    """So many bits per value, symbols being shares of the largest value of a block."""
+    """A fixed number of bits per value, scaled by the largest value of each block."""
 
     kind: Literal["absmax"] = "absmax"
-    bits: Annotated[int, Within("a whole number of bits", 2, 8)] = Field(description="per value")
+    bits: Annotated[int, Within("a whole number of bits", 2, 8)] = Field(description="bits per value")
     block: Annotated[int, Within("a whole number of values per block", 16)] = Field(
-        default=256, description="how many values share a step, which takes two bytes"
+        default=256, description="number of values that share one step; each step costs two bytes"
     )
     rounding: Literal["nearest", "stochastic"] = Field(
         default="stochastic",
-        description="to the nearest symbol, or without bias; docs/explanation/algorithm.md",
+        description="nearest: to the nearest symbol; stochastic: without bias; docs/explanation/algorithm.md",
     )
 
     def build(self) -> Quantizer:
@@ -390,7 +392,7 @@ if TYPE_CHECKING:
 else:
     Values = Annotated[
         one_of(QUANTIZER_TABLES),
-        Field(description="what values are rounded to before they are sent"),
+        Field(description="number format or quantizer of the values that are sent"),
         OrWords("float32", "bfloat16"),
         OrObject(()),
     ]
@@ -400,7 +402,7 @@ else:
 
 
 class SharingTable(Plugin):
-    """What is sent."""
+    """A sharing algorithm."""
 
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments: what tables describe is built."""
@@ -416,7 +418,7 @@ class SharingTable(Plugin):
 
 
 class FullConfig(SharingTable):
-    """D-PSGD: everything, every round."""
+    """D-PSGD: send all parameters in every round."""
 
     kind: Literal["full"] = "full"
     values: Values = "float32"
@@ -429,10 +431,10 @@ class FullConfig(SharingTable):
 
 
 class RandomKConfig(SharingTable):
-    """A random subset; the seed travels instead of positions."""
+    """Send a random subset of the parameters; a seed replaces the positions."""
 
     kind: Literal["random_k"] = "random_k"
-    fraction: Fraction = Field(description="of the parameters that are sent")
+    fraction: Fraction = Field(description="fraction of the parameters that is sent")
     values: Values = "float32"
 
     def build(self) -> Sharing[Any]:
@@ -443,12 +445,13 @@ class RandomKConfig(SharingTable):
 
 
 class TopKConfig(SharingTable):
-    """The parameters that changed most."""
+    """Send the parameters that changed most."""
 
     kind: Literal["top_k"] = "top_k"
-    fraction: Fraction = Field(description="of the parameters that are sent")
+    fraction: Fraction = Field(description="fraction of the parameters that is sent")
     accumulate: bool = Field(
-        default=False, description="score by the change since last sent, not in this round"
+        default=False,
+        description="true: scores count the change since the last send; false: the change in this round",
     )
     values: Values = "float32"
 
@@ -460,12 +463,12 @@ class TopKConfig(SharingTable):
 
 
 class ChocoConfig(SharingTable):
-    """CHOCO-SGD: compressed differences to replicas that neighbours keep."""
+    """CHOCO-SGD: send compressed differences to the replicas that neighbours keep."""
 
     kind: Literal["choco"] = "choco"
-    fraction: Fraction = Field(description="of the parameters whose differences are sent")
+    fraction: Fraction = Field(description="fraction of the parameters whose differences are sent")
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; smaller for smaller fractions"
+        description="consensus step size; a smaller fraction needs a smaller step"
     )
     values: Values = "float32"
 
@@ -484,7 +487,7 @@ Levels = Annotated[int, LEVELS]
 
 
 class JwinsConfig(SharingTable):
-    """JWINS: wavelet coefficients that changed most since they were sent, a random fraction of them."""
+    """JWINS: send the wavelet coefficients that changed most; each round draws their fraction at random."""
 
     kind: Literal["jwins"] = "jwins"
     if TYPE_CHECKING:
@@ -492,23 +495,26 @@ class JwinsConfig(SharingTable):
         wavelet: str | None = "sym2"
     else:
         cutoff: Annotated[one_of(CUTOFF_TABLES), OrObject(())] = Field(
-            default=RandomCutoffConfig(), description="which fraction of the coefficients is sent"
+            default=RandomCutoffConfig(), description="fraction of the coefficients that is sent"
         )
         wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
             default="sym2",
-            description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
+            description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform',
         )
-    levels: Levels = Field(default=4, description="levels of the transform")
+    levels: Levels = Field(default=4, description="number of levels of the wavelet transform")
     mode: Literal["symmetric", "periodization"] = Field(
-        default="symmetric", description="what the transform assumes beyond the ends"
+        default="symmetric", description="extension of the signal beyond its ends, as in PyWavelets"
     )
     score: Literal["since_sent", "reference", "training_only"] = Field(
         default="reference",
-        description="what a coefficient's change is measured from; docs/explanation/algorithm.md",
+        description="value from which the change of a coefficient is measured; docs/explanation/algorithm.md",
     )
-    accumulate: bool = Field(default=True, description="false scores by this round's training alone")
+    accumulate: bool = Field(
+        default=True,
+        description="true: scores add up over rounds; false: scores count the training of this round only",
+    )
     dense_above: Annotated[float, Within("a fraction", 0, open_low=True)] = Field(
-        default=0.5, description="from this fraction on, all coefficients are sent and no positions"
+        default=0.5, description="from this fraction on, all coefficients are sent, without positions"
     )
     values: Values = "float32"
 
@@ -524,38 +530,42 @@ class JwinsConfig(SharingTable):
 
 
 RATE_KEYS = ("step", "budget", "budget_bytes", "budget_seconds")
-"""Each says how much is sent, in place of ``step_ratio``."""
-_STEP_RATIO = "the step in root mean squares of what a round's training changes; in place of a step or budget"
+"""Keys that set the rate; each excludes the others and ``step_ratio``."""
+_STEP_RATIO = (
+    "quantizer step divided by the root mean square of a round's training change; excludes step and budget"
+)
 
 
 class _RateTable(SharingTable):
-    """Quantized and entropy coded: what the closed loop and the stateless algorithm have in common."""
+    """Keys that the closed loop and the stateless algorithm have in common."""
 
     step: Annotated[float, STEP] | None = Field(
-        default=None, description="of the quantizer, the same in all rounds"
+        default=None, description="step of the quantizer, constant over the rounds"
     )
     budget: Annotated[float, BITS] | None = Field(
-        default=None, description="bits per parameter of a frame, headers included; the step adapts to it"
+        default=None,
+        description="size of a frame in bits per parameter, headers included; the step adapts to it",
     )
     budget_bytes: Annotated[int, BYTES] | None = Field(
-        default=None, description="the same in bytes of a frame; the step adapts to it"
+        default=None, description="size of a frame in bytes, headers included; the step adapts to it"
     )
     budget_seconds: Annotated[float, SECONDS] | None = Field(
-        default=None, description="the same in seconds that a round's frames take on a link of link_mbps"
+        default=None,
+        description="seconds that the frames of a round take on a link of link_mbps; the step adapts to it",
     )
     link_mbps: Annotated[float, MBPS] | None = Field(
-        default=None, description="Mbit/s that a node can send; goes with budget_seconds"
+        default=None, description="uplink of a node in Mbit/s; required with budget_seconds"
     )
     if TYPE_CHECKING:
         wavelet: str | None = "sym2"
     else:
         wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
             default="sym2",
-            description='a discrete wavelet of PyWavelets, or "none" to work on the parameters themselves',
+            description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform',
         )
-    levels: Levels = Field(default=4, description="levels of the transform")
+    levels: Levels = Field(default=4, description="number of levels of the wavelet transform")
     mode: Literal["symmetric", "periodization"] = Field(
-        default="periodization", description="what the transform assumes beyond the ends"
+        default="periodization", description="extension of the signal beyond its ends, as in PyWavelets"
     )
 
     @model_validator(mode="after")
@@ -564,7 +574,7 @@ class _RateTable(SharingTable):
         if getattr(self, "step_ratio", None) != type(self).model_fields["step_ratio"].default:
             named.append("step_ratio")
         if len(named) > 1:
-            problem = f"{named[0]} says already how much is sent; leave one of them out"
+            problem = f"{named[0]} sets the rate already; remove one of them"
             raise refuse(named[1], getattr(self, named[1]), problem)
         if (self.budget_seconds is None) != (self.link_mbps is None):
             missing = "link_mbps" if self.link_mbps is None else "budget_seconds"
@@ -573,7 +583,7 @@ class _RateTable(SharingTable):
 
 
 class ClosedLoopConfig(_RateTable):
-    """Quantized wavelet coefficients of the change since what neighbours last decoded."""
+    """Send quantized wavelet coefficients of the difference to the replicas that neighbours keep."""
 
     kind: Literal["closed_loop"] = "closed_loop"
     step_ratio: Annotated[float, STEP_RATIO] = Field(default=2.0, description=_STEP_RATIO)
@@ -581,14 +591,14 @@ class ClosedLoopConfig(_RateTable):
         default=1.0, description="consensus step size"
     )
     dead_zone: Annotated[float, DEAD_ZONE] = Field(
-        default=0.8, description="half-width of the dead zone in steps; 0.5 is plain rounding"
+        default=0.8, description="half-width of the dead zone in steps; 0.5 rounds to the nearest symbol"
     )
     residual_rate: Annotated[float, RATE] = Field(
         default=0.1,
         description="fraction of the accumulated residual that is returned per round; 1 is CHOCO-SGD",
     )
     history: Annotated[int, HISTORY] = Field(
-        default=4, description="rounds that a neighbour may miss before it needs a whole keyframe"
+        default=4, description="number of rounds that a neighbour may miss before it needs a keyframe"
     )
 
     def build(self) -> Sharing[Any]:
@@ -603,19 +613,19 @@ class ClosedLoopConfig(_RateTable):
 
 
 class StatelessConfig(_RateTable):
-    """Quantized wavelet coefficients, for graphs that change and links that lose frames."""
+    """Send quantized wavelet coefficients; suits graphs that change and links that lose frames."""
 
     kind: Literal["stateless"] = "stateless"
     step_ratio: Annotated[float, STEP_RATIO] | None = Field(
-        default=None, description=f"{_STEP_RATIO}; with nothing given, budget is 1.6 and 64 bytes more"
+        default=None, description=f"{_STEP_RATIO}; without any of them, budget is 1.6 plus 64 bytes"
     )
     self_term: Literal["sent", "exact"] = Field(
         default="exact",
-        description="what a node compares with what it receives: its own model as it was sent, or as it is",
+        description="own model that a node compares with received ones; sent: as encoded; exact: as it is",
     )
     rounding: Literal["carry", "dither"] = Field(
         default="carry",
-        description="errors of rounding are carried over to the next round, or made independent by a dither",
+        description="carry: add rounding errors to the next round; dither: make them independent by dither",
     )
 
     @model_validator(mode="after")
@@ -636,15 +646,18 @@ class StatelessConfig(_RateTable):
 
 
 class BeerConfig(SharingTable):
-    """BEER, or MoTEF: gradient tracking by compressed differences to replicas that neighbours keep."""
+    """BEER and MoTEF: track gradients by compressed differences to the replicas that neighbours keep."""
 
     kind: Literal["beer"] = "beer"
-    fraction: Fraction = Field(description="of the parameters, and of the tracker, whose differences are sent")
+    fraction: Fraction = Field(
+        description="fraction of the parameters, and of the tracker, whose differences are sent"
+    )
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; smaller for smaller fractions"
+        description="consensus step size; a smaller fraction needs a smaller step"
     )
     momentum: Fraction = Field(
-        default=1.0, description="weight of the newest change in the tracker; below 1 it is MoTEF"
+        default=1.0,
+        description="weight of the newest change in the tracker; 1 is BEER, below 1 is MoTEF",
     )
     values: Values = "float32"
 
@@ -656,18 +669,19 @@ class BeerConfig(SharingTable):
 
 
 class SparseLocoConfig(SharingTable):
-    """SparseLoCo on a graph: the largest of each chunk in two bits, with error feedback that fades."""
+    """SparseLoCo on a graph: send the largest values of each chunk in two bits, with fading error feedback."""
 
     kind: Literal["sparse_loco"] = "sparse_loco"
-    fraction: Fraction = Field(description="of each chunk whose differences are sent")
+    fraction: Fraction = Field(description="fraction of each chunk whose differences are sent")
     gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; smaller for smaller fractions"
+        description="consensus step size; a smaller fraction needs a smaller step"
     )
     decay: Annotated[float, RATE] = Field(
-        default=0.95, description="of what was not sent, from round to round; 1 forgets nothing"
+        default=0.95, description="factor on the unsent residual from round to round; 1 keeps all of it"
     )
     chunk: Annotated[int, Within("a whole number of values per chunk", 16)] = Field(
-        default=4096, description="how many parameters in a row choose their largest by themselves"
+        default=4096,
+        description="number of consecutive parameters in a chunk; each chunk selects its own largest values",
     )
 
     def build(self) -> Sharing[Any]:
@@ -678,14 +692,14 @@ class SparseLocoConfig(SharingTable):
 
 
 class MoniquaConfig(SharingTable):
-    """Moniqua: parameters modulo a range, resolved against the receiver's own."""
+    """Moniqua: send parameters modulo a range; the receiver resolves them with its own."""
 
     kind: Literal["moniqua"] = "moniqua"
     theta: Annotated[float, STEP] = Field(
-        description="how far a parameter of two neighbours may be apart; frames beyond are left out"
+        description="maximum difference of a parameter between two neighbours; frames beyond it are ignored"
     )
     bits: Annotated[int, Within("a whole number of bits", 2, 16)] = Field(
-        default=8, description="of each parameter, before the entropy coder"
+        default=8, description="bits per parameter before the entropy coder"
     )
 
     def build(self) -> Sharing[Any]:

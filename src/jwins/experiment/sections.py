@@ -59,26 +59,24 @@ __all__ = [
 
 
 class TaskConfig(Settings):
-    """The workload and how its data are divided. Exactly one of ``name``, ``file`` and ``own`` is given."""
+    """The task and the division of its data. Give exactly one of ``name``, ``file`` and ``own``."""
 
-    name: str | None = Field(default=None, description="a task of this package; `jwins list` shows them")
+    name: str | None = Field(default=None, description="task of this package; `jwins list` shows all")
     file: str | None = Field(
         default=None,
-        description='your own, as "my_task.py:MyTask", relative to this TOML file\'s folder',
+        description='your own task, such as "my_task.py:MyTask", relative to the folder of this TOML file',
     )
     own: Any = Field(default=None, exclude=True)
     options: Annotated[
         dict[str, Any], Field(description='arguments of the task\'s constructor, such as `{ model = "cnn" }`')
     ] = Field(default_factory=dict)
-    data: TomlPath | None = Field(
-        default=None, description="folder of the data, for tasks that do not bring their own"
-    )
+    data: TomlPath | None = Field(default=None, description="folder with the data, for tasks that need one")
     if TYPE_CHECKING:
         partition: PartitionTable | Partitioner = IidConfig()
     else:
         partition: Annotated[
             one_of(PARTITION_TABLES), OrObject(("split",), base="jwins.tasks.partition.Partitioner")
-        ] = Field(default=IidConfig(), description="how the training samples are divided among the nodes")
+        ] = Field(default=IidConfig(), description="division of the training samples among the nodes")
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -91,34 +89,36 @@ class TaskConfig(Settings):
             )
         if isinstance(self.own, str):
             raise refuse(
-                "own", self.own, 'a task object comes from Python only; write file = "my_task.py:MyTask"'
+                "own",
+                self.own,
+                'only Python code can pass a task object; in TOML write file = "my_task.py:MyTask"',
             )
         if self.own is not None and self.options and not isinstance(self.own, type):
-            raise refuse("options", self.options, "the task is an object already; hand over its class instead")
+            raise refuse("options", self.options, "the task is an object already; pass its class instead")
         if self.file is not None and not all(self.file.rpartition(":")[::2]):
             raise refuse("file", self.file, 'expected file and class, such as "my_task.py:MyTask"')
         return self
 
 
 class NodesConfig(Settings):
-    """The nodes."""
+    """The nodes of the network."""
 
-    count: Annotated[int, Within("a number of nodes", 1)] = Field(default=16, description="how many nodes")
+    count: Annotated[int, Within("a number of nodes", 1)] = Field(default=16, description="number of nodes")
 
 
 class OptimizerConfig(Settings):
-    """A torch.optim optimizer; further keys are its options, by torch's names."""
+    """An optimizer of torch.optim; all other keys are its options, with torch's names."""
 
     model_config = ConfigDict(extra="allow")
 
-    kind: str = Field(default="sgd", description='a torch.optim optimizer, such as "sgd" or "adamw"')
+    kind: str = Field(default="sgd", description='optimizer of torch.optim, such as "sgd" or "adamw"')
     lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
         default=0.05, description="learning rate"
     )
     quasi_global: Annotated[float, MOMENTUM] | None = Field(
         default=None,
-        description="local steps of sgd with momentum start from the momentum of the merged models, this part "
-        "of which lives on from round to round; left out: from the node's own",
+        description="decay per round of the momentum of the merged models, from which local steps of sgd with "
+        "momentum start; left out: they start from the momentum of the node",
     )
 
     if TYPE_CHECKING:
@@ -141,19 +141,20 @@ class TrainConfig(Settings):
     optimizer: OptimizerConfig = OptimizerConfig()
     optimizer_state: Literal["keep", "reset"] = Field(
         default="keep",
-        description="whether momenta live on from round to round or start anew",
+        description="keep: the state of the optimizer carries over to the next round; reset: it starts anew",
     )
     buffers: Literal["local", "shared"] = Field(
-        default="local", description="whether floating-point buffers (BatchNorm) stay on the node or are shared"
+        default="local",
+        description="local: floating-point buffers (BatchNorm) stay on the node; shared: they are sent",
     )
     batching: Literal["auto", "loop", "stacked"] = Field(
         default="auto",
-        description="nodes trained one by one or as one stacked model; auto: a fixed rule",
+        description="loop: train nodes one by one; stacked: as one stacked model; auto: choose by a fixed rule",
     )
 
 
 class WireConfig(Settings):
-    """How updates become bytes."""
+    """The encoding of updates into bytes."""
 
     codec: Literal["pco", "raw", "paper"] = Field(
         default="pco",
@@ -163,20 +164,21 @@ class WireConfig(Settings):
 
 
 class LinksConfig(Settings):
-    """The network of the virtual clock."""
+    """The simulated network."""
 
     if TYPE_CHECKING:
         uplink_mbps: float | tuple[float, ...] = 100.0
     else:
         uplink_mbps: Annotated[float | tuple[float, ...], OneOrMany(UPLINK_MBPS)] = Field(
-            default=100.0, description="what a node can send, shared by its simultaneous sends"
+            default=100.0,
+            description="uplink of a node in Mbit/s, one number or one per node; simultaneous sends share it",
         )
     latency_ms: Annotated[float, LATENCY_MS] = Field(
-        default=20.0, description="from the last byte sent to the frame received"
+        default=20.0, description="milliseconds from the last byte sent to the arrival of the frame"
     )
     sending: Sending = Field(
         default="together",
-        description="whether a node's frames share its uplink, or leave one after another, as between machines",
+        description="together: the frames of a node share its uplink; in_turn: they leave one by one",
     )
 
     def build(self) -> Links:
@@ -185,18 +187,22 @@ class LinksConfig(Settings):
 
 
 class ComputeConfig(Settings):
-    """How long local training takes on the virtual clock."""
+    """The simulated duration of local training."""
 
     if TYPE_CHECKING:
         step_ms: float | tuple[float, ...] = 10.0
     else:
         step_ms: Annotated[float | tuple[float, ...], OneOrMany(STEP_MS)] = Field(
-            default=10.0, description="virtual time of one local step"
+            default=10.0, description="virtual milliseconds of one local step, one number or one per node"
         )
     spread: Annotated[float, SPREAD] = Field(
-        default=0.0, description="over nodes, of the logarithm of their slowness; drawn from the seed"
+        default=0.0,
+        description="standard deviation over nodes of the logarithm of their step time; drawn from the seed",
     )
-    jitter: Annotated[float, SPREAD] = Field(default=0.0, description="the same over the rounds of a node")
+    jitter: Annotated[float, SPREAD] = Field(
+        default=0.0,
+        description="standard deviation over the rounds of a node of the logarithm of its step time",
+    )
 
     def build(self) -> Compute:
         """What the driver is given."""
@@ -204,7 +210,7 @@ class ComputeConfig(Settings):
 
 
 class FaultTable(Plugin):
-    """Something that goes wrong, or right again."""
+    """A fault, or the recovery from one."""
 
     @abstractmethod
     def build(self) -> Fault:
@@ -212,11 +218,11 @@ class FaultTable(Plugin):
 
 
 class CrashConfig(FaultTable):
-    """A node stops when it is about to train; what it had sent arrives."""
+    """A node stops before it trains; the frames that it sent before still arrive."""
 
     kind: Literal["crash"] = "crash"
-    node: Index = Field(description="which node")
-    round: Index = Field(description="the round in which it happens, from 0")
+    node: Index = Field(description="id of the node")
+    round: Index = Field(description="round of the crash, counted from 0")
 
     def build(self) -> Fault:
         """See :meth:`FaultTable.build`."""
@@ -224,11 +230,11 @@ class CrashConfig(FaultTable):
 
 
 class RejoinConfig(FaultTable):
-    """A crashed node comes back, with its state of the crash."""
+    """A crashed node comes back with the state it had at the crash."""
 
     kind: Literal["rejoin"] = "rejoin"
-    node: Index = Field(description="which node")
-    round: Index = Field(description="the round that the first of the others begins when it comes back")
+    node: Index = Field(description="id of the node")
+    round: Index = Field(description="the node comes back when the first other node begins this round")
 
     def build(self) -> Fault:
         """See :meth:`FaultTable.build`."""
@@ -236,12 +242,14 @@ class RejoinConfig(FaultTable):
 
 
 class DropConfig(FaultTable):
-    """A frame is sent, its bytes count, and it never arrives."""
+    """A frame is lost: its bytes count as sent, and it never arrives."""
 
     kind: Literal["drop"] = "drop"
-    sender: Index = Field(description="who sent it")
-    receiver: Index | None = Field(default=None, description="who does not get it; left out: nobody gets it")
-    round: Index = Field(description="the sender's round")
+    sender: Index = Field(description="id of the node that sends the frame")
+    receiver: Index | None = Field(
+        default=None, description="id of the node that does not receive it; left out: no node receives it"
+    )
+    round: Index = Field(description="round of the sender")
 
     def build(self) -> Fault:
         """See :meth:`FaultTable.build`."""
@@ -252,10 +260,12 @@ class DelayConfig(FaultTable):
     """A frame arrives late."""
 
     kind: Literal["delay"] = "delay"
-    sender: Index = Field(description="who sent it")
-    receiver: Index | None = Field(default=None, description="who gets it late; left out: everyone")
-    round: Index = Field(description="the sender's round")
-    seconds: Annotated[float, DELAY_S] = Field(description="how much later, in virtual seconds")
+    sender: Index = Field(description="id of the node that sends the frame")
+    receiver: Index | None = Field(
+        default=None, description="id of the node that receives it late; left out: all receivers"
+    )
+    round: Index = Field(description="round of the sender")
+    seconds: Annotated[float, DELAY_S] = Field(description="delay in virtual seconds")
 
     def build(self) -> Fault:
         """See :meth:`FaultTable.build`."""
@@ -267,53 +277,57 @@ FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind((CrashConfig, RejoinConfi
 
 
 class RunConfig(Settings):
-    """How long, how measured, on what, and where to."""
+    """Length, evaluation, device and output of a run."""
 
-    rounds: Count = Field(default=200, description="rounds of training and sharing")
+    rounds: Count = Field(default=200, description="number of rounds of training and sharing")
     consensus_rounds: Index = Field(
         default=0,
-        description="rounds of sharing alone at the end, evaluated after the last of them, too",
+        description="number of rounds at the end without training; the last of them is evaluated",
     )
     eval_every: Count = Field(
-        default=20, description="rounds between two evaluations; start and end are always evaluated"
+        default=20, description="number of rounds between two evaluations; start and end are always evaluated"
     )
     eval_at: Annotated[tuple[Index, ...], Field(strict=False)] = Field(
-        default=(), description="further rounds to evaluate at"
+        default=(), description="additional rounds after which to evaluate"
     )
     eval_samples: Annotated[int | Literal["all"], OrWord(Within("a number of samples", 1), "all")] = Field(
-        default="all", description="test samples of each evaluation, a fixed choice drawn from the seed, or all"
+        default="all",
+        description="number of test samples per evaluation, a fixed choice drawn from the seed; or all",
     )
     eval_samples_early: Annotated[int, Within("a number of samples", 1)] | None = Field(
         default=None,
-        description="test samples of all evaluations but the last eval_last, some of eval_samples; "
-        "left out: as many",
+        description="number of test samples, a subset of eval_samples, in all but the last eval_last "
+        "evaluations; left out: all eval_samples",
     )
-    eval_last: Count = Field(default=5, description="evaluations at the end that use all eval_samples")
+    eval_last: Count = Field(
+        default=5, description="number of evaluations at the end that use all eval_samples"
+    )
     eval_own: bool = Field(
         default=False,
-        description="also evaluate each node on the test samples of the owners whose samples it trains on, "
-        "on eval_samples of them at most",
+        description="also evaluate each node on test samples of the owners whose data it trains on, "
+        "at most eval_samples of them",
     )
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
-        default=1, description="of everything random"
+        default=1, description="seed of all random choices"
     )
     deadline_s: Annotated[float, DEADLINE_S] | None = Field(
         default=None,
-        description="virtual seconds a node waits for its neighbours' frames; left out: as long as it takes",
+        description="virtual seconds that a node waits for the frames of its neighbours; left out: no limit",
     )
     threads: Count | None = Field(
         default=None,
-        description="for training and evaluation; left out: as many as there are cores; "
-        "results do not depend on it",
+        description="number of threads for training and evaluation, without effect on results; "
+        "left out: one per core",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where training happens; auto: cuda if there is one"
+        default="auto", description="device for training; auto: cuda if available"
     )
-    checkpoint_every: Count = Field(default=20, description="rounds between two checkpoints")
+    checkpoint_every: Count = Field(default=20, description="number of rounds between two checkpoints")
     folder: TomlPath | None = Field(
         default=None,
-        description="where the run is written, from the current folder; left out: runs/<name>",
+        description="folder of the run, relative to the current folder; left out: runs/<name>",
     )
     tensorboard: bool = Field(
-        default=False, description="also write TensorBoard event files to the run folder; needs the extra"
+        default=False,
+        description="also write TensorBoard event files to the run folder; needs the extra `tensorboard`",
     )

@@ -231,7 +231,7 @@ def step_rule(
         given["step_ratio"] = step_ratio
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        problem = f"{named[0]} says already how much is sent; leave one of them out"
+        problem = f"{named[0]} sets the rate already; remove one of them"
         raise ConfigError(f"sharing.{named[1]}", given[named[1]], problem)
     if (budget_seconds is None) != (link_mbps is None):
         missing = "link_mbps" if link_mbps is None else "budget_seconds"
