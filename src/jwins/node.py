@@ -82,28 +82,28 @@ MAX_ROUNDS_AHEAD = 64
 round ahead, in one drawn anew each round about a diameter; the limit bounds the memory a peer can take."""
 
 INBOX_BYTES = 256 * 2**20
-"""What ``Rules.inbox_bytes`` is between machines."""
+"""``Rules.inbox_bytes`` between machines."""
 FREE_FRAMES = 3
 """Frames of a sender that may wait for a merge whatever they decode to: of two rounds, and a late one."""
 BYTES_PER_VALUE = 16
 """A position, a value and what they are turned into."""
 
 EARLY_FRAMES = 6
-"""How much further ahead a neighbour may be where neighbours are others from round to round."""
+"""Further rounds that a neighbour may be ahead where neighbours change from round to round."""
 
 MAX_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
 to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
 MAX_MAGNITUDE_RATIO = 1e6
-"""What ``Rules.max_magnitude_ratio`` is between machines. No round of training and no transform takes an honest
+"""``Rules.max_magnitude_ratio`` between machines. No round of training and no transform takes an honest
 model so far from a neighbour's, be it compared before or after its own training; a damaged number usually
 is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What all nodes of a run have in common.
+    """Rules that all nodes of a run have in common.
 
     Attributes:
         sharing: what is sent and how it is merged.
@@ -412,7 +412,7 @@ class NodeState:
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
-"""What a checkpoint may contain of a node, besides the ``state_types`` of its algorithm."""
+"""Types in a node's part of a checkpoint, besides the ``state_types`` of its algorithm."""
 
 
 class Node:
@@ -512,7 +512,7 @@ class Node:
         return method(self, event, now)
 
     def snapshot(self) -> NodeState:
-        """What :meth:`restore` needs."""
+        """Return the state for :meth:`restore`."""
         return NodeState(
             self.phase.value,
             self.round,
@@ -763,7 +763,7 @@ class Node:
         return commands
 
     def _send_keyframe(self, to: tuple[int, ...], missed: Update | None = None) -> Send:
-        """What ``to`` must hold of this node after its last share: all of it, or what they missed."""
+        """Bring ``to`` up to date with this node's last share: by a keyframe, or by the missed increments."""
         assert self._shared is not None
         keyframe = missed or self._sharing.keyframe(self.state, self._context())
         frame = Frame(

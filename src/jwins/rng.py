@@ -65,7 +65,7 @@ def torch_generator(
 
 @dataclass(frozen=True, slots=True)
 class RoundContext:
-    """What an algorithm may know about the round besides its state and the parameters.
+    """Facts about the round for an algorithm, besides its state and the parameters.
 
     Attributes:
         seed: the experiment's seed.
@@ -86,7 +86,7 @@ class RoundContext:
 
     @property
     def own_weight(self) -> float:
-        """What is left for the node itself when every neighbour's update arrives."""
+        """Return the node's own weight when every neighbour's update arrives."""
         return 1.0 - sum(self.weights.values())
 
     def rng(self, purpose: str) -> np.random.Generator:

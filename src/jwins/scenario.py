@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 Sending = Literal["together", "in_turn"]
-"""What a node's uplink does with several frames."""
+"""Treatment of several frames on a node's uplink."""
 
 UPLINK_MBPS = Within("a rate in Mbit/s", 0, open_low=True)
 LATENCY_MS = Within("a time", 0)
@@ -73,7 +73,7 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """How long local training takes on the virtual clock.
+    """Duration of local training on the virtual clock.
 
     Attributes:
         step_ms: milliseconds per local step, one number for all nodes or one per node.
@@ -225,7 +225,7 @@ class Faults:
 def check_scenario(
     *, num_nodes: int, rounds: int, links: Links, compute: Compute, faults: Faults, deadline_s: float | None
 ) -> None:
-    """What fits together only with the number of nodes and of rounds.
+    """Check the settings that depend on the numbers of nodes and of rounds.
 
     Args:
         num_nodes: N.

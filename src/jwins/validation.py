@@ -85,7 +85,7 @@ class Within:
         return f"expected {self.what} {self.interval}".rstrip()
 
     def problem(self, value: float) -> str | None:
-        """What is wrong with ``value`` and what may have been meant; None if it is in range."""
+        """Describe the mistake in ``value`` and the probable intent; None if it is in range."""
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         below = self.high is None or value <= self.high
         if above and below and abs(value) != float("inf"):  # NaN fails one of the comparisons

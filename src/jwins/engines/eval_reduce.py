@@ -1,4 +1,4 @@
-"""What an evaluation measures: results of the node groups, put together into one row.
+"""Reduction of an evaluation: results of the node groups become one row.
 
 Nothing here depends on how the nodes are spread over node groups. Numbers of single nodes are listed in the
 order of their ids; sums over nodes run along a fixed binary tree over the ids, of which a node group sends the
@@ -63,7 +63,7 @@ class EvaluationPlan:
     early_before: int = 0
 
     def of(self, round: int) -> EvaluationSamples:
-        """What the evaluation after ``round`` completed rounds uses."""
+        """Return the samples for the evaluation after ``round`` completed rounds."""
         return self.early if self.early is not None and round < self.early_before else self.samples
 
     def common_early(self, round: int, num_test: int) -> Tensor | None:
@@ -190,7 +190,7 @@ def squared_distance(params: Tensor, mean: Tensor) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvalResult:
-    """What one node group measured at an evaluation.
+    """Measurements of one node group at an evaluation.
 
     Attributes:
         metrics: by metric, by node.

@@ -1,4 +1,4 @@
-"""How often Python looks for reference cycles while many nodes run."""
+"""Threshold of Python's search for reference cycles while many nodes run."""
 
 from __future__ import annotations
 

@@ -189,14 +189,14 @@ STATE_TYPES: tuple[type, ...] = (
     LocalState,
     WaitingModel,
 )
-"""What a node group's part of a checkpoint may contain, besides the ``state_types`` of its algorithm."""
+"""Types in a node group's part of a checkpoint, besides the ``state_types`` of its algorithm."""
 
 
 # --- The node group, as a driver sees it ----------------------------------------------------------------------
 
 
 class NodeGroupLike(Protocol):
-    """What a driver asks of a node group, be it a :class:`NodeGroup` in this process or one elsewhere."""
+    """Protocol of a node group, be it a :class:`NodeGroup` in this process or one elsewhere."""
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -204,7 +204,7 @@ class NodeGroupLike(Protocol):
 
     @property
     def rules(self) -> Rules:
-        """What all nodes of the run have in common."""
+        """Rules that all nodes of the run have in common."""
 
     @property
     def local_steps(self) -> int:
@@ -405,7 +405,7 @@ class NodeGroup:
                 return event
 
     def _prepare(self, node: int, commands: Sequence[Command]) -> None:
-        """What commands speak of is put aside before anything else happens to the node."""
+        """Copy the data that commands refer to before anything else happens to the node."""
         for command in commands:
             if isinstance(command, Train):
                 self.trainer.row(node).copy_(self._nodes[node].params)
@@ -416,7 +416,7 @@ class NodeGroup:
                 self._waiting.setdefault(command.round, {})[node] = model
 
     def read(self, envelope: Envelope) -> Message:
-        """What an envelope of another machine says, before anything happens to a node because of it.
+        """Decode an envelope of another machine before a node sees it.
 
         Frames and requests are put aside for the :class:`MessageArrived` of the same envelope.
 
@@ -537,7 +537,7 @@ class NodeGroup:
         return self._machine(node)
 
     def round(self, node: int) -> int:
-        """How many rounds a node has completed."""
+        """Return the number of rounds that a node has completed."""
         return self._nodes[node].round
 
     def parameters(self, node: int) -> Tensor:
@@ -545,7 +545,7 @@ class NodeGroup:
         return self._nodes[node].params.cpu()
 
     def sharing_state(self, node: int) -> Any:
-        """What a node's algorithm remembers."""
+        """Return the state of a node's algorithm."""
         return self._nodes[node].state
 
     def model_file(self, node: int) -> bytes:
@@ -559,7 +559,7 @@ class NodeGroup:
         return envelopes
 
     def snapshot(self, under_way: Sequence[Envelope] = ()) -> NodeGroupState:
-        """What :meth:`restore` needs, here or on other node groups.
+        """Return the state for :meth:`restore`, here or on other node groups.
 
         Args:
             under_way: envelopes that the driver will hand over again; of a codec that decodes only its own

@@ -1,4 +1,4 @@
-"""Who has sent how many bytes to whom, split by what they carried."""
+"""Bytes between each pair of nodes, by kind."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TrafficCounter:
         ]
 
     def snapshot(self) -> dict[tuple[int, int], tuple[int, ...]]:
-        """What the constructor takes."""
+        """Return the arguments of the constructor."""
         return {
             (source, target): tuple(columns)
             for source, own in self._edges.items()

@@ -1,4 +1,4 @@
-"""What peers do: they connect, introduce themselves, send frames, and go."""
+"""Events from peers: they connect, introduce themselves, send frames, and leave."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ class Arrivals:
             self._session.outbox.say_hello(peer, answer=True)
 
     def _observe(self, peer: int, round: int) -> None:
-        """How long the frame took, of a peer that was there all the while."""
+        """Return the time that a frame took, of a peer that was connected all the while."""
         known, shared = self._session.peers[peer], self._session.rounds.shared.at.get(round)
         if known.present_from is None or round > self._session.node.round:
             return

@@ -29,7 +29,7 @@ AWAY_S = 15.0
 
 
 def state_wire(digest: bytes, size: int) -> Wire:
-    """How models travel: as raw frames of a digest of their own, so that no update is ever taken for one.
+    """Wire format of models: raw frames with a digest of their own, so that no update is ever taken for one.
 
     Args:
         digest: of the experiment.

@@ -198,17 +198,17 @@ class Channel:
 
     @property
     def unsent_bytes(self) -> int:
-        """What was written and is not with the operating system yet."""
+        """Return the bytes that were written and are not with the operating system yet."""
         return self._writer.transport.get_write_buffer_size()
 
     @property
     def waiting_bytes(self) -> int:
-        """What was written and has not left this machine yet, as far as the operating system says."""
+        """Return the bytes that were written and have not left this machine, as far as the system knows."""
         return self.unsent_bytes + not_sent(self._writer.get_extra_info("socket"))
 
     @property
     def arrived_bytes(self) -> int:
-        """How much has arrived; where the operating system does not say, how much it was given."""
+        """Return the bytes that have arrived, or, where the system does not say, that it was given."""
         found = acknowledged(self._writer.get_extra_info("socket"))
         if found is not None:
             self._arrived_bytes = found

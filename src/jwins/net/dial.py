@@ -14,7 +14,7 @@ __all__ = ["READER_BYTES", "SHUTDOWN_S", "dial"]
 READER_BYTES = 1 << 17
 
 SHUTDOWN_S = 1.0
-"""How long the end of TLS may take."""
+"""Limit for the end of TLS."""
 
 
 async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Channel, str]:

@@ -35,7 +35,7 @@ LARGE_BELOW_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         about: the check, or the member's name.

@@ -47,7 +47,7 @@ STATE_TYPES: tuple[type, ...] = (*node_group.STATE_TYPES, BufferedFrame, Session
 
 @dataclass(frozen=True, slots=True)
 class WallProgress:
-    """What a node tells its audience.
+    """Progress of a node.
 
     Attributes:
         round: completed rounds.
@@ -105,7 +105,7 @@ class NodeEvaluation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WallOutcome:
-    """How a node's run ended.
+    """End of a node's run.
 
     Attributes:
         status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
@@ -220,7 +220,7 @@ class RealTimeDriver:
 
     @property
     def round(self) -> int:
-        """How many rounds the node has completed."""
+        """Return the number of rounds that the node has completed."""
         return self.group.round(self.node)
 
     @property

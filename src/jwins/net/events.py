@@ -1,4 +1,4 @@
-"""What a session is fed with, and what it commands; plain data."""
+"""Events and commands of a session; plain data."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class WithdrawnError(JwinsError):
 
 
 class ExternalTraining:
-    """What a node group asks of a trainer, of one node whose parameters the user trains and hands over.
+    """Trainer of one node whose parameters the user trains and hands over.
 
     The driver's training thread waits in :meth:`train` for :meth:`hand_over`; the user's waits in
     :meth:`take_merged` for the next ``train``, which comes once the round is merged.

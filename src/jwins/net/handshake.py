@@ -1,4 +1,4 @@
-"""What two peers must have in common, as they state it on each connection before anything else is sent.
+"""Settings that two peers must share; each connection begins with them.
 
 The greeting, which the transport hands over when a connection opens, names the settings of a run. So two peers
 of different runs, who cannot read each other's messages, can still say in what they differ. The Hello names
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 BOOTSTRAPPED = b""
-"""What a peer states in place of the hash of its initial parameters if its model came from a neighbour."""
+"""Stands in place of the hash of the initial parameters if the model came from a neighbour."""
 
 _MAX_VALUE_CHARS = 80
 _MAX_NAMED = 4
@@ -38,7 +38,7 @@ _MAX_NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """What a node states, and compares with what its peers state.
+    """Settings that a node states and compares with those of its peers.
 
     Attributes:
         dim: length of its parameter vector.
@@ -61,7 +61,7 @@ class Handshake:
         return replace(self, x0=x0)
 
     def hello(self, sender: int, round: int, resend_from: int | None, settled: bool) -> Hello:
-        """What the node says of itself in a round."""
+        """Return the node's Hello in a round."""
         every = {**self.agreed, **{str(name): str(number) for name, number in self.versions.items()}}
         short = {k[:MAX_NAME_CHARS]: v[:MAX_NAME_CHARS] for k, v in list(every.items())[:MAX_VERSIONS]}
         return Hello(sender, round, self.dim, self.codec, short, self.x0, resend_from, settled)
@@ -120,7 +120,7 @@ def _short(text: str) -> str:
 
 
 def pack_greeting(digest: bytes, settings: Mapping[str, str]) -> bytes:
-    """What a node says to everyone who connects: the digest of its run, and the settings that it stands for.
+    """Return the greeting for everyone who connects: the digest of the run and the settings behind it.
 
     >>> pack_greeting(b"8 bytes.", {"seed": "1"})
     b'{"digest":"382062797465732e","settings":{"seed":"1"}}'

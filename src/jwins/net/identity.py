@@ -1,4 +1,4 @@
-"""Who a node is: a private key that stays where it was made, and a certificate that the others know it by."""
+"""Identity of a node: a private key that never leaves its machine, and a certificate for all others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 DAYS = 365
-"""How long a new certificate is valid, unless said otherwise."""
+"""Default validity of a new certificate."""
 
 SKEW = datetime.timedelta(hours=1)
 """A new certificate is valid since then, for machines whose clocks are behind."""
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What there is to know about an X.509 certificate here.
+    """Content of an X.509 certificate.
 
     Attributes:
         pem: the certificate itself.
@@ -187,7 +187,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 
 def read_certificate(pem: str, where: str) -> Certificate:
-    """What a certificate says.
+    """Read a certificate.
 
     Args:
         pem: one certificate as text.
@@ -224,7 +224,7 @@ def read_certificate(pem: str, where: str) -> Certificate:
 
 
 def certificate_in(path: Path) -> Certificate:
-    """What the certificate in a file says.
+    """Read the certificate in a file.
 
     Raises:
         ConfigError: no such file, or not one certificate.

@@ -1,4 +1,4 @@
-"""What a node on a network tells its operator: one line per event, with a level, as JSON or for people."""
+"""Log of a node for its operator: one line per event, with a level, as JSON or for people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node grants others: sizes, rates, times. Every one of them holds for each peer by itself."""
+"""Limits for peers: sizes, rates, times. Each holds for every peer by itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a node grants others.
+    """Limits for peers.
 
     Attributes:
         message_bytes: longest message; a longer one is refused when it is announced, before any of it is kept.

@@ -1,4 +1,4 @@
-"""Who takes part, kept up with the roster's file while a node runs."""
+"""Membership, kept up to date with the roster's file while a node runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a driver must know of a new roster.
+    """Changes of a new roster, for the driver.
 
     Attributes:
         roster_version: of it.
@@ -45,7 +45,7 @@ class Change:
 
 
 class Membership:
-    """Who takes part: graphs, connections and names, which follow the roster's file.
+    """Membership: graphs, connections and names, which follow the roster's file.
 
     A change that cannot be followed is an error in the journal, and the node goes on as before.
 
@@ -249,14 +249,14 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
 
 
 def common_of(roster: Roster) -> tuple[dict[str, Any], int]:
-    """What peers in loops of their own agree on by their roster."""
+    """Return the settings in the roster that peers in their own loops must share."""
     topology = roster.topology.model_dump(mode="json")
     topology.pop("path", None)  # of one file on every machine, wherever it lies there
     return topology, roster.seed
 
 
 def names_of(roster: Roster, num_nodes: int) -> list[str]:
-    """What the nodes are called, by number; also those that are to join."""
+    """Return the nodes' names by number, those of future members included."""
     names = roster.names_ever
     return [*names, *(f"node {node}, to join" for node in range(len(names), num_nodes))]
 

@@ -1,4 +1,4 @@
-"""How long a node waits for a neighbour: one number of the user's, the rest from what the neighbour takes."""
+"""Timeout for a neighbour: one number of the user's, adapted to the times that the neighbour takes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class NeighbourTimeout:
         self.mean_s += MEAN_GAIN * (seconds - self.mean_s)
 
     def limit_s(self, others_s: Iterable[float] = ()) -> float:
-        """How long to wait for the neighbour.
+        """Return the timeout for the neighbour.
 
         Args:
             others_s: means of the other neighbours.
@@ -79,7 +79,7 @@ class NeighbourTimeout:
 
     @property
     def first_s(self) -> float:
-        """How long to wait for a neighbour that has never been connected."""
+        """Return the timeout for a neighbour that has never been connected."""
         return MAX_FACTOR * self.timeout_s
 
 

@@ -54,7 +54,7 @@ __all__ = ["Exchanged", "Peer"]
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:
-    """What an exchange did.
+    """Report of an exchange.
 
     Attributes:
         round: the round whose parameters were handed over, from 0.
@@ -286,7 +286,7 @@ class Peer:
 
     @property
     def round(self) -> int:
-        """How many rounds are complete."""
+        """Number of completed rounds."""
         return self._next
 
     def rounds(self, count: int) -> Iterator[int]:

@@ -55,7 +55,7 @@ class State(StrEnum):
 
 
 class Signal(StrEnum):
-    """What happens to a session."""
+    """Event of a session."""
 
     HELLO = "Hello"
     HELLO_BEHIND = "Hello of a round long past"

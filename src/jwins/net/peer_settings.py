@@ -1,4 +1,4 @@
-"""What peers in loops of their own agree on: which parameters, which algorithm, and the head of the roster."""
+"""Settings that peers in their own loops must share: parameters, algorithm, and the head of the roster."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def hash_of_layout(layout: Layout) -> str:
 
 
 def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
-    """What peers agree on beside the model; that is compared apart, because its error should be clear."""
+    """Return the settings to agree on beside the model, which is compared apart for a clearer error."""
     topology, seed = common_of(roster)
     text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()

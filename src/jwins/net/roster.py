@@ -27,7 +27,7 @@ __all__ = ["Member", "Roster", "providers_of", "read_roster", "split_address", "
 MAX_MEMBERS = 10_000
 MAX_ID = 2**31 - 1
 SOON = datetime.timedelta(days=30)
-"""How long before it expires a certificate should be replaced."""
+"""Time before its expiry at which a certificate should be replaced."""
 
 
 class Member(Settings):
@@ -77,7 +77,7 @@ class Member(Settings):
 
     @property
     def x509(self) -> Certificate:
-        """What the certificate says."""
+        """Return the content of the certificate."""
         return read_certificate(self.certificate, "certificate")
 
     @property
@@ -87,7 +87,7 @@ class Member(Settings):
 
 
 class Roster(Settings):
-    """Who takes part, and on which graph.
+    """Members and their graph.
 
     A changed roster has a higher version and names the round from which it is in effect, so that all nodes
     change their mixing weights in the same round. A member's place in the graph is its rank by id. Its number
@@ -256,7 +256,7 @@ class Roster(Settings):
         return tuple(self.ids[j if i == rank else i] for i, j in sorted(pairs) if rank in (i, j))
 
     def problems(self, now: datetime.datetime | None = None) -> Iterator[str]:
-        """What keeps the members from working together, each with its remedy."""
+        """Return the problems that keep the members from working together, each with its remedy."""
         now = now or datetime.datetime.now(datetime.UTC)
         for member in sorted(self.members, key=lambda m: m.id):
             where, certificate = f"{member.name} (id {member.id})", member.x509
@@ -275,7 +275,7 @@ class Roster(Settings):
             yield str(error)
 
     def warnings(self, now: datetime.datetime | None = None) -> Iterator[str]:
-        """What will keep them from it before long."""
+        """Return the problems that will keep them from it before long."""
         now = now or datetime.datetime.now(datetime.UTC)
         for member in self.members:
             expires = member.x509.not_after

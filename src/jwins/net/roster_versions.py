@@ -15,7 +15,7 @@ _REMEMBERED = 4
 
 @dataclass(frozen=True, slots=True)
 class _RosterVersion:
-    """Who takes part from a round on.
+    """Members from a round on.
 
     Attributes:
         number: of the version.
@@ -67,7 +67,7 @@ class RosterVersions:
 
     @property
     def num_nodes(self) -> int:
-        """How many there are at most."""
+        """Maximum number of nodes."""
         return self._num_nodes
 
     @property

@@ -36,7 +36,7 @@ PACE_FACTOR = 10.0
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """How a round ended.
+    """End of a round.
 
     Attributes:
         merged_with: neighbours that had a weight in the merge.
@@ -50,7 +50,7 @@ class MergeReport:
 
 @dataclass(slots=True)
 class Pace:
-    """How long rounds of this node take, and how many can have passed.
+    """Duration of this node's rounds, and the rounds that can have passed.
 
     Attributes:
         training_s: smoothed seconds awake of a training.
@@ -70,7 +70,7 @@ class Pace:
         self.merged_at = awake
 
     def possible_rounds(self, seconds: float) -> float:
-        """How many rounds others can have made in a time; any number if this node has made none."""
+        """Return the rounds that others can have made in a time; unbounded if this node has made none."""
         return MAX_ROUNDS_AHEAD + PACE_FACTOR * seconds / self.round_s if self.round_s else float("inf")
 
 
@@ -142,7 +142,7 @@ class Rounds:
         self._session.out.append(ev.StartTraining(round))
 
     def _keep_promises(self, peer: int, round: int) -> None:
-        """What a peer waits for until this round begins."""
+        """Return the reason why a peer waits until this round begins."""
         known = self._session.peers[peer]
         self._session.provider.provide(peer)
         self._session.outbox.resend(peer)

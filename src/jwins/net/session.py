@@ -97,7 +97,7 @@ class NodeHandle(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session is begun with.
+    """Settings of a session.
 
     Attributes:
         timeout_s: the least time to wait for a neighbour.
@@ -295,7 +295,7 @@ class Session:
         return min(max(2, self.node.rules.checkpoint_every + 1), MAX_ROUNDS_AHEAD)
 
     def snapshot(self, now_s: float, saved_at: float = 0.0) -> SessionState:
-        """What :meth:`restore` needs; ``now_s`` are real seconds since the start of the run."""
+        """Return the state for :meth:`restore`; ``now_s`` are real seconds since the start of the run."""
         every = self.peers.items()
         return SessionState(
             now_s,

@@ -81,7 +81,7 @@ def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
 
 
 class _Collector:
-    """What Prometheus asks for, made when it asks."""
+    """Metrics for Prometheus, made on request."""
 
     def __init__(self, driver: RealTimeDriver) -> None:
         self._driver = driver

@@ -17,7 +17,7 @@ __all__ = ["Contexts", "in_words", "presented_fingerprint"]
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """How to answer and how to dial.
+    """TLS contexts to accept and to dial.
 
     Attributes:
         server: for connections that others dial.

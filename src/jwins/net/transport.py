@@ -64,13 +64,13 @@ MAX_TICK_S = 2.0
 """Of a longer standstill of this process, no more than this counts as silence of the others."""
 
 TWIN_S = 2.0
-"""How long the connection of another process with the same key is given to show that it is alive."""
+"""Time in which the connection of another process with the same key must show that it is alive."""
 
 STABLE_S = 10.0
 """A connection that lasted so long ends the doubling of pauses between attempts."""
 
 ENTRY_BYTES = 256
-"""What a message costs beside its bytes while it waits."""
+"""Bytes that a waiting message costs beside its content."""
 
 FAREWELL_S = 1.0
 
@@ -86,7 +86,7 @@ KEY_IN_USE = "another process with the key of this node is connected; a node run
 QUIET_S = 60.0
 
 MIN_LOOK_S, MAX_LOOK_S = 0.001, 0.02
-"""How often to look whether a message has left."""
+"""Interval between looks whether a message has left."""
 
 
 _Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
@@ -165,7 +165,7 @@ class TlsTransport:
             return {peer: p.round_trip_s for peer, p in peers if p.link and p.round_trip_s is not None}
 
     def strangers(self) -> Mapping[str, int]:
-        """How many connections ended before they were authenticated, by reason."""
+        """Return the number of connections that ended before they were authenticated, by reason."""
         with self._changed:
             return dict(self._strangers)
 
@@ -341,7 +341,7 @@ class TlsTransport:
         self._take_members()
 
     def _forget(self, peer: int, state: PeerState) -> None:
-        """What a peer sent and nobody took yet is as little trusted as the peer now."""
+        """Drop a peer's messages that nobody took yet: they are no longer trusted."""
         with self._changed:
             self._events.drop_messages(peer)
             state.undelivered_bytes = state.undelivered_messages = 0

@@ -1,4 +1,4 @@
-"""What the real-time driver needs of a transport, whatever carries the bytes."""
+"""Interface between the real-time driver and a transport."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ LinkEvent: TypeAlias = KeyUsedElsewhere | MessageReceived | Connected | Disconne
 
 @dataclass(frozen=True, slots=True)
 class LinkReport:
-    """What is known of the connection with one peer.
+    """State of the connection with one peer.
 
     Attributes:
         connected: whether it is open now.
@@ -147,5 +147,5 @@ class Transport(Protocol):
         ...
 
     def report(self) -> Mapping[int, LinkReport]:
-        """What is known of each peer's connection, by id."""
+        """Return the state of each peer's connection, by id."""
         ...

@@ -1,4 +1,4 @@
-"""What a transport knows of each peer, and of the connection with it."""
+"""State of a transport for each peer and its connection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Link", "PeerState", "Queued", "Rates", "Turns", "size_of", "tally"]
 MAX_REASONS = 64
 
 CONTROL_SIZE = 64
-"""What a control message counts in bytes per second."""
+"""Size at which a control message counts, in bytes per second."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,14 +66,14 @@ class Link:
 
 @dataclass(slots=True)
 class Rates:
-    """How fast a peer is read."""
+    """Rate limit for reading from a peer."""
 
     messages: Bucket
     octets: Bucket | None
 
     @classmethod
     def of(cls, limits: Limits, now: float) -> Rates:
-        """What the limits allow; twice as many messages as in a second may come at once."""
+        """Return the limiter; a burst may have the messages of two seconds."""
         octets = limits.bytes_per_s
         return cls(
             Bucket.full(limits.messages_per_s, 2 * limits.messages_per_s, now),
@@ -103,7 +103,7 @@ class Queued(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PeerState:
-    """What outlives connections. The lock of the transport guards what other threads touch.
+    """State that outlives connections. The lock of the transport guards what other threads touch.
 
     Attributes:
         arrivals: how often the peer may connect.
@@ -193,5 +193,5 @@ def tally(counts: Counter[str], reason: str) -> str:
 
 
 def size_of(found: object) -> int:
-    """What counts as the size of a piece or control message."""
+    """Return the size at which a piece or control message counts."""
     return len(found) if isinstance(found, bytes | bytearray | memoryview) else CONTROL_SIZE

@@ -39,7 +39,7 @@ class Sink(Protocol):
 
     @property
     def arrived_bytes(self) -> int:
-        """How much has arrived of what was written."""
+        """Return the number of written bytes that have arrived."""
         ...
 
 

@@ -183,7 +183,7 @@ class Waiting:
         return min(times, default=float("inf"))
 
     def limit_s(self, peer: int) -> float:
-        """How long this peer is waited for now."""
+        """Return the timeout for this peer now."""
         session = self._session.peers[peer]
         starts = session.state is State.CONNECTING and session.joins_at is None
         joins = (

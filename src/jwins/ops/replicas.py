@@ -1,4 +1,4 @@
-"""What the closed loop does to each coefficient: quantize against a replica, advance replicas, hold back.
+"""Operations of the closed loop on coefficients: quantize against a replica, advance replicas, hold back.
 
 On the CPU each function is one pass of a compiled loop; on other devices it is a few operations of torch.
 """

@@ -76,7 +76,7 @@ class Wavelet:
         return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).subbands
 
     def subband_counts(self, positions: Tensor | None, dim: int) -> tuple[int, ...]:
-        """How many of some coefficients lie in each subband.
+        """Count the given coefficients in each subband.
 
         Args:
             positions: (k,) int64, strictly increasing, each in range(C); None for all C.

@@ -76,7 +76,7 @@ class Record:
 
     @property
     def clock(self) -> str:
-        """What its seconds are: ``virtual`` or ``real``."""
+        """Return the kind of its seconds: ``virtual`` or ``real``."""
         return "virtual" if self.start.clock == "virtual" else "real"
 
     @property

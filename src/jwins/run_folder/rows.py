@@ -1,4 +1,4 @@
-"""What a run measures: typed rows, and the append-only JSONL log that keeps them.
+"""Measurements of a run: typed rows, and the append-only JSONL log that keeps them.
 
 One line per row, tagged by ``kind``. Rows are written once and never changed; a resumed run truncates the
 log to the length its checkpoint remembers and appends from there, so the file of an interrupted run and

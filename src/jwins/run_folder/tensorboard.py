@@ -82,7 +82,7 @@ class TensorBoard:
 
 
 def scalars(row: EvalRow) -> dict[str, float]:
-    """What TensorBoard shows of an evaluation, by tag; what was not finite is left out."""
+    """Return the scalars of an evaluation by TensorBoard tag, without those that are not finite."""
     found: dict[str, float | None] = {}
     for metric, spread in row.metrics.items():
         for part in ("mean", "min", "max", "average_model"):

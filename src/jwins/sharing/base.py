@@ -37,14 +37,14 @@ Precision = Literal["float32", "bfloat16"]
 
 
 SelfTerm = Literal["sent", "exact"]
-"""What a node compares with what it receives of others: its own model as it was sent, or as it is.
+"""The own model that a node compares with received ones: as it was sent, or as it is.
 
 ``sent`` keeps the mean over the nodes exactly, and moves a node by its own rounding errors; ``exact`` moves the
 mean by the nodes' rounding errors, and each node only by those of its neighbours, which takes fewer bits."""
 
 
 class Quantizer(Protocol):
-    """What values become before they are sent. Implementations are frozen, hashable, picklable and printable.
+    """Rounds values before they are sent. Implementations are frozen, hashable, picklable and printable.
 
     All loss is the algorithm's: what a quantizer returns arrives bit for bit, and the sender itself goes on
     with what its neighbours will read.
@@ -66,7 +66,7 @@ class Quantizer(Protocol):
 
 
 class Sharing(Protocol[S]):
-    """What a sharing algorithm must offer. Implementations are frozen, picklable and printable.
+    """Protocol of a sharing algorithm. Implementations are frozen, picklable and printable.
 
     A class derived from this one needs ``init``, ``share`` and ``merge``, and ``state_types`` if its state is a
     dataclass. The rest is for algorithms that remember their peers, or whose updates are not parts of the
@@ -183,7 +183,7 @@ class Sharing(Protocol[S]):
 
 
 def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
-    """What the neighbours change in a vector: ``sum_j W_ij (v_j - v_i)`` over what each of them sent.
+    """Return the neighbours' change of a vector: ``sum_j W_ij (v_j - v_i)`` over what each of them sent.
 
     A coefficient that a neighbour did not send counts as the receiver's own, so its difference is 0. Working
     on differences keeps the mean over the nodes exactly where every node sends everything.

@@ -42,7 +42,7 @@ __all__ = ["Beer", "BeerState", "beer"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BeerState:
-    """What BEER remembers.
+    """State of BEER.
 
     Attributes:
         start: (P,) float32, the parameters at the start of the round.

@@ -40,7 +40,7 @@ __all__ = ["Choco", "ChocoState", "Replica", "choco"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChocoState:
-    """What CHOCO-SGD remembers.
+    """State of CHOCO-SGD.
 
     Attributes:
         x_hat: (P,) float32, this node's own replica, as its neighbours hold it.

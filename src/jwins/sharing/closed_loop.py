@@ -49,7 +49,7 @@ DEFAULT_STEP_RATIO = 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClosedLoopState:
-    """What a node remembers: (4 + history + neighbours) vectors of 4 bytes per parameter.
+    """State of a node: (4 + history + neighbours) vectors of 4 bytes per parameter.
 
     Attributes:
         origin: (P,) float32, the initial parameters, which all nodes have in common.
@@ -111,7 +111,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     @property
     def grid(self) -> StepGrid:
-        """What replicas are whole numbers of."""
+        """Return the grid of which replicas are whole numbers."""
         fixed = self.rule.step if isinstance(self.rule, FixedStep) else FINEST
         return StepGrid(float(np.float32(fixed)))
 
@@ -128,7 +128,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def share(
         self, state: ClosedLoopState, params: Tensor, ctx: RoundContext
     ) -> tuple[Update, ClosedLoopState]:
-        """What the neighbours do not know yet, in steps."""
+        """Quantize the difference between the model and the replica that neighbours hold."""
         moved = params - state.origin
         coefficients = moved if self.transform is None else self.transform.forward(moved)
         wanted, largest = error(coefficients, state.x_hat, self.grid.unit)

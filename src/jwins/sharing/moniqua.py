@@ -84,7 +84,7 @@ class Moniqua(Sharing[None]):
         return params + change, None
 
     def _apart(self, own: Tensor, update: Update) -> Tensor | None:
-        """How many steps a neighbour is away from ``own``, (P,) int32; None if a wrap is wrong."""
+        """Return the steps between a neighbour and ``own``, (P,) int32; None if a wrap is wrong."""
         values = update.values
         if update.positions is not None or not isinstance(values, Quantized) or len(values.symbols) != len(own):
             return None

@@ -17,7 +17,7 @@ from jwins.validation import Within
 __all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 
 Rounding = Literal["nearest", "dithered", "stochastic"]
-"""How a number between two symbols gets one of them:
+"""Rule by which a number between two symbols becomes one of them:
 
 - ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never sent.
 - ``dithered``: the nearer one after a pseudo-random number was added, which receivers subtract. Without bias.

@@ -1,4 +1,4 @@
-"""How large the step of a quantizer is: fixed, in proportion to what a node learns in a round, or by a budget.
+"""Step of a quantizer: fixed, in proportion to what a node learns in a round, or by a budget.
 
 Each node decides for itself, from what it sees of itself. The step that a rule names is a wish: an algorithm
 may round it, such as to a power of two.
@@ -31,7 +31,7 @@ _NOTHING_YET = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What a rule remembers.
+    """State of a step rule.
 
     Attributes:
         step: of the last round; 0 before the first.

@@ -24,7 +24,7 @@ __all__ = ["Followed", "Replica", "added", "follow", "hash_of", "keyframe_of"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replica:
-    """What a node holds of another.
+    """Replica of another node.
 
     Attributes:
         x_hat: (C,) float32, or int32 steps of a grid.
@@ -37,7 +37,7 @@ class Replica:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Followed:
-    """What a node holds of its neighbours after a round.
+    """Replicas of the neighbours after a round.
 
     Attributes:
         replicas: by node; those of neighbours of the round only. One of a neighbour in ``stale_peers`` is

@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 ScoreRule = Literal["since_sent", "reference", "training_only"]
-"""What a coefficient's score is measured from (y after training, x at the round's start):
+"""Reference that a coefficient's score is measured from (y after training, x at the round's start):
 
 - ``since_sent``: T(y) - r, r = T(y) of the round in which the coefficient was last sent.
 - ``reference``: T(y) - r, r = T(x) at the *start* of that round. What the authors' public code computes.
@@ -80,7 +80,7 @@ In all three, r starts at T of the initial parameters (sums at 0), and a dense s
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OwnState:
-    """What algorithms without memory remember within a round.
+    """State of an algorithm without memory, within a round.
 
     Attributes:
         own: (P,) float32, between share and merge the node's parameters as its neighbours see them; else None.
@@ -166,7 +166,7 @@ class RandomK(Sharing[OwnState]):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreState:
-    """What JWINS remembers, each (C,) float32 or None where the score rule does not need it.
+    """State of JWINS, each (C,) float32 or None where the score rule does not need it.
 
     Attributes:
         since: what scores are measured from (r), or the sum of changes for ``training_only``.
@@ -261,13 +261,13 @@ class Jwins(Sharing[ScoreState]):
         return params.clone() if self.transform is None else self.transform.forward(params)
 
     def _subbands(self, positions: Tensor | None, count: int, num_params: int) -> tuple[int, ...]:
-        """How many of the chosen coefficients lie in each subband; not asked by quantizers that have a name."""
+        """Count the chosen coefficients in each subband; quantizers with a name do not need it."""
         if self.transform is None or isinstance(self.values, str):
             return (count,)
         return self.transform.subband_counts(positions, num_params)
 
     def _score(self, state: ScoreState, own: Tensor) -> Tensor:
-        """How much each coefficient has changed, (C,); its sign does not matter."""
+        """Return the change of each coefficient, (C,); its sign does not matter."""
         if state.since is None:
             assert state.start is not None
             return own - state.start

@@ -34,7 +34,7 @@ from jwins.sharing.update import Quantized, Received, Update, dither, one_scale
 __all__ = ["Rounding", "Stateless", "StatelessState", "stateless"]
 
 Rounding: TypeAlias = Literal["carry", "dither"]
-"""What becomes of rounding errors: carried over to the next round, or made independent by a dither."""
+"""Treatment of rounding errors: carried over to the next round, or made independent by a dither."""
 
 _DEFAULT = Budget(bits=1.6, free_bytes=64)
 """Where nothing is given: a twentieth of float32."""
@@ -42,7 +42,7 @@ _DEFAULT = Budget(bits=1.6, free_bytes=64)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatelessState:
-    """What a node remembers, none of it about its neighbours.
+    """State of a node; none of it is about its neighbours.
 
     Attributes:
         origin: (P,) float32, the initial parameters, which all nodes have in common.

@@ -229,7 +229,7 @@ class Update:
 
     @property
     def count(self) -> int:
-        """How many values the update carries."""
+        """Number of values in the update."""
         return len(self.values.symbols) if isinstance(self.values, Quantized) else len(self.values)
 
     def indices(self) -> Tensor | None:

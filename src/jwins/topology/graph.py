@@ -1,4 +1,4 @@
-"""Who hears whom in a round, and with which mixing weight.
+"""Neighbours of a round and their mixing weights.
 
 A topology is a frozen object that gives a :class:`Graph` for every round, as a pure function of its
 arguments and the round. Every topology is built from the number of nodes and the experiment's seed,
@@ -85,11 +85,11 @@ class Graph:
 
 
 class Topology(Protocol):
-    """What the engines need to know of a topology: the graph of each round."""
+    """Protocol of a topology: the graph of each round."""
 
     @property
     def num_nodes(self) -> int:
-        """How many nodes there are."""
+        """Number of nodes."""
         ...
 
     def at(self, round: int) -> Graph:

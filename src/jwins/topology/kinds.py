@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _DRAWS = 200
-"""How often a random graph is drawn before we give up on a connected one; above the threshold of
+"""Attempts to draw a connected random graph; above the threshold of
 connectivity one or two draws do, far below it no number would."""
 
 
@@ -352,7 +352,7 @@ TOPOLOGIES: Mapping[str, type[Topology]] = {
     "finite_time": FiniteTime,
     "edge_list": EdgeList,
 }
-"""What ``topology.kind`` may say."""
+"""Topologies by their name in ``topology.kind``."""
 
 
 def make_topology(

@@ -184,7 +184,7 @@ def max_payload_bytes(dim: int) -> int:
 
 
 class PositionsKind(IntEnum):
-    """How the positions travel."""
+    """Encoding of the positions."""
 
     ALL = 0
     LISTED = 1
@@ -192,7 +192,7 @@ class PositionsKind(IntEnum):
 
 
 class ValuesKind(IntEnum):
-    """How the values travel."""
+    """Encoding of the values."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -240,7 +240,7 @@ class Payload:
 
 
 class _Arrays(Protocol):
-    """How a codec writes the arrays of a section. Arrays of no elements are no bytes.
+    """Writes and reads the arrays of a section. Arrays of no elements are no bytes.
 
     With symbols come the lengths of their runs (subbands, blocks), whose symbols may be distributed
     differently; a receiver has read them before it decodes the symbols.

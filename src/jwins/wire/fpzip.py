@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 OWN_PAYLOADS = 1 << 16
-"""How many of its latest payloads a process recognises: far more than are ever under way in a simulation."""
+"""Number of latest payloads that a process recognises: far more than are ever under way in a simulation."""
 
 _RAW, _FPZIP = 0, 1  # first byte of a section: what follows
 

@@ -305,7 +305,7 @@ def _replica_round_of(payload: memoryview) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """How the messages of one experiment become bytes, and back.
+    """Packs the messages of one experiment into bytes, and unpacks them.
 
     Attributes:
         codec: how updates are encoded.
@@ -337,7 +337,7 @@ def max_frame_bytes(dim: int) -> int:
 
 
 def describe(data: bytes) -> dict[str, object]:
-    """What a frame contains, for people; needs to know nothing about the experiment.
+    """Describe a frame for people; nothing needs to be known about the experiment.
 
     Values are decoded only by codecs that accept foreign bytes, and up to :data:`DESCRIBED_DIM` elements.
 

@@ -50,7 +50,7 @@ def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs
 def decode(
     data: memoryview, *, count: int, most_runs: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], tuple[int, ...]]:
-    """What :func:`encode` was given.
+    """Arguments of :func:`encode`.
 
     Args:
         data: any bytes.

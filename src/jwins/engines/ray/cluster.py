@@ -96,7 +96,7 @@ def machines() -> list[Machine]:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one actor or one run needs of a machine.
+    """Resources that one actor or one run needs.
 
     Attributes:
         cores: each for one thread.
@@ -114,7 +114,7 @@ class Demand:
         return {"num_cpus": self.cores, "memory": int(self.memory_bytes), "num_gpus": self.gpus}
 
     def times(self, machine: Machine) -> int:
-        """How many of this kind fit a machine that does nothing else."""
+        """Return the number of these that fit an idle machine."""
         fit = min(machine.cores // self.cores, machine.memory_bytes // max(1.0, self.memory_bytes))
         return int(min(fit, machine.gpus // self.gpus) if self.gpus else fit)
 

@@ -19,7 +19,7 @@ from jwins.tasks.source import cache_folder
 __all__ = ["FileSharing", "SharedPath", "local_copy"]
 
 _CHUNK_BYTES = 32 * 2**20
-"""What is handed to the object store at a time, which need not hold a large file at once."""
+"""Piece size for the object store, so that it need not hold a large file at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def local_copy(sent: SharedPath) -> Path:
 
 
 _found: dict[str, Path] = {}
-"""What this process has looked for before."""
+"""Files that this process has looked for before."""
 
 
 def _from_cache(sent: SharedPath, name: str) -> Path:

@@ -60,7 +60,7 @@ _MAX_FILES_PER_CALL = 64
 
 @dataclass(frozen=True, slots=True)
 class FrameSizes:
-    """What the driver is told of a frame."""
+    """Description of a frame for the driver."""
 
     serial: int
     size_bytes: int
@@ -123,7 +123,7 @@ class NewFrame:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What an actor has done.
+    """Result of an actor's call.
 
     Attributes:
         commands: of its nodes, by event; frames in them are :class:`FrameSizes`.
@@ -297,7 +297,7 @@ class RemoteFrame:
 
     @property
     def key(self) -> FrameKey:
-        """What actors know it by."""
+        """Return the key by which actors know it."""
         return self.home.number, self.serial
 
     def __del__(self) -> None:
@@ -471,7 +471,7 @@ class RemoteNodeGroup:
 
 
 def _got(reference: Any, who: str) -> Any:
-    """What a call gives; errors as they were raised there."""
+    """Return the result of a call; raise the errors that it raised there."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

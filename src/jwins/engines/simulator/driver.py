@@ -129,7 +129,7 @@ STATE_TYPES: tuple[type, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a running simulation tells its audience.
+    """Progress of a running simulation.
 
     Attributes:
         round: rounds completed by every live node.
@@ -148,7 +148,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a simulation measured.
+    """Measurements of a simulation.
 
     Attributes:
         status: ``finished``, ``diverged`` or ``interrupted``.
@@ -305,7 +305,7 @@ class SimulatedDriver:
                 self._carry_out(item.node, commands.get(index, []), at)
 
     def _handle(self, due: Mapping[int, ScheduledEvent], train: Mapping[int, int]) -> dict[int, list[Command]]:
-        """What the nodes command, by the number of the event; ``train`` are trainings that are outstanding."""
+        """Return the nodes' commands by the number of the event; ``train`` are outstanding trainings."""
         indices: dict[NodeGroupLike, list[int]] = {}
         for index, item in due.items():
             indices.setdefault(self._group_of[item.node], []).append(index)

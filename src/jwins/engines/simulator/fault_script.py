@@ -11,7 +11,7 @@ __all__ = ["NO_FRAME_FAULT", "FaultScript", "FrameFault"]
 
 
 class FrameFault(NamedTuple):
-    """What happens to a frame on its way to one receiver.
+    """Fault of a frame on its way to one receiver.
 
     Attributes:
         extra_s: seconds that it arrives later.
@@ -62,7 +62,7 @@ class FaultScript:
                 yield fault
 
     def on_send(self, node: int, round: int, to: Iterable[int]) -> dict[int, FrameFault]:
-        """What happens to an update on its way, for those of its receivers for whom anything does."""
+        """Return the faults of an update, by receiver."""
         faults = self._of_frames.get((node, round))
         if faults is None:
             return {}

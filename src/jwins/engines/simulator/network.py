@@ -37,7 +37,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class UplinkState:
-    """What an uplink must remember; the fields are those of :class:`SimulatedUplink`."""
+    """State of an uplink in a checkpoint; the fields are those of :class:`SimulatedUplink`."""
 
     time: float
     served: float
@@ -104,7 +104,7 @@ class SimulatedUplink:
         self.version += 1
 
     def snapshot(self) -> UplinkState:
-        """What :meth:`restore` needs."""
+        """Return the state for :meth:`restore`."""
         flows = tuple(flow for _, _, flow in self.flows)
         return UplinkState(self.time, self.served, self.version, self.orders, flows)
 
@@ -164,7 +164,7 @@ class SimulatedNetwork:
         self._queue.push(uplink.next_time(), TransferDone(envelope.sender, uplink.version))
 
     def advance(self, due: TransferDone, now: float) -> None:
-        """What is through at ``now`` arrives after the latency."""
+        """Schedule the arrival, one latency later, of each frame that has left at ``now``."""
         uplink = self.uplinks[due.node]
         if due.version != uplink.version:
             return
@@ -173,7 +173,7 @@ class SimulatedNetwork:
             self._queue.push(uplink.next_time(), TransferDone(due.node, uplink.version))
 
     def _arrive(self, uplink: SimulatedUplink, now: float) -> None:
-        """What is through at ``now`` is announced."""
+        """Announce each frame that has left at ``now``."""
         for flow in uplink.pop(now):
             if not flow.dropped:
                 arrival = NodeEvent(flow.to, MessageArrived(flow.envelope))

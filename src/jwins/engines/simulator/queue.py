@@ -1,4 +1,4 @@
-"""What will happen on the virtual clock, in the order of time."""
+"""Events of the virtual clock in the order of time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QueueEntry = tuple[float, int, QueueItem]
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What a queue must remember.
+    """State of a queue in a checkpoint.
 
     Attributes:
         sequence: the number of the next item.
@@ -92,7 +92,7 @@ class EventQueue:
         return [item for _, _, item in self._entries]
 
     def snapshot(self) -> QueueState:
-        """What :meth:`restore` needs."""
+        """Return the state for :meth:`restore`."""
         return QueueState(self._sequence, tuple(self._entries))
 
     def restore(self, state: QueueState) -> None:
