@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jwins.errors import UsageError
 from jwins.tasks.base import Batch
 from jwins.training.batches import Shuffle
-from jwins.training.kernels import flatten_graph
+from jwins.training.flat_graph import flatten_graph
 from jwins.training.layout import Layout
 from jwins.training.node_store import aligned_rows
 from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of

@@ -18,7 +18,7 @@ from torch import Tensor
 from jwins.errors import UsageError
 from jwins.tasks.base import Batch
 from jwins.training.batches import Indices
-from jwins.training.kernels import StackedKernels
+from jwins.training.flat_graph import StackedKernels
 from jwins.training.layout import Layout
 from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from jwins.training.kernels import StackedKernels, flatten_graph
+from jwins.training.flat_graph import StackedKernels, flatten_graph
 
 
 def compare(function, *inputs):
