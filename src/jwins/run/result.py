@@ -42,6 +42,10 @@ class Result:
     record: Record
     was_complete: bool = False
 
+    def __repr__(self) -> str:
+        measured = [f"round {row.round}: {row.means_text()}" for row in self.record.evaluations[-1:]]
+        return f"<Result {', '.join([self.experiment.name, self.status, *measured, repr(str(self.folder))])}>"
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict per evaluation: ``round``, ``time_s``, ``accuracy_mean``, ``bytes_total``, ..."""

@@ -160,6 +160,11 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
     early: dict[str, float | None] = {}
     consensus_rounds: int = 0
 
+    def means_text(self) -> str:
+        """Each metric's mean over nodes in words, in one line."""
+        means = ((name, spread.mean) for name, spread in self.metrics.items())
+        return ", ".join(f"{name} {'not finite' if mean is None else f'{mean:.4g}'}" for name, mean in means)
+
 
 class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defaults=True):
     """The last row of a run that ended by itself.

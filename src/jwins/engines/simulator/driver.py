@@ -145,6 +145,10 @@ class Progress:
     bytes_total: int
     row: EvalRow | None = None
 
+    def __repr__(self) -> str:
+        row = "" if self.row is None else f", {self.row.means_text()}"
+        return f"<Progress round {self.round} of {self.rounds}, {self.time_s:.4g} s, {self.bytes_total} B{row}>"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
