@@ -6,8 +6,8 @@
 50
 
 ``jwins.simulate(experiment)`` runs it; :class:`jwins.Peer` takes part from a training loop of one's own.
-Algorithms are in :mod:`jwins.sharing`, settings in
-:mod:`jwins.experiment`, comparisons in :mod:`jwins.compare`.
+Algorithms are in :mod:`jwins.sharing`, settings in :mod:`jwins.experiment`, comparisons in
+:mod:`jwins.compare`; they are imported when they are first named.
 """
 
 from __future__ import annotations
@@ -32,16 +32,20 @@ _HOMES = {
     "Result": "run",
     "simulate": "run",
 }
+_ROOMS = ("compare", "errors", "experiment", "net", "report", "sharing", "tasks", "topology", "wire")
+"""What the documentation names as ``jwins.<room>``."""
 
 
 def __getattr__(name: str) -> object:
     """Load what is asked for when it is asked for: importing the package does not import torch."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"jwins.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"jwins.{name}")
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("jwins")
     raise AttributeError(f"module 'jwins' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_ROOMS})
