@@ -236,6 +236,60 @@ def test_paths_are_relative_to_the_file_that_names_them(
     assert load(path, ["task.data=e"]).task.data == tmp_path / "e"
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "found"),
+    [
+        ("run.folder", "~/a", "a"),
+        ("task.data", "~/a/b", "a/b"),
+        ("topology.path", "~/g.txt", "g.txt"),
+        ("task.file", "~/t.py:T", "t.py:T"),
+    ],
+)
+@pytest.mark.parametrize("given_in", ["file", "override", "python"])
+def test_a_tilde_is_the_home_folder(
+    key: str, text: str, found: str, given_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    section, name = key.split(".")
+    beside = {"topology.path": {"kind": "edge_list"}, "task.data": {"name": "digits"}}
+    table = {section: {name: text} | beside.get(key, {})}
+    start = table if section == "task" else {"task": {"name": "digits"}, **table}
+    (tmp_path / "mine.toml").write_text(write_toml(start))
+    if given_in == "file":
+        experiment = load(tmp_path / "mine.toml")
+    elif given_in == "override":
+        pairs = table[section].items()
+        experiment = load("digits", [f"{section}.{name}={value}" for name, value in pairs])
+    else:
+        experiment = Experiment(**table)
+    assert str(getattr(getattr(experiment, section), name)) == str(tmp_path / "home" / found)
+    (tmp_path / "again.toml").write_text(experiment.to_toml(tmp_path))
+    again = load(tmp_path / "again.toml")
+    assert getattr(getattr(again, section), name) == getattr(getattr(experiment, section), name)
+
+
+def test_a_home_folder_that_is_not_there_is_refused() -> None:
+    for key in ("run.folder", "task.data"):
+        with pytest.raises(ConfigError, match=f"{key} = .*no home folder ~nobody-of-that-name"):
+            load("digits", [f"{key}=~nobody-of-that-name/x"])
+    with pytest.raises(ConfigError, match="no home folder ~nobody-of-that-name"):
+        Experiment(task=e.TaskConfig(file="~nobody-of-that-name/t.py:T"))
+
+
+def test_changed_takes_dotted_keys() -> None:
+    first = load("digits", ["sharing.kind=jwins"])
+    assert first.changed({"run.rounds": 3}) == first.changed({"run": {"rounds": 3}})
+    both = first.changed({"run.rounds": 3, "run": {"seed": 2}, "train.optimizer.lr": 0.5})
+    assert (both.run.rounds, both.run.seed, both.train.optimizer.lr) == (3, 2, 0.5)
+    assert first.changed({"sharing.cutoff.kind": "fixed", "sharing.cutoff.fraction": 0.3}) == first.changed(
+        {"sharing": {"cutoff": {"kind": "fixed", "fraction": 0.3}}}
+    )
+    for wrong in ({"run.rouns": 3}, {"run.rounds.more": 3}, {"run.": 3}, {"run": 3, "run.rounds": 3}):
+        with pytest.raises(ConfigError, match="run"):
+            first.changed(wrong)
+
+
 @given(
     st.recursive(
         st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(),
@@ -564,6 +618,29 @@ def test_example_files_load(path: Path) -> None:
 
 def test_package_is_imported_without_torch() -> None:
     code = "import sys, jwins; jwins.load('digits'); jwins.__version__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "jwins.sharing.jwins()",
+        "jwins.Peer; jwins.sharing.jwins()",
+        "jwins.load; jwins.sharing.closed_loop()",
+        "jwins.errors.RemovedError",
+        "jwins.tasks.Task",
+        "jwins.experiment.RunConfig",
+        "jwins.compare.load_comparison",
+        "jwins.topology.Topology",
+        "jwins.report; jwins.net; jwins.wire",
+    ],
+)
+def test_rooms_are_there_after_importing_the_package(code: str) -> None:
+    subprocess.run([sys.executable, "-c", f"import jwins; {code}"], check=True, timeout=60)
+
+
+def test_all_that_dir_names_is_there() -> None:
+    code = "import jwins; [getattr(jwins, name) for name in dir(jwins)]"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

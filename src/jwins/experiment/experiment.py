@@ -44,7 +44,7 @@ from jwins.experiment.sections import (
     WireConfig,
 )
 from jwins.experiment.settings import Settings
-from jwins.experiment.toml import merge, write_toml
+from jwins.experiment.toml import merge, nested, write_toml
 from jwins.scenario import Faults, check_scenario
 
 if TYPE_CHECKING:
@@ -182,12 +182,12 @@ class Experiment(Settings):
         return digest_of(self.resolved())
 
     def changed(self, tables: Mapping[str, Any]) -> Experiment:
-        """A copy with some keys changed; ``tables`` as in TOML, so ``{"run": {"seed": 2}}``.
+        """A copy with some keys changed: ``{"run": {"seed": 2}}`` as in TOML, or ``{"run.seed": 2}``.
 
         Raises:
             ConfigError: the result is not an experiment.
         """
-        return Experiment(**merge_experiment(_keys(self), tables))
+        return Experiment(**merge_experiment(_keys(self), nested(tables)))
 
     @field_serializer("faults")
     def _plain_faults(self, faults: tuple[Any, ...]) -> list[dict[str, Any]]:

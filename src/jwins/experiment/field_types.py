@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 from jwins.errors import ConfigError
@@ -25,6 +26,7 @@ __all__ = [
     "OrWords",
     "TomlPath",
     "Within",
+    "from_home",
     "refuse",
 ]
 
@@ -152,8 +154,29 @@ class OrWords:
         return value
 
 
-TomlPath = Annotated[Path, Field(strict=False)]
-"""A path; TOML writes it as a string."""
+def from_home(path: str) -> str:
+    """Put the home folder in place of ``~``, or of ``~name``, at the head of a path.
+
+    Raises:
+        ValueError: there is no such home folder.
+    """
+    found = Path(os.path.expanduser(Path(path)))
+    if found.parts and found.parts[0].startswith("~"):
+        raise ValueError(f"there is no home folder {found.parts[0]}; write the whole path, which begins with /")
+    return str(found)
+
+
+def _from_home(path: Any) -> Any:
+    if not isinstance(path, str | Path):
+        return path
+    try:
+        return Path(from_home(str(path)))
+    except ValueError as error:
+        raise _problem(str(error)) from None
+
+
+TomlPath = Annotated[Path, Field(strict=False), BeforeValidator(_from_home)]
+"""A path, which may begin with ``~``; TOML writes it as a string."""
 
 Fraction = Annotated[float, FRACTION]
 Count = Annotated[int, Within("a whole number", 1)]

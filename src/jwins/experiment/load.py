@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, merge_experiment, rewrite_paths_
+from jwins.experiment.field_types import from_home
 from jwins.experiment.toml import parse_overrides, read_toml
 from jwins.run_folder.archive import is_file, read_text
 
@@ -50,8 +51,16 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
     else:
         raise ConfigError("experiment", str(source), _unknown(path, names))
     tables = read_toml(text, origin)
-    rewrite_paths_(tables, lambda file: str(folder / file))
+    rewrite_paths_(tables, lambda file: _from(file, folder.joinpath))
     return tables, origin
+
+
+def _from(file: str, absolute: Callable[[str], Path]) -> str:
+    """Make a path absolute; one of a home folder that is not there stays as it is, to be refused."""
+    try:
+        return str(absolute(from_home(file)))
+    except ValueError:
+        return file
 
 
 def _unknown(source: Path, names: Iterable[str]) -> str:
@@ -97,7 +106,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     if "variants" in tables or "compare" in tables:
         raise ConfigError("experiment", str(source), "this is a comparison; run it with `jwins compare`")
     given = parse_overrides(overrides)
-    rewrite_paths_(given, lambda file: str(Path(file).resolve()))
+    rewrite_paths_(given, lambda file: _from(file, lambda path: Path(path).resolve()))
     tables = merge_experiment(tables, given)
     try:
         return Experiment(**tables)

@@ -6,7 +6,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from jwins.experiment.field_types import (
     MISSING,
@@ -17,6 +18,7 @@ from jwins.experiment.field_types import (
     OrWord,
     TomlPath,
     Within,
+    from_home,
     refuse,
 )
 from jwins.experiment.plugins import PARTITION_TABLES, IidConfig, PartitionTable, Plugin, by_kind, one_of
@@ -58,11 +60,19 @@ __all__ = [
 ]
 
 
+def _file_from_home(text: str) -> str:
+    file, colon, name = text.rpartition(":")
+    try:
+        return f"{from_home(file)}{colon}{name}" if file else text
+    except ValueError as error:
+        raise PydanticCustomError("settings", "{text}", {"text": str(error)}) from None
+
+
 class TaskConfig(Settings):
     """The task and the division of its data. Give exactly one of ``name``, ``file`` and ``own``."""
 
     name: str | None = Field(default=None, description="task of this package; `jwins list` shows all")
-    file: str | None = Field(
+    file: Annotated[str, AfterValidator(_file_from_home)] | None = Field(
         default=None,
         description='your own task, such as "my_task.py:MyTask", relative to the folder of this TOML file',
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from jwins.errors import ConfigError
 
-__all__ = ["merge", "parse_overrides", "read_toml", "toml_text", "toml_value", "write_toml"]
+__all__ = ["merge", "nested", "parse_overrides", "read_toml", "toml_text", "toml_value", "write_toml"]
 
 
 def read_toml(text: str, origin: str) -> dict[str, Any]:
@@ -90,6 +90,31 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables in which dotted keys have become tables within tables; later entries are laid over earlier ones.
+
+    Raises:
+        ConfigError: a dotted key goes into something that is no table.
+
+    >>> nested({"run.rounds": 3, "run": {"seed": 2}})
+    {'run': {'rounds': 3, 'seed': 2}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        steps, inner = key.split("."), value
+        if not all(steps):
+            raise ConfigError(key, value, "expected a key such as run.rounds")
+        at: Any = found
+        for step in steps[:-1]:
+            at = at.get(step, {})
+            if not isinstance(at, Mapping):
+                raise ConfigError(key, value, f"{step} was set to {at!r} before, so it has no keys")
+        for step in reversed(steps[1:]):
+            inner = {step: inner}
+        found = merge(found, {steps[0]: inner})
+    return found
 
 
 def write_toml(tables: Mapping[str, Any]) -> str:
