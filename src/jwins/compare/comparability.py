@@ -86,7 +86,7 @@ class TaskChangeCheck:
 
 
 def version_note(starts: Iterable[StartRow]) -> str | None:
-    """What to say if runs were made with different versions of this package or a library, else None.
+    """Return a warning if runs were made with different versions of this package or a library, else None.
 
     >>> class Start:
     ...     def __init__(self, **versions): self.versions = versions

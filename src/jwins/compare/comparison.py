@@ -193,7 +193,7 @@ class Comparison(Settings):
 
     @property
     def rule(self) -> TuneConfig:
-        """How everything is tuned."""
+        """Return the tuning of all variants."""
         return self.tune if self.tune is not None else TuneConfig()
 
     @property
@@ -227,7 +227,7 @@ class Comparison(Settings):
         return next((other for other in named if other.group == variant.group), None)
 
     def _check_alike(self, index: int, variant: Variant) -> None:
-        """What must differ by the settings alone is found before anything runs."""
+        """Refuse variants that their settings alone make incomparable, before anything runs."""
         first = self.variants[0]
         keys = {"wire.codec": "codec", "train.batch_size": "batches", "train.local_steps": "batches"}
         keys |= {"task.partition": "partition", "nodes.count": "partition"}

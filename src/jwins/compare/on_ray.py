@@ -64,7 +64,7 @@ class RayWorkers:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What has changed in a run's folder.
+    """Changes in a run's folder.
 
     Attributes:
         log_from: length of the log that the receiver has.
@@ -106,7 +106,7 @@ class _Watch:
 
 
 def _together(deltas: Sequence[Delta]) -> Delta:
-    """What several have changed one after the other; of checkpoints that came and went, nothing is left."""
+    """Combine successive changes; checkpoints that came and went leave nothing."""
     start, log = deltas[0].log_from, b""
     files: dict[str, bytes] = {}
     gone: dict[str, None] = {}
@@ -172,7 +172,7 @@ def _as_from_here(content: bytes, experiment: Experiment) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run says of itself.
+    """Report of a run.
 
     Attributes:
         index: of its job.
@@ -295,7 +295,7 @@ class _Runs:
             self._submit(run)
 
     def run(self) -> list[str]:
-        """How they ended."""
+        """Return the ends of the runs."""
         try:
             with interrupts() as interrupted:
                 while self._running:

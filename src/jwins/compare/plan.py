@@ -1,4 +1,4 @@
-"""What of a comparison has been decided, and what is to be run next.
+"""Decisions of a comparison, and the runs that come next.
 
 Some settings are chosen by runs: the learning rate on one variant for all of them, and what a variant's
 ``tune`` lists, by the same rule on the same seeds, which are not the comparison's. :func:`plan` reads from the
@@ -42,7 +42,7 @@ SAME_BYTES = 0.02
 """Bytes that differ by no more than this fraction count as the same."""
 
 _ATTEMPTS = 4
-"""How often a fraction is corrected until the bytes are the same; the second is nearly always the last."""
+"""Corrections of a fraction until the bytes are the same; the second is nearly always the last."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Trial:
 
 @dataclass
 class Plan:
-    """What of a comparison is decided, by what is on the disk.
+    """Decide as much of a comparison as the runs on disk allow.
 
     Attributes:
         chosen: for each variant whose settings are decided, those settings by TOML path.
@@ -99,7 +99,7 @@ class Plan:
 
 
 def plan(comparison: Comparison, only: Collection[str] = (), *, unconfirmed: bool = False) -> Plan:
-    """What has been decided and what can be run now.
+    """Decisions so far, and the runs that are possible now.
 
     Args:
         comparison: what to compare.
@@ -138,7 +138,7 @@ class _Planner:
         return ended(cell)
 
     def settings(self, variant: Variant) -> dict[str, Any] | None:
-        """What a variant is run with, None as long as that is undecided."""
+        """Return a variant's settings, None as long as they are undecided."""
         if variant.name not in self._settings:
             self._settings[variant.name] = self._decide(variant)
         return self._settings[variant.name]

@@ -183,7 +183,7 @@ def _on_this_machine(todo: Sequence[Job], wanted: int | None, log: Callable[[str
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> int:
-    """How many runs side by side. A number that was asked for is kept; too large a one is remarked on."""
+    """Return the number of runs side by side: the one that was asked for, with a remark if it is too large."""
     workers = min(wanted or cores(), len(todo))
     if workers == 1:
         return 1

@@ -1,4 +1,4 @@
-"""What a comparison found: tables and figure of the runs that are there."""
+"""Results of a comparison: tables and figure of the runs that are there."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) 
 
 
 def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict[str, Any]:
-    """What was chosen for this variant and not for all."""
+    """Return the settings that were chosen for this variant and not for all."""
     chosen = found.chosen.get(variant.name, {})
     return {key: value for key, value in chosen.items() if key != comparison.rule.key}
 
@@ -226,7 +226,7 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
 
 
 def _after_consensus(comparison: Comparison, groups: Mapping[str, Group]) -> Iterator[str]:
-    """What rounds of sharing alone made of the final models."""
+    """Return the effect of consensus rounds on the final models."""
     metric = comparison.compare.metric
     percent = is_percent(Target(metric, 0.0))
     for name, group in groups.items():

@@ -1,4 +1,4 @@
-"""Who carries out runs: this process, or processes side by side; progress and Ctrl-C.
+"""Workers that carry out runs: this process, or processes side by side; progress and Ctrl-C.
 
 Each run goes on where it stopped and leaves a checkpoint when it is interrupted, as ``simulate(resume=True)``
 does; nothing here knows what the runs are for.
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class CellProgress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         cell: its number.
@@ -85,7 +85,7 @@ OnProgress = Callable[[CellProgress], None]
 
 
 def last_progress(job: Job, record: Record) -> CellProgress:
-    """How a run ended, or where it was interrupted."""
+    """Return the end of a run, or the round of its interruption."""
     last = record.evaluations[-1] if record.evaluations else None
     metrics = {} if last is None else {name: spread.mean for name, spread in last.metrics.items()}
     sent = 0 if last is None else last.traffic.total
@@ -254,7 +254,7 @@ def _drain(messages: Any) -> Iterator[CellProgress]:
 
 
 def runs_that_fit(wanted: int, needed: float, free: float | None) -> tuple[int, str]:
-    """How many of the wanted runs fit side by side, at least one, and what to say if that is fewer.
+    """Return the number of runs that fit side by side, at least one, and a remark if it was reduced.
 
     >>> runs_that_fit(8, 4e9, 10e9)
     (2, '2 runs side by side instead of 8: each may need 4 GB of memory, and 10 GB are free')

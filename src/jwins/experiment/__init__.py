@@ -1,4 +1,4 @@
-"""What an experiment is: typed settings, written in TOML or in Python, and what they resolve to."""
+"""Experiments: typed settings, written in TOML or in Python, and the objects that they name."""
 
 from jwins.experiment.experiment import (
     Experiment,

@@ -1,4 +1,4 @@
-"""What an experiment is: typed settings, written in TOML or in Python, and what they resolve to.
+"""Experiments: typed settings, written in TOML or in Python, and the objects that they name.
 
 >>> from jwins.experiment import Experiment, FixedCutoffConfig, JwinsConfig, NodesConfig
 >>> experiment = Experiment(name="tiny", sharing=JwinsConfig(cutoff=FixedCutoffConfig(fraction=0.2)))
@@ -138,7 +138,7 @@ class Experiment(Settings):
         return self
 
     def fault_script(self) -> Faults:
-        """What goes wrong, for the driver."""
+        """Return the scripted faults, for the driver."""
         return Faults(tuple(fault.build() for fault in self.faults))
 
     @property

@@ -184,7 +184,7 @@ Index = Annotated[int, Within("a whole number", 0)]
 
 
 def _problem(text: str) -> PydanticCustomError:
-    """What a validator raises about the value it was given; the path is found later."""
+    """Return the error of a validator about its value; the path is added later."""
     return PydanticCustomError("settings", "{text}", {"text": text})
 
 

@@ -64,7 +64,7 @@ def _from(file: str, absolute: Callable[[str], Path]) -> str:
 
 
 def _unknown(source: Path, names: Iterable[str]) -> str:
-    """What is wrong with a source that is neither a file nor bundled, and what may have been meant."""
+    """Describe a source that is neither a file nor bundled, and the probable intent."""
     bundled_are = f"bundled: {', '.join(names)}; `jwins list` shows all names"
     if source.suffix == ".toml":
         return f"no such file; {bundled_are}"

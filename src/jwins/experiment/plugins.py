@@ -82,7 +82,7 @@ class Plugin(Settings):
 
     @classmethod
     def name(cls) -> str:
-        """What ``kind`` says for this class."""
+        """Return the ``kind`` of this class."""
         return str(cls.model_fields["kind"].default)
 
     def arguments(self) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class ByKeyConfig(PartitionTable):
 PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
     (IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig)
 )
-"""What ``task.partition.kind`` may say."""
+"""Tables by ``task.partition.kind``."""
 
 
 # --- Topologies -------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
         EdgeListConfig,
     )
 )
-"""What ``topology.kind`` may say."""
+"""Tables by ``topology.kind``."""
 
 
 # --- Cut-offs: how much JWINS sends -----------------------------------------------------------------------
@@ -324,7 +324,7 @@ class FixedCutoffConfig(CutoffTable):
 
 
 CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, FixedCutoffConfig))
-"""What ``sharing.cutoff.kind`` may say."""
+"""Tables by ``sharing.cutoff.kind``."""
 
 
 # --- Quantizers: in how many bits values are sent ---------------------------------------------------------
@@ -385,7 +385,7 @@ class AbsmaxConfig(QuantizerTable):
 
 
 QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind((UniformConfig, AbsmaxConfig))
-"""What ``sharing.values.kind`` may say."""
+"""Tables by ``sharing.values.kind``."""
 
 if TYPE_CHECKING:
     Values = Literal["float32", "bfloat16"] | QuantizerTable | Quantizer
@@ -742,4 +742,4 @@ ALGORITHMS: Mapping[str, Algorithm] = {
         Algorithm(MoniquaConfig, colour="#6c9a56", marker="*"),
     )
 }
-"""What ``sharing.kind`` may say. Colours after Okabe and Ito, whose orange is too pale on white."""
+"""Tables by ``sharing.kind``. Colours after Okabe and Ito, whose orange is too pale on white."""

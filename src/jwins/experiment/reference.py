@@ -23,7 +23,7 @@ def join(path: str, key: str) -> str:
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """What ``kind`` says for this class, or None if it is no table of a union."""
+    """Return the ``kind`` of this class, or None if it is no table of a union."""
     field = model.model_fields.get("kind")
     return (
         get_args(field.annotation)[0] if field is not None and get_origin(field.annotation) is Literal else None

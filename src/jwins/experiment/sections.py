@@ -192,7 +192,7 @@ class LinksConfig(Settings):
     )
 
     def build(self) -> Links:
-        """What the driver is given."""
+        """Return the driver's form of these settings."""
         return Links(self.uplink_mbps, self.latency_ms, self.sending)
 
 
@@ -215,7 +215,7 @@ class ComputeConfig(Settings):
     )
 
     def build(self) -> Compute:
-        """What the driver is given."""
+        """Return the driver's form of these settings."""
         return Compute(self.step_ms, self.spread, self.jitter)
 
 
@@ -224,7 +224,7 @@ class FaultTable(Plugin):
 
     @abstractmethod
     def build(self) -> Fault:
-        """What the driver is given."""
+        """Return the driver's form of these settings."""
 
 
 class CrashConfig(FaultTable):
@@ -283,7 +283,7 @@ class DelayConfig(FaultTable):
 
 
 FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind((CrashConfig, RejoinConfig, DropConfig, DelayConfig))
-"""What ``faults[i].kind`` may say."""
+"""Tables by ``faults[i].kind``."""
 
 
 class RunConfig(Settings):

@@ -65,7 +65,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
 
 
 def toml_value(text: str) -> Any:
-    """What ``text`` is as a value of TOML, or else the text itself."""
+    """Parse ``text`` as a value of TOML; return the text itself if it is none."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:

@@ -1,1 +1,1 @@
-"""What was measured, for people: tables, figures, and the page of ``jwins report``."""
+"""Reports of runs: tables, figures, and the page of ``jwins report``."""

@@ -36,13 +36,13 @@ def bytes_by_kind(group: Group) -> dict[str, float]:
 
 
 def kinds_sent(groups: Sequence[Group]) -> list[str]:
-    """What the bytes of at least one variant carried; everything if nothing was sent."""
+    """Return the kinds of bytes of at least one variant; all kinds if nothing was sent."""
     found = [bytes_by_kind(group) for group in groups]
     return [kind for kind in KIND_COLOURS if any(kinds[kind] > 0 for kinds in found)] or list(KIND_COLOURS)
 
 
 def bytes_chart(groups: Sequence[Group]) -> Chart:
-    """What the bytes of each variant carried: a stacked bar each, per node and mean over seeds."""
+    """Draw the bytes of each variant by kind: a stacked bar each, per node and mean over seeds."""
     sent = kinds_sent(groups)
     split = {group.name: {kind: bytes_by_kind(group)[kind] for kind in sent} for group in groups}
     alt = "Stacked bars of bytes per node. " + "; ".join(

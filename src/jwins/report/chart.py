@@ -1,4 +1,4 @@
-"""What a figure is: drawn once, it becomes a picture in the page and a PDF and a PNG for papers.
+"""A figure: drawn once, it becomes a picture in the page and a PDF and a PNG for papers.
 
 In the page's picture, colours are CSS variables, so that a figure follows the reader's light or dark theme;
 text is text; and measured points tell their numbers to a pointer that rests on them.

@@ -41,7 +41,7 @@ KIND_COLOURS = {
     "keyframe": "#7a5195",
     "control": "#a77bc0",
 }
-"""What bytes carried, and its colour in figures."""
+"""Kinds of bytes and their colours in figures."""
 
 _KIND_COLOURS_ON_DARK = ("#5d9fd0", "#bcd9ee", "#7f8792", "#b58ad0", "#e0cdee")
 
@@ -140,7 +140,7 @@ ON_PAGE = {
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a variant is drawn, everywhere.
+    """Style of a variant in all figures.
 
     Attributes:
         colour: on light, a key of ``THEME``.

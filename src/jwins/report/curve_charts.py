@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class XAxis:
-    """What curves run along.
+    """Horizontal axis of curves.
 
     Attributes:
         label: with its unit.
@@ -69,7 +69,7 @@ def seconds(clock: str = "virtual") -> XAxis:
 
 @dataclass(frozen=True, slots=True)
 class YAxis:
-    """What curves are of.
+    """Vertical axis of curves.
 
     Attributes:
         label: with its unit.
@@ -174,7 +174,7 @@ def means(groups: Sequence[Group], y_axis: YAxis) -> list[dict[int, float]]:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """What an axis shows; ``begins`` or ``ends`` where it leaves out values on the way, else None."""
+    """Range of an axis; ``begins`` or ``ends`` where it leaves out values on the way, else None."""
 
     low: float
     high: float
@@ -187,7 +187,7 @@ _ENDS_SHARE, _TARGET_SHARE = 0.4, 0.8
 
 
 def _limits(curves: Sequence[_Curve], y_axis: YAxis) -> _Limits | None:
-    """What the axis shows of these curves, None if there is nothing to show.
+    """Return the range of the axis for these curves, None if there is nothing to show.
 
     Values so far off that they would flatten everything else, such as a diverging loss, are left out. Of what
     variants are compared by, so is the beginning of the curves, as far as the ends would be too close to see
@@ -227,7 +227,7 @@ def _limits(curves: Sequence[_Curve], y_axis: YAxis) -> _Limits | None:
 
 
 def _cut_note(limits: _Limits | None, y_axis: YAxis) -> str:
-    """What the reader must know of an axis that leaves out the beginning of the curves."""
+    """Return a note about an axis that leaves out the beginning of the curves."""
     if limits is None:
         return ""
     level, word = (limits.begins, "begins") if limits.begins is not None else (limits.ends, "ends")

@@ -212,7 +212,7 @@ def _partition_caption(found: PartitionCounts, table: Any, seed: int) -> str:
 
 
 def _partition(record: Record, tables: Mapping[str, Any]) -> PartitionCounts | str:
-    """Who holds what, or why that is not known."""
+    """Return the drawing of the partition, or the reason why there is none."""
     path = record.folder / "partition.json"
     if is_file(path):
         try:

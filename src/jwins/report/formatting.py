@@ -38,7 +38,7 @@ def fixed(value: float, digits: int, *, sign: bool = False) -> str:
 
 
 def of_seeds(some: int, seeds: int) -> str:
-    """How many of the seeds a mean is over, unless all or none.
+    """Return the number of seeds behind a mean, unless all or none.
 
     >>> of_seeds(2, 3), of_seeds(3, 3)
     (' (2/3)', '')

@@ -1,4 +1,4 @@
-"""What was found, in words and in a few numbers, computed from the runs: who is best comes first."""
+"""Findings in words and a few numbers, computed from the runs; the best variant comes first."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
 
 
 def headline(study: Study) -> str:
-    """What was found: who ends best, who needs the fewest bytes, and what JWINS does beside them."""
+    """State the best variant, the one with the fewest bytes, and JWINS beside them."""
     return " ".join([*verdict(study), *particulars(study)])
 
 
 def verdict(study: Study) -> list[str]:
-    """Who is best, and who is ahead of the variant that is told most of: a sentence each."""
+    """State the best variant, and the variants ahead of the featured one: a sentence each."""
     table = study.table()
     best = _best(study, table)
     if best is None:
@@ -96,7 +96,7 @@ def _worse(study: Study, line: SummaryRow) -> float:
 
 
 def _fewest(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
-    """Who reached the target with every seed, for the fewest bytes; None where that is no contest."""
+    """Return the variant that reached the target in every seed with the fewest bytes; None without rivals."""
     reached = [line for line in table if line.bytes_to_target is not None and line.reached == line.seeds]
     if not study.has_target or len(table) < 2 or not reached:
         return None
@@ -147,7 +147,7 @@ def _fewest_sentence(study: Study, table: Sequence[SummaryRow], full: SummaryRow
 
 
 def _ahead_sentence(study: Study, table: Sequence[SummaryRow], line: SummaryRow) -> list[str]:
-    """Who ends at least as well as the variant that is told of and sends fewer bytes, as tables show both."""
+    """Return the variants that end no worse than the featured one with fewer bytes, as tables show both."""
     if line not in _ranked(table):
         return []
     ahead = [
@@ -212,7 +212,7 @@ def _fewer(saving: float) -> str:
 
 
 def _against_full(study: Study, line: SummaryRow, full: SummaryRow, *, told: bool) -> list[str]:
-    """How full sharing ends, unless that was told, and the difference of the variant to it."""
+    """State full sharing's final value, unless stated before, and the variant's difference to it."""
     text = f"{capital(full.variant)} ends at {_value(study, full.final)}"
     if line.reference != full.variant or line.difference is None or not math.isfinite(line.difference):
         return [] if told else [f"{text}."]
@@ -223,7 +223,7 @@ def _against_full(study: Study, line: SummaryRow, full: SummaryRow, *, told: boo
 
 
 def _target_sentence(study: Study, line: SummaryRow, full: SummaryRow) -> list[str]:
-    """What the variant needs to the target."""
+    """State the bytes that the variant needs to the target."""
     if not study.has_target:
         return []
     what = f"the target of {number(study.target.value, percent=study.percent)}"
@@ -269,7 +269,7 @@ class Tiles:
 
 
 def tiles(study: Study) -> list[Tiles]:
-    """Who is best, and what the variant that is told most of does."""
+    """State the best variant and the featured one."""
     table = study.table()
     metric = spaced(study.target.metric)
     goal = number(study.target.value, percent=study.percent)

@@ -46,7 +46,7 @@ def evaluations_table(study: Study) -> Table:
 
 
 def savings_notes(study: Study) -> str:
-    """What one must know to read the main table."""
+    """Return the notes for readers of the main table."""
     table, over = study.table(), study.final_over
     last = "a run’s last evaluation" if over == 1 else f"the mean of a run’s last {over} evaluations"
     says = [

@@ -1,4 +1,4 @@
-"""What accuracy costs: where every variant ends, against the bytes that it took to get there.
+"""Chart of accuracy against bytes: the end of every variant and the bytes that it took.
 
 One point for each variant. Variants of one algorithm, such as several budgets, are joined in the algorithm's
 colour, from the fewest bytes to the most. A ring marks the Pareto front: what no other variant beats or equals

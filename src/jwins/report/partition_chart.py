@@ -1,4 +1,4 @@
-"""Who holds which samples, drawn."""
+"""Chart of the partition of samples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_CELLS, _PICTURE = 2000, KIND_COLOURS["positions"]
 
 @dataclass(frozen=True, slots=True)
 class PartitionCounts:
-    """Who holds how much.
+    """Samples of each node.
 
     Attributes:
         samples: training samples of each node.
@@ -41,7 +41,7 @@ class PartitionCounts:
 
 @dataclass(frozen=True, slots=True)
 class _Map:
-    """What the heat map shows.
+    """Data of the heat map.
 
     Attributes:
         counts: (classes, nodes) samples.
@@ -65,18 +65,18 @@ class _Map:
 
     @property
     def drawn_cells(self) -> int:
-        """How many cells are not empty."""
+        """Return the number of cells that are not empty."""
         return int(np.count_nonzero(self.counts))
 
     def strength(self, count: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """How opaque a cell of so many samples is, in [0, 1]."""
+        """Return the opacity of a cell with this number of samples, in [0, 1]."""
         return np.where(np.asarray(count) > 0, 0.15 + 0.85 * np.asarray(count) / max(1, self.most), 0.0)
 
 
 def partition_chart(
     slug: str, title: str, caption: str, partition: PartitionCounts, *, by_class: bool
 ) -> Chart:
-    """Who holds which samples: a heat map of class by node, or sorted bars of samples per node.
+    """Draw the partition: a heat map of class by node, or sorted bars of samples per node.
 
     Of more than 128 nodes, 96 evenly spaced ones are drawn; of more than 80 classes, the largest 79 and the
     rest as one; classes that nobody has are left out. The caption says so.
@@ -121,7 +121,7 @@ def partition_chart(
 
 
 def _map_of(partition: PartitionCounts) -> tuple[_Map, list[str]]:
-    """What is drawn of a partition, and sentences on what is not."""
+    """Return the drawing of a partition, and sentences about the rest."""
     left_out = []
     counts = np.array(partition.counts)
     names = [str(label) for label in partition.labels]

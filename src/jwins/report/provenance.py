@@ -1,4 +1,4 @@
-"""How the runs of a study were made: settings, whether they are alike, and what was recorded of each."""
+"""Provenance of the runs of a study: settings, comparability, and the record of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def common_settings(study: Study) -> list[tuple[str, str]]:
-    """What all variants have in common, for the head of a study: (name, value), each."""
+    """Return the settings that all variants share, for the head of a study: (name, value) each."""
 
     def common(path: str, describe: Callable[[Any], str] = described) -> str:
         found = []
@@ -167,7 +167,7 @@ def differences_table(study: Study) -> Table | None:
 
 
 def runs_table(study: Study) -> Table:
-    """How every run ended, and what it can be told by."""
+    """Return the end and the identity of every run."""
     parent = Path(os.path.commonpath([record.folder.resolve().parent for record in study.records]))
     rows: list[list[str]] = []
     for group in study.groups:
@@ -192,7 +192,7 @@ def runs_table(study: Study) -> Table:
 
 
 def fingerprints_table(study: Study) -> Table:
-    """What was alike in every run, by what it can be told by."""
+    """Return the properties that every run shares, by name."""
     names = list(dict.fromkeys(name for record in study.records for name in record.start.fingerprints))
     rows: list[list[str]] = [
         [

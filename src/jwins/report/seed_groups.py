@@ -115,7 +115,7 @@ def overhead(group: Group) -> float | None:
 
 @dataclass(frozen=True)
 class TargetOutcome:
-    """What it took a variant to reach one of several targets; means over the seeds that did, bytes per node.
+    """Cost for a variant to reach one of several targets; means over the seeds that did, bytes per node.
 
     Attributes:
         variant: its name.
@@ -151,7 +151,7 @@ class TargetOutcome:
 def target_outcomes(
     group: Group, targets: Sequence[Target], baseline: Group | None = None, label: str | None = None
 ) -> list[TargetOutcome]:
-    """What it took a variant to reach each target.
+    """Return the cost for a variant to reach each target.
 
     Args:
         group: the variant's runs.

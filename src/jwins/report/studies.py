@@ -87,7 +87,7 @@ class Study:
 
     @property
     def clock(self) -> str:
-        """What the seconds of its runs are: ``virtual``, ``real``, or both, which has no word."""
+        """Return the kind of seconds of its runs: ``virtual``, ``real``, or both, which has no word."""
         found = {record.clock for record in self.records}
         return found.pop() if len(found) == 1 else ""
 
@@ -106,7 +106,7 @@ class Study:
         return next((group for group in self.groups if group.name == name), None)
 
     def reference(self, group: Group) -> Group | None:
-        """What a variant's final value is compared to."""
+        """Return the baseline of a variant's final value."""
         other = self.group(self.references.get(group.name, self.full))
         return None if other is group else other
 

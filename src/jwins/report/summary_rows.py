@@ -1,4 +1,4 @@
-"""What a comparison says of each variant: one line of its main table."""
+"""Rows of the main table: one for each variant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["SummaryRow", "summary_row", "summary_rows"]
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """What the table says of one variant. Means are over seeds, bytes are per node.
+    """Row of one variant. Means are over seeds, bytes are per node.
 
     Attributes:
         variant: its name.

@@ -44,7 +44,7 @@ __all__ = [
 
 
 class TableCell(str):
-    """What a table says in one place: a text of one line, and how the page lays it out in two.
+    """Cell of a table: a text of one line, and how the page lays it out in two.
 
     Attributes:
         value: the main part.
@@ -315,7 +315,7 @@ def targets_of(table: Sequence[SummaryRow], target: Target) -> list[str]:
 
 
 def common_reference(table: Sequence[SummaryRow]) -> str | None:
-    """What all lines state their difference to, None if that is not the same."""
+    """Return the common baseline of all lines, None if there is none."""
     names = {line.reference for line in table}
     return names.pop() if len(names) == 1 else None
 

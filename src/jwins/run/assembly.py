@@ -58,7 +58,7 @@ Returns them, and what makes calls to several of them at once.
 
 @dataclass(frozen=True)
 class AssembledRun:
-    """What an experiment is made of.
+    """Parts of an assembled experiment.
 
     Attributes:
         experiment: with ``train.batching`` and ``run.device`` as they were resolved.
@@ -77,7 +77,7 @@ class AssembledRun:
 
 @dataclass(frozen=True)
 class Components:
-    """What every engine needs of an experiment, for the nodes that one process holds.
+    """Parts of an experiment that every engine needs, for the nodes that one process holds.
 
     Attributes:
         experiment: with ``train.batching`` and ``run.device`` as they were resolved.

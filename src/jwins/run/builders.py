@@ -73,7 +73,7 @@ def build_sharing(experiment: Experiment) -> Sharing[Any]:
 
 
 def advice(experiment: Experiment) -> list[str]:
-    """What users should know before a run that works, but hardly as they want it.
+    """Return advice on settings that work, but hardly as the user wants.
 
     Raises:
         ConfigError: no such wavelet, or the topology is not for so many nodes.
@@ -198,7 +198,7 @@ _MAX_LABELS = 1000
 
 
 def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
-    """What ``partition.json`` says: how many samples each node holds, and of which class if there are classes.
+    """Return the content of ``partition.json``: samples of each node, by class if there are classes.
 
     Returns:
         ``samples`` (one number per node) and, for up to 1,000 classes, ``labels`` and ``counts`` (per node, one
@@ -220,7 +220,7 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
 
 
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
-    """What full sharing of raw float32 would send: 4 bytes per parameter and recipient, mean over nodes.
+    """Return the bytes of full sharing of raw float32: 4 per parameter and recipient, mean over nodes.
 
     Args:
         experiment: its topology counts; faults do not.

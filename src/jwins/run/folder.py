@@ -1,4 +1,4 @@
-"""What is in a run folder, and keeping others out of it."""
+"""Contents of a run folder, and its lock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state"
 
 
 class FolderState(StrEnum):
-    """What a run folder holds of an experiment."""
+    """State of an experiment in a run folder."""
 
     ABSENT = "absent"
     UNFINISHED = "unfinished"
@@ -49,7 +49,7 @@ def check_folder(path: str, folder: Path) -> None:
 
 
 def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Experiment]:
-    """What is in ``folder``.
+    """Read the state of ``folder``.
 
     Args:
         experiment: that is to be run there.

@@ -1,4 +1,4 @@
-"""What a run will need: memory, seconds and bytes, from a few rounds of a few of its nodes.
+"""Forecast of a run's memory, seconds and bytes, from a few rounds of a few of its nodes.
 
 Two small runs, each in a process of its own, give what a node costs and what comes on top: of memory by their
 peaks, of seconds by activity. The rest is the experiment's own arithmetic: nodes of an actor, recipients,
@@ -54,7 +54,7 @@ _ACTIVITIES = ("training", "share and merge", "decoding")
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a run will need.
+    """Forecast of a run.
 
     Attributes:
         num_nodes: N.
@@ -103,7 +103,7 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a calibration found.
+    """Result of a calibration.
 
     Attributes:
         nodes: of the calibration.

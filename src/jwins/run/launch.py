@@ -57,7 +57,7 @@ class NodeFailedError(JwinsError):
 
 @dataclass(slots=True)
 class NodeView:
-    """What is known of one node while it runs.
+    """State of one node while it runs.
 
     Attributes:
         name: of the node.
@@ -84,7 +84,7 @@ class NodeView:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """What a launch tells its audience.
+    """Progress of a launch.
 
     Attributes:
         rounds: of the whole run.
@@ -297,7 +297,7 @@ class _Nodes:
             view.state = found["status"]
 
     def ended(self) -> Mapping[int, str]:
-        """How those that have ended did."""
+        """Return the ends of the nodes that have ended."""
         return self._statuses
 
     def interrupt(self) -> None:

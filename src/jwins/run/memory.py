@@ -1,4 +1,4 @@
-"""How much memory a run needs, how much there is, and how much this process has had."""
+"""Memory: the need of a run, the free amount, and the peak of this process."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ DEFAULT_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class NodeResult:
-    """How one node's run ended.
+    """End of one node's run.
 
     Attributes:
         folder: of the node.
@@ -266,7 +266,7 @@ def _run(
 
 
 def greeting_of(experiment: Experiment) -> bytes:
-    """What a node of the experiment says to everyone: its digest, and the settings that count."""
+    """Return the greeting of a node: the experiment's digest, and the settings that count."""
     from jwins.net.handshake import flat_settings, pack_greeting
 
     return pack_greeting(experiment.digest(), flat_settings(identity_settings(experiment.resolved()), ""))

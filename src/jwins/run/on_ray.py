@@ -40,7 +40,7 @@ def cluster_of(engine: Ray) -> Iterator[None]:
 
 @contextmanager
 def placing(engine: Ray) -> Iterator[Place]:
-    """What makes the actors of a simulation; they end with the block."""
+    """Make the actors of a simulation; they end with the block."""
     with ExitStack() as stack:
 
         def place(

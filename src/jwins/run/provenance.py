@@ -1,4 +1,4 @@
-"""What a run was made with: versions, machine, and hashes by which two runs are like for like."""
+"""Provenance of a run: versions, machine, and hashes that make two runs comparable."""
 
 from __future__ import annotations
 

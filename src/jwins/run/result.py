@@ -1,4 +1,4 @@
-"""What a run measured, read from its folder."""
+"""Measurements of a run, read from its folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Result"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run measured, read from its folder.
+    """Measurements of a run, read from its folder.
 
     Attributes:
         experiment: as resolved.

@@ -28,7 +28,7 @@ TASKS: Mapping[str, type[Task]] = {
     "shakespeare": Shakespeare,
     "movielens": MovieLens,
 }
-"""What ``task.name`` may say."""
+"""Tasks by their name in ``task.name``."""
 
 
 def make_task(

@@ -1,4 +1,4 @@
-"""What a workload is: data, a model, a loss and metrics.
+"""Base class of a workload: data, a model, a loss and metrics.
 
 A user's own task subclasses :class:`Task`, sets ``train`` and ``test`` and defines ``model``; everything
 else has a default that suits classification. ``docs/how-to/own-task.md`` shows a complete one.
@@ -100,7 +100,7 @@ class Task(abc.ABC):
         """A fresh model. Draws its parameters from torch's global generator, which the caller seeds."""
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """What the model takes, from inputs as they are stored; by default they are the same.
+        """Convert stored inputs to the model's inputs; by default they are the same.
 
         Args:
             inputs: (B, ...) as in the data set, e.g. uint8 images.
@@ -126,7 +126,7 @@ class Task(abc.ABC):
         return functional.cross_entropy(model(self.prepare(batch.inputs)), batch.targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """What evaluation reports, per sample; by default for classification.
+        """Return the metrics of each sample; by default those of classification.
 
         Args:
             outputs: (n, classes), the model's outputs for prepared inputs.

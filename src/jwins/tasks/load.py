@@ -246,7 +246,7 @@ def _try(task: Task, named: _Named) -> None:
 
 
 def _where(error: Exception, place: Path | type[Task]) -> str:
-    """What was raised and the last line of the user's file on its way."""
+    """Describe an error and the last line of the user's file in its traceback."""
     try:
         path = place if isinstance(place, Path) else Path(inspect.getfile(place))
     except (OSError, TypeError):  # a class of an interactive session has no file

@@ -1,4 +1,4 @@
-"""Who holds which training samples.
+"""Partitions of the training samples.
 
 A partitioner divides sample numbers among the nodes: every sample to exactly one node, no node empty.
 What cannot be done so is a :class:`~jwins.errors.ConfigError` that says what to change.
@@ -20,7 +20,7 @@ __all__ = ["PARTITIONERS", "ByKey", "Dirichlet", "Iid", "Partitioner", "Shards",
 Indices = npt.NDArray[np.int64]
 
 _DIRICHLET_DRAWS = 500
-"""How often Dirichlet shares are drawn before we give up on filling every node: milliseconds each."""
+"""Draws of Dirichlet shares before we give up on filling every node: milliseconds each."""
 
 
 class Partitioner(Protocol):
@@ -231,7 +231,7 @@ PARTITIONERS: Mapping[str, type[Partitioner]] = {
     "dirichlet": Dirichlet,
     "by_key": ByKey,
 }
-"""What ``task.partition.kind`` may say."""
+"""Partitioners by their name in ``task.partition.kind``."""
 
 
 def make_partitioner(kind: str, options: Mapping[str, object]) -> Partitioner:

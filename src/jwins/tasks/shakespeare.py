@@ -135,7 +135,7 @@ def _texts(data: Path | None) -> list[Path] | None:
 
 
 def _speeches(paths: Sequence[Path]) -> list[str]:
-    """What each role says in each file, all its speeches one after the other; roles in alphabetical order."""
+    """Return the text of each role in each file, its speeches joined; roles in alphabetical order."""
     said: dict[tuple[int, str], list[str]] = {}
     for number, path in enumerate(paths):
         try:

@@ -371,7 +371,7 @@ def images_by_owner(
 def decoded_once(
     task: str, files: Mapping[str, Sequence[Path]], options: object, build: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What ``build`` makes of files, kept in the cache under a hash of their content.
+    """Return ``build``'s result of files, cached under a hash of their content.
 
     Args:
         task: the workload's name.

@@ -1,4 +1,4 @@
-"""How the C library treats memory that tensors give back."""
+"""Settings of the C library for memory that tensors give back."""
 
 from __future__ import annotations
 

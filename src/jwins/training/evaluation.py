@@ -48,7 +48,7 @@ class EvalRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MetricMeans:
-    """What a request found: means over samples, by metric, (n,) float64 on the CPU.
+    """Result of a request: means over samples, by metric, (n,) float64 on the CPU.
 
     Attributes:
         all: over all samples.

@@ -1,4 +1,4 @@
-"""What makes training steps of models that are stacked with ``torch.func.vmap`` cheap.
+"""Cheap training steps of models that are stacked with ``torch.func.vmap``.
 
 For small models most of a step is spent on the calls that lead to its tensor operations. :func:`flatten_graph`
 records the operations once and repeats them without the calls. :class:`StackedKernels` replaces two functions

@@ -198,7 +198,7 @@ class Layout:
     def state_dict(
         self, vector: Tensor, local: Mapping[str, Tensor], frozen: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """What ``model.load_state_dict`` takes, each tensor contiguous and with memory of its own.
+        """Return a state dict for ``model.load_state_dict``, each tensor contiguous and with memory of its own.
 
         Args:
             vector: (P,) float32.

@@ -1,4 +1,4 @@
-"""What a model is like, found by running it once: what it draws from, and whether it can be stacked."""
+"""Traits of a model, found by running it once: its random draws, and whether it can be stacked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class TraitProbe:
         self.traits = self._find_traits()
 
     def batching(self, asked: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
-        """How to train this model, and why not stacked; see :class:`~jwins.training.trainer.Trainer`."""
+        """Choose the way of training, and say why not stacked; see :class:`~jwins.training.trainer.Trainer`."""
         if asked == "loop":
             return "loop", "loop was asked for"
         if asked == "auto" and self._context.device.type == "cpu":
@@ -179,7 +179,7 @@ class TraitProbe:
         return ""
 
     def _differs_from_loop(self, step: Step, rows: int, number: int) -> str:
-        """What of a stack's step one node in a loop does not confirm; always empty for random models."""
+        """Return the results of a stacked step that a loop step does not confirm; empty for random models."""
         context = self._context
         with torch.no_grad():
             losses, gradients, buffers = self._model.outcome(

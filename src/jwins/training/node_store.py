@@ -1,4 +1,4 @@
-"""What a process holds of its nodes: parameters, local buffers and optimizer state, a row for each node."""
+"""Storage of a process's nodes: parameters, local buffers and optimizer state, a row for each node."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALIGN = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LocalState:
-    """What a node's training remembers from round to round, besides its parameters.
+    """State of a node's training between rounds, besides its parameters.
 
     Attributes:
         moments: of the optimizer, (P,) each, by torch's names, or of the quasi-global momentum.

@@ -121,7 +121,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         return OPTIMIZERS[self.kind](parameters, **_torch_options(self.options))
 
     def sample_state(self) -> dict[str, Tensor]:
-        """What torch keeps for a parameter of shape (1,) after a step with gradient 0."""
+        """Return torch's state for a parameter of shape (1,) after a step with gradient 0."""
         sample = torch.zeros(1, requires_grad=True)
         sample.grad = torch.zeros(1)
         built = self.build([sample])
@@ -192,11 +192,11 @@ class OptimizerState:
             self.scalars["started"] = torch.zeros((rows, tensors))
 
     def all_moments(self) -> Mapping[str, Tensor]:
-        """What a node keeps per parameter, by name, (rows, stride) float32 each."""
+        """Return the state per parameter, by name, (rows, stride) float32 each."""
         return self.moments if self.quasi_global is None else self.quasi_global.moments
 
     def all_counters(self) -> Mapping[str, Tensor]:
-        """What a node counts, by name, (rows, n) each."""
+        """Return the scalar state of each node, by name, (rows, n) each."""
         return self.scalars if self.quasi_global is None else self.quasi_global.counters
 
 

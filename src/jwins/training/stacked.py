@@ -49,7 +49,7 @@ MIN_STACK = 3
 
 
 def chunk_nodes(num_nodes: int, size: int, device: torch.device, most: int | None = None) -> int:
-    """How many nodes each chunk has; part of what determines the bits of a stacked result.
+    """Return the number of nodes in each chunk, which the bits of a stacked result depend on.
 
     Args:
         num_nodes: N, of the whole run, wherever they are.
@@ -129,7 +129,7 @@ class StackedModel:
         )
 
     def outputs(self, module: WorkerModule, values: Sequence[Tensor], inputs: Tensor) -> Any:
-        """What the models of all rows, in evaluation mode, make of the same test samples."""
+        """Return the outputs of all rows' models, in evaluation mode, for the same test samples."""
         prepared = self._context.task.prepare(inputs)
 
         def one(*tensors: Tensor) -> Any:

@@ -213,7 +213,7 @@ class Trainer:
         return {name: tensor.clone() for name, tensor in self._store.buffers_of(node).items()}
 
     def state(self, node: int) -> LocalState:
-        """What a checkpoint must hold of a node besides its parameters; a copy."""
+        """Return a copy of a node's state besides its parameters, for a checkpoint."""
         return self._store.state(node)
 
     def load_state_(self, node: int, state: LocalState) -> None:

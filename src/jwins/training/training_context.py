@@ -1,4 +1,4 @@
-"""What both ways of training share: the task on its device, fresh models, seeded generators, worker threads."""
+"""Context of both ways of training: the task on its device, fresh models, seeded generators, worker threads."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TrainingContext:
             torch.cuda.manual_seed(value)
 
     def generator(self, purpose: str, node: int, round: int) -> torch.Generator:
-        """What a task's loss draws from."""
+        """Return the generator for a task's loss."""
         return torch_generator(self.seed, purpose, node=node, round=round, device=self.device)
 
     # --- Data ---------------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def check_scalar(loss: object) -> None:
 
 
 def training_error(node: object, round: int | None, stage: str, error: Exception) -> TrainingError:
-    """What failed, with the node, the round and the stage it failed in."""
+    """Describe an error with its node, round and stage."""
     at = "" if round is None else f", round {round}"
     what = str(error) if isinstance(error, JwinsError) else f"{type(error).__name__}: {error}"
     return TrainingError(f"node {node}{at}, {stage}: {what}")
@@ -190,7 +190,7 @@ def training_error(node: object, round: int | None, stage: str, error: Exception
 
 @contextmanager
 def wrap_errors(node: object, round: int | None, stage: str) -> Iterator[None]:
-    """What fails inside becomes a :class:`TrainingError`."""
+    """Turn errors inside into a :class:`TrainingError`."""
     try:
         yield
     except Exception as error:
