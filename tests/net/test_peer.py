@@ -409,7 +409,7 @@ def test_two_parameters_on_one_memory_are_refused_and_one_under_two_names_is_not
                 self.b.weight.data = self.a.weight.data.T
 
     peers = Peers(tmp_path, 1, wires)
-    with pytest.raises(UsageError, match=r"parameters 'a\.weight' and 'b\.weight' share memory"):
+    with pytest.raises(UsageError, match=r"parameter 'a\.weight' and parameter 'b\.weight' share memory"):
         peers.peer(0, Tied(same=False))
     peers.peer(0, Tied(same=True)).close()
 

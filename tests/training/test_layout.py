@@ -97,6 +97,63 @@ def test_tied_parameters_count_once_and_are_saved_under_both_names():
     assert torch.equal(layout.flatten(fresh), torch.arange(10.0))
 
 
+def by_data(model):
+    model[1].weight.data = model[0].weight.data
+
+
+def transposed(model):
+    model[1].weight.data = model[0].weight.data.T
+
+
+def sliced(model):
+    model[1].bias.data = model[0].weight.data[1]
+
+
+def one_frozen(model):
+    model[1].weight.requires_grad_(False)
+    model[1].weight.data = model[0].weight.data
+
+
+def new_parameter(model):
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+
+
+def buffer(model):
+    model[1].register_buffer("weight_before", model[0].weight.data)
+
+
+def the_first_is_long(model):
+    store = torch.zeros(100)
+    model[0].weight.data, model[0].bias.data = store.as_strided((3, 3), (30, 1)), store[3:6]
+    model[0].weight.requires_grad_(False)
+    model[0].bias.requires_grad_(False)
+    model[1].bias.data = store[50:53]
+
+
+@pytest.mark.parametrize(
+    "tie", [by_data, transposed, sliced, one_frozen, new_parameter, buffer, the_first_is_long]
+)
+@pytest.mark.parametrize("buffers", ["local", "shared"])
+def test_memory_under_two_names_is_refused(tie, buffers):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tie(model)
+    with pytest.raises(
+        UsageError, match=r"'0\.\w+' and \w+ '1\.\w+' share memory|'1.* and .*'0.* share memory"
+    ):
+        Layout.of(model, buffers)
+
+
+def test_neighbours_in_one_memory_are_not_the_same():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    store = torch.zeros(24)
+    for parameter, part in zip(model.parameters(), store.split([9, 3, 9, 3]), strict=True):
+        parameter.data = part.view(parameter.shape)
+    assert Layout.of(model).size == 24
+    model[0].weight.requires_grad_(False)
+    model[0].register_buffer("same", model[0].weight.data)  # neither of them trains
+    assert Layout.of(model).size == 15
+
+
 def test_frozen_parameters_are_left_out_of_the_vector_and_saved_all_the_same():
     model = Tied()
     model.encoder.weight.requires_grad_(False)

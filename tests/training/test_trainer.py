@@ -913,3 +913,14 @@ def test_a_chunk_that_is_only_partly_here_is_refused():
     assert Trainer(Toy(), {4: parts[4]}, batching="loop", **rest).nodes == (4,)
     with pytest.raises(UsageError, match="nodes 4 to 4 of 3"):
         Trainer(Toy(), {4: parts[4]}, **rest | {"num_nodes": 3})
+
+
+@pytest.mark.parametrize("batching", ["loop", "stacked", "auto"])
+def test_a_model_with_two_parameters_on_one_memory_is_refused(batching):
+    def tied():
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3))
+        model[1].weight.data = model[0].weight.data[:3]
+        return model
+
+    with pytest.raises(UsageError, match=r"'0\.weight' and parameter '1\.weight' share memory|'1\.weight' and"):
+        make(tied, batching=batching)

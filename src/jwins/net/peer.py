@@ -27,7 +27,6 @@ from jwins.net.journal import Journal, write_journal
 from jwins.net.membership import Membership
 from jwins.net.peer_settings import (
     check_resumable,
-    check_storage,
     digest_of_run,
     hash_of_layout,
     selected,
@@ -174,7 +173,6 @@ class Peer:
         members.build_topology()
         self.name = me.name
         self.model = model
-        check_storage(model)
         self._layout = layout = selected(Layout.of(model, buffers, convert=True), params)
         place = None if folder is None else Path(folder)
         going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))

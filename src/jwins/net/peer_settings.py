@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from jwins.errors import ResumeError, UsageError
 from jwins.net.handshake import flat_settings
@@ -20,7 +17,7 @@ from jwins.sharing import Sharing
 from jwins.training.layout import Layout
 from jwins.wire.frame import DIGEST_BYTES
 
-__all__ = ["check_resumable", "check_storage", "digest_of_run", "hash_of_layout", "selected", "settings_of_run"]
+__all__ = ["check_resumable", "digest_of_run", "hash_of_layout", "selected", "settings_of_run"]
 
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -55,33 +52,6 @@ def plain_name(name: str) -> str:
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
-
-
-def check_storage(model: nn.Module) -> None:
-    """Refuse a model in which two parameters that train are the same memory, and not one parameter.
-
-    A merge would write one of them over the other. One parameter under several names counts once, and is no
-    problem.
-
-    Raises:
-        UsageError: names both.
-    """
-    taken: list[tuple[int, int, int, str]] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or nn.parameter.is_lazy(parameter):
-            continue  # what is lazy is refused later
-        strides = zip(parameter.shape, parameter.stride(), strict=True)
-        span = 1 + sum((size - 1) * stride for size, stride in strides)
-        first = parameter.storage_offset() * parameter.element_size()
-        end = first + span * parameter.element_size()
-        taken.append((parameter.untyped_storage().data_ptr(), int(first), int(end), name))
-    taken.sort()
-    for (store, _, end, name), (other_store, other_first, _, other) in itertools.pairwise(taken):
-        if store == other_store and other_first < end:
-            problem = (
-                "share memory; make them one nn.Parameter under both names (module.b = module.a), or clone one"
-            )
-            raise UsageError(f"Peer.model: parameters {name!r} and {other!r} {problem}")
 
 
 def hash_of_layout(layout: Layout) -> str:

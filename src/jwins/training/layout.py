@@ -81,8 +81,8 @@ class Layout:
                 float32, and :meth:`write` rounds to the nearest number of their own type.
 
         Raises:
-            UsageError: no parameters, none that trains, a lazy one, or a tensor that cannot be part of a
-                float32 vector.
+            UsageError: no parameters, none that trains, a lazy one, a tensor that cannot be part of a float32
+                vector, or one that shares memory with a parameter that trains and is not the same parameter.
             ConfigError: an unknown policy.
         """
         if buffers not in ("local", "shared"):
@@ -111,6 +111,7 @@ class Layout:
         if offset == 0:
             raise UsageError(f"{type(model).__name__} has no parameters: there is nothing to train and share")
 
+        _check_storage(model)
         variances = _variance_names(model)
         saved = set(model.state_dict(keep_vars=True))
         local = []
@@ -229,6 +230,38 @@ class Layout:
             raise UsageError(
                 f"Layout: got a vector of shape {tuple(vector.shape)}, expected (..., {self.size})"
             )
+
+
+def _check_storage(model: nn.Module) -> None:
+    """Refuse a tensor on the memory of a parameter that trains: they would train as two and be saved as one.
+
+    Seen by the model, a tie by ``.data``, a transpose and a slice are several parameters. One parameter under
+    several names counts once, and is no problem.
+    """
+    taken: list[tuple[int, int, int, bool, str]] = []
+    every = [("parameter", *named) for named in model.named_parameters()]
+    every += [("buffer", *named) for named in model.named_buffers()]
+    for what, name, tensor in every:
+        if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or not tensor.numel():
+            continue
+        if not (store := tensor.untyped_storage().data_ptr()):
+            continue  # without memory of its own, as on the meta device
+        strides = zip(tensor.shape, tensor.stride(), strict=True)
+        span = 1 + sum((size - 1) * stride for size, stride in strides)
+        first = tensor.storage_offset() * tensor.element_size()
+        end = first + span * tensor.element_size()
+        trains = what == "parameter" and tensor.requires_grad
+        taken.append((store, first, end, trains, f"{what} {name!r}"))
+    reach: dict[tuple[int, bool], tuple[int, str]] = {}
+    for store, first, end, trains, name in sorted(taken):
+        for of_others in (True, False) if trains else (True,):
+            other_end, other = reach.get((store, of_others), (0, ""))
+            if first < other_end:
+                raise UsageError(
+                    f"{other} and {name} share memory and are not the same parameter; make them one "
+                    "nn.Parameter under both names (module.b = module.a), or clone one"
+                )
+        reach[store, trains] = max(reach.get((store, trains), (0, "")), (end, name))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
