@@ -41,6 +41,7 @@ from torch import Tensor
 from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
+from jwins.sharing.calls import call_init, call_merge, call_share, method_name
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
 from jwins.wire.frame import ROSTER_VERSIONS, Frame, KeyframeRequest, Packed, Wire
@@ -450,7 +451,7 @@ class Node:
         self.phase = Phase.NEW
         self.round = 0
         self.params = params
-        self.state: Any = rules.sharing.init(params)
+        self.state: Any = call_init(rules.sharing, params)
         self.merged_with: tuple[int, ...] = ()
         self._inbox: dict[tuple[int, int], Frame] = {}
         self._down: set[int] = set()
@@ -488,7 +489,7 @@ class Node:
             params: (P,) float32; kept, and never written into.
         """
         common = self._sharing.needs_common_start
-        self.state = self._sharing.projected(self.state, params) if common else self._sharing.init(params)
+        self.state = self._sharing.projected(self.state, params) if common else call_init(self._sharing, params)
         self.params = params
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -567,7 +568,10 @@ class Node:
         self.params = event.params
         if _diverged(event.params):
             return self._fail("parameters are not finite after local training")
-        update, self.state = self._sharing.share(self.state, self.params, self._context())
+        ctx = self._context()
+        update, self.state = call_share(self._sharing, self.state, self.params, ctx, self.update_dim)
+        if not _is_finite(update):
+            return self._fail(f"{method_name(self._sharing, 'share')} returned a value that is not finite")
         self._shared = self.round
         self._outgoing = self.rules.wire.pack(
             Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
@@ -711,7 +715,7 @@ class Node:
         return commands + self._next_round()
 
     def _merge(self, received: list[Received], ctx: RoundContext) -> None:
-        self.params, self.state = self._sharing.merge(self.state, self.params, received, ctx)
+        self.params, self.state = call_merge(self._sharing, self.state, self.params, received, ctx)
         if self.rules.project is not None:
             merged = self.params
             self.params = self.rules.project(merged.clone())
@@ -809,6 +813,14 @@ class Node:
             if (largest := frame.update.largest()) > self.rules.max_magnitude_ratio * own:
                 return f"a value of {largest:.3g}, where no parameter of this node is beyond {own:.3g}"
         return None
+
+
+def _is_finite(update: Update) -> bool:
+    """Whether receivers will find all values finite; symbols are multiplied only where they might overflow."""
+    values = update.values
+    if isinstance(values, Quantized) and (not len(values.scales) or float(values.scales.max()) < 2.0**90):
+        return True
+    return update.is_finite()
 
 
 def _diverged(params: Tensor) -> bool:

@@ -120,6 +120,8 @@ def assemble(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
+    from jwins.run.sharing_check import check_sharing, has_own_parts
+
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
     partition = build_partition(experiment, task)
@@ -139,6 +141,8 @@ def assemble(
         resolved = resolved.changed({"train": {"batching": trainer.batching}})
     dim = trainer.layout.size
     _check_padding(experiment, sharing, dim)
+    if has_own_parts(experiment):
+        check_sharing(sharing, trainer.initial(), topology, experiment.run.seed)
     start = StartRow(
         name=experiment.name,
         digest=experiment.digest().hex(),

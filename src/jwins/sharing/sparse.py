@@ -27,12 +27,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError
+from jwins.errors import ConfigError, UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
@@ -226,7 +227,7 @@ class Jwins(Sharing[ScoreState]):
         """The coefficients that changed most since they were last sent."""
         own = self._forward(params)
         size = len(own)
-        fraction = self.cutoff(ctx)
+        fraction = _fraction_of(self.cutoff, ctx)
         count = size if fraction >= self.dense_above else count_of(fraction, size)
         score = self._score(state, own)
         positions = None if count == size else largest_k(score, count)
@@ -288,6 +289,14 @@ class Jwins(Sharing[ScoreState]):
         if self.score == "reference":
             return _overwrite(state.since, positions, state.start)
         return _overwrite(score, positions, torch.zeros_like(score))
+
+
+def _fraction_of(cutoff: Cutoff, ctx: RoundContext) -> float:
+    fraction = cutoff(ctx)
+    if not isinstance(fraction, Real) or not 0.0 < fraction <= 1.0:
+        name = getattr(cutoff, "__qualname__", type(cutoff).__qualname__)
+        raise UsageError(f"the cut-off {name} returned {fraction!r}: expected a fraction in (0, 1]")
+    return fraction
 
 
 def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tensor:

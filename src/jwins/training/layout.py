@@ -239,17 +239,17 @@ def _check_storage(model: nn.Module) -> None:
     several names counts once, and is no problem.
     """
     taken: list[tuple[int, int, int, bool, str]] = []
-    every = [("parameter", *named) for named in model.named_parameters()]
+    every: list[tuple[str, str, Tensor]] = [("parameter", *named) for named in model.named_parameters()]
     every += [("buffer", *named) for named in model.named_buffers()]
     for what, name, tensor in every:
-        if nn.parameter.is_lazy(tensor) or tensor.layout != torch.strided or not tensor.numel():
+        if isinstance(tensor, nn.UninitializedBuffer) or tensor.layout != torch.strided or not tensor.numel():
             continue
         if not (store := tensor.untyped_storage().data_ptr()):
             continue  # without memory of its own, as on the meta device
         strides = zip(tensor.shape, tensor.stride(), strict=True)
         span = 1 + sum((size - 1) * stride for size, stride in strides)
-        first = tensor.storage_offset() * tensor.element_size()
-        end = first + span * tensor.element_size()
+        first = int(tensor.storage_offset()) * tensor.element_size()
+        end = first + int(span) * tensor.element_size()
         trains = what == "parameter" and tensor.requires_grad
         taken.append((store, first, end, trains, f"{what} {name!r}"))
     reach: dict[tuple[int, bool], tuple[int, str]] = {}

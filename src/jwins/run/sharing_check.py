@@ -1,0 +1,111 @@
+"""One round of an algorithm of one's own on copies, before the first round: what a run would notice late."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jwins.engines.node_group import STATE_TYPES
+from jwins.errors import UsageError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.plugins import SharingTable
+from jwins.experiment.settings import Settings
+from jwins.rng import RoundContext
+from jwins.run_folder.checkpoint import dump
+from jwins.sharing import Sharing
+from jwins.sharing.calls import call_init, call_merge, call_share, method_name
+from jwins.sharing.update import Received
+from jwins.topology.graph import Topology
+
+__all__ = ["check_sharing", "has_own_parts"]
+
+
+def has_own_parts(experiment: Experiment) -> bool:
+    """Whether the algorithm, or a part of it such as its cut-off, is an object of the user's."""
+    config = experiment.sharing
+    if not isinstance(config, SharingTable):
+        return True
+    plain = (Settings, str, int, float, type(None))
+    return any(not isinstance(value, plain) for _, value in config)
+
+
+def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, seed: int) -> None:
+    """Run one round of node 0 whose neighbours send the same as it does.
+
+    Args:
+        sharing: a copy of it runs.
+        initial: (P,) float32, the common start, which is left as it is.
+        topology: from its first graph.
+        seed: of the experiment.
+
+    Raises:
+        UsageError: the algorithm fails, changes its arguments, returns something else than it must, or has a
+            state that a checkpoint cannot give back.
+    """
+    with contextlib.suppress(TypeError):  # some hold what cannot be copied
+        sharing = copy.deepcopy(sharing)
+    with torch.random.fork_rng(devices=[]):
+        _check(sharing, initial, RoundContext(seed, 0, 0, topology.at(0).senders[0]))
+
+
+def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
+    start = initial.clone()
+    state = call_init(sharing, start)
+    _check_same(sharing, "init", "params", start, initial)
+    _check_state(sharing, "init", state)
+    noise = torch.randn(len(initial), generator=torch.Generator().manual_seed(0)).to(initial.device)
+    trained = initial + 0.01 * noise  # a step of training; without any, scores would all be 0
+    params = trained.clone()
+    update, state = call_share(sharing, state, params, ctx, sharing.update_dim(len(initial)))
+    _check_same(sharing, "share", "params", params, trained)
+    _check_state(sharing, "share", state)
+    if not update.is_finite():
+        raise UsageError(f"{method_name(sharing, 'share')} returned an update with a value that is not finite")
+    if isinstance(update.values, Tensor):  # as it arrives: with memory of its own
+        update = dataclasses.replace(update, values=update.values.clone())
+    sent = update.dense_values().clone()
+    received = [Received(sender, 0, weight, update) for sender, weight in sorted(ctx.weights.items())]
+    _, state = call_merge(sharing, state, params, received, ctx)
+    _check_same(sharing, "merge", "params", params, trained)
+    _check_same(sharing, "merge", "the update of a neighbour", update.dense_values(), sent)
+    _check_state(sharing, "merge", state)
+
+
+def _check_same(sharing: Sharing[Any], method: str, what: str, found: Tensor, before: Tensor) -> None:
+    if not torch.equal(found, before):
+        raise UsageError(
+            f"{method_name(sharing, method)} changed {what} in place: work on a copy, with .clone()"
+        )
+
+
+def _check_state(sharing: Sharing[Any], method: str, state: object) -> None:
+    name = method_name(sharing, method)
+    known = {*STATE_TYPES, *sharing.state_types}
+    if strange := next((cls for cls in _dataclasses_in(state) if cls not in known), None):
+        raise UsageError(
+            f"{name} returned a state with a {strange.__name__}, which no checkpoint could give back: "
+            f"write state_types = ({strange.__name__},) in {type(sharing).__name__}"
+        )
+    try:
+        dump(state)
+    except UsageError as error:
+        raise UsageError(f"{name} returned a state that no checkpoint could hold: {error}") from None
+
+
+def _dataclasses_in(value: object) -> Iterator[type]:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield type(value)
+        for field in dataclasses.fields(value):
+            yield from _dataclasses_in(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for inner in (*value, *value.values()):
+            yield from _dataclasses_in(inner)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for inner in value:
+            yield from _dataclasses_in(inner)

@@ -1,0 +1,104 @@
+"""Calls of an algorithm, whose mistakes are named by class and method, and by node and round if any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jwins.errors import JwinsError, UsageError
+from jwins.rng import RoundContext
+from jwins.sharing.base import Sharing
+from jwins.sharing.update import Received, Update
+
+__all__ = ["call_init", "call_merge", "call_share", "method_name"]
+
+
+def call_init(sharing: Sharing[Any], params: Tensor) -> Any:
+    """Return the state before the first round; see :meth:`Sharing.init`.
+
+    Raises:
+        UsageError: it fails.
+    """
+    with _named(method_name(sharing, "init")):
+        return sharing.init(params)
+
+
+def call_share(
+    sharing: Sharing[Any], state: Any, params: Tensor, ctx: RoundContext, dim: int
+) -> tuple[Update, Any]:
+    """Return the update, which is part of a vector of ``dim``, and the state; see :meth:`Sharing.share`.
+
+    Raises:
+        UsageError: it fails, or returns something else.
+    """
+    where = _place(sharing, "share", ctx)
+    with _named(where):
+        found: Any = sharing.share(state, params, ctx)
+    update, after = _pair(found, where, "an update and a state")
+    if not isinstance(update, Update):
+        raise UsageError(
+            f"{where} returned {_described(update)} as its update: expected jwins.sharing's Update"
+        )
+    if update.dim != dim:
+        raise UsageError(
+            f"{where} returned an update with dim = {update.dim}: expected {dim}, as update_dim says"
+        )
+    return update, after
+
+
+def call_merge(
+    sharing: Sharing[Any], state: Any, params: Tensor, received: Sequence[Received], ctx: RoundContext
+) -> tuple[Tensor, Any]:
+    """Return the parameters for the next round and the state; see :meth:`Sharing.merge`.
+
+    Raises:
+        UsageError: it fails, or returns something else.
+    """
+    where = _place(sharing, "merge", ctx)
+    with _named(where):
+        found: Any = sharing.merge(state, params, received, ctx)
+    merged, after = _pair(found, where, "parameters and a state")
+    if not isinstance(merged, Tensor) or merged.shape != params.shape or merged.dtype != torch.float32:
+        raise UsageError(
+            f"{where} returned {_described(merged)} as its parameters: "
+            f"expected a float32 tensor of shape {tuple(params.shape)}"
+        )
+    return merged, after
+
+
+def method_name(sharing: object, method: str) -> str:
+    """Return class and method, as errors name them."""
+    return f"{type(sharing).__name__}.{method}"
+
+
+def _place(sharing: object, method: str, ctx: RoundContext) -> str:
+    return f"node {ctx.node}, round {ctx.round}: {method_name(sharing, method)}"
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except JwinsError as error:
+        error.add_note(f"in {where}")
+        raise
+    except Exception as error:
+        raise UsageError(f"{where} failed: {type(error).__name__}: {error}") from error
+
+
+def _pair(found: object, where: str, expected: str) -> tuple[Any, Any]:
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UsageError(f"{where} returned {_described(found)}: expected two things, {expected}")
+    return found
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    return f"{value!r}" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,167 @@
+"""Mistakes in an algorithm of one's own are named by class and method, before round 0 where possible."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jwins.errors import UsageError
+from jwins.experiment import Experiment, JwinsConfig, NodesConfig, RunConfig
+from jwins.run import build, simulate
+from jwins.sharing import Full, jwins
+from jwins.sharing.update import Update
+
+
+def experiment(sharing: Any, tmp_path: Path) -> Experiment:
+    run = RunConfig(rounds=3, eval_samples=20, folder=tmp_path / "run")
+    return Experiment(name="own", nodes=NodesConfig(count=6), run=run, sharing=sharing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    last: Any
+
+
+class Own(Full):
+    """Full sharing with something in place of one of its methods."""
+
+    def __init__(self, **methods: Callable[..., Any]) -> None:
+        super().__init__()
+        for name, method in methods.items():
+            object.__setattr__(self, name, method)
+
+    def __deepcopy__(self, memo: Any) -> Own:
+        return self
+
+
+def share(state: Any, params: Any, ctx: Any) -> Any:
+    return Full().share(state, params, ctx)
+
+
+def fails(*args: Any) -> Any:
+    raise KeyError("gamma")
+
+
+def in_place_share(state: Any, params: Any, ctx: Any) -> Any:
+    params.mul_(2)
+    return share(state, params, ctx)
+
+
+def in_place_merge(state: Any, params: Any, received: Any, ctx: Any) -> Any:
+    params.mul_(2)
+    return params, state
+
+
+def in_place_received(state: Any, params: Any, received: Any, ctx: Any) -> Any:
+    received[0].update.values.mul_(2)
+    return params, state
+
+
+def in_place_init(params: Any) -> Any:
+    return params.zero_()
+
+
+MISTAKES = {
+    "init fails": ({"init": fails}, r"^Own\.init failed: KeyError: 'gamma'"),
+    "share fails": ({"share": fails}, r"node 0, round 0: Own\.share failed: KeyError: 'gamma'"),
+    "merge fails": ({"merge": fails}, r"node 0, round 0: Own\.merge failed: KeyError: 'gamma'"),
+    "share gives no pair": (
+        {"share": lambda state, params, ctx: share(state, params, ctx)[0]},
+        r"Own\.share returned a Update: expected two things",
+    ),
+    "share gives nothing": ({"share": lambda *args: None}, r"Own\.share returned None: expected two things"),
+    "share gives a tensor": (
+        {"share": lambda state, params, ctx: (params, state)},
+        r"Own\.share returned a float32 tensor of shape \(\d+,\) as its update",
+    ),
+    "share gives another length": (
+        {"share": lambda state, params, ctx: (Update(3, None, params[:3]), state)},
+        r"Own\.share returned an update with dim = 3: expected \d+",
+    ),
+    "share gives NaN": (
+        {"share": lambda state, params, ctx: share(state, params * float("nan"), ctx)},
+        r"Own\.share returned an update with a value that is not finite",
+    ),
+    "merge gives another length": (
+        {"merge": lambda state, params, received, ctx: (params[:3], state)},
+        r"Own\.merge returned a float32 tensor of shape \(3,\) as its parameters: expected",
+    ),
+    "merge gives another type": (
+        {"merge": lambda state, params, received, ctx: (params.double(), state)},
+        r"Own\.merge returned a float64 tensor",
+    ),
+    "merge gives a list": (
+        {"merge": lambda state, params, received, ctx: ([1.0], state)},
+        r"Own\.merge returned a list as its parameters",
+    ),
+    "init in place": ({"init": in_place_init}, r"Own\.init changed params in place"),
+    "share in place": ({"share": in_place_share}, r"Own\.share changed params in place"),
+    "merge in place": ({"merge": in_place_merge}, r"Own\.merge changed params in place"),
+    "received in place": (
+        {"merge": in_place_received},
+        r"Own\.merge changed the update of a neighbour in place",
+    ),
+    "state of an unknown type": ({"init": Mine}, r"Own\.init .* with a Mine, .* write state_types = \(Mine,\)"),
+    "unknown type in a dict": (
+        {"share": lambda state, params, ctx: (share(None, params, ctx)[0], {"a": [Mine(1)]})},
+        r"Own\.share .* with a Mine",
+    ),
+    "state of no type for a checkpoint": (
+        {"init": lambda params: {"a": object()}},
+        r"Own\.init returned a state that no checkpoint could hold: state\['a'\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_named_before_the_run_has_a_folder(name: str, tmp_path: Path) -> None:
+    methods, message = MISTAKES[name]
+    with pytest.raises(UsageError, match=message):
+        simulate(experiment(Own(**methods), tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [2.0, 0.0, -0.5, float("nan"), None, "all"])
+def test_a_cutoff_out_of_range_is_refused_by_name(value: Any, tmp_path: Path) -> None:
+    def my_cutoff(ctx: Any) -> Any:
+        return value
+
+    for sharing in (JwinsConfig(cutoff=my_cutoff), jwins(cutoff=my_cutoff)):
+        with pytest.raises(UsageError, match=r"cut-off .*my_cutoff returned .*expected a fraction in \(0, 1\]"):
+            simulate(experiment(sharing, tmp_path))
+
+
+def test_nan_from_share_in_a_later_round_ends_the_run_and_says_where(tmp_path: Path) -> None:
+    def late(state: Any, params: Any, ctx: Any) -> Any:
+        return share(state, params * (float("nan") if (ctx.node, ctx.round) == (2, 1) else 1.0), ctx)
+
+    result = simulate(experiment(Own(share=late), tmp_path))
+    assert result.status == "diverged"
+    assert result.record.end is not None
+    assert result.record.end.reason == "node 2, round 1: Own.share returned a value that is not finite"
+
+
+def test_a_mistake_in_a_later_round_names_node_and_round(tmp_path: Path) -> None:
+    def late(state: Any, params: Any, received: Any, ctx: Any) -> Any:
+        return (params, state) if ctx.round < 2 else fails()
+
+    with pytest.raises(UsageError, match=r"^node \d, round 2: Own\.merge failed: KeyError: 'gamma'"):
+        simulate(experiment(Own(merge=late), tmp_path))
+
+
+def test_the_check_leaves_algorithm_and_generators_as_they_were(tmp_path: Path) -> None:
+    calls = []
+
+    def counting(state: Any, params: Any, ctx: Any) -> Any:
+        calls.append(torch.rand(1).item())
+        return share(state, params, ctx)
+
+    before = torch.get_rng_state()
+    build(experiment(Own(share=counting), tmp_path))
+    assert len(calls) == 1
+    assert torch.equal(torch.get_rng_state(), before)
