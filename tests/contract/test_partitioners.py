@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jwins.errors import ConfigError
-from jwins.tasks.partition import PARTITIONERS, make_partitioner
+from jwins.experiment import Experiment
+from jwins.run import build_partition
+from jwins.tasks import make_task
+from jwins.tasks.partition import PARTITIONERS, checked_split, make_partitioner
 
 TABLE = {
     "iid": {},
@@ -145,3 +150,84 @@ def test_what_the_task_does_not_have(kind: str, remedy: str) -> None:
         make_partitioner(kind, {}).split(
             num_samples=10, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(0)
         )
+
+
+# --- a partitioner of one's own ----------------------------------------------------------------------------
+
+
+class Own:
+    """Gives 12 samples to 3 nodes as a function has it."""
+
+    def __init__(self, parts: Callable[..., Any]) -> None:
+        self.parts = parts
+
+    def split(self, **given: Any) -> Any:
+        return self.parts(given)
+
+
+def thirds() -> list[np.ndarray]:
+    return np.array_split(np.arange(12), 3)
+
+
+def checked(parts: Callable[..., Any], **given: Any) -> list[np.ndarray]:
+    settings = {"labels": None, "keys": None, "rng": np.random.default_rng(0), **given}
+    return checked_split(Own(parts), num_samples=12, num_nodes=3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        (lambda given: [np.arange(10)] * 3, r"gives nodes 0 and 1 sample 0; expected each sample on one"),
+        (
+            lambda given: [np.arange(4), np.arange(3, 8), np.arange(8, 12)],
+            "gives nodes 0 and 1 sample 3; expected each",
+        ),
+        (lambda given: [part[:3] for part in thirds()], "gives sample 3 to no node, one of 3"),
+        (lambda given: [*thirds()[:2], np.arange(8, 13)], "gives node 2 sample 12; expected 0 to 11"),
+        (lambda given: [np.arange(-1, 4), *thirds()[1:]], "gives node 0 sample -1; expected 0 to 11"),
+        (
+            lambda given: [*thirds()[:2], np.arange(8, 12)[::-1]],
+            "gives node 2 sample 10 after 11; expected inc",
+        ),
+        (lambda given: [np.array([0, 0, 1, 2, 3]), *thirds()[1:]], "gives node 0 sample 0 after 0; expected"),
+        (lambda given: [np.arange(12), *[np.arange(0)] * 2], "gives node 1 no samples"),
+        (lambda given: thirds()[:2], "returns a list of 2; expected a list of 3, one per node"),
+        (lambda given: dict(enumerate(thirds())), "returns a dict; expected a list of 3"),
+        (lambda given: None, "returns a NoneType; expected a list of 3"),
+        (lambda given: [part.tolist() for part in thirds()], "returns list for node 0; expected a NumPy array"),
+        (lambda given: [part.astype(float) for part in thirds()], r"float64 of shape \(4,\) for node 0"),
+        (lambda given: [part[None] for part in thirds()], r"int64 of shape \(1, 4\) for node 0"),
+        (lambda given: given["tables"], "raises KeyError: 'tables'"),
+    ],
+)
+def test_an_own_partitioner_is_held_to_its_promise_by_name(parts: Callable[..., Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=rf"test_partitioners\.Own'?: Own\.split\(\) .*{problem}") as caught:
+        checked(parts)
+    assert caught.value.path == "task.partition"
+    assert str(caught.value.value).endswith(".Own")
+
+
+def test_an_own_partitioner_that_does_as_it_must_is_taken_as_it_is() -> None:
+    parts = checked(lambda given: [np.array([0, 11]), np.arange(1, 10), np.array([10])])
+    assert [part.tolist() for part in parts] == [[0, 11], list(range(1, 10)), [10]]
+
+
+def test_an_own_partitioner_cannot_change_the_tasks_owners() -> None:
+    def changes(given: dict[str, Any]) -> list[np.ndarray]:
+        given["keys"][:] = 0
+        given["labels"][:] = 0
+        return thirds()
+
+    keys, labels = np.arange(12), np.arange(12)
+    checked(changes, keys=keys, labels=labels)
+    assert keys.tolist() == labels.tolist() == list(range(12))
+
+
+def test_an_experiment_checks_a_partitioner_of_its_own() -> None:
+    experiment = Experiment(
+        task={"name": "digits", "partition": Own(lambda given: [np.arange(10)] * given["num_nodes"])},  # type: ignore[arg-type]
+        nodes={"count": 2},  # type: ignore[arg-type]
+        topology={"kind": "ring"},  # type: ignore[arg-type]
+    )
+    with pytest.raises(ConfigError, match=r"Own\.split\(\) gives nodes 0 and 1 sample 0"):
+        build_partition(experiment, make_task("digits"))

@@ -142,13 +142,16 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
     """For each node, which of the task's training samples it holds, increasing.
 
     Raises:
-        ConfigError: there is no such partitioner, or it cannot divide these samples so.
+        ConfigError: there is no such partitioner, it cannot divide these samples so, or one of the user's own
+            does not do as it must.
     """
     from jwins.rng import stream
+    from jwins.tasks.partition import checked_split
 
     config = experiment.task.partition
     partition = config.build() if isinstance(config, PartitionTable) else config
-    return partition.split(
+    return checked_split(
+        partition,
         num_samples=len(task.train),
         num_nodes=experiment.nodes.count,
         labels=task.partition_labels(),

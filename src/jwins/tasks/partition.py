@@ -8,14 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from jwins.errors import ConfigError
+from jwins.errors import ConfigError, JwinsError
 
-__all__ = ["PARTITIONERS", "ByKey", "Dirichlet", "Iid", "Partitioner", "Shards", "make_partitioner"]
+__all__ = [
+    "PARTITIONERS",
+    "ByKey",
+    "Dirichlet",
+    "Iid",
+    "Partitioner",
+    "Shards",
+    "checked_split",
+    "make_partitioner",
+]
 
 Indices = npt.NDArray[np.int64]
 
@@ -253,6 +262,71 @@ def make_partitioner(kind: str, options: Mapping[str, object]) -> Partitioner:
             takes = f"takes only {', '.join(known)}" if known else "takes no other keys"
             raise ConfigError(f"task.partition.{key}", value, f"unknown key; kind = {kind!r} {takes}")
     return cls(**options)
+
+
+def checked_split(
+    partitioner: Partitioner,
+    *,
+    num_samples: int,
+    num_nodes: int,
+    labels: Indices | None,
+    keys: Indices | None,
+    rng: np.random.Generator,
+) -> list[Indices]:
+    """Let a partitioner divide samples, and hold it to what :meth:`Partitioner.split` promises.
+
+    Labels and keys are handed over as copies.
+
+    Raises:
+        ConfigError: what the partitioner raises; or its class, ``split`` and what is wrong with the result.
+    """
+    cls = type(partitioner)
+
+    def wrong(problem: str) -> ConfigError:
+        named = f"{cls.__module__}.{cls.__qualname__}"
+        return ConfigError("task.partition", named, f"{cls.__name__}.split() {problem}")
+
+    try:
+        parts: Any = partitioner.split(
+            num_samples=num_samples,
+            num_nodes=num_nodes,
+            labels=None if labels is None else labels.copy(),
+            keys=None if keys is None else keys.copy(),
+            rng=rng,
+        )
+    except JwinsError:
+        raise
+    except Exception as error:
+        raise wrong(f"raises {type(error).__name__}: {error}") from error
+    if not isinstance(parts, list | tuple) or len(parts) != num_nodes:
+        count = f" of {len(parts)}" if isinstance(parts, list | tuple) else ""
+        raise wrong(f"returns a {type(parts).__name__}{count}; expected a list of {num_nodes}, one per node")
+    owner = np.full(num_samples, -1)
+    for node, part in enumerate(parts):
+        if not isinstance(part, np.ndarray) or part.dtype != np.int64 or part.ndim != 1:
+            found = (
+                f"{part.dtype} of shape {part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
+            )
+            raise wrong(f"returns {found} for node {node}; expected a NumPy array of int64, shape (n,)")
+        if not len(part):
+            raise wrong(f"gives node {node} no samples; expected at least one each")
+        outside = part[(part < 0) | (part >= num_samples)]
+        if len(outside):
+            raise wrong(f"gives node {node} sample {outside[0]}; expected 0 to {num_samples - 1}")
+        falls = np.flatnonzero(np.diff(part) <= 0)
+        if len(falls):
+            one, other = part[falls[0] : falls[0] + 2]
+            raise wrong(f"gives node {node} sample {other} after {one}; expected increasing numbers, each once")
+        taken = part[owner[part] >= 0]
+        if len(taken):
+            raise wrong(
+                f"gives nodes {owner[taken[0]]} and {node} sample {taken[0]}; expected each sample on one"
+            )
+        owner[part] = node
+    left = np.flatnonzero(owner < 0)
+    if len(left):
+        raise wrong(f"gives sample {left[0]} to no node, one of {len(left)}; expected each sample on one")
+    return list(parts)
 
 
 def _check_enough(kind: str, num_samples: int, num_nodes: int) -> None:
