@@ -34,17 +34,18 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class Dataset:
     """Samples held once in memory; nodes hold index arrays into them.
 
     Attributes:
         inputs: (n, ...) of any type; store images as uint8 and convert in :meth:`Task.prepare`.
         targets: (n, ...).
-        keys: (n,) int64, the natural owner of each sample (writer, user, role), or None.
+        keys: (n,) int64, the natural owner of each sample (writer, user, role), or None. A tensor is taken as
+            well, and kept as an array.
 
     Raises:
-        UsageError: the lengths differ.
+        UsageError: the lengths differ, or something is of another type.
 
     >>> len(Dataset(torch.zeros(3, 2), torch.zeros(3)))
     3
@@ -52,9 +53,15 @@ class Dataset:
 
     inputs: Tensor
     targets: Tensor
-    keys: npt.NDArray[np.int64] | None = None
+    keys: npt.NDArray[np.int64] | None
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self, inputs: Tensor, targets: Tensor, keys: npt.NDArray[np.int64] | Tensor | None = None
+    ) -> None:
+        if isinstance(keys, Tensor):
+            keys = keys.detach().cpu().numpy()
+        for name, value in (("inputs", inputs), ("targets", targets), ("keys", keys)):
+            object.__setattr__(self, name, value)
         for name in ("inputs", "targets"):
             found = getattr(self, name)
             if not isinstance(found, Tensor):
@@ -66,6 +73,11 @@ class Dataset:
             raise UsageError(
                 f"Dataset: inputs of shape {tuple(self.inputs.shape)} and targets of shape "
                 f"{tuple(self.targets.shape)}; expected one target per input along the first dimension"
+            )
+        if self.keys is not None and not isinstance(self.keys, np.ndarray):
+            raise UsageError(
+                f"Dataset.keys is of type {type(self.keys).__name__}: expected a tensor or an array of int64; "
+                f"torch.as_tensor makes one of a list"
             )
         if self.keys is not None and (self.keys.shape != (len(self),) or self.keys.dtype != np.int64):
             raise UsageError(
