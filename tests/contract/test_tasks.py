@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import inspect
 import io
 import pickle
@@ -587,6 +588,274 @@ def test_damaged_data_are_refused(
     assert problem in str(caught.value)
 
 
+def copied(pattern: str, to: str) -> Callable[[Path], object]:
+    """Makes a copy of the first file of a pattern, named from its folder; ``{}`` is the file's own stem."""
+
+    def copy(folder: Path) -> None:
+        file = sorted(folder.rglob(pattern))[0]
+        target = file.parent / to.format(file.stem)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, target)
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "{} (1).parquet",
+        "{}(2).parquet",
+        "{} - Copy.parquet",
+        "{} copy 2.parquet",
+        "{}.bak.parquet",
+        "{}_old.parquet",
+        "train-again.parquet",
+        "backup/{}.parquet",
+        "backup/train-again.parquet",
+    ],
+)
+@pytest.mark.parametrize("same", [True, False], ids=["same bytes", "other bytes"])
+@pytest.mark.parametrize("name", ["cifar10", "femnist", "celeba", "shakespeare, parquet"])
+def test_data_are_never_read_twice(name: str, same: bool, to: str, tmp_path: Path) -> None:
+    files = TABLE[name].files
+    assert files is not None
+    files(tmp_path)
+    originals = set(tmp_path.rglob("train*.parquet"))
+    copied("train*.parquet", to)(tmp_path)
+    copies = sorted(tmp_path.rglob("train*.parquet"))
+    if not same:  # as if it were written by another version of a library
+        pq = pytest.importorskip("pyarrow.parquet")
+        other = next(path for path in copies if path not in originals)
+        pq.write_table(pq.read_table(other), other, compression="gzip")
+    with pytest.raises(DataError, match="the samples would be read twice") as caught:
+        make_task(name.split(",")[0], data=tmp_path)
+    assert sum(str(path) in str(caught.value) for path in copies) >= 2
+
+
+@pytest.mark.parametrize("to", ["train-0 (1).parquet", "more/train-0.parquet", "train-1.parquet"])
+def test_files_without_shard_numbers_are_not_read_twice_either(to: str, tmp_path: Path) -> None:
+    cifar10_files(tmp_path)
+    train = next(tmp_path.rglob("train*"))
+    train = train.rename(train.with_name("train-0.parquet"))
+    copied("train*", to)(tmp_path)
+    with pytest.raises(DataError, match="read twice") as caught:
+        make_task("cifar10", data=tmp_path)
+    assert str(train) in str(caught.value)
+    assert str(train.parent / to) in str(caught.value)
+
+
+def test_files_without_shard_numbers_are_read_together(tmp_path: Path) -> None:
+    cifar10_files(tmp_path)
+    train = next(tmp_path.rglob("train*"))
+    train.rename(train.with_name("train-0.parquet"))
+    images = [image(np.random.default_rng(8), 32, 32) for _ in range(5)]
+    write_parquet(train.with_name("train-1.parquet"), {"img": images, "label": [1] * 5})
+    assert len(make_task("cifar10", data=tmp_path).train) == 35
+
+
+@pytest.mark.parametrize("to", ["{} (1).txt", "backup/{}.txt", "again.txt"])
+def test_plays_are_not_read_twice(to: str, tmp_path: Path) -> None:
+    shakespeare_text(tmp_path)
+    copied("plays.txt", to)(tmp_path)
+    with pytest.raises(DataError, match=r"read twice, from .*txt and .*txt"):
+        make_task("shakespeare", data=tmp_path)
+
+
+def test_plays_of_one_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    for folder, said in (("a", "one "), ("b", "two ")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "play.txt").write_text(f"ANNA:\n{said * 50}")
+    assert len(np.unique(make_task("shakespeare", data=tmp_path).train.keys)) == 2
+
+
+# --- cells of a wrong type ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "cells", "problem"),
+    [
+        ("femnist", "writer_id", [None], "row 3 (the first is 0): the cell is empty"),
+        ("femnist", "writer_id", [b"f1"] * 30, "row 0 (the first is 0): plain bytes, 2 of them"),
+        ("femnist", "writer_id", [float(i) for i in range(30)], "row 0 (the first is 0): float 0.0"),
+        ("femnist", "writer_id", [True] * 30, "row 0 (the first is 0): bool True"),
+        ("femnist", "writer_id", [["f1"]] * 30, "row 0 (the first is 0): list ['f1']"),
+        ("femnist", "writer_id", list(range(30)), "row 0 (the first is 0): int 0"),  # the other file has text
+        ("femnist", "character", [None], "row 3 (the first is 0): the cell is empty"),
+        ("femnist", "character", [62], "row 3 (the first is 0): int 62"),
+        ("femnist", "character", [-1], "row 3 (the first is 0): int -1"),
+        ("femnist", "character", ["a"] * 30, "row 0 (the first is 0): str 'a'"),
+        ("femnist", "character", [1.0] * 30, "row 0 (the first is 0): float 1.0"),
+        ("femnist", "image", [None], "row 3 (the first is 0): the cell is empty"),
+        ("femnist", "image", [b"PNG"] * 30, "row 0 (the first is 0): plain bytes, 3 of them"),
+        ("femnist", "image", [{"path": "x.png"}] * 30, "row 0 (the first is 0): dict"),
+        ("femnist", "image", [{"bytes": b"PNG"}] * 30, "an image cannot be decoded"),
+        (
+            "celeba",
+            "celeb_id",
+            [2**63 + i for i in range(20)],
+            "row 0 (the first is 0): int 9223372036854775808",
+        ),
+        ("celeba", "celeb_id", [None], "row 3 (the first is 0): the cell is empty"),
+        ("celeba", "Smiling", [None], "row 3 (the first is 0): the cell is empty"),
+        ("celeba", "Smiling", ["yes"] * 20, "row 0 (the first is 0): str 'yes'"),
+        ("cifar10", "img", [[1, 2]] * 30, "row 0 (the first is 0): list [1, 2]"),
+        ("cifar10", "label", [None], "row 3 (the first is 0): the cell is empty"),
+        ("shakespeare, parquet", "character_id", [None], "row 3 (the first is 0): the cell is empty"),
+        ("shakespeare, parquet", "x", [None], "row 3 (the first is 0): the cell is empty"),
+        ("shakespeare, parquet", "x", ["short"], "row 3 (the first is 0): str 'short'"),
+        ("shakespeare, parquet", "y", [None], "row 3 (the first is 0): the cell is empty"),
+        ("shakespeare, parquet", "y", [""], "row 3 (the first is 0): str ''"),
+        ("shakespeare, parquet", "y", list(range(125)), "row 0 (the first is 0): int 0"),
+        ("shakespeare, parquet", "y", "not UTF-8", "row 3 (the first is 0): a string that cannot be read"),
+    ],
+)
+def test_wrong_cells_are_named(name: str, column: str, cells: Any, problem: str, tmp_path: Path) -> None:
+    """One cell takes the place of the fourth, a list that of all."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    files = TABLE[name].files
+    assert files is not None
+    files(tmp_path)
+    file = sorted(tmp_path.rglob("train*"))[-1]
+    columns = pq.read_table(file).to_pydict()
+    if cells == "not UTF-8":
+        encoded = [text.encode() for text in columns[column]]
+        encoded[3] = b"\xe9"
+        columns[column] = pa.Array.from_buffers(
+            pa.utf8(), len(encoded), pa.array(encoded, pa.binary()).buffers()
+        )
+    elif len(cells) == 1:
+        columns[column][3] = cells[0]
+    else:
+        columns[column] = pa.array(cells, pa.uint64()) if cells[0] == 2**63 else cells
+    write_parquet(file, columns)
+    with pytest.raises(DataError) as caught:
+        make_task(name.split(",")[0], data=tmp_path)
+    assert f"{file}, column {column!r}, row " in str(caught.value)
+    assert problem in str(caught.value)
+
+
+def test_a_row_is_counted_in_its_file_through_all_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_BATCH_ROWS", 7)
+    assert len(build("femnist", tmp_path / "good").train) == 54
+    femnist_files(tmp_path / "bad")
+    file = tmp_path / "bad" / "data" / "train-00001-of-00002.parquet"
+    columns = pytest.importorskip("pyarrow.parquet").read_table(file).to_pydict()
+    columns["image"][24] = {"bytes": b"PNG", "path": None}
+    write_parquet(file, columns)
+    with pytest.raises(DataError, match=re.escape(f"{file}, column 'image', row 24 (")):
+        make_task("femnist", data=tmp_path / "bad")
+
+
+@pytest.mark.parametrize("name", ["femnist", "celeba"])
+def test_owners_with_few_images_cannot_be_tested(name: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    for split in ("train", "valid", "test"):
+        columns = {
+            "image": [image(rng, 28, 28) for _ in range(5)],
+            "writer_id": [split] * 5,
+            "celeb_id": [split] * 5,
+            "character": [1] * 5,
+            "Smiling": [True] * 5,
+        }
+        write_parquet(tmp_path / f"{split}-0.parquet", columns)
+    for _ in range(2):  # what is kept in the cache is refused as well
+        with pytest.raises(DataError, match=f"{name}: no owner has six images or more"):
+            make_task(name, data=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "number", "problem"),
+    [
+        (b"", 7, "line 7: a blank line; expected"),
+        (b"caf\xe9,1,3,1", 7, "line 7: the byte 0xe9 is not UTF-8"),
+        (b"1,7,3,\xff", 7, "line 7: the byte 0xff is not UTF-8"),
+        (b"1,7,3.5", 7, "line 7: 3 fields under a header of 4"),
+        (b"1,7,3,5,0", 7, "line 7: 5 fields under a header of 4"),
+        (b"x,7,3,0", 7, "line 7: 'x' in column userId is not a whole number"),
+        (b"1,7.0,3,0", 7, "line 7: '7.0' in column movieId is not a whole number"),
+        (b"1,,3,0", 7, "line 7: '' in column movieId is not a whole number"),
+        (b"1,7,,0", 7, "line 7: could not read '' in column rating"),
+        (b"1,7,nan,0", 7, "line 7: a rating of nan"),
+        (b"9223372036854775808,7,3,0", 7, "line 7: 9223372036854775808 in column userId does not fit"),
+        (b"1,-9223372036854775809,3,0", 7, "line 7: -9223372036854775809 in column movieId does not fit"),
+        (b'1,7,"3,0', 7, "line 7: a quotation mark that is not closed"),
+        (b'1,7,3,"0', 7, "line 7: a quotation mark that is not closed"),
+        (b'1,7,3,"0\n1,8,3,0"', 7, "line 7: a quotation mark that is not closed"),
+        (b'1,7,3,"' + 50_000 * b"0,0\n", 7, "line 7: a quotation mark that is not closed"),
+    ],
+)
+@pytest.mark.parametrize("after", [b"", b"\n", b"\n2,1,3,0\n2,2,3,0\n"], ids=["end", "last", "middle"])
+def test_a_wrong_line_of_ratings_is_named(
+    line: bytes, number: int, problem: str, after: bytes, tmp_path: Path
+) -> None:
+    if not line and not after:
+        return  # a file may end in a line break
+    (tmp_path / "ratings.csv").write_bytes(RATINGS.encode() + line + after)
+    with pytest.raises(DataError) as caught:
+        make_task("movielens", data=tmp_path)
+    assert problem in str(caught.value)
+    assert str(tmp_path / "ratings.csv") in str(caught.value)
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path: Path) -> None:
+    for name, file, text in (
+        ("movielens", "ratings.csv", RATINGS),
+        ("shakespeare", "play.txt", "\n\n".join(f"{role}:\n{role * 100}" for role in ("ANNA", "BERT"))),
+    ):
+        tasks = []
+        for encoding in ("utf-8", "utf-8-sig"):
+            (tmp_path / encoding).mkdir(exist_ok=True)
+            (tmp_path / encoding / file).write_text(text, encoding=encoding)
+            tasks.append(make_task(name, data=tmp_path / encoding / file))
+        assert equal(tasks[0].train, tasks[1].train)
+        assert equal(tasks[0].test, tasks[1].test)
+
+
+def test_a_byte_order_mark_between_joined_plays_is_no_part_of_a_name(tmp_path: Path) -> None:
+    plays = (f"\ufeff{role}:\n{role * 100}\n\n" for role in ("ANNA", "BERT", "ANNA"))
+    (tmp_path / "play.txt").write_text("".join(plays), encoding="utf-8")
+    assert len(np.unique(make_task("shakespeare", data=tmp_path).train.keys)) == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("ÉLISE", "ÅSA"),
+        ("1ST LORD", "2ND LORD"),
+        ("second lord", "de bois"),
+        ("Ωμέγα", "Жанна"),
+        ("山田", "_ITALIC_"),
+        ("É", "1"),
+    ],
+)
+def test_a_role_may_have_any_name(names: tuple[str, ...], tmp_path: Path) -> None:
+    speeches = [
+        f"{name}:\nspeech of {number} " + f"{number} says " * 20 for number, name in enumerate(names, 1)
+    ]
+    (tmp_path / "play.txt").write_text("ANNA:\n" + "0 says " * 20 + "\n\n" + "\n\n".join(speeches), "utf-8")
+    train = make_task("shakespeare", data=tmp_path).train
+    texts = {key: "".join(map(decode, train.inputs[train.keys == key])) for key in np.unique(train.keys)}
+    assert sorted("".join(sorted(set(text) & set("012"))) for text in texts.values()) == ["0", "1", "2"]
+
+
+def test_a_name_is_one_however_its_accent_is_written(tmp_path: Path) -> None:
+    speech = "so it is said " * 10
+    (tmp_path / "play.txt").write_text(f"\u00c9LISE:\n{speech}\n\nE\u0301LISE:\n{speech}", encoding="utf-8")
+    assert len(np.unique(make_task("shakespeare", data=tmp_path).train.keys)) == 1
+
+
+@pytest.mark.parametrize("line", ['"ANNA":', "[Exit]:", "ANNA：", "A" * 62 + ":", "KING: ASIDE:"])
+def test_a_line_that_is_no_name_is_said_not_to_be_one(
+    line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "play.txt").write_text(f"BERT:\n{'so it is ' * 20}\n\n{line}\nhere", encoding="utf-8")
+    make_task("shakespeare", data=tmp_path)
+    assert repr(line)[:80] in caplog.text
+    assert str(tmp_path / "play.txt") in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "options", "path", "problem"),
     [
@@ -811,6 +1080,24 @@ def test_dataset_refuses_what_does_not_fit() -> None:
         Dataset(torch.zeros(3), torch.zeros(4))
     with pytest.raises(UsageError, match=r"expected \(3,\) int64"):
         Dataset(torch.zeros(3), torch.zeros(3), np.zeros(3))
+    for keys in (torch.zeros(3), torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(UsageError, match=r"Dataset.keys: .*expected \(3,\) int64"):
+            Dataset(torch.zeros(3), torch.zeros(3), keys)
+    for other in ([1, 2, 3], "abc", 3):
+        with pytest.raises(UsageError, match=r"Dataset.keys is of type .*torch.as_tensor"):
+            Dataset(torch.zeros(3), torch.zeros(3), other)  # type: ignore[arg-type]
+
+
+def test_owners_may_be_a_tensor() -> None:
+    data = Dataset(torch.zeros(3), torch.zeros(3), torch.tensor([7, 8, 7]))
+    assert isinstance(data.keys, np.ndarray)
+    assert data.keys.dtype == np.int64
+    assert data.keys.tolist() == [7, 8, 7]
+    assert pickle.loads(pickle.dumps(data)).keys.tolist() == [7, 8, 7]
+    parts = make_partitioner("by_key", {}).split(
+        num_samples=3, num_nodes=2, labels=None, keys=data.keys, rng=np.random.default_rng(0)
+    )
+    assert sorted(part.tolist() for part in parts) == [[0, 2], [1]]
 
 
 # --- real data ---------------------------------------------------------------------------------------------
@@ -836,6 +1123,11 @@ def test_shakespeares_plays(shared: Path) -> None:
     task = make_task("shakespeare", data=shared / "shakespeare", options={"stride": 10})
     assert (len(task.train), len(task.test)) == (90619, 10063)
     assert len(np.unique(task.train.keys)) == 256
+    content = hashlib.sha256()
+    for data in (task.train, task.test):
+        for array in (data.inputs.numpy(), data.targets.numpy(), data.keys):
+            content.update(array.tobytes())
+    assert content.hexdigest().startswith("159d2c1f16f0ae6c")
 
 
 @pytest.mark.shared

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from jwins.tasks.base import Dataset, Task
-from jwins.tasks.source import decoded_once, hub_files, images_by_owner
+from jwins.tasks.base import Task
+from jwins.tasks.source import decoded_once, hub_files, images_by_owner, owned_datasets
 
 __all__ = ["Celeba"]
 
@@ -44,8 +44,7 @@ class Celeba(Task):
         files = hub_files(self.name, _REPO, data, _SPLITS)
         together = [file for split in _SPLITS for file in files[split]]
         tensors = decoded_once(self.name, files, celebrities, lambda: _read(together, celebrities))
-        self.train = Dataset(tensors["train_images"], tensors["train_labels"], tensors["train_keys"].numpy())
-        self.test = Dataset(tensors["test_images"], tensors["test_labels"], tensors["test_keys"].numpy())
+        self.train, self.test = owned_datasets(self.name, tensors)
 
     def model(self) -> nn.Module:
         """A fresh LEAF CNN; pooling takes the side from 84 to 42, 21, 10 and 5 pixels."""

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from jwins.tasks.base import Dataset, Task
-from jwins.tasks.source import decoded_once, hub_files, images_by_owner
+from jwins.tasks.base import Task
+from jwins.tasks.source import decoded_once, hub_files, images_by_owner, owned_datasets
 
 __all__ = ["Femnist"]
 
@@ -40,8 +40,7 @@ class Femnist(Task):
         self.name = "femnist"
         files = hub_files(self.name, _REPO, data, ("train",))
         tensors = decoded_once(self.name, files, writers, lambda: _read(files["train"], writers))
-        self.train = Dataset(tensors["train_images"], tensors["train_labels"], tensors["train_keys"].numpy())
-        self.test = Dataset(tensors["test_images"], tensors["test_labels"], tensors["test_keys"].numpy())
+        self.train, self.test = owned_datasets(self.name, tensors)
 
     def model(self) -> nn.Module:
         """A fresh LEAF CNN."""

@@ -7,6 +7,7 @@ doi 10.1145/2827872. The data may be used for research, not for commercial purpo
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,20 +135,65 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     ratings: list[float] = []
     line = 1
     try:
-        with path.open(newline="", encoding="utf-8") as opened:
-            rows = csv.reader(opened)
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+            rows = csv.reader(opened, strict=True)
             header = next(rows, [])
-            columns = [header.index(name) for name in ("userId", "movieId", "rating")]
-            for line, row in enumerate(rows, start=2):  # noqa: B007 -- the message needs the last one
-                user, film, rating = (row[column] for column in columns)
-                names.append((int(user), int(film)))
-                ratings.append(float(rating))
-                if not _LOWEST <= ratings[-1] <= _HIGHEST:
-                    raise ValueError(f"a rating of {rating}; expected {_LOWEST} to {_HIGHEST} stars")
-    except (ValueError, IndexError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"movielens: {path}, line {line}: {error}; expected userId,movieId,rating,timestamp"
-        ) from error
+            _check_text("".join(header))
+            for name in ("userId", "movieId", "rating"):
+                if name not in header:
+                    raise ValueError(f"{name!r} is not in list {','.join(header)}")
+            user, film, rating = (header.index(name) for name in ("userId", "movieId", "rating"))
+            line = rows.line_num + 1
+            for row in rows:
+                if not row:
+                    raise ValueError("a blank line")
+                _check_text("".join(row))
+                if rows.line_num > line:
+                    raise ValueError("a quotation mark that is not closed on its line")
+                if len(row) != len(header):
+                    raise ValueError(f"{len(row)} fields under a header of {len(header)}")
+                names.append((_identifier(row[user], "userId"), _identifier(row[film], "movieId")))
+                ratings.append(_stars(row[rating]))
+                line = rows.line_num + 1
+    except csv.Error as error:
+        unclosed = "field limit" in str(error) or "end of data" in str(error)
+        problem = "a quotation mark that is not closed" if unclosed else str(error)
+        raise _wrong(path, line, problem) from error
+    except ValueError as error:
+        raise _wrong(path, line, str(error)) from error
+    except OSError as error:
+        raise DataError(f"movielens: {path} cannot be read ({error})") from error
     if not ratings:
         raise DataError(f"movielens: {path} holds no ratings")
     return np.array(names, dtype=np.int64), np.array(ratings, dtype=np.float32)
+
+
+def _wrong(path: Path, line: int, problem: str) -> DataError:
+    return DataError(f"movielens: {path}, line {line}: {problem}; expected userId,movieId,rating,timestamp")
+
+
+def _check_text(text: str) -> None:
+    if not text.isascii():
+        stray = re.search("[\udc80-\udcff]", text)  # as surrogateescape has bytes that are not UTF-8
+        if stray is not None:
+            raise ValueError(f"the byte 0x{ord(stray[0]) - 0xDC00:02x} is not UTF-8")
+
+
+def _identifier(text: str, column: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise ValueError(f"{text[:60]!r} in column {column} is not a whole number") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{number} in column {column} does not fit into 64 bits")
+    return number
+
+
+def _stars(text: str) -> float:
+    try:
+        stars = float(text)
+    except ValueError:
+        raise ValueError(f"could not read {text[:60]!r} in column rating as a number") from None
+    if not _LOWEST <= stars <= _HIGHEST:
+        raise ValueError(f"a rating of {text}; expected {_LOWEST} to {_HIGHEST} stars")
+    return stars

@@ -6,7 +6,9 @@ Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from 
 
 from __future__ import annotations
 
+import logging
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from jwins.tasks.source import (
     hub_files,
     key_numbers,
     read_rows,
+    refuse_copies,
     split_within_keys,
 )
 
@@ -39,8 +42,12 @@ _CLASSES = len(_ALPHABET) + 1
 _CODES = np.full(256, _CLASSES - 1, dtype=np.uint8)
 _CODES[np.frombuffer(_ALPHABET.encode("ascii"), dtype=np.uint8)] = np.arange(len(_ALPHABET), dtype=np.uint8)
 
+_SCHEMA = f"x of {_LENGTH} characters and y of one"
 _TEST_FRACTION = 0.1
-_ROLE = re.compile(r"([A-Z][^:\n]{0,60}):[ \t]*")
+_ROLE = re.compile(r"(\w[^:\n]{0,60}):\s*")
+_BLANK = re.compile(r"\n[^\S\n]*\n\s*")
+
+_log = logging.getLogger(__name__)
 
 
 class NextCharacter(nn.Module):
@@ -126,6 +133,7 @@ def _texts(data: Path | None) -> list[Path] | None:
     if any(data.rglob("train*.parquet")):
         return None
     texts = [path for path in sorted(data.rglob("*.txt")) if not path.stem.lower().startswith("readme")]
+    refuse_copies("shakespeare", texts)
     if not texts:
         raise DataError(
             f"shakespeare: {data} has neither *.txt nor train-*.parquet; put a plain text of plays there, in "
@@ -143,15 +151,26 @@ def _speeches(paths: Sequence[Path]) -> list[str]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"shakespeare: {path} cannot be read as a UTF-8 text ({error})") from error
         speaker = None
-        for paragraph in re.split(r"\n[ \t]*\n\s*", text.strip()):
+        no_names = []
+        # An editor's byte order mark also stands between files that were joined to one.
+        for paragraph in _BLANK.split(text.replace("\ufeff", "").strip()):
             first, _, rest = paragraph.partition("\n")
             name = _ROLE.fullmatch(first)
             if name is not None:
-                speaker, paragraph = (number, name[1]), rest
+                speaker, paragraph = (number, unicodedata.normalize("NFC", name[1])), rest
+            elif first.rstrip().endswith((":", "：")):
+                no_names.append(first)
             if (
                 speaker is not None
             ):  # a paragraph without a name goes on with the speech; stage directions before
                 said.setdefault(speaker, []).append(paragraph + "\n")
+        if no_names:
+            _log.warning(
+                "shakespeare: %s: %d lines after an empty one end in a colon and are no names of roles, the "
+                "first %r; a name begins with a letter or a digit, has up to 61 characters and ends in ':'. "
+                "They count as words of who spoke before",
+                *(path, len(no_names), no_names[0][:80]),
+            )
     if not said:
         raise DataError(
             f"shakespeare: {paths[0]}: no line such as 'HAMLET:' after an empty line starts a speech"
@@ -179,10 +198,10 @@ def _sequences(files: Sequence[Path], roles: int | None, stride: int) -> dict[st
     names: list[str] = []
     windows = [np.empty((0, _LENGTH + 1), dtype=np.uint8)]
     for rows in read_rows("shakespeare", files, ("character_id", "x", "y")):
-        texts = [x + y for x, y in zip(rows["x"], rows["y"], strict=True)]
-        if any(len(text) != _LENGTH + 1 for text in texts):
-            raise DataError(f"shakespeare: {files[0].parent}: expected x of {_LENGTH} characters and y of one")
-        names += rows["character_id"]
+        x = rows.cells("x", lambda c: isinstance(c, str) and len(c) == _LENGTH, _SCHEMA)
+        y = rows.cells("y", lambda c: isinstance(c, str) and len(c) == 1, _SCHEMA)
+        names += rows.owners("character_id", names)
+        texts = map(str.__add__, x, y)
         windows.append(_codes("".join(texts)).reshape(-1, _LENGTH + 1))
     keys = key_numbers(names)
     kept = chosen_keys("shakespeare", "roles", keys, roles)

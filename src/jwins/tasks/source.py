@@ -20,6 +20,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from torch import Tensor
 
 from jwins.errors import ConfigError, DataError
 from jwins.rng import stream
+from jwins.tasks.base import Dataset
 
 __all__ = [
     "SPLIT_SEED",
+    "Rows",
     "cache_folder",
     "chosen_keys",
     "decode_image",
@@ -46,7 +49,9 @@ __all__ = [
     "images_by_owner",
     "key_numbers",
     "labels_of",
+    "owned_datasets",
     "read_rows",
+    "refuse_copies",
     "split_within_keys",
     "zip_member",
 ]
@@ -57,10 +62,16 @@ SPLIT_SEED = 20230718
 _DECODER = "1"
 """Goes into the name of decoded files; changes whenever their meaning does."""
 
+_INT64 = range(-(2**63), 2**63)
+
 _BATCH_ROWS = 2048
 """Rows held undecoded at a time: some MB of images."""
 
 _TIMEOUT_S = 30.0
+
+_SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
+_COPY = re.compile(r"(.+?)(?: ?\(\d+\)|(?: -)?[-_. ](?:copy|backup|bak|old|orig)\b.*)", re.IGNORECASE)
+"""Names that browsers, desktops and people give to a second file of one name."""
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +104,7 @@ def hub_files(task: str, repo: str, data: Path | None, splits: Sequence[str]) ->
         DataError: not there and not to be had; the message says what to get and where to put it.
     """
     if data is not None:
-        found = _splits_in(data, splits) if data.is_dir() else {}
+        found = _splits_in(task, data, splits) if data.is_dir() else {}
         absent = [split for split in splits if not found.get(split)]
         if absent:
             problem = f"has no {absent[0]}-*.parquet" if data.is_dir() else "is not a folder"
@@ -102,7 +113,7 @@ def hub_files(task: str, repo: str, data: Path | None, splits: Sequence[str]) ->
     folder = cache_folder() / "hub" / repo.replace("/", "--")
     if not folder.is_dir():
         _download_hub(task, repo, folder, splits)
-    found = _splits_in(folder, splits)
+    found = _splits_in(task, folder, splits)
     absent = [split for split in splits if not found.get(split)]
     if absent:
         raise DataError(
@@ -159,14 +170,61 @@ def _what_to_get(repo: str, splits: Sequence[str]) -> str:
     return f"get {wanted} from https://huggingface.co/datasets/{repo} (tab Files) and put them"
 
 
-def _splits_in(folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    return {split: _all_shards(sorted(folder.rglob(f"{split}*.parquet"))) for split in splits}
+def _splits_in(task: str, folder: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    found = {split: sorted(folder.rglob(f"{split}*.parquet")) for split in splits}
+    for files in found.values():
+        _refuse_other_shards(task, files)
+        refuse_copies(task, files)
+        _check_all_shards(files)
+    return found
 
 
-def _all_shards(files: list[Path]) -> list[Path]:
-    """The same files, after a check that of ``…-00000-of-00003`` all three are there."""
+def refuse_copies(task: str, files: Sequence[Path]) -> None:
+    """Refuse files of the same content, or whose names are those of a file and its copy.
+
+    Raises:
+        DataError: the message names the two.
+    """
+    names: dict[Path, Path] = {}
+    sizes: dict[int, list[Path]] = {}
+    contents: dict[str, Path] = {}
+    try:
+        for file in files:
+            copied = _COPY.fullmatch(file.stem)
+            other = names.setdefault(file.with_name(copied[1] if copied is not None else file.stem), file)
+            if other is not file:
+                raise _twice(task, other, file)
+            sizes.setdefault(file.stat().st_size, []).append(file)
+        for file in (file for size, same in sizes.items() if size and len(same) > 1 for file in same):
+            other = contents.setdefault(_content_hash(file), file)
+            if other is not file:
+                raise _twice(task, other, file)
+    except OSError as error:
+        raise DataError(f"{task}: {error.filename} cannot be read ({error})") from error
+
+
+def _refuse_other_shards(task: str, files: Sequence[Path]) -> None:
+    """Refuse equal names in two folders, and a file beside the three of ``…-00000-of-00003``."""
+    names: dict[str, Path] = {}
+    sets: dict[object, Path] = {}
     for file in files:
-        numbered = re.fullmatch(r"(.*-)(\d+)-of-(\d+)\.parquet", file.name)
+        other = names.setdefault(file.name, file)
+        if other is not file:
+            raise _twice(task, other, file)
+        numbered = _SHARD.fullmatch(file.name)
+        sets.setdefault(file if numbered is None else (file.parent, numbered[1], numbered[3]), file)
+    if len(sets) > 1 and not all(isinstance(key, Path) for key in sets):
+        raise _twice(task, *list(sets.values())[:2])
+
+
+def _twice(task: str, one: Path, other: Path) -> DataError:
+    return DataError(f"{task}: the samples would be read twice, from {one} and {other}; keep one of the two")
+
+
+def _check_all_shards(files: Sequence[Path]) -> None:
+    """Check that of ``…-00000-of-00003`` all three are there."""
+    for file in files:
+        numbered = _SHARD.fullmatch(file.name)
         if numbered is None:
             continue
         for number in range(int(numbered[3])):
@@ -175,7 +233,6 @@ def _all_shards(files: list[Path]) -> list[Path]:
                 raise DataError(
                     f"{file.parent} lacks {other}, one of {int(numbered[3])} files; get the missing ones"
                 )
-    return files
 
 
 def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> None:
@@ -219,11 +276,70 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
 # --- rows and images -----------------------------------------------------------------------------------
 
 
-def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Iterator[dict[str, list[Any]]]:
-    """Rows of parquet files, some thousands at a time, as lists by column.
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a parquet file.
+
+    Attributes:
+        task: the workload's name, for messages.
+        file: where they are from.
+        first: number of the first one in the file, from 0.
+        columns: the cells, by column.
+    """
+
+    task: str
+    file: Path
+    first: int
+    columns: Mapping[str, list[Any]]
+
+    def cells(self, column: str, fits: Callable[[Any], bool], expected: str) -> list[Any]:
+        """The cells of a column, all of which must fit.
+
+        Raises:
+            DataError: one does not; the message names file, column and row.
+        """
+        cells = self.columns[column]
+        for row, cell in enumerate(cells):
+            if not fits(cell):
+                raise DataError(f"{self.place(column, row)}: {_shown(cell)}; expected {expected}")
+        return cells
+
+    def owners(self, column: str, before: Sequence[Any]) -> list[Any]:
+        """The cells of a column of owners, which must be all text or all whole numbers.
+
+        Args:
+            column: its name.
+            before: owners of the rows before these.
+
+        Raises:
+            DataError: one is neither, or is not like those before.
+        """
+        kind = type(before[0]) if before else type(next(iter(self.columns[column]), None))
+        if kind is int:
+            return self.cells(column, lambda c: type(c) is int and c in _INT64, "a whole number of 64 bits")
+        return self.cells(
+            column, lambda c: type(c) is str, "a name, as text or as a whole number, in all files"
+        )
+
+    def place(self, column: str, row: int) -> str:
+        """File, column and row, for messages; ``row`` counts from the first of these rows."""
+        return f"{self.task}: {self.file}, column {column!r}, row {self.first + row} (the first is 0)"
+
+
+def _shown(cell: object) -> str:
+    if cell is None:
+        return "the cell is empty"
+    if isinstance(cell, bytes | bytearray):
+        return f"plain bytes, {len(cell)} of them"
+    text = repr(cell)
+    return f"{type(cell).__name__} {text if len(text) <= 60 else text[:60] + '...'}"
+
+
+def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Iterator[Rows]:
+    """Rows of parquet files, some thousands at a time.
 
     Raises:
-        DataError: a file is damaged or lacks a column.
+        DataError: a file is damaged, lacks a column, or holds a cell that cannot be read.
     """
     try:
         import pyarrow  # type: ignore[import-untyped]
@@ -237,10 +353,28 @@ def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Itera
                 absent = [column for column in columns if column not in present]
                 if absent:
                     raise DataError(f"{task}: {file} has no column {absent[0]!r}, only {', '.join(present)}")
+                first = 0
                 for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
-                    yield batch.to_pydict()
+                    rows = Rows(task, file, first, {name: [] for name in columns})
+                    for name in columns:
+                        _fill(rows, name, batch.column(batch.schema.names.index(name)))
+                    yield rows
+                    first += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"{task}: {file} cannot be read as parquet ({error}); get it again") from error
+
+
+def _fill(rows: Rows, column: str, cells: Any) -> None:
+    try:
+        rows.columns[column].extend(cells.to_pylist())
+    except Exception as error:  # text that is not UTF-8, dates beyond Python's, and whatever else there is
+        for row, cell in enumerate(cells):
+            try:
+                cell.as_py()
+            except Exception:
+                place = rows.place(column, row)
+                raise DataError(f"{place}: a {cell.type} that cannot be read ({error})") from error
+        raise
 
 
 def decode_images(
@@ -273,22 +407,26 @@ def decode_images(
     first = 0
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
         for batch in read_rows(task, files, (column,)):
-            cells = batch[column]
+            cells = batch.cells(column, _is_image, 'an image, {"bytes": ..., "path": ...} as the hub stores it')
             lo, hi = np.searchsorted(rows, (first, first + len(cells)))
-            wanted = [cells[row - first] for row in rows[lo:hi]]
-            for place, pixels in enumerate(
-                pool.map(lambda c: decode_image(task, c, mode, width, height), wanted), lo
+            wanted = [(batch.place(column, row), cells[row]) for row in (rows[lo:hi] - first).tolist()]
+            for number, pixels in enumerate(
+                pool.map(lambda found: decode_image(found[0], found[1], mode, width, height), wanted), lo
             ):
-                images[place] = pixels
+                images[number] = pixels
             first += len(cells)
     return torch.from_numpy(images)
 
 
-def decode_image(task: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
+def _is_image(cell: object) -> bool:
+    return isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)
+
+
+def decode_image(place: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
     """The pixels of an image file.
 
     Args:
-        task: its name, for errors.
+        place: where it is from, for errors.
         cell: of a column of images, ``{"bytes": ...}``.
         mode: as Pillow names it, "RGB" or "L".
         width: in pixels; an image of another size is resized (bicubic).
@@ -303,15 +441,15 @@ def decode_image(task: str, cell: Any, mode: str, width: int, height: int) -> np
     try:
         from PIL import Image
     except ImportError as error:
-        raise DataError(f"{task}: decoding images needs an extra: pip install 'jwins[hf]'") from error
+        raise DataError(f"{place}: decoding images needs an extra: pip install 'jwins[hf]'") from error
     try:
         with Image.open(io.BytesIO(cell["bytes"])) as opened:
             image = opened.convert(mode)
             if image.size != (width, height):
                 image = image.resize((width, height))
             return np.asarray(image, dtype=np.uint8).reshape(height, width, len(mode)).transpose(2, 0, 1)
-    except (OSError, TypeError, KeyError, ValueError, SyntaxError) as error:  # Pillow's way to say "not a PNG"
-        raise DataError(f"{task}: an image cannot be decoded ({error}); get the files again") from error
+    except Exception as error:  # SyntaxError is Pillow's way to say "not a PNG", and there are many more
+        raise DataError(f"{place}: an image cannot be decoded ({error}); get the files again") from error
 
 
 def labels_of(task: str, files: Sequence[Path], column: str, num_classes: int) -> Tensor:
@@ -320,9 +458,12 @@ def labels_of(task: str, files: Sequence[Path], column: str, num_classes: int) -
     Raises:
         DataError: there are none, or one is not in range(num_classes).
     """
-    labels = [label for batch in read_rows(task, files, (column,)) for label in batch[column]]
-    if not labels or not all(isinstance(label, int) and 0 <= label < num_classes for label in labels):
-        raise DataError(f"{task}: {files[0].parent}: expected rows whose {column!r} is 0 to {num_classes - 1}")
+    expected = f"rows whose {column!r} is 0 to {num_classes - 1}"
+    labels: list[int] = []
+    for batch in read_rows(task, files, (column,)):
+        labels += batch.cells(column, lambda c: isinstance(c, int) and 0 <= c < num_classes, expected)
+    if not labels:
+        raise DataError(f"{task}: {files[0].parent} holds no samples; expected {expected}")
     return torch.tensor(labels, dtype=torch.int64)
 
 
@@ -357,7 +498,10 @@ def images_by_owner(
         ``{train,test}_{images,labels,keys}``.
     """
     labels = labels_of(task, files, label, num_classes)
-    keys = key_numbers([name for batch in read_rows(task, files, (owner,)) for name in batch[owner]])
+    owners: list[Any] = []
+    for batch in read_rows(task, files, (owner,)):
+        owners += batch.owners(owner, owners)
+    keys = key_numbers(owners)
     kept = chosen_keys(task, option, keys, count)
     tensors = {}
     for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
@@ -366,6 +510,23 @@ def images_by_owner(
         tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
         tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
     return tensors
+
+
+def owned_datasets(task: str, tensors: Mapping[str, Tensor]) -> tuple[Dataset, Dataset]:
+    """Training and test samples of what :func:`images_by_owner` makes.
+
+    Raises:
+        DataError: there are no test samples.
+    """
+    train, test = (
+        Dataset(tensors[f"{split}_images"], tensors[f"{split}_labels"], tensors[f"{split}_keys"].numpy())
+        for split in ("train", "test")
+    )
+    if not len(test):
+        raise DataError(
+            f"{task}: no owner has six images or more, and 10 % of fewer round to no image for testing"
+        )
+    return train, test
 
 
 def decoded_once(
