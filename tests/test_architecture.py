@@ -156,6 +156,7 @@ LONG_FUNCTIONS = {
     "net/peer.py: Peer.__init__": "what a peer is made of, in the order of need",
     "run/node.py: run_node": "a third is what it promises",
     "run/run.py: simulate": "two thirds are what it promises and the refusals of a folder",
+    "tasks/partition.py: checked_split": "the promises of a partitioner, one after the other",
     "training/trainer.py: Trainer.__init__": "what a trainer is made of, in the order of need",
 }
 """Functions that may be longer, and why."""

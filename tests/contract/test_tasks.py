@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from jwins.errors import ConfigError, DataError, UsageError
-from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, source
+from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, parquet, source
 from jwins.tasks.partition import make_partitioner
 
 ROOT = Path(__file__).parents[2]
@@ -401,7 +401,7 @@ def test_images_are_decoded_once_per_content(tmp_path: Path, monkeypatch: pytest
     kept = list((tmp_path / "cache" / "decoded").iterdir())
     assert [path.suffix for path in kept] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr(source, "decode_image", None)
+        patch.setattr(parquet, "decode_image", None)
         assert equal(build("cifar10", tmp_path).train, task.train)
         (tmp_path / "data").rename(tmp_path / "elsewhere")
         assert equal(make_task("cifar10", data=tmp_path / "elsewhere").train, task.train)
@@ -737,7 +737,7 @@ def test_wrong_cells_are_named(name: str, column: str, cells: Any, problem: str,
 def test_a_row_is_counted_in_its_file_through_all_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_BATCH_ROWS", 7)
+    monkeypatch.setattr(parquet, "_BATCH_ROWS", 7)
     assert len(build("femnist", tmp_path / "good").train) == 54
     femnist_files(tmp_path / "bad")
     file = tmp_path / "bad" / "data" / "train-00001-of-00002.parquet"

@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from jwins.tasks.base import Dataset, Task
-from jwins.tasks.source import decode_images, decoded_once, hub_files, labels_of
+from jwins.tasks.parquet import decode_images, labels_of
+from jwins.tasks.source import decoded_once, hub_files
 
 __all__ = ["Cifar10"]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from jwins.tasks.base import Task
-from jwins.tasks.source import decoded_once, hub_files, images_by_owner, owned_datasets
+from jwins.tasks.parquet import images_by_owner, owned_datasets
+from jwins.tasks.source import decoded_once, hub_files
 
 __all__ = ["Femnist"]
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from jwins.errors import ConfigError, DataError
 from jwins.tasks.base import Dataset, Task
+from jwins.tasks.parquet import read_rows
 from jwins.tasks.source import (
     chosen_keys,
     decoded_once,
     hub_files,
     key_numbers,
-    read_rows,
     refuse_copies,
     split_within_keys,
 )

@@ -18,15 +18,11 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
 from rich.progress import wrap_file
 from safetensors import SafetensorError
@@ -35,22 +31,14 @@ from torch import Tensor
 
 from jwins.errors import ConfigError, DataError
 from jwins.rng import stream
-from jwins.tasks.base import Dataset
 
 __all__ = [
     "SPLIT_SEED",
-    "Rows",
     "cache_folder",
     "chosen_keys",
-    "decode_image",
-    "decode_images",
     "decoded_once",
     "hub_files",
-    "images_by_owner",
     "key_numbers",
-    "labels_of",
-    "owned_datasets",
-    "read_rows",
     "refuse_copies",
     "split_within_keys",
     "zip_member",
@@ -61,11 +49,6 @@ SPLIT_SEED = 20230718
 
 _DECODER = "1"
 """Goes into the name of decoded files; changes whenever their meaning does."""
-
-_INT64 = range(-(2**63), 2**63)
-
-_BATCH_ROWS = 2048
-"""Rows held undecoded at a time: some MB of images."""
 
 _TIMEOUT_S = 30.0
 
@@ -273,260 +256,7 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
         Path(name).unlink(missing_ok=True)
 
 
-# --- rows and images -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Some rows of a parquet file.
-
-    Attributes:
-        task: the workload's name, for messages.
-        file: where they are from.
-        first: number of the first one in the file, from 0.
-        columns: the cells, by column.
-    """
-
-    task: str
-    file: Path
-    first: int
-    columns: Mapping[str, list[Any]]
-
-    def cells(self, column: str, fits: Callable[[Any], bool], expected: str) -> list[Any]:
-        """The cells of a column, all of which must fit.
-
-        Raises:
-            DataError: one does not; the message names file, column and row.
-        """
-        cells = self.columns[column]
-        for row, cell in enumerate(cells):
-            if not fits(cell):
-                raise DataError(f"{self.place(column, row)}: {_shown(cell)}; expected {expected}")
-        return cells
-
-    def owners(self, column: str, before: Sequence[Any]) -> list[Any]:
-        """The cells of a column of owners, which must be all text or all whole numbers.
-
-        Args:
-            column: its name.
-            before: owners of the rows before these.
-
-        Raises:
-            DataError: one is neither, or is not like those before.
-        """
-        kind = type(before[0]) if before else type(next(iter(self.columns[column]), None))
-        if kind is int:
-            return self.cells(column, lambda c: type(c) is int and c in _INT64, "a whole number of 64 bits")
-        return self.cells(
-            column, lambda c: type(c) is str, "a name, as text or as a whole number, in all files"
-        )
-
-    def place(self, column: str, row: int) -> str:
-        """File, column and row, for messages; ``row`` counts from the first of these rows."""
-        return f"{self.task}: {self.file}, column {column!r}, row {self.first + row} (the first is 0)"
-
-
-def _shown(cell: object) -> str:
-    if cell is None:
-        return "the cell is empty"
-    if isinstance(cell, bytes | bytearray):
-        return f"plain bytes, {len(cell)} of them"
-    text = repr(cell)
-    return f"{type(cell).__name__} {text if len(text) <= 60 else text[:60] + '...'}"
-
-
-def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Iterator[Rows]:
-    """Rows of parquet files, some thousands at a time.
-
-    Raises:
-        DataError: a file is damaged, lacks a column, or holds a cell that cannot be read.
-    """
-    try:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(f"{task}: reading parquet needs an extra: pip install 'jwins[hf]'") from error
-    for file in files:
-        try:
-            with parquet.ParquetFile(file) as opened:
-                present = opened.schema_arrow.names
-                absent = [column for column in columns if column not in present]
-                if absent:
-                    raise DataError(f"{task}: {file} has no column {absent[0]!r}, only {', '.join(present)}")
-                first = 0
-                for batch in opened.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns)):
-                    rows = Rows(task, file, first, {name: [] for name in columns})
-                    for name in columns:
-                        _fill(rows, name, batch.column(batch.schema.names.index(name)))
-                    yield rows
-                    first += batch.num_rows
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{task}: {file} cannot be read as parquet ({error}); get it again") from error
-
-
-def _fill(rows: Rows, column: str, cells: Any) -> None:
-    try:
-        rows.columns[column].extend(cells.to_pylist())
-    except Exception as error:  # text that is not UTF-8, dates beyond Python's, and whatever else there is
-        for row, cell in enumerate(cells):
-            try:
-                cell.as_py()
-            except Exception:
-                place = rows.place(column, row)
-                raise DataError(f"{place}: a {cell.type} that cannot be read ({error})") from error
-        raise
-
-
-def decode_images(
-    task: str,
-    files: Sequence[Path],
-    column: str,
-    rows: npt.NDArray[np.int64],
-    *,
-    mode: str,
-    size: tuple[int, int],
-) -> Tensor:
-    """Some encoded images of parquet files as one tensor.
-
-    Args:
-        task: the workload's name, for messages.
-        files: parquet files whose ``column`` holds ``{"bytes": ..., "path": ...}``, as the hub stores images.
-        column: the column's name.
-        rows: (n,) increasing row numbers, counted through all files.
-        mode: ``"RGB"`` or ``"L"`` (grey).
-        size: (height, width); other images are resized (bicubic).
-
-    Returns:
-        (n, 3 or 1, height, width) uint8.
-
-    Raises:
-        DataError: a file is damaged, lacks the column, or holds an image that cannot be decoded.
-    """
-    height, width = size
-    images = np.empty((len(rows), len(mode), height, width), dtype=np.uint8)
-    first = 0
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
-        for batch in read_rows(task, files, (column,)):
-            cells = batch.cells(column, _is_image, 'an image, {"bytes": ..., "path": ...} as the hub stores it')
-            lo, hi = np.searchsorted(rows, (first, first + len(cells)))
-            wanted = [(batch.place(column, row), cells[row]) for row in (rows[lo:hi] - first).tolist()]
-            for number, pixels in enumerate(
-                pool.map(lambda found: decode_image(found[0], found[1], mode, width, height), wanted), lo
-            ):
-                images[number] = pixels
-            first += len(cells)
-    return torch.from_numpy(images)
-
-
-def _is_image(cell: object) -> bool:
-    return isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes)
-
-
-def decode_image(place: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """The pixels of an image file.
-
-    Args:
-        place: where it is from, for errors.
-        cell: of a column of images, ``{"bytes": ...}``.
-        mode: as Pillow names it, "RGB" or "L".
-        width: in pixels; an image of another size is resized (bicubic).
-        height: in pixels.
-
-    Returns:
-        (3 or 1, height, width) uint8.
-
-    Raises:
-        DataError: Pillow is missing, or cannot decode the image.
-    """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise DataError(f"{place}: decoding images needs an extra: pip install 'jwins[hf]'") from error
-    try:
-        with Image.open(io.BytesIO(cell["bytes"])) as opened:
-            image = opened.convert(mode)
-            if image.size != (width, height):
-                image = image.resize((width, height))
-            return np.asarray(image, dtype=np.uint8).reshape(height, width, len(mode)).transpose(2, 0, 1)
-    except Exception as error:  # SyntaxError is Pillow's way to say "not a PNG", and there are many more
-        raise DataError(f"{place}: an image cannot be decoded ({error}); get the files again") from error
-
-
-def labels_of(task: str, files: Sequence[Path], column: str, num_classes: int) -> Tensor:
-    """A column of class labels, (n,) int64.
-
-    Raises:
-        DataError: there are none, or one is not in range(num_classes).
-    """
-    expected = f"rows whose {column!r} is 0 to {num_classes - 1}"
-    labels: list[int] = []
-    for batch in read_rows(task, files, (column,)):
-        labels += batch.cells(column, lambda c: isinstance(c, int) and 0 <= c < num_classes, expected)
-    if not labels:
-        raise DataError(f"{task}: {files[0].parent} holds no samples; expected {expected}")
-    return torch.tensor(labels, dtype=torch.int64)
-
-
-def images_by_owner(
-    task: str,
-    files: Sequence[Path],
-    *,
-    image: str,
-    owner: str,
-    label: str,
-    num_classes: int,
-    option: str,
-    count: int | None,
-    mode: str,
-    size: tuple[int, int],
-) -> dict[str, Tensor]:
-    """Labelled images of some owners; of each owner's images 10 % are for testing, as in LEAF.
-
-    Args:
-        task: the workload's name.
-        files: parquet files with the next three columns.
-        image: column of the images.
-        owner: column of the owners.
-        label: column of the labels.
-        num_classes: how many labels there are.
-        option: what ``count`` is called in ``task.options``.
-        count: how many owners to keep, or None for all.
-        mode: see :func:`decode_images`.
-        size: see :func:`decode_images`.
-
-    Returns:
-        ``{train,test}_{images,labels,keys}``.
-    """
-    labels = labels_of(task, files, label, num_classes)
-    owners: list[Any] = []
-    for batch in read_rows(task, files, (owner,)):
-        owners += batch.owners(owner, owners)
-    keys = key_numbers(owners)
-    kept = chosen_keys(task, option, keys, count)
-    tensors = {}
-    for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
-        rows = kept[chosen]
-        tensors[f"{split}_images"] = decode_images(task, files, image, rows, mode=mode, size=size)
-        tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
-        tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
-    return tensors
-
-
-def owned_datasets(task: str, tensors: Mapping[str, Tensor]) -> tuple[Dataset, Dataset]:
-    """Training and test samples of what :func:`images_by_owner` makes.
-
-    Raises:
-        DataError: there are no test samples.
-    """
-    train, test = (
-        Dataset(tensors[f"{split}_images"], tensors[f"{split}_labels"], tensors[f"{split}_keys"].numpy())
-        for split in ("train", "test")
-    )
-    if not len(test):
-        raise DataError(
-            f"{task}: no owner has six images or more, and 10 % of fewer round to no image for testing"
-        )
-    return train, test
+# --- decoded images -------------------------------------------------------------------------------------
 
 
 def decoded_once(
