@@ -219,7 +219,7 @@ def test_early_samples_are_some_of_the_later_ones() -> None:
     tests = EvaluationPlan(
         EvaluationSamples(torch.arange(5)), EvaluationSamples(torch.tensor([4, 5])), early_before=2
     )
-    with pytest.raises(UsageError, match="common samples must be some of those of the later ones"):
+    with pytest.raises(UsageError, match="common samples must be a subset of those of later evaluations"):
         simulator(4, tests=tests).run()
 
 

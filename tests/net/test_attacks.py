@@ -178,7 +178,7 @@ def test_the_right_certificate_with_anothers_id(scene: Scene) -> None:
     with scene.attacker() as attacker:
         attacker.upgrade()
         attacker.hello(BOB, ALICE)
-        assert "certificate is not the one" in attacker.reason()
+        assert "certificate differs from the one" in attacker.reason()
     scene.until_counted("certificate is not the one")
     assert [e for e in scene.alice.events if isinstance(e, Connected)] in ([], [Connected(BOB)])
     scene.check_honest()
@@ -189,7 +189,7 @@ def test_an_id_of_no_other_member(scene: Scene, claimed: int) -> None:
     with scene.attacker() as attacker:
         attacker.upgrade()
         attacker.hello(claimed, ALICE)
-        assert "no other member's" in attacker.reason()
+        assert "no other member" in attacker.reason()
     scene.check_honest()
 
 
@@ -214,7 +214,7 @@ def test_a_certificate_for_bob_signed_by_carol(tmp_path: Path) -> None:
             with Attacker(scene.port, false_bob) as attacker:
                 attacker.upgrade()
                 attacker.hello(claimed, ALICE)
-                assert "certificate is not the one" in attacker.reason()
+                assert "certificate differs from the one" in attacker.reason()
         assert nothing_of_carol(scene)
         scene.check_honest()
 
@@ -684,7 +684,7 @@ def test_a_measurement_is_limited_too(scene: Scene) -> None:
         with scene.attacker() as second:
             second.upgrade()
             second.hello(CAROL, ALICE, probe=True)
-            assert "measures already" in second.reason()
+            assert "runs a measurement already" in second.reason()
         carol.begin(65 << 20)
         assert carol.reason() in ("closed", "")
     assert nothing_of_carol(scene)

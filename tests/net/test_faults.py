@@ -473,8 +473,8 @@ def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_agai
 
 
 MISFITS = {
-    "another length": ({"dim": 7}, "its model has 7 parameters"),
-    "another codec": ({"codec": "pco"}, "encodes with pco"),
+    "another length": ({"dim": 7}, "it exchanges 7 parameters"),
+    "another codec": ({"codec": "pco"}, "uses the codec pco"),
     "another start": (
         {"x0": b"other", "versions": {"torch": "1.0"}},
         r"initial parameters differ .*'torch': '1.0'",

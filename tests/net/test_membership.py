@@ -137,11 +137,11 @@ def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
     "older": (
         lambda old, _: old.model_copy(update={"roster_version": 0}),
-        "roster_version = 0: nodes go by roster version 1 already",
+        "roster_version = 0: nodes use roster version 1 already",
     ),
     "without a version of its own": (
         lambda old, _: old.without("carol"),
-        "members have changed and the roster version",
+        "members have changed without a new roster version",
     ),
     "forgets who left": (
         lambda old, _: old.without("carol", from_round=20).model_copy(update={"departed": ()}),
@@ -149,7 +149,7 @@ REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
     ),
     "another graph": (
         lambda old, _: old.model_copy(update={"seed": 7, "roster_version": 2, "from_round": 20}),
-        "nodes that run keep their graph and seed",
+        "a run keeps its topology and seed",
     ),
     "too many": (
         lambda old, folder: old.with_member(member(folder, 3, "dave"), from_round=20),
@@ -303,7 +303,7 @@ def test_a_provider_that_only_comes_and_goes_is_not_waited_for_for_ever(wires: W
 
     flapping = threading.Thread(target=come_and_go, daemon=True)
     flapping.start()
-    ends_without_a_model(driver, "none of alice gave its model")
+    ends_without_a_model(driver, "none of alice sent its model")
     over.set()
     flapping.join(30.0)
     assert meanwhile == [True], "it gave up while the provider still came and went"
@@ -318,7 +318,7 @@ def test_a_provider_that_has_ended_says_so(wires: Wires) -> None:
     lingering = threading.Thread(target=first._linger, daemon=True)
     lingering.start()
     driver = world.driver(1, wires, bootstrap_from=[0], names=("alice", "bob"))
-    ends_without_a_model(driver, "none of alice gave its model: alice ends: finished")
+    ends_without_a_model(driver, "none of alice sent its model: alice ends: finished")
     first._stop = lambda: True
     lingering.join(60.0)
 

@@ -72,7 +72,7 @@ def test_members_that_cannot_dial_each_other_are_no_neighbours(
         )
     )
     assert code == 2
-    assert "joins alice and bob, of which neither can be dialled" in said
+    assert "makes alice and bob neighbours, and neither can be dialled" in said
 
 
 def test_progress_has_the_name_of_a_member_that_joins(tmp_path: Path) -> None:

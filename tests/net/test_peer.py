@@ -183,7 +183,7 @@ def test_only_chosen_parameters_are_exchanged(tmp_path: Path, wires: Wires) -> N
         for name, parameter in found.named_parameters():
             by = 0.5 if name.startswith("3.") else float(rank)
             torch.testing.assert_close(parameter.detach(), start[name] + by)
-    with pytest.raises(UsageError, match="trains no parameter 'head'"):
+    with pytest.raises(UsageError, match="has no trainable parameter 'head'"):
         peers.peer(0, model(), params=["head"])
 
 
@@ -227,7 +227,7 @@ def test_a_program_may_make_its_tensors_elsewhere(sharing: str, tmp_path: Path, 
 
 
 MISFITS: dict[str, Any] = {
-    "larger": (lambda: model(hidden=5), "its model has .* parameters"),
+    "larger": (lambda: model(hidden=5), "it exchanges .* parameters"),
     "another start": (lambda: model(seed=1), "its initial parameters differ"),
 }
 
@@ -303,7 +303,7 @@ def test_a_joiner_begins_with_the_model_and_the_round_of_a_member_that_it_names(
             moved(models[rank], 1.0)
             peer.exchange(wait=False)
     wires.cut([(0, 2)])
-    with pytest.raises(PeerError, match="none of alice gave its model: alice did not give it within 0 s"):
+    with pytest.raises(PeerError, match="none of alice sent its model: alice did not answer within 0 s"):
         peers.peer(2, model(seed=7), timeout_s=0.01, bootstrap_from="alice")
     wires.mend()
     late = peers.peer(2, models[2], timeout_s=0.2, bootstrap_from=["bob", "alice"])
@@ -546,7 +546,7 @@ def test_where_nobody_else_is_left_that_is_said(tmp_path: Path, wires: Wires) ->
         for _ in range(3):
             alice.exchange()
 
-    with pytest.raises(PeerError, match="fits no other peer"):
+    with pytest.raises(PeerError, match="is incompatible with all other peers"):
         a_few()
     alice.close()
     bob.close()
@@ -568,7 +568,7 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(
     first = peers.peer(0, nn.Sequential(nn.Linear(4, 6)), folder=kept, timeout_s=0.05)
     first.exchange()
     first.close()
-    with pytest.raises(ResumeError, match=f"kept'?: was begun with {problem}"):
+    with pytest.raises(ResumeError, match=f"kept'?: belongs to a run with {problem}"):
         peers.peer(0, other(), folder=kept, sharing=sharing)
 
 

@@ -223,7 +223,7 @@ def test_who_measures_from_the_common_start_needs_it_and_hears_the_others_rightl
         return jwins.Peer(module, roster=roster, key=key, sharing=sharing, transport=transport, **options)
 
     first = peer(0, model(), timeout_s=0.1)
-    with pytest.raises(PeerError, match="alice does not fit: its initial parameters differ"):
+    with pytest.raises(PeerError, match="alice is incompatible: its initial parameters differ"):
         peer(1, model(seed=7), timeout_s=0.1, bootstrap_from="alice")
     first.close()
 

@@ -280,7 +280,7 @@ def test_problems_and_warnings(tmp_path: Path) -> None:
     same = roster[1].model_copy(update={"address": roster[0].address})
     assert "the same address" in next(Roster(members=(roster[0], same)).problems())
     other = roster[1].model_copy(update={"name": "robert"})
-    assert "made out to 'bob'" in next(Roster(members=(roster[0], other)).problems())
+    assert "its certificate names 'bob'" in next(Roster(members=(roster[0], other)).problems())
 
 
 def test_changes_count_versions(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_changes_count_versions(tmp_path: Path) -> None:
     assert (once.roster_version, once.from_round, once.ids) == (1, 10, (0, 2))
     with pytest.raises(ConfigError, match="expected a round after 10"):
         once.without("carol", from_round=10)
-    with pytest.raises(ConfigError, match="say --replace"):
+    with pytest.raises(ConfigError, match="use --replace"):
         roster.with_member(roster[1])
     assert roster.with_member(roster[1], replace=True) == roster
 

@@ -71,9 +71,9 @@ def test_the_version_of_the_roster_is_shown(wires: Wires) -> None:
     topology.add(0, 0, (0, 1))
     driver = World(3, topology=topology).driver(0, wires)
     with serve(driver, 0) as port:
-        assert "version of the roster" not in get(port, "/")
+        assert "roster version" not in get(port, "/")
         topology.add(2, 0, (0, 2))
-        assert '<th>version of the roster</th><td class="">2</td>' in get(port, "/")
+        assert '<th>roster version</th><td class="">2</td>' in get(port, "/")
         assert "jwins_roster_version 2.0" in get(port, "/metrics")
     assert driver.progress().roster_version == 2
 

@@ -479,7 +479,7 @@ def test_a_peer_that_is_silent_is_cut(make: Make, tmp_path: Path) -> None:
             alice.until_connected(1)
             child.send_signal(signal.SIGSTOP)
             alice.poll_until(
-                lambda: Disconnected(1, "it was not heard for 2 s") in alice.events, "the connection to be cut"
+                lambda: Disconnected(1, "it sent nothing for 2 s") in alice.events, "the connection to be cut"
             )
             child.send_signal(signal.SIGCONT)
             alice.until_connected(1)

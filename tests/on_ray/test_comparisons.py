@@ -213,7 +213,7 @@ def test_files_are_fetched_where_they_are_not_and_checked(
     other = files.SharedPath(
         str(tmp_path / "other"), "0" * 64, {"": "0" * 64}, {"0" * 64: next(iter(sent[1].pieces.values()))}
     )
-    with pytest.raises(DataError, match="did not arrive as it was sent"):
+    with pytest.raises(DataError, match="was damaged on the way"):
         files.local_copy(other)
 
 

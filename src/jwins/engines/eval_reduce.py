@@ -86,7 +86,7 @@ class EvaluationPlan:
 def _mask_of(samples: Tensor, some: Tensor, what: str) -> Tensor:
     found = torch.isin(samples, some)
     if int(found.sum()) != len(some):
-        raise UsageError(f"early evaluations: {what} must be some of those of the later ones")
+        raise UsageError(f"early evaluations: {what} must be a subset of those of later evaluations")
     return found
 
 

@@ -589,7 +589,9 @@ class NodeGroup:
             UsageError: a node of this node group is not in it.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
-            raise UsageError(f"the checkpoint has no node {missing[0]}: it is of another number of nodes")
+            raise UsageError(
+                f"the checkpoint has no node {missing[0]}: it was written with another number of nodes"
+            )
         self._kept = dict(state.messages)
         for node in self.nodes:
             held = state.nodes[node]

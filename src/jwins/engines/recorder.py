@@ -62,7 +62,7 @@ class Recorder:
         if self.folder is not None:
             if any((self.folder / "checkpoints").glob("round-*")):
                 raise ResumeError(
-                    f"{self.folder} holds another run's checkpoints: resume it, or choose another folder"
+                    f"{self.folder} holds checkpoints of another run; resume that run, or choose another folder"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             self._log = MetricsLog(self.folder / "metrics.jsonl", keep_bytes=0)
@@ -83,7 +83,7 @@ class Recorder:
             DataError: the log is shorter than it was.
         """
         if self.folder is None:
-            raise ConfigError("run.folder", None, "resuming needs the folder of the run")
+            raise ConfigError("run.folder", None, "expected the folder of the run to resume")
         folder, known = self.folder / "checkpoints", (*types, CheckpointManifest)
 
         def complete(saved: object) -> tuple[CheckpointManifest, NodeGroupState]:

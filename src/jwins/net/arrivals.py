@@ -53,7 +53,7 @@ class Arrivals:
         self._session.log("error", "incompatible peer", peer=peer, problem=problem)
         self._session.apply(peer, Signal.MISMATCH)
         if self._session.joiner is not None:
-            self._session.joiner.on_refused(peer, f"does not fit: {problem}")
+            self._session.joiner.on_refused(peer, f"is incompatible: {problem}")
 
     def on_message(self, peer: int, data: bytes) -> None:
         """A peer sent something."""
@@ -69,7 +69,7 @@ class Arrivals:
             self._session.refuse(peer, str(error))
             return
         if message.sender != peer:
-            self._session.refuse(peer, f"speaks for node {message.sender}")
+            self._session.refuse(peer, f"sends a message in the name of node {message.sender}")
         elif known.state is State.INCOMPATIBLE:
             self._session.refuse(peer, "speaks though it does not fit", quietly=True)
         elif isinstance(message, StateRequest):
@@ -79,7 +79,7 @@ class Arrivals:
         elif isinstance(message, Bye) and (known.is_introduced or self._session.holds):
             self._on_bye(peer, message)
         elif not known.is_introduced:
-            self._session.refuse(peer, "said nothing yet that introduces it")
+            self._session.refuse(peer, "sends a message before its Hello")
         elif isinstance(message, KeyframeRequest):
             self._session.rounds.tell_node(event)
         elif isinstance(message, Frame):
@@ -155,7 +155,7 @@ class Arrivals:
         known, at = self._session.peers[peer], self._session.node.round
         name = (frame.round, frame.keyframe)
         if name in known.seen:
-            self._session.refuse(peer, f"frame of round {frame.round}: came before", quietly=True)
+            self._session.refuse(peer, f"frame of round {frame.round}: received before", quietly=True)
             return
         if frame.round < at - MAX_ROUNDS_AHEAD:
             self._session.refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")

@@ -104,7 +104,9 @@ class Joiner:
         assert self._current is not None
         if session.awake >= min(self._until, self._back_by):
             away = session.awake >= self._back_by
-            problem = "went away" if away else f"did not give it within {self._timeout_s:.0f} s; is it running?"
+            problem = (
+                "disconnected" if away else f"did not answer within {self._timeout_s:.0f} s; is it running?"
+            )
             self._give_up(problem)
         elif session.awake >= self._ask_at:
             self._ask()
@@ -126,7 +128,7 @@ class Joiner:
         if not self._left:
             told = "; ".join(f"{{{peer}}} {problem}" for peer, problem in self._answers.items())
             names = ", ".join(f"{{{peer}}}" for peer in self._all)
-            session.no_model(self._all, f"none of {names} gave its model: {told}")
+            session.no_model(self._all, f"none of {names} sent its model: {told}")
             return False
         self._current = self._left.pop(0)
         self._until, self._away_from = session.awake + self._timeout_s, 0.0
@@ -174,7 +176,7 @@ class Joiner:
         except CodecError:  # something else
             return False
         if peer != self._current or not isinstance(found, Frame) or found.sender != peer:
-            self._session.refuse(peer, "a model that was not asked for")
+            self._session.refuse(peer, "a model that was not requested")
         elif problem := self._objection(found):
             self._session.refuse(peer, f"a model that cannot be used: {problem}")
             self._give_up(f"sent a model that cannot be used: {problem}")
@@ -189,12 +191,12 @@ class Joiner:
             or not isinstance(values, Tensor)
             or values.dtype != torch.float32
         ):
-            return "it is not the whole of one"
+            return "it is incomplete"
         if not self._from_round <= found.round < rules.rounds:
             return f"it is of round {found.round}"
         own, largest = max(1.0, largest_magnitude(self._session.node.params)), found.update.largest()
         if not (math.isfinite(largest) and largest <= rules.max_magnitude_ratio * own):
-            return f"it has a value of {largest:.3g}"
+            return f"it contains a value of {largest:.3g}"
         return ""
 
     def _take(self, peer: int, found: Frame) -> None:
@@ -227,7 +229,7 @@ class Provider:
         if session.joiner is not None:
             return  # it has none itself
         if not self._may_have(peer):
-            session.refuse(peer, "asks for a model that it may not have")
+            session.refuse(peer, "requests a model that it may not have")
             return
         known.requested_from = from_round
         self.provide(peer)

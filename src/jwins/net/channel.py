@@ -238,7 +238,7 @@ class Channel:
             piece: bytes | bytearray | memoryview = frame.data
             return piece
         if frame.opcode is not Opcode.TEXT or not frame.fin:
-            raise PeerRefused(f"a frame of a kind that has no place here ({frame.opcode.name})")
+            raise PeerRefused(f"a frame of an unexpected kind ({frame.opcode.name})")
         if len(frame.data) > CONTROL_BYTES:
             raise PeerRefused(f"a control message that is too long ({len(frame.data)} bytes)")
         try:

@@ -1,4 +1,4 @@
-"""Why do two nodes not talk? Looks at everything on the way, and says what to do."""
+"""Find out why two nodes do not connect, and name a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
     yield _clock(roster)
     yield _port(roster, me, key_file if fits else None)
     if not fits:
-        yield Finding("neighbours", None, "not asked: without key and certificate nobody answers")
+        yield Finding("neighbours", None, "not checked: no peer answers without a valid key and certificate")
         return
     contexts = Contexts.of(roster, me, key_file)
     for id in _neighbours(roster, me):  # noqa: A001
@@ -112,10 +112,10 @@ def _own(me: Member, key_file: Path) -> Iterator[Finding]:
             "key",
             False,
             f"{key_file} is not the key of the certificate that the roster has for {me.name}",
-            f"give the right key with --key, or send {me.name}.crt to whoever keeps the roster",
+            f"pass the right key with --key, or send {me.name}.crt to the keeper of the roster",
         )
         return
-    yield Finding("key", True, f"{key_file} fits the certificate in the roster; only its owner can read it")
+    yield Finding("key", True, f"{key_file} matches the certificate in the roster; only its owner can read it")
     if (problem := certificate.problem()) is not None:
         yield Finding("certificate", False, problem, _renew(me))
         return
@@ -136,7 +136,7 @@ def _clock(roster: Roster) -> Finding:
         detail = (
             f"{now:%Y-%m-%d %H:%M} UTC, before a certificate of the roster was made ({newest:%Y-%m-%d %H:%M})"
         )
-        return Finding("clock", False, detail, "set the clock of this machine, best by NTP")
+        return Finding("clock", False, detail, "set the clock of this machine, for example by NTP")
     return Finding("clock", True, f"{now:%Y-%m-%d %H:%M:%S} UTC")
 
 
@@ -149,7 +149,7 @@ def _port(roster: Roster, me: Member, key_file: Path | None) -> Finding:
     except UsageError:
         if key_file is not None and asyncio.run(_is_me(me, Contexts.of(roster, me, key_file))):
             return Finding("port", True, f"{me.address}: this node is running")
-        remedy = "end the program that uses it, or choose another port and change the roster everywhere"
+        remedy = "stop the program that uses it, or choose another port and change the roster on every machine"
         return Finding("port", False, f"{me.address}: another program uses the port", remedy)
     return Finding("port", True, f"{me.address}: free; nothing is running yet")
 
@@ -191,11 +191,11 @@ async def _neighbour(
                 ChannelHello(VERSION, me.id, member.id, secrets.token_hex(16), True, b"", time.time())
             )
             hello = await channel.control(ChannelHello)
-        yield Finding(name, True, "has the certificate that the roster names, and knows ours")
+        yield Finding(name, True, "its certificate matches the roster, and it accepts ours")
         ahead_s = hello.clock - time.time()
         if abs(ahead_s) > CLOCK_S:
             detail = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this one"
-            yield Finding(name, False, detail, "set the wrong one, best by NTP")
+            yield Finding(name, False, detail, "set the wrong clock, for example by NTP")
         if judge is not None and (problem := judge(hello.greeting)) is not None:
             yield Finding(name, False, problem, "start both with the same experiment file and the same version")
         async with asyncio.timeout(MEASURE_S):
@@ -246,11 +246,12 @@ def _remedy(error: Exception, member: Member, me: Member) -> str:
         return _renew(member)
     if isinstance(error, ssl.SSLCertVerificationError) or "fingerprint" in str(error):
         return (
-            f"have {member.name} read out `jwins keys show {member.name}.crt`: if the roster differs, add the "
-            "new certificate with `jwins roster add --replace`; if not, someone else answers at this address"
+            f"ask {member.name} to read out `jwins keys show {member.name}.crt`; if the roster differs, "
+            "add the new certificate with `jwins roster add --replace`; "
+            "if not, another machine answers at this address"
         )
     if "certificate" in in_words(error):
         return (
             f"compare `jwins roster check` at both; {me.name}'s certificate must be in {member.name}'s roster"
         )
-    return f"look into the log of {member.name}'s node"
+    return f"read the log of the node of {member.name}"

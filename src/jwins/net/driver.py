@@ -184,7 +184,7 @@ class RealTimeDriver:
             raise UsageError(f"RealTimeDriver: a node group of {len(group.nodes)} nodes; expected one")
         self.rules = rules = group.rules
         if not rules.wire.codec.accepts_foreign:
-            problem = "decodes only what its own process encoded; use another codec between machines"
+            problem = "decodes only frames of its own process; use another codec between machines"
             raise ConfigError("wire.codec", rules.wire.codec.name, problem)
         self.group, self.transport = group, transport
         (self.node,) = group.nodes
@@ -386,7 +386,7 @@ class RealTimeDriver:
         try:
             job.result(SETTLE_S)
         except FutureTimeoutError:
-            problem = "it did not end in time; the checkpoint before stays"
+            problem = "training did not end in time; the previous checkpoint is kept"
             self.journal.error("no checkpoint", round=under_way, problem=problem)
             return False
         except WithdrawnError:

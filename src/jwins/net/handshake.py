@@ -73,9 +73,9 @@ class Handshake:
     def hello_mismatch(self, theirs: Hello) -> str:
         """Why a peer with this Hello cannot take part, or ""."""
         if theirs.dim != self.dim:
-            return f"its model has {theirs.dim} parameters that are exchanged, this one {self.dim}"
+            return f"it exchanges {theirs.dim} parameters, this node {self.dim}"
         if theirs.codec != self.codec:
-            return f"it encodes with {plain(theirs.codec)}, this node with {self.codec}"
+            return f"it uses the codec {plain(theirs.codec)}, this node {self.codec}"
         for name, here in self.agreed.items():
             if (there := theirs.versions.get(name, "")) != here:
                 return f"its {name} is {plain(there) or 'not known'}, here it is {here}"

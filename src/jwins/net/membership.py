@@ -232,19 +232,19 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
         raise ConfigError(
             "roster_version",
             new.roster_version,
-            f"nodes go by roster version {old.roster_version} already; change the newest roster",
+            f"nodes use roster version {old.roster_version} already; change the newest roster",
         )
     if new.roster_version == old.roster_version and (new.ids, new.departed) != (old.ids, old.departed):
-        problem = "members have changed and the roster version has not; change the roster with --from-round"
+        problem = "members have changed without a new roster version; change the roster with --from-round"
         raise ConfigError("roster_version", new.roster_version, problem)
     if new.ids_ever[: len(old.ids_ever)] != old.ids_ever:
-        problem = f"expected {list(old.ids_ever)} and then new ones; ids of those who left are in departed"
+        problem = f"expected {list(old.ids_ever)}, then new ids; ids of former members stay in departed"
         raise ConfigError("members", list(new.ids_ever), problem)
     if common_of(new) != common_of(old):
-        problem = "nodes that run keep their graph and seed; take those of the roster before"
+        problem = "a run keeps its topology and seed; use those of the previous roster"
         raise ConfigError("topology, seed", common_of(new), problem)
     if len(new.ids_ever) > num_nodes:
-        problem = f"expected at most {num_nodes} (nodes.count, or the roster's places), who left among them"
+        problem = f"expected at most {num_nodes} with former members (nodes.count, or places of the roster)"
         raise ConfigError("members", len(new.ids_ever), problem)
 
 

@@ -134,8 +134,8 @@ class Peer:
 
     Raises:
         ConfigError: roster, key or an argument cannot be used.
-        ResumeError: the folder was begun with another model or algorithm, another process uses it, or its
-            checkpoints cannot be read.
+        ResumeError: the folder belongs to a run with another model or algorithm, another process uses it, or
+            its checkpoints cannot be read.
         UsageError: the model has nothing to exchange, or the address cannot be listened on.
         PeerError: nobody gave the model to begin with.
 
@@ -401,7 +401,10 @@ class Peer:
         incompatible = {peer: known.mismatch for peer, known in driver.peers.items() if known.mismatch}
         if incompatible and self._is_alone(handed):
             told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in incompatible.items())
-            raise PeerError(f"{self.name} fits no other peer ({told}); all must use the same model and start")
+            raise PeerError(
+                f"{self.name} is incompatible with all other peers ({told}); "
+                "all must use the same model and initial parameters"
+            )
         now = driver.progress()
         timed_out = dict(driver.timed_out)
         names = tuple(
@@ -455,13 +458,11 @@ def _ended(outcome: WallOutcome) -> JwinsError:
 def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] | None) -> list[int]:
     """Numbers of those whose model to begin with; a joiner has to name some."""
     if me.since_round and members.places is None:
-        problem = f"{me.name} joins those who run, and they have no room; say how many there are in the end"
+        problem = f"{me.name} joins a run that has no room; set places to the final number of members"
         raise ConfigError("roster.places", None, problem)
     if me.since_round and not bootstrap_from:
-        problem = f"{me.name} joins in round {me.since_round}, where its own model is of no use to the others"
-        raise ConfigError(
-            "bootstrap_from", bootstrap_from, f"{problem}; name members whose model to begin with"
-        )
+        problem = f"{me.name} joins in round {me.since_round} and cannot begin with its own model"
+        raise ConfigError("bootstrap_from", bootstrap_from, f"{problem}; name members that provide theirs")
     return providers_of(
         members, me, [bootstrap_from] if isinstance(bootstrap_from, str) else bootstrap_from or []
     )

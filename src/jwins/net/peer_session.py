@@ -233,7 +233,7 @@ class PeerSession:
         timed_out_in: the newest round of this node in which it timed out, or None.
         merged_in: the newest round of this node whose merge it was in, or -1.
         timed_out: rounds in which it timed out, in all.
-        refused: messages of it that were not accepted.
+        refused: messages of the peer that were not accepted.
         mismatch: why it cannot take part, or "".
         wants_readmission: it spoke while it was SLOW.
         backoff: rounds until its next readmission; doubles with each, and is 1 again when a frame is on time.

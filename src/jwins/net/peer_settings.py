@@ -32,7 +32,9 @@ def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | N
     else:
         chosen = {name for name in known if name in wanted or plain_name(name) in wanted}
         if strange := sorted(set(wanted) - chosen - {plain_name(name) for name in chosen}):
-            raise UsageError(f"Peer.params: the model trains no parameter {strange[0]!r}; it has {known}")
+            raise UsageError(
+                f"Peer.params: the model has no trainable parameter {strange[0]!r}; it has {known}"
+            )
     if not chosen:
         raise UsageError(f"Peer.params: chooses none of {known}")
     slots, offset = [], 0
@@ -86,6 +88,6 @@ def check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> N
         differs = "model"
     if differs:
         raise ResumeError(
-            f"Peer.folder = {str(folder)!r}: was begun with another {differs}; "
+            f"Peer.folder = {str(folder)!r}: belongs to a run with another {differs}; "
             "choose another folder, or remove this one"
         )

@@ -31,19 +31,18 @@ SOON = datetime.timedelta(days=30)
 
 
 class Member(Settings):
-    """A node that takes part."""
+    """A member of the roster: one node."""
 
-    id: Annotated[int, Within("a node's id", 0, MAX_ID)] = Field(
-        description="unlike all others, and never used again"
-    )
-    name: str = Field(description="unlike all others")
-    address: str = Field(description="host:port at which the others dial it")
+    id: Annotated[int, Within("a node's id", 0, MAX_ID)] = Field(description="unique id; never used again")
+    name: str = Field(description="unique name")
+    address: str = Field(description="host:port at which other members dial it")
     reachable: bool = Field(
-        default=True, description="false: behind a firewall or NAT, it dials the others and they cannot dial it"
+        default=True,
+        description="false: behind a firewall or NAT; it dials the others, and they cannot dial it",
     )
     fingerprint: str = Field(description="SHA-256 of the certificate, 64 hexadecimal digits")
-    certificate: str = Field(description="in PEM form; with the fingerprint the only one accepted of this node")
-    since_round: Index = Field(default=0, description="the round in which it joined, if nodes ran already")
+    certificate: str = Field(description="certificate in PEM form; no other is accepted from this node")
+    since_round: Index = Field(default=0, description="round in which it joined a run; 0 for the first members")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -94,27 +93,27 @@ class Roster(Settings):
     as a node is its rank among all who were ever members, so that it keeps it whoever joins or leaves.
     """
 
-    roster_version: Index = Field(default=0, description="raised by one with every change while nodes run")
-    from_round: Index = Field(default=0, description="the round from which this version is in effect")
+    roster_version: Index = Field(default=0, description="version; each change during a run raises it by one")
+    from_round: Index = Field(default=0, description="round from which this version is in effect")
     places: Annotated[int, Within("a number of nodes", 1)] | None = Field(
         default=None,
-        description="nodes.count of the experiment, or members of a loop of one's own in the end, if some of "
-        "them join later; left out: all are there",
+        description="final number of members, if some join later; with `jwins node` it is nodes.count; "
+        "left out: all are listed",
     )
     departed: Annotated[tuple[Index, ...], Field(strict=False, max_length=MAX_MEMBERS)] = Field(
-        default=(), description="ids of those who left while nodes ran"
+        default=(), description="ids of members that left during a run"
     )
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
-        default=1, description="of the topology and of everything else that the nodes must draw alike"
+        default=1, description="seed of the topology and of all other draws that nodes have in common"
     )
     if TYPE_CHECKING:
         topology: TopologyTable = FullyConnectedConfig()
     else:
         topology: one_of(TOPOLOGY_TABLES) = Field(
-            default=FullyConnectedConfig(), description="who exchanges with whom, as in an experiment"
+            default=FullyConnectedConfig(), description="communication graph, as in an experiment"
         )
     members: Annotated[tuple[Member, ...], Field(strict=False, max_length=MAX_MEMBERS)] = Field(
-        default=(), description="the nodes"
+        default=(), description="members, one table each"
     )
 
     @model_validator(mode="after")
@@ -131,7 +130,7 @@ class Roster(Settings):
                     raise ConfigError(
                         f"members[{index}].{key}",
                         value,
-                        f"members[{seen[value]}] has the same; each has its own",
+                        f"members[{seen[value]}] has the same; each member needs its own",
                     )
                 seen[value] = index
         if used := sorted({member.id for member in self.members} & set(self.departed)):
@@ -219,7 +218,7 @@ class Roster(Settings):
         for member in self.members:
             if member.x509.public_key == public:
                 return member
-        remedy = "add its certificate with `jwins roster add`, or give another key"
+        remedy = "add its certificate with `jwins roster add`, or pass another key"
         raise ConfigError("key", str(key_file), f"is the key of no member of the roster; {remedy}")
 
     def build_topology(self) -> Topology:
@@ -237,8 +236,8 @@ class Roster(Settings):
             raise ConfigError(
                 "topology.kind",
                 self.topology.kind,
-                f"joins {a} and {b}, of which neither can be dialled (reachable = false); make one reachable, "
-                "by a forwarded port or a tunnel, or choose a graph that does not join them",
+                f"makes {a} and {b} neighbours, and neither can be dialled (reachable = false); make one "
+                "reachable by a forwarded port or a tunnel, or choose a graph in which they are not neighbours",
             )
         return topology
 
@@ -264,7 +263,7 @@ class Roster(Settings):
             if problem := certificate.problem(now):
                 yield f"{where}: its certificate is {problem}; {remedy}"
             if certificate.name != member.name:
-                yield f"{where}: its certificate is made out to {certificate.name!r}; is it the right one?"
+                yield f"{where}: its certificate names {certificate.name!r}; is it the right one?"
         addresses: dict[str, str] = {}
         for member in self.members:
             if member.reachable and (other := addresses.setdefault(member.address, member.name)) != member.name:
@@ -296,11 +295,11 @@ class Roster(Settings):
         others = [old for old in self.members if old.name != member.name]
         if len(others) < len(self.members) and not replace:
             raise ConfigError(
-                "NAME", member.name, "is in the roster already; say --replace to change its entry"
+                "NAME", member.name, "is in the roster already; use --replace to change its entry"
             )
         if from_round is not None and member.id not in self:
             if member.id <= max(self.ids_ever, default=-1):
-                problem = f"expected more than {max(self.ids_ever)}, the highest that was ever used"
+                problem = f"expected more than {max(self.ids_ever)}, the highest id ever used"
                 raise ConfigError("--id", member.id, problem)
             member = member.model_copy(update={"since_round": from_round})
         elif member.id in self:
@@ -345,7 +344,7 @@ def providers_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
     others = [name for name in names if name != me.name]
     if names and not others:
         raise ConfigError(
-            "bootstrap_from", me.name, "expected other members, whose model this one is to begin with"
+            "bootstrap_from", me.name, "expected other members, which provide the model to begin with"
         )
     return [roster.ids_ever.index(roster.named(name).id) for name in others]
 
@@ -412,4 +411,4 @@ def write_roster(roster: Roster, path: Path) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(names) if names else "nobody"
+    return ", ".join(names) if names else "no members"

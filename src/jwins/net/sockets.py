@@ -58,7 +58,9 @@ def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
     except OSError as error:
         for sock in sockets:
             sock.close()
-        remedy = "is the node running already? otherwise choose another port, and change the roster everywhere"
+        remedy = (
+            "is the node running already? if not, choose another port and change the roster on every machine"
+        )
         raise UsageError(f"cannot listen on {listen or address}: {error.strerror}; {remedy}") from None
     return sockets
 

@@ -93,33 +93,31 @@ class _Collector:
         driver, now = self._driver, self._driver.progress()
         for name, value, what in (
             ("jwins_round", now.round, "Completed rounds"),
-            ("jwins_roster_version", now.roster_version, "Version of the roster by which the node mixes"),
-            ("jwins_waiting_seconds", now.waiting_s, "How long the node has been waiting for neighbours"),
-            ("jwins_peers_connected", len(now.connected), "Peers that are connected and fit"),
+            ("jwins_roster_version", now.roster_version, "Roster version that the node uses"),
+            ("jwins_waiting_seconds", now.waiting_s, "Seconds for which the node has waited for neighbours"),
+            ("jwins_peers_connected", len(now.connected), "Connected peers with compatible settings"),
             ("jwins_received_bytes", now.received_bytes, "Bytes received since the process began"),
-            ("jwins_skipped_rounds", now.skipped_rounds, "Rounds in which the node took no part, being behind"),
-            ("jwins_peers_suspect", len(now.suspect), "Peers that are not waited for"),
+            ("jwins_skipped_rounds", now.skipped_rounds, "Rounds that the node skipped because it was behind"),
+            ("jwins_peers_suspect", len(now.suspect), "Peers for which the node does not wait"),
             (
                 "jwins_neighbour_timeout_seconds",
                 max(map(driver.session.waiting.limit_s, driver.peers), default=0.0),
-                "How long the slowest peer is waited for now",
+                "Timeout of the slowest peer in seconds",
             ),
         ):
             yield GaugeMetricFamily(name, what, value=value)
-        sent = CounterMetricFamily("jwins_sent_bytes", "Bytes sent, by what they carried", labels=["kind"])
+        sent = CounterMetricFamily("jwins_sent_bytes", "Bytes sent, by kind of content", labels=["kind"])
         for kind, size_bytes in driver.sent.by_kind().items():
             sent.add_metric([kind], size_bytes)
         yield sent
-        timed_out = CounterMetricFamily(
-            "jwins_timed_out", "Rounds in which a peer was timed out", labels=["peer"]
-        )
-        refused = CounterMetricFamily("jwins_refused", "Messages that were not accepted", labels=["peer"])
+        timed_out = CounterMetricFamily("jwins_timed_out", "Rounds in which a peer timed out", labels=["peer"])
+        refused = CounterMetricFamily("jwins_refused", "Messages of a peer that were refused", labels=["peer"])
         for peer, known in driver.peers.items():
             timed_out.add_metric([driver.names[peer]], driver.timed_out[peer])
             refused.add_metric([driver.names[peer]], known.refused)
         yield timed_out
         yield refused
-        measured = GaugeMetricFamily("jwins_metric", "Of the newest evaluation", labels=["name"])
+        measured = GaugeMetricFamily("jwins_metric", "Metrics of the newest evaluation", labels=["name"])
         for metric, mean in _measured(driver).items():
             if mean is not None:
                 measured.add_metric([metric], mean)
@@ -155,20 +153,20 @@ _REFRESH_S = 5
 
 
 def page(driver: RealTimeDriver) -> str:
-    """The status page: where the node is, its neighbours, what it sent, what it measured, the last error."""
+    """The status page: progress, metrics and last error of the node, its peers, and the bytes sent."""
     now = driver.progress()
     title = html.escape(driver.names[driver.node])
     whole = "" if now.rounds >= ENDLESS else f" of {now.rounds:,}"
     facts = [_fact("rounds completed", f"{now.round:,}{whole}"), _fact("running for", _duration(now.time_s))]
     if now.roster_version:
-        facts.append(_fact("version of the roster", f"{now.roster_version:,}"))
+        facts.append(_fact("roster version", f"{now.roster_version:,}"))
     facts += [_fact(name, f"{value:.4f}") for name, value in _measured(driver).items() if value is not None]
     error = driver.journal.last_error
     facts.append(_fact("last error", error or "none", "bad" if error else ""))
     peers = "".join(_peer_row(driver, now, peer) for peer in driver.peers)
     sent = driver.sent.by_kind()
     kinds = "".join(f'<tr><th>{kind}</th><td class="n">{count:,}</td></tr>' for kind, count in sent.items())
-    kinds += f'<tr class="sum"><th>in all</th><td class="n">{sum(sent.values()):,}</td></tr>'
+    kinds += f'<tr class="sum"><th>total</th><td class="n">{sum(sent.values()):,}</td></tr>'
     state, kind = _state(driver, now)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}: round {now.round}</title>'
@@ -180,10 +178,10 @@ def page(driver: RealTimeDriver) -> str:
         f'<th class="n">round</th>'
         f'<th class="n">timed out</th><th class="n">refused</th></tr></thead>'
         f"<tbody>{peers}</tbody></table></div>"
-        f'<p class="note">timed out: rounds merged without the peer; refused: messages of it that were '
-        f"not accepted.</p>"
+        f'<p class="note">timed out: rounds merged without the peer; refused: messages of the peer that '
+        f"were not accepted.</p>"
         f"<h2>Bytes sent</h2><table><tbody>{kinds}</tbody></table>"
-        f'<p class="note">This page renews itself every {_REFRESH_S} seconds.</p></body></html>'
+        f'<p class="note">This page reloads every {_REFRESH_S} seconds.</p></body></html>'
     )
 
 
@@ -203,15 +201,15 @@ def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
     known = driver.peers[peer]
     where = known.state
     if where is State.INCOMPATIBLE:
-        state, kind = f"cannot take part: {known.mismatch}", "bad"
+        state, kind = f"incompatible: {known.mismatch}", "bad"
     elif where in (State.LEFT, State.REMOVED):
         state, kind = where.value, ""
     elif where is State.SUSPECT:
-        state, kind = "silent, not waited for", "bad"
+        state, kind = "suspect, not waited for", "bad"
     elif where is State.SLOW:
-        state, kind = "connected, too slow to be waited for", "bad"
+        state, kind = "connected, too slow, not waited for", "bad"
     elif peer in now.waiting_for:
-        state = f"awaited for {now.waiting_s:.0f} s" + ("" if known.is_introduced else ", not connected")
+        state = f"waiting for {now.waiting_s:.0f} s" + ("" if known.is_introduced else ", not connected")
         kind = "wait"
     elif where is State.BEHIND:
         state, kind = "connected, behind", "wait"

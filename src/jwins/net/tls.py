@@ -40,7 +40,7 @@ class Contexts:
         certificate = member.x509
         if read_key(key_file) != certificate.public_key:
             problem = (
-                f"is not the key of {member.name}'s certificate in the roster; give the right one, or add its "
+                f"is not the key of {member.name}'s certificate in the roster; pass the right one, or add its "
             )
             raise ConfigError("key", str(key_file), problem + "certificate with `jwins roster add --replace`")
         if (why := certificate.problem()) is not None:
@@ -117,7 +117,7 @@ def in_words(error: BaseException) -> str:
         if "UNSUPPORTED_PROTOCOL" in reason or "PROTOCOL_VERSION" in reason or "VERSION_TOO_LOW" in reason:
             return "it does not speak TLS 1.3"
         if "HTTP_REQUEST" in reason or "WRONG_VERSION" in reason or "PACKET_LENGTH" in reason:
-            return "what it speaks is not TLS"
+            return "it does not speak TLS"
         return f"TLS failed ({reason})"
     if isinstance(error, ConnectionRefusedError):
         return "nothing listens there"

@@ -192,7 +192,7 @@ class TlsTransport:
         size = len(data)
         if size > self.limits.message_bytes:
             raise UsageError(
-                f"message of {size} bytes: {self.limits.message_bytes} are allowed; raise limits.message_bytes"
+                f"message of {size} bytes: the limit is {self.limits.message_bytes}; raise limits.message_bytes"
             )
         with self._changed:
             state = self._peers.get(peer)
@@ -389,7 +389,7 @@ class TlsTransport:
         if link.writing_since is not None and now - link.writing_since > self.limits.dead_s:
             self._cut(link, f"it has read nothing for {self.limits.dead_s:.0f} s")
         elif now - link.heard > self.limits.dead_s:
-            self._cut(link, f"it was not heard for {self.limits.dead_s:.0f} s")
+            self._cut(link, f"it sent nothing for {self.limits.dead_s:.0f} s")
         else:
             if beat:
                 link.ping_due = True
@@ -443,7 +443,7 @@ class TlsTransport:
                     self._may_connect(state)
                     await self._admit(hello, state, address)
                 elif state.probed:
-                    raise PeerRefused("it measures already")
+                    raise PeerRefused("it runs a measurement already")
                 channel.write(self._hello(hello.id))
                 if not hello.probe and self.id > hello.id:
                     await channel.control(Go)
@@ -479,10 +479,10 @@ class TlsTransport:
                 f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)"
             )
         if hello.id not in self._roster or hello.id == self.id:
-            raise PeerRefused("the id that it claims is no other member's of the roster here")
+            raise PeerRefused("the id that it claims belongs to no other member of the roster here")
         if fingerprint != self._roster[hello.id].x509.fingerprint:
             raise PeerRefused(
-                "its certificate is not the one that the roster here has for the id that it claims"
+                "its certificate differs from the one in the roster here for the id that it claims"
             )
         if hello.to != self.id:
             raise PeerRefused(
@@ -491,7 +491,7 @@ class TlsTransport:
 
     def _may_connect(self, state: PeerState) -> None:
         if self._closing:
-            raise PeerRefused("this node is about to end")
+            raise PeerRefused("this node is ending")
         if state.arrivals.take(1, self._loop.time()) > 0:
             raise PeerRefused("it connects too often")
 
@@ -571,7 +571,9 @@ class TlsTransport:
                         log.info("cannot connect peer=%d reason=%r", peer, words)
                         if KEY_IN_USE in words:
                             self._tell(
-                                KeyUsedElsewhere(peer, "it is connected with that one, and refuses this one")
+                                KeyUsedElsewhere(
+                                    peer, "it is connected with the other process, and refuses this one"
+                                )
                             )
                     self._note(peer, words)
                     state.dial.set()
@@ -699,7 +701,7 @@ class TlsTransport:
                 link.warned = True
                 self._tell(KeyUsedElsewhere(link.peer, f"refused at {found.address}, as this one is connected"))
             elif isinstance(found, Control):
-                raise PeerRefused(f"a {type(found).__name__} that has no place here")
+                raise PeerRefused(f"an unexpected {type(found).__name__}")
             elif missing is None or not 0 < len(found) <= missing:
                 raise PeerRefused("a piece that belongs to no message")
             else:

@@ -51,7 +51,7 @@ def connected(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).strip()
         if not wanted:
-            raise UsageError(f"a Ray cluster of this machine does not start: {reason}") from None
+            raise UsageError(f"cannot start a Ray cluster on this machine: {reason}") from None
         given = f"--address {address}" if address else f"RAY_ADDRESS={wanted}"
         raise UsageError(
             f"{given}: no Ray cluster that fits there ({reason}); `ray status` there shows whether one runs, "
@@ -145,8 +145,8 @@ def check_capacity(demand: Demand, count: int, what: str) -> None:
             for m in there
         )
         raise UsageError(
-            f"the cluster is too small: {count} {what} of {demand} each do not fit, {fit} would; "
-            f"it has {listed}. Add machines, or ask for less"
+            f"the cluster is too small: {count} {what} of {demand} each do not fit, {fit} do; "
+            f"it has {listed}. Add machines, or request less"
         )
 
 
@@ -189,7 +189,7 @@ def check_versions() -> None:
         if differ:
             raise UsageError(
                 f"{machine.name}: {', '.join(differ)}; install the same versions on all machines, for example "
-                f"with one constraints file, as other ones may give other results"
+                f"with one constraints file; other versions may change results"
             )
 
 

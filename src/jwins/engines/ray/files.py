@@ -113,7 +113,7 @@ def _fetch(sent: SharedPath, target: Path) -> None:
                 actual.update(content)
                 file.write(content)
         if actual.hexdigest() != digest:
-            raise DataError(f"{sent.origin}: {path.name} did not arrive as it was sent; try again")
+            raise DataError(f"{sent.origin}: {path.name} was damaged on the way; try again")
 
 
 def _hashes(origin: Path) -> dict[str, str]:

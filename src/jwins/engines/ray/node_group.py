@@ -456,7 +456,9 @@ class RemoteNodeGroup:
             UsageError: a node of this node group is not in it.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
-            raise UsageError(f"the checkpoint has no node {missing[0]}: it is of another number of nodes")
+            raise UsageError(
+                f"the checkpoint has no node {missing[0]}: it was written with another number of nodes"
+            )
         own = NodeGroupState({node: state.nodes[node] for node in self.nodes})
         self._call("restore", checkpoint.dump(own))
 
@@ -479,7 +481,7 @@ def _got(reference: Any, who: str) -> Any:
             raise error.cause from None
         if not isinstance(error.cause, ray.exceptions.RayError):
             raise
-        raise ActorLostError(f"{who}: lost what another one had sent ({_line(error.cause)})") from None
+        raise ActorLostError(f"{who}: lost data that another actor had sent ({_line(error.cause)})") from None
     except ray.exceptions.RayError as error:
         raise ActorLostError(f"{who} is lost ({_line(error)})") from None
 
@@ -518,8 +520,8 @@ def start_actors(
     try:
         if not reserved.wait(_RESERVE_TIMEOUT_S):
             raise UsageError(
-                f"the cluster is busy: there was no room for {len(makes)} actors of {demand} each in "
-                f"{_RESERVE_TIMEOUT_S:.0f} s; `ray status` shows who uses it"
+                f"the cluster is busy: no room for {len(makes)} actors of {demand} each within "
+                f"{_RESERVE_TIMEOUT_S:.0f} s; `ray status` shows its use"
             )
         for number, (nodes, _) in enumerate(makes):
             place = PlacementGroupSchedulingStrategy(reserved, placement_group_bundle_index=number)

@@ -493,7 +493,7 @@ class SimulatedDriver:
             node = min(waiting)
             at, senders = waiting[node]
             raise StalledError(
-                f"{len(waiting)} nodes wait for ever: node {node} in round {at} for frames of "
+                f"{len(waiting)} nodes would wait for ever: node {node} in round {at} for frames of "
                 f"{', '.join(map(str, senders))}; set run.deadline_s to go on without them"
             )
 
@@ -610,7 +610,7 @@ def _check(
     if rules.topology.num_nodes != n:
         raise ConfigError("topology", rules.topology.num_nodes, f"expected {n} nodes, as nodes.count")
     if len(groups) > 1 and not rules.wire.codec.accepts_foreign:
-        problem = "decodes only what its own process encoded; use another codec, or one node group"
+        problem = "decodes only frames of its own process; use another codec, or one node group"
         raise ConfigError("wire.codec", rules.wire.codec.name, problem)
     check_scenario(
         num_nodes=n,
