@@ -179,7 +179,7 @@ def test_the_right_certificate_with_anothers_id(scene: Scene) -> None:
         attacker.upgrade()
         attacker.hello(BOB, ALICE)
         assert "certificate differs from the one" in attacker.reason()
-    scene.until_counted("certificate is not the one")
+    scene.until_counted("certificate differs from the one")
     assert [e for e in scene.alice.events if isinstance(e, Connected)] in ([], [Connected(BOB)])
     scene.check_honest()
 
