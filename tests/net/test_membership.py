@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
     ),
     "forgets who left": (
         lambda old, _: old.without("carol", from_round=20).model_copy(update={"departed": ()}),
-        "ids of those who left are in departed",
+        "ids of former members stay in departed",
     ),
     "another graph": (
         lambda old, _: old.model_copy(update={"seed": 7, "roster_version": 2, "from_round": 20}),
@@ -153,7 +153,7 @@ REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
     ),
     "too many": (
         lambda old, folder: old.with_member(member(folder, 3, "dave"), from_round=20),
-        r"expected at most 3 \(nodes.count, or the roster's places\)",
+        r"expected at most 3 with former members \(nodes.count, or places of the roster\)",
     ),
 }
 

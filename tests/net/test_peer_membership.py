@@ -195,12 +195,12 @@ def test_a_joiner_has_to_say_whose_model_it_begins_with(tmp_path: Path) -> None:
     carol = member(tmp_path, 2, "carol")
     key = tmp_path / "carol.key"
     without_room = roster.with_member(carol, from_round=10)
-    with pytest.raises(ConfigError, match=r"roster\.places = None: carol joins those who run"):
+    with pytest.raises(ConfigError, match=r"roster\.places = None: carol joins a run that has no room"):
         jwins.Peer(model(), roster=without_room, key=key, bootstrap_from="alice")
     joined = roster.model_copy(update={"places": 3}).with_member(carol, from_round=10)
     for bootstrap_from in (None, []):
         with pytest.raises(
-            ConfigError, match=r"bootstrap_from = .*: carol joins in round 10, where its own model"
+            ConfigError, match=r"bootstrap_from = .*: carol joins in round 10 and cannot begin with its own"
         ):
             jwins.Peer(model(), roster=joined, key=key, bootstrap_from=bootstrap_from)
     with pytest.raises(ConfigError, match="bootstrap_from = 'carol': expected other members"):
