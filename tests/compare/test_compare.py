@@ -26,6 +26,7 @@ from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.report.chart import save_figure
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import difference_text, share
+from jwins.report.page import write_page
 from jwins.report.seed_groups import Group, Target
 from jwins.report.summary_rows import summary_row, summary_rows
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
@@ -159,7 +160,11 @@ def test_comparison_settings_are_checked(write: Write, overrides: list[str], mes
 @pytest.mark.parametrize(
     ("override", "jobs", "message"),
     [
-        ("compare.metric=acuracy", 2, r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?"),
+        (
+            "compare={metric='acuracy', lower_is_better=false}",
+            2,
+            r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?",
+        ),
         ('compare.also=["loss", "los"]', 1, r"compare.also\[1\] = 'los': .*accuracy, loss; did you mean"),
     ],
 )
@@ -169,6 +174,122 @@ def test_a_misspelt_metric_is_found_in_the_first_runs(
     with pytest.raises(ConfigError, match=message):
         compare(write("", override, "run.rounds=5000", "run.eval_every=1000"), jobs=jobs)
     assert 1 <= len(list((tmp_path / "out").glob("*/*/metrics.jsonl"))) <= 2  # of six
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["compare.metric=acuracy"], r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?.* better = "),
+        (["compare.metric=f1"], r"compare.metric = 'f1': the task declares .*set compare.lower_is_better"),
+        (["compare.metric=own_rmse"], r"compare.metric = 'own_rmse': the task declares"),
+        (
+            ["compare.metric=loss", "compare.lower_is_better=false"],
+            r"compare.lower_is_better = False: .*opposite",
+        ),
+        (["compare.lower_is_better=true"], r"compare.lower_is_better = True: .*opposite of accuracy"),
+    ],
+)
+def test_a_metric_without_one_direction_is_refused_before_anything_runs(
+    write: Write, settings: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare(write("", *settings), jobs=1)
+    assert not list((tmp_path / "out").glob("*/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "lower"),
+    [
+        ("digits", "accuracy", False),
+        ("digits", "own_accuracy", False),
+        ("digits", "loss", True),
+        ("digits", "own_loss", True),
+        ("movielens", "squared_error", True),
+        ("movielens", "own_squared_error", True),
+        ("movielens", "within_half_star", False),
+        ("movielens", "loss", True),
+    ],
+)
+def test_the_task_declares_the_direction_of_its_metrics(
+    write: Write, task: str, metric: str, lower: bool
+) -> None:
+    settings = write("", f"task.name={task}", f"compare.metric={metric}").settings
+    assert settings.lower_is_better is lower
+
+
+OWN = """
+from jwins.tasks.digits import Digits
+class Own(Digits):
+    better = {"rmse": "lower", "f1": "DIRECTION"}
+"""
+
+
+def test_an_own_task_declares_directions(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN.replace("DIRECTION", "higher"))
+    task = f"task={{file='{tmp_path}/own.py:Own'}}"
+    for metric, lower in (("rmse", True), ("f1", False), ("loss", True), ("accuracy", False)):
+        assert write("", task, f"compare.metric={metric}").settings.lower_is_better is lower
+    (tmp_path / "own.py").write_text(OWN.replace("DIRECTION", "up"))
+    with pytest.raises(ConfigError, match=r"Own.better\['f1'\] = 'up': expected higher or lower"):
+        assert write("", task, "compare.metric=f1").settings
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_tuning_picks_the_best_by_the_direction_of_the_metric(write: Write, metric: str) -> None:
+    grid = "[tune]\nkey = 'train.optimizer.lr'\nvalues = [0.0001, 0.1]\n"
+    found = compare(write(grid, f"compare.metric={metric}", "compare.seeds=[1]"), jobs=1, only=["full sharing"])
+    assert any("train.optimizer.lr = 0.1, the best of 2" in note for note in found.notes)
+    assert found.target is not None
+    assert found.target.lower_is_better is (metric == "loss")
+
+
+@pytest.mark.parametrize("names", [("日本", "中国"), ("日本 a", "中国 a"), ("α = 1", "β = 1"), ("%", "&")])
+def test_variants_without_ascii_letters_have_folders_of_their_own(write: Write, names: tuple[str, str]) -> None:
+    extra = "".join(f"[[variants]]\nname = '{name}'\n" for name in names)
+    slugs = [variant.slug for variant in write(extra).variants]
+    assert len(set(slugs)) == 5
+    assert all(slug.isascii() for slug in slugs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["summary.json", "Summary.JSON", "table.md", "comparison.png", "report.html", "tuning.csv", "x" * 400],
+)
+def test_a_variant_may_be_called_like_a_file_of_the_comparison(write: Write, name: str) -> None:
+    comparison = write(f"[[variants]]\nname = '{name}'\n", "compare.seeds=[1]", "run.rounds=1")
+    found = compare(comparison, jobs=1, only=[name])
+    assert [row.variant for row in found.table] == [name]
+    assert json.loads((found.folder / "summary.json").read_text())["table"][0]["variant"] == name
+
+
+def test_tables_come_even_where_no_figure_can_be_drawn(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("latex could not be found")
+
+    monkeypatch.setattr("jwins.compare.summary.figure", broken)
+    found = compare(write("", "compare.seeds=[1]", "run.rounds=1"), jobs=1, only=["JWINS"])
+    assert "A figure could not be drawn: RuntimeError: latex could not be found" in found.notes
+    assert (found.folder / "table.md").is_file()
+
+
+def test_one_node_is_compared_and_reported(write: Write, tmp_path: Path) -> None:
+    also = (
+        "[[variants]]\nname = 'as jwins'\nsharing = { kind = 'random_k', fraction = 0.2 }\nbytes_as = 'JWINS'\n"
+    )
+    found = compare(
+        write(also, "nodes.count=1", "task.partition={kind='iid'}", "compare.target={fraction=0.95}"), jobs=1
+    )
+    assert [row.bytes_per_node for row in found.table] == [0.0] * 4
+    assert not any("could not be drawn" in note for note in found.notes)
+    page, _ = write_page([found.folder], tmp_path / "page.html")
+    assert "nothing was sent" in page.read_text()
+
+
+def test_a_target_that_is_met_before_anything_is_sent(write: Write, tmp_path: Path) -> None:
+    found = compare(write("", "compare.target={accuracy=0.0}", "compare.seeds=[1]"), jobs=1)
+    assert [row.bytes_to_target for row in found.table] == [0.0] * 3
+    page, _ = write_page([found.folder], tmp_path / "page.html")
+    assert "meets the target of 0.0 % before anything is sent" in page.read_text()
 
 
 def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.ComparisonResult) -> None:

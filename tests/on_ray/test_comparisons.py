@@ -139,7 +139,7 @@ def test_interrupted_on_a_cluster_and_finished_without(two_machines: Any, tmp_pa
 
 
 def test_what_a_run_says_is_wrong_ends_all(two_machines: Any, tmp_path: Path) -> None:
-    endless = comparison(tmp_path / "metric", 5000, "", "compare.metric=acuracy")
+    endless = comparison(tmp_path / "metric", 5000, "", "compare={metric='acuracy', lower_is_better=false}")
     with pytest.raises(ConfigError, match=r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?"):
         compare(endless, engine=Ray())
 

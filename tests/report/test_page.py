@@ -469,7 +469,9 @@ def test_another_metric_where_lower_is_better(compared: Path, tmp_path: Path) ->
         run = Path(shutil.copytree(compared / slug / "seed-1", tmp_path / slug))
         text = (run / "metrics.jsonl").read_text()
         (run / "metrics.jsonl").write_text(
-            text.replace('"accuracy"', '"rank"').replace('"loss"', '"squared_error"')
+            text.replace('"accuracy"', '"rank"')
+            .replace('"loss"', '"squared_error"')
+            .replace('"batching":', '"better":{"squared_error":"lower"},"batching":', 1)
         )
         runs.append(run)
     study = gather(runs)[0]
@@ -483,6 +485,35 @@ def test_another_metric_where_lower_is_better(compared: Path, tmp_path: Path) ->
     assert Page(text).tables["Final squared error, bytes and savings"][1][2] == f"{last:.4f}"
     with pytest.raises(UsageError, match="--metric f1: these runs have rank, squared_error"):
         gather(runs, metric="f1")
+    with pytest.raises(ConfigError, match=r"--metric = 'rank': .*; write --metric rank:lower \(or :higher\)"):
+        gather(runs, metric="rank")
+    assert gather(runs, metric="rank:lower")[0].target.lower_is_better
+    assert not gather(runs, metric="rank:higher")[0].target.lower_is_better
+    with pytest.raises(ConfigError, match=r"--metric = 'squared_error': .*leave out :higher"):
+        gather(runs, metric="squared_error:higher")
+
+
+def test_no_figure_depends_on_the_users_matplotlib(compared: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.size: 30\nlines.linewidth: 9\n")
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom jwins.report.page import write_page\n"
+        f"write_page([Path({str(compared)!r})], Path(sys.argv[1]) / 'page.html')"
+    )
+    for name, env in (
+        ("a", {}),
+        ("b", {"MPLBACKEND": "module://no.such_backend", "MATPLOTLIBRC": str(tmp_path)}),
+        ("c", {"MPLBACKEND": "nonsense"}),
+    ):
+        (tmp_path / name).mkdir()
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "MATPLOTLIB"))}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / name)], env=clean | env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    first = {path.name: path.read_bytes() for path in (tmp_path / "a").rglob("*.*")}
+    assert len(first) > 5
+    for name in "bc":
+        assert {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} == first
 
 
 def test_a_comparison_keeps_its_rules_for_another_metric(compared: Path, tmp_path: Path) -> None:

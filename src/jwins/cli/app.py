@@ -5,6 +5,7 @@ Torch is loaded only by the commands that need it, so help and errors in a confi
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,9 @@ Address = Annotated[
 
 def main() -> None:
     """Run the command line and leave with one of the documented exit codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks is no reason to fail
+            stream.reconfigure(errors="replace")
     try:
         app()
     except KeyboardInterrupt:

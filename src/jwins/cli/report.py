@@ -40,7 +40,12 @@ def report(
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="Metric to show. Default: the first.")
+        str | None,
+        typer.Option(
+            "--metric",
+            metavar="NAME",
+            help="Metric to show; NAME:lower if lower is better. Default: the first.",
+        ),
     ] = None,
     open_: Annotated[
         str, typer.Option("--open", metavar="yes|no", help="Whether to open the page in a browser.")

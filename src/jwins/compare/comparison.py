@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from jwins.compare.direction import lower_is_better
 from jwins.compare.settings import (
     CompareConfig,
     FingerprintKind,
@@ -190,6 +191,16 @@ class Comparison(Settings):
     def variant(self, name: str) -> Variant:
         """The variant of that name."""
         return next(variant for variant in self.variants if variant.name == name)
+
+    @property
+    def settings(self) -> CompareConfig:
+        """``compare``, with the direction of the metric as the tasks declare it.
+
+        Raises:
+            ConfigError: nobody declares a direction, or it is declared twice and differently.
+        """
+        lower = lower_is_better(self.compare, [variant.experiment for variant in self.variants])
+        return self.compare.model_copy(update={"lower_is_better": lower})
 
     @property
     def rule(self) -> TuneConfig:

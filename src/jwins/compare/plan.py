@@ -127,6 +127,7 @@ def plan(comparison: Comparison, only: Collection[str] = (), *, unconfirmed: boo
 class _Planner:
     def __init__(self, comparison: Comparison, found: Plan, unconfirmed: bool) -> None:
         self._comparison, self._found, self._unconfirmed = comparison, found, unconfirmed
+        self._compare = comparison.settings
         self._folders: set[Path] = set()
         self._settings: dict[str, dict[str, Any] | None] = {}
 
@@ -177,7 +178,7 @@ class _Planner:
         if targets is None or any(len(of) < len(comparison.rule.seeds) for of in records):
             return None
         tried = [
-            _trial(variant, grid.key, value, of, targets, comparison.compare)
+            _trial(variant, grid.key, value, of, targets, self._compare)
             for value, of in zip(grid.values, records, strict=True)
         ]
         best = self._confirmed(variant, settings, by, tried, targets)
@@ -203,7 +204,7 @@ class _Planner:
         comparison = self._comparison
         known, confirmed = list(tried), set[int]()
         while True:
-            best = min(range(len(known)), key=lambda i: rank(known[i], by, comparison.compare))
+            best = min(range(len(known)), key=lambda i: rank(known[i], by, self._compare))
             if best in confirmed or not comparison.confirms(variant):
                 return best
             own = {**settings, tried[best].key: tried[best].value}
@@ -214,16 +215,16 @@ class _Planner:
             if len(records) < len(cells):
                 return best if self._unconfirmed else None
             row = tried[best]
-            known[best] = _trial(variant, row.key, row.value, records, targets, comparison.compare)
+            known[best] = _trial(variant, row.key, row.value, records, targets, self._compare)
             tried[best] = replace(row, to_end=known[best].final, to_end_status=known[best].status)
             confirmed.add(best)
 
     def _tuning_targets(self, variant: Variant, by: str) -> dict[int, Target] | None:
         """By tuning seed, what bytes and seconds are counted to; None as long as that is not known."""
-        settings, wanted = self._comparison.compare, self._comparison.compare.all_targets[0]
+        settings, wanted = self._compare, self._compare.all_targets[0]
         seeds = self._comparison.rule.seeds
         if wanted.accuracy is not None:
-            target = Target(settings.metric, wanted.accuracy, settings.lower_is_better)
+            target = Target(settings.metric, wanted.accuracy, bool(settings.lower_is_better))
             return dict.fromkeys(seeds, target)
         if by == "final":
             return {}
@@ -255,6 +256,8 @@ class _Planner:
         whole = None if full is None else self._bytes_per_round(full, self.settings(full), all_seeds[:1])
         if wanted is None or (full is not None and whole is None):
             return None
+        if not wanted or whole == 0.0:  # one node has nobody to send to, whatever the fraction
+            return settings
         chosen = settings
         fraction = sharing.fraction if whole is None else wanted / whole
         there = self._fraction_there(variant, settings)
@@ -274,7 +277,9 @@ class _Planner:
                 if sent is None:
                     self._bytes_per_round(variant, chosen, seeds)
                     return None
-                if attempt == _ATTEMPTS or fraction == 1.0 or abs(sent / wanted - 1.0) <= SAME_BYTES:
+                if not (sent and wanted) or attempt == _ATTEMPTS or fraction == 1.0:
+                    break
+                if abs(sent / wanted - 1.0) <= SAME_BYTES:
                     break
                 fraction *= wanted / sent
         return chosen
@@ -419,9 +424,9 @@ def set_aside(cell: Cell) -> None:
 def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Sequence[Record]) -> Target:
     """A target by what full sharing reached; one that nothing reaches if it has not been run."""
     if wanted.accuracy is not None:
-        return Target(settings.metric, wanted.accuracy, settings.lower_is_better)
+        return Target(settings.metric, wanted.accuracy, bool(settings.lower_is_better))
     if not full:
-        return Target(settings.metric, math.nan, settings.lower_is_better, f"{name} has not been run")
+        return Target(settings.metric, math.nan, bool(settings.lower_is_better), f"{name} has not been run")
     start, final = start_and_end(full, settings.metric, settings.final_over)
     if wanted.fraction is not None:
         value, meaning = final * wanted.fraction, f"{wanted.fraction:.0%} of the final value of {name}"
@@ -429,4 +434,4 @@ def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Se
         assert wanted.way is not None
         value = start + wanted.way * (final - start)
         meaning = f"{wanted.way:.0%} of the way of {name} from start to end"
-    return Target(settings.metric, value, settings.lower_is_better, meaning.replace("%", " %"))
+    return Target(settings.metric, value, bool(settings.lower_is_better), meaning.replace("%", " %"))

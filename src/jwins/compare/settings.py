@@ -63,7 +63,9 @@ class CompareConfig(Settings):
     also: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="additional metrics whose final values are reported"
     )
-    lower_is_better: bool = Field(default=False, description="true for metrics such as loss")
+    lower_is_better: bool | None = Field(
+        default=None, description="for a metric whose direction the task does not declare"
+    )
     target: TargetConfig = TargetConfig(fraction=0.95)
     targets: Annotated[tuple[TargetConfig, ...], Field(strict=False)] = Field(
         default=(),

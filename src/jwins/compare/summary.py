@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def _groups(
 
 def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> ComparisonResult:
     """Compute the tables and write everything."""
-    settings, folder = comparison.compare, beside(comparison.folder)
+    settings, folder = comparison.settings, beside(comparison.folder)
     by_name = {group.name: group for group in groups}
 
     def of(variant: Variant | None) -> Group | None:
@@ -162,10 +162,14 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
     folder.mkdir(parents=True, exist_ok=True)
     save_tables(folder, table, target, about, further, notes)
     if groups:
-        shown = target if all(other.value == target.value for other in targets) else None
-        drawing = figure(groups, shown, metric=settings.metric, title=_title(comparison, groups))
-        save_figure(drawing, folder / "comparison.png")
-        _save_pareto(comparison, groups, folder)
+        alike = all(other.value == target.value for other in targets)
+        shown = target if alike else replace(target, value=math.nan)
+        try:
+            drawing = figure(groups, shown, metric=settings.metric, title=_title(comparison, groups))
+            save_figure(drawing, folder / "comparison.png")
+            _save_pareto(comparison, groups, folder)
+        except Exception as error:
+            notes.append(f"A figure could not be drawn: {type(error).__name__}: {error}")
     _save_configs(comparison, found)
     status = "partial" if missing else "finished"
     return ComparisonResult(
@@ -175,7 +179,7 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
 
 def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) -> None:
     """``pareto.png`` and ``.pdf``: a figure for each group of variants that has a workload of its own."""
-    settings = comparison.compare
+    settings = comparison.settings
     labels = {group.name: comparison.variant(group.name).group for group in groups}
     for index, label in enumerate(dict.fromkeys(labels.values()), start=1):
         own = [group for group in groups if labels[group.name] == label]
@@ -183,7 +187,7 @@ def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) 
         chart = pareto_chart(
             own,
             styles_of([group.algorithm for group in own]),
-            Target(settings.metric, math.nan, settings.lower_is_better),
+            Target(settings.metric, math.nan, bool(settings.lower_is_better)),
             full=None if full is None else full.name,
             over=settings.final_over,
             slug="pareto" if len(set(labels.values())) == 1 else f"pareto-{index}",
@@ -336,7 +340,7 @@ def _save_configs(comparison: Comparison, found: Plan) -> None:
 
 
 def _targets(comparison: Comparison, full: Group | None) -> list[Target]:
-    settings = comparison.compare
+    settings = comparison.settings
     return [
         target_of(settings, wanted, full.name if full else "full sharing", full.records if full else ())
         for wanted in settings.all_targets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ __all__ = [
     "as_svg",
     "blank",
     "drawing_style",
+    "load_matplotlib",
     "save",
     "save_figure",
     "steps",
@@ -132,18 +134,32 @@ class Chart:
         return replace(self, slug=slug)
 
 
+def load_matplotlib() -> None:
+    """Import matplotlib whatever ``MPLBACKEND`` says: no figure of a report needs a window or a notebook."""
+    named = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib  # noqa: F401  a backend that is not installed stops this import
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+
+
 @contextmanager
 def drawing_style(**changes: Any) -> Iterator[None]:
     """Within it, matplotlib draws as figures of a report look; ``changes`` are settings of it that differ."""
-    from matplotlib import rc_context
+    load_matplotlib()
+    from matplotlib import rc_context, rcdefaults, rcParams
 
-    with rc_context(_STYLE | changes), warnings.catch_warnings():
+    with rc_context(), warnings.catch_warnings():
+        rcdefaults()  # not the user's matplotlibrc
+        rcParams.update(_STYLE | changes)
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
 
 def blank(width_in: float, height_in: float, *, dpi: int) -> Figure:
     """A figure without anything in it."""
+    load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

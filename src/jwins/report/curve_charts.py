@@ -144,11 +144,14 @@ class _Curve:
 
 def _curves(groups: Sequence[Group], styles: Sequence[Style], x_axis: XAxis, y_axis: YAxis) -> list[_Curve]:
     found: list[_Curve] = []
-    skip = 1 if x_axis.in_bytes else 0
     for group, style in zip(groups, styles, strict=True):
         # A run that stopped earlier would bend the mean; so the mean goes as far as every run that counts.
         records = group.counted.records
         shared = min((len(record.evaluations) for record in records), default=0)
+        skip = 0
+        if x_axis.in_bytes:  # a log axis has no place for what was measured before anything was sent
+            while skip < shared and (skip == 0 or not any(x_axis.values(record)[skip] for record in records)):
+                skip += 1
         if shared <= skip:
             continue
         x = np.mean([x_axis.values(record)[skip:shared] for record in records], axis=0)
@@ -291,6 +294,9 @@ def _set_across(axes: Axes, curves: Sequence[_Curve], x_axis: XAxis, limits: _Li
     axes.set_xlabel(x_axis.label)
     if x_axis.in_bytes and curves:
         _byte_ticks(axes, curves, limits)
+    elif x_axis.in_bytes:
+        axes.set_xticks([])
+        axes.text(0.5, 0.5, "nothing was sent", transform=axes.transAxes, ha="center", color=MUTED)
     elif curves:
         axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
         axes.xaxis.set_major_locator(steps(6, only_whole=x_axis.whole))
@@ -416,7 +422,8 @@ def curve_chart(
             axes.yaxis.set_major_locator(steps(6, least=3))
         _set_across(axes, curves, x_axis, limits)
         if not any(np.isfinite(curve.mean).any() for curve in curves):
-            _say(axes, "nothing measured yet")
+            if not x_axis.in_bytes or curves:
+                _say(axes, "nothing measured yet")
         elif y_axis.target is not None:
             name = f"target {number(y_axis.target, percent=y_axis.percent)}"
             mark_level(axes, y_axis.target * y_axis.scale, name, size=10.8)

@@ -231,6 +231,8 @@ def _target_sentence(study: Study, line: SummaryRow, full: SummaryRow) -> list[s
         return [f"{capital(line.variant)} never reached {what}."]
     if full.bytes_to_target is None:
         return []
+    if not full.bytes_to_target:
+        return [f"{capital(full.variant)} meets {what} before anything is sent."]
     some = "" if line.reached == line.seeds else f" in {line.reached} of {line.seeds} runs"
     return [
         f"To {what} {line.variant} needs {size(line.bytes_to_target)} per node{some}, "
@@ -299,7 +301,7 @@ def _numbers_of(study: Study, table: Sequence[SummaryRow], line: SummaryRow) -> 
     if study.has_target and full is not None:
         if line.bytes_to_target is None:
             found.append((f"reached {goal} {metric}", "never"))
-        elif full.bytes_to_target is not None:
+        elif full.bytes_to_target:
             ratio = line.bytes_to_target / full.bytes_to_target
             found.append((f"the bytes of {full.variant} to {goal} {metric}", f"{ratio:.2f} ×"))
     return found

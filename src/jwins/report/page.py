@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from jwins.report import provenance
 from jwins.report.bar_charts import kinds_sent
-from jwins.report.chart import Chart, as_svg, save
+from jwins.report.chart import Chart, as_svg, load_matplotlib, save
 from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
 from jwins.report.formatting import and_list, capital, spaced
@@ -210,6 +210,7 @@ def _subtitle(study: Study) -> str:
 
 
 def _entry(study: Study, index: int, style: Style) -> LegendEntry:
+    load_matplotlib()
     from matplotlib.markers import MarkerStyle
 
     group = study.groups[index]

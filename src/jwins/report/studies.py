@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jwins.errors import DataError, JwinsError, UsageError
+from jwins.errors import ConfigError, DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.report.formatting import and_list, metric_percent, shown
@@ -26,6 +26,7 @@ from jwins.run_folder.archive import NAME as ARCHIVE
 from jwins.run_folder.archive import find, is_dir, is_file, open_file, read_text
 from jwins.run_folder.archive import folders as subfolders
 from jwins.run_folder.record import Record, samples_note, start_and_end
+from jwins.tasks import TASKS, Task
 
 __all__ = ["Study", "StudyVariant", "gather", "network"]
 
@@ -149,11 +150,13 @@ def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]
     Args:
         folders: run folders, comparison folders, and folders of either, in any mixture. A comparison is one
             study; single runs of the same task and number of nodes are one.
-        metric: to show, instead of the comparison's or the task's first.
+        metric: to show, instead of the comparison's or the task's first; ``:lower`` or ``:higher`` after it
+            says which is better, where the task does not.
 
     Raises:
         DataError: no measured run in a folder, or a damaged one.
         UsageError: no folder, or a metric that no run has.
+        ConfigError: nobody declares which direction of the metric is better.
     """
     if not folders:
         raise UsageError("no folder given: expected run folders or comparison folders")
@@ -318,7 +321,7 @@ def _compared_study(
     )
     over = int(summary["final_over"])
     tuned = {n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")}
-    if metric is not None and metric != target.metric:
+    if metric is not None and _stated(metric)[0] != target.metric:
         other = _study(name, own, metric, notes=notes, full=full, over=over)
         return replace(other, references=references, tuned=tuned)
     if not targets and here:  # each group has its own
@@ -415,11 +418,13 @@ def _study(
 ) -> Study:
     """A study for which no comparison says what is to be reached, and perhaps not what is compared to what."""
     available = variants[0].group.records[0].evaluations[0].metrics
-    if metric is not None and metric not in available:
-        raise UsageError(f"--metric {metric}: these runs have {', '.join(available)}")
+    wanted, direction = _stated(metric)
+    if wanted is not None and wanted not in available:
+        raise UsageError(f"--metric {wanted}: these runs have {', '.join(available)}")
     usual = [name for name in ("squared_error", "accuracy") if name in available]
-    chosen = metric or next(iter([*usual, *available]))
-    lower = bool(re.search(r"loss|error|rmse|mse|mae|perplexity", chosen))
+    declared = [name for name in [*usual, *available] if all(_direction(name, v) for v in variants)]
+    chosen = wanted or next(iter([*declared, *available]))
+    lower = _lower_is_better(chosen, direction, variants)
     groups = [v.group for v in variants if v.group.algorithm == "full"]
     whole = next((group for group in groups if group.name == full), groups[0] if groups else None)
     target = Target(chosen, math.nan, lower)
@@ -431,6 +436,39 @@ def _study(
     note = samples_note([record for v in variants for record in v.group.records])
     said = notes if note is None or note in notes else [*notes, note]
     return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(said))
+
+
+def _stated(metric: str | None) -> tuple[str | None, str | None]:
+    """A metric's name, and the direction that a user may write after it.
+
+    >>> _stated("f1:higher"), _stated("loss"), _stated(None)
+    (('f1', 'higher'), ('loss', None), (None, None))
+    """
+    name, _, direction = (metric or "").rpartition(":")
+    return (name, direction) if name and direction in ("lower", "higher") else (metric, None)
+
+
+def _lower_is_better(metric: str, stated: str | None, variants: Sequence[StudyVariant]) -> bool:
+    """Whether smaller values are better, as the task declares it or, where it does not, as is stated."""
+    found = {direction for variant in variants if (direction := _direction(metric, variant)) is not None}
+    if stated is not None:
+        found.add(stated)
+    if not found:
+        problem = f"the task does not declare which is better; write --metric {metric}:lower (or :higher)"
+        raise ConfigError("--metric", metric, problem)
+    if len(found) > 1:
+        problem = "is better higher by one declaration and lower by another"
+        remedy = f"leave out :{stated}" if stated is not None else "report these runs apart"
+        raise ConfigError("--metric", metric, f"{problem}; {remedy}")
+    return found == {"lower"}
+
+
+def _direction(metric: str, variant: StudyVariant) -> str | None:
+    """Which is better, by the task of that name and by what the run has recorded of a task of the user's."""
+    task = variant.tables.get("task")
+    cls = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
+    declared = (Task if cls is None else cls).directions() | variant.group.records[0].start.better
+    return declared.get(metric.removeprefix("own_"))
 
 
 def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:

@@ -24,6 +24,7 @@ from jwins.run.memory_check import check_batch_fits
 from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.run_folder.rows import StartRow
+from jwins.tasks import Task
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
     from jwins.node import Rules
     from jwins.sharing import Sharing
-    from jwins.tasks import Task
     from jwins.training.trainer import Trainer
 
 __all__ = [
@@ -156,6 +156,7 @@ def assemble(
             resolved, task, partition, [trainer.initial(), *trainer.frozen.values()], tests.samples.common
         ),
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
+        better=dict(type(task).directions().items() - Task.directions().items()),
     )
     rules = _rules(experiment, sharing, topology, trainer)
     return Components(resolved, task, partition, trainers, rules, tests, start)

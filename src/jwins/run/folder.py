@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +20,13 @@ from jwins.run_folder.rows import StartRow
 __all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked", "variant_folder"]
 
 
+_OF_FILES = (".md", ".tex", ".csv", ".json", ".png", ".pdf", ".html", ".log", ".tar.xz")
+"""How the names of files end that stand in a comparison's folder."""
+
+_LONGEST = 100
+"""Letters of a folder's name: less than any file system takes."""
+
+
 class FolderState(StrEnum):
     """State of an experiment in a run folder."""
 
@@ -28,8 +36,19 @@ class FolderState(StrEnum):
 
 
 def variant_folder(name: str) -> str:
-    """The folder, within a comparison's, that holds the runs of the variant of this name."""
-    return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.") or "variant"
+    """The folder, within a comparison's, that holds the runs of the variant of this name.
+
+    A name that would lose letters, or be taken for a file beside the folder, ends in digits of its hash.
+
+    >>> variant_folder("random 20 %"), variant_folder("summary.json"), variant_folder("\u65e5\u672c")
+    ('random-20', 'summary.json-ce684abc', 'variant-ce47dfba')
+    """
+    plain = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.")
+    lost = any(letter.isalnum() and not letter.isascii() for letter in name)
+    if plain and not lost and not plain.endswith(_OF_FILES) and len(plain) <= _LONGEST:
+        return plain
+    digest = hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
+    return f"{plain[:_LONGEST].strip('-.') or 'variant'}-{digest}"
 
 
 def check_folder(path: str, folder: Path) -> None:

@@ -114,6 +114,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_
             runs can be checked to be like for like.
         batching: "loop" or "stacked", as resolved, and why if it is a fallback.
         clock: "virtual" or "wall": what the seconds in the other rows are.
+        better: by metric, "higher" or "lower", as far as the task says more than every task does.
     """
 
     name: str
@@ -127,6 +128,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_
     fingerprints: dict[str, str]
     batching: str
     clock: str = "virtual"
+    better: dict[str, str] = {}
 
 
 class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_defaults=True):

@@ -7,9 +7,9 @@ else has a default that suits classification. ``docs/how-to/own-task.md`` shows 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jwins.errors import UsageError
+from jwins.errors import ConfigError, UsageError
 
 __all__ = ["Batch", "Dataset", "Task"]
 
@@ -99,13 +99,30 @@ class Task(abc.ABC):
 
     Attributes:
         name: what tables and figures call it.
+        better: by metric, the direction that is better. A subclass lists what it adds or changes.
         train: the samples that are divided among the nodes.
         test: the samples every node is evaluated on.
     """
 
     name: str = "own task"
+    better: ClassVar[Mapping[str, Literal["higher", "lower"]]] = {"accuracy": "higher", "loss": "lower"}
     train: Dataset
     test: Dataset
+
+    @classmethod
+    def directions(cls) -> dict[str, str]:
+        """Which direction is better, for each metric that the class or one of its bases lists.
+
+        Raises:
+            ConfigError: a word other than ``higher`` and ``lower``.
+        """
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            found |= vars(base).get("better", {})
+        for metric, direction in found.items():
+            if direction not in ("higher", "lower"):
+                raise ConfigError(f"{cls.__name__}.better[{metric!r}]", direction, "expected higher or lower")
+        return found
 
     @abc.abstractmethod
     def model(self) -> nn.Module:

@@ -86,6 +86,8 @@ class MovieLens(Task):
         self.train = Dataset(torch.from_numpy(pairs[train]), torch.from_numpy(ratings[train]), users[train])
         self.test = Dataset(torch.from_numpy(pairs[test]), torch.from_numpy(ratings[test]), users[test])
 
+    better = {"within_half_star": "higher", "squared_error": "lower"}  # noqa: RUF012
+
     def model(self) -> nn.Module:
         """A fresh matrix factorization."""
         return MatrixFactorization(self._num_users, self._num_films, self._factors)

@@ -1,0 +1,69 @@
+"""Which direction of a metric is better: the task declares it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jwins.compare.settings import CompareConfig
+from jwins.errors import ConfigError
+from jwins.experiment.error_messages import nearest
+from jwins.experiment.experiment import Experiment
+
+if TYPE_CHECKING:
+    from jwins.tasks import Task
+
+__all__ = ["lower_is_better"]
+
+
+def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) -> bool:
+    """Whether smaller values of the compared metric are better.
+
+    Raises:
+        ConfigError: nobody declares a direction, or it is declared twice and differently.
+    """
+    metric, said = settings.metric, settings.lower_is_better
+    tasks = {(id(e.task.own), e.task.file, e.task.name): e for e in experiments}
+    known: dict[str, str] = {}
+    found = set() if said is None else {"lower" if said else "higher"}
+    for experiment in tasks.values():
+        try:
+            declared = _task_class(experiment).directions()
+        except ConfigError:
+            if said is None:
+                raise
+            continue  # a file that is no longer there; the comparison says enough
+        known |= declared
+        if _plain(metric) in declared:
+            found.add(declared[_plain(metric)])
+    if not found:
+        problem = f"the task declares which is better of {', '.join(known)}{nearest(metric, list(known))}; for "
+        problem += f"another, write better = {{{metric!r}: 'lower'}} (or 'higher') in its class, or set "
+        raise ConfigError("compare.metric", metric, f"{problem}compare.lower_is_better")
+    if len(found) == 1:
+        return found == {"lower"}
+    if said is not None:
+        problem = f"the task declares the opposite of {metric}; leave this out"
+        raise ConfigError("compare.lower_is_better", said, problem)
+    problem = "is better higher in one variant's task and lower in another's; compare these apart"
+    raise ConfigError("compare.metric", metric, problem)
+
+
+def _plain(metric: str) -> str:
+    """The task's name of a metric; on a node's own test samples it is called ``own_...``."""
+    return metric.removeprefix("own_")
+
+
+def _task_class(experiment: Experiment) -> type[Task]:
+    from jwins.tasks import TASKS, Task  # imports torch
+    from jwins.tasks.load import named_class, task_class
+
+    config = experiment.task
+    if config.own is not None:
+        cls = config.own if inspect.isclass(config.own) else type(config.own)
+        return cls if issubclass(cls, Task) else Task  # whoever builds it says that it is no task
+    if config.file is not None:
+        return task_class(config.file, Path())
+    return named_class(str(config.name), TASKS)
