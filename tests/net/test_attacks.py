@@ -265,7 +265,7 @@ def test_plaintext(scene: Scene, first: bytes) -> None:
             while data := sock.recv(4096):
                 answer += data
     assert b"HTTP" not in answer
-    scene.until_counted("not TLS")
+    scene.until_counted("it does not speak TLS")
     scene.check_honest()
 
 
