@@ -153,6 +153,7 @@ LONG_FILES = {
 LONG_FUNCTIONS = {
     "cli/compare.py: compare": "two thirds declare the options and their help",
     "cli/node.py: node": "two thirds declare the options and their help",
+    "cli/report.py: report": "two thirds declare the options and their help",
     "net/peer.py: Peer.__init__": "what a peer is made of, in the order of need",
     "run/node.py: run_node": "a third is what it promises",
     "run/run.py: simulate": "two thirds are what it promises and the refusals of a folder",

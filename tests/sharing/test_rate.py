@@ -81,7 +81,7 @@ def test_seconds_are_a_budget_of_settings_too(build: Any) -> None:
             Experiment(sharing=rest)
         with pytest.raises(ConfigError, match=f"sharing.{lacking} = <missing>: required"):
             build(**{key: value for key, value in rest.items() if key != "kind"})
-    with pytest.raises(ConfigError, match=r"sharing.budget_seconds = 0.01: step says already"):
+    with pytest.raises(ConfigError, match=r"sharing.budget_seconds = 0.01: step sets the rate already"):
         Experiment(sharing={**given, "step": 0.1})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"sharing.link_mbps = 0.0"):
         build(budget_seconds=1.0, link_mbps=0.0)

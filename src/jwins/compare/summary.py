@@ -164,17 +164,23 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
     if groups:
         alike = all(other.value == target.value for other in targets)
         shown = target if alike else replace(target, value=math.nan)
-        try:
-            drawing = figure(groups, shown, metric=settings.metric, title=_title(comparison, groups))
-            save_figure(drawing, folder / "comparison.png")
-            _save_pareto(comparison, groups, folder)
-        except Exception as error:
-            notes.append(f"A figure could not be drawn: {type(error).__name__}: {error}")
+        notes += _draw_figures(comparison, groups, shown, folder)
     _save_configs(comparison, found)
     status = "partial" if missing else "finished"
     return ComparisonResult(
         comparison, folder, table, target if groups else None, groups, status, further, notes
     )
+
+
+def _draw_figures(comparison: Comparison, groups: list[Group], target: Target, folder: Path) -> list[str]:
+    """Draw the figures; return a note if one could not be drawn, as the tables do not depend on it."""
+    metric, title = comparison.settings.metric, _title(comparison, groups)
+    try:
+        save_figure(figure(groups, target, metric=metric, title=title), folder / "comparison.png")
+        _save_pareto(comparison, groups, folder)
+    except Exception as error:
+        return [f"A figure could not be drawn: {type(error).__name__}: {error}"]
+    return []
 
 
 def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) -> None:
