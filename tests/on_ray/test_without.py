@@ -42,7 +42,7 @@ def test_ray_is_loaded_only_when_asked_for() -> None:
     [
         (["run", "digits", "--actors", "2"], "--actors = 2: needs a Ray cluster; add --engine ray"),
         (["compare", "digits-compare", "--address", "auto"], "--address = 'auto': needs a Ray cluster"),
-        (["run", "digits", "--engine", "spark"], "--engine = 'spark': expected ray; leave it out"),
+        (["run", "digits", "--engine", "spark"], "--engine = 'spark': expected ray; leave the option out"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(words: list[str], message: str) -> None:

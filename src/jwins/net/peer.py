@@ -26,6 +26,7 @@ from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
 from jwins.net.journal import Journal, write_journal
 from jwins.net.membership import Membership
 from jwins.net.peer_settings import (
+    check_arguments,
     check_resumable,
     digest_of_run,
     hash_of_layout,
@@ -164,10 +165,22 @@ class Peer:
         listen: str | None = None,
         transport: Transport | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise ConfigError("model", model, "expected a torch.nn.Module")
-        if sharing is not None and not callable(getattr(sharing, "share", None)):
-            raise ConfigError("sharing", sharing, "expected an algorithm, such as jwins.sharing.jwins()")
+        check_arguments(
+            {
+                "model": model,
+                "sharing": sharing,
+                "roster": roster,
+                "key": key,
+                "params": params,
+                "buffers": buffers,
+                "bootstrap_from": bootstrap_from,
+                "codec": codec,
+                "timeout_s": timeout_s,
+                "folder": folder,
+                "metrics_port": metrics_port,
+                "listen": listen,
+            }
+        )
         members = roster if isinstance(roster, Roster) else read_roster(Path(roster))
         me = members.owner_of(Path(key))
         members.build_topology()

@@ -3,29 +3,109 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from jwins.errors import ResumeError, UsageError
+from torch import nn
+
+from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.net.handshake import flat_settings
 from jwins.net.membership import common_of
 from jwins.net.roster import Roster
 from jwins.run_folder.rows import StartRow, read_rows
 from jwins.sharing import Sharing
-from jwins.training.layout import Layout
+from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.frame import DIGEST_BYTES
 
-__all__ = ["check_resumable", "digest_of_run", "hash_of_layout", "selected", "settings_of_run"]
+__all__ = [
+    "check_arguments",
+    "check_resumable",
+    "digest_of_run",
+    "hash_of_layout",
+    "selected",
+    "settings_of_run",
+]
 
 _WRAPPERS = ("module.", "_orig_mod.")
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of :class:`jwins.Peer` that are of a wrong type or out of range.
+
+    Args:
+        given: by name, as they were handed over.
+
+    Raises:
+        ConfigError: for the first one that is wrong; it names the argument and the remedy.
+    """
+    for name, (fits, expected) in _ARGUMENTS.items():
+        value = given[name]
+        if not fits(value):
+            raise ConfigError(name, value, f"expected {expected}")
+    if given["folder"] is not None:
+        try:
+            Path(given["folder"]).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                "folder", str(given["folder"]), f"cannot be made ({error.strerror}); choose another folder"
+            ) from None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | Path)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Collection) and all(isinstance(name, str) for name in value)
+    )
+
+
+_ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "model": (lambda value: isinstance(value, nn.Module), "a torch.nn.Module"),
+    "sharing": (
+        lambda value: value is None or callable(getattr(value, "share", None)),
+        "an algorithm, such as jwins.sharing.jwins()",
+    ),
+    "roster": (lambda value: isinstance(value, Roster) or _is_path(value), "a path or a Roster"),
+    "key": (_is_path, "a path"),
+    "params": (
+        lambda value: value is None or callable(value) or _are_names(value),
+        "names of parameters, or a function of a name",
+    ),
+    "buffers": (lambda value: value in get_args(BufferPolicy), "'local' or 'shared'"),
+    "bootstrap_from": (
+        lambda value: value is None or _are_names(value),
+        "a member's name, or several in the order in which they are asked",
+    ),
+    "codec": (lambda value: isinstance(value, str), "the name of a codec, such as 'pco'"),
+    "timeout_s": (
+        lambda value: _is_number(value) and 0.0 < value < math.inf,
+        "a time in seconds above 0",
+    ),
+    "folder": (lambda value: value is None or _is_path(value), "a path"),
+    "metrics_port": (
+        lambda value: value is None or (isinstance(value, int) and _is_number(value) and 0 <= value < 1 << 16),
+        "a port from 0 (any free one) to 65535",
+    ),
+    "listen": (lambda value: value is None or isinstance(value, str), "an address, such as '0.0.0.0:7420'"),
+}
+"""Of each argument, a test of its value and the description of a right one."""
 
 
 def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
     """The layout of those parameters alone; shared buffers belong to it in any case."""
     if wanted is None:
         return layout
+    if isinstance(wanted, str):
+        wanted = (wanted,)
     known = [slot.name for slot in layout.slots if slot.kind == "parameter"]
     if callable(wanted):
         chosen = {name for name in known if wanted(name) or wanted(plain_name(name))}
