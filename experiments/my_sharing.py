@@ -1,4 +1,4 @@
-"""A sharing algorithm of one's own: the model goes round in blocks, one block in every round."""
+"""A sharing algorithm of one's own: nodes send their model in blocks, one block in each round."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from jwins.sharing.update import Received, Update
 
 @dataclass(frozen=True)
 class Blocks(Sharing[None]):
-    """In round r all nodes send block ``r mod blocks`` of their parameters. Nothing is remembered."""
+    """Send block ``r mod blocks`` of the parameters in round r. The state is empty."""
 
     blocks: int = 4
 
     def init(self, params: Tensor) -> None:
-        """State before the first round."""
+        """Return the state before the first round."""
 
     def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
-        """Return what all neighbours are sent after local training."""
+        """Return the update that all neighbours receive after local training."""
         block = torch.arange(len(params)).tensor_split(self.blocks)[ctx.round % self.blocks]
         return Update(len(params), block, params[block]), None
 
     def merge(
         self, state: None, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, None]:
-        """Move towards what the neighbours sent, each by its mixing weight."""
+        """Move towards the values of the neighbours, each by its mixing weight."""
         return params + mix(params, received), None
 
 

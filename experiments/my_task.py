@@ -23,7 +23,7 @@ class Spirals(Task):
         )
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """What the model sees, from what is stored."""
+        """Convert stored inputs to the model's inputs."""
         return 2.0 * inputs
 
 
