@@ -148,7 +148,7 @@ class Peer:
                 report = peer.exchange()
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915  the parts of a peer, in the order of need
         self,
         model: nn.Module,
         *,
