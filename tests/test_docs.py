@@ -102,8 +102,7 @@ def test_named_files_exist(page: Path) -> None:
 
 
 def architecture() -> str:
-    """The page without the names that files had before."""
-    return prose(ARCHITECTURE).partition("\n## Where earlier notes say otherwise")[0]
+    return prose(ARCHITECTURE)
 
 
 def file_of_the_package(code: str) -> Path:
