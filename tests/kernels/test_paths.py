@@ -1,4 +1,4 @@
-"""Algorithms end in the same bits by the compiled loops as by torch, which works on other devices."""
+"""Algorithms end in the same bits by the compiled loops as by the libraries that short vectors take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jwins.errors import UsageError
-from jwins.ops import mixing, replicas
+from jwins.ops import arrays, mixing
 from jwins.rng import RoundContext
 from jwins.sharing import Sharing, closed_loop, full, jwins, random_k, top_k
 from jwins.sharing.update import Received
@@ -48,15 +48,19 @@ def models(algorithm: Sharing[Any], dim: int, rounds: int = 6) -> list[torch.Ten
 @pytest.mark.parametrize("dim", [1, 37, 1000, 70_001])
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_both_paths_end_in_the_same_models(name: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "KERNELS_FROM", 1)
     compiled = models(ALGORITHMS[name], dim)
-    monkeypatch.setattr(mixing, "on_cpu", lambda tensor: False)
-    monkeypatch.setattr(replicas, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(arrays, "KERNELS_FROM", dim + 1000)  # a vector has some more coefficients than numbers
     for got, expected in zip(compiled, models(ALGORITHMS[name], dim), strict=True):
         assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
 
 
+@pytest.mark.parametrize("kernels_from", [1, 6])
 @pytest.mark.parametrize("positions", [[0, 5], [-1, 2], [2, 1], [1, 1]])
-def test_positions_that_do_not_fit_are_refused(positions: list[int]) -> None:
+def test_positions_that_do_not_fit_are_refused(
+    positions: list[int], kernels_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "KERNELS_FROM", kernels_from)
     term = mixing.Term(torch.ones(2), torch.tensor(positions), 0.5)
     with pytest.raises(UsageError, match="positions"):
         mixing.mixed(torch.zeros(5), [term])

@@ -1,7 +1,7 @@
-"""Weighted sums of what neighbours sent and of replicas; on the CPU in one pass over all of them.
+"""Weighted sums of what neighbours sent and of replicas; long vectors on the CPU in one pass over all of them.
 
-The passes go over a part of the vectors at a time that stays in the processor's cache. On other devices torch
-does the same, one operation after the other.
+The passes go over a part of the vectors at a time that stays in the processor's cache. On other devices, and
+with short vectors, torch does the same, one operation after the other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.kernels import mixing as kernels
-from jwins.ops.arrays import array, on_cpu
+from jwins.ops.arrays import array, kernels_pay
 
 __all__ = ["Term", "mixed", "mixed_replicas"]
 
@@ -55,11 +55,13 @@ def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
         if term.positions is None and len(term.values) != len(own):
             raise UsageError(f"{len(term.values)} values for a vector of {len(own)}")
     change = torch.zeros_like(own)
-    if on_cpu(own) and own.dtype == torch.float32:
+    if kernels_pay(own) and own.dtype == torch.float32:
         _mix_on_cpu(array(change), array(own), terms)
         return change
     for term in terms:
         values, positions = term.values.to(own.device), term.positions
+        if positions is not None and positions.device.type == "cpu":
+            _check_positions(positions, len(own))
         # Filling in is faster than gathering on a GPU.
         theirs = values if positions is None else own.index_copy(0, positions.to(own.device), values)
         change.add_(theirs - own, alpha=term.weight)
@@ -78,7 +80,7 @@ def mixed_replicas(own: Tensor, replicas: Sequence[Tensor], weights: Sequence[fl
         (C,) float32.
     """
     change = torch.zeros(len(own), dtype=torch.float32, device=own.device)
-    if not on_cpu(own):
+    if not kernels_pay(own):
         for replica, weight in zip(replicas, weights, strict=True):
             change.add_(replica - own, alpha=weight)
         return change
@@ -89,6 +91,15 @@ def mixed_replicas(own: Tensor, replicas: Sequence[Tensor], weights: Sequence[fl
         for theirs, of_theirs in others:
             kernels.add_replica(total[block], theirs[block], mine[block], of_theirs)
     return change
+
+
+def _check_positions(positions: Tensor, size: int) -> None:
+    if not len(positions):
+        return
+    if int(positions[0]) < 0 or int(positions[-1]) >= size:
+        raise UsageError(f"positions: expected 0 to {size - 1}")
+    if not bool((positions[1:] > positions[:-1]).all()):
+        raise UsageError("positions: expected strictly increasing ones")
 
 
 def _mix_on_cpu(change: npt.NDArray[np.float32], own: npt.NDArray[np.float32], terms: Sequence[Term]) -> None:

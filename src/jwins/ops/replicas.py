@@ -1,6 +1,6 @@
 """Operations of the closed loop on coefficients: quantize against a replica, advance replicas, hold back.
 
-On the CPU each function is one pass of a compiled loop; on other devices it is a few operations of torch.
+With a long vector on the CPU each function is one pass of a compiled loop, elsewhere a few operations of torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jwins.kernels import mixing as mixing_kernels
 from jwins.kernels import replicas as kernels
-from jwins.ops.arrays import array, on_cpu
+from jwins.ops.arrays import array, kernels_pay
 
 __all__ = ["advance", "error", "hold_back", "mean_square", "quantize_with_dead_zone", "stepped"]
 
@@ -27,7 +27,7 @@ def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, f
     Returns:
         (C,) float32, and a number; not a number if a coefficient is not one.
     """
-    if not on_cpu(coefficients):
+    if not kernels_pay(coefficients):
         known = replica.to(torch.float32).mul_(unit)
         largest = float(coefficients.abs().max()) if len(coefficients) else 0.0
         return torch.sub(coefficients, known, out=known), largest
@@ -52,7 +52,7 @@ def stepped(
     Returns:
         Symbols and ``replica + multiple * symbols``, both (C,) int32.
     """
-    if not on_cpu(wanted):
+    if not kernels_pay(wanted):
         symbols = quantize_with_dead_zone(wanted, step, threshold, most)
         return symbols, torch.add(replica, symbols, alpha=multiple)
     symbols, after = torch.empty_like(replica), torch.empty_like(replica)
@@ -100,7 +100,7 @@ def advance(replica: Tensor, symbols: Tensor, multiple: int, limit: int) -> Tens
         limit: below 2^30.
     """
     symbols = symbols.to(replica.device)
-    if not on_cpu(replica):
+    if not kernels_pay(replica):
         if not _within(symbols, limit // multiple):
             return None
         after = torch.add(replica, symbols, alpha=multiple)
@@ -123,7 +123,7 @@ def hold_back(change: Tensor, unsent: Tensor, residual: Tensor | None, weight: f
     Returns:
         (C,) float32, the residual of the next round.
     """
-    if not on_cpu(change):
+    if not kernels_pay(change):
         held_back = unsent * weight
         change.sub_(held_back)
         total = held_back if residual is None else held_back.add_(residual)
@@ -146,7 +146,7 @@ def hold_back(change: Tensor, unsent: Tensor, residual: Tensor | None, weight: f
 
 def mean_square(values: Tensor) -> float:
     """The mean of the squares of (k,) float32: each rounded to float32, their sum in float64."""
-    if not on_cpu(values):
+    if not kernels_pay(values):
         return float(values.square().mean(dtype=torch.float64))
     squares = torch.empty(len(values), dtype=torch.float64, device="cpu")
     kernels.squares(array(values), array(squares))

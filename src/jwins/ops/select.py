@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.kernels import select as kernels
+from jwins.ops.arrays import kernels_pay
 
 __all__ = ["count_of", "largest_k"]
 
@@ -53,11 +54,13 @@ def largest_k(score: Tensor, k: int) -> Tensor:
     n = len(score)
     if not 0 <= k <= n:
         raise UsageError(f"k = {k}: expected 0 <= k <= {n}")
-    if score.device.type == "cpu":
+    if kernels_pay(score):
         positions = np.empty(max(k, 1) + 1, dtype=np.int64)
         if n and not kernels.largest_k(_bits(score), positions):
             raise UsageError("a score is not finite")
         return torch.from_numpy(positions[:k])
+    if score.device.type == "cpu":
+        return torch.from_numpy(_largest_of_few(np.abs(score.detach().numpy()), k))
     magnitude = score.detach().abs()
     if not bool(torch.isfinite(magnitude).all()):
         raise UsageError("a score is not finite")
@@ -68,6 +71,18 @@ def largest_k(score: Tensor, k: int) -> Tensor:
     ties = torch.nonzero(magnitude == smallest).squeeze(-1)
     chosen[ties[: k - int(chosen.sum())]] = True
     return torch.nonzero(chosen).squeeze(-1)
+
+
+def _largest_of_few(magnitude: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    if len(magnitude) and not np.isfinite(magnitude.max()):  # max() propagates NaN
+        raise UsageError("a score is not finite")
+    if k in (0, len(magnitude)):
+        return np.arange(k)
+    smallest = np.partition(magnitude, len(magnitude) - k)[len(magnitude) - k]
+    chosen = magnitude > smallest
+    missing = k - int(np.count_nonzero(chosen))
+    chosen[np.flatnonzero(magnitude == smallest)[:missing]] = True
+    return np.flatnonzero(chosen)
 
 
 def _bits(score: Tensor) -> npt.NDArray[np.uint32]:

@@ -1,9 +1,9 @@
 """The discrete wavelet transform of flat parameter vectors, on CPU and CUDA.
 
-On CPU the loops of :mod:`jwins.kernels.wavelet` do the work, on one thread and without the interpreter lock;
-their results have the bits of PyWavelets, whose filters they use. On other devices the same filter bank runs as
-a strided convolution, written as one scaled addition per filter tap: unlike ``conv1d``, which may round its
-inputs to TF32, it keeps all bits of float32, and it adds in the same order each time.
+On the CPU PyWavelets transforms short vectors, and the loops of :mod:`jwins.kernels.wavelet` long ones, on one
+thread and without the interpreter lock; they use its filters and give its bits. On other devices the same
+filter bank runs as a strided convolution, written as one scaled addition per filter tap: unlike ``conv1d``,
+which may round its inputs to TF32, it keeps all bits of float32, and it adds in the same order each time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from jwins.errors import ConfigError, UsageError
 from jwins.kernels import wavelet as kernels
+from jwins.ops.arrays import kernels_pay
 from jwins.validation import MAX_LEVELS
 
 __all__ = ["Mode", "Wavelet", "forward_torch", "inverse_torch"]
@@ -119,7 +120,9 @@ class Wavelet:
         _check_dtype("Wavelet.forward", x)
         plan = _plan(self.name, self.levels, self.mode, _checked_dim(x.shape[-1] if x.dim() else 0))
         x = x.detach()
-        return _forward_cpu(plan, x) if x.device.type == "cpu" else forward_torch(self, x)
+        if x.device.type != "cpu":
+            return forward_torch(self, x)
+        return _forward_compiled(plan, x) if kernels_pay(x) else _forward_pywt(plan, x)
 
     def inverse(self, c: Tensor, dim: int) -> Tensor:
         """Vectors of ``dim`` numbers from their coefficients.
@@ -142,7 +145,9 @@ class Wavelet:
                 f"but a vector of {dim} has {plan.size} coefficients"
             )
         c = c.detach()
-        return _inverse_cpu(plan, c) if c.device.type == "cpu" else inverse_torch(self, c, dim)
+        if c.device.type != "cpu":
+            return inverse_torch(self, c, dim)
+        return _inverse_compiled(plan, c) if kernels_pay(c) else _inverse_pywt(plan, c)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +231,7 @@ def _taps(name: str, *, back: bool) -> _Taps:
     return _Taps(both, tuple(both[0]), tuple(both[1]))
 
 
-def _forward_cpu(plan: _Plan, x: Tensor) -> Tensor:
+def _forward_compiled(plan: _Plan, x: Tensor) -> Tensor:
     if not plan.steps:
         return x.clone(memory_format=torch.contiguous_format)
     out = torch.empty((*x.shape[:-1], plan.size), dtype=torch.float32, device="cpu")
@@ -237,7 +242,7 @@ def _forward_cpu(plan: _Plan, x: Tensor) -> Tensor:
     return out
 
 
-def _inverse_cpu(plan: _Plan, c: Tensor) -> Tensor:
+def _inverse_compiled(plan: _Plan, c: Tensor) -> Tensor:
     if not plan.steps:
         return c.clone(memory_format=torch.contiguous_format)
     out = torch.empty((*c.shape[:-1], plan.dim), dtype=torch.float32, device="cpu")
@@ -246,6 +251,34 @@ def _inverse_cpu(plan: _Plan, c: Tensor) -> Tensor:
     spare = np.empty((2, max(plan.steps[1:], default=0)), dtype=np.float32)
     kernels.inverse(_rows(c), taps.both, taps.low, taps.high, periodic, steps, _rows(out), spare)
     return out
+
+
+# PyWavelets, one level at a time: its own multi-level functions warn about short vectors.
+
+
+def _forward_pywt(plan: _Plan, x: Tensor) -> Tensor:
+    out = np.empty((*x.shape[:-1], plan.size), dtype=np.float32)
+    if out.size:
+        coarse: Any = np.zeros((*x.shape[:-1], plan.padded), dtype=np.float32)
+        coarse[..., : plan.dim] = x.numpy()
+        end = plan.size
+        for _ in plan.steps:
+            coarse, detail = pywt.dwt(coarse, _filters(plan.name), plan.mode)
+            start = end - detail.shape[-1]
+            out[..., start:end] = detail
+            end = start
+        out[..., :end] = coarse
+    return torch.from_numpy(out)
+
+
+def _inverse_pywt(plan: _Plan, c: Tensor) -> Tensor:
+    out = np.empty((*c.shape[:-1], plan.dim), dtype=np.float32)
+    if out.size:
+        coarse, *details = np.split(c.numpy(), np.cumsum(plan.subbands[:-1]), axis=-1)
+        for length, detail in zip(reversed(plan.steps), details, strict=True):
+            coarse = pywt.idwt(coarse, detail, _filters(plan.name), plan.mode)[..., :length]
+        out[...] = coarse[..., : plan.dim]
+    return torch.from_numpy(out)
 
 
 def _rows(vectors: Tensor) -> npt.NDArray[np.float32]:
