@@ -22,6 +22,7 @@ __all__ = [
     "BYTES",
     "DEAD_ZONE",
     "FRACTION",
+    "GAMMA",
     "HISTORY",
     "LEVELS",
     "MAX_LEVELS",
@@ -103,6 +104,12 @@ class Within:
         if problem is not None:
             raise ConfigError(path, value, problem)
 
+    def check_whole(self, path: str, value: int) -> None:
+        """The same for a whole number; a float is refused even if it is one."""
+        if type(value) is not int:
+            raise ConfigError(path, value, f"expected {self.what}")
+        self.check(path, value)
+
     def check_each(self, path: str, value: float | tuple[float, ...]) -> None:
         """The same for one number, or for a list of one per node."""
         if not isinstance(value, tuple):
@@ -122,6 +129,7 @@ class Within:
 
 
 FRACTION = Within("a fraction", 0, 1, open_low=True)
+GAMMA = Within("a consensus step size", 0, 1, open_low=True)
 
 STEP = Within("a step", 1e-12, 1e5)
 STEP_RATIO = Within("a multiple", 0, 1000, open_low=True)

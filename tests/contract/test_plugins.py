@@ -1,13 +1,10 @@
-"""Every row of ``jwins.experiment.plugins``: built from its table, listed, and told apart in figures."""
+"""Every row of ``jwins.experiment.plugins``: built from its table and listed."""
 
 from __future__ import annotations
 
-import itertools
 import tomllib
 from typing import Any, get_args
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from jwins.errors import ConfigError
@@ -26,7 +23,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 QUANTIZERS: dict[str, dict[str, Any]] = {"uniform": {"step": 0.01}, "absmax": {"bits": 4}}
 TABLES: list[type[plugins.Plugin]] = [
-    *(row.settings for row in plugins.ALGORITHMS.values()),
+    *plugins.ALGORITHMS.values(),
     *plugins.QUANTIZER_TABLES.values(),
     *plugins.CUTOFF_TABLES.values(),
     *plugins.TOPOLOGY_TABLES.values(),
@@ -43,13 +40,13 @@ def test_a_table_says_its_name_and_what_it_is(table: type[plugins.Plugin]) -> No
 @pytest.mark.parametrize("kind", plugins.ALGORITHMS)
 def test_an_algorithm_is_built_from_its_table(kind: str) -> None:
     experiment = Experiment(sharing={"kind": kind, **REQUIRED.get(kind, {})})  # type: ignore[arg-type]
-    assert isinstance(experiment.sharing, plugins.ALGORITHMS[kind].settings)
+    assert isinstance(experiment.sharing, plugins.ALGORITHMS[kind])
     assert Sharing in type(build_sharing(experiment)).__mro__
 
 
 @pytest.mark.parametrize("values", ["float32", "bfloat16", *plugins.QUANTIZER_TABLES])
 @pytest.mark.parametrize(
-    "kind", [kind for kind, row in plugins.ALGORITHMS.items() if "values" in row.settings.model_fields]
+    "kind", [kind for kind, table in plugins.ALGORITHMS.items() if "values" in table.model_fields]
 )
 def test_an_algorithm_takes_every_quantizer(kind: str, values: str) -> None:
     given: Any = {"kind": values, **QUANTIZERS[values]} if values in QUANTIZERS else values
@@ -120,63 +117,3 @@ def test_the_reference_names_every_kind() -> None:
         ("task.partition", plugins.PARTITION_TABLES),
     ):
         assert types[path].endswith(f"table; kind = {', '.join(kinds)}")
-
-
-# --- Colours ----------------------------------------------------------------------------------------------
-
-# Colour vision without one kind of cone, on linear RGB. Source: Machado, Oliveira, Fernandes, "A
-# Physiologically-based Model for Simulation of Color Vision Deficiency", IEEE TVCG 15(6), 2009, severity 1.
-VISION = {
-    "all cones": np.eye(3),
-    "protanopia": [
-        [0.152286, 1.052583, -0.204868],
-        [0.114503, 0.786281, 0.099216],
-        [-0.003882, -0.048116, 1.051998],
-    ],
-    "deuteranopia": [
-        [0.367322, 0.860646, -0.227968],
-        [0.280085, 0.672501, 0.047413],
-        [-0.011820, 0.042940, 0.968881],
-    ],
-    "tritanopia": [
-        [1.255528, -0.076749, -0.178779],
-        [-0.078411, 0.930809, 0.147602],
-        [0.004733, 0.691367, 0.303900],
-    ],
-}
-XYZ = np.array([[0.412456, 0.357576, 0.180438], [0.212673, 0.715152, 0.072175], [0.019334, 0.119192, 0.950304]])
-
-
-def linear(colour: str) -> npt.NDArray[np.float64]:
-    """Linear RGB of ``#rrggbb``."""
-    srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
-def lab(rgb: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """CIE L*a*b* of linear RGB, white D65."""
-    x, y, z = np.cbrt(np.maximum(XYZ @ rgb / XYZ.sum(axis=1), 0.008856))
-    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
-
-
-@pytest.mark.parametrize("kind", plugins.ALGORITHMS)
-def test_colours_stand_out_from_white(kind: str) -> None:
-    """WCAG 2.1, success criterion 1.4.11: parts of figures have a contrast of 3:1 or more."""
-    luminance = float(XYZ[1] @ linear(plugins.ALGORITHMS[kind].colour))
-    assert 1.05 / (luminance + 0.05) >= 3.0
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_colours_are_told_apart(vision: str) -> None:
-    """By 15 units of CIELAB or more; about 2 are just noticed side by side."""
-    seen = {
-        kind: lab(np.clip(VISION[vision] @ linear(row.colour), 0, 1))
-        for kind, row in plugins.ALGORITHMS.items()
-    }
-    for (a, one), (b, other) in itertools.combinations(seen.items(), 2):
-        assert np.linalg.norm(one - other) >= 15, (a, b)
-
-
-def test_markers_and_colours_are_distinct() -> None:
-    rows = plugins.ALGORITHMS.values()
-    assert len({row.marker for row in rows}) == len({row.colour for row in rows}) == len(rows)

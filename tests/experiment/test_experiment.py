@@ -8,7 +8,7 @@ import runpy
 import subprocess
 import sys
 import tomllib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -417,19 +417,24 @@ def test_settings_have_the_constructors_names_and_defaults() -> None:
                 assert field.get_default() == parameter.default, (config, name)
         assert set(config.model_fields) - {"kind"} <= set(inspect.signature(target).parameters)
 
-    for kind, row in plugins.ALGORITHMS.items():
-        same(row.settings, getattr(sharing, kind))
+    for kind, table in plugins.ALGORITHMS.items():
+        same(table, getattr(sharing, kind))
     assert e.RandomCutoffConfig().fractions == sharing.PAPER_FRACTIONS
     same(e.LinksConfig, simulator.Links)
     same(e.ComputeConfig, simulator.Compute)
     for by_kind, classes in (
         (plugins.TOPOLOGY_TABLES, topology.TOPOLOGIES),
         (plugins.PARTITION_TABLES, partition.PARTITIONERS),
+        (plugins.CUTOFF_TABLES, sharing.CUTOFFS),
+        (plugins.QUANTIZER_TABLES, sharing.QUANTIZERS),
     ):
         assert list(by_kind) == list(classes)
         for kind, cls in classes.items():
             arguments = [f for f in fields(cls) if f.init and f.name not in ("num_nodes", "seed")]  # type: ignore[arg-type]
             assert {f.name for f in arguments} == set(by_kind[kind].model_fields) - {"kind"}
+            for f in arguments:
+                default = by_kind[kind].model_fields[f.name].get_default()
+                assert f.default is MISSING or f.default == default, (kind, f.name)
     assert set(get_args(e.WireConfig.model_fields["codec"].annotation)) == set(CODECS)
 
 

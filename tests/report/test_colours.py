@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jwins.experiment.plugins import ALGORITHMS
-from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, contrast, styles_of
+from jwins.experiment import plugins
+from jwins.report.colours import ALGORITHMS, KIND_COLOURS, ON_PAGE, THEME, contrast, styles_of
 
 LIGHT, DARK = 0, 1
 GROUNDS = pytest.mark.parametrize("ground", [LIGHT, DARK], ids=["light", "dark"])
@@ -75,9 +75,15 @@ def test_every_algorithm_and_part_is_in_the_table() -> None:
 
 
 def test_an_algorithm_looks_as_its_row_says() -> None:
+    assert list(ALGORITHMS) == list(plugins.ALGORITHMS)
     for kind, row in ALGORITHMS.items():
         (style,) = styles_of([kind])
-        assert (style.colour, style.marker) == (row.colour, row.marker)
+        assert (style.colour, style.marker) == row
+
+
+def test_markers_and_colours_are_distinct() -> None:
+    colours, markers = zip(*ALGORITHMS.values(), strict=True)
+    assert len(set(colours)) == len(set(markers)) == len(ALGORITHMS)
 
 
 @GROUNDS

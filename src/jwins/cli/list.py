@@ -47,7 +47,7 @@ def _catalogue() -> list[tuple[str, dict[str, str]]]:
     return [
         ("experiments and comparisons (jwins run NAME, jwins compare NAME)", bundled()),
         ("tasks (task.name)", said(TASKS)),
-        ("sharing algorithms (sharing.kind)", said({k: row.settings for k, row in ALGORITHMS.items()})),
+        ("sharing algorithms (sharing.kind)", said(ALGORITHMS)),
         ("quantizers (sharing.values.kind)", said(QUANTIZER_TABLES)),
         ("topologies (topology.kind)", said(TOPOLOGY_TABLES)),
         ("partitioners (task.partition.kind)", said(PARTITION_TABLES)),

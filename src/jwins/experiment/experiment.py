@@ -87,7 +87,7 @@ class Experiment(Settings):
         sharing: SharingTable | Sharing[Any] = JwinsConfig()
     else:
         sharing: Annotated[
-            one_of({kind: row.settings for kind, row in ALGORITHMS.items()}),
+            one_of(ALGORITHMS),
             OrObject(
                 (
                     "init",

@@ -1,24 +1,35 @@
 """Tables of TOML for algorithms, cut-offs, quantizers, topologies and partitioners.
 
 Each class is one table. Its keys are the arguments of the object that ``build`` makes, with the same names and
-defaults. A mapping at the end of each section lists the values of ``kind``, one row per class. The check of
-settings, ``jwins list``, the reference of all keys and the figures read these mappings.
+defaults; they stand here too, and a test compares them, because to read a signature would import torch. A
+mapping at the end of each section lists the values of ``kind``, one row per class. The check of settings,
+``jwins list`` and the reference of all keys read these mappings.
 
 Nothing here imports torch or networkx before something is built.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, Union
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, Union
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from jwins.experiment.field_types import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
-from jwins.validation import BITS, BYTES, DEAD_ZONE, HISTORY, LEVELS, MBPS, RATE, SECONDS, STEP, STEP_RATIO
+from jwins.validation import (
+    BITS,
+    BYTES,
+    DEAD_ZONE,
+    GAMMA,
+    HISTORY,
+    LEVELS,
+    MBPS,
+    RATE,
+    SECONDS,
+    STEP,
+    STEP_RATIO,
+)
 
 if TYPE_CHECKING:
     from jwins.sharing import Cutoff, Quantizer, Sharing
@@ -35,7 +46,6 @@ __all__ = [
     "RATE_KEYS",
     "TOPOLOGY_TABLES",
     "AbsmaxConfig",
-    "Algorithm",
     "BeerConfig",
     "ByKeyConfig",
     "ChocoConfig",
@@ -86,14 +96,18 @@ class Plugin(Settings):
         return str(cls.model_fields["kind"].default)
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments: every key but ``kind``, as it is."""
-        return {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        """The constructor's arguments: every key but ``kind``, with tables among them built."""
+        given = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        return {
+            name: value.build() if isinstance(value, CutoffTable | QuantizerTable) else value
+            for name, value in given.items()
+        }
 
 
 P = TypeVar("P", bound=Plugin)
 
 
-def by_kind(tables: Iterable[type[P]]) -> dict[str, type[P]]:
+def by_kind(*tables: type[P]) -> dict[str, type[P]]:
     """The tables by what ``kind`` says for each."""
     return {table.name(): table for table in tables}
 
@@ -146,7 +160,7 @@ class ByKeyConfig(PartitionTable):
 
 
 PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
-    (IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig)
+    IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig
 )
 """Tables by ``task.partition.kind``."""
 
@@ -154,13 +168,18 @@ PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
 # --- Topologies -------------------------------------------------------------------------------------------
 
 
+Dynamic = Annotated[bool, Field(description="draw a new graph in each round")]
+
+
 class TopologyTable(Plugin):
     """A communication graph: the neighbours of each node."""
+
+    always_changes: ClassVar[bool] = False
 
     @property
     def changes(self) -> bool:
         """Whether a node's neighbours are others from round to round."""
-        return getattr(self, "dynamic", False)
+        return getattr(self, "dynamic", self.always_changes)
 
     def build(self, *, num_nodes: int, seed: int) -> Topology:
         """The topology of this name in :data:`jwins.topology.TOPOLOGIES`.
@@ -211,7 +230,7 @@ class RegularConfig(TopologyTable):
 
     kind: Literal["regular"] = "regular"
     degree: Count = Field(default=4, description="number of neighbours of each node")
-    dynamic: bool = Field(default=False, description="draw a new graph in each round")
+    dynamic: Dynamic = False
 
 
 class SmallWorldConfig(TopologyTable):
@@ -222,7 +241,7 @@ class SmallWorldConfig(TopologyTable):
     rewire: Annotated[float, Within("a probability", 0, 1)] = Field(
         default=0.1, description="probability that an edge is rewired"
     )
-    dynamic: bool = Field(default=False, description="draw a new graph in each round")
+    dynamic: Dynamic = False
 
 
 class ErdosRenyiConfig(TopologyTable):
@@ -232,18 +251,14 @@ class ErdosRenyiConfig(TopologyTable):
     p: Annotated[float, Within("a probability", 0, 1, open_low=True)] = Field(
         default=0.5, description="probability of each edge"
     )
-    dynamic: bool = Field(default=False, description="draw a new graph in each round")
+    dynamic: Dynamic = False
 
 
 class OnePeerExponentialConfig(TopologyTable):
     """A directed graph: one recipient per round, at a distance that doubles."""
 
     kind: Literal["one_peer_exponential"] = "one_peer_exponential"
-
-    @property
-    def changes(self) -> bool:
-        """See :class:`TopologyTable`."""
-        return True
+    always_changes: ClassVar[bool] = True
 
 
 class FiniteTimeConfig(TopologyTable):
@@ -251,11 +266,7 @@ class FiniteTimeConfig(TopologyTable):
 
     kind: Literal["finite_time"] = "finite_time"
     degree: Count = Field(default=1, description="maximum number of neighbours of a node in a round, k")
-
-    @property
-    def changes(self) -> bool:
-        """See :class:`TopologyTable`."""
-        return True
+    always_changes: ClassVar[bool] = True
 
 
 class EdgeListConfig(TopologyTable):
@@ -268,18 +279,16 @@ class EdgeListConfig(TopologyTable):
 
 
 TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
-    (
-        RingConfig,
-        FullyConnectedConfig,
-        StarConfig,
-        TorusConfig,
-        RegularConfig,
-        SmallWorldConfig,
-        ErdosRenyiConfig,
-        OnePeerExponentialConfig,
-        FiniteTimeConfig,
-        EdgeListConfig,
-    )
+    RingConfig,
+    FullyConnectedConfig,
+    StarConfig,
+    TorusConfig,
+    RegularConfig,
+    SmallWorldConfig,
+    ErdosRenyiConfig,
+    OnePeerExponentialConfig,
+    FiniteTimeConfig,
+    EdgeListConfig,
 )
 """Tables by ``topology.kind``."""
 
@@ -290,9 +299,11 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
 class CutoffTable(Plugin):
     """The fraction of the coefficients that is sent."""
 
-    @abstractmethod
     def build(self) -> Cutoff:
-        """The cut-off that this table describes."""
+        """The cut-off of this name in :data:`jwins.sharing.CUTOFFS`."""
+        from jwins.sharing import CUTOFFS
+
+        return CUTOFFS[self.kind](**self.arguments())
 
 
 class RandomCutoffConfig(CutoffTable):
@@ -303,12 +314,6 @@ class RandomCutoffConfig(CutoffTable):
         default=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0), description="values to draw from, all equally likely"
     )
 
-    def build(self) -> Cutoff:
-        """See :meth:`CutoffTable.build`."""
-        from jwins.sharing import RandomCutoff
-
-        return RandomCutoff(**self.arguments())
-
 
 class FixedCutoffConfig(CutoffTable):
     """The same fraction in every round."""
@@ -316,14 +321,8 @@ class FixedCutoffConfig(CutoffTable):
     kind: Literal["fixed"] = "fixed"
     fraction: Fraction = Field(description="fraction of the coefficients that is sent")
 
-    def build(self) -> Cutoff:
-        """See :meth:`CutoffTable.build`."""
-        from jwins.sharing import FixedCutoff
 
-        return FixedCutoff(**self.arguments())
-
-
-CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, FixedCutoffConfig))
+CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind(RandomCutoffConfig, FixedCutoffConfig)
 """Tables by ``sharing.cutoff.kind``."""
 
 
@@ -333,9 +332,11 @@ CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind((RandomCutoffConfig, Fi
 class QuantizerTable(Plugin):
     """The rounding of values before they are sent."""
 
-    @abstractmethod
     def build(self) -> Quantizer:
-        """The quantizer that this table describes."""
+        """The quantizer of this name in :data:`jwins.sharing.QUANTIZERS`."""
+        from jwins.sharing import QUANTIZERS
+
+        return QUANTIZERS[self.kind](**self.arguments())
 
 
 class UniformConfig(QuantizerTable):
@@ -357,12 +358,6 @@ class UniformConfig(QuantizerTable):
         default=0.0, description="shift of decoded nonzero symbols towards zero, in steps; only with nearest"
     )
 
-    def build(self) -> Quantizer:
-        """See :meth:`QuantizerTable.build`."""
-        from jwins.sharing import UniformQuantizer
-
-        return UniformQuantizer(**self.arguments())
-
 
 class AbsmaxConfig(QuantizerTable):
     """A fixed number of bits per value, scaled by the largest value of each block."""
@@ -377,44 +372,58 @@ class AbsmaxConfig(QuantizerTable):
         description="nearest: to the nearest symbol; stochastic: without bias; docs/explanation/algorithm.md",
     )
 
-    def build(self) -> Quantizer:
-        """See :meth:`QuantizerTable.build`."""
-        from jwins.sharing import AbsmaxQuantizer
 
-        return AbsmaxQuantizer(**self.arguments())
-
-
-QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind((UniformConfig, AbsmaxConfig))
+QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind(UniformConfig, AbsmaxConfig)
 """Tables by ``sharing.values.kind``."""
 
+# --- Sharing algorithms -----------------------------------------------------------------------------------
+
+
+GammaOfFraction = Annotated[
+    float, GAMMA, Field(description="consensus step size; a smaller fraction needs a smaller step")
+]
+Levels = Annotated[int, LEVELS, Field(description="number of levels of the wavelet transform")]
+WaveletMode = Annotated[
+    Literal["symmetric", "periodization"],
+    Field(description="extension of the signal beyond its ends, as in PyWavelets"),
+]
 if TYPE_CHECKING:
+    AnyCutoff = CutoffTable | Cutoff
     Values = Literal["float32", "bfloat16"] | QuantizerTable | Quantizer
+    WaveletName = str | None
 else:
+    AnyCutoff = Annotated[
+        one_of(CUTOFF_TABLES),
+        Field(description="fraction of the coefficients that is sent"),
+        OrObject(()),
+    ]
     Values = Annotated[
         one_of(QUANTIZER_TABLES),
         Field(description="number format or quantizer of the values that are sent"),
         OrWords("float32", "bfloat16"),
         OrObject(()),
     ]
-
-
-# --- Sharing algorithms -----------------------------------------------------------------------------------
+    WaveletName = Annotated[
+        str,
+        BeforeValidator(lambda name: "none" if name is None else name),
+        Field(
+            description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform'
+        ),
+    ]
 
 
 class SharingTable(Plugin):
     """A sharing algorithm."""
 
-    def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments: what tables describe is built."""
-        given = Plugin.arguments(self)
-        return {
-            name: value.build() if isinstance(value, CutoffTable | QuantizerTable) else value
-            for name, value in given.items()
-        }
-
-    @abstractmethod
     def build(self) -> Sharing[Any]:
-        """The algorithm that this table describes."""
+        """The algorithm whose constructor has this name in :mod:`jwins.sharing`.
+
+        Raises:
+            ConfigError: no such wavelet.
+        """
+        from jwins import sharing
+
+        return getattr(sharing, self.kind)(**self.arguments())  # type: ignore[no-any-return]
 
 
 class FullConfig(SharingTable):
@@ -423,12 +432,6 @@ class FullConfig(SharingTable):
     kind: Literal["full"] = "full"
     values: Values = "float32"
 
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import full
-
-        return full(**self.arguments())
-
 
 class RandomKConfig(SharingTable):
     """Send a random subset of the parameters; a seed replaces the positions."""
@@ -436,12 +439,6 @@ class RandomKConfig(SharingTable):
     kind: Literal["random_k"] = "random_k"
     fraction: Fraction = Field(description="fraction of the parameters that is sent")
     values: Values = "float32"
-
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import random_k
-
-        return random_k(**self.arguments())
 
 
 class TopKConfig(SharingTable):
@@ -455,56 +452,24 @@ class TopKConfig(SharingTable):
     )
     values: Values = "float32"
 
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import top_k
-
-        return top_k(**self.arguments())
-
 
 class ChocoConfig(SharingTable):
     """CHOCO-SGD: send compressed differences to the replicas that neighbours keep."""
 
     kind: Literal["choco"] = "choco"
     fraction: Fraction = Field(description="fraction of the parameters whose differences are sent")
-    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; a smaller fraction needs a smaller step"
-    )
+    gamma: GammaOfFraction
     values: Values = "float32"
-
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import choco
-
-        return choco(**self.arguments())
-
-
-def _none_is_a_word(value: Any) -> Any:
-    return "none" if value is None else value
-
-
-Levels = Annotated[int, LEVELS]
 
 
 class JwinsConfig(SharingTable):
     """JWINS: send the wavelet coefficients that changed most; each round draws their fraction at random."""
 
     kind: Literal["jwins"] = "jwins"
-    if TYPE_CHECKING:
-        cutoff: CutoffTable | Cutoff = RandomCutoffConfig()
-        wavelet: str | None = "sym2"
-    else:
-        cutoff: Annotated[one_of(CUTOFF_TABLES), OrObject(())] = Field(
-            default=RandomCutoffConfig(), description="fraction of the coefficients that is sent"
-        )
-        wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
-            default="sym2",
-            description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform',
-        )
-    levels: Levels = Field(default=4, description="number of levels of the wavelet transform")
-    mode: Literal["symmetric", "periodization"] = Field(
-        default="symmetric", description="extension of the signal beyond its ends, as in PyWavelets"
-    )
+    cutoff: AnyCutoff = RandomCutoffConfig()
+    wavelet: WaveletName = "sym2"
+    levels: Levels = 4
+    mode: WaveletMode = "symmetric"
     score: Literal["since_sent", "reference", "training_only"] = Field(
         default="reference",
         description="value from which the change of a coefficient is measured; docs/explanation/algorithm.md",
@@ -517,16 +482,6 @@ class JwinsConfig(SharingTable):
         default=0.5, description="from this fraction on, all coefficients are sent, without positions"
     )
     values: Values = "float32"
-
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`.
-
-        Raises:
-            ConfigError: no such wavelet.
-        """
-        from jwins.sharing import jwins
-
-        return jwins(**self.arguments())
 
 
 RATE_KEYS = ("step", "budget", "budget_bytes", "budget_seconds")
@@ -556,17 +511,9 @@ class _RateTable(SharingTable):
     link_mbps: Annotated[float, MBPS] | None = Field(
         default=None, description="uplink of a node in Mbit/s; required with budget_seconds"
     )
-    if TYPE_CHECKING:
-        wavelet: str | None = "sym2"
-    else:
-        wavelet: Annotated[str, BeforeValidator(_none_is_a_word)] = Field(
-            default="sym2",
-            description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform',
-        )
-    levels: Levels = Field(default=4, description="number of levels of the wavelet transform")
-    mode: Literal["symmetric", "periodization"] = Field(
-        default="periodization", description="extension of the signal beyond its ends, as in PyWavelets"
-    )
+    wavelet: WaveletName = "sym2"
+    levels: Levels = 4
+    mode: WaveletMode = "periodization"
 
     @model_validator(mode="after")
     def _one_rate(self) -> Self:
@@ -587,9 +534,7 @@ class ClosedLoopConfig(_RateTable):
 
     kind: Literal["closed_loop"] = "closed_loop"
     step_ratio: Annotated[float, STEP_RATIO] = Field(default=2.0, description=_STEP_RATIO)
-    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        default=1.0, description="consensus step size"
-    )
+    gamma: Annotated[float, GAMMA] = Field(default=1.0, description="consensus step size")
     dead_zone: Annotated[float, DEAD_ZONE] = Field(
         default=0.8, description="half-width of the dead zone in steps; 0.5 rounds to the nearest symbol"
     )
@@ -600,16 +545,6 @@ class ClosedLoopConfig(_RateTable):
     history: Annotated[int, HISTORY] = Field(
         default=4, description="number of rounds that a neighbour may miss before it needs a keyframe"
     )
-
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`.
-
-        Raises:
-            ConfigError: no such wavelet.
-        """
-        from jwins.sharing import closed_loop
-
-        return closed_loop(**self.arguments())
 
 
 class StatelessConfig(_RateTable):
@@ -634,16 +569,6 @@ class StatelessConfig(_RateTable):
             raise refuse("self_term", self.self_term, "expected 'exact', or rounding = 'dither'")
         return self
 
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`.
-
-        Raises:
-            ConfigError: no such wavelet.
-        """
-        from jwins.sharing import stateless
-
-        return stateless(**self.arguments())
-
 
 class BeerConfig(SharingTable):
     """BEER and MoTEF: track gradients by compressed differences to the replicas that neighbours keep."""
@@ -652,20 +577,12 @@ class BeerConfig(SharingTable):
     fraction: Fraction = Field(
         description="fraction of the parameters, and of the tracker, whose differences are sent"
     )
-    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; a smaller fraction needs a smaller step"
-    )
+    gamma: GammaOfFraction
     momentum: Fraction = Field(
         default=1.0,
         description="weight of the newest change in the tracker; 1 is BEER, below 1 is MoTEF",
     )
     values: Values = "float32"
-
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import beer
-
-        return beer(**self.arguments())
 
 
 class SparseLocoConfig(SharingTable):
@@ -673,9 +590,7 @@ class SparseLocoConfig(SharingTable):
 
     kind: Literal["sparse_loco"] = "sparse_loco"
     fraction: Fraction = Field(description="fraction of each chunk whose differences are sent")
-    gamma: Annotated[float, Within("a consensus step size", 0, 1, open_low=True)] = Field(
-        description="consensus step size; a smaller fraction needs a smaller step"
-    )
+    gamma: GammaOfFraction
     decay: Annotated[float, RATE] = Field(
         default=0.95, description="factor on the unsent residual from round to round; 1 keeps all of it"
     )
@@ -683,12 +598,6 @@ class SparseLocoConfig(SharingTable):
         default=4096,
         description="number of consecutive parameters in a chunk; each chunk selects its own largest values",
     )
-
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import sparse_loco
-
-        return sparse_loco(**self.arguments())
 
 
 class MoniquaConfig(SharingTable):
@@ -702,44 +611,17 @@ class MoniquaConfig(SharingTable):
         default=8, description="bits per parameter before the entropy coder"
     )
 
-    def build(self) -> Sharing[Any]:
-        """See :meth:`SharingTable.build`."""
-        from jwins.sharing import moniqua
 
-        return moniqua(**self.arguments())
-
-
-@dataclass(frozen=True, slots=True)
-class Algorithm:
-    """A sharing algorithm that has a name.
-
-    What it costs in memory its object says: replicas of neighbours, where ``Sharing.remembers_peers``.
-
-    Attributes:
-        settings: its table, which builds it.
-        colour: of its curves, ``#rrggbb``; at least 3:1 against white, and told apart from the others with any
-            colour vision.
-        marker: of its curves, as matplotlib names it.
-    """
-
-    settings: type[SharingTable]
-    colour: str
-    marker: str
-
-
-ALGORITHMS: Mapping[str, Algorithm] = {
-    row.settings.name(): row
-    for row in (
-        Algorithm(FullConfig, colour="#4d4d4d", marker="o"),
-        Algorithm(RandomKConfig, colour="#9333ea", marker="^"),
-        Algorithm(TopKConfig, colour="#009e73", marker="v"),
-        Algorithm(ChocoConfig, colour="#0072b2", marker="s"),
-        Algorithm(JwinsConfig, colour="#d55e00", marker="D"),
-        Algorithm(ClosedLoopConfig, colour="#084508", marker="P"),
-        Algorithm(StatelessConfig, colour="#400050", marker="X"),
-        Algorithm(BeerConfig, colour="#0b3dbb", marker="p"),
-        Algorithm(SparseLocoConfig, colour="#e60037", marker="h"),
-        Algorithm(MoniquaConfig, colour="#6c9a56", marker="*"),
-    )
-}
-"""Tables by ``sharing.kind``. Colours after Okabe and Ito, whose orange is too pale on white."""
+ALGORITHMS: Mapping[str, type[SharingTable]] = by_kind(
+    FullConfig,
+    RandomKConfig,
+    TopKConfig,
+    ChocoConfig,
+    JwinsConfig,
+    ClosedLoopConfig,
+    StatelessConfig,
+    BeerConfig,
+    SparseLocoConfig,
+    MoniquaConfig,
+)
+"""Tables by ``sharing.kind``."""

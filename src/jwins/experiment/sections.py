@@ -282,7 +282,7 @@ class DelayConfig(FaultTable):
         return Fault("delay", self.sender, self.round, self.receiver, self.seconds)
 
 
-FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind((CrashConfig, RejoinConfig, DropConfig, DelayConfig))
+FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind(CrashConfig, RejoinConfig, DropConfig, DelayConfig)
 """Tables by ``faults[i].kind``."""
 
 

@@ -1,8 +1,7 @@
 """The colours of all figures and of the page, each on light and on dark, and how a variant is drawn.
 
 What must be seen to read a figure has a contrast of 3:1 or more to the page on both, and text 4.5:1 (WCAG 2.1,
-level AA). The colour and the marker of an algorithm are those of its row in :mod:`jwins.experiment.plugins`;
-its shades, and its colours on dark, follow from that one by their contrast.
+level AA). The shades of an algorithm's colour, and its colours on dark, follow from that one by their contrast.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from jwins.experiment.plugins import ALGORITHMS
 
 __all__ = [
     "AXIS",
@@ -45,7 +42,25 @@ KIND_COLOURS = {
 
 _KIND_COLOURS_ON_DARK = ("#5d9fd0", "#bcd9ee", "#7f8792", "#b58ad0", "#e0cdee")
 
-OWN_COLOUR, OWN_MARKER = "#cc79a7", "P"
+ALGORITHMS = {
+    "full": ("#4d4d4d", "o"),
+    "random_k": ("#9333ea", "^"),
+    "top_k": ("#009e73", "v"),
+    "choco": ("#0072b2", "s"),
+    "jwins": ("#d55e00", "D"),
+    "closed_loop": ("#084508", "P"),
+    "stateless": ("#400050", "X"),
+    "beer": ("#0b3dbb", "p"),
+    "sparse_loco": ("#e60037", "h"),
+    "moniqua": ("#6c9a56", "*"),
+}
+"""Colour and marker of the curves of each ``sharing.kind``.
+
+A colour has a contrast of at least 3:1 to white and is told apart from the others with any colour vision. They
+are after Okabe and Ito, whose orange is too pale on white. A marker is matplotlib's.
+"""
+
+_OWN_COLOUR, _OWN_MARKER = "#cc79a7", "P"
 """Of an algorithm that is not built in."""
 
 _SHADE_CONTRASTS = (3.2, 5.8, 10.5)
@@ -104,8 +119,8 @@ def _on_dark(colour: str) -> str:
     return _with_contrast(colour, _DARK_PAGE, _MIN_CONTRAST_ON_DARK)
 
 
-_SHADES = {kind: _shades(row.colour) for kind, row in ALGORITHMS.items()} | {"own": _shades(OWN_COLOUR)}
-_MARKERS = {kind: row.marker for kind, row in ALGORITHMS.items()} | {"own": OWN_MARKER}
+_BY_KEY = ALGORITHMS | {"own": (_OWN_COLOUR, _OWN_MARKER)}
+_SHADES = {key: _shades(colour) for key, (colour, _) in _BY_KEY.items()}
 _MORE_MARKERS = "oXs*<>dph"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1, 1.5)))
 
@@ -184,6 +199,6 @@ def styles_of(algorithms: Sequence[str]) -> list[Style]:
         key = algorithm if algorithm in ALGORITHMS else "own"
         index = seen.get(key, 0)
         seen[key] = index + 1
-        marker = _MARKERS[key] if index == 0 else _MORE_MARKERS[(index - 1) % len(_MORE_MARKERS)]
+        marker = _BY_KEY[key][1] if index == 0 else _MORE_MARKERS[(index - 1) % len(_MORE_MARKERS)]
         styles.append(Style(_SHADES[colour][nth % 3], _DASHES[nth % len(_DASHES)], marker))
     return styles

@@ -7,9 +7,9 @@ from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
 from jwins.sharing.beer import Beer, beer
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
-from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.cutoff import CUTOFFS, PAPER_FRACTIONS, FixedCutoff, RandomCutoff
 from jwins.sharing.moniqua import Moniqua, moniqua
-from jwins.sharing.quantizers import AbsmaxQuantizer, Rounding, UniformQuantizer
+from jwins.sharing.quantizers import QUANTIZERS, AbsmaxQuantizer, Rounding, UniformQuantizer
 from jwins.sharing.rate import Budget, FixedStep, LinkBudget, RelativeStep, StepRule
 from jwins.sharing.sparse import (
     Full,
@@ -25,7 +25,9 @@ from jwins.sharing.sparse_loco import SparseLoco, sparse_loco
 from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
+    "CUTOFFS",
     "PAPER_FRACTIONS",
+    "QUANTIZERS",
     "AbsmaxQuantizer",
     "Beer",
     "Budget",

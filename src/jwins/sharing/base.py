@@ -23,7 +23,6 @@ from jwins.errors import ConfigError
 from jwins.ops.mixing import Term, mixed
 from jwins.rng import RoundContext
 from jwins.sharing.update import Quantized, Received, Update
-from jwins.validation import FRACTION
 
 __all__ = ["Cutoff", "Precision", "Quantizer", "SelfTerm", "Sharing", "mix", "place", "quantize"]
 
@@ -219,17 +218,6 @@ def quantize(
     if not isinstance(quantizer, str):
         return quantizer(values, subbands, ctx)
     return values if quantizer == "float32" else values.to(torch.bfloat16)
-
-
-def check_fraction(name: str, fraction: float) -> None:
-    """Raise a ConfigError unless ``fraction`` is in (0, 1]."""
-    FRACTION.check(name, fraction)
-
-
-def check_self_term(self_term: object) -> None:
-    """Raise a ConfigError unless ``self_term`` is one of :data:`SelfTerm`."""
-    if self_term not in get_args(SelfTerm):
-        raise ConfigError("sharing.self_term", self_term, "expected 'sent' or 'exact'")
 
 
 def check_quantizer(quantizer: object) -> None:

@@ -29,13 +29,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError, UsageError
+from jwins.errors import UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer, Sharing, check_fraction, check_quantizer, quantize
+from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
 from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
 from jwins.sharing.update import Received, Update
-from jwins.validation import FRACTION
+from jwins.validation import FRACTION, GAMMA
 
 __all__ = ["Beer", "BeerState", "beer"]
 
@@ -65,13 +65,16 @@ class BeerState:
 
 @dataclass(frozen=True, slots=True)
 class Beer(Sharing[BeerState]):
-    """BEER, or MoTEF, with a top-k compressor; see the module's docstring for the algorithm.
+    """BEER with a top-k compressor, MoTEF with ``momentum`` below 1; the module's docstring has the algorithm.
 
     Attributes:
         fraction: of the parameters, and of the tracker, to send, in (0, 1].
-        gamma: consensus step size, in (0, 1].
-        momentum: weight of the newest change, in (0, 1].
-        values: the quantizer of the differences that are sent, or its name.
+        gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
+        momentum: weight of the newest change against the mean of earlier ones, in (0, 1].
+        values: the quantizer of the differences that are sent, or "float32" or "bfloat16".
+
+    Raises:
+        ConfigError: an argument is out of range.
     """
 
     fraction: float
@@ -82,9 +85,8 @@ class Beer(Sharing[BeerState]):
     state_types: ClassVar[tuple[type, ...]] = (BeerState, Replica)
 
     def __post_init__(self) -> None:
-        check_fraction("sharing.fraction", self.fraction)
-        if not 0.0 < self.gamma <= 1.0:
-            raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
+        FRACTION.check("sharing.fraction", self.fraction)
+        GAMMA.check("sharing.gamma", self.gamma)
         FRACTION.check("sharing.momentum", self.momentum)
         check_quantizer(self.values)
 
@@ -151,18 +153,5 @@ class Beer(Sharing[BeerState]):
         return state.stale_peers
 
 
-def beer(
-    fraction: float, gamma: float, *, momentum: float = 1.0, values: Precision | Quantizer = "float32"
-) -> Beer:
-    """BEER with top-k; with ``momentum`` below 1 it is MoTEF.
-
-    Args:
-        fraction: of the parameters, and of the tracker, to send per round, in (0, 1].
-        gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
-        momentum: weight of the newest change against the mean of earlier ones, in (0, 1].
-        values: what differences are rounded to: "float32", "bfloat16", or a quantizer.
-
-    Raises:
-        ConfigError: an argument is out of range.
-    """
-    return Beer(fraction, gamma, momentum, values)
+beer = Beer
+"""The constructor under the name that ``sharing.kind`` has for it."""

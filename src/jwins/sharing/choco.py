@@ -21,19 +21,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError, UsageError
+from jwins.errors import UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import (
-    Precision,
-    Quantizer,
-    Sharing,
-    check_fraction,
-    check_quantizer,
-    quantize,
-)
+from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
 from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
 from jwins.sharing.update import Received, Update
+from jwins.validation import FRACTION, GAMMA
 
 __all__ = ["Choco", "ChocoState", "Replica", "choco"]
 
@@ -61,8 +55,14 @@ class Choco(Sharing[ChocoState]):
 
     Attributes:
         fraction: of the parameters to send, in (0, 1].
-        gamma: consensus step size, in (0, 1].
-        values: the quantizer of the differences that are sent, or its name.
+        gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
+        values: the quantizer of the differences that are sent, or "float32" or "bfloat16".
+
+    Raises:
+        ConfigError: an argument is out of range.
+
+    >>> choco(0.2, gamma=0.6)
+    Choco(fraction=0.2, gamma=0.6, values='float32')
     """
 
     fraction: float
@@ -72,9 +72,8 @@ class Choco(Sharing[ChocoState]):
     state_types: ClassVar[tuple[type, ...]] = (ChocoState, Replica)
 
     def __post_init__(self) -> None:
-        check_fraction("sharing.fraction", self.fraction)
-        if not 0.0 < self.gamma <= 1.0:
-            raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
+        FRACTION.check("sharing.fraction", self.fraction)
+        GAMMA.check("sharing.gamma", self.gamma)
         check_quantizer(self.values)
 
     def init(self, params: Tensor) -> ChocoState:
@@ -120,15 +119,5 @@ class Choco(Sharing[ChocoState]):
         return state.stale_peers
 
 
-def choco(fraction: float, gamma: float, *, values: Precision | Quantizer = "float32") -> Choco:
-    """CHOCO-SGD with top-k.
-
-    Args:
-        fraction: of the parameters to send, in (0, 1].
-        gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
-        values: "float32", "bfloat16" or a quantizer.
-
-    >>> choco(0.2, gamma=0.6)
-    Choco(fraction=0.2, gamma=0.6, values='float32')
-    """
-    return Choco(fraction, gamma, values)
+choco = Choco
+"""The constructor under the name that ``sharing.kind`` has for it."""

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError, UsageError
+from jwins.errors import UsageError
 from jwins.ops.mixing import mixed_replicas
 from jwins.ops.replicas import error, hold_back, stepped
 from jwins.ops.wavelet import Wavelet
@@ -39,7 +39,7 @@ from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
 from jwins.sharing.replicas import Replica, follow, hash_of
 from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid
 from jwins.sharing.update import Received, Update
-from jwins.validation import DEAD_ZONE, HISTORY, RATE
+from jwins.validation import DEAD_ZONE, GAMMA, HISTORY, RATE
 
 __all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
 
@@ -103,8 +103,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Pace, Replica)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.gamma <= 1.0:
-            raise ConfigError("sharing.gamma", self.gamma, "expected a consensus step size in (0, 1]")
+        GAMMA.check("sharing.gamma", self.gamma)
         DEAD_ZONE.check("sharing.dead_zone", self.dead_zone)
         RATE.check("sharing.residual_rate", self.residual_rate)
         HISTORY.check("sharing.history", self.history)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from jwins.errors import ConfigError
 from jwins.rng import RoundContext
-from jwins.sharing.base import check_fraction
+from jwins.sharing.base import Cutoff
+from jwins.validation import FRACTION
 
-__all__ = ["PAPER_FRACTIONS", "FixedCutoff", "RandomCutoff"]
+__all__ = ["CUTOFFS", "PAPER_FRACTIONS", "FixedCutoff", "RandomCutoff"]
 
 PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
 """The paper's list; a node draws one of them uniformly in each round, 34 % on average."""
@@ -25,7 +27,7 @@ class FixedCutoff:
     fraction: float
 
     def __post_init__(self) -> None:
-        check_fraction("sharing.cutoff.fraction", self.fraction)
+        FRACTION.check("sharing.cutoff.fraction", self.fraction)
 
     def __call__(self, ctx: RoundContext) -> float:
         """The fraction to send."""
@@ -50,8 +52,12 @@ class RandomCutoff:
         if not self.fractions:
             raise ConfigError("sharing.cutoff.fractions", [], "expected at least one fraction in (0, 1]")
         for index, fraction in enumerate(self.fractions):
-            check_fraction(f"sharing.cutoff.fractions[{index}]", fraction)
+            FRACTION.check(f"sharing.cutoff.fractions[{index}]", fraction)
 
     def __call__(self, ctx: RoundContext) -> float:
         """The fraction to send."""
         return self.fractions[int(ctx.rng("cutoff").integers(len(self.fractions)))]
+
+
+CUTOFFS: Mapping[str, Callable[..., Cutoff]] = {"random": RandomCutoff, "fixed": FixedCutoff}
+"""Cut-offs by their name in ``sharing.cutoff.kind``."""

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError
 from jwins.ops.quantize import to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
@@ -43,8 +42,11 @@ class Moniqua(Sharing[None]):
     """Modulo quantization; see the module's docstring for the algorithm.
 
     Attributes:
-        theta: how far a parameter of two neighbours may be apart.
+        theta: how far a parameter of two neighbours may be apart; above 0.
         bits: of each parameter, 2 to 16, before the entropy coder.
+
+    Raises:
+        ConfigError: an argument is out of range.
     """
 
     theta: float
@@ -52,9 +54,7 @@ class Moniqua(Sharing[None]):
 
     def __post_init__(self) -> None:
         STEP.check("sharing.theta", self.theta)
-        if type(self.bits) is not int:
-            raise ConfigError("sharing.bits", self.bits, f"expected {_BITS.what}")
-        _BITS.check("sharing.bits", self.bits)
+        _BITS.check_whole("sharing.bits", self.bits)
 
     @property
     def step(self) -> float:
@@ -97,14 +97,5 @@ class Moniqua(Sharing[None]):
         return torch.remainder(whole + half, 2 * half) - half
 
 
-def moniqua(theta: float, *, bits: int = 8) -> Moniqua:
-    """Modulo quantization against the receiver's own parameters.
-
-    Args:
-        theta: how far a parameter of two neighbours may be apart; above 0.
-        bits: of each parameter, 2 to 16.
-
-    Raises:
-        ConfigError: an argument is out of range.
-    """
-    return Moniqua(theta, bits)
+moniqua = Moniqua
+"""The constructor under the name that ``sharing.kind`` has for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
+from jwins.sharing.base import Quantizer
 from jwins.sharing.update import Quantized, dither, one_scale
 from jwins.validation import Within
 
-__all__ = ["AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
+__all__ = ["QUANTIZERS", "AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 
 Rounding = Literal["nearest", "dithered", "stochastic"]
 """Rule by which a number between two symbols becomes one of them:
@@ -93,10 +95,8 @@ class AbsmaxQuantizer:
     rounding: Literal["nearest", "stochastic"] = "stochastic"
 
     def __post_init__(self) -> None:
-        for name, value, rule in (("bits", self.bits, BITS), ("block", self.block, BLOCK)):
-            if type(value) is not int:
-                raise ConfigError(f"sharing.values.{name}", value, f"expected {rule.what}")
-            rule.check(f"sharing.values.{name}", value)
+        BITS.check_whole("sharing.values.bits", self.bits)
+        BLOCK.check_whole("sharing.values.block", self.block)
         if self.rounding not in ("nearest", "stochastic"):
             raise ConfigError("sharing.values.rounding", self.rounding, "expected nearest or stochastic")
 
@@ -110,6 +110,10 @@ class AbsmaxQuantizer:
         if self.rounding == "nearest":
             return Quantized(to_nearest(steps), scales, runs)
         return Quantized(to_either_side(steps, _uniform(len(values), ctx).to(values.device)), scales, runs)
+
+
+QUANTIZERS: Mapping[str, Callable[..., Quantizer]] = {"uniform": UniformQuantizer, "absmax": AbsmaxQuantizer}
+"""Quantizers by their name in ``sharing.values.kind``."""
 
 
 def _uniform(count: int, ctx: RoundContext) -> Tensor:

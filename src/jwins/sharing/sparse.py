@@ -42,7 +42,6 @@ from jwins.sharing.base import (
     Precision,
     Quantizer,
     Sharing,
-    check_fraction,
     check_quantizer,
     mix,
     place,
@@ -50,6 +49,7 @@ from jwins.sharing.base import (
 )
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
 from jwins.sharing.update import Received, Sampled, Update, dense_of
+from jwins.validation import FRACTION
 
 __all__ = [
     "PAPER_FRACTIONS",
@@ -97,7 +97,10 @@ class Full(Sharing[OwnState]):
     Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017.
 
     Attributes:
-        values: the quantizer of the parameters that are sent, or its name.
+        values: the quantizer of the parameters that are sent, or "float32" or "bfloat16".
+
+    >>> full()
+    Full(values='float32')
     """
 
     values: Precision | Quantizer = "float32"
@@ -128,7 +131,10 @@ class RandomK(Sharing[OwnState]):
 
     Attributes:
         fraction: of the parameters to send, in (0, 1].
-        values: the quantizer of the parameters that are sent, or its name.
+        values: the quantizer of the parameters that are sent, or "float32" or "bfloat16".
+
+    >>> random_k(0.2)
+    RandomK(fraction=0.2, values='float32')
     """
 
     fraction: float
@@ -136,7 +142,7 @@ class RandomK(Sharing[OwnState]):
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
-        check_fraction("sharing.fraction", self.fraction)
+        FRACTION.check("sharing.fraction", self.fraction)
         check_quantizer(self.values)
 
     def init(self, params: Tensor) -> OwnState:
@@ -312,29 +318,8 @@ def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received])
 # --- Constructors: what configuration files name ----------------------------------------------------------
 
 
-def full(*, values: Precision | Quantizer = "float32") -> Full:
-    """Full sharing (D-PSGD).
-
-    Args:
-        values: "float32", "bfloat16" or a quantizer.
-
-    >>> full()
-    Full(values='float32')
-    """
-    return Full(values)
-
-
-def random_k(fraction: float, *, values: Precision | Quantizer = "float32") -> RandomK:
-    """Random sampling of a fixed fraction of the parameters.
-
-    Args:
-        fraction: in (0, 1].
-        values: "float32", "bfloat16" or a quantizer.
-
-    >>> random_k(0.2)
-    RandomK(fraction=0.2, values='float32')
-    """
-    return RandomK(fraction, values)
+full = Full
+random_k = RandomK
 
 
 def top_k(fraction: float, *, accumulate: bool = False, values: Precision | Quantizer = "float32") -> Jwins:

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError
 from jwins.ops.quantize import absmax_scales
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
@@ -75,9 +74,7 @@ class SparseLoco(Choco):
     def __post_init__(self) -> None:
         Choco.__post_init__(self)
         RATE.check("sharing.decay", self.decay)
-        if type(self.chunk) is not int:
-            raise ConfigError("sharing.chunk", self.chunk, f"expected {_CHUNK.what}")
-        _CHUNK.check("sharing.chunk", self.chunk)
+        _CHUNK.check_whole("sharing.chunk", self.chunk)
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
         """The largest of each chunk, at least one of each; every chunk counts as a subband."""

@@ -27,7 +27,7 @@ from jwins.errors import ConfigError
 from jwins.ops.quantize import to_dithered, to_nearest
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import SelfTerm, Sharing, check_self_term, mix
+from jwins.sharing.base import SelfTerm, Sharing, mix
 from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
 from jwins.sharing.update import Quantized, Received, Update, dither, one_scale
 
@@ -79,7 +79,8 @@ class Stateless(Sharing[StatelessState]):
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:
-        check_self_term(self.self_term)
+        if self.self_term not in get_args(SelfTerm):
+            raise ConfigError("sharing.self_term", self.self_term, "expected 'sent' or 'exact'")
         if self.rounding not in get_args(Rounding):
             raise ConfigError("sharing.rounding", self.rounding, "expected 'carry' or 'dither'")
         if self.rounding == "carry" and self.self_term == "sent":
