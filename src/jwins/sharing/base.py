@@ -1,7 +1,7 @@
-"""The protocols of a sharing algorithm and of a quantizer, and what every algorithm here is made of.
+"""Protocols of a sharing algorithm and of a quantizer, and functions that several algorithms use.
 
-A sharing algorithm is a frozen object without state of its own; what it must remember is passed in and
-returned, as in optax. One round of node i, from parameters x at its start, is
+A sharing algorithm is a frozen object without state of its own. Its memory is passed in and returned, as in
+optax. One round of node i, from parameters x at its start, is
 
     y        <- a few local steps from x                      (not the algorithm's business)
     u_i, s   <- share(s, y, ctx)                              the same update for every neighbour
@@ -29,37 +29,40 @@ __all__ = ["Cutoff", "Precision", "Quantizer", "SelfTerm", "Sharing", "mix", "pl
 S = TypeVar("S")
 
 Cutoff = Callable[[RoundContext], float]
-"""Which fraction of the coefficients a node sends in a round; drawn by each node for itself."""
+"""Fraction of the coefficients that a node sends in a round; each node draws its own."""
 
 Precision = Literal["float32", "bfloat16"]
 """The quantizers with a name: values as they are, or rounded to the nearest bfloat16."""
 
 
 SelfTerm = Literal["sent", "exact"]
-"""The own model that a node compares with received ones: as it was sent, or as it is.
+"""Form of the own model that a node compares with received ones: as sent, or exact.
 
-``sent`` keeps the mean over the nodes exactly, and moves a node by its own rounding errors; ``exact`` moves the
-mean by the nodes' rounding errors, and each node only by those of its neighbours, which takes fewer bits."""
+``sent`` preserves the mean over the nodes exactly, but a node moves by its own rounding errors. With ``exact``
+the mean moves by the nodes' rounding errors, and a node only by those of its neighbours. It takes
+fewer bits."""
 
 
 class Quantizer(Protocol):
-    """Rounds values before they are sent. Implementations are frozen, hashable, picklable and printable.
+    """Protocol of a quantizer, which rounds values before they are sent.
 
-    All loss is the algorithm's: what a quantizer returns arrives bit for bit, and the sender itself goes on
-    with what its neighbours will read.
+    Implementations are frozen, hashable, picklable and printable.
+
+    Encoding is lossless after that: neighbours receive the returned values bit for bit, and the sender
+    continues with the same values.
     """
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Tensor | Quantized:
-        """The values as they are sent.
+        """Return the values to send.
 
         Args:
-            values: (k,) float32, which is left as it is.
-            subbands: how many of the values, in order, lie in each subband of the vector they are from,
-                coarsest first, or all of them in one for parameters. They sum to k, and some may be 0.
-            ctx: the round; what is drawn comes from ``ctx.rng(purpose)``.
+            values: (k,) float32; must not be changed.
+            subbands: number of values in each subband of their vector, in order, coarsest first; parameters
+                have one subband. They sum to k, and some may be 0.
+            ctx: the round. Random numbers come from ``ctx.rng(purpose)``.
 
         Returns:
-            (k,) float32 or bfloat16, or k symbols, with one scale for each subband or as the quantizer likes.
+            (k,) float32 or bfloat16, or k symbols with scales, such as one for each subband.
         """
         ...
 
@@ -68,12 +71,12 @@ class Sharing(Protocol[S]):
     """Protocol of a sharing algorithm. Implementations are frozen, picklable and printable.
 
     A class derived from this one needs ``init``, ``share`` and ``merge``, and ``state_types`` if its state is a
-    dataclass. The rest is for algorithms that remember their peers, or whose updates are not parts of the
-    parameter vector itself.
+    dataclass. The other members are for algorithms that remember their peers, or whose updates do not refer to
+    the parameter vector itself.
 
-    ``params`` is the node's own copy, which nobody changes any more: an algorithm may keep it, in its state or
-    in an update, but must not change it. The vector that ``merge`` returns is trained in place: nothing else
-    may hold its memory.
+    ``params`` is the node's own copy, which no other code changes. An algorithm may keep it in its state or
+    in an update, but must not change it. The vector that ``merge`` returns is trained in place, so nothing else
+    may share its memory.
 
     >>> import torch
     >>> from jwins.sharing import top_k
@@ -91,18 +94,18 @@ class Sharing(Protocol[S]):
     remembers_peers: ClassVar[bool] = False
     """Whether the state holds replicas of neighbours, which lost frames would make stale."""
     needs_common_start: ClassVar[bool] = False
-    """Whether updates are measured from the initial parameters that all nodes have in common. Who takes a
-    neighbour's model must then know them, too; ``projected`` finds the state that goes with the model."""
+    """Whether updates are measured from the common initial parameters of all nodes. A node that takes a
+    neighbour's model then needs them, too; ``projected`` returns the state for that model."""
     state_types: ClassVar[tuple[type, ...]] = ()
-    """The dataclasses that a state is made of; only these are read back from a checkpoint."""
+    """Dataclasses of the state; only these are read back from a checkpoint."""
 
     def update_dim(self, num_params: int) -> int:
-        """Length of the vector that updates are parts of, for models of ``num_params`` parameters."""
+        """Return the length of the vector that updates refer to, for models of ``num_params`` parameters."""
         return num_params
 
     @abstractmethod
     def init(self, params: Tensor) -> S:
-        """State before the first round.
+        """Return the state before the first round.
 
         Args:
             params: (P,) float32, the node's initial parameters.
@@ -111,7 +114,7 @@ class Sharing(Protocol[S]):
 
     @abstractmethod
     def share(self, state: S, params: Tensor, ctx: RoundContext) -> tuple[Update, S]:
-        """Return what the node sends after local training.
+        """Return the update to send after local training.
 
         Args:
             state: from ``init`` or the previous ``merge``.
@@ -119,7 +122,7 @@ class Sharing(Protocol[S]):
             ctx: the round.
 
         Returns:
-            One update, the same for every neighbour, and the state to hand to ``merge``.
+            One update, the same for every neighbour, and the state for ``merge``.
         """
         ...
 
@@ -127,15 +130,15 @@ class Sharing(Protocol[S]):
     def merge(
         self, state: S, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, S]:
-        """Merge the updates of the neighbours. Called once in every round, also without any.
+        """Merge the updates of the neighbours. Called once in every round, even without any update.
 
         Args:
             state: from ``share`` of the same round.
-            params: the same (P,) parameters that ``share`` got.
+            params: the same (P,) parameters as those of ``share``.
             received: every update since the last merge, sorted by (sender, round); those with weight 0
                 only matter to an algorithm that remembers its peers.
-            ctx: the round; ``ctx.weights`` has all neighbours. The weight of one that is not received stays
-                with the node.
+            ctx: the round; ``ctx.weights`` has all neighbours. The weight of a neighbour without an update
+                stays with the node.
 
         Returns:
             (P,) float32 parameters at the start of the next round, and the state.
@@ -143,27 +146,27 @@ class Sharing(Protocol[S]):
         ...
 
     def projected(self, state: S, params: Tensor) -> S:
-        """The state once the parameters that ``merge`` returned have been changed from outside.
+        """Return the state after the parameters that ``merge`` returned were changed from outside.
 
-        Called after ``merge`` where shared buffers had left their range, such as BatchNorm's variances below 0.
-        An algorithm that remembers something of the merged parameters finds it again here.
+        Called after ``merge`` if shared buffers had left their range, such as BatchNorm's variances below 0.
+        An algorithm whose state depends on the merged parameters computes it again here.
 
         Args:
             state: from ``merge``.
-            params: (P,) float32, what the next round starts from.
+            params: (P,) float32 at the start of the next round.
         """
         return state
 
     def keyframe(self, state: S, ctx: RoundContext) -> Update:
-        """An update that stands alone: what a neighbour must hold of this node after its last share.
+        """Return an update that stands alone: this node's replica after its last share.
 
-        Asked for where a neighbour's ``stale_peers`` names this node, where a peer comes back and the algorithm
-        remembers its peers, and where an update has a ``base`` that a recipient cannot hold.
+        Called if a neighbour's ``stale_peers`` names this node, if a peer returns and the algorithm
+        remembers its peers, or if an update has a ``base`` that a recipient cannot have.
         """
         raise TypeError(f"{type(self).__name__} has no keyframe; one that remembers its peers must have one")
 
     def stale_peers(self, state: S) -> frozenset[int]:
-        """Return the senders whose replica is lost or stale, so that their keyframe is needed."""
+        """Return the senders whose replica is lost or stale. The node asks them for a keyframe."""
         return frozenset()
 
     def replica_round(self, state: S, sender: int) -> int | None:
@@ -171,28 +174,28 @@ class Sharing(Protocol[S]):
         return None
 
     def delta_since(self, state: S, round: int, ctx: RoundContext) -> Update | None:
-        """Return an update with the base ``round`` that leads to the same as :meth:`keyframe`, or None.
+        """Return an update with base ``round`` that leads to the same replica as :meth:`keyframe`, or None.
 
         Args:
             state: after a share.
-            round: of an earlier share of this node, whose replica a neighbour still holds.
+            round: of an earlier share of this node; a neighbour still has the replica of that round.
             ctx: the round.
         """
         return None
 
 
 def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
-    """Return the neighbours' change of a vector: ``sum_j W_ij (v_j - v_i)`` over what each of them sent.
+    """Return the neighbours' change of a vector: ``sum_j W_ij (v_j - v_i)`` at the positions that each sent.
 
-    A coefficient that a neighbour did not send counts as the receiver's own, so its difference is 0. Working
-    on differences keeps the mean over the nodes exactly where every node sends everything.
+    A coefficient that a neighbour did not send counts as the receiver's own, so its difference is 0. Adding
+    differences preserves the mean over the nodes exactly if every node sends everything.
 
     Args:
         own: (C,) float32, the receiver's vector v_i.
-        received: updates of dimension C; those of weight 0 are passed over.
+        received: updates of dimension C; those of weight 0 are skipped.
 
     Returns:
-        (C,) float32, zero where nothing was received.
+        (C,) float32; zero at positions that no neighbour sent.
     """
     return mixed(
         own,
@@ -205,7 +208,7 @@ def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
 
 
 def place(vector: Tensor, positions: Tensor | None, values: Tensor) -> Tensor:
-    """A copy of ``vector`` (C,) with ``values`` (k,) at ``positions`` (k,), or everywhere if None."""
+    """Return a copy of ``vector`` (C,) with ``values`` (k,) at ``positions`` (k,), or everywhere if None."""
     if positions is None:
         return values.to(vector.dtype)
     return vector.index_copy(0, positions, values.to(vector.dtype))
@@ -214,7 +217,7 @@ def place(vector: Tensor, positions: Tensor | None, values: Tensor) -> Tensor:
 def quantize(
     quantizer: Precision | Quantizer, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext
 ) -> Tensor | Quantized:
-    """``values`` (k,) as they are sent; see :class:`Quantizer`. Those of a name need no ``subbands``."""
+    """Return ``values`` (k,) as they are sent. A quantizer that is given by name needs no ``subbands``."""
     if not isinstance(quantizer, str):
         return quantizer(values, subbands, ctx)
     return values if quantizer == "float32" else values.to(torch.bfloat16)

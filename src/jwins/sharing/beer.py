@@ -1,7 +1,7 @@
 """BEER and MoTEF: gradient tracking with compressed differences, against the bias of D-PSGD on unlike data.
 
-With local steps, the gradient of a round is minus the change that training makes in it. From parameters x at
-the round's start, trained to y, with replicas h of x and g of the tracker v that neighbours hold too, all 0 at
+With local steps, the gradient of a round is minus the change by its training. Parameters are x at the round's
+start and y after training. Nodes and their neighbours hold replicas h of x and g of the tracker v, all 0 at
 first:
 
     d  = y - x
@@ -11,9 +11,9 @@ first:
     x += v + gamma sum_j W_ij (h_j - h_i)
     v += gamma sum_j W_ij (g_j - g_i)
 
-The mean of the v over the nodes is always that of the m. With ``momentum = 1`` this is BEER, below 1 MoTEF,
-which needs no large batches. A node that receives nothing keeps what it has trained, y. The update is one
-vector of twice as many entries as parameters, x before v; each half sends its own largest.
+The mean of v over the nodes always equals that of m. With ``momentum = 1`` this is BEER; below 1 it is MoTEF,
+which needs no large batches. A node that receives nothing keeps its trained parameters y. The update is one
+vector of 2 P entries, x before v, and sends the largest entries of each half.
 
 Sources: H. Zhao, B. Li, Z. Li, P. Richtárik, Y. Chi, "BEER: Fast O(1/T) Rate for Decentralized Nonconvex
 Optimization with Communication Compression", NeurIPS 2022, algorithm 1; R. Islamov, Y. Gao, S. U. Stich,
@@ -50,7 +50,7 @@ class BeerState:
         change: (P,) float32, m; None before the first round.
         tracker: (P,) float32, v; None before the first round.
         shared: the round of this node's last share, or None.
-        replicas: of the neighbours, by node.
+        replicas: replicas of the neighbours, by node.
         stale_peers: neighbours whose keyframe is needed.
     """
 
@@ -65,13 +65,14 @@ class BeerState:
 
 @dataclass(frozen=True, slots=True)
 class Beer(Sharing[BeerState]):
-    """BEER with a top-k compressor, MoTEF with ``momentum`` below 1; the module's docstring has the algorithm.
+    """BEER with a top-k compressor, or MoTEF with ``momentum`` below 1. The module's docstring has the
+    algorithm.
 
     Attributes:
-        fraction: of the parameters, and of the tracker, to send, in (0, 1].
+        fraction: fraction of the parameters, and of the tracker, to send, in (0, 1].
         gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
         momentum: weight of the newest change against the mean of earlier ones, in (0, 1].
-        values: the quantizer of the differences that are sent, or "float32" or "bfloat16".
+        values: quantizer of the sent differences, or "float32" or "bfloat16".
 
     Raises:
         ConfigError: an argument is out of range.
@@ -91,15 +92,15 @@ class Beer(Sharing[BeerState]):
         check_quantizer(self.values)
 
     def update_dim(self, num_params: int) -> int:
-        """Parameters and tracker."""
+        """Return 2 P: updates have parameters and tracker."""
         return 2 * num_params
 
     def init(self, params: Tensor) -> BeerState:
-        """All replicas start at 0, which needs no message."""
+        """Return replicas of 0, which need no message."""
         return BeerState(params.clone(), torch.zeros_like(params).repeat(2))
 
     def share(self, state: BeerState, params: Tensor, ctx: RoundContext) -> tuple[Update, BeerState]:
-        """The largest differences of the round's start and of the tracker to the own replicas."""
+        """Send the largest differences of the round's start and of the tracker to the own replicas."""
         trained, dim = params - state.start, len(params)
         if state.change is None or state.tracker is None:
             change = tracker = trained
@@ -121,7 +122,7 @@ class Beer(Sharing[BeerState]):
     def merge(
         self, state: BeerState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, BeerState]:
-        """Take one step along the tracker, and one gossip step for both with those that were received."""
+        """Take one step along the tracker, and one gossip step of both vectors with the received updates."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=state.x_hat)
         merged, tracker = params.clone(), state.tracker
         if followed.received_weights and tracker is not None:
@@ -139,19 +140,19 @@ class Beer(Sharing[BeerState]):
         )
 
     def projected(self, state: BeerState, params: Tensor) -> BeerState:
-        """Finds the start of the round again."""
+        """Take ``params`` as the start of the round."""
         return replace(state, start=params.clone())
 
     def keyframe(self, state: BeerState, ctx: RoundContext) -> Update:
-        """The own replicas, without the zeros where that is shorter."""
+        """Return the own replicas, without the zeros if that is shorter."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         return keyframe_of(state.x_hat)
 
     def stale_peers(self, state: BeerState) -> frozenset[int]:
-        """Neighbours whose replica was lost by a gap or a hash that does not fit."""
+        """Return the neighbours with a gap in their updates or a wrong hash."""
         return state.stale_peers
 
 
 beer = Beer
-"""The constructor under the name that ``sharing.kind`` has for it."""
+"""Constructor under its name in ``sharing.kind``."""

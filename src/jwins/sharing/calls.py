@@ -1,4 +1,4 @@
-"""Calls of an algorithm, whose mistakes are named by class and method, and by node and round if any."""
+"""Calls of an algorithm; errors name its class and method, and node and round if there are any."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["call_init", "call_merge", "call_share", "method_name"]
 
 
 def call_init(sharing: Sharing[Any], params: Tensor) -> Any:
-    """Return the state before the first round; see :meth:`Sharing.init`.
+    """Call ``init``, and return the state before the first round.
 
     Raises:
-        UsageError: it fails.
+        UsageError: ``init`` fails.
     """
     with _named(method_name(sharing, "init")):
         return sharing.init(params)
@@ -30,10 +30,10 @@ def call_init(sharing: Sharing[Any], params: Tensor) -> Any:
 def call_share(
     sharing: Sharing[Any], state: Any, params: Tensor, ctx: RoundContext, dim: int
 ) -> tuple[Update, Any]:
-    """Return the update, which is part of a vector of ``dim``, and the state; see :meth:`Sharing.share`.
+    """Call ``share``, and return the update of a vector of ``dim`` and the state.
 
     Raises:
-        UsageError: it fails, or returns something else.
+        UsageError: it fails, or returns a wrong type or length.
     """
     where = _place(sharing, "share", ctx)
     with _named(where):
@@ -53,10 +53,10 @@ def call_share(
 def call_merge(
     sharing: Sharing[Any], state: Any, params: Tensor, received: Sequence[Received], ctx: RoundContext
 ) -> tuple[Tensor, Any]:
-    """Return the parameters for the next round and the state; see :meth:`Sharing.merge`.
+    """Call ``merge``, and return the parameters of the next round and the state.
 
     Raises:
-        UsageError: it fails, or returns something else.
+        UsageError: it fails, or returns a wrong type or length.
     """
     where = _place(sharing, "merge", ctx)
     with _named(where):

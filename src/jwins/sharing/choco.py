@@ -9,7 +9,7 @@ Every node i has a replica x_hat_i that its neighbours hold too. Per round, afte
 Source: Koloskova, Stich, Jaggi, "Decentralized Stochastic Optimization and Gossip Algorithms with Compressed
 Communication", ICML 2019, algorithm 2; Koloskova et al., ICLR 2020.
 
-How replicas stay the same at sender and receivers is in :mod:`jwins.sharing.replicas`.
+:mod:`jwins.sharing.replicas` keeps replicas equal at sender and receivers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ChocoState:
     Attributes:
         x_hat: (P,) float32, this node's own replica, as its neighbours hold it.
         shared: the round of this node's last share, or None.
-        replicas: of the neighbours, by node.
+        replicas: replicas of the neighbours, by node.
         stale_peers: neighbours whose keyframe is needed.
     """
 
@@ -54,9 +54,9 @@ class Choco(Sharing[ChocoState]):
     """CHOCO-SGD with a top-k compressor; see the module's docstring for the algorithm.
 
     Attributes:
-        fraction: of the parameters to send, in (0, 1].
+        fraction: fraction of the parameters to send, in (0, 1].
         gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
-        values: the quantizer of the differences that are sent, or "float32" or "bfloat16".
+        values: quantizer of the sent differences, or "float32" or "bfloat16".
 
     Raises:
         ConfigError: an argument is out of range.
@@ -77,11 +77,11 @@ class Choco(Sharing[ChocoState]):
         check_quantizer(self.values)
 
     def init(self, params: Tensor) -> ChocoState:
-        """All replicas start at 0, which needs no message."""
+        """Return replicas of 0, which need no message."""
         return ChocoState(torch.zeros_like(params))
 
     def share(self, state: ChocoState, params: Tensor, ctx: RoundContext) -> tuple[Update, ChocoState]:
-        """The largest differences to the own replica."""
+        """Send the largest differences to the own replica."""
         difference = params - state.x_hat
         positions, subbands = self.chosen(difference)
         chosen = difference if positions is None else difference.index_select(0, positions)
@@ -91,14 +91,14 @@ class Choco(Sharing[ChocoState]):
         return update, replace(state, x_hat=x_hat, shared=ctx.round)
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-        """Positions (k,) of what is sent of ``difference`` (P,), None for all; and the subbands they lie in."""
+        """Choose positions (k,) of ``difference`` (P,), None for all, and count them in each subband."""
         count = count_of(self.fraction, len(difference))
         return None if count == len(difference) else largest_k(difference, count), (count,)
 
     def merge(
         self, state: ChocoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ChocoState]:
-        """Bring the replicas up to date, then one gossip step on those that were received in this round."""
+        """Update the replicas, then take one gossip step with those of the round's received updates."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=params)
         change = torch.zeros_like(params)
         for j, weight in followed.received_weights.items():
@@ -109,15 +109,15 @@ class Choco(Sharing[ChocoState]):
         )
 
     def keyframe(self, state: ChocoState, ctx: RoundContext) -> Update:
-        """The own replica, without the zeros where that is shorter."""
+        """Return the own replica, without the zeros if that is shorter."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         return keyframe_of(state.x_hat)
 
     def stale_peers(self, state: ChocoState) -> frozenset[int]:
-        """Neighbours whose replica was lost by a gap or a hash that does not fit."""
+        """Return the neighbours with a gap in their updates or a wrong hash."""
         return state.stale_peers
 
 
 choco = Choco
-"""The constructor under the name that ``sharing.kind`` has for it."""
+"""Constructor under its name in ``sharing.kind``."""

@@ -1,19 +1,20 @@
 """Closed loop: coarse steps towards a replica that all neighbours keep, in the wavelet domain, entropy coded.
 
-Node i and all its neighbours hold the same n_i: whole numbers of a unit u, one for each wavelet coefficient of
-how far the model has moved from the common initial parameters x_0. Per round, after local training to y:
+Node i and all its neighbours hold the same vector n_i of whole numbers of a unit u. It approximates the wavelet
+coefficients of the model's distance from the common initial parameters x_0. Per round, after local training
+to y:
 
-    d    = T(y_i - x_0) - u n_i            what the neighbours do not know yet
+    d    = T(y_i - x_0) - u n_i            change that the neighbours do not have
     q    = round(d / step), 0 in the dead zone
     n_i += q step / u                      at i and at each neighbour that receives q
-    l_i += gamma (sum_j W_ij) e_i                 e = d - q step, which was not sent
+    l_i += gamma (sum_j W_ij) e_i                 e = d - q step, the residual
     x_i  = y_i + T^-1( gamma sum_j W_ij (u n_j - u n_i - e_i) + residual_rate l_i )
     l_i *= 1 - residual_rate
 
-Errors of the quantizer do not add up in n: they are part of the next d. This is difference coding with the
-quantizer inside the prediction loop (DPCM). A node mixes what the others sent with its model as it is, so that
-its own rounding error does not come back to it; what this takes away from the sum over the nodes is kept in l
-and given back slowly, when the errors have averaged out. With residual_rate = 1, without the wavelet and the
+Errors of the quantizer do not accumulate in n: they are part of the next d. This is difference coding with the
+quantizer inside the prediction loop (DPCM). A node mixes the neighbours' values with its exact model, so that
+its own rounding error does not return to it. The difference that this makes to the sum over the nodes is kept
+in l and returned slowly, when the errors have averaged out. With residual_rate = 1, without the wavelet and the
 entropy coding it is DCD-PSGD (Tang et al., "Communication Compression for Decentralized Training", NeurIPS
 2018) and, with gamma, CHOCO-SGD (Koloskova et al., ICML 2019) with another compressor. See
 docs/explanation/rate-distortion.md.
@@ -44,7 +45,7 @@ from jwins.validation import DEAD_ZONE, GAMMA, HISTORY, RATE
 __all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
 
 DEFAULT_STEP_RATIO = 2.0
-"""Of the step to what training changes, where no step and no budget is given."""
+"""Default ratio of the step to the change by training, if neither a step nor a budget is given."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,17 +53,17 @@ class ClosedLoopState:
     """State of a node: (4 + history + neighbours) vectors of 4 bytes per parameter.
 
     Attributes:
-        origin: (P,) float32, the initial parameters, which all nodes have in common.
+        origin: (P,) float32, the common initial parameters of all nodes.
         start: (P,) float32, the parameters at the start of the round.
         x_hat: (C,) int32, this node's own replica, as its neighbours hold it.
         shared: the round of this node's last share, or None.
-        pace: of rate control.
-        multiple: of the unit, the step of the last share; 0 before the first.
+        pace: state of the rate control.
+        multiple: the step of the last share, in units; 0 before the first.
         past_replicas: this node's own replica after earlier shares, by round.
-        replicas: of the neighbours, by node.
-        stale_peers: neighbours of whom something was missed.
-        residual: (C,) float32, quantization errors that mixing took away and that are still to be returned.
-        unsent: (C,) float32, what the last share left out; only between share and merge.
+        replicas: replicas of the neighbours, by node.
+        stale_peers: neighbours with a missed update.
+        residual: (C,) float32, quantization errors that were held back and are still to be returned.
+        unsent: (C,) float32, residual of the last share; only between share and merge.
     """
 
     origin: Tensor
@@ -83,13 +84,14 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     """The closed loop; see the module's docstring for the algorithm.
 
     Attributes:
-        rule: of the step. A fixed step is the unit of replicas; others are rounded to powers of two times
-            :data:`jwins.sharing.step_grid.FINEST`. A budget's stay until the wish is twice or half of them.
+        rule: rule for the step. A fixed step is the unit of replicas. Other steps are rounded to powers of two
+            times :data:`jwins.sharing.step_grid.FINEST`. With a budget, a step stays until the wanted step is
+            twice or half of it.
         gamma: consensus step size, in (0, 1].
         dead_zone: half-width of the dead zone, in steps.
         residual_rate: fraction of the accumulated residual that is returned per round, in [0, 1].
         transform: the wavelet transform, or None to work on the parameters themselves.
-        history: number of earlier rounds whose own replica is kept, for neighbours that missed as many.
+        history: number of earlier rounds whose own replica is kept, for neighbours that missed updates.
     """
 
     rule: StepRule
@@ -110,16 +112,16 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     @property
     def grid(self) -> StepGrid:
-        """Return the grid of which replicas are whole numbers."""
+        """Return the grid of the replicas' values."""
         fixed = self.rule.step if isinstance(self.rule, FixedStep) else FINEST
         return StepGrid(float(np.float32(fixed)))
 
     def update_dim(self, num_params: int) -> int:
-        """C, the number of coefficients."""
+        """Return C, the number of coefficients."""
         return num_params if self.transform is None else self.transform.size(num_params)
 
     def init(self, params: Tensor) -> ClosedLoopState:
-        """All replicas start at the common initial parameters, which needs no message."""
+        """Return replicas of the common initial parameters, which need no message."""
         x_hat = torch.zeros(self.update_dim(len(params)), dtype=torch.int32, device=params.device)
         origin = params.clone()
         return ClosedLoopState(origin, start=origin, x_hat=x_hat)
@@ -166,7 +168,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def merge(
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ClosedLoopState]:
-        """Bring the replicas up to date, then one gossip step on those that were received in this round."""
+        """Update the replicas, then take one gossip step with those of the round's received updates."""
         followed = follow(
             state.replicas,
             state.stale_peers,
@@ -198,11 +200,11 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         )
 
     def projected(self, state: ClosedLoopState, params: Tensor) -> ClosedLoopState:
-        """Finds the start of the round again."""
+        """Take ``params`` as the start of the round."""
         return replace(state, start=params.clone())
 
     def keyframe(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
-        """The own replica in the coarsest step that divides it: exact, and far shorter than float32."""
+        """Return the own replica in the coarsest step that divides it: exact, and far shorter than float32."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         subbands = self._subbands(len(state.origin))
@@ -211,16 +213,16 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         )
 
     def stale_peers(self, state: ClosedLoopState) -> frozenset[int]:
-        """Neighbours of whom an update was missed."""
+        """Return the neighbours with a missed update."""
         return state.stale_peers
 
     def replica_round(self, state: ClosedLoopState, sender: int) -> int | None:
-        """The round of the replica of ``sender`` that this node still has."""
+        """Return the round of this node's replica of ``sender``, or None."""
         replica = state.replicas.get(sender)
         return None if replica is None else replica.round
 
     def delta_since(self, state: ClosedLoopState, round: int, ctx: RoundContext) -> Update | None:
-        """All increments since ``round`` in one, if the replica of then is remembered."""
+        """Return all increments since ``round`` as one, or None if the replica of that round is not kept."""
         if round not in state.past_replicas:
             return None
         change = self.grid.quantized(
@@ -229,10 +231,10 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
 
     def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
-        """The step in units, and by which step the dead zone is measured.
+        """Return the step in units, and the step that the dead zone is measured in.
 
-        Switching between two steps sends information again, so the step of a steady rule changes only after a
-        drift by a factor of two. Until then a wish for a longer one makes the dead zone wider.
+        Switching between two steps resends information, so the step of a steady rule changes only after a
+        drift by a factor of two. Until then a longer wanted step makes the dead zone wider.
         """
         if not self.rule.steady:
             return self.grid.multiple(wish), wish
@@ -263,27 +265,27 @@ def closed_loop(
 ) -> ClosedLoop:
     """Quantized increments on replicas that neighbours keep, in the wavelet domain.
 
-    At most one of ``step``, the budgets and ``step_ratio`` is given; with none, ``step_ratio`` is 2.
+    Give at most one of ``step``, the budgets and ``step_ratio``. With none, ``step_ratio`` is 2.
 
     Args:
-        step: of the quantizer, fixed.
-        budget: bits per parameter and round that each frame to a neighbour may have; the step adapts.
-        budget_bytes: the same in bytes per round.
-        budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
-        link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
-        step_ratio: of the step to the root mean square of what a node's training changes in a round.
+        step: fixed step of the quantizer.
+        budget: bits per parameter of a frame to a neighbour, on average over rounds; the step adapts.
+        budget_bytes: the same in bytes of a frame.
+        budget_seconds: the same in seconds that a round's frames to all neighbours take on the link.
+        link_mbps: rate of the node's link, Mbit/s; required with ``budget_seconds``.
+        step_ratio: ratio of the step to the root mean square of a round's change by training.
         gamma: consensus step size, in (0, 1].
         dead_zone: half-width of the dead zone in steps; 0.5 is plain rounding.
         residual_rate: fraction of the accumulated residual that is returned per round; 1 is CHOCO-SGD, 0 drops
             the residual.
-        wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
-        levels: of the transform, 0 (none) to 24.
+        wavelet: any discrete wavelet of PyWavelets, or None (or "none") for no transform.
+        levels: depth of the transform, 0 (none) to 24.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
             a multiple of ``2**levels``.
-        history: rounds a neighbour may miss before it needs a whole keyframe; each costs 4 bytes per parameter.
+        history: rounds that a neighbour may miss before it needs a keyframe; each takes 4 bytes per parameter.
 
     Raises:
-        ConfigError: an argument is out of range, or several say how much is sent.
+        ConfigError: an argument is out of range, or several of the step, the budgets and the ratio are given.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
     return ClosedLoop(

@@ -1,4 +1,4 @@
-"""Cut-offs: which fraction of its coefficients a node sends in a round."""
+"""Cut-offs: the fraction of its coefficients that a node sends in a round."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jwins.validation import FRACTION
 __all__ = ["CUTOFFS", "PAPER_FRACTIONS", "FixedCutoff", "RandomCutoff"]
 
 PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
-"""The paper's list; a node draws one of them uniformly in each round, 34 % on average."""
+"""The paper's fractions, 34 % on average; a node draws one of them uniformly in each round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class FixedCutoff:
     """The same fraction in every round.
 
     Attributes:
-        fraction: of the coefficients to send, in (0, 1].
+        fraction: fraction of the coefficients to send, in (0, 1].
     """
 
     fraction: float
@@ -30,16 +30,16 @@ class FixedCutoff:
         FRACTION.check("sharing.cutoff.fraction", self.fraction)
 
     def __call__(self, ctx: RoundContext) -> float:
-        """The fraction to send."""
+        """Return the fraction to send."""
         return self.fraction
 
 
 @dataclass(frozen=True, slots=True)
 class RandomCutoff:
-    """A fraction drawn uniformly from a list, by each node for itself in each round.
+    """A fraction that each node draws uniformly from a list in each round.
 
-    The paper's randomized cut-off: all coefficients are sent now and then, and the network's load
-    spreads over the rounds.
+    The paper's randomized cut-off: a node sends all coefficients in some rounds, and the network's load
+    is spread over the rounds.
 
     Attributes:
         fractions: each in (0, 1]; one that is listed twice is drawn twice as often.
@@ -55,7 +55,7 @@ class RandomCutoff:
             FRACTION.check(f"sharing.cutoff.fractions[{index}]", fraction)
 
     def __call__(self, ctx: RoundContext) -> float:
-        """The fraction to send."""
+        """Return the fraction to send."""
         return self.fractions[int(ctx.rng("cutoff").integers(len(self.fractions)))]
 
 

@@ -1,6 +1,6 @@
-"""Moniqua: parameters modulo a range, resolved against the receiver's own. Nothing is remembered.
+"""Moniqua: parameters modulo a range, which a receiver decodes by its own parameters. There is no memory.
 
-With b bits, a bound theta on how far neighbours' parameters are apart, and step = 2 theta / (2^b - 1):
+Let b be the bits, theta a bound on the difference of neighbours' parameters, and step = 2 theta / (2^b - 1):
 
     n_i = round(y_i / step)
     send  l_i = n_i modulo 2^b
@@ -9,12 +9,12 @@ With b bits, a bound theta on how far neighbours' parameters are apart, and step
 
 The range 2^b step is the paper's B = 2 theta / (1 - 2 delta) for a quantizer of error delta = 2^-b / 2. As long
 as no parameter of two neighbours differs by more than theta less a step, every n_j is the sender's, and the
-mean over nodes stays where it was. One that differs by more may be resolved to a wrong place, a whole range
-away. So the update has a hash of the sender's n_i, and a receiver that finds another one leaves that neighbour
-out in the round. Where many are left out, theta is too small.
+mean over nodes does not change. A parameter that differs by more may be decoded to a wrong value, a whole range
+away. So the update has a hash of the sender's n_i. If the hash does not match, the receiver ignores that
+neighbour in the round. If it ignores many, theta is too small.
 
 Source: Y. Lu, C. De Sa, "Moniqua: Modulo Quantized Communication in Decentralized SGD", ICML 2020, algorithm 1,
-which has theta follow from the learning rate and has no hash.
+where theta follows from the learning rate and there is no hash.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Moniqua(Sharing[None]):
     """Modulo quantization; see the module's docstring for the algorithm.
 
     Attributes:
-        theta: how far a parameter of two neighbours may be apart; above 0.
-        bits: of each parameter, 2 to 16, before the entropy coder.
+        theta: largest difference of a parameter between two neighbours; above 0.
+        bits: bits of each parameter before the entropy coder, 2 to 16.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -58,14 +58,14 @@ class Moniqua(Sharing[None]):
 
     @property
     def step(self) -> float:
-        """Between two symbols."""
+        """Return the difference between two symbols."""
         return 2.0 * self.theta / ((1 << self.bits) - 1)
 
     def init(self, params: Tensor) -> None:
-        """Nothing is remembered."""
+        """Return None: there is no memory."""
 
     def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
-        """All parameters in steps, modulo the range."""
+        """Send all parameters in steps, modulo the range."""
         whole = to_nearest(params / self.step)
         runs = (len(params),)
         values = Quantized(self._wrapped(whole).cpu(), one_scale(self.step, runs), runs)
@@ -74,7 +74,7 @@ class Moniqua(Sharing[None]):
     def merge(
         self, state: None, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, None]:
-        """Resolve what was received against the own parameters, and mix what the hash says is right."""
+        """Decode the received updates by the own parameters, and mix those whose hash matches."""
         own = to_nearest(params / self.step)
         change = torch.zeros_like(params)
         for item in received:
@@ -92,10 +92,10 @@ class Moniqua(Sharing[None]):
         return apart if hash_of(own + apart) == update.check else None
 
     def _wrapped(self, whole: Tensor) -> Tensor:
-        """The numbers from -2^(b-1) to 2^(b-1) - 1 that are the same modulo 2^b."""
+        """Return the numbers from -2^(b-1) to 2^(b-1) - 1 that are equal to ``steps`` modulo 2^b."""
         half = 1 << (self.bits - 1)
         return torch.remainder(whole + half, 2 * half) - half
 
 
 moniqua = Moniqua
-"""The constructor under the name that ``sharing.kind`` has for it."""
+"""Constructor under its name in ``sharing.kind``."""

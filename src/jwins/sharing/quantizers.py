@@ -1,4 +1,4 @@
-"""Quantizers: what values become before they are sent. Each is a :class:`jwins.sharing.Quantizer`."""
+"""Quantizers, which round values before they are sent. Each is a :class:`jwins.sharing.Quantizer`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from jwins.validation import Within
 __all__ = ["QUANTIZERS", "AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
 
 Rounding = Literal["nearest", "dithered", "stochastic"]
-"""Rule by which a number between two symbols becomes one of them:
+"""Rule for rounding a number between two symbols:
 
-- ``nearest``: the nearer one. The smallest error, but what is always smaller than half a step is never sent.
-- ``dithered``: the nearer one after a pseudo-random number was added, which receivers subtract. Without bias.
-- ``stochastic``: either, the nearer one more probably. Without bias, with up to three times the mean squared
-  error of ``dithered``.
+- ``nearest``: to the nearer one. Has the smallest error, but never sends values that stay below half a step.
+- ``dithered``: to the nearer one, after adding a pseudo-random number that receivers subtract. Unbiased.
+- ``stochastic``: to either one; the nearer one is more probable. Unbiased, with up to three times the mean
+  squared error of ``dithered``.
 """
 
 STEP = Within("a step", 1e-30)
@@ -39,11 +39,11 @@ class UniformQuantizer:
     """Integer multiples of one step, for an entropy coder: most symbols are 0.
 
     Attributes:
-        step: the error is at most half of it, with ``stochastic`` all of it; a dead zone and an offset add to
-            that.
+        step: the error is at most half of it, or all of it with ``stochastic``. A dead zone and an offset
+            increase the error.
         rounding: see :data:`Rounding`.
-        dead_zone: with ``nearest``: values nearer to zero than so many steps become 0, in [1/2, 1].
-        offset: with ``nearest``: how many steps nearer to zero than its symbol a nonzero symbol is read, in
+        dead_zone: with ``nearest``: values nearer to zero than this number of steps become 0, in [1/2, 1].
+        offset: with ``nearest``: shift of the value of a nonzero symbol towards zero, in steps, in
             [0, 0.49].
     """
 
@@ -66,7 +66,7 @@ class UniformQuantizer:
                     raise ConfigError(f"sharing.values.{name}", value, problem)
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
-        """See :class:`jwins.sharing.Quantizer`."""
+        """Round ``values`` to multiples of the step."""
         steps = values / self.step
         scales = one_scale(self.step, subbands)
         if self.rounding == "dithered":
@@ -82,11 +82,11 @@ class UniformQuantizer:
 
 @dataclass(frozen=True, slots=True)
 class AbsmaxQuantizer:
-    """So many bits per value: in each block, symbols up to the magnitude of its largest value.
+    """A fixed number of bits per value; in each block the largest value has the largest symbol.
 
     Attributes:
         bits: 2 to 8; symbols are -(2^(bits-1) - 1) to 2^(bits-1) - 1, so 2 bits are -1, 0 and 1.
-        block: how many values share a step, at least 16; a step takes two bytes.
+        block: number of values that share a step, at least 16; a step takes two bytes.
         rounding: ``nearest`` or ``stochastic``; see :data:`Rounding`.
     """
 
@@ -101,7 +101,7 @@ class AbsmaxQuantizer:
             raise ConfigError("sharing.values.rounding", self.rounding, "expected nearest or stochastic")
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
-        """See :class:`jwins.sharing.Quantizer`. Blocks do not mind the subbands."""
+        """Round ``values`` block by block, regardless of the subbands."""
         largest = 2 ** (self.bits - 1) - 1
         runs = blocks(len(values), self.block)
         scales = absmax_scales(values, self.block, largest)
@@ -117,5 +117,5 @@ QUANTIZERS: Mapping[str, Callable[..., Quantizer]] = {"uniform": UniformQuantize
 
 
 def _uniform(count: int, ctx: RoundContext) -> Tensor:
-    """(count,) float32 in [0, 1), drawn by the node for the round."""
+    """Draw (count,) float32 in [0, 1) for the node and the round."""
     return torch.from_numpy(ctx.rng("rounding").random(count, dtype="float32"))

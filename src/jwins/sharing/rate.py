@@ -1,7 +1,7 @@
-"""Step of a quantizer: fixed, in proportion to what a node learns in a round, or by a budget.
+"""Step of a quantizer: fixed, proportional to a round's change by training, or by a budget.
 
-Each node decides for itself, from what it sees of itself. The step that a rule names is a wish: an algorithm
-may round it, such as to a power of two.
+Each node decides by its own measurements. The step of a rule is the *wanted* step: an algorithm
+may round it, for example to a power of two.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Budget", "FixedStep", "LinkBudget", "Pace", "RelativeStep", "StepRul
 _DECAY = 0.9
 """Weight of the past in the running mean square of a round's change: about ten rounds."""
 _HORIZON = 20
-"""In so many rounds a budget's controller makes up for what was spent too much or too little."""
+"""Number of rounds over which a budget's controller spreads a surplus or a debt."""
 
 _NOTHING_YET = 1e-9
-"""The step as long as nothing has changed, from which a budget could not tell one that fits."""
+"""The step as long as nothing has changed; a budget cannot choose one then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Pace:
     """State of a step rule.
 
     Attributes:
-        step: of the last round; 0 before the first.
-        square: running mean square of what training changes in a round.
-        balance: bytes that the budget allowed and that were not spent.
+        step: step of the last round; 0 before the first.
+        square: running mean square of a round's change by training.
+        balance: bytes that the budget allowed and the node has not sent.
     """
 
     step: float = 0.0
@@ -45,10 +45,11 @@ class Pace:
 
 
 class StepRule(Protocol):
-    """A rule for the step. Implementations are frozen, hashable, picklable and printable.
+    """Protocol of a rule for the step. Implementations are frozen, hashable, picklable and printable.
 
     Attributes:
-        steady: whether an algorithm whose steps are powers of two keeps one until the wish is an octave off.
+        steady: whether an algorithm whose steps are powers of two keeps one until the wanted step differs by a
+            factor of two.
     """
 
     steady: ClassVar[bool]
@@ -56,14 +57,14 @@ class StepRule(Protocol):
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
-        """The pace of this round, whose ``step`` is above 0.
+        """Return the pace of this round; its ``step`` is above 0.
 
         Args:
             pace: of the previous round.
-            trained: (P,) what local training has changed.
-            wanted: (C,) what is to be quantized.
+            trained: (P,) change by local training.
+            wanted: (C,) vector to quantize.
             subbands: lengths of the subbands of ``wanted``.
-            ctx: the round; ``ctx.sent_bytes`` is what the previous update took.
+            ctx: the round; ``ctx.sent_bytes`` is the size of the previous update.
         """
         ...
 
@@ -73,7 +74,7 @@ class FixedStep:
     """The same step in every round.
 
     Attributes:
-        step: in the unit of the coefficients.
+        step: step in the unit of the coefficients.
     """
 
     step: float
@@ -85,13 +86,13 @@ class FixedStep:
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
-        """See :meth:`StepRule.next`."""
+        """Return the pace of this round."""
         return replace(pace, step=self.step)
 
 
 @dataclass(frozen=True, slots=True)
 class RelativeStep:
-    """A multiple of the root mean square of what training changes in a round, whatever the task.
+    """A multiple of the root mean square of a round's change by training.
 
     Attributes:
         step_ratio: step over root mean square.
@@ -106,7 +107,7 @@ class RelativeStep:
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
-        """See :meth:`StepRule.next`."""
+        """Return the pace of this round."""
         square = mean_square(trained)
         if pace.step:
             square = _DECAY * pace.square + (1 - _DECAY) * square
@@ -115,16 +116,16 @@ class RelativeStep:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A step that is adapted until frames have a given length on average; headers count.
+    """A step that adapts until frames have a given length on average, header included.
 
-    The first step is the one whose symbols have the entropy of the budget. From then on the step is multiplied
-    by the fourth root of what was sent over what may be, in which a surplus or a debt of earlier rounds is
-    spread over the next 20.
+    The first step is the one whose symbols have the entropy of the budget. In later rounds the step is
+    multiplied by the fourth root of the ratio of sent to allowed bytes, in which a surplus or a debt of
+    earlier rounds is spread over the next 20.
 
     Attributes:
-        bits: per parameter and round, of each frame to a neighbour; or None.
-        size_bytes: of each frame; or None.
-        free_bytes: of each frame that do not count, as for a header: small models could send nothing without.
+        bits: bits per parameter of each frame to a neighbour; or None.
+        size_bytes: bytes of each frame; or None.
+        free_bytes: bytes of each frame that do not count, for the header of small models.
     """
 
     bits: float | None = None
@@ -145,7 +146,7 @@ class Budget:
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
-        """See :meth:`StepRule.next`."""
+        """Return the pace of this round."""
         counted = self.size_bytes if self.size_bytes is not None else (self.bits or 0.0) * len(trained) / 8
         target = counted + self.free_bytes
         largest = float(wanted.abs().max())
@@ -155,7 +156,8 @@ class Budget:
         balance = min(max(pace.balance + target - ctx.sent_bytes, -_HORIZON * target), _HORIZON * target)
         aim = target * min(max(1 + balance / target / _HORIZON, 0.5), 2.0)
         step = pace.step * min(max(ctx.sent_bytes / aim, 0.25), 4.0) ** 0.25
-        # Where even nothing is too much, or everything too little, the step stays where it still matters.
+        # If even an empty frame is too long, or a full one too short, keep the step in the range that has an
+        # effect.
         return replace(
             pace, step=min(max(step, 1e-6 * largest, STEP.low or 0.0), 100 * largest + 1e-6), balance=balance
         )
@@ -163,13 +165,13 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class LinkBudget:
-    """A :class:`Budget` of the bytes that a link carries in so many seconds, for all neighbours together.
+    """A :class:`Budget` of the bytes that a link carries in ``seconds``, for all neighbours together.
 
-    A node sends as many frames as it has senders, which undirected graphs and one-peer ones have it do.
+    A node is assumed to send to as many nodes as it receives from, as in undirected and one-peer graphs.
 
     Attributes:
-        seconds: that sending may take in a round.
-        mbps: Mbit/s that the node can send.
+        seconds: allowed time for sending in a round.
+        mbps: rate of the node's link, Mbit/s.
     """
 
     seconds: float
@@ -183,16 +185,16 @@ class LinkBudget:
     def next(
         self, pace: Pace, trained: Tensor, wanted: Tensor, subbands: tuple[int, ...], ctx: RoundContext
     ) -> Pace:
-        """See :meth:`StepRule.next`."""
+        """Return the pace of this round."""
         size = 1e6 / 8 * self.mbps * self.seconds / max(1, len(ctx.weights))
         return Budget(size_bytes=max(1, round(size))).next(pace, trained, wanted, subbands, ctx)
 
 
 def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
-    """The step whose symbols have an entropy of ``bits`` each, within a few per cent, where there is something.
+    """Return the step whose symbols have an entropy of ``bits`` each, within a few per cent.
 
-    What did not change at all does not count: where little did, as at the start of a factorization, the budget
-    would ask for a step that is far too short for all the rest.
+    Values that did not change at all do not count. Otherwise, if few values changed, as at the start of a
+    factorization, the step would be far too short for them.
     """
     if largest == 0.0:
         return _NOTHING_YET
@@ -218,9 +220,9 @@ def step_rule(
     link_mbps: float | None = None,
     default_step_ratio: float | None = None,
 ) -> StepRule:
-    """The rule that the arguments of an algorithm name; at most one of a step, a budget and a ratio is given.
+    """Return the rule for the arguments of an algorithm: at most one of a step, a budget and a ratio.
 
-    ``budget_seconds`` and ``link_mbps`` belong together; ``step_ratio`` counts as given if it is not
+    ``budget_seconds`` requires ``link_mbps``, and the reverse. ``step_ratio`` counts as given if it is not
     ``default_step_ratio``.
 
     Raises:

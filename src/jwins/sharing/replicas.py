@@ -1,11 +1,11 @@
-"""Replicas: what a node holds of its neighbours, followed from one of their updates to the next.
+"""Replicas of the neighbours, updated with each of their updates.
 
-A node whose updates are increments has a replica of itself, and each neighbour that receives every update has
-the same one, bit for bit. One that missed an update has a wrong replica from then on. So an update names the
-round it builds upon (``Update.base``) and a hash of the replica it leads to (``Update.check``); where either
-does not fit, the sender is one of ``stale_peers``, and its keyframe is asked for: the whole replica, which
-stands alone. Replicas cost degree * C * 4 bytes of memory per node, be they float32 or the integers of
-:mod:`jwins.sharing.step_grid`.
+A node whose updates are increments has a replica of itself. Each neighbour that receives every update has
+the same replica, bit for bit. A neighbour that misses an update has a wrong replica from then on. So an update
+names the round that it builds on (``Update.base``) and a hash of the resulting replica (``Update.check``). If
+either does not match, the sender becomes one of ``stale_peers``, and is asked for its keyframe: the whole
+replica, which stands alone. Replicas take degree * C * 4 bytes of memory per node, as float32 or as the
+integers of :mod:`jwins.sharing.step_grid`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Replica:
 
     Attributes:
         x_hat: (C,) float32, or int32 steps of a grid.
-        round: of the other's update that it is right after.
+        round: round of the update after which the replica is right.
     """
 
     x_hat: Tensor
@@ -40,11 +40,11 @@ class Followed:
     """Replicas of the neighbours after a round.
 
     Attributes:
-        replicas: by node; those of neighbours of the round only. One of a neighbour in ``stale_peers`` is
+        replicas: replicas of the round's neighbours, by node. The replica of a neighbour in ``stale_peers`` is
             right, but older than the neighbour's last update.
-        stale_peers: neighbours of whom updates were missed, or who must send their keyframe.
-        received_weights: mixing weights of the neighbours whose update came in this round and whose replica is
-            right, by node in increasing order.
+        stale_peers: neighbours with missed updates, or that must send their keyframe.
+        received_weights: mixing weights of the neighbours whose update arrived in this round and whose replica
+            is right, by node in increasing order.
     """
 
     replicas: Mapping[int, Replica]
@@ -62,18 +62,18 @@ def follow(
     *,
     keep_old: bool = False,
 ) -> Followed:
-    """Brings replicas up to date with what was received.
+    """Update replicas with the received updates.
 
     Args:
-        replicas: by node, before the round.
+        replicas: replicas before the round, by node.
         stale_peers: nodes whose keyframe was needed before the round.
         received: every update since the last merge, late ones too, sorted by (sender, round).
-        neighbours: of the round; everyone else is forgotten.
-        like: (C,), of the kind and on the device that replicas are.
-        advance: from a replica and an update to the replica afterwards, or None if the update cannot be one;
-            left out: float32 values are added.
-        keep_old: whether a replica whose sender's later update was missed is kept, because its sender may send
-            what was missed again; otherwise only a keyframe helps, and the replica is dropped.
+        neighbours: neighbours of the round; replicas of other nodes are dropped.
+        like: (C,), with the dtype and the device of replicas.
+        advance: returns the replica after an update, or None if the update is invalid. By default float32
+            values are added.
+        keep_old: whether to keep a replica after a missed update, because its sender may send the missed
+            increments again. Otherwise only a keyframe helps, and the replica is dropped.
     """
     current = {j: replica for j, replica in replicas.items() if j in neighbours}
     needed = {j for j in stale_peers if j in neighbours}
@@ -106,7 +106,7 @@ def _after(
     like: Tensor,
     advance: Callable[[Tensor, Update], Tensor | None],
 ) -> Replica | None:
-    """The sender's replica after ``item``, or None if it cannot be known."""
+    """Return the sender's replica after ``item``, or None if it cannot be computed."""
     update = item.update
     if update.base is None:
         x_hat = torch.zeros_like(like)
@@ -130,13 +130,13 @@ def _add(x_hat: Tensor, update: Update) -> Tensor:
 
 
 def added(x_hat: Tensor, positions: Tensor | None, values: Tensor | Quantized) -> Tensor:
-    """``x_hat`` (C,) plus ``values`` (k,) at ``positions``; the same arithmetic at sender and receivers."""
+    """Add ``values`` (k,) at ``positions`` to ``x_hat`` (C,); all nodes use the same arithmetic."""
     change = dense_of(values)
     return x_hat + change if positions is None else x_hat.index_add(0, positions, change)
 
 
 def keyframe_of(x_hat: Tensor) -> Update:
-    """A replica (C,) as an update that stands alone, without its zeros where that is shorter."""
+    """Return a replica (C,) as an update that stands alone, without its zeros if that is shorter."""
     nonzero = torch.nonzero(x_hat).squeeze(-1)
     sparse = 2 * len(nonzero) < len(x_hat)
     positions = nonzero if sparse else None
@@ -145,6 +145,6 @@ def keyframe_of(x_hat: Tensor) -> Update:
 
 
 def hash_of(x_hat: Tensor) -> int:
-    """CRC-32 of a vector's bytes, little-endian float32 or int32: finds drift, not malice."""
+    """Return the CRC-32 of a vector's bytes, little-endian float32 or int32. It detects drift, not malice."""
     array = x_hat.detach().cpu().numpy()
     return zlib.crc32(array.astype(array.dtype.newbyteorder("<"), copy=False).data)

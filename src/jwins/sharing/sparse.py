@@ -1,9 +1,9 @@
-"""Full sharing, random-k, top-k and JWINS: algorithms that send part of the model itself.
+"""Full sharing, random-k, top-k and JWINS: algorithms that send values of the model itself.
 
 They differ in three choices only:
 
     =========  ==================  ==============================  =========================
-    algorithm  domain              positions                       how many
+    algorithm  domain              positions                       number sent
     =========  ==================  ==============================  =========================
     full       parameters          all                             all
     random-k   parameters          drawn from a seed on the wire   a fixed fraction
@@ -12,15 +12,15 @@ They differ in three choices only:
     =========  ==================  ==============================  =========================
 
 JWINS, as in Dhasade et al., "Get More for Less in Decentralized Learning Systems", ICDCS 2023, doi
-10.1109/ICDCS57875.2023.00067, with T the wavelet transform, y the parameters after local training and r what
-the score is measured from:
+10.1109/ICDCS57875.2023.00067, with T the wavelet transform, y the parameters after local training and r the
+reference of the score:
 
     score      = T(y) - r
     k          = round(alpha * C), alpha drawn by each node for itself
     positions  = top-k of |score|
     send         T(y)[positions]
-    r[positions] <- where the score starts again, by the score rule
-    x          = y + T^-1( sum_j W_ij (T(y_j) - T(y_i)) on what each neighbour j sent )
+    r[positions] <- new reference of the score, by the score rule
+    x          = y + T^-1( sum_j W_ij (T(y_j) - T(y_i)) at the positions that j sent )
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ ScoreRule = Literal["since_sent", "reference", "training_only"]
 """Reference that a coefficient's score is measured from (y after training, x at the round's start):
 
 - ``since_sent``: T(y) - r, r = T(y) of the round in which the coefficient was last sent.
-- ``reference``: T(y) - r, r = T(x) at the *start* of that round. What the authors' public code computes.
-- ``training_only``: the sum of T(y) - T(x) over the rounds since then; what merging changed does not count.
+- ``reference``: T(y) - r, r = T(x) at the *start* of that round. The authors' public code computes this.
+- ``training_only``: the sum of T(y) - T(x) over the rounds since then; changes by merging do not count.
 
-In all three, r starts at T of the initial parameters (sums at 0), and a dense send resets everything.
+In all three, r starts at T of the initial parameters (sums at 0), and sending everything resets r (or sums).
 """
 
 
@@ -97,7 +97,7 @@ class Full(Sharing[OwnState]):
     Source: Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms?", NeurIPS 2017.
 
     Attributes:
-        values: the quantizer of the parameters that are sent, or "float32" or "bfloat16".
+        values: quantizer of the sent parameters, or "float32" or "bfloat16".
 
     >>> full()
     Full(values='float32')
@@ -110,11 +110,11 @@ class Full(Sharing[OwnState]):
         check_quantizer(self.values)
 
     def init(self, params: Tensor) -> OwnState:
-        """No memory is needed."""
+        """Return the empty state: there is no memory."""
         return OwnState()
 
     def share(self, state: OwnState, params: Tensor, ctx: RoundContext) -> tuple[Update, OwnState]:
-        """All parameters."""
+        """Send all parameters."""
         values = quantize(self.values, params, (len(params),), ctx)
         return Update(len(params), None, values), OwnState(dense_of(values))
 
@@ -127,11 +127,11 @@ class Full(Sharing[OwnState]):
 
 @dataclass(frozen=True, slots=True)
 class RandomK(Sharing[OwnState]):
-    """Random sampling: each node sends a fresh random subset of its parameters, and the seed that draws it.
+    """Random sampling: in each round a node sends a new random subset of its parameters, and its seed.
 
     Attributes:
-        fraction: of the parameters to send, in (0, 1].
-        values: the quantizer of the parameters that are sent, or "float32" or "bfloat16".
+        fraction: fraction of the parameters to send, in (0, 1].
+        values: quantizer of the sent parameters, or "float32" or "bfloat16".
 
     >>> random_k(0.2)
     RandomK(fraction=0.2, values='float32')
@@ -146,11 +146,11 @@ class RandomK(Sharing[OwnState]):
         check_quantizer(self.values)
 
     def init(self, params: Tensor) -> OwnState:
-        """No memory is needed."""
+        """Return the empty state: there is no memory."""
         return OwnState()
 
     def share(self, state: OwnState, params: Tensor, ctx: RoundContext) -> tuple[Update, OwnState]:
-        """``round(fraction * P)`` parameters at positions drawn from the seed that the update carries."""
+        """Send ``round(fraction * P)`` parameters at positions drawn from the update's seed."""
         dim = len(params)
         count = count_of(self.fraction, dim)
         if count == dim:
@@ -164,7 +164,7 @@ class RandomK(Sharing[OwnState]):
     def merge(
         self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, OwnState]:
-        """As full sharing; what a neighbour did not send counts as the receiver's own."""
+        """Merge as full sharing does; values that a neighbour did not send count as the receiver's own."""
         return _merge_params(state, params, received)
 
 
@@ -176,9 +176,9 @@ class ScoreState:
     """State of JWINS, each (C,) float32 or None where the score rule does not need it.
 
     Attributes:
-        since: what scores are measured from (r), or the sum of changes for ``training_only``.
+        since: reference r of the scores, or the sum of changes for ``training_only``.
         start: T(x), the coefficients at the start of the round.
-        own: T(y) as the neighbours see it; only between share and merge.
+        own: T(y) as the neighbours receive it; only between share and merge.
     """
 
     since: Tensor | None
@@ -188,15 +188,15 @@ class ScoreState:
 
 @dataclass(frozen=True, slots=True)
 class Jwins(Sharing[ScoreState]):
-    """JWINS, and by its arguments every ablation of it; see the module's docstring for the algorithm.
+    """JWINS and its ablations; the algorithm is in the module's docstring.
 
     Attributes:
         cutoff: fraction of coefficients to send, drawn per node and round.
         transform: the wavelet transform, or None to work on the parameters themselves.
         score: see :data:`ScoreRule`.
-        accumulate: False scores by this round's training alone, T(y) - T(x).
+        accumulate: False scores by the current round's training alone, T(y) - T(x).
         dense_above: at this fraction and above, all coefficients are sent and no positions.
-        values: the quantizer of the coefficients that are sent, or its name.
+        values: quantizer of the sent coefficients, or its name.
     """
 
     cutoff: Cutoff
@@ -215,11 +215,11 @@ class Jwins(Sharing[ScoreState]):
         check_quantizer(self.values)
 
     def update_dim(self, num_params: int) -> int:
-        """C, the number of coefficients."""
+        """Return C, the number of coefficients."""
         return num_params if self.transform is None else self.transform.size(num_params)
 
     def init(self, params: Tensor) -> ScoreState:
-        """Scores start at zero: r = T(x_0)."""
+        """Return r = T(x_0): scores start at zero."""
         start = self._kept(params)
         if not self.accumulate:
             return ScoreState(None, start)
@@ -230,7 +230,7 @@ class Jwins(Sharing[ScoreState]):
         return ScoreState(torch.zeros_like(start), start)
 
     def share(self, state: ScoreState, params: Tensor, ctx: RoundContext) -> tuple[Update, ScoreState]:
-        """The coefficients that changed most since they were last sent."""
+        """Send the coefficients that changed most since they were last sent."""
         own = self._forward(params)
         size = len(own)
         fraction = _fraction_of(self.cutoff, ctx)
@@ -249,7 +249,7 @@ class Jwins(Sharing[ScoreState]):
     def merge(
         self, state: ScoreState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ScoreState]:
-        """Mix the coefficients that were received, and transform the change back."""
+        """Mix the received coefficients, and transform the change back."""
         own = self._forward(params) if state.own is None else state.own
         change = mix(own, received)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
@@ -257,18 +257,18 @@ class Jwins(Sharing[ScoreState]):
         return merged, ScoreState(state.since, start)
 
     def projected(self, state: ScoreState, params: Tensor) -> ScoreState:
-        """Finds T(x) again: what ``merge`` kept is not of the parameters that the round starts from."""
+        """Compute T(x) of ``params``, from which the next round starts."""
         return state if state.start is None else replace(state, start=self._kept(params))
 
     def _forward(self, params: Tensor) -> Tensor:
         return params if self.transform is None else self.transform.forward(params)
 
     def _kept(self, params: Tensor) -> Tensor:
-        """T(params) in memory of its own: ``params`` itself is trained in place."""
+        """Return T(params) as a copy, because ``params`` itself is trained in place."""
         return params.clone() if self.transform is None else self.transform.forward(params)
 
     def _subbands(self, positions: Tensor | None, count: int, num_params: int) -> tuple[int, ...]:
-        """Count the chosen coefficients in each subband; quantizers with a name do not need it."""
+        """Count the chosen coefficients in each subband. Quantizers that are given by name do not need it."""
         if self.transform is None or isinstance(self.values, str):
             return (count,)
         return self.transform.subband_counts(positions, num_params)
@@ -286,7 +286,7 @@ class Jwins(Sharing[ScoreState]):
     def _restart(
         self, state: ScoreState, score: Tensor, own: Tensor, positions: Tensor | None
     ) -> Tensor | None:
-        """Where the next round's scores are measured from, once ``positions`` are sent."""
+        """Return the reference of the next round's scores, after ``positions`` were sent."""
         if state.since is None:
             return None
         if self.score == "since_sent":
@@ -306,7 +306,7 @@ def _fraction_of(cutoff: Cutoff, ctx: RoundContext) -> float:
 
 
 def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tensor:
-    """``vector`` with the entries at ``positions`` (None: all of them) taken from ``source``."""
+    """Return ``vector`` with the entries of ``source`` at ``positions`` (None: all of them)."""
     return source.clone() if positions is None else place(vector, positions, source.index_select(0, positions))
 
 
@@ -315,7 +315,7 @@ def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received])
     return params + mix(own, received), replace(state, own=None)
 
 
-# --- Constructors: what configuration files name ----------------------------------------------------------
+# --- Constructors, named in configuration files -----------------------------------------------------------
 
 
 full = Full
@@ -323,11 +323,12 @@ random_k = RandomK
 
 
 def top_k(fraction: float, *, accumulate: bool = False, values: Precision | Quantizer = "float32") -> Jwins:
-    """The parameters that changed most: JWINS without wavelet and without a randomized cut-off.
+    """Send the parameters that changed most: JWINS without wavelet and without a randomized cut-off.
 
     Args:
         fraction: in (0, 1]. At 1 this is full sharing.
-        accumulate: False scores by this round's training; True by the change since last sent, as JWINS does.
+        accumulate: False scores by the current round's training; True by the change since the last sending, as
+            JWINS does.
         values: "float32", "bfloat16" or a quantizer.
     """
     return Jwins(FixedCutoff(fraction), None, "reference", accumulate, dense_above=1.0, values=values)
@@ -343,16 +344,16 @@ def jwins(
     dense_above: float = 0.5,
     values: Precision | Quantizer = "float32",
 ) -> Jwins:
-    """JWINS with the paper's values as defaults. The score rule is the one that won in records/score-rule.
+    """Return JWINS with the paper's values as defaults. records/score-rule decided the default score rule.
 
     Args:
-        cutoff: fraction per node and round; None is ``RandomCutoff(PAPER_FRACTIONS)``.
-        wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
-        levels: of the transform, 0 (none) to 24.
+        cutoff: fraction for each node and round; None is ``RandomCutoff(PAPER_FRACTIONS)``.
+        wavelet: any discrete wavelet of PyWavelets, or None (or "none") for no transform.
+        levels: depth of the transform, 0 (none) to 24.
         mode: boundary handling; "symmetric" gives a few more coefficients than parameters,
             "periodization" is orthonormal for orthogonal wavelets.
         score: see :data:`ScoreRule`.
-        accumulate: False drops the accumulation of scores.
+        accumulate: False disables the accumulation of scores.
         dense_above: at this fraction and above, everything is sent.
         values: "float32", "bfloat16" or a quantizer.
 

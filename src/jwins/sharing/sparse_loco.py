@@ -1,18 +1,18 @@
 """SparseLoCo on a graph: the largest values of each chunk, in two bits, with error feedback that fades.
 
-SparseLoCo has all workers start a round from one model, to which it adds the mean of what they send. On a graph
-there is no such model; in its place, every node i has a replica x_hat_i that its neighbours hold too, 0 at
-first, as in CHOCO-SGD. After local training to y:
+In SparseLoCo all workers start a round from one model, to which the mean of their updates is added. On a graph
+there is no such model. In its place, every node i has a replica x_hat_i that its neighbours hold, too. As in
+CHOCO-SGD it starts at 0. After local training to y:
 
     q      = 2 bits of the largest of each chunk of y - x_hat_i
     x_hat += q                                  at i and at each neighbour that receives q
-    e      = y - x_hat                          what was not sent
+    e      = y - x_hat                          residual, not sent
     x      = y - (1 - decay) e + gamma sum_j W_ij (x_hat_j - x_hat_i)
 
-The next round sends from decay e plus what training and mixing have changed, SparseLoCo's error feedback; what
-was not sent for long is forgotten. With ``decay = 1`` it is CHOCO-SGD with that compressor. A node that
-receives nothing forgets nothing. Two bits are a sign and one of two magnitudes, 1/3 or 1 times the chunk's
-largest.
+The next round selects from decay e plus the changes by training and mixing, which is SparseLoCo's error
+feedback. An old residual fades. With ``decay = 1`` the algorithm is CHOCO-SGD with this compressor. At a node
+that receives nothing the residual does not fade. Two bits are a sign and one of two magnitudes, 1/3 or 1 times
+the chunk's largest.
 
 Source: A. Sarfi, B. Thérien, J. Lidin, E. Belilovsky, "Communication Efficient LLM Pre-training with
 SparseLoCo", 2025.
@@ -41,7 +41,7 @@ _CHUNK = Within("a whole number of values per chunk", 16)
 
 @dataclass(frozen=True, slots=True)
 class TwoBits:
-    """A quantizer: a value's sign and one of two magnitudes, 1/3 or 1 times its chunk's largest; 0 stays 0.
+    """Quantizer to a value's sign and one of two magnitudes, 1/3 or 1 times its chunk's largest; 0 stays 0.
 
     >>> ctx = RoundContext(seed=1, node=0, round=0)
     >>> TwoBits()(torch.tensor([3.0, -1.5, 2.5, 0.0]), (4,), ctx).dense()
@@ -49,7 +49,7 @@ class TwoBits:
     """
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
-        """See :class:`jwins.sharing.Quantizer`."""
+        """Return symbols -3, -1, 0, 1 and 3 of a third of each chunk's largest."""
         parts = torch.split(values, list(subbands))
         scales = torch.cat([absmax_scales(part, len(part), 3) for part in parts if len(part)])
         runs = tuple(count for count in subbands if count)
@@ -63,8 +63,8 @@ class SparseLoco(Choco):
     """SparseLoCo on a graph; see the module's docstring for the algorithm.
 
     Attributes:
-        decay: of what was not sent, from round to round, in [0, 1].
-        chunk: how many parameters in a row choose their largest by themselves, at least 16.
+        decay: factor of the residual from round to round, in [0, 1].
+        chunk: length of the chunks of which the largest values are sent, at least 16.
     """
 
     values: Precision | Quantizer = TwoBits()
@@ -77,7 +77,7 @@ class SparseLoco(Choco):
         _CHUNK.check_whole("sharing.chunk", self.chunk)
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
-        """The largest of each chunk, at least one of each; every chunk counts as a subband."""
+        """Return the largest of each chunk, at least one; every chunk counts as a subband."""
         parts = torch.split(difference, self.chunk)
         counts = tuple(max(1, count_of(self.fraction, len(part))) for part in parts)
         positions = [
@@ -89,7 +89,7 @@ class SparseLoco(Choco):
     def merge(
         self, state: ChocoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ChocoState]:
-        """As CHOCO-SGD, and where something was received, some of what was not sent is forgotten."""
+        """Merge as CHOCO-SGD does; if an update was received, reduce the residual by ``decay``."""
         merged, after = Choco.merge(self, state, params, received, ctx)
         if any(item.weight > 0.0 and item.sender not in after.stale_peers for item in received):
             merged.sub_(params - state.x_hat, alpha=1.0 - self.decay)
@@ -100,10 +100,10 @@ def sparse_loco(fraction: float, gamma: float, *, decay: float = 0.95, chunk: in
     """SparseLoCo on a graph.
 
     Args:
-        fraction: of each chunk to send per round, in (0, 1].
+        fraction: fraction of each chunk to send per round, in (0, 1].
         gamma: consensus step size, in (0, 1]; smaller for smaller fractions.
-        decay: of what was not sent, from round to round, in [0, 1]; 1 forgets nothing.
-        chunk: how many parameters in a row choose their largest by themselves, at least 16.
+        decay: factor of the residual from round to round, in [0, 1]; 1 keeps all of it.
+        chunk: length of the chunks of which the largest values are sent, at least 16.
 
     Raises:
         ConfigError: an argument is out of range.

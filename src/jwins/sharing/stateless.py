@@ -1,18 +1,18 @@
-"""Stateless: wavelet coefficients themselves, quantized and entropy coded; nothing to lose or to heal.
+"""Stateless: quantized, entropy-coded wavelet coefficients of the model itself, without replicas.
 
-For graphs that change and links that lose frames: a node remembers nothing of its neighbours. With x_0 the
-common initial parameters, y the parameters after local training and c = T(y - x_0), all of it at node i:
+The algorithm is for graphs that change and links that lose frames: a node has no memory of its neighbours. Let
+x_0 be the common initial parameters, y the parameters after local training and c = T(y - x_0). At node i:
 
     v_i = round((c_i + r_i) / step) step,  r_i <- c_i + r_i - v_i     rounding = "carry", at first r_i = 0
     v_i = (round(c_i / step + z) - z) step                            rounding = "dither"
     x_i = y_i + T^-1( sum_j W_ij (v_j - c_i) )                        self_term = "exact"
     x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        self_term = "sent", with a dither only
 
-What rounding leaves out is carried over to the next round, as in DeepSqueeze and in sigma-delta modulation, so
-that the errors of a round take back those of the round before: where all are received, they sum to half a step.
-With z, a pseudo-random dither that sender and receivers draw from the same seed, v - c is uniform within half a
-step and independent of the coefficients (Schuchman, 1964): right on average, but errors add up, and small
-coefficients cost more bits. docs/explanation/rate-distortion.md says more.
+With "carry", the rounding error is carried over to the next round, as in DeepSqueeze and in sigma-delta
+modulation. The errors of a round cancel those of the round before: if all updates arrive, they sum to half a
+step. With "dither", sender and receivers draw z from the same seed. v - c is uniform within half a step and
+independent of the coefficients (Schuchman, 1964). It is unbiased, but errors accumulate, and small
+coefficients take more bits. See docs/explanation/rate-distortion.md.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ Rounding: TypeAlias = Literal["carry", "dither"]
 """Treatment of rounding errors: carried over to the next round, or made independent by a dither."""
 
 _DEFAULT = Budget(bits=1.6, free_bytes=64)
-"""Where nothing is given: a twentieth of float32."""
+"""Default budget in bits per parameter: a twentieth of float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatelessState:
-    """State of a node; none of it is about its neighbours.
+    """State of a node, without any memory of its neighbours.
 
     Attributes:
-        origin: (P,) float32, the initial parameters, which all nodes have in common.
+        origin: (P,) float32, the common initial parameters of all nodes.
         start: (P,) float32, the parameters at the start of the round.
-        pace: of rate control.
-        self_term: (C,) what the node compares with what it receives; only between share and merge.
-        residual: (C,) float32, what rounding has left out so far, where it is carried over; None for nothing.
+        pace: state of the rate control.
+        self_term: (C,) own values to compare with received ones; only between share and merge.
+        residual: (C,) float32, rounding error that is carried over; None for 0.
     """
 
     origin: Tensor
@@ -64,10 +64,10 @@ class Stateless(Sharing[StatelessState]):
     """Quantized coefficients; see the module's docstring for the algorithm.
 
     Attributes:
-        rule: of the step.
+        rule: rule for the step.
         transform: the wavelet transform, or None to work on the parameters themselves.
-        self_term: see :data:`jwins.sharing.base.SelfTerm`; "sent" goes with a dither only: a node that is moved
-            by its own rounding error and also carries it over corrects it twice, which grows without bound.
+        self_term: see :data:`jwins.sharing.base.SelfTerm`. "sent" requires a dither: a node that moves by its
+            own rounding error and also carries it over would correct it twice, which grows without bound.
         rounding: see :data:`Rounding`.
     """
 
@@ -87,16 +87,16 @@ class Stateless(Sharing[StatelessState]):
             raise ConfigError("sharing.self_term", self.self_term, "expected 'exact', or rounding = 'dither'")
 
     def update_dim(self, num_params: int) -> int:
-        """C, the number of coefficients."""
+        """Return C, the number of coefficients."""
         return num_params if self.transform is None else self.transform.size(num_params)
 
     def init(self, params: Tensor) -> StatelessState:
-        """The common initial parameters are what changes are measured from."""
+        """Return a state that measures changes from the common initial parameters."""
         kept = params.clone()
         return StatelessState(kept, kept)
 
     def share(self, state: StatelessState, params: Tensor, ctx: RoundContext) -> tuple[Update, StatelessState]:
-        """All coefficients, in steps."""
+        """Send all coefficients, in steps."""
         coefficients = self._forward(params - state.origin)
         subbands = (len(params),) if self.transform is None else self.transform.subbands(len(params))
         wanted = coefficients if state.residual is None else coefficients + state.residual
@@ -112,21 +112,21 @@ class Stateless(Sharing[StatelessState]):
         self_term, residual = coefficients, state.residual
         if self.self_term == "sent":
             self_term = update.dense_values().to(params.device)
-        if self.rounding == "carry" and ctx.weights:  # what nobody receives takes back nothing
+        if self.rounding == "carry" and ctx.weights:  # an update that no node receives cancels no earlier error
             residual = wanted - update.dense_values().to(params.device)
         return update, replace(state, pace=pace, self_term=self_term, residual=residual)
 
     def merge(
         self, state: StatelessState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, StatelessState]:
-        """Mix the coefficients that were received, and transform the change back."""
+        """Mix the received coefficients, and transform the change back."""
         self_term = self._forward(params - state.origin) if state.self_term is None else state.self_term
         change = mix(self_term, received)
         merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
         return merged, replace(state, start=merged.clone(), self_term=None)
 
     def projected(self, state: StatelessState, params: Tensor) -> StatelessState:
-        """Finds the start of the round again."""
+        """Take ``params`` as the start of the round."""
         return replace(state, start=params.clone())
 
     def _forward(self, moved: Tensor) -> Tensor:
@@ -147,27 +147,27 @@ def stateless(
     levels: int = 4,
     mode: Literal["symmetric", "periodization"] = "periodization",
 ) -> Stateless:
-    """Quantization of the coefficients themselves.
+    """Return the stateless algorithm: quantized coefficients of the model itself.
 
-    At most one of ``step``, the budgets and ``step_ratio`` is given; with none, the budget is 1.6 bits and 64
+    Give at most one of ``step``, the budgets and ``step_ratio``. With none, the budget is 1.6 bits and 64
     bytes more.
 
     Args:
-        step: of the quantizer, fixed.
-        budget: bits per parameter and round that each frame to a neighbour may have; the step adapts.
-        budget_bytes: the same in bytes per round.
-        budget_seconds: the same in seconds per round, which all neighbours' frames together take on the link.
-        link_mbps: what the node can send, Mbit/s; goes with ``budget_seconds``.
-        step_ratio: of the step to the root mean square of what a node's training changes in a round.
+        step: fixed step of the quantizer.
+        budget: bits per parameter of a frame to a neighbour, on average over rounds; the step adapts.
+        budget_bytes: the same in bytes of a frame.
+        budget_seconds: the same in seconds that a round's frames to all neighbours take on the link.
+        link_mbps: rate of the node's link, Mbit/s; required with ``budget_seconds``.
+        step_ratio: ratio of the step to the root mean square of a round's change by training.
         self_term: "exact" or "sent"; see :data:`jwins.sharing.base.SelfTerm`. "sent" needs ``rounding =
             "dither"``.
         rounding: "carry" or "dither"; see :data:`Rounding`.
-        wavelet: any discrete wavelet PyWavelets knows, or None (or "none") for no transform.
-        levels: of the transform, 0 (none) to 24.
+        wavelet: any discrete wavelet of PyWavelets, or None (or "none") for no transform.
+        levels: depth of the transform, 0 (none) to 24.
         mode: boundary handling of the transform.
 
     Raises:
-        ConfigError: an argument is out of range, or several say how much is sent.
+        ConfigError: an argument is out of range, or several of the step, the budgets and the ratio are given.
     """
     transform = None if wavelet is None or wavelet == "none" else Wavelet(wavelet, levels, mode)
     if all(given is None for given in (step, budget, budget_bytes, budget_seconds, link_mbps, step_ratio)):

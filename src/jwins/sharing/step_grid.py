@@ -1,8 +1,7 @@
 """Vectors as whole numbers of a common unit, and steps that are powers of two times that unit.
 
-Sums of whole numbers have no rounding, so a replica that is kept so is the same on every CPU, whatever the
-order in which its increments were added and however each machine rounds its wavelets; and several increments
-can be sent again as one.
+Sums of whole numbers have no rounding error. So a replica of whole numbers is the same on every CPU, in any
+order of its increments, however each machine rounds its wavelets. Several increments can be sent again as one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from jwins.sharing.update import Quantized, Update, one_scale
 __all__ = ["FINEST", "LIMIT", "StepGrid"]
 
 FINEST = 2.0**-20
-"""The unit where steps adapt: about 1e-6."""
+"""The unit of adaptive steps: about 1e-6."""
 
 LIMIT = 2**30 - 1
 """Largest whole number on a grid; sums and differences of two still fit 32 bits."""
@@ -37,7 +36,7 @@ class StepGrid:
     unit: float
 
     def multiple(self, step: float) -> int:
-        """The power of two, at least 1, by which ``unit`` is nearest to ``step`` in ratio.
+        """Return the power of two, at least 1, whose multiple of ``unit`` is nearest to ``step`` in ratio.
 
         >>> [StepGrid(0.5).multiple(step) for step in (0.1, 0.5, 0.7, 0.8, 4.0)]
         [1, 1, 1, 2, 8]
@@ -46,11 +45,11 @@ class StepGrid:
         return 1 << min(most, max(0, round(math.log2(step / self.unit))))
 
     def values(self, units: Tensor) -> Tensor:
-        """(C,) float32 of (C,) int32."""
+        """Return (C,) float32 values of (C,) int32 units."""
         return units.to(torch.float32).mul_(self.unit)
 
     def advanced(self, units: Tensor, update: Update) -> Tensor | None:
-        """``units`` (C,) int32 after an update of symbols; None if the update is not one of this grid."""
+        """Return ``units`` (C,) int32 after an update of symbols; None if the update does not fit this grid."""
         values = update.values
         if not isinstance(values, Quantized) or values.dither is not None or values.offset:
             return None
@@ -75,7 +74,7 @@ class StepGrid:
         return after if within(after) else None
 
     def quantized(self, change: Tensor, subbands: tuple[int, ...]) -> Quantized:
-        """``change`` (C,) int32, exactly, in the coarsest step that divides all of it.
+        """Return ``change`` (C,) int32 in the coarsest step that divides all of it; this is exact.
 
         Args:
             change: whole numbers of units.
@@ -86,7 +85,7 @@ class StepGrid:
         return self.of_symbols(change // multiple, multiple, subbands)
 
     def of_symbols(self, symbols: Tensor, multiple: int, subbands: tuple[int, ...]) -> Quantized:
-        """Return symbols of one step, with a run for each subband, as their distributions differ."""
+        """Return symbols of one step, with a run for each subband, because their distributions differ."""
         return Quantized(symbols.cpu(), one_scale(self.unit * multiple, subbands), subbands)
 
     def _multiple_of(self, scale: float) -> int | None:
@@ -96,7 +95,7 @@ class StepGrid:
 
 
 def within(units: Tensor, limit: int = LIMIT) -> bool:
-    """Whether all whole numbers are at most ``limit`` in magnitude."""
+    """Return whether all whole numbers are at most ``limit`` in magnitude."""
     if not len(units):
         return True
     least, largest = torch.aminmax(units)

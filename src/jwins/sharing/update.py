@@ -1,4 +1,4 @@
-"""The only things nodes exchange: a part of a vector, and what a receiver knows about it."""
+"""Updates that nodes exchange: values at positions of a vector."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 MAX_DIM = 2**32 - 1
-"""Longest vector an update may describe: positions travel as 32-bit unsigned integers."""
+"""Longest vector of an update: frames have positions as 32-bit unsigned integers."""
 
 _POSITIONS_DOMAIN = 0x4A57494E535F504F  # ASCII "JWINS_PO": keeps positions apart from other uses of a seed
 _DITHER_DOMAIN = 0x4A57494E535F4449  # ASCII "JWINS_DI"
@@ -34,11 +34,11 @@ _DITHER_DOMAIN = 0x4A57494E535F4449  # ASCII "JWINS_DI"
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Pseudo-random positions: the wire carries the seed, sender and receiver draw the same positions.
+    """Pseudo-random positions: a frame has only the seed, and sender and receiver draw the same positions.
 
     Attributes:
         seed: unsigned 64-bit integer.
-        count: how many positions, at least 0.
+        count: number of positions, at least 0.
 
     >>> Sampled(seed=7, count=3).positions(10)
     tensor([0, 2, 5])
@@ -54,7 +54,7 @@ class Sampled:
             raise UsageError(f"Sampled.count = {self.count}: expected 0 to {MAX_DIM}")
 
     def positions(self, dim: int) -> Tensor:
-        """The positions themselves.
+        """Draw the positions.
 
         Each of the ``dim`` positions gets one 64-bit word of Philox4x64-10 with key
         ``(seed, 0x4A57494E535F504F)``, in order from the first word of counter block 1; the ``count``
@@ -68,7 +68,7 @@ class Sampled:
             (count,) int64, strictly increasing.
 
         Raises:
-            UsageError: more positions asked for than there are.
+            UsageError: ``count`` is larger than ``dim``.
         """
         if self.count > dim:
             raise UsageError(f"Sampled.count = {self.count}: a vector of {dim} has fewer positions")
@@ -85,9 +85,9 @@ class Sampled:
 
 
 def dither(seed: int, count: int) -> Tensor:
-    """Pseudo-random numbers that a quantizer adds before it rounds, and :meth:`Quantized.dense` takes away.
+    """Draw the numbers that a quantizer adds before it rounds, and :meth:`Quantized.dense` subtracts.
 
-    Number i is made of the upper 24 bits n of the i-th 64-bit word of Philox4x64-10 with key
+    Number i comes from the upper 24 bits n of the i-th 64-bit word of Philox4x64-10 with key
     ``(seed, 0x4A57494E535F4449)``, from the first word of counter block 1: ``(2 n + 1) / 2^25 - 1/2``, which
     float32 holds exactly. The rule is part of the wire format (docs/reference/wire.md), so it never changes
     within a version. Source: L. Schuchman, "Dither signals and their effect on quantization noise", IEEE
@@ -95,7 +95,7 @@ def dither(seed: int, count: int) -> Tensor:
 
     Args:
         seed: unsigned 64-bit integer.
-        count: how many numbers, at least 0.
+        count: number of numbers, at least 0.
 
     Returns:
         (count,) float32, uniform in (-1/2, 1/2).
@@ -110,7 +110,7 @@ def dither(seed: int, count: int) -> Tensor:
 
 
 def one_scale(step: float, runs: Sequence[int]) -> Tensor:
-    """The same step for every run of a :class:`Quantized`: (g,) float32 on the CPU."""
+    """Return the same step for every run of a :class:`Quantized`: (g,) float32 on the CPU."""
     return torch.full((len(runs),), step, dtype=torch.float32, device="cpu")
 
 
@@ -124,9 +124,9 @@ class Quantized:
         runs: g lengths that sum to k; ``symbols`` of run i are multiplied by ``scales[i]``. One run is a
             single step size, many are blocks or wavelet subbands.
         dither: None, or the seed (unsigned 64-bit) of the :func:`dither` that was added, in steps, before
-            values were rounded to symbols, and is taken away again.
-        offset: how many steps nearer to zero than its symbol a nonzero symbol's value is, in [0, 1/2); kept as
-            the nearest float32. Values are denser near zero, so the middle of a step is not the best guess.
+            values were rounded to symbols, and that :meth:`dense` subtracts.
+        offset: shift of a nonzero symbol's value towards zero, in steps, in [0, 1/2); kept as the nearest
+            float32. Values are denser near zero, so the middle of a step is not the best estimate.
     """
 
     symbols: Tensor
@@ -147,7 +147,7 @@ class Quantized:
                 f"Quantized.runs sum to {sum(self.runs)}, but there are {len(self.symbols)} symbols"
             )
         if len(self.scales):
-            least, largest = torch.aminmax(self.scales)  # not numbers if one of them is not
+            least, largest = torch.aminmax(self.scales)  # NaN if one of them is NaN
             if not (float(least) > 0.0 and float(largest) < math.inf):
                 raise UsageError("Quantized.scales: expected finite values > 0")
         if self.dither is not None and not 0 <= self.dither < 2**64:
@@ -158,7 +158,7 @@ class Quantized:
         object.__setattr__(self, "offset", nearest)
 
     def dense(self) -> Tensor:
-        """The values themselves, (k,) float32: ``((symbol - sign(symbol) * offset) - dither) * scale``.
+        """Return the values, (k,) float32: ``((symbol - sign(symbol) * offset) - dither) * scale``.
 
         Each operation is rounded to float32, so that every receiver has the same bits.
         """
@@ -172,23 +172,23 @@ class Quantized:
 
 
 def dense_of(values: Tensor | Quantized) -> Tensor:
-    """Values as (k,) float32, whatever they travel as; float32 is handed back as it is."""
+    """Return values of any form as (k,) float32; float32 is returned as it is."""
     return values.dense() if isinstance(values, Quantized) else values.to(torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Update:
-    """Part of a dense vector, as one node sends it to its neighbours. Immutable, shared between receivers.
+    """Values of a dense vector that one node sends to its neighbours. Immutable, shared between receivers.
 
     Attributes:
-        dim: length of the dense vector this is a part of.
+        dim: length of the dense vector.
         positions: (k,) int64, strictly increasing, each in [0, dim); or :class:`Sampled`; or None for
             all of ``range(dim)``.
         values: (k,) float32 or bfloat16, or :class:`Quantized`.
-        base: None if the update stands alone; r if it is an increment on what the sender's update of
-            round r left behind.
+        base: None if the update stands alone; r if it is an increment on the sender's replica of
+            round r.
         check: unsigned 32-bit hash of the sender's replica after this update, or None. A receiver that
-            computes another one has drifted and asks for a keyframe.
+            computes another hash has drifted and asks for a keyframe.
     """
 
     dim: int
@@ -233,7 +233,7 @@ class Update:
         return len(self.values.symbols) if isinstance(self.values, Quantized) else len(self.values)
 
     def indices(self) -> Tensor | None:
-        """Positions, (k,) int64, drawn once for all receivers; None when every position is present."""
+        """Return the positions, (k,) int64, drawn once for all receivers; None if every position is present."""
         if not isinstance(self.positions, Sampled):
             return self.positions
         if self._drawn is None:
@@ -241,18 +241,18 @@ class Update:
         return self._drawn
 
     def largest(self) -> float:
-        """The largest magnitude of a value, 0 without values; not a number if one is not. Found once."""
+        """Return the largest magnitude of a value: 0 without values, NaN if one is NaN. Computed once."""
         if self._largest is None:
             object.__setattr__(self, "_largest", largest_magnitude(self.dense_values()))
         assert self._largest is not None
         return self._largest
 
     def is_finite(self) -> bool:
-        """Whether all values are finite numbers."""
+        """Return whether all values are finite."""
         return math.isfinite(self.largest())
 
     def dense_values(self) -> Tensor:
-        """Values as (k,) float32, whatever they travelled as; of symbols computed once for all receivers."""
+        """Return values of any form as (k,) float32; those of symbols are computed once for all receivers."""
         if not isinstance(self.values, Quantized):
             return dense_of(self.values)
         if self._dense is None:
@@ -263,14 +263,14 @@ class Update:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Received:
-    """An update as the receiver's algorithm sees it.
+    """An update with its sender, round and weight, for the receiver's algorithm.
 
     Attributes:
-        sender: the node it came from.
+        sender: the sending node.
         round: the sender's round.
-        weight: mixing weight of the sender in the receiver's round; 0 when the update is late or its
+        weight: mixing weight of the sender in the receiver's round; 0 if the update is late or its
             sender is no neighbour in this round.
-        update: what was sent.
+        update: the sent update.
     """
 
     sender: int
@@ -280,15 +280,15 @@ class Received:
 
 
 def largest_magnitude(values: Tensor) -> float:
-    """Of ``values`` (k,): 0 without any, not a number if one of them is not."""
+    """Return the largest magnitude of ``values`` (k,): 0 without any, NaN if one is NaN."""
     if not values.numel():
         return 0.0
-    least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if there is one
+    least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if a value is NaN
     return max(-float(least), float(largest))
 
 
 def identical(a: Update, b: Update) -> bool:
-    """Whether two updates are the same bit for bit, -0.0 and NaN payloads included.
+    """Return whether two updates are equal bit for bit, including -0.0 and NaN payloads.
 
     >>> u = Update(dim=2, positions=None, values=torch.tensor([0.0, 1.0]))
     >>> v = Update(dim=2, positions=None, values=torch.tensor([-0.0, 1.0]))
