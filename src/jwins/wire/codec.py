@@ -1,8 +1,8 @@
-"""Updates as bytes and back, bit for bit: the payload of a frame. All loss happens before, in the algorithm.
+"""Lossless codecs of updates: the payload of a frame.
 
 A payload is a short head, a section of positions and a section of values (docs/reference/wire.md). The codecs
-share the head and differ in how they write the arrays of the sections. Whatever the bytes, decoding ends with
-an update or with CodecError: each length, count, range and order is checked before something is allocated for
+share the head; each writes the arrays of the sections in its own way. Decoding any bytes ends with
+an update or with CodecError: each length, count, range and order is checked before memory is allocated for
 it.
 """
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 MAX_RUNS = 1 << 16
-"""Most runs a Quantized may have on the wire. A run is a Python object in memory, unlike a symbol."""
+"""Largest number of runs of a Quantized in a frame. A run is a Python object in memory; a symbol is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Encoded:
 
     Attributes:
         data: the payload.
-        positions_bytes: length of its section of positions; 8 if a seed stands for them, 0 if all are there.
+        positions_bytes: length of its section of positions; 8 for a seed, 0 if all positions are sent.
         values_bytes: length of its section of values, scales and runs included.
     """
 
@@ -63,7 +63,7 @@ class Codec(Protocol):
     Attributes:
         name: as in ``wire.codec``.
         code: as in the header of a frame.
-        accepts_foreign: whether it may decode bytes of other processes.
+        accepts_foreign: whether it can safely decode bytes of other processes.
     """
 
     name: ClassVar[str]
@@ -71,56 +71,56 @@ class Codec(Protocol):
     accepts_foreign: ClassVar[bool]
 
     def encode(self, update: Update) -> Encoded:
-        """The update as bytes.
+        """Encode the update.
 
         Raises:
             UsageError: positions out of order or range, or more than :data:`MAX_RUNS` runs.
         """
 
     def decode(self, data: bytes, *, dim: int) -> Update:
-        """The update that ``data`` encodes; any bytes may be given.
+        """Decode an update; ``data`` may be any bytes.
 
         Args:
             data: a payload, bytes or a memoryview of bytes.
-            dim: length of the dense vector, as the receiver knows it. Decoding takes at most 16 bytes per
-                element of it, and 16 MB.
+            dim: length of the receiver's dense vector. Decoding takes at most 16 bytes per
+                element, and 16 MB.
 
         Raises:
-            CodecError: the bytes are no payload of this codec. No other exception is raised.
+            CodecError: the bytes are not a payload of this codec. No other exception is raised.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Arrays as they are: unsigned 32-bit positions, float32, bfloat16 or int32. The yardstick."""
+    """Uncompressed arrays: unsigned 32-bit positions, float32, bfloat16 or int32."""
 
     name: ClassVar[str] = "raw"
     code: ClassVar[int] = 1
     accepts_foreign: ClassVar[bool] = True
 
     def encode(self, update: Update) -> Encoded:
-        """See :class:`Codec`."""
+        """Encode the update."""
         return _encode(update, _Plain)
 
     def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
-        """See :class:`Codec`."""
+        """Decode an update."""
         return _decode(data, dim, _Plain)
 
 
 @dataclass(frozen=True, slots=True)
 class Pco:
-    """Everything through pcodec, but symbols by their entropy where that is shorter. The default."""
+    """The default: pcodec for all arrays, or an entropy coder for symbols where that is shorter."""
 
     name: ClassVar[str] = "pco"
     code: ClassVar[int] = 2
     accepts_foreign: ClassVar[bool] = True
 
     def encode(self, update: Update) -> Encoded:
-        """See :class:`Codec`."""
+        """Encode the update."""
         return _encode(update, pco, coded=True)
 
     def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
-        """See :class:`Codec`."""
+        """Decode an update."""
         return _decode(data, dim, pco, coded=True)
 
 
@@ -128,7 +128,8 @@ class Pco:
 class Paper:
     """Elias gamma and fpzip, to count the paper's bytes in a simulation.
 
-    Decodes only what this process encoded itself, lately: fpzip crashes the process on hostile bytes.
+    It decodes only bytes that this process encoded recently, because fpzip crashes the process on hostile
+    bytes.
     """
 
     name: ClassVar[str] = "paper"
@@ -136,7 +137,7 @@ class Paper:
     accepts_foreign: ClassVar[bool] = False
 
     def encode(self, update: Update) -> Encoded:
-        """See :class:`Codec`.
+        """Encode the update.
 
         Raises:
             ConfigError: the fpzip package is not installed.
@@ -146,10 +147,10 @@ class Paper:
         return encoded
 
     def decode(self, data: bytes | memoryview, *, dim: int) -> Update:
-        """See :class:`Codec`; raises CodecError for bytes of another process, before looking at them."""
+        """Decode an update of this process; bytes of another one raise CodecError before they are read."""
         if not fpzip.is_own(data):
             raise CodecError(
-                "paper: this process did not encode these bytes lately, and fpzip is not safe on others"
+                "paper: this process did not encode these bytes recently, and fpzip is not safe on others"
             )
         return _decode(data, dim, fpzip)
 
@@ -159,7 +160,7 @@ CODECS: dict[str, type[Raw] | type[Pco] | type[Paper]] = {kind.name: kind for ki
 
 
 def codec(name: str) -> Codec:
-    """The codec called ``name``: ``pco``, ``raw`` or ``paper``.
+    """Return the codec called ``name``: ``pco``, ``raw`` or ``paper``.
 
     Raises:
         ConfigError: there is none, or it needs a package that is not installed.
@@ -179,7 +180,7 @@ def codec(name: str) -> Codec:
 
 
 def max_payload_bytes(dim: int) -> int:
-    """Longest payload of an update of ``dim`` elements; no codec makes longer ones, and none are accepted."""
+    """Return the longest payload of an update of ``dim`` elements; longer ones are refused."""
     return 12 * dim + (1 << 20)
 
 
@@ -200,12 +201,13 @@ class ValuesKind(IntEnum):
     CODED = 3
 
 
-_HEAD = struct.Struct("<BII")  # layout, count, length of the positions' section; then what layout has a bit for
+# layout, count, length of the positions' section; then the fields whose bits are set in layout
+_HEAD = struct.Struct("<BII")
 _WORD = struct.Struct("<I")
 _SEED = struct.Struct("<Q")
 _OFFSET = struct.Struct("<f")
 _VALUES_SHIFT = 2  # bits of layout: 0 and 1 are the PositionsKind, 2 and 3 the ValuesKind
-_SHORT_BITS = 2  # entropy-coded symbols of so few bits are taken without a look at what pcodec would make
+_SHORT_BITS = 2  # entropy-coded symbols with at most this number of bits are taken without trying pcodec
 _QUANTIZED = (ValuesKind.QUANTIZED, ValuesKind.CODED)
 _HAS_BASE, _HAS_CHECK, _HAS_DITHER, _HAS_OFFSET = 1 << 4, 1 << 5, 1 << 6, 1 << 7
 _FIELDS = {_HAS_BASE: _WORD, _HAS_CHECK: _WORD, _HAS_DITHER: _SEED, _HAS_OFFSET: _OFFSET}
@@ -217,13 +219,13 @@ class Payload:
     """A payload taken apart, its sections not yet decoded.
 
     Attributes:
-        positions_kind: how the positions are given.
-        values_kind: what the values are.
-        count: how many values.
+        positions_kind: encoding of the positions.
+        values_kind: encoding of the values.
+        count: number of values.
         base: see :class:`~jwins.sharing.update.Update`.
-        check: likewise.
+        check: see :class:`~jwins.sharing.update.Update`.
         dither: see :class:`~jwins.sharing.update.Quantized`; None for values that are no symbols.
-        offset: likewise.
+        offset: see :class:`~jwins.sharing.update.Quantized`.
         positions: the section of the positions.
         values: the section of the values.
     """
@@ -240,10 +242,10 @@ class Payload:
 
 
 class _Arrays(Protocol):
-    """Writes and reads the arrays of a section. Arrays of no elements are no bytes.
+    """Write and read the arrays of a section. An empty array has no bytes.
 
-    With symbols come the lengths of their runs (subbands, blocks), whose symbols may be distributed
-    differently; a receiver has read them before it decodes the symbols.
+    Functions for symbols also take the lengths of their runs (subbands, blocks), because each run may have its
+    own distribution. A receiver reads the lengths before it decodes the symbols.
     """
 
     def encode_positions(self, positions: npt.NDArray[np.int64]) -> bytes: ...
@@ -259,7 +261,7 @@ class _Arrays(Protocol):
 
 
 class _Plain:
-    """Arrays as they are, little-endian."""
+    """Uncompressed arrays, little-endian."""
 
     @staticmethod
     def encode_positions(positions: npt.NDArray[np.int64]) -> bytes:
@@ -370,14 +372,14 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
 
 
 def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
-    """Takes a payload apart and checks its head; decodes nothing and copies nothing.
+    """Split a payload into its sections and check its head, without decoding or copying.
 
     Args:
         data: a payload of any codec.
         dim: length of the dense vector.
 
     Raises:
-        CodecError: the head is cut off or contradicts itself, ``dim`` or the length of ``data``.
+        CodecError: the head is cut off, or contradicts itself, ``dim`` or the length of ``data``.
     """
     view = memoryview(data)
     if len(view) < _HEAD.size:
@@ -429,7 +431,7 @@ def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays, *, coded: bool 
         raise CodecError("entropy-coded symbols in a codec that makes none")
     count = payload.count
     positions: Tensor | Sampled | None = None
-    values: Tensor | Quantized  # first: they take more memory while they are decoded than afterwards
+    values: Tensor | Quantized  # first, because decoding values takes more memory than the result
     if payload.values_kind is ValuesKind.QUANTIZED:
         values = _decode_quantized(payload, arrays)
     elif payload.values_kind is ValuesKind.CODED:

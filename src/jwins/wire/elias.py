@@ -1,7 +1,7 @@
-"""Elias gamma codes: a positive integer as its binary digits behind as many zeros as there are digits less one.
+"""Elias gamma codes: a positive integer of d binary digits is d - 1 zeros, then the digits.
 
 Source: P. Elias, "Universal codeword sets and representations of the integers", IEEE Transactions on
-Information Theory 21(2), 1975. The paper this package implements codes the gaps between positions with them.
+Information Theory 21(2), 1975. The JWINS paper uses them for the gaps between positions.
 Bits run from the most significant of each byte to the least; zero bits fill the last byte.
 """
 
@@ -15,18 +15,18 @@ from jwins.errors import CodecError, UsageError
 __all__ = ["LARGEST", "decode_integers", "decode_positions", "encode_integers", "encode_positions"]
 
 LARGEST = 2**32
-"""Largest integer coded here: the largest gap between positions, and an int32 symbol after zigzag plus one."""
+"""Largest integer: the largest gap between positions, or an int32 symbol after zigzag plus one."""
 
 _MAX_ZEROS = 32  # zeros before the digits of LARGEST
-_BLOCK_BITS = 1 << 16  # bits that may start a code word, handled at once: its arrays stay in the cache
-_MARGIN_BYTES = 16  # room behind a block for the rest of its last code word (at most 65 bits) and a 5-byte read
-_STRIDE = 32  # code words the walk through a block leaps over at a time
+_BLOCK_BITS = 1 << 16  # bits of a block, whose arrays stay in the cache
+_MARGIN_BYTES = 16  # room after a block for the rest of its last code word (at most 65 bits) and a 5-byte read
+_STRIDE = 32  # code words that the walk through a block skips at a time
 
 Int64 = npt.NDArray[np.int64]
 
 
 def encode_integers(values: Int64) -> bytes:
-    """Elias gamma codes of ``values``, one behind the other.
+    """Return the Elias gamma codes of ``values``, without gaps.
 
     Args:
         values: (k,) int64, each in [1, 2**32].
@@ -58,11 +58,11 @@ def encode_integers(values: Int64) -> bytes:
 
 
 def decode_integers(data: bytes | memoryview, *, count: int, largest: int = LARGEST) -> Int64:
-    """The integers that :func:`encode_integers` coded; safe for any bytes.
+    """Decode integers of :func:`encode_integers`; safe for any bytes.
 
     Args:
-        data: the codes and their padding, nothing behind.
-        count: how many integers to expect, at least 0.
+        data: the codes and their padding, nothing after them.
+        count: expected number of integers, at least 0.
         largest: reject integers above this one.
 
     Returns:
@@ -121,7 +121,7 @@ def decode_positions(data: bytes | memoryview, *, count: int, dim: int) -> Int64
     """The positions that :func:`encode_positions` coded; safe for any bytes.
 
     Args:
-        data: the codes and their padding, nothing behind.
+        data: the codes and their padding, nothing after them.
         count: how many positions to expect.
         dim: length of the vector.
 
@@ -129,7 +129,7 @@ def decode_positions(data: bytes | memoryview, *, count: int, dim: int) -> Int64
         (count,) int64, strictly increasing, each in [0, dim).
 
     Raises:
-        CodecError: the bytes are anything else.
+        CodecError: the bytes are invalid.
 
     >>> decode_positions(bytes.fromhex("a280"), count=3, dim=8)
     array([0, 2, 7])
@@ -146,10 +146,10 @@ def decode_positions(data: bytes | memoryview, *, count: int, dim: int) -> Int64
 
 
 def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[Int64, Int64]:
-    """Where the code words of a block start, from bit ``start`` on, and how many zeros lead each.
+    """Return the starts of a block's code words, from bit ``start`` on, and their numbers of leading zeros.
 
-    Every bit is given the start of the next code word as if one started here. Following these links is
-    sequential, so the walk leaps over 32 code words at a time and the rest is filled in by whole arrays.
+    For every bit, compute the start of the next code word as if one started at this bit. Following these links
+    is sequential, so the walk skips 32 code words at a time, and array operations fill in the rest.
     """
     num_bits = 8 * len(block)
     stop = num_bits - 8 * _MARGIN_BYTES  # code words start before this bit
@@ -157,7 +157,7 @@ def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[In
     ones = np.where(np.unpackbits(block), places, np.int32(num_bits + _MAX_ZEROS + 1))
     zeros = np.minimum.accumulate(ones[::-1])[::-1] - places
     link = places + 2 * zeros + 1
-    link[zeros > _MAX_ZEROS] = num_bits - 1  # not a code: leads out of the block
+    link[zeros > _MAX_ZEROS] = num_bits - 1  # not a code: points out of the block
     link[stop:] = places[stop:]
     links = [link]
     while 2 ** len(links) <= _STRIDE:
@@ -182,7 +182,7 @@ def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[In
 
 
 def _digits(block: npt.NDArray[np.uint8], one: Int64, zeros: Int64) -> Int64:
-    """The ``zeros + 1`` binary digits from bit ``one`` on: five bytes hold any 33 bits wherever they start."""
+    """Read ``zeros + 1`` binary digits from bit ``one`` on; five bytes contain any 33 bits."""
     byte = one >> 3
     window: Int64 = block[byte].astype(np.int64)
     for i in range(1, 5):

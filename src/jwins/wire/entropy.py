@@ -407,7 +407,7 @@ class _Reader:
             return self._coder.decode(model, *count)
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
-        except BaseException as error:  # a Rust panic arrives as a BaseException that is no Exception
+        except BaseException as error:  # a Rust panic is a BaseException, but not an Exception
             raise CodecError(f"no levels: {error}") from None
 
     def digits(self) -> int:

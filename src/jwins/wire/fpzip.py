@@ -1,12 +1,12 @@
-"""The paper's coding: Elias gamma codes for positions, fpzip for values. Serves to count the paper's bytes.
+"""The paper's coding: Elias gamma codes for positions, fpzip for values. It serves to count the paper's bytes.
 
 Source: P. Lindstrom and M. Isenburg, "Fast and efficient compression of floating-point data", IEEE TVCG
 12(5), 2006; https://github.com/llnl/fpzip.
 
 The fpzip library trusts its input, in both directions. On hostile bytes its decoder crashes the process, so
-:func:`is_own` tells which payloads this process made itself, and nothing else is decoded. Its encoder writes
-behind the end of its buffer when values are not compressible (32 random bits each are enough), so
-:func:`encode_floats` finds out first, in a buffer that is large enough.
+:func:`is_own` recognises payloads of this process, and no others are decoded. Its encoder writes
+past the end of its buffer if values are not compressible (32 random bits each are enough), so
+:func:`encode_floats` tries first in a buffer that is large enough.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ __all__ = [
 ]
 
 OWN_PAYLOADS = 1 << 16
-"""Number of latest payloads that a process recognises: far more than are ever under way in a simulation."""
+"""Number of latest payloads that a process recognises; a simulation has far fewer under way."""
 
-_RAW, _FPZIP = 0, 1  # first byte of a section: what follows
+_RAW, _FPZIP = 0, 1  # first byte of a section: the form of the rest
 
 _own: OrderedDict[bytes, None] = OrderedDict()
 _own_lock = threading.Lock()
 
 
 def remember(payload: bytes) -> None:
-    """Notes that this process made ``payload``."""
+    """Remember that this process made ``payload``."""
     digest = hashlib.blake2b(payload, digest_size=16).digest()
     with _own_lock:
         _own[digest] = None
@@ -57,24 +57,24 @@ def remember(payload: bytes) -> None:
 
 
 def is_own(payload: bytes | memoryview) -> bool:
-    """Whether this process made ``payload``, byte for byte, as one of its last :data:`OWN_PAYLOADS`."""
+    """Return whether ``payload`` is one of the last :data:`OWN_PAYLOADS` of this process, byte for byte."""
     digest = hashlib.blake2b(payload, digest_size=16).digest()
     with _own_lock:
         return digest in _own
 
 
 def encode_positions(positions: npt.NDArray[np.int64]) -> bytes:
-    """Elias gamma codes of the gaps."""
+    """Encode the gaps as Elias gamma codes."""
     return elias.encode_positions(positions)
 
 
 def decode_positions(data: memoryview, *, count: int, dim: int) -> npt.NDArray[np.int64]:
-    """(count,) int64, strictly increasing, each in [0, dim), or CodecError."""
+    """Decode (count,) int64, strictly increasing, each in [0, dim), or raise CodecError."""
     return elias.decode_positions(data, count=count, dim=dim)
 
 
 def encode_floats(values: npt.NDArray[np.float32]) -> bytes:
-    """One byte that tells the form, then fpzip at full precision, or the values as they are if that is shorter.
+    """Encode as one byte for the form, then fpzip at full precision, or the plain values if they are shorter.
 
     Raises:
         ConfigError: fpzip is not installed.
@@ -82,9 +82,9 @@ def encode_floats(values: npt.NDArray[np.float32]) -> bytes:
     if len(values) == 0:
         return b""
     library = _library()
-    # The library's buffer is 112 bytes longer than its input, whatever it writes. A value takes at most 31
-    # plain bits and one symbol of a model whose rarest symbol takes 16, so a tail of half as many values, all
-    # equal to the last one, makes room for the worst. It is coded after the values and does not change them.
+    # The library's buffer is always 112 bytes longer than its input. A value takes at most 31 plain bits and
+    # one symbol of a model whose rarest symbol takes 16. So a tail of half the number of values, all equal to
+    # the last one, makes room for the worst case. It is coded after the values and does not change them.
     roomy = np.concatenate([values, np.full(len(values) // 2 + 64, values[-1])])
     if len(library.compress(roomy)) > values.nbytes:
         return bytes([_RAW]) + values.astype("<f4", copy=False).tobytes()
@@ -92,7 +92,7 @@ def encode_floats(values: npt.NDArray[np.float32]) -> bytes:
 
 
 def decode_floats(data: memoryview, *, count: int) -> npt.NDArray[np.float32]:
-    """(count,) float32. Only for bytes of this process."""
+    """Decode (count,) float32. Only for bytes of this process."""
     if count == 0:
         return np.empty(0, dtype=np.float32)
     if data[0] == _RAW:
@@ -101,9 +101,9 @@ def decode_floats(data: memoryview, *, count: int) -> npt.NDArray[np.float32]:
 
 
 def encode_halves(values: npt.NDArray[np.uint16]) -> bytes:
-    """One byte that tells the form, then fpzip of bfloat16 as float32 at 16 bits of precision, which are all.
+    """Encode as one byte for the form, then fpzip of bfloat16 as float32 at 16 bits of precision.
 
-    A value takes at most 15 plain bits and a symbol of 16, less than the 32 of the library's buffer.
+    A value takes at most 15 plain bits and a symbol of 16, less than the 32 bits in the library's buffer.
     """
     if len(values) == 0:
         return b""
@@ -115,7 +115,7 @@ def encode_halves(values: npt.NDArray[np.uint16]) -> bytes:
 
 
 def decode_halves(data: memoryview, *, count: int) -> npt.NDArray[np.uint16]:
-    """(count,) uint16 bit patterns. Only for bytes of this process."""
+    """Decode (count,) uint16 bit patterns. Only for bytes of this process."""
     if count == 0:
         return np.empty(0, dtype=np.uint16)
     if data[0] == _RAW:
@@ -124,13 +124,13 @@ def decode_halves(data: memoryview, *, count: int) -> npt.NDArray[np.uint16]:
 
 
 def encode_symbols(symbols: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
-    """Elias gamma codes of 1 + zigzag(symbol), where zigzag counts 0, -1, 1, -2, ... as 0, 1, 2, 3, ..."""
+    """Encode 1 + zigzag(symbol) as Elias gamma codes; zigzag maps 0, -1, 1, -2, ... to 0, 1, 2, 3, ..."""
     wide = symbols.astype(np.int64)
     return elias.encode_integers(((wide << 1) ^ (wide >> 63)) + 1)
 
 
 def decode_symbols(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    """(count,) int32, or CodecError."""
+    """Decode (count,) int32, or raise CodecError."""
     folded = elias.decode_integers(data, count=count) - 1
     return ((folded >> 1) ^ -(folded & 1)).astype(np.int32)
 
@@ -143,10 +143,10 @@ def _decompress(data: memoryview, count: int) -> npt.NDArray[np.float32]:
 
 
 def require() -> None:
-    """Checks that the fpzip package, an optional extra, is there.
+    """Check that the fpzip package, an optional extra, is installed.
 
     Raises:
-        ConfigError: it is not; says how to install it.
+        ConfigError: it is not installed.
     """
     _library()
 

@@ -1,7 +1,7 @@
 """Messages between nodes as frames: a header of 36 bytes, then the payload (docs/reference/wire.md).
 
-The checksum finds accidents, not attacks: whoever can change a frame can also correct its CRC-32. Authenticity
-is the transport's affair.
+The checksum detects accidents, not attacks: an attacker who changes a frame can also correct its CRC-32. The
+transport ensures authenticity.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ MAX_CONTROL_BYTES = 4096
 MAX_NAME_CHARS = 64
 """Longest name of a codec, and longest name and number of a version."""
 MAX_VERSIONS = 16
-"""Most versions in a Hello."""
+"""Largest number of versions in a Hello."""
 MAX_HASH_BYTES = 64
 """Longest hash of the initial parameters."""
 MAX_REASON_CHARS = 500
 """Longest reason of a Bye."""
 DESCRIBED_DIM = 100_000_000
-"""Largest vector of which :func:`describe` decodes the values: a file should not claim gigabytes."""
+"""Largest vector whose values :func:`describe` decodes, so that a file cannot claim gigabytes of memory."""
 
 # magic, version, kind, codec, flags, sender, round, digest, dim, length of the payload; then the checksum
 _FIELDS = struct.Struct(f"<4sBBBBII{DIGEST_BYTES}sII")
@@ -82,17 +82,17 @@ _U32 = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First message of a node, from which both sides know whether they run the same experiment.
+    """First message of a node; with it both sides check that they run the same experiment.
 
     Attributes:
-        sender: whose it is.
-        round: the round it is in.
+        sender: the sending node.
+        round: the sender's round.
         dim: length of its parameter vector.
         codec: name of the codec of its frames.
-        versions: names and numbers of the versions that matter, at most :data:`MAX_VERSIONS`.
+        versions: names and numbers of the versions that must agree, at most :data:`MAX_VERSIONS`.
         x0: hash of its initial parameters, at most :data:`MAX_HASH_BYTES` bytes.
-        resend_from: the first round of which it wants frames; None if it only answers a Hello.
-        settled: whether it has merged since it last took the round of others.
+        resend_from: first round whose frames it needs; None if it only answers a Hello.
+        settled: whether it has merged since it last took over the round of others.
     """
 
     sender: int
@@ -110,11 +110,12 @@ class Frame:
     """One update of one node.
 
     Attributes:
-        sender: whose update it is.
+        sender: the sending node.
         round: the sender's round.
-        update: for its neighbours.
+        update: the update for its neighbours.
         keyframe: whether it is a keyframe, which stands alone, instead of the round's update.
-        roster_version: of the roster whose graph the sender uses in that round, modulo :data:`ROSTER_VERSIONS`.
+        roster_version: version of the roster whose graph the sender uses in that round, modulo
+            :data:`ROSTER_VERSIONS`.
     """
 
     sender: int
@@ -126,13 +127,13 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class KeyframeRequest:
-    """``sender`` asks for a keyframe of the receiver; ``round`` is the sender's.
+    """Request for a keyframe of the receiver.
 
     Attributes:
-        sender: who asks.
-        round: the round it is in.
-        replica_round: the receiver's round whose replica it still has, so that what came after it is enough;
-            None for none.
+        sender: the requesting node.
+        round: the sender's round.
+        replica_round: round of the receiver's replica that the sender still has, so that increments since then
+            are enough; None for none.
     """
 
     sender: int
@@ -142,7 +143,7 @@ class KeyframeRequest:
 
 @dataclass(frozen=True, slots=True)
 class StateRequest:
-    """``sender`` asks for the receiver's model of ``round``, or of a later one."""
+    """Request for the receiver's model of ``round``, or of a later one."""
 
     sender: int
     round: int
@@ -150,7 +151,7 @@ class StateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """``sender`` leaves in ``round``, and why, in at most :data:`MAX_REASON_CHARS` characters."""
+    """Announcement that ``sender`` leaves in ``round``, with a reason of at most :data:`MAX_REASON_CHARS`."""
 
     sender: int
     round: int
@@ -163,7 +164,7 @@ Message: TypeAlias = Hello | Frame | KeyframeRequest | StateRequest | Bye
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A message as bytes, and what they are spent on.
+    """A message as bytes, with their numbers by kind.
 
     Attributes:
         data: header and payload.
@@ -177,21 +178,21 @@ class Packed:
 
     @property
     def size_bytes(self) -> int:
-        """Length of the whole message."""
+        """Return the length of the whole message."""
         return len(self.data)
 
     @property
     def header_bytes(self) -> int:
-        """Everything else: the header, the head of the payload; all of a control message."""
+        """Return the other bytes: the header and the head of the payload; all of a control message."""
         return self.size_bytes - self.positions_bytes - self.values_bytes
 
 
 def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
-    """A message as bytes.
+    """Encode a message.
 
     Args:
-        message: to send.
-        codec: how updates are encoded.
+        message: the message to send.
+        codec: codec of updates.
         digest: 8 bytes that identify the experiment.
 
     Raises:
@@ -249,19 +250,19 @@ def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
 
 
 def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> Message:
-    """The message in a frame; any bytes may be given.
+    """Decode the message of a frame; ``data`` may be any bytes.
 
-    A Hello is returned whatever vector length or codec it states: comparing them is the receiver's task.
+    A Hello is returned with any vector length and codec: the receiver compares them.
 
     Args:
-        data: header and payload, nothing behind.
+        data: header and payload, nothing after them.
         codec: the codec that frames of this experiment use.
         digest: 8 bytes that identify the experiment.
         dim: length of the vectors of this experiment.
 
     Raises:
-        FrameError: the bytes are not a frame of this experiment and codec, or were changed on the way.
-        CodecError: the frame is sound, but its payload is not.
+        FrameError: the bytes are not a frame of this experiment and codec, or were damaged on the way.
+        CodecError: the frame is valid, but its payload is not.
     """
     header, payload = _read_header(data)
     if header.digest != digest:
@@ -288,13 +289,13 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
         raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
     if header.dim != dim:
         raise FrameError(f"an update of a vector of {header.dim}, expected {dim}")
-    # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
+    # memoryview: a payload is as large as the vector, and a second copy would exceed the promised memory
     update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
     return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
 
 
 def _replica_round_of(payload: memoryview) -> int | None:
-    """Return what a KeyframeRequest has besides its header."""
+    """Return the payload of a KeyframeRequest, if it has one."""
     if not len(payload):
         return None
     if len(payload) != _ROUND.size:
@@ -305,12 +306,12 @@ def _replica_round_of(payload: memoryview) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """Packs the messages of one experiment into bytes, and unpacks them.
+    """Encoder and decoder of the messages of one experiment.
 
     Attributes:
-        codec: how updates are encoded.
+        codec: codec of updates.
         digest: 8 bytes that identify the experiment.
-        dim: length of the vectors that updates are parts of.
+        dim: length of the vectors that updates refer to.
 
     >>> from jwins.wire.codec import codec
     >>> wire = Wire(codec("raw"), b"8 bytes.", dim=10)
@@ -323,21 +324,21 @@ class Wire:
     dim: int
 
     def pack(self, message: Message) -> Packed:
-        """See :func:`pack`."""
+        """Encode a message."""
         return pack(message, self.codec, self.digest)
 
     def unpack(self, data: bytes) -> Message:
-        """See :func:`unpack`."""
+        """Decode the message of a frame."""
         return unpack(data, self.codec, self.digest, dim=self.dim)
 
 
 def max_frame_bytes(dim: int) -> int:
-    """Longest frame of an experiment with vectors of ``dim``; a transport may refuse longer ones unread."""
+    """Return the longest frame for vectors of ``dim``; a transport may refuse longer ones unread."""
     return HEADER_BYTES + max(MAX_CONTROL_BYTES, max_payload_bytes(dim))
 
 
 def describe(data: bytes) -> dict[str, object]:
-    """Describe a frame for people; nothing needs to be known about the experiment.
+    """Describe a frame for people, without knowing the experiment.
 
     Values are decoded only by codecs that accept foreign bytes, and up to :data:`DESCRIBED_DIM` elements.
 
@@ -350,7 +351,7 @@ def describe(data: bytes) -> dict[str, object]:
 
     Raises:
         FrameError: the bytes are not a frame.
-        CodecError: the payload is not sound.
+        CodecError: the payload is invalid.
     """
     header, payload = _read_header(data)
     names = {kind.code: name for name, kind in CODECS.items()}
@@ -417,7 +418,7 @@ class _Header(NamedTuple):
 
 
 def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
-    """The header and the payload of a frame whose checksum is right."""
+    """Read the header and the payload of a frame, and check the checksum."""
     view = memoryview(data)
     if len(view) < HEADER_BYTES:
         raise FrameError(f"{len(view)} bytes: a frame has at least {HEADER_BYTES}")
@@ -462,10 +463,10 @@ class _ByeBody(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def _encode_body(body: _HelloBody | _ByeBody) -> bytes:
     try:
         payload = msgspec.msgpack.encode(body)
-    except (TypeError, ValueError) as error:  # a value of another type, or text that has no UTF-8
+    except (TypeError, ValueError) as error:  # a value of another type, or text that UTF-8 cannot encode
         raise UsageError(f"{body}: {error}") from None
     try:
-        msgspec.msgpack.decode(payload, type=type(body))  # one place for the limits: what receivers accept
+        msgspec.msgpack.decode(payload, type=type(body))  # the limits that receivers check
     except msgspec.MsgspecError as error:
         raise UsageError(f"{body}: {error}") from None
     if len(payload) > MAX_CONTROL_BYTES:

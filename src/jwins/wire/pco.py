@@ -1,12 +1,12 @@
 """Arrays through pcodec (https://github.com/pcodec/pcodec): the sections of the ``pco`` codec.
 
-Positions travel as the number of positions *skipped* before each one, in the narrowest of 8, 16 and 32 bits.
-That order is increasing by construction, needs one sum to check, and costs less than the sorted positions
-with pcodec's own differences (90 k vector, density 0.1: 4.75 instead of 4.79 bits; entropy 4.69).
+A position is coded as the number of positions *skipped* before it, in the narrowest of 8, 16 and 32 bits.
+Such positions are increasing by construction, need one sum as a check, and take fewer bytes than sorted
+positions with pcodec's own differences (90 k vector, density 0.1: 4.75 instead of 4.79 bits; entropy 4.69).
 
-The bytes come from peers. pcodec is therefore only ever asked to fill a buffer whose length was checked first,
-and is not believed until it reports exactly that many numbers and the end of its data. It ignores bytes
-behind that end, and so does this module, within the length limit of :func:`max_bytes`.
+The bytes come from peers. So pcodec only ever fills a buffer whose length was checked first. The result is
+accepted only if pcodec reports exactly the expected number of numbers and the end of its data. It ignores bytes
+after that end, and so does this module, within the length limit of :func:`max_bytes`.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ __all__ = [
 ]
 
 # Level 8 is pcodec's default. Level 6 saves a third of the time (0.25 instead of 0.36 ms for 27 k float32)
-# and costs 0.5 % more bytes; level 12 saves nothing. Nothing here is smooth: no differences are looked for.
+# and costs 0.5 % more bytes; level 12 saves nothing. The data are not smooth, so it does not look for
+# differences.
 _INTEGERS = ChunkConfig(
     compression_level=8, delta_spec=DeltaSpec.no_op(), mode_spec=ModeSpec.classic(), enable_8_bit=True
 )
-# Looking for a common step or for zeroed low bits costs 8 % of the time and saves half of the bytes if found.
+# Searching for a common step or for zeroed low bits takes 8 % of the time and saves half of the bytes if found.
 _FLOATS = ChunkConfig(compression_level=8, delta_spec=DeltaSpec.no_op(), mode_spec=ModeSpec.auto())
 _WIDTHS: dict[int, npt.DTypeLike] = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 
 
 def max_bytes(count: int, itemsize: int) -> int:
-    """Longest section accepted for ``count`` numbers: pcodec adds up to 25 bytes, and 14 per 2**18 numbers."""
+    """Return the longest valid section; pcodec adds up to 25 bytes, and 14 per 2**18 numbers."""
     return count * itemsize + count // 1024 + 256
 
 
 def encode_positions(positions: npt.NDArray[np.int64]) -> bytes:
-    """One byte for the width of the numbers, then pcodec of how many positions each one skips.
+    """Encode as one byte for the width, then pcodec of the number of positions skipped before each one.
 
     Args:
         positions: (k,) int64, strictly increasing, each in [0, 2**32).
@@ -64,10 +65,10 @@ def encode_positions(positions: npt.NDArray[np.int64]) -> bytes:
 
 
 def decode_positions(data: memoryview, *, count: int, dim: int) -> npt.NDArray[np.int64]:
-    """(count,) int64, strictly increasing, each in [0, dim); count <= dim.
+    """Decode (count,) int64, strictly increasing, each in [0, dim); count <= dim.
 
     Raises:
-        CodecError: the bytes are anything else.
+        CodecError: the bytes are invalid.
     """
     if count == 0:
         return _nothing(data, np.int64)
@@ -87,37 +88,37 @@ def decode_positions(data: memoryview, *, count: int, dim: int) -> npt.NDArray[n
 
 
 def encode_floats(values: npt.NDArray[np.float32]) -> bytes:
-    """Pcodec of (k,) float32."""
+    """Encode (k,) float32 with pcodec."""
     return _compress(values, _FLOATS)
 
 
 def decode_floats(data: memoryview, *, count: int) -> npt.NDArray[np.float32]:
-    """(count,) float32, or CodecError."""
+    """Decode (count,) float32, or raise CodecError."""
     return _decompress(data, count, np.dtype(np.float32))
 
 
 def encode_halves(values: npt.NDArray[np.uint16]) -> bytes:
-    """Pcodec of the bit patterns of (k,) bfloat16, rotated left by one.
+    """Encode the bit patterns of (k,) bfloat16, rotated left by one, with pcodec.
 
-    With the sign as lowest bit, values of like size and either sign are neighbours: 10.24 instead of 10.29
-    bits on model weights.
+    With the sign as lowest bit, values of similar size and either sign have similar codes: 10.24 instead of
+    10.29 bits on model weights.
     """
     return _compress(values << 1 | values >> 15, _INTEGERS)
 
 
 def decode_halves(data: memoryview, *, count: int) -> npt.NDArray[np.uint16]:
-    """(count,) uint16 bit patterns, or CodecError."""
+    """Decode (count,) uint16 bit patterns, or raise CodecError."""
     rotated = _decompress(data, count, np.dtype(np.uint16))
     return (rotated >> 1 | rotated << 15).astype(np.uint16, copy=False)
 
 
 def encode_symbols(symbols: npt.NDArray[np.int32], runs: tuple[int, ...]) -> bytes:
-    """Pcodec of (k,) int32, all runs in one."""
+    """Encode (k,) int32 of all runs together with pcodec."""
     return _compress(symbols, _INTEGERS)
 
 
 def decode_symbols(data: memoryview, *, count: int, runs: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    """(count,) int32, or CodecError."""
+    """Decode (count,) int32, or raise CodecError."""
     return _decompress(data, count, np.dtype(np.int32))
 
 
@@ -138,7 +139,7 @@ def _decompress(data: memoryview, count: int, dtype: np.dtype[Any]) -> npt.NDArr
         progress = standalone.simple_decompress_into(bytes(data), numbers)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # a Rust panic arrives as a BaseException that is no Exception
+    except BaseException as error:  # a Rust panic is a BaseException, but not an Exception
         raise CodecError(f"not pcodec data: {error}") from None
     if progress.n_processed != count or not progress.finished:
         raise CodecError(f"expected {count} numbers, pcodec holds fewer or more")

@@ -1,7 +1,7 @@
-"""Quantized values in few bytes: steps and runs that say no more than they must, then entropy-coded symbols.
+"""Compact quantized values: short forms of steps and runs, then entropy-coded symbols.
 
-The bytes come from peers: every length is compared with what is there, or with the number of symbols that the
-receiver expects, before anything is allocated for it.
+The bytes come from peers. Every length is compared with the bytes that are left, or with the number of symbols
+that the receiver expects, before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ __all__ = ["decode", "encode"]
 _SCALE_ONE, _SCALE_HALVES, _SCALE_WHOLE = range(3)  # one for all runs; upper halves of float32; all of them
 _RUNS_LISTED, _RUNS_OCTAVES, _RUNS_EQUAL = range(3)
 _RUNS_SHIFT, _COUNT_SHIFT = 2, 4
-_MANY = 15  # so many runs, or more, are told by a number of their own
+_MANY = 15  # this number of runs, or more, follows as a varint
 _VARINT_BYTES = 5
 _NOTHING = b"\0"  # no runs
 
 
 def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
-    """Symbols (k,), the scales (g,) of their runs, and the lengths of these, which sum to k."""
+    """Encode symbols (k,), the scales (g,) of their runs, and the runs' lengths, which sum to k."""
     count, num_runs = len(symbols), len(runs)
     if not num_runs:
         return _NOTHING
@@ -50,15 +50,15 @@ def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs
 def decode(
     data: memoryview, *, count: int, most_runs: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], tuple[int, ...]]:
-    """Arguments of :func:`encode`.
+    """Decode the arguments of :func:`encode`.
 
     Args:
         data: any bytes.
-        count: how many symbols are expected.
-        most_runs: how many runs there may be.
+        count: expected number of symbols.
+        most_runs: largest number of runs.
 
     Raises:
-        CodecError: the bytes are anything else.
+        CodecError: the bytes are invalid.
     """
     if not len(data):
         raise CodecError("quantized values are cut off")
@@ -102,7 +102,7 @@ def decode(
 
 
 def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
-    """Lengths of wavelet subbands, coarsest first: each half of what is left, rounded down, from the end."""
+    """Return lengths of wavelet subbands, coarsest first; from the end, each is half of the rest."""
     lengths: list[int] = []
     for _ in range(min(num_runs - 1, count.bit_length() + 1)):
         lengths.append(count // 2)
@@ -111,13 +111,13 @@ def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
 
 
 def _equal(count: int, num_runs: int, length: int) -> tuple[int, ...]:
-    """Blocks of one length, but for the last, which has the rest of 1 to ``length``."""
+    """Return blocks of one length, except the last, which has the rest of 1 to ``length``."""
     rest = count - (num_runs - 1) * length
     return (length,) * (num_runs - 1) + (rest,) if 0 < rest <= length else ()
 
 
 def _varint(number: int) -> bytes:
-    """Seven bits a byte, the lowest first; the high bit says that more follow."""
+    """Encode seven bits per byte, the lowest first; the high bit marks that another byte follows."""
     coded = bytearray()
     while number > 0x7F:
         coded.append(number & 0x7F | 0x80)
