@@ -176,14 +176,14 @@ def test_impossible_graphs_are_refused(
         ("0 -1\n", "edges.txt, line 1: expected two node numbers"),
         ("0 1\n\n# rest\n2 4\n", "edges.txt, line 4: node 4 is not one of 0 to 3"),
         ("0 1\n2 2\n", "edges.txt, line 2: joins node 2 with itself"),
-        ("0 1\n2 3\n", "no path leads from node 0 to node 2"),
+        ("0 1\n2 3\n", "node 0 and node 2 are not connected"),
         (
             "# nodes\n96\n0 1\n",
             "edges.txt, line 2: the file is of 96 nodes; write nodes.count = 96, or choose another file",
         ),
         ("4\n0 1\n4\n", "edges.txt, line 3: expected two node numbers"),
-        ("4\n", "no path leads from node 0 to node 1"),
-        ("", "no path leads from node 0 to node 1"),
+        ("4\n", "node 0 and node 1 are not connected"),
+        ("", "node 0 and node 1 are not connected"),
     ],
 )
 def test_edge_list_errors_name_file_and_line(text: str, problem: str, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Compile loops with numba: on their first call, once per machine, and without a change of a bit.
+"""Compile loops with numba, at their first call and once per machine, without changing a bit of the results.
 
-A kernel is a Python function whose loops numba turns into machine code. The code is kept on disk, beside the
-module or, where that folder is read-only, in the user's cache folder. Neither fast-math nor contraction is
-allowed, so every operation rounds as IEEE 754 says and a result does not depend on the processor. The
+A kernel is a Python function whose loops numba compiles to machine code. The code is kept on disk, beside the
+module or, if that folder is read-only, in the user's cache folder. Fast-math and contraction are off,
+so every operation rounds as in IEEE 754, and a result does not depend on the processor. The
 interpreter lock is released while a kernel runs.
 """
 
@@ -29,12 +29,11 @@ R = TypeVar("R")
 class Kernel(Generic[P, R]):
     """A function that is compiled when it is first called; numba is not imported before.
 
-    One kernel may call another of the same file. (numba notices a change of the file that holds a kernel, not
-    of the files that this one uses.)
+    A kernel may call only kernels of the same file, because numba notices changes of that file alone.
 
     Attributes:
-        plain: the function as it was written, for who wants to read or to step through it. It gives other
-            results where it relies on the machine's integers, which wrap around.
+        plain: the Python function, for reading and debugging. Its results differ where the code relies on the
+            machine's integers, which wrap around.
     """
 
     def __init__(self, function: Callable[P, R]) -> None:
@@ -51,7 +50,7 @@ class Kernel(Generic[P, R]):
         return result
 
     def _first(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Compile, or load what another process has compiled, while others wait."""
+        """Compile, or load the code of another process; other processes wait."""
         dispatcher = compiled(self)
         with self._starting, _one_at_a_time():
             result: R = dispatcher(*args, **kwargs)
@@ -60,7 +59,7 @@ class Kernel(Generic[P, R]):
 
     @property
     def _numba_type_(self) -> Any:
-        """By which numba knows a kernel that another kernel calls."""
+        """Return numba's type of a kernel that another kernel calls."""
         from numba.core import types
 
         return types.Dispatcher(compiled(self))
@@ -73,7 +72,7 @@ def kernel(function: Callable[P, R]) -> Kernel[P, R]:
 
 @cache
 def compiled(of: Kernel[Any, Any]) -> Any:
-    """The numba dispatcher of a kernel, whose machine code is kept on disk where that is possible."""
+    """Return the numba dispatcher of a kernel; its machine code is kept on disk if possible."""
     import numba
 
     config: Any = numba.config
@@ -81,7 +80,7 @@ def compiled(of: Kernel[Any, Any]) -> Any:
     dispatcher = numba.njit(nogil=True)(of.plain)
     try:
         dispatcher.enable_caching()
-    except RuntimeError:  # neither the package's folder nor the user's can be written
+    except RuntimeError:  # neither the package's folder nor the user's is writable
         folder = _private_folder()
         if folder is not None:
             usual = config.CACHE_DIR
@@ -94,9 +93,9 @@ def compiled(of: Kernel[Any, Any]) -> Any:
 
 
 def _private_folder() -> Path | None:
-    """A folder for temporary files that only this user can write to, or None.
+    """Return a folder for temporary files that only this user can write to, or None.
 
-    What it holds is executed, so one that somebody else has made is not taken.
+    Its files are executed, so a folder of another user is not accepted.
     """
     name = f"jwins-kernels-{os.getuid()}" if hasattr(os, "getuid") else "jwins-kernels"
     try:
@@ -111,7 +110,7 @@ def _private_folder() -> Path | None:
 
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Let one process compile; those that wait find its code on disk. Without file locks nobody waits."""
+    """Let one process compile while others wait for its code on disk. Without file locks none waits."""
     file: IO[bytes] | None = None
     try:
         import fcntl
@@ -130,16 +129,16 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def fma(a: Any, b: Any, c: Any) -> Any:
-    """``a * b + c`` of float32, rounded once, as torch's ``add(alpha=...)`` does.
+    """Return ``a * b + c`` of float32, rounded once, as torch's ``add(alpha=...)`` does.
 
-    Here for numbers and arrays of numpy; in kernels it is one instruction, or a function of the C library that
-    gives the same bits.
+    This function is for numbers and arrays of numpy. In kernels it is one instruction, or a function of the C
+    library, with the same bits.
     """
     product = np.float64(a) * np.float64(b)  # exact: 48 bits at most
     total = product + np.float64(c)
     back = total - product
     lost = (product - (total - back)) + (np.float64(c) - back)
-    # Rounded to odd, so that the second rounding, to float32, does what one rounding would have done.
+    # Rounded to odd, so that the second rounding, to float32, gives the result of a single rounding.
     odd = np.nextafter(total, np.where(lost > 0, np.inf, -np.inf))
     even = np.bitwise_and(np.asarray(total).view(np.int64), 1) == 0
     return np.float32(np.where(even & (lost != 0), odd, total))
@@ -147,7 +146,7 @@ def fma(a: Any, b: Any, c: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _teach_fma() -> None:
-    """Let numba know what :func:`fma` is in a kernel."""
+    """Define :func:`fma` for numba."""
     from numba.core import types
     from numba.extending import intrinsic, overload
 

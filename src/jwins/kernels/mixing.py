@@ -1,4 +1,4 @@
-"""Sums of weighted differences: each difference is rounded, then ``weight * difference + sum`` is, once."""
+"""Sums of weighted differences. Each difference is rounded, and then ``weight * difference + sum``, once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Units = npt.NDArray[np.int32]
 
 @kernel
 def add_all(change: Vector, values: Vector, own: Vector, weight: np.float32) -> None:
-    """``change += weight * (values - own)``, all (C,)."""
+    """Compute ``change += weight * (values - own)``, all (C,)."""
     for i in range(len(change)):
         change[i] = fma(values[i] - own[i], weight, change[i])
 
@@ -29,10 +29,10 @@ def add_some(
     own: Vector,
     weight: np.float32,
 ) -> bool:
-    """The same where only ``values`` (k,) at ``positions - first`` (k,) are known: else the difference is 0.
+    """Compute the same with ``values`` (k,) at ``positions - first`` (k,) only; other differences are 0.
 
     Returns:
-        False if the positions do not increase or one is out of range; ``change`` is void then.
+        False if the positions do not increase or one is out of range; ``change`` is invalid then.
     """
     at = 0
     for k in range(len(positions)):
@@ -50,7 +50,7 @@ def add_some(
 
 @kernel
 def add_replica(change: Vector, theirs: Units, own: Units, weight: np.float32) -> None:
-    """``change += weight * (theirs - own)`` of whole numbers, all (C,)."""
+    """Compute ``change += weight * (theirs - own)`` of whole numbers, all (C,)."""
     for i in range(len(change)):
         change[i] = fma(np.float32(np.int32(theirs[i] - own[i])), weight, change[i])
 
@@ -65,15 +65,15 @@ def hold_back(
     rest: np.float32,
     after: Vector,
 ) -> None:
-    """Take what was not sent off the change, and give back a part of what was taken off so far.
+    """Subtract the unsent values from the change, and return a fraction of the accumulated residual to it.
 
     Args:
         change: (C,), written.
         unsent: (C,).
-        residual: (C,), taken off so far.
-        weight: of ``unsent``.
-        rate: which part of the residual is given back.
-        rest: which part remains.
+        residual: (C,), accumulated residual.
+        weight: weight of ``unsent``.
+        rate: fraction of the residual that is returned.
+        rest: fraction of the residual that remains.
         after: (C,), written: the residual of the next round.
     """
     for i in range(len(change)):

@@ -1,4 +1,4 @@
-"""Replicas in whole numbers of a unit, and the symbols that take them from one round to the next."""
+"""Replicas in whole numbers of a unit, and the symbols that advance them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Units = npt.NDArray[np.int32]
 
 @kernel
 def squares(x: Vector, out: npt.NDArray[np.float64]) -> None:
-    """The square of each number, rounded to float32."""
+    """Return the square of each number, rounded to float32."""
     for i in range(len(x)):
         out[i] = np.float32(x[i] * x[i])
 
 
 @kernel
 def error(coefficients: Vector, replica: Units, unit: np.float32, out: Vector) -> float:
-    """``coefficients - unit * replica``, all (C,); ``out`` is written and may be ``coefficients``.
+    """Compute ``coefficients - unit * replica``, all (C,); ``out`` is written and may be ``coefficients``.
 
     Returns:
-        The largest magnitude of the coefficients; not a number if one of them is not.
+        The largest magnitude of the coefficients; NaN if one of them is NaN.
     """
     bits = coefficients.view(np.int32)
-    largest = np.int32(0)  # magnitudes are in the order of their bits, and whole numbers are compared faster
+    largest = np.int32(0)  # magnitudes have the order of their bits, and integers are compared faster
     for i in range(len(out)):
         largest = max(largest, np.int32(bits[i] & np.int32(0x7FFFFFFF)))
         out[i] = coefficients[i] - np.float32(replica[i]) * unit
@@ -47,15 +47,15 @@ def quantize(
     symbols: Units,
     after: Units,
 ) -> None:
-    """Whole steps of what is wanted, 0 in a dead zone and at least one outside, and the replica after them.
+    """Compute whole steps of ``wanted``, 0 in a dead zone and at least one outside, and the replica after them.
 
     Args:
-        wanted: (C,), what the replica lacks.
+        wanted: (C,), difference to the replica.
         replica: (C,).
         per_step: 1 / step.
-        threshold: where the dead zone ends.
-        most: no symbol is larger in magnitude; below 2^31.
-        multiple: how many units a step is.
+        threshold: end of the dead zone.
+        most: largest magnitude of a symbol; below 2^31.
+        multiple: a step in units.
         symbols: (C,), written.
         after: (C,), written: ``replica + multiple * symbols``.
     """
@@ -80,7 +80,7 @@ def advance(replica: Units, symbols: Units, multiple: np.int32, limit: int, afte
         after: (C,), written.
 
     Returns:
-        Whether neither a product nor a sum is larger than ``limit`` in magnitude; if False, ``after`` is void.
+        Whether no product and no sum exceeds ``limit`` in magnitude; if False, ``after`` is invalid.
     """
     least = most = np.int32(0)
     lowest = highest = np.int32(0)

@@ -9,9 +9,9 @@ from jwins.kernels.compiler import kernel
 
 __all__ = ["largest_k"]
 
-_MAGNITUDE = 0x7FFFFFFF  # without the sign, float32 are ordered as their bits are as whole numbers
+_MAGNITUDE = 0x7FFFFFFF  # without the sign, float32 have the same order as their bits as integers
 _INFINITE = 0x7F800000
-_HIGH, _MIDDLE, _LOW = 12, 10, 9  # bits of a magnitude that are looked at in turn
+_HIGH, _MIDDLE, _LOW = 12, 10, 9  # bits of a magnitude, in the order of the passes
 
 
 @kernel
@@ -19,14 +19,14 @@ def largest_k(bits: npt.NDArray[np.uint32], positions: npt.NDArray[np.int64]) ->
     """Find the positions of the k largest magnitudes, in increasing order.
 
     Args:
-        bits: (n,) float32 as their bits.
+        bits: (n,), the bits of float32.
         positions: (k + 1,), 1 <= k <= n, of which the first k are written.
 
     Returns:
-        False if a number is not finite; nothing is found then.
+        False if a number is not finite; ``positions`` is invalid then.
     """
     k = len(positions) - 1
-    # Neighbours are counted apart: equal numbers, such as zeros, would otherwise wait for each other.
+    # Neighbours have separate counts: the processor would otherwise wait at equal numbers, such as zeros.
     counts = np.zeros((2, 1 << _HIGH), dtype=np.int64)
     largest = np.uint32(0)
     for i in range(len(bits)):
@@ -74,7 +74,7 @@ def largest_k(bits: npt.NDArray[np.uint32], positions: npt.NDArray[np.int64]) ->
 
 @kernel
 def _bucket(counts: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
-    """In which bucket the k-th largest is, and how many numbers are in those above."""
+    """Return the bucket of the k-th largest number, and the count of numbers in higher buckets."""
     above = 0
     bucket = len(counts) - 1
     while above + counts[bucket] < k:

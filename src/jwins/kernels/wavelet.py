@@ -1,18 +1,18 @@
-"""The discrete wavelet transform, in the order of additions that PyWavelets has, so that results are its bits.
+"""The discrete wavelet transform in PyWavelets' order of additions, so that results have the same bits.
 
-With F taps (always even), e the vector of N numbers with what lies beyond its ends, and h = F / 2:
+With F taps (always even), e the vector of N numbers extended beyond its ends, and h = F / 2:
 
     symmetric      c[o] = sum_j dec[j] e[2 o + 1 - j]     for o < (N + F - 1) // 2
     periodization  c[o] = sum_j dec[j] e[2 o + h - j]     for o < N / 2
 
-and back, of each two coefficients' even and odd taps, where a and d are the coarse and the fine half:
+and back, from even and odd taps, where a and d are the coarse and the fine half:
 
     even[i] = sum_j low[2 j] a[i - j]     + sum_j high[2 j] d[i - j]
     odd[i]  = sum_j low[2 j + 1] a[i - j] + sum_j high[2 j + 1] d[i - j]
 
 Sums are in float32 and begin with 0. Taps that reach beyond the right end come first, from the end outwards;
-the others follow in their order. Where all taps lie inside, the filters come as tuples: loops over them
-are unrolled, and each length of filter is compiled once.
+the others follow in their order. Where all taps are inside, the filters are tuples: loops over them
+are unrolled, and each filter length is compiled once.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def forward(
         high: the second.
         periodic: periodization, for which a row is followed by zeros up to a multiple of ``2**levels``;
             else symmetric.
-        levels: how often the coarse half is split, at least 1.
+        levels: number of times that the coarse half is split, at least 1.
         coefficients: (R, C), written.
-        spare: (2, S) to work in, S at least the length of the longest coarse half.
+        spare: (2, S) working memory, S at least the length of the longest coarse half.
     """
     taps = len(low)
     dim = rows.shape[1]
@@ -92,9 +92,9 @@ def inverse(
         low: the first of them.
         high: the second.
         periodic: periodization, else symmetric.
-        steps: (levels,) int64, the length that each level has split, the finest first; at least one.
+        steps: (levels,) int64, the length that each level splits, the finest first; at least one level.
         rows: (R, P), written.
-        spare: (2, S) to work in, S at least the longest of ``steps`` but the first.
+        spare: (2, S) working memory, S at least the longest of ``steps`` but the first.
     """
     levels = len(steps)
     taps = len(low)
@@ -123,7 +123,7 @@ def _split(
     coarse: Vector,
     fine: Vector,
 ) -> None:
-    """One level forward. Of the ``length`` numbers those beyond the end of ``x`` are 0."""
+    """Transform one level. Of the ``length`` numbers those beyond the end of ``x`` are 0."""
     taps = len(low)
     shift = taps // 2 if periodic else 1
     count = len(fine)
@@ -143,7 +143,7 @@ def _split_inside(x: Vector, low: Filter, high: Filter, coarse: Vector, fine: Ve
         c = np.float32(0)
         d = np.float32(0)
         for j in range(last + 1):
-            i = np.uint64(2 * o + (last - j))  # what cannot be negative is not counted from the end
+            i = np.uint64(2 * o + (last - j))  # non-negative indices need no wrap-around from the end
             c += low[j] * x[i]
             d += high[j] * x[i]
         coarse[o] = c
@@ -187,7 +187,7 @@ def _split_at_border(
 def _join(
     a: Vector, d: Vector, filters: Vector, low: Filter, high: Filter, periodic: bool, out: Vector
 ) -> None:
-    """One level back; of the result as much as ``out`` has room for."""
+    """Invert one level; ``out`` may be shorter than the result."""
     half = len(low) // 2
     count = len(a)
     begin = half // 2 if periodic else half - 1  # i of the first two numbers
@@ -239,7 +239,7 @@ def _join_inside(a: Vector, d: Vector, low: Filter, high: Filter, periodic: bool
 def _pair_at_border(
     a: Vector, d: Vector, filters: Vector, periodic: bool, p: int, i: int, shift: int, out: Vector
 ) -> None:
-    """Two numbers, as far as there is room: of a circle, at an end; of other vectors the last one."""
+    """Compute the two numbers at the border of a circle, or the last one of other vectors."""
     count = len(a)
     outside = max(0, i - count + 1)
     even = np.float32(0)

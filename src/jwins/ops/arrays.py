@@ -1,4 +1,4 @@
-"""Which vectors the kernels work on, and tensors as arrays for them."""
+"""Choice of vectors for the compiled kernels, and arrays of tensors for them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 __all__ = ["KERNELS_FROM", "array", "kernels_pay"]
 
 KERNELS_FROM = 1 << 15
-"""Vectors of fewer numbers are left to torch, numpy and PyWavelets.
+"""Minimum length of vectors for the kernels. Torch, numpy and PyWavelets handle shorter ones.
 
-A process spends a second to load compiled loops, and the first one of a machine twelve seconds to compile them.
-With short vectors a run of some hundred rounds does not gain as much.
+A process takes a second to load compiled loops, and the first one on a machine twelve seconds to compile them.
+With short vectors a run of some hundred rounds saves less time than that.
 """
 
 
 def kernels_pay(vector: Tensor) -> bool:
-    """Whether the kernels work on a vector: one on the CPU that is long enough.
+    """Return whether the kernels handle a vector: it must be on the CPU and long enough.
 
-    Libraries work on others, with the same bits on the CPU. Only the length of the last dimension counts, so
-    vectors one by one and rows of a matrix take the same path.
+    Libraries handle other vectors, with the same bits on the CPU. Only the length of the last dimension
+    counts, so single vectors and rows of a matrix take the same path.
 
     Args:
         vector: (..., n).
@@ -30,5 +30,5 @@ def kernels_pay(vector: Tensor) -> bool:
 
 
 def array(tensor: Tensor) -> npt.NDArray[Any]:
-    """The memory of a tensor on the CPU, contiguous; a copy only where it is not."""
+    """Return the contiguous memory of a tensor on the CPU; copy it only if it is not contiguous."""
     return tensor.detach().contiguous().numpy()

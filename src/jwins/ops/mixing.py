@@ -1,7 +1,7 @@
-"""Weighted sums of what neighbours sent and of replicas; long vectors on the CPU in one pass over all of them.
+"""Weighted sums of neighbours' values and of replicas; long vectors on the CPU take one pass over all of them.
 
-The passes go over a part of the vectors at a time that stays in the processor's cache. On other devices, and
-with short vectors, torch does the same, one operation after the other.
+A pass handles a section of the vectors at a time, which stays in the processor's cache. On other devices, and
+with short vectors, torch computes the same by one operation after the other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BLOCK = 1 << 15
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A part of a vector and its weight.
+    """Values of a vector and their weight.
 
     Attributes:
         values: (k,) float32.
@@ -39,7 +39,7 @@ class Term:
 
 
 def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
-    """``sum_j weight_j (values_j - own)`` where there are values; in order, so that rounding repeats.
+    """Return ``sum_j weight_j (values_j - own)`` at the terms' positions; in order, so that rounding repeats.
 
     Args:
         own: (C,) float32.
@@ -69,12 +69,12 @@ def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
 
 
 def mixed_replicas(own: Tensor, replicas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """``sum_j weight_j (replica_j - own)`` of whole numbers, in order.
+    """Return ``sum_j weight_j (replica_j - own)`` of whole numbers, in order.
 
     Args:
         own: (C,) int32, of magnitudes below 2^30.
-        replicas: likewise.
-        weights: as many.
+        replicas: any number, each as ``own``.
+        weights: one for each replica.
 
     Returns:
         (C,) float32.

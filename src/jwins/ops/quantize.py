@@ -1,9 +1,8 @@
-"""Rounding to integer symbols: what a quantizer does to numbers that are already counted in its steps.
+"""Rounding of numbers, in steps of a quantizer, to integer symbols.
 
-The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband, and
-give back symbols. A symbol stands for its number of steps, changed by the offset and the dither of
-:class:`jwins.sharing.update.Quantized`. Symbols are int32; numbers of more than :data:`MAX_STEPS` steps are cut
-off there.
+The functions take numbers in steps, ``values / step``, so that a step may differ from subband to subband. They
+return symbols. The value of a symbol is its number of steps, changed by the offset and the dither of
+:class:`jwins.sharing.update.Quantized`. Symbols are int32; numbers are clipped at :data:`MAX_STEPS` steps.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from torch import Tensor
 __all__ = ["MAX_STEPS", "absmax_scales", "blocks", "to_dithered", "to_either_side", "to_nearest"]
 
 MAX_STEPS = 2**31 - 128
-"""The largest float32 that int32 holds."""
+"""The largest float32 that fits int32."""
 
 _SMALLEST = 2.0**-126
 _MAX_BFLOAT16 = 3.3895313892515355e38
 
 
 def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
-    """Symbols of numbers, the boundaries between symbols being one step apart around a zone that becomes 0.
+    """Round numbers to symbols, with a dead zone around 0 and boundaries one step apart beyond it.
 
     The symbol is ``sign(x) * floor(|x| + 1 - dead_zone)``. At 1/2 this rounds to the nearest symbol, ties away
     from zero. A wider zone costs some accuracy, and makes more zeros, which cost few bits: for a Laplacian
@@ -30,7 +29,7 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
 
     Args:
         steps: (...) float32, finite.
-        dead_zone: how many steps from zero the first boundary is, in [1/2, 1].
+        dead_zone: distance of the first boundary from zero, in steps, in [1/2, 1].
 
     Returns:
         (...) int32 symbols, off by at most ``dead_zone``.
@@ -43,11 +42,11 @@ def to_nearest(steps: Tensor, dead_zone: float = 0.5) -> Tensor:
 
 
 def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
-    """Symbols of numbers to which a dither was added; the receivers subtract it again.
+    """Round numbers to symbols after adding a dither, which receivers subtract again.
 
     With :func:`jwins.sharing.update.dither`, the error ``symbol - dither - x`` is uniform in [-1/2, 1/2] and
-    independent of the numbers, so its mean is 0, also where all of them are smaller than a step. Source: as
-    there.
+    independent of the numbers. So its mean is 0, even if all of them are smaller than a step. The source is
+    given there.
 
     Args:
         steps: (...) float32, finite.
@@ -60,9 +59,9 @@ def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
 
 
 def to_either_side(steps: Tensor, uniform: Tensor) -> Tensor:
-    """Stochastic rounding: the symbol above or below, such that the mean is the number itself.
+    """Round stochastically to the symbol above or below, such that the mean is the number itself.
 
-    The error is less than 1, and its variance up to 1/4; a whole number stays as it is.
+    The error is less than 1, and its variance at most 1/4. A whole number is not changed.
 
     Args:
         steps: (...) float32, finite.
@@ -76,7 +75,7 @@ def to_either_side(steps: Tensor, uniform: Tensor) -> Tensor:
 
 
 def blocks(count: int, block: int) -> tuple[int, ...]:
-    """Lengths of the blocks that ``count`` numbers make: all ``block``, but for a shorter last one.
+    """Return the lengths of the blocks of ``count`` numbers: ``block``, and a shorter last one.
 
     >>> blocks(10, 4)
     (4, 4, 2)
@@ -86,13 +85,13 @@ def blocks(count: int, block: int) -> tuple[int, ...]:
 
 
 def absmax_scales(values: Tensor, block: int, largest: int) -> Tensor:
-    """Steps with which the largest magnitude of each block is the symbol ``largest``, or just below.
+    """Return steps such that the largest magnitude of each block is the symbol ``largest``, or just below.
 
     They are rounded up to bfloat16, which takes two bytes on the wire. A block of zeros has step 1.
 
     Args:
         values: (k,) float32, finite.
-        block: how many values share a step.
+        block: number of values that share a step.
         largest: symbol of the largest magnitude, at least 1.
 
     Returns:

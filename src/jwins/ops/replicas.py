@@ -1,6 +1,7 @@
-"""Operations of the closed loop on coefficients: quantize against a replica, advance replicas, hold back.
+"""Operations of the closed loop on coefficients: quantize against a replica, advance replicas, hold residuals
+back.
 
-With a long vector on the CPU each function is one pass of a compiled loop, elsewhere a few operations of torch.
+On a long vector on the CPU each function is one pass of a compiled loop; otherwise a few operations of torch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["advance", "error", "hold_back", "mean_square", "quantize_with_dead_z
 
 
 def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, float]:
-    """``coefficients - unit * replica``, and the largest magnitude of the coefficients.
+    """Return ``coefficients - unit * replica``, and the largest magnitude of the coefficients.
 
     Args:
         coefficients: (C,) float32.
@@ -25,7 +26,7 @@ def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, f
         unit: a float32.
 
     Returns:
-        (C,) float32, and a number; not a number if a coefficient is not one.
+        (C,) float32, and a number, NaN if a coefficient is NaN.
     """
     if not kernels_pay(coefficients):
         known = replica.to(torch.float32).mul_(unit)
@@ -39,15 +40,15 @@ def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, f
 def stepped(
     wanted: Tensor, replica: Tensor, step: float, threshold: float, most: int, multiple: int
 ) -> tuple[Tensor, Tensor]:
-    """:func:`quantize_with_dead_zone`, and the replica that its symbols lead to.
+    """Quantize as :func:`quantize_with_dead_zone`, and return the resulting replica, too.
 
     Args:
         wanted: (C,) float32.
         replica: (C,) int32.
-        step: of the quantizer.
-        threshold: values below it in magnitude become 0; others at least one step.
-        most: no symbol is larger in magnitude.
-        multiple: how many units of the replica a step is; ``most * multiple`` is below 2^30.
+        step: step of the quantizer.
+        threshold: values below it in magnitude become 0; others become at least one step.
+        most: largest magnitude of a symbol.
+        multiple: a step in units of the replica; ``most * multiple`` is below 2^30.
 
     Returns:
         Symbols and ``replica + multiple * symbols``, both (C,) int32.
@@ -70,13 +71,13 @@ def stepped(
 
 
 def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = 2**30 - 1) -> Tensor:
-    """Symbols of a uniform quantizer that leaves small values for later.
+    """Return symbols of a uniform quantizer with a dead zone.
 
     Args:
         values: (k,) float32.
-        step: of the quantizer.
-        threshold: values below it in magnitude become 0; others at least one step.
-        most: no symbol is larger in magnitude; what is left follows in the next round.
+        step: step of the quantizer.
+        threshold: values below it in magnitude become 0; others become at least one step.
+        most: largest magnitude of a symbol; the rest follows in the next round.
 
     Returns:
         (k,) int32.
@@ -91,7 +92,7 @@ def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most:
 
 
 def advance(replica: Tensor, symbols: Tensor, multiple: int, limit: int) -> Tensor | None:
-    """``replica + multiple * symbols``, or None if a product or a sum is larger than ``limit`` in magnitude.
+    """Return ``replica + multiple * symbols``; None if a product or a sum exceeds ``limit`` in magnitude.
 
     Args:
         replica: (C,) int32.
@@ -111,14 +112,14 @@ def advance(replica: Tensor, symbols: Tensor, multiple: int, limit: int) -> Tens
 
 
 def hold_back(change: Tensor, unsent: Tensor, residual: Tensor | None, weight: float, rate: float) -> Tensor:
-    """Take ``weight * unsent`` off ``change``, and give back a part of what was taken off so far.
+    """Subtract ``weight * unsent`` from ``change``, and return a fraction of the accumulated residual to it.
 
     Args:
         change: (C,) float32, written.
         unsent: (C,) float32.
-        residual: (C,) float32, what was taken off so far; None for nothing.
-        weight: of ``unsent``.
-        rate: which part of the residual is given back, in [0, 1].
+        residual: (C,) float32, accumulated residual; None for 0.
+        weight: weight of ``unsent``.
+        rate: fraction of the residual that is returned, in [0, 1].
 
     Returns:
         (C,) float32, the residual of the next round.
@@ -130,7 +131,7 @@ def hold_back(change: Tensor, unsent: Tensor, residual: Tensor | None, weight: f
         change.add_(total, alpha=rate)
         return total.mul_(1.0 - rate)
     if residual is None:
-        residual = torch.full_like(unsent, -0.0)  # to which x is added without changing any x
+        residual = torch.full_like(unsent, -0.0)  # adding it changes no x
     after = torch.empty_like(residual)
     mixing_kernels.hold_back(
         array(change),
@@ -145,7 +146,7 @@ def hold_back(change: Tensor, unsent: Tensor, residual: Tensor | None, weight: f
 
 
 def mean_square(values: Tensor) -> float:
-    """The mean of the squares of (k,) float32: each rounded to float32, their sum in float64."""
+    """Return the mean of the squares of (k,) float32. Squares are rounded to float32 and summed in float64."""
     if not kernels_pay(values):
         return float(values.square().mean(dtype=torch.float64))
     squares = torch.empty(len(values), dtype=torch.float64, device="cpu")
@@ -154,7 +155,7 @@ def mean_square(values: Tensor) -> float:
 
 
 def _largest(most: int) -> int:
-    """``most``, or a little less: no more than that as a float32."""
+    """Return the largest float32 that is at most ``most``."""
     return most if most < 1 << 24 else most - 64
 
 

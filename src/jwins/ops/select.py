@@ -15,11 +15,11 @@ __all__ = ["count_of", "largest_k"]
 
 
 def count_of(fraction: float, size: int) -> int:
-    """``round(fraction * size)``, the number of coefficients a fraction stands for.
+    """Return ``round(fraction * size)``, the number of coefficients of a fraction.
 
     Args:
         fraction: in [0, 1].
-        size: how many there are.
+        size: number of coefficients.
 
     >>> count_of(0.2, 328)
     66
@@ -30,15 +30,15 @@ def count_of(fraction: float, size: int) -> int:
 
 
 def largest_k(score: Tensor, k: int) -> Tensor:
-    """Positions of the k largest ``|score|``, increasing; ties go to the lower position.
+    """Return the positions of the k largest ``|score|``, increasing; ties go to the lower position.
 
-    torch.topk leaves the order of ties open, and every engine must choose the same positions. So the k-th
-    largest magnitude is found first, everything above it is taken, and equals are filled in from the lowest
-    position.
+    torch.topk does not define the order of ties, but every engine must choose the same positions. So the
+    function finds the k-th largest magnitude, takes all larger ones, and then equal ones from the lowest
+    position on.
 
     Args:
         score: (n,) float32, finite, on any device.
-        k: how many to keep, 0 <= k <= n.
+        k: number of positions, 0 <= k <= n.
 
     Returns:
         (k,) int64, strictly increasing, on the device of ``score``.

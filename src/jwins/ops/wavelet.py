@@ -1,9 +1,10 @@
 """The discrete wavelet transform of flat parameter vectors, on CPU and CUDA.
 
-On the CPU PyWavelets transforms short vectors, and the loops of :mod:`jwins.kernels.wavelet` long ones, on one
-thread and without the interpreter lock; they use its filters and give its bits. On other devices the same
-filter bank runs as a strided convolution, written as one scaled addition per filter tap: unlike ``conv1d``,
-which may round its inputs to TF32, it keeps all bits of float32, and it adds in the same order each time.
+On the CPU PyWavelets transforms short vectors. The loops of :mod:`jwins.kernels.wavelet` transform long ones,
+on one thread and without the interpreter lock; they use PyWavelets' filters and give the same bits. On other
+devices the same filter bank runs as a strided convolution, written as one scaled addition per filter tap:
+unlike ``conv1d``, which may round its inputs to TF32, it keeps all bits of float32, and it adds in the same
+order each time.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ class Wavelet:
     filter. With ``symmetric``, a short vector is reflected as often as needed, each level of it has at
     least ``filter length - 1`` coefficients, and C grows by about that much per level. With
     ``periodization``, the vector is first padded with zeros to a multiple of ``2**levels``, and C is the
-    padded length; for an orthogonal wavelet the transform is then orthonormal. In both, ``inverse`` gives
-    back the vector up to rounding; only ``dmey``, whose published filter is truncated, errs by about 1 %.
+    padded length; for an orthogonal wavelet the transform is then orthonormal. In both modes ``inverse``
+    returns the vector up to rounding; only ``dmey``, whose published filter is truncated, errs by about 1 %.
 
     Attributes:
         name: a discrete wavelet of PyWavelets, orthogonal or biorthogonal, e.g. ``sym2``, ``db4``, ``bior2.2``.
-        levels: how often the coarse half is split again, 0 (the identity) to 24.
-        mode: what lies beyond the ends of the vector.
+        levels: number of times that the coarse half is split, 0 (the identity) to 24.
+        mode: extension beyond the ends of the vector.
 
     Raises:
         ConfigError: an unknown wavelet or mode, or a number of levels out of range.
@@ -73,7 +74,7 @@ class Wavelet:
             raise ConfigError("sharing.mode", self.mode, "expected symmetric or periodization")
 
     def subbands(self, dim: int) -> tuple[int, ...]:
-        """Lengths of the subbands ``[cA_n, cD_n, ..., cD_1]`` of a vector of ``dim`` numbers; they sum to C."""
+        """Return the lengths of ``[cA_n, cD_n, ..., cD_1]`` of a vector of ``dim`` numbers; they sum to C."""
         return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).subbands
 
     def subband_counts(self, positions: Tensor | None, dim: int) -> tuple[int, ...]:
@@ -84,7 +85,7 @@ class Wavelet:
             dim: P, the length of the vector.
 
         Returns:
-            As many numbers as :meth:`subbands` has, which sum to k.
+            One number for each of :meth:`subbands`; they sum to k.
 
         >>> haar = Wavelet("haar", levels=2, mode="periodization")
         >>> haar.subbands(8), haar.subband_counts(torch.tensor([0, 4, 5, 7]), 8)
@@ -98,7 +99,7 @@ class Wavelet:
         return tuple(torch.diff(found, prepend=torch.zeros_like(found[:1])).tolist())
 
     def size(self, dim: int) -> int:
-        """C: how many coefficients a vector of ``dim`` numbers has; C >= ``dim``.
+        """Return C, the number of coefficients of a vector of ``dim`` numbers; C >= ``dim``.
 
         >>> Wavelet("sym2", levels=4).size(328), Wavelet("sym2", 4, "periodization").size(328)
         (338, 336)
@@ -106,7 +107,7 @@ class Wavelet:
         return _plan(self.name, self.levels, self.mode, _checked_dim(dim)).size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Coefficients of each vector along the last dimension.
+        """Transform each vector along the last dimension.
 
         Args:
             x: (..., P) float32, P >= 1.
@@ -125,7 +126,7 @@ class Wavelet:
         return _forward_compiled(plan, x) if kernels_pay(x) else _forward_pywt(plan, x)
 
     def inverse(self, c: Tensor, dim: int) -> Tensor:
-        """Vectors of ``dim`` numbers from their coefficients.
+        """Compute vectors of ``dim`` numbers from their coefficients.
 
         Args:
             c: (..., C) float32 with C = ``size(dim)``.
@@ -152,7 +153,7 @@ class Wavelet:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """All lengths of one transform: ``steps[l]`` is the length that level l+1 splits."""
+    """Lengths of all levels of one transform: level l+1 splits ``steps[l]`` numbers."""
 
     name: str
     mode: Mode
@@ -202,7 +203,7 @@ def _checked_dim(dim: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Taps:
-    """Filters of one direction as the kernels want them: both as an array, and each as a tuple."""
+    """Filters of one direction for the kernels: both as an array, and each as a tuple."""
 
     both: npt.NDArray[np.float32]
     low: tuple[np.float32, ...]
@@ -211,9 +212,9 @@ class _Taps:
 
 @lru_cache(maxsize=256)
 def _taps(name: str, *, back: bool) -> _Taps:
-    """The float32 taps that PyWavelets computes with, which are not always its float64 ones, rounded.
+    """Return the float32 taps of PyWavelets, which are not always its rounded float64 taps.
 
-    They are read from what it makes of a single 1 among zeros.
+    They are read from its transform of a single 1 among zeros.
     """
     filters = _filters(name)
     taps, half = filters.dec_len, filters.dec_len // 2
@@ -225,7 +226,7 @@ def _taps(name: str, *, back: bool) -> _Taps:
         for i in range(2):
             both[i] = pywt.idwt(one[i], one[1 - i], filters, "symmetric")[first : first + taps]
     else:
-        one[0, 2 * taps + 1] = one[1, 2 * taps] = 1  # seen by the even taps, and by the odd ones
+        one[0, 2 * taps + 1] = one[1, 2 * taps] = 1  # for the even taps, and for the odd ones
         for i, of_one in enumerate(pywt.dwt(one, filters, "symmetric")):
             both[i] = of_one[:, taps : taps + half].T.reshape(-1)
     return _Taps(both, tuple(both[0]), tuple(both[1]))
@@ -282,7 +283,7 @@ def _inverse_pywt(plan: _Plan, c: Tensor) -> Tensor:
 
 
 def _rows(vectors: Tensor) -> npt.NDArray[np.float32]:
-    """Vectors along the last dimension as the rows of a matrix."""
+    """Return vectors along the last dimension as the rows of a matrix."""
     return vectors.contiguous().view(-1, vectors.shape[-1]).numpy()
 
 
@@ -295,7 +296,7 @@ def _rows(vectors: Tensor) -> npt.NDArray[np.float32]:
 
 @lru_cache(maxsize=256)
 def _border(n: int, before: int, after: int, mode: Mode, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the numbers beyond both ends of a vector of n come from."""
+    """Return the positions that extend a vector of n beyond both ends."""
 
     def source(index: Tensor) -> Tensor:
         if mode == "periodization":
@@ -361,7 +362,7 @@ def _join(approximation: Tensor, detail: Tensor, wavelet: Any, mode: Mode) -> Te
 
 
 def forward_torch(wavelet: Wavelet, x: Tensor) -> Tensor:
-    """As :meth:`Wavelet.forward`, on any device by torch's own operations.
+    """Compute :meth:`Wavelet.forward` with torch's operations, on any device.
 
     Args:
         wavelet: the transform.
@@ -381,7 +382,7 @@ def forward_torch(wavelet: Wavelet, x: Tensor) -> Tensor:
 
 
 def inverse_torch(wavelet: Wavelet, c: Tensor, dim: int) -> Tensor:
-    """As :meth:`Wavelet.inverse`, on any device by torch's own operations.
+    """Compute :meth:`Wavelet.inverse` with torch's operations, on any device.
 
     Args:
         wavelet: the transform.

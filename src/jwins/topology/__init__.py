@@ -1,4 +1,4 @@
-"""Communication graphs with Metropolis-Hastings weights, static or drawn anew in each round."""
+"""Communication graphs with Metropolis-Hastings weights, static or drawn again in each round."""
 
 from jwins.topology.edge_list import EdgeList
 from jwins.topology.finite_time import FiniteTime

@@ -1,4 +1,4 @@
-"""From the edges of a round to its graph, remembered while it is in use."""
+"""Graphs of rounds, made from edges and cached while they are in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jwins.topology.graph import Graph, Topology
 __all__ = ["Undirected", "check_nodes", "check_round", "drawn_graph", "static_graph"]
 
 _CACHED_GRAPHS = 16
-"""Nodes ask for the graph of a round one by one, and faults may hold some a few rounds behind."""
+"""Size of the cache. Nodes request a round's graph one by one, and faults may delay some by a few rounds."""
 
 
 class Undirected(Topology, Protocol):
@@ -30,13 +30,13 @@ def _graph(topology: Undirected, round: int) -> Graph:
 
 
 def static_graph(topology: Undirected, round: int) -> Graph:
-    """The one graph of a topology that does not change; ``round`` is only checked."""
+    """Return the graph of a static topology; ``round`` is only checked."""
     check_round(round)
     return _graph(topology, EVERY_ROUND)
 
 
 def drawn_graph(topology: Undirected, round: int) -> Graph:
-    """The graph of ``round``, of a topology that is drawn anew in each."""
+    """Return the graph of ``round`` of a topology that is drawn again in each round."""
     check_round(round)
     return _graph(topology, round)
 

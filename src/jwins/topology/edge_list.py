@@ -1,4 +1,4 @@
-"""A graph that a text file lists."""
+"""A graph from a text file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["EdgeList"]
 class EdgeList:
     """The connected graph that a text file lists: two node numbers per line.
 
-    Node numbers count from 0 and are parted by blanks, a comma or both; ``#`` starts a comment; an edge
+    Node numbers start at 0 and are separated by blanks, a comma or both. ``#`` starts a comment. An edge
     that is listed twice, in either direction, counts once. The first line may be the number of nodes alone,
     as decentralizepy writes it. The file is read when the object is built.
 
@@ -48,12 +48,12 @@ class EdgeList:
             raise ConfigError(
                 "topology.path",
                 str(self.path),
-                f"no path leads from node 0 to node {unreached}, so their models would never meet; "
+                f"node 0 and node {unreached} are not connected, so their models would never mix; "
                 f"add edges, or lower nodes.count to the nodes of the file",
             )
 
     def at(self, round: int) -> Graph:
-        """The same graph in every round."""
+        """Return the same graph for every round."""
         return static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:

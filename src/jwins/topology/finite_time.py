@@ -6,12 +6,12 @@ Topologies for Decentralized Learning via Finite-time Convergence", NeurIPS 2023
 The steps of a set of n nodes, with b = k + 1:
 
 - n is a product of factors of at most b: for each factor f, groups of f nodes average, one after the other.
-- otherwise n is written in base b, n = a_1 b^p_1 + a_2 b^p_2 + ..., and the nodes fall into parts of a_l b^p_l.
-  Each part averages within itself. Then each part in turn, the largest first, exchanges with all that come
-  after it: a later node is joined to one node in each of the a_l pieces of b^p_l, so that the pieces have
-  the right mean, which they spread while the later parts go on.
-- where n = p q, p a product of factors of at most b, p groups of q nodes may also do that each for itself and
-  then average across the groups. The shorter sequence is taken.
+- otherwise n is written in base b, n = a_1 b^p_1 + a_2 b^p_2 + ..., and the nodes are divided into sets of
+  a_l b^p_l. Each set averages within itself. Then each set in turn, the largest first, exchanges with all later
+  sets: a later node is joined to one node in each of the a_l pieces of b^p_l, so that the pieces have
+  the right mean. The pieces spread it while the later sets continue.
+- if n = p q, p a product of factors of at most b, p groups of q nodes may also do the above within each group
+  and then average across the groups. The shorter sequence is used.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ Step = Mapping[tuple[int, int], float]
 
 @dataclass(frozen=True)
 class FiniteTime:
-    """Base-(k+1) graphs; see the module's docstring. The sequence starts again when it has ended.
+    """Base-(k+1) graphs; the module's docstring describes them. The sequence repeats after its end.
 
     Some nodes have fewer neighbours than ``degree`` in some rounds, or none.
 
     Args:
         num_nodes: N, at least 1.
-        degree: k, the most neighbours of a node in a round, at least 1.
+        degree: k, the largest number of neighbours of a node in a round, at least 1.
         seed: not used; the graphs are fixed.
 
     >>> FiniteTime(6, degree=2).period, FiniteTime(6, degree=1).period
@@ -56,11 +56,11 @@ class FiniteTime:
 
     @property
     def period(self) -> int:
-        """After so many rounds of mixing from the first of a sequence, all nodes have the average."""
+        """Return the number of rounds of mixing after which all nodes have the average."""
         return len(_graphs(self.num_nodes, self.degree))
 
     def at(self, round: int) -> Graph:
-        """The graph of ``round``; it repeats with the period."""
+        """Return the graph of ``round``; it repeats with the period."""
         check_round(round)
         graphs = _graphs(self.num_nodes, self.degree)
         return graphs[round % len(graphs)]
@@ -82,7 +82,7 @@ def _graph(num_nodes: int, step: Step) -> Graph:
 
 
 def _steps(nodes: Sequence[int], base: int) -> list[Step]:
-    """The base-(k+1) graph: the shorter of both ways."""
+    """Return the shorter of both base-(k+1) sequences."""
     plain = _simple(nodes, base)
     groups = _smooth_part(len(nodes), base)
     size = len(nodes) // groups
@@ -94,7 +94,7 @@ def _steps(nodes: Sequence[int], base: int) -> list[Step]:
 
 
 def _simple(nodes: Sequence[int], base: int) -> list[Step]:
-    """The simple base-(k+1) graph."""
+    """Return the simple base-(k+1) sequence, by the digits of the number of nodes."""
     if _smooth_part(len(nodes), base) == len(nodes):
         return _averaging(nodes, base)
     parts, pieces, begin = [], [], 0
@@ -119,7 +119,7 @@ def _simple(nodes: Sequence[int], base: int) -> list[Step]:
 
 
 def _averaging(nodes: Sequence[int], base: int) -> list[Step]:
-    """The hyper-hypercube graph of as many nodes as a product of factors of at most ``base``."""
+    """Return the hyper-hypercube sequence, for a number of nodes with factors of at most ``base``."""
     steps: list[Step] = []
     stride = 1
     for factor in _factors(len(nodes), base):
@@ -134,7 +134,7 @@ def _averaging(nodes: Sequence[int], base: int) -> list[Step]:
 
 
 def _side_by_side(sequences: Sequence[Sequence[Step]]) -> list[Step]:
-    """Sequences over different nodes, or that are empty where others are not, as one."""
+    """Combine sequences over different nodes, or that are empty in each other's rounds, into one."""
     length = max(map(len, sequences), default=0)
     return [
         {edge: weight for steps in sequences if r < len(steps) for edge, weight in steps[r].items()}
@@ -147,7 +147,8 @@ def _edge(i: int, j: int) -> tuple[int, int]:
 
 
 def _digits(number: int, base: int) -> list[tuple[int, int]]:
-    """``(digit, power)`` with ``number = sum(digit * power)``, the largest power first, no digit 0.
+    """Return ``(digit, power)`` with ``number = sum(digit * power)``, the largest power first, without digits
+    0.
 
     >>> _digits(11, 3)
     [(1, 9), (2, 1)]
@@ -162,13 +163,13 @@ def _digits(number: int, base: int) -> list[tuple[int, int]]:
 
 
 def _smooth_part(number: int, base: int) -> int:
-    """The largest divisor without a prime factor above ``base``.
+    """Return the largest divisor without a prime factor above ``base``.
 
     >>> _smooth_part(84, 4)
     12
     """
     found = 1
-    for prime in range(2, base + 1):  # a composite one divides nothing any more
+    for prime in range(2, base + 1):  # a composite factor divides nothing at this point
         while number % prime == 0:
             number //= prime
             found *= prime
@@ -176,7 +177,7 @@ def _smooth_part(number: int, base: int) -> int:
 
 
 def _factors(number: int, base: int) -> tuple[int, ...]:
-    """As few factors of at most ``base`` as make ``number``, which has no larger prime factor.
+    """Return the fewest factors of at most ``base`` of ``number``, which has no larger prime factor.
 
     >>> _factors(12, 4), _factors(16, 4), _factors(1, 4)
     ((4, 3), (4, 4), ())

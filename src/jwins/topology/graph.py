@@ -1,8 +1,8 @@
 """Neighbours of a round and their mixing weights.
 
-A topology is a frozen object that gives a :class:`Graph` for every round, as a pure function of its
+A topology is a frozen object that returns a :class:`Graph` for every round, as a pure function of its
 arguments and the round. Every topology is built from the number of nodes and the experiment's seed,
-whether it draws or not, so that a caller need not know which do; the other arguments are the keys of the
+even if it draws nothing, so that all are built alike. The other arguments are the keys of the
 ``[topology]`` table.
 
 Undirected graphs mix with Metropolis-Hastings weights, ``W_ij = 1 / (1 + max(deg i, deg j))``, and the
@@ -30,10 +30,10 @@ class Graph:
 
     Attributes:
         num_nodes: N.
-        senders: for each node, whom it hears: ``senders[i][j]`` is the mixing weight W_ij that node i
-            gives to what node j sent. In increasing order of j, without i itself.
-        recipients: for each node, whom it sends to, in increasing order.
-        roster_version: of the members it joins; nodes of different versions in a round do not mix.
+        senders: the senders of each node: ``senders[i][j]`` is the mixing weight W_ij that node i
+            gives to the update of node j. In increasing order of j, without i itself.
+        recipients: the recipients of each node, in increasing order.
+        roster_version: version of the members' roster; nodes of different versions in a round do not mix.
 
     >>> Graph.metropolis_hastings(3, [(0, 1), (1, 2)]).senders[0]
     {1: 0.3333333333333333}
@@ -46,11 +46,11 @@ class Graph:
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """All (sender, receiver) pairs, increasing; an undirected edge appears in both directions."""
+        """Return all (sender, receiver) pairs, increasing; an undirected edge appears in both directions."""
         return tuple((i, j) for i, row in enumerate(self.recipients) for j in row)
 
     def matrix(self) -> npt.NDArray[np.float64]:
-        """The mixing matrix W, (N, N) float64 with the nodes' own weights on the diagonal."""
+        """Return the mixing matrix W, (N, N) float64, with the nodes' own weights on the diagonal."""
         W = np.zeros((self.num_nodes, self.num_nodes))
         for i, row in enumerate(self.senders):
             for j, weight in row.items():
@@ -60,11 +60,11 @@ class Graph:
 
     @staticmethod
     def metropolis_hastings(num_nodes: int, edges: Iterable[tuple[int, int]]) -> Graph:
-        """The undirected graph with these edges and Metropolis-Hastings weights.
+        """Return the undirected graph with these edges and Metropolis-Hastings weights.
 
         Args:
             num_nodes: N, at least 1.
-            edges: pairs of different nodes in range(N), in any order; what is listed twice counts once.
+            edges: pairs of different nodes in range(N), in any order; a pair that is listed twice counts once.
 
         Raises:
             UsageError: a node out of range, or an edge from a node to itself.
@@ -89,9 +89,9 @@ class Topology(Protocol):
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes."""
+        """Return N, the number of nodes."""
         ...
 
     def at(self, round: int) -> Graph:
-        """The graph of a round, counted from 0; the same for the same arguments, always."""
+        """Return the graph of a round, counted from 0. The same arguments must always give the same graph."""
         ...

@@ -1,4 +1,4 @@
-"""The graphs there are: one frozen class each."""
+"""The kinds of graphs: one frozen class for each."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 _DRAWS = 200
-"""Attempts to draw a connected random graph; above the threshold of
-connectivity one or two draws do, far below it no number would."""
+"""Attempts to draw a connected random graph. Above the threshold of connectivity one or two draws suffice; far
+below it no number does."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Ring:
         check_nodes(self.num_nodes)
 
     def at(self, round: int) -> Graph:
-        """The same graph in every round."""
+        """Return the same graph for every round."""
         return static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -75,7 +75,7 @@ class FullyConnected:
         check_nodes(self.num_nodes)
 
     def at(self, round: int) -> Graph:
-        """The same graph in every round."""
+        """Return the same graph for every round."""
         return static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -84,7 +84,7 @@ class FullyConnected:
 
 @dataclass(frozen=True)
 class Star:
-    """Node 0 is everyone's only neighbour.
+    """Node 0 is the only neighbour of every other node.
 
     Args:
         num_nodes: N, at least 1.
@@ -98,7 +98,7 @@ class Star:
         check_nodes(self.num_nodes)
 
     def at(self, round: int) -> Graph:
-        """The same graph in every round."""
+        """Return the same graph for every round."""
         return static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -107,12 +107,12 @@ class Star:
 
 @dataclass(frozen=True)
 class Torus:
-    """A grid that wraps around in both directions; node ``r * columns + c`` stands in row r, column c.
+    """A grid that wraps around in both directions; node ``r * columns + c`` is in row r, column c.
 
     Args:
         num_nodes: N, a product of two numbers of at least 2.
-        rows: how many rows, a divisor of N; None takes the most nearly square grid. Along a side of
-            2 both ways around are one edge.
+        rows: number of rows, a divisor of N; None takes the most nearly square grid. Along a side of
+            2 both directions are the same edge.
         seed: not used; the graph is fixed.
 
     >>> Torus(12).at(0).recipients[0]
@@ -136,7 +136,7 @@ class Torus:
             raise ConfigError(
                 "topology.rows",
                 self.rows,
-                f"{self.num_nodes} nodes do not form a grid of that many rows; {remedy}",
+                f"{self.num_nodes} nodes do not form a grid with this number of rows; {remedy}",
             )
 
     def _rows(self) -> int:
@@ -145,7 +145,7 @@ class Torus:
         return max(r for r in range(1, math.isqrt(self.num_nodes) + 1) if self.num_nodes % r == 0)
 
     def at(self, round: int) -> Graph:
-        """The same graph in every round."""
+        """Return the same graph for every round."""
         return static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -158,15 +158,15 @@ class Torus:
 class Regular:
     """A random graph in which every node has the same number of neighbours.
 
-    A static one is connected. One drawn anew each round need not be connected in every round, so there
-    even degree 1, a random matching, mixes.
+    A static graph is connected. A graph that is drawn again each round need not be connected in every round, so
+    it mixes even with degree 1, a random matching.
 
     Args:
         num_nodes: N.
         degree: neighbours of each node, 1 to N - 1; N * degree must be even. A static graph of more
             than two nodes needs at least 2.
         dynamic: draw a new graph each round.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: no such graph exists.
@@ -194,11 +194,11 @@ class Regular:
             raise ConfigError(
                 "topology.degree",
                 1,
-                "pairs of nodes are not connected with each other; use 2 or more, or dynamic = true",
+                "with one neighbour each, nodes form separate pairs; use 2 or more, or dynamic = true",
             )
 
     def at(self, round: int) -> Graph:
-        """The graph of ``round``, or the same in every round."""
+        """Return the graph of ``round``, or the same graph if it is static."""
         return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -222,7 +222,7 @@ class SmallWorld:
         degree: neighbours of each node before rewiring, even, 2 to N - 1.
         rewire: probability in [0, 1] that an edge is rewired.
         dynamic: draw a new graph each round.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: no such graph exists, or no connected one was found.
@@ -241,14 +241,14 @@ class SmallWorld:
             raise ConfigError(
                 "topology.degree",
                 self.degree,
-                "a small world has as many neighbours on either side; use an even number",
+                "a small world has the same number of neighbours on both sides; use an even number",
             )
         if not 0.0 <= self.rewire <= 1.0:
             raise ConfigError("topology.rewire", self.rewire, "expected a probability in [0, 1]")
         self.at(0)
 
     def at(self, round: int) -> Graph:
-        """The graph of ``round``, or the same in every round."""
+        """Return the graph of ``round``, or the same graph if it is static."""
         return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -262,15 +262,15 @@ class SmallWorld:
 
 @dataclass(frozen=True)
 class ErdosRenyi:
-    """Each pair of nodes is joined with probability p, given that the whole is connected.
+    """Each pair of nodes is joined with probability p, given that the graph is connected.
 
-    Disconnected draws are repeated, which is drawing from the connected graphs alone.
+    Disconnected draws are repeated, so the draw is from the connected graphs alone.
 
     Args:
         num_nodes: N.
         p: probability of each edge, in (0, 1]. Connected draws are rare much below ln(N) / N.
         dynamic: draw a new graph each round.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: p out of range, or so low that no connected graph was found.
@@ -288,7 +288,7 @@ class ErdosRenyi:
         self.at(0)
 
     def at(self, round: int) -> Graph:
-        """The graph of ``round``, or the same in every round."""
+        """Return the graph of ``round``, or the same graph if it is static."""
         return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
@@ -307,9 +307,9 @@ class ErdosRenyi:
 class OnePeerExponential:
     """Directed: in each round a node sends to one other, at a distance that doubles from round to round.
 
-    In round r node i sends to ``i + 2^(r mod ceil(log2 N))`` (modulo N), and each node weighs what it hears
-    and its own model with 1/2. When N is a power of two, log2 N rounds average exactly. Source: Ying, Yuan,
-    Chen, Hu, Pan, Yin, "Exponential Graph is Provably Efficient for Decentralized Deep Training",
+    In round r node i sends to ``i + 2^(r mod ceil(log2 N))`` (modulo N), and each node weighs the received
+    model and its own with 1/2 each. When N is a power of two, log2 N rounds average exactly. Source: Ying,
+    Yuan, Chen, Hu, Pan, Yin, "Exponential Graph is Provably Efficient for Decentralized Deep Training",
     NeurIPS 2021.
 
     Args:
@@ -329,7 +329,7 @@ class OnePeerExponential:
             raise ConfigError("nodes.count", self.num_nodes, "a one-peer topology needs at least 2 nodes")
 
     def at(self, round: int) -> Graph:
-        """The graph of ``round``; it repeats with period ceil(log2 N)."""
+        """Return the graph of ``round``; it repeats with period ceil(log2 N)."""
         check_round(round)
         N = self.num_nodes
         distance = 1 << (round % (N - 1).bit_length())
@@ -358,14 +358,14 @@ TOPOLOGIES: Mapping[str, type[Topology]] = {
 def make_topology(
     kind: str, options: Mapping[str, object], *, num_nodes: int, seed: int, folder: Path | None = None
 ) -> Topology:
-    """The topology that a ``[topology]`` table describes.
+    """Build the topology of a ``[topology]`` table.
 
     Args:
         kind: a key of :data:`TOPOLOGIES`.
         options: the other keys of the table, the constructor's argument names.
         num_nodes: N.
         seed: the experiment's seed.
-        folder: where a relative ``path`` starts; None is the current folder.
+        folder: start of a relative ``path``; None is the current folder.
 
     Raises:
         ConfigError: no such kind, an unknown key, or an impossible graph.
@@ -406,5 +406,5 @@ def _int_seed(rng: np.random.Generator) -> int:
 
 
 def _cycle(nodes: Sequence[int]) -> Iterable[tuple[int, int]]:
-    """Edges around a closed line of nodes; none for one node, and one for two."""
+    """Return the edges of a cycle; none for one node, and one for two."""
     return ((i, j) for i, j in zip(nodes, (*nodes[1:], nodes[0]), strict=True) if i != j)
