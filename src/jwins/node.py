@@ -30,7 +30,7 @@ stochastic.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -44,7 +44,7 @@ from jwins.sharing.base import Sharing
 from jwins.sharing.calls import call_init, call_merge, call_share, method_name
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
-from jwins.wire.frame import ROSTER_VERSIONS, Frame, KeyframeRequest, Packed, Wire
+from jwins.wire.frame import ROSTER_VERSIONS, Frame, FrameHeader, KeyframeRequest, Packed, Wire
 
 __all__ = [
     "MAX_PARAMETER",
@@ -76,6 +76,7 @@ __all__ = [
     "Train",
     "Trained",
     "WakeAt",
+    "over_budget",
 ]
 
 MAX_ROUNDS_AHEAD = 64
@@ -90,7 +91,10 @@ BYTES_PER_VALUE = 16
 """A position, a value and what they are turned into."""
 
 EARLY_FRAMES = 6
-"""Further rounds that a neighbour may be ahead where neighbours change from round to round."""
+"""Further rounds that a neighbour may be ahead where neighbours change from round to round: the diameter of what
+such graphs add up to."""
+FRAMES_OF_STRANGERS = 2
+"""Frames of no neighbour that may wait: its roster may be newer, and make it one from this round on or the next."""
 
 MAX_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
@@ -121,6 +125,7 @@ class Rules:
         inbox_frames: frames of one sender that wait for a merge, at most.
         inbox_bytes: what more than three of them may decode to, in bytes; infinite between nodes that trust
             each other, where ``inbox_frames`` does not count either.
+        rounds_ahead: frames of rounds further ahead are refused.
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 
@@ -137,6 +142,7 @@ class Rules:
     max_magnitude_ratio: float = math.inf
     inbox_frames: int = MAX_ROUNDS_AHEAD + 1
     inbox_bytes: float = math.inf
+    rounds_ahead: int = MAX_ROUNDS_AHEAD
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
         """The same between machines, where a frame may be anything.
@@ -152,6 +158,7 @@ class Rules:
             max_magnitude_ratio=max_magnitude_ratio,
             inbox_frames=frames,
             inbox_bytes=INBOX_BYTES,
+            rounds_ahead=frames - 1,
         )
 
     @property
@@ -775,6 +782,29 @@ class Node:
         )
         return Send(to, self._shared, self.rules.wire.pack(frame), keyframe=True)
 
+    def objection(self, frame: Frame | FrameHeader) -> str | None:
+        """Why a frame cannot be taken in, as far as its header says, or None."""
+        if not 0 <= frame.sender < self._topology.num_nodes or frame.sender == self.id:
+            return "the sender is not another node of this topology"
+        if not 0 <= frame.round < self.rules.rounds:
+            return f"the run has {self.rules.rounds} rounds"
+        if frame.round > self.round + self.rules.rounds_ahead:
+            return f"{frame.round - self.round} rounds ahead; at most {self.rules.rounds_ahead} are kept"
+        if not self._is_neighbour(frame) and not self._is_of_another_roster(frame):
+            return "the sender is not a neighbour in that round"
+        return None
+
+    def max_frames(self, frame: Frame | FrameHeader) -> int:
+        """How many frames of this sender may wait for a merge."""
+        return self.rules.inbox_frames if self._is_neighbour(frame) else FRAMES_OF_STRANGERS
+
+    def _is_neighbour(self, frame: Frame | FrameHeader) -> bool:
+        return frame.sender in self._topology.at(frame.round).senders[self.id]
+
+    def _is_of_another_roster(self, frame: Frame | FrameHeader) -> bool:
+        """Whether the sender's graph may be one that this node does not know yet."""
+        return frame.roster_version != self._roster_version(frame.round)
+
     def _over_budget(self, frame: Frame) -> str | None:
         """Why a sender may not have one more frame wait for a merge, or None."""
         if math.isinf(self.rules.inbox_bytes):
@@ -782,27 +812,12 @@ class Node:
         if frame.round < self.round - MAX_ROUNDS_AHEAD:
             return f"{self.round - frame.round} rounds old; at most {MAX_ROUNDS_AHEAD} are accepted"
         waiting = [f for (sender, at), f in self._inbox.items() if sender == frame.sender and at != frame.round]
-        if len(waiting) >= self.rules.inbox_frames:
-            return f"{len(waiting)} frames of it wait for a merge; at most {self.rules.inbox_frames} may"
-        size_bytes = BYTES_PER_VALUE * sum(f.update.count for f in (*waiting, frame))
-        if len(waiting) >= FREE_FRAMES and size_bytes > self.rules.inbox_bytes:
-            return f"its frames that wait for a merge take {size_bytes} bytes; {self.rules.inbox_bytes:.0f} may"
-        return None
+        counts = [f.update.count for f in waiting]
+        return over_budget(counts, frame.update.count, self.max_frames(frame), self.rules.inbox_bytes)
 
     def _objection(self, frame: Frame) -> str | None:
         """Why a frame cannot be taken in, or None."""
-        if not 0 <= frame.sender < self._topology.num_nodes or frame.sender == self.id:
-            return "the sender is not another node of this topology"
-        if not 0 <= frame.round < self.rules.rounds:
-            return f"the run has {self.rules.rounds} rounds"
-        if frame.round > self.round + MAX_ROUNDS_AHEAD:
-            return f"{frame.round - self.round} rounds ahead; at most {MAX_ROUNDS_AHEAD} are kept"
-        graph = self._topology.at(frame.round)
-        # The graph of another version may not be known here yet.
-        same = frame.roster_version == graph.roster_version % ROSTER_VERSIONS
-        if same and not frame.keyframe and frame.sender not in graph.senders[self.id]:
-            return "the sender is not a neighbour in that round"
-        if (problem := self._over_budget(frame)) is not None:
+        if (problem := self.objection(frame) or self._over_budget(frame)) is not None:
             return problem
         if frame.update.dim != self.update_dim:
             return f"an update of dimension {frame.update.dim}, not {self.update_dim}"
@@ -813,6 +828,16 @@ class Node:
             if (largest := frame.update.largest()) > self.rules.max_magnitude_ratio * own:
                 return f"a value of {largest:.3g}, where no parameter of this node is beyond {own:.3g}"
         return None
+
+
+def over_budget(counts: Sequence[int], count: int, max_frames: int, max_bytes: float) -> str | None:
+    """Why a sender may not have one more frame of ``count`` values wait beside those of ``counts``, or None."""
+    if len(counts) >= max_frames:
+        return f"{len(counts)} frames of it wait for a merge; at most {max_frames} may"
+    size_bytes = BYTES_PER_VALUE * (sum(counts) + count)
+    if len(counts) >= FREE_FRAMES and size_bytes > max_bytes:
+        return f"its frames that wait for a merge take {size_bytes} bytes; {max_bytes:.0f} may"
+    return None
 
 
 def _is_finite(update: Update) -> bool:

@@ -27,7 +27,7 @@ from jwins.sharing import choco, full
 from jwins.sharing.update import Update
 from jwins.topology import FullyConnected, Ring
 from jwins.wire.codec import codec
-from jwins.wire.frame import Bye, Frame, Hello, Message, StateRequest, Wire
+from jwins.wire.frame import Bye, Frame, FrameHeader, Hello, Message, StateRequest, Wire
 
 TIMEOUT_S = 4.0
 MAX_STEP_S = 20.0
@@ -154,6 +154,12 @@ class ToyNode:
             step = torch.full((DIM,), 0.01 * (1 + self.id))
             return self.node.handle(Trained(event.round, self.node.params * 0.9 + step), now)
         return self.node.handle(event, now)
+
+    def objection(self, frame: FrameHeader) -> str | None:
+        return self.node.objection(frame)
+
+    def max_frames(self, frame: FrameHeader) -> int:
+        return self.node.max_frames(frame)
 
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
         message = self.rules.wire.unpack(data)
@@ -498,6 +504,10 @@ def check(world: World, node: int) -> None:
     by_sender = Counter(sender for sender, _ in process.toy.node.inbox)
     if any(count > world.rules.inbox_frames for count in by_sender.values()):
         raise ViolationError(f"node {node} keeps {by_sender} frames")
+    if early := [at for _, at in process.toy.node.inbox if at > process.toy.round]:
+        raise ViolationError(f"node {node} decoded frames of rounds {early} before their time")
+    if any(len(known.early) > world.rules.inbox_frames for known in session.peers.values()):
+        raise ViolationError(f"node {node} keeps too many early frames")
     for at in [at for at in session.rounds.merged if at not in world.merges[node]]:
         world.merges[node][at] = frozenset(session.rounds.merged[at].merged_with)
         world.merges[node].pop(at - 50, None)

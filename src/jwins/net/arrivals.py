@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import CodecError
+from jwins.net.early_frames import decode
 from jwins.net.peer_session import Signal, State
-from jwins.node import MAX_ROUNDS_AHEAD, PeerUp
-from jwins.wire.frame import Bye, Frame, Hello, KeyframeRequest, StateRequest
+from jwins.node import FREE_FRAMES, MAX_ROUNDS_AHEAD, PeerUp
+from jwins.wire.frame import Bye, FrameHeader, Hello, KeyframeRequest, Message, StateRequest
 
 if TYPE_CHECKING:
     from jwins.net.session import Session
@@ -63,8 +64,15 @@ class Arrivals:
             return
         if self._session.joiner is not None and self._session.joiner.on_message(peer, data):
             return
+        node = self._session.node
+        message: Message | FrameHeader
+        event: Any = None
         try:
-            message, event = self._session.node.read(peer, data)
+            header = decode(lambda: node.rules.wire.peek(data))
+            if header is None:
+                message, event = decode(lambda: node.read(peer, data))
+            else:  # decoded when it is to be merged, and only then
+                message = header
         except CodecError as error:
             self._session.refuse(peer, str(error))
             return
@@ -82,8 +90,8 @@ class Arrivals:
             self._session.refuse(peer, "sends a message before its Hello")
         elif isinstance(message, KeyframeRequest):
             self._session.rounds.tell_node(event)
-        elif isinstance(message, Frame):
-            self._on_frame(peer, message, event)
+        elif isinstance(message, FrameHeader):
+            self._on_frame(peer, message, data)
 
     def _on_hello(self, peer: int, hello: Hello) -> None:
         known = self._session.peers[peer]
@@ -100,7 +108,7 @@ class Arrivals:
             known.buffer.retransmit_from(hello.round if hello.resend_from is None else hello.resend_from)
         elif hello.resend_from is not None:
             known.resend_due = hello.resend_from
-        if hello.round > self._session.node.round + MAX_ROUNDS_AHEAD:
+        if hello.round > self._session.node.round + self._session.node.rules.rounds_ahead:
             known.ahead_from = hello.round  # what it sends from now on is refused as too far ahead
         self._apply_hello(peer, hello)
         if self._session.joiner is not None:
@@ -151,7 +159,7 @@ class Arrivals:
         self._session.log("info", "readmitted", peer=peer, round=self._session.node.round)
         self._session.apply(peer, Signal.READMITTED)
 
-    def _on_frame(self, peer: int, frame: Frame, event: Any) -> None:
+    def _on_frame(self, peer: int, frame: FrameHeader, data: bytes) -> None:
         known, at = self._session.peers[peer], self._session.node.round
         name = (frame.round, frame.keyframe)
         if name in known.seen:
@@ -161,12 +169,10 @@ class Arrivals:
             self._session.refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
             self._tell_where_we_are(peer)
             return
-        if frame.round > at + MAX_ROUNDS_AHEAD:
+        if frame.round > at + self._session.node.rules.rounds_ahead:
             self._note_ahead(peer, frame.round)
-        refused = known.refused
         awaited = peer in self._session.node.awaited
-        self._session.rounds.tell_node(event)
-        if known.refused != refused:
+        if not self._accept(peer, frame, data):
             return
         known.seen = {seen for seen in known.seen if seen[0] >= at - MAX_ROUNDS_AHEAD} | {name}
         known.settled = known.settled or frame.round > known.round
@@ -181,6 +187,43 @@ class Arrivals:
         else:
             self._session.log("info", "late", peer=peer, round=frame.round, rounds_late=at - frame.round)
             self._on_late(peer)
+
+    def _accept(self, peer: int, frame: FrameHeader, data: bytes) -> bool:
+        """Hand a frame of this round or before to the node, and keep one of a later round packed."""
+        known, node = self._session.peers[peer], self._session.node
+        problem, is_ahead = node.objection(frame), frame.round > node.round
+        if problem is None and is_ahead:
+            problem = known.early.objection(frame, node.max_frames(frame), node.rules.inbox_bytes)
+        if problem is not None:
+            self._session.refuse(peer, f"frame of round {frame.round}: {problem}", quietly=is_ahead)
+            return False
+        if is_ahead:
+            known.early.add(frame, data)
+            return True
+        return self._hand_over(peer, data, is_late=frame.round < node.round)
+
+    def take_early(self, peer: int) -> None:
+        """Hand over the frames of the round that begins."""
+        for data in self._session.peers[peer].early.take(self._session.node.round):
+            self._hand_over(peer, data, is_late=False)
+
+    def _hand_over(self, peer: int, data: bytes, *, is_late: bool) -> bool:
+        """Decode a frame for the node; a few bytes can be much work, so there is a limit in each round."""
+        known, node = self._session.peers[peer], self._session.node
+        if known.decoded_in != node.round:
+            known.decoded_in, known.decoded = node.round, [0, 0]
+        if known.decoded[is_late] >= node.rules.inbox_frames + FREE_FRAMES:
+            self._session.refuse(peer, f"{known.decoded[is_late]} of its frames were decoded in this round")
+            return False
+        known.decoded[is_late] += 1
+        try:
+            _, event = decode(lambda: node.read(peer, data))
+        except CodecError as error:
+            self._session.refuse(peer, str(error))
+            return False
+        refused = known.refused
+        self._session.rounds.tell_node(event)
+        return known.refused == refused
 
     def _note_ahead(self, peer: int, round: int) -> None:
         """Frames come in order: those of earlier rounds will not come any more."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import CodecError
+from jwins.net.early_frames import decode
 from jwins.net.peer_session import State
 from jwins.sharing.update import Update, largest_magnitude
 from jwins.wire.codec import codec
@@ -172,12 +173,19 @@ class Joiner:
     def on_message(self, peer: int, data: bytes) -> bool:
         """Take a model; say whether the message was one."""
         try:
-            found = self._wire.unpack(data)
+            header = self._wire.peek(data)
         except CodecError:  # something else
             return False
-        if peer != self._current or not isinstance(found, Frame) or found.sender != peer:
+        if header is None or peer != self._current or header.sender != peer:
             self._session.refuse(peer, "a model that was not requested")
-        elif problem := self._objection(found):
+            return True
+        try:
+            found = decode(lambda: self._wire.unpack(data))
+            assert isinstance(found, Frame)
+            problem = self._objection(found)
+        except CodecError as error:
+            problem = str(error)
+        if problem:
             self._session.refuse(peer, f"a model that cannot be used: {problem}")
             self._give_up(f"sent a model that cannot be used: {problem}")
         else:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, ScheduledEvent
 from jwins.node import Phase, Rejoin
-from jwins.wire.frame import Message, Packed
+from jwins.wire.frame import Frame, FrameHeader, Message, Packed
 
 __all__ = ["HostedNode"]
 
@@ -63,8 +63,19 @@ class HostedNode:
         (commands,) = self.group.handle([ScheduledEvent(self.id, now, event)])
         return list(commands)
 
+    def objection(self, frame: FrameHeader) -> str | None:
+        """See :meth:`jwins.node.Node.objection`."""
+        return self._machine.objection(frame)
+
+    def max_frames(self, frame: FrameHeader) -> int:
+        """See :meth:`jwins.node.Node.max_frames`."""
+        return self._machine.max_frames(frame)
+
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
         """A message, and the event by which the node takes it in."""
         self._envelopes += 1
         envelope = Envelope(self._envelopes, peer, Packed(data, 0, 0))
-        return self.group.read(envelope), MessageArrived(envelope)
+        message = self.group.read(envelope)
+        if isinstance(message, Frame):
+            message.update.largest()  # whatever memory its values take is taken here, and not in the node
+        return message, MessageArrived(envelope)

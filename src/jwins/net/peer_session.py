@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from jwins.engines.traffic_counter import Purpose
 from jwins.errors import UsageError
+from jwins.net.early_frames import EarlyFrames
 from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.wire.frame import Packed
 
@@ -247,6 +248,9 @@ class PeerSession:
         joins_at: the round from which it is a member, if it came while nodes ran.
         buffer: frames for it.
         seen: (round, keyframe) of its frames that were accepted.
+        early: of these, those of later rounds.
+        decoded_in: the round of this node in which a frame of it was last decoded.
+        decoded: frames that were decoded in it: on time, and late.
     """
 
     timeout: NeighbourTimeout
@@ -279,6 +283,9 @@ class PeerSession:
     joins_at: int | None = None
     buffer: SendBuffer = field(default_factory=SendBuffer)
     seen: set[tuple[int, bool]] = field(default_factory=set)
+    early: EarlyFrames = field(default_factory=EarlyFrames)
+    decoded_in: int = -1
+    decoded: list[int] = field(default_factory=lambda: [0, 0])
 
     @property
     def is_awaited(self) -> bool:

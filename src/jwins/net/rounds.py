@@ -137,6 +137,8 @@ class Rounds:
             return  # a restart begins with it
         for peer in self._session.peers:
             self._keep_promises(peer, round)
+        for peer in self._session.peers:
+            self._session.arrivals.take_early(peer)
         self._session.training = True
         self.pace.trained_from = self._session.awake
         self._session.out.append(ev.StartTraining(round))
@@ -146,7 +148,7 @@ class Rounds:
         known = self._session.peers[peer]
         self._session.provider.provide(peer)
         self._session.outbox.resend(peer)
-        if known.is_introduced and known.joins_at == round + MAX_ROUNDS_AHEAD:
+        if known.is_introduced and known.joins_at == round + self._session.node.rules.rounds_ahead:
             # Its first frame, which was refused if it came before, can be kept now.
             self._session.outbox.say_hello(peer)
         if known.state is State.SLOW and round % PROBE_EVERY == 0:

@@ -28,6 +28,7 @@ from jwins.engines.traffic_counter import TrafficCounter
 from jwins.net import events as ev
 from jwins.net.arrivals import Arrivals
 from jwins.net.bootstrap import Joiner, Provider
+from jwins.net.early_frames import EarlyFrames
 from jwins.net.handshake import Handshake
 from jwins.net.log_limits import LogLimits
 from jwins.net.membership import Change
@@ -45,7 +46,7 @@ from jwins.node import (
     Rejoin,
     Rules,
 )
-from jwins.wire.frame import Bye, Message
+from jwins.wire.frame import Bye, FrameHeader, Message
 
 __all__ = ["NodeHandle", "Session", "SessionSettings", "SessionState"]
 
@@ -87,11 +88,18 @@ class NodeHandle(Protocol):
     def handle(self, event: Any, now: float) -> list[Any]:
         """See :meth:`jwins.node.Node.handle`."""
 
+    def objection(self, frame: FrameHeader) -> str | None:
+        """See :meth:`jwins.node.Node.objection`."""
+
+    def max_frames(self, frame: FrameHeader) -> int:
+        """See :meth:`jwins.node.Node.max_frames`."""
+
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
-        """A message, and the event by which the node takes it in.
+        """Decode a message, and make the event by which the node takes it in.
 
         Raises:
             CodecError: it is none of this experiment.
+            MemoryError: also torch's RuntimeError of a failed allocation.
         """
 
 
@@ -352,6 +360,7 @@ class Session:
             known.lost()
             known.connected = False
             known.buffer.frames.clear()
+            known.early = EarlyFrames()
             self.apply(peer, Signal.REMOVED)
 
     def apply(self, peer: int, signal: Signal) -> None:

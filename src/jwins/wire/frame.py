@@ -33,6 +33,7 @@ __all__ = [
     "VERSION",
     "Bye",
     "Frame",
+    "FrameHeader",
     "Hello",
     "KeyframeRequest",
     "Message",
@@ -42,6 +43,7 @@ __all__ = [
     "describe",
     "max_frame_bytes",
     "pack",
+    "peek",
     "unpack",
 ]
 
@@ -123,6 +125,17 @@ class Frame:
     update: Update
     keyframe: bool = False
     roster_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """A frame that is not decoded: its fields as in :class:`Frame`, and the number of values of its update."""
+
+    sender: int
+    round: int
+    keyframe: bool
+    roster_version: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +278,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
         CodecError: the frame is valid, but its payload is not.
     """
     header, payload = _read_header(data)
-    if header.digest != digest:
-        raise FrameError(f"a frame of experiment {header.digest.hex()}, this one is {digest.hex()}")
+    _check_digest(header, digest)
     if header.kind == _HELLO:
         hello = _decode_body(payload, _HelloBody)
         return Hello(
@@ -285,13 +297,37 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
         return StateRequest(header.sender, header.round)
     if header.kind == _KEYFRAME_REQUEST:
         return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
+    _check_update(header, codec, dim)
+    # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
+    update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
+    return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
+
+
+def peek(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> FrameHeader | None:
+    """The header of a frame, of which nothing is decoded; None for any other message.
+
+    Arguments and exceptions are those of :func:`unpack`; sections of the payload are not looked at.
+    """
+    header, payload = _read_header(data)
+    _check_digest(header, digest)
+    if header.kind != _FRAME:
+        return None
+    _check_update(header, codec, dim)
+    count = read_payload(payload, dim=dim).count
+    keyframe, roster_version = bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1
+    return FrameHeader(header.sender, header.round, keyframe, roster_version, count)
+
+
+def _check_digest(header: _Header, digest: bytes) -> None:
+    if header.digest != digest:
+        raise FrameError(f"a frame of experiment {header.digest.hex()}, this one is {digest.hex()}")
+
+
+def _check_update(header: _Header, codec: Codec, dim: int) -> None:
     if header.codec != codec.code:
         raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
     if header.dim != dim:
         raise FrameError(f"an update of a vector of {header.dim}, expected {dim}")
-    # memoryview: a payload is as large as the vector, and a second copy would exceed the promised memory
-    update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
-    return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
 
 
 def _replica_round_of(payload: memoryview) -> int | None:
@@ -330,6 +366,10 @@ class Wire:
     def unpack(self, data: bytes) -> Message:
         """Decode the message of a frame."""
         return unpack(data, self.codec, self.digest, dim=self.dim)
+
+    def peek(self, data: bytes) -> FrameHeader | None:
+        """See :func:`peek`."""
+        return peek(data, self.codec, self.digest, dim=self.dim)
 
 
 def max_frame_bytes(dim: int) -> int:
