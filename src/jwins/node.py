@@ -42,6 +42,7 @@ from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.calls import call_init, call_merge, call_share, method_name
+from jwins.sharing.own_scale import OwnScale
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
 from jwins.wire.frame import ROSTER_VERSIONS, Frame, FrameHeader, KeyframeRequest, Packed, Wire
@@ -91,10 +92,10 @@ BYTES_PER_VALUE = 16
 """A position, a value and what they are turned into."""
 
 EARLY_FRAMES = 6
-"""Further rounds that a neighbour may be ahead where neighbours change from round to round: the diameter of what
-such graphs add up to."""
+"""Further rounds that a neighbour may be ahead where neighbours change from round to round: the diameter of
+what such graphs add up to."""
 FRAMES_OF_STRANGERS = 2
-"""Frames of no neighbour that may wait: its roster may be newer, and make it one from this round on or the next."""
+"""Frames of no neighbour that may wait: by a newer roster it may be one, from this round on or the next."""
 
 MAX_PARAMETER = 1e30
 """Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
@@ -104,6 +105,15 @@ MAX_MAGNITUDE_RATIO = 1e6
 """``Rules.max_magnitude_ratio`` between machines. No round of training and no transform takes an honest
 model so far from a neighbour's, be it compared before or after its own training; a damaged number usually
 is."""
+
+
+MAX_GROWTH = 1e3
+"""``Rules.max_growth`` between machines. What honest neighbours send grows as this node's own model does by its
+own training; factors of ten between partitions are usual, of a thousand are not."""
+
+INFLATION = 100.0
+"""Beyond so many times that limit no honest node comes, not even one whose model another has inflated: it
+merges nothing beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +136,8 @@ class Rules:
         inbox_bytes: what more than three of them may decode to, in bytes; infinite between nodes that trust
             each other, where ``inbox_frames`` does not count either.
         rounds_ahead: frames of rounds further ahead are refused.
+        max_growth: frames with a value beyond so many times the node's own scale are refused, too, which others
+            cannot raise (see :class:`~jwins.sharing.own_scale.OwnScale`).
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
     """
 
@@ -143,6 +155,7 @@ class Rules:
     inbox_frames: int = MAX_ROUNDS_AHEAD + 1
     inbox_bytes: float = math.inf
     rounds_ahead: int = MAX_ROUNDS_AHEAD
+    max_growth: float = math.inf
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
         """The same between machines, where a frame may be anything.
@@ -159,6 +172,7 @@ class Rules:
             inbox_frames=frames,
             inbox_bytes=INBOX_BYTES,
             rounds_ahead=frames - 1,
+            max_growth=MAX_GROWTH,
         )
 
     @property
@@ -354,11 +368,13 @@ class FrameRefused:
         sender: whose it was.
         round: the sender's.
         reason: in words.
+        inflated: whether a value is so large that no honest node has it, but by damage.
     """
 
     sender: int
     round: int
     reason: str
+    inflated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -471,6 +487,7 @@ class Node:
         self._stopping = False
         self._replica_rounds: dict[int, int] = {}
         self._answered: dict[int, int] = {}
+        self._scale = OwnScale(params) if math.isfinite(rules.max_growth) else None
 
     # --- Driving ------------------------------------------------------------------------------------------
 
@@ -498,6 +515,8 @@ class Node:
         common = self._sharing.needs_common_start
         self.state = self._sharing.projected(self.state, params) if common else call_init(self._sharing, params)
         self.params = params
+        if self._scale is not None:
+            self._scale = OwnScale(params)
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in one event.
@@ -556,6 +575,8 @@ class Node:
         self._stopping = state.stopping
         self._replica_rounds = dict(state.replica_rounds)
         self._answered = dict(state.answered)
+        if self._scale is not None:
+            self._scale = OwnScale(state.params)
 
     @property
     def inbox(self) -> Mapping[tuple[int, int], Frame]:
@@ -572,6 +593,8 @@ class Node:
     def _on_trained(self, event: Trained, now: float) -> list[Command]:
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
+        if self._scale is not None:
+            self._scale.trained(self.params, event.params)
         self.params = event.params
         if _diverged(event.params):
             return self._fail("parameters are not finite after local training")
@@ -579,6 +602,8 @@ class Node:
         update, self.state = call_share(self._sharing, self.state, self.params, ctx, self.update_dim)
         if not _is_finite(update):
             return self._fail(f"{method_name(self._sharing, 'share')} returned a value that is not finite")
+        if self._scale is not None:
+            self._scale.shared(self.params, update.largest())
         self._shared = self.round
         self._outgoing = self.rules.wire.pack(
             Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
@@ -603,7 +628,7 @@ class Node:
         frame = event.frame
         reason = self._objection(frame)
         if reason is not None:
-            return [FrameRefused(frame.sender, frame.round, reason)]
+            return [FrameRefused(frame.sender, frame.round, reason, self._is_inflated(frame))]
         there = self._inbox.get((frame.sender, frame.round))
         # A keyframe makes up for an update that did not fit.
         if there is None or (frame.keyframe and not there.keyframe):
@@ -827,7 +852,16 @@ class Node:
             own = max(1.0, largest_magnitude(self.params))
             if (largest := frame.update.largest()) > self.rules.max_magnitude_ratio * own:
                 return f"a value of {largest:.3g}, where no parameter of this node is beyond {own:.3g}"
+        if self._scale is not None and (largest := frame.update.largest()) > self._most():
+            return f"a value of {largest:.3g}; by this node's own training none is beyond {self._scale.own:.3g}"
         return None
+
+    def _most(self) -> float:
+        return math.inf if self._scale is None else self.rules.max_growth * self._scale.own
+
+    def _is_inflated(self, frame: Frame) -> bool:
+        largest = frame.update.largest() if self._scale is not None else 0.0
+        return math.isfinite(largest) and largest > INFLATION * self._most()
 
 
 def over_budget(counts: Sequence[int], count: int, max_frames: int, max_bytes: float) -> str | None:

@@ -647,6 +647,8 @@ HOSTILE |= {
     "asks for models": lambda h, at: [StateRequest(h.node, 0)],
     "not a number": lambda h, at: [h.frame(at, float("nan")), h.frame(at, 1e30)],
     "silent": lambda h, at: [],
+    "inflates": lambda h, at: [h.frame(at, min(1e30, 1.3**h.count))],
+    "keyframes": lambda h, at: [replace(h.frame(at + 1 + h.count % 9), keyframe=True)],
 }
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Arrivals"]
 
+MAX_REASON_CHARS = 200
+"""Of a peer's own words, so much is in a line of the log."""
+
 
 class Arrivals:
     """Takes in what happens on a session's connections."""
@@ -95,7 +98,7 @@ class Arrivals:
 
     def _on_hello(self, peer: int, hello: Hello) -> None:
         known = self._session.peers[peer]
-        if problem := self._session.handshake.hello_mismatch(hello):
+        if problem := known.cut or self._session.handshake.hello_mismatch(hello):
             self._on_mismatch(peer, problem)
             return
         first, known.greeted, known.ever_met = not known.greeted, True, True
@@ -144,7 +147,7 @@ class Arrivals:
         if known.said_bye:
             return
         known.said_bye = True
-        self._session.log("info", "bye", peer=peer, round=bye.round, reason=bye.reason)
+        self._session.log("info", "bye", peer=peer, round=bye.round, reason=bye.reason[:MAX_REASON_CHARS])
         if self._session.joiner is not None:
             self._session.joiner.on_refused(peer, f"ends: {bye.reason}")
         if known.is_introduced:

@@ -12,6 +12,7 @@ from torch import Tensor
 from jwins.errors import CodecError
 from jwins.net.early_frames import decode
 from jwins.net.peer_session import State
+from jwins.node import MAX_ROUNDS_AHEAD
 from jwins.sharing.update import Update, largest_magnitude
 from jwins.wire.codec import codec
 from jwins.wire.frame import DIGEST_BYTES, Frame, Packed, StateRequest, Wire
@@ -68,6 +69,7 @@ class Joiner:
         self._wire = state_wire(wire.digest, session.handshake.dim)
         self._request = wire.pack(StateRequest(session.node.id, from_round))
         self._answers: dict[int, str] = {}
+        self._claimed: list[int] = []
         self._pending: Frame | None = None
         self._current: int | None = None
         self._until = self._ask_at = self._away_from = 0.0
@@ -202,10 +204,22 @@ class Joiner:
             return "it is incomplete"
         if not self._from_round <= found.round < rules.rounds:
             return f"it is of round {found.round}"
+        if problem := self._implausible(found.round):
+            return problem
         own, largest = max(1.0, largest_magnitude(self._session.node.params)), found.update.largest()
         if not (math.isfinite(largest) and largest <= rules.max_magnitude_ratio * own):
             return f"it contains a value of {largest:.3g}"
         return ""
+
+    def _implausible(self, round: int) -> str:
+        """Why a round is not believed while another provider can be asked, who may have the same, or ""."""
+        peers = self._session.peers.items()
+        known = [at.round for peer, at in peers if peer != self._current and at.greeted]
+        most = max([*known, *self._claimed, self._from_round], default=0)
+        if not self._left or not known or round <= most + MAX_ROUNDS_AHEAD:
+            return ""
+        self._claimed.append(round)
+        return f"it is of round {round}, and no other member is known to be beyond round {most}"
 
     def _take(self, peer: int, found: Frame) -> None:
         session = self._session

@@ -48,7 +48,7 @@ class State(StrEnum):
     SUSPECT = "suspect"
     """The connection is gone and the peer timed out: it is not waited for."""
     INCOMPATIBLE = "incompatible"
-    """It has other settings, another model or another start."""
+    """It has other settings, another model or another start, or was cut because it inflated its values."""
     LEFT = "left"
     """It said Bye."""
     REMOVED = "removed"
@@ -236,6 +236,8 @@ class PeerSession:
         timed_out: rounds in which it timed out, in all.
         refused: messages of the peer that were not accepted.
         mismatch: why it cannot take part, or "".
+        inflated: its frames with values that no honest node has.
+        cut: why nothing is exchanged with it any more, or "".
         wants_readmission: it spoke while it was SLOW.
         backoff: rounds until its next readmission; doubles with each, and is 1 again when a frame is on time.
         readmit_from: the round of this node from which on it is readmitted.
@@ -271,6 +273,8 @@ class PeerSession:
     timed_out: int = 0
     refused: int = 0
     mismatch: str = ""
+    inflated: int = 0
+    cut: str = ""
     wants_readmission: bool = False
     backoff: int = 1
     readmit_from: int = 0

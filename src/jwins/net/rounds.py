@@ -30,6 +30,9 @@ __all__ = ["MergeReport", "Rounds"]
 PROBE_EVERY = 8
 """A peer that is connected and not waited for is sent a Hello once in this number of rounds."""
 
+MAX_INFLATED = 3
+"""A number may be damaged once; a peer that sends so many frames with inflated values is cut."""
+
 PACE_FACTOR = 10.0
 """Others may be that much faster than this node; a round that nobody can have reached is not believed."""
 
@@ -124,10 +127,18 @@ class Rounds:
                     self._session.out.append(ev.SaveCheckpoint(round))
                 case WakeAt(at):
                     self._session.waiting.ticks = sorted([*self._session.waiting.ticks, at])
-                case FrameRefused(sender, round, reason):
+                case FrameRefused(sender, round, reason, inflated):
                     self._session.refuse(sender, f"frame of round {round}: {reason}")
+                    if inflated:
+                        self._on_inflated(sender, reason)
                 case Finished():
                     self.finish(command)
+
+    def _on_inflated(self, peer: int, reason: str) -> None:
+        known = self._session.peers[peer]
+        known.inflated += 1
+        if known.inflated >= MAX_INFLATED and not known.cut:
+            self._session.cut(peer, f"inflates its values: {reason}")
 
     def _on_train(self, round: int) -> None:
         self._session.waiting.wait = None

@@ -34,7 +34,7 @@ from jwins.net.log_limits import LogLimits
 from jwins.net.membership import Change
 from jwins.net.neighbour_timeout import MAX_STEP_S, AwakeClock, NeighbourTimeout
 from jwins.net.outbox import Outbox
-from jwins.net.peer_session import BufferedFrame, PeerSession, Signal, State
+from jwins.net.peer_session import TRANSITIONS, BufferedFrame, PeerSession, Signal, State
 from jwins.net.rounds import Rounds
 from jwins.net.waiting import Waiting
 from jwins.node import (
@@ -379,6 +379,15 @@ class Session:
         known = self.peers[peer]
         known.refused += 1
         self.log("debug" if quietly else "warning", "refused", peer=peer, reason=reason, times=known.refused)
+
+    def cut(self, peer: int, reason: str) -> None:
+        """Exchange nothing more with a peer, whatever it says, until this process ends."""
+        known = self.peers[peer]
+        known.cut = known.mismatch = reason
+        known.early = EarlyFrames()
+        self.log("error", "cut", peer=peer, reason=reason)
+        if Signal.MISMATCH in TRANSITIONS[known.state]:
+            self.apply(peer, Signal.MISMATCH)
 
     def log(self, level: str, event: str, **fields: Any) -> None:
         """Report an event, unless the same of the same peer was reported too often of late."""
