@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from jwins.cli.app import app, reported_errors
 from jwins.sharing.update import Update
 from jwins.wire.codec import codec
-from jwins.wire.frame import Frame, pack
+from jwins.wire.frame import Bye, Frame, pack
 
 TINY = ["nodes.count=4", "topology.kind=ring", "run.rounds=3", "run.eval_every=2", "run.checkpoint_every=1"]
 
@@ -355,6 +355,32 @@ def test_inspect_shows_a_frame(tmp_path: Path) -> None:
     damaged = jwins("inspect", path)
     assert damaged.exit_code == 2
     assert "not a valid frame" in damaged.stderr
+
+
+def test_inspect_prints_no_escape_sequences(tmp_path: Path) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e"
+    packed = pack(Bye(sender=3, round=7, reason=evil), codec("pco"), bytes(8))
+    (tmp_path / "frame.bin").write_bytes(packed.data)
+    result = jwins("inspect", tmp_path / "frame.bin")
+    assert result.exit_code == 0
+    assert all(letter.isprintable() or letter == "\n" for letter in result.stdout)
+    assert r"\x1b]0;owned\x07\x1b[2J\u202e" in result.stdout
+
+
+def test_tables_and_errors_print_no_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.table import Table
+
+    from jwins.cli.app import console_of, leave
+
+    table = Table("variant\x1b[2J")
+    table.add_row("a\x1b]8;;http://x\x07b")
+    console_of().print(table)
+    with pytest.raises(SystemExit):
+        leave("round \x1b[31m7", 1)
+    told = capsys.readouterr()
+    assert "\x1b" not in told.out + told.err
+    assert r"\x1b]8" in told.out
+    assert r"\x1b[31m7" in told.err
 
 
 def test_list_has_everything_that_has_a_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -206,6 +207,13 @@ def test_edge_list_of_an_editor_that_marks_the_byte_order(tmp_path: Path) -> Non
     (tmp_path / "edges.txt").write_bytes(b"\xef\xbb\xbf0 1\r\n1 2\r\n2 3\r\n")
     graph = make_topology("edge_list", {"path": "edges.txt"}, num_nodes=4, seed=0, folder=tmp_path).at(0)
     assert graph.recipients == ((1,), (0, 2), (1, 3), (2,))
+
+
+@pytest.mark.parametrize("name", ["pipe", "/dev/zero"])
+def test_edge_list_that_never_ends(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="no regular file"):
+        make_topology("edge_list", {"path": name}, num_nodes=4, seed=0, folder=tmp_path)
 
 
 def test_edge_list_that_is_no_text(tmp_path: Path) -> None:

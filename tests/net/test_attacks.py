@@ -691,6 +691,19 @@ def test_a_measurement_is_limited_too(scene: Scene) -> None:
     scene.check_honest()
 
 
+def test_who_measures_too_often_is_refused(tmp_path: Path) -> None:
+    with scene_of(tmp_path, Limits(connections_per_s=1000.0)) as scene:
+        answers = []
+        for _ in range(8):
+            with scene.attacker() as carol:
+                carol.upgrade()
+                carol.hello(CAROL, ALICE, probe=True)
+                answers.append(b'"hello"' in carol.read()[1])
+        assert answers.count(True) <= 6
+        scene.until_counted("measures too often", 1)
+        scene.check_honest()
+
+
 # --- What does a node that runs make of it? ---------------------------------------------------------------
 
 

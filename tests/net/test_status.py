@@ -9,7 +9,9 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -25,13 +27,41 @@ from jwins.errors import UsageError
 from jwins.net.handshake import Handshake, greeting_mismatch, pack_greeting
 from jwins.net.journal import Journal, write_journal
 from jwins.net.roster_versions import RosterVersions
-from jwins.net.status import serve
+from jwins.net.status import MAX_REQUESTS, serve
 from jwins.topology import FullyConnected
 
 
 def get(port: int, path: str) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
         return str(answer.read().decode())
+
+
+def test_the_page_is_not_for_a_site_whose_name_leads_here(wires: Wires) -> None:
+    drivers = World(2, rounds=1, timeout_s=60.0).drivers(wires)
+    with serve(drivers[0], 0) as port:
+        for name in ("localhost", "127.0.0.1", "LOCALHOST"):
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": f"{name}:{port}"})
+            with urllib.request.urlopen(asked, timeout=10) as answer:
+                assert answer.status == 200
+        for name in ("attacker.example", "localhost.attacker.example", "127.0.0.1.nip.io", ""):
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Host": name})
+            with pytest.raises(urllib.error.HTTPError, match="421"):
+                urllib.request.urlopen(asked, timeout=10)
+    for driver in drivers:
+        driver.transport.close()
+
+
+def test_half_open_requests_take_few_threads(wires: Wires) -> None:
+    drivers = World(2, rounds=1, timeout_s=60.0).drivers(wires)
+    before = threading.active_count()
+    with serve(drivers[0], 0) as port, contextlib.ExitStack() as open_ones:
+        for _ in range(5 * MAX_REQUESTS):
+            half_open = open_ones.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            with contextlib.suppress(OSError):  # those beyond the limit are closed
+                half_open.sendall(b"GET / HTTP/1.1\r\n")
+            assert threading.active_count() <= before + 1 + MAX_REQUESTS
+    for driver in drivers:
+        driver.transport.close()
 
 
 def test_page_and_metrics_tell_where_the_node_is(wires: Wires) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -33,6 +34,7 @@ __all__ = [
     "reported_errors",
     "leave",
     "main",
+    "visible",
 ]
 
 OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -163,10 +165,37 @@ def engine_of(name: str | None, address: str | None, actors: int | None = None) 
 
 
 def console_of(*, stderr: bool = False) -> Console:
-    """A console on standard output or error that colours nothing by itself."""
-    from rich.console import Console
+    """A console on standard output or error that colours nothing by itself.
 
-    return Console(stderr=stderr, highlight=False)
+    Names and reasons that others chose are in what is printed, in cells of tables, too: control characters,
+    with which they could rewrite what the terminal shows, are printed as ``\\x1b``.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **how: Any) -> Text:
+            return super().render_str(visible(text), **how)
+
+    return PlainConsole(stderr=stderr, highlight=False)
+
+
+def visible(text: str) -> str:
+    """The text without control characters.
+
+    >>> visible("a\\x1b[2Jb") == "a\\\\x1b[2Jb"
+    True
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf") else _escaped(letter)
+        for letter in text
+    )
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")
 
 
 def _version(wanted: bool) -> None:

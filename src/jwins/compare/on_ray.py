@@ -31,6 +31,7 @@ from jwins.run.memory import memory_needed
 from jwins.run.remote_experiment import RemoteExperiment, pack_experiment
 from jwins.run.run import Ray
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.own_files import open_own
 from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device
 
@@ -145,7 +146,7 @@ def _apply(delta: Delta, folder: Path, experiment: Experiment) -> None:
     checkpoints = sorted(name for name in delta.files if name.startswith("checkpoints/"))
     for name in sorted(delta.files.keys() - set(checkpoints), key=lambda name: (name != _CONFIG, name)):
         write(name)
-    with (folder / _LOG).open("ab") as file:
+    with open_own(folder / _LOG) as file:
         file.truncate(delta.log_from)
         file.seek(0, os.SEEK_END)
         file.write(delta.log)

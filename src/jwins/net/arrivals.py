@@ -181,12 +181,12 @@ class Arrivals:
         known.settled = known.settled or frame.round > known.round
         known.round = max(known.round, frame.round)
         self._observe(peer, frame.round)
-        if frame.round >= at:
-            self._on_time(peer)
-            if frame.round > at and (awaited or peer in self._session.node.awaited):
+        if frame.round > at:  # whether it can be taken in shows in its round
+            if awaited or peer in self._session.node.awaited:
                 self._note_ahead(peer, frame.round)
-            elif frame.round == at:
-                known.ahead_from = None
+        elif frame.round == at:
+            self._on_time(peer)
+            known.ahead_from = None
         else:
             self._session.log("info", "late", peer=peer, round=frame.round, rounds_late=at - frame.round)
             self._on_late(peer)
@@ -207,8 +207,10 @@ class Arrivals:
 
     def take_early(self, peer: int) -> None:
         """Hand over the frames of the round that begins."""
-        for data in self._session.peers[peer].early.take(self._session.node.round):
-            self._hand_over(peer, data, is_late=False)
+        known = self._session.peers[peer]
+        for data in known.early.take(self._session.node.round):
+            if self._hand_over(peer, data, is_late=False) and known.is_introduced:
+                self._on_time(peer)
 
     def _hand_over(self, peer: int, data: bytes, *, is_late: bool) -> bool:
         """Decode a frame for the node; a few bytes can be much work, so there is a limit in each round."""

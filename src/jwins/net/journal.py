@@ -6,7 +6,10 @@ import json
 import logging
 import logging.handlers
 import time
+from io import TextIOWrapper
 from pathlib import Path
+
+from jwins.run_folder.own_files import open_own
 
 __all__ = ["Journal", "JsonLines", "plain", "write_journal"]
 
@@ -75,6 +78,15 @@ MAX_BYTES = 16 * 2**20
 MAX_FILES = 4
 
 
+class _OwnFile(logging.handlers.RotatingFileHandler):
+    """A log that is rotated, and follows no link."""
+
+    def _open(self) -> TextIOWrapper:
+        return TextIOWrapper(
+            open_own(Path(self.baseFilename), mode=0o600), encoding="utf-8", write_through=True
+        )
+
+
 def write_journal(path: Path, node: str | None = None) -> logging.Handler:
     """Append events of this process to a file of JSON lines, which is kept below 16 MB with three older ones.
 
@@ -86,9 +98,7 @@ def write_journal(path: Path, node: str | None = None) -> logging.Handler:
         The handler, for ``logging.getLogger("jwins.net").removeHandler``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=MAX_BYTES, backupCount=MAX_FILES - 1, encoding="utf-8"
-    )
+    handler = _OwnFile(path, maxBytes=MAX_BYTES, backupCount=MAX_FILES - 1, encoding="utf-8")
     if node is not None:
         handler.addFilter(lambda record: getattr(record, "node", node) == node)
     handler.setFormatter(JsonLines())

@@ -34,6 +34,7 @@ class Limits:
         messages_per_s: most pieces and control messages of a peer per second; beyond it is read slowly.
         bytes_per_s: most bytes of a peer per second, likewise; None for no limit.
         connections_per_s: how often a peer may connect, ten at once excepted.
+        measurements_per_s: how often a peer may measure (`jwins doctor`), five at once excepted.
         handshake_s: within this time a connection must be authenticated.
         pending: connections that are not authenticated yet.
         pending_per_address: of these, how many from one address.
@@ -52,6 +53,7 @@ class Limits:
     messages_per_s: float = 4000.0
     bytes_per_s: float | None = None
     connections_per_s: float = 1.0
+    measurements_per_s: float = 0.1
     handshake_s: float = 5.0
     pending: int = 64
     pending_per_address: int = 16

@@ -39,6 +39,7 @@ from jwins.net.status_file import StatusFile
 from jwins.net.transport_interface import Transport
 from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.run_folder.lock import locked
+from jwins.run_folder.own_files import private_folder
 from jwins.run_folder.rows import StartRow
 from jwins.sharing import Sharing
 from jwins.sharing import jwins as jwins_sharing
@@ -268,7 +269,7 @@ class Peer:
         self._folder = contextlib.ExitStack()
         if place is not None:
             try:
-                place.mkdir(parents=True, exist_ok=True)
+                private_folder(place)
                 self._folder.enter_context(locked(place, "this peer"))
                 self._folder.callback(_end_of_journal, write_journal(place / "log.jsonl", me.name))
             except BaseException:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import html
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jwins.errors import UsageError
 from jwins.net.peer_session import State
@@ -23,6 +24,16 @@ __all__ = ["ENDLESS", "page", "serve"]
 
 ENDLESS = 2**31
 """So many rounds has who takes part until it leaves."""
+
+
+REQUEST_S = 5.0
+"""A request that is not complete after this time is dropped."""
+
+MAX_REQUESTS = 16
+
+HOSTS = ("localhost", "127.0.0.1", "[::1]")
+"""Names by which the page may be asked for. A browser asks by another one where a site, whose name was made to
+point to this machine, wants to read the page."""
 
 
 @contextmanager
@@ -46,8 +57,12 @@ def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
     registry.register(_Collector(driver))
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_S
+
         def do_GET(self) -> None:
-            if self.path == "/metrics":
+            if _host_of(self.headers.get("Host", "")) not in HOSTS:
+                self.send_error(421, "this page is for requests to localhost")
+            elif self.path == "/metrics":
                 self._answer(generate_latest(registry), CONTENT_TYPE_LATEST)
             elif self.path == "/":
                 self._answer(page(driver).encode(), "text/html; charset=utf-8")
@@ -66,7 +81,7 @@ def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
             pass
 
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        server = _FewAtOnce(("127.0.0.1", port), Handler)
     except OSError as error:
         raise UsageError(f"port {port} for metrics: {error.strerror}; choose another") from None
     keep_from_children(server, lambda server: [server.fileno()])
@@ -78,6 +93,37 @@ def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _FewAtOnce(ThreadingHTTPServer):
+    """A thread for each request, and no more than a few: one that is half-open ends after :data:`REQUEST_S`."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._free = threading.BoundedSemaphore(MAX_REQUESTS)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+
+def _host_of(header: str) -> str:
+    """The name in a Host header, without its port.
+
+    >>> _host_of("localhost:8080"), _host_of("[::1]:8080"), _host_of("attacker.example")
+    ('localhost', '[::1]', 'attacker.example')
+    """
+    return re.sub(r":\d*$", "", header.strip().lower())
 
 
 class _Collector:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
     from jwins.net.driver import WallProgress
@@ -37,9 +39,5 @@ class StatusFile:
         del found["row"]
         for key in ("waiting_for", "connected", "suspect"):
             found[key] = [self._names[peer] for peer in found[key]]
-        partial = self._path.with_suffix(".partial")
-        try:
-            partial.write_text(json.dumps(found) + "\n")
-            os.replace(partial, self._path)
-        except OSError:  # a full disk must not end the run
-            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a full disk must not end the run
+            write_atomically(self._path, (json.dumps(found) + "\n").encode(), sync=False, mode=0o600)

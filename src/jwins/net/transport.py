@@ -41,6 +41,7 @@ from jwins.net.channel import (
 )
 from jwins.net.dial import READER_BYTES, SHUTDOWN_S, dial
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
+from jwins.net.log_limits import LogLimits
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import keep_from_children, listening_sockets
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
@@ -80,10 +81,9 @@ PROBE_S = 30.0
 GREETING_BYTES: Final = 4096
 
 CONNECTIONS_AT_ONCE = 10.0
+MEASUREMENTS_AT_ONCE = 5.0
 
 KEY_IN_USE = "another process with the key of this node is connected; a node runs once"
-
-QUIET_S = 60.0
 
 MIN_LOOK_S, MAX_LOOK_S = 0.001, 0.02
 """Interval between looks whether a message has left."""
@@ -141,7 +141,7 @@ class TlsTransport:
         self._woken = False
         self._peers: dict[int, PeerState] = {}
         self._strangers: Counter[str] = Counter()
-        self._said: dict[tuple[str, str], float] = {}
+        self._log_limits = LogLimits()
         self._pending: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: list[socket.socket] = []
@@ -355,7 +355,8 @@ class TlsTransport:
             state = self._peers.get(member.id)
             if state is None:
                 arrivals = Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now)
-                state = PeerState(arrivals, Rates.of(self.limits, now))
+                measurements = Bucket.full(self.limits.measurements_per_s, MEASUREMENTS_AT_ONCE, now)
+                state = PeerState(arrivals, measurements, Rates.of(self.limits, now))
                 with self._changed:
                     self._peers[member.id] = state
             wanted = self._wanted is None or member.id in self._wanted
@@ -444,6 +445,8 @@ class TlsTransport:
                     await self._admit(hello, state, address)
                 elif state.probed:
                     raise PeerRefused("it runs a measurement already")
+                elif state.measurements.take(1, self._loop.time()) > 0:
+                    raise PeerRefused("it measures too often")
                 channel.write(self._hello(hello.id))
                 if not hello.probe and self.id > hello.id:
                     await channel.control(Go)
@@ -568,7 +571,8 @@ class TlsTransport:
                     log.exception("failed peer=%d", peer)
                 if state.link is None:
                     if (words := in_words(error)) != state.last_error:
-                        log.info("cannot connect peer=%d reason=%r", peer, words)
+                        if self._may_log("cannot connect", peer):
+                            log.info("cannot connect peer=%d reason=%r", peer, words)
                         if KEY_IN_USE in words:
                             self._tell(
                                 KeyUsedElsewhere(
@@ -623,7 +627,8 @@ class TlsTransport:
             self._cut(state.link, "a new connection took its place")
         link = Link(peer, channel, hello.instance, fingerprint, self._awake_s, self._awake_s)
         state.connections += 1
-        log.info("connected peer=%d address=%s", peer, address)
+        if self._may_log("connected", peer):
+            log.info("connected peer=%d address=%s", peer, address)
         with self._changed:
             state.link, state.address, state.greeting = link, address, hello.greeting
             self._emit(Connected(peer, hello.greeting))
@@ -659,7 +664,8 @@ class TlsTransport:
             return
         reason = "this node ends" if self._closing else reason
         self._note(link.peer, reason)
-        log.info("disconnected peer=%d reason=%r", link.peer, reason)
+        if self._may_log("disconnected", link.peer):
+            log.info("disconnected peer=%d reason=%r", link.peer, reason)
         with self._changed:
             state.link = None
             state.stable = self._awake_s - link.opened > STABLE_S
@@ -842,8 +848,9 @@ class TlsTransport:
         self._warn("stranger", kind, f"{reason}; last from {address}", self._strangers[kind])
 
     def _warn(self, who: str, kind: str, reason: str, count: int) -> None:
-        """One line a minute at most for each kind of refusal: an attack must not fill the log."""
-        now = self._loop.time()
-        if now - self._said.get((who, kind), -QUIET_S) >= QUIET_S:
-            self._said[who, kind] = now
+        if self._may_log(kind, who):
             log.warning("refused %s reason=%r count=%d", who, reason, count)
+
+    def _may_log(self, event: str, who: object) -> bool:
+        """Whether one more line of this kind is written: an attack must not fill the log."""
+        return self._log_limits.take(event, who, self._loop.time()) is not None

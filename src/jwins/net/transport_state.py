@@ -107,6 +107,7 @@ class PeerState:
 
     Attributes:
         arrivals: how often the peer may connect.
+        measurements: how often it may measure.
         rates: how fast it is read.
         address: of the connection that is open, or was last.
         greeting: likewise.
@@ -129,6 +130,7 @@ class PeerState:
     """
 
     arrivals: Bucket
+    measurements: Bucket
     rates: Rates
     address: str = ""
     greeting: bytes = b""

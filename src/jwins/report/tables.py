@@ -478,8 +478,15 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.writer(buffer, lineterminator="\n")
     if rows:
         writer.writerow(rows[0])
-    writer.writerows([["" if value is None else value for value in row.values()] for row in rows])
+    writer.writerows([[_cell(value) for value in row.values()] for row in rows])
     write_atomically(path, buffer.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    """The value as spreadsheets may read it: text that they would take for a formula begins with a quote."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return "" if value is None else value
 
 
 def _finite_row(row: Mapping[str, Any]) -> dict[str, Any]:

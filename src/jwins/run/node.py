@@ -24,6 +24,7 @@ from jwins.run.assembly import Components, assemble
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.run_folder import checkpoint
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.own_files import private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +172,7 @@ def run_node(
     if state is FolderState.COMPLETE:
         return NodeResult(place, "finished", experiment.run.rounds, was_complete=True)
     components = for_real_time(assemble(experiment, nodes=[node]))
-    place.mkdir(parents=True, exist_ok=True)
+    private_folder(place)
     with locked(place, f"node {name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(place / "config.toml", components.experiment.to_toml(place).encode())
@@ -276,7 +277,7 @@ def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
     """Keeps the model of each evaluation there."""
 
     def keep(evaluation: NodeEvaluation) -> None:
-        folder.mkdir(exist_ok=True)
+        private_folder(folder)
         write_atomically(folder / f"round-{evaluation.round:08d}.safetensors", checkpoint.dump(evaluation))
 
     return keep

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from jwins.errors import DataError, ResumeError, UsageError
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.own_files import private_folder
 
 __all__ = ["Dumped", "dump", "latest", "load", "read", "read_shard", "write", "write_shard"]
 
@@ -144,7 +145,7 @@ def write_shard(folder: Path, round: int, number: int, state: object) -> str:
 
 
 def _write(folder: Path, label: str, state: object) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     data = state.data if isinstance(state, Dumped) else dump(state)
     path = folder / f"{label}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
     write_atomically(path, data)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jwins.errors import ResumeError
+from jwins.run_folder.own_files import open_own
 
 __all__ = ["locked"]
 
@@ -27,7 +28,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     except ImportError:  # not on Windows
         yield
         return
-    with (folder / ".lock").open("w") as file:
+    with open_own(folder / ".lock") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -17,6 +17,7 @@ import msgspec
 
 from jwins.errors import DataError
 from jwins.run_folder.archive import open_file
+from jwins.run_folder.own_files import open_own
 
 __all__ = [
     "EndRow",
@@ -208,9 +209,10 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
         self.path = path
+        self._file = open_own(path)
         if keep_bytes is None:
-            keep_bytes = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-        self._file = path.open("ab")
+            self._file.seek(0)
+            keep_bytes = self._file.read().rfind(b"\n") + 1
         size = self._file.seek(0, os.SEEK_END)
         if size < keep_bytes:
             self._file.close()

@@ -65,6 +65,8 @@ def _read_edges(path: Path, num_nodes: int) -> tuple[tuple[int, int], ...]:
         return ConfigError("topology.path", str(path), f"{path.name}, line {line}: {problem}")
 
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end, nor a device
+            raise ConfigError("topology.path", str(path), "is no regular file; expected a text file")
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except OSError as error:
         problem = (

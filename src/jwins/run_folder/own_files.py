@@ -1,0 +1,51 @@
+"""Files and folders that a run writes in its own folder, which somebody else may have prepared."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+__all__ = ["open_own", "private_folder"]
+
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def open_own(path: Path, *, new: bool = False, mode: int = 0o666) -> IO[bytes]:
+    """Open a regular file for appending and reading; links are not followed.
+
+    A folder that was copied or unpacked may hold a link with the name of a file that a run writes, which would
+    have the run write somewhere else, or a pipe, on which it would wait for ever.
+
+    Args:
+        path: the file; made if it does not exist.
+        new: whether it must not exist.
+        mode: permissions of a file that is made, less those of the umask.
+
+    Raises:
+        OSError: it is a link or no regular file, it exists and must not, or it cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY | _NO_FOLLOW | (os.O_EXCL if new else 0)
+    try:
+        descriptor = os.open(path, flags, mode)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise OSError(error.errno, "is a symbolic link; remove it", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file; remove it", str(path))
+    return os.fdopen(descriptor, "ab+")
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder that only its owner can read, and those above it as usual; return it.
+
+    A folder that exists keeps its permissions.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
