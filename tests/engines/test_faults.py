@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from worlds import end, evals, simulator, state_of
 
-from jwins.engines.simulator import Faults, Links, StalledError
+from jwins.engines.simulator import Compute, Faults, Links, StalledError
 from jwins.errors import ConfigError
+from jwins.rng import RoundContext
+from jwins.run_folder.record import Record
 from jwins.sharing import Sharing, choco, closed_loop, full, jwins, stateless
+from jwins.sharing.update import Received, Update
 from jwins.topology import FullyConnected, Regular, Ring
 
 ALGORITHMS = {
@@ -99,6 +106,72 @@ def test_a_crash_without_rejoin_leaves_the_model_of_the_crash() -> None:
     assert torch.equal(outcome.params[0], before.params[0])
     assert evals(outcome)[-1].round == 8
     assert evals(outcome)[-1].nodes == [1, 2, 3, 4]
+
+
+def test_a_run_in_which_all_nodes_crash_is_stalled(tmp_path: Path) -> None:
+    faults = Faults()
+    for node in range(4):
+        faults = faults.crash(node=node, round=3 + (node == 2))
+    sim = simulator(4, rounds=10, faults=faults, folder=tmp_path)
+    outcome = sim.run()
+    last = end(outcome)
+    sent = sum(edge.bytes.total for edge in outcome.traffic)
+    assert (outcome.status, last.status, last.round) == ("stalled", "stalled", 4)
+    assert last.reason == f"all 4 nodes are down, the last one since round 4; {sent} bytes were sent"
+    assert evals(outcome)[-1].round == 4
+    record = Record.read(tmp_path)
+    assert record.status == "stalled @ 4"
+    assert record.ended_early
+    assert math.isnan(record.final("accuracy"))
+
+
+def test_a_crash_leaves_no_checkpoint_out(tmp_path: Path) -> None:
+    """Those who are left had asked for it before the slowest node, which asks no more, went down."""
+    sim = simulator(
+        4,
+        rounds=14,
+        topology=FullyConnected(num_nodes=4, seed=1),
+        faults=Faults().crash(node=3, round=1).rejoin(node=3, round=12),
+        folder=tmp_path,
+        checkpoint_every=1,
+        deadline_s=0.05,
+        compute=Compute(step_ms=(10.0, 10.0, 10.0, 400.0)),
+    )
+    saved: list[int] = []
+    save = sim._save
+
+    def saving(completed: int) -> None:
+        saved.append(completed)
+        save(completed)
+
+    sim._save = saving  # type: ignore[method-assign]
+    sim.run()
+
+    assert saved == [11, 12, 13, 14], "at the crash, those who are left had all asked for that of round 11"
+
+
+def test_a_share_that_is_not_finite_names_class_node_and_round() -> None:
+    @dataclass(frozen=True)
+    class Broken(Sharing[int]):
+        remembers_peers: ClassVar[bool] = False
+        needs_common_start: ClassVar[bool] = False
+        state_types: ClassVar[tuple[type, ...]] = ()
+
+        def init(self, params: torch.Tensor) -> int:
+            return 0
+
+        def share(self, state: int, params: torch.Tensor, ctx: RoundContext) -> tuple[Update, int]:
+            values = params * float("nan") if (ctx.node, ctx.round) == (2, 3) else params.clone()
+            return Update(len(params), None, values), state
+
+        def merge(
+            self, state: int, params: torch.Tensor, received: Sequence[Received], ctx: RoundContext
+        ) -> tuple[torch.Tensor, int]:
+            return params, state
+
+    outcome = simulator(16, sharing=Broken(), rounds=6).run()
+    assert outcome.status == "diverged"
+    assert end(outcome).reason == "node 2, round 3: Broken.share returned a value that is not finite"
 
 
 def check_replicas(sim: Any) -> None:

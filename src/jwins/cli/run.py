@@ -11,6 +11,7 @@ import typer
 from jwins.cli.app import (
     DIVERGED,
     EPILOG,
+    FAILED,
     INTERRUPTED,
     Address,
     Data,
@@ -88,6 +89,9 @@ def run(
             print_result(console, result)
         if result.status == "diverged":
             leave(divergence(result), DIVERGED)
+        if result.status == "stalled":
+            assert result.record.end is not None
+            leave(f"stalled in round {result.record.end.round}: {result.record.end.reason}", FAILED)
 
 
 def data_override(data: Path | None) -> list[str]:

@@ -51,16 +51,17 @@ class Group:
         records = not_diverged(self.records)
         if len(records) == len(self.records):
             return self
-        raw = [raw for record, raw in zip(self.records, self.raw_bytes, strict=True) if not record.diverged]
+        raw = [raw for record, raw in zip(self.records, self.raw_bytes, strict=True) if not record.ended_early]
         return Group(self.name, self.algorithm, tuple(records), tuple(raw))
 
     @property
     def diverged(self) -> str:
-        """``diverged`` if all runs did, ``1 of 5 diverged`` if some did, nothing if none did."""
-        lost, runs = sum(record.diverged for record in self.records), len(self.records)
-        if lost in (0, runs):
-            return "diverged" if lost else ""
-        return f"{lost} of {runs} diverged"
+        """``diverged`` if all runs did, ``1 of 5 stalled`` if some did, nothing if none did."""
+        lost = [record.end.status for record in self.records if record.end is not None and record.ended_early]
+        if not lost:
+            return ""
+        word = " or ".join(sorted(set(lost)))
+        return word if len(lost) == len(self.records) else f"{len(lost)} of {len(self.records)} {word}"
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def difference(group: Group, reference: Group, metric: str, final_over: int = 1)
     """
     if group.name == reference.name:
         return None
-    others = {record.start.seed: record for record in reference.records if not record.diverged}
-    own = [record for record in group.records if not record.diverged]
+    others = {record.start.seed: record for record in reference.records if not record.ended_early}
+    own = [record for record in group.records if not record.ended_early]
     pairs = [(record, others[record.start.seed]) for record in own if record.start.seed in others]
     if not pairs:
         return None

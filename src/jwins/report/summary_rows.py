@@ -129,7 +129,7 @@ def summary_row(
     return SummaryRow(
         variant=group.name,
         seeds=len(group.records),
-        counted=sum(not record.diverged for record in group.records),
+        counted=sum(not record.ended_early for record in group.records),
         final=statistics.fmean(finals),
         final_sd=deviation(finals),
         bytes_per_node=statistics.fmean(sent),

@@ -25,7 +25,7 @@ class Result:
     Attributes:
         experiment: as resolved.
         folder: the run folder.
-        status: ``finished``, ``diverged`` or ``interrupted``.
+        status: ``finished``, ``diverged``, ``interrupted``, or ``stalled`` if all simulated nodes went down.
         record: the typed rows.
         was_complete: whether nothing had to be done, because the run was complete before.
 

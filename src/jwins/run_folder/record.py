@@ -81,15 +81,15 @@ class Record:
 
     @property
     def status(self) -> str:
-        """``finished``, ``diverged @ 12`` or ``unfinished @ 12``, the number being completed rounds."""
+        """``finished``; or what it is instead and after how many rounds, as ``diverged @ 12``."""
         if self.end is None:
             return f"unfinished @ {self.rounds}"
         return self.end.status if self.end.status == "finished" else f"{self.end.status} @ {self.end.round}"
 
     @property
-    def diverged(self) -> bool:
-        """Whether the run ended early because a model was not finite any more."""
-        return self.end is not None and self.end.status == "diverged"
+    def ended_early(self) -> bool:
+        """Whether the run has no final models: one was not finite any more, or all nodes went down."""
+        return self.end is not None and self.end.status in ("diverged", "stalled")
 
     def series(self, metric: str) -> list[float]:
         """Mean over nodes of ``metric`` at each evaluation, all on the test samples of the early ones.
@@ -131,7 +131,7 @@ class Record:
     def final(self, metric: str, over: int = 1) -> float:
         """Mean of ``metric`` over the last ``over`` evaluations; the one before training counts only if alone.
 
-        Not a number if nothing was measured, or if the run diverged: it has no final model.
+        Not a number if nothing was measured, or if the run ended early: it has no final model.
         """
         return self._mean_of_last(self._means(metric, lambda row: row.metrics[metric].mean), over)
 
@@ -143,7 +143,7 @@ class Record:
         if len(values) > 1 and self.evaluations[0].round == 0:
             del values[0]
         values = values[-over:]
-        return statistics.fmean(values) if values and not self.diverged else math.nan
+        return statistics.fmean(values) if values and not self.ended_early else math.nan
 
 
 def flat_rows(record: Record) -> list[dict[str, Any]]:
@@ -181,8 +181,8 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
 
 
 def not_diverged(records: Sequence[Record]) -> Sequence[Record]:
-    """The runs that did not diverge; all if all did."""
-    return [record for record in records if not record.diverged] or records
+    """The runs that neither diverged nor stalled; all if all did."""
+    return [record for record in records if not record.ended_early] or records
 
 
 def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tuple[float, float]:

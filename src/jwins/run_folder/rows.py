@@ -173,7 +173,8 @@ class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defa
     """The last row of a run that ended by itself.
 
     Attributes:
-        status: ``finished``, or ``diverged`` if a node's parameters stopped being finite.
+        status: ``finished``, ``diverged`` if a node's parameters stopped being finite, or ``stalled`` if all
+            nodes went down.
         round: rounds completed by every live node.
         time_s: seconds on the clock of the start row.
         reason: in words, for a run that did not finish.

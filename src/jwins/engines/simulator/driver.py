@@ -155,7 +155,7 @@ class Outcome:
     """Measurements of a simulation.
 
     Attributes:
-        status: ``finished``, ``diverged`` or ``interrupted``.
+        status: ``finished``, ``diverged``, ``interrupted``, or ``stalled`` if all nodes went down.
         rows: all rows of the run, of before an interruption, too.
         params: (N, P) float32 final parameters; None if interrupted.
         refused: (receiver, sender, round, reason) of each frame that a node did not accept.
@@ -348,11 +348,8 @@ class SimulatedDriver:
                     self._completions.setdefault(round, {})[node] = RoundCompletion(now, sent)
                     self._evaluate_if_complete(round)
                 case Checkpoint(round):
-                    votes = self._votes.setdefault(round, set())
-                    votes.add(node)
-                    if self._are_all(votes, round):
-                        del self._votes[round]
-                        self._checkpoint_due = round
+                    self._votes.setdefault(round, set()).add(node)
+                    self._count_votes(round)
                 case WakeAt(at):
                     self._queue.push(at, NodeEvent(node, Tick()))
                 case FrameRefused(sender, round, reason):
@@ -403,6 +400,13 @@ class SimulatedDriver:
                 self._queue.push(now + self._links.latency_ms * 1e-3, NodeEvent(peer, PeerLost(node)))
         for completed in sorted(self._completions):
             self._evaluate_if_complete(completed)
+        for completed in sorted(self._votes):  # those who are left may be all who ask for a checkpoint
+            self._count_votes(completed)
+
+    def _count_votes(self, round: int) -> None:
+        if len(self._crashed) < self.num_nodes and self._are_all(self._votes[round], round):
+            del self._votes[round]
+            self._checkpoint_due = round
 
     def _rejoin(self, node: int, round: int, now: float) -> None:
         """The node introduces itself to all others before it trains, so they expect it from ``round`` on."""
@@ -481,9 +485,9 @@ class SimulatedDriver:
         self.on_progress(Progress(self._least_round(), self.rules.rounds, self._now, sent, row))
 
     def _least_round(self) -> int:
-        """Rounds completed by every live node."""
+        """Rounds completed by every live node; if there is none, by the one that went down last."""
         self._live_at = +self._live_at  # without those that are zero
-        return min(self._live_at, default=self.rules.rounds)
+        return min(self._live_at, default=max(self._rounds))
 
     def _check_not_stalled(self) -> None:
         waiting: dict[int, tuple[int, tuple[int, ...]]] = {}
@@ -500,10 +504,18 @@ class SimulatedDriver:
     # --- The end, and coming back -------------------------------------------------------------------------
 
     def _end(self) -> Outcome:
-        failure = self._failure or Finished("finished", self._least_round())
+        failure = self._failure or self._all_down() or Finished("finished", self._least_round())
         end = EndRow(failure.status, failure.round, self._now, failure.reason, "", self._seconds())
         params = self.recorder.finish(self.groups, end, self._traffic.edges())
         return self._outcome(failure.status, params)
+
+    def _all_down(self) -> Finished | None:
+        """The end of a run in which no node is left."""
+        if len(self._crashed) < self.num_nodes:
+            return None
+        at, sent = max(self._rounds), self._traffic.total_bytes()
+        reason = f"all {self.num_nodes} nodes are down, the last one since round {at}; {sent} bytes were sent"
+        return Finished("stalled", at, reason)
 
     def _seconds(self) -> dict[str, float]:
         """Real seconds by activity, start-up first and all of it but start-up last."""
