@@ -386,11 +386,11 @@ def test_leftovers_are_cleaned_and_strangers_left_alone(folder: Path) -> None:
     assert round_of(folder) == 30
 
 
-def full_disk(*_: Any) -> None:
+def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("what", ["os.fsync", "pathlib.Path.rename", "pathlib.Path.open", "write"])
+@pytest.mark.parametrize("what", ["os.fsync", "pathlib.Path.replace", "open", "write"])
 def test_a_full_disk_leaves_everything_as_it_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
@@ -399,6 +399,8 @@ def test_a_full_disk_leaves_everything_as_it_was(
         if what == "write":
             patch.setattr("jwins.run_folder.atomic.os.fsync", full_disk)
             patch.setattr("jwins.run_folder.checkpoint.dump", lambda *a, **k: b"x" * 10)
+        elif what == "open":
+            patch.setattr("jwins.run_folder.atomic.open_own", full_disk)
         else:
             patch.setattr(what, full_disk)
         with pytest.raises(OSError, match="No space left"):

@@ -298,7 +298,7 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
     if header.kind == _KEYFRAME_REQUEST:
         return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
     _check_update(header, codec, dim)
-    # memoryview: a payload is as large as the vector, and a second copy of it would not fit the promised memory
+    # memoryview: a payload is as large as the vector, and a second copy would exceed the promised memory
     update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
     return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
 
