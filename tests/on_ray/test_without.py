@@ -69,6 +69,6 @@ def test_an_address_without_a_cluster_is_named(
     )  # where clusters of other tests are not
     said = run("run", "digits", "--engine", "ray", "--address", "auto")
     assert said.returncode == 2, said.stderr
-    assert "--address auto: no Ray cluster that fits there" in said.stderr
+    assert "--address auto: no suitable Ray cluster" in said.stderr
     assert "Traceback" not in said.stderr
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
-"""Reduction of an evaluation: results of the node groups become one row.
+"""Reduction of the node groups' evaluation results to one row.
 
-Nothing here depends on how the nodes are spread over node groups. Numbers of single nodes are listed in the
-order of their ids; sums over nodes run along a fixed binary tree over the ids, of which a node group sends the
+The row does not depend on the assignment of nodes to node groups. Numbers of single nodes are in the
+order of their ids. Sums over nodes follow a fixed binary tree over the ids, and a node group sends the
 sums of the largest subtrees that it holds.
 """
 
@@ -35,12 +35,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationSamples:
-    """Test samples that an evaluation uses.
+    """Test samples of an evaluation.
 
     Attributes:
         common: (m,) increasing int64, for all nodes; None for all samples.
-        own: for each node, (m_i,) int64, samples of its own; adds the metrics ``own_<name>``, which a node
-            without any does not have. None adds nothing.
+        own: for each node, (m_i,) int64, samples of its own owners, for the metrics ``own_<name>``. A node
+            without such samples lacks these metrics. None for no such metrics.
     """
 
     common: Tensor | None = None
@@ -49,12 +49,12 @@ class EvaluationSamples:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationPlan:
-    """Which samples each evaluation uses.
+    """Samples of each evaluation.
 
     Attributes:
-        samples: from ``early_before`` on.
-        early: before; the others then say what they find on these too (``EvalRow.early``). Some of
-            ``samples``, or None for no difference.
+        samples: samples of evaluations after ``early_before`` or more rounds.
+        early: samples of earlier evaluations, a subset of ``samples``. Later evaluations report their result on
+            these, too (``EvalRow.early``). None for no difference.
         early_before: a number of completed rounds.
     """
 
@@ -67,7 +67,7 @@ class EvaluationPlan:
         return self.early if self.early is not None and round < self.early_before else self.samples
 
     def common_early(self, round: int, num_test: int) -> Tensor | None:
-        """Of the common samples of a late evaluation, which are early ones, (m,) bool; else None."""
+        """Mark the early samples among the common ones of a late evaluation, (m,) bool; else return None."""
         if self.early is None or self.of(round) is self.early:
             return None
         common = torch.arange(num_test) if self.samples.common is None else self.samples.common
@@ -75,7 +75,7 @@ class EvaluationPlan:
         return _mask_of(common, some, "common samples")
 
     def own_early(self, round: int, node: int) -> Tensor | None:
-        """Of a node's own samples of a late evaluation, which are early ones, (m_i,) bool; else None."""
+        """Mark the early ones of a node's own samples of a late evaluation, (m_i,) bool; else return None."""
         if self.early is None or self.of(round) is self.early:
             return None
         if self.early.own is None or self.samples.own is None:
@@ -95,11 +95,11 @@ def _mask_of(samples: Tensor, some: Tensor, what: str) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PartialSum:
-    """The sum over the nodes of one subtree, whose leaves are ``index * 2**level`` and so on.
+    """Sum over the nodes of one subtree, whose first leaf is node ``index * 2**level``.
 
     Attributes:
         level: height of the subtree; 0 for a single node.
-        index: which one of its level.
+        index: position in its level.
         total: float64, or None if none of its nodes was measured.
     """
 
@@ -109,13 +109,13 @@ class PartialSum:
 
 
 def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[PartialSum]:
-    """Sums of the largest whole subtrees.
+    """Return the sums of the largest whole subtrees.
 
     Args:
-        leaves: node and vector, or None where it was not measured; in the order of the nodes, each once.
+        leaves: node and vector, or None if the node was not measured; in the order of the nodes, each once.
 
     Returns:
-        In the order of the nodes; memory for about as many vectors as the tree is high.
+        The sums in the order of the nodes. Memory: about one vector for each level of the tree.
     """
     sums: list[PartialSum] = []
     for node, leaf in leaves:
@@ -125,13 +125,13 @@ def tree_sums(leaves: Iterable[tuple[int, Tensor | None]]) -> list[PartialSum]:
 
 
 def tree_total(partials: Iterable[PartialSum]) -> Tensor | None:
-    """The sum over the whole tree, from the subtrees of all node groups in the order of the nodes."""
+    """Return the sum over the whole tree, from the subtrees of all node groups in the order of the nodes."""
     sums: list[PartialSum] = []
     for partial in partials:
         sums.append(partial)
         _join_siblings(sums)
     total: Tensor | None = None
-    for partial in reversed(sums):  # the right edge, whose subtrees are smaller than their siblings would be
+    for partial in reversed(sums):  # the right edge, whose subtrees are smaller than complete ones
         total = _sum(partial.total, total)
     return total
 
@@ -156,7 +156,7 @@ class AverageModel:
 
     Attributes:
         params: (P,) float32.
-        buffers: local buffers by name, float ones averaged; of integer ones, the first node's.
+        buffers: local buffers by name; floating-point ones are averaged, integer ones are the first node's.
     """
 
     params: Tensor
@@ -166,11 +166,11 @@ class AverageModel:
 def average(
     sums: Sequence[Sequence[PartialSum]], count: int, buffers: Mapping[int, Mapping[str, Tensor]]
 ) -> AverageModel:
-    """The mean model.
+    """Return the mean model.
 
     Args:
-        sums: of parameters, from each node group.
-        count: how many nodes were measured.
+        sums: sums of parameters, from each node group.
+        count: number of measured nodes.
         buffers: local buffers of each node that was measured.
     """
     partials = sorted((p for group in sums for p in group), key=lambda p: p.index << p.level)
@@ -181,7 +181,7 @@ def average(
 
 
 def squared_distance(params: Tensor, mean: Tensor) -> float:
-    """From a node's model to the average model, both (P,) float32 on one device."""
+    """Return the squared distance of a node's model to the average model, both (P,) float32 on one device."""
     return float((params.double() - mean).square().sum())
 
 
@@ -193,8 +193,8 @@ class EvalResult:
     """Measurements of one node group at an evaluation.
 
     Attributes:
-        metrics: by metric, by node.
-        own: likewise on the nodes' own test samples; a node without any is left out.
+        metrics: values by metric and node.
+        own: the same on the nodes' own test samples; nodes without any are left out.
         early: means on the samples of earlier evaluations, by metric, by node; ``own_<metric>`` too.
         losses: mean training loss of each node's last round.
         squares: squared distance of each node to the average model.
@@ -219,16 +219,16 @@ def reduce_results(
     samples: int,
     consensus_rounds: int = 0,
 ) -> EvalRow:
-    """One row from the results of all node groups.
+    """Combine the results of all node groups into one row.
 
     Args:
-        results: of all node groups.
+        results: results of all node groups.
         round: completed rounds.
-        time_s: when the last of the nodes completed it.
-        nodes: that were measured, increasing.
-        traffic: bytes that all nodes have sent to complete that many rounds.
-        samples: test samples used.
-        consensus_rounds: how many of the rounds, at the end, were without training.
+        time_s: time at which the last node completed the round.
+        nodes: measured nodes, increasing.
+        traffic: bytes of all nodes up to this round.
+        samples: number of test samples.
+        consensus_rounds: number of rounds at the end without training.
     """
     of_average: Mapping[str, float] = next((p.of_average for p in results if p.of_average is not None), {})
     metrics: dict[str, Spread] = {}
@@ -263,7 +263,7 @@ def reduce_results(
 
 
 def _by_node(results: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
-    """The node groups' numbers by name and node."""
+    """Merge the node groups' numbers, by name and node."""
     found: dict[str, dict[int, float]] = {}
     for result in results:
         for name, values in result.items():
@@ -285,5 +285,5 @@ def _spread(values: Sequence[float], of_average: float) -> Spread:
 
 
 def finite(value: float) -> float | None:
-    """``value``, or None if it is not finite: JSON has no word for it."""
+    """Return ``value``, or None if it is not finite, which JSON cannot express."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Ctrl-C as a question that a run asks: only one of those who may want it to stop."""
+"""Ctrl-C as a function that a run calls to learn whether to stop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ __all__ = ["interrupts"]
 
 @contextmanager
 def interrupts(*also: str) -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C is remembered; a second one raises KeyboardInterrupt at once.
+    """Within the block, remember Ctrl-C; a second one raises KeyboardInterrupt at once.
 
     Args:
-        also: names of other signals that are remembered likewise, however often they come, where they would
-            end the process; not where they are ignored, as under nohup, or the program handles them.
+        also: names of other signals that are remembered, too, any number of times. Signals that are ignored, as
+            under nohup, or that the program handles are left alone.
 
     Yields:
-        Whether there was one. Outside the main thread, where Python delivers no signals, it is never true.
+        A function that returns whether a signal arrived. Outside the main thread, where Python delivers no
+        signals, it always returns False.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,14 +1,13 @@
 """The nodes that one process holds: state machines, training, decoding, evaluation and snapshots.
 
-A *driver* feeds node groups with events: it says what happens to which node and when, and carries out what the
-nodes command. What crosses this interface is plain data:
+A *driver* feeds node groups with events: it decides which event happens to which node and when, and carries out
+the nodes' commands. Plain data cross this interface:
 
 - in: each :class:`ScheduledEvent` of a node, with messages as :class:`Envelope` references;
 - out: the commands of :mod:`jwins.node`, which hold numbers and encoded bytes.
 
-A driver touches no tensor, and a node group knows neither the time but as a number nor how to reach another
-node. So a driver can drive node groups in other processes, and the same node group serves a simulated driver
-and the real-time one.
+A driver touches no tensor. A node group has no clock and no way to reach another node. So a driver can drive
+node groups in other processes, and the same node group serves the simulated driver and the real-time one.
 """
 
 from __future__ import annotations
@@ -77,19 +76,19 @@ __all__ = [
 ]
 
 SERIAL_BELOW = 16_384
-"""Below this dimension handing a node's work to a thread costs more than the work."""
+"""Below this dimension, passing a node's work to a thread takes longer than the work."""
 
-# --- What crosses this interface ------------------------------------------------------------------------------
+# --- The interface between driver and node group ------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """A message under way: a reference that a driver passes on and does not open.
+    """A message under way: a reference that a driver passes on unopened.
 
     Attributes:
-        number: of the message, unique in a run.
-        sender: who sent it.
-        packed: its bytes, their number and what they are spent on; shared by all receivers.
+        number: number of the message, unique in a run.
+        sender: the sending node.
+        packed: its bytes and their numbers by kind; shared by all receivers.
     """
 
     number: int
@@ -99,14 +98,14 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class TrainingDone:
-    """The time that local training of ``round`` takes has passed; the node group trains at the latest now."""
+    """The duration of local training of ``round`` has passed; the node group trains now at the latest."""
 
     round: int
 
 
 @dataclass(frozen=True, slots=True)
 class MessageArrived:
-    """The message that ``envelope`` stands for reaches the node."""
+    """The message of ``envelope`` reaches the node."""
 
     envelope: Envelope
 
@@ -118,12 +117,12 @@ NodeGroupEvent = (
 
 @dataclass(frozen=True, slots=True)
 class ScheduledEvent:
-    """Something that happens to a node.
+    """An event of a node at a time.
 
     Attributes:
-        node: to whom.
-        time: when, in seconds on the clock.
-        event: what.
+        node: the node.
+        time: seconds on the clock.
+        event: the event.
     """
 
     node: int
@@ -131,7 +130,7 @@ class ScheduledEvent:
     event: NodeGroupEvent
 
 
-# --- What a checkpoint keeps ------------------------------------------------------------------------------
+# --- Checkpoints --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,14 +150,14 @@ class WaitingModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeSnapshot:
-    """All that a node group remembers of one node.
+    """State of one node in a node group.
 
     Attributes:
-        node: of its state machine.
+        node: state of its state machine.
         local: optimizer and local buffers.
-        trained: (P,) float32, the result of a training that the node has not been told of; else None.
+        trained: (P,) float32, result of a training that the node has not received yet; else None.
         loss: mean training loss of its last round.
-        models: by completed rounds, its models that wait for an evaluation.
+        models: its models that wait for an evaluation, by completed rounds.
     """
 
     node: NodeState
@@ -170,11 +169,12 @@ class NodeSnapshot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeGroupState:
-    """A node group's part of a checkpoint, by node: any node group that holds one of them can go on with it.
+    """A node group's shard of a checkpoint, by node: any node group that holds one of the nodes can continue
+    with it.
 
     Attributes:
-        nodes: what is remembered of each.
-        messages: by number, messages under way whose bytes only the process that packed them may decode.
+        nodes: state of each node.
+        messages: by number, messages under way whose bytes only the packing process may decode.
     """
 
     nodes: Mapping[int, NodeSnapshot]
@@ -189,71 +189,71 @@ STATE_TYPES: tuple[type, ...] = (
     LocalState,
     WaitingModel,
 )
-"""Types in a node group's part of a checkpoint, besides the ``state_types`` of its algorithm."""
+"""Types in a node group's shard of a checkpoint, besides the ``state_types`` of its algorithm."""
 
 
-# --- The node group, as a driver sees it ----------------------------------------------------------------------
+# --- The node group's functions for a driver ----------------------------------------------------------------
 
 
 class NodeGroupLike(Protocol):
-    """Protocol of a node group, be it a :class:`NodeGroup` in this process or one elsewhere."""
+    """Protocol of a node group: a :class:`NodeGroup` in this process, or one elsewhere."""
 
     @property
     def nodes(self) -> tuple[int, ...]:
-        """Their numbers, increasing."""
+        """Return the nodes' numbers, increasing."""
 
     @property
     def rules(self) -> Rules:
-        """Rules that all nodes of the run have in common."""
+        """Return the common rules of all nodes of the run."""
 
     @property
     def local_steps(self) -> int:
-        """Optimizer steps per round."""
+        """Return the number of optimizer steps per round."""
 
     @property
     def wall_s(self) -> Mapping[str, float]:
-        """Real seconds spent so far, by activity."""
+        """Return real seconds so far, by activity."""
 
     def start(self, now: float) -> dict[int, list[Command]]:
-        """See :meth:`NodeGroup.start`."""
+        """Begin round 0, and return each node's commands."""
 
     def handle(
         self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
     ) -> list[list[Command]]:
-        """See :meth:`NodeGroup.handle`."""
+        """Deliver events to nodes, and return the commands for each event."""
 
     def num_samples(self, round: int) -> int:
-        """See :meth:`NodeGroup.num_samples`."""
+        """Return the number of common test samples of the evaluation after ``round`` rounds."""
 
     def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
-        """See :meth:`NodeGroup.sums`."""
+        """Return sums of parameters, and local buffers, of the models that wait for an evaluation."""
 
     def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
-        """See :meth:`NodeGroup.measure`."""
+        """Test the models that wait for an evaluation."""
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """See :meth:`NodeGroup.stalled`."""
+        """Return the waiting nodes among these, with their round and the missing senders."""
 
     def parameters(self, node: int) -> Tensor:
-        """See :meth:`NodeGroup.parameters`."""
+        """Return a node's parameters, (P,) float32 on the CPU."""
 
     def model_file(self, node: int) -> bytes:
-        """See :meth:`NodeGroup.model_file`."""
+        """Return a node's model as a safetensors file."""
 
     def with_bytes(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
-        """See :meth:`NodeGroup.with_bytes`."""
+        """Return envelopes of these nodes with their bytes, for a checkpoint."""
 
     def snapshot(self, under_way: Sequence[Envelope] = ()) -> NodeGroupState | Dumped:
-        """See :meth:`NodeGroup.snapshot`; perhaps as the bytes that are written."""
+        """Return the state for :meth:`restore`, or the bytes of it."""
 
     def restore(self, state: NodeGroupState) -> None:
-        """See :meth:`NodeGroup.restore`."""
+        """Continue from a snapshot of these nodes, and perhaps others."""
 
     def close(self) -> None:
-        """See :meth:`NodeGroup.close`."""
+        """Release threads and other resources."""
 
 
-# --- The node group -------------------------------------------------------------------------------------------
+# --- The node group -----------------------------------------------------------------------------------------
 
 
 class NodeGroup:
@@ -261,8 +261,8 @@ class NodeGroup:
 
     Args:
         trainer: local training of these nodes.
-        rules: what all nodes of the run have in common.
-        tests: which samples evaluations use.
+        rules: common rules of all nodes of the run.
+        tests: samples of evaluations.
         threads: Python threads for the nodes' own work (training has its own setting).
 
     Attributes:
@@ -292,10 +292,10 @@ class NodeGroup:
         self._kept: dict[int, Frame | KeyframeRequest] = {}
         self._pool = ThreadPool(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
 
-    # --- Rounds -------------------------------------------------------------------------------------------
+    # --- Rounds ---------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> dict[int, list[Command]]:
-        """Begin round 0: each node's commands."""
+        """Begin round 0, and return each node's commands."""
         found = {}
         for node, machine in self._nodes.items():
             found[node] = machine.start(now)
@@ -303,26 +303,26 @@ class NodeGroup:
         return found
 
     def train(self, rounds: Mapping[int, int]) -> None:
-        """Local training of these nodes, which is reported to each by :class:`TrainingDone`.
+        """Train these nodes; each receives :class:`TrainingDone`.
 
         Args:
-            rounds: the round of each node that trains; what it commanded last.
+            rounds: the round of each node that trains, as in its last command.
         """
         self._train(rounds, lambda node: None)
 
     def handle(
         self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
     ) -> list[list[Command]]:
-        """Let the nodes take in what happens to them; different nodes do so on different threads.
+        """Deliver events to the nodes; different nodes run on different threads.
 
         Args:
-            due: in order of time, for nodes of this node group.
-            train: the round of each node that may train from now on, as in :meth:`train`. It does so when its
-                :class:`TrainingDone` or that of another node of its stack is due. A node goes on as soon as its
-                own training is done: its row is still in the cache then, and the thread needs no other.
+            due: events in order of time, for nodes of this node group.
+            train: the round of each node that may train from now on, as in :meth:`train`. It trains when its
+                :class:`TrainingDone` or that of another node of its stack is due. A node continues as soon as
+                its own training has ended: its row is still in the cache then, and the thread needs no other.
 
         Returns:
-            For each, what the node commands.
+            The node's commands for each event.
         """
         with self._timed("decoding"):
             self._decode([item.event.envelope for item in due if isinstance(item.event, MessageArrived)])
@@ -345,9 +345,9 @@ class NodeGroup:
         return commands
 
     def _due_to_train(self, due: Sequence[ScheduledEvent], train: Mapping[int, int]) -> dict[int, int]:
-        """The rounds of all nodes in whose stacks a training is over; those of the others are kept for later.
+        """Return the rounds of all nodes in whose stacks a training has ended, and keep the others for later.
 
-        A stack takes as long for one node as for all of them.
+        Training one node of a stack takes the same time as training all of them.
         """
         for node, at in train.items():
             self._untrained.setdefault(self.trainer.train_batch_of(node), {})[node] = at
@@ -405,7 +405,7 @@ class NodeGroup:
                 return event
 
     def _prepare(self, node: int, commands: Sequence[Command]) -> None:
-        """Copy the data that commands refer to before anything else happens to the node."""
+        """Copy the data that commands refer to, before the node handles another event."""
         for command in commands:
             if isinstance(command, Train):
                 self.trainer.row(node).copy_(self._nodes[node].params)
@@ -418,7 +418,7 @@ class NodeGroup:
     def read(self, envelope: Envelope) -> Message:
         """Decode an envelope of another machine before a node sees it.
 
-        Frames and requests are put aside for the :class:`MessageArrived` of the same envelope.
+        Frames and requests are kept for the :class:`MessageArrived` of the same envelope.
 
         Raises:
             CodecError: the bytes are not a message of this experiment.
@@ -430,7 +430,7 @@ class NodeGroup:
         return message
 
     def _decode(self, envelopes: Sequence[Envelope]) -> None:
-        """Once for all receivers here; what is decoded lives as long as the driver has the envelope."""
+        """Decode once for all receivers here; the result lives as long as the driver has the envelope."""
 
         def decode(worker: int, envelope: Envelope) -> None:
             message = self._kept.pop(envelope.number, None) or self.rules.wire.unpack(envelope.packed.data)
@@ -440,15 +440,15 @@ class NodeGroup:
         fresh = [envelope for envelope in dict.fromkeys(envelopes) if envelope not in self._messages]
         self._pool.run(fresh, decode)
 
-    # --- Measuring ----------------------------------------------------------------------------------------
+    # --- Measuring ------------------------------------------------------------------------------------------
 
     def num_samples(self, round: int) -> int:
-        """Common test samples of the evaluation after ``round`` completed rounds."""
+        """Return the number of common test samples of the evaluation after ``round`` completed rounds."""
         common = self._tests.of(round).common
         return len(self.trainer.task.test) if common is None else len(common)
 
     def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
-        """Of the models that wait for an evaluation, what the average needs.
+        """Return the contributions of the waiting models to the average.
 
         Returns:
             Sums of parameters, and each node's local buffers.
@@ -459,11 +459,11 @@ class NodeGroup:
             return tree_sums(leaves), {node: model.buffers for node, model in models.items()}
 
     def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
-        """Test the models that wait for an evaluation, which is over for them then.
+        """Test the models that wait for an evaluation, and discard them.
 
         Args:
-            round: completed rounds; after 0 all models are the same, and one is tested for all.
-            average: of all nodes' models.
+            round: completed rounds; after 0 rounds all models are equal, and one is tested for all.
+            average: mean of all nodes' models.
             test_average: whether to test it, too.
         """
         with self._timed("evaluation"):
@@ -518,22 +518,22 @@ class NodeGroup:
         early = self._tests.common_early(round, len(self.trainer.task.test))
         rows = torch.stack([model.params for model in models.values()])
         buffers = [model.buffers for model in models.values()]
-        names = list(models) if round > 0 else [0]  # the same draws wherever the one model is tested
+        names = list(models) if round > 0 else [0]  # the same draws on every node group that tests the model
         return [EvalRequest(rows, names, buffers, used.common, early, stacked=round > 0)]
 
     def _squares(self, models: Mapping[int, WaitingModel], average: AverageModel) -> dict[int, float]:
         mean = average.params.to(self.trainer.device)
         return {node: squared_distance(model.params, mean) for node, model in models.items()}
 
-    # --- The end, and coming back -------------------------------------------------------------------------
+    # --- End and resuming -----------------------------------------------------------------------------------
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """Of these nodes, those that wait: their round, and for whose frames."""
+        """Return the waiting nodes among these, with their round and the missing senders."""
         machines = [self._nodes[node] for node in nodes]
         return {m.id: (m.round, m.waiting_for) for m in machines if m.phase is Phase.WAITING}
 
     def machine(self, node: int) -> Node:
-        """The state machine of a node of this process, to be looked at."""
+        """Return the state machine of a node of this process, for inspection."""
         return self._machine(node)
 
     def round(self, node: int) -> int:
@@ -541,7 +541,7 @@ class NodeGroup:
         return self._nodes[node].round
 
     def parameters(self, node: int) -> Tensor:
-        """A node's parameters as they are, (P,) float32 on the CPU."""
+        """Return a node's current parameters, (P,) float32 on the CPU."""
         return self._nodes[node].params.cpu()
 
     def sharing_state(self, node: int) -> Any:
@@ -549,21 +549,21 @@ class NodeGroup:
         return self._nodes[node].state
 
     def model_file(self, node: int) -> bytes:
-        """A node's model as a safetensors file that ``load_state_dict`` takes."""
+        """Return a node's model as a safetensors file for ``load_state_dict``."""
         trainer = self.trainer
         tensors = trainer.layout.state_dict(self.parameters(node), trainer.buffers(node), trainer.frozen)
         return save(dict(tensors))
 
     def with_bytes(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
-        """Envelopes of these nodes as a checkpoint keeps them: as they are, as their bytes are here."""
+        """Return the envelopes unchanged, because their bytes are in this process."""
         return envelopes
 
     def snapshot(self, under_way: Sequence[Envelope] = ()) -> NodeGroupState:
         """Return the state for :meth:`restore`, here or on other node groups.
 
         Args:
-            under_way: envelopes that the driver will hand over again; of a codec that decodes only its own
-                process's bytes, the state keeps what they decode to.
+            under_way: envelopes that the driver will deliver again. If the codec decodes only bytes of its own
+                process, the state keeps the decoded messages.
         """
         self._train_untrained()
         messages = {}
@@ -583,10 +583,10 @@ class NodeGroup:
         )
 
     def restore(self, state: NodeGroupState) -> None:
-        """Go on from a snapshot of these nodes, and perhaps others, in this process or another.
+        """Continue from a snapshot of these nodes, and perhaps others, in this process or another.
 
         Raises:
-            UsageError: a node of this node group is not in it.
+            UsageError: a node of this node group is not in the snapshot.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
             raise UsageError(
@@ -624,5 +624,5 @@ def _listed(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dic
 
 
 def _spread_to(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dict[int, float]]:
-    """The one model's numbers for every node."""
+    """Copy one model's numbers for every node."""
     return {name: dict.fromkeys(nodes, float(found[0])) for name, found in values.items()}

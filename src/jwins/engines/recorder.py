@@ -1,4 +1,4 @@
-"""A run's folder as it is written: rows, checkpoints, traffic, final models."""
+"""Recorder of a run: rows, checkpoints, traffic, final models."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class CheckpointManifest:
     """A checkpoint: the driver's state, and the names of the node groups' shards.
 
     Attributes:
-        log_bytes: length of the log when it was taken.
-        driver: what the driver must remember.
-        shards: files beside it, one per node group.
+        log_bytes: length of the log at that time.
+        driver: state of the driver.
+        shards: names of the shard files, one per node group.
     """
 
     log_bytes: int
@@ -38,14 +38,14 @@ class CheckpointManifest:
 
 
 class Recorder:
-    """Keeps what a run measures, in a folder or only in memory.
+    """Recorder of a run's measurements, in a folder or only in memory.
 
     Args:
-        folder: where metrics, checkpoints and final models go; None keeps everything in memory.
+        folder: folder for metrics, checkpoints and final models; None keeps everything in memory.
 
     Attributes:
         folder: as given.
-        rows: all rows of the run, of before an interruption, too.
+        rows: all rows of the run, including those before an interruption.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -69,18 +69,18 @@ class Recorder:
         self.append(start)
 
     def resume(self, types: Iterable[type]) -> tuple[Any, NodeGroupState]:
-        """Go on from the newest checkpoint; rows that were written after it are dropped.
+        """Continue from the newest checkpoint; later rows are dropped.
 
         Args:
             types: the dataclasses that the driver's state and the node groups' shards may contain.
 
         Returns:
-            What the driver remembered, and the node groups' shards put together, by node.
+            The driver's state, and the node groups' shards combined, by node.
 
         Raises:
-            ConfigError: there is no folder.
-            ResumeError: nothing to resume.
-            DataError: the log is shorter than it was.
+            ConfigError: the recorder has no folder.
+            ResumeError: the folder has no checkpoint.
+            DataError: the log is shorter than at the checkpoint.
         """
         if self.folder is None:
             raise ConfigError("run.folder", None, "expected the folder of the run to resume")
@@ -104,20 +104,20 @@ class Recorder:
             self._log.append(row)
 
     def newest(self, count: int) -> EvalRow | None:
-        """The last evaluation, if it is not among the first ``count`` rows."""
+        """Return the last evaluation, unless it is among the first ``count`` rows."""
         row = self.rows[-1] if len(self.rows) > count else None
         return row if isinstance(row, EvalRow) else None
 
     def save(self, round: int, driver: object, shards: Sequence[NodeGroupState | Dumped]) -> None:
-        """Write a checkpoint; the rows it counts on are on the disk before it is. Without folder, nothing.
+        """Write a checkpoint, after the rows that it refers to. Without a folder, do nothing.
 
         Args:
             round: completed rounds.
-            driver: what the driver must remember.
-            shards: of all node groups.
+            driver: state of the driver.
+            shards: shards of all node groups.
 
         Raises:
-            OSError: e.g. a full disk; the checkpoints there are intact.
+            OSError: e.g. a full disk; existing checkpoints are intact.
         """
         if self.folder is None or self._log is None:
             return
@@ -130,8 +130,8 @@ class Recorder:
         """Write the end: final models, traffic, and the last row with the hash of all parameters.
 
         Args:
-            groups: that hold the nodes.
-            end: the last row; its ``sha256`` is filled in.
+            groups: node groups of all nodes.
+            end: the last row, without its ``sha256``.
             edges: bytes by directed edge.
 
         Returns:

@@ -16,10 +16,10 @@ _UPDATE_COLUMNS = tuple(_COLUMN_OF[name] for name in ("positions", "values", "he
 
 
 class TrafficCounter:
-    """Counts every message once per recipient.
+    """Counter of bytes: every message counts once per recipient.
 
     Args:
-        edges: what has been counted before, by (source, target); as :meth:`snapshot` gave it.
+        edges: earlier counts by (source, target), from :meth:`snapshot`.
     """
 
     def __init__(self, edges: Mapping[tuple[int, int], tuple[int, ...]] | None = None) -> None:
@@ -30,13 +30,13 @@ class TrafficCounter:
             self._add(source, (target,), tuple(enumerate(columns)))
 
     def count(self, source: int, targets: Collection[int], packed: Packed, purpose: Purpose) -> None:
-        """One message from one node to some others.
+        """Count one message from one node to some others.
 
         Args:
-            source: who sends it.
-            targets: who is to get it, whether it arrives or not.
-            packed: the message; of an update, positions, values and the rest are counted apart.
-            purpose: what it is for.
+            source: the sender.
+            targets: the recipients, whether it arrives or not.
+            packed: the message; positions, values and the rest of an update are counted separately.
+            purpose: purpose of the message.
         """
         if purpose == "update":
             sizes = (packed.positions_bytes, packed.values_bytes, packed.header_bytes)
@@ -45,7 +45,7 @@ class TrafficCounter:
             self._add(source, targets, ((_COLUMN_OF[purpose], packed.size_bytes),))
 
     def _add(self, source: int, targets: Collection[int], spent: Iterable[tuple[int, int]]) -> None:
-        """``spent`` bytes by column, for each of the targets."""
+        """Add ``spent`` bytes by column, for each of the targets."""
         edges = self._edges.setdefault(source, {})
         node = self._nodes.setdefault(source, [0] * len(_COLUMN_OF))
         for column, size_bytes in spent:
@@ -59,15 +59,15 @@ class TrafficCounter:
                 edge[column] += size_bytes
 
     def sent(self, node: int) -> TrafficSplit:
-        """All that a node has sent."""
+        """Return all bytes that a node has sent."""
         return TrafficSplit(*self._nodes.get(node, ()))
 
     def total_bytes(self) -> int:
-        """All that all nodes have sent."""
+        """Return all bytes that all nodes have sent."""
         return self._total
 
     def edges(self) -> list[Traffic]:
-        """By directed edge, in the order of (source, target)."""
+        """Return bytes by directed edge, in the order of (source, target)."""
         return [
             Traffic(source, target, TrafficSplit(*columns))
             for source, own in sorted(self._edges.items())
@@ -84,5 +84,5 @@ class TrafficCounter:
 
 
 def total(splits: Iterable[TrafficSplit]) -> TrafficSplit:
-    """The sum of some."""
+    """Return the sum of some counts."""
     return sum(splits, TrafficSplit())

@@ -1,1 +1,1 @@
-"""Actors and runs on the machines of a Ray cluster. The other files here import ``ray``, which is an extra."""
+"""Actors and runs on a Ray cluster. The other files of this folder import ``ray``, which is an extra."""

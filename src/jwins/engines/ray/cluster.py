@@ -1,4 +1,4 @@
-"""A Ray cluster: reaching it, and finding out before anything starts whether it will do."""
+"""Connect to a Ray cluster, and check that it suffices before anything starts."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ except ImportError:
 __all__ = ["Demand", "Machine", "check_capacity", "check_versions", "connected", "machines"]
 
 _COMPARED_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec")
-"""Libraries whose version may change the last bits of a result, or how frames are written."""
+"""Libraries whose version may change the last bits of a result, or the bytes of frames."""
 
 _PROBE_S = 60.0
-"""A machine that does not answer for so long is not waited for."""
+"""Time limit for the answer of a machine."""
 
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Inside, there is a Ray cluster. One that the program is connected to already is used, and left as it is.
+    """Within the block, connect to a Ray cluster. An existing connection of the program is used and left open.
 
     Args:
-        address: of a cluster that is there, ``auto`` for the one on this machine; None for ``$RAY_ADDRESS`` or,
-            without that, a cluster of this machine alone that ends with the block.
+        address: address of a running cluster; ``auto`` for the one on this machine. None for ``$RAY_ADDRESS``
+            or, without it, for a cluster of this machine alone that ends with the block.
 
     Raises:
-        UsageError: there is no such cluster, or it has other versions of Python or Ray.
+        UsageError: no such cluster runs, or it has other versions of Python or Ray.
     """
     if ray.is_initialized():
         yield
@@ -54,8 +54,8 @@ def connected(address: str | None) -> Iterator[None]:
             raise UsageError(f"cannot start a Ray cluster on this machine: {reason}") from None
         given = f"--address {address}" if address else f"RAY_ADDRESS={wanted}"
         raise UsageError(
-            f"{given}: no Ray cluster that fits there ({reason}); `ray status` there shows whether one runs, "
-            f"and Python and Ray must be of the same versions everywhere"
+            f"{given}: no suitable Ray cluster ({reason}); run `ray status` there to see whether one runs. "
+            f"All machines need the same versions of Python and Ray"
         ) from None
     try:
         yield
@@ -68,11 +68,11 @@ class Machine:
     """A machine of the cluster.
 
     Attributes:
-        id: Ray's.
-        name: by which people know it.
-        cores: that Ray may use.
-        memory_bytes: likewise.
-        gpus: likewise.
+        id: Ray's id.
+        name: name for people.
+        cores: cores that Ray may use.
+        memory_bytes: memory that Ray may use.
+        gpus: GPUs that Ray may use.
     """
 
     id: str
@@ -83,7 +83,7 @@ class Machine:
 
 
 def machines() -> list[Machine]:
-    """Those that are up."""
+    """Return the machines that are up."""
     found = []
     for node in ray.nodes():
         if node["Alive"]:
@@ -99,8 +99,8 @@ class Demand:
     """Resources that one actor or one run needs.
 
     Attributes:
-        cores: each for one thread.
-        memory_bytes: an estimate.
+        cores: one for each thread.
+        memory_bytes: estimated memory.
         gpus: 1, or 0.
     """
 
@@ -110,7 +110,7 @@ class Demand:
 
     @property
     def resources(self) -> dict[str, Any]:
-        """The same as options of a Ray task or actor."""
+        """Return the demand as options of a Ray task or actor."""
         return {"num_cpus": self.cores, "memory": int(self.memory_bytes), "num_gpus": self.gpus}
 
     def times(self, machine: Machine) -> int:
@@ -126,12 +126,12 @@ class Demand:
 
 
 def check_capacity(demand: Demand, count: int, what: str) -> None:
-    """Refuse what the cluster can never hold at once.
+    """Refuse a demand that the cluster can never meet at once.
 
     Args:
-        demand: of each.
-        count: how many at once.
-        what: they are, in the plural.
+        demand: demand of each.
+        count: number at once.
+        what: name of these things, in the plural.
 
     Raises:
         UsageError: the cluster is too small.
@@ -145,20 +145,21 @@ def check_capacity(demand: Demand, count: int, what: str) -> None:
             for m in there
         )
         raise UsageError(
-            f"the cluster is too small: {count} {what} of {demand} each do not fit, {fit} do; "
+            f"the cluster is too small: {count} {what} of {demand} each do not fit, {fit} would; "
             f"it has {listed}. Add machines, or request less"
         )
 
 
 def check_versions() -> None:
-    """Refuse machines whose libraries are not this one's: results would depend on where they came from.
+    """Refuse machines with other versions of libraries: results would depend on the machine.
 
     Raises:
         UsageError: a machine has other versions, or does not answer.
     """
     here = _versions(_COMPARED_LIBRARIES)
 
-    def probe(names: Sequence[str]) -> dict[str, str]:  # of no module, so that it runs where jwins is missing
+    # not part of a module, so that it runs on machines without jwins
+    def probe(names: Sequence[str]) -> dict[str, str]:
         import platform
         from importlib import metadata
 

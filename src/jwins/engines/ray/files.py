@@ -1,4 +1,4 @@
-"""Files that runs on other machines need: sent once to each machine, known by their SHA-256."""
+"""Files for runs on other machines: sent once to each machine, identified by their SHA-256."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class SharedPath:
     """A file or a folder under way.
 
     Attributes:
-        origin: where it lies on the machine that sends it.
-        sha256: of its content and the names in it, hex.
-        files: by name within it, the SHA-256 of each; of a single file, by the empty name.
-        pieces: by SHA-256, a file's content in the object store.
+        origin: its path on the sending machine.
+        sha256: hash of its content and the names in it, hex.
+        files: SHA-256 of each file, by name within the folder; a single file has the empty name.
+        pieces: a file's content in the object store, by SHA-256.
     """
 
     origin: str
@@ -40,7 +40,7 @@ class SharedPath:
 
 
 class FileSharing:
-    """Sends what is named to whoever asks, and each content once; as long as this object is kept."""
+    """Server of files to all machines, each content once, as long as this object exists."""
 
     def __init__(self) -> None:
         self._sent: dict[Path, SharedPath] = {}
@@ -50,7 +50,7 @@ class FileSharing:
         """Make a file or a folder available to all machines.
 
         Raises:
-            DataError: there is none.
+            DataError: no such file or folder exists.
         """
         origin = origin.resolve()
         if origin not in self._sent:
@@ -67,10 +67,10 @@ class FileSharing:
 
 
 def local_copy(sent: SharedPath) -> Path:
-    """Where the same content lies on this machine; it is fetched if no one here has it yet.
+    """Return the path of the same content on this machine; fetch it if it is not here yet.
 
     Raises:
-        DataError: what came is not what was sent, or there is no room for it.
+        DataError: the content was damaged on the way, or the disk is full.
     """
     origin = Path(sent.origin)
     if sent.sha256 not in _found:
@@ -81,7 +81,7 @@ def local_copy(sent: SharedPath) -> Path:
 
 
 _found: dict[str, Path] = {}
-"""Files that this process has looked for before."""
+"""Files that this process has found or fetched before."""
 
 
 def _from_cache(sent: SharedPath, name: str) -> Path:
@@ -117,7 +117,7 @@ def _fetch(sent: SharedPath, target: Path) -> None:
 
 
 def _hashes(origin: Path) -> dict[str, str]:
-    """The SHA-256 of each file by its name below ``origin``, which for a file itself is empty."""
+    """Return the SHA-256 of each file by its name below ``origin``; a single file has the empty name."""
     paths = [origin] if origin.is_file() else sorted(path for path in origin.rglob("*") if path.is_file())
     found = {}
     for path in paths:

@@ -1,9 +1,9 @@
-"""A node group in another process: an actor of a Ray cluster, and what stands for it where the driver is.
+"""A node group in another process: an actor of a Ray cluster, and its proxy in the driver's process.
 
-The driver's side sees of a frame only its sizes. The bytes stay with the actor whose node sent it, and go
-through Ray's object store to those of its receivers that are with other actors: in one piece for all frames
-that a step sends to a machine, so that each frame goes at most once to each. Both sides forget a frame when
-the driver has handed it to the last of its receivers.
+The driver's side has only the sizes of a frame. The bytes stay with the actor whose node sent it. For receivers
+at other actors they go through Ray's object store, in one object for all frames that a step sends to a machine.
+So each frame goes at most once to each machine. Both sides discard a frame when the driver has delivered it to
+the last of its receivers.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = ["RemoteNodeGroup", "parallel_calls", "start_actors"]
 T = TypeVar("T")
 
 FrameKey = tuple[int, int]
-"""A frame: the number of the node group that packed it, and its number there."""
+"""Key of a frame: the number of the node group that packed it, and its number there."""
 
 _FROM_CHECKPOINT = -1
-"""The node group of frames that were under way when a checkpoint was taken."""
+"""Number of node group for frames that were under way when a checkpoint was taken."""
 
 _RESERVE_TIMEOUT_S = 120.0
-"""Cores that others use are waited for so long."""
+"""Time limit for waiting for cores that others use."""
 
 _MAX_FILES_PER_CALL = 64
 
@@ -70,12 +70,12 @@ class FrameSizes:
 
 @dataclass(frozen=True, slots=True)
 class FrameBundle:
-    """Frames of one step for one machine, as they lie in the object store.
+    """Frames of one step for one machine, in the object store.
 
     Attributes:
-        serials: of the frames.
+        serials: serial numbers of the frames.
         splits: (2 per frame) bytes of positions and values.
-        ends: where each frame ends in ``data``.
+        ends: end of each frame in ``data``.
         data: the frames, one after the other.
     """
 
@@ -86,7 +86,7 @@ class FrameBundle:
 
     @staticmethod
     def of(frames: Mapping[int, Packed]) -> FrameBundle:
-        """Put frames together."""
+        """Combine frames into a bundle."""
         packed = list(frames.values())
         return FrameBundle(
             np.array(list(frames), dtype=np.int64),
@@ -96,7 +96,7 @@ class FrameBundle:
         )
 
     def unpacked(self) -> dict[int, Packed]:
-        """The frames by their serial numbers; copies, so that the object store may forget the bundle."""
+        """Return copies of the frames by serial number, so that the object store can release the bundle."""
         ends = self.ends.tolist()
         return {
             serial: Packed(self.data[start:end].tobytes(), *split)
@@ -108,12 +108,12 @@ class FrameBundle:
 
 @dataclass(frozen=True, slots=True)
 class NewFrame:
-    """A frame that the nodes of an actor have not been handed before.
+    """A frame that an actor's nodes have not received before.
 
     Attributes:
-        key: of the frame.
-        sender: node.
-        source: the bundle that it is in, by place; None for one of its own; or its bytes.
+        key: key of the frame.
+        sender: the sending node.
+        source: index of its bundle; None for a frame of this actor; or its bytes.
     """
 
     key: FrameKey
@@ -126,9 +126,9 @@ class StepResult:
     """Result of an actor's call.
 
     Attributes:
-        commands: of its nodes, by event; frames in them are :class:`FrameSizes`.
-        bundles: by machine, a :class:`FrameBundle` in the object store.
-        stored_bytes: of frames in these bundles.
+        commands: commands of its nodes, by event; frames in them are :class:`FrameSizes`.
+        bundles: a :class:`FrameBundle` in the object store, by machine.
+        stored_bytes: bytes of frames in these bundles.
     """
 
     commands: list[list[Command]]
@@ -140,7 +140,7 @@ class StepResult:
 
 
 class NodeGroupActor:
-    """Holds a node group. Calls come one at a time."""
+    """Actor with a node group. Calls arrive one at a time."""
 
     def __init__(self) -> None:
         keep_freed_memory()
@@ -152,22 +152,22 @@ class NodeGroupActor:
         self._machine_of: dict[int, str] = {}
 
     def machine(self) -> str:
-        """Where this is."""
+        """Return the machine of this actor."""
         return str(ray.get_runtime_context().get_node_id())
 
     def begin(self, make: Callable[[], NodeGroup], number: int, machine_of: Mapping[int, str]) -> None:
         """Build the node group.
 
         Args:
-            make: builds it.
-            number: of this node group.
-            machine_of: for the nodes of other node groups, on which machine they are.
+            make: builds the node group.
+            number: number of this node group.
+            machine_of: machines of the nodes of other node groups.
         """
         self._group, self._number = make(), number
         self._machine_of = dict(machine_of)
 
     def start(self, now: float) -> dict[int, list[Command]]:
-        """See :class:`~jwins.engines.node_group.NodeGroup`; nodes send nothing yet."""
+        """Begin round 0; nodes send nothing yet."""
         return self._group.start(now)
 
     def handle(
@@ -178,14 +178,14 @@ class NodeGroupActor:
         forgotten: Sequence[FrameKey],
         *bundles: FrameBundle,
     ) -> StepResult:
-        """Let nodes take in what happens to them; see :class:`~jwins.engines.node_group.NodeGroup`.
+        """Deliver events to nodes, as :meth:`NodeGroup.handle` does.
 
         Args:
-            due: node, time and event, which for what arrives is the frame's key.
-            train: as there.
+            due: node, time and event; the event of an arriving frame is its key.
+            train: as in :meth:`NodeGroup.handle`.
             new_frames: frames among these that are new here.
-            forgotten: frames that no node will be handed again.
-            bundles: that hold fresh frames.
+            forgotten: frames that no node will receive again.
+            bundles: bundles with new frames.
         """
         for key in forgotten:
             self._envelopes.pop(key, None)
@@ -225,61 +225,61 @@ class NodeGroupActor:
         return StepResult(plain, {m: ray.put(FrameBundle.of(frames)) for m, frames in leaving.items()}, stored)
 
     def packed(self, serials: Sequence[int]) -> list[Packed]:
-        """Frames of these nodes that are under way."""
+        """Return frames of these nodes that are under way."""
         return [self._own[serial] for serial in serials]
 
     def num_samples(self, round: int) -> int:
-        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        """Return the number of common test samples of the evaluation after ``round`` rounds."""
         return self._group.num_samples(round)
 
     def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
-        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        """Return sums of parameters, and local buffers, of the models that wait for an evaluation."""
         return self._group.sums(round)
 
     def measure(self, round: int, average: AverageModel, test_average: bool) -> EvalResult:
-        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        """Test the models that wait for an evaluation."""
         return self._group.measure(round, average, test_average=test_average)
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        """Return the waiting nodes among these, with their round and the missing senders."""
         return self._group.stalled(nodes)
 
     def parameters(self) -> npt.NDArray[np.float32]:
-        """Of all nodes here, (n, P)."""
+        """Return the parameters of all nodes here, (n, P)."""
         return np.stack([self._group.parameters(node).numpy() for node in self._group.nodes])
 
     def model_files(self, nodes: Sequence[int]) -> list[bytes]:
-        """See :class:`~jwins.engines.node_group.NodeGroup`."""
+        """Return the models of all nodes here as safetensors files."""
         return [self._group.model_file(node) for node in nodes]
 
     def wall_s(self) -> dict[str, float]:
-        """Real seconds spent here, by activity."""
+        """Return real seconds of this actor, by activity."""
         return self._group.wall_s
 
     def snapshot(self) -> bytes:
-        """The node group's part of a checkpoint, as it is written."""
+        """Return the node group's shard of a checkpoint, as bytes."""
         return checkpoint.dump(self._group.snapshot())
 
     def restore(self, state: bytes) -> None:
-        """Go on from what :meth:`snapshot` gave, here or elsewhere."""
+        """Continue from the result of :meth:`snapshot`, here or elsewhere."""
         types = (*STATE_TYPES, *self._group.rules.sharing.state_types)
         self._group.restore(checkpoint.load(state, types))
 
 
-# --- Beside the driver --------------------------------------------------------------------------------------
+# --- In the driver's process --------------------------------------------------------------------------------
 
 
 class RemoteFrame:
-    """In place of a :class:`~jwins.wire.frame.Packed` whose bytes are with an actor.
+    """Stand-in for a :class:`~jwins.wire.frame.Packed` whose bytes are at an actor.
 
     Attributes:
-        home: the node group whose node sent it.
+        home: node group of the sender.
         serial: its number there.
-        size_bytes: of the whole message.
-        positions_bytes: likewise.
-        values_bytes: likewise.
-        bundles: by machine, the object in which it goes there.
-        known: node groups that have been handed it.
+        size_bytes: bytes of the whole message.
+        positions_bytes: bytes of the positions' section.
+        values_bytes: bytes of the values' section.
+        bundles: by machine, the object with the frame for it.
+        known: node groups that have the frame.
     """
 
     __slots__ = ("bundles", "home", "known", "positions_bytes", "serial", "size_bytes", "values_bytes")
@@ -292,12 +292,12 @@ class RemoteFrame:
 
     @property
     def header_bytes(self) -> int:
-        """Everything but positions and values."""
+        """Return the bytes of everything but positions and values."""
         return self.size_bytes - self.positions_bytes - self.values_bytes
 
     @property
     def key(self) -> FrameKey:
-        """Return the key by which actors know it."""
+        """Return the frame's key for actors."""
         return self.home.number, self.serial
 
     def __del__(self) -> None:
@@ -306,14 +306,14 @@ class RemoteFrame:
 
 
 class RemoteNodeGroup:
-    """A node group that is an actor elsewhere; see :class:`~jwins.engines.node_group.NodeGroup`.
+    """Proxy of a node group that is an actor elsewhere.
 
     Args:
         actor: handle of a :class:`NodeGroupActor`.
-        number: of this node group.
-        machine: where it is.
-        nodes: that it holds, increasing.
-        rules: what all nodes of the run have in common.
+        number: number of this node group.
+        machine: machine of the actor.
+        nodes: nodes of the node group, increasing.
+        rules: common rules of all nodes of the run.
         local_steps: optimizer steps per round.
 
     Attributes:
@@ -322,8 +322,8 @@ class RemoteNodeGroup:
         nodes: as given.
         rules: as given.
         local_steps: as given.
-        forgotten: frames of which the actor has not been told yet that they are over.
-        stored_bytes: of all frames that went through the object store from here.
+        forgotten: discarded frames that the actor does not know of yet.
+        stored_bytes: bytes of all frames that went through the object store from here.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class RemoteNodeGroup:
         self._rows: dict[int, Tensor] = {}
         self._files: dict[int, bytes] = {}
 
-    # --- Rounds -------------------------------------------------------------------------------------------
+    # --- Rounds ---------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> dict[int, list[Command]]:
         """Begin round 0."""
@@ -348,7 +348,7 @@ class RemoteNodeGroup:
     def handle(
         self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
     ) -> list[list[Command]]:
-        """Let the nodes take in what happens to them."""
+        """Deliver events to the nodes."""
         events: list[tuple[int, float, Any]] = []
         new_frames: list[NewFrame] = []
         bundles: dict[Any, int] = {}
@@ -380,7 +380,7 @@ class RemoteNodeGroup:
         return packed.key
 
     def forget(self, key: FrameKey) -> None:
-        """A frame is over: its actors hear so with their next call."""
+        """Discard a frame; its actors learn of it with their next call."""
         self.forgotten.append(key)
 
     def _with_remote(self, command: Command, bundles: Mapping[str, Any]) -> Command:
@@ -391,7 +391,7 @@ class RemoteNodeGroup:
         )
 
     def with_bytes(self, envelopes: Sequence[Envelope]) -> list[Envelope]:
-        """The same envelopes of these nodes with their bytes, as a checkpoint keeps them."""
+        """Return the same envelopes of these nodes with their bytes, for a checkpoint."""
         remote = [envelope for envelope in envelopes if isinstance(cast(Any, envelope.packed), RemoteFrame)]
         if not remote:
             return list(envelopes)
@@ -401,14 +401,14 @@ class RemoteNodeGroup:
         }
         return [full.get(envelope, envelope) for envelope in envelopes]
 
-    # --- Measuring ----------------------------------------------------------------------------------------
+    # --- Measuring ------------------------------------------------------------------------------------------
 
     def num_samples(self, round: int) -> int:
-        """Common test samples of the evaluation after ``round`` completed rounds."""
+        """Return the number of common test samples of the evaluation after ``round`` completed rounds."""
         return int(self._call("num_samples", round))
 
     def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
-        """Of the models that wait for an evaluation, what the average needs."""
+        """Return the contributions of the waiting models to the average."""
         found: tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
         return found
 
@@ -417,28 +417,28 @@ class RemoteNodeGroup:
         result: EvalResult = self._call("measure", round, average, test_average)
         return result
 
-    # --- The end, and coming back -------------------------------------------------------------------------
+    # --- End and resuming -----------------------------------------------------------------------------------
 
     @property
     def wall_s(self) -> dict[str, float]:
-        """Real seconds that the actor has spent, by activity."""
+        """Return the actor's real seconds, by activity."""
         spent: dict[str, float] = self._call("wall_s")
         return spent
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """Of these nodes, those that wait."""
+        """Return the waiting nodes among these."""
         waiting: dict[int, tuple[int, tuple[int, ...]]] = self._call("stalled", nodes)
         return waiting
 
     def parameters(self, node: int) -> Tensor:
-        """A node's parameters at the end, (P,) float32."""
+        """Return a node's parameters at the end, (P,) float32."""
         if not self._rows:
             rows = torch.from_numpy(np.array(self._call("parameters")))
             self._rows = dict(zip(self.nodes, rows, strict=True))
         return self._rows[node]
 
     def model_file(self, node: int) -> bytes:
-        """A node's model as a safetensors file; each is asked for once, in the order of the nodes."""
+        """Return a node's model as a safetensors file. Call it once for each node, in their order."""
         if node not in self._files:
             place = self.nodes.index(node)
             some = self.nodes[place : place + _MAX_FILES_PER_CALL]
@@ -446,14 +446,14 @@ class RemoteNodeGroup:
         return self._files[node]
 
     def snapshot(self, under_way: Sequence[Envelope] = ()) -> Dumped:
-        """The actor's part of a checkpoint, as it is written."""
+        """Return the actor's shard of a checkpoint, as bytes."""
         return Dumped(self._call("snapshot"))
 
     def restore(self, state: NodeGroupState) -> None:
-        """Go on from a snapshot of these nodes, and perhaps others.
+        """Continue from a snapshot of these nodes, and perhaps others.
 
         Raises:
-            UsageError: a node of this node group is not in it.
+            UsageError: a node of this node group is not in the snapshot.
         """
         if missing := [node for node in self.nodes if node not in state.nodes]:
             raise UsageError(
@@ -463,7 +463,7 @@ class RemoteNodeGroup:
         self._call("restore", checkpoint.dump(own))
 
     def close(self) -> None:
-        """Nothing to do: who made the actor ends it."""
+        """Do nothing: the code that made the actor ends it."""
 
     def _call(self, method: str, *args: Any) -> Any:
         return _got(getattr(self._actor, method).remote(*args), self._who())
@@ -473,7 +473,7 @@ class RemoteNodeGroup:
 
 
 def _got(reference: Any, who: str) -> Any:
-    """Return the result of a call; raise the errors that it raised there."""
+    """Return the result of a call, or raise the error of the actor."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -499,19 +499,19 @@ def start_actors(
     demand: Demand,
     name: str,
 ) -> Iterator[list[RemoteNodeGroup]]:
-    """Node groups on the machines of the cluster, as long as the block lasts.
+    """Start node groups on the machines of the cluster, until the end of the block.
 
     Args:
-        makes: for each node group its nodes, increasing, and what builds it there.
-        rules: what all nodes of the run have in common.
+        makes: for each node group its nodes, increasing, and the function that builds it there.
+        rules: common rules of all nodes of the run.
         local_steps: optimizer steps per round.
-        demand: of each node group.
-        name: of the run, for the dashboard.
+        demand: demand of each node group.
+        name: name of the run, for the dashboard.
 
     Raises:
-        UsageError: others use the cluster, and it stays so.
-        ActorLostError: an actor is lost at once.
-        JwinsError: what building a node group raises.
+        UsageError: others use the cluster for too long.
+        ActorLostError: an actor is lost at the start.
+        JwinsError: raised by building a node group.
     """
     wanted = {"CPU": demand.cores, "memory": int(demand.memory_bytes)} | ({"GPU": 1} if demand.gpus else {})
     reserved = placement_group([wanted] * len(makes), strategy="SPREAD")
@@ -546,6 +546,6 @@ def start_actors(
 
 @contextlib.contextmanager
 def parallel_calls(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
-    """Calls to so many node groups side by side; gives what makes them, for the driver."""
+    """Return the function by which the driver calls several node groups in parallel."""
     with ThreadPoolExecutor(count, "jwins-group") as pool:
         yield lambda calls: list(pool.map(lambda call: call(), calls))

@@ -1,4 +1,4 @@
-"""All nodes on a virtual clock, and the world it plays."""
+"""The simulated driver: all nodes on a virtual clock."""
 
 from jwins.engines.simulator.driver import Outcome, Progress, SimulatedDriver, StalledError
 from jwins.scenario import Compute, Fault, Faults, Links

@@ -2,16 +2,16 @@
 engine.
 
 It drives one node group, or several that share the nodes, from one event queue. Local training takes
-the time that :class:`Compute` says, sending the time that :class:`Links` says, and everything else none; a
-stopwatch never enters. Every frame is really encoded, its bytes are counted once per recipient, and each
-node group decodes it once for all its nodes.
+the time of :class:`Compute`, sending the time of :class:`Links`, and everything else none. Real time has no
+effect. Every frame is encoded, its bytes are counted once per recipient, and each node group decodes it once
+for all its nodes.
 
-Two things make it fast without changing any result:
+Two properties make it fast without changing any result:
 
 - Training depends only on the parameters at command time. So all outstanding trainings run as one batch when
-  the first of them is due; of stacked nodes, all of one stack, each stack for itself.
-- What a node does at time t reaches no other node before t + latency, and not itself before the next
-  training is done. So all events within that window can be handled at once, different nodes on different
+  the first of them is due. With stacked nodes, those of each stack run as one batch.
+- An action of a node at time t affects no other node before t + latency, and not the node itself before its
+  next training has ended. So all events within that window can be handled at once, different nodes on different
   threads, and their commands are then carried out in order of time.
 """
 
@@ -61,7 +61,7 @@ from jwins.wire.frame import Packed
 __all__ = ["Outcome", "Progress", "SimulatedDriver", "StalledError"]
 
 CallAll = Callable[[Sequence[Callable[[], Any]]], list[Any]]
-"""Makes calls, one to each of some node groups, and gives what they return, in the same order."""
+"""Function that calls some node groups, once each, and returns their results in the same order."""
 
 
 def _one_after_another(calls: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -74,10 +74,10 @@ class StalledError(JwinsError):
 
 @dataclass(frozen=True, slots=True)
 class RoundCompletion:
-    """When a node had completed a round that is evaluated, and what it had sent by then.
+    """Time at which a node completed an evaluated round, and the bytes that it had sent by then.
 
     Attributes:
-        time: in virtual seconds.
+        time: virtual seconds.
         sent: bytes by kind, in the order of :attr:`TrafficSplit.KINDS`.
     """
 
@@ -87,20 +87,20 @@ class RoundCompletion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatedDriverState:
-    """The driver's part of a checkpoint.
+    """The driver's state in a checkpoint.
 
     Attributes:
         now: virtual seconds.
-        envelopes: how many messages have been sent.
-        queue: what will happen.
-        uplinks: of each node.
+        envelopes: number of messages sent so far.
+        queue: scheduled events.
+        uplinks: state of each node's uplink.
         crashed: nodes that are down.
-        joined: the round in which each node came back; 0 if it was never down.
+        joined: the round in which each node returned; 0 if it was never down.
         rounds: completed rounds of each node.
         fired: numbers of the faults that have happened.
-        untrained: the round of each node whose training has not been run yet.
-        completions: by completed rounds, the nodes that wait for that evaluation.
-        votes: by completed rounds, the nodes that have asked for that checkpoint.
+        untrained: the round of each node whose training has not run yet.
+        completions: the nodes that wait for an evaluation, by completed rounds.
+        votes: the nodes that have requested a checkpoint, by completed rounds.
         edges: bytes by kind of each directed edge.
         refused: (receiver, sender, round, reason) of each frame that was not accepted.
     """
@@ -133,10 +133,10 @@ class Progress:
 
     Attributes:
         round: rounds completed by every live node.
-        rounds: of the whole run.
+        rounds: number of rounds of the whole run.
         time_s: virtual seconds.
-        bytes_total: sent so far, by all nodes.
-        row: the newest evaluation, if there is a new one.
+        bytes_total: bytes sent so far by all nodes.
+        row: the newest evaluation, if it is new.
     """
 
     round: int
@@ -156,7 +156,7 @@ class Outcome:
 
     Attributes:
         status: ``finished``, ``diverged``, ``interrupted``, or ``stalled`` if all nodes went down.
-        rows: all rows of the run, of before an interruption, too.
+        rows: all rows of the run, including those before an interruption.
         params: (N, P) float32 final parameters; None if interrupted.
         refused: (receiver, sender, round, reason) of each frame that a node did not accept.
         traffic: bytes by directed edge so far.
@@ -170,19 +170,19 @@ class Outcome:
 
 
 class SimulatedDriver:
-    """Runs one experiment; used once.
+    """Driver of one experiment on a virtual clock. Use it once.
 
     Args:
-        groups: hold the nodes 0 to N - 1, each once.
+        groups: node groups with the nodes 0 to N - 1, each once.
         start: the first row of the log.
         links: sending times.
         compute: training times.
-        faults: what goes wrong.
-        recorder: keeps what is measured; None keeps it in memory.
+        faults: scripted faults.
+        recorder: recorder of measurements; None keeps them in memory.
         on_progress: called after every step of the driver.
-        stop: asked after every step whether to end with a checkpoint.
-        startup_s: real seconds before this, for the last row.
-        call_all: makes calls to several node groups; by default one after the other.
+        stop: called after every step; True ends the run with a checkpoint.
+        startup_s: real seconds before the start, for the last row.
+        call_all: calls several node groups; by default one after the other.
 
     Raises:
         ConfigError: links, faults or the topology do not fit the nodes.
@@ -222,9 +222,9 @@ class SimulatedDriver:
         self._envelopes = 0
         self._crashed: set[int] = set()
         self._joined = [0] * n
-        self._late = 0  # how many have joined after round 0
+        self._late = 0  # number of nodes that joined after round 0
         self._rounds = [0] * n
-        self._live_at = Counter({0: n})  # how many live nodes have completed so many rounds
+        self._live_at = Counter({0: n})  # number of live nodes by completed rounds
         self._untrained: dict[int, int] = {}
         self._completions: dict[int, dict[int, RoundCompletion]] = {}
         self._votes: dict[int, set[int]] = {}
@@ -235,7 +235,7 @@ class SimulatedDriver:
         self._wall_s = {"start-up": startup_s, "checkpoints": 0.0, "total": 0.0}
 
     def _lookahead(self) -> float:
-        """Within this many seconds, no node's doing can reach itself or another; see the module's docstring."""
+        """Return the seconds within which no action can affect any node; see the module's docstring."""
         if self._faults:
             return 0.0
         deadline_s = self.rules.deadline_s
@@ -246,15 +246,15 @@ class SimulatedDriver:
     # --- Running ------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> Outcome:
-        """Simulate to the end, to divergence or until asked to stop.
+        """Simulate to the end, to divergence or until ``stop`` returns True.
 
         Args:
-            resume: go on from the newest checkpoint of the recorder's folder, which may be of another number
+            resume: continue from the newest checkpoint of the recorder's folder, which may have another number
                 of node groups.
 
         Raises:
-            ResumeError: nothing to resume.
-            StalledError: nodes wait for ever.
+            ResumeError: no checkpoint to resume.
+            StalledError: nodes would wait for ever.
             OSError: e.g. a full disk; the newest checkpoint is intact and can be resumed.
         """
         try:
@@ -290,7 +290,7 @@ class SimulatedDriver:
             self._carry_out(node, commands[node], 0.0)
 
     def _step(self) -> None:
-        """Handle all events of one window, then carry out what the nodes command, in order of time."""
+        """Handle all events of one window, then carry out the nodes' commands in order of time."""
         window = self._queue.pop_window(self.window_s)
         outstanding: dict[int, int] = {}
         if any(isinstance(item, NodeEvent) and isinstance(item.event, TrainingDone) for _, item in window):
@@ -329,7 +329,7 @@ class SimulatedDriver:
             for index, commands in zip(indices.get(group, []), of, strict=True)
         }
 
-    # --- What nodes command -------------------------------------------------------------------------------
+    # --- Commands of nodes -------------------------------------------------------------------------------
 
     def _carry_out(self, node: int, commands: Sequence[Command], now: float) -> None:
         for command in commands:
@@ -360,7 +360,7 @@ class SimulatedDriver:
                         self._failure = self._failure or command
 
     def _completed(self, node: int, round: int) -> None:
-        """A live node has completed so many rounds."""
+        """Count a live node that has completed this number of rounds."""
         self._live_at[self._rounds[node]] -= 1
         self._rounds[node] = round
         self._live_at[round] += 1
@@ -373,7 +373,7 @@ class SimulatedDriver:
                 return
             self._rejoin(fault.node, round, now)
         self._untrained[node] = round
-        # A round of consensus takes as long as one step: what comes first and what next stays well defined.
+        # A round of consensus takes the time of one step, so that the order of events is well defined.
         local_steps = self.groups[0].local_steps if round < self.rules.training_rounds else 1
         due = now + self._compute.seconds(self.rules.seed, node, round, local_steps)
         self._queue.push(due, NodeEvent(node, TrainingDone(round)))
@@ -409,7 +409,7 @@ class SimulatedDriver:
             self._checkpoint_due = round
 
     def _rejoin(self, node: int, round: int, now: float) -> None:
-        """The node introduces itself to all others before it trains, so they expect it from ``round`` on."""
+        """Announce a node to all others before it trains, so that they expect it from ``round`` on."""
 
         def goes_on(item: QueueItem) -> bool:
             if isinstance(item, TransferDone):
@@ -434,13 +434,13 @@ class SimulatedDriver:
         self._carry_out(due.node, commands, due.time)
 
     def _expected(self, round: int) -> set[int]:
-        """Nodes that will complete ``round`` rounds, or have."""
+        """Return the nodes that will complete ``round`` rounds, or have."""
         return {i for i in range(self.num_nodes) if i not in self._crashed and self._joined[i] < max(round, 1)}
 
     def _are_all(self, nodes: Collection[int], round: int) -> bool:
-        """Are these all nodes that will complete ``round`` rounds, or have?
+        """Return whether these are all nodes that will complete ``round`` rounds, or have.
 
-        Counted first: to look at every node each time one more is there takes long with thousands.
+        The count is compared first: with thousands of nodes, comparing all nodes each time takes long.
         """
         least = self.num_nodes - len(self._crashed) - self._late
         return len(nodes) >= least and self._expected(round) <= set(nodes)
@@ -459,7 +459,7 @@ class SimulatedDriver:
         results = self._call_all(
             [partial(group.measure, round, mean, test_average=group is tester) for group in self.groups]
         )
-        # Of nodes that are down or came back later, all they have sent: no byte is taken back.
+        # Count all bytes of nodes that are down or returned later: no byte is subtracted.
         sent = [
             TrafficSplit(*completions[node].sent) if node in completions else self._traffic.sent(node)
             for node in range(self.num_nodes)
@@ -485,7 +485,7 @@ class SimulatedDriver:
         self.on_progress(Progress(self._least_round(), self.rules.rounds, self._now, sent, row))
 
     def _least_round(self) -> int:
-        """Rounds completed by every live node; if there is none, by the one that went down last."""
+        """Return the number of rounds completed by every live node, or by the last one that went down."""
         self._live_at = +self._live_at  # without those that are zero
         return min(self._live_at, default=max(self._rounds))
 
@@ -498,10 +498,10 @@ class SimulatedDriver:
             at, senders = waiting[node]
             raise StalledError(
                 f"{len(waiting)} nodes would wait for ever: node {node} in round {at} for frames of "
-                f"{', '.join(map(str, senders))}; set run.deadline_s to go on without them"
+                f"{', '.join(map(str, senders))}; set run.deadline_s to continue without them"
             )
 
-    # --- The end, and coming back -------------------------------------------------------------------------
+    # --- End and resuming -------------------------------------------------------------------------
 
     def _end(self) -> Outcome:
         failure = self._failure or self._all_down() or Finished("finished", self._least_round())
@@ -518,7 +518,7 @@ class SimulatedDriver:
         return Finished("stalled", at, reason)
 
     def _seconds(self) -> dict[str, float]:
-        """Real seconds by activity, start-up first and all of it but start-up last."""
+        """Return real seconds by activity; start-up is first, and the total without start-up is last."""
         spent = {"start-up": self._wall_s["start-up"]}
         for group in self.groups:
             for activity, seconds in group.wall_s.items():
@@ -566,7 +566,7 @@ class SimulatedDriver:
         envelopes: dict[int, Envelope] = {}
 
         def one(envelope: Envelope) -> Envelope:
-            """One envelope for all receivers again, so that it is decoded once."""
+            """Restore one envelope for all receivers, so that it is decoded once."""
             return envelopes.setdefault(envelope.number, envelope)
 
         state = _with_envelopes(state, one)
@@ -597,7 +597,7 @@ class SimulatedDriver:
 def _with_envelopes(
     state: SimulatedDriverState, change: Callable[[Envelope], Envelope]
 ) -> SimulatedDriverState:
-    """The same with each envelope as ``change`` gives it."""
+    """Replace each envelope of an item by ``change``'s result."""
 
     def with_changed(item: QueueItem) -> QueueItem:
         if isinstance(item, NodeEvent) and isinstance(item.event, MessageArrived):

@@ -1,4 +1,4 @@
-"""A script of faults as it is played: which are due, and which have happened."""
+"""Play a script of faults: find the due ones, and remember those that have happened."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FrameFault(NamedTuple):
 
     Attributes:
         extra_s: seconds that it arrives later.
-        dropped: whether it takes up the uplink and never arrives.
+        dropped: whether it uses the uplink but never arrives.
     """
 
     extra_s: float = 0.0
@@ -26,11 +26,11 @@ NO_FRAME_FAULT = FrameFault()
 
 
 class FaultScript:
-    """Plays faults, each crash and rejoin once.
+    """Player of faults, each crash and rejoin once.
 
     Args:
-        faults: what goes wrong.
-        fired: numbers of those that have happened.
+        faults: scripted faults.
+        fired: numbers of faults that have happened.
     """
 
     def __init__(self, faults: Faults, fired: Collection[int] = ()) -> None:
@@ -47,12 +47,12 @@ class FaultScript:
         return bool(self._of_nodes or self._of_frames)
 
     def on_train(self, node: int, round: int, crashed: Collection[int]) -> Iterator[Fault]:
-        """Rejoins that are due when a node is about to train a round, and its own crash.
+        """Return the rejoins that are due when a node is about to train a round, and its own crash.
 
         Args:
-            node: who is about to train.
-            round: what.
-            crashed: who is down; looked at again for each fault, so it may change in between.
+            node: node that is about to train.
+            round: the round.
+            crashed: nodes that are down; read again for each fault, so it may change in between.
         """
         for number, fault in self._of_nodes:
             back = fault.kind == "rejoin" and fault.node in crashed

@@ -1,4 +1,4 @@
-"""Messages under way: each node's uplink, fluid and fairly shared or one message at a time, then latency."""
+"""Messages under way: each node's uplink, shared evenly or one message at a time, then latency."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Flow:
     """A transfer on an uplink.
 
     Attributes:
-        finish: when it is through, on the uplink's own scale of bits served per flow.
-        order: its number on this uplink; of transfers that are through at once, the earlier one is first.
+        finish: its end, on the uplink's own scale of bits served per flow.
+        order: its number on this uplink; of transfers that end at once, the earlier one is first.
         to: the receiver.
-        envelope: what is transferred.
+        envelope: the transferred message.
         extra_s: seconds that it arrives later, by a fault.
         dropped: whether it never arrives, by a fault.
     """
@@ -48,19 +48,20 @@ class UplinkState:
 
 @dataclass(slots=True)
 class SimulatedUplink:
-    """Fluid fair share of one uplink: n simultaneous transfers each get 1/n of the rate.
+    """Fair sharing of one uplink: n simultaneous transfers each get 1/n of the rate.
 
-    ``served`` counts the bits that each transfer present all the time would have got, so a transfer of b bits
-    that joins now is through when ``served`` has grown by b, whoever comes and goes in between. In turn, it is
-    all the bits that were served, and a transfer is through b bits after the one before it.
+    ``served`` counts the bits of a transfer that is present all the time. So a transfer of b bits that joins
+    now ends when ``served`` has grown by b, whatever other transfers begin and end in between. With
+    ``in_turn`` it counts all bits that were served, and a transfer ends b bits after the one before it.
 
     Attributes:
         rate: bits per second.
-        in_turn: whether one transfer at a time gets all of it, instead.
-        time: until when ``served`` is right, in seconds on the clock.
+        in_turn: whether one transfer at a time gets the whole rate.
+        time: time of ``served``, in seconds on the clock.
         served: bits per transfer so far.
-        version: grows whenever transfers begin or end, by which an outdated :class:`TransferDone` is known.
-        orders: how many transfers have begun.
+        version: increases whenever transfers begin or end, so that an outdated :class:`TransferDone` is
+            recognised.
+        orders: number of transfers that have begun.
         flows: a heap of (finish, order, transfer).
     """
 
@@ -73,7 +74,7 @@ class SimulatedUplink:
     flows: list[tuple[float, int, Flow]] = field(default_factory=list)
 
     def add(self, now: float, bits: int, to: int, envelope: Envelope, extra_s: float, dropped: bool) -> None:
-        """A transfer of ``bits`` begins."""
+        """Begin a transfer of ``bits``."""
         self._advance(now)
         start = (
             max((finish for finish, _, _ in self.flows), default=self.served) if self.in_turn else self.served
@@ -84,11 +85,11 @@ class SimulatedUplink:
         self.version += 1
 
     def next_time(self) -> float:
-        """When the next transfer is through; there must be one."""
+        """Return the end of the next transfer; there must be one."""
         return self.time + (self.flows[0][0] - self.served) * self._sharers / self.rate
 
     def pop(self, now: float) -> list[Flow]:
-        """The transfers that are through at ``now``, which is ``next_time()``."""
+        """Remove and return the transfers that end at ``now``, which is ``next_time()``."""
         self.served = self.flows[0][0]
         self.time = now
         done = []
@@ -98,7 +99,7 @@ class SimulatedUplink:
         return done
 
     def clear(self, now: float) -> None:
-        """The sender is gone, and what it had not sent with it."""
+        """Drop all unsent transfers, because the sender has crashed."""
         self._advance(now)
         self.flows.clear()
         self.version += 1
@@ -109,7 +110,7 @@ class SimulatedUplink:
         return UplinkState(self.time, self.served, self.version, self.orders, flows)
 
     def restore(self, state: UplinkState) -> None:
-        """Become the uplink that made ``state``."""
+        """Restore the state of :meth:`snapshot`."""
         self.time, self.served = state.time, state.served
         self.version, self.orders = state.version, state.orders
         self.flows = [(flow.finish, flow.order, flow) for flow in state.flows]
@@ -126,15 +127,15 @@ class SimulatedUplink:
 
 
 class SimulatedNetwork:
-    """Carries envelopes from node to node.
+    """Network that carries envelopes from node to node.
 
     Args:
         links: rates and latency.
         num_nodes: N.
-        queue: where arrivals are announced.
+        queue: queue for arrivals.
 
     Attributes:
-        uplinks: of each node.
+        uplinks: uplink of each node.
     """
 
     def __init__(self, links: Links, num_nodes: int, queue: EventQueue) -> None:
@@ -146,16 +147,16 @@ class SimulatedNetwork:
     def send(
         self, now: float, envelope: Envelope, to: Iterable[int], frame_faults: Mapping[int, FrameFault]
     ) -> None:
-        """An envelope is put on its sender's uplink, once for each receiver.
+        """Put an envelope on its sender's uplink, once for each receiver.
 
         Args:
             now: seconds.
-            envelope: what.
-            to: who is to get it, in the order of sending.
-            frame_faults: what goes wrong on the way to some of them.
+            envelope: the message.
+            to: receivers, in the order of sending.
+            frame_faults: faults on the way to some of them.
         """
         uplink, bits = self.uplinks[envelope.sender], 8 * envelope.packed.size_bytes
-        # What is through already may not be handled yet, as the events of a window are handled at once.
+        # A transfer that has ended may not be handled yet, because the events of a window are handled at once.
         while uplink.flows and uplink.next_time() < now:
             self._arrive(uplink, uplink.next_time())
         for receiver in to:
@@ -164,7 +165,7 @@ class SimulatedNetwork:
         self._queue.push(uplink.next_time(), TransferDone(envelope.sender, uplink.version))
 
     def advance(self, due: TransferDone, now: float) -> None:
-        """Schedule the arrival, one latency later, of each frame that has left at ``now``."""
+        """Schedule the arrival, one latency later, of each frame that has left by ``now``."""
         uplink = self.uplinks[due.node]
         if due.version != uplink.version:
             return
@@ -173,13 +174,13 @@ class SimulatedNetwork:
             self._queue.push(uplink.next_time(), TransferDone(due.node, uplink.version))
 
     def _arrive(self, uplink: SimulatedUplink, now: float) -> None:
-        """Announce each frame that has left at ``now``."""
+        """Push the arrival of each frame that has left by ``now``."""
         for flow in uplink.pop(now):
             if not flow.dropped:
                 arrival = NodeEvent(flow.to, MessageArrived(flow.envelope))
                 self._queue.push(now + self._latency_s + flow.extra_s, arrival)
 
     def envelopes(self) -> Iterator[Envelope]:
-        """Those that are not through."""
+        """Return the envelopes of unfinished transfers."""
         for uplink in self.uplinks:
             yield from (flow.envelope for _, _, flow in uplink.flows)

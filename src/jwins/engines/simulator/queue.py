@@ -13,28 +13,28 @@ __all__ = ["EventQueue", "NodeEvent", "QueueItem", "QueueState", "TransferDone"]
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """Something that will happen to a node.
+    """A future event of a node.
 
     Attributes:
-        node: to whom.
-        event: what.
+        node: the node.
+        event: the event.
     """
 
     node: int
     event: NodeGroupEvent
 
     def at(self, time: float) -> ScheduledEvent:
-        """The same at its time."""
+        """Return the event with its time."""
         return ScheduledEvent(self.node, time, self.event)
 
 
 @dataclass(frozen=True, slots=True)
 class TransferDone:
-    """The next transfer of a node's uplink is through, unless its version has changed.
+    """End of the next transfer of a node's uplink; outdated if the version has changed.
 
     Attributes:
-        node: whose uplink.
-        version: of the uplink when this was foreseen.
+        node: node of the uplink.
+        version: version of the uplink when this was scheduled.
     """
 
     node: int
@@ -59,7 +59,7 @@ class QueueState:
 
 
 class EventQueue:
-    """Items by time; those of the same time in the order in which they were pushed."""
+    """Queue of items by time; items of the same time keep the order in which they were pushed."""
 
     def __init__(self) -> None:
         self._entries: list[QueueEntry] = []
@@ -69,12 +69,12 @@ class EventQueue:
         return bool(self._entries)
 
     def push(self, at: float, item: QueueItem) -> None:
-        """Something will happen at ``at`` seconds."""
+        """Add an item at ``at`` seconds."""
         heapq.heappush(self._entries, (at, self._sequence, item))
         self._sequence += 1
 
     def pop_window(self, length_s: float) -> list[tuple[float, QueueItem]]:
-        """The next item, and all others less than ``length_s`` later."""
+        """Remove and return the next item, and all others less than ``length_s`` later."""
         at, _, item = heapq.heappop(self._entries)
         window, end = [(at, item)], at + length_s
         while self._entries and self._entries[0][0] < end:
@@ -88,7 +88,7 @@ class EventQueue:
         heapq.heapify(self._entries)
 
     def items(self) -> Sequence[QueueItem]:
-        """All items, in no particular order."""
+        """Return all items, in no particular order."""
         return [item for _, _, item in self._entries]
 
     def snapshot(self) -> QueueState:
@@ -96,7 +96,7 @@ class EventQueue:
         return QueueState(self._sequence, tuple(self._entries))
 
     def restore(self, state: QueueState) -> None:
-        """Become the queue that made ``state``."""
+        """Restore the state of :meth:`snapshot`."""
         self._sequence = state.sequence
         self._entries = list(state.entries)
         heapq.heapify(self._entries)
