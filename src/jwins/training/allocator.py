@@ -1,4 +1,4 @@
-"""Settings of the C library for memory that tensors give back."""
+"""Settings of the C library for memory that tensors free."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MAX_BLOCK_BYTES = 2**30
 def keep_freed_memory() -> bool:
     """Have glibc keep freed blocks of up to 1 GiB for the next tensor, for the whole process.
 
-    By default it hands large blocks back to the system at once, and the system clears every page again before
-    the next activation is written to it: a fifth of the time of evaluating a convolutional network, two fifths
-    in large batches (``benchmarks/evaluation.py``). Results do not depend on it.
+    By default glibc returns large blocks to the system at once, and the system clears every page again before
+    the next activation is written to it. That takes a fifth of the time of evaluating a convolutional network,
+    two fifths in large batches (``benchmarks/evaluation.py``). Results do not depend on it.
 
     Returns:
-        Whether it was set; False with other C libraries, which are left alone.
+        Whether the setting was made; False with other C libraries, which are not changed.
     """
     if not _is_glibc():
         return False
@@ -30,10 +30,10 @@ def keep_freed_memory() -> bool:
 
 
 def trim_freed_memory() -> bool:
-    """Give what is freed by now back to the system, for a process that stays and has nothing to do.
+    """Return freed memory to the system, for an idle process that continues to exist.
 
     Returns:
-        Whether there was any; False with other C libraries.
+        Whether there was freed memory; False with other C libraries.
     """
     gc.collect()
     return _is_glibc() and bool(ctypes.CDLL(None).malloc_trim(0))

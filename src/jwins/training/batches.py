@@ -1,4 +1,4 @@
-"""Which samples a node trains on."""
+"""Training samples of a node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Indices = npt.NDArray[np.int64]
 def batch_indices(
     partition: Indices, *, seed: int, node: int, round: int, local_steps: int, batch_size: int
 ) -> Indices:
-    """Which samples a node trains on in a round.
+    """Return the samples that a node trains on in a round.
 
     A node's stream of samples is its partition in random order, again and again: permutation e of node i comes
     from ``stream(seed, "shuffle", node=i, round=e)``. Local step t, counted from the start of the run, takes
@@ -24,8 +24,8 @@ def batch_indices(
 
     Args:
         partition: (n,) int64, the node's samples, n >= 1.
-        seed: of the experiment.
-        node: its number.
+        seed: seed of the experiment.
+        node: number of the node.
         round: counted from 0.
         local_steps: steps per round.
         batch_size: samples per step; may be larger than n.
@@ -40,12 +40,12 @@ def batch_indices(
 
 
 class Shuffle:
-    """One node's stream of samples. Remembers the last permutation: rounds mostly follow each other.
+    """One node's stream of samples, which caches the last permutation.
 
     Args:
         partition: (n,) int64, the node's samples, n >= 1.
-        seed: of the experiment.
-        node: its number.
+        seed: seed of the experiment.
+        node: number of the node.
     """
 
     __slots__ = ("_epoch", "_node", "_order", "_partition", "_seed")
@@ -56,7 +56,7 @@ class Shuffle:
         self._order = partition
 
     def take(self, start: int, count: int) -> Indices:
-        """The samples at ``start`` to ``start + count`` of the stream, (count,) int64."""
+        """Return samples ``start`` to ``start + count`` of the stream, (count,) int64."""
         n = len(self._partition)
         epoch, offset = divmod(start, n)
         if offset + count <= n:
@@ -79,10 +79,10 @@ class Shuffle:
 
 
 def checked_partition(partition: Indices, node: int, num_samples: int) -> Indices:
-    """A node's samples as int64.
+    """Return a node's samples as int64.
 
     Raises:
-        UsageError: none, or not positions among ``num_samples``.
+        UsageError: the node has no samples, or they are not positions among ``num_samples``.
     """
     indices = np.asarray(partition)
     if indices.ndim != 1 or len(indices) == 0:

@@ -1,4 +1,4 @@
-"""Testing models: each on its own or in stacks, all of them and all their batches shared among the threads."""
+"""Evaluation of models, one by one or in stacks; the threads share all models and their batches."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from jwins.training.worker_module import WorkerModule
 __all__ = ["EvalRequest", "Evaluation", "MetricMeans"]
 
 _MIN_JOBS_PER_THREAD = 16
-"""So many pieces of work for each thread at least, so that none waits long for the last one to end."""
+"""Minimum number of jobs for each thread, so that none waits long for the last one."""
 
 Sums = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvalRequest:
-    """Models, and the test samples that all of them are tested on.
+    """Models and their common test samples.
 
     Attributes:
         rows: (n, P) float32, models.
-        nodes: for each row, the node it belongs to; -1 for the average of all.
-        buffers: for each row, its local buffers by name.
+        nodes: node of each row; -1 for the average of all.
+        buffers: local buffers of each row, by name.
         samples: (m,) int64 positions in the test set; None for all.
-        some: (m,) bool, which of the samples make up the second of the two means; None for none.
+        some: (m,) bool, the samples of the second of the two means; None for no second mean.
         stacked: whether models of the same chunk are tested as a stack.
     """
 
@@ -61,7 +61,7 @@ class MetricMeans:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Some rows of a request on some of its batches; the batches are numbered within the request."""
+    """Some rows and some batches of a request; batches are numbered within the request."""
 
     request: int
     rows: tuple[int, ...]
@@ -70,13 +70,13 @@ class _Job:
 
 
 class Evaluation:
-    """Carries out requests. The models are in evaluation mode; nothing is changed.
+    """Evaluator of requests. The models are in evaluation mode and are not changed.
 
     Args:
         context: task, data and generators.
         layout: of the parameter vector.
         modules: a module for each worker.
-        traits: generators that the task draws from, and whether the model is stateful.
+        traits: generators of the task, and whether the model is stateful.
         chunk: nodes of a chunk; 0 for no stacks.
         threads: workers.
     """
@@ -100,8 +100,8 @@ class Evaluation:
     def run(self, requests: Sequence[EvalRequest]) -> list[MetricMeans]:
         """Test all models of all requests.
 
-        Sums run in the order of the batches, whoever tested which, so that a result does not depend on the
-        number of threads or on what else is tested.
+        Sums follow the order of the batches, so that a result does not depend on the number of threads or on
+        other requests.
 
         Raises:
             TrainingError: the model or a metric failed.
@@ -129,7 +129,7 @@ class Evaluation:
         return self._context.num_test if request.samples is None else len(request.samples)
 
     def _jobs(self, requests: Sequence[EvalRequest], batches: Sequence[int]) -> list[_Job]:
-        """Work of about equal size, for a row or a stack at a time."""
+        """Divide requests into jobs of about equal size, each of a row or a stack."""
         pieces = [(number, rows) for number, request in enumerate(requests) for rows in self._pieces(request)]
         per_piece = -(-_MIN_JOBS_PER_THREAD * self._threads // max(1, len(pieces))) if self._threads > 1 else 1
         jobs = []
@@ -140,7 +140,7 @@ class Evaluation:
         return jobs
 
     def _pieces(self, request: EvalRequest) -> list[tuple[int, ...]]:
-        """Which rows are tested together: those of a chunk, or each by itself."""
+        """Return the rows that are tested together: those of a chunk, or single rows."""
         if not request.stacked:
             return [(row,) for row in range(len(request.nodes))]
         pieces: dict[int, list[int]] = {}
@@ -197,7 +197,7 @@ class Evaluation:
         return found
 
     def _sums(self, outputs: Any, targets: Tensor, request: EvalRequest, part: slice) -> Sums:
-        """Of a batch, each metric's sum over all samples and over some."""
+        """Return each metric's sum over all samples of a batch and over some of them."""
         some = None if request.some is None else request.some[part]
         return {
             name: (

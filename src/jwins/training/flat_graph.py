@@ -1,12 +1,12 @@
 """Cheap training steps of models that are stacked with ``torch.func.vmap``.
 
-For small models most of a step is spent on the calls that lead to its tensor operations. :func:`flatten_graph`
+With small models, the Python calls of a step take longer than its tensor operations. :func:`flatten_graph`
 records the operations once and repeats them without the calls. :class:`StackedKernels` replaces two functions
 while they are recorded. The results are the same up to rounding:
 
-- ``linear`` as vmap takes it apart leaves the gradient of the weight transposed in memory, which makes the
-  optimizer slow. Here it comes out in order.
-- ``cross_entropy`` is taken apart by vmap in Python, step by step; the few steps it comes to are written here.
+- ``linear`` of vmap leaves the gradient of the weight transposed in memory, which makes the
+  optimizer slow. The replacement returns it in order.
+- ``cross_entropy`` is decomposed by vmap in Python, step by step; the replacement has the few remaining steps.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ __all__ = ["StackedKernels", "flatten_graph"]
 
 aten = torch.ops.aten
 _MIN_LARGE_NUMEL = 2**16
-# numbers from which asking the operating system for new memory costs as much as the product written to it
+# from this size on, new memory from the operating system takes as long as the product written to it
 
 
 def flatten_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """The tensor operations of a function, without the Python that led to them.
+    """Record the tensor operations of a function, and return them without the Python around them.
 
-    Everything but the tensors is fixed by the example: shapes, strides, the branches taken, and all numbers
-    that are not in one of the arguments. Draws from torch's global generator remain draws.
+    The example fixes everything but the tensors: shapes, strides, the branches taken, and all numbers
+    that are not in an argument. Draws from torch's global generator remain draws.
 
     Args:
-        function: from tensors to a tuple of tensors and Nones; may take gradients inside.
-        example: arguments; the function runs on them once, and what it changes in place is changed.
+        function: maps tensors to a tuple of tensors and Nones; it may compute gradients.
+        example: arguments of one call, which may change them in place.
 
     Returns:
         A function of the same arguments, to be called under ``torch.no_grad()``. Large results are
@@ -60,10 +60,10 @@ def flatten_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> to
 
 
 def _keep_memory_of_products(module: torch.fx.GraphModule) -> None:
-    """Write large products that are results, such as gradients of weights, to the same memory at each call.
+    """Write large products among the results, such as gradients of weights, to the same memory at each call.
 
-    The allocator would give the memory back to the operating system after each step and ask for it again,
-    which took a third of the step's time.
+    Otherwise the allocator returns the memory to the operating system after each step and requests it again,
+    which takes a third of the step's time.
     """
     graph = module.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
@@ -93,7 +93,8 @@ def _changes_nothing(node: torch.fx.Node) -> bool:
 
 
 class StackedKernels(TorchFunctionMode):
-    """Within this context, and on this thread, the two functions are computed as above.
+    """Context that replaces ``linear`` and ``cross_entropy`` on this thread, as the module's docstring
+    describes.
 
     >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
     >>> with StackedKernels():
@@ -117,7 +118,7 @@ class StackedKernels(TorchFunctionMode):
 
 
 class _Product(torch.autograd.Function):
-    """``x W^T`` of (..., B, in) and (..., out, in)."""
+    """Product ``x W^T`` of (..., B, in) and (..., out, in)."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A model as one flat float32 vector, and back.
 
-What nodes exchange and merge is a vector of P numbers; what trains is a module. :class:`Layout` says which
-numbers of the vector are which tensor of the module. Parameters that do not train, because
-``requires_grad`` is False, are no part of the vector: they stay as the model was made.
+Nodes exchange and merge vectors of P numbers, but they train modules. :class:`Layout` maps the numbers of the
+vector to the tensors of the module. Parameters that are not trained, because ``requires_grad`` is False, are
+not in the vector: they keep their initial values.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ BufferPolicy = Literal["local", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one tensor of the model lies in the vector.
+    """Place of one of the model's tensors in the vector.
 
     Attributes:
         name: as in ``model.named_parameters()`` or ``model.named_buffers()``.
-        shape: of the tensor.
-        offset: of its first number in the vector.
-        size: how many numbers.
+        shape: shape of the tensor.
+        offset: position of its first number in the vector.
+        size: number of its numbers.
         kind: ``parameter``, or ``buffer`` for a shared one.
         nonnegative: a variance, which must not fall below 0 in a merge.
     """
@@ -52,10 +52,10 @@ class Layout:
         local: names of the buffers that stay on their node. Integer buffers always do, and so do buffers
             that the model does not save (``persistent=False``): those are constants.
         size: P, the length of the vector.
-        tied: for each further name of a parameter that the model holds under several names, that name and
-            the one in ``slots``.
-        transient: names in ``local`` of buffers that the model does not save.
-        frozen: names of the parameters with ``requires_grad`` False, which have no place in the vector.
+        tied: for each further name of a parameter with several names, that name and the one in
+            ``slots``.
+        transient: names of the buffers in ``local`` that the model does not save.
+        frozen: names of the parameters with ``requires_grad`` False, which are not in the vector.
 
     >>> layout = Layout.of(nn.Linear(3, 2))
     >>> [(slot.name, slot.shape, slot.offset) for slot in layout.slots], layout.size
@@ -71,7 +71,7 @@ class Layout:
 
     @staticmethod
     def of(model: nn.Module, buffers: BufferPolicy = "local", *, convert: bool = False) -> Layout:
-        """The layout of a model.
+        """Return the layout of a model.
 
         Args:
             model: with at least one parameter that trains; all that do are float32. A parameter held under
@@ -128,7 +128,7 @@ class Layout:
         return Layout(tuple(slots), tuple(local), offset, tuple(tied), transient, tuple(frozen))
 
     def flatten(self, model: nn.Module) -> Tensor:
-        """A copy of the model's numbers as one vector, (P,) float32."""
+        """Copy the model's numbers into one vector, (P,) float32."""
         tensors = _tensors(model)
         with torch.no_grad():
             return torch.cat([tensors[slot.name].detach().reshape(-1).to(torch.float32) for slot in self.slots])
@@ -151,7 +151,7 @@ class Layout:
                 tensors[slot.name].copy_(part.view(slot.shape))
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """The tensors inside a vector, or inside each row of a stack of vectors, without copying.
+        """Return views of the tensors in a vector, or in each row of a stack of vectors.
 
         Args:
             vector: (..., P); the last dimension contiguous.
@@ -175,14 +175,14 @@ class Layout:
 
     @property
     def has_variances(self) -> bool:
-        """Whether there is anything for :meth:`project_` to do."""
+        """Return whether the vector has variances, which :meth:`project_` clamps."""
         return any(slot.nonnegative for slot in self.slots)
 
     def project_(self, vector: Tensor) -> Tensor:
-        """Clamp shared variances at 0, in place; to be called after each merge.
+        """Clamp shared variances at 0, in place. Call it after each merge.
 
         A merge in the wavelet domain replaces some coefficients of a variance and not others, so the sum
-        can fall below 0 although no node's did. NaN stays NaN.
+        can be negative although no node's variance is. NaN stays NaN.
 
         Args:
             vector: (..., P).
@@ -199,12 +199,12 @@ class Layout:
     def state_dict(
         self, vector: Tensor, local: Mapping[str, Tensor], frozen: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Return a state dict for ``model.load_state_dict``, each tensor contiguous and with memory of its own.
+        """Return a state dict for ``model.load_state_dict``, of contiguous copies.
 
         Args:
             vector: (P,) float32.
             local: the node's local buffers by name; those that the model does not save are left out.
-            frozen: the parameters that do not train, by name; needed if the layout has some.
+            frozen: the parameters that are not trained, by name; required if the layout has some.
 
         Returns:
             All saved tensors by name, on the CPU; tied parameters under each of their names.
@@ -233,10 +233,11 @@ class Layout:
 
 
 def _check_storage(model: nn.Module) -> None:
-    """Refuse a tensor on the memory of a parameter that trains: they would train as two and be saved as one.
+    """Refuse a tensor that shares memory with a trained parameter: both would train, but only one would be
+    saved.
 
-    Seen by the model, a tie by ``.data``, a transpose and a slice are several parameters. One parameter under
-    several names counts once, and is no problem.
+    For the model, a tie by ``.data``, a transpose and a slice are several parameters. One parameter under
+    several names counts once, and is allowed.
     """
     taken: list[tuple[int, int, int, bool, str]] = []
     every: list[tuple[str, str, Tensor]] = [("parameter", *named) for named in model.named_parameters()]
@@ -245,7 +246,7 @@ def _check_storage(model: nn.Module) -> None:
         if isinstance(tensor, nn.UninitializedBuffer) or tensor.layout != torch.strided or not tensor.numel():
             continue
         if not (store := tensor.untyped_storage().data_ptr()):
-            continue  # without memory of its own, as on the meta device
+            continue  # without memory, as on the meta device
         strides = zip(tensor.shape, tensor.stride(), strict=True)
         span = 1 + sum((size - 1) * stride for size, stride in strides)
         first = int(tensor.storage_offset()) * tensor.element_size()

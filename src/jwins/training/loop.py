@@ -23,7 +23,7 @@ class LoopTrainer:
         context: task, data and generators.
         store: the nodes.
         modules: a module for each worker.
-        optimizer: of every node.
+        optimizer: optimizer of every node.
         seeds_global: whether the task draws from torch's own generator in training.
     """
 

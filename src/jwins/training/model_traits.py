@@ -101,7 +101,7 @@ class TraitProbe:
 
     def flat_step(self, chunk: int) -> torch.fx.GraphModule | None:
         """The step of a whole chunk as its tensor operations only; None where that does not work."""
-        if self.traits.loss_generator:  # a generator is no tensor: it would be fixed
+        if self.traits.loss_generator:  # a generator is not a tensor, so the recording would fix it
             return None
         context = self._context
         module = WorkerModule(context.fresh_model(), self._layout)
@@ -113,11 +113,11 @@ class TraitProbe:
                 flat = flatten_graph(step, example)
                 # On another batch, so that nothing of the first can have become a part of the step.
                 return None if self._differs_from_loop(flat, chunk, 1) else flat
-            except Exception:  # not everything can be recorded; steps are then taken with all their calls
+            except Exception:  # some steps cannot be recorded; they keep all their calls
                 return None
 
     def _find_traits(self) -> ModelTraits:
-        """Run one step and a small evaluation of a fresh model, and look what they move."""
+        """Run one step and a small evaluation of a new model, and observe their effects."""
         context = self._context
         model = context.fresh_model().train()
         self._check_frozen(model, "differs between two calls of model(); draw it from torch's own generator")
@@ -149,14 +149,14 @@ class TraitProbe:
         )
 
     def _check_frozen(self, model: nn.Module, problem: str) -> None:
-        """Frozen parameters are the same in every module and at any time; a model may break that."""
+        """Refuse a model that changes frozen parameters or makes them anew each time."""
         parameters = dict(model.named_parameters())
         for name, before in self._frozen.items():
             if not torch.allclose(parameters[name], before, rtol=0, atol=0, equal_nan=True):
                 raise UsageError(f"parameter {name!r}, whose requires_grad is False, {problem}")
 
     def _why_not_stacked(self) -> str:
-        """Why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
+        """Return why a stack of three nodes does not train and evaluate as one node does; empty if it does."""
         context = self._context
         module = WorkerModule(context.fresh_model(), self._layout)
         with context.preserved_generators(), warnings.catch_warnings(record=True) as caught:
@@ -208,12 +208,12 @@ class TraitProbe:
         return ""
 
     def _rows_at_start(self, rows: int) -> list[Tensor]:
-        """Tensors of so many rows at the start of the run, which lie in memory as the real ones do."""
+        """Return tensors of ``rows`` rows at the start of the run, with the memory layout of the real ones."""
         buffers = [tensor.expand(rows, *tensor.shape).clone() for tensor in self._buffers.values()]
         return values_of(self._layout, self._layout.views(aligned_rows(self._initial, rows)), buffers)
 
     def _batch(self, step: int, rows: int | None) -> Batch:
-        """The node's batch of a step, for so many rows; None for one without the dimension of rows."""
+        """Return the node's batch of a step, for ``rows`` rows; None for one without the dimension of rows."""
         size = self._context.batch_size
         index = torch.from_numpy(self._shuffle.take(step * size, size))
         if rows is not None:

@@ -1,4 +1,4 @@
-"""Storage of a process's nodes: parameters, local buffers and optimizer state, a row for each node."""
+"""Storage of a process's nodes: one row of parameters, local buffers and optimizer state for each node."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class LocalState:
     """State of a node's training between rounds, besides its parameters.
 
     Attributes:
-        moments: of the optimizer, (P,) each, by torch's names, or of the quasi-global momentum.
-        counters: of the optimizer, one number per parameter tensor each, or of the quasi-global momentum, one.
-        buffers: those that stay on the node, by name.
+        moments: moments of the optimizer by torch's names, or of the quasi-global momentum, (P,) each.
+        counters: counters of the optimizer, one number for each parameter tensor, or of the quasi-global
+            momentum.
+        buffers: local buffers, by name.
     """
 
     moments: Mapping[str, Tensor]
@@ -35,7 +36,7 @@ class LocalState:
 
 
 def aligned_rows(initial: Tensor, rows: int) -> Tensor:
-    """``initial`` (P,) in each of so many aligned rows, (rows, P)."""
+    """Return ``initial`` (P,) in each of ``rows`` aligned rows, (rows, P)."""
     size = len(initial)
     stride = -(-size // _ALIGN) * _ALIGN
     matrix = torch.zeros(rows, stride, device=initial.device)[:, :size]
@@ -46,18 +47,18 @@ class NodeStore:
     """The nodes of a process as rows, in the order of their numbers.
 
     Args:
-        nodes: their numbers, increasing.
-        rows: how many there are, at least one per node; those beyond are padding.
+        nodes: numbers of the nodes, increasing.
+        rows: number of rows, at least one per node; the others are padding.
         layout: of the parameter vector.
         initial: (P,) float32, the common start.
         buffers: local buffers at the start, by name.
-        optimizer: of every node.
+        optimizer: optimizer of every node.
 
     Attributes:
         nodes: their numbers, increasing.
         rows: (rows, P) float32.
         buffers: for each local buffer, (rows, *shape).
-        optimizer: its state for all rows.
+        optimizer: optimizer state of all rows.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class NodeStore:
         self.optimizer = OptimizerState(optimizer, rows, self.rows.stride(0), tensors, initial.device)
 
     def row(self, node: int) -> int:
-        """The number of a node's row.
+        """Return the index of a node's row.
 
         Raises:
             UsageError: the node is not here.
@@ -89,17 +90,17 @@ class NodeStore:
         return found
 
     def buffers_of(self, node: int) -> dict[str, Tensor]:
-        """A node's local buffers, without copying."""
+        """Return a node's local buffers, without copying."""
         row = self.row(node)
         return {name: tensor[row] for name, tensor in self.buffers.items()}
 
     def state(self, node: int) -> LocalState:
-        """A copy of a node's local state."""
+        """Return a copy of a node's local state."""
         own = self._views(node)
         return LocalState(*({name: tensor.clone() for name, tensor in group.items()} for group in own))
 
     def load_state_(self, node: int, state: LocalState) -> None:
-        """Give a node the local state that :meth:`state` returned for it, here or in another process.
+        """Set a node's local state to a result of :meth:`state`, from here or from another process.
 
         Raises:
             UsageError: names or shapes differ; nothing has been changed then.
@@ -120,7 +121,7 @@ class NodeStore:
             tensor.copy_(source)
 
     def _views(self, node: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Moments, counters and buffers of a node, in the order of :class:`LocalState`."""
+        """Return moments, counters and buffers of a node, in the order of :class:`LocalState`."""
         row = self.row(node)
         return (
             {name: tensor[row, : self._size] for name, tensor in self.optimizer.all_moments().items()},
@@ -130,7 +131,7 @@ class NodeStore:
 
 
 def mean_buffers(every: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Floating-point buffers averaged over the nodes; of integer ones, the first node's."""
+    """Return floating-point buffers averaged over the nodes, and the first node's integer buffers."""
     return {
         name: torch.stack([buffers[name] for buffers in every]).mean(dim=0)
         if first.is_floating_point()

@@ -28,30 +28,30 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adadelta": torch.optim.Adadelta,
 }
-"""Elementwise optimizers by name: each number of a vector is updated by itself, so nodes can be stacked."""
+"""Elementwise optimizers by name: each number of a vector is updated independently, so nodes can be stacked."""
 
 
 _IMPLEMENTATION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
 
 
-_SCALAR_START = {"step": 0.0, "mu_product": 1.0}  # what torch's per-parameter scalars are before the first step
+_SCALAR_START = {"step": 0.0, "mu_product": 1.0}  # torch's scalars per parameter before the first step
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """Which ``torch.optim`` optimizer the nodes use.
+    """Optimizer of the nodes, from ``torch.optim``.
 
     Attributes:
         kind: a name in :data:`OPTIMIZERS`.
         options: its arguments by torch's names, e.g. ``{"lr": 0.05, "momentum": 0.9}``.
-        state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts afresh.
+        state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts without.
         quasi_global: factor of a quasi-global momentum, in which case the momentum that local steps start from
             is that of the merged models, see :class:`~jwins.training.quasi_global.QuasiGlobal`; only of ``sgd``
             with ``momentum``. None for a momentum of the node's own steps.
 
     Raises:
-        ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``; a
-            quasi-global momentum where there is nothing that it could be the momentum of.
+        ConfigError: an unknown name, or a value that torch does not accept, at ``train.optimizer.<key>``; or a
+            quasi-global momentum without a momentum of the optimizer.
 
     >>> Optimizer("sgd", {"lr": 0.05, "momentum": 0.9})
     Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep', quasi_global=None)
@@ -113,11 +113,11 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
 
     @property
     def lr(self) -> float:
-        """The learning rate, be it given or torch's default."""
+        """Return the learning rate, or torch's default if it is not given."""
         return float(self.build([torch.zeros(1)]).defaults["lr"])
 
     def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """The torch optimizer of these tensors."""
+        """Make the torch optimizer of these tensors."""
         return OPTIMIZERS[self.kind](parameters, **_torch_options(self.options))
 
     def sample_state(self) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         return {key: value for key, value in built.state[sample].items() if isinstance(value, Tensor)}
 
     def has_state(self) -> bool:
-        """Whether a step depends on earlier ones."""
+        """Return whether a step depends on earlier ones."""
         return bool(self.sample_state())
 
 
@@ -153,20 +153,20 @@ def _torch_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class OptimizerState:
-    """Optimizer state of all nodes that keep it: a matrix per kind of moment, shaped as the parameters.
+    """Optimizer state of all nodes: a matrix for each kind of moment, shaped as the parameters.
 
     Args:
-        optimizer: of every node.
-        rows: how many nodes.
-        stride: numbers of a row, at least P.
+        optimizer: optimizer of every node.
+        rows: number of nodes.
+        stride: length of a row, at least P.
         tensors: parameters of the model.
-        device: where the moments live.
+        device: device of the moments.
 
     Attributes:
         moments: by torch's name, (rows, stride) float32.
-        scalars: torch's counters per parameter by name, (rows, tensors) on the CPU. ``started`` is our own, as
-            torch's SGD leaves out dampening in its very first step.
-        quasi_global: in place of these, where momentum is quasi-global; None elsewhere.
+        scalars: torch's counters per parameter by name, (rows, tensors) on the CPU. ``started`` is an addition,
+            because torch's SGD omits dampening in its first step.
+        quasi_global: used in place of these if momentum is quasi-global; else None.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class OptimizerState:
 
 
 def optimizer_step(built: torch.optim.Optimizer, first: bool) -> None:
-    """One step; ``first`` only of kept SGD with dampening, whose buffers hold zeros where torch has none."""
+    """Take one step. ``first`` is for kept SGD with dampening, whose buffers start at 0."""
     group = built.param_groups[0]
     if not first:
         built.step()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["QuasiGlobal"]
 
-_NOT_TRAINED = -1  # as a round: the node has not trained yet
+_NOT_TRAINED = -1  # round of a node that has not trained yet
 
 
 class QuasiGlobal:
@@ -21,23 +21,23 @@ class QuasiGlobal:
         d_t = (x_(t-1) - x_t) / (eta H)
         m_t = mu m_(t-1) + (1 - mu) d_t,    m_0 = 0
 
-    and the heavy ball (or Nesterov's) of that round begins with m_t as its momentum. What the heavy ball makes
-    of it is forgotten at the round's end. d_t has the scale of one step's direction, so that under a constant
-    gradient g both have the fixed point g / (1 - momentum). With H = 1, a merge after every step, this is
-    QG-DSGDm and QG-DSGDm-N of Lin, Karimireddy, Stich and Jaggi, "Quasi-Global Momentum", ICML 2021.
+    and the heavy ball (or Nesterov's) of that round begins with m_t as its momentum. Its final momentum is
+    discarded at the round's end. d_t has the scale of one step's direction, so that under a constant
+    gradient g both momenta have the fixed point g / (1 - momentum). With H = 1, a merge after every step, this
+    is QG-DSGDm and QG-DSGDm-N of Lin, Karimireddy, Stich and Jaggi, "Quasi-Global Momentum", ICML 2021.
 
-    A round whose previous one the node missed, after a crash say, has no d: m stays as it is.
+    If the node missed the previous round, for example after a crash, there is no d, and m does not change.
 
     Args:
         factor: mu, in [0, 1).
         lr: eta, above 0.
-        rows: how many nodes.
-        stride: numbers of a row, at least P.
-        device: where momentum and models live.
+        rows: number of nodes.
+        stride: length of a row, at least P.
+        device: device of momentum and models.
 
     Attributes:
-        moments: by name, (rows, stride) float32: the momentum m, and the model at the start of the last round.
-        counters: by name, (rows, 1) int64 on the CPU: the round after the last one, -1 before the first.
+        moments: momentum m, and model at the start of the last round, by name; (rows, stride) float32.
+        counters: round after the last one, -1 before the first, by name; (rows, 1) int64 on the CPU.
     """
 
     def __init__(self, factor: float, lr: float, rows: int, stride: int, device: torch.device) -> None:
@@ -49,18 +49,18 @@ class QuasiGlobal:
         self.counters: Mapping[str, Tensor] = {"next_round": self._next_round}
 
     def begin_(self, part: slice, params: Tensor, rounds: Sequence[int], local_steps: int) -> Tensor:
-        """Take in what the last round came to; call it before the first local step.
+        """Add the last round's change to the momentum. Call it before the first local step.
 
-        A round that is begun a second time from the same state begins with the same momentum.
+        Beginning a round a second time from the same state gives the same momentum.
 
         Args:
-            part: which rows, n of them.
+            part: indices of n rows.
             params: (n, P) float32, their models; not changed.
-            rounds: n, the round each of them begins.
+            rounds: the round that each of them begins.
             local_steps: H.
 
         Returns:
-            (n, P) float32: m, as a copy for the local steps to change.
+            (n, P) float32: a copy of m, which local steps may change.
         """
         size = params.shape[1]
         momentum, start = self._momentum[part, :size], self._start[part, :size]

@@ -1,8 +1,8 @@
 """Training and evaluating nodes as stacks, with ``torch.func.vmap``.
 
 Nodes 0 to N - 1 are divided into chunks of equal size in the order of their numbers, the last one padded. A
-chunk trains as one stack, always as a whole, so that no result depends on who else trains or where other chunks
-are.
+chunk always trains as one whole stack, so that no result depends on other nodes that train or on the place of
+other chunks.
 """
 
 from __future__ import annotations
@@ -40,22 +40,23 @@ __all__ = [
 Step = Callable[..., tuple[Any, ...]]
 
 CHUNK_NUMBERS = {"cpu": 3 * 2**18, "cuda": 2**23}
-"""Most parameters of all nodes of one stack together. On CPU these are 3 MB, and as much for gradients, which
-stay in the cache from step to step; on CUDA 32 MB, which keep the device busy."""
+"""Maximum number of parameters of all nodes of one stack. On the CPU these are 3 MB, and the same for
+gradients, which stay in the cache from step to step; on CUDA 32 MB, which keep the device busy."""
 CHUNK_NODES = 128
-"""Most nodes in one stack, however small: the calls cost little then, and a straggler's step costs a stack."""
+"""Maximum number of nodes in one stack. More save few calls, and a straggler's step takes a whole stack."""
 MIN_STACK = 3
-"""A stack of one or two rows takes other paths in the matrix product and changes the last bits."""
+"""Minimum number of rows: with one or two, the matrix product takes other paths and changes the last bits."""
 
 
 def chunk_nodes(num_nodes: int, size: int, device: torch.device, most: int | None = None) -> int:
     """Return the number of nodes in each chunk, which the bits of a stacked result depend on.
 
     Args:
-        num_nodes: N, of the whole run, wherever they are.
+        num_nodes: N, of the whole run.
         size: P, parameters per node.
         device: where they train.
-        most: nodes in a chunk; None for :data:`CHUNK_NODES`, or fewer where :data:`CHUNK_NUMBERS` asks for it.
+        most: largest number of nodes in a chunk; None for :data:`CHUNK_NODES`, or fewer by
+            :data:`CHUNK_NUMBERS`.
 
     >>> chunk_nodes(200, 50_000, torch.device("cpu"))
     15
@@ -66,9 +67,9 @@ def chunk_nodes(num_nodes: int, size: int, device: torch.device, most: int | Non
 
 
 def values_of(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of some rows in the order of a step's arguments.
+    """Return tensors of some rows in the order of a step's arguments.
 
-    Buffers are contiguous: vmap works on copies of others, and what the model writes would be lost.
+    Buffers are contiguous: vmap copies others, and the model's changes would be lost.
     """
     slots = [
         tensors[slot.name].contiguous() if slot.kind == "buffer" else tensors[slot.name]
@@ -78,14 +79,14 @@ def values_of(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[T
 
 
 class StackedModel:
-    """The steps and outputs of one model under many parameters at once.
+    """Steps and outputs of one model with many sets of parameters at once.
 
     Args:
         context: task and generators.
         layout: of the parameter vector.
 
     Attributes:
-        trained: names of the parameters that train.
+        trained: names of the trained parameters.
     """
 
     def __init__(self, context: TrainingContext, layout: Layout) -> None:
@@ -95,7 +96,7 @@ class StackedModel:
         self._changing = [slot.name for slot in layout.slots if slot.kind == "buffer"] + list(layout.local)
 
     def step(self, module: WorkerModule, generator: torch.Generator) -> Step:
-        """Losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
+        """Return losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
         module.model.train()
         task, names, changing = self._context.task, self._names, self._changing
 
@@ -119,7 +120,7 @@ class StackedModel:
         return step
 
     def outcome(self, result: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
-        """A step's losses, gradients and buffers by name."""
+        """Return a step's losses, gradients and buffers by name."""
         losses, *rest = result
         count = len(self.trained)
         return (
@@ -142,8 +143,8 @@ class StackedModel:
 class Chunk:
     """A fixed range of rows as leaf tensors of one optimizer.
 
-    Every computation runs over all rows, in the same layout whoever trains, so that no node's result
-    depends on the others; rows that do not take part are put back afterwards.
+    Every computation runs over all rows in the same layout, so that no node's result depends on the others.
+    Rows that do not take part are restored afterwards.
     """
 
     def __init__(self, store: NodeStore, part: slice, layout: Layout, optimizer: Optimizer) -> None:
@@ -172,7 +173,7 @@ class Chunk:
 
     @contextmanager
     def only(self, chosen: Sequence[int]) -> Iterator[None]:
-        """Whatever happens inside, rows other than the chosen come out as they went in."""
+        """Within the block, preserve all rows except the chosen ones."""
         with self._putting_back(chosen, self._all):
             yield
 
@@ -194,9 +195,9 @@ class Chunk:
         """Prepare the steps of a round.
 
         Args:
-            reset_to: builds an optimizer that remembers nothing; None to go on with the one there is.
-            rounds: by row, the round of each that trains.
-            local_steps: of the round.
+            reset_to: makes an optimizer without memory; None keeps the present one.
+            rounds: the round of each row that trains.
+            local_steps: steps of the round.
         """
         if reset_to is not None:
             self._optimizer = reset_to.build(self._leaves)
@@ -211,14 +212,14 @@ class Chunk:
                 self._optimizer.state[leaf] = dict(moments)
 
     def values(self) -> list[Tensor]:
-        """All tensors of the rows, as a step takes them."""
+        """Return all tensors of the rows in the order of a step's arguments."""
         return values_of(self._layout, self.tensors, list(self.buffers.values()))
 
     def step(self, gradients: Mapping[str, Tensor | None], chosen: Sequence[int]) -> None:
         """One step of the optimizer.
 
-        Its counters are the same for a whole stack, so nodes that have come less far, after a fault, take
-        their step apart from the others.
+        Its counters are the same for a whole stack. So nodes that are behind, after a fault, take their step
+        separately.
         """
         for leaf, gradient in zip(self._leaves, gradients.values(), strict=True):
             leaf.grad = gradient
@@ -259,7 +260,7 @@ class Chunk:
             counters[index] = after
 
     def collect(self, buffers: Mapping[str, Tensor]) -> None:
-        """Bring home buffers that the model replaced instead of changing them in place."""
+        """Copy back buffers that the model replaced instead of changing them in place."""
         for name, found in buffers.items():
             own = self.buffers[name] if name in self.buffers else self.tensors[name]
             if found.data_ptr() != own.data_ptr():
@@ -267,21 +268,21 @@ class Chunk:
 
 
 class StackedTrainer:
-    """Trains chunks of the nodes that a process holds.
+    """Trainer of chunks of a process's nodes.
 
     Args:
         context: task, data and generators.
         store: the nodes; whole chunks only.
         layout: of the parameter vector.
-        optimizer: of every node.
-        chunk: nodes of a chunk.
+        optimizer: optimizer of every node.
+        chunk: number of nodes in a chunk.
         num_nodes: N, of the whole run.
         modules: a module for each worker.
-        recorded: for each worker, the step of a chunk as it was recorded; empty for none.
+        recorded: the recorded step of a chunk for each worker; empty for none.
         seeds_global: whether the task draws from torch's own generator in training.
 
     Raises:
-        UsageError: a chunk is here only in part.
+        UsageError: a chunk is incomplete in this process.
     """
 
     def __init__(
@@ -313,18 +314,18 @@ class StackedTrainer:
                 )
 
     def number_of(self, node: int) -> int:
-        """The chunk a node is in."""
+        """Return the index of a node's chunk."""
         return node // self._chunk
 
     def train(
         self, worker: int, number: int, rounds: Mapping[int, int], indices: Mapping[int, Indices]
     ) -> dict[int, float]:
-        """Train some nodes of a chunk; the others take the same steps on some data, and are put back.
+        """Train some nodes of a chunk. The others take the same steps on some data and are restored.
 
         Args:
-            worker: whose module to use.
-            number: of the chunk.
-            rounds: of those that train; the same for all if the task draws.
+            worker: worker whose module is used.
+            number: index of the chunk.
+            rounds: rounds of the nodes that train; the same for all if the task draws.
             indices: for each of them, (local_steps, batch_size) int64.
 
         Returns:

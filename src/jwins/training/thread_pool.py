@@ -1,4 +1,4 @@
-"""Some threads that share jobs: this one, and others that wait in between."""
+"""Pool of threads that share jobs: the calling thread, and others that wait in between."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ J = TypeVar("J")
 
 
 class ThreadPool:
-    """Does jobs in any order on up to so many threads, each with one of torch's intra-op threads.
+    """Pool that does jobs in any order on several threads, each with one of torch's intra-op threads.
 
-    The calling thread is worker 0 and takes jobs like the others: handing a job to another thread costs more
-    than many a job does, so only whole workers are started, and each takes the next job until there is none.
+    The calling thread is worker 0 and takes jobs like the others. Passing a single job to another thread can
+    take longer than the job. So whole workers are started, and each takes the next job until there is none.
 
     Args:
-        threads: how many, with the calling one.
-        name: of the other threads.
+        threads: number of threads, including the calling one.
+        name: name of the other threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:
@@ -31,14 +31,14 @@ class ThreadPool:
         self._pool: ThreadPoolExecutor | None = None
 
     def run(self, jobs: Sequence[J], work: Callable[[int, J], None], threads: int | None = None) -> None:
-        """Do every job; of several failures, the one of the first job is raised.
+        """Do every job; if several fail, raise the error of the first one.
 
-        After a failure, Ctrl-C included, every worker ends with the job at hand.
+        After a failure or Ctrl-C every worker finishes its current job and stops.
 
         Args:
-            jobs: what to do.
+            jobs: the jobs.
             work: called with the number of the worker and the job.
-            threads: at most so many; None for all.
+            threads: largest number of threads; None for all.
         """
         torch.set_num_threads(1)
         workers = min(self.threads if threads is None else threads, len(jobs))
@@ -70,7 +70,7 @@ class ThreadPool:
             raise failures[min(failures)]
 
     def close(self) -> None:
-        """End the threads; the next ``run`` starts new ones."""
+        """Stop the threads; the next ``run`` starts new ones."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None

@@ -2,13 +2,13 @@
 
 Training runs in either of two ways:
 
-- ``loop``: node after node. Each worker thread has one module whose parameters are made views into the row
-  of the node at hand, so that nothing is copied.
-- ``stacked``: chunks of nodes at once with ``torch.func.vmap``, for models so small that a step costs more
-  in calls than in arithmetic.
+- ``loop``: node after node. Each worker thread has one module. Its parameters are views of the current node's
+  row, so that nothing is copied.
+- ``stacked``: chunks of nodes at once with ``torch.func.vmap``, for models so small that the calls of a step
+  take longer than its arithmetic.
 
-Both give results that depend on nothing but the seed, the node, its round and its parameters: not on the number
-of threads, nor on which other nodes train at the same time, nor on which other nodes the process holds.
+Results of both depend only on the seed, the node, its round and its parameters. They do not depend on the
+number of threads, on other nodes that train at the same time, or on other nodes of the process.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ from jwins.training.worker_module import WorkerModule
 __all__ = ["Trainer"]
 
 THREADS_MIN_PARAMETERS = 200_000
-"""Smaller models without convolution or recurrence run on one thread: a second one would only wait for the
+"""Smaller models without convolution or recurrence run on one thread, because a second one would wait for the
 interpreter."""
 
 
 class Trainer:
-    """Trains and evaluates the nodes of one process, by their numbers.
+    """Trainer and evaluator of the nodes of one process, by their numbers.
 
-    With ``batching="auto"`` the way follows from the model and the device only: on CPU, ``loop`` if the
+    With ``batching="auto"`` the choice depends only on the model and the device: on CPU, ``loop`` if the
     model has convolution or recurrent layers (whose stacked kernels are slower) or more than
     :data:`~jwins.training.model_traits.STACKED_MAX_PARAMETERS` numbers, else ``stacked``; on CUDA ``stacked``.
-    A model that torch.func cannot stack falls back to ``loop``, also where ``stacked`` was asked for;
-    ``reason`` says why.
+    A model that torch.func cannot stack falls back to ``loop``, even if ``stacked`` was requested;
+    ``reason`` has the cause.
 
     Models that draw from torch's global generator in training, such as those with dropout, are seeded per
-    (node, round) and run on one thread; stacked, they are seeded per (chunk, round). Whether a model draws is
-    found by running one step of it. The global generator is left as it was found.
+    (node, round) and run on one thread; stacked, they are seeded per (chunk, round). One step of the
+    model shows whether it draws. The global generator is preserved.
 
-    Sets the number of torch's intra-op threads to 1, and leaves it there.
+    The constructor sets the number of torch's intra-op threads to 1, for the rest of the process.
 
     Args:
         task: data, model, loss and metrics.
         parts: for each node, (n,) int64 indices of its training samples, n >= 1; by number, or a list for
             nodes 0, 1, 2 and so on.
         num_nodes: N, of the whole run; None for as many as there are parts. Chunks are cut from it.
-        seed: of the experiment.
+        seed: seed of the experiment.
         local_steps: steps per round, at least 1.
         batch_size: samples per step, at least 1.
-        optimizer: of every node.
+        optimizer: optimizer of every node.
         buffers: see :data:`jwins.training.layout.BufferPolicy`.
         batching: how to train, or ``auto``.
         device: where parameters and data live; ``auto`` is CUDA where there is one.
@@ -85,7 +85,7 @@ class Trainer:
         local_buffers: for each buffer that stays on its node, (n, *shape), in the order of ``nodes``.
         threads: workers that training and evaluation use.
         frozen: for each parameter with ``requires_grad`` False, its value, (*shape), the same on all nodes.
-        traits: generators that the task draws from, and whether the model is stateful.
+        traits: generators of the task, and whether the model is stateful.
 
     Raises:
         ConfigError: a number out of range, no CUDA device.
@@ -195,11 +195,11 @@ class Trainer:
         return self._store.rows[: len(self.nodes)]
 
     def initial(self) -> Tensor:
-        """The common start of all nodes: a copy of (P,) float32 that depends on the seed and the task only."""
+        """Copy the common start of all nodes, (P,) float32, which depends only on the seed and the task."""
         return self._initial.clone()
 
     def row(self, node: int) -> Tensor:
-        """A node's parameters, (P,) float32: what ``train`` starts from and changes in place.
+        """Return a node's parameters, (P,) float32, which ``train`` changes in place.
 
         Raises:
             UsageError: the node is not here.
@@ -207,7 +207,7 @@ class Trainer:
         return self._store.rows[self._store.row(node)]
 
     def buffers(self, node: int) -> dict[str, Tensor]:
-        """Copies of a node's local buffers; of -1, the mean over the nodes here (the first's integer ones)."""
+        """Copy a node's local buffers; for -1, the mean over the nodes here (the first's integer ones)."""
         if node == -1:
             return mean_buffers([self._store.buffers_of(own) for own in self.nodes])
         return {name: tensor.clone() for name, tensor in self._store.buffers_of(node).items()}
@@ -217,7 +217,7 @@ class Trainer:
         return self._store.state(node)
 
     def load_state_(self, node: int, state: LocalState) -> None:
-        """Go on from what :meth:`state` returned, here or in another process.
+        """Restore a result of :meth:`state`, from here or from another process.
 
         Raises:
             UsageError: names or shapes differ; nothing has been changed then.
@@ -225,7 +225,7 @@ class Trainer:
         self._store.load_state_(node, state)
 
     def reset_node_(self, node: int) -> None:
-        """Give a node the optimizer state and the local buffers of a fresh start; its row stays as it is."""
+        """Reset a node's optimizer state and local buffers; its row is not changed."""
         self._store.load_state_(node, self._fresh)
 
     # --- Training and evaluation --------------------------------------------------------------------------
@@ -279,10 +279,10 @@ class Trainer:
         return work
 
     def _chunk_jobs(self, trainer: StackedTrainer, rounds: Mapping[int, int]) -> list[list[list[int]]]:
-        """For each chunk, the nodes that train together.
+        """Return the nodes that train together, by chunk.
 
-        Draws are seeded per (chunk, round), so that nodes of different rounds must not be mixed then. Groups of
-        the same chunk follow each other on one thread: they use the same rows.
+        Draws are seeded per (chunk, round), so nodes of different rounds must not be mixed if the task draws.
+        Groups of the same chunk run one after another on one thread, because they use the same rows.
         """
         apart = self.traits.training or self.traits.loss_generator
         groups: dict[tuple[int, int], list[int]] = {}
@@ -314,13 +314,13 @@ class Trainer:
     def train_batch_of(self, node: int) -> int:
         """Return the index of the batch a node trains in; its nodes train together at no extra cost.
 
-        Of one thread that trains stacks, those of a chunk: it takes as long for one of them as for all. Others
-        train one after another, or on several threads that each need something to do: all nodes.
+        If one thread trains stacks, a batch is a chunk, because one node takes the same time as all of them.
+        Otherwise it is all nodes.
         """
         return 0 if self._stacked is None or self.threads > 1 else self._stacked.number_of(node)
 
     def indices(self, node: int, round: int) -> Indices:
-        """The samples a node trains on in a round, (local_steps, batch_size) int64."""
+        """Return the samples that a node trains on in a round, (local_steps, batch_size) int64."""
         count = self.local_steps * self._context.batch_size
         return self._shuffles[node].take(round * count, count).reshape(self.local_steps, -1)
 
@@ -332,13 +332,13 @@ class Trainer:
         *,
         buffers: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Mean of each of the task's metrics over the test set.
+        """Return the mean of each of the task's metrics over the test set.
 
         The models are in evaluation mode; nothing is changed.
 
         Args:
             rows: (n, P) float32, models.
-            nodes: for each row, the node whose local buffers to use; -1 for the mean of all that are here.
+            nodes: for each row, the node whose local buffers are used; -1 for the mean of all nodes here.
             samples: (m,) int64 positions in the test set, m >= 1; None for all.
             buffers: for each row, the local buffers to use instead of those that ``nodes`` names, as
                 :meth:`buffers` returned them earlier.
@@ -357,7 +357,7 @@ class Trainer:
         return self.evaluate_all([EvalRequest(rows, list(nodes), found, samples, stacked=stacked)])[0].all
 
     def evaluate_all(self, requests: Sequence[EvalRequest]) -> list[MetricMeans]:
-        """Several requests at once, so that all their models share the threads.
+        """Evaluate several requests at once, so that all their models share the threads.
 
         Raises:
             UsageError: shapes do not fit, or a request without samples.
@@ -385,7 +385,7 @@ class Trainer:
         )
 
     def close(self) -> None:
-        """End the worker threads. The trainer can be used again; it starts new ones."""
+        """Stop the worker threads. The trainer can still be used and then starts new ones."""
         self._context.pool.close()
 
 

@@ -29,9 +29,9 @@ __all__ = [
 Device = Literal["cpu", "cuda", "auto"]
 
 EVALUATION_BATCH = 256
-"""Most test samples per forward pass, which bounds the memory of evaluation."""
+"""Maximum number of test samples per forward pass, which limits the memory of evaluation."""
 EVALUATION_BATCH_CPU = 2**17
-"""On CPU, numbers that the test samples of a forward pass have together: then activations stay in the cache."""
+"""On the CPU, total numbers in the test samples of a forward pass, so that activations stay in the cache."""
 
 
 class TrainingError(JwinsError):
@@ -39,13 +39,13 @@ class TrainingError(JwinsError):
 
 
 class TrainingContext:
-    """A task ready to be trained and evaluated by some worker threads.
+    """A task prepared for training and evaluation by worker threads.
 
-    Sets the number of torch's intra-op threads to 1, and leaves it there.
+    The constructor sets the number of torch's intra-op threads to 1, for the rest of the process.
 
     Args:
         task: data, model, loss and metrics.
-        seed: of the experiment.
+        seed: seed of the experiment.
         local_steps: steps per round.
         batch_size: samples per step.
         device: where parameters and data live; ``auto`` is CUDA where there is one.
@@ -57,8 +57,8 @@ class TrainingContext:
         seed: as given.
         local_steps: as given.
         batch_size: as given.
-        num_test: how many test samples there are.
-        pool: of the worker threads.
+        num_test: number of test samples.
+        pool: the worker threads.
 
     Raises:
         ConfigError: no CUDA device.
@@ -79,10 +79,10 @@ class TrainingContext:
     # --- Models and randomness ----------------------------------------------------------------------------
 
     def fresh_model(self) -> nn.Module:
-        """The model that all nodes start from, made anew.
+        """Make the initial model of all nodes.
 
         Raises:
-            UsageError: the task gives something else.
+            UsageError: the task returns something else.
         """
         with self.preserved_generators():
             self.seed_global("model", EVERY_NODE, EVERY_ROUND)
@@ -93,20 +93,20 @@ class TrainingContext:
 
     @contextmanager
     def preserved_generators(self) -> Iterator[None]:
-        """Torch's own generators come out as they went in."""
+        """Within the block, preserve torch's global generators."""
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             yield
 
     def global_state(self) -> list[Tensor]:
-        """Where torch's own generators are."""
+        """Return the state of torch's global generators."""
         states = [torch.get_rng_state()]
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
         return states
 
     def seed_global(self, purpose: str, node: int, round: int) -> None:
-        """Seed torch's own generators; only within ``preserved_generators`` and on one thread."""
+        """Seed torch's global generators; only within ``preserved_generators`` and on one thread."""
         value = torch_generator(self.seed, purpose, node=node, round=round).initial_seed()
         torch.default_generator.manual_seed(value)
         if self.device.type == "cuda":
@@ -119,7 +119,7 @@ class TrainingContext:
     # --- Data ---------------------------------------------------------------------------------------------
 
     def gather(self, index: Tensor) -> Batch:
-        """Training samples at positions of any shape, (..., B) int64."""
+        """Return training samples at positions of any shape, (..., B) int64."""
         flat = index.reshape(-1)  # five times as fast as indexing with a tensor
         inputs, targets = (data.index_select(0, flat) for data in self._train)
         return Batch(
@@ -127,26 +127,26 @@ class TrainingContext:
         )
 
     def first_test_samples(self) -> Batch:
-        """The first two test samples, fewer if there are fewer."""
+        """Return the first two test samples, or fewer if the test set is smaller."""
         return Batch(self._test.inputs[:2], self._test.targets[:2])
 
     def test_slices(self, count: int) -> list[slice]:
-        """Positions among ``count`` test samples that are evaluated together."""
+        """Return slices of ``count`` test samples that are evaluated together."""
         size = EVALUATION_BATCH
         if self.device.type == "cpu":
             size = min(size, max(16, EVALUATION_BATCH_CPU // max(1, self._test.inputs[:1].numel())))
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def test_batch(self, samples: Tensor | None, part: slice) -> Batch:
-        """Of the test samples at positions ``samples`` (m,), all if None, those in ``part``."""
+        """Return those test samples in ``part`` of the positions ``samples`` (m,); None stands for all."""
         at: Any = part if samples is None else samples[part]
         return Batch(self._test.inputs[at], self._test.targets[at])
 
     def metrics_of(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
-        """Each of the task's metrics per sample.
+        """Return each of the task's metrics per sample.
 
         Raises:
-            UsageError: not one number per sample.
+            UsageError: a metric does not have one number per sample.
         """
         found = dict(self.task.metrics(outputs, targets))
         for name, values in found.items():
@@ -159,10 +159,10 @@ class TrainingContext:
 
 
 def resolve_device(device: Device) -> torch.device:
-    """Where training happens.
+    """Return the device of training.
 
     Raises:
-        ConfigError: there is no such device here.
+        ConfigError: this machine has no such device.
     """
     if device not in ("cpu", "cuda", "auto"):
         raise ConfigError("run.device", device, "expected cpu, cuda or auto")
@@ -174,7 +174,7 @@ def resolve_device(device: Device) -> torch.device:
 
 
 def check_scalar(loss: object) -> None:
-    """Raise a UsageError unless a task's loss is a tensor that holds one number."""
+    """Raise a UsageError unless a task's loss is a tensor with one number."""
     if not isinstance(loss, Tensor):
         raise UsageError(f"task.loss returned {type(loss).__name__}: expected a tensor that holds one number")
     if loss.dim() != 0:
@@ -190,7 +190,7 @@ def training_error(node: object, round: int | None, stage: str, error: Exception
 
 @contextmanager
 def wrap_errors(node: object, round: int | None, stage: str) -> Iterator[None]:
-    """Turn errors inside into a :class:`TrainingError`."""
+    """Within the block, convert errors to a :class:`TrainingError`."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A worker's module, whose tensors can be made views of any row."""
+"""Module of a worker, whose tensors can become views of any row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["WorkerModule"]
 
 @dataclass(frozen=True, slots=True)
 class _ModuleSlot:
-    """Every place in a module that holds one tensor: a tied one has several."""
+    """All places of one tensor in a module; a tied tensor has several."""
 
     owners: tuple[tuple[dict[str, Any], str], ...]
 
@@ -45,12 +45,12 @@ def _module_slots(model: nn.Module) -> dict[str, _ModuleSlot]:
 
 
 class WorkerModule:
-    """One worker's module. Its tensors can be made views of any row; frozen parameters stay as they are.
+    """Module of one worker. Its tensors can become views of any row; frozen parameters do not change.
 
     Attributes:
         model: the module.
-        trained: its parameters that train, each with its place in a row.
-        shared: places in a row of the buffers that are shared.
+        trained: trained parameters, each with its place in a row.
+        shared: places in a row of the shared buffers.
     """
 
     def __init__(self, model: nn.Module, layout: Layout) -> None:
@@ -68,7 +68,7 @@ class WorkerModule:
             self._module_slots[name].put(tensor)
 
     def collect(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
-        """Bring home buffers that the model replaced instead of changing them in place."""
+        """Copy back buffers that the model replaced instead of changing them in place."""
         for name, tensor in self._buffers_of(row, buffers):
             found = self._module_slots[name].get()
             if found is not tensor:
@@ -76,7 +76,7 @@ class WorkerModule:
 
     @contextmanager
     def swapped(self, names: Sequence[str], tensors: Sequence[Tensor]) -> Iterator[None]:
-        """The module with other tensors, such as those vmap hands out. Cheaper than ``functional_call``."""
+        """Within the block, give the module other tensors, such as vmap's; faster than ``functional_call``."""
         own = [self._module_slots[name].get() for name in names]
         for name, tensor in zip(names, tensors, strict=True):
             self._module_slots[name].put(tensor)
@@ -87,7 +87,7 @@ class WorkerModule:
                 self._module_slots[name].put(tensor)
 
     def get(self, name: str) -> Tensor:
-        """The tensor that stands in the module under this name now."""
+        """Return the module's current tensor of this name."""
         return self._module_slots[name].get()
 
     def _buffers_of(self, row: Tensor, buffers: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
