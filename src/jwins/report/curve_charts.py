@@ -7,7 +7,6 @@ at the same evaluation.
 
 from __future__ import annotations
 
-import itertools
 import math
 import textwrap
 from collections.abc import Callable, Sequence
@@ -290,16 +289,37 @@ def _in_sight(curve: _Curve, limits: _Limits | None) -> npt.NDArray[np.intp]:
     return np.flatnonzero((curve.mean >= low) & (curve.mean <= high))
 
 
-def _set_across(axes: Axes, curves: Sequence[_Curve], x_axis: XAxis, limits: _Limits | None) -> None:
+def _draw_panel(
+    axes: Axes,
+    curves: Sequence[_Curve],
+    limits: _Limits | None,
+    x_axis: XAxis,
+    y_axis: YAxis,
+    *,
+    size: float,
+) -> None:
+    """All curves, axes that fit them, and the target, which is named in letters of ``size`` points."""
+    for curve in curves:
+        _draw_curve(axes, curve, curves, limits)
+    if limits is not None:
+        axes.set_ylim(limits.low, limits.high)
+        axes.yaxis.set_major_locator(steps(6, least=3))
     axes.set_xlabel(x_axis.label)
     if x_axis.in_bytes and curves:
         _byte_ticks(axes, curves, limits)
     elif x_axis.in_bytes:
-        axes.set_xticks([])
-        axes.text(0.5, 0.5, "nothing was sent", transform=axes.transAxes, ha="center", color=MUTED)
+        _say(axes, "nothing was sent")
     elif curves:
         axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
         axes.xaxis.set_major_locator(steps(6, only_whole=x_axis.whole))
+    if not any(np.isfinite(curve.mean).any() for curve in curves):
+        if not x_axis.in_bytes or curves:
+            _say(axes, "nothing measured yet")
+    elif y_axis.target is not None:
+        name = f"target {number(y_axis.target, percent=y_axis.percent)}"
+        # Where curves end they have passed the target, so its other side is empty.
+        above = y_axis.lower_is_better
+        mark_level(axes, y_axis.target * y_axis.scale, name, size=size, at_end=True, above=above)
 
 
 def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
@@ -326,54 +346,21 @@ def byte_ticks(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def mark_level(axes: Axes, y: float, name: str, *, size: float) -> None:
-    """A dotted horizontal line, named at one end, above or below it: where the fewest curves run.
-
-    Args:
-        axes: with their curves, scales and limits as they will be.
-        y: where, in data units.
-        name: what to write; "" for nothing.
-        size: of the letters, points.
-    """
-    if name:
-        at_end, above = _clear_place(axes, y, width=0.62 * size * len(name), height=1.5 * size)
-        axes.annotate(
-            name,
-            (float(at_end), y),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4 if at_end else 4, 3 if above else -3),
-            textcoords="offset points",
-            ha="right" if at_end else "left",
-            va="bottom" if above else "top",
-            fontsize=size,
-            color=MUTED,
-            zorder=5,
-        )
+def mark_level(axes: Axes, y: float, name: str, *, size: float, at_end: bool, above: bool) -> None:
+    """A dotted horizontal line with its name in letters of ``size`` points, at one end, above or below it."""
+    axes.annotate(
+        name,
+        (float(at_end), y),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4 if at_end else 4, 3 if above else -3),
+        textcoords="offset points",
+        ha="right" if at_end else "left",
+        va="bottom" if above else "top",
+        fontsize=size,
+        color=MUTED,
+        zorder=5,
+    )
     axes.axhline(y, color=MUTED, linewidth=1.1, linestyle=(0, (2, 2)), zorder=1)
-
-
-def _clear_place(axes: Axes, y: float, *, width: float, height: float) -> tuple[bool, bool]:
-    """(at the end, above): the corner at a level where a box, in points, covers the least of the curves."""
-    drawing = axes.get_figure()
-    assert drawing is not None
-    width, height = width * drawing.dpi / 72.0, height * drawing.dpi / 72.0
-    points = [np.empty((0, 2))]
-    between = np.linspace(0.0, 1.0, 24, endpoint=False)[:, None]
-    for curve in axes.get_lines():
-        corners = curve.get_transform().transform(np.asarray(curve.get_xydata(), dtype=np.float64))
-        points += [a + between * (b - a) for a, b in itertools.pairwise(corners)]
-        points.append(corners[-1:])
-    x_all, y_all = np.concatenate(points).T
-    (left, bottom), (right, top) = axes.transAxes.transform([(0.0, 0.0), (1.0, 1.0)])
-    level = float(axes.transData.transform((axes.get_xlim()[1], y))[1])
-
-    def covered(place: tuple[bool, bool]) -> tuple[bool, int]:
-        at_end, above = place
-        x0, y0 = (right - width if at_end else left), (level if above else level - height)
-        inside = (x0 <= x_all) & (x_all <= x0 + width) & (y0 <= y_all) & (y_all <= y0 + height)
-        return not bottom <= y0 <= top - height, int(inside.sum())
-
-    return min(itertools.product((True, False), (False, True)), key=covered)
 
 
 # --- The page's figures -----------------------------------------------------------------------------------
@@ -406,7 +393,7 @@ def curve_chart(
         f" at {size(c.x[-1]) if x_axis.in_bytes else f'{c.x[-1]:.4g}'}{' and diverged' if c.diverged else ''}"
         for c in curves
     )
-    alt = f"SummaryRow chart: {y_axis.label} against {x_axis.label}. {ends or 'Nothing was measured'}."
+    alt = f"Line chart: {y_axis.label} against {x_axis.label}. {ends or 'Nothing was measured'}."
     caption = f"{caption} {_cut_note(limits, y_axis)}".strip()
 
     def draw(paper: bool) -> Drawing:
@@ -414,19 +401,8 @@ def curve_chart(
         height = 3.46 + 0.21 * rows
         drawn = page_figure(height, paper=paper)
         axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.55 / height))
-        for curve in curves:
-            _draw_curve(axes, curve, curves, limits)
         axes.set_title(y_axis.label, color=MUTED)
-        if limits is not None:
-            axes.set_ylim(limits.low, limits.high)
-            axes.yaxis.set_major_locator(steps(6, least=3))
-        _set_across(axes, curves, x_axis, limits)
-        if not any(np.isfinite(curve.mean).any() for curve in curves):
-            if not x_axis.in_bytes or curves:
-                _say(axes, "nothing measured yet")
-        elif y_axis.target is not None:
-            name = f"target {number(y_axis.target, percent=y_axis.percent)}"
-            mark_level(axes, y_axis.target * y_axis.scale, name, size=10.8)
+        _draw_panel(axes, curves, limits, x_axis, y_axis, size=10.8)
         if paper and curves:
             drawn.legend(
                 *axes.get_legend_handles_labels(),
@@ -487,19 +463,9 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         panels = drawn.subplots(1, 3, sharey=True)
         limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)
         for panel, x_axis in zip(panels, (ROUNDS, SENT, seconds()), strict=True):
-            curves = _curves(groups, styles, x_axis, y_axis)
-            for curve in curves:
-                _draw_curve(panel, curve, curves, limits)
-            _set_across(panel, curves, x_axis, limits)
+            _draw_panel(panel, _curves(groups, styles, x_axis, y_axis), limits, x_axis, y_axis, size=9.0)
         panels[1].set_xlabel(f"{SENT.label} (log)")
         panels[0].set_ylabel(y_axis.label)
-        if limits is not None:
-            panels[0].set_ylim(limits.low, limits.high)
-            panels[0].yaxis.set_major_locator(steps(6, least=3))
-        if y_axis.target is not None:
-            for panel in panels:
-                named = f"target {number(y_axis.target, percent=y_axis.percent)}" if panel is panels[0] else ""
-                mark_level(panel, y_axis.target * y_axis.scale, named, size=9.0)
         handles, names = panels[0].get_legend_handles_labels()
         rows = math.ceil(len(names) / 5)
         drawn.legend(

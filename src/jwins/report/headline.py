@@ -10,7 +10,6 @@ from jwins.report.formatting import (
     NEVER,
     and_list,
     capital,
-    difference_texts,
     final_text,
     fixed,
     minus,
@@ -22,41 +21,22 @@ from jwins.report.formatting import (
 from jwins.report.seed_groups import difference
 from jwins.report.studies import Study
 from jwins.report.summary_rows import SummaryRow
-from jwins.report.tables import shown_difference
 
-__all__ = ["Tiles", "headline", "particulars", "tiles", "verdict"]
-
-
-def headline(study: Study) -> str:
-    """State the best variant, the one with the fewest bytes, and JWINS beside them."""
-    return " ".join([*verdict(study), *particulars(study)])
+__all__ = ["Tiles", "tiles", "verdict"]
 
 
 def verdict(study: Study) -> list[str]:
-    """State the best variant, and the variants ahead of the featured one: a sentence each."""
+    """State the best variant, the variants ahead of the featured one, and what has not finished."""
     table = study.table()
-    best = _best(study, table)
+    best, line = _best(study, table), table[_subject(study)]
     if best is None:
-        return [_end_sentence(study, table[_subject(study)])]
-    line = table[_subject(study)]
-    sentences = [_best_sentence(study, table, best, line)]
-    sentences += _fewest_sentence(study, table, _full(study, table))
-    return sentences + _ahead_sentence(study, table, line)
-
-
-def particulars(study: Study) -> list[str]:
-    """The rest of what is worth a sentence: JWINS against full sharing, and what has not finished."""
-    table = study.table()
-    line, best, full = table[_subject(study)], _best(study, table), _full(study, table)
-    sentences = [] if best is None or best is line else [_end_sentence(study, line)]
-    if full is not None and full is not line and not math.isnan(line.saving_raw):
-        sentences += _against_full(study, line, full, told=full is best)
-        if line is not _fewest(study, table):
-            sentences += _target_sentence(study, line, full)
+        sentences = [_end_sentence(study, line)]
+    else:
+        sentences = [_best_sentence(study, table, best, line)]
+        sentences += _fewest_sentence(study, table, _full(study, table))
+        sentences += _ahead_sentence(study, table, line)
     odd = [f"{other.variant} {other.status}" for other in table if other.status != "finished"]
-    if odd:
-        sentences.append(f"Mind what is not finished: {'; '.join(odd)}.")
-    return sentences
+    return [*sentences, f"Mind what is not finished: {'; '.join(odd)}."] if odd else sentences
 
 
 def _full(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
@@ -209,49 +189,6 @@ def _saves(study: Study, line: SummaryRow) -> str:
 
 def _fewer(saving: float) -> str:
     return f"{share(abs(saving))} {'fewer' if saving >= 0 else 'more'} bytes"
-
-
-def _against_full(study: Study, line: SummaryRow, full: SummaryRow, *, told: bool) -> list[str]:
-    """State full sharing's final value, unless stated before, and the variant's difference to it."""
-    text = f"{capital(full.variant)} ends at {_value(study, full.final)}"
-    if line.reference != full.variant or line.difference is None or not math.isfinite(line.difference):
-        return [] if told else [f"{text}."]
-    apart = _apart(study, line, full)
-    if told:
-        return [f"The difference of {line.variant} to {full.variant} is {apart}."]
-    return [f"{text}, so the difference is {apart}."]
-
-
-def _target_sentence(study: Study, line: SummaryRow, full: SummaryRow) -> list[str]:
-    """State the bytes that the variant needs to the target."""
-    if not study.has_target:
-        return []
-    what = f"the target of {number(study.target.value, percent=study.percent)}"
-    if line.bytes_to_target is None:
-        return [f"{capital(line.variant)} never reached {what}."]
-    if full.bytes_to_target is None:
-        return []
-    if not full.bytes_to_target:
-        return [f"{capital(full.variant)} meets {what} before anything is sent."]
-    some = "" if line.reached == line.seeds else f" in {line.reached} of {line.seeds} runs"
-    return [
-        f"To {what} {line.variant} needs {size(line.bytes_to_target)} per node{some}, "
-        f"{line.bytes_to_target / full.bytes_to_target:.2f} times what full sharing needs."
-    ]
-
-
-def _apart(study: Study, line: SummaryRow, full: SummaryRow) -> str:
-    """Like ``−3.2 points (95 % interval −4.9 to −1.5)``."""
-    assert line.difference is not None
-    stated = shown_difference(line, full, percent=study.percent)
-    text, low, high = map(
-        minus,
-        difference_texts(line.difference, line.difference_half, percent=study.percent, stated=stated),
-    )
-    text += " points" if study.percent else ""
-    if line.difference_half is None:
-        return f"{text} on one seed"
-    return f"{text} (95 % interval {low} to {high})"
 
 
 # --- In numbers -------------------------------------------------------------------------------------------

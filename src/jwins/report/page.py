@@ -22,14 +22,14 @@ from jwins.report.chart import Chart, as_svg, load_matplotlib, save
 from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, Style, styles_of
 from jwins.report.figures import Figures, figures_of
 from jwins.report.formatting import and_list, capital, spaced
-from jwins.report.headline import Tiles, headline, particulars, tiles, verdict
+from jwins.report.headline import Tiles, tiles, verdict
 from jwins.report.page_tables import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
 from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
 from jwins.run_folder.atomic import write_atomically
 
-__all__ = ["headline", "render", "write_page"]
+__all__ = ["render", "write_page"]
 
 
 def write_page(
@@ -140,7 +140,6 @@ class StudyView:
     name: str
     what: str
     verdict: list[str]
-    particulars: list[str]
     notes: tuple[str, ...]
     tiles: list[Tiles]
     settings: list[tuple[str, str]]
@@ -175,7 +174,6 @@ def _view(study: Study, index: int) -> StudyView:
         name=study.name,
         what=_subtitle(study),
         verdict=verdict(study),
-        particulars=particulars(study),
         notes=study.notes,
         tiles=tiles(study),
         settings=provenance.common_settings(study),

@@ -127,7 +127,8 @@ def pareto_chart(
         axes.set_xlabel("bytes sent per node (log)")
         if level is not None:
             name = f"{level.name} {final_text(level.final, percent=y_axis.percent)}"
-            mark_level(axes, level.final * y_axis.scale, name if len(name) < 32 else "full sharing", size=10.8)
+            name = name if len(name) < 32 else "full sharing"
+            mark_level(axes, level.final * y_axis.scale, name, size=10.8, at_end=False, above=True)
         if paper:
             drawn.legend(
                 *axes.get_legend_handles_labels(),

@@ -112,27 +112,18 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _places(graph: Graph) -> npt.NDArray[np.float64]:
-    """(N, 2) in [-1, 1]."""
+    """(N, 2) in [-1, 1]: on a circle; of some tens of nodes with few edges, where springs put them."""
     import networkx as nx
 
     n = graph.num_nodes
-    drawn = nx.Graph()
-    drawn.add_nodes_from(range(n))
-    drawn.add_edges_from(graph.edges)
-    degrees = [d for _, d in drawn.degree()]
-    hub = int(np.argmax(degrees))
     angle = np.linspace(0, 2 * math.pi, n, endpoint=False)
     circle = np.stack([np.sin(angle), np.cos(angle)], axis=1)
-    if n > 2 and max(degrees) == n - 1 and sum(degrees) == 2 * (n - 1):  # a star: the hub in the middle
-        places = np.zeros((n, 2))
-        others = [i for i in range(n) if i != hub]
-        angle = np.linspace(0, 2 * math.pi, n - 1, endpoint=False)
-        places[others] = np.stack([np.sin(angle), np.cos(angle)], axis=1)
-        return places
-    if n <= _CIRCLE_NODES or n >= 500 or len(drawn.edges) > n * n // 4 or max(degrees) <= 2:
+    drawn = nx.Graph(graph.edges)
+    drawn.add_nodes_from(range(n))
+    few = len(drawn.edges) <= n * n // 4
+    if not (_CIRCLE_NODES < n < 500 and few and max(degree for _, degree in drawn.degree()) > 2):
         return circle
-    start = {i: circle[i] for i in range(n)}
-    found = nx.spring_layout(drawn, pos=start, seed=1, iterations=120, k=1.6 / math.sqrt(n))
+    found = nx.spring_layout(drawn, pos=dict(enumerate(circle)), seed=1, iterations=120, k=1.6 / math.sqrt(n))
     places = np.array([found[i] for i in range(n)])
     places -= (places.max(axis=0) + places.min(axis=0)) / 2
     return np.asarray(places / (np.abs(places).max() or 1.0))
