@@ -31,7 +31,7 @@ from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.chart import drawing_style, save
 from jwins.report.colours import KIND_COLOURS, THEME, styles_of
-from jwins.report.headline import verdict
+from jwins.report.headline import tiles, verdict
 from jwins.report.page import render, write_page
 from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.seed_groups import Target
@@ -271,7 +271,11 @@ def test_the_headline_follows_the_runs(compared: Path, page: str) -> None:
     assert escape(best) in page
     lines = {line.variant.lower(): line for line in study.table()}
     assert f"ends at {lines[best.lower()].final * 100:.1f} % accuracy" in text
-    assert f"−{lines[NASTY.lower()].saving_raw * 100:.1f} %" in page
+    featured = tiles(study)[-1]
+    saving = lines[featured.of.lower()].saving_raw
+    shown = f"{'−' if saving > 0 else '+'}{abs(saving) * 100:.1f} %"
+    assert ("bytes against uncompressed full sharing", shown) in featured.numbers
+    assert shown.replace(" ", "\N{NO-BREAK SPACE}") in page
     assert re.search(r"not finished: diverging (\d )?diverged @ \d", text)
 
 
