@@ -29,6 +29,7 @@ __all__ = [
     "MBPS",
     "MISSING",
     "MOMENTUM",
+    "NORM",
     "RATE",
     "SECONDS",
     "STEP",
@@ -141,6 +142,7 @@ DEAD_ZONE = Within("a number of steps", 0.5, 4)
 RATE = Within("a fraction", 0, 1)
 HISTORY = Within("a number of rounds", 0, 64)
 MOMENTUM = Within("a factor", 0, 0.999)
+NORM = Within("a norm", 0, open_low=True)
 
 MAX_LEVELS = 24
 """Most levels of a wavelet transform: ``periodization`` pads to a multiple of ``2**levels``."""

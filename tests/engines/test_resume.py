@@ -22,8 +22,16 @@ from jwins.run_folder import checkpoint
 from jwins.run_folder.rows import EndRow, read_rows
 from jwins.sharing import choco, closed_loop, full, jwins, stateless
 from jwins.topology import Regular
+from jwins.training.learning_rate import LearningRateSchedule
 from jwins.training.optimizer import Optimizer
 
+LONG = Optimizer(
+    "adamw",
+    {"lr": 0.02, "weight_decay": 0.1},
+    weight_decay_on="matrices",
+    clip_norm=0.5,
+    schedule=LearningRateSchedule("cosine", total_steps=20, warmup_steps=5, final_fraction=0.1),
+)
 QUASI_GLOBAL = Optimizer("sgd", {"lr": 0.05, "momentum": 0.9}, quasi_global=0.8)
 CASES: dict[str, dict[str, Any]] = {
     "jwins-loop": {"sharing": jwins()},
@@ -56,6 +64,14 @@ CASES: dict[str, dict[str, Any]] = {
         "faults": Faults().crash(1, 2).rejoin(1, 5),
         "deadline_s": 0.1,
         "consensus_rounds": 2,
+    },
+    "schedule-loop": {"sharing": full(), "train": {"optimizer": LONG, "precision": "bfloat16"}},
+    "schedule-stacked": {
+        "sharing": closed_loop(),
+        "train": {"optimizer": LONG, "batching": "stacked"},
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
+        "faults": Faults().crash(1, 2).rejoin(1, 5),
+        "deadline_s": 0.1,
     },
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {

@@ -71,6 +71,19 @@ def test_a_launch_writes_what_a_simulation_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_schedule_is_the_same_in_every_process(tmp_path: Path) -> None:
+    long = {
+        "local_steps": 4,
+        "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "weight_decay_on": "matrices"},
+        "schedule": {"kind": "cosine", "warmup_steps": 5, "final_fraction": 0.1},
+        "clip_norm": 1.0,
+        "precision": "bfloat16",
+    }
+    simulated = jwins.simulate(digits(tmp_path / "virtual", sharing="full").changed({"train": long}))
+    same(simulated, launch(digits(tmp_path / "wall", sharing="full").changed({"train": long}), timeout_s=120.0))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "sharing"), [(8, "jwins"), (5, "full"), (5, "choco")])
 def test_nodes_end_where_the_simulation_does(count: int, sharing: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"count": count, "sharing": sharing, "rounds": 20, "eval_every": 10}

@@ -73,6 +73,16 @@ CASES: dict[str, dict[str, Any]] = {
         "run": {"deadline_s": 0.5},
     },
     "stacked": {"train": {"local_steps": 1, "batching": "stacked"}, "nodes": {"count": 150}},
+    "schedule": {
+        "train": {
+            "local_steps": 2,
+            "batching": "loop",
+            "optimizer": {"kind": "adamw", "lr": 0.01, "weight_decay": 0.1, "weight_decay_on": "matrices"},
+            "schedule": {"kind": "cosine", "warmup_steps": 3},
+            "clip_norm": 1.0,
+            "precision": "bfloat16",
+        },
+    },
     "uneven": {"compute": {"step_ms": 5.0, "spread": 0.5}, "links": {"uplink_mbps": 50, "latency_ms": 1}},
     "faults": {
         "sharing": CHOCO,

@@ -132,10 +132,25 @@ class Experiment(Settings):
             faults=self.fault_script(),
             deadline_s=self.run.deadline_s,
         )
+        self._check_training()
         for index, at in enumerate(self.run.eval_at):
             if at > self.run.rounds:
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
         return self
+
+    def _check_training(self) -> None:
+        train, steps = self.train, self.run.rounds * self.train.local_steps
+        schedule, optimizer = train.schedule, train.optimizer
+        if schedule.warmup_steps >= steps:
+            problem = (
+                f"the run has {steps} local steps (run.rounds * train.local_steps); expected fewer to warm up"
+            )
+            raise refuse("train.schedule.warmup_steps", schedule.warmup_steps, problem)
+        if optimizer.quasi_global is not None and (schedule.kind != "constant" or schedule.warmup_steps):
+            problem = (
+                "train.optimizer.quasi_global divides by one learning rate for all rounds; remove one of both"
+            )
+            raise refuse("train.schedule.kind", schedule.kind, problem)
 
     def fault_script(self) -> Faults:
         """Return the scripted faults, for the driver."""
@@ -234,7 +249,7 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
     """Remove from sections what has no effect: what runs from before there were these keys do not have, or have
     with the default of then.
     """
-    run, links, sharing = (tables.get(section, {}) for section in ("run", "links", "sharing"))
+    run, links, sharing, train = (tables.get(name, {}) for name in ("run", "links", "sharing", "train"))
     for key in ("consensus_rounds", "eval_own"):
         if not run.get(key):
             run.pop(key, None)
@@ -243,6 +258,12 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         run.pop("eval_last", None)
     if links.get("sending") == "together":
         links.pop("sending")
+    if train.get("precision") == "float32":
+        train.pop("precision")
+    if train.get("schedule") == {"kind": "constant", "warmup_steps": 0}:
+        train.pop("schedule")
+    if train.get("optimizer", {}).get("weight_decay_on") == "all":
+        train["optimizer"].pop("weight_decay_on")
     _drop_step_ratio_(sharing)
 
 

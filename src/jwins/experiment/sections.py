@@ -35,29 +35,38 @@ from jwins.scenario import (
     Links,
     Sending,
 )
-from jwins.validation import MOMENTUM
+from jwins.validation import MOMENTUM, NORM, RATE
 
 if TYPE_CHECKING:
     from jwins.tasks.partition import Partitioner
+    from jwins.training.learning_rate import LearningRateSchedule
 else:  # torch is not loaded only to read a configuration
     Partitioner = Any
 
 __all__ = [
     "FAULT_TABLES",
+    "SCHEDULE_TABLES",
     "ComputeConfig",
+    "ConstantScheduleConfig",
+    "CosineScheduleConfig",
     "CrashConfig",
     "DelayConfig",
     "DropConfig",
     "FaultTable",
+    "LinearScheduleConfig",
     "LinksConfig",
     "NodesConfig",
     "OptimizerConfig",
     "RejoinConfig",
     "RunConfig",
+    "ScheduleTable",
     "TaskConfig",
     "TrainConfig",
     "WireConfig",
 ]
+
+
+_FINAL = "fraction of the learning rate at the end of the run"
 
 
 def _file_from_home(text: str) -> str:
@@ -131,10 +140,22 @@ class OptimizerConfig(Settings):
         "momentum start; left out: they start from the momentum of the node",
     )
 
+    weight_decay_on: Literal["all", "matrices"] = Field(
+        default="all",
+        description="all: weight_decay applies to all parameters; matrices: not to biases and scales of norms, "
+        "which have fewer than two dimensions",
+    )
+
     if TYPE_CHECKING:
 
         def __init__(
-            self, *, kind: str = "sgd", lr: float = 0.05, quasi_global: float | None = None, **options: Any
+            self,
+            *,
+            kind: str = "sgd",
+            lr: float = 0.05,
+            quasi_global: float | None = None,
+            weight_decay_on: Literal["all", "matrices"] = "all",
+            **options: Any,
         ) -> None: ...
 
     @property
@@ -143,12 +164,72 @@ class OptimizerConfig(Settings):
         return {"lr": self.lr, **(self.model_extra or {})}
 
 
+class ScheduleTable(Plugin):
+    """The learning rate over the local steps of the whole run."""
+
+    warmup_steps: Index = Field(
+        default=0, description="number of local steps at the start over which the learning rate rises linearly"
+    )
+
+    def build(self, total_steps: int) -> LearningRateSchedule | None:
+        """The schedule of a run of ``total_steps`` local steps; None if the learning rate never changes.
+
+        Raises:
+            ConfigError: the whole run would be spent on warming up.
+        """
+        from jwins.training.learning_rate import LearningRateSchedule
+
+        found = LearningRateSchedule(total_steps=total_steps, **{"kind": self.kind, **self.arguments()})
+        return None if self.kind == "constant" and self.warmup_steps == 0 else found
+
+
+class ConstantScheduleConfig(ScheduleTable):
+    """The learning rate stays after the warm-up."""
+
+    kind: Literal["constant"] = "constant"
+
+
+class LinearScheduleConfig(ScheduleTable):
+    """The learning rate falls along a line after the warm-up."""
+
+    kind: Literal["linear"] = "linear"
+    final_fraction: Annotated[float, RATE] = Field(default=0.0, description=_FINAL)
+
+
+class CosineScheduleConfig(ScheduleTable):
+    """The learning rate falls along half a cosine after the warm-up."""
+
+    kind: Literal["cosine"] = "cosine"
+    final_fraction: Annotated[float, RATE] = Field(default=0.0, description=_FINAL)
+
+
+SCHEDULE_TABLES: Mapping[str, type[ScheduleTable]] = by_kind(
+    ConstantScheduleConfig, LinearScheduleConfig, CosineScheduleConfig
+)
+"""Tables by ``train.schedule.kind``."""
+
+
 class TrainConfig(Settings):
     """Local training, the same on every node."""
 
     local_steps: Count = Field(default=3, description="optimizer steps between two rounds of sharing")
     batch_size: Count = Field(default=8, description="samples per step")
     optimizer: OptimizerConfig = OptimizerConfig()
+    if TYPE_CHECKING:
+        schedule: ScheduleTable = ConstantScheduleConfig()
+    else:
+        schedule: one_of(SCHEDULE_TABLES) = Field(
+            default=ConstantScheduleConfig(),
+            description="learning rate over the local steps of the whole run",
+        )
+    clip_norm: Annotated[float, NORM] | None = Field(
+        default=None,
+        description="largest norm of the gradient of a step, over all parameters together; left out: any",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="operations of the model in training; bfloat16: torch autocast, with float32 parameters",
+    )
     optimizer_state: Literal["keep", "reset"] = Field(
         default="keep",
         description="keep: the state of the optimizer carries over to the next round; reset: it starts anew",

@@ -258,12 +258,21 @@ def build_trainer(
         seed=run.seed,
         local_steps=train.local_steps,
         batch_size=train.batch_size,
-        optimizer=Optimizer(optimizer.kind, optimizer.options, train.optimizer_state, optimizer.quasi_global),
+        optimizer=Optimizer(
+            optimizer.kind,
+            optimizer.options,
+            train.optimizer_state,
+            optimizer.quasi_global,
+            optimizer.weight_decay_on,
+            train.clip_norm,
+            train.schedule.build(run.rounds * train.local_steps),
+        ),
         buffers=train.buffers,
         batching=batching or train.batching,  # type: ignore[arg-type]
         device=run.device,
         threads=_threads(experiment),
         chunk=chunk,
+        precision=train.precision,
     )
 
 

@@ -152,6 +152,13 @@ class _Product(torch.autograd.Function):
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.dim() != 2 or input.dim() < 2:
         return functional.linear(input, weight, bias)
+    if torch.is_autocast_enabled(input.device.type):  # as autocast does for functional.linear
+        dtype = torch.get_autocast_dtype(input.device.type)
+        return _linear_of(input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    return _linear_of(input, weight, bias)
+
+
+def _linear_of(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     flat = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
     out = _Product.apply(flat, weight)  # type: ignore[no-untyped-call]
     if bias is not None:

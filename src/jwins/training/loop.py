@@ -10,7 +10,7 @@ from torch import Tensor
 from jwins.training.batches import Indices
 from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step
-from jwins.training.training_context import TrainingContext, check_scalar, training_error
+from jwins.training.training_context import TrainingContext, training_error
 from jwins.training.worker_module import WorkerModule
 
 __all__ = ["LoopTrainer"]
@@ -75,12 +75,16 @@ class LoopTrainer:
                 stage = "batch"
                 batch = context.gather(index[step])
                 stage = "loss"
-                loss = context.task.loss(module.model, batch, generator)
-                check_scalar(loss)
+                loss = context.loss(module.model, batch, generator)
                 stage = "backward"
                 loss.backward()  # type: ignore[no-untyped-call]
                 stage = "optimizer"
-                optimizer_step(optimizer, started is not None and not bool(started[row, 0]))
+                if self._optimizer.clip_norm is not None:
+                    parameters = [parameter for parameter, _ in module.trained]
+                    torch.nn.utils.clip_grad_norm_(parameters, self._optimizer.clip_norm)
+                first = started is not None and not bool(started[row, 0])
+                lr = self._optimizer.lr_at(round * context.local_steps + step)
+                optimizer_step(optimizer, first, lr)
                 if started is not None:
                     started[row] = 1
                 optimizer.zero_grad()
@@ -91,7 +95,8 @@ class LoopTrainer:
         return float(torch.stack(losses).double().mean())
 
     def _of(self, module: WorkerModule) -> torch.optim.Optimizer:
-        return self._optimizer.build([parameter for parameter, _ in module.trained])
+        dims = [len(slot.shape) for _, slot in module.trained]
+        return self._optimizer.build([parameter for parameter, _ in module.trained], dims)
 
     def _bind_state(self, optimizer: torch.optim.Optimizer, module: WorkerModule, row: int, round: int) -> None:
         optimizer.zero_grad()

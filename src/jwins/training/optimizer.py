@@ -6,16 +6,18 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError
+from jwins.training.learning_rate import LearningRateSchedule
 from jwins.training.quasi_global import QuasiGlobal
-from jwins.validation import MOMENTUM
+from jwins.validation import MOMENTUM, NORM
 
-__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerState", "optimizer_step"]
+__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerState", "clipped", "optimizer_step"]
 
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -48,13 +50,20 @@ class Optimizer:
         quasi_global: factor of a quasi-global momentum, in which case the momentum that local steps start from
             is that of the merged models, see :class:`~jwins.training.quasi_global.QuasiGlobal`; only of ``sgd``
             with ``momentum``. None for a momentum of the node's own steps.
+        weight_decay_on: ``all`` parameters, or ``matrices``: not those of fewer than two dimensions, which are
+            biases and the scales of norms.
+        clip_norm: largest norm of a step's gradient, over all parameters together; a longer one is scaled down
+            to it. None for any.
+        schedule: of the learning rate; None to leave it as it is.
 
     Raises:
-        ConfigError: an unknown name, or a value that torch does not accept, at ``train.optimizer.<key>``; or a
-            quasi-global momentum without a momentum of the optimizer.
+        ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``; a
+            quasi-global momentum where there is nothing that it could be the momentum of, or where the learning
+            rate changes; nothing that decays where ``matrices`` are to.
 
     >>> Optimizer("sgd", {"lr": 0.05, "momentum": 0.9})
-    Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep', quasi_global=None)
+    Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep', quasi_global=None, \
+weight_decay_on='all', clip_norm=None, schedule=None)
     >>> Optimizer("sgd", {"rate": 0.05})
     Traceback (most recent call last):
     ...
@@ -66,6 +75,9 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
     options: Mapping[str, Any] = field(default_factory=dict)
     state: Literal["keep", "reset"] = "keep"
     quasi_global: float | None = None
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    clip_norm: float | None = None
+    schedule: LearningRateSchedule | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in OPTIMIZERS:
@@ -93,8 +105,19 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
                 except (TypeError, ValueError) as alone:
                     raise ConfigError(f"train.optimizer.{name}", value, str(alone)) from None
             raise ConfigError("train.optimizer", dict(self.options), str(error)) from None
+        if self.clip_norm is not None:
+            NORM.check("train.clip_norm", self.clip_norm)
+        self._check_weight_decay()
         if self.quasi_global is not None:
             self._check_quasi_global(self.quasi_global)
+
+    def _check_weight_decay(self) -> None:
+        path = "train.optimizer.weight_decay_on"
+        if self.weight_decay_on not in ("all", "matrices"):
+            raise ConfigError(path, self.weight_decay_on, "expected all or matrices")
+        if self.weight_decay_on == "matrices" and not self.build([torch.zeros(1)]).defaults["weight_decay"]:
+            remedy = "set weight_decay, or leave weight_decay_on out"
+            raise ConfigError(path, self.weight_decay_on, f"nothing decays, as weight_decay is 0; {remedy}")
 
     def _check_quasi_global(self, factor: float) -> None:
         _check_option("train.optimizer.quasi_global", factor, 0.0)
@@ -110,15 +133,36 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
             raise ConfigError("train.optimizer_state", self.state, remedy)
         if self.lr == 0:
             raise ConfigError("train.optimizer.lr", 0, "expected above 0: quasi_global divides by it")
+        if self.schedule is not None:
+            problem = "quasi_global divides by one learning rate for all rounds; remove one of both"
+            raise ConfigError("train.schedule.kind", self.schedule.kind, problem)
 
-    @property
+    @cached_property
     def lr(self) -> float:
         """Return the learning rate, or torch's default if it is not given."""
         return float(self.build([torch.zeros(1)]).defaults["lr"])
 
-    def build(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Make the torch optimizer of these tensors."""
-        return OPTIMIZERS[self.kind](parameters, **_torch_options(self.options))
+    def build(self, parameters: Sequence[Tensor], dims: Sequence[int] | None = None) -> torch.optim.Optimizer:
+        """The torch optimizer of these tensors.
+
+        Args:
+            parameters: of the model, or of many as stacks.
+            dims: for each, how many dimensions it has in the model; None for as many as here.
+        """
+        options = _torch_options(self.options)
+        if self.weight_decay_on == "all":
+            return OPTIMIZERS[self.kind](parameters, **options)
+        in_model = [tensor.dim() for tensor in parameters] if dims is None else dims
+        pairs = list(zip(parameters, in_model, strict=True))
+        groups: list[dict[str, Any]] = [
+            {"params": [tensor for tensor, count in pairs if count >= 2]},
+            {"params": [tensor for tensor, count in pairs if count < 2], "weight_decay": 0.0},
+        ]
+        return OPTIMIZERS[self.kind]([group for group in groups if group["params"]], **options)
+
+    def lr_at(self, step: int) -> float | None:
+        """Return the learning rate of a local step, counted over all rounds; None for that of the options."""
+        return None if self.schedule is None else self.lr * self.schedule.factor(step)
 
     def sample_state(self) -> dict[str, Tensor]:
         """Return torch's state for a parameter of shape (1,) after a step with gradient 0."""
@@ -200,14 +244,45 @@ class OptimizerState:
         return self.scalars if self.quasi_global is None else self.quasi_global.counters
 
 
-def optimizer_step(built: torch.optim.Optimizer, first: bool) -> None:
-    """Take one step. ``first`` is for kept SGD with dampening, whose buffers start at 0."""
-    group = built.param_groups[0]
+def optimizer_step(built: torch.optim.Optimizer, first: bool, lr: float | None = None) -> None:
+    """Take one step.
+
+    Args:
+        built: of torch; its tensors have gradients.
+        first: only of kept SGD with dampening, whose buffers hold zeros where torch has none.
+        lr: the learning rate from now on; None to leave it as it is.
+    """
+    if lr is not None:
+        for group in built.param_groups:
+            group["lr"] = lr
     if not first:
         built.step()
         return
-    dampening, group["dampening"] = group["dampening"], 0
+    kept = [group["dampening"] for group in built.param_groups]
+    for group in built.param_groups:
+        group["dampening"] = 0
     try:
         built.step()
     finally:
-        group["dampening"] = dampening
+        for group, dampening in zip(built.param_groups, kept, strict=True):
+            group["dampening"] = dampening
+
+
+def clipped(gradients: Mapping[str, Tensor | None], max_norm: float) -> dict[str, Tensor | None]:
+    """Scale the gradients of each row down to a norm of at most ``max_norm``, over all parameters together.
+
+    Args:
+        gradients: by parameter, (rows, *shape), or None for one without.
+        max_norm: above 0.
+
+    Returns:
+        The same, as ``torch.nn.utils.clip_grad_norm_`` has it for each row.
+    """
+    squares = [g.reshape(len(g), -1).square().sum(dim=1) for g in gradients.values() if g is not None]
+    if not squares:
+        return dict(gradients)
+    factor = (max_norm / (torch.stack(squares).sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)
+    return {
+        name: None if g is None else g * factor.view(-1, *(1 for _ in g.shape[1:]))
+        for name, g in gradients.items()
+    }

@@ -21,8 +21,8 @@ from jwins.training.batches import Indices
 from jwins.training.flat_graph import StackedKernels
 from jwins.training.layout import Layout
 from jwins.training.node_store import NodeStore
-from jwins.training.optimizer import Optimizer, optimizer_step
-from jwins.training.training_context import TrainingContext, check_scalar, training_error
+from jwins.training.optimizer import Optimizer, clipped, optimizer_step
+from jwins.training.training_context import TrainingContext, training_error
 from jwins.training.worker_module import WorkerModule
 
 __all__ = [
@@ -98,12 +98,11 @@ class StackedModel:
     def step(self, module: WorkerModule, generator: torch.Generator) -> Step:
         """Return losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
         module.model.train()
-        task, names, changing = self._context.task, self._names, self._changing
+        context, names, changing = self._context, self._names, self._changing
 
         def one(inputs: Tensor, targets: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
             with module.swapped(names, tensors):
-                loss = task.loss(module.model, Batch(inputs, targets), generator)
-                check_scalar(loss)
+                loss = context.loss(module.model, Batch(inputs, targets), generator)
                 return loss, *(module.get(name) for name in changing)
 
         def step(inputs: Tensor, targets: Tensor, *values: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,7 +156,8 @@ class Chunk:
         self._layout, self._part, self._rows = layout, part, rows
         self._trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
         self._leaves = [self.tensors[name] for name in self._trained]
-        self._optimizer = optimizer.build(self._leaves)
+        self._dims = [len(slot.shape) for slot in layout.slots if slot.kind == "parameter"]
+        self._optimizer = optimizer.build(self._leaves, self._dims)
         state = store.optimizer
         self._quasi_global = state.quasi_global
         moments = {name: tensor[part, : layout.size] for name, tensor in state.moments.items()}
@@ -200,7 +200,7 @@ class Chunk:
             local_steps: steps of the round.
         """
         if reset_to is not None:
-            self._optimizer = reset_to.build(self._leaves)
+            self._optimizer = reset_to.build(self._leaves, self._dims)
         self._forget_gradients()
         kept = self._kept
         if self._quasi_global is not None:
@@ -215,34 +215,35 @@ class Chunk:
         """Return all tensors of the rows in the order of a step's arguments."""
         return values_of(self._layout, self.tensors, list(self.buffers.values()))
 
-    def step(self, gradients: Mapping[str, Tensor | None], chosen: Sequence[int]) -> None:
+    def step(self, gradients: Mapping[str, Tensor | None], lrs: Mapping[int, float | None]) -> None:
         """One step of the optimizer.
 
-        Its counters are the same for a whole stack. So nodes that are behind, after a fault, take their step
-        separately.
+        Its counters and its learning rate are the same for a whole stack. So nodes that are behind, after a
+        fault, take their step separately.
+
+        Args:
+            gradients: by parameter, of all rows.
+            lrs: by row that trains, its learning rate; None for that of the options.
         """
         for leaf, gradient in zip(self._leaves, gradients.values(), strict=True):
             leaf.grad = gradient
-        if not self._scalars:
-            self._optimizer.step()
-        else:
-            groups: dict[tuple[bytes, ...], list[int]] = {}
-            for row in chosen:
-                key = tuple(counters[row].numpy().tobytes() for counters in self._scalars.values())
-                groups.setdefault(key, []).append(row)
+        groups: dict[tuple[float | None, *tuple[bytes, ...]], list[int]] = {}
+        for row, lr in lrs.items():
+            counts = (counters[row].numpy().tobytes() for counters in self._scalars.values())
+            groups.setdefault((lr, *counts), []).append(row)
+        for (lr, *_), group in groups.items():
             if len(groups) == 1:
-                self._step_together(chosen)
-            else:
-                for group in groups.values():
-                    with self._putting_back(group, self._updated):
-                        self._step_together(group)
+                self._step_together(group, lr)
+                continue
+            with self._putting_back(group, self._updated):
+                self._step_together(group, lr)
         self._forget_gradients()
 
     def _forget_gradients(self) -> None:
         for leaf in self._leaves:
             leaf.grad = None
 
-    def _step_together(self, group: Sequence[int]) -> None:
+    def _step_together(self, group: Sequence[int], lr: float | None) -> None:
         first = False
         for name, counters in self._scalars.items():
             if name == "started":
@@ -250,7 +251,7 @@ class Chunk:
                 continue
             for j, leaf in enumerate(self._leaves):
                 self._optimizer.state[leaf][name] = counters[group[0], j].clone()
-        optimizer_step(self._optimizer, first)
+        optimizer_step(self._optimizer, first, lr)
         index = torch.tensor(group)
         for name, counters in self._scalars.items():
             if name == "started":
@@ -357,7 +358,9 @@ class StackedTrainer:
                     result = take(*self._context.gather(on_device[step]), *chunk.values())
                     loss, gradients, buffers = self._model.outcome(result)
                     stage = "optimizer"
-                    chunk.step(gradients, chosen)
+                    if self._optimizer.clip_norm is not None:
+                        gradients = clipped(gradients, self._optimizer.clip_norm)
+                    chunk.step(gradients, self._lrs(at_row, step))
                     chunk.collect(buffers)
                     losses.append(loss)
         except Exception as error:
@@ -365,6 +368,10 @@ class StackedTrainer:
             raise training_error(where, at, stage, error) from error
         means = torch.stack(losses).double().mean(dim=0).tolist()
         return {node: means[row] for node, row in zip(rounds, chosen, strict=True)}
+
+    def _lrs(self, rounds: Mapping[int, int], step: int) -> dict[int, float | None]:
+        """By row, the learning rate of a step of its round."""
+        return {row: self._optimizer.lr_at(at * self._context.local_steps + step) for row, at in rounds.items()}
 
     def _chunk_of(self, number: int) -> Chunk:
         chunk = self._chunks.get(number)

@@ -30,7 +30,7 @@ from jwins.training.model_traits import Batching, TraitProbe, is_slow_stacked
 from jwins.training.node_store import LocalState, NodeStore, mean_buffers
 from jwins.training.optimizer import Optimizer
 from jwins.training.stacked import MIN_STACK, StackedTrainer, chunk_nodes
-from jwins.training.training_context import Device, TrainingContext
+from jwins.training.training_context import Device, Precision, TrainingContext
 from jwins.training.worker_module import WorkerModule
 
 __all__ = ["Trainer"]
@@ -69,6 +69,7 @@ class Trainer:
         device: where parameters and data live; ``auto`` is CUDA where there is one.
         threads: workers, each with one intra-op thread; CUDA uses one.
         chunk: most nodes in one stack, see :func:`~jwins.training.stacked.chunk_nodes`.
+        precision: of the model in training, see :data:`~jwins.training.training_context.Precision`.
 
     Attributes:
         batching: ``loop`` or ``stacked``, as resolved.
@@ -116,6 +117,7 @@ class Trainer:
         device: Device = "auto",
         threads: int = 1,
         chunk: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         _check(local_steps, batch_size, threads, chunk, batching)
         by_node = dict(sorted(parts.items())) if isinstance(parts, Mapping) else dict(enumerate(parts))
@@ -131,7 +133,13 @@ class Trainer:
             for node, part in by_node.items()
         }
         self._context = context = TrainingContext(
-            task, seed=seed, local_steps=local_steps, batch_size=batch_size, device=device, threads=threads
+            task,
+            seed=seed,
+            local_steps=local_steps,
+            batch_size=batch_size,
+            device=device,
+            threads=threads,
+            precision=precision,
         )
         self.device = context.device
 

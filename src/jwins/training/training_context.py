@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ __all__ = [
     "EVALUATION_BATCH",
     "EVALUATION_BATCH_CPU",
     "Device",
+    "Precision",
     "TrainingContext",
     "TrainingError",
     "check_scalar",
@@ -27,6 +28,10 @@ __all__ = [
 ]
 
 Device = Literal["cpu", "cuda", "auto"]
+
+Precision = Literal["float32", "bfloat16"]
+"""Of a model's operations in training; bfloat16 as torch's autocast has it. Parameters, gradients, losses,
+optimizers and evaluations are float32 either way."""
 
 EVALUATION_BATCH = 256
 """Maximum number of test samples per forward pass, which limits the memory of evaluation."""
@@ -50,10 +55,12 @@ class TrainingContext:
         batch_size: samples per step.
         device: where parameters and data live; ``auto`` is CUDA where there is one.
         threads: workers, at most.
+        precision: of the model in training.
 
     Attributes:
         task: as given.
         device: as resolved.
+        precision: as given.
         seed: as given.
         local_steps: as given.
         batch_size: as given.
@@ -61,15 +68,25 @@ class TrainingContext:
         pool: the worker threads.
 
     Raises:
-        ConfigError: no CUDA device.
+        ConfigError: no CUDA device, or one that has no bfloat16.
     """
 
     def __init__(
-        self, task: Task, *, seed: int, local_steps: int, batch_size: int, device: Device, threads: int
+        self,
+        task: Task,
+        *,
+        seed: int,
+        local_steps: int,
+        batch_size: int,
+        device: Device,
+        threads: int,
+        precision: Precision = "float32",
     ) -> None:
         torch.set_num_threads(1)
         self.task = task
         self.device = resolve_device(device)
+        self.precision = precision
+        _check_precision(precision, self.device)
         self.seed, self.local_steps, self.batch_size = seed, local_steps, batch_size
         self._train = Batch(task.train.inputs.to(self.device), task.train.targets.to(self.device))
         self._test = Batch(task.test.inputs.to(self.device), task.test.targets.to(self.device))
@@ -115,6 +132,28 @@ class TrainingContext:
     def generator(self, purpose: str, node: int, round: int) -> torch.Generator:
         """Return the generator for a task's loss."""
         return torch_generator(self.seed, purpose, node=node, round=round, device=self.device)
+
+    def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> Tensor:
+        """Return the task's loss of a batch, whose model runs in the precision of training.
+
+        Raises:
+            UsageError: it is not a scalar.
+        """
+        loss = self.task.loss(self._in_precision(model), batch, generator)
+        check_scalar(loss)
+        return loss
+
+    def _in_precision(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        if self.precision == "float32":
+            return model
+
+        def run(inputs: Tensor) -> Tensor:
+            # Casts are not kept from one operation to the next: under vmap they would outlive their tensors.
+            with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
+                outputs: Any = model(inputs)
+            return outputs.float() if isinstance(outputs, Tensor) else outputs
+
+        return run
 
     # --- Data ---------------------------------------------------------------------------------------------
 
@@ -171,6 +210,13 @@ def resolve_device(device: Device) -> torch.device:
     if device == "cuda" or (device == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    if precision not in get_args(Precision):
+        raise ConfigError("train.precision", precision, "expected float32 or bfloat16")
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise ConfigError("train.precision", precision, "the CUDA device here does not have it; write float32")
 
 
 def check_scalar(loss: object) -> None:
