@@ -122,7 +122,7 @@ def test_by_key_keeps_owners_together() -> None:
         ("dirichlet", {"min_samples": 0}, 4, "task.partition.min_samples", "at least 1"),
         ("iid", {}, 11, "task.partition.kind", "10 training samples cannot fill 11 nodes"),
         ("shards", {}, 6, "task.partition.shards_per_node", "12 shards.*10 training samples; use fewer"),
-        ("dirichlet", {"min_samples": 4}, 3, "task.partition.min_samples", "use fewer"),
+        ("dirichlet", {"min_samples": 4}, 3, "task.partition.min_samples", "use a smaller number"),
         ("dirichlet", {"alpha": 1e-3}, 9, "task.partition.alpha", "use a larger alpha, fewer nodes"),
         ("by_key", {}, 4, "task.partition.kind", "3 owners of samples for 4 nodes"),
     ],

@@ -1,1 +1,1 @@
-"""The files of a run folder: how they are written, and how they are read."""
+"""Writing and reading the files of a run folder."""

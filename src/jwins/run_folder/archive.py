@@ -1,8 +1,8 @@
-"""Run folders within one compressed file, read where they are.
+"""Run folders in one compressed file, read without unpacking.
 
 A path may lead through an archive: ``records/digits/runs.tar.xz/jwins/seed-1/metrics.jsonl`` is a member of
-``records/digits/runs.tar.xz``. The functions here take such paths as well as those of files and folders, so a
-reader of run folders need not know where they are. Nothing is unpacked onto the disk.
+``records/digits/runs.tar.xz``. The functions of this module accept such paths and those of files and folders,
+so readers of run folders need not distinguish them. Nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def archive_of(path: Path) -> Path | None:
 
 
 def beside(folder: Path) -> Path:
-    """Return where results about the runs in a folder are written: itself, or the folder of its archive."""
+    """Return the folder for results about the runs in a folder: itself, or the folder of its archive."""
     archive = archive_of(folder)
     return folder if archive is None else archive.parent
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether there is such a file on the disk or in an archive; an archive itself counts as a folder.
+    """Return whether a file exists on the disk or in an archive; an archive itself counts as a folder.
 
     Raises:
         DataError: the path leads into a damaged archive.
@@ -69,7 +69,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_dir(path: Path) -> bool:
-    """Tell whether there is such a folder on the disk or in an archive, or such an archive.
+    """Return whether a folder exists on the disk or in an archive, or an archive itself.
 
     Raises:
         DataError: the path leads into a damaged archive.
@@ -98,7 +98,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file on the disk or in an archive, line ends as ``Path.read_text`` makes them.
+    """Read a UTF-8 file on the disk or in an archive, with the line ends of ``Path.read_text``.
 
     Raises:
         DataError: the path leads into a damaged archive.
@@ -137,7 +137,7 @@ def folders(folder: Path) -> list[Path]:
 
 
 def write(archive: Path, files: Mapping[str, bytes]) -> None:
-    """Write an archive, whole or not at all; the same files give the same bytes.
+    """Write an archive atomically; the same files give the same bytes.
 
     Args:
         archive: ends in ``.tar.xz``.
@@ -149,14 +149,14 @@ def write(archive: Path, files: Mapping[str, bytes]) -> None:
     """
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        # Files of one name are alike, so they are packed side by side.
+        # Files of the same name are similar, so they are packed next to each other.
         for name in sorted(files, key=lambda name: (name.rpartition("/")[2], name)):
             member = tarfile.TarInfo(_checked(name, archive))
             member.size = len(files[name])
             tar.addfile(member, io.BytesIO(files[name]))
     if packed.tell() > MAX_BYTES:
         raise DataError(f"{archive}: {packed.tell():,} bytes of files; at most {MAX_BYTES:,} can be read back")
-    dictionary = min(max(packed.tell(), 2**12), 2**26)  # more than the data would be allocated for nothing
+    dictionary = min(max(packed.tell(), 2**12), 2**26)  # no more memory than the data need
     how = {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": dictionary}
     write_atomically(archive, lzma.compress(packed.getvalue(), filters=[how]))
 
@@ -166,7 +166,7 @@ def _inside(path: Path, archive: Path) -> str:
 
 
 def _paths(folder: Path, archive: Path) -> Iterator[Path]:
-    """The members of an archive that are below a folder."""
+    """Return the members of an archive below a folder."""
     return (path for name in _members(archive) if (path := archive / name).is_relative_to(folder))
 
 
@@ -177,7 +177,7 @@ def _members(archive: Path) -> Mapping[str, bytes]:
 
 @lru_cache(maxsize=2)
 def _unpacked(archive: Path, mtime_ns: int, size_bytes: int) -> Mapping[str, bytes]:
-    """The files of an archive by their paths; time and size tell the cache that it is another."""
+    """Return the files of an archive by path; time and size are part of the cache key."""
     remedy = "restore or download it again"
     decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MAX_DICTIONARY_BYTES)
     try:
@@ -199,7 +199,7 @@ def _unpacked(archive: Path, mtime_ns: int, size_bytes: int) -> Mapping[str, byt
                 name = _checked(member.name, archive)
                 content = tar.extractfile(member) if member.isreg() and not member.issparse() else None
                 if content is None or name in files:
-                    raise DataError(f"{archive}: {name!r} is not a plain file, or is there twice; {remedy}")
+                    raise DataError(f"{archive}: {name!r} is not a plain file, or occurs twice; {remedy}")
                 files[name] = content.read()
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"{archive}: not an archive of runs, or damaged ({error}); {remedy}") from None
@@ -207,7 +207,7 @@ def _unpacked(archive: Path, mtime_ns: int, size_bytes: int) -> Mapping[str, byt
 
 
 def _checked(name: str, archive: Path) -> str:
-    """A member's path without a leading ``./``, refused if it leads out of the archive."""
+    """Return a member's path without a leading ``./``; refuse one that leads out of the archive."""
     path = name.removeprefix("./")
     if "\\" in path or os.path.isabs(path) or any(part in ("", ".", "..") for part in path.split("/")):
         raise DataError(f"{archive}: {name!r} is not a path within an archive; pack the folder again with tar")

@@ -1,4 +1,4 @@
-"""Files that are either as before or complete."""
+"""Files that are either unchanged or complete."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o666) -> None:
-    """Write a file so that ``path`` is either as before or complete, even if the process is killed.
+    """Write a file so that ``path`` is either unchanged or complete, even if the process is killed.
 
-    A link in its place is replaced and not followed.
+    A link in its place is replaced, not followed.
 
     Args:
         path: the file.
         data: its content.
-        sync: whether it is to be on the disk at the end.
+        sync: whether to flush it to the disk.
         mode: permissions, less those of the umask.
 
     Raises:
-        OSError: e.g. a full disk; ``path`` is as before and nothing is left behind.
+        OSError: e.g. a full disk; ``path`` is unchanged and no temporary file remains.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with contextlib.suppress(OSError):
-        partial.unlink()  # of a process with the same number that was killed
+        partial.unlink()  # left by a killed process with the same number
     try:
         with open_own(partial, new=True, mode=mode) as file:
             file.write(data)
@@ -39,7 +39,7 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True, mode: int = 
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
-    if not sync or os.name == "nt":  # where folders cannot be opened
+    if not sync or os.name == "nt":  # on systems where folders cannot be opened
         return
     directory = os.open(path.parent, os.O_RDONLY)
     try:

@@ -1,12 +1,12 @@
-"""Any state <-> one file of tensors and JSON. No pickle: loading a file never runs code from it.
+"""Checkpoints: files of tensors and JSON. There is no pickle, so loading a file never runs code from it.
 
 A state is a tree of frozen dataclasses, dicts, lists, tuples, frozensets, strings, numbers, bytes, None,
 numpy arrays and tensors. Tensors and bytes go to a safetensors file as they are; the rest becomes JSON in that
 file's metadata. Dataclasses are written by name and read back only if the reader lists them, so a file cannot
 name a class of its choosing.
 
-A file is written beside its final place, flushed to the disk, and renamed; its name ends in its own SHA-256. So
-a file under its final name is complete, whenever the process was killed, and a damaged one is noticed.
+A file is written beside its final place, flushed to the disk, and renamed. Its name ends in its own SHA-256. So
+a file under its final name is complete, even if the process was killed, and damage is detected.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ _SHARD = re.compile(r"shard-(\d{8})-\d+-([0-9a-f]{16})\.safetensors")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dumped:
-    """A state as :func:`dump` has made it, perhaps in another process."""
+    """Result of :func:`dump`, perhaps from another process."""
 
     data: bytes
 
 
 def dump(state: object) -> bytes:
-    """One state as the bytes of a safetensors file.
+    """Encode a state as the bytes of a safetensors file.
 
-    Equal states give equal bytes. Tensors and bytes that are the same object are
-    stored once and come back as one; dataclass fields with ``init=False`` are caches and are left out.
+    Equal states give equal bytes. Tensors and bytes that are the same object are stored once and restored as
+    one object. Dataclass fields with ``init=False`` are caches and are left out.
 
     Raises:
-        UsageError: a part of the state is of a type that cannot be stored; names where.
+        UsageError: a type in the state cannot be stored; the message names its place.
     """
     tensors: dict[str, Tensor] = {}
     seen: dict[int, str] = {}
@@ -66,7 +66,7 @@ def dump(state: object) -> bytes:
 
 
 def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """The same bytes by either way; that for tensors keeps a ctypes type for each length it ever met."""
+    """Save tensors or arrays with the same bytes; torch's function keeps a ctypes type for each length."""
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
         return safetensors.torch.save(dict(tensors), metadata)
     arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
@@ -74,14 +74,14 @@ def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def load(data: bytes, classes: Iterable[type]) -> Any:
-    """The state that :func:`dump` stored.
+    """Decode a state of :func:`dump`.
 
     Args:
         data: bytes of a file.
         classes: the dataclasses that may occur.
 
     Raises:
-        DataError: not such a file, damaged, or with a class that is not listed.
+        DataError: not a checkpoint, a damaged one, or one with a class that is not listed.
         UsageError: two different classes have the same name.
     """
     known: dict[str, type] = {}
@@ -97,7 +97,7 @@ def load(data: bytes, classes: Iterable[type]) -> Any:
         return _unpack(content["state"], tensors, known, {})
     except DataError:
         raise
-    except Exception as error:  # whatever a damaged file provokes, in the libraries too
+    except Exception as error:  # any error that a damaged file causes, also in libraries
         raise DataError(f"not a checkpoint, or a damaged one ({type(error).__name__}: {error})") from error
 
 
@@ -105,13 +105,13 @@ def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
     """Add a checkpoint to ``folder`` and remove all but the newest ``keep``, with their shards.
 
     Args:
-        folder: of checkpoints; made if it does not exist.
+        folder: folder of checkpoints; made if it does not exist.
         round: completed rounds, for the name and the order.
         state: see :func:`dump`; may name shards that :func:`write_shard` has written for this round.
-        keep: how many to keep; two, so that one damaged file is not the end.
+        keep: number to keep; two, so that a damaged file does no harm.
 
     Raises:
-        OSError: the disk is full; the checkpoints there are untouched.
+        OSError: the disk is full; existing checkpoints are unchanged.
     """
     for leftover in folder.glob(".*.partial"):
         leftover.unlink(missing_ok=True)
@@ -130,16 +130,16 @@ def write_shard(folder: Path, round: int, number: int, state: object) -> str:
     """Write a shard of a checkpoint before the checkpoint itself, which then names it.
 
     Args:
-        folder: of checkpoints; made if it does not exist.
-        round: of the checkpoint.
-        number: of the shard, so that several writers do not meet.
-        state: see :func:`dump`; or what it gave.
+        folder: folder of checkpoints; made if it does not exist.
+        round: round of the checkpoint.
+        number: number of the shard, so that writers do not collide.
+        state: see :func:`dump`; or a result of it.
 
     Returns:
         The file's name, for :func:`read_shard`.
 
     Raises:
-        OSError: the disk is full; the checkpoints there are untouched.
+        OSError: the disk is full; existing checkpoints are unchanged.
     """
     return _write(folder, f"shard-{round:08d}-{number}", state).name
 
@@ -155,16 +155,16 @@ def _write(folder: Path, label: str, state: object) -> Path:
 def latest(
     folder: Path, classes: Iterable[type], complete: Callable[[Any], Any] = lambda state: state
 ) -> tuple[Any, Path]:
-    """The newest undamaged checkpoint in ``folder``.
+    """Read the newest undamaged checkpoint in ``folder``.
 
     Args:
-        folder: of checkpoints.
+        folder: folder of checkpoints.
         classes: the dataclasses that may occur.
-        complete: makes of a state what is returned, for example by reading its shards; a DataError says that it
-            cannot be used.
+        complete: converts a state to the return value, for example by reading its shards. It raises DataError
+            for a state that cannot be used.
 
     Raises:
-        ResumeError: there is none.
+        ResumeError: no such checkpoint.
     """
     known = tuple(classes)
     problems = []
@@ -175,12 +175,12 @@ def latest(
             problems.append(f"{path.name}: {error}")
     detail = "; ".join(problems) or "none was written yet"
     raise ResumeError(
-        f"{folder}: no usable checkpoint ({detail}); begin anew, without --resume or in another folder"
+        f"{folder}: no usable checkpoint ({detail}); start again, without --resume or in another folder"
     )
 
 
 def read_shard(folder: Path, name: str, classes: Iterable[type]) -> Any:
-    """The state in a shard that a checkpoint names.
+    """Read the state of a shard that a checkpoint names.
 
     Raises:
         DataError: no such shard, or a damaged one.
@@ -194,7 +194,7 @@ def read_shard(folder: Path, name: str, classes: Iterable[type]) -> Any:
 
 
 def read(path: Path, classes: Iterable[type]) -> Any:
-    """The state in one file, checked against the SHA-256 in its name.
+    """Read the state of one file, after checking the SHA-256 in its name.
 
     Raises:
         DataError: damaged or not a checkpoint.
@@ -202,12 +202,12 @@ def read(path: Path, classes: Iterable[type]) -> Any:
     match = _NAME.fullmatch(path.name) or _SHARD.fullmatch(path.name)
     data = path.read_bytes()
     if match and not hashlib.sha256(data).hexdigest().startswith(match[2]):
-        raise DataError("its content does not fit the SHA-256 in its name")
+        raise DataError("its content does not match the SHA-256 in its name")
     return load(data, classes)
 
 
 def _all(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder`` without their shards, newest first: by round, then by time of writing."""
+    """List the checkpoints in ``folder`` without shards, newest first: by round, then by time of writing."""
     found = [
         (int(match[1]), path.stat().st_mtime_ns, path)
         for path in (folder.iterdir() if folder.is_dir() else ())
@@ -230,7 +230,7 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
             tensors[name] = value.detach().cpu().contiguous().clone()
         return {"t": name}
     if isinstance(value, np.ndarray):
-        try:  # of a copy: torch warns of read-only arrays, and ascontiguousarray makes (1,) of shape ()
+        try:  # of a copy: torch warns of read-only arrays, and ascontiguousarray changes shape () to (1,)
             tensor = torch.from_numpy(np.array(value, order="C"))
         except (TypeError, ValueError):
             raise UsageError(f"{where}: a ndarray of {value.dtype} cannot be part of a checkpoint") from None
@@ -259,7 +259,7 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
             ordered = sorted(value)  # equal sets may iterate in different orders
         except TypeError as error:
             raise UsageError(
-                f"{where}: a {type(value).__name__} of things without an order ({error})"
+                f"{where}: a {type(value).__name__} of elements without an order ({error})"
             ) from None
         return {"s": [_pack(v, where, tensors, seen) for v in ordered]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -280,7 +280,7 @@ def _unpack(
     if "c" in tree:
         cls = classes.get(tree["c"])
         if cls is None:
-            raise DataError(f"checkpoint has a {tree['c']}, which does not belong here")
+            raise DataError(f"checkpoint has a {tree['c']}, which is not allowed here")
         return cls(**{k: _unpack(v, tensors, classes, texts) for k, v in tree["v"].items()})
     ((tag, content),) = tree.items()
     match tag:

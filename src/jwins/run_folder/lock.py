@@ -1,4 +1,4 @@
-"""A folder for one process at a time."""
+"""Lock of a folder, for one process at a time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["locked"]
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Keep a second process out of the folder; the lock goes with the process, however it ends.
+    """Within the block, keep other processes out of the folder. The lock ends with the process in any case.
 
     Args:
-        folder: where the lock is.
-        what: is run in there, for the message.
+        folder: the folder.
+        what: name of the activity, for the message.
 
     Raises:
         ResumeError: another process holds the lock.
@@ -36,4 +36,4 @@ def locked(folder: Path, what: str) -> Iterator[None]:
         try:
             yield
         finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # processes that were forked meanwhile have the file open, too
+            fcntl.flock(file, fcntl.LOCK_UN)  # forked processes have the file open, too

@@ -1,4 +1,4 @@
-"""Files and folders that a run writes in its own folder, which somebody else may have prepared."""
+"""Files and folders of a run in its own folder, which another person may have prepared."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _BINARY = getattr(os, "O_BINARY", 0)
 def open_own(path: Path, *, new: bool = False, mode: int = 0o666) -> IO[bytes]:
     """Open a regular file for appending and reading; links are not followed.
 
-    A folder that was copied or unpacked may hold a link with the name of a file that a run writes, which would
-    have the run write somewhere else, or a pipe, on which it would wait for ever.
+    A folder that was copied or unpacked may have a link in place of a file of the run, which would lead the
+    run to write elsewhere, or a pipe, which would make it wait for ever.
 
     Args:
         path: the file; made if it does not exist.
-        new: whether it must not exist.
-        mode: permissions of a file that is made, less those of the umask.
+        new: whether it must not exist yet.
+        mode: permissions of a new file, less those of the umask.
 
     Raises:
-        OSError: it is a link or no regular file, it exists and must not, or it cannot be opened.
+        OSError: it is a link or not a regular file, it exists although it must not, or it cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _BINARY | _NO_FOLLOW | (os.O_EXCL if new else 0)
     try:
@@ -37,12 +37,12 @@ def open_own(path: Path, *, new: bool = False, mode: int = 0o666) -> IO[bytes]:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "is no regular file; remove it", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file; remove it", str(path))
     return os.fdopen(descriptor, "ab+")
 
 
 def private_folder(folder: Path) -> Path:
-    """Make a folder that only its owner can read, and those above it as usual; return it.
+    """Make a folder that only its owner can read, and its parents with the usual permissions; return it.
 
     A folder that exists keeps its permissions.
     """

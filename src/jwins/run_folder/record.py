@@ -1,4 +1,4 @@
-"""One run as its folder tells it: typed rows, and the numbers that tables and figures are made of."""
+"""Record of one run, read from its folder: typed rows, and the numbers for tables and figures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Record:
         folder: the run folder.
         start: first row.
         evaluations: in order of rounds, up to the last round of training.
-        end: None for a run that has not ended by itself.
-        consensus: the evaluations after rounds of consensus, which no curve and no final value counts.
+        end: last row; None for a run that has not ended by itself.
+        consensus: evaluations after rounds of consensus, which curves and final values leave out.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class Record:
         """Read ``folder/metrics.jsonl``.
 
         Raises:
-            DataError: there is no run in the folder, or its metrics are damaged.
+            DataError: the folder has no run, or its metrics are damaged.
         """
         path = folder / "metrics.jsonl"
         if not is_file(path):
@@ -48,14 +48,14 @@ class Record:
 
     @classmethod
     def of(cls, folder: Path, rows: Sequence[Row]) -> Record:
-        """A record of rows that are there already.
+        """Make a record of given rows.
 
         Args:
             folder: the run folder.
             rows: of its ``metrics.jsonl``, in order.
 
         Raises:
-            DataError: the first is not the one that starts a run.
+            DataError: the first row is not a start row.
         """
         if not rows or not isinstance(rows[0], StartRow):
             raise DataError(f"{folder / 'metrics.jsonl'}: does not begin with the row that starts a run")
@@ -71,7 +71,7 @@ class Record:
 
     @property
     def rounds(self) -> int:
-        """Completed rounds that were measured."""
+        """Return the measured numbers of completed rounds."""
         return self.evaluations[-1].round if self.evaluations else 0
 
     @property
@@ -81,21 +81,21 @@ class Record:
 
     @property
     def status(self) -> str:
-        """``finished``; or what it is instead and after how many rounds, as ``diverged @ 12``."""
+        """Return ``finished``, or another status and its round, as in ``diverged @ 12``."""
         if self.end is None:
             return f"unfinished @ {self.rounds}"
         return self.end.status if self.end.status == "finished" else f"{self.end.status} @ {self.end.round}"
 
     @property
     def ended_early(self) -> bool:
-        """Whether the run has no final models: one was not finite any more, or all nodes went down."""
+        """Return whether the run has no final models: one was not finite, or all nodes went down."""
         return self.end is not None and self.end.status in ("diverged", "stalled")
 
     def series(self, metric: str) -> list[float]:
-        """Mean over nodes of ``metric`` at each evaluation, all on the test samples of the early ones.
+        """Return the mean over nodes of ``metric`` at each evaluation, on the test samples of the early ones.
 
-        Not a number where it was not finite. Runs from before there was ``EvalRow.early`` change to more
-        samples in the last evaluations; ``mixed`` tells.
+        It is NaN if it was not finite. Old runs without ``EvalRow.early`` have more samples in the last
+        evaluations; see ``mixed``.
 
         Raises:
             UsageError: the task has no such metric.
@@ -110,33 +110,34 @@ class Record:
         return [math.nan if mean is None else mean for mean in means]
 
     def after_consensus(self, metric: str) -> float | None:
-        """Mean over nodes of ``metric`` after all rounds of consensus; None without such rounds."""
+        """Return the mean over nodes of ``metric`` after all rounds of consensus; None without such rounds."""
         return self.consensus[-1].metrics[metric].mean if self.consensus else None
 
     @property
     def early_samples(self) -> int | None:
-        """Test samples of the early evaluations if the last ones used more, else None."""
+        """Return the number of test samples of early evaluations if the last ones used more, else None."""
         used = [row.samples for row in self.evaluations]
         return used[0] if used and used[0] != used[-1] else None
 
     @property
     def mixed(self) -> bool:
-        """Whether the last evaluations used more samples and do not say what they found on the early ones."""
+        """Return whether the last evaluations used more samples, without results on the early ones."""
         return self.early_samples is not None and not self.evaluations[-1].early
 
     def bytes_per_node(self) -> list[float]:
-        """Bytes sent until each evaluation, mean over nodes."""
+        """Return the bytes sent until each evaluation, mean over nodes."""
         return [row.traffic.total / self.start.num_nodes for row in self.evaluations]
 
     def final(self, metric: str, over: int = 1) -> float:
-        """Mean of ``metric`` over the last ``over`` evaluations; the one before training counts only if alone.
+        """Return the mean of ``metric`` over the last ``over`` evaluations.
 
-        Not a number if nothing was measured, or if the run ended early: it has no final model.
+        The evaluation before training counts only if there is no other. NaN if nothing was measured, or if the
+        run ended early and has no final model.
         """
         return self._mean_of_last(self._means(metric, lambda row: row.metrics[metric].mean), over)
 
     def end_of_series(self, metric: str, over: int = 1) -> float:
-        """As :meth:`final`, on the test samples of :meth:`series`: what a target is a fraction of."""
+        """Return :meth:`final` on the test samples of :meth:`series`. Targets are fractions of it."""
         return self._mean_of_last(self.series(metric), over)
 
     def _mean_of_last(self, values: list[float], over: int) -> float:
@@ -147,9 +148,9 @@ class Record:
 
 
 def flat_rows(record: Record) -> list[dict[str, Any]]:
-    """One flat dict per evaluation, as ``pandas.DataFrame`` takes it: ``accuracy_mean``, ``bytes_total``, …
+    """Return one flat dict per evaluation, for ``pandas.DataFrame``: ``accuracy_mean``, ``bytes_total``, …
 
-    Rows after rounds of consensus come last; ``consensus_rounds`` tells. Where the last evaluations used more
+    Rows after rounds of consensus are last and have ``consensus_rounds``. If the last evaluations used more
     samples, ``accuracy_early`` is on the same samples in every row.
     """
     rows = []
@@ -181,17 +182,17 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
 
 
 def not_diverged(records: Sequence[Record]) -> Sequence[Record]:
-    """The runs that neither diverged nor stalled; all if all did."""
+    """Return the runs that neither diverged nor stalled, or all runs if all did."""
     return [record for record in records if not record.ended_early] or records
 
 
 def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tuple[float, float]:
-    """A metric at the start and at the end of curves, means over the runs that did not diverge.
+    """Return a metric at the start and at the end of curves: means over the runs that did not diverge.
 
     Args:
         records: runs with evaluations, at least one.
         metric: its name.
-        final_over: how many of the last evaluations the end is the mean of.
+        final_over: number of last evaluations whose mean is the end.
     """
     kept = not_diverged(records)
     start = statistics.fmean(record.series(metric)[0] for record in kept)
@@ -199,7 +200,7 @@ def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tu
 
 
 def samples_note(records: Sequence[Record]) -> str | None:
-    """On which test samples curves and targets are, if not on those of the final values."""
+    """Return a note on the test samples of curves and targets, if final values have others."""
     found = sorted((r for r in records if r.early_samples is not None), key=lambda r: not r.mixed)
     if not found:
         return None

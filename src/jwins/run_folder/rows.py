@@ -1,8 +1,8 @@
 """Measurements of a run: typed rows, and the append-only JSONL log that keeps them.
 
 One line per row, tagged by ``kind``. Rows are written once and never changed; a resumed run truncates the
-log to the length its checkpoint remembers and appends from there, so the file of an interrupted run and
-that of an uninterrupted one hold the same measurements.
+log to the length in its checkpoint and appends from there. So the file of an interrupted run and that of an
+uninterrupted one have the same measurements.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Spread(msgspec.Struct, frozen=True):
-    """One metric over the nodes; a number that is not finite is None, as JSON has no word for it.
+    """One metric over the nodes; a number that is not finite is None, because JSON cannot express it.
 
     Attributes:
         mean: over nodes.
@@ -51,14 +51,14 @@ class Spread(msgspec.Struct, frozen=True):
 
 
 class TrafficSplit(msgspec.Struct, frozen=True):
-    """Bytes sent, split by what they carried. Every sent byte is in exactly one of the five.
+    """Bytes sent, by kind. Every sent byte is in exactly one of the five kinds.
 
     Attributes:
         positions: compressed positions of updates.
         values: compressed values of updates.
         header: headers, lengths and checksums of updates.
         keyframe: whole frames that carry a keyframe (a full replica for a neighbour that lacks it).
-        control: whole messages that carry no parameters.
+        control: whole messages without parameters.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = ("positions", "values", "header", "keyframe", "control")
@@ -72,11 +72,11 @@ class TrafficSplit(msgspec.Struct, frozen=True):
 
     @property
     def total(self) -> int:
-        """All bytes."""
+        """Return the number of all bytes."""
         return sum(self.by_kind().values())
 
     def by_kind(self) -> dict[str, int]:
-        """Bytes by the names of the five kinds, in the order of :attr:`KINDS`."""
+        """Return the bytes by the names of the five kinds, in the order of :attr:`KINDS`."""
         return {kind: getattr(self, kind) for kind in self.KINDS}
 
     def __add__(self, other: TrafficSplit) -> TrafficSplit:
@@ -86,7 +86,7 @@ class TrafficSplit(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Bytes one node sent to another over the whole run.
+    """Bytes from one node to another over the whole run.
 
     Attributes:
         source: the sender.
@@ -103,19 +103,19 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_
     """The first row of a run.
 
     Attributes:
-        name: of the experiment.
-        digest: of everything in the experiment that affects the result, hex.
+        name: name of the experiment.
+        digest: hash of all settings that affect the result, hex.
         seed: the experiment's seed.
-        num_nodes: how many nodes.
+        num_nodes: number of nodes.
         dim: parameters per model that are exchanged, P.
         neighbours_mean: mean number of recipients of a node in round 0.
         versions: of this package and of the libraries that compute results.
         machine: processor, cores, platform.
-        fingerprints: hashes of the initial model, the partition, the batches and the codec, by which two
-            runs can be checked to be like for like.
-        batching: "loop" or "stacked", as resolved, and why if it is a fallback.
-        clock: "virtual" or "wall": what the seconds in the other rows are.
-        better: by metric, "higher" or "lower", as far as the task says more than every task does.
+        fingerprints: hashes of the initial model, the partition, the batches and the codec, which show whether
+            two runs are comparable.
+        batching: "loop" or "stacked", as chosen, and the reason if it is a fallback.
+        clock: "virtual" or "wall": kind of the seconds in other rows.
+        better: "higher" or "lower" for each metric that the task adds.
     """
 
     name: str
@@ -133,22 +133,22 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_
 
 
 class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_defaults=True):
-    """All nodes measured after the same number of rounds.
+    """Measurements of all nodes after the same number of rounds.
 
     Attributes:
         round: completed rounds; 0 is the common start.
         time_s: seconds at which the last of the measured nodes completed it.
-        nodes: which nodes were measured (all, unless some had crashed).
+        nodes: measured nodes (all, unless some had crashed).
         metrics: each metric's spread over those nodes.
         per_node: each metric's value per measured node, in the order of ``nodes``.
         train_loss: mean training loss over the nodes in the last round, None at the start.
         consensus_distance: root mean square over nodes of the distance to the average model; None if it is
             not finite.
-        traffic: bytes all nodes have sent to complete that many rounds.
-        samples: test samples used.
-        early: each metric's mean over nodes on the samples of earlier evaluations, if those used only some of
+        traffic: bytes of all nodes up to this round.
+        samples: number of test samples.
+        early: each metric's mean over nodes on the samples of earlier evaluations, if those are a subset of
             these; else empty.
-        consensus_rounds: how many of the rounds, at the end, were without training.
+        consensus_rounds: number of rounds at the end without training.
     """
 
     round: int
@@ -164,7 +164,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
     consensus_rounds: int = 0
 
     def means_text(self) -> str:
-        """Each metric's mean over nodes in words, in one line."""
+        """Return each metric's mean over nodes as one line of text."""
         means = ((name, spread.mean) for name, spread in self.metrics.items())
         return ", ".join(f"{name} {'not finite' if mean is None else f'{mean:.4g}'}" for name, mean in means)
 
@@ -177,11 +177,11 @@ class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defa
             nodes went down.
         round: rounds completed by every live node.
         time_s: seconds on the clock of the start row.
-        reason: in words, for a run that did not finish.
-        sha256: over the final parameters of all nodes in id order, little-endian float32.
-        wall_s: real seconds by activity, of the process that ended the run; the only numbers here that
+        reason: text, for a run that did not finish.
+        sha256: hash of the final parameters of all nodes in id order, little-endian float32.
+        wall_s: real seconds by activity, of the process that ended the run. Only these numbers
             differ between two runs of the same experiment.
-        traffic: bytes per directed edge, in runs of versions that had no ``traffic.csv``; else empty.
+        traffic: bytes per directed edge, in old runs without ``traffic.csv``; else empty.
     """
 
     status: str
@@ -204,8 +204,8 @@ class MetricsLog:
 
     Args:
         path: the file; made if it does not exist.
-        keep_bytes: what is kept of an existing file; the rest was written after the checkpoint that is
-            being resumed. None keeps everything but a half-written last line.
+        keep_bytes: length to keep of an existing file; the rest was written after the checkpoint that is
+            resumed. None keeps everything except an incomplete last line.
     """
 
     def __init__(self, path: Path, *, keep_bytes: int | None = None) -> None:
@@ -226,16 +226,16 @@ class MetricsLog:
 
     @property
     def size_bytes(self) -> int:
-        """Length of the file: what a checkpoint remembers."""
+        """Return the length of the file, which a checkpoint contains."""
         return self._file.tell()
 
     def append(self, row: Row) -> None:
-        """Write one row and hand it to the operating system."""
+        """Write one row and flush it to the operating system."""
         self._file.write(_encoder.encode(row) + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
-        """Make sure that the rows are on the disk."""
+        """Flush the rows to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -253,9 +253,9 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a metrics file, which may be in an archive, in order.
+    """Read the rows of a metrics file, which may be in an archive, in order.
 
-    A half-written last line (a killed run) is left out.
+    An incomplete last line (of a killed run) is left out.
 
     Raises:
         DataError: a line other than the last is not a row.

@@ -1,7 +1,7 @@
 """Evaluations as TensorBoard event files; needs the extra ``tensorboard``.
 
-Event files hold what ``metrics.jsonl`` holds and nothing else. So a run that goes on does not append to its
-event files: they are written anew from the measurements, and no step is in them twice.
+Event files have the content of ``metrics.jsonl`` and nothing else. A run that continues does not append to its
+event files. They are written again from the measurements, so no step occurs twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TensorBoard:
         self._writer: Any = None
 
     def add(self, row: EvalRow) -> None:
-        """Write one evaluation; the first time, also all that ``metrics.jsonl`` has of before it."""
+        """Write one evaluation; the first call also writes all earlier ones of ``metrics.jsonl``."""
         if self._writer is None:
             self._begin()
             for earlier in _evaluations(self._folder):
@@ -51,7 +51,7 @@ class TensorBoard:
         self._writer.flush()
 
     def replay(self) -> None:
-        """Write what ``metrics.jsonl`` has, for a run that is complete."""
+        """Write the evaluations of ``metrics.jsonl``, for a complete run."""
         self._begin()
         for row in _evaluations(self._folder):
             self._write(row)

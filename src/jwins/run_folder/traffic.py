@@ -1,4 +1,4 @@
-"""Bytes by directed edge, as a file of a run folder: a line for each pair of nodes that exchanged messages."""
+"""File of bytes by directed edge: one line for each pair of nodes that exchanged messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HEAD = ["source", "target", *TrafficSplit.KINDS]
 
 
 def write(folder: Path, edges: Sequence[Traffic]) -> Path:
-    """Write ``folder/traffic.csv``, whole or not at all.
+    """Write ``folder/traffic.csv`` atomically.
 
     Raises:
         OSError: e.g. a full disk.
@@ -33,10 +33,10 @@ def write(folder: Path, edges: Sequence[Traffic]) -> Path:
 
 
 def read(folder: Path) -> list[Traffic] | None:
-    """The edges of a run, in the order of (source, target); None if there is no such file.
+    """Read the edges of a run, in the order of (source, target); None if the file does not exist.
 
     Raises:
-        DataError: not such a file, or a damaged one.
+        DataError: the file has another format or is damaged.
     """
     path = folder / FILE
     if not is_file(path):

@@ -1,6 +1,6 @@
-"""Workloads: data, models, losses and metrics.
+"""Tasks: data, models, losses and metrics.
 
-:func:`make_task` builds one of those in :data:`TASKS` by name, or a user's own from a Python file.
+:func:`make_task` builds a task of :data:`TASKS` by name, or a user's task from a Python file.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ def make_task(
     data: Path | None = None,
     folder: Path | None = None,
 ) -> Task:
-    """The task that a ``[task]`` table describes.
+    """Build the task of a ``[task]`` table.
 
     Args:
         name: a key of :data:`TASKS`.
-        file: instead of a name, ``"my_task.py:MyTask"``: a class in a Python file of the user's.
+        file: in place of a name, a class in a Python file, as in ``"my_task.py:MyTask"``.
         options: ``task.options``, arguments of the constructor.
-        data: folder or file of the data, handed to the constructor as ``data``.
-        folder: where a relative ``file`` starts, the experiment file's folder; None is the current one.
+        data: folder or file of the data, passed to the constructor as ``data``.
+        folder: start of a relative ``file``, the experiment file's folder; None is the current one.
 
     Raises:
         UsageError: neither or both of name and file.
-        ConfigError: no such task, file or class; an unknown option; or an incomplete task of the user's.
+        ConfigError: no such task, file or class; an unknown option; or an incomplete class of the user.
         DataError: the data are missing or not as expected.
 
     >>> len(make_task("digits", options={"model": "cnn"}).train)

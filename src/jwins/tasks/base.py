@@ -1,7 +1,7 @@
-"""Base class of a workload: data, a model, a loss and metrics.
+"""Base class of a task: data, a model, a loss and metrics.
 
 A user's own task subclasses :class:`Task`, sets ``train`` and ``test`` and defines ``model``; everything
-else has a default that suits classification. ``docs/how-to/own-task.md`` shows a complete one.
+else has a default for classification. ``docs/how-to/own-task.md`` shows a complete one.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ __all__ = ["Batch", "Dataset", "Task"]
 
 
 class Batch(NamedTuple):
-    """Samples of one step, as they stand in the data set.
+    """Samples of one step, as stored in the data set.
 
     Attributes:
-        inputs: (B, ...) of the data set's type, not yet prepared.
+        inputs: (B, ...) of the data set's type, before :meth:`Task.prepare`.
         targets: (B, ...).
     """
 
@@ -36,16 +36,16 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
 class Dataset:
-    """Samples held once in memory; nodes hold index arrays into them.
+    """Samples, which are in memory once; nodes have arrays of indices.
 
     Attributes:
         inputs: (n, ...) of any type; store images as uint8 and convert in :meth:`Task.prepare`.
         targets: (n, ...).
-        keys: (n,) int64, the natural owner of each sample (writer, user, role), or None. A tensor is taken as
-            well, and kept as an array.
+        keys: (n,) int64, the natural owner of each sample (writer, user, role), or None. A tensor is accepted,
+            too, and kept as an array.
 
     Raises:
-        UsageError: the lengths differ, or something is of another type.
+        UsageError: lengths differ, or a type is wrong.
 
     >>> len(Dataset(torch.zeros(3, 2), torch.zeros(3)))
     3
@@ -90,18 +90,18 @@ class Dataset:
 
 
 class Task(abc.ABC):
-    """A workload. Subclasses set ``train`` and ``test`` in ``__init__`` and define :meth:`model`.
+    """Base class of a task. Subclasses set ``train`` and ``test`` in ``__init__`` and define :meth:`model`.
 
     The constructor's argument names are the keys that ``task.options`` may have; an argument ``data``
-    receives ``task.data``. A task is used from
-    several threads at once: after ``__init__`` nothing in it may change. ``prepare``, ``loss`` and
-    ``metrics`` must work under ``torch.func.vmap``; if they do not, nodes are trained one by one.
+    receives ``task.data``. Several threads use a task at once, so nothing in it may change after ``__init__``.
+    ``prepare``, ``loss`` and ``metrics`` must work under ``torch.func.vmap``; if they do not, nodes are
+    trained one by one.
 
     Attributes:
-        name: what tables and figures call it.
-        better: by metric, the direction that is better. A subclass lists what it adds or changes.
-        train: the samples that are divided among the nodes.
-        test: the samples every node is evaluated on.
+        name: its name in tables and figures.
+        better: better direction of each metric. A subclass lists only metrics that it adds or changes.
+        train: samples that are divided among the nodes.
+        test: samples on which every node is evaluated.
     """
 
     name: str = "own task"
@@ -111,7 +111,7 @@ class Task(abc.ABC):
 
     @classmethod
     def directions(cls) -> dict[str, str]:
-        """Which direction is better, for each metric that the class or one of its bases lists.
+        """Return the better direction of each metric that the class or one of its bases lists.
 
         Raises:
             ConfigError: a word other than ``higher`` and ``lower``.
@@ -126,7 +126,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def model(self) -> nn.Module:
-        """A fresh model. Draws its parameters from torch's global generator, which the caller seeds."""
+        """Make a new model, with parameters from torch's global generator, which the caller seeds."""
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Convert stored inputs to the model's inputs; by default they are the same.
@@ -142,7 +142,7 @@ class Task(abc.ABC):
     def loss(
         self, model: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator | None
     ) -> Tensor:
-        """The training loss of a batch, by default the mean cross-entropy.
+        """Return the training loss of a batch, by default the mean cross-entropy.
 
         Args:
             model: maps prepared inputs to outputs. A function, not always a module.
@@ -162,7 +162,7 @@ class Task(abc.ABC):
             targets: (n,) int64.
 
         Returns:
-            Name to (n,) float32. One of them is called ``loss``; the means over the test set are reported.
+            (n,) float32 by name. One name must be ``loss``. The means over the test set are reported.
         """
         return {
             "accuracy": (outputs.argmax(dim=-1) == targets).float(),
@@ -170,9 +170,9 @@ class Task(abc.ABC):
         }
 
     def partition_labels(self) -> npt.NDArray[np.int64] | None:
-        """(n,) int64 labels of the training samples, which ``shards`` and ``dirichlet`` divide by.
+        """Return the (n,) int64 labels by which ``shards`` and ``dirichlet`` divide the training samples.
 
-        By default the targets, if they are one integer per sample; None means there are no labels.
+        By default these are the targets, if there is one integer per sample. None means no labels.
         """
         targets = self.train.targets
         if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():

@@ -1,6 +1,6 @@
 """CelebA: smiling or not, by celebrity.
 
-Source: Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015; as a workload by owner:
+Source: Liu, Luo, Wang, Tang, "Deep Learning Face Attributes in the Wild", ICCV 2015; as a task by owner:
 Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv 1812.01097.
 """
 
@@ -25,19 +25,19 @@ _SIZE = 84
 class Celeba(Task):
     """Two classes of 84x84 colour images, divided by celebrity.
 
-    The published splits have different celebrities; as in LEAF they are put together, and of each celebrity's
-    images 10 % are for testing, drawn once by a fixed seed. The model is the CNN of LEAF as the paper's
-    experiments have it, four 3x3 convolutions of 32 channels and one linear layer: 30,242 parameters.
+    The published splits have different celebrities. As in LEAF they are joined, and 10 % of each celebrity's
+    images are for testing, drawn once with a fixed seed. The model is the CNN of LEAF in the variant of the
+    paper's experiments, four 3x3 convolutions of 32 channels and one linear layer: 30,242 parameters.
 
     Args:
         data: folder with ``train-*``, ``valid-*`` and ``test-*.parquet`` of ``flwrlabs/celeba`` (columns
             ``image``, ``celeb_id``, ``Smiling``); None downloads them once.
-        celebrities: how many celebrities to use, drawn once by a fixed seed; None uses all 10,177, which
-            takes 4.3 GB of memory.
+        celebrities: number of celebrities, drawn once with a fixed seed; None uses all 10,177, which take
+            4.3 GB of memory.
 
     Raises:
-        ConfigError: more celebrities than there are.
-        DataError: no data, or not of this schema.
+        ConfigError: more celebrities than the data have.
+        DataError: no data, or data of another schema.
     """
 
     def __init__(self, *, data: Path | None = None, celebrities: int | None = None) -> None:
@@ -48,7 +48,7 @@ class Celeba(Task):
         self.train, self.test = owned_datasets(self.name, tensors)
 
     def model(self) -> nn.Module:
-        """A fresh LEAF CNN; pooling takes the side from 84 to 42, 21, 10 and 5 pixels."""
+        """Make a LEAF CNN; pooling reduces the side from 84 to 42, 21, 10 and 5 pixels."""
         return nn.Sequential(
             *(nn.Conv2d(3, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Conv2d(32, 32, 3, padding=1), nn.MaxPool2d(2), nn.ReLU()),
@@ -58,7 +58,7 @@ class Celeba(Task):
         )
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """(B, 3, 84, 84) uint8 to float32 in [-1, 1]."""
+        """Convert (B, 3, 84, 84) uint8 to float32 in [-1, 1]."""
         return inputs.float() / 127.5 - 1.0
 
 
@@ -68,7 +68,7 @@ def _read(files: Sequence[Path], celebrities: int | None) -> dict[str, Tensor]:
         files,
         image="image",
         owner="celeb_id",
-        label="Smiling",  # stored as a truth value, which is 0 or 1
+        label="Smiling",  # stored as a bool, which is 0 or 1
         num_classes=2,
         option="celebrities",
         count=celebrities,

@@ -32,7 +32,7 @@ class Cifar10(Task):
             ``label``); None downloads them once.
 
     Raises:
-        DataError: no data, or not of this schema.
+        DataError: no data, or data of another schema.
     """
 
     def __init__(self, *, data: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class Cifar10(Task):
         self.test = Dataset(tensors["test_images"], tensors["test_labels"])
 
     def model(self) -> nn.Module:
-        """A fresh GN-LeNet."""
+        """Make a GN-LeNet."""
         return nn.Sequential(
             *(nn.Conv2d(3, 32, 5, padding=2), nn.GroupNorm(2, 32), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(32, 32, 5, padding=2), nn.GroupNorm(2, 32), nn.ReLU(), nn.MaxPool2d(2)),
@@ -52,7 +52,7 @@ class Cifar10(Task):
         )
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """(B, 3, 32, 32) uint8 to float32 in [-1, 1], channels last in memory, as convolutions like it."""
+        """Convert (B, 3, 32, 32) uint8 to float32 in [-1, 1], channels last for fast convolutions."""
         return inputs.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 

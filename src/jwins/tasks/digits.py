@@ -1,4 +1,4 @@
-"""Handwritten digits, 8x8 pixels, that come with the package: the workload for demos and tests.
+"""Handwritten digits, 8x8 pixels, that come with the package: the task for demos and tests.
 
 Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
 1998, doi 10.24432/C50P49, CC BY 4.0; see ``data/README.md``.
@@ -22,10 +22,10 @@ from jwins.tasks.source import SPLIT_SEED
 __all__ = ["Digits"]
 
 _TEST_EVERY = 5
-"""One sample in five is for testing."""
+"""One in this number of samples is for testing."""
 
 _MEAN, _SD = 4.9, 6.0
-"""Of the pixels of the training samples, which go from 0 to 16."""
+"""Mean and standard deviation of the training samples' pixels, which range from 0 to 16."""
 
 
 class Digits(Task):
@@ -51,7 +51,7 @@ class Digits(Task):
         self._model = model
 
     def model(self) -> nn.Module:
-        """A fresh model of the kind chosen."""
+        """Make a model of the chosen kind."""
         if self._model == "mlp":
             return nn.Sequential(nn.Flatten(), nn.Linear(64, 160), nn.ReLU(), nn.Linear(160, 10))
         return nn.Sequential(
@@ -61,13 +61,13 @@ class Digits(Task):
         )
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """(B, 1, 8, 8) uint8 of 0 to 16 to float32 of mean 0 and standard deviation 1."""
+        """Convert (B, 1, 8, 8) uint8 of 0 to 16 to float32 of mean 0 and standard deviation 1."""
         return (inputs.float() - _MEAN) / _SD
 
 
 @lru_cache(maxsize=1)
 def _read() -> tuple[Dataset, Dataset]:
-    """Training and test samples; every fifth of the shuffled samples of each digit is for testing."""
+    """Read training and test samples; every fifth of the shuffled samples of each digit is for testing."""
     packed = resources.files("jwins.tasks").joinpath("data", "digits.csv.gz").read_bytes()
     table = np.loadtxt(gzip.decompress(packed).decode("ascii").splitlines(), delimiter=",", dtype=np.uint8)
     shuffled = stream(SPLIT_SEED, "digits split").permutation(len(table))

@@ -24,17 +24,17 @@ _CLASSES = 62
 class Femnist(Task):
     """62 characters in 28x28 grey images, divided by writer.
 
-    Of each writer's images 10 % are for testing, drawn once by a fixed seed. The model is the CNN of LEAF, two
-    5x5 convolutions of 32 and 64 channels and a hidden layer of 512: 1,690,046 parameters.
+    10 % of each writer's images are for testing, drawn once with a fixed seed. The model is the CNN of LEAF,
+    two 5x5 convolutions of 32 and 64 channels and a hidden layer of 512: 1,690,046 parameters.
 
     Args:
         data: folder with ``train-*.parquet`` of ``flwrlabs/femnist`` (columns ``image``, ``writer_id``,
             ``character``); None downloads it once.
-        writers: how many writers to use, drawn once by a fixed seed; None uses all.
+        writers: number of writers, drawn once with a fixed seed; None uses all.
 
     Raises:
-        ConfigError: more writers than there are.
-        DataError: no data, or not of this schema.
+        ConfigError: more writers than the data have.
+        DataError: no data, or data of another schema.
     """
 
     def __init__(self, *, data: Path | None = None, writers: int | None = None) -> None:
@@ -44,7 +44,7 @@ class Femnist(Task):
         self.train, self.test = owned_datasets(self.name, tensors)
 
     def model(self) -> nn.Module:
-        """A fresh LEAF CNN."""
+        """Make a LEAF CNN."""
         return nn.Sequential(
             *(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
@@ -52,7 +52,7 @@ class Femnist(Task):
         )
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """(B, 1, 28, 28) uint8 to float32 in [-1, 1]."""
+        """Convert (B, 1, 28, 28) uint8 to float32 in [-1, 1]."""
         return inputs.float() / 127.5 - 1.0
 
 

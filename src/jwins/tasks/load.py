@@ -1,7 +1,7 @@
-"""From the ``[task]`` table of an experiment to a task: classes by name, and a user's own from a local file.
+"""Tasks of a ``[task]`` table: classes by name, and a user's class from a local file.
 
-Importing a file runs it. Only a file that the user names on this machine is ever imported, never something that
-a peer or a downloaded run refers to.
+Importing a file runs it. Only a file that the user names on this machine is imported, never one that a peer or
+a downloaded run refers to.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["built", "named_class", "own_task", "task_class"]
 
 
 def named_class(name: str, tasks: Mapping[str, type[Task]]) -> type[Task]:
-    """The class of a task that comes with the package.
+    """Return the class of a task of the package.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no task has that name.
     """
     if name not in tasks:
         own = ", or set task.file = 'my_task.py:MyTask' for your own"
@@ -39,11 +39,11 @@ def named_class(name: str, tasks: Mapping[str, type[Task]]) -> type[Task]:
 
 
 def task_class(file: str, folder: Path) -> type[Task]:
-    """The class that ``"my_task.py:MyTask"`` names.
+    """Import the class of a name such as ``"my_task.py:MyTask"``.
 
     Args:
         file: a Python file and, after a colon, a class in it.
-        folder: where a relative file starts.
+        folder: start of a relative file.
 
     Raises:
         ConfigError: no such file or class, the file does not run, or the class is not a task.
@@ -56,9 +56,11 @@ def task_class(file: str, folder: Path) -> type[Task]:
     path = (folder / name).resolve()
     if not path.is_file():
         raise ConfigError(
-            "task.file", file, f"there is no file {path}; a relative name starts at the experiment file"
+            "task.file",
+            file,
+            f"there is no file {path}; a relative path starts at the folder of the experiment file",
         )
-    # A name of its own in sys.modules, so that two files of one name do not meet and pickle finds the class.
+    # A separate name in sys.modules, so that files of the same name do not collide and pickle finds the class.
     module_name = f"jwins_task_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
@@ -87,17 +89,17 @@ def task_class(file: str, folder: Path) -> type[Task]:
 
 
 def own_task(own: object, options: Mapping[str, object], data: Path | None) -> Task:
-    """A user's task from Python, tried on two samples: an object as it is, a class built.
+    """Return a user's task, given as an object or a class, after trying it on two samples.
 
     Args:
         own: an object of a subclass of :class:`Task`, or the subclass.
         options: arguments of the class's constructor.
-        data: handed over as its argument ``data``.
+        data: passed as its argument ``data``.
 
     Raises:
-        ConfigError: neither of these; an option that is unknown, missing or of the wrong type; data that the
+        ConfigError: another type; an option that is unknown, missing or of the wrong type; data that the
             task does not take; or an incomplete task.
-        DataError: from the constructor.
+        DataError: raised by the constructor.
     """
     cls = own if inspect.isclass(own) else type(own)
     named = _Named("task.own", f"{cls.__module__}.{cls.__qualname__}")
@@ -114,18 +116,18 @@ def own_task(own: object, options: Mapping[str, object], data: Path | None) -> T
 def built(
     cls: type[Task], options: Mapping[str, object], data: Path | None, *, file: str | None = None
 ) -> Task:
-    """A task of this class; one from a user's file is tried on two samples.
+    """Build a task of this class; try one from a user's file on two samples.
 
     Args:
         cls: the class.
         options: arguments of its constructor.
-        data: handed over as the argument ``data``, instead of an option of that name.
-        file: where the class is from, for a user's own.
+        data: passed as the argument ``data``, in place of an option of that name.
+        file: file of a user's class.
 
     Raises:
         ConfigError: an option that is unknown, missing or of the wrong type, data that the task does not take,
             or an incomplete task.
-        DataError: from the constructor.
+        DataError: raised by the constructor.
     """
     if file is None:
         return cls(**_checked_arguments(cls, options, data))
@@ -134,7 +136,7 @@ def built(
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """Where the experiment names a user's task."""
+    """Place where the experiment names a user's task."""
 
     path: str
     value: str
@@ -164,10 +166,15 @@ def _checked_arguments(cls: type[Task], options: Mapping[str, object], data: Pat
     takes = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     anything = len(takes) < len(parameters)
     if data is not None and "data" not in takes and not anything:
-        raise ConfigError("task.data", str(data), f"{cls.__name__} takes no data of yours; leave it out")
+        raise ConfigError(
+            "task.data",
+            str(data),
+            f"{cls.__name__} does not take a data folder; remove this "
+            f"key, or add an argument data to the constructor",
+        )
     try:
         hints = get_type_hints(cls.__init__)
-    except (NameError, TypeError):  # a user's own annotations need not be types
+    except (NameError, TypeError):  # annotations of a user's class need not be types
         hints = {}
     arguments: dict[str, Any] = {}
     for key, value in options.items():
@@ -182,7 +189,9 @@ def _checked_arguments(cls: type[Task], options: Mapping[str, object], data: Pat
     for p in parameters:
         if p.name in takes and p.default is p.empty and p.name not in arguments:
             place = "task.data" if p.name == "data" else f"task.options.{p.name}"
-            raise ConfigError(place, None, f"{cls.__name__} needs it, and it has no default")
+            raise ConfigError(
+                place, None, f"{cls.__name__} requires it: it has no default; set it in task.options"
+            )
     return arguments
 
 
@@ -199,7 +208,7 @@ def _of_type(path: str, value: object, hint: Any) -> object:
 
 
 def _try(task: Task, named: _Named) -> None:
-    """Run every part of a user's task once, so that what is missing is said now and not in round 1."""
+    """Run every part of a user's task once, so that mistakes are reported before round 1."""
 
     def lacks(problem: str) -> ConfigError:
         return named.error(f"{type(task).__name__} {problem}")
@@ -213,7 +222,7 @@ def _try(task: Task, named: _Named) -> None:
         if not len(found):
             raise lacks(f"sets self.{split} to an empty data set")
     stage = "model()"
-    # The trial must not move the streams that the experiment draws from.
+    # The trial must not advance the generators of the experiment.
     with torch.random.fork_rng(devices=[]):
         try:
             model = task.model()

@@ -24,14 +24,14 @@ from jwins.tasks.source import key_numbers, split_within_keys, zip_member
 __all__ = ["URL", "MatrixFactorization", "MovieLens"]
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
-"""Where the ratings are downloaded from."""
+"""Download address of the ratings."""
 _MEMBER = "ml-latest-small/ratings.csv"
 _TEST_FRACTION = 0.3
 _LOWEST, _HIGHEST = 0.5, 5.0
 
 
 class MatrixFactorization(nn.Module):
-    """A rating is the inner product of a user's and a film's factors; there are no biases.
+    """Model whose ratings are inner products of a user's and a film's factors, without biases.
 
     Source: Koren, Bell, Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer 42(8),
     2009, equation 1.
@@ -50,7 +50,7 @@ class MatrixFactorization(nn.Module):
             nn.init.uniform_(table.weight, -0.05, 0.05)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, 2) int64 user and film to (B,) float32 ratings."""
+        """Map (B, 2) int64 users and films to (B,) float32 ratings."""
         products: Tensor = self.users(inputs[:, 0]) * self.films(inputs[:, 1])
         return products.sum(dim=1)
 
@@ -58,18 +58,18 @@ class MatrixFactorization(nn.Module):
 class MovieLens(Task):
     """Ratings of ml-latest-small: 610 users, 9,724 films, 100,836 ratings, divided by user.
 
-    Of each user's ratings 30 % are for testing, drawn once by a fixed seed; ``test.keys`` says whose they are,
+    30 % of each user's ratings are for testing, drawn once with a fixed seed. ``test.keys`` has their users,
     so that a node can be tested on its own users. The model is a matrix factorization without biases:
     206,680 parameters. The loss is the squared error.
 
     Args:
-        data: ``ratings.csv`` (columns ``userId``, ``movieId``, ``rating``), or a folder that holds it at any
+        data: ``ratings.csv`` (columns ``userId``, ``movieId``, ``rating``), or a folder with it at any
             depth; None downloads ml-latest-small once.
         factors: factors of each user and film.
 
     Raises:
         ConfigError: factors out of range.
-        DataError: no data, or not of this schema.
+        DataError: no data, or data of another schema.
     """
 
     def __init__(self, *, data: Path | None = None, factors: int = 20) -> None:
@@ -82,24 +82,26 @@ class MovieLens(Task):
         pairs = np.stack([users, films], axis=1)
         train, test = split_within_keys(self.name, users, _TEST_FRACTION)
         if not len(test):
-            raise DataError("movielens: no user has two ratings, one to train on and one for testing")
+            raise DataError(
+                "movielens: no user has two ratings; each user needs one for training and one for testing"
+            )
         self.train = Dataset(torch.from_numpy(pairs[train]), torch.from_numpy(ratings[train]), users[train])
         self.test = Dataset(torch.from_numpy(pairs[test]), torch.from_numpy(ratings[test]), users[test])
 
     better = {"within_half_star": "higher", "squared_error": "lower"}  # noqa: RUF012
 
     def model(self) -> nn.Module:
-        """A fresh matrix factorization."""
+        """Make a matrix factorization."""
         return MatrixFactorization(self._num_users, self._num_films, self._factors)
 
     def loss(
         self, model: Callable[[Tensor], Tensor], batch: Batch, generator: torch.Generator | None
     ) -> Tensor:
-        """The mean squared error, stars squared."""
+        """Return the mean squared error, in stars squared."""
         return functional.mse_loss(model(batch.inputs), batch.targets)
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Per rating, as in the paper's experiments and beyond.
+        """Return the metrics of each rating: the paper's and two more.
 
         Returns:
             ``accuracy``: is the prediction, clamped to the scale and rounded to half a star, the rating?
@@ -132,7 +134,7 @@ def _find(data: Path | None) -> Path:
 
 
 def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """(n, 2) user and film identifiers, and (n,) ratings."""
+    """Read (n, 2) user and film identifiers, and (n,) ratings."""
     names: list[tuple[int, int]] = []
     ratings: list[float] = []
     line = 1
@@ -153,7 +155,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
                 if rows.line_num > line:
                     raise ValueError("a quotation mark that is not closed on its line")
                 if len(row) != len(header):
-                    raise ValueError(f"{len(row)} fields under a header of {len(header)}")
+                    raise ValueError(f"{len(row)} fields, but the header has {len(header)}")
                 names.append((_identifier(row[user], "userId"), _identifier(row[film], "movieId")))
                 ratings.append(_stars(row[rating]))
                 line = rows.line_num + 1
@@ -166,7 +168,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     except OSError as error:
         raise DataError(f"movielens: {path} cannot be read ({error})") from error
     if not ratings:
-        raise DataError(f"movielens: {path} holds no ratings")
+        raise DataError(f"movielens: {path} holds no ratings; download {URL} again")
     return np.array(names, dtype=np.int64), np.array(ratings, dtype=np.float32)
 
 

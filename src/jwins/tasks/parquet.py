@@ -1,4 +1,4 @@
-"""Rows of parquet files as the hub has them: cells that are checked, labels, owners and images."""
+"""Rows of the hub's parquet files: checked cells, labels, owners and images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 _INT64 = range(-(2**63), 2**63)
 
 _BATCH_ROWS = 2048
-"""Rows held undecoded at a time: some MB of images."""
+"""Number of rows in memory at a time: some MB of encoded images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class Rows:
     """Some rows of a parquet file.
 
     Attributes:
-        task: the workload's name, for messages.
-        file: where they are from.
-        first: number of the first one in the file, from 0.
+        task: the task's name, for messages.
+        file: the file.
+        first: index of the first row in the file, from 0.
         columns: the cells, by column.
     """
 
@@ -52,10 +52,10 @@ class Rows:
     columns: Mapping[str, list[Any]]
 
     def cells(self, column: str, fits: Callable[[Any], bool], expected: str) -> list[Any]:
-        """The cells of a column, all of which must fit.
+        """Return the cells of a column after checking their type and range.
 
         Raises:
-            DataError: one does not; the message names file, column and row.
+            DataError: a cell is wrong; the message names file, column and row.
         """
         cells = self.columns[column]
         for row, cell in enumerate(cells):
@@ -64,14 +64,14 @@ class Rows:
         return cells
 
     def owners(self, column: str, before: Sequence[Any]) -> list[Any]:
-        """The cells of a column of owners, which must be all text or all whole numbers.
+        """Return the cells of a column of owners, which must be all text or all whole numbers.
 
         Args:
             column: its name.
             before: owners of the rows before these.
 
         Raises:
-            DataError: one is neither, or is not like those before.
+            DataError: a cell is neither, or of another kind than those before.
         """
         kind = type(before[0]) if before else type(next(iter(self.columns[column]), None))
         if kind is int:
@@ -81,7 +81,7 @@ class Rows:
         )
 
     def place(self, column: str, row: int) -> str:
-        """File, column and row, for messages; ``row`` counts from the first of these rows."""
+        """Return file, column and row for messages; ``row`` counts from the first of these rows."""
         return f"{self.task}: {self.file}, column {column!r}, row {self.first + row} (the first is 0)"
 
 
@@ -95,7 +95,7 @@ def _shown(cell: object) -> str:
 
 
 def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Iterator[Rows]:
-    """Rows of parquet files, some thousands at a time.
+    """Read rows of parquet files, some thousands at a time.
 
     Raises:
         DataError: a file is damaged, lacks a column, or holds a cell that cannot be read.
@@ -120,13 +120,13 @@ def read_rows(task: str, files: Sequence[Path], columns: Sequence[str]) -> Itera
                     yield rows
                     first += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{task}: {file} cannot be read as parquet ({error}); get it again") from error
+            raise DataError(f"{task}: {file} cannot be read as parquet ({error}); download it again") from error
 
 
 def _fill(rows: Rows, column: str, cells: Any) -> None:
     try:
         rows.columns[column].extend(cells.to_pylist())
-    except Exception as error:  # text that is not UTF-8, dates beyond Python's, and whatever else there is
+    except Exception as error:  # text that is not UTF-8, dates beyond Python's range, and more
         for row, cell in enumerate(cells):
             try:
                 cell.as_py()
@@ -145,10 +145,10 @@ def decode_images(
     mode: str,
     size: tuple[int, int],
 ) -> Tensor:
-    """Some encoded images of parquet files as one tensor.
+    """Decode images of parquet files into one tensor.
 
     Args:
-        task: the workload's name, for messages.
+        task: the task's name, for messages.
         files: parquet files whose ``column`` holds ``{"bytes": ..., "path": ...}``, as the hub stores images.
         column: the column's name.
         rows: (n,) increasing row numbers, counted through all files.
@@ -182,12 +182,12 @@ def _is_image(cell: object) -> bool:
 
 
 def decode_image(place: str, cell: Any, mode: str, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """The pixels of an image file.
+    """Decode an image file.
 
     Args:
-        place: where it is from, for errors.
-        cell: of a column of images, ``{"bytes": ...}``.
-        mode: as Pillow names it, "RGB" or "L".
+        place: its place, for errors.
+        cell: cell of a column of images, ``{"bytes": ...}``.
+        mode: Pillow's mode, "RGB" or "L".
         width: in pixels; an image of another size is resized (bicubic).
         height: in pixels.
 
@@ -207,15 +207,15 @@ def decode_image(place: str, cell: Any, mode: str, width: int, height: int) -> n
             if image.size != (width, height):
                 image = image.resize((width, height))
             return np.asarray(image, dtype=np.uint8).reshape(height, width, len(mode)).transpose(2, 0, 1)
-    except Exception as error:  # SyntaxError is Pillow's way to say "not a PNG", and there are many more
-        raise DataError(f"{place}: an image cannot be decoded ({error}); get the files again") from error
+    except Exception as error:  # Pillow raises SyntaxError for a file that is not a PNG, and many other errors
+        raise DataError(f"{place}: an image cannot be decoded ({error}); download the files again") from error
 
 
 def labels_of(task: str, files: Sequence[Path], column: str, num_classes: int) -> Tensor:
-    """A column of class labels, (n,) int64.
+    """Read a column of class labels, (n,) int64.
 
     Raises:
-        DataError: there are none, or one is not in range(num_classes).
+        DataError: no labels, or one is not in range(num_classes).
     """
     expected = f"rows whose {column!r} is 0 to {num_classes - 1}"
     labels: list[int] = []
@@ -239,17 +239,17 @@ def images_by_owner(
     mode: str,
     size: tuple[int, int],
 ) -> dict[str, Tensor]:
-    """Labelled images of some owners; of each owner's images 10 % are for testing, as in LEAF.
+    """Read labelled images of some owners; 10 % of each owner's images are for testing, as in LEAF.
 
     Args:
-        task: the workload's name.
+        task: the task's name.
         files: parquet files with the next three columns.
         image: column of the images.
         owner: column of the owners.
         label: column of the labels.
-        num_classes: how many labels there are.
-        option: what ``count`` is called in ``task.options``.
-        count: how many owners to keep, or None for all.
+        num_classes: number of labels.
+        option: name of ``count`` in ``task.options``.
+        count: number of owners to keep, or None for all.
         mode: see :func:`decode_images`.
         size: see :func:`decode_images`.
 
@@ -272,10 +272,10 @@ def images_by_owner(
 
 
 def owned_datasets(task: str, tensors: Mapping[str, Tensor]) -> tuple[Dataset, Dataset]:
-    """Training and test samples of what :func:`images_by_owner` makes.
+    """Make training and test samples from a result of :func:`images_by_owner`.
 
     Raises:
-        DataError: there are no test samples.
+        DataError: no test samples.
     """
     train, test = (
         Dataset(tensors[f"{split}_images"], tensors[f"{split}_labels"], tensors[f"{split}_keys"].numpy())
@@ -283,6 +283,7 @@ def owned_datasets(task: str, tensors: Mapping[str, Tensor]) -> tuple[Dataset, D
     )
     if not len(test):
         raise DataError(
-            f"{task}: no owner has six images or more, and 10 % of fewer round to no image for testing"
+            f"{task}: no owner has six images or more, and 10 % of fewer round to no image for testing; "
+            f"use the complete data set"
         )
     return train, test

@@ -1,7 +1,7 @@
 """Partitions of the training samples.
 
-A partitioner divides sample numbers among the nodes: every sample to exactly one node, no node empty.
-What cannot be done so is a :class:`~jwins.errors.ConfigError` that says what to change.
+A partitioner divides sample numbers among the nodes: every sample goes to exactly one node, and no node is
+empty. If that is impossible, it raises a :class:`~jwins.errors.ConfigError` with the remedy.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = [
 Indices = npt.NDArray[np.int64]
 
 _DIRICHLET_DRAWS = 500
-"""Draws of Dirichlet shares before we give up on filling every node: milliseconds each."""
+"""Number of draws of Dirichlet shares before an error; each takes milliseconds."""
 
 
 class Partitioner(Protocol):
-    """Divides the samples of a data set among nodes."""
+    """Protocol of a partitioner, which divides the samples of a data set among nodes."""
 
     def split(
         self,
@@ -44,28 +44,27 @@ class Partitioner(Protocol):
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """The samples of each node.
+        """Return the samples of each node.
 
         Args:
-            num_samples: n, how many there are.
-            num_nodes: N, among how many nodes.
-            labels: (n,) int64 classes, or None where the task has none.
-            keys: (n,) int64 natural owners, or None where the task has none.
+            num_samples: n, the number of samples.
+            num_nodes: N, the number of nodes.
+            labels: (n,) int64 classes, or None if the task has none.
+            keys: (n,) int64 natural owners, or None if the task has none.
             rng: the only source of randomness.
 
         Returns:
-            N arrays of increasing int64 sample numbers, none empty, that together hold each of range(n)
-            exactly once.
+            N arrays of increasing int64 sample numbers. None is empty, and each of range(n) is in exactly one.
 
         Raises:
-            ConfigError: no such division exists, or none was found.
+            ConfigError: no such partition exists, or none was found.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Iid:
-    """Samples in random order, cut into parts whose sizes differ by at most one.
+    """Samples in random order, cut into partitions whose sizes differ by at most one.
 
     >>> parts = Iid().split(num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1))
     >>> [len(part) for part in parts]
@@ -81,7 +80,7 @@ class Iid:
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """See :meth:`Partitioner.split`."""
+        """Return the samples of each node."""
         _check_enough("iid", num_samples, num_nodes)
         return [np.sort(part) for part in np.array_split(rng.permutation(num_samples), num_nodes)]
 
@@ -112,7 +111,7 @@ class Shards:
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """See :meth:`Partitioner.split`."""
+        """Return the samples of each node."""
         labels = _check_labels("shards", labels)
         num_shards = num_nodes * self.shards_per_node
         if num_shards > num_samples:
@@ -133,12 +132,12 @@ class Shards:
 class Dirichlet:
     """Each class is divided among the nodes in proportions drawn from a symmetric Dirichlet distribution.
 
-    Drawn anew until every node has ``min_samples``. Source: Yurochkin, Agarwal, Ghosh, Greenewald, Hoang,
-    Khazaeni, "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, section 4.
+    Draws are repeated until every node has ``min_samples``. Source: Yurochkin, Agarwal, Ghosh, Greenewald,
+    Hoang, Khazaeni, "Bayesian Nonparametric Federated Learning of Neural Networks", ICML 2019, section 4.
 
     Args:
-        alpha: concentration, > 0: 0.1 gives most nodes a few classes, 100 is nearly iid.
-        min_samples: fewest samples of a node, at least 1.
+        alpha: concentration, > 0. With 0.1 most nodes have a few classes; 100 is nearly iid.
+        min_samples: minimum number of samples of a node, at least 1.
     """
 
     alpha: float = 0.5
@@ -161,18 +160,19 @@ class Dirichlet:
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """See :meth:`Partitioner.split`."""
+        """Return the samples of each node."""
         labels = _check_labels("dirichlet", labels)
         if num_nodes * self.min_samples > num_samples:
             raise ConfigError(
                 "task.partition.min_samples",
                 self.min_samples,
-                f"{num_nodes} nodes cannot all have that many of {num_samples} training samples; use fewer",
+                f"{num_nodes} nodes cannot each have this number of the {num_samples} training samples; use a "
+                f"smaller number",
             )
         classes, counts = np.unique(labels, return_counts=True)
         for _ in range(_DIRICHLET_DRAWS):
             shares = rng.dirichlet(np.full(num_nodes, self.alpha), size=len(classes))
-            # Rounding the cumulated shares, not the shares, uses up each class exactly.
+            # Rounding the cumulated shares, not the shares, distributes each class exactly.
             ends = np.rint(np.cumsum(shares, axis=1) * counts[:, None]).astype(np.int64)
             ends[:, -1] = counts
             if np.diff(ends, axis=1, prepend=0).sum(axis=0).min() >= self.min_samples:
@@ -194,10 +194,10 @@ class Dirichlet:
 
 @dataclass(frozen=True, slots=True)
 class ByKey:
-    """All samples of a natural owner (writer, user, role) stay together on one node.
+    """All samples of a natural owner (writer, user, role) are on one node.
 
-    Owners are put into random order and cut into parts of as many owners each, give or take one. The numbers
-    of samples differ as the owners' do.
+    Owners are shuffled and divided into partitions whose numbers of owners differ by at most one. The numbers
+    of samples differ as the owners' numbers do.
     """
 
     def split(
@@ -209,7 +209,7 @@ class ByKey:
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """See :meth:`Partitioner.split`."""
+        """Return the samples of each node."""
         if keys is None:
             raise ConfigError(
                 "task.partition.kind",
@@ -244,7 +244,7 @@ PARTITIONERS: Mapping[str, type[Partitioner]] = {
 
 
 def make_partitioner(kind: str, options: Mapping[str, object]) -> Partitioner:
-    """The partitioner that a ``[task] partition`` table describes.
+    """Build the partitioner of a ``[task] partition`` table.
 
     Args:
         kind: a key of :data:`PARTITIONERS`.
@@ -273,12 +273,12 @@ def checked_split(
     keys: Indices | None,
     rng: np.random.Generator,
 ) -> list[Indices]:
-    """Let a partitioner divide samples, and hold it to what :meth:`Partitioner.split` promises.
+    """Call a partitioner, and check its result by the rules of :meth:`Partitioner.split`.
 
-    Labels and keys are handed over as copies.
+    The partitioner receives copies of labels and keys.
 
     Raises:
-        ConfigError: what the partitioner raises; or its class, ``split`` and what is wrong with the result.
+        ConfigError: raised by the partitioner, or the result is wrong; the message names its class.
     """
     cls = type(partitioner)
 

@@ -33,10 +33,10 @@ __all__ = ["NextCharacter", "Shakespeare"]
 
 _REPO = "flwrlabs/shakespeare"
 _LENGTH = 80
-"""Characters the model sees, as in LEAF."""
+"""Length of the model's input in characters, as in LEAF."""
 
 _ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-"""Printable ASCII, whatever the text; every other character counts as one more, the last."""
+"""Alphabet: printable ASCII. All other characters share one more class, the last."""
 
 _CLASSES = len(_ALPHABET) + 1
 _CODES = np.full(256, _CLASSES - 1, dtype=np.uint8)
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class NextCharacter(nn.Module):
-    """Embedding of 8, two stacked LSTM layers of 256 units, a linear layer on the last position's state.
+    """Model with an embedding of 8, two stacked LSTM layers of 256 units, and a linear layer on the last state.
 
     Args:
         classes: characters in the alphabet.
@@ -64,31 +64,31 @@ class NextCharacter(nn.Module):
         self.linear = nn.Linear(256, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, 80) int64 characters to (B, classes) logits of the one that follows."""
+        """Map (B, 80) int64 characters to (B, classes) logits of the next one."""
         states, _ = self.lstm(self.embedding(inputs))
         logits: Tensor = self.linear(states[:, -1])
         return logits
 
 
 class Shakespeare(Task):
-    """Sequences of 80 characters and the one that follows, divided by speaking role.
+    """Sequences of 80 characters and the next one, divided by speaking role.
 
-    A role's last sequences, 10 % of them, are for testing: the characters to predict there follow what training
-    has seen, and no training sequence holds one. The model is LEAF's; with this alphabet of 97 it has 824,425
+    The last 10 % of a role's sequences are for testing. The characters to predict there come after the training
+    text, and no training sequence contains one. The model is LEAF's; with this alphabet of 97 it has 824,425
     parameters.
 
     Args:
-        data: a plain text of plays, in which a line ``NAME:`` after an empty one starts a speech; or a folder
+        data: a plain text of plays, in which a line ``NAME:`` after an empty line starts a speech; or a folder
             of such ``*.txt``, where equal names in different files are different roles; or a folder with
             ``train-*.parquet`` of ``flwrlabs/shakespeare`` (columns ``character_id``, ``x``, ``y``). None
             downloads the last.
-        roles: how many roles to use, drawn once by a fixed seed; None uses all that say more than 80
+        roles: number of roles, drawn once with a fixed seed; None uses all with more than 80
             characters.
-        stride: take every stride-th sequence of a role's text; 1 takes all.
+        stride: use every stride-th sequence of a role's text; 1 uses all.
 
     Raises:
-        ConfigError: more roles than there are, or a stride below 1.
-        DataError: no data, or not of this schema.
+        ConfigError: more roles than the data have, or a stride below 1.
+        DataError: no data, or data of another schema.
     """
 
     def __init__(self, *, data: Path | None = None, roles: int | None = None, stride: int = 1) -> None:
@@ -107,15 +107,16 @@ class Shakespeare(Task):
         self.test = _dataset(tensors, "test")
         if not len(self.train) or not len(self.test):
             raise DataError(
-                f"shakespeare: no role says enough for sequences of {_LENGTH} characters and a test"
+                f"shakespeare: no role has enough text for sequences of {_LENGTH} characters and a test; use "
+                f"a longer text"
             )
 
     def model(self) -> nn.Module:
-        """A fresh stacked LSTM."""
+        """Make a stacked LSTM."""
         return NextCharacter(_CLASSES)
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """(B, 80) uint8 to int64."""
+        """Convert (B, 80) uint8 to int64."""
         return inputs.long()
 
 
@@ -125,7 +126,7 @@ def _dataset(tensors: Mapping[str, Tensor], split: str) -> Dataset:
 
 
 def _texts(data: Path | None) -> list[Path] | None:
-    """Files of plays, or None where the data are parquet."""
+    """Return files of plays, or None if the data are parquet."""
     if data is None:
         return None
     if data.is_file():
@@ -152,7 +153,7 @@ def _speeches(paths: Sequence[Path]) -> list[str]:
             raise DataError(f"shakespeare: {path} cannot be read as a UTF-8 text ({error})") from error
         speaker = None
         no_names = []
-        # An editor's byte order mark also stands between files that were joined to one.
+        # Byte order marks are also between files that were joined.
         for paragraph in _BLANK.split(text.replace("\ufeff", "").strip()):
             first, _, rest = paragraph.partition("\n")
             name = _ROLE.fullmatch(first)
@@ -160,20 +161,19 @@ def _speeches(paths: Sequence[Path]) -> list[str]:
                 speaker, paragraph = (number, unicodedata.normalize("NFC", name[1])), rest
             elif first.rstrip().endswith((":", "：")):
                 no_names.append(first)
-            if (
-                speaker is not None
-            ):  # a paragraph without a name goes on with the speech; stage directions before
+            # a paragraph without a name continues the speech; before the first it is a stage direction
+            if speaker is not None:
                 said.setdefault(speaker, []).append(paragraph + "\n")
         if no_names:
             _log.warning(
-                "shakespeare: %s: %d lines after an empty one end in a colon and are no names of roles, the "
-                "first %r; a name begins with a letter or a digit, has up to 61 characters and ends in ':'. "
-                "They count as words of who spoke before",
+                "shakespeare: %s: %d lines after an empty line end in a colon but are not names of roles; the "
+                "first is %r. A name begins with a letter or a digit, has up to 61 characters and ends in "
+                "':'. These lines count as text of the previous role",
                 *(path, len(no_names), no_names[0][:80]),
             )
     if not said:
         raise DataError(
-            f"shakespeare: {paths[0]}: no line such as 'HAMLET:' after an empty line starts a speech"
+            f"shakespeare: {paths[0]}: no speech; expected lines such as 'HAMLET:' after an empty line"
         )
     return ["".join(said[role]) for role in sorted(said)]
 

@@ -1,8 +1,8 @@
-"""Where the data of a workload come from: a local folder, our cache, or a download.
+"""Data of tasks: from a local folder, the cache or a download.
 
-A workload's files are looked for in the folder the user names; without one, in the cache, which a download
-fills once. Images are decoded once and kept in the cache as safetensors. The cache stands where the
-platform keeps such things, or at ``$JWINS_DATA``.
+A task's files are searched in the user's folder, or without one in the cache, which a download fills once.
+Images are decoded once and kept in the cache as safetensors. The cache is in the platform's folder for caches,
+or at ``$JWINS_DATA``.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ __all__ = [
 ]
 
 SPLIT_SEED = 20230718
-"""Seed of every division into training and test samples, the same in every experiment."""
+"""Seed of every split into training and test samples, the same in every experiment."""
 
 _DECODER = "1"
-"""Goes into the name of decoded files; changes whenever their meaning does."""
+"""Part of the names of decoded files; change it whenever their meaning changes."""
 
 _TIMEOUT_S = 30.0
 
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
 _COPY = re.compile(r"(.+?)(?: ?\(\d+\)|(?: -)?[-_. ](?:copy|backup|bak|old|orig)\b.*)", re.IGNORECASE)
-"""Names that browsers, desktops and people give to a second file of one name."""
+"""Names that browsers, desktops and people give to a second copy of a file."""
 
 _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where downloads and decoded images are kept: ``$JWINS_DATA``, or the platform's folder for caches."""
+    """Return the folder for downloads and decoded images: ``$JWINS_DATA``, or the platform's cache folder."""
     if override := os.environ.get("JWINS_DATA"):
         return Path(override).expanduser()
     if sys.platform == "darwin":
@@ -74,17 +74,17 @@ def cache_folder() -> Path:
 
 
 def hub_files(task: str, repo: str, data: Path | None, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The parquet files of a data set of the Hugging Face hub, by split.
+    """Find or download the parquet files of a data set of the Hugging Face hub, by split.
 
     Args:
-        task: the workload's name, for messages.
+        task: the task's name, for messages.
         repo: the data set's name on the hub.
-        data: a folder that holds the files as the hub has them, at any depth; None takes the cache and, if
-            need be, the network.
-        splits: which splits there must be.
+        data: a folder with the hub's files, at any depth; None uses the cache and, if
+            necessary, the network.
+        splits: required splits.
 
     Raises:
-        DataError: not there and not to be had; the message says what to get and where to put it.
+        DataError: the files are missing and cannot be downloaded; the message has the remedy.
     """
     if data is not None:
         found = _splits_in(task, data, splits) if data.is_dir() else {}
@@ -100,23 +100,23 @@ def hub_files(task: str, repo: str, data: Path | None, splits: Sequence[str]) ->
     absent = [split for split in splits if not found.get(split)]
     if absent:
         raise DataError(
-            f"{task}: {folder} has no {absent[0]}-*.parquet; remove the folder, and it is downloaded again"
+            f"{task}: {folder} has no {absent[0]}-*.parquet; remove the folder to download it again"
         )
     return found
 
 
 def zip_member(task: str, url: str, member: str) -> Path:
-    """A file of a zip archive on the network, downloaded once.
+    """Return a file of a zip archive on the network, which is downloaded once.
 
-    The archive must arrive whole, and the member's checksum in it must be right.
+    The download must be complete, and the member's checksum must match.
 
     Args:
-        task: the workload's name, for messages.
+        task: the task's name, for messages.
         url: the archive.
         member: the file's name inside it.
 
     Raises:
-        DataError: it cannot be had; the message says what to get and where to put it.
+        DataError: the download failed; the message has the remedy.
     """
     path = cache_folder() / "files" / task / Path(member).name
     if path.is_file():
@@ -129,7 +129,7 @@ def zip_member(task: str, url: str, member: str) -> Path:
             console = Console(stderr=True)
             with wrap_file(response, expected, description=f"Downloading {task}", console=console) as reader:
                 shutil.copyfileobj(reader, archive)
-    except OSError as error:  # URLError, timeouts and broken connections are all of this kind
+    except OSError as error:  # includes URLError, timeouts and broken connections
         raise DataError(f"{task}: no data, and the download failed ({error}); {remedy}") from error
     size = archive.tell()
     if expected and size != expected:
@@ -163,10 +163,10 @@ def _splits_in(task: str, folder: Path, splits: Sequence[str]) -> dict[str, list
 
 
 def refuse_copies(task: str, files: Sequence[Path]) -> None:
-    """Refuse files of the same content, or whose names are those of a file and its copy.
+    """Refuse files of the same content, or with the names of a file and its copy.
 
     Raises:
-        DataError: the message names the two.
+        DataError: two files are copies; the message names them.
     """
     names: dict[Path, Path] = {}
     sizes: dict[int, list[Path]] = {}
@@ -205,7 +205,7 @@ def _twice(task: str, one: Path, other: Path) -> DataError:
 
 
 def _check_all_shards(files: Sequence[Path]) -> None:
-    """Check that of ``…-00000-of-00003`` all three are there."""
+    """Check that all three files of ``…-00000-of-00003`` are present."""
     for file in files:
         numbered = _SHARD.fullmatch(file.name)
         if numbered is None:
@@ -214,12 +214,12 @@ def _check_all_shards(files: Sequence[Path]) -> None:
             other = f"{numbered[1]}{number:0{len(numbered[2])}d}-of-{numbered[3]}.parquet"
             if not (file.parent / other).is_file():
                 raise DataError(
-                    f"{file.parent} lacks {other}, one of {int(numbered[3])} files; get the missing ones"
+                    f"{file.parent} lacks {other}, one of {int(numbered[3])} files; download the missing ones"
                 )
 
 
 def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> None:
-    """Fetch a data set's files as they are: :func:`datasets.load_dataset` would keep two copies more."""
+    """Download a data set's files unchanged; :func:`datasets.load_dataset` would keep two more copies."""
     remedy = f"{_what_to_get(repo, splits)} into a folder that you name with --data"
     try:
         import huggingface_hub  # comes with `datasets`
@@ -229,12 +229,12 @@ def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> 
         ) from error
     partial = folder.with_name(
         f"{folder.name}.partial"
-    )  # stays after a failure, and the next attempt goes on there
+    )  # kept after a failure, so that the next attempt continues there
     try:
         huggingface_hub.snapshot_download(  # shows progress, checks sizes
             repo, repo_type="dataset", allow_patterns="*.parquet", local_dir=partial
         )
-    except Exception as error:  # of several libraries, which each raise their own kinds
+    except Exception as error:  # several libraries, each with its own exceptions
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{task}: no data, and the download of {repo} failed ({reason}); {remedy}") from error
     try:
@@ -245,7 +245,7 @@ def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> 
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file that appears at ``path`` only when it is complete."""
+    """Let ``write`` make a file, which appears at ``path`` only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix="partial-", dir=path.parent)
     os.close(handle)
@@ -265,9 +265,9 @@ def decoded_once(
     """Return ``build``'s result of files, cached under a hash of their content.
 
     Args:
-        task: the workload's name.
-        files: what it is built from.
-        options: whatever else it depends on; its ``repr`` enters the name.
+        task: the task's name.
+        files: the files that ``build`` reads.
+        options: other dependencies; their ``repr`` enters the name.
         build: makes the tensors.
     """
     key = hashlib.blake2b(f"{_DECODER} {options!r}".encode(), digest_size=16)
@@ -289,7 +289,7 @@ def decoded_once(
 
 
 def _content_hash(path: Path) -> str:
-    """Hash of a file's content, kept by name, size and time of change: CelebA is 12 GB to read."""
+    """Return the hash of a file's content, cached by name, size and time of change: CelebA has 12 GB."""
     stat = path.stat()
     seen = hashlib.blake2b(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode(), digest_size=16)
     kept = cache_folder() / "hashes" / seen.hexdigest()
@@ -306,7 +306,7 @@ def _content_hash(path: Path) -> str:
 
 
 def key_numbers(keys: npt.ArrayLike) -> npt.NDArray[np.int64]:
-    """Owners' names, (n,) of str or int, as numbers from 0 in increasing order of the names.
+    """Number owners' names, (n,) of str or int, from 0 in increasing order of the names.
 
     >>> key_numbers(["b", "a", "b"]).tolist()
     [1, 0, 1]
@@ -317,26 +317,26 @@ def key_numbers(keys: npt.ArrayLike) -> npt.NDArray[np.int64]:
 def chosen_keys(
     task: str, option: str, keys: npt.NDArray[np.int64], count: int | None
 ) -> npt.NDArray[np.int64]:
-    """The samples of ``count`` owners, drawn by :data:`SPLIT_SEED`, or all for None.
+    """Return the samples of ``count`` owners, drawn by :data:`SPLIT_SEED`, or all for None.
 
     Args:
-        task: the workload's name.
-        option: what the count is called in ``task.options``, for the message.
+        task: the task's name.
+        option: name of the count in ``task.options``, for the message.
         keys: (n,) owners.
-        count: how many of them to keep.
+        count: number of owners to keep.
 
     Returns:
         (m,) int64, increasing sample numbers.
 
     Raises:
-        ConfigError: there are fewer owners than that.
+        ConfigError: the data have fewer owners.
     """
     if count is None:
         return np.arange(len(keys))
     owners = np.unique(keys)
     if not 1 <= count <= len(owners):
         raise ConfigError(
-            f"task.options.{option}", count, f"expected 1 to {len(owners)}, as many as the data have"
+            f"task.options.{option}", count, f"expected 1 to {len(owners)}, the number in the data"
         )
     chosen = stream(SPLIT_SEED, f"{task} {option}").permutation(owners)[:count]
     return np.flatnonzero(np.isin(keys, chosen))
@@ -345,15 +345,16 @@ def chosen_keys(
 def split_within_keys(
     task: str, keys: npt.NDArray[np.int64], test_fraction: float, *, last: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Training and test samples of each owner.
+    """Split the samples of each owner into training and test samples.
 
-    Of an owner's m samples ``round(test_fraction * m)`` are for testing, but never all of them.
+    ``round(test_fraction * m)`` of an owner's m samples are for testing, but never all of them.
 
     Args:
-        task: the workload's name.
+        task: the task's name.
         keys: (n,) owners.
         test_fraction: in (0, 1).
-        last: test on the last samples of each owner, not on ones drawn by :data:`SPLIT_SEED`.
+        last: whether to test on the last samples of each owner, in place of samples drawn by
+            :data:`SPLIT_SEED`.
 
     Returns:
         Two arrays of increasing sample numbers.
