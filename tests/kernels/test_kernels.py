@@ -302,6 +302,32 @@ def test_what_one_process_compiles_others_load(tmp_path: Path) -> None:
     assert run(_SAVE, **environment) == "1 0"
 
 
+def test_a_damaged_cache_is_made_anew(tmp_path: Path) -> None:
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    assert run(_SAVE, **environment) == "0 1"
+    for ending in ("nbi", "nbc"):
+        files = list(tmp_path.rglob(f"*.{ending}"))
+        assert files
+        for file in files:
+            file.write_bytes(b"")
+        assert run(_SAVE, **environment) == "0 1"
+        assert run(_SAVE, **environment) == "1 0"
+
+
+_FULL_DISK = """
+import resource, signal, tempfile
+tempfile.tempdir = "/tmp"  # or Python looks for one by writing files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes")
+def test_a_full_disk_costs_the_cache_and_not_the_run(tmp_path: Path) -> None:
+    assert run(_FULL_DISK + _SAVE, NUMBA_CACHE_DIR=str(tmp_path)) == "0 1"
+    assert not list(tmp_path.rglob("*.nbc"))
+
+
 def test_a_folder_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.core import caching
 

@@ -89,7 +89,27 @@ def compiled(of: Kernel[Any, Any]) -> Any:
                 dispatcher.enable_caching()
             finally:
                 config.CACHE_DIR = usual
+    _survive(dispatcher._cache)
     return dispatcher
+
+
+def _survive(cache: Any) -> None:
+    """Let a full disk and a damaged cache, as after a power cut, cost the time to compile and not the run."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_or_compile(*where: Any) -> Any:
+        try:
+            return load(*where)
+        except Exception:  # pickle raises what it likes
+            with contextlib.suppress(Exception):
+                cache.flush()
+            return None
+
+    def save_if_possible(*what: Any) -> None:
+        with contextlib.suppress(OSError):
+            save(*what)
+
+    cache.load_overload, cache.save_overload = load_or_compile, save_if_possible
 
 
 def _private_folder() -> Path | None:
