@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from world import Fault, Schedule, Tally, ViolationError, World, play, shrunk
 
 from jwins.errors import UsageError
+from jwins.net import events as ev
 from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.peer_session import AWAITED, TRANSITIONS, PeerSession, Signal, State, diagram
+from jwins.sharing.update import Update
+from jwins.wire.frame import Bye, Frame, Hello
 
 SCHEDULES = int(os.environ.get("JWINS_SCHEDULES", "2000"))
 BATCHES = 20
@@ -138,6 +142,33 @@ def test_one_that_says_it_is_far_ahead_makes_nobody_jump() -> None:
             assert process is not None
             assert process.session.skipped_rounds == 0
             assert process.session.end is None
+
+
+def test_who_has_said_bye_is_not_waited_for_again_on_the_same_connection() -> None:
+    world = World(TWO)
+    world.run(3.0)
+    process = world.processes[0]
+    assert process is not None
+    for message in (Bye(1, 2, "finished"), Hello(1, 2, 3, "raw", {}, b"x0", None)):
+        world.feed(0, ev.MessageReceived(1, world.rules.wire.pack(message).data))
+    assert process.session.peers[1].state is State.LEFT
+
+
+def test_a_node_that_has_ended_answers_a_late_frame_with_no_hello(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("world.ENDLESS", 5)
+    world = World(with_faults(TWO, Fault(0.0, "late_start", 1, seconds=600.0)))
+    world.run(590.0)
+    process = world.processes[0]
+    assert process is not None
+    session = process.session
+    assert session.end is not None
+    session.handle(ev.Connected(1, session.handshake.greeting), world.now)
+    late = (Hello(1, 0, 3, "raw", {}, b"x0", 0), Frame(1, 0, Update(3, None, torch.zeros(3))))
+    answers = [session.handle(ev.MessageReceived(1, world.rules.wire.pack(m).data), world.now) for m in late]
+    assert session.peers[1].state is State.BEHIND
+    first, second = [[c.label for c in answer if isinstance(c, ev.Transmit)] for answer in answers]
+    assert first[-1] == "control", "a Bye comes last"
+    assert second == []
 
 
 # --- Schedules --------------------------------------------------------------------------------------------

@@ -86,7 +86,10 @@ class Arrivals:
         elif isinstance(message, StateRequest):
             self._session.provider.on_request(peer, message.round)
         elif isinstance(message, Hello):
-            self._on_hello(peer, message)
+            if known.said_bye:  # no second Bye would end what it begins
+                self._session.refuse(peer, "says Hello after its Bye", quietly=True)
+            else:
+                self._on_hello(peer, message)
         elif isinstance(message, Bye) and (known.is_introduced or self._session.holds):
             self._on_bye(peer, message)
         elif not known.is_introduced:
@@ -262,12 +265,14 @@ class Arrivals:
     def _tell_where_we_are(self, peer: int) -> None:
         """It stood still, and does not know how far the others are."""
         known = self._session.peers[peer]
+        if self._session.end is not None:
+            return  # it was told with the Bye
         if known.hello_sent_in != self._session.node.round and known.is_introduced:
             known.hello_sent_in = self._session.node.round
             self._session.outbox.say_hello(peer, answer=True)
 
     def _observe(self, peer: int, round: int) -> None:
-        """Return the time that a frame took, of a peer that was connected all the while."""
+        """Note the time that a frame took, of a peer that was connected all the while."""
         known, shared = self._session.peers[peer], self._session.rounds.shared.at.get(round)
         if known.present_from is None or round > self._session.node.round:
             return

@@ -155,7 +155,7 @@ class Rounds:
         self._session.out.append(ev.StartTraining(round))
 
     def _keep_promises(self, peer: int, round: int) -> None:
-        """Return the reason why a peer waits until this round begins."""
+        """Send a peer what it was promised for the round that begins."""
         known = self._session.peers[peer]
         self._session.provider.provide(peer)
         self._session.outbox.resend(peer)

@@ -19,7 +19,7 @@ It drives one :class:`~jwins.node.Node`, which knows rounds and models, and adds
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -155,17 +155,6 @@ class SessionState:
     fresh: bool = False
     round_s: float = 0.0
     saved_at: float = 0.0
-
-
-@dataclass(slots=True)
-class Shared:
-    """When the node had sent its frames, in seconds awake, by round."""
-
-    at: dict[int, float] = field(default_factory=dict)
-
-    def add(self, round: int, awake: float) -> None:
-        self.at[round] = awake
-        self.at.pop(round - MAX_ROUNDS_AHEAD, None)
 
 
 class Session:
