@@ -11,9 +11,12 @@ import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["EVERY_NODE", "EVERY_ROUND", "RoundContext", "stream", "torch_generator"]
 
@@ -58,6 +61,8 @@ def torch_generator(
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
     """The same as :func:`stream` for torch's samplers, on ``device``."""
+    import torch
+
     generator = torch.Generator(device=device)
     generator.manual_seed(_key(seed, node, round, purpose) & 0x7FFF_FFFF_FFFF_FFFF)
     return generator

@@ -36,25 +36,27 @@ def list_(
 
 
 def _catalogue() -> list[tuple[str, dict[str, str]]]:
+    from jwins.experiment.catalogue import CODEC_CLASSES, TASK_CLASSES, docstring_of
     from jwins.experiment.load import bundled
     from jwins.experiment.plugins import ALGORITHMS, PARTITION_TABLES, QUANTIZER_TABLES, TOPOLOGY_TABLES
-    from jwins.tasks import TASKS
-    from jwins.wire.codec import CODECS
 
     def said(classes: Mapping[str, type]) -> dict[str, str]:
-        return {name: _first_sentence(cls) for name, cls in classes.items()}
+        return {name: _first_sentence(cls.__doc__ or "") for name, cls in classes.items()}
+
+    def read(classes: Mapping[str, str]) -> dict[str, str]:
+        return {name: _first_sentence(docstring_of(cls)) for name, cls in classes.items()}
 
     return [
         ("experiments and comparisons (jwins run NAME, jwins compare NAME)", bundled()),
-        ("tasks (task.name)", said(TASKS)),
+        ("tasks (task.name)", read(TASK_CLASSES)),
         ("sharing algorithms (sharing.kind)", said(ALGORITHMS)),
         ("quantizers (sharing.values.kind)", said(QUANTIZER_TABLES)),
         ("topologies (topology.kind)", said(TOPOLOGY_TABLES)),
         ("partitioners (task.partition.kind)", said(PARTITION_TABLES)),
-        ("codecs (wire.codec)", said(CODECS)),
+        ("codecs (wire.codec)", read(CODEC_CLASSES)),
     ]
 
 
-def _first_sentence(cls: type) -> str:
-    text = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+def _first_sentence(docstring: str) -> str:
+    text = " ".join(docstring.strip().partition("\n\n")[0].split())
     return text.partition(". ")[0].rstrip(".")

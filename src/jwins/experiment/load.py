@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError
+from jwins.experiment.catalogue import TASK_CLASSES
 from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, merge_experiment, rewrite_paths_
 from jwins.experiment.field_types import from_home
@@ -68,9 +69,7 @@ def _unknown(source: Path, names: Iterable[str]) -> str:
     bundled_are = f"bundled: {', '.join(names)}; `jwins list` shows all names"
     if source.suffix == ".toml":
         return f"no such file; {bundled_are}"
-    from jwins.tasks import TASKS  # which loads torch
-
-    if str(source) in TASKS:
+    if str(source) in TASK_CLASSES:
         return (
             f'a task, not an experiment; write task.name = "{source}" in a file, or for a first look '
             f"`jwins run digits --set task.name={source}`; {bundled_are}"

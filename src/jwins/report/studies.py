@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError, DataError, JwinsError, UsageError
+from jwins.experiment.catalogue import OTHER_DIRECTIONS, USUAL_DIRECTIONS
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.report.formatting import and_list, metric_percent, shown
@@ -26,7 +27,6 @@ from jwins.run_folder.archive import NAME as ARCHIVE
 from jwins.run_folder.archive import find, is_dir, is_file, open_file, read_text
 from jwins.run_folder.archive import folders as subfolders
 from jwins.run_folder.record import Record, samples_note, start_and_end
-from jwins.tasks import TASKS, Task
 
 __all__ = ["Study", "StudyVariant", "gather", "network"]
 
@@ -466,8 +466,8 @@ def _lower_is_better(metric: str, stated: str | None, variants: Sequence[StudyVa
 def _direction(metric: str, variant: StudyVariant) -> str | None:
     """Which is better, by the task of that name and by what the run has recorded of a task of the user's."""
     task = variant.tables.get("task")
-    cls = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
-    declared = (Task if cls is None else cls).directions() | variant.group.records[0].start.better
+    others = OTHER_DIRECTIONS.get(str(task.get("name")), {}) if isinstance(task, Mapping) else {}
+    declared = {**USUAL_DIRECTIONS, **others, **variant.group.records[0].start.better}
     return declared.get(metric.removeprefix("own_"))
 
 
