@@ -1,0 +1,279 @@
+"""Put deliberate bugs into a copy of the package, one at a time, and see that a test of their rooms fails.
+
+``python -m benchmarks.check_tests`` runs the tests that are not slow, prints for each bug the first that fails,
+and ends with the number of bugs that none has found, which is 0. ``--only TEXT`` tries those whose name has a
+text in it. Further bugs, of the session of a peer, are in ``benchmarks/simulate.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A line that is wrong.
+
+    Attributes:
+        name: in words.
+        file: under ``src/jwins``.
+        old: a part of a line, which stands there once.
+        new: in its place.
+        tests: that run, under ``tests``.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+BUGS = (
+    Bug(
+        "a frame loses the version of its roster",
+        "wire/frame.py",
+        "bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)",
+        "bool(header.flags & _KEYFRAME_FLAG), 0)",
+        "property/test_wire.py golden",
+    ),
+    Bug(
+        "an update of another length is accepted",
+        "wire/frame.py",
+        "if header.dim != dim:",
+        "if header.dim < dim:",
+        "property/test_wire.py contract/test_codecs.py",
+    ),
+    Bug(
+        "fractions are cut off instead of rounded",
+        "ops/select.py",
+        "return round(fraction * size)",
+        "return int(fraction * size)",
+        "property sharing ../src/jwins/ops",
+    ),
+    Bug(
+        "mixing weights use the smaller degree",
+        "topology/graph.py",
+        "1.0 / (1.0 + max(degree, degrees[j]))",
+        "1.0 / (1.0 + min(degree, degrees[j]))",
+        "contract/test_topologies.py property/test_topology.py",
+    ),
+    Bug(
+        "a merge takes the parameters in place of what was sent",
+        "sharing/sparse.py",
+        "own = params if state.own is None else state.own",
+        "own = params",
+        "contract/test_sharing.py sharing property/test_algebra.py",
+    ),
+    Bug(
+        "a replica's update does not say what it follows",
+        "sharing/choco.py",
+        "base=state.shared, check=hash_of(x_hat)",
+        "base=None, check=hash_of(x_hat)",
+        "node contract/test_sharing.py",
+    ),
+    Bug(
+        "an update that comes late is merged with its weight",
+        "node.py",
+        "ctx.weights.get(j, 0.0) if counts else 0.0",
+        "ctx.weights.get(j, 0.0)",
+        "node",
+    ),
+    Bug(
+        "bytes to several receivers count once",
+        "engines/traffic_counter.py",
+        "self._total += size_bytes * len(targets)",
+        "self._total += size_bytes",
+        "engines/test_driver.py",
+    ),
+    Bug(
+        "a fault comes a round late",
+        "engines/simulator/fault_script.py",
+        "fault.round <= round:",
+        "fault.round < round:",
+        "engines/test_faults.py",
+    ),
+    Bug(
+        "a message takes a tenth of its time on the uplink",
+        "engines/simulator/network.py",
+        "uplink, bits = self.uplinks[envelope.sender], 8 * envelope.packed.size_bytes",
+        "uplink, bits = self.uplinks[envelope.sender], envelope.packed.size_bytes",
+        "engines/test_driver.py",
+    ),
+    Bug(
+        "gradients pile up from step to step",
+        "training/loop.py",
+        "                optimizer.zero_grad()\n",
+        "                pass\n",
+        "training/test_trainer.py",
+    ),
+    Bug(
+        "the first step of dampened momentum comes again and again",
+        "training/loop.py",
+        "started[row] = 1",
+        "started[row] = 0",
+        "training/test_trainer.py",
+    ),
+    Bug(
+        "samples are dealt out in their order",
+        "tasks/partition.py",
+        "np.array_split(rng.permutation(num_samples), num_nodes)",
+        "np.array_split(np.arange(num_samples), num_nodes)",
+        "contract/test_partitioners.py property/test_partition.py",
+    ),
+    Bug(
+        "rounds share their random numbers",
+        "rng.py",
+        'struct.pack("<qqq", seed, node, round)',
+        'struct.pack("<qqq", seed, node, 0)',
+        "test_rng.py",
+    ),
+    Bug(
+        "a timeout may be shorter than the one that was set",
+        "net/neighbour_timeout.py",
+        "return max(self.timeout_s, min(own_s, most_s))",
+        "return min(own_s, most_s)",
+        "net/test_session.py net/test_faults.py",
+    ),
+    Bug(
+        "an id is given to a second member",
+        "net/roster.py",
+        "& set(self.departed)):",
+        "& set()):",
+        "net/test_roster.py",
+    ),
+    Bug(
+        "a node that has never merged keeps its own model",
+        "net/waiting.py",
+        "if self._session.fresh:",
+        "if False:",
+        "net/test_session.py",
+    ),
+    Bug(
+        "settings of peers are not compared",
+        "net/handshake.py",
+        "if theirs and self.greeting else",
+        "if False else",
+        "net/test_session.py",
+    ),
+    Bug(
+        "runs that are not alike are compared",
+        "compare/comparability.py",
+        "if found.get(what) != expected[what] and not allowed:",
+        "if found.get(what) != expected[what] and allowed:",
+        "compare/test_compare.py",
+    ),
+    Bug(
+        "any number of bytes is like that of the other variant",
+        "compare/plan.py",
+        "abs(sent / wanted - 1.0) <= SAME_BYTES",
+        "abs(sent / wanted - 1.0) >= 0",
+        "compare/test_tuning.py",
+    ),
+    Bug(
+        "an interval is of single differences, not of their mean",
+        "report/intervals.py",
+        "/ (count - 1) / count)",
+        "/ (count - 1))",
+        "compare/test_tuning.py",
+    ),
+    Bug(
+        "bundled tasks have the usual metrics only",
+        "report/studies.py",
+        "declared = {**USUAL_DIRECTIONS, **others, ",
+        "declared = {**USUAL_DIRECTIONS, ",
+        "report experiment/test_catalogue.py",
+    ),
+    Bug(
+        "seeds that ended early count as measured",
+        "report/summary_rows.py",
+        "counted=sum(not record.ended_early for record in group.records)",
+        "counted=len(group.records)",
+        "compare/test_compare.py report",
+    ),
+    Bug(
+        "a damaged checkpoint is read",
+        "run_folder/checkpoint.py",
+        "if match and not hashlib",
+        "if False and not hashlib",
+        "run_folder/test_checkpoint.py",
+    ),
+    Bug(
+        "the last complete line of a log is cut in two",
+        "run_folder/rows.py",
+        'rfind(b"\\n") + 1',
+        'rfind(b"\\n")',
+        "run_folder/test_rows.py",
+    ),
+    Bug(
+        "the model before training is not evaluated",
+        "run/builders.py",
+        "frozenset({*range(0, run.rounds, run.eval_every)",
+        "frozenset({*range(run.eval_every, run.rounds, run.eval_every)",
+        "run engines/test_driver.py",
+    ),
+    Bug(
+        "threads change the identity of a run",
+        "experiment/experiment.py",
+        'for key in ("threads", "checkpoint_every"',
+        'for key in ("checkpoint_every"',
+        "experiment/test_experiment.py",
+    ),
+    Bug(
+        "missing data end with the exit code of a crash",
+        "cli/app.py",
+        "leave(_message(error), NO_DATA)",
+        "leave(_message(error), FAILED)",
+        "cli report/test_page.py",
+    ),
+)
+
+
+def found_by(bug: Bug) -> str:
+    """The first test that fails with a bug, or nothing."""
+    with tempfile.TemporaryDirectory() as place:
+        for path in ROOT.iterdir():
+            if path.name in ("src", "tests"):
+                shutil.copytree(path, Path(place) / path.name)
+            elif not path.name.startswith("."):
+                (Path(place) / path.name).symlink_to(path)
+        path = Path(place) / "src" / "jwins" / bug.file
+        text = path.read_text()
+        assert text.count(bug.old) == 1, f"{bug.file} has {text.count(bug.old)} of {bug.old!r}"
+        path.write_text(text.replace(bug.old, bug.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "--tb=no", "-m", "not slow"]
+        command += [os.path.normpath(Path("tests") / name) for name in bug.tests.split()]
+        environment = os.environ | {"PYTHONPATH": str(Path(place) / "src")}
+        done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        failed = re.search(r"^FAILED (\S+)", done.stdout, re.MULTILINE)
+        return failed[1] if failed else ""
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="a part of a bug's name")
+    options = parser.parse_args()
+    missed = 0
+    for bug in BUGS:
+        if options.only in bug.name:
+            test = found_by(bug)
+            missed += not test
+            print(f"{bug.file}: {bug.name}: {test or 'NOT FOUND'}", flush=True)
+    print(f"{missed} not found")
+    sys.exit(min(missed, 100))
+
+
+if __name__ == "__main__":
+    main()
