@@ -25,7 +25,7 @@ from jwins.net.session import Session, SessionSettings
 from jwins.node import FrameReceived, KeyframeRequested, Node, NodeState, Phase, Rules, Trained
 from jwins.sharing import choco, full
 from jwins.sharing.update import Update
-from jwins.topology import FullyConnected, Ring
+from jwins.topology import FullyConnected, Graph, Ring
 from jwins.wire.codec import codec
 from jwins.wire.frame import Bye, Frame, FrameHeader, Hello, Message, StateRequest, Wire
 
@@ -169,6 +169,17 @@ class ToyNode:
         return message, KeyframeRequested(peer, message.round, replica_round)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """A topology of one graph, which is asked for some times in every event."""
+
+    num_nodes: int
+    graph: Graph
+
+    def at(self, round: int) -> Graph:
+        return self.graph
+
+
 @dataclass(slots=True)
 class Process:
     """A process of a node; killed, another takes its place."""
@@ -228,7 +239,7 @@ class World:
         self.reports: list[list[tuple[float, str, dict[str, Any]]]] = [[] for _ in range(n)]
         self.quiet_from = 0.0
         kind = Ring if schedule.ring and n > 2 else FullyConnected
-        self.topology = kind(num_nodes=n, seed=1)
+        self.topology = Fixed(n, kind(num_nodes=n, seed=1).at(0))
         algorithm: Any = {"full": full(), "choco": choco(0.5, 0.5)}[schedule.sharing]
         wire = Wire(codec("raw"), b"testtest", DIM)
         rules = Rules(algorithm, wire, self.topology, ENDLESS, 1, checkpoint_every=1)
@@ -240,6 +251,7 @@ class World:
     def at(self, time: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._queue, (time, next(self._order), action))
 
+    @torch.no_grad()
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
         while self._queue and self._queue[0][0] <= until and not done():
             self.now, _, action = heapq.heappop(self._queue)
