@@ -26,8 +26,9 @@ from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.report.chart import save_figure
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import difference_text, share
-from jwins.report.page import write_page
+from jwins.report.page import render
 from jwins.report.seed_groups import Group, Target
+from jwins.report.studies import gather
 from jwins.report.summary_rows import summary_row, summary_rows
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
 from jwins.run import locked
@@ -41,6 +42,8 @@ base = "digits"
 count = 4
 [topology]
 kind = "ring"
+[train]
+batching = "loop"
 [run]
 rounds = 4
 eval_every = 2
@@ -160,10 +163,14 @@ def test_comparison_settings_are_checked(write: Write, overrides: list[str], mes
 @pytest.mark.parametrize(
     ("override", "jobs", "message"),
     [
-        (
-            "compare={metric='acuracy', lower_is_better=false}",
-            2,
-            r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?",
+        *(
+            pytest.param(
+                "compare={metric='acuracy', lower_is_better=false}",
+                jobs,
+                r"compare.metric = 'acuracy': .*did you mean \"accuracy\"\?",
+                marks=marks,
+            )
+            for jobs, marks in ((1, ()), (2, pytest.mark.slow))
         ),
         ('compare.also=["loss", "los"]', 1, r"compare.also\[1\] = 'los': .*accuracy, loss; did you mean"),
     ],
@@ -272,7 +279,8 @@ def test_tables_come_even_where_no_figure_can_be_drawn(write: Write, monkeypatch
     assert (found.folder / "table.md").is_file()
 
 
-def test_one_node_is_compared_and_reported(write: Write, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("complete_figures")
+def test_one_node_is_compared_and_reported(write: Write) -> None:
     also = (
         "[[variants]]\nname = 'as jwins'\nsharing = { kind = 'random_k', fraction = 0.2 }\nbytes_as = 'JWINS'\n"
     )
@@ -281,15 +289,16 @@ def test_one_node_is_compared_and_reported(write: Write, tmp_path: Path) -> None
     )
     assert [row.bytes_per_node for row in found.table] == [0.0] * 4
     assert not any("could not be drawn" in note for note in found.notes)
-    page, _ = write_page([found.folder], tmp_path / "page.html")
-    assert "nothing was sent" in page.read_text()
+    page, _ = render(gather([found.folder]))
+    assert "nothing was sent" in page
 
 
-def test_a_target_that_is_met_before_anything_is_sent(write: Write, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("complete_figures")
+def test_a_target_that_is_met_before_anything_is_sent(write: Write) -> None:
     found = compare(write("", "compare.target={accuracy=0.0}", "compare.seeds=[1]"), jobs=1)
     assert [row.bytes_to_target for row in found.table] == [0.0] * 3
-    page, _ = write_page([found.folder], tmp_path / "page.html")
-    assert page.stat().st_size > 10_000
+    page, _ = render(gather([found.folder]))
+    assert len(page) > 10_000
 
 
 def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.ComparisonResult) -> None:
@@ -736,6 +745,7 @@ def test_the_target_of_a_loss_lies_on_the_way_there() -> None:
     assert given.all_targets == (TargetConfig(fraction=1.1),)
 
 
+@pytest.mark.usefixtures("complete_figures")
 def test_figures_are_the_same_for_the_same_numbers(done: comparing.ComparisonResult, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         save_figure(figure(done.groups, done.target, metric="accuracy"), tmp_path / name)

@@ -25,6 +25,8 @@ base = "digits"
 count = 4
 [topology]
 kind = "ring"
+[train]
+batching = "loop"
 [run]
 rounds = 4
 eval_every = 2

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 import jwins
+from empty_figures import empty_figures
 from jwins.compare import compare, runner, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, load_comparison
 from jwins.compare.plan import Trial, at_edge, ended, plan, rank
@@ -39,6 +40,8 @@ base = "digits"
 count = 4
 [topology]
 kind = "ring"
+[train]
+batching = "loop"
 [run]
 rounds = 6
 eval_every = 2
@@ -79,7 +82,8 @@ def load(folder: Path, *overrides: str, text: str = FILE) -> Comparison:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compare(load(tmp_path_factory.mktemp("tuned")), jobs=1)
+    with empty_figures():
+        return compare(load(tmp_path_factory.mktemp("tuned")), jobs=1)
 
 
 def logs(folder: Path) -> dict[Path, int]:
@@ -292,6 +296,8 @@ base = "digits"
 count = 2
 [topology]
 kind = "ring"
+[train]
+batching = "loop"
 [train.optimizer]
 lr = 0.05
 momentum = 0.9
@@ -788,6 +794,8 @@ def test_groups_have_their_own_full_sharing(tmp_path: Path) -> None:
 base = "digits"
 [topology]
 kind = "ring"
+[train]
+batching = "loop"
 [run]
 rounds = 4
 eval_every = 2
