@@ -352,8 +352,18 @@ def test_what_is_merged_after_a_codec_is_what_was_sent(algorithm: Any, name: str
     assert algorithm.stale_peers(results[0][1]) == frozenset(), "a replica at the receiver is the sender's"
 
 
-@pytest.mark.parametrize("gone", [(), ((1, 2),), ((1, 0), (4, 0), (4, 3))])
-@pytest.mark.parametrize("how", ["late", "lost"])
+ONE, THREE = ((1, 2),), ((1, 0), (4, 0), (4, 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "gone"),
+    [
+        ("late", ()),
+        ("late", THREE),
+        ("lost", THREE),
+        *(pytest.param(how, ONE, marks=pytest.mark.slow) for how in ("late", "lost")),
+    ],
+)
 def test_states_survive_a_checkpoint_at_any_time(
     algorithm: Any, how: str, gone: tuple[tuple[int, int], ...]
 ) -> None:

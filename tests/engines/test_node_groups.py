@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,8 @@ SPREADS: dict[str, dict[str, Any]] = {
         ),
     },
 }
+QUICK = ("choco-faults", "stateless-dynamic", "stacked-adam", "quasi-global-faults", "early")
+"""Of each kind of state one, for the tests that are not slow."""
 
 
 def build(case: str, groups: int, folder: Path | None = None, **options: Any) -> SimulatedDriver:
@@ -64,16 +67,29 @@ def measured(outcome: Outcome) -> tuple[Any, ...]:
     return (outcome.status, outcome.rows[:-1], final, outcome.traffic, outcome.refused)
 
 
-@pytest.mark.parametrize("case", SPREADS)
-def test_one_two_and_three_node_groups_measure_the_same(case: str) -> None:
-    reference = measured(build(case, 1).run())
-    for groups in (2, 3):
-        assert measured(build(case, groups).run()) == reference, f"{groups} node groups"
+@pytest.fixture(scope="module")
+def of_one_group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[tuple[Any, ...], Path]]:
+    """What one node group measures in a case, and the folder of the run."""
+
+    @functools.cache
+    def run(case: str) -> tuple[tuple[Any, ...], Path]:
+        folder = tmp_path_factory.mktemp("whole")
+        return measured(build(case, 1, folder).run()), folder
+
+    return run
 
 
+@pytest.mark.parametrize("groups", [pytest.param(2, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("case", SPREADS)
-def test_a_resume_may_change_the_number_of_node_groups(case: str, tmp_path: Path) -> None:
-    reference = measured(build(case, 1, tmp_path / "whole").run())
+def test_two_and_three_node_groups_measure_the_same_as_one(case: str, groups: int, of_one_group: Any) -> None:
+    assert measured(build(case, groups).run()) == of_one_group(case)[0]
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in SPREADS]
+)
+def test_a_resume_may_change_the_number_of_node_groups(case: str, of_one_group: Any, tmp_path: Path) -> None:
+    reference, whole = of_one_group(case)
     folder = tmp_path / "spread"
     for groups, last in ((1, 3), (3, 5), (2, 8)):
 
@@ -88,7 +104,7 @@ def test_a_resume_may_change_the_number_of_node_groups(case: str, tmp_path: Path
     assert list(read_rows(folder / "metrics.jsonl"))[:-1] == list(reference[1])
     for node in range(NODES):
         name = f"final/node-{node}.safetensors"
-        assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_codec_that_decodes_only_its_own_process_needs_one_node_group() -> None:

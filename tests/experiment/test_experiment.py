@@ -649,9 +649,23 @@ def test_package_is_imported_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
+IN_FRESH_PROCESSES = """
+import os
+import sys
+import torch  # takes seconds, and imports nothing of the package
+import jwins
+assert not [name for name in sys.modules if name.startswith("jwins.")]
+for code in sys.argv[1:]:
+    if os.fork() == 0:
+        exec(code)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"failed: {code}")
+"""
+
+
+def test_rooms_are_there_after_importing_the_package() -> None:
+    programs = [
         "jwins.sharing.jwins()",
         "jwins.Peer; jwins.sharing.jwins()",
         "jwins.load; jwins.sharing.closed_loop()",
@@ -661,15 +675,11 @@ def test_package_is_imported_without_torch() -> None:
         "jwins.compare.load_comparison",
         "jwins.topology.Topology",
         "jwins.report; jwins.net; jwins.wire",
-    ],
-)
-def test_rooms_are_there_after_importing_the_package(code: str) -> None:
-    subprocess.run([sys.executable, "-c", f"import jwins; {code}"], check=True, timeout=60)
-
-
-def test_all_that_dir_names_is_there() -> None:
-    code = "import jwins; [getattr(jwins, name) for name in dir(jwins)]"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        "[getattr(jwins, name) for name in dir(jwins)]",
+    ]
+    command = [sys.executable, "-c", IN_FRESH_PROCESSES, *programs]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 # --- Documentation ----------------------------------------------------------------------------------------

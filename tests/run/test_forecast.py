@@ -19,16 +19,24 @@ from jwins.training.trainer import Trainer
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is asked of a calibration but its bytes, so it needs no process of its own."""
+    monkeypatch.setattr("jwins.run.forecast._apart", _calibrate)
+
+
 def experiment(folder: Path, **changes: Any) -> jwins.Experiment:
     base: dict[str, Any] = {
         "name": "planned",
         "nodes": {"count": 24},
         "topology": {"kind": "regular", "degree": 4},
+        "train": {"batching": "loop"},
         "run": {"rounds": 10, "eval_every": 5, "checkpoint_every": 4, "threads": 1, "folder": folder},
     }
     return jwins.Experiment(**{**base, **changes})
 
 
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("sharing", [{"kind": "full"}, {"kind": "choco", "fraction": 0.2, "gamma": 0.4}])
 def test_bytes_are_as_planned(sharing: dict[str, Any], tmp_path: Path) -> None:
     wanted = experiment(tmp_path / "run", sharing=sharing)
@@ -70,6 +78,7 @@ def test_actors_share_what_nodes_need(tmp_path: Path) -> None:
     assert whole.memory_bytes > 4000 * 4 * 4 * whole.dim, "a few vectors per node at the least"
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_few_nodes_and_lists_of_one_per_node_are_planned_too(tmp_path: Path) -> None:
     found = forecast(
         experiment(
@@ -84,6 +93,7 @@ def test_a_few_nodes_and_lists_of_one_per_node_are_planned_too(tmp_path: Path) -
     assert found.total_s > 0
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_graph_that_changes_is_planned_with_one_that_does(tmp_path: Path) -> None:
     found = forecast(experiment(tmp_path / "run", topology={"kind": "one_peer_exponential"}))
     assert found.round_bytes == pytest.approx(found.frame_bytes * found.num_nodes)

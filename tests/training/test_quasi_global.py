@@ -250,7 +250,7 @@ def test_a_heavy_ball_of_merged_models_ends_nearer_to_the_common_optimum():
     off = {}
     for factor in (None, 0.9):
         trainer = pulled(Optimizer("sgd", {"lr": 0.05, "momentum": 0.9}, quasi_global=factor), "loop")
-        for r in range(400):
+        for r in range(200):
             trainer.train(everyone(trainer, r))
             trainer.params.copy_(weights @ trainer.params)
         off[factor] = float((trainer.params - optimum).norm(dim=1).mean())
