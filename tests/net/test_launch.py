@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import jwins
-from jwins.errors import ConfigError, ResumeError
+from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment import Experiment
-from jwins.run.launch import Launched, NodeFailedError, launch
+from jwins.run.fork_server import ForkServer, can_fork
+from jwins.run.launch import Launched, NodeFailedError, _Nodes, _Process, free_ports, launch
 
 SHARINGS: dict[str, dict[str, Any]] = {
     "full": {"kind": "full"},
@@ -298,6 +299,64 @@ def test_a_process_that_stands_still_is_not_waited_for_and_is_let_back_in(tmp_pa
     assert launched.status == "finished"
     mine, theirs = launched.record.evaluations[-1], simulated.record.evaluations[-1]
     assert mine.metrics["accuracy"].mean >= theirs.metrics["accuracy"].mean - 0.03
+
+
+@pytest.mark.skipif(not can_fork(), reason="needs fork")
+@pytest.mark.parametrize("forked", [True, False], ids=["forked from here", "a process of its own"])
+def test_processes_share_one_import(forked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jwins.run.fork_server._may_fork", lambda: forked)
+    server = ForkServer()
+    try:
+        processes = [server.start(["list"], tmp_path / f"{i}.out") for i in range(2)]
+        assert [process.wait(60.0) for process in processes] == [0, 0]
+        assert "digits-compare" in (tmp_path / "1.out").read_text()
+        wrong = server.start(["node", "nowhere.toml", "--as", "a"], tmp_path / "wrong.out")
+        assert wrong.wait(60.0) == 2
+        (tmp_path / "other").symlink_to(tmp_path / "precious")
+        stopped = server.start(["list"], tmp_path / "other")
+        assert stopped.wait(60.0) == 1, "it follows no link"
+        assert not (tmp_path / "precious").exists()
+        killed = server.start(["list"], tmp_path / "killed.out")
+        os.kill(killed.pid, signal.SIGSTOP)
+        assert _parent_of(killed.pid) == server._pid
+        killed.kill()
+        assert killed.wait(60.0) == -signal.SIGKILL
+    finally:
+        server.close()
+
+
+def _parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def test_an_interrupt_waits_for_all_nodes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight nodes that do not end keep nobody for eight minutes."""
+    clock = [0.0]
+
+    class Stuck:
+        pid = 1
+
+        def send_signal(self, sig: int) -> None:
+            assert sig == signal.SIGINT
+
+        def poll(self) -> None:
+            return None
+
+        def wait(self, timeout: float) -> None:
+            clock[0] += timeout
+            raise subprocess.TimeoutExpired(["jwins"], timeout)
+
+    monkeypatch.setattr("jwins.run.launch.time.monotonic", lambda: clock[0])
+    nodes = object.__new__(_Nodes)
+    nodes._processes = [_Process(Stuck()) for _ in range(8)]  # type: ignore[arg-type]
+    nodes.interrupt()
+    assert clock[0] == pytest.approx(60.0)
+
+
+def test_ports_are_not_tried_for_ever() -> None:
+    assert len(set(free_ports(20))) == 20
+    with pytest.raises(UsageError, match="20000 nodes need a port each"):
+        free_ports(20_000)
 
 
 def test_what_only_a_virtual_clock_can_do_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,6 +53,8 @@ def launch(
 ) -> None:
     """Run all nodes of an experiment as processes on this machine, over real connections."""
     with reported_errors():
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")  # the nodes have the processors; and a single thread can be forked
         from jwins.experiment.load import load
 
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
@@ -120,9 +123,9 @@ def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launch
         if now.row is not None:
             measured["means"] = {name: spread.mean for name, spread in now.row.metrics.items()}
             measured["round"] = now.row.round
-        live.update(_table(experiment.name, now, measured))
+        live.update(_table(experiment.name, now, measured), refresh=True)
 
-    with Live(console=console, refresh_per_second=4) as live:
+    with Live(console=console, auto_refresh=False) as live:  # a thread of it would keep nodes from being forked
         yield on_progress
 
 

@@ -15,6 +15,7 @@ from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.net.handshake import flat_settings
 from jwins.net.membership import common_of
 from jwins.net.roster import Roster
+from jwins.run_folder.own_files import private_folder
 from jwins.run_folder.rows import StartRow, read_rows
 from jwins.sharing import Sharing
 from jwins.training.layout import BufferPolicy, Layout
@@ -47,7 +48,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             raise ConfigError(name, value, f"expected {expected}")
     if given["folder"] is not None:
         try:
-            Path(given["folder"]).mkdir(parents=True, exist_ok=True)
+            private_folder(Path(given["folder"]))
         except OSError as error:
             raise ConfigError(
                 "folder", str(given["folder"]), f"cannot be made ({error.strerror}); choose another folder"

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +26,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jwins.engines.eval_reduce import PartialSum, average, reduce_results, squared_distance
-from jwins.errors import DataError, JwinsError, ResumeError
+from jwins.errors import DataError, JwinsError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
 from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, folder_state, locked
+from jwins.run.fork_server import ForkServer, Process, can_fork
 from jwins.run.node import for_network, for_real_time, node_folder, timeout_of
 from jwins.run.result import Result
 from jwins.run_folder import checkpoint, traffic
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.own_files import open_own, private_folder
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
 
@@ -42,13 +44,15 @@ if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
     from jwins.net.driver import NodeEvaluation
 
-__all__ = ["Launched", "NodeFailedError", "NodeView", "launch"]
+__all__ = ["Launched", "NodeFailedError", "NodeView", "free_ports", "launch"]
 
 _LOOK_EVERY_S = 0.2
 _MAX_RESTARTS = 100
 """A node that was killed by a signal is started again so often, in all."""
 _RESTART_AFTER_S = 1.0
 _FIRST_PORT, _PORTS = 20_000, 12_768
+_INTERRUPT_S = 60.0
+"""Time for all nodes together to end with a checkpoint."""
 
 
 class NodeFailedError(JwinsError):
@@ -139,15 +143,29 @@ def launch(
         return Result(experiment, folder, record.end.status, record, was_complete=True)
     components = for_real_time(assemble(experiment, nodes=[0]))
     folder.mkdir(parents=True, exist_ok=True)
+    server = ForkServer() if can_fork() else None  # before anything is open that its processes would inherit
     # Nodes are no part of the terminal's process group: what ends that has to end them from here.
-    with locked(folder, "this experiment"), interrupts("SIGTERM", "SIGHUP") as interrupted:
+    with (
+        _closed(server),
+        locked(folder, "this experiment"),
+        interrupts("SIGTERM", "SIGHUP") as interrupted,
+    ):
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", components.experiment.to_toml(folder).encode())
             counts = partition_counts(components.task, components.partition)
             write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
-        with _Nodes(components, folder, least_s) as nodes, _Collected(components, folder) as collected:
+        with _Nodes(components, folder, least_s, server) as nodes, _Collected(components, folder) as collected:
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
     return Result(components.experiment, folder, status, Record.read(folder))
+
+
+@contextlib.contextmanager
+def _closed(server: ForkServer | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if server is not None:
+            server.close()
 
 
 def _watch(
@@ -180,14 +198,16 @@ def _watch(
 class _Process:
     """The process of a node, and when to start the next one if it was killed."""
 
-    popen: subprocess.Popen[bytes] | None = None
+    popen: Process | None = None
     again_at: float = 0.0
 
 
 class _Nodes:
     """The processes of all nodes."""
 
-    def __init__(self, components: Components, folder: Path, timeout_s: float) -> None:
+    def __init__(
+        self, components: Components, folder: Path, timeout_s: float, server: ForkServer | None
+    ) -> None:
         self._folder, self._timeout_s = folder, timeout_s
         self._threads = components.experiment.run.threads or 1
         count = components.experiment.nodes.count
@@ -195,6 +215,7 @@ class _Nodes:
         self.views = [NodeView(name) for name in self.names]
         self._processes = [_Process() for _ in range(count)]
         self._statuses: dict[int, str] = {}
+        self._server = server
 
     def __enter__(self) -> _Nodes:
         return self
@@ -211,7 +232,7 @@ class _Nodes:
         """Make identities, and start all nodes."""
         roster = self._make_roster()
         for node in range(len(self.names)):
-            node_folder(self._folder, node).mkdir(parents=True, exist_ok=True)
+            private_folder(node_folder(self._folder, node))
             self._processes[node].popen = self._spawn(node, roster)
 
     def _make_roster(self) -> Path:
@@ -220,7 +241,7 @@ class _Nodes:
         keys = self._folder / "keys"
         shutil.rmtree(keys, ignore_errors=True)
         keys.mkdir(mode=0o700)
-        ports = _free_ports(len(self.names))
+        ports = free_ports(len(self.names))
         members = [
             Member.new(node, name, f"127.0.0.1:{port}", keys)
             for node, (name, port) in enumerate(zip(self.names, ports, strict=True))
@@ -229,28 +250,20 @@ class _Nodes:
         write_roster(Roster(members=tuple(members)), path)
         return path
 
-    def _spawn(self, node: int, roster: Path) -> subprocess.Popen[bytes]:
+    def _spawn(self, node: int, roster: Path) -> Process:
         name, place = self.names[node], node_folder(self._folder, node).resolve()
-        command = [
-            *(sys.executable, "-m", "jwins", "node", str(self._folder / "config.toml")),
+        arguments = [
+            *("node", str(self._folder / "config.toml")),
             *("--as", name, "--roster", str(roster)),
             *("--key", str(self._folder / "keys" / f"{name}.key")),
             *("--folder", str(place), "--keep-models", "--quiet"),
             *("--set", f"run.threads={self._threads}"),
             *("--neighbour-timeout", str(self._timeout_s)),
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        with (self._folder / "nodes" / f"{node}.out").open("ab") as out:
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                process_group=0,  # one SIGINT each: with the terminal's own at Ctrl-C it would be the second
-            )
-        self.views[node].pid = popen.pid
-        return popen
+        out = self._folder / "nodes" / f"{node}.out"
+        process = _popen(arguments, out) if self._server is None else self._server.start(arguments, out)
+        self.views[node].pid = process.pid
+        return process
 
     def look(self) -> bool:
         """Bring the views up to date, and start nodes again that were killed; False if all have ended.
@@ -302,32 +315,49 @@ class _Nodes:
 
     def interrupt(self) -> None:
         """Ask all nodes to end with a checkpoint, and wait for them."""
-        running = self._running()
+        running, until = self._running(), time.monotonic() + _INTERRUPT_S
         for popen in running:
             popen.send_signal(signal.SIGINT)
         for popen in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                popen.wait(60.0)
+                popen.wait(max(0.0, until - time.monotonic()))
 
-    def _running(self) -> list[subprocess.Popen[bytes]]:
+    def _running(self) -> list[Process]:
         return [p.popen for p in self._processes if p.popen is not None and p.popen.poll() is None]
 
 
-def _free_ports(count: int) -> list[int]:
+def _popen(arguments: list[str], out: Path) -> Process:
+    with open_own(out) as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jwins", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # One SIGINT each: with the terminal's own at Ctrl-C it would be the second.
+            **({} if os.name == "nt" else {"process_group": 0}),
+        )
+
+
+def free_ports(count: int) -> list[int]:
     """Ports of this machine that nothing listens on, all different.
 
     They are below those that systems give to outgoing connections: nodes dial each other before all of them
     listen, and a node that is started again would find its port taken by somebody's call.
+
+    Raises:
+        UsageError: too few are free.
     """
     with contextlib.ExitStack() as held:
         ports: list[int] = []
-        while len(ports) < count:
-            sock = held.enter_context(socket.socket())
-            port = _FIRST_PORT + secrets.randbelow(_PORTS)
+        for port in secrets.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + _PORTS), _PORTS):
+            if len(ports) == count:
+                return ports
             with contextlib.suppress(OSError):
+                sock = held.enter_context(socket.socket())
                 sock.bind(("127.0.0.1", port))
                 ports.append(port)
-        return ports
+    raise UsageError(f"{count} nodes need a port each, and this machine has {len(ports)} free")
 
 
 # --- What they measure ------------------------------------------------------------------------------------
