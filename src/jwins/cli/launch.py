@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,6 @@ from jwins.cli.app import (
     EPILOG,
     INTERRUPTED,
     Data,
-    ExperimentFile,
     Overrides,
     Quiet,
     app,
@@ -26,13 +26,14 @@ from jwins.cli.app import (
 from jwins.cli.node import NeighbourTimeoutOption
 from jwins.cli.progress import metrics_text, size_text
 from jwins.cli.run import data_override, divergence, print_result
+from jwins.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from jwins.experiment.experiment import Experiment
-    from jwins.run.launch import Launched
+    from jwins.run.launch import Launched, NodeView
     from jwins.run.result import Result
 
 __all__: list[str] = []
@@ -40,9 +41,16 @@ __all__: list[str] = []
 _LINES_S = 2.0
 
 
-@app.command(epilog=EPILOG)
+@app.command(epilog=EPILOG, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def launch(
-    experiment: ExperimentFile,
+    context: typer.Context,
+    experiment: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="EXPERIMENT.toml|NAME",
+            help="File, or name of a bundled experiment (see `jwins list`); arguments of a --script.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run, each node from its newest checkpoint.")
@@ -50,15 +58,42 @@ def launch(
     neighbour_timeout: NeighbourTimeoutOption = None,
     quiet: Quiet = False,
     data: Data = None,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.py",
+            help="Run this training loop as several peers; `jwins.Peer(model)` finds roster and key.",
+        ),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Number of peers, with --script.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="With --script: keys, checkpoints and logs. Default: temporary, removed at the end.",
+        ),
+    ] = None,
 ) -> None:
     """Run all nodes of an experiment as processes on this machine, over real connections."""
     with reported_errors():
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ.setdefault(name, "1")  # the nodes have the processors; and a single thread can be forked
+        further = [*([] if experiment is None else [experiment]), *context.args]
+        console = console_of()
+        if script is not None:
+            _only_of_experiments(overrides, resume, neighbour_timeout, data)
+            _launch_script(script, further, console, nodes=nodes, folder=folder, quiet=quiet)
+            return
+        if experiment is None or context.args:
+            problem = "expected one experiment" if not context.args else "no such option or argument"
+            raise ConfigError("EXPERIMENT.toml|NAME", " ".join(further) or None, problem)
+        if nodes is not None or folder is not None:
+            raise ConfigError(
+                "--script", None, "--nodes and --folder are for a script; use --set nodes.count=N"
+            )
         from jwins.experiment.load import load
 
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
-        console = console_of()
         result = _launch(chosen, console, resume=resume, timeout_s=neighbour_timeout, quiet=quiet)
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
@@ -66,6 +101,41 @@ def launch(
             print_result(console, result)
         if result.status == "diverged":
             leave(divergence(result), DIVERGED)
+
+
+def _only_of_experiments(
+    overrides: list[str] | None, resume: bool, timeout_s: float | None, data: Path | None
+) -> None:
+    given = {"--set": overrides, "--resume": resume, "--neighbour-timeout": timeout_s, "--data": data}
+    for option, value in given.items():
+        if value:
+            problem = "is for experiments; arguments of a script that look alike come after --"
+            raise ConfigError(option, str(value), problem)
+
+
+def _launch_script(
+    script: Path, arguments: list[str], console: Console, *, nodes: int | None, folder: Path | None, quiet: bool
+) -> None:
+    from jwins.run.script import launch_script
+
+    if nodes is None:
+        raise ConfigError("--nodes", None, "expected the number of peers, such as --nodes 3")
+
+    def line(name: str, text: str) -> None:
+        console.print(f"{name} | {text}", soft_wrap=True, markup=False)
+
+    def run(progress: Callable[[tuple[NodeView, ...]], None] | None) -> str:
+        return launch_script(script, arguments, count=nodes or 0, folder=folder, line=line, progress=progress)
+
+    if quiet or not console.is_terminal:
+        status = run(None)
+    else:
+        from rich.live import Live
+
+        with Live(console=console, auto_refresh=False) as live:
+            status = run(lambda views: live.update(_peers_table(script.name, views), refresh=True))
+    if status == "interrupted":
+        leave("", INTERRUPTED)
 
 
 def _launch(
@@ -130,13 +200,21 @@ def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launch
 
 
 def _table(name: str, now: Launched, measured: dict[str, Any]) -> Table:
+    caption = f"after {measured['round']} rounds: {metrics_text(measured['means'])}" if measured else None
+    return _nodes_table(name, f"round of {now.rounds}", now.nodes, caption)
+
+
+def _peers_table(name: str, views: tuple[NodeView, ...]) -> Table:
+    return _nodes_table(name, "round", views)
+
+
+def _nodes_table(name: str, round_head: str, views: tuple[NodeView, ...], caption: str | None = None) -> Table:
     from rich.table import Table
 
-    caption = f"after {measured['round']} rounds: {metrics_text(measured['means'])}" if measured else None
     table = Table(title=name, caption=caption)
-    for head in ("node", "state", f"round of {now.rounds}", "sent", "waits for", "without", "restarts"):
+    for head in ("node", "state", round_head, "sent", "waits for", "without", "restarts"):
         table.add_column(head)
-    for view in now.nodes:
+    for view in views:
         waits = f"{', '.join(view.waiting_for)} ({view.waiting_s:.0f} s)" if view.waiting_s >= 1.0 else ""
         cells = [view.name, view.state, str(view.round), size_text(view.bytes_total), waits]
         table.add_row(*cells, ", ".join(view.suspect), str(view.restarts) if view.restarts else "")

@@ -29,6 +29,7 @@ from jwins.net.peer_settings import (
     check_arguments,
     check_resumable,
     digest_of_run,
+    from_environment,
     hash_of_layout,
     selected,
     settings_of_run,
@@ -114,7 +115,8 @@ class Peer:
     Args:
         model: what is trained.
         roster: who takes part, on which graph and with which seed; or its file, whose changes are followed.
-        key: the file of this member's private key.
+            None for the file that ``JWINS_ROSTER`` names, as for a script of ``jwins launch --script``.
+        key: the file of this member's private key; None for that of ``JWINS_KEY``.
         sharing: the algorithm, the same on all peers; None for JWINS.
         params: which parameters to exchange: their names, or a function that is true of them; None for all that
             have ``requires_grad``. The same on all peers.
@@ -124,7 +126,7 @@ class Peer:
             used if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
         timeout_s: the least time to wait for a neighbour; every other time is derived from it.
-        folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for none.
+        folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
         metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
         listen: host:port to listen on, if not the roster's.
         transport: what reaches the others by number, in place of connections of the roster; for tests.
@@ -153,8 +155,8 @@ class Peer:
         self,
         model: nn.Module,
         *,
-        roster: Roster | Path | str,
-        key: Path | str,
+        roster: Roster | Path | str | None = None,
+        key: Path | str | None = None,
         sharing: Sharing[Any] | None = None,
         params: Collection[str] | Callable[[str], bool] | None = None,
         buffers: BufferPolicy = "local",
@@ -166,6 +168,7 @@ class Peer:
         listen: str | None = None,
         transport: Transport | None = None,
     ) -> None:
+        roster, key, folder = from_environment(roster, key, folder)
         check_arguments(
             {
                 "model": model,

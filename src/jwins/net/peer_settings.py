@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +23,40 @@ from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.frame import DIGEST_BYTES
 
 __all__ = [
+    "FOLDER",
+    "KEY",
+    "ROSTER",
     "check_arguments",
     "check_resumable",
+    "from_environment",
     "digest_of_run",
     "hash_of_layout",
     "selected",
     "settings_of_run",
 ]
 
+ROSTER, KEY, FOLDER = "JWINS_ROSTER", "JWINS_KEY", "JWINS_FOLDER"
+"""Variables of the environment in which ``jwins launch --script`` names a peer's roster, key and folder."""
+
 _WRAPPERS = ("module.", "_orig_mod.")
+
+
+def from_environment(
+    roster: Roster | Path | str | None, key: Path | str | None, folder: Path | str | None
+) -> tuple[Roster | Path | str, Path | str, Path | str | None]:
+    """Roster, key and folder as given, or else as the environment has them.
+
+    Raises:
+        ConfigError: neither has a roster, or a key.
+    """
+    roster, key = roster or os.environ.get(ROSTER), key or os.environ.get(KEY)
+    for name, value, variable in (("roster", roster, ROSTER), ("key", key, KEY)):
+        if value is None:
+            problem = f"expected a path; without it {variable} has to be set, as `jwins launch --script` does"
+            raise ConfigError(name, None, problem)
+    assert roster is not None
+    assert key is not None
+    return roster, key, folder or os.environ.get(FOLDER)
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
     from jwins.net.driver import NodeEvaluation
 
-__all__ = ["Launched", "NodeFailedError", "NodeView", "free_ports", "launch"]
+__all__ = ["Launched", "NodeFailedError", "NodeView", "free_ports", "launch", "read_status"]
 
 _LOOK_EVERY_S = 0.2
 _MAX_RESTARTS = 100
@@ -275,7 +275,7 @@ class _Nodes:
             view = self.views[node]
             if node in self._statuses:
                 continue
-            self._read_status(node, view)
+            read_status(node_folder(self._folder, node) / "status.json", view)
             code = None if process.popen is None else process.popen.poll()
             if process.popen is None and time.monotonic() >= process.again_at:
                 view.restarts += 1
@@ -297,18 +297,6 @@ class _Nodes:
             raise NodeFailedError(f"{self.names[node]} ended with code {code}: {' '.join(last)} (see {out})")
         return status
 
-    def _read_status(self, node: int, view: NodeView) -> None:
-        path = node_folder(self._folder, node) / "status.json"
-        try:
-            found: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            return
-        view.round, view.bytes_total = found["round"], found["bytes_total"]
-        view.waiting_for, view.waiting_s = tuple(found["waiting_for"]), found["waiting_s"]
-        view.suspect = tuple(found["suspect"])
-        if view.state != "killed":
-            view.state = found["status"]
-
     def ended(self) -> Mapping[int, str]:
         """Return the ends of the nodes that have ended."""
         return self._statuses
@@ -324,6 +312,19 @@ class _Nodes:
 
     def _running(self) -> list[Process]:
         return [p.popen for p in self._processes if p.popen is not None and p.popen.poll() is None]
+
+
+def read_status(path: Path, view: NodeView) -> None:
+    """Bring a view up to date with the file in which a node says where it is, if there is one."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return
+    view.round, view.bytes_total = found["round"], found["bytes_total"]
+    view.waiting_for, view.waiting_s = tuple(found["waiting_for"]), found["waiting_s"]
+    view.suspect = tuple(found["suspect"])
+    if view.state != "killed":
+        view.state = found["status"]
 
 
 def _popen(arguments: list[str], out: Path) -> Process:
