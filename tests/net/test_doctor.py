@@ -18,6 +18,7 @@ from jwins.cli.app import app
 from jwins.experiment import load
 from jwins.net import doctor
 from jwins.net.doctor import Finding, examine
+from jwins.net.handshake import pack_greeting
 from jwins.net.identity import Certificate
 from jwins.net.limits import Limits
 from jwins.net.roster import Member, Roster, write_roster
@@ -164,6 +165,24 @@ def test_an_experiment_that_differs(tmp_path: Path) -> None:
     assert said == [GREETING]
     assert "another experiment" in finding.detail
     assert "same experiment file" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("codec", "words"), [("pco", "its codec is pco, here it is raw"), ("raw", "")], ids=["other", "same"]
+)
+def test_settings_of_loops_of_ones_own_are_compared(codec: str, words: str, tmp_path: Path) -> None:
+    """With no experiment file, with those of the loop that runs here."""
+    roster = roster_of(tmp_path, 2)
+    own = pack_greeting(b"8 bytes.", {"codec": "raw", "sharing": "full"})
+    other = pack_greeting(b"8 bytes." if codec == "raw" else b"others..", {"codec": codec, "sharing": "full"})
+    with running(roster, 1, tmp_path, other), running(roster, 0, tmp_path, own) as alice:
+        findings = list(examine(roster, "alice", tmp_path / "alice.key"))
+        assert alice.transport.poll(0.0) is None, "to ask oneself is no connection"
+    assert "compared" in next(f for f in findings if f.about == "settings").detail
+    assert [f.detail for f in findings if f.good is False] == ([words] if words else [])
+    (not_compared,) = found(roster, tmp_path, "settings")
+    assert not_compared.good is None
+    assert "start the node or loop here" in not_compared.detail
 
 
 def test_a_clock_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ import jwins
 from jwins.errors import ConfigError, PeerError, ResumeError, UsageError
 from jwins.net.peer_session import State
 from jwins.net.roster import Roster, write_roster
-from jwins.sharing import choco, full, top_k
+from jwins.rng import RoundContext
+from jwins.sharing import Sharing, choco, full, top_k
+from jwins.sharing.update import Received, Update
 from jwins.wire.frame import describe
 
 pytestmark = pytest.mark.alone
@@ -510,6 +513,31 @@ def test_an_interrupted_exchange_comes_with_the_next(
         torch.testing.assert_close(flat(found), start + 4.0)
     alice.close()
     bob.close()
+
+
+@dataclass(frozen=True)
+class Careless(Sharing[int]):
+    """Full sharing that trains the parameters which it was handed."""
+
+    def init(self, params: torch.Tensor) -> int:
+        return 0
+
+    def share(self, state: int, params: torch.Tensor, ctx: RoundContext) -> tuple[Update, int]:
+        params += 1.0
+        return Update(len(params), None, params.clone()), state
+
+    def merge(
+        self, state: int, params: torch.Tensor, received: Sequence[Received], ctx: RoundContext
+    ) -> tuple[torch.Tensor, int]:
+        return params.clone(), state
+
+
+def test_a_mistake_in_an_algorithm_of_ones_own_is_named_before_a_port_is_opened(tmp_path: Path) -> None:
+    peers = Peers(tmp_path, 2, None)
+    with pytest.raises(UsageError, match=r"Careless\.share changed params in place"):
+        peers.peer(0, model(), sharing=Careless())
+    with socket.socket() as sock:
+        sock.bind(peers.roster.members[0].host_and_port)
 
 
 def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires) -> None:

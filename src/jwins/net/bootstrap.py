@@ -183,16 +183,19 @@ class Joiner:
             return True
         try:
             found = decode(lambda: self._wire.unpack(data))
-            assert isinstance(found, Frame)
-            problem = self._objection(found)
         except CodecError as error:
-            problem = str(error)
-        if problem:
-            self._session.refuse(peer, f"a model that cannot be used: {problem}")
-            self._give_up(f"sent a model that cannot be used: {problem}")
+            self._on_bad_model(peer, str(error))
+            return True
+        assert isinstance(found, Frame)
+        if problem := self._objection(found):
+            self._on_bad_model(peer, problem)
         else:
             self._take(peer, found)
         return True
+
+    def _on_bad_model(self, peer: int, problem: str) -> None:
+        self._session.refuse(peer, f"a model that cannot be used: {problem}")
+        self._give_up(f"sent a model that cannot be used: {problem}")
 
     def _objection(self, found: Frame) -> str:
         values, rules = found.update.values, self._session.node.rules

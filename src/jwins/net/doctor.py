@@ -15,6 +15,7 @@ from pathlib import Path
 from jwins.errors import ConfigError, PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Ping, Pong, Sunk
 from jwins.net.dial import dial
+from jwins.net.handshake import greeting_mismatch
 from jwins.net.identity import read_key
 from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Member, Roster
@@ -61,7 +62,8 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
         name: of the member whose machine this is.
         key_file: its private key.
         judge: what is wrong with a neighbour's greeting, in words, or None; for instance that it runs another
-            experiment.
+            experiment. Without it, greetings are compared with that of the node that runs on this machine, in
+            `jwins node` or in a loop of one's own.
 
     Yields:
         One finding after the other, as they are made.
@@ -81,8 +83,17 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
         yield Finding("neighbours", None, "not checked: no peer answers without a valid key and certificate")
         return
     contexts = Contexts.of(roster, me, key_file)
+    if judge is None and (own_greeting := asyncio.run(_own_greeting(me, contexts))):
+        yield Finding("settings", True, "compared with those of the node that runs here")
+        judge = _like(own_greeting)
+    elif judge is None:
+        yield Finding("settings", None, "not compared: start the node or loop here, or name an --experiment")
     for id in _neighbours(roster, me):  # noqa: A001
         yield from asyncio.run(_collect(_neighbour(roster[id], me, contexts, judge)))
+
+
+def _like(own: bytes) -> Judge:
+    return lambda greeting: greeting_mismatch(greeting, own) or None
 
 
 def _neighbours(roster: Roster, me: Member) -> tuple[int, ...]:
@@ -165,6 +176,28 @@ async def _is_me(me: Member, contexts: Contexts) -> bool:
         return False
 
 
+async def _own_greeting(me: Member, contexts: Contexts) -> bytes:
+    """Return the greeting of the node that runs on this machine; b"" if none does, or an older one."""
+    if not me.reachable:
+        return b""
+    channel: Channel | None = None
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            channel, _ = await dial(me, contexts, TIMEOUT_S)
+            return (await _hello_of(channel, me, me)).greeting
+    except (OSError, PeerError):
+        return b""
+    finally:
+        if channel is not None:
+            channel.close("measured")
+            channel.abort()
+
+
+async def _hello_of(channel: Channel, member: Member, me: Member) -> ChannelHello:
+    channel.write(ChannelHello(VERSION, me.id, member.id, secrets.token_hex(16), True, b"", time.time()))
+    return await channel.control(ChannelHello)
+
+
 # --- A neighbour ------------------------------------------------------------------------------------------
 
 
@@ -187,17 +220,17 @@ async def _neighbour(
         return
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            channel.write(
-                ChannelHello(VERSION, me.id, member.id, secrets.token_hex(16), True, b"", time.time())
-            )
-            hello = await channel.control(ChannelHello)
+            hello = await _hello_of(channel, member, me)
         yield Finding(name, True, "its certificate matches the roster, and it accepts ours")
         ahead_s = hello.clock - time.time()
         if abs(ahead_s) > CLOCK_S:
             detail = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this one"
             yield Finding(name, False, detail, "set the wrong clock, for example by NTP")
         if judge is not None and (problem := judge(hello.greeting)) is not None:
-            yield Finding(name, False, problem, "start both with the same experiment file and the same version")
+            remedy = (
+                "start both with the same experiment file, or the same settings of a loop, and the same version"
+            )
+            yield Finding(name, False, problem, remedy)
         async with asyncio.timeout(MEASURE_S):
             yield Finding(name, True, await _measure(channel))
     except (OSError, PeerError) as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
+from jwins.engines.sharing_check import check_sharing, is_own
 from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
 from jwins.net.driver import RealTimeDriver, WallOutcome
 from jwins.net.external_training import ExternalTraining
@@ -140,7 +141,8 @@ class Peer:
         ConfigError: roster, key or an argument cannot be used.
         ResumeError: the folder belongs to a run with another model or algorithm, another process uses it, or
             its checkpoints cannot be read.
-        UsageError: the model has nothing to exchange, or the address cannot be listened on.
+        UsageError: the model has nothing to exchange, an algorithm of one's own fails in a round that is tried
+            on copies, or the address cannot be listened on.
         PeerError: nobody gave the model to begin with.
 
     Example::
@@ -207,6 +209,9 @@ class Peer:
         )
         self._names = membership.names
         algorithm = jwins_sharing() if sharing is None else sharing
+        initial = layout.flatten(model).cpu()
+        if is_own(algorithm):  # before a port is opened
+            check_sharing(algorithm, initial, membership.topology, members.seed)
         digest = digest_of_run(members, algorithm, codec)
         agreed = {"layout": hash_of_layout(layout)}
         if place is not None and going_on:
@@ -226,7 +231,6 @@ class Peer:
             transport = membership.connect(
                 rules.wire, greeting, listen=listen, changing=changing, also=providers
             )
-        initial = layout.flatten(model).cpu()
         self._training = ExternalTraining(membership.node, layout, initial)
         start = StartRow(
             me.name,

@@ -140,6 +140,7 @@ class TlsTransport:
         self._uplink = UplinkScheduler()
         self._woken = False
         self._peers: dict[int, PeerState] = {}
+        self._self: PeerState | None = None
         self._strangers: Counter[str] = Counter()
         self._log_limits = LogLimits()
         self._pending: Counter[str] = Counter()
@@ -348,15 +349,12 @@ class TlsTransport:
         state.room.set()
 
     def _take_members(self) -> None:
-        now = self._loop.time()
         for member in self._roster.members:
             if member.id == self.id:
                 continue
             state = self._peers.get(member.id)
             if state is None:
-                arrivals = Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now)
-                measurements = Bucket.full(self.limits.measurements_per_s, MEASUREMENTS_AT_ONCE, now)
-                state = PeerState(arrivals, measurements, Rates.of(self.limits, now))
+                state = self._new_state()
                 with self._changed:
                     self._peers[member.id] = state
             wanted = self._wanted is None or member.id in self._wanted
@@ -439,7 +437,7 @@ class TlsTransport:
                 hello = await channel.control(ChannelHello)
                 fingerprint = presented_fingerprint(channel.ssl_object)
                 self._identify(hello, fingerprint)
-                state = self._peers[hello.id]
+                state = self._state_of_self() if hello.id == self.id else self._peers[hello.id]
                 if not hello.probe:
                     self._may_connect(state)
                     await self._admit(hello, state, address)
@@ -481,7 +479,7 @@ class TlsTransport:
             raise PeerRefused(
                 f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)"
             )
-        if hello.id not in self._roster or hello.id == self.id:
+        if hello.id not in self._roster or (hello.id == self.id and not hello.probe):
             raise PeerRefused("the id that it claims belongs to no other member of the roster here")
         if fingerprint != self._roster[hello.id].x509.fingerprint:
             raise PeerRefused(
@@ -491,6 +489,19 @@ class TlsTransport:
             raise PeerRefused(
                 f"it looks for another node; an address in a roster is wrong ({hello.to} there, {self.id} here)"
             )
+
+    def _state_of_self(self) -> PeerState:
+        """Of `jwins doctor` on this machine, which asks with this node's key what it runs."""
+        self._self = self._self or self._new_state()
+        return self._self
+
+    def _new_state(self) -> PeerState:
+        now = self._loop.time()
+        return PeerState(
+            Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now),
+            Bucket.full(self.limits.measurements_per_s, MEASUREMENTS_AT_ONCE, now),
+            Rates.of(self.limits, now),
+        )
 
     def _may_connect(self, state: PeerState) -> None:
         if self._closing:

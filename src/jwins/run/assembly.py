@@ -120,7 +120,7 @@ def assemble(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    from jwins.run.sharing_check import check_sharing, has_own_parts
+    from jwins.engines.sharing_check import check_sharing, is_own
 
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
@@ -141,7 +141,7 @@ def assemble(
         resolved = resolved.changed({"train": {"batching": trainer.batching}})
     dim = trainer.layout.size
     _check_padding(experiment, sharing, dim)
-    if has_own_parts(experiment):
+    if is_own(sharing):
         check_sharing(sharing, trainer.initial(), topology, experiment.run.seed)
     start = StartRow(
         name=experiment.name,

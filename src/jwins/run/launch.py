@@ -336,7 +336,7 @@ def _popen(arguments: list[str], out: Path) -> Process:
             stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             # One SIGINT each: with the terminal's own at Ctrl-C it would be the second.
-            **({} if os.name == "nt" else {"process_group": 0}),
+            process_group=None if os.name == "nt" else 0,
         )
 
 

@@ -148,7 +148,7 @@ class _Peers:
             stderr=subprocess.STDOUT,
             env={"OMP_NUM_THREADS": "1"} | os.environ | given,
             # One SIGINT each: with the terminal's own at Ctrl-C it would be the second.
-            **({} if os.name == "nt" else {"process_group": 0}),
+            process_group=None if os.name == "nt" else 0,
         )
         assert popen.stdout is not None
         os.set_blocking(popen.stdout.fileno(), False)

@@ -13,9 +13,6 @@ from torch import Tensor
 
 from jwins.engines.node_group import STATE_TYPES
 from jwins.errors import UsageError
-from jwins.experiment.experiment import Experiment
-from jwins.experiment.plugins import SharingTable
-from jwins.experiment.settings import Settings
 from jwins.rng import RoundContext
 from jwins.run_folder.checkpoint import dump
 from jwins.sharing import Sharing
@@ -23,16 +20,16 @@ from jwins.sharing.calls import call_init, call_merge, call_share, method_name
 from jwins.sharing.update import Received
 from jwins.topology.graph import Topology
 
-__all__ = ["check_sharing", "has_own_parts"]
+__all__ = ["check_sharing", "is_own"]
 
 
-def has_own_parts(experiment: Experiment) -> bool:
-    """Whether the algorithm, or a part of it such as its cut-off, is an object of the user's."""
-    config = experiment.sharing
-    if not isinstance(config, SharingTable):
-        return True
-    plain = (Settings, str, int, float, type(None))
-    return any(not isinstance(value, plain) for _, value in config)
+def is_own(sharing: Sharing[Any]) -> bool:
+    """Whether the algorithm, or a part of it such as its cut-off, has a class that is not of this package."""
+    parts: list[object] = [sharing]
+    if dataclasses.is_dataclass(sharing):
+        parts += [getattr(sharing, field.name) for field in dataclasses.fields(sharing)]
+    modules = [str(getattr(part, "__module__", type(part).__module__)) for part in parts]
+    return any(not module.startswith(("jwins.", "builtins")) for module in modules)
 
 
 def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, seed: int) -> None:
