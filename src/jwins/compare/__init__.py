@@ -1,4 +1,4 @@
-"""Variants of an experiment over seeds, like for like."""
+"""Comparisons: variants of an experiment over seeds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for when it is asked for."""
+    """Import names when they are first used."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

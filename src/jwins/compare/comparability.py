@@ -1,4 +1,4 @@
-"""Whether runs are like for like, by the fingerprints and versions in their first rows."""
+"""Checks that runs are comparable, by the fingerprints and versions in their first rows."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from jwins.run_folder.rows import StartRow
 __all__ = ["TaskChangeCheck", "check_comparable", "version_note"]
 
 _ALSO = {"task": "model", "data": "evaluation"}
-"""Variants that may differ in the one may differ in the other: another model needs other code."""
+"""Aspects that imply others: variants with another model may also have other code."""
 
 
 def check_comparable(comparison: Comparison, records: Mapping[tuple[str, int], Record]) -> None:
-    """All variants of a seed have the same fingerprints, as far as they do not say otherwise.
+    """Check that all variants of a seed have the same fingerprints, except in ``allow_different``.
 
-    A group that differs from the first variant, for instance by its number of nodes, is alike within itself.
+    A group may differ from the first variant, for example in its number of nodes; it is compared within itself.
 
     Args:
-        comparison: what is compared.
-        records: by variant and seed, those that are there.
+        comparison: the comparison.
+        records: existing records, by variant and seed.
 
     Raises:
-        ConfigError: names the variant, the seed and what differs.
+        ConfigError: runs differ; the message names the variant, the seed and the difference.
     """
     for seed in comparison.compare.seeds:
         there = [variant for variant in comparison.variants if (variant.name, seed) in records]
@@ -42,7 +42,7 @@ def _check_pair(
     expected = records[first.name, seed].start.fingerprints
     found = records[variant.name, seed].start.fingerprints
     for what in expected:
-        if what in _ALSO and what not in found:  # of a version that did not know it
+        if what in _ALSO and what not in found:  # written by a version without this fingerprint
             continue
         names = {what, _ALSO.get(what, what)}
         allowed = names.intersection((*first.allow_different, *variant.allow_different))
@@ -52,22 +52,22 @@ def _check_pair(
             raise ConfigError(
                 f"variants: {variant.name!r}, seed {seed}, {what}",
                 found.get(what),
-                f"{first.name!r} has {expected[what]!r}, so the two are not like for like; make them "
-                f"the same, or say allow_different = [{what!r}] in the variant",
+                f"{first.name!r} has {expected[what]!r}, so the two are not comparable; make them "
+                f"the same, or set allow_different = [{what!r}] in the variant",
             )
 
 
 class TaskChangeCheck:
-    """Sees that the task's code and its data stay what they were, from run to run of each variant."""
+    """Check that the task's code and its data do not change between the runs of each variant."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, str], tuple[Cell, str]] = {}
 
     def check(self, cell: Cell, start: StartRow) -> None:
-        """Compare a run's first row with those of the runs of its variant that were seen before.
+        """Compare a run's first row with those of earlier runs of its variant.
 
         Raises:
-            ConfigError: names the run and what has changed.
+            ConfigError: code or data have changed; the message names the run.
         """
         if any(key.startswith("task.") for key in cell.settings):
             return
@@ -80,8 +80,8 @@ class TaskChangeCheck:
                 raise ConfigError(
                     f"variants: {cell.name}, {what}",
                     found,
-                    f"{changed} changed since {first.folder} was run ({expected!r}); restore what was there, "
-                    f"or remove the runs from before, or say allow_different = [{what!r}] in the variant",
+                    f"{changed} changed since {first.folder} was run ({expected!r}); restore the former files, "
+                    f"or remove the earlier runs, or set allow_different = [{what!r}] in the variant",
                 )
 
 

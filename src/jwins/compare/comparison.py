@@ -1,4 +1,4 @@
-"""A comparison: variants of one experiment, seeds, targets, and what is tuned how."""
+"""A comparison: variants of one experiment, seeds, targets and tuning."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Variant(Settings):
     """One variant of the comparison.
 
     Attributes:
-        name: what table and figure call it.
-        experiment: as it is run, but for seed and folder.
-        allow_different: what need not be the same as in the other variants.
-        group: variants of a group share full sharing, if one of them has it, and a baseline.
-        tune: a setting of its own that is tuned.
-        bytes_as: for random sampling, the variant that sends as many bytes.
+        name: its name in table and figure.
+        experiment: its experiment, without seed and folder.
+        allow_different: aspects that may differ from the other variants.
+        group: variants of a group share a baseline, and full sharing if one of them has it.
+        tune: its own tuned setting.
+        bytes_as: for random sampling, the variant whose bytes it must match.
     """
 
     name: str = Field(min_length=1)
@@ -55,7 +55,7 @@ class Variant(Settings):
 
     @property
     def slug(self) -> str:
-        """The variant's folder."""
+        """Return the name of the variant's folder."""
         return variant_folder(self.name)
 
 
@@ -64,12 +64,12 @@ class Cell:
     """One run of a comparison.
 
     Attributes:
-        variant: of the comparison.
-        seed: one of the comparison's, or of tuning.
-        experiment: with seed, folder and all settings.
-        settings: what was chosen or is tried, by TOML path.
-        tuning: whether the run is for choosing a setting, and not itself compared.
-        to_end: whether it is one that confirms a choice.
+        variant: variant of the comparison.
+        seed: a seed of the comparison or of tuning.
+        experiment: experiment with seed, folder and all settings.
+        settings: chosen or tried settings, by TOML path.
+        tuning: whether the run serves to choose a setting and is not compared itself.
+        to_end: whether it is a full-length run that confirms a choice.
     """
 
     variant: Variant
@@ -81,18 +81,18 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The cell's run folder."""
+        """Return the cell's run folder."""
         return self.experiment.folder
 
     @property
     def name(self) -> str:
-        """In words."""
+        """Return a name for people, with variant and seed."""
         words = [self.variant.name, *setting_texts(self.settings), f"seed {self.seed}"]
         return ", ".join([*words, "to the end"] if self.to_end else words)
 
 
 class Comparison(Settings):
-    """Variants, seeds and how they are compared; see :func:`load_comparison` for the TOML form."""
+    """Variants, seeds and settings of a comparison; :func:`load_comparison` describes the TOML form."""
 
     name: str = Field(min_length=1)
     variants: Annotated[tuple[Variant, ...], Field(strict=False, min_length=1)]
@@ -133,7 +133,7 @@ class Comparison(Settings):
         return self
 
     def _check_names(self) -> None:
-        """Whatever names a variant names one that is there."""
+        """Check that every reference to a variant names an existing one."""
         names = [variant.name for variant in self.variants]
         named = [("compare.full", self.compare.full), ("compare.reference", self.compare.reference)]
         named += [(f"compare.baselines[{i}]", name) for i, name in enumerate(self.compare.baselines)]
@@ -151,7 +151,7 @@ class Comparison(Settings):
                 raise refuse(f"compare.baselines[{index}]", self.compare.baselines[index], problem)
 
     def _check_tuning(self) -> None:
-        """Every setting that may be tried makes an experiment, and no tuning seed is compared."""
+        """Check that every setting to try makes a valid experiment, and that no tuning seed is compared."""
         for index, variant in enumerate(self.variants):
             path = f"variants[{index}]"
             if variant.bytes_as is not None:
@@ -189,15 +189,15 @@ class Comparison(Settings):
             raise refuse(path, {"key": key, "value": value}, f"{error.path}: {error.problem}") from None
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name."""
+        """Return the variant with this name."""
         return next(variant for variant in self.variants if variant.name == name)
 
     @property
     def settings(self) -> CompareConfig:
-        """``compare``, with the direction of the metric as the tasks declare it.
+        """Return ``compare``, with the direction of the metric that the tasks declare.
 
         Raises:
-            ConfigError: nobody declares a direction, or it is declared twice and differently.
+            ConfigError: no task declares a direction, or two declare different ones.
         """
         lower = lower_is_better(self.compare, [variant.experiment for variant in self.variants])
         return self.compare.model_copy(update={"lower_is_better": lower})
@@ -209,16 +209,16 @@ class Comparison(Settings):
 
     @property
     def is_tuned(self) -> bool:
-        """Whether there is a choice to make by tuning runs."""
+        """Return whether a setting is chosen by tuning runs."""
         return len(self.rule.values) > 1 or any(v.tune and len(v.tune.values) > 1 for v in self.variants)
 
     @property
     def tuned_on(self) -> Variant | None:
-        """The variant on which the shared setting is tuned."""
+        """Return the variant on which the shared setting is tuned."""
         return self.full if self.rule.on is None else self.variant(self.rule.on)
 
     def full_of(self, variant: Variant) -> Variant | None:
-        """Full sharing to which a variant's savings and targets refer: its group's, or the comparison's."""
+        """Return the full sharing for a variant's savings and targets: its group's, or the comparison's."""
         for other in self.variants:
             if other.group == variant.group and isinstance(other.experiment.sharing, FullConfig):
                 if variant.group is None and self.compare.full is not None:
@@ -227,13 +227,13 @@ class Comparison(Settings):
         return self.full
 
     def reference_of(self, variant: Variant) -> Variant | None:
-        """The variant to which a variant's difference refers."""
+        """Return the variant that a variant's difference refers to."""
         if self.compare.reference is not None:
             return self.variant(self.compare.reference)
         return self.full_of(variant)
 
     def baseline_of(self, variant: Variant) -> Variant | None:
-        """The variant to which a variant's ratios refer."""
+        """Return the variant that a variant's ratios refer to."""
         named = [self.variant(name) for name in self.compare.baselines]
         return next((other for other in named if other.group == variant.group), None)
 
@@ -256,21 +256,21 @@ class Comparison(Settings):
 
     @property
     def full(self) -> Variant | None:
-        """The variant that savings refer to."""
+        """Return the variant that savings refer to."""
         if self.compare.full is not None:
             return next(variant for variant in self.variants if variant.name == self.compare.full)
         return next((v for v in self.variants if isinstance(v.experiment.sharing, FullConfig)), None)
 
     @property
     def folder(self) -> Path:
-        """Where everything is written."""
+        """Return the folder of the comparison."""
         return self.compare.folder if self.compare.folder is not None else Path("runs") / self.name
 
     def cells(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[Cell]:
-        """The runs that are compared, all variants of a seed before the next seed.
+        """Return the compared runs, all variants of a seed before the next seed.
 
         Args:
-            chosen: by variant, the settings that tuning has chosen, by TOML path; None for none.
+            chosen: settings that tuning has chosen, by variant and TOML path; None for none.
         """
         settings = chosen or {}
         return [
@@ -288,14 +288,14 @@ class Comparison(Settings):
         tuning: bool = False,
         to_end: bool = False,
     ) -> Cell:
-        """One run.
+        """Return one run.
 
         Args:
-            variant: one of the comparison's.
-            seed: any.
-            settings: laid over the variant's experiment, by TOML path.
-            tuning: whether it is a tuning run, which has a place and a length of its own.
-            to_end: whether a tuning run is as long as the comparison's, to confirm a choice.
+            variant: a variant of the comparison.
+            seed: any seed.
+            settings: settings that replace those of the variant's experiment, by TOML path.
+            tuning: whether it is a tuning run, which has its own folder and length.
+            to_end: whether a tuning run has full length, to confirm a choice.
         """
         folder = self.folder / variant.slug
         run: dict[str, Any] = {"seed": seed}
@@ -314,18 +314,18 @@ class Comparison(Settings):
         return Cell(variant, seed, experiment, dict(settings), tuning, to_end)
 
     def tuning_rounds(self, variant: Variant) -> int:
-        """Rounds of a variant's tuning runs."""
+        """Return the number of rounds of a variant's tuning runs."""
         rounds = variant.experiment.run.rounds
         return min(rounds, self.rule.rounds or rounds)
 
     def confirms(self, variant: Variant) -> bool:
-        """Is the best value of shortened tuning runs also run to the end?"""
+        """Return whether the best value of shortened tuning runs is also run to the end."""
         return self.rule.confirm and self.tuning_rounds(variant) < variant.experiment.run.rounds
 
     def expected(self, only: Collection[str] = ()) -> tuple[int, int]:
-        """Runs and rounds of the whole comparison, as far as they are known beforehand.
+        """Return runs and rounds of the whole comparison, as far as they are known beforehand.
 
-        Not known are runs to the end of what was second, and those of fractions that send like bytes.
+        Unknown are full-length runs of second-best values, and those of fractions that match bytes.
 
         Args:
             only: names of variants; empty for all.
@@ -357,7 +357,7 @@ class Comparison(Settings):
         return runs, rounds
 
     def in_sensitivity(self, variant: Variant) -> bool:
-        """Is the variant run at every value of the shared setting?"""
+        """Return whether the variant is run at every value of the shared setting."""
         rule = self.rule
         return rule.sensitivity and (not rule.sensitivity_of or variant.name in rule.sensitivity_of)
 
@@ -368,15 +368,16 @@ def load_comparison(
     *,
     seeds: Sequence[int] | None = None,
 ) -> Comparison:
-    """A comparison from a TOML file, or a bundled one by name.
+    """Load a comparison from a TOML file, or a bundled one by name.
 
-    ``base`` names the experiment all variants start from; the file's own sections lie over it, each
-    variant's keys over those, and ``overrides`` over everything.
+    ``base`` names the experiment that all variants start from. The file's own sections replace its keys, each
+    variant's keys replace those, and ``overrides`` replace all of them.
 
     Args:
         source: file or name.
-        overrides: ``key=value`` assignments; ``compare.…`` concerns the comparison, all else every variant.
-        seeds: instead of the file's.
+        overrides: ``key=value`` assignments. ``compare.…`` applies to the comparison, all others to every
+            variant.
+        seeds: seeds in place of the file's.
 
     Raises:
         ConfigError: with TOML path, value and remedy.

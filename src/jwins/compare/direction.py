@@ -1,4 +1,4 @@
-"""Which direction of a metric is better: the task declares it."""
+"""Better direction of a metric, which the task declares."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["lower_is_better"]
 
 
 def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) -> bool:
-    """Whether smaller values of the compared metric are better.
+    """Return whether smaller values of the compared metric are better.
 
     Raises:
-        ConfigError: nobody declares a direction, or it is declared twice and differently.
+        ConfigError: no task declares a direction, or two declare different ones.
     """
     metric, said = settings.metric, settings.lower_is_better
     tasks = {(id(e.task.own), e.task.file, e.task.name): e for e in experiments}
@@ -34,7 +34,7 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
         except ConfigError:
             if said is None:
                 raise
-            continue  # a file that is no longer there; the comparison says enough
+            continue  # the file no longer exists; the comparison has the direction
         known |= declared
         if _plain(metric) in declared:
             found.add(declared[_plain(metric)])
@@ -52,7 +52,7 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
 
 
 def _plain(metric: str) -> str:
-    """The task's name of a metric; on a node's own test samples it is called ``own_...``."""
+    """Return the task's name of a metric; on a node's own test samples it has the prefix ``own_``."""
     return metric.removeprefix("own_")
 
 
@@ -63,7 +63,7 @@ def _task_class(experiment: Experiment) -> type[Task]:
     config = experiment.task
     if config.own is not None:
         cls = config.own if inspect.isclass(config.own) else type(config.own)
-        return cls if issubclass(cls, Task) else Task  # whoever builds it says that it is no task
+        return cls if issubclass(cls, Task) else Task  # building it reports that it is not a task
     if config.file is not None:
         return task_class(config.file, Path())
     return named_class(str(config.name), TASKS)

@@ -1,4 +1,4 @@
-"""Cells one at a time, as a job array of a cluster's scheduler runs them."""
+"""Single cells, for a job array of a cluster's scheduler."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ exec srun {command} --cell "${{cells[$SLURM_ARRAY_TASK_ID]}}"
 
 
 def array_script(comparison: Comparison, command: Sequence[str], only: Collection[str] = ()) -> str:
-    """A SLURM script with a task for each run that can be run now and has not ended.
+    """Return a SLURM script with a task for each run that is possible now and has not ended.
 
-    A comparison that tunes has several such stages; the next one's script can be printed when this one's runs
-    have ended. Each task names its run by its folder, so that the script stays right whatever else has ended.
+    A comparison with tuning has several such stages. The next stage's script is available when this stage's
+    runs have ended. Each task names its run by its folder, so that the script remains right when other runs
+    end.
 
     Args:
-        comparison: what to compare.
-        command: the words of the command line that runs it, without ``--cell``.
+        comparison: the comparison.
+        command: words of the command line that runs the comparison, without ``--cell``.
         only: names of variants; empty for all.
 
     Raises:
         DataError: data are missing.
-        UsageError: nothing is left to be run.
+        UsageError: no run is left.
     """
     cells = plan(comparison, only).cells
     for cell in cells:
@@ -81,18 +82,18 @@ def run_cell(
     """Carry out one run of a comparison in this process, with one thread.
 
     Args:
-        comparison: what to compare.
-        which: the run's number among those that are known now, or its folder in the comparison's.
-        on_progress: told how far it is.
-        only: names of variants, if they were chosen; the numbers are then of theirs.
+        comparison: the comparison.
+        which: number of the run among those that are known now, or its folder in the comparison's.
+        on_progress: called with the progress.
+        only: names of selected variants, to which the numbers then refer.
 
     Returns:
         ``finished``, ``diverged`` or ``interrupted``.
 
     Raises:
-        ConfigError: there is no such run, or it cannot be known yet.
+        ConfigError: no such run exists, or it is not known yet.
         DataError: data are missing.
-        ResumeError: its folder holds another experiment, or another process runs it.
+        ResumeError: its folder has another experiment, or another process runs it.
     """
     cells = plan(comparison, only).cells
     by_label = {_label(comparison, cell): cell for cell in cells}
@@ -103,7 +104,7 @@ def run_cell(
             "--cell",
             which,
             f"expected a number from 0 to {len(cells) - 1}, or a folder such as {next(iter(by_label))}; runs "
-            "whose settings are still being tuned come when those that tune them have ended",
+            "whose settings are still being tuned follow when the tuning runs have ended",
         )
     cell = cell or cells[number]
     check_folder("compare.folder", comparison.folder)

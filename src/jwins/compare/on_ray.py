@@ -1,8 +1,8 @@
 """A comparison's runs as tasks of a Ray cluster.
 
-No shared file system is needed. What a run writes in a folder of its machine comes here while it goes on, so
-its folder here is at any time as if it had been run here, a little earlier. If its machine is lost, the run
-goes on elsewhere from the checkpoint that is here.
+No shared file system is needed. The files that a run writes on its machine are copied here during the run. So
+its folder here is always in a state that a local run would have had a little earlier. If its machine is lost,
+the run continues elsewhere from the checkpoint that is here.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ from jwins.training.training_context import resolve_device
 __all__ = ["RayWorkers"]
 
 _PULSE_S = 0.3
-"""A run reports at most so often; a report costs it a few milliseconds."""
+"""Minimum interval between a run's reports; a report takes a few milliseconds."""
 
 _LOG, _CONFIG = "metrics.jsonl", "config.toml"
 
 
 @dataclass(frozen=True, slots=True)
 class RayWorkers:
-    """Runs side by side on the machines of a Ray cluster, each with one thread.
+    """Workers on the machines of a Ray cluster; each run has one thread.
 
     Attributes:
-        engine: which cluster, and how often a run goes on after its machine was lost.
+        engine: the cluster, and the number of times that a run continues after the loss of its machine.
     """
 
     engine: Ray
 
     def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """See :class:`~jwins.compare.workers.Workers`."""
+        """Carry out all runs."""
         with connected(self.engine.address):
             check_versions()
             return _Runs([with_one_thread(job) for job in jobs], self.engine.restarts, on_progress).run()
 
 
-# --- What comes back ----------------------------------------------------------------------------------------
+# --- Copies of run folders ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,9 @@ class Delta:
 
     Attributes:
         log_from: length of the log that the receiver has.
-        log: what follows.
-        files: other files that are new or have changed, by name.
-        gone: files that are no longer there.
+        log: bytes after that.
+        files: other new or changed files, by name.
+        gone: files that were removed.
     """
 
     log_from: int
@@ -81,7 +81,7 @@ class Delta:
 
 
 class _Watch:
-    """Finds out what has changed in a folder since it was last asked; nothing else writes there meanwhile."""
+    """Detector of changes in a folder since the last call. No other code writes there during a call."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -89,7 +89,7 @@ class _Watch:
         self._log_bytes = 0
 
     def changes(self) -> Delta:
-        """All that is new. The first time, the whole log is."""
+        """Return all changes; the first call returns the whole log."""
         log, start, path = b"", self._log_bytes, self._folder / _LOG
         if path.exists():
             with path.open("rb") as file:
@@ -107,7 +107,7 @@ class _Watch:
 
 
 def _together(deltas: Sequence[Delta]) -> Delta:
-    """Combine successive changes; checkpoints that came and went leave nothing."""
+    """Combine successive changes; a file that was added and removed disappears."""
     start, log = deltas[0].log_from, b""
     files: dict[str, bytes] = {}
     gone: dict[str, None] = {}
@@ -123,16 +123,16 @@ def _together(deltas: Sequence[Delta]) -> Delta:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """By name; locks and what is half written are left out."""
+    """Return the files by name, without locks and incomplete files."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def _apply(delta: Delta, folder: Path, experiment: Experiment) -> None:
-    """Bring a folder up to date, in such an order that it can be gone on with whenever this ends.
+    """Update a folder in an order that allows a run to continue after an interruption at any time.
 
-    The log's last row says that a run is complete, so all but checkpoints is there before it; a checkpoint
-    counts on the rows before it, and comes after its parts.
+    The log's last row marks a complete run, so all files but checkpoints are written before it. A checkpoint
+    refers to earlier rows, and is written after its shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -159,7 +159,7 @@ def _apply(delta: Delta, folder: Path, experiment: Experiment) -> None:
 
 
 def _as_from_here(content: bytes, experiment: Experiment) -> str:
-    """The resolved experiment with the folders of this machine."""
+    """Return the resolved experiment with the folders of this machine."""
     stored = read_toml(content.decode(), _CONFIG)
     resolved = {
         "run": {"device": stored["run"]["device"], "folder": experiment.folder},
@@ -176,10 +176,10 @@ class Report:
     """Report of a run.
 
     Attributes:
-        index: of its job.
-        attempt: which one of the run it is.
-        progress: what there is to on_progress, in order.
-        delta: of its folder.
+        index: index of its job.
+        attempt: number of the run's attempt.
+        progress: arguments of on_progress, in order.
+        delta: changes in its folder.
     """
 
     index: int
@@ -189,7 +189,7 @@ class Report:
 
 
 class _Mailbox:
-    """Where runs report, and hear whether they are to stop."""
+    """Actor to which runs report, and which tells them whether to stop."""
 
     def __init__(self) -> None:
         self._reports: list[Report] = []
@@ -209,7 +209,7 @@ class _Mailbox:
 def _carry_out(
     job: Job, attempt: int, there: RemoteExperiment, before: Mapping[str, bytes], mailbox: Any
 ) -> str:
-    """Run one job in a folder of this machine that goes when it ends."""
+    """Run one job in a temporary folder of this machine."""
     if ray.get(mailbox.post.remote(None)):
         return "interrupted"
     keep_freed_memory()
@@ -229,11 +229,11 @@ def _carry_out(
         raise
     finally:
         shutil.rmtree(root, ignore_errors=True)
-        trim_freed_memory()  # Ray keeps the process for the next run
+        trim_freed_memory()  # Ray reuses the process for the next run
 
 
 class _Courier:
-    """Reports for a run: at every checkpoint, so that only the rounds since can be lost, and now and then."""
+    """Sender of a run's reports: at intervals, and at checkpoints, so that only later rounds can be lost."""
 
     def __init__(self, job: Job, attempt: int, folder: Path, mailbox: Any) -> None:
         self._job, self._attempt, self._mailbox = job, attempt, mailbox
@@ -242,11 +242,11 @@ class _Courier:
         self._stop, self._last, self._written = False, 0.0, 0
 
     def on_progress(self, progress: CellProgress) -> None:
-        """Keep it for the next report."""
+        """Keep the progress for the next report."""
         self._told.append(progress)
 
     def stop(self) -> bool:
-        """Whether to end; asked before every step, so this is when to report."""
+        """Return whether to stop. The driver calls this before every step, so reports are sent here."""
         written = self._checkpoints.stat().st_mtime_ns if self._checkpoints.exists() else 0
         if written != self._written or time.monotonic() - self._last >= _PULSE_S:
             self._written = written
@@ -254,7 +254,7 @@ class _Courier:
         return self._stop
 
     def send(self) -> None:
-        """Report now."""
+        """Send a report now."""
         report = Report(self._job.index, self._attempt, tuple(self._told), self._watch.changes())
         self._stop = ray.get(self._mailbox.post.remote(report)) or self._stop
         self._told = []
@@ -273,7 +273,7 @@ class _Running:
 
 
 class _Runs:
-    """Some jobs until all have ended."""
+    """Jobs on the cluster until all have ended."""
 
     def __init__(self, jobs: Sequence[Job], restarts: int, on_progress: OnProgress) -> None:
         self._restarts, self._on_progress = restarts, on_progress
@@ -308,7 +308,7 @@ class _Runs:
         except ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             raise ResumeError(
-                f"the cluster is gone ({reason}); the same command goes on from what is here"
+                f"the cluster is gone ({reason}); the same command continues from the files here"
             ) from None
         finally:
             for reference in self._running:
@@ -341,14 +341,14 @@ class _Runs:
             if self._error is None:
                 try:
                     self._on_progress(progress)
-                except Exception as error:  # ends all runs, and is raised when they have ended
+                except Exception as error:  # stops all runs, and is raised when they have ended
                     self._error = error
 
     def _end(self, reference: Any, run: _Running, stop: bool) -> None:
         try:
             self._statuses.append(ray.get(reference))
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None)  # of what the run has raised, and not Ray
+            cause = getattr(error, "cause", None)  # raised by the run, not by Ray
             if isinstance(error, ray.exceptions.RayTaskError) and not isinstance(
                 cause, ray.exceptions.RayError
             ):
@@ -361,5 +361,5 @@ class _Runs:
                 reason = str(error).strip().splitlines()[0]
                 self._error = self._error or ResumeError(
                     f"{run.job.name}: lost {run.attempt + 1} times ({reason}); "
-                    f"the same command goes on from its last checkpoint"
+                    f"the same command continues from its last checkpoint"
                 )

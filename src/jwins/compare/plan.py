@@ -1,8 +1,8 @@
 """Decisions of a comparison, and the runs that come next.
 
-Some settings are chosen by runs: the learning rate on one variant for all of them, and what a variant's
-``tune`` lists, by the same rule on the same seeds, which are not the comparison's. :func:`plan` reads from the
-disk what has been decided, so a comparison may stop and go on anywhere.
+Some settings are chosen by runs: the learning rate on one variant for all of them, and the settings in a
+variant's ``tune``, by the same rule on the same seeds, which are not the comparison's. :func:`plan` derives
+the decisions from the disk, so a comparison can stop and continue anywhere.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = [
 ]
 
 SAME_BYTES = 0.02
-"""Bytes that differ by no more than this fraction count as the same."""
+"""Bytes that differ by at most this fraction count as equal."""
 
 _ATTEMPTS = 4
-"""Corrections of a fraction until the bytes are the same; the second is nearly always the last."""
+"""Maximum corrections of a fraction until the bytes are equal; the second is nearly always the last."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,19 @@ class Trial:
     """One value of a grid. Means are over the tuning seeds, bytes are per node.
 
     Attributes:
-        variant: on which it was tried.
+        variant: variant on which it was tried.
         key: TOML path of the setting.
-        value: of the setting.
-        seeds: how many runs.
+        value: value of the setting.
+        seeds: number of runs.
         final: final metric, mean over seeds.
-        reached: how many seeds reached the first target.
-        bytes_to_target: mean over the seeds that did, None if none did.
-        seconds_to_target: likewise, virtual.
-        status: how the runs ended.
-        to_end: final metric of runs as long as the comparison's, which only the best are given; else None.
-        to_end_status: how those ended.
+        reached: number of seeds that reached the first target.
+        bytes_to_target: mean over the seeds that reached it, None without any.
+        seconds_to_target: virtual seconds, mean over the same seeds.
+        status: status of the runs.
+        to_end: final metric of full-length runs, which only the best values have; else None.
+        to_end_status: status of those runs.
         chosen: whether it is the best.
-        edge: whether it is the best and the smallest or largest of the grid, which is then too narrow.
+        edge: whether it is the best and at an end of the grid, which is then too narrow.
     """
 
     variant: str
@@ -86,9 +86,9 @@ class Plan:
 
     Attributes:
         chosen: for each variant whose settings are decided, those settings by TOML path.
-        cells: every run that is part of it or leads to a decision, as far as it can be known now; those
-            that have ended, too.
-        trials: tuning, for each grid of which all runs have ended.
+        cells: every run that is compared or leads to a decision, as far as it is known now, including
+            ended runs.
+        trials: tuning results of each grid whose runs have all ended.
         sensitivity: runs of each variant at each value of the shared setting.
     """
 
@@ -102,9 +102,9 @@ def plan(comparison: Comparison, only: Collection[str] = (), *, unconfirmed: boo
     """Decisions so far, and the runs that are possible now.
 
     Args:
-        comparison: what to compare.
-        only: names of variants; empty for all. What their tuning needs of others is in the plan, too.
-        unconfirmed: whether the best of shortened tuning runs counts as chosen before it has run to the end.
+        comparison: the comparison.
+        only: names of variants; empty for all. The plan also has runs of others that their tuning needs.
+        unconfirmed: whether the best of shortened tuning runs counts as chosen before its full-length run.
 
     Raises:
         ResumeError: a cell's folder holds another experiment.
@@ -132,7 +132,7 @@ class _Planner:
         self._settings: dict[str, dict[str, Any] | None] = {}
 
     def add(self, cell: Cell) -> Record | None:
-        """Make the cell part of the plan; its record, if it has ended."""
+        """Add a cell to the plan, and return its record if it has ended."""
         if cell.folder not in self._folders:
             self._folders.add(cell.folder)
             self._found.cells.append(cell)
@@ -163,7 +163,7 @@ class _Planner:
         return settings
 
     def _best(self, variant: Variant, grid: TuningGrid, settings: dict[str, Any], by: str) -> Any:
-        """The best value of a grid, None as long as it is not known."""
+        """Return the best value of a grid, None as long as it is unknown."""
         if len(grid.values) == 1:
             return grid.values[0]
         comparison = self._comparison
@@ -196,10 +196,11 @@ class _Planner:
         tried: list[Trial],
         targets: Mapping[int, Target],
     ) -> int | None:
-        """Which value is the best, None as long as it is not known; its runs to the end are noted in ``tried``.
+        """Return the best value, None as long as it is unknown; ``tried`` gets its full-length runs.
 
-        What is ahead after a part of the rounds may diverge in the rest. So the best goes to the end, and if it
-        then is no better than the next best was before, that one does, too, until the best has been there.
+        A value that leads after some of the rounds may diverge later. So the best value gets full-length runs.
+        If these are no better than the shortened runs of the next best value, that value gets them, too, until
+        the best value has had them.
         """
         comparison = self._comparison
         known, confirmed = list(tried), set[int]()
@@ -220,7 +221,7 @@ class _Planner:
             confirmed.add(best)
 
     def _tuning_targets(self, variant: Variant, by: str) -> dict[int, Target] | None:
-        """By tuning seed, what bytes and seconds are counted to; None as long as that is not known."""
+        """Return the target of each tuning seed; None as long as it is unknown."""
         settings, wanted = self._compare, self._compare.all_targets[0]
         seeds = self._comparison.rule.seeds
         if wanted.accuracy is not None:
@@ -229,7 +230,7 @@ class _Planner:
         if by == "final":
             return {}
         full = self._comparison.full_of(variant)
-        assert full is not None  # checked when the comparison was made
+        assert full is not None  # checked by the constructor of the comparison
         chosen = self.settings(full)
         if chosen is None:
             return None
@@ -243,20 +244,20 @@ class _Planner:
     def _with_bytes_as(
         self, variant: Variant, other: Variant, settings: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """Random sampling with the fraction that sends as many bytes per round as ``other``.
+        """Choose the fraction with which random sampling sends the same bytes per round as ``other``.
 
-        The first guess is the ratio of the other's bytes to full sharing's; then it is corrected by what it
-        turns out to send, first with the comparison's first seed, then in the mean over all seeds. A fraction
-        with which there is a run already is kept as long as its bytes fit.
+        The first guess is the ratio of the other's bytes to full sharing's. Measured bytes then correct it,
+        first with the comparison's first seed, then in the mean over all seeds. A fraction with existing runs
+        is kept as long as its bytes match.
         """
         sharing, full = variant.experiment.sharing, self._comparison.full_of(variant)
-        assert isinstance(sharing, RandomKConfig)  # checked when the comparison was made
+        assert isinstance(sharing, RandomKConfig)  # checked by the constructor of the comparison
         all_seeds = self._comparison.compare.seeds
         wanted = self._bytes_per_round(other, self.settings(other), all_seeds[:1])
         whole = None if full is None else self._bytes_per_round(full, self.settings(full), all_seeds[:1])
         if wanted is None or (full is not None and whole is None):
             return None
-        if not wanted or whole == 0.0:  # one node has nobody to send to, whatever the fraction
+        if not wanted or whole == 0.0:  # one node sends nothing with any fraction
             return settings
         chosen = settings
         fraction = sharing.fraction if whole is None else wanted / whole
@@ -285,7 +286,7 @@ class _Planner:
         return chosen
 
     def _fraction_there(self, variant: Variant, settings: dict[str, Any]) -> float | None:
-        """The fraction of the run that is there for the comparison's first seed, None if there is none."""
+        """Return the fraction of the existing run of the comparison's first seed, None without one."""
         cell = self._comparison.cell(variant, self._comparison.compare.seeds[0], settings)
         config = cell.folder / "config.toml"
         if not is_file(config):
@@ -297,7 +298,7 @@ class _Planner:
     def _bytes_per_round(
         self, variant: Variant, settings: dict[str, Any] | None, seeds: Sequence[int], *, add: bool = True
     ) -> float | None:
-        """Bytes per node and round, mean over seeds; None if a run has not ended."""
+        """Return bytes per node and round, mean over seeds; None if a run has not ended."""
         if settings is None:
             return None
         cells = [self._comparison.cell(variant, seed, settings) for seed in seeds]
@@ -308,7 +309,7 @@ class _Planner:
         return statistics.fmean(record.bytes_per_node()[-1] / max(1, record.rounds) for record in there)
 
     def add_sensitivity(self) -> None:
-        """Every variant whose own settings are decided, at every value of the shared setting."""
+        """Add every variant whose own settings are decided, at every value of the shared setting."""
         rule = self._comparison.rule
         if rule.key is None or len(rule.values) < 2:
             return
@@ -351,7 +352,10 @@ def _trial(
 
 
 def rank(tried: Trial, by: str, settings: CompareConfig) -> tuple[bool, float, float, float]:
-    """The smallest is the best: finished, reached by most seeds, fewest bytes or seconds, best final value."""
+    """Return a sort key, smallest for the best value.
+
+    Finished runs come first, then most seeds at the target, fewest bytes or seconds, and the best final value.
+    """
     final = tried.final if settings.lower_is_better else -tried.final
     final = math.inf if math.isnan(final) else final
     if by == "final":
@@ -361,7 +365,7 @@ def rank(tried: Trial, by: str, settings: CompareConfig) -> tuple[bool, float, f
 
 
 def at_edge(grid: TuningGrid, best: int) -> bool:
-    """Whether a value beyond the grid might have been better still; beyond a fraction of 1 there is none."""
+    """Return whether a value beyond the grid might be better; there is none beyond a fraction of 1."""
     values = grid.values
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
@@ -371,7 +375,7 @@ def at_edge(grid: TuningGrid, best: int) -> bool:
 
 
 def ended(cell: Cell) -> Record | None:
-    """The record of a run that has ended, None for any other."""
+    """Return the record of a run that has ended, None for any other."""
     with contextlib.suppress(ResumeError):
         if folder_state(cell.experiment, cell.folder)[0] is FolderState.COMPLETE:
             return Record.read(cell.folder)
@@ -384,14 +388,14 @@ def ended(cell: Cell) -> Record | None:
 
 
 def _earlier(cell: Cell) -> Path | None:
-    """Where a run is kept that was compared before another value was chosen."""
+    """Return the folder for a run that was compared before another value was chosen."""
     if not cell.settings or cell.tuning:
         return None
     return cell.folder.parent / "earlier" / settings_slug(_written(cell)) / cell.folder.name
 
 
 def _written(cell: Cell) -> dict[str, Any]:
-    """The cell's settings as its ``config.toml`` has them: tables with every default."""
+    """Return the cell's settings as in its ``config.toml``: tables with every default."""
     return _of(cell.experiment.resolved(), cell.settings)
 
 
@@ -401,7 +405,7 @@ def _of(tables: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 
 
 def set_aside(cell: Cell) -> None:
-    """Set aside what the cell's folder holds from before another value was chosen, and take back its own."""
+    """Move an earlier run out of the cell's folder after another value was chosen, and restore its own run."""
     earlier = _earlier(cell)
     if earlier is None:
         return
@@ -412,7 +416,7 @@ def set_aside(cell: Cell) -> None:
         if before == _written(cell):
             return
         old = replace(cell, experiment=cell.experiment.changed(tables_of(before)), settings=before)
-        folder_state(old.experiment, cell.folder)  # differs in more than what was chosen: an error, as always
+        folder_state(old.experiment, cell.folder)  # differs in more than the chosen settings: an error
         aside = _earlier(old)
         assert aside is not None
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -422,7 +426,7 @@ def set_aside(cell: Cell) -> None:
 
 
 def target_of(settings: CompareConfig, wanted: TargetConfig, name: str, full: Sequence[Record]) -> Target:
-    """A target by what full sharing reached; one that nothing reaches if it has not been run."""
+    """Return a target from full sharing's results; without any, a target that no run reaches."""
     if wanted.accuracy is not None:
         return Target(settings.metric, wanted.accuracy, bool(settings.lower_is_better))
     if not full:

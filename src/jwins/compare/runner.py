@@ -1,4 +1,4 @@
-"""Runs what a comparison plans, like for like."""
+"""Carry out the runs of a comparison."""
 
 from __future__ import annotations
 
@@ -41,31 +41,29 @@ def compare(
     log: Callable[[str], None] | None = None,
     engine: Ray | None = None,
 ) -> ComparisonResult:
-    """Run all cells that are not finished, check that they are like for like, and write tables and figure.
+    """Run all cells that are not finished, check that they are comparable, and write tables and figure.
 
     Args:
-        comparison: what to compare.
-        jobs: cells side by side, each in a process of its own with one thread; None: one per core, as far as
+        comparison: the comparison.
+        jobs: number of parallel cells, each in a process with one thread. None: one per core, as far as
             memory allows. At most one per unfinished cell. With 1, cells run in this process.
-        progress: told how far the cells are.
-        only: names of variants to run; the tables then have what is there. Empty for all.
-        log: told in a sentence what a user should know, such as that memory is short.
-        engine: a Ray cluster that carries out the cells instead of this machine's processes; ``jobs`` is then
-            left out.
+        progress: called with the progress of cells.
+        only: names of variants to run; the tables then have all finished runs. Empty for all.
+        log: called with notes for the user, for example about a lack of memory.
+        engine: Ray cluster that carries out the cells in place of this machine's processes; leave ``jobs``
+            out then.
 
     Raises:
-        ConfigError: a cell cannot be built as written, variants are not like for like, or the first evaluation
-            has no metric of a name that the comparison asks for.
+        ConfigError: a cell cannot be built, variants are not comparable, or the first evaluation
+            lacks a metric that the comparison requires.
         DataError: data are missing.
-        ResumeError: a cell's folder holds another experiment, or another process runs this comparison.
-        UsageError: there is no such cluster, or it will not do.
+        ResumeError: a cell's folder has another experiment, or another process runs this comparison.
+        UsageError: no such cluster exists, or it is unsuitable.
     """
     if jobs is not None and jobs < 1:
         raise UsageError(f"jobs = {jobs}: expected at least 1")
     if jobs is not None and engine is not None:
-        raise UsageError(
-            f"jobs = {jobs}: a Ray cluster runs as many side by side as it has room for; leave it out"
-        )
+        raise UsageError(f"jobs = {jobs}: with a Ray cluster, its size decides; leave jobs out")
     workers = None if engine is None else _on_ray(engine)
     _check_only(comparison, only)
     outer, log_line = progress or (lambda _: None), log or (lambda _: None)
@@ -111,9 +109,12 @@ def _compare(
                 report_on(last_progress(job, Record.read(cell.folder)))
         if not todo:
             break
-        again = [job for job in todo if job.name in done]  # an attempt at equal bytes has another name
+        again = [job for job in todo if job.name in done]  # a further attempt at equal bytes has another name
         if again:
-            raise ResumeError(f"{again[0].experiment.folder}: this run has ended, and yet it is incomplete")
+            raise ResumeError(
+                f"{again[0].experiment.folder}: this run has ended but is incomplete; remove "
+                f"its folder and run again"
+            )
         done |= {job.name for job in todo}
         statuses = (workers or _on_this_machine(todo, jobs, log_line)).run(todo, report_on)
         if "interrupted" in statuses:
@@ -122,14 +123,14 @@ def _compare(
 
 
 class _Alike:
-    """Told how far runs are, looks at the first row of each: at once, not when all have ended.
+    """Callback of progress that checks the first row of each run at once, not after all have ended.
 
     Args:
-        cells: by number.
-        log: told, once, if versions differ.
+        cells: cells by number.
+        log: called once if versions differ.
 
     Raises:
-        ConfigError: from the call, if the task's code or its data have changed since an earlier run.
+        ConfigError: raised by the call if the task's code or its data have changed since an earlier run.
     """
 
     def __init__(self, cells: Mapping[int, Cell], log: Callable[[str], None]) -> None:
@@ -144,7 +145,7 @@ class _Alike:
         cell = self._cells[of.cell]
         try:
             start = Record.read(cell.folder).start
-        except DataError:  # its first row is not here yet
+        except DataError:  # its first row has not arrived yet
             return
         self._starts[of.cell] = start
         self._unchanged.check(cell, start)
@@ -162,7 +163,7 @@ def _check_only(comparison: Comparison, only: Collection[str]) -> None:
 
 
 def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
-    """The metrics that are asked for are among those of an evaluation, if there was one."""
+    """Check that an evaluation has all required metrics, if there is one."""
     wanted = [("compare.metric", settings.metric)]
     wanted += [(f"compare.also[{index}]", name) for index, name in enumerate(settings.also)]
     for path, name in wanted:
@@ -183,7 +184,7 @@ def _on_this_machine(todo: Sequence[Job], wanted: int | None, log: Callable[[str
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> int:
-    """Return the number of runs side by side: the one that was asked for, with a remark if it is too large."""
+    """Return the requested number of parallel runs, with a note if it is too large."""
     workers = min(wanted or cores(), len(todo))
     if workers == 1:
         return 1

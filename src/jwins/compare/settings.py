@@ -1,4 +1,4 @@
-"""The tables of a comparison's file, and settings by their TOML paths."""
+"""Tables of a comparison's file, and settings by their TOML paths."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 FingerprintKind = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
-"""Aspects in which variants may be allowed to differ."""
+"""Aspects in which variants may differ if allowed."""
 
 Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
 SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
@@ -89,10 +89,10 @@ class CompareConfig(Settings):
 
     @property
     def all_targets(self) -> tuple[TargetConfig, ...]:
-        """The targets, the first of which stands in the main table."""
+        """Return the targets; the main table has the first one."""
         if not self.targets:
             if self.lower_is_better and "target" not in self.model_fields_set:
-                return (TargetConfig(way=0.95),)  # 0.95 times a final loss is less than full sharing reaches
+                return (TargetConfig(way=0.95),)  # 0.95 times a final loss is below full sharing's final loss
             return (self.target,)
         if "target" in self.model_fields_set:
             return (self.target, *(other for other in self.targets if other != self.target))
@@ -200,22 +200,22 @@ class VariantTable(Settings):
 
 
 def setting_texts(settings: Mapping[str, Any]) -> list[str]:
-    """``["lr = 0.1", "gamma = 0.4"]``."""
+    """Return texts such as ``["lr = 0.1", "gamma = 0.4"]``."""
     return [f"{key.rpartition('.')[2]} = {setting_text(value)}" for key, value in settings.items()]
 
 
 def setting_text(value: Any) -> str:
-    """A setting's value as people read it."""
+    """Return a setting's value as a text for people."""
     return toml_text(value).strip('"') if value is not None else "none"
 
 
 def settings_slug(settings: Mapping[str, Any]) -> str:
-    """Settings as the name of a folder."""
+    """Return the name of a folder for settings."""
     return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(setting_texts(settings)).replace(" = ", "="))
 
 
 def tables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"train.optimizer.lr": 1}`` as ``{"train": {"optimizer": {"lr": 1}}}``."""
+    """Return ``{"train.optimizer.lr": 1}`` as ``{"train": {"optimizer": {"lr": 1}}}``."""
     tables: dict[str, Any] = {}
     for key, value in settings.items():
         place = tables
@@ -227,7 +227,7 @@ def tables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def look_up(tables: Mapping[str, Any], key: str) -> Any:
-    """The value at a TOML path, MISSING if there is none."""
+    """Return the value at a TOML path, MISSING without one."""
     place: Any = tables
     for step in key.split("."):
         place = place.get(step, MISSING) if isinstance(place, Mapping) else MISSING

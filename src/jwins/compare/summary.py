@@ -1,4 +1,4 @@
-"""Results of a comparison: tables and figure of the runs that are there."""
+"""Results of a comparison: tables and figures of the existing runs."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class ComparisonResult:
     """A comparison's outcome.
 
     Attributes:
-        comparison: what was compared.
-        folder: has ``table.md``, ``.tex`` and ``.csv``, ``summary.json``, ``comparison.png`` and ``.pdf``; the
-            comparison's, or the one that holds its archive.
+        comparison: the comparison.
+        folder: folder with ``table.md``, ``.tex`` and ``.csv``, ``summary.json``, ``comparison.png`` and
+            ``.pdf``: the comparison's, or that of its archive.
         table: one line per variant.
-        target: what bytes, rounds and seconds were counted to.
+        target: target for bytes, rounds and seconds.
         groups: the runs.
         status: ``finished``, ``partial`` if runs are missing, or ``interrupted`` with an empty table.
         further: tables beside the main one: several targets, further metrics, tuning, sensitivity.
-        notes: what a reader of the table must know.
+        notes: notes for readers of the table.
     """
 
     comparison: Comparison
@@ -57,11 +57,11 @@ class ComparisonResult:
 
 
 def summarize(comparison: Comparison, *, partial: bool = False, only: Collection[str] = ()) -> ComparisonResult:
-    """Tables and figure of a comparison from what is on the disk; nothing is run.
+    """Make tables and figures of a comparison from the disk, without running anything.
 
     Args:
-        comparison: what was compared.
-        partial: whether runs may be missing; the tables then have what has ended.
+        comparison: the comparison.
+        partial: whether runs may be missing; the tables then have only ended runs.
         only: names of variants whose runs must be there; others may be missing.
 
     Raises:
@@ -74,8 +74,8 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
     for cell in cells:
         record = ended(cell)
         if record is None and not partial and not only:
-            Record.read(cell.folder)  # says what is missing
-            raise DataError(f"{cell.folder}: this run has not ended; go on with `jwins compare`")
+            Record.read(cell.folder)  # reports the missing file
+            raise DataError(f"{cell.folder}: this run has not ended; continue with `jwins compare`")
         if record is not None:
             records[cell.variant.name, cell.seed] = record
     undecided = [v.name for v in comparison.variants if v.name not in found.chosen]
@@ -89,7 +89,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
 
 
 def _check_unchanged(found: Plan) -> None:
-    """Neither the task's code nor its data have changed between the runs of a variant, tuning included."""
+    """Check that code and data of the task did not change between a variant's runs, including tuning."""
     unchanged = TaskChangeCheck()
     for cell in found.cells:
         record = ended(cell)
@@ -173,7 +173,7 @@ def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: 
 
 
 def _draw_figures(comparison: Comparison, groups: list[Group], target: Target, folder: Path) -> list[str]:
-    """Draw the figures; return a note if one could not be drawn, as the tables do not depend on it."""
+    """Draw the figures; return a note if one could not be drawn, because tables do not depend on it."""
     metric, title = comparison.settings.metric, _title(comparison, groups)
     try:
         save_figure(figure(groups, target, metric=metric, title=title), folder / "comparison.png")
@@ -184,7 +184,7 @@ def _draw_figures(comparison: Comparison, groups: list[Group], target: Target, f
 
 
 def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) -> None:
-    """``pareto.png`` and ``.pdf``: a figure for each group of variants that has a workload of its own."""
+    """Write ``pareto.png`` and ``.pdf``, with a figure for each group of variants with its own task."""
     settings = comparison.settings
     labels = {group.name: comparison.variant(group.name).group for group in groups}
     for index, label in enumerate(dict.fromkeys(labels.values()), start=1):
@@ -271,9 +271,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
             for row in found.trials
         ]
         head = ["variant", "tried", f"final {settings.metric}", "bytes to target", "seconds", "status", ""]
-        if rule.by == "final" and not any(
-            row.reached for row in found.trials
-        ):  # nothing was counted to a target
+        if rule.by == "final" and not any(row.reached for row in found.trials):  # no target
             head, rows = head[:3] + head[5:], [row[:3] + row[5:] for row in rows]
         by = {"final": f"final {settings.metric}", "bytes": "bytes to the first target"}
         how = by.get(rule.by, "seconds to the first target")
@@ -313,7 +311,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
 
 
 def _verdict(row: Trial, percent: bool) -> str:
-    """Whether a value was chosen, and what its runs to the end gave if it had any."""
+    """Return whether a value was chosen, with the result of its full-length runs if there are any."""
     words = ["chosen"] if row.chosen else []
     if row.edge:
         words.append("at the edge")
@@ -334,7 +332,7 @@ def _title(comparison: Comparison, groups: Sequence[Group]) -> str:
 
 
 def _save_configs(comparison: Comparison, found: Plan) -> None:
-    """``<variant>/experiment.toml``: each variant as it was run, but for the seed."""
+    """Write ``<variant>/experiment.toml``: each variant's experiment, without the seed."""
     for variant in comparison.variants:
         folder = comparison.folder / variant.slug
         if variant.name not in found.chosen or not folder.is_dir():

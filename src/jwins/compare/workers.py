@@ -1,7 +1,7 @@
 """Workers that carry out runs: this process, or processes side by side; progress and Ctrl-C.
 
-Each run goes on where it stopped and leaves a checkpoint when it is interrupted, as ``simulate(resume=True)``
-does; nothing here knows what the runs are for.
+Each run continues where it stopped and leaves a checkpoint when it is interrupted, as with
+``simulate(resume=True)``. This module does not depend on the purpose of the runs.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Job:
     """One run.
 
     Attributes:
-        index: by which progress names it.
-        name: in words.
-        experiment: with its folder.
+        index: index of the job in progress messages.
+        name: name for people.
+        experiment: experiment with its folder.
     """
 
     index: int
@@ -63,13 +63,13 @@ class CellProgress:
     """Progress of a run.
 
     Attributes:
-        cell: its number.
+        cell: number of the cell.
         round: completed rounds.
-        rounds: of the whole run.
-        bytes_total: sent so far, by all nodes.
+        rounds: rounds of the whole run.
+        bytes_total: bytes sent so far by all nodes.
         metrics: newest means over the nodes, by metric.
         status: ``running``, ``finished``, ``diverged`` or ``interrupted``.
-        name: in words, such as "JWINS, seed 1".
+        name: name for people, such as "JWINS, seed 1".
     """
 
     cell: int
@@ -94,26 +94,26 @@ def last_progress(job: Job, record: Record) -> CellProgress:
 
 
 class Workers(Protocol):
-    """Carries out runs. The folder of each is then on this machine, wherever it was carried out."""
+    """Protocol of workers. Each run's folder is on this machine at the end, even if it ran elsewhere."""
 
     def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """Run all of them, and return how they ended; fewer if interrupted.
+        """Carry out all runs, and return their ends; fewer if interrupted.
 
         Args:
-            jobs: in the order in which they start; each folder may hold an interrupted run, which goes on.
-            on_progress: told how far they are, on the calling thread; what it raises ends all runs.
+            jobs: the jobs in the order of their start; an interrupted run in a folder continues.
+            on_progress: called with the progress, on the calling thread; an error of it ends all runs.
 
         Raises:
-            JwinsError: what a run raises; the others then stop with a checkpoint.
-            ResumeError: a worker died, and its run cannot go on elsewhere.
+            JwinsError: raised by a run; the others then stop with a checkpoint.
+            ResumeError: a worker died, and its run cannot continue elsewhere.
         """
 
 
 class InProcess:
-    """One run after the other in this process, with the experiment's own number of threads."""
+    """Worker for one run after the other in this process, with the experiment's number of threads."""
 
     def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """See :class:`Workers`."""
+        """Carry out all runs."""
         statuses = []
         for job in jobs:
             statuses.append(run_job(job, on_progress))
@@ -124,33 +124,33 @@ class InProcess:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Runs side by side on this machine, each in a process of its own with one thread.
+    """Workers that carry out runs in parallel on this machine, each in a process with one thread.
 
     Attributes:
-        count: at most so many at once.
+        count: largest number of processes at once.
     """
 
     count: int
 
     def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """See :class:`Workers`."""
+        """Carry out all runs."""
         return _side_by_side([with_one_thread(job) for job in jobs], self.count, on_progress)
 
 
 def with_one_thread(job: Job) -> Job:
-    """The same run with one thread, as it is run beside others."""
+    """Return the same run with one thread, for parallel runs."""
     return replace(job, experiment=job.experiment.changed({"run": {"threads": 1}}))
 
 
 def run_job(job: Job, send: OnProgress, stop: Callable[[], bool] = lambda: False) -> str:
-    """Run one job in this process; ``stop`` is asked after every step of its driver."""
+    """Run one job in this process; the driver calls ``stop`` after every step."""
     result = simulate(job.experiment, resume=True, progress=_Reporter(job, send), stop=stop)
     send(last_progress(job, result.record))
     return result.status
 
 
 class _Reporter:
-    """Turns a simulator's progress into a run's: one message per round, not per event."""
+    """Converter of a simulator's progress to a run's, with one message per round in place of one per event."""
 
     def __init__(self, job: Job, send: OnProgress) -> None:
         self._job, self._send = job, send
@@ -207,7 +207,7 @@ def _work(job: Job) -> str:
 
 def _side_by_side(jobs: Sequence[Job], workers: int, on_progress: OnProgress) -> list[str]:
     context = multiprocessing.get_context("spawn")
-    messages, stop = context.SimpleQueue(), context.Event()  # what a worker puts is there before its result
+    messages, stop = context.SimpleQueue(), context.Event()  # messages of a worker arrive before its result
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_begin_worker, initargs=(messages, stop)
     )
@@ -241,7 +241,7 @@ def _side_by_side(jobs: Sequence[Job], workers: int, on_progress: OnProgress) ->
         stop.set()
         while wait(
             futures, timeout=0.1
-        ).not_done:  # if ``on_progress`` raised; a full pipe would hold the workers up
+        ).not_done:  # if ``on_progress`` raised; a full pipe would block the workers
             for _ in _drain(messages):
                 pass
         pool.shutdown(cancel_futures=True)
@@ -254,7 +254,7 @@ def _drain(messages: Any) -> Iterator[CellProgress]:
 
 
 def runs_that_fit(wanted: int, needed: float, free: float | None) -> tuple[int, str]:
-    """Return the number of runs that fit side by side, at least one, and a remark if it was reduced.
+    """Return the number of parallel runs that fit, at least one, and a note if it was reduced.
 
     >>> runs_that_fit(8, 4e9, 10e9)
     (2, '2 runs side by side instead of 8: each may need 4 GB of memory, and 10 GB are free')
@@ -262,7 +262,7 @@ def runs_that_fit(wanted: int, needed: float, free: float | None) -> tuple[int, 
     if free is None or wanted * needed <= free:
         return wanted, ""
     fit = max(1, int(free // needed))
-    if fit == wanted:  # not even one fits, and one is what was wanted
+    if fit == wanted:  # not even one fits, but one was requested
         return fit, f"a run may need {size(needed)} of memory, and {size(free)} are free"
     return fit, (
         f"{fit} run{'s' if fit != 1 else ''} side by side instead of {wanted}: each may need {size(needed)} of "

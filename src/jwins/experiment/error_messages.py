@@ -1,4 +1,4 @@
-"""Errors of settings in the words of their author: path, value and remedy."""
+"""Errors of settings with path, value and remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["explain", "nearest"]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``; did you mean "..."?`` for the known word most like ``word``, or nothing.
+    """Return ``; did you mean "..."?`` for the known word nearest to ``word``, or an empty text.
 
     >>> nearest("fracton", ["fraction", "gamma"])
     '; did you mean "fraction"?'
@@ -44,15 +44,15 @@ _EXPECTED = {
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> ConfigError:
-    """All problems that pydantic found, in the words of whoever wrote the settings.
+    """Describe all problems that pydantic found, by the paths of the settings.
 
     Args:
-        error: from the validation.
-        model: the class that was to be built.
-        values: what its constructor was given.
+        error: error of the validation.
+        model: class of the settings.
+        values: arguments of its constructor.
 
     Returns:
-        One error whose path and value are those of the first problem, with a line for each other.
+        One error with path and value of the first problem, and a line for each further problem.
     """
     problems = [_explain_one(details, model, values) for details in error.errors(include_url=False)]
     path, value, problem = problems[0]
@@ -67,7 +67,7 @@ def _explain_one(
     path, models = _locate(details["loc"], model, values)
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     cause = context.get("error")
-    if isinstance(cause, ConfigError):  # from a validator that compares several keys
+    if isinstance(cause, ConfigError):  # raised by a validator that compares several keys
         return join(path, cause.path), cause.value, cause.problem
     name = re.sub(r"\[\d+\]", "", path.rpartition(".")[2])
     if kind == "missing":
@@ -98,7 +98,7 @@ def _explain_one(
 
 
 def _as_table(name: str, value: object, models: list[type[BaseModel]]) -> str:
-    """The remedy for something else in place of the table ``name``."""
+    """Return the remedy for another value in place of the table ``name``."""
     fields = [m.model_fields[name] for m in models if name in m.model_fields]
     keys = list(dict.fromkeys(key for f in fields for m in models_in(f.annotation) for key in m.model_fields))
     if isinstance(value, str) and "kind" in keys:
@@ -109,9 +109,9 @@ def _as_table(name: str, value: object, models: list[type[BaseModel]]) -> str:
 def _locate(
     loc: tuple[int | str, ...], model: type[BaseModel], values: Mapping[str, Any]
 ) -> tuple[str, list[type[BaseModel]]]:
-    """TOML path of a pydantic location, and the models that may describe its last table.
+    """Return the TOML path of a pydantic location, and the possible models of its last table.
 
-    Locations contain the names of the unions' branches; a branch is recognised by not being a key.
+    Locations contain the names of the unions' branches, which are recognised because they are not keys.
     """
     path: str = ""
     here: Any = values
@@ -154,13 +154,13 @@ def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type
 
 
 def _alternatives(words: Sequence[str]) -> str:
-    """Like ``"a", "b" or "c"``."""
+    """Join words as in ``"a", "b" or "c"``."""
     quoted = [f'"{word}"' for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
 def _unquote(kind: str, value: object) -> str:
-    """The remedy for a value of the right look and the wrong type."""
+    """Return the remedy for a text that looks like a value of the right type."""
     if isinstance(value, str):
         parsed = toml_value(value)
         wanted: dict[str, tuple[type, ...]] = {

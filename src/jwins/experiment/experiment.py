@@ -65,10 +65,10 @@ __all__ = [
 
 
 class Experiment(Settings):
-    """Everything that determines a run, as the TOML file says it.
+    """All settings of a run, as in a TOML file.
 
     Raises:
-        ConfigError: from the constructor; names the TOML path, the value and the remedy of every problem.
+        ConfigError: raised by the constructor, with TOML path, value and remedy of every problem.
     """
 
     name: str = Field(
@@ -158,20 +158,20 @@ class Experiment(Settings):
 
     @property
     def folder(self) -> Path:
-        """Where the run is written."""
+        """Return the run folder."""
         return self.run.folder if self.run.folder is not None else Path("runs") / self.name
 
     @property
     def topology_changes(self) -> bool:
-        """Whether neighbours are others from round to round; taken to be so of a topology of one's own."""
+        """Return whether neighbours change from round to round; True for a topology that is an object."""
         return self.topology.changes if isinstance(self.topology, TopologyTable) else True
 
     def resolved(self, relative_to: Path | None = None) -> dict[str, Any]:
-        """Every key with its value, defaults included, as plain tables.
+        """Return every key with its value, including defaults, as plain tables.
 
         Args:
-            relative_to: folder that paths are written relative to, so that a run folder can be moved
-                together with what it names; None leaves them as they are.
+            relative_to: folder to which paths are made relative, so that a run folder can be moved
+                together with its files; None does not change paths.
         """
         tables: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if self.task.own is not None:
@@ -186,21 +186,21 @@ class Experiment(Settings):
         return tables
 
     def to_toml(self, relative_to: Path | None = None) -> str:
-        """The same as TOML, which :func:`load` reads again."""
+        """Return the settings as TOML, which :func:`load` can read."""
         return write_toml(self.resolved(relative_to))
 
     def digest(self) -> bytes:
-        """8 bytes by which machines know that they run the same experiment; from the settings alone.
+        """Return 8 bytes that identify the experiment between machines, computed from the settings alone.
 
-        See :func:`identity_settings` for what is covered.
+        :func:`identity_settings` returns the covered settings.
         """
         return digest_of(self.resolved())
 
     def changed(self, tables: Mapping[str, Any]) -> Experiment:
-        """A copy with some keys changed: ``{"run": {"seed": 2}}`` as in TOML, or ``{"run.seed": 2}``.
+        """Return a copy with some keys changed: ``{"run": {"seed": 2}}`` as in TOML, or ``{"run.seed": 2}``.
 
         Raises:
-            ConfigError: the result is not an experiment.
+            ConfigError: the result is not a valid experiment.
         """
         return Experiment(**merge_experiment(_keys(self), nested(tables)))
 
@@ -210,7 +210,7 @@ class Experiment(Settings):
 
 
 def _keys(settings: Settings) -> dict[str, Any]:
-    """The constructor's arguments of settings and of the settings in them, with objects as they are."""
+    """Return the constructor's arguments of settings and of nested settings; objects are not changed."""
     found: dict[str, Any] = {}
     for key, value in settings:
         if isinstance(value, Settings):
@@ -223,17 +223,16 @@ def _keys(settings: Settings) -> dict[str, Any]:
 
 
 def result_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of resolved tables with everything that affects what a run folder holds, to the last bit.
+    """Return a copy of resolved tables with all settings that affect the bits in a run folder.
 
-    By this a folder is known in which a run may go on. Left out are the name, folders, what only changes how
-    fast a result comes (``run.threads`` and ``run.checkpoint_every``), and keys without effect that runs from
-    before there were these keys do not have.
+    A run may continue in a folder with the same settings. Left out are the name, folders, settings of speed
+    alone (``run.threads`` and ``run.checkpoint_every``), and keys without effect that older runs lack.
 
     Args:
-        tables: with ``train.batching`` and ``run.device`` as they were resolved.
+        tables: tables with the chosen ``train.batching`` and ``run.device``.
 
     Returns:
-        As JSON has it: lists in place of tuples.
+        Tables as in JSON, with lists in place of tuples.
     """
     covered: dict[str, Any] = json.loads(json.dumps(tables))
     covered.pop("name", None)
@@ -246,9 +245,7 @@ def result_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def drop_without_effect_(tables: Mapping[str, Any]) -> None:
-    """Remove from sections what has no effect: what runs from before there were these keys do not have, or have
-    with the default of then.
-    """
+    """Remove keys without effect from sections: keys that older runs lack, or have with an earlier default."""
     run, links, sharing, train = (tables.get(name, {}) for name in ("run", "links", "sharing", "train"))
     for key in ("consensus_rounds", "eval_own"):
         if not run.get(key):
@@ -268,15 +265,16 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
 
 
 def _drop_step_ratio_(sharing: dict[str, Any]) -> None:
-    """Remove the default of a ratio where something else says how much is sent."""
+    """Remove the default of a ratio if another key sets the rate."""
     if any(sharing.get(key) is not None for key in RATE_KEYS):
         sharing.pop("step_ratio", None)
 
 
 def identity_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without ``run.device`` and ``train.batching``: what machines of one experiment agree about.
+    """Return the same without ``run.device`` and ``train.batching``: the settings that must agree between
+    machines.
 
-    Which of these a machine takes it finds out for itself; it changes last bits, as other processors do.
+    Each machine chooses these two itself. They change the last bits, as other processors do.
     """
     shared = result_settings(tables)
     shared["run"].pop("device", None)
@@ -285,7 +283,7 @@ def identity_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest_of(tables: Mapping[str, Any]) -> bytes:
-    """BLAKE2b, 8 bytes, of :func:`identity_settings`: in every frame and in the start row of a log."""
+    """Return BLAKE2b, 8 bytes, of :func:`identity_settings`, for frames and the start row of a log."""
     text = json.dumps(identity_settings(tables), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
@@ -309,7 +307,7 @@ def rewrite_paths_(tables: dict[str, Any], change: Callable[[str], str]) -> None
 
 
 def merge_experiment(tables: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's tables with others laid over them; naming another task takes the place of the first."""
+    """Merge tables over those of an experiment; another task replaces the first."""
     merged = merge(tables, given)
     if given.keys() >= {"task"} and isinstance(given["task"], Mapping) and isinstance(merged["task"], dict):
         named = [key for key in ("name", "file", "own") if key in given["task"]]

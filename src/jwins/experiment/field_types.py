@@ -33,12 +33,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class OrObject:
-    """Besides the tables of a union, Python may hand over an object that has certain members.
+    """Union of tables that also accepts, from Python, an object with certain members.
 
     Attributes:
-        methods: names of the methods the object must have; empty for anything callable.
-        attributes: names of what else it must have.
-        base: the class that says what they are, for the error if one is missing.
+        methods: names of required methods; empty for any callable.
+        attributes: names of other required members.
+        base: class that documents them, for the error if one is missing.
     """
 
     methods: tuple[str, ...]
@@ -46,7 +46,7 @@ class OrObject:
     base: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Let objects through, and everything else to the union."""
+        """Accept objects, and pass everything else to the union."""
         return core_schema.no_info_wrap_validator_function(
             self._accept,
             handler(source),
@@ -54,7 +54,7 @@ class OrObject:
         )
 
     def matches(self, value: object) -> bool:
-        """Whether ``value`` is such an object, and not a table."""
+        """Return whether ``value`` is such an object, and not a table."""
         if isinstance(value, BaseModel | Mapping | str):
             return False
         if not self.methods:
@@ -86,18 +86,18 @@ class OrObject:
 
 
 def _described(value: object) -> str:
-    """An object in words that are the same in every process: without its address in memory."""
+    """Describe an object by a text without its memory address, so that it is the same in every process."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 @dataclass(frozen=True, slots=True)
 class OneOrMany:
-    """A number, or a list of one per node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``."""
+    """A number, or a list with one for each node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``."""
 
     rule: Within
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Choose by whether it is a list, so that an error names the number in it."""
+        """Choose the branch by the type, so that an error names the number in a list."""
         number = core_schema.no_info_after_validator_function(
             self.rule.validated, core_schema.float_schema(strict=True)
         )
@@ -116,7 +116,7 @@ class OrWord:
     word: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """One message for both."""
+        """Give one message for both branches."""
         return core_schema.no_info_plain_validator_function(self._check)
 
     def _check(self, value: Any) -> int | str:
@@ -129,7 +129,7 @@ class OrWord:
 
 @dataclass(frozen=True, slots=True)
 class OrWords:
-    """Besides the tables of a union, some words: ``Annotated[one_of(TABLES), OrWords("a", "b")]``."""
+    """Union of tables that also accepts some words: ``Annotated[one_of(TABLES), OrWords("a", "b")]``."""
 
     words: tuple[str, ...]
 
@@ -137,7 +137,7 @@ class OrWords:
         object.__setattr__(self, "words", words)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Let words through, and everything but a text to the union."""
+        """Accept the words, and pass everything but a text to the union."""
         return core_schema.no_info_wrap_validator_function(
             self._accept,
             handler(source),
@@ -155,10 +155,10 @@ class OrWords:
 
 
 def from_home(path: str) -> str:
-    """Put the home folder in place of ``~``, or of ``~name``, at the head of a path.
+    """Replace ``~`` or ``~name`` at the start of a path by the home folder.
 
     Raises:
-        ValueError: there is no such home folder.
+        ValueError: no such home folder exists.
     """
     found = Path(os.path.expanduser(Path(path)))
     if found.parts and found.parts[0].startswith("~"):
@@ -176,7 +176,7 @@ def _from_home(path: Any) -> Any:
 
 
 TomlPath = Annotated[Path, Field(strict=False), BeforeValidator(_from_home)]
-"""A path, which may begin with ``~``; TOML writes it as a string."""
+"""A path, which may begin with ``~``; a string in TOML."""
 
 Fraction = Annotated[float, FRACTION]
 Count = Annotated[int, Within("a whole number", 1)]
@@ -189,5 +189,5 @@ def _problem(text: str) -> PydanticCustomError:
 
 
 def refuse(path: str, value: object, problem: str) -> ConfigError:
-    """The error for a validator that compares several keys; ``path`` is relative to the validator's table."""
+    """Return the error of a validator that compares several keys; ``path`` starts at the validator's table."""
     return ConfigError(path, value, problem)

@@ -1,4 +1,4 @@
-"""Experiments from files, bundled ones by name."""
+"""Experiments from files, or from the package by name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jwins.run_folder.archive import is_file, read_text
 __all__ = ["BUNDLED", "bundled", "load", "read"]
 
 BUNDLED = "experiment/bundled"
-"""Folder of the package with the experiments that have names."""
+"""Folder of the package's experiments."""
 
 
 def bundled() -> dict[str, str]:
-    """The bundled experiments and comparisons, and the first line of comment in each."""
+    """Return the bundled experiments and comparisons, with the first comment line of each."""
     found = {}
     for entry in sorted(resources.files("jwins").joinpath(BUNDLED).iterdir(), key=lambda entry: entry.name):
         if entry.name.endswith(".toml"):
@@ -32,13 +32,13 @@ def bundled() -> dict[str, str]:
 
 
 def read(source: str | Path) -> tuple[dict[str, Any], str]:
-    """The tables of a TOML file or a bundled experiment, paths in them made absolute.
+    """Read the tables of a TOML file or a bundled experiment, and make their paths absolute.
 
     Args:
         source: a file, or the name of a bundled experiment.
 
     Returns:
-        The tables, and what to call the source.
+        The tables, and the name of the source.
 
     Raises:
         ConfigError: neither a file nor a name, or not TOML.
@@ -57,7 +57,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def _from(file: str, absolute: Callable[[str], Path]) -> str:
-    """Make a path absolute; one of a home folder that is not there stays as it is, to be refused."""
+    """Make a path absolute; one with an unknown home folder is not changed, and refused later."""
     try:
         return str(absolute(from_home(file)))
     except ValueError:
@@ -87,13 +87,13 @@ def _read_text(path: Path) -> str:
 
 
 def load(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
-    """An experiment from a TOML file, or a bundled one by name.
+    """Load an experiment from a TOML file, or a bundled one by name.
 
     Paths in the file are relative to its folder, those in ``overrides`` to the current one.
 
     Args:
         source: file or name.
-        overrides: ``key=value`` assignments as ``--set`` takes them; values are TOML, or else text.
+        overrides: ``key=value`` assignments as for ``--set``; values are TOML, or else text.
 
     Raises:
         ConfigError: with TOML path, value and remedy.

@@ -1,7 +1,7 @@
 """Tables of TOML for algorithms, cut-offs, quantizers, topologies and partitioners.
 
 Each class is one table. Its keys are the arguments of the object that ``build`` makes, with the same names and
-defaults; they stand here too, and a test compares them, because to read a signature would import torch. A
+defaults; they are repeated here, because reading a signature would import torch; a test compares them. A
 mapping at the end of each section lists the values of ``kind``, one row per class. The check of settings,
 ``jwins list`` and the reference of all keys read these mappings.
 
@@ -96,7 +96,7 @@ class Plugin(Settings):
         return str(cls.model_fields["kind"].default)
 
     def arguments(self) -> dict[str, Any]:
-        """The constructor's arguments: every key but ``kind``, with tables among them built."""
+        """Return the constructor's arguments: every key but ``kind``, with objects built from tables."""
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
         return {
             name: value.build() if isinstance(value, CutoffTable | QuantizerTable) else value
@@ -108,12 +108,12 @@ P = TypeVar("P", bound=Plugin)
 
 
 def by_kind(*tables: type[P]) -> dict[str, type[P]]:
-    """The tables by what ``kind`` says for each."""
+    """Return the tables by their ``kind``."""
     return {table.name(): table for table in tables}
 
 
 def one_of(tables: Mapping[str, type[Plugin]]) -> Any:
-    """The annotation of a key that is one of these tables, told apart by ``kind``."""
+    """Return the annotation of a key that takes one of these tables, distinguished by ``kind``."""
     return Annotated[Union[tuple(tables.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
@@ -124,7 +124,7 @@ class PartitionTable(Plugin):
     """A division of the training samples among the nodes."""
 
     def build(self) -> Partitioner:
-        """The partitioner of this name in :data:`jwins.tasks.partition.PARTITIONERS`."""
+        """Build the partitioner of this name in :data:`jwins.tasks.partition.PARTITIONERS`."""
         from jwins.tasks.partition import make_partitioner
 
         return make_partitioner(self.kind, self.arguments())
@@ -178,18 +178,18 @@ class TopologyTable(Plugin):
 
     @property
     def changes(self) -> bool:
-        """Whether a node's neighbours are others from round to round."""
+        """Return whether a node's neighbours change from round to round."""
         return getattr(self, "dynamic", self.always_changes)
 
     def build(self, *, num_nodes: int, seed: int) -> Topology:
-        """The topology of this name in :data:`jwins.topology.TOPOLOGIES`.
+        """Build the topology of this name in :data:`jwins.topology.TOPOLOGIES`.
 
         Args:
             num_nodes: N.
             seed: the experiment's seed.
 
         Raises:
-            ConfigError: there is no such graph.
+            ConfigError: no such graph exists.
         """
         from jwins.topology import make_topology
 
@@ -293,14 +293,14 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
 """Tables by ``topology.kind``."""
 
 
-# --- Cut-offs: how much JWINS sends -----------------------------------------------------------------------
+# --- Cut-offs of JWINS -----------------------------------------------------------------------
 
 
 class CutoffTable(Plugin):
     """The fraction of the coefficients that is sent."""
 
     def build(self) -> Cutoff:
-        """The cut-off of this name in :data:`jwins.sharing.CUTOFFS`."""
+        """Build the cut-off of this name in :data:`jwins.sharing.CUTOFFS`."""
         from jwins.sharing import CUTOFFS
 
         return CUTOFFS[self.kind](**self.arguments())
@@ -326,14 +326,14 @@ CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind(RandomCutoffConfig, Fix
 """Tables by ``sharing.cutoff.kind``."""
 
 
-# --- Quantizers: in how many bits values are sent ---------------------------------------------------------
+# --- Quantizers of sent values ---------------------------------------------------------
 
 
 class QuantizerTable(Plugin):
     """The rounding of values before they are sent."""
 
     def build(self) -> Quantizer:
-        """The quantizer of this name in :data:`jwins.sharing.QUANTIZERS`."""
+        """Build the quantizer of this name in :data:`jwins.sharing.QUANTIZERS`."""
         from jwins.sharing import QUANTIZERS
 
         return QUANTIZERS[self.kind](**self.arguments())
@@ -416,7 +416,7 @@ class SharingTable(Plugin):
     """A sharing algorithm."""
 
     def build(self) -> Sharing[Any]:
-        """The algorithm whose constructor has this name in :mod:`jwins.sharing`.
+        """Build the algorithm whose constructor has this name in :mod:`jwins.sharing`.
 
         Raises:
             ConfigError: no such wavelet.
@@ -492,7 +492,7 @@ _STEP_RATIO = (
 
 
 class _RateTable(SharingTable):
-    """Keys that the closed loop and the stateless algorithm have in common."""
+    """Common keys of the closed loop and the stateless algorithm."""
 
     step: Annotated[float, STEP] | None = Field(
         default=None, description="step of the quantizer, constant over the rounds"

@@ -1,4 +1,4 @@
-"""Every key that a settings class knows, for reference tables and error messages."""
+"""All keys of a settings class, for reference tables and error messages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["SettingDoc", "join", "settings_docs", "kind_of", "models_in"]
 
 
 def join(path: str, key: str) -> str:
-    """Two parts of a TOML path, each of which may be empty."""
+    """Join two parts of a TOML path; each may be empty."""
     return f"{path}.{key}" if path and key else path or key
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """Return the ``kind`` of this class, or None if it is no table of a union."""
+    """Return the ``kind`` of this class, or None if it is not a table of a union."""
     field = model.model_fields.get("kind")
     return (
         get_args(field.annotation)[0] if field is not None and get_origin(field.annotation) is Literal else None
@@ -31,7 +31,7 @@ def kind_of(model: type[BaseModel]) -> str | None:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The settings classes that an annotation mentions."""
+    """Return the settings classes of an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in models_in(part)]
@@ -42,9 +42,9 @@ class SettingDoc:
     """One key of a settings class, for reference tables.
 
     Attributes:
-        path: TOML path; tables of a union are written ``sharing.<kind>``-wise in ``when``.
-        type: in words.
-        default: as TOML writes it, "required" or "" (none).
+        path: TOML path; ``when`` has the kind of a union's table.
+        type: type in words.
+        default: default as in TOML, "required" or "" (none).
         meaning: one sentence.
         when: the ``kind`` this key belongs to, or "".
     """
@@ -57,7 +57,7 @@ class SettingDoc:
 
 
 def settings_docs(model: type[BaseModel], prefix: str = "", when: str = "") -> Iterator[SettingDoc]:
-    """All keys of a settings class and of the tables in it, depth first."""
+    """Return all keys of a settings class and of the tables in it, depth first."""
     for name, field in model.model_fields.items():
         if field.exclude:
             continue
@@ -72,7 +72,7 @@ def settings_docs(model: type[BaseModel], prefix: str = "", when: str = "") -> I
             options = " \\| ".join([*words, f"table; kind = {kinds}"])
             yield SettingDoc(path, options, _default(field), field.description or "", when)
             inner = (key for m in models for key in settings_docs(m, path, kind_of(m) or ""))
-            # Tables that several kinds may have are told once.
+            # Tables of several kinds are listed once.
             yield from dict.fromkeys(key for key in inner if key.path != f"{path}.kind")
             continue
         yield SettingDoc(path, _type_name(field), _default(field), field.description or "", when)

@@ -1,4 +1,4 @@
-"""The sections of an experiment as TOML has them; each class is a table."""
+"""The sections of an experiment; each class is a TOML table."""
 
 from __future__ import annotations
 
@@ -172,10 +172,10 @@ class ScheduleTable(Plugin):
     )
 
     def build(self, total_steps: int) -> LearningRateSchedule | None:
-        """The schedule of a run of ``total_steps`` local steps; None if the learning rate never changes.
+        """Build the schedule of a run of ``total_steps`` local steps; None if the learning rate never changes.
 
         Raises:
-            ConfigError: the whole run would be spent on warming up.
+            ConfigError: the warm-up would take the whole run.
         """
         from jwins.training.learning_rate import LearningRateSchedule
 
@@ -316,7 +316,7 @@ class CrashConfig(FaultTable):
     round: Index = Field(description="round of the crash, counted from 0")
 
     def build(self) -> Fault:
-        """See :meth:`FaultTable.build`."""
+        """Return the driver's form of the fault."""
         return Fault("crash", self.node, self.round)
 
 
@@ -328,7 +328,7 @@ class RejoinConfig(FaultTable):
     round: Index = Field(description="the node comes back when the first other node begins this round")
 
     def build(self) -> Fault:
-        """See :meth:`FaultTable.build`."""
+        """Return the driver's form of the fault."""
         return Fault("rejoin", self.node, self.round)
 
 
@@ -343,7 +343,7 @@ class DropConfig(FaultTable):
     round: Index = Field(description="round of the sender")
 
     def build(self) -> Fault:
-        """See :meth:`FaultTable.build`."""
+        """Return the driver's form of the fault."""
         return Fault("drop", self.sender, self.round, self.receiver)
 
 
@@ -359,7 +359,7 @@ class DelayConfig(FaultTable):
     seconds: Annotated[float, DELAY_S] = Field(description="delay in virtual seconds")
 
     def build(self) -> Fault:
-        """See :meth:`FaultTable.build`."""
+        """Return the driver's form of the fault."""
         return Fault("delay", self.sender, self.round, self.receiver, self.seconds)
 
 

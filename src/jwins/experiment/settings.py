@@ -1,7 +1,7 @@
-"""Typed settings: what a TOML table may say, and errors that name the place, the value and the remedy.
+"""Typed settings of a TOML table, and errors with place, value and remedy.
 
-Nothing here knows what an experiment is. :class:`Settings` is a strict, frozen pydantic model whose errors are
-:class:`~jwins.errors.ConfigError`, in the words of :mod:`jwins.experiment.error_messages`.
+This module does not depend on experiments. :class:`Settings` is a strict, frozen pydantic model whose errors
+are :class:`~jwins.errors.ConfigError`, with texts of :mod:`jwins.experiment.error_messages`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
 
     class _Checked(type(BaseModel)):
-        """Only the outermost call passes here: nested tables are validated inside pydantic's core."""
+        """Metaclass whose call is only the outermost one: pydantic's core validates nested tables."""
 
         def __call__(cls, /, *args, **values):
             try:
@@ -32,10 +32,10 @@ else:
 
 
 class Settings(_Base):
-    """A table of settings: every key is known and typed, nothing is converted, nothing changes afterwards.
+    """A table of settings with known and typed keys, without conversion, and immutable.
 
     Raises:
-        ConfigError: from the constructor, with a message that lists every problem.
+        ConfigError: raised by the constructor, with a message that lists every problem.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, arbitrary_types_allowed=True)

@@ -1,4 +1,4 @@
-"""TOML in and out, as plain tables."""
+"""Reading and writing TOML as plain tables."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def read_toml(text: str, origin: str) -> dict[str, Any]:
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """Tables from ``key=value`` assignments.
+    """Make tables from ``key=value`` assignments.
 
     Args:
-        assignments: dotted keys and TOML values; what is not a TOML value is a text.
+        assignments: dotted keys and TOML values; other values are texts.
 
     Raises:
         ConfigError: an assignment without a key or without ``=``.
@@ -58,14 +58,18 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         for step in steps[:-1]:
             inner = table.setdefault(step, {})
             if not isinstance(inner, dict):
-                raise ConfigError("--set", assignment, f"{step} was set to {inner!r} before, so it has no keys")
+                raise ConfigError(
+                    "--set",
+                    assignment,
+                    f"{step} was set to {inner!r} before, so it has no keys; remove one of the two",
+                )
             table = inner
         table[steps[-1]] = toml_value(text.strip())
     return tables
 
 
 def toml_value(text: str) -> Any:
-    """Parse ``text`` as a value of TOML; return the text itself if it is none."""
+    """Parse ``text`` as a TOML value; return the text itself if it is not one."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
@@ -74,7 +78,7 @@ def toml_value(text: str) -> Any:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the keys of ``over`` laid over it, table by table.
+    """Merge the keys of ``over`` over those of ``base``, table by table.
 
     A table whose ``kind`` changes is replaced, because its keys mean nothing to the other kind.
 
@@ -93,10 +97,10 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in which dotted keys have become tables within tables; later entries are laid over earlier ones.
+    """Convert dotted keys to nested tables; later entries replace earlier ones.
 
     Raises:
-        ConfigError: a dotted key goes into something that is no table.
+        ConfigError: a dotted key continues a value that is not a table.
 
     >>> nested({"run.rounds": 3, "run": {"seed": 2}})
     {'run': {'rounds': 3, 'seed': 2}}
@@ -110,7 +114,9 @@ def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
         for step in steps[:-1]:
             at = at.get(step, {})
             if not isinstance(at, Mapping):
-                raise ConfigError(key, value, f"{step} was set to {at!r} before, so it has no keys")
+                raise ConfigError(
+                    key, value, f"{step} was set to {at!r} before, so it has no keys; remove one of the two"
+                )
         for step in reversed(steps[1:]):
             inner = {step: inner}
         found = merge(found, {steps[0]: inner})
@@ -118,7 +124,7 @@ def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_toml(tables: Mapping[str, Any]) -> str:
-    """TOML of plain values: one ``[section]`` per table, tables inside it in one line, None left out.
+    """Write plain values as TOML: one ``[section]`` per table, nested tables in one line, None left out.
 
     >>> print(write_toml({"name": "x", "run": {"rounds": 5, "at": [1, 2]}}), end="")
     name = "x"
@@ -153,10 +159,10 @@ def _key(key: str) -> str:
 
 
 def toml_text(value: object) -> str:
-    """A plain value in one line of TOML.
+    """Write a plain value as one line of TOML.
 
     Raises:
-        TypeError: TOML has no such value.
+        TypeError: TOML cannot express the value.
     """
     if isinstance(value, bool):
         return "true" if value else "false"
