@@ -496,7 +496,7 @@ def test_fingerprints_are_compared(done: comparing.ComparisonResult) -> None:
     prints = {**other.start.fingerprints, "partition": "another"}
     start = msgspec.structs.replace(other.start, fingerprints=prints)
     cells["JWINS", 2] = Record(other.folder, start, other.evaluations, other.end)
-    with pytest.raises(ConfigError, match=r"'JWINS', seed 2, partition = 'another'.*not like for like"):
+    with pytest.raises(ConfigError, match=r"'JWINS', seed 2, partition = 'another'.*not comparable"):
         check_comparable(done.comparison, cells)
 
 

@@ -469,7 +469,7 @@ def test_runs_that_are_not_alike_are_said_to_be_so(compared: Path, single: Path)
     fingerprint = json.loads(path.read_text().splitlines()[0])["fingerprints"]["partition"]
     path.write_text(path.read_text().replace(fingerprint, "0" * 16))
     text = rendered(compared / "full-sharing" / "seed-1", single)
-    assert "Not like for like: they differ in samples on each node" in text
+    assert "Not comparable: they differ in samples on each node" in text
     assert 'class="warn"' in text
 
 

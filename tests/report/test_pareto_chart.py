@@ -126,7 +126,7 @@ def test_what_has_no_end_or_sent_nothing_is_no_point() -> None:
 def test_the_page_has_it_where_there_are_two_points() -> None:
     text, charts = render([study(variants())])
     assert "pareto" in [name for name, _ in charts]
-    assert "What accuracy costs" in text
+    assert "Final accuracy against bytes" in text
     _, charts = render([study(variants()[:1])])
     assert "pareto" not in [name for name, _ in charts]
     assert "#" not in str(as_svg(chart(variants()), "p")).replace('"#p-', "").replace("url(#p-", "")

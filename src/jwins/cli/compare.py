@@ -95,7 +95,7 @@ def compare(
     quiet: Quiet = False,
     data: Data = None,
 ) -> None:
-    """Run several variants of an experiment over several seeds, and compare them like for like."""
+    """Run several variants of an experiment over several seeds, and compare them."""
     with reported_errors():
         _check_together(
             {"--report-only": report_only, "--cell": cell is not None, "--print-array": print_array}

@@ -250,7 +250,7 @@ class Comparison(Settings):
                 raise refuse(
                     f"variants[{index}].{key}",
                     mine,
-                    f"{first.name!r} has {other!r}, so the two are not like for like; "
+                    f"{first.name!r} has {other!r}, so the two are not comparable; "
                     f"use the same, or say allow_different = [{like!r}]",
                 )
 

@@ -66,7 +66,7 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
 
     Raises:
         DataError: a cell has not been run.
-        ConfigError: variants are not like for like.
+        ConfigError: variants are not comparable.
     """
     found = plan(comparison, unconfirmed=partial)
     cells = [cell for cell in comparison.cells(found.chosen) if cell.variant.name in found.chosen]

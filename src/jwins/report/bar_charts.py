@@ -1,4 +1,4 @@
-"""Figures with one row per variant: what its bytes carried, and how its nodes ended."""
+"""Figures with one row per variant: its bytes by kind, and the final metric of its nodes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["bytes_by_kind", "bytes_chart", "nodes_chart", "kinds_sent"]
 
 
 def bytes_by_kind(group: Group) -> dict[str, float]:
-    """Bytes per node until the last evaluation, by what they carried, mean over seeds."""
+    """Return bytes per node until the last evaluation, by kind, mean over seeds."""
     kinds = {}
     for kind in KIND_COLOURS:
         sent = [
@@ -82,7 +82,7 @@ _MAX_POINTS = 150
 
 
 def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *, percent: bool) -> Chart:
-    """Every node's final metric, over all seeds: points, with a box for the middle half and the median."""
+    """Draw every node's final metric, over all seeds: points, with a box for the middle half and the median."""
     values = {group.name: final_per_node(group, metric) for group in groups}
     label = f"{spaced(metric)}{' in %' if percent else ''}"
     told = "; ".join(
@@ -113,14 +113,14 @@ def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *
 def _strip(
     axes: Axes, row: int, name: str, style: Style, values: npt.NDArray[np.float64], *, percent: bool
 ) -> HoverTarget:
-    """One variant's points and box, and what they say."""
+    """Draw one variant's points and box, with their texts."""
     scale, colour = (100.0 if percent else 1.0), style.colour
     v = np.sort(values) * scale
     low, middle, high = (float(q) for q in np.quantile(v, (0.25, 0.5, 0.75)))
     axes.barh(row, high - low, left=low, height=0.42, color=colour, alpha=0.22, linewidth=0, zorder=2)
     axes.plot([middle, middle], [row - 0.25, row + 0.25], color=colour, linewidth=2.6, zorder=4)
     drawn = v if len(v) <= _MAX_POINTS else np.quantile(v, np.linspace(0, 1, _MAX_POINTS))
-    # Points side by side, not on one another: a fixed low-discrepancy sequence instead of chance.
+    # A fixed low-discrepancy sequence spreads the points, so that they do not overlap.
     up = ((np.arange(len(drawn)) * 0.6180339887) % 1.0 - 0.5) * 0.34
     axes.scatter(drawn, row + up, s=11, color=colour, alpha=0.7, linewidths=0, zorder=3)
     least, first, median, third, most = (
@@ -131,7 +131,7 @@ def _strip(
 
 
 def final_per_node(group: Group, metric: str) -> npt.NDArray[np.float64]:
-    """The metric of each node at the last evaluation, over all seeds, without what was not finite."""
+    """Return each node's finite metric at the last evaluation, over all seeds."""
     found = [
         value
         for record in group.counted.records
@@ -143,7 +143,7 @@ def final_per_node(group: Group, metric: str) -> npt.NDArray[np.float64]:
 
 
 def _rows(names: Sequence[str], *, paper: bool, legend: Mapping[str, str] | None = None) -> tuple[Figure, Axes]:
-    """Empty axes with one row per name, the names above the rows, so that they may be long."""
+    """Make empty axes with one row per name. Names are above the rows, so that they may be long."""
     from matplotlib.patches import Patch
 
     above = 0.35 if legend else 0.08

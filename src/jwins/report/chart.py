@@ -1,7 +1,7 @@
-"""A figure: drawn once, it becomes a picture in the page and a PDF and a PNG for papers.
+"""Figures: drawn once, written into the page, as PDF and as PNG.
 
-In the page's picture, colours are CSS variables, so that a figure follows the reader's light or dark theme;
-text is text; and measured points tell their numbers to a pointer that rests on them.
+In the page's picture, colours are CSS variables, so that a figure follows the reader's light or dark theme.
+Text is text. Measured points show their numbers to a pointer that rests on them.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ __all__ = [
 ]
 
 WIDTH_IN = 5.3
-"""Width of a figure in inches of 72 units: what fits three in a row on a desk and one on a phone."""
+"""Width of a figure in inches of 72 units: three fit in a row on a desk, and one on a phone."""
 
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11.8,
-    "text.parse_math": False,  # names may hold dollars
+    "text.parse_math": False,  # names may contain dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": AXIS,
@@ -79,15 +79,15 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class HoverTarget:
-    """A place in a figure that says something when pointed at: a circle, or a box of data coordinates.
+    """Place in a figure with a text for the pointer: a circle, or a box of data coordinates.
 
     Attributes:
-        axes: whose coordinates are meant.
+        axes: axes of the coordinates.
         x: centre of the circle, or left edge of the box.
         y: centre of the circle, or one edge of the box.
-        text: what it says.
-        width: of the box; 0 for a circle.
-        height: of the box.
+        text: the text.
+        width: width of the box; 0 for a circle.
+        height: height of the box.
     """
 
     axes: Axes
@@ -103,8 +103,8 @@ class Drawing:
     """A drawn figure.
 
     Attributes:
-        figure: of matplotlib.
-        hover_targets: what the page's version tells.
+        figure: matplotlib's figure.
+        hover_targets: places with texts, in the page's version.
     """
 
     figure: Figure
@@ -117,10 +117,10 @@ class Chart:
 
     Attributes:
         slug: name of its files.
-        title: what it shows, as its heading.
-        caption: what one must know to read it.
-        alt: its content in words, for who cannot see it.
-        draw: draws it; True: for paper, where the page's legend is missing and must be within.
+        title: its heading.
+        caption: notes for readers.
+        alt: its content in words, for readers who cannot see it.
+        draw: function that draws it; True is for paper, where the figure needs its own legend.
     """
 
     slug: str
@@ -130,12 +130,12 @@ class Chart:
     draw: Callable[[bool], Drawing]
 
     def named(self, slug: str) -> Chart:
-        """The same figure, in files of another name."""
+        """Return the same figure with another name of its files."""
         return replace(self, slug=slug)
 
 
 def load_matplotlib() -> None:
-    """Import matplotlib whatever ``MPLBACKEND`` says: no figure of a report needs a window or a notebook."""
+    """Import matplotlib, ignoring ``MPLBACKEND``: figures of a report need no window and no notebook."""
     named = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib  # noqa: F401  a backend that is not installed stops this import
@@ -146,19 +146,19 @@ def load_matplotlib() -> None:
 
 @contextmanager
 def drawing_style(**changes: Any) -> Iterator[None]:
-    """Within it, matplotlib draws as figures of a report look; ``changes`` are settings of it that differ."""
+    """Within the block, matplotlib draws in the style of reports; ``changes`` are further settings."""
     load_matplotlib()
     from matplotlib import rc_context, rcdefaults, rcParams
 
     with rc_context(), warnings.catch_warnings():
-        rcdefaults()  # not the user's matplotlibrc
+        rcdefaults()  # ignore the user's matplotlibrc
         rcParams.update(_STYLE | changes)
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         yield
 
 
 def blank(width_in: float, height_in: float, *, dpi: int) -> Figure:
-    """A figure without anything in it."""
+    """Make an empty figure."""
     load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -169,12 +169,12 @@ def blank(width_in: float, height_in: float, *, dpi: int) -> Figure:
 
 
 def page_figure(height_in: float, *, paper: bool) -> Figure:
-    """A figure of the page's width without anything in it."""
+    """Make an empty figure of the page's width."""
     return blank(WIDTH_IN, height_in, dpi=220 if paper else 72)
 
 
 def steps(count: int, *, least: int = 2, only_whole: bool = False) -> Any:
-    """Ticks at round numbers: ``least`` to about ``count`` of them."""
+    """Return ticks at round numbers: ``least`` to about ``count`` of them."""
     from matplotlib.ticker import MaxNLocator
 
     sizes = [1, 2, 5, 10] if only_whole else [1, 2, 2.5, 5, 10]
@@ -186,7 +186,7 @@ def steps(count: int, *, least: int = 2, only_whole: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """A hit in the picture's own coordinates; a circle without a width."""
+    """Hover target in the picture's own coordinates; a circle has no width."""
 
     text: str
     x: str
@@ -196,11 +196,11 @@ class _Spot:
 
 
 def as_svg(chart: Chart, prefix: str) -> Markup:
-    """The figure as an ``<svg>`` element for the page.
+    """Return the figure as an ``<svg>`` element for the page.
 
     Args:
-        chart: what to draw.
-        prefix: of all ids within, so that several figures can share a page.
+        chart: the chart.
+        prefix: prefix of all ids in it, so that several figures can be on one page.
     """
     with drawing_style():
         drawing = chart.draw(False)
@@ -236,7 +236,7 @@ def _themed(style: str) -> str:
 
 
 def _spot(drawing: Drawing, hit: HoverTarget) -> _Spot | None:
-    """Where the picture shows a hit, None outside of what its axes show."""
+    """Return the place of a hover target in the picture, None outside its axes."""
     height = drawing.figure.bbox.height
     x, y = hit.axes.transData.transform((hit.x, hit.y))
     if not (math.isfinite(x) and math.isfinite(y)):

@@ -1,7 +1,7 @@
-"""The colours of all figures and of the page, each on light and on dark, and how a variant is drawn.
+"""Colours of all figures and of the page, on light and on dark, and the style of each variant.
 
-What must be seen to read a figure has a contrast of 3:1 or more to the page on both, and text 4.5:1 (WCAG 2.1,
-level AA). The shades of an algorithm's colour, and its colours on dark, follow from that one by their contrast.
+All parts that are needed to read a figure have a contrast of at least 3:1 to the page on both, and text 4.5:1
+(WCAG 2.1, level AA). The shades of an algorithm's colour, and its colours on dark, are computed by contrast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 TEXT, MUTED, GRID, AXIS, PAGE = "#1f2328", "#57606a", "#e3e6ea", "#8a939d", "#ffffff"
-"""Of figures, on light. The grid only guides the eye and is faint on purpose."""
+"""Colours of figures on light. The grid only guides the eye and is faint on purpose."""
 
 _DARK_PAGE = "#14171c"
 
@@ -56,19 +56,19 @@ ALGORITHMS = {
 }
 """Colour and marker of the curves of each ``sharing.kind``.
 
-A colour has a contrast of at least 3:1 to white and is told apart from the others with any colour vision. They
-are after Okabe and Ito, whose orange is too pale on white. A marker is matplotlib's.
+A colour has a contrast of at least 3:1 to white and differs from the others with any colour vision. They are
+based on Okabe and Ito, whose orange is too pale on white. Markers are matplotlib's.
 """
 
 _OWN_COLOUR, _OWN_MARKER = "#cc79a7", "P"
-"""Of an algorithm that is not built in."""
+"""Colour and marker of an algorithm that is not built in."""
 
 _SHADE_CONTRASTS = (3.2, 5.8, 10.5)
 _MIN_CONTRAST_ON_DARK, _STRONG = 3.6, 7.0
 
 
 def contrast(colour: str, other: str) -> float:
-    """Contrast ratio of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.1).
+    """Return the contrast ratio of two colours ``#rrggbb``, from 1 to 21 (WCAG 2.1).
 
     >>> round(contrast("#ffffff", "#000000"), 1), round(contrast("#e69f00", "#ffffff"), 2)
     (21.0, 2.25)
@@ -88,7 +88,7 @@ def _channels(colour: str) -> tuple[float, float, float]:
 
 
 def _with_contrast(colour: str, page: str, wanted: float) -> str:
-    """The same hue and saturation, as light or dark as it takes to stand out from ``page`` by ``wanted``."""
+    """Return the same hue and saturation with the contrast ``wanted`` to ``page``."""
     hue, _, saturation = colorsys.rgb_to_hls(*_channels(colour))
     found = []
     for step in range(256):
@@ -98,7 +98,7 @@ def _with_contrast(colour: str, page: str, wanted: float) -> str:
 
 
 def _shades(colour: str) -> tuple[str, str, str]:
-    """The colour, and two others of its hue that differ from it and from one another as far as they can."""
+    """Return the colour and two others of its hue, all as different as possible."""
     own = contrast(colour, PAGE)
     *_, nearest = sorted(_SHADE_CONTRASTS, key=lambda level: -abs(math.log(level / own)))
     light, strong = (_with_contrast(colour, PAGE, level) for level in _SHADE_CONTRASTS if level != nearest)
@@ -106,10 +106,10 @@ def _shades(colour: str) -> tuple[str, str, str]:
 
 
 def _on_dark(colour: str) -> str:
-    """The colour itself where it can be seen on dark, too; a lighter one if not.
+    """Return the colour itself if it is visible on dark, too; else a lighter one.
 
-    What is strongest on light is strongest on dark. All others stay as near to their colour as they can, since
-    that is what the palette was chosen for: lightened, violet and blue are one to some eyes.
+    The strongest colour on light is the strongest on dark. All others stay as near to their colour as possible,
+    because the palette was chosen for distinction: lightened violet and blue are the same to some eyes.
     """
     own = contrast(colour, PAGE)
     if own >= _STRONG:
@@ -140,7 +140,7 @@ THEME: dict[str, tuple[str, str, str]] = {
         for index, colour in enumerate(shades)
     },
 }
-"""Each colour in figures: the CSS variable that takes its place in a page, its value on light and on dark."""
+"""Colours in figures: for each the CSS variable in a page, and its value on light and on dark."""
 
 ON_PAGE = {
     "card": ("#f6f7f9", "#1b1f26"),
@@ -158,9 +158,9 @@ class Style:
     """Style of a variant in all figures.
 
     Attributes:
-        colour: on light, a key of ``THEME``.
-        dash: as matplotlib takes it.
-        marker: likewise.
+        colour: colour on light, a key of ``THEME``.
+        dash: matplotlib's dash pattern.
+        marker: matplotlib's marker.
     """
 
     colour: str
@@ -169,18 +169,19 @@ class Style:
 
     @property
     def variable(self) -> str:
-        """The colour as CSS."""
+        """Return the colour as CSS."""
         return f"var(--{THEME[self.colour][0]})"
 
 
 def colours_of(algorithms: Sequence[str]) -> list[tuple[str, int]]:
-    """Whose colour each variant has, and how many before it have the same.
+    """Return the algorithm whose colour each variant has, and the number of earlier variants with the same
+    colour.
 
-    A variant has its algorithm's colour. Where an algorithm has more than three variants, as in an ablation,
-    all but the first also take those of algorithms that are not there.
+    A variant has its algorithm's colour. If an algorithm has more than three variants, as in an ablation, all
+    but the first also use colours of algorithms that are absent.
 
     Args:
-        algorithms: of the variants, in order; one that is not built in counts as ``own``.
+        algorithms: algorithms of the variants, in order; one that is not built in counts as ``own``.
     """
     keys = [algorithm if algorithm in ALGORITHMS else "own" for algorithm in algorithms]
     spare = [key for key in ("choco", "top_k", "own", "random_k") if key not in keys]
@@ -192,7 +193,7 @@ def colours_of(algorithms: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def styles_of(algorithms: Sequence[str]) -> list[Style]:
-    """One style per variant: colours as in ``colours_of``; shade, dashes and marker tell those of one apart."""
+    """Return one style per variant: colours of ``colours_of``, with different shades, dashes and markers."""
     seen: dict[str, int] = {}
     styles = []
     for algorithm, (colour, nth) in zip(algorithms, colours_of(algorithms), strict=True):

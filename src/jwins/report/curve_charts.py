@@ -1,7 +1,8 @@
 """Curves: a metric against rounds, bytes and virtual seconds, for the page and for the figure of a comparison.
 
-Lines are means over seeds; bands reach from the lowest to the highest seed. Curves that lie on each other can
-be told apart: those drawn first are wider, and show on both sides of those above; and no two have their markers
+Lines are means over seeds; bands reach from the lowest to the highest seed. Curves that coincide remain
+distinguishable: those drawn first are wider and show on both sides of those above, and no two have their
+    markers
 at the same evaluation.
 """
 
@@ -45,10 +46,11 @@ class XAxis:
     """Horizontal axis of curves.
 
     Attributes:
-        label: with its unit.
-        values: of each evaluation of a run.
-        in_bytes: whether these are bytes: a log axis, without the start, where nothing was sent.
-        whole: whether there is nothing between whole numbers.
+        label: label with the unit.
+        values: values of each evaluation of a run.
+        in_bytes: whether these are bytes. The axis is then logarithmic and omits the start, where nothing was
+            sent.
+        whole: whether values are whole numbers.
     """
 
     label: str
@@ -62,7 +64,7 @@ SENT = XAxis("bytes sent per node", Record.bytes_per_node, in_bytes=True)
 
 
 def seconds(clock: str = "virtual") -> XAxis:
-    """Along the seconds of a clock, named by a word or none."""
+    """Return an axis of a clock's seconds, named by a word or none."""
     return XAxis(f"{clock} seconds".strip(), lambda record: [row.time_s for row in record.evaluations])
 
 
@@ -71,11 +73,11 @@ class YAxis:
     """Vertical axis of curves.
 
     Attributes:
-        label: with its unit.
-        values: of each evaluation of a run; not a number leaves a gap.
+        label: label with the unit.
+        values: values of each evaluation of a run; NaN leaves a gap.
         percent: whether it is a fraction shown in percent.
-        target: drawn as a dotted line, None for none.
-        compared: whether it is what variants are compared by, so that the axis is to show where they end.
+        target: level of a dotted line, None for none.
+        compared: whether variants are compared by it, so that the axis must show their ends.
         lower_is_better: whether smaller values are better.
     """
 
@@ -88,12 +90,12 @@ class YAxis:
 
     @property
     def scale(self) -> float:
-        """From the metric to what the axis says."""
+        """Convert the metric to the axis."""
         return 100.0 if self.percent else 1.0
 
     @classmethod
     def of_metric(cls, target: Target) -> YAxis:
-        """The metric of a comparison, with its target if that has a value."""
+        """Return the axis of a comparison's metric, with its target if that has a value."""
         percent = metric_percent(target.metric)
         return cls(
             f"{spaced(target.metric)}{' in %' if percent else ''}, mean over nodes",
@@ -113,16 +115,16 @@ class _Curve:
     """One variant's curve.
 
     Attributes:
-        name: of the variant.
-        lost: which of its runs diverged, in words; "" if none did.
-        style: how it is drawn.
-        place: how many curves are drawn before it.
-        x: along the axis, mean over seeds.
-        mean: over seeds, as the axis says it.
-        low: of the lowest seed.
-        high: of the highest seed.
-        rounds: of the evaluations.
-        seeds: how many runs these are of.
+        name: name of the variant.
+        lost: its diverged runs, as text; "" for none.
+        style: its style.
+        place: number of curves that are drawn before it.
+        x: values along the axis, mean over seeds.
+        mean: mean over seeds, on the axis.
+        low: values of the lowest seed.
+        high: values of the highest seed.
+        rounds: rounds of the evaluations.
+        seeds: number of runs.
     """
 
     name: str
@@ -144,11 +146,11 @@ class _Curve:
 def _curves(groups: Sequence[Group], styles: Sequence[Style], x_axis: XAxis, y_axis: YAxis) -> list[_Curve]:
     found: list[_Curve] = []
     for group, style in zip(groups, styles, strict=True):
-        # A run that stopped earlier would bend the mean; so the mean goes as far as every run that counts.
+        # A run that stopped earlier would bend the mean, so the mean ends with the shortest run that counts.
         records = group.counted.records
         shared = min((len(record.evaluations) for record in records), default=0)
         skip = 0
-        if x_axis.in_bytes:  # a log axis has no place for what was measured before anything was sent
+        if x_axis.in_bytes:  # a log axis cannot show values measured before anything was sent
             while skip < shared and (skip == 0 or not any(x_axis.values(record)[skip] for record in records)):
                 skip += 1
         if shared <= skip:
@@ -165,7 +167,7 @@ def _curves(groups: Sequence[Group], styles: Sequence[Style], x_axis: XAxis, y_a
 
 
 def means(groups: Sequence[Group], y_axis: YAxis) -> list[dict[int, float]]:
-    """For each variant, what its curve is drawn through: by round, the mean over seeds, not in percent."""
+    """Return the points of each variant's curve: the mean over seeds by round, not in percent."""
     styles = styles_of([group.algorithm for group in groups])
     points = {
         curve.name: dict(zip(curve.rounds, (curve.mean / y_axis.scale).tolist(), strict=True))
@@ -176,7 +178,7 @@ def means(groups: Sequence[Group], y_axis: YAxis) -> list[dict[int, float]]:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """Range of an axis; ``begins`` or ``ends`` where it leaves out values on the way, else None."""
+    """Range of an axis; ``begins`` or ``ends`` is set if it leaves out values there, else None."""
 
     low: float
     high: float
@@ -185,15 +187,15 @@ class _Limits:
 
 
 _ENDS_SHARE, _TARGET_SHARE = 0.4, 0.8
-"""Of the height of an axis, what reaches down to the last of the curves' ends, and what down to the target."""
+"""Fractions of an axis's height for the curves' ends, and down to the target."""
 
 
 def _limits(curves: Sequence[_Curve], y_axis: YAxis) -> _Limits | None:
     """Return the range of the axis for these curves, None if there is nothing to show.
 
-    Values so far off that they would flatten everything else, such as a diverging loss, are left out. Of what
-    variants are compared by, so is the beginning of the curves, as far as the ends would be too close to see
-    apart; the target stays.
+    Values that would flatten everything else, such as a diverging loss, are left out. On the axis that compares
+    variants, the beginning of the curves is left out, too, if the ends would be too close to tell apart. The
+    target remains visible.
     """
     pieces = [piece for curve in curves for piece in (curve.low, curve.high)]
     values = np.concatenate(pieces) if pieces else np.zeros(0)
@@ -268,14 +270,14 @@ def _draw_curve(axes: Axes, curve: _Curve, curves: Sequence[_Curve], limits: _Li
 
 
 def _width(place: int, many: int) -> float:
-    """Of a line in points: 1.8 for the topmost, and y_axis to 0.8 more for each one below it."""
+    """Return the width of a line in points: 1.8 for the topmost, and up to 0.8 more for each one below it."""
     if many < 2:
         return 2.0
     return 1.8 + min(0.8, 2.4 / (many - 1)) * (many - 1 - place)
 
 
 def _marked(curve: _Curve, many: int, limits: _Limits | None) -> list[int]:
-    """The points that have a marker: some five that are in sight, none of them where another curve has one."""
+    """Return the points with a marker: about five visible ones, none at a marker of another curve."""
     seen = _in_sight(curve, limits)
     if len(seen) == 0:
         return []
@@ -284,7 +286,7 @@ def _marked(curve: _Curve, many: int, limits: _Limits | None) -> list[int]:
 
 
 def _in_sight(curve: _Curve, limits: _Limits | None) -> npt.NDArray[np.intp]:
-    """The points of the mean that the axis shows."""
+    """Return the points of the mean that are on the axis."""
     low, high = (-math.inf, math.inf) if limits is None else (limits.low, limits.high)
     return np.flatnonzero((curve.mean >= low) & (curve.mean <= high))
 
@@ -298,7 +300,7 @@ def _draw_panel(
     *,
     size: float,
 ) -> None:
-    """All curves, axes that fit them, and the target, which is named in letters of ``size`` points."""
+    """Draw all curves, fitting axes, and the target with a label of ``size`` points."""
     for curve in curves:
         _draw_curve(axes, curve, curves, limits)
     if limits is not None:
@@ -317,13 +319,13 @@ def _draw_panel(
             _say(axes, "nothing measured yet")
     elif y_axis.target is not None:
         name = f"target {number(y_axis.target, percent=y_axis.percent)}"
-        # Where curves end they have passed the target, so its other side is empty.
+        # At their ends curves have passed the target, so its other side is empty.
         above = y_axis.lower_is_better
         mark_level(axes, y_axis.target * y_axis.scale, name, size=size, at_end=True, above=above)
 
 
 def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
-    """Limits and ticks of an axis of bytes, which begins where the first curve comes in sight."""
+    """Set limits and ticks of an axis of bytes, which begins where the first curve becomes visible."""
     first = [seen[0] if len(seen := _in_sight(curve, limits)) else 0 for curve in curves]
     low = min(float(c.x[max(0, i - 1)]) for c, i in zip(curves, first, strict=True))
     high = max(float(c.x[-1]) for c in curves)
@@ -331,7 +333,7 @@ def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) ->
 
 
 def byte_ticks(axes: Axes, low: float, high: float) -> None:
-    """A log axis of bytes from ``low`` to ``high``, both above 0, with at most five round numbers on it."""
+    """Set a log axis of bytes from ``low`` to ``high``, both above 0, with at most five round numbers."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_xscale("log")
@@ -347,7 +349,7 @@ def byte_ticks(axes: Axes, low: float, high: float) -> None:
 
 
 def mark_level(axes: Axes, y: float, name: str, *, size: float, at_end: bool, above: bool) -> None:
-    """A dotted horizontal line with its name in letters of ``size`` points, at one end, above or below it."""
+    """Draw a dotted horizontal line with a label of ``size`` points at one end, above or below it."""
     axes.annotate(
         name,
         (float(at_end), y),
@@ -375,19 +377,19 @@ def curve_chart(
     x_axis: XAxis,
     y_axis: YAxis,
 ) -> Chart:
-    """Something measured against something else.
+    """Return a chart of one measurement against another.
 
     Args:
         slug: name of its files.
         title: its heading.
-        caption: below it.
+        caption: its caption.
         groups: the variants.
-        styles: how each is drawn.
+        styles: styles of the variants.
         x_axis: the horizontal axis.
         y_axis: the vertical axis.
     """
     curves = _curves(groups, styles, x_axis, y_axis)
-    limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)  # the same whatever it is drawn against
+    limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)  # the same for every horizontal axis
     ends = "; ".join(
         f"{c.name} ends at {number(float(c.mean[-1]) / y_axis.scale, percent=y_axis.percent)}"
         f" at {size(c.x[-1]) if x_axis.in_bytes else f'{c.x[-1]:.4g}'}{' and diverged' if c.diverged else ''}"
@@ -436,7 +438,7 @@ def _hits(axes: Axes, curve: _Curve, x_axis: XAxis, y_axis: YAxis) -> list[Hover
 
 
 def _say(axes: Axes, text: str) -> None:
-    """Words instead of curves."""
+    """Write a text in place of curves."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
@@ -446,13 +448,13 @@ def _say(axes: Axes, text: str) -> None:
 
 
 def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title: str = "") -> Figure:
-    """The metric against rounds, against bytes per node (log axis) and against virtual seconds.
+    """Draw the metric against rounds, against bytes per node (log axis) and against virtual seconds.
 
     Args:
         groups: the variants.
-        target: drawn as a dotted line, if there is one.
-        metric: what to draw.
-        title: above everything.
+        target: target for a dotted line, if there is one.
+        metric: metric to draw.
+        title: title of the figure.
     """
     lower = target is not None and target.lower_is_better
     y_axis = YAxis.of_metric(Target(metric, math.nan if target is None else target.value, lower))

@@ -1,4 +1,4 @@
-"""Which figures a study has, and what cannot be drawn of it and why."""
+"""Figures of a study, and reasons for missing ones."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["Figures", "figures_of"]
 
 _MAX_SETTINGS = 6
-"""So many different graphs or partitions of one study are drawn."""
+"""Maximum number of different graphs or partitions that are drawn of a study."""
 
 
 @dataclass
 class Figures:
-    """The charts of a study, by section; and what is absent and why."""
+    """Charts of a study, by section, and reasons for missing ones."""
 
     curves: list[Chart] = field(default_factory=list)
     costs: list[Chart] = field(default_factory=list)
@@ -49,12 +49,12 @@ class Figures:
 
     @property
     def all(self) -> list[Chart]:
-        """In the order of the page."""
+        """Return all charts in the order of the page."""
         return [*self.curves, *self.costs, *self.traffic, *self.nodes, *self.training, *self.setting]
 
 
 def figures_of(study: Study, styles: Sequence[Style]) -> Figures:
-    """The figures of a study, variants drawn in these styles."""
+    """Return the figures of a study, with these styles of variants."""
     groups, metric = study.groups, study.target.metric
     figures = Figures(
         curves=_metric_curves(study, styles),
@@ -132,7 +132,7 @@ def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
 def _each_setting(
     study: Study, figures: Figures, what: str, key_of: Callable[[StudyVariant], object]
 ) -> Iterator[tuple[StudyVariant, str, str]]:
-    """Variants of which no earlier one has the same key, with an end for titles and one for names of files."""
+    """Return variants with new keys, with suffixes for titles and for names of files."""
     seen: list[object] = []
     for variant in study.variants:
         key = key_of(variant)

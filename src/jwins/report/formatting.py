@@ -1,4 +1,4 @@
-"""Numbers as tables, pages and the command line say them."""
+"""Texts of numbers for tables, pages and the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NEVER = "—"
 
 
 def spread_text(mean: float, sd: float | None, *, percent: bool) -> str:
-    """Mean and standard deviation.
+    """Return mean and standard deviation as text.
 
     >>> spread_text(0.5, 0.012, percent=True)
     '50.0 ± 1.2 %'
@@ -28,7 +28,7 @@ def spread_text(mean: float, sd: float | None, *, percent: bool) -> str:
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:
-    """A number with so many decimals; what rounds to zero has no sign.
+    """Return a number with ``decimals`` decimals; a number that rounds to zero has no sign.
 
     >>> fixed(-0.04, 1), fixed(0.26, 1, sign=True)
     ('0.0', '+0.3')
@@ -49,13 +49,13 @@ def of_seeds(some: int, seeds: int) -> str:
 def difference_texts(
     mean: float, half: float | None, *, percent: bool, stated: float | None = None
 ) -> tuple[str, str, str]:
-    """A difference and the ends of its interval; of percentages, in points.
+    """Return a difference and the ends of its interval as texts; those of percentages are in points.
 
     Args:
         mean: the difference.
-        half: half of the interval's width, None if there is none.
-        percent: whether it is one of fractions shown in percent.
-        stated: what to say in place of ``mean``; the interval stays where it is, but covers it.
+        half: half of the interval's width, None without one.
+        percent: whether it is a difference of fractions shown in percent.
+        stated: shown in place of ``mean``; the interval is extended to cover it if necessary.
 
     >>> difference_texts(-0.0117, 0.02, percent=True, stated=-0.011)
     ('-1.1', '-3.2', '+0.8')
@@ -68,7 +68,7 @@ def difference_texts(
 
 
 def difference_text(mean: float, half: float | None, *, percent: bool, stated: float | None = None) -> str:
-    """A difference and its interval in one line; see :func:`difference_texts`.
+    """Return a difference and its interval in one line; see :func:`difference_texts`.
 
     >>> difference_text(-0.012, 0.02, percent=True)
     '-1.2 [-3.2, +0.8]'
@@ -80,7 +80,7 @@ def difference_text(mean: float, half: float | None, *, percent: bool, stated: f
 
 
 def minus(text: str) -> str:
-    """With the sign of minus before numbers, as prose and the page have it.
+    """Replace hyphens before numbers by minus signs.
 
     >>> minus("-1.2 to +0.8, top-k")
     '−1.2 to +0.8, top-k'
@@ -89,7 +89,7 @@ def minus(text: str) -> str:
 
 
 def number(value: float, *, percent: bool = False, digits: int | None = None) -> str:
-    """A metric's value as text, percent if it is a fraction shown so.
+    """Return a metric's value as text, in percent if it is shown so.
 
     >>> number(0.8691, percent=True), number(0.5174), number(float("nan"))
     ('86.9 %', '0.5174', '—')
@@ -102,7 +102,7 @@ def number(value: float, *, percent: bool = False, digits: int | None = None) ->
 
 
 def final_text(value: float, *, percent: bool, unit: bool = True) -> str:
-    """A final value, or the deviation of one, with the decimals that tables have.
+    """Return a final value, or its deviation, with the decimals of tables.
 
     >>> final_text(0.9541, percent=True), final_text(0.004, percent=True, unit=False)
     ('95.4 %', '0.4')
@@ -112,7 +112,7 @@ def final_text(value: float, *, percent: bool, unit: bool = True) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes in decimal units.
+    """Return bytes in decimal units.
 
     >>> size(999), size(1_234_567)
     ('999 B', '1.23 MB')
@@ -126,7 +126,7 @@ def size(number: float) -> str:
 
 
 def share(fraction: float) -> str:
-    """A fraction in percent.
+    """Return a fraction in percent.
 
     >>> share(0.6413)
     '64.1 %'
@@ -135,17 +135,17 @@ def share(fraction: float) -> str:
 
 
 def is_percent(target: Target) -> bool:
-    """Whether the metric is shown in percent."""
+    """Return whether the metric is shown in percent."""
     return metric_percent(target.metric)
 
 
 def metric_percent(metric: str) -> bool:
-    """Whether a metric of this name is shown in percent."""
+    """Return whether a metric with this name is shown in percent."""
     return metric == "accuracy" or metric.endswith("_accuracy")
 
 
 def describe_target(target: Target) -> str:
-    """The target in a sentence."""
+    """Return a sentence about the target."""
     if math.isnan(target.value):
         return f"Target: unknown ({target.meaning})."
     value = f"{target.value * 100:.1f} %" if is_percent(target) else f"{target.value:.4g}"
@@ -153,7 +153,7 @@ def describe_target(target: Target) -> str:
 
 
 def spaced(name: str) -> str:
-    """A name of the code as words.
+    """Return a name of the code as words.
 
     >>> spaced("squared_error")
     'squared error'
@@ -162,7 +162,7 @@ def spaced(name: str) -> str:
 
 
 def capital(text: str) -> str:
-    """Beginning with a capital.
+    """Return the text with an initial capital.
 
     >>> capital("full sharing")
     'Full sharing'
@@ -171,12 +171,12 @@ def capital(text: str) -> str:
 
 
 def and_list(words: Sequence[str]) -> str:
-    """Like ``a, b and c``."""
+    """Join texts as in ``a, b and c``."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def shown(value: Any) -> str:
-    """A setting's value as text.
+    """Return a setting's value as text.
 
     >>> shown([0.1, True, None])
     '0.1 true —'
@@ -191,11 +191,11 @@ def shown(value: Any) -> str:
 
 
 def without_paths(text: str, folder: Path) -> str:
-    """A message without the folders of the files it names.
+    """Return a message without the folders of its files.
 
     Args:
         text: the message.
-        folder: the run's, within which or beside which the files are.
+        folder: the run folder; the files are in it or beside it.
 
     >>> without_paths("/home/you/runs/a/../my_task.py: no such file", Path("/home/you/runs/a"))
     'my_task.py: no such file'

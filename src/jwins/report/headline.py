@@ -44,7 +44,7 @@ def _full(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
 
 
 def _subject(study: Study) -> int:
-    """The variant that is told most of: the first JWINS, or the first that is not full."""
+    """Return the featured variant: the first JWINS, or the first that is not full sharing."""
     order = [v.group.algorithm for v in study.variants]
     for wanted in (lambda kind: kind == "jwins", lambda kind: kind != "full", lambda kind: True):
         for index, kind in enumerate(order):
@@ -53,11 +53,11 @@ def _subject(study: Study) -> int:
     return 0
 
 
-# --- Who is best ------------------------------------------------------------------------------------------
+# --- The best variant ---------------------------------------------------------------------------------------
 
 
 def _best(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
-    """The line with the best final value; None where there is nothing to choose from."""
+    """Return the line with the best final value; None without a choice."""
     known = _ranked(table)
     if len(known) < 2:
         return None
@@ -65,12 +65,12 @@ def _best(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
 
 
 def _ranked(table: Sequence[SummaryRow]) -> list[SummaryRow]:
-    """The lines that have a final value."""
+    """Return the lines with a final value."""
     return [line for line in table if math.isfinite(line.final) and line.counted]
 
 
 def _worse(study: Study, line: SummaryRow) -> float:
-    """Smaller for better final values; those that tables show as equal are equal."""
+    """Return a sort key: smaller for better final values, equal if tables show equal values."""
     shown = float(final_text(line.final, percent=study.percent, unit=False))
     return shown if study.target.lower_is_better else -shown
 
@@ -84,7 +84,7 @@ def _fewest(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:
 
 
 def _best_sentence(study: Study, table: Sequence[SummaryRow], best: SummaryRow, subject: SummaryRow) -> str:
-    """``A ends at 95.8 % accuracy (± 0.5 over 3 seeds), the highest of 4 variants``, and who is as good."""
+    """Return ``A ends at 95.8 % accuracy (± 0.5 over 3 seeds), the highest of 4 variants``, and equal ones."""
     word = "lowest" if study.target.lower_is_better else "highest"
     known = _ranked(table)
     text = f"{_ends(study, best)}, the {word} of {len(known)} variants"
@@ -102,7 +102,7 @@ def _best_sentence(study: Study, table: Sequence[SummaryRow], best: SummaryRow, 
 
 
 def _not_told_apart(study: Study, best: SummaryRow) -> list[str]:
-    """The variants whose difference to the best may be chance, as far as the seeds that both ran say."""
+    """Return the variants whose difference to the best may be chance, by the seeds that both ran."""
     group = study.group(best.variant)
     found = []
     for other in study.groups:
@@ -156,7 +156,7 @@ def _ahead_sentence(study: Study, table: Sequence[SummaryRow], line: SummaryRow)
     return [f"{capital(and_list(told))} {have} {what} and {send} fewer bytes than {own}."]
 
 
-# --- What one variant does --------------------------------------------------------------------------------
+# --- One variant --------------------------------------------------------------------------------------------
 
 
 def _value(study: Study, value: float, *, unit: bool = True) -> str:
@@ -191,16 +191,16 @@ def _fewer(saving: float) -> str:
     return f"{share(abs(saving))} {'fewer' if saving >= 0 else 'more'} bytes"
 
 
-# --- In numbers -------------------------------------------------------------------------------------------
+# --- In numbers ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """Numbers to be read at a glance.
+    """Key numbers.
 
     Attributes:
-        of: what they are about.
-        numbers: (what it is, number), each.
+        of: their subject.
+        numbers: (name, number) each.
     """
 
     of: str

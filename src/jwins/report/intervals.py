@@ -1,4 +1,4 @@
-"""Differences of two variants that ran with the same seeds, and how sure one can be of their mean.
+"""Differences of two variants that ran with the same seeds, and confidence intervals of their means.
 
 >>> found = paired([0.5, 0.6, 0.7], [0.4, 0.5, 0.5])
 >>> f"{found.mean:.3f} +- {found.half_width:.3f}"
@@ -22,9 +22,9 @@ class Difference:
     """A mean difference over pairs.
 
     Attributes:
-        mean: of the differences.
-        half_width: of the confidence interval around it; None for one pair.
-        pairs: how many.
+        mean: mean of the differences.
+        half_width: half width of its confidence interval; None for one pair.
+        pairs: number of pairs.
     """
 
     mean: float
@@ -33,20 +33,23 @@ class Difference:
 
 
 def paired(values: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Difference:
-    """Mean of ``values - reference``, pair by pair, with Student's interval.
+    """Return the mean of ``values - reference``, pair by pair, with Student's interval.
 
-    Pairing takes out what a seed does to both, such as the partition and the initial model.
+    Pairing removes effects of a seed on both, such as the partition and the initial model.
 
     Args:
         values: one number per pair.
-        reference: as many, in the same order.
-        confidence: of the interval, in (0, 1).
+        reference: one number per pair, in the same order.
+        confidence: confidence level of the interval, in (0, 1).
 
     Raises:
-        UsageError: no pairs, or not as many numbers in both.
+        UsageError: no pairs, or different numbers of values.
     """
     if len(values) != len(reference) or not values:
-        raise UsageError(f"paired: {len(values)} and {len(reference)} numbers; expected as many, at least one")
+        raise UsageError(
+            f"paired: {len(values)} and {len(reference)} numbers; expected the same number of "
+            f"both, at least one"
+        )
     differences = [value - other for value, other in zip(values, reference, strict=True)]
     count = len(differences)
     mean = statistics.fmean(differences)
@@ -57,7 +60,7 @@ def paired(values: Sequence[float], reference: Sequence[float], confidence: floa
 
 
 def student_t_quantile(p: float, freedom: int) -> float:
-    """The value that Student's t with ``freedom`` degrees of freedom stays below with probability ``p``.
+    """Return the quantile ``p`` of Student's t with ``freedom`` degrees of freedom.
 
     For whole degrees of freedom the distribution function is a finite sum in the angle
     ``arctan(t / sqrt(freedom))`` (Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.3 and

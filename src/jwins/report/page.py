@@ -1,8 +1,8 @@
 """Runs and comparisons as one self-contained HTML page, and its figures as PDF and PNG.
 
-The page loads nothing: style and figures are within, there is no script. Every number in it is computed from
-the ``metrics.jsonl`` of the runs; every name and setting is escaped. What the runs do not tell is left out and
-said to be missing. Its HTML and its style sheet are in ``templates/``.
+The page loads nothing: it contains style and figures, and has no script. Every number is computed from
+the ``metrics.jsonl`` of the runs. Every name and setting is escaped. Missing information is marked as missing.
+The HTML and the style sheet are in ``templates/``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def write_page(
         folders: see :func:`gather`.
         out: the page.
         figures: folder for the figures; None: ``<stem of out>-figures`` beside the page.
-        metric: to show, instead of the comparison's or the task's first.
+        metric: metric to show in place of the comparison's or the task's first.
 
     Returns:
         The page and the figures' files.
@@ -67,11 +67,11 @@ def write_page(
 
 
 def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tuple[str, Chart]]]:
-    """The page as text, and its charts with the names of their files.
+    """Return the page as text, and its charts with the names of their files.
 
     Args:
         studies: at least one.
-        figures: where the reader finds the figures as PDF and PNG; "" for nowhere.
+        figures: folder with the figures as PDF and PNG; "" for none.
     """
     views, charts = [], []
     for index, study in enumerate(studies, start=1):
@@ -97,7 +97,7 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
 
 
 def _title(names: Sequence[str]) -> str:
-    """Of a page: the studies' names; of the groups of one comparison, its name.
+    """Return the title of a page: the studies' names, or the name of the comparison of all groups.
 
     >>> _title(["digits", "movielens"]), _title(["scale: 96 nodes", "scale: 192 nodes"])
     ('digits and movielens', 'scale')
@@ -112,7 +112,7 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 
-# --- What the template is given ---------------------------------------------------------------------------
+# --- Data of the template ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +120,9 @@ class LegendEntry:
     """A line of the legend: a variant's name, and its line and marker as a picture of 34 x 12.
 
     Attributes:
-        name: of the variant, and what became of it.
-        colour: as CSS.
-        dash: as SVG's ``stroke-dasharray``; "" for a whole line.
+        name: name and status of the variant.
+        colour: colour as CSS.
+        dash: SVG's ``stroke-dasharray``; "" for a solid line.
         shapes: points of the marker's polygons.
     """
 
@@ -134,7 +134,7 @@ class LegendEntry:
 
 @dataclass(frozen=True, slots=True)
 class StudyView:
-    """All that the template says of one study."""
+    """Data of one study for the template."""
 
     index: int
     name: str

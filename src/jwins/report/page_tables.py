@@ -27,11 +27,11 @@ from jwins.report.tables import Table, TableCell, metrics_table, target_table
 __all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
 
 _MAX_EVALUATIONS = 60
-"""So many evaluations are in the table of what curves show; of more, evenly spaced ones."""
+"""Maximum number of evaluations in the table of curves; of more, evenly spaced ones are shown."""
 
 
 def evaluations_table(study: Study) -> Table:
-    """The metric at each evaluation, mean over seeds: the numbers that curves are drawn through."""
+    """Return the table of the curves' numbers: the metric at each evaluation, mean over seeds."""
     series = means(study.groups, YAxis.of_metric(study.target))
     rounds = sorted({number for points in series for number in points})
     step = -(-len(rounds) // _MAX_EVALUATIONS) or 1
@@ -69,10 +69,10 @@ def savings_notes(study: Study) -> str:
 
 
 def further_tables(study: Study) -> list[tuple[Table, bool]]:
-    """The comparison's other tables, computed anew from the runs where they can be.
+    """Return the comparison's other tables, computed from the runs if possible.
 
     Returns:
-        Each with whether it is in sight before it is asked for.
+        Each table, and whether it is open initially.
     """
     tables = []
     if len(study.targets) > 1 or study.baselines:
@@ -94,7 +94,7 @@ def further_tables(study: Study) -> list[tuple[Table, bool]]:
 
 
 def bytes_table(study: Study) -> Table:
-    """Bytes per node by what they carried."""
+    """Return the table of bytes per node, by kind."""
     sent = kinds_sent(study.groups)
     rows: list[list[str]] = []
     for group in study.groups:
@@ -116,7 +116,7 @@ def bytes_table(study: Study) -> Table:
 
 
 def spread_table(study: Study, metric: str) -> Table:
-    """A metric over the nodes at the end, mean over seeds."""
+    """Return the table of a metric over the nodes at the end, mean over seeds."""
     percent = metric_percent(metric)
 
     def told(values: Iterable[float | None]) -> str:

@@ -1,8 +1,8 @@
 """Chart of accuracy against bytes: the end of every variant and the bytes that it took.
 
 One point for each variant. Variants of one algorithm, such as several budgets, are joined in the algorithm's
-colour, from the fewest bytes to the most. A ring marks the Pareto front: what no other variant beats or equals
-for fewer bytes.
+colour, from the fewest bytes to the most. A ring marks the Pareto front: no other variant equals or
+exceeds them with fewer bytes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["Point", "front", "pareto_chart"]
 
 _FAR = 8.0
-"""Points farther from the best than so many times the typical one are named instead of drawn,"""
+"""Points farther from the best than this multiple of the typical distance are named instead of drawn,"""
 _CLOSE = 0.1
-"""but none that is within such a part of the best value, nor full sharing."""
+"""except those within this fraction of the best value, and full sharing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Where a variant ends.
+    """End of a variant.
 
     Attributes:
-        name: of the variant.
-        algorithm: whose points are joined.
-        style: how the variant is drawn elsewhere, too.
+        name: name of the variant.
+        algorithm: its algorithm, whose points are joined.
+        style: its style.
         sent: bytes per node, mean over seeds; above 0.
         final: value of the metric, mean over seeds; finite.
         deviation: of the final value over seeds, None for one seed.
@@ -53,7 +53,7 @@ class Point:
 
 
 def _points(groups: Sequence[Group], styles: Sequence[Style], metric: str, over: int) -> list[Point]:
-    """The variants that have an end and have sent something."""
+    """Return the points of variants with a final value that sent something."""
     found = []
     for group, style in zip(groups, styles, strict=True):
         records = [record for record in group.counted.records if record.evaluations]
@@ -66,9 +66,9 @@ def _points(groups: Sequence[Group], styles: Sequence[Style], metric: str, over:
 
 
 def front(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
-    """The points that no other beats in one of bytes and value without being worse in the other.
+    """Return the points that no other point beats in bytes or value without being worse in the other.
 
-    Of points that are equal in both, all are on the front.
+    Points that are equal in both are all on the front.
     """
     sign = -1.0 if lower_is_better else 1.0
 
@@ -92,14 +92,14 @@ def pareto_chart(
     over: int = 1,
     slug: str = "pareto",
 ) -> Chart | None:
-    """The final metric against bytes per node; None for fewer than two points.
+    """Return the chart of the final metric against bytes per node; None for fewer than two points.
 
     Args:
         groups: the variants.
-        styles: how each is drawn.
-        target: whose metric is shown; its value does not matter here.
-        full: the variant whose final value is drawn as a line, None for none.
-        over: how many of the last evaluations a final value is the mean of.
+        styles: styles of the variants.
+        target: target whose metric is shown; its value is not used.
+        full: variant whose final value is drawn as a line, None for none.
+        over: number of last evaluations whose mean is a final value.
         slug: name of its files.
     """
     points = _points(groups, styles, target.metric, over)
@@ -109,7 +109,7 @@ def pareto_chart(
     near = _near(points, full, lower_is_better=target.lower_is_better)
     best = front(points, lower_is_better=target.lower_is_better)
     level = next((point for point in near if point.name == full), None)
-    title = f"What {y_axis.label.partition(' in %')[0].partition(',')[0]} costs"
+    title = f"Final {y_axis.label.partition(' in %')[0].partition(',')[0]} against bytes"
     ends = "; ".join(f"{_said(point, y_axis)}{' (on the front)' if point in best else ''}" for point in points)
     alt = f"Scatter chart: final {y_axis.label} against bytes sent per node, log axis. {ends}."
 
@@ -146,7 +146,7 @@ def pareto_chart(
 
 
 def _near(points: Sequence[Point], full: str | None, *, lower_is_better: bool) -> list[Point]:
-    """The points that are drawn: not those so far off that all others would lie on one line."""
+    """Return the points to draw, without those so far off that all others would be on one line."""
     finals = [point.final for point in points]
     best = min(finals) if lower_is_better else max(finals)
     typical = statistics.median(abs(best - final) for final in finals)
@@ -190,7 +190,7 @@ def _set_limits(axes: Axes, points: Sequence[Point], y_axis: YAxis) -> None:
 
 
 def _join(axes: Axes, points: Sequence[Point], algorithm: str, y_axis: YAxis) -> None:
-    """A line through several points, in the colour of their algorithm."""
+    """Draw a line through several points, in the colour of their algorithm."""
     if len(points) < 2:
         return
     (style,) = styles_of([algorithm])

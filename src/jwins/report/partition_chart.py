@@ -21,7 +21,7 @@ __all__ = ["PartitionCounts", "partition_chart"]
 
 _MAX_COLUMNS, _DRAWN_COLUMNS, _MAX_CLASSES = 128, 96, 80
 _MAX_CELLS, _PICTURE = 2000, KIND_COLOURS["positions"]
-"""More cells than these are drawn as one picture, whose colour is fixed and so must do on light and dark."""
+"""Above this number, cells are drawn as one picture, whose fixed colour must suit light and dark."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def partition_chart(
     """Draw the partition: a heat map of class by node, or sorted bars of samples per node.
 
     Of more than 128 nodes, 96 evenly spaced ones are drawn; of more than 80 classes, the largest 79 and the
-    rest as one; classes that nobody has are left out. The caption says so.
+    rest as one. Classes without samples are left out. The caption states it.
     """
     samples = np.array(partition.samples)
     n = len(samples)
@@ -166,7 +166,7 @@ def _draw_cells(axes: Axes, found: _Map) -> None:
 
 
 def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], colour: str) -> None:
-    """Boxes of height 1, each (left, bottom, width, opacity)."""
+    """Draw boxes of height 1, each (left, bottom, width, opacity)."""
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
@@ -178,7 +178,7 @@ def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], c
 
 
 def _draw_key(figure: Figure, found: _Map, height: float) -> None:
-    """Which colour means how many samples: a strip above the map, at its right."""
+    """Draw the colour key: a strip above the map, at its right."""
     if found.most == 0:
         return
     counts = np.unique(np.linspace(1, found.most, min(5, found.most)).round().astype(int))

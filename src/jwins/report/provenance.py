@@ -81,7 +81,7 @@ _FINGERPRINTS = {
 
 
 def alike(study: Study) -> tuple[bool, str]:
-    """Whether the variants are like for like, and the sentence that says so."""
+    """Return whether the variants are comparable, and a sentence about it."""
     if len(study.variants) < 2:
         return True, "There is one variant, so nothing had to be alike."
     shared: set[int] = set.intersection(*({r.start.seed for r in g.records} for g in study.groups))
@@ -96,9 +96,9 @@ def alike(study: Study) -> tuple[bool, str]:
         text += " (compared by fingerprint)."
     if differing:
         what = and_list([_FINGERPRINTS.get(name, name) for name in differing])
-        text += f" Not like for like: they differ in {what}."
+        text += f" Not comparable: they differ in {what}."
     if not shared:
-        text += " Not like for like: there is no seed that every variant has."
+        text += " Not comparable: there is no seed that every variant has."
     elif any({r.start.seed for r in g.records} != shared for g in study.groups):
         text += " Not every variant has every seed."
     rounds = {record.rounds for record in study.records}
@@ -108,7 +108,7 @@ def alike(study: Study) -> tuple[bool, str]:
 
 
 def _differing_fingerprints(study: Study, seeds: set[int]) -> list[str]:
-    """In what variants differ with one seed at least."""
+    """Return the aspects in which variants differ with at least one seed."""
     found: dict[str, None] = {}
     for seed in sorted(seeds):
         prints = [
@@ -124,7 +124,7 @@ def _differing_fingerprints(study: Study, seeds: set[int]) -> list[str]:
 
 
 def wall_clock_table(study: Study) -> Table | None:
-    """Real time by activity, as means over the seeds that ended; None if none has."""
+    """Return the table of real time by activity, means over ended seeds; None if none has ended."""
     walls = {
         group.name: [record.end.wall_s for record in group.records if record.end is not None]
         for group in study.groups
@@ -156,7 +156,7 @@ def wall_clock_table(study: Study) -> Table | None:
 
 
 def differences_table(study: Study) -> Table | None:
-    """Every setting in which the variants differ; None if there is nothing to compare."""
+    """Return the table of settings in which the variants differ; None if there is nothing to compare."""
     differing = differing_keys([compared_settings(v.tables) for v in study.variants])
     if not differing or len(study.variants) < 2:
         return None
@@ -206,7 +206,7 @@ def fingerprints_table(study: Study) -> Table:
 
 
 def versions(study: Study) -> list[tuple[str, str]]:
-    """Versions and machines: (name, value), each."""
+    """Return versions and machines: (name, value) each."""
     found: dict[str, list[str]] = {}
     for record in study.records:
         machine = {f"machine: {key}": value for key, value in record.start.machine.items()}
@@ -217,7 +217,7 @@ def versions(study: Study) -> list[tuple[str, str]]:
 
 
 def configuration(variant: StudyVariant) -> str:
-    """A variant's configuration as TOML, without what is of one run only, and without folders."""
+    """Return a variant's configuration as TOML, without settings of single runs and without folders."""
     tables = without_folders(variant.tables)
     for section, keys in (("run", ("folder", "seed")), ("task", ("data",))):
         if isinstance(tables.get(section), dict):

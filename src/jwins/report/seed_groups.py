@@ -1,4 +1,4 @@
-"""The runs of one variant over its seeds, and what two variants have in common."""
+"""Runs of one variant over its seeds, and comparisons of two variants."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Group:
     """One variant's runs.
 
     Attributes:
-        name: what the table calls it.
-        algorithm: ``kind`` of its sharing, which decides the colour.
+        name: its name in tables.
+        algorithm: ``kind`` of its sharing, which determines the colour.
         records: one per seed.
-        raw_bytes: for each record, bytes per node that full sharing of uncompressed float32 parameters
-            would have sent in the same rounds: 4 bytes per parameter and recipient.
+        raw_bytes: for each record, bytes per node of full sharing of uncompressed float32 parameters
+            in the same rounds: 4 bytes per parameter and recipient.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Group:
 
     @property
     def counted(self) -> Group:
-        """The runs that did not diverge, of which final values and bytes are means; all if all diverged."""
+        """Return the runs that means are over: those that did not diverge, or all if all did."""
         records = not_diverged(self.records)
         if len(records) == len(self.records):
             return self
@@ -56,7 +56,7 @@ class Group:
 
     @property
     def diverged(self) -> str:
-        """``diverged`` if all runs did, ``1 of 5 stalled`` if some did, nothing if none did."""
+        """Return ``diverged`` if all runs did, a text such as ``1 of 5 stalled`` if some did, else ""."""
         lost = [record.end.status for record in self.records if record.end is not None and record.ended_early]
         if not lost:
             return ""
@@ -66,13 +66,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Target:
-    """A value of the metric that variants are timed to.
+    """Value of the metric that variants must reach.
 
     Attributes:
         metric: name of the metric.
-        value: to reach.
-        lower_is_better: whether to fall to it instead of rising to it.
-        meaning: in words, e.g. "95 % of full sharing's final accuracy".
+        value: value to reach.
+        lower_is_better: whether the metric falls to it.
+        meaning: description, e.g. "95 % of full sharing's final accuracy".
     """
 
     metric: str
@@ -81,7 +81,7 @@ class Target:
     meaning: str = ""
 
     def first(self, record: Record) -> EvalRow | None:
-        """The first evaluation that reaches the target, None if there is none."""
+        """Return the first evaluation that reaches the target, None without one."""
         for row, value in zip(record.evaluations, record.series(self.metric), strict=True):
             if value <= self.value if self.lower_is_better else value >= self.value:
                 return row
@@ -89,10 +89,11 @@ class Target:
 
 
 def difference(group: Group, reference: Group, metric: str, final_over: int = 1) -> Difference | None:
-    """Final ``metric`` of a variant minus that of another, paired by seed, with a 95 % interval.
+    """Return the final ``metric`` of a variant minus that of another, paired by seed, with a 95 % interval.
 
     Returns:
-        None for the same variant, or if no seed ran for both. Seeds in which either diverged are left out.
+        The difference, or None for the same variant or without common seeds. Seeds in which either diverged are
+        left out.
     """
     if group.name == reference.name:
         return None
@@ -107,7 +108,7 @@ def difference(group: Group, reference: Group, metric: str, final_over: int = 1)
 
 
 def overhead(group: Group) -> float | None:
-    """Real seconds of everything but training and evaluation, per second of training; of one process only."""
+    """Return real seconds of everything but training and evaluation, per second of training, of one process."""
     spent = [r.end.wall_s for r in group.records if r.end is not None and r.clock == "virtual"]
     training = math.fsum(wall.get("training", 0.0) for wall in spent)
     rest = math.fsum(w.get("total", 0.0) - w.get("training", 0.0) - w.get("evaluation", 0.0) for w in spent)
@@ -116,22 +117,22 @@ def overhead(group: Group) -> float | None:
 
 @dataclass(frozen=True)
 class TargetOutcome:
-    """Cost for a variant to reach one of several targets; means over the seeds that did, bytes per node.
+    """Cost for a variant to reach one of several targets: means over the seeds that reached it, bytes per node.
 
     Attributes:
-        variant: its name.
-        group: of the comparison, if it has any.
+        variant: name of the variant.
+        group: its group, if the comparison has any.
         target: value of the metric.
-        meaning: of that value, in words.
-        seeds: how many runs.
-        reached: how many of them reached it.
-        bytes_per_node: sent until then, None if none reached it.
-        rounds: likewise.
-        seconds: likewise, virtual.
-        baseline: the variant that ratios refer to, None if there is none or it is this one.
+        meaning: description of the target.
+        seeds: number of runs.
+        reached: number of runs that reached it.
+        bytes_per_node: bytes sent until then, None if none reached it.
+        rounds: rounds until then.
+        seconds: virtual seconds until then.
+        baseline: variant that ratios refer to, None without one or if it is this one.
         pairs: seeds in which both reached it.
-        bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None if there are none.
-        seconds_ratio: likewise.
+        bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None without any.
+        seconds_ratio: the same for seconds.
     """
 
     variant: str
@@ -156,8 +157,8 @@ def target_outcomes(
 
     Args:
         group: the variant's runs.
-        targets: what to reach.
-        baseline: the runs of the variant that ratios refer to.
+        targets: the targets.
+        baseline: runs of the variant that ratios refer to.
         label: the variant's group in the comparison.
     """
     if baseline is not None and baseline.name == group.name:
@@ -188,7 +189,7 @@ def target_outcomes(
 
 
 def _hits(group: Group, target: Target) -> dict[int, tuple[float, float, float]]:
-    """By seed, bytes per node, rounds and seconds to the target, for the runs that reach it."""
+    """Return bytes per node, rounds and seconds to the target, by seed, for the runs that reach it."""
     return {
         record.start.seed: (row.traffic.total / record.start.num_nodes, float(row.round), row.time_s)
         for record in group.records
@@ -201,35 +202,35 @@ def _ratio(values: Sequence[float], others: Sequence[float]) -> float | None:
 
 
 def mean_of(values: Sequence[float]) -> float | None:
-    """None for no value."""
+    """Return the mean; None without values."""
     return statistics.fmean(values) if values else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Of a sample; None for one value, and where a value is not finite, as of a run that diverged."""
+    """Return the deviation of a sample; None for one value, or if a value is not finite."""
     return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
 
 
 def saving(sent: float, reference: float) -> float:
-    """The fraction of the reference's bytes that was not sent; NaN where the reference sent none."""
+    """Return the fraction of the reference's bytes that was saved; NaN if the reference sent none."""
     return 1.0 - sent / reference if reference > 0 else math.nan
 
 
 def same_rounds(reference: Group, group: Group) -> float:
-    """Bytes per node that ``reference`` sent, for each of ``group``'s runs in as many rounds."""
+    """Return the bytes per node of ``reference``, for each run of ``group`` in the same number of rounds."""
     by_seed = {record.start.seed: record for record in reference.records}
     total = 0.0
     for record in group.records:
         other = by_seed.get(record.start.seed, reference.records[0])
         rounds = [row.round for row in other.evaluations]
         total += float(np.interp(record.rounds, rounds, other.bytes_per_node())) if rounds else 0.0
-        if rounds and record.rounds > rounds[-1] > 0:  # every round costs full sharing about the same
+        if rounds and record.rounds > rounds[-1] > 0:  # full sharing sends about the same in every round
             total += other.bytes_per_node()[-1] * (record.rounds / rounds[-1] - 1)
     return total
 
 
 def count_texts(words: Sequence[str]) -> list[str]:
-    """Like ``["finished"]``, or ``["2 finished", "1 diverged"]`` where they differ."""
+    """Return ``["finished"]``, or ``["2 finished", "1 diverged"]`` if they differ."""
     if len(set(words)) == 1:
         return [words[0]]
     return [f"{words.count(word)} {word}" for word in dict.fromkeys(words)]

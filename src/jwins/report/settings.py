@@ -1,4 +1,4 @@
-"""Settings of runs: which of them make a variant, how two differ, and how the page says them."""
+"""Settings of runs: those of a variant, differences between variants, and their texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboa
 
 
 def compared_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's tables without what may differ between the runs of one variant."""
+    """Return an experiment's tables without settings that may differ between the runs of a variant."""
     kept = {key: copy.copy(value) for key, value in tables.items() if key != "name"}
     for section, keys in _OF_A_RUN.items():
         if isinstance(kept.get(section), Mapping):
@@ -27,7 +27,7 @@ def compared_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_folders(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment's tables with the names of files only: where they lie is nobody's business."""
+    """Return an experiment's tables with names of files, without their folders, which are private."""
     named = copy.deepcopy(dict(tables))
     rewrite_paths_(named, _file_name)
     return {key: _without_folders(value) for key, value in named.items()}
@@ -48,7 +48,7 @@ def _file_name(path: str) -> str:
 
 
 def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Tables within tables as one, with dotted keys."""
+    """Flatten nested tables to one with dotted keys."""
     found: dict[str, Any] = {}
     for key, value in tables.items():
         if isinstance(value, Mapping):
@@ -59,14 +59,14 @@ def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differing_keys(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all tables."""
+    """Return the keys whose values differ between tables."""
     flats = [flat(table) for table in tables]
     keys = dict.fromkeys(key for flat in flats for key in flat)
     return [key for key in keys if any(flat.get(key) != flats[0].get(key) for flat in flats)]
 
 
 def described(table: Any) -> str:
-    """A table with a kind, as words.
+    """Describe a table with a kind.
 
     >>> described({"kind": "regular", "degree": 4, "dynamic": True})
     'regular, degree 4, dynamic'

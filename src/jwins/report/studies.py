@@ -1,4 +1,4 @@
-"""Which runs are shown together: run folders and comparison folders become studies.
+"""Studies, made from run folders and comparison folders.
 
 Everything is read from the folders; nothing is run, and no data are loaded.
 """
@@ -37,7 +37,7 @@ class StudyVariant:
 
     Attributes:
         group: name, algorithm and records.
-        tables: the resolved configuration of the first run.
+        tables: resolved configuration of the first run.
     """
 
     group: Group
@@ -46,20 +46,20 @@ class StudyVariant:
 
 @dataclass(frozen=True)
 class Study:
-    """Variants that are shown together: a comparison, or single runs of the same task on as many nodes.
+    """Variants that are shown together: a comparison, or single runs with the same task and number of nodes.
 
     Attributes:
         name: its heading.
-        variants: in the order of the comparison, or as they were given.
-        target: what bytes, rounds and seconds are counted to; its value is not a number if there is none.
+        variants: variants in the order of the comparison, or as given.
+        target: target for bytes, rounds and seconds; its value is NaN without one.
         full: name of the variant with full sharing that savings refer to, None without one.
-        final_over: how many last evaluations make up the final value.
-        notes: what a reader must know of how the runs were found.
+        final_over: number of last evaluations whose mean is the final value.
+        notes: notes for readers about the choice of runs.
         targets: all targets of the comparison, if it has several.
-        references: by variant, the one its final value is compared to; others are compared to ``full``.
-        baselines: by variant, the one that its ratios to the targets refer to.
-        also: further metrics that the comparison asks for.
-        tuned: by variant, what was chosen for it.
+        references: variants that final values are compared to; others are compared to ``full``.
+        baselines: variants that ratios to the targets refer to.
+        also: further metrics of the comparison.
+        tuned: settings that were chosen for each variant.
         recorded: tables of the comparison's summary on how settings were chosen, by title.
     """
 
@@ -78,32 +78,32 @@ class Study:
 
     @property
     def groups(self) -> list[Group]:
-        """The variants' runs."""
+        """Return the variants' runs."""
         return [variant.group for variant in self.variants]
 
     @property
     def records(self) -> list[Record]:
-        """All runs."""
+        """Return all runs."""
         return [record for group in self.groups for record in group.records]
 
     @property
     def clock(self) -> str:
-        """Return the kind of seconds of its runs: ``virtual``, ``real``, or both, which has no word."""
+        """Return the kind of seconds of its runs: ``virtual`` or ``real``; "" for both."""
         found = {record.clock for record in self.records}
         return found.pop() if len(found) == 1 else ""
 
     @property
     def percent(self) -> bool:
-        """Whether the metric is shown in percent."""
+        """Return whether the metric is shown in percent."""
         return metric_percent(self.target.metric)
 
     @property
     def has_target(self) -> bool:
-        """Whether anything is counted to a target."""
+        """Return whether the study has a target."""
         return math.isfinite(self.target.value)
 
     def group(self, name: str | None) -> Group | None:
-        """The runs of a variant, None if there is none of that name."""
+        """Return the runs of a variant, None without one."""
         return next((group for group in self.groups if group.name == name), None)
 
     def reference(self, group: Group) -> Group | None:
@@ -112,7 +112,7 @@ class Study:
         return None if other is group else other
 
     def table(self) -> list[SummaryRow]:
-        """One line per variant."""
+        """Return one line per variant."""
         full = self.group(self.full)
         return [
             summary_row(
@@ -128,16 +128,16 @@ class Study:
 
 
 _RUNS = "*/seed-*/metrics.jsonl"
-"""Where a comparison's folder has its runs."""
+"""Pattern of the runs in a comparison's folder."""
 
 
 class _NothingMeasuredError(DataError):
-    """A run that has only just begun."""
+    """A run without measurements yet."""
 
 
 @dataclass
 class _Found:
-    """A run folder that is to be reported."""
+    """A run folder for the report."""
 
     record: Record
     tables: dict[str, Any]
@@ -145,18 +145,18 @@ class _Found:
 
 
 def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]:
-    """Find the runs in folders and put together what belongs together.
+    """Find the runs in folders, and group them into studies.
 
     Args:
         folders: run folders, comparison folders, and folders of either, in any mixture. A comparison is one
             study; single runs of the same task and number of nodes are one.
-        metric: to show, instead of the comparison's or the task's first; ``:lower`` or ``:higher`` after it
-            says which is better, where the task does not.
+        metric: metric to show in place of the comparison's or the task's first; a suffix ``:lower`` or
+            ``:higher`` gives the better direction where the task does not.
 
     Raises:
         DataError: no measured run in a folder, or a damaged one.
         UsageError: no folder, or a metric that no run has.
-        ConfigError: nobody declares which direction of the metric is better.
+        ConfigError: no task declares the better direction of the metric.
     """
     if not folders:
         raise UsageError("no folder given: expected run folders or comparison folders")
@@ -184,7 +184,7 @@ def gather(folders: Sequence[Path], *, metric: str | None = None) -> list[Study]
 
 
 def _places(folder: Path) -> list[Path]:
-    """The runs and comparisons that a folder is or holds."""
+    """Return the runs and comparisons that a folder is or contains."""
     if not is_dir(folder):
         raise DataError(f"{folder}: there is no such folder")
 
@@ -209,7 +209,7 @@ def _read(folder: Path) -> _Found:
         begun = bool(log.read(1))
     record = Record.read(folder) if begun else None
     if record is None or not record.evaluations:
-        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet")
+        raise _NothingMeasuredError(f"{folder}: nothing has been measured yet; wait for the first evaluation")
     config = folder / "config.toml"
     if not is_file(config):
         raise DataError(f"{folder}: the run's config.toml is missing")
@@ -218,7 +218,7 @@ def _read(folder: Path) -> _Found:
 
 
 def _comparison(folder: Path, metric: str | None) -> list[Study]:
-    """A comparison's study; several if its groups have a full sharing each, and so targets of their own."""
+    """Return a comparison's studies: several if its groups have their own full sharing and targets."""
     summary = _summary(folder)
     rows: dict[str, dict[str, Any]] = {row["variant"]: row for row in summary.get("table", [])}
     by_slug = {variant_folder(name): name for name in rows}
@@ -241,7 +241,7 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
             continue
         found.append(run)
     if not found:
-        raise DataError(f"{folder}: nothing has been measured yet")
+        raise DataError(f"{folder}: nothing has been measured yet; wait for the first evaluation")
     notes = list(summary.get("notes", []))
     if left_out:
         notes.append(f"Left out, as the comparison's tables were made without them: {', '.join(left_out)}.")
@@ -269,7 +269,7 @@ def _comparison(folder: Path, metric: str | None) -> list[Study]:
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
-    if not is_file(path) and folder.name == "runs":  # as in a record, where tables lie beside the runs
+    if not is_file(path) and folder.name == "runs":  # as in a record, where tables are beside the runs
         path = folder.parent / "summary.json"
     if not is_file(path):
         return {}
@@ -299,7 +299,7 @@ def _compared_study(
     metric: str | None,
     notes: Sequence[str],
 ) -> Study:
-    """One group of a comparison's variants, compared as the comparison says."""
+    """Return the study of one group of a comparison's variants."""
     target = _target(summary["target"])
     named = {variant.group.name: variant for variant in everyone}
     here = [variant.group.name for variant in own]
@@ -375,7 +375,7 @@ def _single_runs(found: Sequence[_Found], metric: str | None) -> Study:
 
 
 def _variants(found: Sequence[_Found]) -> list[StudyVariant]:
-    """Runs that differ in their seed only are one variant; different ones get different names."""
+    """Group runs that differ only in their seed into variants, and give variants different names."""
     by_config: dict[str, list[_Found]] = {}
     for run in found:
         what = [run.name, run.record.start.clock, compared_settings(run.tables)]
@@ -398,7 +398,7 @@ def _variants(found: Sequence[_Found]) -> list[StudyVariant]:
 
 
 def _distinction(namesakes: Sequence[_Found], run: _Found) -> str:
-    """The settings by which experiments of the same name differ, and the clock if that does."""
+    """Return the settings by which experiments of the same name differ, and the clock if it differs."""
     differing = differing_keys([compared_settings(other.tables) for other in namesakes])
     mine = flat(compared_settings(run.tables))
     said = [f"{key.rpartition('.')[2]} {shown(mine.get(key))}" for key in differing][:3]
@@ -416,7 +416,7 @@ def _study(
     full: str | None = None,
     over: int = 1,
 ) -> Study:
-    """A study for which no comparison says what is to be reached, and perhaps not what is compared to what."""
+    """Return a study of single runs, with a target and a baseline that this function chooses."""
     available = variants[0].group.records[0].evaluations[0].metrics
     wanted, direction = _stated(metric)
     if wanted is not None and wanted not in available:
@@ -439,7 +439,7 @@ def _study(
 
 
 def _stated(metric: str | None) -> tuple[str | None, str | None]:
-    """A metric's name, and the direction that a user may write after it.
+    """Return a metric's name, and the direction that a user may append.
 
     >>> _stated("f1:higher"), _stated("loss"), _stated(None)
     (('f1', 'higher'), ('loss', None), (None, None))
@@ -449,7 +449,7 @@ def _stated(metric: str | None) -> tuple[str | None, str | None]:
 
 
 def _lower_is_better(metric: str, stated: str | None, variants: Sequence[StudyVariant]) -> bool:
-    """Whether smaller values are better, as the task declares it or, where it does not, as is stated."""
+    """Return whether smaller values are better, by the task's declaration, or else by the user's."""
     found = {direction for variant in variants if (direction := _direction(metric, variant)) is not None}
     if stated is not None:
         found.add(stated)
@@ -464,7 +464,7 @@ def _lower_is_better(metric: str, stated: str | None, variants: Sequence[StudyVa
 
 
 def _direction(metric: str, variant: StudyVariant) -> str | None:
-    """Which is better, by the task of that name and by what the run has recorded of a task of the user's."""
+    """Return the better direction, by the task of that name or by the run's record of a user's task."""
     task = variant.tables.get("task")
     others = OTHER_DIRECTIONS.get(str(task.get("name")), {}) if isinstance(task, Mapping) else {}
     declared = {**USUAL_DIRECTIONS, **others, **variant.group.records[0].start.better}
@@ -474,12 +474,12 @@ def _direction(metric: str, variant: StudyVariant) -> str | None:
 def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:
     try:
         return raw_bytes_per_node(network(record, tables), record.start.dim, record.rounds)
-    except (JwinsError, OSError, KeyError, TypeError):  # the caller's own topology, or a file that is gone
+    except (JwinsError, OSError, KeyError, TypeError):  # a topology object, or a missing file
         return 4.0 * record.start.dim * record.start.neighbours_mean * record.rounds
 
 
 def network(record: Record, tables: Mapping[str, Any]) -> Experiment:
-    """An experiment with the run's nodes and topology, whatever its task is."""
+    """Return an experiment with the run's nodes and topology, for any task."""
     topology = dict(tables["topology"])
     if "path" in topology:
         topology["path"] = str(record.folder / topology["path"])

@@ -27,30 +27,30 @@ class SummaryRow:
     """Row of one variant. Means are over seeds, bytes are per node.
 
     Attributes:
-        variant: its name.
-        seeds: how many runs.
-        counted: how many of them did not diverge; final values, bytes and savings are means over these.
-        final: final metric, mean over seeds; not a number if all diverged.
+        variant: name of the variant.
+        seeds: number of runs.
+        counted: number of runs that did not diverge; final values, bytes and savings are means over these.
+        final: final metric, mean over seeds; NaN if all diverged.
         final_sd: standard deviation over seeds (of a sample), None for one seed.
-        bytes_per_node: sent in the whole run.
+        bytes_per_node: bytes sent in the whole run.
         saving_raw: 1 - bytes / bytes of full sharing of raw float32.
-        saving_codec: 1 - bytes / bytes of full sharing through the same codec in as many rounds, or None
-            without full sharing in the comparison.
-        reached: how many of the seeds reached the target.
-        bytes_to_target: mean over the seeds that reached it, None if none did.
-        rounds_to_target: likewise.
-        seconds_to_target: likewise, virtual seconds.
-        status: ``finished``, or what happened instead.
+        saving_codec: 1 - bytes / bytes of full sharing through the same codec in the same number of rounds;
+            None without full sharing in the comparison.
+        reached: number of seeds that reached the target.
+        bytes_to_target: mean over the seeds that reached it, None without any.
+        rounds_to_target: mean of rounds over the same seeds.
+        seconds_to_target: mean of virtual seconds over the same seeds.
+        status: ``finished``, or another end.
         difference: final metric minus the reference variant's, mean over the seeds of both; None for the
             reference itself.
         difference_half: half the width of its 95 % interval (Student's t, paired by seed); None for one seed.
-        difference_seeds: in how many seeds both ran.
-        reference: name of that variant.
+        difference_seeds: number of seeds that both ran.
+        reference: name of the reference variant.
         overhead: real seconds of everything but training and evaluation, per second of training.
-        group: which variants it is compared with, if the comparison has groups.
-        tuned: what was chosen for it, such as ``gamma = 0.4``.
-        target: value of the metric that bytes, rounds and seconds are counted to.
-        meaning: of that value, in words.
+        group: its group, if the comparison has groups.
+        tuned: its chosen settings, such as ``gamma = 0.4``.
+        target: target value for bytes, rounds and seconds.
+        meaning: description of the target.
     """
 
     variant: str
@@ -85,14 +85,14 @@ def summary_rows(
     final_over: int = 1,
     reference: str | None = None,
 ) -> list[SummaryRow]:
-    """The table.
+    """Return the main table.
 
     Args:
         groups: the variants that have been run.
-        target: what bytes, rounds and seconds are counted to.
-        full: name of the variant with full sharing, against which savings are stated; None if there is none.
-        final_over: how many last evaluations make up the final value.
-        reference: name of the variant to which differences are stated; None for ``full``.
+        target: target for bytes, rounds and seconds.
+        full: name of the full sharing that savings refer to; None without one.
+        final_over: number of last evaluations whose mean is the final value.
+        reference: name of the variant that differences refer to; None for ``full``.
     """
     by_name = {group.name: group for group in groups}
     whole = by_name.get(full or "")
@@ -110,16 +110,16 @@ def summary_row(
     label: str | None = None,
     tuned: str = "",
 ) -> SummaryRow:
-    """One line of the table; see :func:`lines`.
+    """Return one line of the main table.
 
     Args:
         group: the variant's runs.
-        target: what bytes, rounds and seconds are counted to.
-        full: the runs with full sharing, against which savings are stated.
-        reference: the runs to which the difference is stated.
-        final_over: how many last evaluations make up the final value.
+        target: target for bytes, rounds and seconds.
+        full: runs with full sharing that savings refer to.
+        reference: runs that the difference refers to.
+        final_over: number of last evaluations whose mean is the final value.
         label: the variant's group in the comparison.
-        tuned: what was chosen for it.
+        tuned: its chosen settings.
     """
     counted = group.counted
     finals = [record.final(target.metric, final_over) for record in counted.records]

@@ -1,4 +1,4 @@
-"""Tables: what is in them, said once, and written as Markdown, LaTeX, CSV and JSON."""
+"""Tables, written as Markdown, LaTeX, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ __all__ = [
 
 
 class TableCell(str):
-    """Cell of a table: a text of one line, and how the page lays it out in two.
+    """Cell of a table: a text of one line, and its layout in two lines for the page.
 
     Attributes:
         value: the main part.
-        aside: what stands below it, small.
+        aside: small text below it.
         kind: a class of the style sheet: ``bad`` or ``code``.
-        tip: told to a pointer that rests on it.
+        tip: text for a pointer that rests on it.
     """
 
     __slots__ = ("aside", "kind", "tip", "value")
@@ -62,14 +62,14 @@ class TableCell(str):
     def __new__(
         cls, text: str, aside: str = "", *, value: str | None = None, kind: str = "", tip: str = ""
     ) -> TableCell:
-        """A cell.
+        """Make a cell.
 
         Args:
-            text: all of it, in one line.
-            aside: see above.
-            value: see above; None for ``text``.
-            kind: see above.
-            tip: see above.
+            text: the whole text in one line.
+            aside: small text below the main part.
+            value: main part; None for ``text``.
+            kind: a class of the style sheet.
+            tip: text for a pointer.
         """
         cell = super().__new__(cls, text)
         cell.value = text if value is None else value
@@ -82,12 +82,12 @@ class Table:
     """A table.
 
     Attributes:
-        name: of its CSV file, and of its entry in ``summary.json``.
-        title: in words.
+        name: name of its CSV file and of its entry in ``summary.json``.
+        title: its title.
         head: headings.
-        rows: as text; a :class:`TableCell` where the page lays it out in two lines.
-        data: the same in full precision, one flat dict per row.
-        notes: sentences below it.
+        rows: texts, or a :class:`TableCell` for two lines in the page.
+        data: the rows in full precision, one flat dict each.
+        notes: sentences below the table.
     """
 
     name: str
@@ -103,13 +103,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One line of the main table, with what it is stated against.
+    """One line of the main table, with its references.
 
     Attributes:
-        line: of the variant.
+        line: line of the variant.
         percent: whether the metric is a fraction shown in percent.
         full: the line of full sharing, None without one and for itself.
-        reference: the line its difference refers to, None without one.
+        reference: line that its difference refers to, None without one.
         mixed: whether differences refer to different variants.
     """
 
@@ -211,19 +211,19 @@ _IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
     ("other / training", _Row.overhead),
     ("status", _Row.status),
 )
-"""The main table where a cell is one line: headings and cells; :func:`page_table` has those of the page."""
+"""Headings and cells of the main table with one line per cell; :func:`page_table` is for the page."""
 
 
 def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> float | None:
-    """The difference between two final values as tables show these, so that it agrees with them.
+    """Return the difference of two final values as tables show them, so that it agrees with them.
 
     Args:
-        line: of the variant.
-        reference: of what it is compared to.
+        line: line of the variant.
+        reference: line of its reference.
         percent: whether the metric is a fraction shown in percent.
 
     Returns:
-        None where the final values are not means over the seeds that the difference is over.
+        The difference, or None if the final values are means over other seeds.
     """
     if reference is None or not line.difference_seeds == line.counted == reference.counted:
         return None
@@ -235,34 +235,34 @@ def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent:
 
 
 def columns(target: Target, reference: str | None = None) -> list[str]:
-    """Headings of the main table where a cell is one line.
+    """Return headings of the main table with one line per cell.
 
     Args:
-        target: names the metric.
-        reference: what differences are stated to, if it is the same for all lines.
+        target: target, which names the metric.
+        reference: common reference of all differences, if there is one.
     """
     to = f" to {reference}" if reference else ""
     return [heading.format(metric=target.metric, to=to) for heading, _ in _IN_ONE_LINE]
 
 
 def table_cells(line: SummaryRow, *, percent: bool, reference: SummaryRow | None = None) -> list[str]:
-    """One line of the main table, each cell in one line of text.
+    """Return one line of the main table, with one line of text per cell.
 
     Args:
-        line: what to show.
+        line: the line.
         percent: whether the metric is a fraction shown in percent.
-        reference: the line that its difference refers to, with whose final value the difference then agrees.
+        reference: line that its difference refers to; the difference then agrees with both final values.
     """
     row = _Row(line, percent, reference=reference)
     return [cell(row) for _, cell in _IN_ONE_LINE]
 
 
 def head_and_rows(table: Sequence[SummaryRow], target: Target) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the main table as text, as the terminal, Markdown and LaTeX show them.
+    """Return headings and lines of the main table as text, for the terminal, Markdown and LaTeX.
 
     Args:
         table: the lines.
-        target: what was timed to.
+        target: the target.
     """
     percent, by_name = is_percent(target), {line.variant: line for line in table}
     rows = [table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table]
@@ -270,13 +270,13 @@ def head_and_rows(table: Sequence[SummaryRow], target: Target) -> tuple[list[str
 
 
 def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, clock: str = "virtual") -> Table:
-    """The main table as the page shows it: without columns of which there is nothing to say.
+    """Return the main table for the page, without empty columns.
 
     Args:
         table: the lines.
-        target: what was timed to; its value is not a number if there is none.
+        target: the target; its value is NaN without one.
         full: name of the variant with full sharing that savings refer to.
-        clock: what seconds are, in a word.
+        clock: kind of the seconds.
     """
     metric, by_name = target.metric.replace("_", " "), {line.variant: line for line in table}
     whole = by_name.get(full or "")
@@ -304,7 +304,7 @@ def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, cl
 
 
 def targets_of(table: Sequence[SummaryRow], target: Target) -> list[str]:
-    """The target in a sentence; one for each if variants have different ones."""
+    """Return a sentence about the target, or one for each of different targets."""
     said: dict[str, list[str]] = {}
     for line in table:
         own = describe_target(Target(target.metric, line.target, target.lower_is_better, line.meaning))
@@ -324,7 +324,7 @@ def common_reference(table: Sequence[SummaryRow]) -> str | None:
 
 
 def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
-    """Bytes, rounds and seconds to several targets, and their ratios to a baseline's."""
+    """Return the table of bytes, rounds and seconds to several targets, with ratios to a baseline's."""
     percent = is_percent(target)
     head = ["variant", f"{target.metric} to reach", "reached", "bytes/node", "rounds", "seconds"]
     head += ["bytes / baseline's", "seconds / baseline's", "baseline"]
@@ -351,12 +351,12 @@ def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
 def metrics_table(
     groups: Sequence[tuple[Group, Group | None]], metrics: Sequence[str], final_over: int = 1
 ) -> Table:
-    """Final values of several metrics, and their differences to a reference.
+    """Return the table of final values of several metrics, with differences to a reference.
 
     Args:
         groups: each variant's runs, and those of its reference.
-        metrics: names.
-        final_over: how many last evaluations make up the final value.
+        metrics: names of the metrics.
+        final_over: number of last evaluations whose mean is the final value.
     """
     rows: list[list[str]] = []
     data: list[dict[str, Any]] = []
@@ -385,11 +385,11 @@ def metrics_table(
     return Table("metrics", "Further metrics", ["metric", "variant", "final", "difference [95 %]"], rows, data)
 
 
-# --- Written ----------------------------------------------------------------------------------------------
+# --- Files ----------------------------------------------------------------------------------------------
 
 
 def markdown(table: Sequence[SummaryRow], target: Target) -> str:
-    """The table in Markdown, with a sentence on the target, or on each group's."""
+    """Return the table in Markdown, with a sentence on the target, or on each group's."""
     return "\n".join([*_markdown_rows(*head_and_rows(table, target)), "", *targets_of(table, target), ""])
 
 
@@ -399,11 +399,11 @@ def _markdown_rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def latex(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a paper: a ``tabular`` with the rules of the package booktabs.
+    """Return a table for a paper: a ``tabular`` with rules of the package booktabs.
 
     Args:
         head: headings of the columns; the first column is text, the others numbers.
-        rows: as many cells each.
+        rows: rows with one cell for each heading.
     """
     lines = [" & ".join(map(_latex_text, row)) + r" \\" for row in (head, *rows)]
     body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
@@ -422,14 +422,15 @@ _LATEX = {
 
 
 def _latex_text(text: str) -> str:
-    """A cell with what LaTeX takes for commands escaped, and hyphens before numbers as minus signs.
+    """Escape a cell for LaTeX, with minus signs for hyphens before numbers.
 
     >>> _latex_text("-1.2 [-3.2, +0.8], 20 %, lr_a")
     '$-$1.2 [$-$3.2, +0.8], 20 \\\\%, lr\\\\_a'
     """
     escaped = "".join(_LATEX.get(symbol, symbol) for symbol in text)
     escaped = re.sub(r"(?<![\w.\]])-(?=\d)", "$-$", escaped)
-    return f"{{}}{escaped}" if escaped.startswith("[") else escaped  # a line break takes it for its argument
+    # LaTeX reads it as the argument of a line break
+    return f"{{}}{escaped}" if escaped.startswith("[") else escaped
 
 
 def save_tables(
@@ -445,7 +446,7 @@ def save_tables(
     Args:
         folder: an existing folder.
         table: the lines.
-        target: what was timed to.
+        target: the target.
         about: further entries of ``summary.json``.
         further: tables below the main one.
         notes: sentences below the main table.
@@ -483,7 +484,7 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """The value as spreadsheets may read it: text that they would take for a formula begins with a quote."""
+    """Return the value for spreadsheets: text that looks like a formula gets a quote in front."""
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return "" if value is None else value

@@ -1,4 +1,4 @@
-"""The page's templates: Jinja2, what is put into them escaped, and nothing in them left undefined."""
+"""The page's Jinja2 templates, with escaping and without undefined names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["templates"]
 
 @functools.cache
 def templates() -> Environment:
-    """The templates beside this file, in ``templates/``."""
+    """Load the templates of the folder ``templates/``."""
     environment = Environment(
         loader=PackageLoader("jwins.report", "templates"),
         autoescape=True,
@@ -33,14 +33,14 @@ def templates() -> Environment:
 
 
 def _kept_together(value: Any) -> Any:
-    """Numbers with their units, between which a line must not break; what is markup already stays as it is."""
+    """Prevent line breaks between numbers and units; markup is not changed."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
     return re.sub(r"(?<=\d) (?=[%×]|[kMG]?B\b)", "\N{NO-BREAK SPACE}", str(value))
 
 
 def breakable(name: object) -> Markup:
-    """A name of the code that a line may break within, at its dots and underscores.
+    """Allow line breaks in a name of the code, at its dots and underscores.
 
     >>> breakable("train.lr")
     Markup('train.<wbr>lr')
@@ -49,5 +49,5 @@ def breakable(name: object) -> Markup:
 
 
 def _cells(row: Sequence[str]) -> list[TableCell]:
-    """A table's row in which every text is a cell."""
+    """Convert every text of a table's row to a cell."""
     return [text if isinstance(text, TableCell) else TableCell(text) for text in row]

@@ -1,4 +1,4 @@
-"""The graph of a round, drawn."""
+"""Chart of a round's graph."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 __all__ = ["topology_chart"]
 
 _MAX_EDGES = 1500
-"""More edges than these are drawn as one picture within the figure, so that a page stays small."""
+"""Above this number, edges are drawn as one picture in the figure, so that a page stays small."""
 _MAX_ARROWS = 400
 _CIRCLE_NODES = 32
 _NAMED_NODES = 24
 
 
 def topology_chart(slug: str, title: str, caption: str, graph: Graph) -> Chart:
-    """The graph of one round.
+    """Draw the graph of one round.
 
-    Small graphs stand on a circle, larger ones where springs along the edges put them.
+    Small graphs are on a circle; larger ones have a spring layout.
     """
     directed = any(set(heard) != set(to) for heard, to in zip(graph.senders, graph.recipients, strict=True))
     pairs = list(graph.edges) if directed else [(i, j) for i, j in graph.edges if i < j]
@@ -112,7 +112,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _places(graph: Graph) -> npt.NDArray[np.float64]:
-    """(N, 2) in [-1, 1]: on a circle; of some tens of nodes with few edges, where springs put them."""
+    """Return (N, 2) positions in [-1, 1]: a circle, or a spring layout for some tens of nodes and few edges."""
     import networkx as nx
 
     n = graph.num_nodes
