@@ -1,4 +1,4 @@
-"""One round of an algorithm of one's own on copies, before the first round: what a run would notice late."""
+"""Trial of a user's algorithm for one round on copies, to find mistakes before the first round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_own(sharing: Sharing[Any]) -> bool:
 
 
 def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, seed: int) -> None:
-    """Run one round of node 0 whose neighbours send the same as it does.
+    """Run one round of node 0, whose neighbours send the same update.
 
     Args:
         sharing: a copy of it runs.
@@ -42,10 +42,10 @@ def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, se
         seed: of the experiment.
 
     Raises:
-        UsageError: the algorithm fails, changes its arguments, returns something else than it must, or has a
-            state that a checkpoint cannot give back.
+        UsageError: the algorithm fails, changes its arguments, returns a wrong value, or has a
+            state that a checkpoint cannot restore.
     """
-    with contextlib.suppress(TypeError):  # some hold what cannot be copied
+    with contextlib.suppress(TypeError):  # some contain objects that cannot be copied
         sharing = copy.deepcopy(sharing)
     with torch.random.fork_rng(devices=[]):
         _check(sharing, initial, RoundContext(seed, 0, 0, topology.at(0).senders[0]))
@@ -57,14 +57,14 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
     _check_same(sharing, "init", "params", start, initial)
     _check_state(sharing, "init", state)
     noise = torch.randn(len(initial), generator=torch.Generator().manual_seed(0)).to(initial.device)
-    trained = initial + 0.01 * noise  # a step of training; without any, scores would all be 0
+    trained = initial + 0.01 * noise  # a step of training; without it all scores would be 0
     params = trained.clone()
     update, state = call_share(sharing, state, params, ctx, sharing.update_dim(len(initial)))
     _check_same(sharing, "share", "params", params, trained)
     _check_state(sharing, "share", state)
     if not update.is_finite():
         raise UsageError(f"{method_name(sharing, 'share')} returned an update with a value that is not finite")
-    if isinstance(update.values, Tensor):  # as it arrives: with memory of its own
+    if isinstance(update.values, Tensor):  # as a received update: with its own memory
         update = dataclasses.replace(update, values=update.values.clone())
     sent = update.dense_values().clone()
     received = [Received(sender, 0, weight, update) for sender, weight in sorted(ctx.weights.items())]

@@ -1,4 +1,4 @@
-"""From an experiment to a run folder and what it measured."""
+"""Run experiments in run folders."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for when it is asked for."""
+    """Import names when they are first used."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""From an experiment to node groups and the driver that runs them."""
+"""Node groups and driver of an experiment."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ __all__ = [
 ]
 
 Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
-"""Makes node groups remote_nodes, of a resolved experiment, its rules, and the number of nodes that must be on
-one node group.
+"""Function that makes node groups in other processes.
 
-Returns them, and what makes calls to several of them at once.
+Its arguments are a resolved experiment, its rules, and the number of nodes that must be on one node group. It
+returns the node groups, and the function that calls several of them at once.
 """
 
 
@@ -61,11 +61,11 @@ class AssembledRun:
     """Parts of an assembled experiment.
 
     Attributes:
-        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
-        task: the workload.
-        partition: for each node, its training samples.
-        driver: ready to run.
-        start: the first row of its log.
+        experiment: experiment with the chosen ``train.batching`` and ``run.device``.
+        task: the task.
+        partition: training samples of each node.
+        driver: driver, ready to run.
+        start: first row of its log.
     """
 
     experiment: Experiment
@@ -80,13 +80,13 @@ class Components:
     """Parts of an experiment that every engine needs, for the nodes that one process holds.
 
     Attributes:
-        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
-        task: the workload.
-        partition: for each node, its training samples.
-        trainers: of each group of nodes that are held here.
-        rules: what all nodes have in common.
-        tests: which samples evaluations use.
-        start: the first row of a log.
+        experiment: experiment with the chosen ``train.batching`` and ``run.device``.
+        task: the task.
+        partition: training samples of each node.
+        trainers: trainer of each group of nodes in this process.
+        rules: common rules of all nodes.
+        tests: samples of evaluations.
+        start: first row of a log.
     """
 
     experiment: Experiment
@@ -98,7 +98,7 @@ class Components:
     start: StartRow
 
     def node_groups(self) -> list[NodeGroup]:
-        """One for each of the trainers."""
+        """Make a node group for each of the trainers."""
         from jwins.engines.node_group import NodeGroup
 
         threads = _threads(self.experiment)
@@ -108,13 +108,14 @@ class Components:
 def assemble(
     experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, remote_nodes: bool = False
 ) -> Components:
-    """Build what an experiment names, but for the driver.
+    """Build the parts of an experiment except the driver.
 
     Args:
-        experiment: what to build.
+        experiment: the experiment.
         groups: number of node groups.
         nodes: only these, in one group; None for all.
-        remote_nodes: nodes are held by other processes: here are only a few, to find out how they train.
+        remote_nodes: whether other processes hold the nodes. This process then has only a few, to find out how
+            they train.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -127,7 +128,7 @@ def assemble(
     partition = build_partition(experiment, task)
     tests = _tests(experiment, task, partition)
 
-    check_batch_fits(experiment, task, at_once=1)  # building a trainer takes one step
+    check_batch_fits(experiment, task, at_once=1)  # making a trainer takes one step
     if nodes is not None:
         trainers = [build_trainer(experiment, task, {node: partition[node] for node in nodes})]
     elif remote_nodes:
@@ -172,16 +173,16 @@ def build(
     stop: Callable[[], bool] = lambda: False,
     startup_s: Callable[[], float] = lambda: 0.0,
 ) -> AssembledRun:
-    """Build everything an experiment names.
+    """Build all parts of an experiment.
 
     Args:
-        experiment: what to build.
-        folder: where the run is written; None keeps everything in memory.
-        groups: number of node groups, all in this process; nothing that is measured depends on it.
-        place: makes the node groups in other processes instead; ``groups`` then has no meaning.
-        on_progress: told after every step of the driver.
-        stop: asked after every step whether to end with a checkpoint.
-        startup_s: real seconds since the start, asked when everything is built.
+        experiment: the experiment.
+        folder: folder of the run; None keeps everything in memory.
+        groups: number of node groups, all in this process; results do not depend on it.
+        place: makes the node groups in other processes; ``groups`` is then ignored.
+        on_progress: called after every step of the driver.
+        stop: called after every step; True ends the run with a checkpoint.
+        startup_s: called when everything is built, for the real seconds since the start.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -216,11 +217,11 @@ def build(
 
 
 def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
-    """The node group of some of an experiment's nodes, in whatever process this is called.
+    """Build the node group of some of an experiment's nodes, in the calling process.
 
     Args:
-        experiment: with ``train.batching`` and ``run.device`` as they were resolved.
-        nodes: in whole chunks of those that train in one stack.
+        experiment: experiment with the chosen ``train.batching`` and ``run.device``.
+        nodes: nodes, in whole chunks of those that train in one stack.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -237,14 +238,14 @@ def build_trainer(
     batching: str | None = None,
     chunk: int | None = None,
 ) -> Trainer:
-    """Local training of some of an experiment's nodes.
+    """Build the trainer of some of an experiment's nodes.
 
     Args:
-        experiment: which.
-        task: its workload.
-        partition: training samples of the nodes that are to be held here.
-        batching: as it was resolved before; None to resolve it.
-        chunk: most nodes in one stack; None for as many as is best.
+        experiment: the experiment.
+        task: its task.
+        partition: training samples of the nodes of this process.
+        batching: batching that was chosen earlier; None to choose it.
+        chunk: largest number of nodes in one stack; None for the best number.
     """
     from jwins.training.optimizer import Optimizer
     from jwins.training.trainer import Trainer
@@ -289,7 +290,7 @@ def _trainers(
 
 
 def _probe(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> Trainer:
-    """Of as few nodes as can train in the same way as all of them: to find out how that is."""
+    """Build a trainer of the fewest nodes that train in the same way as all of them, to find out this way."""
     from jwins.training.stacked import MIN_STACK
 
     return build_trainer(experiment, task, dict(enumerate(partition[:MIN_STACK])), chunk=1)
@@ -335,11 +336,11 @@ def _tests(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[n
 
 
 _PADDING_UNNOTICED = 2**16
-"""So many coefficients more than parameters cost nothing that matters, however small the model."""
+"""Number of additional coefficients that is negligible even for small models."""
 
 
 def _check_padding(experiment: Experiment, sharing: Sharing[Any], dim: int) -> None:
-    """Periodization pads to a multiple of 2^levels: refuse levels that only multiply memory and bytes."""
+    """Refuse levels that multiply memory and bytes, because periodization pads to a multiple of 2^levels."""
     config, size = experiment.sharing, sharing.update_dim(dim)
     if (
         isinstance(config, JwinsConfig | ClosedLoopConfig | StatelessConfig)

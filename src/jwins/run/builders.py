@@ -1,4 +1,4 @@
-"""From an experiment to everything that it names."""
+"""Builders of the objects that an experiment names."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ __all__ = [
 
 
 def build_task(experiment: Experiment) -> Task:
-    """The workload of an experiment.
+    """Build the task of an experiment.
 
     Raises:
         ConfigError: no such task, file, class or option.
-        DataError: its data are missing.
+        DataError: the task's data are missing.
     """
     from jwins.tasks import make_task, own_task
 
@@ -51,10 +51,10 @@ def build_task(experiment: Experiment) -> Task:
 
 
 def build_topology(experiment: Experiment) -> Topology:
-    """The graphs of an experiment.
+    """Build the topology of an experiment.
 
     Raises:
-        ConfigError: there is no such graph.
+        ConfigError: no such graph exists.
     """
     config = experiment.topology
     if not isinstance(config, TopologyTable):
@@ -63,7 +63,7 @@ def build_topology(experiment: Experiment) -> Topology:
 
 
 def build_sharing(experiment: Experiment) -> Sharing[Any]:
-    """The sharing algorithm of an experiment.
+    """Build the sharing algorithm of an experiment.
 
     Raises:
         ConfigError: no such wavelet.
@@ -76,13 +76,13 @@ def advice(experiment: Experiment) -> list[str]:
     """Return advice on settings that work, but hardly as the user wants.
 
     Raises:
-        ConfigError: no such wavelet, or the topology is not for so many nodes.
+        ConfigError: no such wavelet, or the topology has another number of nodes.
     """
     if not (experiment.topology_changes and build_sharing(experiment).remembers_peers):
         return []
     topology = build_topology(experiment)
     if topology.at(0) == topology.at(1):
-        return []  # one of the user's own, which stays
+        return []  # an object of the user
     kind = getattr(experiment.sharing, "kind", type(experiment.sharing).__name__)
     return [
         f"neighbours change from round to round, and sharing.kind = {kind!r} keeps replicas of them: "
@@ -92,9 +92,9 @@ def advice(experiment: Experiment) -> list[str]:
 
 
 def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
-    """Numbers of completed rounds at which all models are evaluated; 0 and the last are always among them.
+    """Return the numbers of completed rounds with an evaluation, always including 0 and the last one.
 
-    The last round of training is, too, where rounds of consensus follow.
+    If rounds of consensus follow, the last round of training is included, too.
     """
     run = experiment.run
     last = run.rounds + run.consensus_rounds
@@ -102,19 +102,19 @@ def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
 
 
 def first_of_last(experiment: Experiment) -> int:
-    """Completed rounds at the first of the last ``run.eval_last`` evaluations but those after consensus."""
+    """Return the completed rounds at the first of the last ``run.eval_last`` evaluations before consensus."""
     trained = [at for at in evaluation_rounds(experiment) if at <= experiment.run.rounds]
     return sorted(trained)[-experiment.run.eval_last :][0]
 
 
 def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | None, Tensor | None]:
-    """Test samples of the last evaluations, and of those before; None for all of them.
+    """Return the test samples of the last evaluations, and of earlier ones; None for all.
 
     Returns:
-        Two vectors of increasing int64; the second is some of the first, or the same.
+        Two vectors of increasing int64; the second is a subset of the first, or the same.
 
     Raises:
-        ConfigError: more than there are.
+        ConfigError: more samples than the test set has.
     """
     from jwins.rng import stream
 
@@ -131,7 +131,7 @@ def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | Non
 
 
 def _last_and_early(drawn: npt.NDArray[np.int64], run: RunConfig) -> tuple[Tensor, Tensor]:
-    """Of test samples in random order all, and the first few for the early evaluations; both increasing."""
+    """Return all of these shuffled test samples, and the first few for early evaluations; both increasing."""
     import torch
 
     samples = torch.from_numpy(drawn)
@@ -139,11 +139,11 @@ def _last_and_early(drawn: npt.NDArray[np.int64], run: RunConfig) -> tuple[Tenso
 
 
 def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.int64]]:
-    """For each node, which of the task's training samples it holds, increasing.
+    """Return the training samples of each node, increasing.
 
     Raises:
-        ConfigError: there is no such partitioner, it cannot divide these samples so, or one of the user's own
-            does not do as it must.
+        ConfigError: no such partitioner, it cannot divide these samples, or a user's partitioner
+            breaks the rules.
     """
     from jwins.rng import stream
     from jwins.tasks.partition import checked_split
@@ -161,10 +161,10 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
 
 
 def own_test_samples(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
-    """For each node, the test samples of those owners of whom it has training samples, increasing.
+    """Return, for each node, the test samples of the owners of its training samples, increasing.
 
     Raises:
-        ConfigError: the task's samples have no natural owner.
+        ConfigError: the task's samples have no natural owners.
     """
     import numpy as np
 
@@ -180,10 +180,10 @@ def own_test_samples(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
 def own_evaluation_samples(
     experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """For each node, its own test samples at the last evaluations, and at those before; see ``run.eval_own``.
+    """Return each node's own test samples at the last evaluations, and at earlier ones; see ``run.eval_own``.
 
     Raises:
-        ConfigError: the task's samples have no natural owner.
+        ConfigError: the task's samples have no natural owners.
     """
     from jwins.rng import stream
 
@@ -197,7 +197,7 @@ def own_evaluation_samples(
 
 
 _MAX_LABELS = 1000
-"""More labels than these are no classes that a figure could show."""
+"""Maximum number of labels that count as classes for a figure."""
 
 
 def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> dict[str, Any]:
@@ -226,9 +226,9 @@ def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
     """Return the bytes of full sharing of raw float32: 4 per parameter and recipient, mean over nodes.
 
     Args:
-        experiment: its topology counts; faults do not.
+        experiment: the experiment; its topology matters, its faults do not.
         dim: parameters per model.
-        rounds: how many.
+        rounds: number of rounds.
     """
     topology = build_topology(experiment)
     sends = sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)

@@ -21,10 +21,10 @@ __all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state"
 
 
 _OF_FILES = (".md", ".tex", ".csv", ".json", ".png", ".pdf", ".html", ".log", ".tar.xz")
-"""How the names of files end that stand in a comparison's folder."""
+"""Endings of file names in a comparison's folder."""
 
 _LONGEST = 100
-"""Letters of a folder's name: less than any file system takes."""
+"""Maximum length of a folder's name, below the limit of every file system."""
 
 
 class FolderState(StrEnum):
@@ -36,9 +36,9 @@ class FolderState(StrEnum):
 
 
 def variant_folder(name: str) -> str:
-    """The folder, within a comparison's, that holds the runs of the variant of this name.
+    """Return the name of the folder for a variant's runs in a comparison's folder.
 
-    A name that would lose letters, or be taken for a file beside the folder, ends in digits of its hash.
+    A name that would lose letters, or collide with a file there, ends in digits of its hash.
 
     >>> variant_folder("random 20 %"), variant_folder("summary.json"), variant_folder("\u65e5\u672c")
     ('random-20', 'summary.json-ce684abc', 'variant-ce47dfba')
@@ -52,14 +52,14 @@ def variant_folder(name: str) -> str:
 
 
 def check_folder(path: str, folder: Path) -> None:
-    """Refuse a folder that cannot be made because a file has its name or that of a folder above it.
+    """Refuse a folder that cannot be made because a file has its name or that of a parent folder.
 
     Args:
-        path: of the setting that names the folder.
-        folder: may not exist.
+        path: TOML path of the setting that names the folder.
+        folder: the folder, which need not exist.
 
     Raises:
-        ConfigError: a file is in the way.
+        ConfigError: a file has this name.
     """
     for place in (folder, *folder.parents):
         if place.is_file():
@@ -71,11 +71,11 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
     """Read the state of ``folder``.
 
     Args:
-        experiment: that is to be run there.
-        folder: may not exist.
+        experiment: experiment to run there.
+        folder: the folder, which need not exist.
 
     Returns:
-        The state, and the experiment with what the earlier run resolved.
+        The state, and the experiment with the choices of the earlier run.
 
     Raises:
         ConfigError: a file has the folder's name.
@@ -118,7 +118,7 @@ def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Exp
 
 
 def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") -> str:
-    """The first key in which what counts of two experiments differs, for people."""
+    """Return the first key in which two experiments differ, for people."""
     for key in [*mine, *(key for key in stored if key not in mine)]:
         here = f"{path}.{key}" if path else key
         a, b = mine.get(key), stored.get(key)
@@ -131,14 +131,14 @@ def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") ->
 
 
 def check_task_unchanged(folder: Path, start: StartRow) -> None:
-    """The digest covers what the experiment says, not what is in a file that it names or an object given to it.
+    """Refuse to continue a run whose task or data have changed, which the digest does not cover.
 
-    The initial model is not compared: its last bits may depend on the processor. Nor is the task's code: a
-    mistake that ended a run may be mended.
+    The initial model is not compared, because its last bits may depend on the processor. The task's code is not
+    compared, so that a mistake that ended a run can be repaired.
     """
     try:
         before = Record.read(folder).start
-    except DataError:  # the simulator says what is wrong with the log
+    except DataError:  # the simulator reports the mistake in the log
         return
     changed = []
     if before.dim != start.dim:
@@ -150,7 +150,7 @@ def check_task_unchanged(folder: Path, start: StartRow) -> None:
         ("data", "samples"),
     ):
         now = start.fingerprints[key]
-        then = before.fingerprints.get(key, now if key == "data" else None)  # data: of some versions only
+        then = before.fingerprints.get(key, now if key == "data" else None)  # data: only in some versions
         if then != now:
             changed.append(f"{what} differ")
     if changed:

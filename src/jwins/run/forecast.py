@@ -1,7 +1,7 @@
 """Forecast of a run's memory, seconds and bytes, from a few rounds of a few of its nodes.
 
-Two small runs, each in a process of its own, give what a node costs and what comes on top: of memory by their
-peaks, of seconds by activity. The rest is the experiment's own arithmetic: nodes of an actor, recipients,
+Two small runs, each in a separate process, measure the cost of a node and the fixed cost: memory by their
+peaks, seconds by activity. The rest is computed from the experiment: nodes of an actor, recipients,
 rounds, evaluations. Nothing is written.
 """
 
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 __all__ = ["Forecast", "forecast"]
 
 _ROUNDS = 6
-"""Of a calibration, the first of which does not count: it takes memory and records steps."""
+"""Rounds of a calibration. The first does not count, because it allocates memory and records steps."""
 
 _SAMPLES = 1000, 4000
-"""Test samples of an evaluation in the larger calibration, and in the smaller one: tasks differ in what a model
-costs that is to be tested, however many samples there are."""
+"""Test samples of an evaluation in the larger and in the smaller calibration. Two are needed because testing a
+model has a fixed cost that differs between tasks."""
 
 _LARGER_BYTES = 200e6
-"""By so much memory the larger calibration is to differ, as what a process takes anyway varies by some MB."""
+"""Difference in memory of the larger calibration, because the memory of a process varies by some MB."""
 
 _MIN_NODES, _MAX_NODES = 12, 512
 """Nodes of the larger calibration."""
 
 _GUESSED_VECTORS = 16
-"""Vectors of float32 per node by which the larger calibration's nodes are chosen."""
+"""Assumed vectors of float32 per node for choosing the number of nodes of the larger calibration."""
 
 _ACTIVITIES = ("training", "share and merge", "decoding")
 
@@ -60,17 +60,17 @@ class Forecast:
         num_nodes: N.
         dim: parameters per model.
         actors: processes that share the nodes.
-        rounds: of the run.
-        evaluations: of the run.
-        memory_bytes: of each actor at its peak, the process included; the data of a task are in it.
-        start_s: before the first round, the imports of a process included.
-        round_s: per round, by activity; of the actor that is slowest.
-        evaluation_s: each, of all nodes.
-        checkpoint_s: each.
-        checkpoints: of the run.
+        rounds: number of rounds.
+        evaluations: number of evaluations.
+        memory_bytes: peak of each actor, including the process and the data of the task.
+        start_s: seconds before the first round, including a process's imports.
+        round_s: seconds per round of the slowest actor, by activity.
+        evaluation_s: seconds of an evaluation of all nodes.
+        checkpoint_s: seconds of a checkpoint.
+        checkpoints: number of checkpoints.
         frame_bytes: mean length of a frame.
-        round_bytes: that all nodes send in a round.
-        stored_bytes: of these, what goes from one actor to another, each frame once per actor.
+        round_bytes: bytes that all nodes send in a round.
+        stored_bytes: bytes of these between actors, each frame once per actor.
     """
 
     num_nodes: int
@@ -90,14 +90,14 @@ class Forecast:
 
     @property
     def total_s(self) -> float:
-        """From start to end. What is evaluated before the first round is one model, which all nodes have."""
+        """Return the seconds of the run; before the first round one model is evaluated for all nodes."""
         rounds = self.rounds * sum(self.round_s.values())
         evaluations = (self.evaluations - 1) * self.evaluation_s
         return self.start_s + rounds + evaluations + self.checkpoints * self.checkpoint_s
 
     @property
     def total_bytes(self) -> float:
-        """Sent by all nodes over the whole run."""
+        """Return the bytes sent by all nodes over the whole run."""
         return self.rounds * self.round_bytes
 
 
@@ -106,19 +106,19 @@ class Calibration:
     """Result of a calibration.
 
     Attributes:
-        nodes: of the calibration.
+        nodes: number of nodes.
         dim: parameters per model.
         degree: mean number of recipients.
         samples: test samples of an evaluation.
-        all_samples: that there are.
-        peak_bytes: of the process.
-        start_s: of the process, until everything was built.
-        own_s: of all that the calibration itself did.
-        round_s: by activity, of the rounds that count.
-        evaluation_s: of the evaluation at the end.
-        checkpoint_s: of the last checkpoint.
+        all_samples: test samples of the task.
+        peak_bytes: peak memory of the process.
+        start_s: seconds of the process until everything was built.
+        own_s: seconds of the calibration itself.
+        round_s: seconds of the counted rounds, by activity.
+        evaluation_s: seconds of the evaluation at the end.
+        checkpoint_s: seconds of the last checkpoint.
         sends: frames times recipients.
-        sent_bytes: of these.
+        sent_bytes: bytes of these.
     """
 
     nodes: int
@@ -137,12 +137,12 @@ class Calibration:
 
 
 def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
-    """Find out what a run will need, before anything large starts.
+    """Forecast a run before it starts.
 
     Args:
-        experiment: that is to be run.
-        engine: the cluster that is to run it, whose machines are taken to be as fast as this one; it need not
-            be there yet. None for this process.
+        experiment: the experiment.
+        engine: the cluster that will run it; its machines are assumed to be as fast as this one, and it need
+            not exist yet. None for this process.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -167,7 +167,7 @@ def _nodes_for(dim: int, most: int) -> int:
 
 
 def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> Experiment:
-    """The same with few nodes, of the same degree if that can be, tested on few samples."""
+    """Return the same experiment with few nodes, of the same degree if possible, and few test samples."""
     nodes = min(nodes, experiment.nodes.count)
     run = experiment.run
     changes: dict[str, Any] = {
@@ -199,7 +199,7 @@ def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> E
 
 
 def _apart(experiment: Experiment) -> Calibration:
-    """Calibrate in a process of its own, whose peak of memory is the run's."""
+    """Calibrate in a separate process, whose peak of memory is that of the run."""
     context = multiprocessing.get_context("spawn")
     started = time.perf_counter()
     try:
@@ -280,7 +280,7 @@ def _extrapolated(
     per_degree = degree / many.degree if many.degree else 1.0
 
     def line(value: Callable[[Calibration], float], at: float) -> float:
-        """What two measurements say of so many nodes; in proportion, where a line would begin below nothing."""
+        """Extrapolate two measurements linearly; in proportion if the line would begin below 0."""
         most = value(many) / many.nodes
         apart = many.nodes - few.nodes
         slope = min(max(0.0, (value(many) - value(few)) / apart), most) if apart else most
@@ -319,7 +319,7 @@ def _extrapolated(
 
 
 def _model_test_s(few: Calibration, many: Calibration, samples: float) -> float:
-    """Seconds that one model's test on so many samples takes."""
+    """Return the seconds of testing one model on a number of samples."""
     less, more = many.evaluation_s / many.nodes, few.evaluation_s / few.nodes
     apart = few.samples - many.samples
     slope = min(max(0.0, (more - less) / apart), less / many.samples) if apart else less / many.samples
@@ -327,5 +327,5 @@ def _model_test_s(few: Calibration, many: Calibration, samples: float) -> float:
 
 
 def _senders(graph: Graph, block: Sequence[int]) -> set[int]:
-    """Whom the nodes of an actor hear."""
+    """Return the senders to the nodes of an actor."""
     return {sender for node in block for sender in graph.senders[node]}

@@ -1,8 +1,8 @@
-"""All nodes of an experiment as processes of this machine; what they measure put together.
+"""Run all nodes of an experiment as processes of this machine, and combine their measurements.
 
-The run folder is as the simulator writes it: ``config.toml``, ``partition.json``, ``metrics.jsonl`` with rows
-over all nodes, ``traffic.csv`` and ``final/``. Each node has its own result in ``nodes/<i>``, checkpoints
-included, and ``keys/`` has the identities that were made for this machine alone.
+The run folder has the same form as the simulator's: ``config.toml``, ``partition.json``, ``metrics.jsonl``
+with rows over all nodes, ``traffic.csv`` and ``final/``. Each node has its own result in ``nodes/<i>``,
+checkpoints included, and ``keys/`` has the identities that were made for this machine alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["Launched", "NodeFailedError", "NodeView", "free_ports", "launch", "r
 
 _LOOK_EVERY_S = 0.2
 _MAX_RESTARTS = 100
-"""A node that was killed by a signal is started again so often, in all."""
+"""Maximum number of restarts of a node that was killed by a signal."""
 _RESTART_AFTER_S = 1.0
 _FIRST_PORT, _PORTS = 20_000, 12_768
 _INTERRUPT_S = 60.0
@@ -64,15 +64,15 @@ class NodeView:
     """State of one node while it runs.
 
     Attributes:
-        name: of the node.
-        state: ``starting``, ``running``, ``killed``, or how it ended.
+        name: name of the node.
+        state: ``starting``, ``running``, ``killed``, or its end.
         round: completed rounds.
-        bytes_total: sent by it so far.
-        waiting_for: names of the neighbours it waits for.
-        waiting_s: for how long.
-        suspect: names of the peers it does not wait for.
-        restarts: how often it was started again.
-        pid: of its process.
+        bytes_total: bytes that it has sent so far.
+        waiting_for: names of the neighbours that it waits for.
+        waiting_s: seconds of waiting.
+        suspect: names of the peers that it does not wait for.
+        restarts: number of restarts.
+        pid: id of its process.
     """
 
     name: str
@@ -91,8 +91,8 @@ class Launched:
     """Progress of a launch.
 
     Attributes:
-        rounds: of the whole run.
-        nodes: in order.
+        rounds: number of rounds of the whole run.
+        nodes: the nodes in order.
         row: the newest evaluation, if there is a new one.
     """
 
@@ -109,21 +109,21 @@ def launch(
     progress: Callable[[Launched], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Run all nodes of an experiment as processes of this machine, and put together what they measure.
+    """Run all nodes of an experiment as processes of this machine, and combine their measurements.
 
     Args:
-        experiment: what to run; ``experiment.folder`` is where. ``train.batching = "auto"`` means "loop" here.
-        resume: go on with what is in the folder; if the run is complete, only read it.
-        timeout_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
-        progress: told a few times per second.
-        stop: asked as often whether to end, each node with a checkpoint.
+        experiment: experiment to run, in ``experiment.folder``. ``train.batching = "auto"`` means "loop" here.
+        resume: continue the run in the folder; if it is complete, only read it.
+        timeout_s: minimum time to wait for a neighbour; None for the experiment's deadline, or 30.
+        progress: called a few times per second.
+        stop: called equally often; True ends each node with a checkpoint.
 
     Returns:
-        What was measured, as of a simulation, in real seconds.
+        The measurements, as of a simulation, in real seconds.
 
     Raises:
         ConfigError: the experiment cannot be run over a network as written.
-        ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
+        ResumeError: the folder has another experiment, or this one without ``resume``.
         NodeFailedError: a node's process ended with an error.
     """
     from jwins.engines.interrupts import interrupts
@@ -134,7 +134,7 @@ def launch(
     state, experiment = folder_state(experiment, folder)
     if state is not FolderState.ABSENT and not resume:
         raise ResumeError(
-            f"{folder}: this experiment is {state.value} there; go on with --resume (resume=True), choose "
+            f"{folder}: this experiment is {state.value} there; continue with --resume (resume=True), choose "
             "another run.folder, or remove it"
         )
     if state is FolderState.COMPLETE:
@@ -144,7 +144,7 @@ def launch(
     components = for_real_time(assemble(experiment, nodes=[0]))
     folder.mkdir(parents=True, exist_ok=True)
     server = ForkServer() if can_fork() else None  # before anything is open that its processes would inherit
-    # Nodes are no part of the terminal's process group: what ends that has to end them from here.
+    # Nodes are not in the terminal's process group, so this process ends them when the terminal closes.
     with (
         _closed(server),
         locked(folder, "this experiment"),
@@ -174,7 +174,7 @@ def _watch(
     progress: Callable[[Launched], None] | None,
     stop: Callable[[], bool],
 ) -> str:
-    """Until all nodes have ended; how the run did."""
+    """Watch until all nodes have ended, and return the end of the run."""
     started = time.perf_counter()
     nodes.start()
     while nodes.look():
@@ -196,7 +196,7 @@ def _watch(
 
 @dataclass(slots=True)
 class _Process:
-    """The process of a node, and when to start the next one if it was killed."""
+    """Process of a node, and the time to start the next one if it was killed."""
 
     popen: Process | None = None
     again_at: float = 0.0
@@ -221,7 +221,7 @@ class _Nodes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Whatever happened, no process is left behind."""
+        """Leave no process behind."""
         running = self._running()
         for popen in running:
             popen.kill()
@@ -266,7 +266,7 @@ class _Nodes:
         return process
 
     def look(self) -> bool:
-        """Bring the views up to date, and start nodes again that were killed; False if all have ended.
+        """Update the views, and restart nodes that were killed; return False if all have ended.
 
         Raises:
             NodeFailedError: a node ended with an error.
@@ -341,10 +341,10 @@ def _popen(arguments: list[str], out: Path) -> Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens on, all different.
+    """Return different ports of this machine that nothing listens on.
 
-    They are below those that systems give to outgoing connections: nodes dial each other before all of them
-    listen, and a node that is started again would find its port taken by somebody's call.
+    They are below the ports that systems use for outgoing connections. Nodes dial each other before all of them
+    listen, so a restarted node could otherwise find its port used by an outgoing connection.
 
     Raises:
         UsageError: too few are free.
@@ -361,11 +361,11 @@ def free_ports(count: int) -> list[int]:
     raise UsageError(f"{count} nodes need a port each, and this machine has {len(ports)} free")
 
 
-# --- What they measure ------------------------------------------------------------------------------------
+# --- Measurements ------------------------------------------------------------------------------------
 
 
 class _Collected:
-    """Rows over all nodes, made as soon as all have measured the same round."""
+    """Rows over all nodes, made when all have measured the same round."""
 
     def __init__(self, components: Components, folder: Path) -> None:
         self._components, self._folder = components, folder
@@ -389,7 +389,7 @@ class _Collected:
         self._rows.append(row)
 
     def look(self, ended: Mapping[int, str]) -> EvalRow | None:
-        """Put together what can be; the newest row, if there is a new one."""
+        """Combine complete measurements, and return the newest row if there is a new one."""
         newest = None
         last = max((row.round for row in self._rows if isinstance(row, EvalRow)), default=-1)
         for at in sorted(r for r in self._components.rules.evaluate_at if r > last):
@@ -408,7 +408,7 @@ class _Collected:
         return node_folder(self._folder, node) / "models" / f"round-{round:08d}.safetensors"
 
     def _is_past(self, node: int, round: int) -> bool:
-        """A node that came back in a later round does not measure those before."""
+        """Return whether a node has passed a round; one that returned later does not measure earlier rounds."""
         return any(
             path.name > self._model(node, round).name for path in self._model(node, 0).parent.glob("round-*")
         )
@@ -435,7 +435,7 @@ class _Collected:
         )
 
     def finish(self, nodes: _Nodes, total_s: float) -> str:
-        """Write the end of the run; how it did."""
+        """Write the end of the run, and return it."""
         statuses = nodes.ended()
         if "interrupted" in statuses.values():
             return "interrupted"
@@ -469,7 +469,7 @@ class _Collected:
         return status
 
     def _sha256(self) -> str:
-        """Of all final parameters, as the simulator computes it."""
+        """Return the hash of all final parameters, as the simulator computes it."""
         from safetensors.torch import load_file
 
         layout = self._components.trainers[0].layout
@@ -487,7 +487,7 @@ def _read(path: Path) -> NodeEvaluation:
 
     found = checkpoint.load(path.read_bytes(), (NodeEvaluation, EvalResult))
     if not isinstance(found, NodeEvaluation):
-        raise DataError(f"{path}: not what a node measured")
+        raise DataError(f"{path}: not a node's measurements; remove the file and run again")
     return found
 
 
@@ -500,5 +500,5 @@ def _with_square(found: NodeEvaluation, square: float) -> Any:
 def _end_of(folder: Path) -> EndRow:
     row = list(read_rows(folder / "metrics.jsonl"))[-1]
     if not isinstance(row, EndRow):
-        raise DataError(f"{folder}: the node ended, and its log does not say how")
+        raise DataError(f"{folder}: the node ended, but its log has no end; look at log.jsonl there")
     return row

@@ -19,18 +19,18 @@ _PROCESS_BYTES = 700e6
 
 _VECTORS = 20
 """Vectors of float32 per node: parameters before and after training, the trainer's row, its gradient, an
-algorithm's state, what was sent and decoded, what is evaluated; and all of it again for a checkpoint."""
+algorithm's state, sent and decoded updates, evaluated models; and all of it again for a checkpoint."""
 
 
 def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
-    """Bytes that the largest of some runs may take: an estimate that is rather too high.
+    """Return the bytes that the largest of some runs may take, estimated rather too high.
 
-    Data once, and N x C numbers for each of about 20 vectors, more with momenta (two per parameter are assumed
-    for anything but plain SGD) and with replicas of neighbours.
+    It counts the data once, and N x C numbers for each of about 20 vectors, more with momenta (two per
+    parameter for all optimizers but plain SGD) and with replicas of neighbours.
 
     Args:
-        experiments: of the runs.
-        actors: processes that share the nodes of a run; what each may take counts.
+        experiments: experiments of the runs.
+        actors: processes that share the nodes of a run; the result is for each of them.
 
     Raises:
         DataError: a task's data are missing.
@@ -65,14 +65,14 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
 
 
 def memory_free() -> float | None:
-    """Bytes that may still be taken, of the machine or of the limit this process is under; None if unknown."""
+    """Return the free bytes of the machine, or up to this process's limit; None if unknown."""
     free: list[float] = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = Path("/proc/meminfo").read_text(encoding="ascii").split()
         free.append(float(words[words.index("MemAvailable:") + 1]) * 1024)
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
-        limit = float((group / "memory.max").read_text(encoding="ascii"))  # "max" is no number
+        limit = float((group / "memory.max").read_text(encoding="ascii"))  # "max" is not a number
         used = float((group / "memory.current").read_text(encoding="ascii"))
         counted = (group / "memory.stat").read_text(encoding="ascii").split()
         cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
@@ -81,9 +81,9 @@ def memory_free() -> float | None:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process had resident.
+    """Return the peak of resident memory of this process.
 
-    On Linux not ``ru_maxrss``, which also counts what the parent had before the process began.
+    On Linux it is not ``ru_maxrss``, which also counts the parent's memory at the start of the process.
     """
     import resource
 

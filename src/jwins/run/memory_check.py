@@ -1,4 +1,4 @@
-"""Whether memory does for what an experiment asks for."""
+"""Checks that memory suffices for an experiment."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 __all__ = ["check_batch_fits"]
 
 _UNQUESTIONED = 128
-"""Batches of so few samples fit wherever their model does, and are not looked into."""
+"""Batches up to this number of samples fit if the model does, and are not checked."""
 
 
 def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
     """Refuse a batch that memory cannot hold, before the system ends the process for it.
 
-    Counts what is sure to be needed: the numbers of a round's samples, and in a local step the samples and what
-    the model keeps of them for its gradient. On a GPU only the former; torch itself says what does not fit.
+    It counts the memory that is certainly needed: the indices of a round's samples, and in a local step the
+    samples and the model's activations for the gradient. On a GPU it counts only the indices; torch reports
+    the rest.
 
     Args:
-        experiment: with the batch size.
-        task: its workload.
-        at_once: local steps that are under way at the same time.
+        experiment: the experiment.
+        task: its task.
+        at_once: number of simultaneous local steps.
 
     Raises:
-        ConfigError: it cannot fit, with the largest that can.
+        ConfigError: the batch cannot fit; the message has the largest size that can.
     """
     import torch
 
@@ -51,7 +52,7 @@ def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
 
 
 def _bytes_per_sample(task: Task) -> float:
-    """Of a training step: a sample, and all that the model keeps of it between forward and backward pass."""
+    """Return the bytes per sample of a training step: the sample, and the model's activations for it."""
     import torch
     from torch.autograd.graph import saved_tensors_hooks
 

@@ -1,7 +1,7 @@
-"""One node of an experiment over a network, in a folder of its own.
+"""One node of an experiment over a network, in its own folder.
 
-The folder is ``nodes/<i>`` in the run folder. It has what a run folder has, of one node, and besides
-``log.jsonl`` (one line per event) and ``status.json`` (where the node is, written anew about twice a second).
+The folder is ``nodes/<i>`` in the run folder. It has the files of a run folder for one node, and also
+``log.jsonl`` (one line per event) and ``status.json`` (the node's progress, written about twice a second).
 A node that finds its own checkpoints there goes on from the newest.
 """
 
@@ -53,11 +53,11 @@ class NodeResult:
     """End of one node's run.
 
     Attributes:
-        folder: of the node.
+        folder: folder of the node.
         status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
         round: completed rounds.
-        was_complete: nothing had to be done, because the node had finished before.
-        outcome: what the driver found; None if nothing had to be done.
+        was_complete: whether the node had finished before, so that nothing had to be done.
+        outcome: result of the driver; None if nothing had to be done.
     """
 
     folder: Path
@@ -68,12 +68,12 @@ class NodeResult:
 
 
 def node_folder(folder: Path, node: int) -> Path:
-    """The folder of one node within a run's."""
+    """Return the folder of one node in a run folder."""
     return folder / "nodes" / str(node)
 
 
 def timeout_of(experiment: Experiment, timeout_s: float | None) -> float:
-    """The least time to wait for a neighbour: as given, else the experiment's deadline, else 30 s.
+    """Return the minimum time to wait for a neighbour: as given, else the experiment's deadline, else 30 s.
 
     Raises:
         ConfigError: a number out of range.
@@ -87,10 +87,10 @@ def timeout_of(experiment: Experiment, timeout_s: float | None) -> float:
 
 
 def for_network(experiment: Experiment) -> Experiment:
-    """The experiment as processes run it that hold one node each: nodes train in a loop.
+    """Return the experiment for processes with one node each: nodes train in a loop.
 
     Raises:
-        ConfigError: it needs what only a virtual clock can do.
+        ConfigError: it has settings that need a virtual clock.
     """
     if experiment.train.batching == "stacked":
         problem = "a process holds one node, which trains in a loop; write loop or auto"
@@ -105,7 +105,7 @@ def for_network(experiment: Experiment) -> Experiment:
 
 
 def for_real_time(components: Components) -> Components:
-    """The same with a start row that says so, without the deadline of the virtual clock, and wary of others."""
+    """Return the same for real time: another start row, no virtual deadline, and limits on other nodes."""
     return replace(
         components,
         rules=components.rules.among_strangers(
@@ -131,29 +131,29 @@ def run_node(
     roster_file: Path | None = None,
     bootstrap_from: Sequence[str] = (),
 ) -> NodeResult:
-    """Run one node of an experiment, or go on with it.
+    """Run one node of an experiment, or continue it.
 
     Args:
-        experiment: the same on all machines.
-        roster: who takes part; all who were ever members are the nodes of the experiment, in order of ids.
-        name: of this node in the roster.
+        experiment: the experiment, the same on all machines.
+        roster: the roster; all present and former members are the nodes of the experiment, in order of ids.
+        name: name of this node in the roster.
         key_file: its private key.
-        folder: of the node; None for ``nodes/<i>`` in the run folder.
-        timeout_s: the least time to wait for a neighbour; None for the experiment's deadline, or 30.
-        listen: host:port to listen on, if not the roster's.
+        folder: folder of the node; None for ``nodes/<i>`` in the run folder.
+        timeout_s: minimum time to wait for a neighbour; None for the experiment's deadline, or 30.
+        listen: host:port to listen on, if it is not the roster's.
         keep_models: keep the model of each evaluation in ``models/``, so that all nodes' measurements can be
-            put together.
-        metrics_port: serve status and metrics there, on loopback; None for not at all.
-        progress: told after every event, with what the nodes are called by then.
-        stop: asked after every event whether to end with a checkpoint.
-        roster_file: where ``roster`` came from, to be watched for changes; None to go by it until the end.
-        bootstrap_from: members whose model to begin with, the next if one does not give it; none for the common
+            combined.
+        metrics_port: port for status and metrics, on loopback; None for none.
+        progress: called after every event, with the current names of the nodes.
+        stop: called after every event; True ends the node with a checkpoint.
+        roster_file: file of ``roster``, which is watched for changes; None to keep this roster until the end.
+        bootstrap_from: members to request a model from, one after the other; none for the common
             initial parameters. Not used if the folder has a checkpoint.
 
     Raises:
-        ConfigError: experiment, roster and key do not fit.
+        ConfigError: experiment, roster and key do not match.
         ResumeError: the folder holds another experiment, or another process runs this node.
-        PeerError: nobody gave the model to begin with.
+        PeerError: no member sent a model.
     """
     from jwins.engines.interrupts import interrupts
     from jwins.net.journal import Journal, write_journal
@@ -274,7 +274,7 @@ def greeting_of(experiment: Experiment) -> bytes:
 
 
 def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
-    """Keeps the model of each evaluation there."""
+    """Callback that keeps the model of each evaluation in a folder."""
 
     def keep(evaluation: NodeEvaluation) -> None:
         private_folder(folder)
@@ -295,13 +295,15 @@ def _served(driver: Any, port: int | None) -> Iterator[None]:
 
 
 def _graph_of(components: Components, count: int) -> Topology:
-    """The topology of so many of the nodes."""
+    """Return the topology of some of the nodes."""
     config, places = components.experiment.topology, components.experiment.nodes.count
     if count == places:
         return components.rules.topology
     if isinstance(config, TopologyTable):
         return config.build(num_nodes=count, seed=components.experiment.run.seed)
-    raise ConfigError("topology", repr(config), f"is of {places} nodes, and {count} take part")
+    raise ConfigError(
+        "topology", repr(config), f"has {places} nodes, but {count} take part; change nodes.count or the roster"
+    )
 
 
 def _check_places(experiment: Experiment, roster: Roster) -> None:

@@ -28,10 +28,10 @@ __all__ = ["cluster_of", "placing"]
 
 @contextmanager
 def cluster_of(engine: Ray) -> Iterator[None]:
-    """Inside, the cluster is there, and its machines have the versions of this one.
+    """Within the block, connect to the cluster, after checking its machines' versions.
 
     Raises:
-        UsageError: there is none, or a machine has other versions.
+        UsageError: no cluster, or a machine has other versions.
     """
     with connected(engine.address):
         check_versions()

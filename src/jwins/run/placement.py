@@ -1,12 +1,11 @@
-"""Which nodes are on which node group, so that few frames go from one to another.
+"""Assignment of nodes to node groups such that few frames go between groups.
 
-The rule: node groups are filled one after the other. Each begins with the first unit that is not placed; a unit
-is a node, or a whole chunk of nodes that train in one stack. Then it takes the unit that has the most edges to
-what it holds already, of equal ones the first, until it is full. What comes out is used if it cuts fewer
-edges than blocks of consecutive nodes do. Otherwise blocks are used, also where the graph changes from round
-to round.
+Node groups are filled one after the other. Each begins with the first unit that is not placed; a unit
+is a node, or a whole chunk of nodes that train in one stack. Then it takes the unit with the most edges to its
+units, the first of equal ones, until it is full. This assignment is used if it cuts fewer edges than blocks of
+consecutive nodes. Otherwise blocks are used, and also if the graph changes from round to round.
 
-Nothing that is measured depends on it.
+Results do not depend on the assignment.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ __all__ = ["cut_edges", "node_blocks", "neighbours_together", "spread"]
 
 
 def node_blocks(topology: Topology, groups: int, chunk: int) -> list[list[int]]:
-    """The nodes of each node group, increasing, by the rule above.
+    """Return the nodes of each node group, increasing, by the module's rule.
 
     Args:
-        topology: who sends to whom.
-        groups: how many.
+        topology: the topology.
+        groups: number of node groups.
         chunk: nodes that must be on one node group.
 
     Raises:
@@ -39,11 +38,11 @@ def node_blocks(topology: Topology, groups: int, chunk: int) -> list[list[int]]:
 
 
 def spread(num_nodes: int, groups: int, chunk: int) -> list[range]:
-    """Which nodes each node group holds: neighbours in number, whole chunks, as evenly as can be.
+    """Divide nodes into blocks of consecutive numbers and whole chunks, as evenly as possible.
 
     Args:
         num_nodes: N.
-        groups: how many.
+        groups: number of node groups.
         chunk: nodes that must be on one node group.
 
     Raises:
@@ -64,10 +63,10 @@ def spread(num_nodes: int, groups: int, chunk: int) -> list[range]:
 
 
 def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: int) -> list[list[int]]:
-    """Blocks of the same sizes, or nearly so, that cut fewer of the graph's edges, or the same blocks.
+    """Return groups of nearly the same sizes that cut fewer of the graph's edges, or the same blocks.
 
     Args:
-        graph: who sends to whom.
+        graph: the graph.
         blocks: consecutive nodes of each node group, in whole chunks but for the last.
         chunk: nodes that must be on one node group.
 
@@ -84,7 +83,7 @@ def neighbours_together(graph: Graph, blocks: Sequence[Sequence[int]], chunk: in
 
 
 def cut_edges(graph: Graph, blocks: Sequence[Sequence[int]]) -> int:
-    """Directed edges between nodes of different node groups."""
+    """Count the directed edges between nodes of different node groups."""
     group_of = {node: group for group, block in enumerate(blocks) for node in block}
     return sum(
         group_of[node] != group_of[receiver]

@@ -34,18 +34,18 @@ def fingerprints(
     model: Sequence[Tensor],
     samples: Tensor | None,
 ) -> dict[str, str]:
-    """Hashes of what must be the same for two runs to be like for like.
+    """Return hashes that must be equal in comparable runs.
 
     Args:
-        experiment: as resolved.
-        task: its workload.
-        partition: for each node, its training samples.
-        model: the tensors that all nodes start from.
+        experiment: resolved experiment.
+        task: its task.
+        partition: training samples of each node.
+        model: common initial tensors of all nodes.
         samples: (m,) int64 test samples of evaluations; None for all.
 
     Returns:
-        ``model``, ``partition``, ``batches``, ``evaluation``, ``codec``, ``data`` (one in so many samples where
-        there are very many) and, if the task's class is in a file, ``task``: that file without comments.
+        ``model``, ``partition``, ``batches``, ``evaluation``, ``codec``, ``data`` (of every k-th sample of
+        very large data) and, if the task's class is in a file, ``task``: that file without comments.
     """
     from jwins.training.batches import batch_indices
 
@@ -74,7 +74,7 @@ def fingerprints(
 
 
 _HASHED_BYTES = 2**26
-"""About as much of a tensor is hashed: a twentieth of a second."""
+"""Approximate number of bytes of a tensor that are hashed, in a twentieth of a second."""
 
 
 def _pieces(data: Dataset) -> Iterator[bytes]:
@@ -101,14 +101,14 @@ def _hash(*pieces: bytes) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     with contextlib.suppress(AttributeError):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and the libraries that compute results."""
+    """Return the versions of Python, this package and the libraries that compute results."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -117,7 +117,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: Any) -> dict[str, str]:
-    """Processor, cores and platform, and the accelerator if ``device`` is one."""
+    """Return processor, cores and platform, and the accelerator if ``device`` is one."""
     import torch
 
     machine = {

@@ -1,4 +1,4 @@
-"""An experiment on its way to another machine, with the files that it names."""
+"""Experiments for other machines, with their files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class RemoteExperiment:
     """An experiment for another machine.
 
     Attributes:
-        experiment: as it is written here.
-        files: what it names, by TOML path.
+        experiment: the experiment with this machine's paths.
+        files: its files, by TOML path.
     """
 
     experiment: Experiment
     files: Mapping[str, SharedPath]
 
     def unpack(self) -> Experiment:
-        """The same with the files where they are on this machine.
+        """Return the experiment with its files on this machine.
 
         Raises:
             DataError: a file did not arrive.
@@ -42,10 +42,10 @@ class RemoteExperiment:
 
 
 def pack_experiment(experiment: Experiment, shipping: FileSharing) -> RemoteExperiment:
-    """Send what an experiment names.
+    """Send the files of an experiment.
 
     Raises:
-        DataError: there is no such file or folder here.
+        DataError: a file or folder is missing here.
     """
     named: dict[str, str | Path | None] = {
         "task.data": experiment.task.data,

@@ -23,7 +23,7 @@ class Result:
     """Measurements of a run, read from its folder.
 
     Attributes:
-        experiment: as resolved.
+        experiment: resolved experiment.
         folder: the run folder.
         status: ``finished``, ``diverged``, ``interrupted``, or ``stalled`` if all simulated nodes went down.
         record: the typed rows.
@@ -48,12 +48,12 @@ class Result:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict per evaluation: ``round``, ``time_s``, ``accuracy_mean``, ``bytes_total``, ..."""
+        """Return one flat dict per evaluation, with ``round``, ``accuracy_mean``, ``bytes_total``, ..."""
         return flat_rows(self.record)
 
     @property
     def edges(self) -> list[dict[str, int]]:
-        """Bytes over the whole run for each directed edge; empty for an interrupted run."""
+        """Return the bytes of each directed edge over the whole run; empty for an interrupted run."""
         if self.record.end is None:
             return []
         edges = traffic.read(self.folder) or self.record.end.traffic
@@ -65,11 +65,11 @@ class Result:
 
     @property
     def sha256(self) -> str | None:
-        """Of all final parameters, hex; None for an interrupted run."""
+        """Return the hash of all final parameters, hex; None for an interrupted run."""
         return None if self.record.end is None else self.record.end.sha256
 
     def parameters(self, node: int) -> dict[str, Tensor]:
-        """A node's final tensors by name.
+        """Return a node's final tensors by name.
 
         Raises:
             DataError: the run has no final model of that node.
@@ -83,7 +83,7 @@ class Result:
         return tensors
 
     def model(self, node: int) -> nn.Module:
-        """A node's final model.
+        """Return a node's final model.
 
         Raises:
             DataError: the run has no final model of that node.

@@ -1,7 +1,7 @@
-"""From an experiment to a run folder and what it measured.
+"""Run experiments in run folders.
 
-A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` (how many samples each node
-holds), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end, ``final/node-<i>.safetensors``. The
+A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` (number of samples of each
+node), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end, ``final/node-<i>.safetensors``. The
 experiment's digest decides whether it can be continued.
 """
 
@@ -35,16 +35,16 @@ __all__ = ["Ray", "simulate"]
 
 @dataclass(frozen=True, slots=True)
 class Ray:
-    """Machines of a Ray cluster (extra ``ray``). Nothing that is measured depends on them.
+    """Ray cluster as the engine of a run (extra ``ray``). Results do not depend on its machines.
 
-    In a program that has called ``ray.init``, the cluster that it is connected to is used.
+    A program that has called ``ray.init`` uses the cluster of that connection.
 
     Attributes:
         actors: actors that share the nodes of a simulation, each with ``run.threads`` cores (1 if left out).
-        address: of a cluster that is there, ``auto`` for the one on this machine; None for ``$RAY_ADDRESS`` or,
-            without that, one of this machine alone.
-        restarts: how often a simulation goes on from its last checkpoint after it has lost an actor, and each
-            run of a comparison after it has lost its machine.
+        address: address of a running cluster; ``auto`` for the one on this machine. None for ``$RAY_ADDRESS``
+            or, without it, for a cluster of this machine alone.
+        restarts: number of times that a simulation continues from its last checkpoint after the loss of an
+            actor, and each run of a comparison after the loss of its machine.
 
     Raises:
         UsageError: a number out of range.
@@ -75,23 +75,23 @@ def simulate(
     """Run an experiment in its folder.
 
     Args:
-        experiment: what to run; ``experiment.folder`` is where.
-        resume: go on from the newest checkpoint; from the start if there is none yet; and if the run is
+        experiment: experiment to run, in ``experiment.folder``.
+        resume: continue from the newest checkpoint, or from the start without one; if the run is
             complete, only read it.
-        progress: told after every step of the driver.
-        stop: asked after every step whether to end there, from any thread.
-        engine: a Ray cluster whose machines hold the nodes; None for this process.
+        progress: called after every step of the driver.
+        stop: called after every step, from any thread; True ends the run.
+        engine: Ray cluster whose machines have the nodes; None for this process.
 
     Returns:
-        What was measured. ``stop`` and, on the main thread, Ctrl-C leave a checkpoint and return with status
+        The measurements. ``stop`` and, on the main thread, Ctrl-C leave a checkpoint and return with status
         ``interrupted``; a second Ctrl-C ends at once.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
-        ResumeError: the folder holds another experiment, or this one and ``resume`` was not asked for.
+        ResumeError: the folder has another experiment, or this one without ``resume``.
         ActorLostError: actors were lost more often than ``engine.restarts``.
-        UsageError: there is no such cluster, or it will not do.
+        UsageError: no such cluster exists, or it is unsuitable.
     """
     from jwins.engines.interrupts import interrupts
 
@@ -104,7 +104,7 @@ def simulate(
             + (
                 "read it with --resume (resume=True), "
                 if state is FolderState.COMPLETE
-                else "go on with --resume (resume=True), "
+                else "continue with --resume (resume=True), "
             )
             + "choose another run.folder, or remove it"
         )
@@ -133,7 +133,7 @@ def simulate(
 
 
 def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment, folder: Path) -> Result:
-    """Run on a cluster; after the loss of an actor, from the last checkpoint."""
+    """Run on a cluster; after the loss of an actor continue from the last checkpoint."""
     from jwins.run.on_ray import cluster_of, placing  # imports ray, which is an extra
 
     with cluster_of(engine):
@@ -143,22 +143,22 @@ def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment
                     return once(folder_state(experiment, folder)[0], place)
             except ActorLostError as error:
                 if attempt == engine.restarts:
-                    error.add_note(f"it has happened {attempt + 1} times; go on with --resume (resume=True)")
+                    error.add_note(f"it has happened {attempt + 1} times; continue with --resume (resume=True)")
                     raise
     raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
 def _usual_torch() -> Iterator[None]:
-    """A run is the same whatever the caller has set: torch's threads, and the type and device of new tensors.
+    """Within the block, use torch's default type and device of new tensors; preserve the caller's settings.
 
-    Training sets torch to one thread; in the end the caller has its own number back.
+    Training sets torch to one thread; the caller's number is restored at the end.
     """
     import torch
 
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    elsewhere = torch.get_default_device().type != "cpu"  # else a context would only slow calls
+    elsewhere = torch.get_default_device().type != "cpu"  # otherwise a context only slows calls
     try:
         with torch.device("cpu") if elsewhere else contextlib.nullcontext():
             yield
@@ -182,7 +182,9 @@ def _simulate(
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):
         if folder_state(experiment, folder)[0] is not state:
-            raise ResumeError(f"{folder}: another process has just run this experiment here; look again")
+            raise ResumeError(
+                f"{folder}: another process has just run this experiment here; run the command again"
+            )
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", assembled.experiment.to_toml(folder).encode())
         if not (folder / "partition.json").is_file():

@@ -122,7 +122,7 @@ class _Peers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Whatever happened, no process is left behind."""
+        """Leave no process behind."""
         for node, process in enumerate(self._processes):
             if process.popen is not None:
                 if process.popen.poll() is None:
