@@ -16,15 +16,17 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from jwins.engines.callbacks import Callback
     from jwins.experiment.experiment import Experiment
     from jwins.experiment.load import load
     from jwins.net.peer import Peer
     from jwins.run.result import Result
     from jwins.run.run import Ray, simulate
 
-__all__ = ["Experiment", "Peer", "Ray", "Result", "__version__", "load", "simulate"]
+__all__ = ["Callback", "Experiment", "Peer", "Ray", "Result", "__version__", "load", "simulate"]
 
 _HOMES = {
+    "Callback": "engines.callbacks",
     "Experiment": "experiment",
     "load": "experiment",
     "Peer": "net.peer",

@@ -40,11 +40,14 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.rng import RoundContext
+from jwins.scenario import Attack
+from jwins.sharing.attacks import attacked, deviation
 from jwins.sharing.base import Sharing
 from jwins.sharing.calls import call_init, call_merge, call_share, method_name
 from jwins.sharing.own_scale import OwnScale
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
+from jwins.topology.participation import Participation
 from jwins.wire.frame import ROSTER_VERSIONS, Frame, FrameHeader, KeyframeRequest, Packed, Wire
 
 __all__ = [
@@ -139,6 +142,8 @@ class Rules:
         max_growth: frames with a value beyond so many times the node's own scale are refused, too, which others
             cannot raise (see :class:`~jwins.sharing.own_scale.OwnScale`).
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
+        participation: which nodes take part in a round, as ``topology`` has it; None for all.
+        attacks: by node that attacks; such nodes are not measured.
     """
 
     sharing: Sharing[Any]
@@ -156,6 +161,8 @@ class Rules:
     inbox_bytes: float = math.inf
     rounds_ahead: int = MAX_ROUNDS_AHEAD
     max_growth: float = math.inf
+    participation: Participation | None = None
+    attacks: Mapping[int, Attack] = field(default_factory=dict)
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
         """The same between machines, where a frame may be anything.
@@ -179,6 +186,11 @@ class Rules:
     def training_rounds(self) -> int:
         """Rounds that train before they share."""
         return self.rounds - self.consensus_rounds
+
+    def trains(self, node: int, round: int) -> bool:
+        """Whether a node trains in a round, before it shares."""
+        takes_part = self.participation is None or node in self.participation.active(round)
+        return takes_part and round < self.training_rounds
 
 
 class Phase(StrEnum):
@@ -416,6 +428,7 @@ class NodeState:
         stopping: whether :class:`Stop` came.
         replica_rounds: of peers that asked, the round of this node's replica that they still hold.
         answered: the round in which a peer was last sent what came after that replica.
+        spread: standard deviation of each parameter over the models that an attacker last received.
     """
 
     phase: str
@@ -433,6 +446,7 @@ class NodeState:
     stopping: bool
     replica_rounds: Mapping[int, int] = field(default_factory=dict)
     answered: Mapping[int, int] = field(default_factory=dict)
+    spread: Tensor | None = None
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
@@ -488,6 +502,8 @@ class Node:
         self._replica_rounds: dict[int, int] = {}
         self._answered: dict[int, int] = {}
         self._scale = OwnScale(params) if math.isfinite(rules.max_growth) else None
+        self._attack = rules.attacks.get(id)
+        self._spread: Tensor | None = None
 
     # --- Driving ------------------------------------------------------------------------------------------
 
@@ -556,6 +572,7 @@ class Node:
             self._stopping,
             dict(self._replica_rounds),
             dict(self._answered),
+            self._spread,
         )
 
     def restore(self, state: NodeState) -> None:
@@ -568,7 +585,7 @@ class Node:
         self._down = set(state.down)
         self._expected_from = dict(state.expected_from)
         self._informed = set(state.informed)
-        self._outgoing = state.outgoing
+        self._outgoing = None if state.outgoing is None else self.rules.wire.renewed(state.outgoing)
         self._shared = state.shared
         self._sent_bytes = state.sent_bytes
         self._deadline = state.deadline
@@ -577,6 +594,7 @@ class Node:
         self._answered = dict(state.answered)
         if self._scale is not None:
             self._scale = OwnScale(state.params)
+        self._spread = state.spread
 
     @property
     def inbox(self) -> Mapping[tuple[int, int], Frame]:
@@ -595,11 +613,11 @@ class Node:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
         if self._scale is not None:
             self._scale.trained(self.params, event.params)
-        self.params = event.params
+        start, self.params = self.params, event.params
         if _diverged(event.params):
             return self._fail("parameters are not finite after local training")
         ctx = self._context()
-        update, self.state = call_share(self._sharing, self.state, self.params, ctx, self.update_dim)
+        update, self.state = self._share(start, ctx)
         if not _is_finite(update):
             return self._fail(f"{method_name(self._sharing, 'share')} returned a value that is not finite")
         if self._scale is not None:
@@ -623,6 +641,16 @@ class Node:
             self._deadline = now + self.rules.deadline_s
             commands.append(WakeAt(self._deadline))
         return commands + self._merge_if_ready(now)
+
+    def _share(self, start: Tensor, ctx: RoundContext) -> tuple[Update, Any]:
+        """Return the update to send and the state for the merge; of an attacker, an update of a false model."""
+        update, state = call_share(self._sharing, self.state, self.params, ctx, self.update_dim)
+        if self._attack is None or self.round < self._attack.round:
+            return update, state
+        false = attacked(self._attack, start, self.params, self._spread, ctx)
+        update, after = call_share(self._sharing, self.state, false, ctx, self.update_dim)
+        # It merges as an honest node would, but for an algorithm whose state is what its neighbours hold of it.
+        return update, after if self._sharing.remembers_peers else state
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Command]:
         frame = event.frame
@@ -726,6 +754,8 @@ class Node:
             if counts:
                 merged_with.append(j)
             received.append(Received(j, r, ctx.weights.get(j, 0.0) if counts else 0.0, frame.update))
+        if self._attack is not None and self._attack.kind == "little":
+            self._spread = deviation([item.update.dense_values() for item in received if item.weight > 0.0])
         self._merge(received, ctx)
         self.merged_with = tuple(merged_with)
         if _diverged(self.params):

@@ -24,6 +24,7 @@ __all__ = [
     "SPREAD",
     "STEP_MS",
     "UPLINK_MBPS",
+    "Attack",
     "Compute",
     "Fault",
     "Faults",
@@ -163,6 +164,25 @@ class Fault:
             raise ConfigError(f"{path}.round", self.round, f"expected a round, 0 to {rounds - 1}")
         if self.kind == "delay":
             DELAY_S.check(f"{path}.seconds", self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """A node's attack on its neighbours.
+
+    Attributes:
+        kind: ``sign_flip``, ``gaussian`` and ``little`` change the model that is shared, see
+            :func:`jwins.sharing.attacks.attacked`; ``label_flip`` the labels of the node's training samples.
+        round: the first round of the attack.
+        scale: strength of those that change the model, above 0.
+    """
+
+    kind: AttackKind
+    round: int = 0
+    scale: float = 1.0
+
+
+AttackKind = Literal["sign_flip", "gaussian", "little", "label_flip"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Within:
         """Describe the mistake in ``value`` and the probable intent; None if it is in range."""
         above = self.low is None or (value > self.low if self.open_low else value >= self.low)
         below = self.high is None or value <= self.high
-        if above and below and abs(value) != float("inf"):  # NaN fails one of the comparisons
+        if above and below and value == value and abs(value) != float("inf"):
             return None
         hint = ""
         if self.high == 1 and 1 < value <= 100:

@@ -297,8 +297,22 @@ def test_one_node_is_compared_and_reported(write: Write) -> None:
 def test_a_target_that_is_met_before_anything_is_sent(write: Write) -> None:
     found = compare(write("", "compare.target={accuracy=0.0}", "compare.seeds=[1]"), jobs=1)
     assert [row.bytes_to_target for row in found.table] == [0.0] * 3
+    for row in found.table:
+        assert table_cells(row, percent=True)[5:8] == ["0 B", "0", "0.0"], row.variant
     page, _ = render(gather([found.folder]))
-    assert len(page) > 10_000
+    assert len(re.findall(r"(?<![\d.])0 B\b", page)) >= 3
+
+
+@pytest.mark.usefixtures("complete_figures")
+def test_runs_that_their_rule_ends_are_compared(write: Write) -> None:
+    rule = "run.stop={metric='loss', target=2.25}"
+    found = compare(write("", rule, "run.eval_every=1", "run.rounds=9", "compare.seeds=[1]"), jobs=1)
+    assert [row.status for row in found.table] == ["stopped @ 2", "stopped @ 8", "stopped @ 2"]
+    assert [table_cells(row, percent=True)[-1] for row in found.table] == [row.status for row in found.table]
+    for folder in found.folder.glob("*/seed-1"):
+        assert len(list((folder / "final").glob("*.safetensors"))) == 4
+    page, _ = render(gather([found.folder]))
+    assert "Mind what is not finished" not in page
 
 
 def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.ComparisonResult) -> None:

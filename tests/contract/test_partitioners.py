@@ -21,6 +21,8 @@ TABLE = {
     "shards, four": {"shards_per_node": 4},
     "dirichlet": {"alpha": 0.5},
     "dirichlet, concentrated": {"alpha": 0.1, "min_samples": 2},
+    "quantity": {"alpha": 0.5},
+    "quantity, concentrated": {"alpha": 0.1, "min_samples": 2},
     "by_key": {},
 }
 LABELS = np.random.default_rng(1).integers(10, size=1000)
@@ -113,7 +115,7 @@ def test_by_key_keeps_owners_together() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "num_nodes", "path", "remedy"),
     [
-        ("sorted", {}, 4, "task.partition.kind", "expected one of iid, shards, dirichlet, by_key"),
+        ("sorted", {}, 4, "task.partition.kind", "expected one of iid, shards, dirichlet, quantity, by_key"),
         ("iid", {"alpha": 1.0}, 4, "task.partition.alpha", "takes no other keys"),
         ("shards", {"alpha": 1.0}, 4, "task.partition.alpha", "takes only shards_per_node"),
         ("shards", {"shards_per_node": 0}, 4, "task.partition.shards_per_node", "at least 1"),

@@ -25,6 +25,7 @@ QUANTIZERS: dict[str, dict[str, Any]] = {"uniform": {"step": 0.01}, "absmax": {"
 TABLES: list[type[plugins.Plugin]] = [
     *plugins.ALGORITHMS.values(),
     *plugins.QUANTIZER_TABLES.values(),
+    *plugins.ROBUST_TABLES.values(),
     *plugins.CUTOFF_TABLES.values(),
     *plugins.TOPOLOGY_TABLES.values(),
     *plugins.PARTITION_TABLES.values(),

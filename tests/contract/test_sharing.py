@@ -15,6 +15,7 @@ from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext, stream
 from jwins.run_folder import checkpoint
 from jwins.sharing import (
+    ROBUST_MERGES,
     AbsmaxQuantizer,
     FixedCutoff,
     Jwins,
@@ -66,6 +67,7 @@ QUANTIZERS: dict[str, Any] = {
 ALGORITHMS: dict[str, Any] = {
     "full": full(),
     "full, bfloat16": full(values="bfloat16"),
+    **{f"full, {kind}": full(robust=merge()) for kind, merge in ROBUST_MERGES.items()},
     "random_k": random_k(0.2),
     "random_k, all": random_k(1.0),
     "random_k, none": random_k(0.001),

@@ -12,6 +12,7 @@ import pytest
 
 from jwins.errors import ConfigError, UsageError
 from jwins.topology import TOPOLOGIES, Graph, Regular, Topology, Torus, make_topology
+from jwins.topology.participation import Participation
 
 EDGES = (
     "# a ring of twelve, with a chord\n" + "".join(f"{i} {(i + 1) % 12}\n" for i in range(12)) + "\n0, 6\n6 0\n"
@@ -220,3 +221,32 @@ def test_edge_list_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "edges.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not a UTF-8 text file"):
         make_topology("edge_list", {"path": "edges.txt"}, num_nodes=4, seed=0, folder=tmp_path)
+
+
+# --- Rounds in which some take part -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", [row for row, promises in TABLE.items() if promises[1]])
+@pytest.mark.parametrize("share", [0.2, 0.5, 1.0])
+def test_the_weights_of_those_who_take_part_are_doubly_stochastic(
+    row: str, share: float, tmp_path: Path
+) -> None:
+    whole = build(row, tmp_path)
+    some = Participation(whole, share, seed=3)
+    assert some.num_nodes == 12
+    drawn = [some.active(r) for r in range(8)]
+    assert {len(active) for active in drawn} == {max(1, round(share * 12))}
+    assert (len(set(drawn)) > 1) is (share < 1)
+    for r, active in enumerate(drawn):
+        W, all_of_it = some.at(r).matrix(), whole.at(r).matrix()
+        np.testing.assert_allclose(W.sum(axis=0), 1, atol=1e-12)
+        np.testing.assert_array_equal(W, W.T)
+        for i in range(12):
+            assert some.at(r).recipients[i] == tuple(some.at(r).senders[i])
+            for j in range(12):
+                if i != j:
+                    assert W[i, j] == (all_of_it[i, j] if {i, j} <= active else 0.0)
+    again = pickle.loads(pickle.dumps(some))
+    assert again == some
+    assert again.at(5) == some.at(5)
+    assert [Participation(whole, share, seed=4).active(r) for r in range(8)] != drawn or share == 1

@@ -22,6 +22,7 @@ from jwins.run_folder import checkpoint
 from jwins.run_folder.rows import EndRow, read_rows
 from jwins.sharing import choco, closed_loop, full, jwins, stateless
 from jwins.topology import Regular
+from jwins.topology.participation import Participation
 from jwins.training.learning_rate import LearningRateSchedule
 from jwins.training.optimizer import Optimizer
 
@@ -55,6 +56,12 @@ CASES: dict[str, dict[str, Any]] = {
     "stateless-dynamic": {
         "sharing": stateless(),
         "topology": Regular(num_nodes=4, seed=1, degree=3, dynamic=True),
+    },
+    "uneven-steps": {"sharing": jwins(), "train": {"local_steps": [1, 4, 2, 3], "optimizer": QUASI_GLOBAL}},
+    "participation": {
+        "sharing": choco(0.3, 0.5),
+        "topology": Participation(Regular(num_nodes=4, seed=1, degree=3), 0.5, seed=1),
+        "compute": Compute(10.0, spread=0.5, jitter=0.5),
     },
     "consensus": {"sharing": closed_loop(), "consensus_rounds": 4},
     "quasi-global-faults": {

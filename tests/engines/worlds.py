@@ -20,6 +20,7 @@ from jwins.run_folder.rows import EndRow, EvalRow, StartRow
 from jwins.sharing import Sharing, full
 from jwins.tasks.base import Dataset, Task
 from jwins.topology import Ring, Topology
+from jwins.topology.participation import Participation
 from jwins.training.optimizer import Optimizer
 from jwins.training.trainer import Trainer
 from jwins.wire.codec import codec
@@ -98,6 +99,7 @@ def simulator(
         deadline_s=deadline_s,
         project=layout.project_ if layout.has_variances else None,
         consensus_rounds=consensus_rounds,
+        participation=topology if isinstance(topology, Participation) else None,
     )
     return SimulatedDriver(
         [NodeGroup(own, rules, tests=tests, threads=threads) for own in trainers],

@@ -67,7 +67,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["topology.kind=torus", "topology.row=3"], 'topology.row = 3: unknown key; did you mean "rows"?'),
     (
         ["task.partition.alpha=3"],
-        'task.partition.alpha = 3: this key is for kind = "dirichlet"; known here: kind, shards_per_node',
+        'task.partition.alpha = 3: this key is for kind = "dirichlet" or "quantity"; known here: kind',
     ),
     (["sharing.kind=choco"], "sharing.fraction = <missing>: required"),
     (
@@ -102,6 +102,18 @@ WRONG: list[tuple[list[str], str]] = [
     (["links.uplink_mbps=[1, -2]"], "links.uplink_mbps[1] = -2: expected a rate in Mbit/s above 0"),
     (["links.uplink_mbps=fast"], "links.uplink_mbps = 'fast': expected a number"),
     (["run.eval_samples=some"], 'expected a number of samples of at least 1, or "all"'),
+    (["run.stop={}"], "run.stop = {'metric': 'accuracy'}: expected one of target and patience"),
+    (["run.stop={target=0.9, patience=3}"], "expected one of target and patience"),
+    (["run.stop={patience=0}"], "run.stop.patience = 0: expected a whole number of at least 1"),
+    (["run.stop={target=nan}"], "run.stop.target = nan: expected a number"),
+    (
+        ["run.stop={target=0.9}", "run.consensus_rounds=2"],
+        "run.stop = {'metric': 'accuracy', 'target': 0.9}: a run that may end before its last round has no",
+    ),
+    (
+        ["run.stop={patience=2}", "run.eval_samples_early=10"],
+        "nobody knows which evaluations are the last; remove this, or run.eval_samples_early",
+    ),
     (["run.eval_at=[300]"], "run.eval_at[0] = 300: the run ends after run.rounds = 200"),
     (
         ["faults=[{kind='drop', sender=1, round=2}]"],
@@ -123,9 +135,71 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (["faults=[{kind='rejoin', node=1, round=2}]"], "the node rejoins without a crash in an earlier round"),
     (["faults=[{kind='drap'}]"], "faults[0].kind = 'drap': unknown kind; did you mean \"drop\"?"),
-    (["faults=[{node=1}]"], "faults[0].kind = <missing>: required, one of: crash, rejoin, drop, delay"),
+    (["faults=[{node=1}]"], "faults[0].kind = <missing>: required, one of: crash, rejoin, drop, delay, attack"),
+    (
+        ["faults=[{kind='attack', form='sign_flip', nodes=[1, 16]}]"],
+        "faults[0].nodes[1] = 16: there are nodes 0 to 15",
+    ),
+    (
+        [
+            "faults=[{kind='attack', form='gaussian', nodes=[1]},"
+            "{kind='attack', form='sign_flip', nodes=[2, 1]}]"
+        ],
+        "faults[1].nodes[1] = 1: attacks already, by faults[0]; remove it from one",
+    ),
+    (
+        ["faults=[{kind='attack', form='sign_flip', nodes=[]}]"],
+        "faults[0].nodes = []: expected at least one entry",
+    ),
+    (["faults=[{kind='attack', form='flip', nodes=[1]}]"], "faults[0].form = 'flip': expected"),
+    (
+        ["faults=[{kind='attack', form='sign_flip', nodes=[1], scale=0}]"],
+        "scale = 0: expected a number above 0",
+    ),
+    (
+        ["faults=[{kind='attack', form='label_flip', nodes=[1], round=3}]"],
+        "labels are flipped from round 0 on",
+    ),
+    (
+        ["faults=[{kind='attack', form='label_flip', nodes=[1], scale=2.0}]"],
+        "all labels are flipped; leave it out",
+    ),
+    (["faults=[{kind='attack', form='sign_flip', nodes=[1], round=200}]"], "round = 200: expected 0 to 199"),
+    (
+        ["faults=[{kind='attack', form='little', nodes=[1]}]"],
+        "faults[0].form = 'little': needs whole models of its neighbours",
+    ),
+    (
+        ["nodes.count=2", "topology.kind=ring", "faults=[{kind='attack', form='gaussian', nodes=[0, 1]}]"],
+        "faults = '2 attackers': all nodes attack; leave at least one honest",
+    ),
+    (["sharing.kind=full", "sharing.robust={kind='trimed_mean'}"], 'did you mean "trimmed_mean"'),
+    (["sharing.kind=full", "sharing.robust={kind='median', attackers=2}"], "sharing.robust.attackers = 2: "),
+    (["sharing.kind=full", "sharing.robust={kind='clipped_gossip', radius=0}"], "expected a distance above 0"),
+    (["sharing.robust={kind='median'}"], "sharing.robust = {'kind': 'median'}: "),
     (["name=a/b"], "name = 'a/b': expected a name that can be a folder's name"),
-    (["nodes=3"], "nodes = 3: expected a table; its keys: count"),
+    (["nodes=3"], "nodes = 3: expected a table; its keys: count, participation"),
+    (
+        ["train.local_steps=[1, 2]"],
+        "train.local_steps = [1, 2]: 2 numbers for 16 nodes; write one per node, or one",
+    ),
+    (["train.local_steps=[1, 0]"], "train.local_steps[1] = 0: expected a whole number of at least 1"),
+    (["train.local_steps=1.5"], "train.local_steps = 1.5: expected a whole number"),
+    (
+        ["train.local_steps=5", "train.local_epochs=1.0"],
+        "train.local_epochs = 1.0: local_steps = 5 says how much a node trains already; remove one of them",
+    ),
+    (
+        ["train.local_epochs=1.0", "train.batching=stacked"],
+        "train.batching = 'stacked': nodes with different numbers of local steps train one by one",
+    ),
+    (
+        ["train.local_epochs=1.0", "train.schedule={kind='cosine'}"],
+        "train.schedule.kind = 'cosine': counts the local steps of a run, which differ from node to node",
+    ),
+    (["train.local_epochs=0"], "train.local_epochs = 0: expected a number of passes above 0"),
+    (["nodes.participation=0"], "nodes.participation = 0: expected a fraction in (0, 1]"),
+    (["nodes.participation=50.0"], "expected a fraction in (0, 1]; did you mean 0.5?"),
     (["wire=pco"], "wire = 'pco': expected a table; its keys: codec"),
     (["sharing=full"], "sharing = 'full': expected a table; write sharing = { kind = \"full\" }"),
     (["train.optimizer=sgd"], 'expected a table; write optimizer = { kind = "sgd" }'),
@@ -292,6 +366,28 @@ def test_a_home_folder_that_is_not_there_is_refused() -> None:
         Experiment(task=e.TaskConfig(file="~nobody-of-that-name/t.py:T"))
 
 
+def test_an_experiment_and_the_base_of_a_comparison_may_be_in_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from jwins.compare.comparison import load_comparison
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "sub").mkdir(parents=True)
+    (tmp_path / "home" / "start.toml").write_text("[run]\nrounds = 7\n")
+    variants = "[compare]\ntarget = { accuracy = 0.5 }\n[[variants]]\nname = 'a'\n"
+    (tmp_path / "home" / "sub" / "other.toml").write_text("base = '~/start.toml'\n" + variants)
+    (tmp_path / "home" / "beside.toml").write_text("base = 'start.toml'\n" + variants)
+    for source in ("~/start.toml", Path("~/start.toml")):
+        assert load(source).run.rounds == 7
+    for source in ("~/sub/other.toml", Path("~/beside.toml")):
+        comparison = load_comparison(source)
+        assert [variant.experiment.run.rounds for variant in comparison.variants] == [7]
+    with pytest.raises(ConfigError, match=r"~/nowhere.toml'|home/nowhere.toml'"):
+        load("~/nowhere.toml")
+    with pytest.raises(ConfigError, match=r"experiment = .*no home folder ~nobody-of-that-name"):
+        load("~nobody-of-that-name/start.toml")
+
+
 def test_changed_takes_dotted_keys() -> None:
     first = load("digits", ["sharing.kind=jwins"])
     assert first.changed({"run.rounds": 3}) == first.changed({"run": {"rounds": 3}})
@@ -360,6 +456,12 @@ def test_override_values_are_toml_or_text() -> None:
         ("run.seed=2", False),
         ("run.rounds=201", False),
         ("run.eval_every=7", False),
+        ("run.stop={target=0.9}", False),
+        ("train.local_epochs=1.0", False),
+        ("train.local_steps=[3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4]", False),
+        ("faults=[{kind='attack', form='sign_flip', nodes=[1]}]", False),
+        ("nodes.participation=1.0", True),
+        ("nodes.participation=0.5", False),
         ("sharing.levels=3", False),
         ("links.latency_ms=21", False),
         ("train.optimizer.momentum=0.9", False),

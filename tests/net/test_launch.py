@@ -383,3 +383,22 @@ def _roster_without_members(nodes: Any) -> Path:
     path: Path = nodes._folder / "roster.toml"
     path.write_text("members = 3\n")
     return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["full", "choco"])
+def test_only_some_nodes_take_part_in_a_round(sharing: str, tmp_path: Path) -> None:
+    def half(folder: Path) -> Experiment:
+        return digits(folder, 5, sharing, rounds=8, eval_every=4).changed({"nodes": {"participation": 0.6}})
+
+    simulated = jwins.simulate(half(tmp_path / "virtual"))
+    launched = launch(half(tmp_path / "wall"), timeout_s=120.0)
+    assert (launched.status, launched.sha256) == ("finished", simulated.sha256)
+    means = [[row.metrics for row in result.record.evaluations] for result in (simulated, launched)]
+    assert means[0] == means[1]
+
+
+def test_a_rule_that_ends_a_run_is_refused(tmp_path: Path) -> None:
+    stop = {"run": {"stop": {"metric": "loss", "target": 0.1}}}
+    with pytest.raises(ConfigError, match=r"run.stop = .*: no node knows the mean over all nodes"):
+        launch(digits(tmp_path).changed(stop))

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import jwins
 from jwins.cli import app
 from jwins.errors import ConfigError
 from jwins.run.forecast import _calibrate, _small, forecast
+from jwins.tasks import Dataset, Task
 from jwins.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -100,7 +103,15 @@ def test_a_graph_that_changes_is_planned_with_one_that_does(tmp_path: Path) -> N
 
 
 def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
-    wrong = experiment(tmp_path / "run").changed({"run": {"eval_own": True}})
+    class Unlabelled(Task):
+        def __init__(self) -> None:
+            self.train = self.test = Dataset(torch.zeros(40, 2), torch.zeros(40))
+
+        def model(self) -> nn.Module:
+            return nn.Linear(2, 1)
+
+    task = {"own": Unlabelled, "partition": {"kind": "iid"}}
+    wrong = experiment(tmp_path / "run", task=task).changed({"run": {"eval_own": True}})
     with pytest.raises(ConfigError, match=r"run\.eval_own = True: the task's samples have no natural owner"):
         forecast(wrong)
 

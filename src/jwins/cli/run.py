@@ -48,6 +48,16 @@ def run(
             "--resume", help="Continue from the newest checkpoint; the result is the same bit for bit."
         ),
     ] = False,
+    extend: Annotated[
+        int | None,
+        typer.Option(
+            "--extend",
+            metavar="ROUNDS",
+            min=1,
+            help="Go on to this number of rounds where a shorter run has ended; the result is that of a run of "
+            "as many rounds from the start.",
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool,
         typer.Option("--tensorboard", help="Also write TensorBoard event files (extra: tensorboard)."),
@@ -75,6 +85,8 @@ def run(
         from jwins.experiment.load import load
 
         given = [*(overrides or []), *data_override(data)]
+        if extend is not None:
+            given.append(f"run.rounds={extend}")
         if tensorboard:
             given.append("run.tensorboard=true")
         chosen = load(experiment, given)
@@ -82,7 +94,8 @@ def run(
         if plan:
             _print_plan(console, chosen, chosen_engine)
             return
-        result = _run(chosen, console, chosen_engine, resume=resume, quiet=quiet)
+        longer = extend is not None
+        result = _run(chosen, console, chosen_engine, resume=resume, extend=longer, quiet=quiet)
         if result.status == "interrupted":
             leave("go on with --resume", INTERRUPTED)
         if not quiet:
@@ -105,21 +118,23 @@ def data_override(data: Path | None) -> list[str]:
     return [f"task.data={json.dumps(str(data.resolve()))}"]
 
 
-def _run(experiment: Experiment, console: Console, engine: Ray | None, *, resume: bool, quiet: bool) -> Result:
+def _run(
+    experiment: Experiment, console: Console, engine: Ray | None, *, resume: bool, extend: bool, quiet: bool
+) -> Result:
     from jwins.run.builders import advice
     from jwins.run.run import simulate
     from jwins.training.allocator import keep_freed_memory
 
     keep_freed_memory()
     if quiet:
-        return simulate(experiment, engine=engine, resume=resume)
+        return simulate(experiment, engine=engine, resume=resume, extend=extend)
     for note in advice(experiment):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     if console.is_terminal:
         with live_run(console, experiment) as on_progress:
-            return simulate(experiment, engine=engine, resume=resume, progress=on_progress)
+            return simulate(experiment, engine=engine, resume=resume, extend=extend, progress=on_progress)
     console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
-    return simulate(experiment, engine=engine, resume=resume, progress=PlainRun(console))
+    return simulate(experiment, engine=engine, resume=resume, extend=extend, progress=PlainRun(console))
 
 
 def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) -> None:
@@ -155,6 +170,8 @@ def print_result(console: Console, result: Result) -> None:
     console.print(
         f"{result.status} after {last.round} rounds, {last.time_s:.1f} {clock}: {metrics_text(means)}"
     )
+    if result.status == "stopped" and result.record.end is not None:
+        console.print(f"run.stop: {result.record.end.reason}", soft_wrap=True, markup=False)
     split = ", ".join(
         f"{part} {size_text(getattr(traffic, part))}"
         for part in ("values", "positions", "header", "keyframe", "control")

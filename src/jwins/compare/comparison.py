@@ -25,7 +25,7 @@ from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, merge_experiment
 from jwins.experiment.field_types import MISSING, refuse
-from jwins.experiment.load import read
+from jwins.experiment.load import from_here, read
 from jwins.experiment.plugins import FullConfig, RandomKConfig
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides
@@ -241,7 +241,8 @@ class Comparison(Settings):
         """Refuse variants that their settings alone make incomparable, before anything runs."""
         first = self.variants[0]
         keys = {"wire.codec": "codec", "train.batch_size": "batches", "train.local_steps": "batches"}
-        keys |= {"task.partition": "partition", "nodes.count": "partition"}
+        keys |= {"task.label_noise": "data", "task.feature_shift": "data"}
+        keys |= {"train.local_epochs": "batches", "task.partition": "partition", "nodes.count": "partition"}
         for key, like in keys.items():
             section, _, name = key.partition(".")
             mine = getattr(getattr(variant.experiment, section), name)
@@ -422,7 +423,7 @@ def _comparison(
     if base is not None:
         if not isinstance(base, str):
             raise ConfigError("base", base, "expected the name or the file of an experiment")
-        beside = Path(source).parent / base
+        beside = from_here(source).parent / base
         start, _ = read(beside if beside.is_file() else base)
         name = tables.get("name", Path(str(source)).stem)
         tables = {**merge_experiment(start, tables), "name": name}

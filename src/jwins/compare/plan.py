@@ -24,7 +24,7 @@ from jwins.experiment.toml import read_toml
 from jwins.report.seed_groups import Target
 from jwins.run.folder import FolderState, folder_state
 from jwins.run_folder.archive import is_file, read_text
-from jwins.run_folder.record import Record, start_and_end
+from jwins.run_folder.record import Record, ended_well, start_and_end
 
 __all__ = [
     "SAME_BYTES",
@@ -359,9 +359,9 @@ def rank(tried: Trial, by: str, settings: CompareConfig) -> tuple[bool, float, f
     final = tried.final if settings.lower_is_better else -tried.final
     final = math.inf if math.isnan(final) else final
     if by == "final":
-        return tried.status != "finished", 0.0, 0.0, final
+        return not ended_well(tried.status), 0.0, 0.0, final
     cost = tried.bytes_to_target if by == "bytes" else tried.seconds_to_target
-    return tried.status != "finished", -tried.reached, math.inf if cost is None else cost, final
+    return not ended_well(tried.status), -tried.reached, math.inf if cost is None else cost, final
 
 
 def at_edge(grid: TuningGrid, best: int) -> bool:

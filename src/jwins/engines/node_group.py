@@ -207,8 +207,8 @@ class NodeGroupLike(Protocol):
         """Return the common rules of all nodes of the run."""
 
     @property
-    def local_steps(self) -> int:
-        """Return the number of optimizer steps per round."""
+    def local_steps(self) -> Mapping[int, int]:
+        """Return the number of optimizer steps per round, by node."""
 
     @property
     def wall_s(self) -> Mapping[str, float]:
@@ -228,8 +228,16 @@ class NodeGroupLike(Protocol):
     def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """Return sums of parameters, and local buffers, of the models that wait for an evaluation."""
 
-    def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
+    def measure(
+        self, round: int, average: AverageModel, *, test_average: bool, keep: bool = False
+    ) -> EvalResult:
         """Test the models that wait for an evaluation."""
+
+    def end_with_measured(self) -> None:
+        """See :meth:`NodeGroup.end_with_measured`."""
+
+    def measured_file(self, node: int) -> bytes:
+        """See :meth:`NodeGroup.measured_file`."""
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
         """Return the waiting nodes among these, with their round and the missing senders."""
@@ -269,7 +277,7 @@ class NodeGroup:
         nodes: their numbers, increasing.
         rules: as given.
         trainer: as given.
-        local_steps: optimizer steps per round.
+        local_steps: optimizer steps per round, by node.
         wall_s: real seconds spent so far, by activity.
     """
 
@@ -278,7 +286,7 @@ class NodeGroup:
     ) -> None:
         self.nodes = trainer.nodes
         self.rules = rules
-        self.local_steps = trainer.local_steps
+        self.local_steps: Mapping[int, int] = trainer.steps
         self.wall_s = dict.fromkeys(("training", "share and merge", "decoding", "evaluation"), 0.0)
         self.trainer = trainer
         self._tests = tests or EvaluationPlan()
@@ -288,6 +296,8 @@ class NodeGroup:
         self._trained: set[int] = set()
         self._untrained: dict[int, dict[int, int]] = {}
         self._waiting: dict[int, dict[int, WaitingModel]] = {}
+        self._measured: Mapping[int, WaitingModel] = {}
+        self._final: Mapping[int, WaitingModel] = {}
         self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyframeRequest] = {}
         self._pool = ThreadPool(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
@@ -374,9 +384,9 @@ class NodeGroup:
             go_on(node)
             elsewhere.append(time.perf_counter() - begun)
 
-        last = self.rules.training_rounds
-        self.trainer.train({node: at for node, at in rounds.items() if at < last}, then)
-        for node in (node for node, at in rounds.items() if at >= last):  # its row is the model to share
+        trains = self.rules.trains
+        self.trainer.train({node: at for node, at in rounds.items() if trains(node, at)}, then)
+        for node in (node for node, at in rounds.items() if not trains(node, at)):  # its row is what it has
             self._trained.add(node)
             go_on(node)
         spent = time.perf_counter() - started
@@ -409,7 +419,7 @@ class NodeGroup:
         for command in commands:
             if isinstance(command, Train):
                 self.trainer.row(node).copy_(self._nodes[node].params)
-            elif isinstance(command, Evaluate):
+            elif isinstance(command, Evaluate) and node not in self.rules.attacks:
                 model = WaitingModel(
                     self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node)
                 )
@@ -458,16 +468,22 @@ class NodeGroup:
             leaves = ((node, models[node].params if node in models else None) for node in self.nodes)
             return tree_sums(leaves), {node: model.buffers for node, model in models.items()}
 
-    def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
+    def measure(
+        self, round: int, average: AverageModel, *, test_average: bool, keep: bool = False
+    ) -> EvalResult:
         """Test the models that wait for an evaluation, and discard them.
 
         Args:
             round: completed rounds; after 0 rounds all models are equal, and one is tested for all.
             average: mean of all nodes' models.
             test_average: whether to test it, too.
+            keep: whether to keep the models until the next evaluation, for :meth:`measured_file` and
+                :meth:`end_with_measured`.
         """
         with self._timed("evaluation"):
             models = self._waiting.pop(round, {})
+            if keep:
+                self._measured = models
             return self._measure(round, dict(sorted(models.items())), average, test_average)
 
     def _measure(
@@ -540,9 +556,17 @@ class NodeGroup:
         """Return the number of rounds that a node has completed."""
         return self._nodes[node].round
 
+    def end_with_measured(self) -> None:
+        """Make the models of the last evaluation the final ones, of the nodes that were measured.
+
+        When an evaluation is complete, some nodes are rounds ahead of it.
+        """
+        self._final = self._measured
+
     def parameters(self, node: int) -> Tensor:
-        """Return a node's current parameters, (P,) float32 on the CPU."""
-        return self._nodes[node].params.cpu()
+        """Return a node's current parameters, or its final ones, (P,) float32 on the CPU."""
+        final = self._final.get(node)
+        return (self._nodes[node].params if final is None else final.params).cpu()
 
     def sharing_state(self, node: int) -> Any:
         """Return the state of a node's algorithm."""
@@ -550,8 +574,18 @@ class NodeGroup:
 
     def model_file(self, node: int) -> bytes:
         """Return a node's model as a safetensors file for ``load_state_dict``."""
-        trainer = self.trainer
-        tensors = trainer.layout.state_dict(self.parameters(node), trainer.buffers(node), trainer.frozen)
+        final = self._final.get(node)
+        return self._file_of(
+            self.parameters(node), self.trainer.buffers(node) if final is None else final.buffers
+        )
+
+    def measured_file(self, node: int) -> bytes:
+        """Return a node's model at the last evaluation, if it was kept, as :meth:`model_file` does."""
+        model = self._measured[node]
+        return self._file_of(model.params.cpu(), model.buffers)
+
+    def _file_of(self, params: Tensor, buffers: Mapping[str, Tensor]) -> bytes:
+        tensors = self.trainer.layout.state_dict(params, buffers, self.trainer.frozen)
         return save(dict(tensors))
 
     def with_bytes(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:

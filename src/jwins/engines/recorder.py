@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jwins.engines.node_group import NodeGroupLike, NodeGroupState, NodeSnapshot
 from jwins.errors import ConfigError, DataError, ResumeError
+from jwins.node import Phase
 from jwins.run_folder import checkpoint, traffic
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.checkpoint import Dumped
@@ -68,11 +69,12 @@ class Recorder:
             self._log = MetricsLog(self.folder / "metrics.jsonl", keep_bytes=0)
         self.append(start)
 
-    def resume(self, types: Iterable[type]) -> tuple[Any, NodeGroupState]:
+    def resume(self, types: Iterable[type], rounds: int | None = None) -> tuple[Any, NodeGroupState]:
         """Continue from the newest checkpoint; later rows are dropped.
 
         Args:
             types: the dataclasses that the driver's state and the node groups' shards may contain.
+            rounds: of the run, of which no node may have ended before; None for any.
 
         Returns:
             The driver's state, and the node groups' shards combined, by node.
@@ -82,6 +84,22 @@ class Recorder:
             ResumeError: the folder has no checkpoint.
             DataError: the log is shorter than at the checkpoint.
         """
+        saved, groups = self.newest_checkpoint(types, rounds)
+        assert self.folder is not None
+        path = self.folder / "metrics.jsonl"
+        self._log = MetricsLog(path, keep_bytes=saved.log_bytes)
+        self.rows = list(read_rows(path))
+        return saved.driver, groups
+
+    def newest_checkpoint(
+        self, types: Iterable[type], rounds: int | None = None
+    ) -> tuple[CheckpointManifest, NodeGroupState]:
+        """The checkpoint from which :meth:`resume` goes on, with the same arguments.
+
+        Raises:
+            ConfigError: there is no folder.
+            ResumeError: nothing to resume.
+        """
         if self.folder is None:
             raise ConfigError("run.folder", None, "expected the folder of the run to resume")
         folder, known = self.folder / "checkpoints", (*types, CheckpointManifest)
@@ -89,13 +107,14 @@ class Recorder:
         def complete(saved: object) -> tuple[CheckpointManifest, NodeGroupState]:
             if not isinstance(saved, CheckpointManifest):
                 raise DataError("written by another version of this package")
-            return saved, _merged([checkpoint.read_shard(folder, name, known) for name in saved.shards])
+            groups = _merged([checkpoint.read_shard(folder, name, known) for name in saved.shards])
+            for node, held in groups.nodes.items():
+                if rounds is not None and held.node.phase == Phase.DONE and held.node.round < rounds:
+                    raise DataError(f"node {node} had ended the run after {held.node.round} rounds")
+            return saved, groups
 
-        (saved, groups), _ = checkpoint.latest(folder, known, complete)
-        path = self.folder / "metrics.jsonl"
-        self._log = MetricsLog(path, keep_bytes=saved.log_bytes)
-        self.rows = list(read_rows(path))
-        return saved.driver, groups
+        found: tuple[CheckpointManifest, NodeGroupState] = checkpoint.latest(folder, known, complete)[0]
+        return found
 
     def append(self, row: Row) -> None:
         """Add a row."""

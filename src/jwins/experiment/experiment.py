@@ -26,6 +26,7 @@ from jwins.experiment.plugins import (
     ALGORITHMS,
     RATE_KEYS,
     TOPOLOGY_TABLES,
+    FullConfig,
     JwinsConfig,
     RegularConfig,
     SharingTable,
@@ -34,6 +35,7 @@ from jwins.experiment.plugins import (
 )
 from jwins.experiment.sections import (
     FAULT_TABLES,
+    AttackConfig,
     ComputeConfig,
     FaultTable,
     LinksConfig,
@@ -45,7 +47,7 @@ from jwins.experiment.sections import (
 )
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, nested, write_toml
-from jwins.scenario import Faults, check_scenario
+from jwins.scenario import Attack, Fault, Faults, check_scenario
 
 if TYPE_CHECKING:
     from jwins.sharing import Sharing
@@ -133,14 +135,24 @@ class Experiment(Settings):
             deadline_s=self.run.deadline_s,
         )
         self._check_training()
+        self._check_attacks()
         for index, at in enumerate(self.run.eval_at):
             if at > self.run.rounds:
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
         return self
 
     def _check_training(self) -> None:
-        train, steps = self.train, self.run.rounds * self.train.local_steps
+        train, each = self.train, self.train.local_steps
         schedule, optimizer = train.schedule, train.optimizer
+        if isinstance(each, tuple) and len(each) != self.nodes.count:
+            problem = f"{len(each)} numbers for {self.nodes.count} nodes; write one per node, or one"
+            raise refuse("train.local_steps", list(each), problem)
+        if train.uneven and (schedule.kind != "constant" or schedule.warmup_steps):
+            problem = (
+                "counts the local steps of a run, which differ from node to node; use one number of local steps"
+            )
+            raise refuse("train.schedule.kind", schedule.kind, problem)
+        steps = self.run.rounds * (max(each) if isinstance(each, tuple) else each)
         if schedule.warmup_steps >= steps:
             problem = (
                 f"the run has {steps} local steps (run.rounds * train.local_steps); expected fewer to warm up"
@@ -153,8 +165,36 @@ class Experiment(Settings):
             raise refuse("train.schedule.kind", schedule.kind, problem)
 
     def fault_script(self) -> Faults:
-        """Return the scripted faults, for the driver."""
-        return Faults(tuple(fault.build() for fault in self.faults))
+        """Return the scripted faults but attacks, for the driver."""
+        built = (None if isinstance(fault, AttackConfig) else fault.build() for fault in self.faults)
+        return Faults(tuple(fault for fault in built if isinstance(fault, Fault)))
+
+    def attacks(self) -> dict[int, Attack]:
+        """Return the attacks by node."""
+        tables = (fault for fault in self.faults if isinstance(fault, AttackConfig))
+        return {node: table.build() for table in tables for node in table.nodes}
+
+    def _check_attacks(self) -> None:
+        first: dict[int, int] = {}
+        for index, fault in enumerate(self.faults):
+            if not isinstance(fault, AttackConfig):
+                continue
+            for place, node in enumerate(fault.nodes):
+                path = f"faults[{index}].nodes[{place}]"
+                if node >= self.nodes.count:
+                    raise refuse(path, node, f"there are nodes 0 to {self.nodes.count - 1}")
+                if node in first:
+                    raise refuse(path, node, f"attacks already, by faults[{first[node]}]; remove it from one")
+                first[node] = index
+            if fault.round >= self.run.rounds:
+                raise refuse(f"faults[{index}].round", fault.round, f"expected 0 to {self.run.rounds - 1}")
+            if fault.form == "little" and not isinstance(self.sharing, FullConfig):
+                problem = (
+                    'needs whole models of its neighbours: set sharing.kind = "full", or use another attack'
+                )
+                raise refuse(f"faults[{index}].form", fault.form, problem)
+        if len(first) == self.nodes.count:
+            raise refuse("faults", f"{len(first)} attackers", "all nodes attack; leave at least one honest")
 
     @property
     def folder(self) -> Path:
@@ -164,6 +204,8 @@ class Experiment(Settings):
     @property
     def topology_changes(self) -> bool:
         """Return whether neighbours change from round to round; True for a topology that is an object."""
+        if self.nodes.participation < 1.0:
+            return True
         return self.topology.changes if isinstance(self.topology, TopologyTable) else True
 
     def resolved(self, relative_to: Path | None = None) -> dict[str, Any]:
@@ -177,6 +219,8 @@ class Experiment(Settings):
         if self.task.own is not None:
             tables["task"]["own"] = _describe_task(self.task.own)
         _drop_step_ratio_(tables["sharing"])
+        if self.train.local_epochs is not None:
+            del tables["train"]["local_steps"]
         tables["faults"] = list(tables["faults"])
         if not tables["faults"]:
             del tables["faults"]
@@ -246,7 +290,9 @@ def result_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 def drop_without_effect_(tables: Mapping[str, Any]) -> None:
     """Remove keys without effect from sections: keys that older runs lack, or have with an earlier default."""
-    run, links, sharing, train = (tables.get(name, {}) for name in ("run", "links", "sharing", "train"))
+    run, links, sharing, train, nodes = (
+        tables.get(name, {}) for name in ("run", "links", "sharing", "train", "nodes")
+    )
     for key in ("consensus_rounds", "eval_own"):
         if not run.get(key):
             run.pop(key, None)
@@ -261,6 +307,10 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         train.pop("schedule")
     if train.get("optimizer", {}).get("weight_decay_on") == "all":
         train["optimizer"].pop("weight_decay_on")
+    if nodes.get("participation") == 1.0:
+        nodes.pop("participation")
+    if tables.get("task", {}).get("label_noise") == 0.0:
+        tables["task"].pop("label_noise")
     _drop_step_ratio_(sharing)
 
 

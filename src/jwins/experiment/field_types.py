@@ -92,15 +92,20 @@ def _described(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OneOrMany:
-    """A number, or a list with one for each node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``."""
+    """A number, or a list with one for each node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``.
+
+    Attributes:
+        rule: rule of each number.
+        whole: whether the numbers are whole.
+    """
 
     rule: Within
+    whole: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Choose the branch by the type, so that an error names the number in a list."""
-        number = core_schema.no_info_after_validator_function(
-            self.rule.validated, core_schema.float_schema(strict=True)
-        )
+        kind = core_schema.int_schema(strict=True) if self.whole else core_schema.float_schema(strict=True)
+        number = core_schema.no_info_after_validator_function(self.rule.validated, kind)
         many = core_schema.tuple_schema([number], variadic_item_index=0, min_length=1, strict=False)
         return core_schema.tagged_union_schema(
             {"number": number, "list": many},

@@ -43,7 +43,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
     Raises:
         ConfigError: neither a file nor a name, or not TOML.
     """
-    path = Path(source)
+    path = from_here(source)
     if is_file(path):
         text, origin, folder = _read_text(path), str(path), path.resolve().parent
     elif str(source) in (names := bundled()):
@@ -54,6 +54,18 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
     tables = read_toml(text, origin)
     rewrite_paths_(tables, lambda file: _from(file, folder.joinpath))
     return tables, origin
+
+
+def from_here(source: str | Path) -> Path:
+    """A file as the user names it, with the home folder in place of ``~`` at its head.
+
+    Raises:
+        ConfigError: there is no such home folder.
+    """
+    try:
+        return Path(from_home(str(source)))
+    except ValueError as error:
+        raise ConfigError("experiment", str(source), str(error)) from None
 
 
 def _from(file: str, absolute: Callable[[str], Path]) -> str:

@@ -32,43 +32,52 @@ from jwins.validation import (
 )
 
 if TYPE_CHECKING:
-    from jwins.sharing import Cutoff, Quantizer, Sharing
+    from jwins.sharing import Cutoff, Quantizer, RobustMerge, Sharing
     from jwins.tasks.partition import Partitioner
     from jwins.topology.graph import Topology
 else:  # torch is not loaded only to read a configuration
-    Cutoff = Partitioner = Quantizer = Sharing = Topology = Any
+    Cutoff = Partitioner = Quantizer = RobustMerge = Sharing = Topology = Any
 
 __all__ = [
     "ALGORITHMS",
     "CUTOFF_TABLES",
+    "FEATURE_SHIFT_TABLES",
     "PARTITION_TABLES",
     "QUANTIZER_TABLES",
     "RATE_KEYS",
+    "ROBUST_TABLES",
     "TOPOLOGY_TABLES",
     "AbsmaxConfig",
     "BeerConfig",
     "ByKeyConfig",
     "ChocoConfig",
+    "ClippedGossipConfig",
     "ClosedLoopConfig",
     "CutoffTable",
     "DirichletConfig",
     "EdgeListConfig",
     "ErdosRenyiConfig",
+    "FeatureShiftTable",
     "FiniteTimeConfig",
     "FixedCutoffConfig",
     "FullConfig",
     "FullyConnectedConfig",
     "IidConfig",
     "JwinsConfig",
+    "MedianConfig",
     "MoniquaConfig",
+    "NoiseConfig",
     "OnePeerExponentialConfig",
     "PartitionTable",
     "Plugin",
+    "QuantityConfig",
     "QuantizerTable",
     "RandomCutoffConfig",
     "RandomKConfig",
     "RegularConfig",
     "RingConfig",
+    "RobustTable",
+    "RotationConfig",
     "ShardsConfig",
     "SharingTable",
     "SmallWorldConfig",
@@ -78,6 +87,7 @@ __all__ = [
     "TopKConfig",
     "TopologyTable",
     "TorusConfig",
+    "TrimmedMeanConfig",
     "UniformConfig",
     "by_kind",
     "one_of",
@@ -99,7 +109,7 @@ class Plugin(Settings):
         """Return the constructor's arguments: every key but ``kind``, with objects built from tables."""
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
         return {
-            name: value.build() if isinstance(value, CutoffTable | QuantizerTable) else value
+            name: value.build() if isinstance(value, CutoffTable | QuantizerTable | RobustTable) else value
             for name, value in given.items()
         }
 
@@ -153,6 +163,16 @@ class DirichletConfig(PartitionTable):
     min_samples: Count = Field(default=1, description="minimum number of samples per node")
 
 
+class QuantityConfig(PartitionTable):
+    """Deal out shuffled samples in numbers drawn from a Dirichlet distribution: nodes of unequal size."""
+
+    kind: Literal["quantity"] = "quantity"
+    alpha: Annotated[float, Within("a concentration", 0, open_low=True)] = Field(
+        default=0.5, description="concentration; a smaller value makes nodes less equal in size"
+    )
+    min_samples: Count = Field(default=1, description="minimum number of samples per node")
+
+
 class ByKeyConfig(PartitionTable):
     """Give all samples of an owner (writer, user, role) to one node."""
 
@@ -160,10 +180,38 @@ class ByKeyConfig(PartitionTable):
 
 
 PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
-    IidConfig, ShardsConfig, DirichletConfig, ByKeyConfig
+    IidConfig, ShardsConfig, DirichletConfig, QuantityConfig, ByKeyConfig
 )
 """Tables by ``task.partition.kind``."""
 
+
+# --- Samples of a node's own: the same data, changed from node to node ----------------------------------------
+
+
+class FeatureShiftTable(Plugin):
+    """A change of inputs that grows from the first node to the last."""
+
+
+class RotationConfig(FeatureShiftTable):
+    """Rotate the images of node i of N by the fraction i / (N - 1) of an angle."""
+
+    kind: Literal["rotation"] = "rotation"
+    degrees: Annotated[float, Within("an angle", -180, 180)] = Field(
+        default=45.0, description="angle of the last node, counterclockwise"
+    )
+
+
+class NoiseConfig(FeatureShiftTable):
+    """Add Gaussian noise to the inputs of node i of N, of the fraction i / (N - 1) of a deviation."""
+
+    kind: Literal["noise"] = "noise"
+    sd: Annotated[float, Within("a standard deviation", 0, open_low=True)] = Field(
+        default=0.5, description="standard deviation of the last node, in units of that of all training inputs"
+    )
+
+
+FEATURE_SHIFT_TABLES: Mapping[str, type[FeatureShiftTable]] = by_kind(RotationConfig, NoiseConfig)
+"""Tables by ``task.feature_shift.kind``."""
 
 # --- Topologies -------------------------------------------------------------------------------------------
 
@@ -376,6 +424,51 @@ class AbsmaxConfig(QuantizerTable):
 QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind(UniformConfig, AbsmaxConfig)
 """Tables by ``sharing.values.kind``."""
 
+
+# --- Robust merges: what stands attackers -----------------------------------------------------------------
+
+
+class RobustTable(Plugin):
+    """A merge that stands attackers."""
+
+    def build(self) -> RobustMerge:
+        """The merge of this name in :data:`jwins.sharing.ROBUST_MERGES`."""
+        from jwins.sharing import ROBUST_MERGES
+
+        return ROBUST_MERGES[self.kind](**self.arguments())
+
+
+Attackers = Annotated[Count, Field(description="number of neighbours of a node that may attack")]
+
+
+class ClippedGossipConfig(RobustTable):
+    """Mix as full sharing does, with every difference clipped to a radius."""
+
+    kind: Literal["clipped_gossip"] = "clipped_gossip"
+    radius: Annotated[float, Within("a distance", 0, open_low=True)] | None = Field(
+        default=None,
+        description="largest distance of two models that counts; left out: that of the nearest neighbours "
+        "without as many as may attack",
+    )
+    attackers: Attackers = 1
+
+
+class TrimmedMeanConfig(RobustTable):
+    """Of each parameter the mean without the lowest and the highest values."""
+
+    kind: Literal["trimmed_mean"] = "trimmed_mean"
+    attackers: Attackers = 1
+
+
+class MedianConfig(RobustTable):
+    """Of each parameter the median of the own and all received values."""
+
+    kind: Literal["median"] = "median"
+
+
+ROBUST_TABLES: Mapping[str, type[RobustTable]] = by_kind(ClippedGossipConfig, TrimmedMeanConfig, MedianConfig)
+"""Tables by ``sharing.robust.kind``."""
+
 # --- Sharing algorithms -----------------------------------------------------------------------------------
 
 
@@ -389,12 +482,17 @@ WaveletMode = Annotated[
 ]
 if TYPE_CHECKING:
     AnyCutoff = CutoffTable | Cutoff
+    Robust = RobustTable | RobustMerge
     Values = Literal["float32", "bfloat16"] | QuantizerTable | Quantizer
     WaveletName = str | None
 else:
     AnyCutoff = Annotated[
         one_of(CUTOFF_TABLES),
         Field(description="fraction of the coefficients that is sent"),
+        OrObject(()),
+    ]
+    Robust = Annotated[
+        one_of(ROBUST_TABLES),
         OrObject(()),
     ]
     Values = Annotated[
@@ -431,6 +529,10 @@ class FullConfig(SharingTable):
 
     kind: Literal["full"] = "full"
     values: Values = "float32"
+    robust: Robust | None = Field(
+        default=None,
+        description="merge that stands attackers among the neighbours; left out: mixing weights alone",
+    )
 
 
 class RandomKConfig(SharingTable):

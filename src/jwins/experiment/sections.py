@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from jwins.experiment.field_types import (
     MISSING,
     Count,
+    Fraction,
     Index,
     OneOrMany,
     OrObject,
@@ -21,7 +22,16 @@ from jwins.experiment.field_types import (
     from_home,
     refuse,
 )
-from jwins.experiment.plugins import PARTITION_TABLES, IidConfig, PartitionTable, Plugin, by_kind, one_of
+from jwins.experiment.plugins import (
+    FEATURE_SHIFT_TABLES,
+    PARTITION_TABLES,
+    FeatureShiftTable,
+    IidConfig,
+    PartitionTable,
+    Plugin,
+    by_kind,
+    one_of,
+)
 from jwins.experiment.settings import Settings
 from jwins.scenario import (
     DEADLINE_S,
@@ -30,6 +40,7 @@ from jwins.scenario import (
     SPREAD,
     STEP_MS,
     UPLINK_MBPS,
+    Attack,
     Compute,
     Fault,
     Links,
@@ -46,6 +57,7 @@ else:  # torch is not loaded only to read a configuration
 __all__ = [
     "FAULT_TABLES",
     "SCHEDULE_TABLES",
+    "AttackConfig",
     "ComputeConfig",
     "ConstantScheduleConfig",
     "CosineScheduleConfig",
@@ -60,6 +72,7 @@ __all__ = [
     "RejoinConfig",
     "RunConfig",
     "ScheduleTable",
+    "StopConfig",
     "TaskConfig",
     "TrainConfig",
     "WireConfig",
@@ -96,6 +109,18 @@ class TaskConfig(Settings):
         partition: Annotated[
             one_of(PARTITION_TABLES), OrObject(("split",), base="jwins.tasks.partition.Partitioner")
         ] = Field(default=IidConfig(), description="division of the training samples among the nodes")
+    label_noise: Annotated[float, Within("a fraction", 0, 1)] = Field(
+        default=0.0,
+        description="fraction of the training labels of the last node that are replaced by others; node i of N "
+        "has the fraction i / (N - 1) of it",
+    )
+    if TYPE_CHECKING:
+        feature_shift: FeatureShiftTable | None = None
+    else:
+        feature_shift: one_of(FEATURE_SHIFT_TABLES) | None = Field(
+            default=None,
+            description="change of the training inputs that grows from node to node; left out: none",
+        )
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -123,6 +148,11 @@ class NodesConfig(Settings):
     """The nodes of the network."""
 
     count: Annotated[int, Within("a number of nodes", 1)] = Field(default=16, description="number of nodes")
+    participation: Fraction = Field(
+        default=1.0,
+        description="share of the nodes that take part in a round, drawn from the seed; others neither train "
+        "nor exchange anything",
+    )
 
 
 class OptimizerConfig(Settings):
@@ -212,7 +242,20 @@ SCHEDULE_TABLES: Mapping[str, type[ScheduleTable]] = by_kind(
 class TrainConfig(Settings):
     """Local training, the same on every node."""
 
-    local_steps: Count = Field(default=3, description="optimizer steps between two rounds of sharing")
+    if TYPE_CHECKING:
+        local_steps: int | tuple[int, ...] = 3
+    else:
+        local_steps: Annotated[int | tuple[int, ...], OneOrMany(Within("a whole number", 1), whole=True)] = (
+            Field(
+                default=3,
+                description="optimizer steps between two rounds of sharing, one number or one per node",
+            )
+        )
+    local_epochs: Annotated[float, Within("a number of passes", 0, open_low=True)] | None = Field(
+        default=None,
+        description="passes over the samples of a node between two rounds, in place of local_steps: a node "
+        "with more samples takes more steps, rounded up; left out: local_steps",
+    )
     batch_size: Count = Field(default=8, description="samples per step")
     optimizer: OptimizerConfig = OptimizerConfig()
     if TYPE_CHECKING:
@@ -242,6 +285,23 @@ class TrainConfig(Settings):
         default="auto",
         description="loop: train nodes one by one; stacked: as one stacked model; auto: choose by a fixed rule",
     )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.local_epochs is not None and self.local_steps != 3:
+            problem = (
+                f"local_steps = {self.local_steps} says how much a node trains already; remove one of them"
+            )
+            raise refuse("local_epochs", self.local_epochs, problem)
+        if self.uneven and self.batching == "stacked":
+            problem = "nodes with different numbers of local steps train one by one; write loop or auto"
+            raise refuse("batching", self.batching, problem)
+        return self
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the number of local steps may differ between nodes."""
+        return self.local_epochs is not None or isinstance(self.local_steps, tuple)
 
 
 class WireConfig(Settings):
@@ -301,11 +361,11 @@ class ComputeConfig(Settings):
 
 
 class FaultTable(Plugin):
-    """A fault, or the recovery from one."""
+    """A fault, the recovery from one, or an attack."""
 
     @abstractmethod
-    def build(self) -> Fault:
-        """Return the driver's form of these settings."""
+    def build(self) -> Fault | Attack:
+        """Return the engine's form of these settings."""
 
 
 class CrashConfig(FaultTable):
@@ -363,8 +423,59 @@ class DelayConfig(FaultTable):
         return Fault("delay", self.sender, self.round, self.receiver, self.seconds)
 
 
-FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind(CrashConfig, RejoinConfig, DropConfig, DelayConfig)
+class AttackConfig(FaultTable):
+    """Nodes that share false models, or train on false labels; they are left out of all measurements."""
+
+    kind: Literal["attack"] = "attack"
+    nodes: Annotated[tuple[Index, ...], Field(strict=False, min_length=1)] = Field(
+        description="ids of the nodes that attack"
+    )
+    form: Literal["sign_flip", "gaussian", "little", "label_flip"] = Field(
+        description="sign_flip: share the opposite of the own training; gaussian: add noise; little: stay "
+        "within the spread of the received models; label_flip: train on false labels"
+    )
+    round: Index = Field(default=0, description="first round of the attack; label_flip attacks from round 0")
+    scale: Annotated[float, Within("a number", 0, open_low=True)] = Field(
+        default=1.0,
+        description="sign_flip: multiple of the own training; gaussian: standard deviation; little: number of "
+        "standard deviations",
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_attack(self) -> Self:
+        if self.form == "label_flip" and self.round:
+            raise refuse("round", self.round, "labels are flipped from round 0 on; leave it out")
+        if self.form == "label_flip" and self.scale != 1.0:
+            raise refuse("scale", self.scale, "all labels are flipped; leave it out")
+        return self
+
+    def build(self) -> Attack:
+        """See :meth:`FaultTable.build`."""
+        return Attack(self.form, self.round, self.scale)
+
+
+FAULT_TABLES: Mapping[str, type[FaultTable]] = by_kind(
+    CrashConfig, RejoinConfig, DropConfig, DelayConfig, AttackConfig
+)
 """Tables by ``faults[i].kind``."""
+
+
+class StopConfig(Settings):
+    """The rule by which a run ends before its last round. Give one of ``target`` and ``patience``."""
+
+    metric: str = Field(default="accuracy", description="metric of the task whose mean over nodes ends the run")
+    target: Annotated[float, Within("a number")] | None = Field(
+        default=None, description="end the run at the first evaluation that reaches this value"
+    )
+    patience: Count | None = Field(
+        default=None, description="end the run after this number of evaluations in a row without a better value"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.target is None) == (self.patience is None):
+            raise refuse("", self.model_dump(exclude_none=True), "expected one of target and patience")
+        return self
 
 
 class RunConfig(Settings):
@@ -395,12 +506,13 @@ class RunConfig(Settings):
     )
     eval_own: bool = Field(
         default=False,
-        description="also evaluate each node on test samples of the owners whose data it trains on, "
-        "at most eval_samples of them",
+        description="also evaluate each node on test samples like its own, at most eval_samples of them: of "
+        "the owners whose data it trains on, or in the proportions of its labels",
     )
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="seed of all random choices"
     )
+    stop: StopConfig | None = None
     deadline_s: Annotated[float, DEADLINE_S] | None = Field(
         default=None,
         description="virtual seconds that a node waits for the frames of its neighbours; left out: no limit",
@@ -422,3 +534,13 @@ class RunConfig(Settings):
         default=False,
         description="also write TensorBoard event files to the run folder; needs the extra `tensorboard`",
     )
+
+    @model_validator(mode="after")
+    def _stop_fits(self) -> Self:
+        if self.stop is not None and self.consensus_rounds:
+            problem = "a run that may end before its last round has no rounds of consensus after it; remove one"
+            raise refuse("stop", self.stop.model_dump(exclude_none=True), problem)
+        if self.stop is not None and self.eval_samples_early is not None:
+            problem = "nobody knows which evaluations are the last; remove this, or run.eval_samples_early"
+            raise refuse("stop", self.stop.model_dump(exclude_none=True), problem)
+        return self

@@ -1,1 +1,1 @@
-"""Peers in training loops that others wrote. The other files here each import a library that is an extra."""
+"""Peers in training loops that others wrote, and runs in their trackers; each file needs an extra."""

@@ -34,12 +34,12 @@ class ExternalTraining:
         initial: (P,) float32, on the CPU.
 
     Attributes:
-        nodes, local_steps, threads, device, frozen: as of a :class:`~jwins.training.trainer.Trainer`.
+        nodes, steps, threads, device, frozen: as of a :class:`~jwins.training.trainer.Trainer`.
         layout: as given.
     """
 
     def __init__(self, node: int, layout: Layout, initial: Tensor) -> None:
-        self.nodes, self.local_steps, self.threads = (node,), 1, 1
+        self.nodes, self.steps, self.threads = (node,), {node: 1}, 1
         self.device, self.frozen = torch.device("cpu"), dict[str, Tensor]()
         self.layout = layout
         self._initial = initial

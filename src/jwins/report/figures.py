@@ -155,7 +155,7 @@ def _add_topologies(study: Study, figures: Figures) -> None:
         record, table = variant.group.records[0], variant.tables.get("topology")
         try:
             experiment = network(record, variant.tables)
-            graph = build_topology(experiment).at(0)
+            graph = build_topology(experiment, of_all=True).at(0)
         except (JwinsError, OSError, KeyError, TypeError) as error:
             why = without_paths(str(error), record.folder)
             figures.absent.append(f"The topology{where} is not drawn: it cannot be rebuilt ({why}).")

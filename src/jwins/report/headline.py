@@ -21,6 +21,7 @@ from jwins.report.formatting import (
 from jwins.report.seed_groups import difference
 from jwins.report.studies import Study
 from jwins.report.summary_rows import SummaryRow
+from jwins.run_folder.record import ended_well
 
 __all__ = ["Tiles", "tiles", "verdict"]
 
@@ -35,7 +36,7 @@ def verdict(study: Study) -> list[str]:
         sentences = [_best_sentence(study, table, best, line)]
         sentences += _fewest_sentence(study, table, _full(study, table))
         sentences += _ahead_sentence(study, table, line)
-    odd = [f"{other.variant} {other.status}" for other in table if other.status != "finished"]
+    odd = [f"{other.variant} {other.status}" for other in table if not ended_well(other.status)]
     return [*sentences, f"Mind what is not finished: {'; '.join(odd)}."] if odd else sentences
 
 

@@ -118,6 +118,7 @@ def bytes_table(study: Study) -> Table:
 def spread_table(study: Study, metric: str) -> Table:
     """Return the table of a metric over the nodes at the end, mean over seeds."""
     percent = metric_percent(metric)
+    worst = metric.removeprefix("own_") == study.target.metric.removeprefix("own_")  # whose direction is known
 
     def told(values: Iterable[float | None]) -> str:
         known = [value for value in values if value is not None]
@@ -128,6 +129,12 @@ def spread_table(study: Study, metric: str) -> Table:
         last = [record.evaluations[-1].metrics for record in group.records]
         spreads = [metrics[metric] for metrics in last if metric in metrics]
         parts = ("mean", "sd", "min", "max", "average_model")
-        rows.append([group.name, *(told(getattr(s, part) for s in spreads) for part in parts)])
+        cells = [told(getattr(s, part) for s in spreads) for part in parts]
+        if worst:
+            lower = study.target.lower_is_better
+            cells.insert(2, told(record.worst_nodes(metric, lower_is_better=lower) for record in group.records))
+        rows.append([group.name, *cells])
     head = ["variant", "mean", "sd over nodes", "lowest node", "highest node", "average model"]
+    if worst:
+        head.insert(3, "worst 10 %")
     return Table("spread", f"{capital(spaced(metric))} over the nodes, at the end", head, rows)

@@ -13,6 +13,7 @@ from jwins.report.formatting import NEVER, and_list, shown, spaced
 from jwins.report.settings import compared_settings, described, differing_keys, flat, without_folders
 from jwins.report.studies import Study, StudyVariant
 from jwins.report.tables import Table, TableCell
+from jwins.run_folder.record import ended_well
 
 __all__ = [
     "alike",
@@ -67,8 +68,13 @@ def _task(value: Any) -> str:
 
 def _training(value: Any) -> str:
     optimizer = value.get("optimizer", {})
-    steps, batch = value.get("local_steps"), value.get("batch_size")
-    return f"{steps} local step{'s' if steps != 1 else ''} of batch {batch}; {described(optimizer)}"
+    steps, batch, epochs = value.get("local_steps"), value.get("batch_size"), value.get("local_epochs")
+    if isinstance(steps, list):
+        steps = f"{min(steps)} to {max(steps)}"
+    length = f"{steps} local step{'s' if steps != 1 else ''}"
+    if epochs is not None:
+        length = f"{epochs:g} local epoch{'s' if epochs != 1 else ''}"
+    return f"{length} of batch {batch}; {described(optimizer)}"
 
 
 _FINGERPRINTS = {
@@ -177,7 +183,7 @@ def runs_table(study: Study) -> Table:
             rows.append(
                 [
                     TableCell(group.name, f"seed {record.start.seed}"),
-                    TableCell(record.status, reason, kind="" if record.status == "finished" else "bad"),
+                    TableCell(record.status, reason, kind="" if ended_well(record.status) else "bad"),
                     str(record.rounds),
                     TableCell(f"{record.evaluations[-1].time_s:.1f}", "" if study.clock else record.clock),
                     TableCell(record.start.digest, kind="code"),

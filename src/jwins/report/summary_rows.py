@@ -51,6 +51,9 @@ class SummaryRow:
         tuned: its chosen settings, such as ``gamma = 0.4``.
         target: target value for bytes, rounds and seconds.
         meaning: description of the target.
+        worst: final metric over the worst tenth of the nodes, mean over the counted seeds; None where a run lacks
+            it.
+        node_sd: standard deviation of the final metric over the nodes, likewise.
     """
 
     variant: str
@@ -75,6 +78,8 @@ class SummaryRow:
     tuned: str = ""
     target: float = math.nan
     meaning: str = ""
+    worst: float | None = None
+    node_sd: float | None = None
 
 
 def summary_rows(
@@ -125,6 +130,9 @@ def summary_row(
     finals = [record.final(target.metric, final_over) for record in counted.records]
     sent = [record.bytes_per_node()[-1] for record in counted.records]
     hits = [(record, row) for record in group.records if (row := target.first(record)) is not None]
+    lower, over = target.lower_is_better, final_over
+    worst = [r.worst_nodes(target.metric, lower_is_better=lower, over=over) for r in counted.records]
+    node_sd = [record.sd_over_nodes(target.metric, final_over) for record in counted.records]
     apart = None if reference is None else difference(group, reference, target.metric, final_over)
     return SummaryRow(
         variant=group.name,
@@ -149,4 +157,11 @@ def summary_row(
         tuned=tuned,
         target=target.value,
         meaning=target.meaning,
+        worst=_mean_of_all(worst),
+        node_sd=_mean_of_all(node_sd),
     )
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if len(known) == len(values) > 0 else None

@@ -28,6 +28,7 @@ from jwins.report.formatting import (
 from jwins.report.seed_groups import Group, Target, TargetOutcome
 from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.record import ended_well
 
 __all__ = [
     "TableCell",
@@ -194,8 +195,16 @@ class _Row:
     def overhead(self) -> TableCell:
         return TableCell(NEVER if self.line.overhead is None else share(self.line.overhead))
 
+    def worst(self) -> TableCell:
+        worst, sd = self.line.worst, self.line.node_sd
+        if worst is None:
+            return TableCell(NEVER)
+        value = final_text(worst, percent=self.percent)
+        beside = "" if sd is None else f"sd {final_text(sd, percent=self.percent, unit=False)} over nodes"
+        return TableCell(f"{value} ({beside})" if beside else value, beside, value=value)
+
     def status(self) -> TableCell:
-        return TableCell(self.line.status, kind="" if self.line.status == "finished" else "bad")
+        return TableCell(self.line.status, kind="" if ended_well(self.line.status) else "bad")
 
 
 _IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
@@ -209,6 +218,7 @@ _IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
     ("seconds", _Row.seconds_to_target),
     ("difference{to} [95 %]", _Row.difference),
     ("other / training", _Row.overhead),
+    ("worst 10 % of nodes", _Row.worst),
     ("status", _Row.status),
 )
 """Headings and cells of the main table with one line per cell; :func:`page_table` is for the page."""
@@ -292,6 +302,7 @@ def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, cl
             ("rounds to target", _Row.rounds_to_target),
             (f"{clock} s to target".strip(), _Row.seconds_to_target),
         ]
+    chosen += [("worst 10 % of nodes", _Row.worst)] if any(line.worst is not None for line in table) else []
     chosen.append(("status", _Row.status))
     rows = [
         _Row(

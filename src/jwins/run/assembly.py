@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +13,27 @@ from jwins.experiment.plugins import ClosedLoopConfig, JwinsConfig, StatelessCon
 from jwins.run.builders import (
     build_partition,
     build_sharing,
+    build_stop_rule,
     build_task,
     build_topology,
     evaluation_rounds,
     evaluation_samples,
     first_of_last,
+    local_changes,
+    local_steps,
     own_evaluation_samples,
 )
 from jwins.run.memory_check import check_batch_fits
 from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
-from jwins.run_folder.rows import StartRow
+from jwins.run_folder.rows import EvalRow, StartRow
 from jwins.tasks import Task
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from jwins.engines.callbacks import MeasuredModels
     from jwins.engines.eval_reduce import EvaluationPlan
     from jwins.engines.node_group import NodeGroup, NodeGroupLike
     from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
@@ -130,7 +134,7 @@ def assemble(
 
     check_batch_fits(experiment, task, at_once=1)  # making a trainer takes one step
     if nodes is not None:
-        trainers = [build_trainer(experiment, task, {node: partition[node] for node in nodes})]
+        trainers = [build_trainer(experiment, task, partition, nodes)]
     elif remote_nodes:
         trainers = [_probe(experiment, task, partition)]
     else:
@@ -171,6 +175,7 @@ def build(
     place: Place | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    on_evaluation: Callable[[EvalRow, MeasuredModels], None] | None = None,
     startup_s: Callable[[], float] = lambda: 0.0,
 ) -> AssembledRun:
     """Build all parts of an experiment.
@@ -182,6 +187,7 @@ def build(
         place: makes the node groups in other processes; ``groups`` is then ignored.
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
+        on_evaluation: called with each new evaluation and its models; None for nothing.
         startup_s: called when everything is built, for the real seconds since the start.
 
     Raises:
@@ -210,6 +216,8 @@ def build(
         recorder=Recorder(folder),
         on_progress=on_progress,
         stop=stop,
+        stop_rule=build_stop_rule(components.experiment, components.task),
+        on_evaluation=on_evaluation,
         startup_s=startup_s(),
         call_all=call_all,
     )
@@ -233,7 +241,8 @@ def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
 def build_trainer(
     experiment: Experiment,
     task: Task,
-    partition: Mapping[int, npt.NDArray[np.int64]],
+    partition: Sequence[npt.NDArray[np.int64]],
+    nodes: Sequence[int] | None = None,
     *,
     batching: str | None = None,
     chunk: int | None = None,
@@ -243,21 +252,26 @@ def build_trainer(
     Args:
         experiment: the experiment.
         task: its task.
-        partition: training samples of the nodes of this process.
+        partition: training samples of each node of the run.
+        nodes: nodes of this process; None for all.
         batching: batching that was chosen earlier; None to choose it.
         chunk: largest number of nodes in one stack; None for the best number.
     """
+    from jwins.tasks.local_data import with_local_data
     from jwins.training.optimizer import Optimizer
     from jwins.training.trainer import Trainer
 
     run, train = experiment.run, experiment.train
     optimizer = train.optimizer
+    steps = local_steps(experiment, partition)
+    held = {node: partition[node] for node in (range(len(partition)) if nodes is None else nodes)}
+    local_task, held = with_local_data(task, held, local_changes(experiment, task))
     return Trainer(
-        task,
-        partition,
+        local_task,
+        held,
         num_nodes=experiment.nodes.count,
         seed=run.seed,
-        local_steps=train.local_steps,
+        local_steps=steps,
         batch_size=train.batch_size,
         optimizer=Optimizer(
             optimizer.kind,
@@ -266,7 +280,7 @@ def build_trainer(
             optimizer.quasi_global,
             optimizer.weight_decay_on,
             train.clip_norm,
-            train.schedule.build(run.rounds * train.local_steps),
+            train.schedule.build(run.rounds * max(steps)),
         ),
         buffers=train.buffers,
         batching=batching or train.batching,  # type: ignore[arg-type]
@@ -280,11 +294,11 @@ def build_trainer(
 def _trainers(
     experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]], groups: int
 ) -> list[Trainer]:
-    probe = build_trainer(experiment, task, dict(enumerate(partition)))
+    probe = build_trainer(experiment, task, partition)
     if groups == 1:
         return [probe]
     return [
-        build_trainer(experiment, task, {node: partition[node] for node in nodes}, batching=probe.batching)
+        build_trainer(experiment, task, partition, nodes, batching=probe.batching)
         for nodes in spread(len(partition), groups, probe.chunk)
     ]
 
@@ -293,7 +307,7 @@ def _probe(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[n
     """Build a trainer of the fewest nodes that train in the same way as all of them, to find out this way."""
     from jwins.training.stacked import MIN_STACK
 
-    return build_trainer(experiment, task, dict(enumerate(partition[:MIN_STACK])), chunk=1)
+    return build_trainer(experiment, task, partition, range(min(MIN_STACK, len(partition))), chunk=1)
 
 
 def _threads(experiment: Experiment) -> int:
@@ -302,6 +316,7 @@ def _threads(experiment: Experiment) -> int:
 
 def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer: Trainer) -> Rules:
     from jwins.node import Rules
+    from jwins.topology.participation import Participation
     from jwins.wire.codec import codec
     from jwins.wire.frame import Wire
 
@@ -317,6 +332,8 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
         checkpoint_every=experiment.run.checkpoint_every,
         deadline_s=experiment.run.deadline_s,
         project=layout.project_ if layout.has_variances else None,
+        participation=topology if isinstance(topology, Participation) else None,
+        attacks=experiment.attacks(),
     )
 
 

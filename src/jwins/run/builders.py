@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
+from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.plugins import PartitionTable, SharingTable, TopologyTable
+from jwins.experiment.plugins import (
+    NoiseConfig,
+    PartitionTable,
+    RotationConfig,
+    SharingTable,
+    TopologyTable,
+)
 from jwins.experiment.sections import RunConfig
 
 if TYPE_CHECKING:
@@ -15,19 +23,24 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
+    from jwins.engines.stop_rule import StopRule
     from jwins.sharing import Sharing
     from jwins.tasks import Task
+    from jwins.tasks.local_data import LocalChange
     from jwins.topology.graph import Topology
 
 __all__ = [
     "advice",
     "build_partition",
     "build_sharing",
+    "build_stop_rule",
     "build_task",
     "build_topology",
     "evaluation_rounds",
     "evaluation_samples",
     "first_of_last",
+    "local_changes",
+    "local_steps",
     "own_evaluation_samples",
     "own_test_samples",
     "partition_counts",
@@ -50,16 +63,34 @@ def build_task(experiment: Experiment) -> Task:
     return make_task(config.name, file=config.file, options=config.options, data=config.data)
 
 
-def build_topology(experiment: Experiment) -> Topology:
+def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
     """Build the topology of an experiment.
+
+    Args:
+        experiment: the experiment.
+        of_all: whether to ignore ``nodes.participation``, as if all nodes took part in every round.
 
     Raises:
         ConfigError: no such graph exists.
     """
-    config = experiment.topology
-    if not isinstance(config, TopologyTable):
-        return config
-    return config.build(num_nodes=experiment.nodes.count, seed=experiment.run.seed)
+    from jwins.topology.participation import Participation
+
+    config, nodes = experiment.topology, experiment.nodes
+    topology = (
+        config.build(num_nodes=nodes.count, seed=experiment.run.seed)
+        if isinstance(config, TopologyTable)
+        else config
+    )
+    if nodes.participation == 1.0 or of_all:
+        return topology
+    senders = topology.at(0).senders
+    if any(senders[j].get(i) != weight for i, row in enumerate(senders) for j, weight in row.items()):
+        problem = (
+            "the mixing weights of this topology are not symmetric, so those of some of its nodes would not "
+        )
+        problem += "be doubly stochastic; leave it out, or use another topology"
+        raise ConfigError("nodes.participation", nodes.participation, problem)
+    return Participation(topology, nodes.participation, experiment.run.seed)
 
 
 def build_sharing(experiment: Experiment) -> Sharing[Any]:
@@ -70,6 +101,28 @@ def build_sharing(experiment: Experiment) -> Sharing[Any]:
     """
     config = experiment.sharing
     return config.build() if isinstance(config, SharingTable) else config
+
+
+def build_stop_rule(experiment: Experiment, task: Task) -> StopRule | None:
+    """Build the rule by which a run may end early; None without ``run.stop``.
+
+    Raises:
+        ConfigError: the task does not say which direction of the metric is better.
+    """
+    from jwins.engines.stop_rule import StopRule
+
+    config = experiment.run.stop
+    if config is None:
+        return None
+    known = type(task).directions()
+    direction = known.get(config.metric.removeprefix("own_"))
+    if direction is None:
+        problem = (
+            f"the task declares which is better of {', '.join(known)}{nearest(config.metric, known)}; for "
+        )
+        problem += f"another, write better = {{{config.metric!r}: 'lower'}} (or 'higher') in its class"
+        raise ConfigError("run.stop.metric", config.metric, problem)
+    return StopRule(config.metric, direction == "lower", config.target, config.patience)
 
 
 def advice(experiment: Experiment) -> list[str]:
@@ -160,21 +213,135 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
     )
 
 
-def own_test_samples(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
-    """Return, for each node, the test samples of the owners of its training samples, increasing.
+def local_steps(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64]]) -> list[int]:
+    """Return the optimizer steps of each node between two rounds.
+
+    Args:
+        experiment: the experiment.
+        partition: training samples of each node.
+    """
+    train = experiment.train
+    if train.local_epochs is None:
+        steps = train.local_steps
+        return list(steps) if isinstance(steps, tuple) else [steps] * len(partition)
+    # 0.1 passes over 240 samples are 3 steps of 8, although 0.1 * 240 / 8 may round to more than 3.
+    each = (train.local_epochs * len(part) / train.batch_size for part in partition)
+    return [max(1, math.ceil(steps - 1e-9)) for steps in each]
+
+
+def local_changes(experiment: Experiment, task: Task) -> dict[int, LocalChange]:
+    """Return the changes of the samples of single nodes, by node.
 
     Raises:
-        ConfigError: the task's samples have no natural owners.
+        ConfigError: the task's samples have no labels, or are no images.
+    """
+    from jwins.tasks.base import labels_of
+    from jwins.tasks.local_data import Changes, FlippedLabels, NoisyLabels
+
+    config, seed, count = experiment.task, experiment.run.seed, experiment.nodes.count
+    flipping = {node for node, attack in experiment.attacks().items() if attack.kind == "label_flip"}
+    found: dict[int, list[LocalChange]] = {node: [] for node in range(count)}
+    labels = labels_of(task.train) if flipping or config.label_noise else None
+    for path, value in (
+        ("faults.form", "label_flip" if flipping else ""),
+        ("task.label_noise", config.label_noise),
+    ):
+        if value and labels is None:
+            raise ConfigError(path, value, "the task's targets are no labels; leave it out")
+    if labels is not None:
+        classes = int(labels.max()) + 1
+        for node in range(count):
+            if node in flipping:
+                found[node].append(FlippedLabels(classes))
+            if classes > 1 and (noise := config.label_noise * _place(node, count)):
+                found[node].append(NoisyLabels(classes, noise, seed, node))
+    if config.feature_shift is not None:
+        for node in range(1, count):
+            found[node].append(_shift(experiment, task, node))
+    return {node: Changes(tuple(changes)) for node, changes in found.items() if changes}
+
+
+def _place(node: int, count: int) -> float:
+    """Return 0 for the first node, 1 for the last, and what is between for the others."""
+    return node / (count - 1) if count > 1 else 0.0
+
+
+def _shift(experiment: Experiment, task: Task, node: int) -> LocalChange:
+    import torch
+
+    from jwins.tasks.local_data import NoisyInputs, RotatedImages
+
+    config, inputs = experiment.task.feature_shift, task.train.inputs
+    place = _place(node, experiment.nodes.count)
+    number = inputs.is_floating_point() or inputs.dtype == torch.uint8
+    if isinstance(config, RotationConfig):
+        if inputs.ndim < 3 or not number:
+            problem = (
+                f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype} are no images; leave it out"
+            )
+            raise ConfigError("task.feature_shift.kind", "rotation", problem)
+        return RotatedImages(config.degrees * place)
+    assert isinstance(config, NoiseConfig)
+    if not number:
+        raise ConfigError(
+            "task.feature_shift.kind", "noise", f"inputs are of type {inputs.dtype}; leave it out"
+        )
+    return NoisyInputs(config.sd * place * float(inputs.float().std()), experiment.run.seed, node)
+
+
+def own_test_samples(
+    task: Task, partition: Sequence[npt.NDArray[np.int64]], seed: int = 0
+) -> list[npt.NDArray[np.int64]]:
+    """Return, for each node, the test samples that are like its training samples, increasing.
+
+    Where samples have natural owners, these are all test samples of the owners of its training samples. Elsewhere
+    they are drawn from the seed in the proportions of the node's labels, as many as the test set has.
+
+    Raises:
+        ConfigError: the task's samples have neither owners nor labels.
     """
     import numpy as np
 
+    from jwins.rng import stream
+    from jwins.tasks.base import labels_of
+
     train, test = task.train.keys, task.test.keys
-    if train is None or test is None:
+    if train is not None and test is not None:
+        return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in partition]
+    labels, of_test, targets = task.partition_labels(), labels_of(task.test), labels_of(task.train)
+    if labels is None or of_test is None or targets is None or not np.array_equal(labels, targets):
         problem = (
-            "the task's samples have no natural owner; leave it out, or give task.train and task.test keys"
+            "the task's samples have no natural owner, and their targets are no labels; leave it out, or give "
+            "task.train and task.test keys"
         )
         raise ConfigError("run.eval_own", True, problem)
-    return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in partition]
+    by_label = {label: np.flatnonzero(of_test == label) for label in np.unique(of_test).tolist()}
+    return [
+        _like(labels[part], by_label, stream(seed, "own test samples", node=node))
+        for node, part in enumerate(partition)
+    ]
+
+
+def _like(
+    labels: npt.NDArray[np.int64], by_label: Mapping[int, npt.NDArray[np.int64]], rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Return as many test samples as possible in the proportions of these labels.
+
+    Labels without a test sample do not count.
+    """
+    import numpy as np
+
+    found, counts = np.unique(labels, return_counts=True)
+    shares = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    shares = {label: count for label, count in shares.items() if label in by_label}
+    if not shares:
+        return np.zeros(0, dtype=np.int64)
+    size = min(len(by_label[label]) / count for label, count in shares.items())
+    drawn = [
+        rng.choice(by_label[label], max(1, int(size * count + 1e-9)), replace=False)
+        for label, count in shares.items()
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 def own_evaluation_samples(
@@ -183,7 +350,7 @@ def own_evaluation_samples(
     """Return each node's own test samples at the last evaluations, and at earlier ones; see ``run.eval_own``.
 
     Raises:
-        ConfigError: the task's samples have no natural owners.
+        ConfigError: the task's samples have neither owners nor labels.
     """
     from jwins.rng import stream
 
@@ -191,7 +358,7 @@ def own_evaluation_samples(
     most = None if run.eval_samples == "all" else run.eval_samples
     pairs = [
         _last_and_early(stream(run.seed, "own evaluation", node=node).permutation(own)[:most], run)
-        for node, own in enumerate(own_test_samples(task, partition))
+        for node, own in enumerate(own_test_samples(task, partition, run.seed))
     ]
     return [last for last, _ in pairs], [early for _, early in pairs]
 

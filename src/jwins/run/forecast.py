@@ -178,12 +178,13 @@ def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> E
             "eval_at": [],
             "eval_samples": samples,
             "eval_samples_early": None,
+            "stop": None,
             "checkpoint_every": _ROUNDS - 1 if run.checkpoint_every < run.rounds else _ROUNDS + 1,
             "tensorboard": False,
         },
         "faults": [],
     }
-    for section, key in (("links", "uplink_mbps"), ("compute", "step_ms")):
+    for section, key in (("links", "uplink_mbps"), ("compute", "step_ms"), ("train", "local_steps")):
         value = getattr(getattr(experiment, section), key)
         if isinstance(value, tuple):
             changes[section] = {key: list(value[:nodes])}

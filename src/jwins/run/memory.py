@@ -56,7 +56,7 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
         vectors = _VECTORS + (0 if plain else 4)
         sharing = build_sharing(experiment)
         if sharing.remembers_peers:
-            recipients = build_topology(experiment).at(0).recipients
+            recipients = build_topology(experiment, of_all=True).at(0).recipients
             vectors += 2 * (1 + max(map(len, recipients)))
         nodes = -(-experiment.nodes.count // actors)
         size_bytes = 4.0 * nodes * sharing.update_dim(dim) * vectors

@@ -40,7 +40,8 @@ def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
     free = memory_free()
     if train.batch_size <= _UNQUESTIONED or free is None:
         return
-    each = 8.0 * nodes * train.local_steps
+    steps = max(train.local_steps) if isinstance(train.local_steps, tuple) else train.local_steps
+    each = 8.0 * nodes * steps
     if experiment.run.device == "cpu" or not torch.cuda.is_available():
         each += at_once * _bytes_per_sample(task)
     if train.batch_size * each > free:

@@ -98,6 +98,9 @@ def for_network(experiment: Experiment) -> Experiment:
     if experiment.faults:
         problem = "a script of faults is played by the virtual clock; remove it, and let real faults happen"
         raise ConfigError("faults", f"{len(experiment.faults)} tables", problem)
+    if experiment.run.stop is not None:
+        problem = "no node knows the mean over all nodes; remove it, or use `jwins run`"
+        raise ConfigError("run.stop", experiment.run.stop.model_dump(exclude_none=True), problem)
     if experiment.wire.codec == "paper":
         problem = "its decoder must not get a stranger's bytes; use pco or raw between machines"
         raise ConfigError("wire.codec", experiment.wire.codec, problem)
@@ -299,6 +302,9 @@ def _graph_of(components: Components, count: int) -> Topology:
     config, places = components.experiment.topology, components.experiment.nodes.count
     if count == places:
         return components.rules.topology
+    if (share := components.experiment.nodes.participation) < 1.0:
+        problem = f"{count} of {places} nodes are members, and the share is drawn from all; leave it out"
+        raise ConfigError("nodes.participation", share, problem)
     if isinstance(config, TopologyTable):
         return config.build(num_nodes=count, seed=components.experiment.run.seed)
     raise ConfigError(

@@ -61,7 +61,6 @@ def placing(engine: Ray) -> Iterator[Place]:
                 start_actors(
                     [(nodes, partial(_made, there, nodes)) for nodes in blocks],
                     rules,
-                    local_steps=experiment.train.local_steps,
                     demand=demand,
                     name=f"{experiment.name}, seed {experiment.run.seed}",
                 )

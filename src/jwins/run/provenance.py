@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jwins.experiment.experiment import Experiment
+from jwins.run.builders import local_steps
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,14 +50,15 @@ def fingerprints(
     """
     from jwins.training.batches import batch_indices
 
-    train = experiment.train
+    train, steps = experiment.train, local_steps(experiment, partition)
+    said = steps if train.uneven else train.local_steps
     first_batches = [
         batch_indices(
             part,
             seed=experiment.run.seed,
             node=node,
             round=0,
-            local_steps=train.local_steps,
+            local_steps=steps[node],
             batch_size=train.batch_size,
         ).tobytes()
         for node, part in enumerate(partition)
@@ -65,7 +67,7 @@ def fingerprints(
     return {
         "model": _hash(*(tensor.float().cpu().numpy().astype("<f4", copy=False).tobytes() for tensor in model)),
         "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in partition)),
-        "batches": _hash(f"{train.local_steps} x {train.batch_size}".encode(), *first_batches),
+        "batches": _hash(f"{said} x {train.batch_size}".encode(), *first_batches),
         "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
         "codec": experiment.wire.codec,
         "data": _hash(*_pieces(task.train), *_pieces(task.test)),

@@ -25,7 +25,8 @@ class Result:
     Attributes:
         experiment: resolved experiment.
         folder: the run folder.
-        status: ``finished``, ``diverged``, ``interrupted``, or ``stalled`` if all simulated nodes went down.
+        status: ``finished``, ``stopped`` by ``run.stop``, ``diverged``, ``interrupted``, or ``stalled`` if all
+            simulated nodes went down.
         record: the typed rows.
         was_complete: whether nothing had to be done, because the run was complete before.
 

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from jwins.errors import ActorLostError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build
 from jwins.run.builders import partition_counts
+from jwins.run.calls import check_callbacks, ended, evaluations_to, rounds_to
+from jwins.run.extend import extend as make_longer
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
 from jwins.run.result import Result
 from jwins.run_folder.atomic import write_atomically
@@ -28,6 +30,7 @@ from jwins.run_folder.record import Record
 from jwins.run_folder.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
+    from jwins.engines.callbacks import Callback
     from jwins.engines.simulator.driver import Progress
 
 __all__ = ["Ray", "simulate"]
@@ -68,7 +71,9 @@ def simulate(
     experiment: Experiment,
     *,
     resume: bool = False,
+    extend: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     stop: Callable[[], bool] = lambda: False,
     engine: Ray | None = None,
 ) -> Result:
@@ -78,27 +83,35 @@ def simulate(
         experiment: experiment to run, in ``experiment.folder``.
         resume: continue from the newest checkpoint, or from the start without one; if the run is
             complete, only read it.
+        extend: as ``resume``, also where the run in the folder had fewer rounds or another ``run.stop``. The result
+            is that of a run of this experiment from the start.
         progress: called after every step of the driver.
+        callbacks: called at the start, after rounds and evaluations, and at the end, in this order; see
+            :class:`jwins.Callback`. A complete run calls only ``on_end``.
         stop: called after every step, from any thread; True ends the run.
         engine: Ray cluster whose machines have the nodes; None for this process.
 
     Returns:
-        The measurements. ``stop`` and, on the main thread, Ctrl-C leave a checkpoint and return with status
-        ``interrupted``; a second Ctrl-C ends at once.
+        The measurements. A run that its ``run.stop`` ended has status ``stopped``. The argument ``stop`` and, on
+        the main thread, Ctrl-C leave a checkpoint and return with status ``interrupted``; a second Ctrl-C ends
+        at once.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
         ResumeError: the folder has another experiment, or this one without ``resume``.
         ActorLostError: actors were lost more often than ``engine.restarts``.
-        UsageError: no such cluster exists, or it is unsuitable.
+        UsageError: no such cluster exists, or it is unsuitable; an entry of ``callbacks`` is no callback.
     """
     from jwins.engines.interrupts import interrupts
 
+    check_callbacks(callbacks)
     started = time.perf_counter()
     folder = experiment.folder
+    if extend:
+        make_longer(experiment, folder)
     state, experiment = folder_state(experiment, folder)
-    if state is not FolderState.ABSENT and not resume:
+    if state is not FolderState.ABSENT and not resume and not extend:
         raise ResumeError(
             f"{folder}: this experiment is {state.value} there; "
             + (
@@ -114,11 +127,14 @@ def simulate(
         if experiment.run.tensorboard:
             with TensorBoard(folder) as written:
                 written.replay()
-        return Result(experiment, folder, record.end.status, record, was_complete=True)
+        return ended(callbacks, Result(experiment, folder, record.end.status, record, was_complete=True))
 
     board = TensorBoard(folder) if experiment.run.tensorboard else contextlib.nullcontext()
 
+    on_round = rounds_to(callbacks)
+
     def on_progress(now: Progress) -> None:
+        on_round(now)
         if now.row is not None and isinstance(board, TensorBoard):
             board.add(now.row)
         if progress is not None:
@@ -128,8 +144,11 @@ def simulate(
         return time.perf_counter() - started
 
     with _usual_torch(), board, interrupts() as interrupted:
-        once = partial(_simulate, experiment, folder, on_progress, lambda: interrupted() or stop(), startup_s)
-        return once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
+        asked = partial(_simulate, experiment, folder, on_progress, lambda: interrupted() or stop(), startup_s)
+        once = partial(asked, callbacks=callbacks)
+        return ended(
+            callbacks, once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
+        )
 
 
 def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment, folder: Path) -> Result:
@@ -175,9 +194,17 @@ def _simulate(
     startup_s: Callable[[], float],
     state: FolderState,
     place: Place | None = None,
+    *,
+    callbacks: Sequence[Callback],
 ) -> Result:
     assembled = build(
-        experiment, folder=folder, place=place, on_progress=on_progress, stop=stop, startup_s=startup_s
+        experiment,
+        folder=folder,
+        place=place,
+        on_progress=on_progress,
+        stop=stop,
+        on_evaluation=evaluations_to(callbacks) if callbacks else None,
+        startup_s=startup_s,
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):
@@ -195,5 +222,7 @@ def _simulate(
             check_task_unchanged(folder, assembled.start)
         else:
             (folder / "metrics.jsonl").unlink(missing_ok=True)
+        for callback in callbacks:
+            callback.on_start(assembled.experiment)
         outcome = assembled.driver.run(resume=going_on)
     return Result(assembled.experiment, folder, outcome.status, Record.of(folder, outcome.rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from jwins.errors import DataError, UsageError
 from jwins.run_folder.archive import is_file
 from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, read_rows
 
-__all__ = ["Record", "flat_rows", "not_diverged", "start_and_end"]
+__all__ = ["Record", "ended_well", "flat_rows", "not_diverged", "start_and_end"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,30 @@ class Record:
         """
         return self._mean_of_last(self._means(metric, lambda row: row.metrics[metric].mean), over)
 
+    def worst_nodes(self, metric: str, *, lower_is_better: bool, over: int = 1) -> float | None:
+        """Mean of ``metric`` over the worst tenth of the nodes, at least one, in the last ``over`` evaluations.
+
+        None for a run that diverged, and where a node has no value.
+        """
+        found = []
+        for row in self._last(over):
+            values = sorted((v for v in row.per_node.get(metric, []) if v is not None), reverse=lower_is_better)
+            count = -(-len(values) // 10)
+            found.append(statistics.fmean(values[:count]) if values else math.nan)
+        return self._or_none(found)
+
+    def sd_over_nodes(self, metric: str, over: int = 1) -> float | None:
+        """Standard deviation of ``metric`` over the nodes, mean over the last ``over`` evaluations, or None."""
+        return self._or_none([row.metrics[metric].sd for row in self._last(over) if metric in row.metrics])
+
+    def _last(self, over: int) -> tuple[EvalRow, ...]:
+        trained = [row for row in self.evaluations if row.round > 0] or list(self.evaluations)
+        return tuple(trained[-over:])
+
+    def _or_none(self, values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None and math.isfinite(value)]
+        return statistics.fmean(known) if len(known) == len(values) > 0 and not self.ended_early else None
+
     def end_of_series(self, metric: str, over: int = 1) -> float:
         """Return :meth:`final` on the test samples of :meth:`series`. Targets are fractions of it."""
         return self._mean_of_last(self.series(metric), over)
@@ -145,6 +170,18 @@ class Record:
             del values[0]
         values = values[-over:]
         return statistics.fmean(values) if values and not self.ended_early else math.nan
+
+
+_WELL = re.compile(r"(\d+ )?(finished|stopped @ \d+)")
+
+
+def ended_well(status: str) -> bool:
+    """Whether all runs of a status, several joined by ``; ``, went to the last round or where their rule ends.
+
+    >>> ended_well("2 finished; 1 stopped @ 40"), ended_well("diverged @ 3"), ended_well("unfinished @ 3")
+    (True, False, False)
+    """
+    return all(_WELL.fullmatch(part) for part in status.split("; "))
 
 
 def flat_rows(record: Record) -> list[dict[str, Any]]:

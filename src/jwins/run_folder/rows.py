@@ -173,9 +173,9 @@ class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defa
     """The last row of a run that ended by itself.
 
     Attributes:
-        status: ``finished``, ``diverged`` if a node's parameters stopped being finite, or ``stalled`` if all
-            nodes went down.
-        round: rounds completed by every live node.
+        status: ``finished``, ``stopped`` if the rule of ``run.stop`` ended it, ``diverged`` if a node's
+            parameters stopped being finite, or ``stalled`` if all nodes went down.
+        round: rounds completed by every live node; of a run that was stopped, by the final models.
         time_s: seconds on the clock of the start row.
         reason: text, for a run that did not finish.
         sha256: hash of the final parameters of all nodes in id order, little-endian float32.

@@ -11,6 +11,7 @@ from jwins.sharing.cutoff import CUTOFFS, PAPER_FRACTIONS, FixedCutoff, RandomCu
 from jwins.sharing.moniqua import Moniqua, moniqua
 from jwins.sharing.quantizers import QUANTIZERS, AbsmaxQuantizer, Rounding, UniformQuantizer
 from jwins.sharing.rate import Budget, FixedStep, LinkBudget, RelativeStep, StepRule
+from jwins.sharing.robust import ROBUST_MERGES, ClippedGossip, CoordinateMedian, RobustMerge, TrimmedMean
 from jwins.sharing.sparse import (
     Full,
     Jwins,
@@ -28,11 +29,14 @@ __all__ = [
     "CUTOFFS",
     "PAPER_FRACTIONS",
     "QUANTIZERS",
+    "ROBUST_MERGES",
     "AbsmaxQuantizer",
     "Beer",
     "Budget",
     "Choco",
+    "ClippedGossip",
     "ClosedLoop",
+    "CoordinateMedian",
     "Cutoff",
     "FixedCutoff",
     "FixedStep",
@@ -45,12 +49,14 @@ __all__ = [
     "RandomCutoff",
     "RandomK",
     "RelativeStep",
+    "RobustMerge",
     "Rounding",
     "ScoreRule",
     "Sharing",
     "SparseLoco",
     "Stateless",
     "StepRule",
+    "TrimmedMean",
     "UniformQuantizer",
     "beer",
     "choco",

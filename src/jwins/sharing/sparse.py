@@ -48,6 +48,7 @@ from jwins.sharing.base import (
     quantize,
 )
 from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.robust import RobustMerge
 from jwins.sharing.update import Received, Sampled, Update, dense_of
 from jwins.validation import FRACTION
 
@@ -90,7 +91,7 @@ class OwnState:
     own: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Full(Sharing[OwnState]):
     """D-PSGD: every node sends all of its parameters in every round.
 
@@ -98,16 +99,24 @@ class Full(Sharing[OwnState]):
 
     Attributes:
         values: quantizer of the sent parameters, or "float32" or "bfloat16".
+        robust: merges in place of the mixing weights alone, to stand attackers; None for D-PSGD.
 
     >>> full()
     Full(values='float32')
     """
 
     values: Precision | Quantizer = "float32"
+    robust: RobustMerge | None = None
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
         check_quantizer(self.values)
+        if self.robust is not None and not callable(self.robust):
+            raise ConfigError("sharing.robust", self.robust, "expected a merge, such as TrimmedMean()")
+
+    def __repr__(self) -> str:
+        robust = "" if self.robust is None else f", robust={self.robust!r}"
+        return f"Full(values={self.values!r}{robust})"
 
     def init(self, params: Tensor) -> OwnState:
         """Return the empty state: there is no memory."""
@@ -121,8 +130,14 @@ class Full(Sharing[OwnState]):
     def merge(
         self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, OwnState]:
-        """``x = y + sum_j W_ij (y_j - y_i)``."""
-        return _merge_params(state, params, received)
+        """``x = y + sum_j W_ij (y_j - y_i)``, or as the robust merge has it."""
+        if self.robust is None:
+            return _merge_params(state, params, received)
+        own = params if state.own is None else state.own
+        counted = [item for item in received if item.weight != 0.0]
+        others = [item.update.dense_values() for item in counted]
+        merged = self.robust(own, others, [item.weight for item in counted])
+        return params + (merged - own), replace(state, own=None)
 
 
 @dataclass(frozen=True, slots=True)

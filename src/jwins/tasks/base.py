@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from jwins.errors import ConfigError, UsageError
 
-__all__ = ["Batch", "Dataset", "Task"]
+__all__ = ["Batch", "Dataset", "Task", "labels_of"]
 
 
 class Batch(NamedTuple):
@@ -87,6 +87,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.inputs)
+
+
+def labels_of(samples: Dataset) -> npt.NDArray[np.int64] | None:
+    """(n,) int64, the targets of samples if they are one integer each, else None."""
+    targets = samples.targets
+    if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        return None
+    return targets.numpy().astype(np.int64)
 
 
 class Task(abc.ABC):
@@ -162,19 +170,35 @@ class Task(abc.ABC):
             targets: (n,) int64.
 
         Returns:
-            (n,) float32 by name. One name must be ``loss``. The means over the test set are reported.
+            (n,) float32 by name. One name must be ``loss``. The means over the test set are reported, or the
+            metrics that :meth:`transform` makes of them.
         """
         return {
             "accuracy": (outputs.argmax(dim=-1) == targets).float(),
             "loss": functional.cross_entropy(outputs, targets, reduction="none"),
         }
 
+    def transform(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the metrics to report, from the means over the whole test set; by default the same.
+
+        For metrics that are no means of samples. F1, for example, is ``2 tp / (2 tp + fp + fn)`` of the means
+        of three numbers that are 0 or 1 for each sample.
+
+        Args:
+            means: of each metric of :meth:`metrics`, (models,) float64, to be transformed one by one.
+
+        Returns:
+            Name to (models,) float64.
+
+        >>> means = {"squared_error": torch.tensor([4.0]), "loss": torch.tensor([0.5])}
+        >>> {"rmse": means["squared_error"].sqrt(), "perplexity": means["loss"].exp()}
+        {'rmse': tensor([2.]), 'perplexity': tensor([1.6487])}
+        """
+        return means
+
     def partition_labels(self) -> npt.NDArray[np.int64] | None:
         """Return the (n,) int64 labels by which ``shards`` and ``dirichlet`` divide the training samples.
 
         By default these are the targets, if there is one integer per sample. None means no labels.
         """
-        targets = self.train.targets
-        if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
-            return None
-        return targets.numpy().astype(np.int64)
+        return labels_of(self.train)

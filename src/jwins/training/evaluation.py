@@ -209,10 +209,14 @@ class Evaluation:
 
     def _means(self, request: EvalRequest, sums: Sequence[Sums]) -> MetricMeans:
         def means(which: int, count: int) -> dict[str, Tensor]:
-            return {
+            found = {
                 name: torch.tensor([row[name][which] for row in sums], dtype=torch.float64) / count
                 for name in (sums[0] if sums else ())
             }
+            if not found:
+                return found
+            with wrap_errors(request.nodes[0], None, "evaluation"):
+                return self._context.transformed(found)
 
         return MetricMeans(
             means(0, self._count(request)), {} if request.some is None else means(1, int(request.some.sum()))

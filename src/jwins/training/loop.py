@@ -48,7 +48,7 @@ class LoopTrainer:
             worker: whose module to use.
             node: which node.
             round: for generators and errors.
-            indices: (local_steps, batch_size) int64, samples of each step.
+            indices: (steps, batch_size) int64, samples of each step.
 
         Returns:
             Mean loss over the steps.
@@ -62,7 +62,7 @@ class LoopTrainer:
         vector, buffers = store.rows[row], store.buffers_of(node)
         module.model.train()
         module.bind(vector, buffers)
-        self._bind_state(optimizer, module, row, round)
+        self._bind_state(optimizer, module, row, round, len(indices))
         if self._seeds_global:
             context.seed_global("draws", node, round)
         generator = context.generator("loss", node, round)
@@ -71,7 +71,7 @@ class LoopTrainer:
         losses: list[Tensor] = []
         stage = "batch"
         try:
-            for step in range(context.local_steps):
+            for step in range(len(index)):
                 stage = "batch"
                 batch = context.gather(index[step])
                 stage = "loss"
@@ -98,12 +98,13 @@ class LoopTrainer:
         dims = [len(slot.shape) for _, slot in module.trained]
         return self._optimizer.build([parameter for parameter, _ in module.trained], dims)
 
-    def _bind_state(self, optimizer: torch.optim.Optimizer, module: WorkerModule, row: int, round: int) -> None:
+    def _bind_state(
+        self, optimizer: torch.optim.Optimizer, module: WorkerModule, row: int, round: int, steps: int
+    ) -> None:
         optimizer.zero_grad()
         state = self._store.optimizer
         if state.quasi_global is not None:
             own = slice(row, row + 1)
-            steps = self._context.local_steps
             begun = state.quasi_global.begin_(own, self._store.rows[own], [round], steps)
             moments = {"momentum_buffer": begun[0]}
         else:

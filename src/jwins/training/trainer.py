@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -61,7 +62,8 @@ class Trainer:
             nodes 0, 1, 2 and so on.
         num_nodes: N, of the whole run; None for as many as there are parts. Chunks are cut from it.
         seed: seed of the experiment.
-        local_steps: steps per round, at least 1.
+        local_steps: steps per round, at least 1; one number, or one per node of the whole run, of which those
+            with different numbers train in a loop.
         batch_size: samples per step, at least 1.
         optimizer: optimizer of every node.
         buffers: see :data:`jwins.training.layout.BufferPolicy`.
@@ -79,7 +81,7 @@ class Trainer:
         layout: of the parameter vector.
         nodes: numbers of the nodes that are here, increasing.
         num_nodes: N, of the whole run.
-        local_steps: per round.
+        steps: per round, of each node that is here.
         task: as given.
         optimizer: as given.
         recorded: for each worker, the step of a chunk as it was recorded; empty if it could not be.
@@ -109,7 +111,7 @@ class Trainer:
         *,
         num_nodes: int | None = None,
         seed: int,
-        local_steps: int,
+        local_steps: int | Sequence[int],
         batch_size: int,
         optimizer: Optimizer,
         buffers: BufferPolicy = "local",
@@ -119,15 +121,17 @@ class Trainer:
         chunk: int | None = None,
         precision: Precision = "float32",
     ) -> None:
-        _check(local_steps, batch_size, threads, chunk, batching)
+        every = [local_steps] if isinstance(local_steps, int) else list(local_steps)
+        _check(every, batch_size, threads, chunk, batching)
         by_node = dict(sorted(parts.items())) if isinstance(parts, Mapping) else dict(enumerate(parts))
         if not by_node:
             raise UsageError("Trainer: no nodes; expected at least one part of the training samples")
-        self.task, self.optimizer, self.local_steps = task, optimizer, local_steps
+        self.task, self.optimizer = task, optimizer
         self.nodes = tuple(by_node)
         self.num_nodes = len(by_node) if num_nodes is None else num_nodes
         if self.nodes[0] < 0 or self.nodes[-1] >= self.num_nodes:
             raise UsageError(f"Trainer: nodes {self.nodes[0]} to {self.nodes[-1]} of {self.num_nodes}")
+        self.steps = _steps_by_node(every, self.nodes, self.num_nodes)
         self._shuffles = {
             node: Shuffle(checked_partition(part, node, len(task.train)), seed, node)
             for node, part in by_node.items()
@@ -135,7 +139,7 @@ class Trainer:
         self._context = context = TrainingContext(
             task,
             seed=seed,
-            local_steps=local_steps,
+            local_steps=max(every),
             batch_size=batch_size,
             device=device,
             threads=threads,
@@ -153,7 +157,7 @@ class Trainer:
         first = self._shuffles[self.nodes[0]]
         probe = TraitProbe(context, self.layout, self._initial, found, self.frozen, first)
         self.traits = probe.traits
-        self.batching, self.reason = probe.batching(batching, model)
+        self.batching, self.reason = _for_steps(every, batching, *probe.batching(batching, model))
         stacked = self.batching == "stacked"
         self.chunk = chunk_nodes(self.num_nodes, self.layout.size, self.device, chunk) if stacked else 1
 
@@ -328,9 +332,9 @@ class Trainer:
         return 0 if self._stacked is None or self.threads > 1 else self._stacked.number_of(node)
 
     def indices(self, node: int, round: int) -> Indices:
-        """Return the samples that a node trains on in a round, (local_steps, batch_size) int64."""
-        count = self.local_steps * self._context.batch_size
-        return self._shuffles[node].take(round * count, count).reshape(self.local_steps, -1)
+        """Return the samples that a node trains on in a round, (steps of the node, batch_size) int64."""
+        count = self.steps[node] * self._context.batch_size
+        return self._shuffles[node].take(round * count, count).reshape(self.steps[node], -1)
 
     def evaluate(
         self,
@@ -397,9 +401,28 @@ class Trainer:
         self._context.pool.close()
 
 
-def _check(local_steps: int, batch_size: int, threads: int, chunk: int | None, batching: str) -> None:
+def _steps_by_node(every: Sequence[int], nodes: Sequence[int], num_nodes: int) -> dict[int, int]:
+    """The local steps of these nodes; ``every`` has one number for all, or one per node of the run."""
+    if len(every) not in (1, num_nodes):
+        raise UsageError(f"Trainer: {len(every)} numbers of local steps for {num_nodes} nodes")
+    return {node: every[node % len(every)] for node in nodes}
+
+
+def _for_steps(
+    every: Sequence[int], asked: Batching, found: Literal["loop", "stacked"], reason: str
+) -> tuple[Literal["loop", "stacked"], str]:
+    """The batching, and why not ``stacked``, where nodes may take different numbers of steps."""
+    if len(set(every)) == 1:
+        return found, reason
+    if asked == "stacked":
+        problem = "nodes with different numbers of local steps train one by one; write loop or auto"
+        raise ConfigError("train.batching", asked, problem)
+    return "loop", reason or ("nodes take different numbers of local steps" if found == "stacked" else "")
+
+
+def _check(local_steps: Sequence[int], batch_size: int, threads: int, chunk: int | None, batching: str) -> None:
     for path, value in (
-        ("train.local_steps", local_steps),
+        *(("train.local_steps", steps) for steps in local_steps),
         ("train.batch_size", batch_size),
         ("run.threads", threads),
         ("train.chunk", 1 if chunk is None else chunk),

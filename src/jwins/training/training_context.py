@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -195,6 +195,26 @@ class TrainingContext:
                     f"expected one number per sample, ({len(targets)},)"
                 )
         return found
+
+    def transformed(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the metrics that the task reports, from means over the test set.
+
+        Raises:
+            UsageError: a metric does not have one number per model.
+        """
+        return _checked_means(self.task.transform(means), means)
+
+
+def _checked_means(found: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The metrics that ``task.transform`` returned, as (models,) float64."""
+    (models,) = next(iter(given.values())).shape
+    for name, values in found.items():
+        if not isinstance(values, Tensor) or values.shape != (models,):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise UsageError(
+                f"task.transform: metric {name!r} is {shape}: expected one number per model, ({models},)"
+            )
+    return {name: values.double() for name, values in found.items()}
 
 
 def resolve_device(device: Device) -> torch.device:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
@@ -370,6 +370,15 @@ class Wire:
     def peek(self, data: bytes) -> FrameHeader | None:
         """See :func:`peek`."""
         return peek(data, self.codec, self.digest, dim=self.dim)
+
+    def renewed(self, packed: Packed) -> Packed:
+        """The same message with this digest: what was under way when its experiment was given more rounds."""
+        header = _FIELDS.unpack_from(packed.data)
+        if header[7] == self.digest:
+            return packed
+        fields, payload = _FIELDS.pack(*header[:7], self.digest, *header[8:]), packed.data[HEADER_BYTES:]
+        checksum = _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(fields)))
+        return replace(packed, data=fields + checksum + payload)
 
 
 def max_frame_bytes(dim: int) -> int:

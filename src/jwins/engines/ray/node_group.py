@@ -155,8 +155,10 @@ class NodeGroupActor:
         """Return the machine of this actor."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def begin(self, make: Callable[[], NodeGroup], number: int, machine_of: Mapping[int, str]) -> None:
-        """Build the node group.
+    def begin(
+        self, make: Callable[[], NodeGroup], number: int, machine_of: Mapping[int, str]
+    ) -> dict[int, int]:
+        """Build the node group; return the optimizer steps of its nodes per round.
 
         Args:
             make: builds the node group.
@@ -165,6 +167,7 @@ class NodeGroupActor:
         """
         self._group, self._number = make(), number
         self._machine_of = dict(machine_of)
+        return dict(self._group.local_steps)
 
     def start(self, now: float) -> dict[int, list[Command]]:
         """Begin round 0; nodes send nothing yet."""
@@ -236,9 +239,17 @@ class NodeGroupActor:
         """Return sums of parameters, and local buffers, of the models that wait for an evaluation."""
         return self._group.sums(round)
 
-    def measure(self, round: int, average: AverageModel, test_average: bool) -> EvalResult:
+    def measure(self, round: int, average: AverageModel, test_average: bool, keep: bool) -> EvalResult:
         """Test the models that wait for an evaluation."""
-        return self._group.measure(round, average, test_average=test_average)
+        return self._group.measure(round, average, test_average=test_average, keep=keep)
+
+    def end_with_measured(self) -> None:
+        """Make the models of the last evaluation the final ones."""
+        self._group.end_with_measured()
+
+    def measured_file(self, node: int) -> bytes:
+        """Return a node's model at the last evaluation as a safetensors file."""
+        return self._group.measured_file(node)
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
         """Return the waiting nodes among these, with their round and the missing senders."""
@@ -314,7 +325,7 @@ class RemoteNodeGroup:
         machine: machine of the actor.
         nodes: nodes of the node group, increasing.
         rules: common rules of all nodes of the run.
-        local_steps: optimizer steps per round.
+        local_steps: optimizer steps per round, by node.
 
     Attributes:
         number: as given.
@@ -327,7 +338,13 @@ class RemoteNodeGroup:
     """
 
     def __init__(
-        self, actor: Any, number: int, machine: str, nodes: Sequence[int], rules: Rules, local_steps: int
+        self,
+        actor: Any,
+        number: int,
+        machine: str,
+        nodes: Sequence[int],
+        rules: Rules,
+        local_steps: Mapping[int, int],
     ) -> None:
         self._actor = actor
         self.number, self.machine = number, machine
@@ -412,10 +429,21 @@ class RemoteNodeGroup:
         found: tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
         return found
 
-    def measure(self, round: int, average: AverageModel, *, test_average: bool) -> EvalResult:
+    def measure(
+        self, round: int, average: AverageModel, *, test_average: bool, keep: bool = False
+    ) -> EvalResult:
         """Test the models that wait for an evaluation."""
-        result: EvalResult = self._call("measure", round, average, test_average)
+        result: EvalResult = self._call("measure", round, average, test_average, keep)
         return result
+
+    def end_with_measured(self) -> None:
+        """Make the models of the last evaluation the final ones."""
+        self._call("end_with_measured")
+
+    def measured_file(self, node: int) -> bytes:
+        """Return a node's model at the last evaluation as a safetensors file."""
+        data: bytes = self._call("measured_file", node)
+        return data
 
     # --- End and resuming -----------------------------------------------------------------------------------
 
@@ -495,7 +523,6 @@ def start_actors(
     makes: Sequence[tuple[Sequence[int], Callable[[], NodeGroup]]],
     rules: Rules,
     *,
-    local_steps: int,
     demand: Demand,
     name: str,
 ) -> Iterator[list[RemoteNodeGroup]]:
@@ -504,7 +531,6 @@ def start_actors(
     Args:
         makes: for each node group its nodes, increasing, and the function that builds it there.
         rules: common rules of all nodes of the run.
-        local_steps: optimizer steps per round.
         demand: demand of each node group.
         name: name of the run, for the dashboard.
 
@@ -532,10 +558,9 @@ def start_actors(
         for number, (_, make) in enumerate(makes):
             others = {node: machines[k] for k, (of, _) in enumerate(makes) if k != number for node in of}
             begun.append(actors[number].begin.remote(make, number, others))
-        for number, reference in enumerate(begun):
-            _got(reference, f"actor {number}")
+        steps = [_got(reference, f"actor {number}") for number, reference in enumerate(begun)]
         yield [
-            RemoteNodeGroup(actors[k], k, machines[k], nodes, rules, local_steps)
+            RemoteNodeGroup(actors[k], k, machines[k], nodes, rules, steps[k])
             for k, (nodes, _) in enumerate(makes)
         ]
     finally:

@@ -28,6 +28,7 @@ from typing import Any
 from torch import Tensor
 
 from jwins.engines import node_group
+from jwins.engines.callbacks import MeasuredModels
 from jwins.engines.eval_reduce import average, reduce_results
 from jwins.engines.gc_tuning import raised_gc_threshold
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
@@ -35,8 +36,9 @@ from jwins.engines.recorder import Recorder
 from jwins.engines.simulator.fault_script import FaultScript
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, UplinkState
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, QueueItem, QueueState, TransferDone
+from jwins.engines.stop_rule import StopRule
 from jwins.engines.traffic_counter import TrafficCounter, total
-from jwins.errors import ConfigError, JwinsError, UsageError
+from jwins.errors import ConfigError, JwinsError, ResumeError, UsageError
 from jwins.node import (
     Checkpoint,
     Command,
@@ -155,7 +157,8 @@ class Outcome:
     """Measurements of a simulation.
 
     Attributes:
-        status: ``finished``, ``diverged``, ``interrupted``, or ``stalled`` if all nodes went down.
+        status: ``finished``, ``stopped`` by its rule, ``diverged``, ``interrupted``, or ``stalled`` if all
+            nodes went down.
         rows: all rows of the run, including those before an interruption.
         params: (N, P) float32 final parameters; None if interrupted.
         refused: (receiver, sender, round, reason) of each frame that a node did not accept.
@@ -181,6 +184,8 @@ class SimulatedDriver:
         recorder: recorder of measurements; None keeps them in memory.
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
+        stop_rule: rule that ends the run by its evaluations; None for the number of rounds alone.
+        on_evaluation: called with each new evaluation and its models; None for nothing.
         startup_s: real seconds before the start, for the last row.
         call_all: calls several node groups; by default one after the other.
 
@@ -200,6 +205,8 @@ class SimulatedDriver:
         recorder: Recorder | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        stop_rule: StopRule | None = None,
+        on_evaluation: Callable[[EvalRow, MeasuredModels], None] | None = None,
         startup_s: float = 0.0,
         call_all: CallAll | None = None,
     ) -> None:
@@ -209,7 +216,8 @@ class SimulatedDriver:
         self.recorder = recorder or Recorder(None)
         self.on_progress = on_progress
         self._group_of = {node: group for group in groups for node in group.nodes}
-        self._start, self._stop = start, stop
+        self._start, self._stop, self._stop_rule = start, stop, stop_rule
+        self._on_evaluation = on_evaluation
         self._links, self._compute = links or Links(), compute or Compute()
         n = self.num_nodes = len(self._group_of)
         _check(groups, rules, self._links, self._compute, faults or Faults())
@@ -231,6 +239,7 @@ class SimulatedDriver:
         self._refused: list[tuple[int, int, int, str]] = []
         self._rows_shown = 0
         self._failure: Finished | None = None
+        self._stopped: EvalRow | None = None
         self._checkpoint_due: int | None = None
         self._wall_s = {"start-up": startup_s, "checkpoints": 0.0, "total": 0.0}
 
@@ -239,7 +248,8 @@ class SimulatedDriver:
         if self._faults:
             return 0.0
         deadline_s = self.rules.deadline_s
-        local_steps = 1 if self.rules.consensus_rounds else self.groups[0].local_steps
+        fewest = min(min(group.local_steps.values()) for group in self.groups)
+        local_steps = 1 if self.rules.consensus_rounds else fewest
         least = min(self._links.latency_ms * 1e-3, self._compute.least_seconds(local_steps))
         return least if deadline_s is None else min(least, deadline_s)
 
@@ -279,7 +289,8 @@ class SimulatedDriver:
     def _begin(self, resume: bool) -> None:
         if resume:
             types = (*STATE_TYPES, *self.rules.sharing.state_types)
-            state, nodes = self.recorder.resume(types)
+            state, nodes = self.recorder.resume(types, self.rules.rounds)
+            self._check_not_stopped()
             self._call_all([partial(group.restore, nodes) for group in self.groups])
             self._restore(state)
             return
@@ -288,6 +299,18 @@ class SimulatedDriver:
         commands = {node: found for of in started for node, found in of.items()}
         for node in sorted(commands):
             self._carry_out(node, commands[node], 0.0)
+
+    def _check_not_stopped(self) -> None:
+        """Refuse to go on where another rule would have ended the run before, after what is kept of it."""
+        for count, row in enumerate(self.recorder.rows, start=1):
+            if isinstance(row, EvalRow) and (reason := self._reason_to_stop(self.recorder.rows[:count])):
+                raise ResumeError(
+                    f"run.stop: would have ended this run after {row.round} rounds ({reason}); change it, "
+                    f"remove it, or run in another folder"
+                )
+
+    def _reason_to_stop(self, rows: Sequence[Row]) -> str:
+        return "" if self._stop_rule is None else self._stop_rule.reason(rows)
 
     def _step(self) -> None:
         """Handle all events of one window, then carry out the nodes' commands in order of time."""
@@ -374,7 +397,8 @@ class SimulatedDriver:
             self._rejoin(fault.node, round, now)
         self._untrained[node] = round
         # A round of consensus takes the time of one step, so that the order of events is well defined.
-        local_steps = self.groups[0].local_steps if round < self.rules.training_rounds else 1
+        trained = self._group_of[node].local_steps[node]
+        local_steps = trained if round < self.rules.training_rounds else 1
         due = now + self._compute.seconds(self.rules.seed, node, round, local_steps)
         self._queue.push(due, NodeEvent(node, TrainingDone(round)))
 
@@ -406,7 +430,8 @@ class SimulatedDriver:
     def _count_votes(self, round: int) -> None:
         if len(self._crashed) < self.num_nodes and self._are_all(self._votes[round], round):
             del self._votes[round]
-            self._checkpoint_due = round
+            # After the last round there is nothing to resume, and a longer run continues from before it.
+            self._checkpoint_due = round if round < self.rules.rounds else None
 
     def _rejoin(self, node: int, round: int, now: float) -> None:
         """Announce a node to all others before it trains, so that they expect it from ``round`` on."""
@@ -449,32 +474,45 @@ class SimulatedDriver:
 
     def _evaluate_if_complete(self, round: int) -> None:
         completions = self._completions[round]
-        if not self._are_all(completions, round):
+        if self._stopped is not None or not self._are_all(completions, round):
             return
         del self._completions[round]
+        honest = sorted(completions.keys() - self.rules.attacks.keys())
+        if not honest:  # all others are down
+            return
         found = self._call_all([partial(group.sums, round) for group in self.groups])
         buffers = {node: own for _, every in found for node, own in every.items()}
-        mean = average([sums for sums, _ in found], len(completions), buffers)
-        tester = self._group_of[min(completions)]
+        mean = average([sums for sums, _ in found], len(honest), buffers)
+        tester = self._group_of[honest[0]]
+        keep = self._stop_rule is not None or self._on_evaluation is not None
         results = self._call_all(
-            [partial(group.measure, round, mean, test_average=group is tester) for group in self.groups]
+            [
+                partial(group.measure, round, mean, test_average=group is tester, keep=keep)
+                for group in self.groups
+            ]
         )
         # Count all bytes of nodes that are down or returned later: no byte is subtracted.
         sent = [
             TrafficSplit(*completions[node].sent) if node in completions else self._traffic.sent(node)
             for node in range(self.num_nodes)
         ]
-        self.recorder.append(
-            reduce_results(
-                results,
-                round=round,
-                time_s=max(completion.time for completion in completions.values()),
-                nodes=sorted(completions),
-                traffic=total(sent),
-                samples=tester.num_samples(round),
-                consensus_rounds=max(0, round - self.rules.training_rounds),
-            )
+        row = reduce_results(
+            results,
+            round=round,
+            time_s=max(completion.time for completion in completions.values()),
+            nodes=honest,
+            traffic=total(sent),
+            samples=tester.num_samples(round),
+            consensus_rounds=max(0, round - self.rules.training_rounds),
         )
+        self.recorder.append(row)
+        if self._on_evaluation is not None:
+            models = MeasuredModels(tuple(row.nodes), lambda node: self._group_of[node].measured_file(node))
+            self._on_evaluation(row, models)
+            models.end()
+        goes_on = self._failure is None and round < self.rules.rounds
+        if goes_on and (reason := self._reason_to_stop(self.recorder.rows)):
+            self._stopped, self._failure = row, Finished("stopped", round, reason)
 
     def _report(self) -> None:
         if self.on_progress is None:
@@ -505,7 +543,10 @@ class SimulatedDriver:
 
     def _end(self) -> Outcome:
         failure = self._failure or self._all_down() or Finished("finished", self._least_round())
-        end = EndRow(failure.status, failure.round, self._now, failure.reason, "", self._seconds())
+        if self._stopped is not None:
+            self._call_all([group.end_with_measured for group in self.groups])
+        ended_at = self._now if self._stopped is None else self._stopped.time_s
+        end = EndRow(failure.status, failure.round, ended_at, failure.reason, "", self._seconds())
         params = self.recorder.finish(self.groups, end, self._traffic.edges())
         return self._outcome(failure.status, params)
 
@@ -567,7 +608,10 @@ class SimulatedDriver:
 
         def one(envelope: Envelope) -> Envelope:
             """Restore one envelope for all receivers, so that it is decoded once."""
-            return envelopes.setdefault(envelope.number, envelope)
+            if envelope.number not in envelopes:
+                packed = self.rules.wire.renewed(envelope.packed)
+                envelopes[envelope.number] = replace(envelope, packed=packed)
+            return envelopes[envelope.number]
 
         state = _with_envelopes(state, one)
         self._now, self._envelopes = state.now, state.envelopes

@@ -1,0 +1,96 @@
+"""Functions of the user's own that a run calls on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load
+from torch import Tensor
+
+from jwins.errors import UsageError
+from jwins.run_folder.rows import EvalRow
+
+if TYPE_CHECKING:
+    from jwins.engines.simulator.driver import Progress
+    from jwins.experiment.experiment import Experiment
+    from jwins.run.result import Result
+
+__all__ = ["Callback", "MeasuredModels"]
+
+
+class MeasuredModels(Mapping[int, dict[str, Tensor]]):
+    """The models of an evaluation by node, each a state dict of copies; read when they are asked for.
+
+    They are there as long as the call that handed them over.
+
+    Args:
+        nodes: that were measured.
+        read: gives a node's model as a safetensors file.
+    """
+
+    def __init__(self, nodes: tuple[int, ...], read: Callable[[int], bytes]) -> None:
+        self._nodes, self._read = nodes, read
+        self._over = False
+
+    def __getitem__(self, node: int) -> dict[str, Tensor]:
+        if node not in self._nodes:
+            raise KeyError(node)
+        if self._over:
+            raise UsageError(
+                "the models of an evaluation are read within on_evaluation; keep what you need there"
+            )
+        tensors: dict[str, Tensor] = load(self._read(node))
+        return tensors
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __repr__(self) -> str:
+        return f"<MeasuredModels of {len(self)} nodes>"
+
+    def end(self) -> None:
+        """Refuse to read from now on."""
+        self._over = True
+
+
+class Callback:
+    """Base class of what ``simulate(..., callbacks=[...])`` calls; write the methods that you need.
+
+    All are called in the process that called ``simulate``, between two steps of the run. An exception ends the
+    run. A run that goes on from a checkpoint reports again what it measures again.
+
+    Example::
+
+        class Best(jwins.Callback):
+            best = 0.0
+
+            def on_evaluation(self, row, models):
+                if row.metrics["accuracy"].mean > self.best:
+                    self.best = row.metrics["accuracy"].mean
+                    torch.save(models[0], "best.pt")
+    """
+
+    def on_start(self, experiment: Experiment) -> None:
+        """The run is about to begin, or to go on.
+
+        Args:
+            experiment: as resolved.
+        """
+
+    def on_round(self, progress: Progress) -> None:
+        """All live nodes have completed at least ``progress.round`` rounds, more than at the call before."""
+
+    def on_evaluation(self, row: EvalRow, models: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """All nodes were measured.
+
+        Args:
+            row: the measurements.
+            models: of the nodes that were measured, by number: the tensors of a ``state_dict``.
+        """
+
+    def on_end(self, result: Result) -> None:
+        """The run has ended, as ``result.status`` says, perhaps interrupted."""

@@ -1,0 +1,67 @@
+"""The rule by which a run ends before its last round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jwins.errors import ConfigError
+from jwins.run_folder.rows import EvalRow, Row
+
+__all__ = ["StopRule"]
+
+
+@dataclass(frozen=True, slots=True)
+class StopRule:
+    """Ends a run by its evaluations alone, so that a resumed run ends where an uninterrupted one does.
+
+    Attributes:
+        metric: whose mean over the nodes counts.
+        lower_is_better: its direction.
+        target: end when it is reached; None for no target.
+        patience: end after this many evaluations in a row without a better value; None for never.
+    """
+
+    metric: str
+    lower_is_better: bool
+    target: float | None = None
+    patience: int | None = None
+
+    def reason(self, rows: Sequence[Row]) -> str:
+        """Why the newest evaluation ends the run, in words; empty if it does not.
+
+        Args:
+            rows: of the run so far.
+
+        Raises:
+            ConfigError: the task has no such metric.
+        """
+        evaluations = [row for row in rows if isinstance(row, EvalRow)]
+        if not evaluations:
+            return ""
+        newest = evaluations[-1]
+        if self.metric not in newest.metrics:
+            problem = f"expected a metric of the task: {', '.join(newest.metrics)}"
+            raise ConfigError("run.stop.metric", self.metric, problem)
+        values = [row.metrics[self.metric].mean for row in evaluations]
+        if self.target is not None:
+            value = values[-1]
+            reached = value is not None and (
+                value <= self.target if self.lower_is_better else value >= self.target
+            )
+            return f"{self.metric} reached {self.target:g}: {value:.4g}" if reached else ""
+        assert self.patience is not None
+        best = 0
+        for place, value in enumerate(values):
+            if value is not None and (values[best] is None or self._better(value, values[best])):
+                best = place
+        if len(values) - 1 - best < self.patience:
+            return ""
+        return (
+            f"{self.metric} has not been better for {self.patience} evaluations than after "
+            f"{evaluations[best].round} rounds"
+        )
+
+    def _better(self, value: float, than: float | None) -> bool:
+        assert than is not None
+        return value < than if self.lower_is_better else value > than

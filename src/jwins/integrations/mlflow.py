@@ -1,0 +1,78 @@
+"""A run's evaluations in MLflow; needs the extra ``mlflow``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jwins.engines.callbacks import Callback
+from jwins.errors import UsageError
+from jwins.run_folder.tensorboard import scalars
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jwins.experiment.experiment import Experiment
+    from jwins.run.result import Result
+    from jwins.run_folder.rows import EvalRow
+
+__all__ = ["MlflowCallback"]
+
+_MAX_CHARS = 500
+"""Longest value of a parameter that every server of MLflow takes."""
+_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}
+
+
+class MlflowCallback(Callback):
+    """Logs what each evaluation measures, with the number of completed rounds as the step.
+
+    The experiment's settings are the run's parameters, by TOML path; its status and the hash of its parameters
+    are tags.
+
+    Args:
+        options: of ``mlflow.start_run``; ``run_name`` is the experiment's name unless it is given. Where MLflow
+            writes to is set as always, with ``mlflow.set_tracking_uri`` and ``mlflow.set_experiment``.
+
+    Raises:
+        UsageError: MLflow is not installed.
+
+    Example::
+
+        jwins.simulate(experiment, callbacks=[MlflowCallback()])
+    """
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            import mlflow
+        except ImportError:
+            raise UsageError("MlflowCallback needs an extra: pip install 'jwins[mlflow]'") from None
+        self._mlflow: Any = mlflow
+        self._options = options
+        self._running = False
+
+    def on_start(self, experiment: Experiment) -> None:
+        """Begin a run of MLflow."""
+        self._mlflow.start_run(**{"run_name": experiment.name, **self._options})
+        self._running = True
+        values = dict(_flat(experiment.resolved()))
+        self._mlflow.log_params({key: str(value)[:_MAX_CHARS] for key, value in values.items()})
+
+    def on_evaluation(self, row: EvalRow, models: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Log the scalars of an evaluation."""
+        self._mlflow.log_metrics(scalars(row), step=row.round)
+
+    def on_end(self, result: Result) -> None:
+        """Set the tags and end the run; not of a run that was complete before."""
+        if not self._running:
+            return
+        self._mlflow.set_tags({"status": result.status, "sha256": result.sha256 or ""})
+        self._mlflow.end_run(status=_STATUS.get(result.status, "FAILED"))
+        self._running = False
+
+
+def _flat(tables: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value

@@ -1,0 +1,109 @@
+"""A run that has ended, made longer: its folder becomes that of the same experiment with more rounds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jwins.errors import ConfigError, ResumeError
+from jwins.experiment.experiment import Experiment
+from jwins.experiment.toml import read_toml
+from jwins.run.builders import build_sharing
+from jwins.run.folder import FolderState, folder_state, locked
+from jwins.run_folder import traffic
+from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.record import Record
+
+__all__ = ["extend"]
+
+
+def extend(experiment: Experiment, folder: Path) -> None:
+    """Make ``folder`` one in which the experiment is unfinished, if it differs in its end alone.
+
+    The run then goes on from its newest checkpoint in which no node had ended, or from the start if there is
+    none, to the result of a run that had as many rounds from the start. It may be killed at any time: until the
+    configuration is written, last of all, the folder is that of the shorter run.
+
+    Args:
+        experiment: with more rounds, or another ``run.stop``, than the run that is there.
+        folder: of the run; nothing is done if there is none.
+
+    Raises:
+        ConfigError: fewer rounds, or settings with which the end is more than the number of rounds.
+        ResumeError: the folder holds another experiment, or a run that diverged or stalled.
+    """
+    config = folder / "config.toml"
+    if not config.is_file():
+        return
+    stored = read_toml(config.read_text(encoding="utf-8"), str(config)).get("run", {})
+    shorter = _with_end_of(experiment, stored)
+    if shorter == experiment:
+        return
+    _, resolved = folder_state(shorter, folder)
+    _check(experiment, shorter, folder)
+    with locked(folder, "this experiment"):
+        if folder_state(shorter, folder)[0] is not FolderState.UNFINISHED:
+            _drop_end(folder)
+        log = folder / "metrics.jsonl"
+        if log.is_file():
+            old, new = (one.digest().hex().encode() for one in (shorter, experiment))
+            first, *rows = log.read_bytes().splitlines(keepends=True)
+            write_atomically(log, b"".join([first.replace(old, new, 1), *rows]))  # as long as it was
+        if not _can_go_on(experiment, folder):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        end = {"rounds": experiment.run.rounds, "stop": _stop_of(experiment)}
+        write_atomically(config, resolved.changed({"run": end}).to_toml(folder).encode())
+
+
+def _with_end_of(experiment: Experiment, stored: Mapping[str, Any]) -> Experiment:
+    """The experiment with the end of the run that is there."""
+    rounds = stored.get("rounds", experiment.run.rounds)
+    return experiment.changed({"run": {"rounds": rounds, "stop": stored.get("stop")}})
+
+
+def _stop_of(experiment: Experiment) -> dict[str, Any] | None:
+    stop = experiment.run.stop
+    return None if stop is None else stop.model_dump(exclude_none=True)
+
+
+def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:
+    run = experiment.run
+    if run.rounds < shorter.run.rounds:
+        problem = f"the run in {folder} has {shorter.run.rounds} rounds; give more, or choose another folder"
+        raise ConfigError("run.rounds", run.rounds, problem)
+    if (schedule := experiment.train.schedule).kind != "constant":
+        problem = "goes over the rounds that there were, and would be another in a longer run"
+        raise ConfigError("train.schedule.kind", schedule.kind, problem)
+    for key, problem in (
+        ("consensus_rounds", "its rounds of consensus were run after the last round of training"),
+        ("eval_samples_early", "its last evaluations used more samples"),
+    ):
+        if getattr(run, key):
+            raise ConfigError(
+                f"run.{key}", getattr(run, key), f"{problem}, and would be others in a longer run"
+            )
+    if (folder / "metrics.jsonl").is_file() and (record := Record.read(folder)).ended_early:
+        raise ResumeError(f"{folder}: the run ended early ({record.status}); more rounds do not help it")
+
+
+def _drop_end(folder: Path) -> None:
+    """Make a run that has ended one that has not."""
+    log = folder / "metrics.jsonl"
+    write_atomically(log, b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
+    (folder / traffic.FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / "final", ignore_errors=True)
+
+
+def _can_go_on(experiment: Experiment, folder: Path) -> bool:
+    """Whether there is a checkpoint in which no node had ended."""
+    from jwins.engines.recorder import Recorder
+    from jwins.engines.simulator.driver import STATE_TYPES
+
+    types = (*STATE_TYPES, *build_sharing(experiment).state_types)
+    try:
+        Recorder(folder).newest_checkpoint(types, experiment.run.rounds)
+    except ResumeError:
+        return False
+    return True

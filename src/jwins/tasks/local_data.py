@@ -1,0 +1,172 @@
+"""Samples that a node alone trains on: copies of its share of the data, changed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jwins.rng import stream
+from jwins.tasks.base import Dataset, Task
+
+__all__ = [
+    "Changes",
+    "FlippedLabels",
+    "LocalChange",
+    "NoisyInputs",
+    "NoisyLabels",
+    "RotatedImages",
+    "with_local_data",
+]
+
+
+class LocalChange(Protocol):
+    """Protocol of a change of one node's samples; a pure function."""
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs and targets of the same shapes and types; the arguments must not be changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FlippedLabels:
+    """Label c becomes C - 1 - c.
+
+    Attributes:
+        num_labels: C.
+    """
+
+    num_labels: int
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`LocalChange`."""
+        return inputs, self.num_labels - 1 - targets
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyLabels:
+    """Some labels are replaced by one of the other labels, each as likely as any other.
+
+    Attributes:
+        num_labels: C, at least 2.
+        fraction: of the samples, rounded to a whole number.
+        seed: of the experiment.
+        node: the node, of whose generator the draws are.
+    """
+
+    num_labels: int
+    fraction: float
+    seed: int
+    node: int
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`LocalChange`."""
+        rng = stream(self.seed, "label noise", node=self.node)
+        chosen = torch.from_numpy(rng.permutation(len(targets))[: round(self.fraction * len(targets))])
+        by = torch.from_numpy(rng.integers(1, self.num_labels, len(chosen))).to(targets.dtype)
+        noisy = targets.clone()
+        noisy[chosen] = (targets[chosen] + by) % self.num_labels
+        return inputs, noisy
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedImages:
+    """Images (n, H, W) or (n, C, H, W) are rotated about their centre, by bilinear interpolation.
+
+    Corners that no pixel reaches are 0.
+
+    Attributes:
+        degrees: counterclockwise.
+    """
+
+    degrees: float
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`LocalChange`."""
+        images = inputs.float().reshape(len(inputs), -1, *inputs.shape[-2:])
+        height, width = images.shape[-2:]
+        cos, sin = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+        # In units of half a side, so that pixels of oblong images stay square.
+        turn = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]])
+        grid = functional.affine_grid(turn.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+        rotated = functional.grid_sample(images, grid, align_corners=False)
+        return _as(rotated.reshape(inputs.shape), inputs), targets
+
+
+@dataclass(frozen=True, slots=True)
+class NoisyInputs:
+    """Gaussian noise is added to inputs.
+
+    Attributes:
+        sd: standard deviation, in the units of the inputs.
+        seed: of the experiment.
+        node: the node, of whose generator the draws are.
+    """
+
+    sd: float
+    seed: int
+    node: int
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`LocalChange`."""
+        noise = stream(self.seed, "input noise", node=self.node).standard_normal(inputs.shape, dtype=np.float32)
+        return _as(inputs.float() + self.sd * torch.from_numpy(noise), inputs), targets
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Several changes, one after the other."""
+
+    each: tuple[LocalChange, ...]
+
+    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`LocalChange`."""
+        for change in self.each:
+            inputs, targets = change(inputs, targets)
+        return inputs, targets
+
+
+def _as(values: Tensor, like: Tensor) -> Tensor:
+    """Values in the type of ``like``; of bytes the nearest, within the range of all of ``like``."""
+    if like.is_floating_point():
+        return values.to(like.dtype)
+    return values.round().clamp(float(like.min()), float(like.max())).to(like.dtype)
+
+
+def with_local_data(
+    task: Task, partition: Mapping[int, npt.NDArray[np.int64]], changes: Mapping[int, LocalChange]
+) -> tuple[Task, dict[int, npt.NDArray[np.int64]]]:
+    """Return a task whose training data end in changed copies of some nodes' samples, and where these are.
+
+    Args:
+        task: stays as it is.
+        partition: training samples of the nodes that are held here.
+        changes: by node; of nodes that are not held here, without effect.
+
+    Returns:
+        A copy of the task that shares everything but ``train``, and for each node the samples to train on, in
+        the order of those that they stand for.
+    """
+    parts = dict(partition)
+    changed = sorted(changes.keys() & parts.keys())
+    if not changed:
+        return task, parts
+    inputs, targets, size = [task.train.inputs], [task.train.targets], len(task.train)
+    for node in changed:
+        own = torch.from_numpy(np.asarray(parts[node], dtype=np.int64))
+        found = changes[node](task.train.inputs[own], task.train.targets[own])
+        inputs.append(found[0])
+        targets.append(found[1])
+        parts[node] = np.arange(size, size + len(own))
+        size += len(own)
+    local = copy.copy(task)
+    local.train = Dataset(torch.cat(inputs), torch.cat(targets))
+    return local, parts
