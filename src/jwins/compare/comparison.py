@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,12 +161,12 @@ class Comparison(Settings):
                 if self.variant(variant.bytes_as).bytes_as is not None or variant.bytes_as == variant.name:
                     raise refuse(f"{path}.bytes_as", variant.bytes_as, "sends another variant's bytes itself")
                 if variant.tune is not None:
-                    raise refuse(f"{path}.tune", variant.tune.key, "cannot be tuned: it has bytes_as")
-            for value in variant.tune.values if variant.tune is not None else ():
-                assert variant.tune is not None
-                self._try(variant, variant.tune.key, value, f"{path}.tune")
-        tune = self.tune
-        if tune is not None and tune.key is not None:
+                    keys = ", ".join(variant.tune.keys)
+                    raise refuse(f"{path}.tune", keys, "cannot be tuned: it has bytes_as")
+            for point in self.points(variant.tune):
+                self._try(variant, point, f"{path}.tune")
+        shared = self.rule.shared
+        if shared is not None:
             on = self.tuned_on
             if on is None:
                 raise refuse("tune.on", MISSING, "required: no variant has sharing.kind = 'full'")
@@ -174,19 +175,25 @@ class Comparison(Settings):
                     "tune.on", on.name, "has a setting of its own to be chosen; tune on another variant"
                 )
             for variant in self.variants:
-                for value in tune.values:
-                    self._try(variant, tune.key, value, "tune")
+                for point in self.points(shared):
+                    self._try(variant, point, "tune")
         if self.is_tuned:
             for index, seed in enumerate(self.rule.seeds):
                 if seed in self.compare.seeds:
                     problem = "is a seed of the comparison, too; what is tuned on a seed looks too good on it"
                     raise refuse(f"tune.seeds[{index}]", seed, problem)
 
-    def _try(self, variant: Variant, key: str, value: Any, path: str) -> None:
+    def _try(self, variant: Variant, point: Mapping[str, Any], path: str) -> None:
         try:
-            variant.experiment.changed(tables_of({key: value}))
+            variant.experiment.changed(tables_of(point))
         except ConfigError as error:
-            raise refuse(path, {"key": key, "value": value}, f"{error.path}: {error.problem}") from None
+            first = next(iter(point))
+            one = {"key": first, "value": point[first]} if len(point) == 1 else dict(point)
+            raise refuse(path, one, f"{error.path}: {error.problem}") from None
+
+    def points(self, grid: TuningGrid | None) -> list[dict[str, Any]]:
+        """The settings that tuning tries, by TOML path; none without a grid."""
+        return [] if grid is None else grid.points(self.rule.seeds[0])
 
     def variant(self, name: str) -> Variant:
         """Return the variant with this name."""
@@ -210,7 +217,8 @@ class Comparison(Settings):
     @property
     def is_tuned(self) -> bool:
         """Return whether a setting is chosen by tuning runs."""
-        return len(self.rule.values) > 1 or any(v.tune and len(v.tune.values) > 1 for v in self.variants)
+        grids = [self.rule.shared, *(variant.tune for variant in self.variants)]
+        return any(len(self.points(grid)) > 1 for grid in grids)
 
     @property
     def tuned_on(self) -> Variant | None:
@@ -344,14 +352,15 @@ class Comparison(Settings):
                 add(variant, count * len(rule.seeds), tuning=True)
                 add(variant, len(rule.seeds) if self.confirms(variant) else 0, tuning=False)
 
-        shared = len(rule.values) if len(rule.values) > 1 else 0
+        tried = len(self.points(rule.shared))
+        shared = tried if tried > 1 else 0
         if on is not None:
             add_grid(on, shared)
         for variant in self.variants:
             if only and variant.name not in only:
                 continue
             add(variant, len(self.compare.seeds), tuning=False)
-            grid = len(variant.tune.values) if variant.tune is not None else 0
+            grid = len(self.points(variant.tune))
             add_grid(variant, grid)
             if self.in_sensitivity(variant) and shared and variant is not on:
                 add(variant, shared - (grid > 1), tuning=True)
@@ -405,10 +414,12 @@ def _comparison(
         settings = {**settings, **given.pop("compare", {})}
     if "tune" in given:
         tune = {**(tune or {}), **given.pop("tune")}
-    shared = tune.get("key") if isinstance(tune, Mapping) else None
-    if isinstance(shared, str) and look_up(given, shared) is not MISSING:
-        problem = f"is tuned for all variants; write --set tune.values=[{look_up(given, shared)}]"
-        raise ConfigError(shared, look_up(given, shared), problem)
+    shared = _shared_keys(tune)
+    for key in shared:
+        if look_up(given, key) is not MISSING:
+            name = "tune.values" if len(shared) == 1 else f"tune.grid.{key}"
+            problem = f"is tuned for all variants; write --set {name}=[{look_up(given, key)}]"
+            raise ConfigError(key, look_up(given, key), problem)
     if seeds is not None:
         settings = {**settings, "seeds": list(seeds)}
     instead = {
@@ -437,9 +448,10 @@ def _comparison(
         except ConfigError as error:
             raise ConfigError(f"variants[{index}].{error.path}", error.value, error.problem) from None
         own = table.model_extra or {}
-        if isinstance(shared, str) and look_up(own, shared) is not MISSING:
-            problem = "is tuned for all variants ([tune]); remove it here"
-            raise ConfigError(f"variants[{index}].{shared}", look_up(own, shared), problem)
+        for key in shared:
+            if look_up(own, key) is not MISSING:
+                problem = "is tuned for all variants ([tune]); remove it here"
+                raise ConfigError(f"variants[{index}].{key}", look_up(own, key), problem)
         try:
             experiment = Experiment(**merge_experiment(merge_experiment(tables, own), given))
         except ConfigError as error:
@@ -448,3 +460,13 @@ def _comparison(
         keys = {key: getattr(table, key) for key in VariantTable.model_fields}
         variants.append(Variant(experiment=experiment, **keys))
     return Comparison(name=tables["name"], variants=tuple(variants), compare=settings, tune=tune)
+
+
+def _shared_keys(tune: Any) -> list[str]:
+    """Paths of the settings that a file's ``[tune]`` tunes for all variants."""
+    if not isinstance(tune, Mapping):
+        return []
+    with contextlib.suppress(ConfigError):  # which the comparison raises with its place
+        shared = TuneConfig(**tune).shared
+        return [] if shared is None else list(shared.keys)
+    return [tune["key"]] if isinstance(tune.get("key"), str) else []

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from jwins.compare.comparison import Cell, Comparison, Variant
-from jwins.compare.settings import CompareConfig, TargetConfig, TuningGrid, look_up, settings_slug, tables_of
+from jwins.compare.settings import (
+    CompareConfig,
+    TargetConfig,
+    TuningGrid,
+    look_up,
+    setting_texts,
+    settings_slug,
+    tables_of,
+)
 from jwins.errors import ResumeError
 from jwins.experiment.field_types import MISSING
 from jwins.experiment.plugins import RandomKConfig
@@ -63,6 +71,7 @@ class Trial:
         to_end_status: status of those runs.
         chosen: whether it is the best.
         edge: whether it is the best and at an end of the grid, which is then too narrow.
+        point: the settings by TOML path; several for a grid of several.
     """
 
     variant: str
@@ -78,6 +87,7 @@ class Trial:
     to_end_status: str = ""
     chosen: bool = False
     edge: bool = False
+    point: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -147,30 +157,32 @@ class _Planner:
     def _decide(self, variant: Variant) -> dict[str, Any] | None:
         rule, on = self._comparison.rule, self._comparison.tuned_on
         settings: dict[str, Any] = {}
-        if rule.key is not None and on is not None:
+        if rule.shared is not None and on is not None:
             if variant is on:
-                value = self._best(on, TuningGrid(key=rule.key, values=rule.values), {}, "final")
-                return None if value is None else {rule.key: value}
+                return self._best(on, rule.shared, {}, "final")
             shared = self.settings(on)
             if shared is None:
                 return None
             settings = dict(shared)
         if variant.tune is not None:
-            value = self._best(variant, variant.tune, settings, rule.by)
-            return None if value is None else {**settings, variant.tune.key: value}
+            best = self._best(variant, variant.tune, settings, rule.by)
+            return None if best is None else {**settings, **best}
         if variant.bytes_as is not None:
             return self._with_bytes_as(variant, self._comparison.variant(variant.bytes_as), settings)
         return settings
 
-    def _best(self, variant: Variant, grid: TuningGrid, settings: dict[str, Any], by: str) -> Any:
-        """Return the best value of a grid, None as long as it is unknown."""
-        if len(grid.values) == 1:
-            return grid.values[0]
+    def _best(
+        self, variant: Variant, grid: TuningGrid, settings: dict[str, Any], by: str
+    ) -> dict[str, Any] | None:
+        """Return the best settings of a grid, None as long as they are unknown."""
         comparison = self._comparison
+        points = comparison.points(grid)
+        if len(points) == 1:
+            return points[0]
         records: list[list[Record]] = []
-        for value in grid.values:
+        for point in points:
             cells = [
-                comparison.cell(variant, seed, {**settings, grid.key: value}, tuning=True)
+                comparison.cell(variant, seed, {**settings, **point}, tuning=True)
                 for seed in comparison.rule.seeds
             ]
             records.append([record for cell in cells if (record := self.add(cell)) is not None])
@@ -178,15 +190,15 @@ class _Planner:
         if targets is None or any(len(of) < len(comparison.rule.seeds) for of in records):
             return None
         tried = [
-            _trial(variant, grid.key, value, of, targets, self._compare)
-            for value, of in zip(grid.values, records, strict=True)
+            _trial(variant, point, of, targets, self._compare)
+            for point, of in zip(points, records, strict=True)
         ]
         best = self._confirmed(variant, settings, by, tried, targets)
         if best is None:
             return None
         tried[best] = replace(tried[best], chosen=True, edge=at_edge(grid, best))
         self._found.trials += tried
-        return grid.values[best]
+        return points[best]
 
     def _confirmed(
         self,
@@ -208,7 +220,7 @@ class _Planner:
             best = min(range(len(known)), key=lambda i: rank(known[i], by, self._compare))
             if best in confirmed or not comparison.confirms(variant):
                 return best
-            own = {**settings, tried[best].key: tried[best].value}
+            own = {**settings, **tried[best].point}
             cells = [
                 comparison.cell(variant, seed, own, tuning=True, to_end=True) for seed in comparison.rule.seeds
             ]
@@ -216,7 +228,7 @@ class _Planner:
             if len(records) < len(cells):
                 return best if self._unconfirmed else None
             row = tried[best]
-            known[best] = _trial(variant, row.key, row.value, records, targets, self._compare)
+            known[best] = _trial(variant, row.point, records, targets, self._compare)
             tried[best] = replace(row, to_end=known[best].final, to_end_status=known[best].status)
             confirmed.add(best)
 
@@ -325,8 +337,7 @@ class _Planner:
 
 def _trial(
     variant: Variant,
-    key: str,
-    value: Any,
+    point: Mapping[str, Any],
     records: Sequence[Record],
     targets: Mapping[int, Target],
     settings: CompareConfig,
@@ -340,8 +351,9 @@ def _trial(
     ends = [record.status for record in records]
     return Trial(
         variant=variant.name,
-        key=key,
-        value=value,
+        key=", ".join(point),
+        value=next(iter(point.values())) if len(point) == 1 else ", ".join(setting_texts(point)),
+        point=dict(point),
         seeds=len(records),
         final=statistics.fmean(finals),
         reached=len(hits),
@@ -365,13 +377,27 @@ def rank(tried: Trial, by: str, settings: CompareConfig) -> tuple[bool, float, f
 
 
 def at_edge(grid: TuningGrid, best: int) -> bool:
-    """Return whether a value beyond the grid might be better; there is none beyond a fraction of 1."""
-    values = grid.values
+    """Whether a value beyond the grid might have been better still, for one of its settings.
+
+    Nobody knows of a grid of which only some combinations were drawn.
+
+    Args:
+        grid: that was tried.
+        best: number of the best of its combinations.
+    """
+    if grid.budget is not None:
+        return False
+    point, values = grid.points(seed=0)[best], grid.grid if grid.key is None else {grid.key: grid.values}
+    return any(len(tried) > 1 and _is_end(key, tried, point[key]) for key, tried in values.items())
+
+
+def _is_end(key: str, values: Sequence[Any], best: Any) -> bool:
+    """Whether a value is the smallest or largest of a list; beyond a fraction of 1 there is none."""
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
-    if values[best] == 1.0 and grid.key.endswith((".gamma", ".fraction")):
+    if best == 1.0 and key.endswith((".gamma", ".fraction")):
         return False
-    return bool(values[best] in (min(values), max(values)))
+    return bool(best in (min(values), max(values)))
 
 
 def ended(cell: Cell) -> Record | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from jwins.experiment.field_types import MISSING, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
@@ -113,18 +114,75 @@ def _check_values(values: Sequence[Any]) -> None:
             raise refuse(f"values[{index}]", values[index], "is in the list already")
 
 
-class TuningGrid(Settings):
-    """Values to try for one setting; the best is used."""
+def _dotted(grid: Any) -> Any:
+    """``{"train": {"lr": [1]}}``, as TOML reads ``train.lr = [1]``, as ``{"train.lr": [1]}``."""
+    if not isinstance(grid, Mapping):
+        return grid
+    flat: dict[str, Any] = {}
+    for key, value in grid.items():
+        inner = _dotted(value) if isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}.{name}": one for name, one in inner.items()}
+    return flat
 
-    key: SettingPath = Field(description='path of the setting, such as "sharing.gamma"')
-    values: Annotated[tuple[Any, ...], Field(strict=False, min_length=1)] = Field(
-        description="values to try, in order"
+
+Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
+Grid = Annotated[dict[SettingPath, Values], BeforeValidator(_dotted)]
+Budget = Annotated[int, Within("a whole number", 1)] | None
+
+
+def _check_grid(grid: Mapping[str, tuple[Any, ...]], key: str | None, budget: int | None) -> None:
+    if grid and key is not None:
+        raise refuse(
+            "grid", list(grid), f"key = {key!r} is tuned alone; write it into grid, or remove one of both"
+        )
+    if budget is not None and not grid:
+        raise refuse("budget", budget, "is for a grid; give one, or leave it out")
+    for name, values in grid.items():
+        texts = [setting_text(value) for value in values]
+        if len(set(texts)) < len(texts):
+            raise refuse(f"grid.{name}", list(values), "has a value twice; remove one")
+
+
+class TuningGrid(Settings):
+    """Values to try for one setting, or for several at once; the best are used."""
+
+    key: SettingPath | None = Field(default=None, description='path of the setting, such as "sharing.gamma"')
+    values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
+        default=(), description="values to try for key, in order"
+    )
+    grid: Grid = Field(
+        default_factory=dict,
+        description="values by path of several settings, in place of key; all combinations",
+    )
+    budget: Budget = Field(
+        default=None, description="number of combinations of the grid to try, drawn at random; left out: all"
     )
 
     @model_validator(mode="after")
     def _different(self) -> Self:
+        if not self.grid and (self.key is None or not self.values):
+            missing = "key" if self.key is None else "values"
+            raise refuse(missing, MISSING, "required: the setting that is tuned and its values, or a grid")
+        _check_grid(self.grid, self.key, self.budget)
         _check_values(self.values)
         return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Paths of the settings that are tuned."""
+        return tuple(self.grid) if self.key is None else (self.key,)
+
+    def points(self, seed: int) -> list[dict[str, Any]]:
+        """The combinations to try, in order: all, or as many as the budget has, drawn from the seed."""
+        if self.key is not None:
+            return [{self.key: value} for value in self.values]
+        every = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        if self.budget is None or self.budget >= len(every):
+            return every
+        from jwins.rng import stream
+
+        drawn = stream(seed, "tuning grid").choice(len(every), self.budget, replace=False)
+        return [every[number] for number in sorted(drawn.tolist())]
 
 
 class TuneConfig(Settings):
@@ -154,6 +212,13 @@ class TuneConfig(Settings):
     values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
         default=(), description="values to try for key, in order; the best final value wins"
     )
+    grid: Grid = Field(
+        default_factory=dict,
+        description="values by path of several settings that all variants share, in place of key",
+    )
+    budget: Budget = Field(
+        default=None, description="number of combinations of the grid to try, drawn at random; left out: all"
+    )
     on: str | None = Field(
         default=None,
         description="variant on which key is tuned; left out: the variant from which savings are counted",
@@ -172,8 +237,16 @@ class TuneConfig(Settings):
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
         if self.sensitivity and self.key is None:
             raise refuse("sensitivity", True, "sensitivity to what? Give key and values")
+        _check_grid(self.grid, self.key, self.budget)
         _check_values(self.values)
         return self
+
+    @property
+    def shared(self) -> TuningGrid | None:
+        """The settings that are tuned for all variants; None for none."""
+        if self.grid:
+            return TuningGrid(grid=self.grid, budget=self.budget)
+        return None if self.key is None else TuningGrid(key=self.key, values=self.values)
 
 
 class VariantTable(Settings):

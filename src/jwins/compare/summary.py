@@ -205,7 +205,8 @@ def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) 
 def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict[str, Any]:
     """Return the settings that were chosen for this variant and not for all."""
     chosen = found.chosen.get(variant.name, {})
-    return {key: value for key, value in chosen.items() if key != comparison.rule.key}
+    shared = comparison.rule.shared
+    return {key: value for key, value in chosen.items() if shared is None or key not in shared.keys}
 
 
 def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], missing: int) -> Iterator[str]:
@@ -213,14 +214,15 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
         have = "runs have" if missing != 1 else "run has"
         yield f"{missing} {have} not ended, or not begun; the tables are without."
     rule, on = comparison.rule, comparison.tuned_on
-    if rule.key is not None and on is not None and on.name in found.chosen:
-        value = setting_text(found.chosen[on.name][rule.key])
-        how = f", the best of {len(rule.values)} on {on.name}" if len(rule.values) > 1 else ""
-        yield f"All variants: {rule.key} = {value}{how}."
-    for tried in found.trials:
-        if tried.edge:
+    if rule.shared is not None and on is not None and on.name in found.chosen:
+        chosen = [f"{key} = {setting_text(found.chosen[on.name][key])}" for key in rule.shared.keys]
+        tried = len(comparison.points(rule.shared))
+        how = f", the best of {tried} on {on.name}" if tried > 1 else ""
+        yield f"All variants: {', '.join(chosen)}{how}."
+    for trial in found.trials:
+        if trial.edge:
             yield (
-                f"{tried.variant}: the best {tried.key}, {setting_text(tried.value)}, is at the edge of what "
+                f"{trial.variant}: the best {trial.key}, {setting_text(trial.value)}, is at the edge of what "
                 f"was tried; a wider grid may have a better one."
             )
     for variant in comparison.variants:
@@ -261,7 +263,7 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
         rows = [
             [
                 row.variant,
-                f"{row.key} = {setting_text(row.value)}",
+                f"{row.key} = {setting_text(row.value)}" if len(row.point) < 2 else str(row.value),
                 spread_text(row.final, None, percent=percent),
                 "—" if row.bytes_to_target is None else size(row.bytes_to_target),
                 "—" if row.seconds_to_target is None else f"{row.seconds_to_target:.1f}",
@@ -278,9 +280,11 @@ def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
         seeds = ", ".join(map(str, rule.seeds))
         length = f", {rule.rounds} rounds" if rule.rounds is not None else ""
         note = f"Chosen by {how}; seed{'s' if len(rule.seeds) > 1 else ''} {seeds}{length}."
-        if rule.key is not None and rule.by != "final":
-            note += f" {rule.key} is chosen by final {settings.metric}."
+        if rule.shared is not None and rule.by != "final":
+            note += f" {' and '.join(rule.shared.keys)} is chosen by final {settings.metric}."
         data = [asdict(row) | {"value": _plain(row.value)} for row in found.trials]
+        for entry in data:
+            del entry["point"]
         tables.append(Table("tuning", "Tuning", head, rows, data, [note]))
     lines, data = [], []
     for cell in found.sensitivity:
