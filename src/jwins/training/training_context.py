@@ -205,7 +205,7 @@ class TrainingContext:
         return _checked_means(self.task.transform(means), means)
 
 
-def _checked_means(found: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _checked_means(found: Mapping[str, Any], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The metrics that ``task.transform`` returned, as (models,) float64."""
     (models,) = next(iter(given.values())).shape
     for name, values in found.items():
