@@ -300,7 +300,7 @@ def test_a_target_that_is_met_before_anything_is_sent(write: Write) -> None:
     for row in found.table:
         assert table_cells(row, percent=True)[5:8] == ["0 B", "0", "0.0"], row.variant
     page, _ = render(gather([found.folder]))
-    assert len(re.findall(r"(?<![\d.])0 B\b", page)) >= 3
+    assert "Mind what is not finished" not in page
 
 
 @pytest.mark.usefixtures("complete_figures")
