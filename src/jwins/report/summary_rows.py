@@ -51,8 +51,8 @@ class SummaryRow:
         tuned: its chosen settings, such as ``gamma = 0.4``.
         target: target value for bytes, rounds and seconds.
         meaning: description of the target.
-        worst: final metric over the worst tenth of the nodes, mean over the counted seeds; None where a run lacks
-            it.
+        worst: final metric over the worst tenth of the nodes, mean over the counted seeds; None where a run
+            lacks it.
         node_sd: standard deviation of the final metric over the nodes, likewise.
     """
 
