@@ -294,8 +294,8 @@ def own_test_samples(
 ) -> list[npt.NDArray[np.int64]]:
     """Return, for each node, the test samples that are like its training samples, increasing.
 
-    Where samples have natural owners, these are all test samples of the owners of its training samples. Elsewhere
-    they are drawn from the seed in the proportions of the node's labels, as many as the test set has.
+    Where samples have natural owners, these are all test samples of the owners of its training samples.
+    Elsewhere they are drawn from the seed in the proportions of the node's labels, as many as there are.
 
     Raises:
         ConfigError: the task's samples have neither owners nor labels.

@@ -83,8 +83,8 @@ def simulate(
         experiment: experiment to run, in ``experiment.folder``.
         resume: continue from the newest checkpoint, or from the start without one; if the run is
             complete, only read it.
-        extend: as ``resume``, also where the run in the folder had fewer rounds or another ``run.stop``. The result
-            is that of a run of this experiment from the start.
+        extend: as ``resume``, also where the run in the folder had fewer rounds or another ``run.stop``. The
+            result is that of a run of this experiment from the start.
         progress: called after every step of the driver.
         callbacks: called at the start, after rounds and evaluations, and at the end, in this order; see
             :class:`jwins.Callback`. A complete run calls only ``on_end``.
@@ -92,9 +92,9 @@ def simulate(
         engine: Ray cluster whose machines have the nodes; None for this process.
 
     Returns:
-        The measurements. A run that its ``run.stop`` ended has status ``stopped``. The argument ``stop`` and, on
-        the main thread, Ctrl-C leave a checkpoint and return with status ``interrupted``; a second Ctrl-C ends
-        at once.
+        The measurements. A run that its ``run.stop`` ended has status ``stopped``. The argument ``stop`` and,
+        on the main thread, Ctrl-C leave a checkpoint and return with status ``interrupted``; a second Ctrl-C
+        ends at once.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
