@@ -171,7 +171,6 @@ def test_what_running_nodes_cannot_take_up_is_refused(change: Any, problem: str,
 ALGORITHMS = {"full": full(), "jwins": jwins_sharing(), "choco": choco(0.3, 0.5)}
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("sharing", ALGORITHMS.values(), ids=ALGORITHMS)
 def test_one_leaves_and_another_joins_and_one_hears_of_it_late(sharing: Any, wires: Wires) -> None:
     """Node 4 is there from round 12; node 2 is gone from round 12; node 1 learns both in round 15 or later."""

@@ -29,8 +29,6 @@ from jwins.sharing import Sharing, choco, full, top_k
 from jwins.sharing.update import Received, Update
 from jwins.wire.frame import describe
 
-pytestmark = pytest.mark.alone
-
 
 def model(seed: int = 0, hidden: int = 4) -> nn.Module:
     torch.manual_seed(seed)
@@ -692,7 +690,7 @@ if sys.argv[3] == "error":
 """
 
 
-@pytest.mark.parametrize("how", ["end", "error"])
+@pytest.mark.parametrize("how", [pytest.param("end", marks=pytest.mark.slow), "error"])
 def test_a_program_that_does_not_close_its_peer_ends_all_the_same(how: str, tmp_path: Path) -> None:
     """And its neighbours hear of it."""
     peers = Peers(tmp_path, 2, None)

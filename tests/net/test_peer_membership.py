@@ -22,8 +22,6 @@ from jwins.net.peer_session import State
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.sharing import closed_loop, full, stateless
 
-pytestmark = pytest.mark.alone
-
 PAUSE_S = 0.05
 """Of a round at least, so that a file is looked at in fewer rounds than a change lies ahead."""
 AHEAD = 60
