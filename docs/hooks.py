@@ -153,12 +153,23 @@ def relinked(file: str, markdown: str) -> str:
             return text
         return f"[{text}]({os.path.relpath(page, os.path.dirname(here) or '.')}{mark}{anchor})"
 
+    return outside_fences(lambda text: LINK.sub(link, text), markdown)
+
+
+def outside_fences(change: Callable[[str], str], markdown: str) -> str:
+    """Apply ``change`` to the Markdown between blocks of code."""
     pieces: list[str] = []
     end = 0
     for fence in FENCE.finditer(markdown):
-        pieces += [LINK.sub(link, markdown[end : fence.start()]), fence[0]]
+        pieces += [change(markdown[end : fence.start()]), fence[0]]
         end = fence.end()
-    return "".join([*pieces, LINK.sub(link, markdown[end:])])
+    return "".join([*pieces, change(markdown[end:])])
+
+
+def unbroken(markdown: str) -> str:
+    """Keep numbers and their units on one line."""
+    units = re.compile(r"(?<=[0-9]) (?=(?:±|%|[kMG]?B\b))|(?<=±) (?=[0-9])")
+    return outside_fences(lambda text: units.sub("\u00a0", text), markdown)
 
 
 def pages_outside() -> dict[str, tuple[str, str]]:
@@ -212,4 +223,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Expand the tables, make links lead to the site's pages, and leave out what only tests read."""
     uri = page.file.src_uri
-    return relinked(_FILES.get(uri, f"docs/{uri}"), expand(TEST_MARKER.sub("", markdown)))
+    return unbroken(relinked(_FILES.get(uri, f"docs/{uri}"), expand(TEST_MARKER.sub("", markdown))))

@@ -3,9 +3,9 @@
 A sharing algorithm is a frozen object without state of its own. Its memory is passed in and returned, as in
 optax. One round of node i, from parameters x at its start, is
 
-    y        <- a few local steps from x                      (not the algorithm's business)
-    u_i, s   <- share(s, y, ctx)                              the same update for every neighbour
-    x, s     <- merge(s, y, [updates of the neighbours], ctx)
+    y       <- a few local steps from x    (not in the algorithm)
+    u_i, s  <- share(s, y, ctx)            the same update for all neighbours
+    x, s    <- merge(s, y, [updates of the neighbours], ctx)
 
 Neither function does I/O, reads a clock or draws from a global generator: randomness comes from ``ctx``.
 """
