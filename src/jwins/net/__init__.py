@@ -1,1 +1,1 @@
-"""Nodes on different machines: who they are, and connections that only they can open."""
+"""Nodes on different machines: their identities, and authenticated connections."""

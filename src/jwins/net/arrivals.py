@@ -1,4 +1,4 @@
-"""Events from peers: they connect, introduce themselves, send frames, and leave."""
+"""Handling of events from peers: connections, Hellos, frames and Byes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["Arrivals"]
 
 MAX_REASON_CHARS = 200
-"""Of a peer's own words, so much is in a line of the log."""
+"""Maximum length of a peer's text in a line of the log."""
 
 
 class Arrivals:
-    """Takes in what happens on a session's connections."""
+    """Handler of the events on a session's connections."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def on_connected(self, peer: int, greeting: bytes) -> None:
-        """A connection is open, on which the peer has stated its settings."""
+        """Handle a new connection, on which the peer has stated its settings."""
         known = self._session.peers[peer]
         if known.connected:
             self.on_disconnected(peer, "a new connection took its place")
@@ -42,7 +42,7 @@ class Arrivals:
             self._session.outbox.say_hello(peer)
 
     def on_disconnected(self, peer: int, reason: str) -> None:
-        """A connection is gone."""
+        """Handle the end of a connection."""
         known = self._session.peers[peer]
         known.lost()
         if known.state not in (State.LEFT, State.REMOVED):
@@ -60,7 +60,7 @@ class Arrivals:
             self._session.joiner.on_refused(peer, f"is incompatible: {problem}")
 
     def on_message(self, peer: int, data: bytes) -> None:
-        """A peer sent something."""
+        """Handle a message of a peer."""
         known = self._session.peers[peer]
         self._session.received_bytes += len(data)
         if known.state is State.REMOVED or not known.connected:
@@ -115,7 +115,7 @@ class Arrivals:
         elif hello.resend_from is not None:
             known.resend_due = hello.resend_from
         if hello.round > self._session.node.round + self._session.node.rules.rounds_ahead:
-            known.ahead_from = hello.round  # what it sends from now on is refused as too far ahead
+            known.ahead_from = hello.round  # its later frames are refused as too far ahead
         self._apply_hello(peer, hello)
         if self._session.joiner is not None:
             self._session.joiner.on_hello(peer)
@@ -209,7 +209,7 @@ class Arrivals:
         return self._hand_over(peer, data, is_late=frame.round < node.round)
 
     def take_early(self, peer: int) -> None:
-        """Hand over the frames of the round that begins."""
+        """Deliver the kept frames of the round that begins."""
         known = self._session.peers[peer]
         for data in known.early.take(self._session.node.round):
             if self._hand_over(peer, data, is_late=False) and known.is_introduced:
@@ -234,7 +234,7 @@ class Arrivals:
         return known.refused == refused
 
     def _note_ahead(self, peer: int, round: int) -> None:
-        """Frames come in order: those of earlier rounds will not come any more."""
+        """Note that no frames of earlier rounds will arrive, because frames arrive in order."""
         known = self._session.peers[peer]
         if known.synced and (known.ahead_from is None or known.ahead_from <= self._session.node.round):
             known.ahead_from = round
@@ -252,7 +252,7 @@ class Arrivals:
             self._session.outbox.say_hello(peer)
 
     def _on_late(self, peer: int) -> None:
-        """A late frame is a sign of life, as a Hello is."""
+        """Handle a late frame, which shows that the peer is alive, as a Hello does."""
         known = self._session.peers[peer]
         if known.state is State.SLOW:
             known.wants_readmission = True
@@ -263,7 +263,7 @@ class Arrivals:
             self._tell_where_we_are(peer)
 
     def _tell_where_we_are(self, peer: int) -> None:
-        """It stood still, and does not know how far the others are."""
+        """Send this node's round to a peer that stood still and does not know the others' rounds."""
         known = self._session.peers[peer]
         if self._session.end is not None:
             return  # it was told with the Bye
@@ -272,7 +272,7 @@ class Arrivals:
             self._session.outbox.say_hello(peer, answer=True)
 
     def _observe(self, peer: int, round: int) -> None:
-        """Note the time that a frame took, of a peer that was connected all the while."""
+        """Record the duration of a frame, if its peer was connected without interruption."""
         known, shared = self._session.peers[peer], self._session.rounds.shared.at.get(round)
         if known.present_from is None or round > self._session.node.round:
             return

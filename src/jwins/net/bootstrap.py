@@ -1,4 +1,4 @@
-"""A model from a member, for a node that joins later, starts from scratch or cannot begin alike."""
+"""Bootstrap: a model from a member for a node that joins later or cannot begin with the common start."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDE_EVERY", "Joiner", "Provider", "pack_state", "state_wire"]
 
 PROVIDE_EVERY = 16
-"""A member is sent at most one model in this number of rounds, over all of its connections."""
+"""A member receives at most one model in this number of rounds, over all of its connections."""
 
 ASK_AGAIN_S = 5.0
 AWAY_S = 15.0
-"""A provider whose connection broke is waited for so long: longer than the pause between two attempts."""
+"""Time limit for a provider whose connection broke, longer than the pause between two attempts."""
 
 
 def state_wire(digest: bytes, size: int) -> Wire:
-    """Wire format of models: raw frames with a digest of their own, so that no update is ever taken for one.
+    """Return the wire format of models: raw frames with a separate digest, so that no update is mistaken for
+    one.
 
     Args:
         digest: of the experiment.
@@ -42,20 +43,20 @@ def state_wire(digest: bytes, size: int) -> Wire:
 
 
 def pack_state(wire: Wire, sender: int, round: int, params: Tensor) -> Packed:
-    """A model as a message; ``params`` (P,) float32."""
+    """Encode a model, ``params`` (P,) float32, as a message."""
     return wire.pack(Frame(sender, round, Update(len(params), None, params), keyframe=True))
 
 
 class Joiner:
-    """Asks one member after the other for its model, until one sends it.
+    """Joiner, which asks one member after the other for its model, until one sends it.
 
-    A provider that is not in the round yet says Hello from time to time, and is waited for. The next is asked
-    when one does not answer in time, goes away and is not back soon, ends, or does not fit.
+    A provider that has not reached the round yet sends Hellos, and the joiner waits for it. The joiner asks the
+    next one if a provider does not answer in time, disconnects for long, ends, or is incompatible.
 
     Args:
-        session: whose node needs a model.
-        providers: whom to ask, in order.
-        from_round: the model is of this round, or of a later one.
+        session: session of the node that needs a model.
+        providers: members to ask, in order.
+        from_round: earliest round of the model.
         at_start: whether the node has not begun yet.
     """
 
@@ -80,7 +81,7 @@ class Joiner:
 
     @property
     def wait_until(self) -> float:
-        """When to look again, on the clock of the session."""
+        """Return the time of the next review, on the session's clock."""
         if self._pending is not None:
             return float("inf")
         return self._session.now + max(
@@ -93,7 +94,7 @@ class Joiner:
         return self._away_from + patience_s if self._away_from else float("inf")
 
     def review(self) -> None:
-        """Ask, ask again, or ask the next; begin with what was sent as soon as the node can."""
+        """Ask a provider, repeat the request or ask the next; begin with a received model when possible."""
         session = self._session
         if self._pending is not None:
             if session.node.waiting_for is not None:
@@ -115,7 +116,7 @@ class Joiner:
             self._ask()
 
     def take_pending(self) -> bool:
-        """Go on with the model that was sent, unless the node is past it; say whether it does."""
+        """Continue with the received model, unless the node is past it; return whether it does."""
         session, pending = self._session, self._pending
         if pending is None:
             return False
@@ -153,27 +154,27 @@ class Joiner:
         self.review()
 
     def on_connected(self, peer: int) -> None:
-        """A connection is open."""
+        """Handle a new connection."""
         if peer == self._current:
             self._away_from, self._ask_at = 0.0, self._session.awake
 
     def on_disconnected(self, peer: int) -> None:
-        """A connection is gone."""
+        """Handle the end of a connection."""
         if peer == self._current and not self._away_from:
             self._away_from = self._session.awake or 1e-9
 
     def on_hello(self, peer: int) -> None:
-        """The provider is there, and perhaps not in the round yet."""
+        """Handle a Hello of the provider, which may not have reached the round yet."""
         if peer == self._current:
             self._until = self._session.awake + self._timeout_s
 
     def on_refused(self, peer: int, problem: str) -> None:
-        """A peer ends, or does not fit."""
+        """Handle a peer that ends or is incompatible."""
         if peer == self._current:
             self._give_up(problem)
 
     def on_message(self, peer: int, data: bytes) -> bool:
-        """Take a model; say whether the message was one."""
+        """Take a model; return whether the message was one."""
         try:
             header = self._wire.peek(data)
         except CodecError:  # something else
@@ -215,7 +216,7 @@ class Joiner:
         return ""
 
     def _implausible(self, round: int) -> str:
-        """Why a round is not believed while another provider can be asked, who may have the same, or ""."""
+        """Return why a round is implausible while another provider can be asked, or ""."""
         peers = self._session.peers.items()
         known = [at.round for peer, at in peers if peer != self._current and at.greeted]
         most = max([*known, *self._claimed, self._from_round], default=0)
@@ -239,14 +240,14 @@ class Joiner:
 
 
 class Provider:
-    """Sends this node's model to members that may have it."""
+    """Provider, which sends this node's model to permitted members."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._wire: Wire | None = None
 
     def on_request(self, peer: int, from_round: int) -> None:
-        """A peer asks for the model of a round, or of a later one."""
+        """Handle a request for the model of a round, or of a later one."""
         session, known = self._session, self._session.peers[peer]
         if session.end is not None:
             session.outbox.transmit(peer, session.outbox.bye(session.end.status), "control")
@@ -270,7 +271,7 @@ class Provider:
         return peer in neighbours or session.peers[peer].joins_at is not None
 
     def provide(self, peer: int) -> None:
-        """Send the model to a peer that waits for it, in pieces between this node's own messages."""
+        """Send the model to a waiting peer, in pieces between this node's own messages."""
         session, known, at = self._session, self._session.peers[peer], self._session.node.round
         if known.requested_from is None or at < known.requested_from or not known.connected:
             return

@@ -1,4 +1,4 @@
-"""Connecting to a member, and to nobody else."""
+"""Authenticated connections to members."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The real-time driver: one node of a run, driven by real time and a transport.
 
-The loop is in :meth:`RealTimeDriver._step`: wait for the transport, hand what happened to the
-:class:`~jwins.net.session.Session`, and carry out what it commands. All decisions are the session's. Training
-runs on a thread of its own, so that frames are decoded and peers are answered while it lasts.
+The loop is in :meth:`RealTimeDriver._step`: wait for the transport, pass its events to the
+:class:`~jwins.net.session.Session`, and carry out its commands. The session makes all decisions. Training
+runs on a separate thread, so that frames are decoded and peers are answered meanwhile.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, Traffic, Traff
 __all__ = ["NodeEvaluation", "RealTimeDriver", "WallOutcome", "WallProgress"]
 
 MAX_POLL_S = 1.0
-"""Longest wait for the transport: the driver also asks whether to stop, and tries again to send."""
+"""Longest wait for the transport; then the driver checks whether to stop, and tries again to send."""
 
 SETTLE_S = 30.0
-"""For how long at most training that is under way is waited for when the driver is to stop."""
+"""Time limit for running training when the driver must stop."""
 
 STATE_TYPES: tuple[type, ...] = (*node_group.STATE_TYPES, BufferedFrame, SessionState)
 
@@ -55,9 +55,9 @@ class WallProgress:
         time_s: real seconds since the start of the run, without those in which the process was down.
         bytes_total: sent so far.
         waiting_for: neighbours that the node waits for now.
-        waiting_s: for how long.
+        waiting_s: seconds of waiting.
         connected: peers whose Hello was accepted.
-        suspect: peers that are not waited for.
+        suspect: peers that the node does not wait for.
         row: the newest evaluation, if there is a new one.
         roster_version: of the roster by which the node mixes in this round.
         skipped_rounds: in which the node took no part, because it was behind.
@@ -80,7 +80,7 @@ class WallProgress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeEvaluation:
-    """One node at an evaluation: what it takes to put the nodes' measurements together later.
+    """Measurements of one node at an evaluation, to be combined with other nodes' later.
 
     Attributes:
         node: which.
@@ -129,7 +129,7 @@ class WallOutcome:
 
 
 class RealTimeDriver:
-    """Runs one node of an experiment in real time; used once.
+    """Driver of one node of an experiment in real time. Use it once.
 
     Args:
         group: holds one node.
@@ -259,15 +259,15 @@ class RealTimeDriver:
     # --- Running ------------------------------------------------------------------------------------------
 
     def run(self, resume: bool = False) -> WallOutcome:
-        """Take part until the end, until divergence or until asked to stop.
+        """Run the node until the end, divergence or a request to stop.
 
         Args:
-            resume: go on from the newest checkpoint of the recorder's folder.
+            resume: continue from the newest checkpoint of the recorder's folder.
 
         Raises:
             ResumeError: nothing to resume.
             TrainingError: local training failed.
-            PeerError: nobody gave the model that the node needs to begin with.
+            PeerError: no member sent the model that the node needs.
             UsageError: the transport cannot listen.
             OSError: the log cannot be written.
         """
@@ -376,7 +376,7 @@ class RealTimeDriver:
     # --- The end, and coming back -------------------------------------------------------------------------
 
     def _settle(self) -> bool:
-        """Let training end, so that its result is in the checkpoint; say whether one can be made."""
+        """Wait for training, whose result is in the checkpoint; return whether a checkpoint is possible."""
         self.session.stop_training()
         if self._training is None:
             return True
@@ -398,7 +398,7 @@ class RealTimeDriver:
         return True
 
     def _save(self, round: int) -> None:
-        """A checkpoint; a full disk costs the checkpoint and not the run."""
+        """Write a checkpoint; a full disk prevents the checkpoint but does not end the run."""
         try:
             state = self.session.snapshot(self.now, time.time())
             self.recorder.save(round, state, [self.group.snapshot()])
@@ -406,7 +406,7 @@ class RealTimeDriver:
             self.journal.error("no checkpoint", round=round, problem=error.strerror or str(error))
 
     def _write_end(self, end: Finished) -> None:
-        """The end is written before it is sent: by then others may leave, and no round can be repeated."""
+        """Write the end before it is sent. Others may leave after that, so no round could be repeated."""
         wall_s = {name: round(seconds, 3) for name, seconds in self.group.wall_s.items()}
         row = EndRow(end.status, end.round, self.now, end.reason, "", wall_s)
         self.recorder.finish([self.group], row, self.session.traffic.edges())
@@ -415,7 +415,7 @@ class RealTimeDriver:
         self._report_progress()
 
     def _linger(self) -> None:
-        """Stay for peers that are behind and may have to be sent this node's last frames again."""
+        """Stay for peers that are behind and may need this node's last frames again."""
         until = time.monotonic() + self.session.settings.timeout_s
         while not self._stop() and (left := until - time.monotonic()) > 0:
             if not any(known.may_come_back for known in self.peers.values()):
@@ -434,7 +434,7 @@ class RealTimeDriver:
 def _evaluate(
     group: NodeGroup, round: int, now: float, sent: TrafficSplit, recorder: Recorder
 ) -> NodeEvaluation:
-    """Measure the model of the one node of a group, and record what was found."""
+    """Measure the model of a group's only node, and record the result."""
     (node,) = group.nodes
     sums, buffers = group.sums(round)
     mean = average([sums], 1, buffers)

@@ -1,4 +1,4 @@
-"""Frames of later rounds stay packed until their round, so that a sender can fill little memory."""
+"""Frames of later rounds, which stay packed until their round, so that a sender can use little memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EarlyFrames:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of memory they take."""
+        """Return the bytes of memory of these frames."""
         return sum(len(data) for _, data in self._frames.values())
 
     def objection(self, frame: FrameHeader, max_frames: int, max_bytes: float) -> str | None:
@@ -44,7 +44,7 @@ class EarlyFrames:
 
 
 def decode(read: Callable[[], _T]) -> _T:
-    """Decode what a peer sent; memory that does not suffice is the peer's fault.
+    """Decode a peer's message; a lack of memory counts as the peer's fault.
 
     Raises:
         CodecError: as ``read``, and where it could not allocate.

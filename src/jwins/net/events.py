@@ -1,4 +1,4 @@
-"""Events and commands of a session; plain data."""
+"""Events and commands of a session, as plain data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class NotQueued:
-    """The transport had no room for a message, or no connection: a :class:`Transmit` came to nothing."""
+    """Failure of a :class:`Transmit`: the transport had no room for a message, or no connection."""
 
     peer: int
     label: str
@@ -42,14 +42,14 @@ class NotQueued:
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """Others take part than before."""
+    """The members have changed."""
 
     change: Change
 
 
 @dataclass(frozen=True, slots=True)
 class TimePassed:
-    """Nothing happened; it is time to look, and to try again to send."""
+    """Passage of time without another event; the session checks timeouts and tries again to send."""
 
 
 Event: TypeAlias = (

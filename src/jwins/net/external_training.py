@@ -1,4 +1,4 @@
-"""Local training that happens elsewhere: in the user's own loop."""
+"""Local training in the user's own loop."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = ["ExternalTraining", "WithdrawnError"]
 
 
 class WithdrawnError(JwinsError):
-    """No result of this training will come: the peer was closed."""
+    """The peer was closed, so this training has no result."""
 
 
 class ExternalTraining:
-    """Trainer of one node whose parameters the user trains and hands over.
+    """Trainer of one node whose parameters the user trains.
 
     The driver's training thread waits in :meth:`train` for :meth:`hand_over`; the user's waits in
     :meth:`take_merged` for the next ``train``, which comes once the round is merged.
@@ -77,10 +77,10 @@ class ExternalTraining:
     def train(
         self, rounds: Mapping[int, int], then: Callable[[int, float], None] | None = None
     ) -> dict[int, float]:
-        """Give out the merged parameters, and wait for what the user makes of them.
+        """Publish the merged parameters, and wait for the user's result.
 
         Raises:
-            WithdrawnError: it will not come.
+            WithdrawnError: the peer was closed, so there is no result.
         """
         ((node, number),) = rounds.items()
         with self._changed:
@@ -98,10 +98,10 @@ class ExternalTraining:
     # --- For the user's loop ------------------------------------------------------------------------------
 
     def hand_over(self, params: Tensor) -> None:
-        """The result of the round that is being trained, (P,) float32.
+        """Pass the result of the current round, (P,) float32, to the driver.
 
         Raises:
-            JwinsError: nobody takes it any more.
+            JwinsError: the driver has ended.
         """
         with self._changed:
             if self._failure is not None:
@@ -111,10 +111,10 @@ class ExternalTraining:
             self._changed.notify_all()
 
     def take_merged(self) -> tuple[int, Tensor]:
-        """The round that is to be trained and the parameters that it begins with; waits for them.
+        """Wait for the next round, and return it with its initial parameters.
 
         Raises:
-            JwinsError: there will be none.
+            JwinsError: the driver has ended.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._merged is not None or self._failure is not None)
@@ -124,7 +124,7 @@ class ExternalTraining:
             return self._merged
 
     def withdraw(self, failure: BaseException) -> None:
-        """Let nobody wait any longer: training raises WithdrawnError, and ``take_merged`` the failure."""
+        """End all waiting: training raises WithdrawnError, and ``take_merged`` raises the failure."""
         with self._changed:
             self._failure = self._failure or failure
             self._changed.notify_all()

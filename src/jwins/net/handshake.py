@@ -1,8 +1,8 @@
 """Settings that two peers must share; each connection begins with them.
 
-The greeting, which the transport hands over when a connection opens, names the settings of a run. So two peers
-of different runs, who cannot read each other's messages, can still say in what they differ. The Hello names
-what the settings do not: the model, its start, and the round.
+The transport exchanges greetings when a connection opens. A greeting has the settings of a run. So two peers
+of different runs, which cannot read each other's messages, can still report their differences. The Hello has
+the remaining facts: the model, its start, and the round.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 BOOTSTRAPPED = b""
-"""Stands in place of the hash of the initial parameters if the model came from a neighbour."""
+"""Replacement for the hash of the initial parameters if the model came from a neighbour."""
 
 _MAX_VALUE_CHARS = 80
 _MAX_NAMED = 4
@@ -67,11 +67,11 @@ class Handshake:
         return Hello(sender, round, self.dim, self.codec, short, self.x0, resend_from, settled)
 
     def greeting_mismatch(self, theirs: bytes) -> str:
-        """Why a peer with this greeting cannot take part, or ""."""
+        """Return why a peer with this greeting cannot take part, or ""."""
         return greeting_mismatch(theirs, self.greeting) if theirs and self.greeting else ""
 
     def hello_mismatch(self, theirs: Hello) -> str:
-        """Why a peer with this Hello cannot take part, or ""."""
+        """Return why a peer with this Hello cannot take part, or ""."""
         if theirs.dim != self.dim:
             return f"it exchanges {theirs.dim} parameters, this node {self.dim}"
         if theirs.codec != self.codec:
@@ -89,7 +89,7 @@ class Handshake:
 
 
 def hash_of_parameters(params: Tensor) -> bytes:
-    """SHA-256 of a vector's little-endian float32 bytes: by it peers know that they begin alike."""
+    """Return the SHA-256 of a vector's little-endian float32 bytes, by which peers compare their start."""
     return hashlib.sha256(params.detach().cpu().numpy().astype("<f4", copy=False).tobytes()).digest()
 
 
@@ -135,7 +135,7 @@ def pack_greeting(digest: bytes, settings: Mapping[str, str]) -> bytes:
 
 
 def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
-    """In what two runs differ, with both values, or "".
+    """Return a difference between two runs, with both values, or "".
 
     Args:
         theirs: what the peer said; any bytes may be given.

@@ -53,22 +53,22 @@ class HostedNode:
         return self.group.parameters(self.id)
 
     def start(self, now: float) -> list[Any]:
-        """See :meth:`jwins.node.Node.start`."""
+        """Begin the node's current round."""
         return list(self.group.start(now)[self.id])
 
     def handle(self, event: Any, now: float) -> list[Any]:
-        """See :meth:`jwins.node.Node.handle`."""
+        """Deliver an event to the node, and return its commands."""
         if isinstance(event, Rejoin) and event.params is not None:
             event = replace(event, params=event.params.to(self._machine.params.device))
         (commands,) = self.group.handle([ScheduledEvent(self.id, now, event)])
         return list(commands)
 
     def objection(self, frame: FrameHeader) -> str | None:
-        """See :meth:`jwins.node.Node.objection`."""
+        """Return why the node cannot take a frame, by its header, or None."""
         return self._machine.objection(frame)
 
     def max_frames(self, frame: FrameHeader) -> int:
-        """See :meth:`jwins.node.Node.max_frames`."""
+        """Return the largest number of frames like this one that may wait."""
         return self._machine.max_frames(frame)
 
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:

@@ -1,4 +1,4 @@
-"""A node's index in the graph is the rank of its id in the roster; a driver knows indices, a transport ids."""
+"""Mapping of ids to indices: a driver uses indices, the ranks of ids in the roster; a transport uses ids."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ class IndexMap:
         self._indices = {member: index for index, member in enumerate(self._ids)}
 
     def start(self) -> None:
-        """See :meth:`jwins.net.transport_interface.Transport.start`."""
+        """Begin to listen and to dial."""
         self._transport.start()
 
     def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """See :meth:`jwins.net.transport_interface.Transport.send`."""
+        """Queue a message; never blocks."""
         return self._transport.send(self._ids[peer], data, beside=beside)
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """See :meth:`jwins.net.transport_interface.Transport.poll`."""
+        """Return the next event, with indices for ids."""
         event = self._transport.poll(timeout_s)
         if event is None or event.peer not in self._indices:
             return None
         return replace(event, peer=self._indices[event.peer])
 
     def wake(self) -> None:
-        """See :meth:`jwins.net.transport_interface.Transport.wake`."""
+        """Make ``poll`` return None at once."""
         self._transport.wake()
 
     def close(self, flush_s: float = 5.0) -> None:
-        """See :meth:`jwins.net.transport_interface.Transport.close`."""
+        """End all connections."""
         self._transport.close(flush_s)
 
     def report(self) -> Mapping[int, LinkReport]:
-        """See :meth:`jwins.net.transport_interface.Transport.report`."""
+        """Return the state of each peer's connection, by index."""
         found = self._transport.report()
         return {self._indices[member]: r for member, r in found.items() if member in self._indices}

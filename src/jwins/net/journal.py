@@ -34,19 +34,19 @@ class Journal:
         self.last_error = ""
 
     def debug(self, event: str, **fields: object) -> None:
-        """Something that only matters when one looks for a fault."""
+        """Log an event that only matters in a search for a fault."""
         self._say(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
-        """Something that is as it should be."""
+        """Log a normal event."""
         self._say(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
-        """Something that the run copes with."""
+        """Log a problem that the run handles itself."""
         self._say(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
-        """Something that the operator has to look at."""
+        """Log a problem that needs the operator."""
         self._say(logging.ERROR, event, fields)
 
     def _say(self, level: int, event: str, fields: dict[str, object]) -> None:

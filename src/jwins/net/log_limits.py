@@ -1,4 +1,4 @@
-"""One rule for all lines of the log: nobody may fill the disk."""
+"""Rate limit for all lines of the log, so that no peer can fill the disk."""
 
 from __future__ import annotations
 

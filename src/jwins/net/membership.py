@@ -1,4 +1,4 @@
-"""Membership, kept up to date with the roster's file while a node runs."""
+"""Membership that follows the roster's file while a node runs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Change:
     Attributes:
         roster_version: of it.
         from_round: the round from which this node mixes by it.
-        joined: nodes that are new.
-        removed: nodes that are gone.
+        joined: new nodes.
+        removed: removed nodes.
     """
 
     roster_version: int
@@ -47,7 +47,7 @@ class Change:
 class Membership:
     """Membership: graphs, connections and names, which follow the roster's file.
 
-    A change that cannot be followed is an error in the journal, and the node goes on as before.
+    A change that cannot be followed is an error in the journal, and the node continues as before.
 
     Args:
         path: of the file; looked at once a second. None to go by ``roster`` until the end.
@@ -117,7 +117,7 @@ class Membership:
         Args:
             wire: of the experiment: its longest frame is the longest message.
             greeting: see :func:`~jwins.net.handshake.pack_greeting`; left out: the digest.
-            listen: host:port to listen on, if not the roster's.
+            listen: host:port to listen on, if it is not the roster's.
             changing: whether neighbours are others from round to round, so that all members are dialled.
             also: other nodes to dial, until the roster changes.
 
@@ -153,7 +153,7 @@ class Membership:
             next_round: the first round for which this node has not shared anything yet.
 
         Returns:
-            What has changed; None if nothing has.
+            The changes, or None without any.
         """
         now = time.monotonic()
         if now < self._look_at:

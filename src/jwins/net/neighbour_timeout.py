@@ -1,4 +1,4 @@
-"""Timeout for a neighbour: one number of the user's, adapted to the times that the neighbour takes."""
+"""Timeout for a neighbour: the user's number, adapted to the neighbour's response times."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ __all__ = ["SUSPECT_AFTER", "TIMEOUT_S", "AwakeClock", "NeighbourTimeout"]
 TIMEOUT_S = Within("a time in seconds", 0, open_low=True)
 
 SUSPECT_AFTER = 3
-"""A connected neighbour that timed out in this number of rounds in a row is no longer waited for."""
+"""Number of rounds in a row with a timeout after which a node stops waiting for a connected neighbour."""
 
 MAX_FACTOR = 20.0
-"""A wait ends after this number of timeouts, however slow a neighbour is, and for one that never came."""
+"""Maximum wait in timeouts, for every neighbour and for one that never connected."""
 
 OTHERS_FACTOR = 4.0
-"""A neighbour is waited for at most this number of times as long as the median of the others takes, or
-``timeout_s``: who answers just in time slows nobody down beyond what the others take anyway."""
+"""Maximum wait for a neighbour as a multiple of the others' median, or ``timeout_s``. So a neighbour that
+always answers just in time slows the others down by no more than that."""
 
 MEAN_GAIN, DEVIATION_GAIN, DEVIATIONS = 1 / 8, 1 / 4, 4.0
 """As in V. Jacobson, "Congestion avoidance and control", SIGCOMM 1988, and RFC 6298."""
 
 MAX_STEP_S = 2.0
-"""A longer time between two looks at the clock is one in which this process stood still."""
+"""A longer time between two readings of the clock counts as a standstill of this process."""
 
 
 class NeighbourTimeout:
-    """When one neighbour has timed out: a smoothed mean and deviation of what its frames take.
+    """Timeout of one neighbour, from a smoothed mean and deviation of its frames' times.
 
     A wait begins when the node has sent its own frame. It lasts ``mean + 4 deviation`` of what the neighbour
     has taken while it was connected, but at least ``timeout_s`` and at most 20 ``timeout_s``; see also
@@ -57,7 +57,7 @@ class NeighbourTimeout:
         self.deviation_s = 0.0
 
     def observe(self, seconds: float) -> None:
-        """A frame came so long after the node's own was sent."""
+        """Record the seconds between the node's own frame and the neighbour's."""
         seconds = max(0.0, seconds)
         if self.mean_s is None:
             self.mean_s, self.deviation_s = seconds, seconds / 2

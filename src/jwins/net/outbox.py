@@ -1,4 +1,4 @@
-"""Messages to peers: what is said, kept and sent again."""
+"""Messages to peers: sending, buffering and retransmission."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """Sends for a session, and keeps frames until they are of no more use."""
+    """Sender of a session, which keeps frames as long as they may be needed."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
 
     def flush(self, peer: int) -> None:
-        """Hand over frames that the open connection has not taken yet."""
+        """Pass frames to the transport that the open connection has not taken yet."""
         known = self._session.peers[peer]
         if known.hello_due and known.connected:
             known.hello_due = False
@@ -46,14 +46,14 @@ class Outbox:
             known.hello_due = known.connected
 
     def transmit(self, peer: int, packed: Packed, label: str, *, beside: bool = False) -> None:
-        """A message about the run itself, which is not kept."""
+        """Send a message without buffering it."""
         self._session.traffic.count(
             self._session.node.id, (peer,), packed, "keyframe" if label == "state" else "control"
         )
         self._session.out.append(ev.Transmit(peer, packed.data, label, beside=beside))
 
     def say_hello(self, peer: int, *, answer: bool = False) -> None:
-        """Name this node's round; unless this only answers a Hello, ask for frames that it lacks."""
+        """Send this node's round; unless this answers a Hello, request missing frames."""
         known, at = self._session.peers[peer], self._session.node.round
         resend_from = None
         if not answer:
@@ -66,7 +66,7 @@ class Outbox:
         self.transmit(peer, self._session.node.rules.wire.pack(hello), "hello")
 
     def bye(self, reason: str) -> Packed:
-        """A Bye of this node."""
+        """Send a Bye of this node."""
         return self._session.node.rules.wire.pack(Bye(self._session.node.id, self._session.node.round, reason))
 
     def resend(self, peer: int) -> None:
@@ -80,7 +80,7 @@ class Outbox:
         self.flush(peer)
 
     def on_send(self, command: Send) -> None:
-        """The node shares a frame."""
+        """Buffer and send a frame of the node."""
         purpose: Purpose = "keyframe" if command.keyframe else "update"
         for peer in command.in_turn(self._session.node.id):
             self._session.traffic.count(self._session.node.id, (peer,), command.packed, purpose)

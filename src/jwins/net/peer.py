@@ -1,4 +1,4 @@
-"""A peer in a training loop of one's own: hand the model over, get it back merged with the neighbours'."""
+"""A peer for the user's own training loop: it merges the model with the neighbours' models."""
 
 from __future__ import annotations
 
@@ -60,19 +60,19 @@ class Exchanged:
     """Report of an exchange.
 
     Attributes:
-        round: the round whose parameters were handed over, from 0.
-        merged_round: the round whose merge is in the model now; None if there is none yet.
-        seconds: how long the call took.
-        bytes_sent: since the exchange before.
-        bytes_total: since the start.
-        timed_out: names of the neighbours that the merges since the exchange before were made without.
-        suspect: names of the peers that are not waited for now.
+        round: round of the shared parameters, from 0.
+        merged_round: round of the merge that is in the model now; None without one.
+        seconds: duration of the call.
+        bytes_sent: bytes sent since the last exchange.
+        bytes_total: bytes sent since the start.
+        timed_out: names of the neighbours that merges since the last exchange lack.
+        suspect: names of the peers that the node does not wait for now.
         incompatible: names of the peers that cannot take part, each with the reason.
         roster_version: of the roster by which the peer mixes now.
         merged_with: names of the neighbours whose models are in the merge of ``merged_round``.
         partial: whether a neighbour of that round is not among them.
-        received_bytes: since the exchange before.
-        skipped_rounds: in which the peer took no part so far, because it was behind or away.
+        received_bytes: bytes received since the last exchange.
+        skipped_rounds: number of rounds in which the peer took no part, because it was behind or away.
         seconds_by: ``seconds`` by activity: ``waiting``, ``sharing and merging``, ``decoding``.
     """
 
@@ -93,48 +93,48 @@ class Exchanged:
 
 
 class Peer:
-    """One member of a roster, whose model is trained by the user's own loop.
+    """One member of a roster, whose model the user trains in a loop.
 
-    ``exchange`` shares what the model is now, waits for the neighbours and writes the merged parameters into
-    the model, in place. Everything else, connections, late neighbours, checkpoints, happens on other threads.
+    ``exchange`` shares the current model, waits for the neighbours and writes the merged parameters into
+    the model, in place. Other threads handle connections, late neighbours and checkpoints.
 
-    What is exchanged are the parameters with ``requires_grad``, on any device: in float32, and written back in
-    their own floating-point type. Buffers, such as
-    BatchNorm's statistics, stay in the model (``buffers="local"``), or float ones are exchanged, too
-    (``"shared"``; variances are then kept from falling below 0). The optimizer's state stays as it is.
+    The peer exchanges the parameters with ``requires_grad``, on any device. They are exchanged as float32, and
+    written back in their own floating-point type. Buffers, such as BatchNorm's statistics, stay in the model
+    (``buffers="local"``), or floating-point buffers are exchanged, too (``"shared"``; variances are then
+    clamped at 0). The optimizer's state is not changed.
 
-    All peers must begin with the same parameters, as from the same ``torch.manual_seed``; a peer that finds
-    others' to be different says so. One that comes later, or cannot begin alike, names with ``bootstrap_from``
-    whose model and round it begins with; where the algorithm measures from the common start (``closed_loop``,
-    ``stateless``), the model that it is given has the others' initial parameters all the same. With ``folder``
-    the peer keeps a checkpoint after every round: made again with the same folder, it writes the newest into
-    the model, and ``round`` says where to go on.
+    All peers must begin with the same parameters, for example from the same ``torch.manual_seed``; a peer
+    reports a difference. A peer that joins later, or cannot begin with the same parameters, names in
+    ``bootstrap_from`` the members whose model and round it takes. If the algorithm measures from the common
+    start (``closed_loop``, ``stateless``), ``model`` must still have the others' initial parameters. With
+    ``folder`` the peer keeps a checkpoint after every round. A new peer with the same folder writes the newest
+    one into the model, and its ``round`` is the round to continue with.
 
-    A changed roster file is taken up while the peer runs, as by ``jwins node``: members join, leave, and change
+    A running peer follows changes of the roster file, as ``jwins node`` does: members join, leave, and change
     their certificates.
 
     Args:
-        model: what is trained.
-        roster: who takes part, on which graph and with which seed; or its file, whose changes are followed.
+        model: model to train.
+        roster: roster with members, graph and seed; or its file, whose changes are followed.
             None for the file that ``JWINS_ROSTER`` names, as for a script of ``jwins launch --script``.
         key: the file of this member's private key; None for that of ``JWINS_KEY``.
         sharing: the algorithm, the same on all peers; None for JWINS.
-        params: which parameters to exchange: their names, or a function that is true of them; None for all that
-            have ``requires_grad``. The same on all peers.
+        params: parameters to exchange: their names, or a function that returns True for them; None for all
+            with ``requires_grad``. The same on all peers.
         buffers: see above.
-        bootstrap_from: names of members whose model to begin with, the next if one does not answer. None for
-            the model as it is, with which only those may begin who are members from the first round on. Not
-            used if ``folder`` has a checkpoint.
+        bootstrap_from: names of members to request a model from, one after the other. None for ``model``
+            itself, which is only possible for members from the first round on. Not used if ``folder`` has a
+            checkpoint.
         codec: "pco" or "raw".
-        timeout_s: the least time to wait for a neighbour; every other time is derived from it.
+        timeout_s: minimum time to wait for a neighbour; all other times are derived from it.
         folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
-        metrics_port: serve a status page and ``/metrics`` there, on loopback; None for not at all.
-        listen: host:port to listen on, if not the roster's.
+        metrics_port: port for a status page and ``/metrics``, on loopback; None for none.
+        listen: host:port to listen on, if it is not the roster's.
         transport: what reaches the others by number, in place of connections of the roster; for tests.
 
     Attributes:
-        round: how many rounds are complete.
-        name: of this member.
+        round: number of complete rounds.
+        name: name of this member.
         model: as given.
 
     Raises:
@@ -143,7 +143,7 @@ class Peer:
             its checkpoints cannot be read.
         UsageError: the model has nothing to exchange, an algorithm of one's own fails in a round that is tried
             on copies, or the address cannot be listened on.
-        PeerError: nobody gave the model to begin with.
+        PeerError: no member sent a model.
 
     Example::
 
@@ -305,14 +305,14 @@ class Peer:
 
     @property
     def round(self) -> int:
-        """Number of completed rounds."""
+        """Return the number of completed rounds."""
         return self._next
 
     def rounds(self, count: int) -> Iterator[int]:
-        """The rounds that are left of ``count``, for a loop that goes on where the peer is.
+        """Yield the rounds that are left of ``count``. Exchange once in each.
 
-        A peer that is made again with its folder begins with the round after its checkpoint, and one that takes
-        the round of the others, because it was away, leaves out those in between. Exchange once in each.
+        A new peer with an old folder begins with the round after its checkpoint. A peer that was away and
+        takes over the others' round leaves out the rounds in between.
 
         Example::
 
@@ -324,27 +324,29 @@ class Peer:
             at = self._next
             yield at
             if self._next == at and self._under_way is None:
-                raise UsageError(f"Peer.rounds: round {at} ended without an exchange")
+                raise UsageError(
+                    f"Peer.rounds: round {at} ended without an exchange; call exchange() once in each round"
+                )
             if self._under_way is not None:
                 self._next = max(self._next, at + 1)  # exchanged without waiting
 
     def exchange(self, *, wait: bool = True) -> Exchanged:
-        """Share the model as it is now, and merge what the neighbours share into it, in place.
+        """Share the current model, and merge the neighbours' updates into it, in place.
 
         Args:
-            wait: True: until the neighbours were heard or have timed out. False: at once; what the neighbours
-                change in this round comes into the model at the next exchange, on top of what was trained
-                meanwhile. The same is true if waiting is interrupted, as by Ctrl-C.
+            wait: True: return when the neighbours' updates have arrived or timed out. False: return at once;
+                the next exchange adds the neighbours' change to the model, on top of training in between. The
+                same applies if waiting is interrupted, for example by Ctrl-C.
 
         Raises:
-            PeerError: no neighbour can take part, because its model, algorithm or start is another.
-            RemovedError: the roster has this member no more; the model is as it was trained here.
+            PeerError: no neighbour can take part, because its model, algorithm or start differs.
+            RemovedError: the member was removed from the roster; the model is as trained here.
             UsageError: the peer is closed, or parameters are not finite.
         """
         return self._exchange(wait, threading.Event())
 
     def _exchange(self, wait: bool, given_up: threading.Event) -> Exchanged:
-        """The same; once it is ``given_up``, the model is left alone."""
+        """Exchange; after ``given_up`` is set, the model is not changed."""
         with self._exchanging:
             if self._closing:
                 raise UsageError("Peer.exchange: the peer is closed")
@@ -368,9 +370,9 @@ class Peer:
             return self._report(handed, merged_round, time.perf_counter() - begun)
 
     async def exchange_async(self, *, wait: bool = True) -> Exchanged:
-        """The same on a thread, so that an event loop goes on meanwhile; leave the model alone until then.
+        """Exchange on a thread, without blocking the event loop. Do not touch the model until it returns.
 
-        If it is cancelled, what the neighbours change comes into the model at the next exchange.
+        If it is cancelled, the next exchange adds the neighbours' change to the model.
         """
         given_up = threading.Event()
         try:
@@ -380,9 +382,9 @@ class Peer:
             raise
 
     def close(self) -> None:
-        """Leave: the others are told, and what was shared is still sent, for as long as ``timeout_s`` at most.
+        """Leave the run: send a Bye and pending frames, for at most ``timeout_s``.
 
-        A second call does nothing. A program that ends without it, also by an error, calls it then.
+        A second call does nothing. It is also called at the end of the program, even after an error.
         """
         atexit.unregister(self._at_exit)
         self._closing = True
@@ -411,7 +413,7 @@ class Peer:
         self.close()
 
     def _is_alone(self, round: int) -> bool:
-        """Whether nobody was met, and no neighbour of a round is waited for."""
+        """Return whether no peer was met, and no neighbour of a round is awaited."""
         driver = self._driver
         neighbours = driver.rules.topology.at(round).senders[driver.node]
         met = any(known.ever_met and not known.mismatch for known in driver.peers.values())
@@ -453,7 +455,7 @@ class Peer:
         )
 
     def _split(self, seconds: float) -> dict[str, float]:
-        """Where the time of an exchange went."""
+        """Return the seconds of an exchange by activity."""
         now_s = dict(self._driver.group.wall_s)
         spent = {name: now_s[name] - self._told_wall_s.get(name, 0.0) for name in now_s}
         self._told_wall_s = now_s
@@ -469,7 +471,7 @@ def _end_of_journal(handler: logging.Handler) -> None:
 def _ended(outcome: WallOutcome) -> JwinsError:
     if outcome.status == "removed":
         where = f"Peer.exchange, round {outcome.round}"
-        return RemovedError(f"{where}: this member was removed from the roster; the others go on without it")
+        return RemovedError(f"{where}: this member was removed from the roster; the others continue without it")
     if outcome.status == "diverged":
         problem = "parameters are not finite, or beyond 1e30; a smaller learning rate may help"
         return UsageError(f"Peer.exchange, round {outcome.round}: {problem}")
@@ -477,7 +479,7 @@ def _ended(outcome: WallOutcome) -> JwinsError:
 
 
 def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] | None) -> list[int]:
-    """Numbers of those whose model to begin with; a joiner has to name some."""
+    """Return the numbers of the providers; a joiner must name some."""
     if me.since_round and members.places is None:
         problem = f"{me.name} joins a run that has no room; set places to the final number of members"
         raise ConfigError("roster.places", None, problem)
@@ -490,7 +492,7 @@ def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] 
 
 
 def _serving(driver: RealTimeDriver, port: int | None) -> Callable[[], None]:
-    """Serve status and metrics; what ends it."""
+    """Serve status and metrics; return the function that ends it."""
     if port is None:
         return lambda: None
     serving = serve(driver, port)

@@ -1,8 +1,7 @@
 """The session with one peer: its state, the table that names the next one, and frames to send again.
 
-A peer is always in one :class:`State`. Everything that happens to it is a :class:`Signal`, and
-:data:`TRANSITIONS` says which state follows. A signal that the table does not list for a state is a mistake of
-the caller.
+A peer is always in one :class:`State`. Every event is a :class:`Signal`, and :data:`TRANSITIONS` has the next
+state. A signal that the table does not list for a state is an error of the caller.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ MIN_BUFFERED_FRAMES = 2
 
 
 class State(StrEnum):
-    """Where the session with a peer is."""
+    """State of the session with a peer."""
 
     CONNECTING = "connecting"
-    """Never introduced since this process began; waited for long, as people start nodes one by one."""
+    """Not introduced since this process began. The wait is long, because people start nodes one by one."""
     ACTIVE = "active"
-    """Introduced on the open connection, and waited for within its timeout."""
+    """Introduced on the open connection; the node waits for it within its timeout."""
     BEHIND = "behind"
-    """Likewise, but in a round whose frames are no longer kept, so that it has to rejoin."""
+    """As ACTIVE, but in a round whose frames are no longer kept, so that it must rejoin."""
     SLOW = "slow"
-    """Connected and not waited for: it timed out three rounds in a row, or came back too often."""
+    """Connected, but the node does not wait: it timed out three rounds in a row, or returned too often."""
     LOST = "lost"
-    """The connection is gone; the peer is waited for within its timeout."""
+    """Disconnected; the node waits for it within its timeout."""
     SUSPECT = "suspect"
-    """The connection is gone and the peer timed out: it is not waited for."""
+    """Disconnected and timed out; the node does not wait for it."""
     INCOMPATIBLE = "incompatible"
-    """It has other settings, another model or another start, or was cut because it inflated its values."""
+    """Other settings, another model or another start, or cut because it inflated its values."""
     LEFT = "left"
-    """It said Bye."""
+    """It has sent a Bye."""
     REMOVED = "removed"
-    """The roster has it no more."""
+    """No longer in the roster."""
 
 
 class Signal(StrEnum):
@@ -145,11 +144,11 @@ AWAITED = frozenset({State.CONNECTING, State.ACTIVE, State.BEHIND, State.LOST})
 """States in which a node waits for the peer."""
 
 INTRODUCED = frozenset({State.ACTIVE, State.BEHIND, State.SLOW})
-"""States in which a Hello was accepted on the connection that is open, so that frames may be sent."""
+"""States in which a Hello was accepted on the open connection, so that frames may be sent."""
 
 
 def diagram() -> str:
-    """The table as a Mermaid diagram, as docs/faults.md shows it.
+    """Return the table as a Mermaid diagram, for docs/explanation/faults.md.
 
     >>> print(diagram().splitlines()[1])
         [*] --> connecting
@@ -198,9 +197,9 @@ class SendBuffer:
             size_bytes -= self.frames.pop(min(self.frames)).packed.size_bytes
 
     def retransmit_from(self, round: int) -> None:
-        """Have frames of ``round`` and later sent again, and nothing older.
+        """Mark frames of ``round`` and later for retransmission.
 
-        What is older stays: killed before its next checkpoint, the peer repeats rounds before this one.
+        Older frames are kept: a peer that is killed before its next checkpoint repeats earlier rounds.
         """
         for at, frame in self.frames.items():
             if at < round:
@@ -209,13 +208,13 @@ class SendBuffer:
                 frame.sent = frame.counted = False
 
     def unsent(self) -> list[tuple[int, BufferedFrame]]:
-        """Frames that the open connection has not taken, by increasing round."""
+        """Return frames that the open connection has not taken, by increasing round."""
         return [(at, frame) for at, frame in sorted(self.frames.items()) if not frame.sent]
 
 
 @dataclass(slots=True)
 class PeerSession:
-    """All that a node knows of one peer.
+    """State of a node's session with one peer.
 
     Attributes:
         timeout: how long its frames take.
@@ -293,23 +292,23 @@ class PeerSession:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a node waits for the peer."""
+        """Return whether the node waits for the peer."""
         return self.state in AWAITED
 
     @property
     def is_introduced(self) -> bool:
-        """Whether frames may be sent to it."""
+        """Return whether frames may be sent to it."""
         return self.state in INTRODUCED
 
     @property
     def may_come_back(self) -> bool:
-        """Whether it takes part, as far as is known, and may still need this node's frames."""
+        """Return whether it may still take part and need this node's frames."""
         return self.state in (State.ACTIVE, State.BEHIND, State.LOST) or (
             self.state is State.CONNECTING and bool(self.buffer.frames)
         )
 
     def apply(self, signal: Signal) -> bool:
-        """Go to the next state; say whether the node begins or ceases to wait for the peer.
+        """Go to the next state; return whether the node starts or stops waiting for the peer.
 
         Raises:
             UsageError: the table has no such signal in this state.
@@ -322,7 +321,7 @@ class PeerSession:
         return before != self.is_awaited
 
     def opened(self) -> None:
-        """A connection is open, on which nothing was said yet."""
+        """Note a new connection without messages yet."""
         self.connected, self.greeted, self.said_bye, self.synced = True, False, False, True
         self.ahead_from, self.mismatch = None, ""
 

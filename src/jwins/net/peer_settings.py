@@ -1,4 +1,4 @@
-"""Settings that peers in their own loops must share: parameters, algorithm, and the head of the roster."""
+"""Settings that peers in users' loops must share: parameters, algorithm, and the head of the roster."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse arguments of :class:`jwins.Peer` that are of a wrong type or out of range.
 
     Args:
-        given: by name, as they were handed over.
+        given: the arguments by name.
 
     Raises:
         ConfigError: for the first one that is wrong; it names the argument and the remedy.
@@ -184,7 +184,7 @@ def settings_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> dict[s
 
 
 def check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> None:
-    """A folder goes on with what it was begun with."""
+    """Refuse a folder of a peer with other settings."""
     row = next(read_rows(folder / "metrics.jsonl"), None) if (folder / "metrics.jsonl").is_file() else None
     if not isinstance(row, StartRow):
         return  # what is wrong with it is said when it is resumed

@@ -1,4 +1,4 @@
-"""The roster: who takes part, where, and by which certificate; the same file on every machine."""
+"""The roster: members with addresses and certificates, in the same file on every machine."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Member(Settings):
 
     @property
     def host_and_port(self) -> tuple[str, int]:
-        """Where to dial."""
+        """Return host and port to dial."""
         return split_address("address", self.address)
 
 
@@ -193,7 +193,7 @@ class Roster(Settings):
         return head
 
     def named(self, name: str) -> Member:
-        """The member of this name.
+        """Return the member with this name.
 
         Raises:
             ConfigError: there is none.
@@ -207,7 +207,7 @@ class Roster(Settings):
         )
 
     def owner_of(self, key_file: Path) -> Member:
-        """The member whose certificate belongs to a private key.
+        """Return the member whose certificate belongs to a private key.
 
         Raises:
             ConfigError: the key cannot be used, or is nobody's.
@@ -222,7 +222,7 @@ class Roster(Settings):
         raise ConfigError("key", str(key_file), f"is the key of no member of the roster; {remedy}")
 
     def build_topology(self) -> Topology:
-        """The graphs over the members' ranks by id.
+        """Build the graphs over the members' ranks by id.
 
         Raises:
             ConfigError: there is no such graph, or it joins two members that cannot dial each other.
@@ -249,7 +249,7 @@ class Roster(Settings):
         return {(i, j) for i in range(count) for j in range(i + 1, count)}
 
     def neighbours(self, id: int) -> tuple[int, ...]:
-        """With whom ``id`` ever exchanges, increasing."""
+        """Return all ids that ``id`` exchanges with in some round, increasing."""
         rank = self.ids.index(self[id].id)
         pairs = self._pairs(self.build_topology())
         return tuple(self.ids[j if i == rank else i] for i, j in sorted(pairs) if rank in (i, j))
@@ -282,7 +282,7 @@ class Roster(Settings):
                 yield f"{member.name} (id {member.id}): its certificate expires on {expires:%Y-%m-%d %H:%M} UTC"
 
     def with_member(self, member: Member, *, replace: bool = False, from_round: int | None = None) -> Roster:
-        """A copy with another member.
+        """Return a copy with another member.
 
         Args:
             member: who joins, or whose entry changes.
@@ -307,7 +307,7 @@ class Roster(Settings):
         return self._changed([*others, member], from_round)
 
     def without(self, name: str, *, from_round: int | None = None) -> Roster:
-        """A copy without a member; its id is not to be used again.
+        """Return a copy without a member; its id is never used again.
 
         Raises:
             ConfigError: there is no member of this name.
@@ -370,7 +370,7 @@ def split_address(path: str, address: str) -> tuple[str, int]:
 
 
 def read_roster(path: Path) -> Roster:
-    """A roster from its file.
+    """Read a roster from its file.
 
     Raises:
         ConfigError: no such file, or not a roster; says where and what to do.
@@ -394,7 +394,7 @@ def read_roster(path: Path) -> Roster:
 
 
 def write_roster(roster: Roster, path: Path) -> None:
-    """Write a roster so that the file is as before or complete.
+    """Write a roster atomically.
 
     Raises:
         OSError: e.g. a full disk.

@@ -1,4 +1,4 @@
-"""A session's node: what happens to it, and what it commands."""
+"""The node of a session: its events and commands."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["MergeReport", "Rounds"]
 
 
 PROBE_EVERY = 8
-"""A peer that is connected and not waited for is sent a Hello once in this number of rounds."""
+"""Interval in rounds between Hellos to a connected peer that the node does not wait for."""
 
 MAX_INFLATED = 3
-"""A number may be damaged once; a peer that sends so many frames with inflated values is cut."""
+"""Number of frames with inflated values after which a peer is cut; a single one may be damage."""
 
 PACE_FACTOR = 10.0
-"""Others may be that much faster than this node; a round that nobody can have reached is not believed."""
+"""Largest speed of others relative to this node; rounds that would need more are not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Shared:
 
 
 class Rounds:
-    """Drives the node of a session."""
+    """Driver of a session's node."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -103,7 +103,7 @@ class Rounds:
         self.merged_at = session.now
 
     def tell_node(self, event: Any) -> None:
-        """Let something happen to the node, and do what it commands."""
+        """Deliver an event to the node, and carry out its commands."""
         before = self._session.node.round
         commands = self._session.node.handle(event, self._session.now)
         if self._session.node.round == before + 1 and not isinstance(event, Rejoin):
@@ -111,7 +111,7 @@ class Rounds:
         self.carry_out(commands)
 
     def carry_out(self, commands: list[Any]) -> None:
-        """Do what the node commands."""
+        """Carry out the node's commands."""
         for command in commands:
             match command:
                 case Train(round):
@@ -171,7 +171,7 @@ class Rounds:
             self._session.outbox.say_hello(peer)
 
     def on_trained(self, round: int) -> None:
-        """Training is over: the node shares."""
+        """Handle the end of training: the node shares."""
         self._session.training = False
         if self._session.leaving and round != self._session.node.round:
             return
@@ -180,7 +180,7 @@ class Rounds:
         self.tell_node(ev.TrainingDone(round))
 
     def _on_merged(self, round: int) -> None:
-        """A round is complete."""
+        """Handle a complete round."""
         merged_with, rules = self._session.node.merged_with, self._session.node.rules
         neighbours = rules.topology.at(round).senders[self._session.node.id]
         without = {peer: self._why_without(peer, round) for peer in neighbours if peer not in merged_with}
@@ -204,7 +204,7 @@ class Rounds:
         return "ahead" if known.skipped_until > round else "other roster"
 
     def finish(self, end: Finished) -> None:
-        """The end is written before it is sent: by then others may leave, and no round can be repeated."""
+        """Write the end before it is sent. Others may leave after that, so no round could be repeated."""
         self._session.end, self._session.waiting.wait = end, None
         packed = self._session.outbox.bye(end.status)
         introduced = [peer for peer, known in self._session.peers.items() if known.is_introduced]

@@ -1,10 +1,10 @@
 """One node's session with its peers as a state machine without I/O: events in, commands out, ``now`` passed in.
 
-A driver (:mod:`jwins.net.driver` in real time, ``tests/net/world.py`` in simulated time) feeds in what happens
-on connections, in training and to the roster, calls again at :attr:`Session.wait_until` at the latest, and
+A driver (:mod:`jwins.net.driver` in real time, ``tests/net/world.py`` in simulated time) delivers events of
+connections, training and the roster, calls again at :attr:`Session.wait_until` at the latest, and
 carries out the commands in order. The session reads no clock, opens no connection and starts no thread.
 
-It drives one :class:`~jwins.node.Node`, which knows rounds and models, and adds who is there:
+It drives one :class:`~jwins.node.Node`, which handles rounds and models, and adds the state of the peers:
 
 - On every connection both sides first say Hello: their round, and from which round on they want frames. Newest
   frames are kept for each peer and sent again from there, so that a broken connection, or a process that is
@@ -83,16 +83,16 @@ class NodeHandle(Protocol):
         """(P,) float32, on the CPU."""
 
     def start(self, now: float) -> list[Any]:
-        """See :meth:`jwins.node.Node.start`."""
+        """Begin the node's current round."""
 
     def handle(self, event: Any, now: float) -> list[Any]:
-        """See :meth:`jwins.node.Node.handle`."""
+        """Deliver an event to the node, and return its commands."""
 
     def objection(self, frame: FrameHeader) -> str | None:
-        """See :meth:`jwins.node.Node.objection`."""
+        """Return why the node cannot take a frame, by its header, or None."""
 
     def max_frames(self, frame: FrameHeader) -> int:
-        """See :meth:`jwins.node.Node.max_frames`."""
+        """Return the largest number of frames like this one that may wait."""
 
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
         """Decode a message, and make the event by which the node takes it in.
@@ -207,7 +207,7 @@ class Session:
             self.joiner = Joiner(self, settings.bootstrap_from, settings.from_round, at_start=True)
 
     def start(self, now: float, *, resumed: bool = False) -> list[ev.Command]:
-        """Begin the first round, or go on in the one that the node was restored to."""
+        """Begin the first round, or continue the round that the node was restored to."""
         self._advance(now)
         if resumed and self.node.round >= self.node.rules.rounds:  # killed before the end was written
             self.rounds.finish(Finished("finished", self.node.round))
@@ -224,10 +224,10 @@ class Session:
         self.rounds.carry_out(commands)
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Command]:
-        """Let something happen.
+        """Handle an event.
 
         Args:
-            event: what.
+            event: the event.
             now: seconds, on the clock of the constructor.
 
         Returns:
@@ -263,7 +263,7 @@ class Session:
 
     @property
     def awake(self) -> float:
-        """Seconds for which this process was awake."""
+        """Return the seconds for which this process was awake."""
         return self._awake.seconds
 
     def _taken(self) -> list[ev.Command]:
@@ -278,17 +278,17 @@ class Session:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the node is in a round; not while it waits for the model that it is to begin with."""
+        """Return whether the node has begun; False while it waits for its first model."""
         return self.joiner is None or not self.joiner.at_start
 
     @property
     def holds(self) -> bool:
-        """Whether a model is asked for, without which the node does not go on."""
+        """Return whether the node waits for a model."""
         return self.joiner is not None
 
     @property
     def keeps(self) -> int:
-        """For how many rounds frames are kept: as far back as a checkpoint, and one more."""
+        """Return the number of rounds for which frames are kept: back to a checkpoint, and one more."""
         return min(max(2, self.node.rules.checkpoint_every + 1), MAX_ROUNDS_AHEAD)
 
     def snapshot(self, now_s: float, saved_at: float = 0.0) -> SessionState:
@@ -309,7 +309,7 @@ class Session:
         )
 
     def restore(self, state: SessionState, down_s: float = 0.0) -> None:
-        """Go on from a checkpoint, after a time of ``down_s``; before :meth:`start`."""
+        """Continue from a checkpoint, after a time of ``down_s``. Call it before :meth:`start`."""
         self.rounds.pace.round_s = state.round_s
         self.rounds.merged_at -= down_s
         # A process may be made again with another model at hand.
@@ -326,7 +326,7 @@ class Session:
                 known.state = State.SUSPECT
 
     def leave(self, reason: str, now: float) -> list[ev.Command]:
-        """Say Bye to all, and begin nothing more."""
+        """Send a Bye to all peers, and begin nothing more."""
         self._advance(now)
         self.leaving = True
         packed = self.node.rules.wire.pack(Bye(self.node.id, self.node.round, reason[:200]))
@@ -337,11 +337,11 @@ class Session:
         return self._taken()
 
     def stop_training(self) -> None:
-        """Begin no training any more: the node is about to be saved."""
+        """Begin no more training, because the node will be saved."""
         self.leaving = True
 
     def _on_roster(self, change: Change) -> None:
-        """Others take part than before."""
+        """The members have changed."""
         for peer in change.joined - {self.node.id}:
             self.peers[peer].joins_at = change.from_round
         for peer in change.removed - {self.node.id}:
@@ -370,7 +370,7 @@ class Session:
         self.log("debug" if quietly else "warning", "refused", peer=peer, reason=reason, times=known.refused)
 
     def cut(self, peer: int, reason: str) -> None:
-        """Exchange nothing more with a peer, whatever it says, until this process ends."""
+        """Exchange nothing more with a peer until this process ends."""
         known = self.peers[peer]
         known.cut = known.mismatch = reason
         known.early = EarlyFrames()

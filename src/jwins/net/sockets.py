@@ -1,4 +1,4 @@
-"""Where a node listens, what the operating system says of a connection, and sockets that no child gets."""
+"""Sockets: listening, the operating system's state of a connection, and protection from child processes."""
 
 from __future__ import annotations
 

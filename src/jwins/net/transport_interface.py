@@ -45,7 +45,7 @@ class Connected:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone, and with it what was queued but not sent. The transport dials again by itself.
+    """The connection has ended, and queued messages are lost. The transport dials again by itself.
 
     Attributes:
         peer: id of the node.
@@ -100,7 +100,7 @@ class LinkReport:
 
 
 class Transport(Protocol):
-    """Carries messages between this node and its peers. Any thread may call all methods but ``poll``."""
+    """Protocol of a transport of messages to peers. Any thread may call all methods except ``poll``."""
 
     def start(self) -> None:
         """Begin to listen and to dial in the background; returns once listening.
@@ -111,7 +111,7 @@ class Transport(Protocol):
         ...
 
     def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """Queue a message whole; never blocks.
+        """Queue a message; never blocks.
 
         Args:
             peer: who is to get it.
@@ -124,7 +124,8 @@ class Transport(Protocol):
         ...
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """The next event, from any one thread: in order of arrival for each peer, and one of each peer in turn.
+        """Return the next event: in order of arrival for each peer, and of each peer in turn. Call it from one
+        thread.
 
         Args:
             timeout_s: how long to wait for one, None for as long as it takes.

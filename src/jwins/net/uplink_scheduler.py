@@ -1,7 +1,7 @@
-"""Long messages leave one after another where a node's way out is what takes long.
+"""Scheduler of long messages, which leave one after another if the node's uplink is the bottleneck.
 
 Sent together, all of a round's frames arrive when the last one does. Sent in turn, the last arrives at the same
-time and the others earlier, so neighbours whose own frames are short go on sooner.
+time and the others earlier, so neighbours whose own frames are short continue sooner.
 
 Nobody waits for a connection that is slow by itself, as when the other side does not read or has a slow way in:
 a message that leaves at much less than the best rate of this node does not keep the next one waiting.
@@ -19,23 +19,23 @@ from typing import Protocol
 __all__ = ["LONG_BYTES", "Sink", "UplinkScheduler"]
 
 LONG_BYTES = 1 << 16
-"""Shorter messages go at once."""
+"""Shorter messages are sent at once."""
 
 WINDOW_S = 0.25
-"""Over so long rates are measured."""
+"""Window of rate measurements."""
 
 FAST = 0.3
-"""A message that leaves at this part of the best rate, or more, has the way out to itself."""
+"""Fraction of the best rate above which a message uses the whole uplink."""
 
 FORGETTING = 0.99
-"""The best rate becomes so much less in a window: links change."""
+"""Decay of the best rate per window, because links change."""
 
 LONGEST_S = 10.0
-"""Nobody waits longer for one message of another."""
+"""Maximum wait for another message."""
 
 
 class Sink(Protocol):
-    """Where a message goes."""
+    """Protocol of a destination of messages."""
 
     @property
     def arrived_bytes(self) -> int:
@@ -52,7 +52,7 @@ class _Sending:
 
 
 class UplinkScheduler:
-    """Says when a long message may begin. Belongs to one event loop."""
+    """Scheduler of long messages in one event loop."""
 
     def __init__(self) -> None:
         self._under_way: set[_Sending] = set()
@@ -80,7 +80,7 @@ class UplinkScheduler:
             self._admit()
 
     def close(self) -> None:
-        """Stop measuring."""
+        """Stop the measurements."""
         if self._watcher is not None:
             self._watcher.cancel()
 

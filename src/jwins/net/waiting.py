@@ -1,4 +1,4 @@
-"""For whom a node waits and for how long, and when it takes the round of others."""
+"""Waiting: awaited peers, timeouts, and taking over the round of others."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["Waiting"]
 
 
 FIRST_NOTICE_S = 5.0
-"""A node names for whom it waits after this time, and then each time that twice as much has passed."""
+"""Time after which a node logs its awaited peers; it doubles after each log."""
 
 SOON_S = 0.001
-"""Times nearer than this are now: no wait is polled more often."""
+"""Minimum interval between two checks of a wait."""
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Wait:
 
 
 class Waiting:
-    """Watches the time of a session."""
+    """Supervisor of a session's timeouts."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -44,7 +44,7 @@ class Waiting:
         self.ticks: list[float] = []
 
     def review(self) -> None:
-        """Time out who is due, and go on when nobody is left to wait for."""
+        """Apply timeouts, and continue when no peer is awaited any more."""
         if self._session.joiner is not None:
             self._session.joiner.review()
         while self.ticks and self.ticks[0] <= self._session.now:
@@ -112,7 +112,7 @@ class Waiting:
             )
 
     def _merge_partially(self, missing: tuple[int, ...]) -> None:
-        """Go on without those who timed out, and without those who are ahead until their round."""
+        """Continue without peers that timed out, and without peers that are ahead until their round."""
         at = self._session.node.round
         for peer in missing:
             known = self._session.peers[peer]
@@ -125,7 +125,7 @@ class Waiting:
         self._session.rounds.tell_node(TimedOut(at))
 
     def _rejoin_if_behind(self) -> bool:
-        """Take the others' round if most of the neighbours that are expected are past this one."""
+        """Take over the others' round if most of the expected neighbours are past this one."""
         at, never = self._session.node.round, (State.LEFT, State.INCOMPATIBLE, State.REMOVED, State.SUSPECT)
         senders = self._session.node.rules.topology.at(at).senders[self._session.node.id]
         expected = [peer for peer in senders if self._session.peers[peer].state not in never]
@@ -153,7 +153,7 @@ class Waiting:
         return known.settled and (self._session.fresh or known.round <= self._session.node.round + possible)
 
     def rejoin(self, target: int, params: Tensor | None = None) -> None:
-        """Go on in a later round, with a model or this node's own."""
+        """Continue in a later round, with a received model or this node's own."""
         at = self._session.node.round
         self._session.log("warning", "rejoining", at=at, others=target)
         self._session.skipped_rounds += target - at
@@ -172,7 +172,7 @@ class Waiting:
                 self._session.outbox.say_hello(peer)
 
     def next_time(self) -> float:
-        """When to look again at the latest."""
+        """Return the latest time of the next review."""
         times = list(self.ticks[:1])
         if self._session.joiner is not None:
             times.append(self._session.joiner.wait_until)
@@ -206,5 +206,5 @@ class Waiting:
 
     @property
     def waited_s(self) -> float:
-        """For how long, in seconds awake."""
+        """Return the seconds awake of the wait."""
         return 0.0 if self.wait is None else self._session.awake - self.wait.since

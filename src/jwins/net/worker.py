@@ -1,4 +1,4 @@
-"""One thread that computes beside its owner's, and that keeps no program alive."""
+"""A worker thread that does not keep the program alive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Worker:
-    """Does what it is given, in order.
+    """Worker that does jobs in order.
 
     Its thread is a daemon, unlike those of ``ThreadPoolExecutor``, which Python waits for at its end: work may
     itself wait for something that a program that has ended never does.
@@ -28,7 +28,7 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Have ``work(*arguments)`` done."""
+        """Queue ``work(*arguments)``."""
         job: Future[T] = Future()
 
         def run() -> None:
@@ -43,7 +43,7 @@ class Worker:
         return job
 
     def close(self, *, wait: bool = True) -> None:
-        """End, after what is under way; ``wait`` until then."""
+        """Stop after the current job; ``wait`` for it."""
         self._jobs.put(None)
         if wait and self._thread.ident is not None:
             self._thread.join()
