@@ -415,6 +415,7 @@ def test_help_and_version_come_without_torch(tmp_path: Path) -> None:
     assert "130 interrupted" in " ".join(shell("run", "--help", cwd=tmp_path).stdout.split())
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_result(tmp_path: Path) -> None:
     command = [
         "run",

@@ -58,6 +58,7 @@ def same(simulated: jwins.Result, launched: jwins.Result) -> None:
         assert (launched.folder / name).read_bytes() == (simulated.folder / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_launch_writes_what_a_simulation_writes(tmp_path: Path) -> None:
     simulated = jwins.simulate(digits(tmp_path / "virtual", count=2))
     seen: list[Launched] = []

@@ -690,7 +690,8 @@ if sys.argv[3] == "error":
 """
 
 
-@pytest.mark.parametrize("how", [pytest.param("end", marks=pytest.mark.slow), "error"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["end", "error"])
 def test_a_program_that_does_not_close_its_peer_ends_all_the_same(how: str, tmp_path: Path) -> None:
     """And its neighbours hear of it."""
     peers = Peers(tmp_path, 2, None)
