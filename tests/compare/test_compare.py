@@ -236,8 +236,13 @@ def test_an_own_task_declares_directions(write: Write, tmp_path: Path) -> None:
     task = f"task={{file='{tmp_path}/own.py:Own'}}"
     for metric, lower in (("rmse", True), ("f1", False), ("loss", True), ("accuracy", False)):
         assert write("", task, f"compare.metric={metric}").settings.lower_is_better is lower
+    (tmp_path / "own.py").write_text(OWN.replace("f1", "own_f1").replace("DIRECTION", "higher"))
+    assert not write("", task, "compare.metric=own_f1").settings.lower_is_better
     (tmp_path / "own.py").write_text(OWN.replace("DIRECTION", "up"))
     with pytest.raises(ConfigError, match=r"Own.better\['f1'\] = 'up': expected higher or lower"):
+        assert write("", task, "compare.metric=f1").settings
+    (tmp_path / "own.py").write_text(OWN[: OWN.index("{")] + "'lower'")
+    with pytest.raises(ConfigError, match=r"Own.better = 'lower': expected a direction for each metric"):
         assert write("", task, "compare.metric=f1").settings
 
 

@@ -949,6 +949,11 @@ MODEL = "    def model(self):\n        return torch.nn.Linear(3, 2)\n"
         ),
         ("mine.py:Mine", START + INIT + "        self.test = [1, 2]\n" + MODEL, "sets self.test to a list"),
         ("mine.py:Mine", START + INIT.replace("5", "0") + MODEL, "self.train to an empty data set"),
+        (
+            "mine.py:Mine",
+            START + INIT + "        self.better = {'f1': 'higher'}\n" + MODEL,
+            "sets self.better; declare it in the class",
+        ),
         ("mine.py:Mine", START + INIT.replace("(5, 3)", "(4, 3)") + MODEL, "Dataset: inputs of shape"),
         (
             "mine.py:Mine",

@@ -203,7 +203,7 @@ def test_a_joiner_has_to_say_whose_model_it_begins_with(tmp_path: Path) -> None:
             jwins.Peer(model(), roster=joined, key=key, bootstrap_from=bootstrap_from)
     with pytest.raises(ConfigError, match="bootstrap_from = 'carol': expected other members"):
         jwins.Peer(model(), roster=joined, key=key, bootstrap_from=["carol"])
-    with pytest.raises(ConfigError, match="NAME = 'dave': not in the roster"):
+    with pytest.raises(ConfigError, match="bootstrap_from = 'dave': not in the roster"):
         jwins.Peer(model(), roster=joined, key=key, bootstrap_from=["dave"])
 
 

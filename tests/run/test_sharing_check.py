@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from jwins.engines.sharing_check import check_sharing
 from jwins.errors import UsageError
 from jwins.experiment import Experiment, JwinsConfig, NodesConfig, RunConfig
 from jwins.run import build, simulate
 from jwins.sharing import Full, jwins
 from jwins.sharing.update import Update
+from jwins.topology import Ring
 
 
 def experiment(sharing: Any, tmp_path: Path) -> Experiment:
@@ -124,6 +126,20 @@ def test_a_mistake_is_named_before_the_run_has_a_folder(name: str, tmp_path: Pat
     with pytest.raises(UsageError, match=message):
         simulate(experiment(Own(**methods), tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_is_not_finite_is_no_mistake_of_the_algorithm() -> None:
+    check_sharing(Full(), torch.tensor([1.0, float("nan")]), Ring(num_nodes=3), 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted(Full):
+    scale: Any = None
+
+
+def test_an_algorithm_that_cannot_be_copied_is_tried_as_it_is() -> None:
+    made_by_autograd = 2.0 * torch.ones(1, requires_grad=True)
+    check_sharing(Weighted(scale=made_by_autograd), torch.ones(4), Ring(num_nodes=3), 0)
 
 
 @pytest.mark.parametrize("value", [2.0, 0.0, -0.5, float("nan"), None, "all"])

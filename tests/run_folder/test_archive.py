@@ -144,12 +144,19 @@ def _link(name: str) -> tarfile.TarInfo:
     return member
 
 
+_TWO_FILES = lzma.decompress(_tar((tarfile.TarInfo("jwins/a"), b""), (tarfile.TarInfo("jwins/b"), b"")))
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (lambda data: data[: len(data) // 2], r"cut off after [\d,]+ bytes; restore or download it again"),
         (lambda data: b"", "cut off after 0 bytes"),
         (lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:], r"damaged \(.+\); restore or download"),
+        (
+            lambda data: lzma.compress(_TWO_FILES[:1024]) + lzma.compress(_TWO_FILES[1024:]),
+            "several compressed streams; pack",
+        ),
         (lambda data: b"PK\3\4 is the beginning of a zip file", "not an archive of runs"),
         (lambda data: lzma.compress(b"x" * 2000), "not an archive of runs"),
         (lambda data: _tar((tarfile.TarInfo("../a"), b"")), r"'\.\./a' is not a path within an archive"),
@@ -158,7 +165,7 @@ def _link(name: str) -> tarfile.TarInfo:
         (lambda data: _tar((tarfile.TarInfo("a\\b"), b"")), "is not a path within"),
         (lambda data: _tar((tarfile.TarInfo("a//b"), b"")), "is not a path within"),
         (lambda data: _tar((_link("a"), b"")), "'a' is not a plain file"),
-        (lambda data: _tar(*[(tarfile.TarInfo("a"), b"1")] * 2), "is there twice"),
+        (lambda data: _tar(*[(tarfile.TarInfo("a"), b"1")] * 2), "occurs twice"),
     ],
 )
 def test_a_bad_archive_is_refused_with_its_name_and_a_remedy(

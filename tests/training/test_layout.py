@@ -190,6 +190,18 @@ def test_state_dict_loads_into_a_plain_model(policy):
         layout.state_dict(layout.flatten(model), {})
 
 
+def test_a_model_that_has_changed_since_is_refused_by_name():
+    model = nn.Linear(3, 2)
+    layout = Layout.of(model)
+    model.weight = nn.Parameter(torch.zeros(4, 3))
+    for use in (lambda: layout.flatten(model), lambda: layout.write(torch.zeros(8), model)):
+        with pytest.raises(UsageError, match=r"'weight' is of shape \(4, 3\) now: it had the shape \(2, 3\)"):
+            use()
+    nn.utils.parametrizations.weight_norm(model)
+    with pytest.raises(UsageError, match="'weight' is not there any more"):
+        layout.flatten(model)
+
+
 def test_models_that_are_no_float32_vector_are_refused():
     with pytest.raises(UsageError, match=r"parameter 'weight' is float64: expected float32.*\.float\(\)"):
         Layout.of(nn.Linear(2, 2).double())

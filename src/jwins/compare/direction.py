@@ -36,8 +36,8 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
                 raise
             continue  # the file no longer exists; the comparison has the direction
         known |= declared
-        if _plain(metric) in declared:
-            found.add(declared[_plain(metric)])
+        if (direction := declared.get(metric, declared.get(_plain(metric)))) is not None:
+            found.add(direction)
     if not found:
         problem = f"the task declares which is better of {', '.join(known)}{nearest(metric, list(known))}; for "
         problem += f"another, write better = {{{metric!r}: 'lower'}} (or 'higher') in its class, or set "

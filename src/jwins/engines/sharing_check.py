@@ -45,7 +45,9 @@ def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, se
         UsageError: the algorithm fails, changes its arguments, returns a wrong value, or has a
             state that a checkpoint cannot restore.
     """
-    with contextlib.suppress(TypeError):  # some contain objects that cannot be copied
+    if not torch.isfinite(initial).all():
+        return  # the first round ends such a run, and says so
+    with contextlib.suppress(Exception):  # some contain objects that cannot be copied, with any exception
         sharing = copy.deepcopy(sharing)
     with torch.random.fork_rng(devices=[]):
         _check(sharing, initial, RoundContext(seed, 0, 0, topology.at(0).senders[0]))

@@ -192,8 +192,8 @@ class Roster(Settings):
             head["departed"] = list(self.departed)
         return head
 
-    def named(self, name: str) -> Member:
-        """Return the member with this name.
+    def named(self, name: str, place: str = "NAME") -> Member:
+        """Return the member with this name; errors name the place where it stands.
 
         Raises:
             ConfigError: there is none.
@@ -203,7 +203,7 @@ class Roster(Settings):
                 return member
         known = [member.name for member in self.members]
         raise ConfigError(
-            "NAME", name, f"not in the roster{nearest(name, known) or ';'} it has {_listed(known)}"
+            place, name, f"not in the roster{nearest(name, known) or ';'} it has {_listed(known)}"
         )
 
     def owner_of(self, key_file: Path) -> Member:
@@ -346,7 +346,7 @@ def providers_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
         raise ConfigError(
             "bootstrap_from", me.name, "expected other members, which provide the model to begin with"
         )
-    return [roster.ids_ever.index(roster.named(name).id) for name in others]
+    return [roster.ids_ever.index(roster.named(name, "bootstrap_from").id) for name in others]
 
 
 def plain(fingerprint: str) -> str:

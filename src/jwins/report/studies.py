@@ -468,7 +468,7 @@ def _direction(metric: str, variant: StudyVariant) -> str | None:
     task = variant.tables.get("task")
     others = OTHER_DIRECTIONS.get(str(task.get("name")), {}) if isinstance(task, Mapping) else {}
     declared = {**USUAL_DIRECTIONS, **others, **variant.group.records[0].start.better}
-    return declared.get(metric.removeprefix("own_"))
+    return declared.get(metric, declared.get(metric.removeprefix("own_")))
 
 
 def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:

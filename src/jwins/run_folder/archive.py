@@ -190,6 +190,8 @@ def _unpacked(archive: Path, mtime_ns: int, size_bytes: int) -> Mapping[str, byt
         )
     if not decompressor.eof:
         raise DataError(f"{archive}: cut off after {size_bytes:,} bytes; {remedy}")
+    if decompressor.unused_data.strip(b"\0"):  # as pxz makes; the files of the others would be missing
+        raise DataError(f"{archive}: holds several compressed streams; pack the folder again with tar -cJf")
     files: dict[str, bytes] = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:

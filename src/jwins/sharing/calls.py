@@ -41,7 +41,7 @@ def call_share(
     update, after = _pair(found, where, "an update and a state")
     if not isinstance(update, Update):
         raise UsageError(
-            f"{where} returned {_described(update)} as its update: expected jwins.sharing's Update"
+            f"{where} returned {_described(update)} as its update: expected a jwins.sharing.update.Update"
         )
     if update.dim != dim:
         raise UsageError(

@@ -126,7 +126,11 @@ class Task(abc.ABC):
         """
         found: dict[str, str] = {}
         for base in reversed(cls.__mro__):
-            found |= vars(base).get("better", {})
+            listed = vars(base).get("better", {})
+            if not isinstance(listed, Mapping):
+                problem = "expected a direction for each metric, such as {'error': 'lower'}"
+                raise ConfigError(f"{base.__name__}.better", listed, problem)
+            found |= listed
         for metric, direction in found.items():
             if direction not in ("higher", "lower"):
                 raise ConfigError(f"{cls.__name__}.better[{metric!r}]", direction, "expected higher or lower")

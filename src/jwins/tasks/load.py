@@ -221,6 +221,9 @@ def _try(task: Task, named: _Named) -> None:
             raise lacks(f"sets self.{split} to a {type(found).__name__}; expected a jwins.tasks.Dataset")
         if not len(found):
             raise lacks(f"sets self.{split} to an empty data set")
+    type(task).directions()
+    if "better" in getattr(task, "__dict__", {}):
+        raise lacks("sets self.better; declare it in the class, beside the methods")
     stage = "model()"
     # The trial must not advance the generators of the experiment.
     with torch.random.fork_rng(devices=[]):

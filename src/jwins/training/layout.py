@@ -129,7 +129,7 @@ class Layout:
 
     def flatten(self, model: nn.Module) -> Tensor:
         """Copy the model's numbers into one vector, (P,) float32."""
-        tensors = _tensors(model)
+        tensors = self._tensors_of(model)
         with torch.no_grad():
             return torch.cat([tensors[slot.name].detach().reshape(-1).to(torch.float32) for slot in self.slots])
 
@@ -144,7 +144,7 @@ class Layout:
             UsageError: a vector of another length.
         """
         self._check(vector)
-        tensors = _tensors(model)
+        tensors = self._tensors_of(model)
         with torch.no_grad():
             for slot in self.slots:
                 part = vector[slot.offset : slot.offset + slot.size]
@@ -224,6 +224,19 @@ class Layout:
         found.update({name: found[first] for name, first in self.tied})
         found.update({name: local[name].detach() for name in self.local if name not in self.transient})
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
+
+    def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's tensors by name; UsageError if one of the layout is not there as it was."""
+        tensors = _tensors(model)
+        for slot in self.slots:
+            tensor = tensors.get(slot.name)
+            if tensor is None or tensor.shape != slot.shape:
+                found = "not there any more" if tensor is None else f"of shape {tuple(tensor.shape)} now"
+                raise UsageError(
+                    f"{slot.kind} {slot.name!r} is {found}: it had the shape {slot.shape} at the start; "
+                    "change the structure of a model before that"
+                )
+        return tensors
 
     def _check(self, vector: Tensor) -> None:
         if vector.dim() == 0 or vector.shape[-1] != self.size:
