@@ -73,6 +73,14 @@ CASES: dict[str, dict[str, Any]] = {
         "run": {"deadline_s": 0.5},
     },
     "stacked": {"train": {"local_steps": 1, "batching": "stacked"}, "nodes": {"count": 150}},
+    "stopped": {"run": {"stop": {"metric": "loss", "target": 2.28}, "eval_every": 1, "rounds": 30}},
+    "uneven-steps": {"train": {"local_steps": (1, 2, 3, 2) * 4}},
+    "participation": {"nodes": {"count": 16, "participation": 0.5}, "sharing": CHOCO},
+    "attackers": {
+        "sharing": {"kind": "full", "robust": {"kind": "median"}},
+        "faults": [{"kind": "attack", "form": "little", "nodes": [3, 12]}],
+        "task": {"name": "digits", "label_noise": 0.3},
+    },
     "schedule": {
         "train": {
             "local_steps": 2,

@@ -192,7 +192,7 @@ class Comparison(Settings):
             raise refuse(path, one, f"{error.path}: {error.problem}") from None
 
     def points(self, grid: TuningGrid | None) -> list[dict[str, Any]]:
-        """The settings that tuning tries, by TOML path; none without a grid."""
+        """Return the settings that tuning tries, by TOML path; none without a grid."""
         return [] if grid is None else grid.points(self.rule.seeds[0])
 
     def variant(self, name: str) -> Variant:
@@ -463,10 +463,10 @@ def _comparison(
 
 
 def _shared_keys(tune: Any) -> list[str]:
-    """Paths of the settings that a file's ``[tune]`` tunes for all variants."""
+    """Return the paths of the settings that a file's ``[tune]`` tunes for all variants."""
     if not isinstance(tune, Mapping):
         return []
-    with contextlib.suppress(ConfigError):  # which the comparison raises with its place
+    with contextlib.suppress(ConfigError):  # raised again, with its place, by the comparison
         shared = TuneConfig(**tune).shared
         return [] if shared is None else list(shared.keys)
     return [tune["key"]] if isinstance(tune.get("key"), str) else []

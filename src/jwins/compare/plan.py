@@ -377,13 +377,13 @@ def rank(tried: Trial, by: str, settings: CompareConfig) -> tuple[bool, float, f
 
 
 def at_edge(grid: TuningGrid, best: int) -> bool:
-    """Whether a value beyond the grid might have been better still, for one of its settings.
+    """Return whether a value beyond the grid might be better, for one of its settings.
 
-    Nobody knows of a grid of which only some combinations were drawn.
+    False for a grid of which only some combinations were drawn.
 
     Args:
-        grid: that was tried.
-        best: number of the best of its combinations.
+        grid: the grid.
+        best: number of its best combination.
     """
     if grid.budget is not None:
         return False
@@ -392,7 +392,7 @@ def at_edge(grid: TuningGrid, best: int) -> bool:
 
 
 def _is_end(key: str, values: Sequence[Any], best: Any) -> bool:
-    """Whether a value is the smallest or largest of a list; beyond a fraction of 1 there is none."""
+    """Return whether a value is the smallest or largest of a list; nothing is beyond a fraction of 1."""
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return False
     if best == 1.0 and key.endswith((".gamma", ".fraction")):

@@ -115,7 +115,7 @@ def _check_values(values: Sequence[Any]) -> None:
 
 
 def _dotted(grid: Any) -> Any:
-    """``{"train": {"lr": [1]}}``, as TOML reads ``train.lr = [1]``, as ``{"train.lr": [1]}``."""
+    """Return ``{"train": {"lr": [1]}}``, which TOML makes of ``train.lr = [1]``, as ``{"train.lr": [1]}``."""
     if not isinstance(grid, Mapping):
         return grid
     flat: dict[str, Any] = {}
@@ -169,11 +169,11 @@ class TuningGrid(Settings):
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Paths of the settings that are tuned."""
+        """Return the paths of the settings that are tuned."""
         return tuple(self.grid) if self.key is None else (self.key,)
 
     def points(self, seed: int) -> list[dict[str, Any]]:
-        """The combinations to try, in order: all, or as many as the budget has, drawn from the seed."""
+        """Return the combinations to try, in order: all, or as many as the budget has, drawn from the seed."""
         if self.key is not None:
             return [{self.key: value} for value in self.values]
         every = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
@@ -243,7 +243,7 @@ class TuneConfig(Settings):
 
     @property
     def shared(self) -> TuningGrid | None:
-        """The settings that are tuned for all variants; None for none."""
+        """Return the settings that are tuned for all variants; None without any."""
         if self.grid:
             return TuningGrid(grid=self.grid, budget=self.budget)
         return None if self.key is None else TuningGrid(key=self.key, values=self.values)

@@ -1,4 +1,4 @@
-"""Functions of the user's own that a run calls on its way."""
+"""Callbacks of the user, which a run calls between its steps."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MeasuredModels(Mapping[int, dict[str, Tensor]]):
     They are there as long as the call that handed them over.
 
     Args:
-        nodes: that were measured.
-        read: gives a node's model as a safetensors file.
+        nodes: measured nodes.
+        read: returns a node's model as a safetensors file.
     """
 
     def __init__(self, nodes: tuple[int, ...], read: Callable[[int], bytes]) -> None:
@@ -58,7 +58,7 @@ class MeasuredModels(Mapping[int, dict[str, Tensor]]):
 
 
 class Callback:
-    """Base class of what ``simulate(..., callbacks=[...])`` calls; write the methods that you need.
+    """Base class of the entries of ``simulate(..., callbacks=[...])``; write the methods that you need.
 
     All are called in the process that called ``simulate``, between two steps of the run. An exception ends the
     run. A run that goes on from a checkpoint reports again what it measures again.

@@ -94,7 +94,7 @@ class Recorder:
     def newest_checkpoint(
         self, types: Iterable[type], rounds: int | None = None
     ) -> tuple[CheckpointManifest, NodeGroupState]:
-        """The checkpoint from which :meth:`resume` goes on, with the same arguments.
+        """Return the checkpoint from which :meth:`resume` continues, for the same arguments.
 
         Raises:
             ConfigError: there is no folder.

@@ -28,10 +28,10 @@ class StopRule:
     patience: int | None = None
 
     def reason(self, rows: Sequence[Row]) -> str:
-        """Why the newest evaluation ends the run, in words; empty if it does not.
+        """Return why the newest evaluation ends the run; empty if it does not.
 
         Args:
-            rows: of the run so far.
+            rows: rows of the run so far.
 
         Raises:
             ConfigError: the task has no such metric.

@@ -1,4 +1,4 @@
-"""Callbacks of a run, called in the order in which they were given."""
+"""Calls of a run's callbacks, in their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _METHODS = ("on_start", "on_round", "on_evaluation", "on_end")
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Refuse what is no callback before anything runs.
+    """Refuse objects that are no callbacks before anything runs.
 
     Raises:
         UsageError: an object without one of the methods, or a class.
@@ -36,7 +36,7 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
 
 
 def rounds_to(callbacks: Sequence[Callback]) -> Callable[[Progress], None]:
-    """A function of the driver's progress that calls ``on_round`` when there are more completed rounds."""
+    """Return a function of the driver's progress that calls ``on_round`` after further completed rounds."""
     done: int | None = None
 
     def on_progress(now: Progress) -> None:
@@ -50,7 +50,7 @@ def rounds_to(callbacks: Sequence[Callback]) -> Callable[[Progress], None]:
 
 
 def evaluations_to(callbacks: Sequence[Callback]) -> Callable[[EvalRow, MeasuredModels], None]:
-    """A function that calls ``on_evaluation``."""
+    """Return a function that calls ``on_evaluation``."""
 
     def on_evaluation(row: EvalRow, models: MeasuredModels) -> None:
         for callback in callbacks:

@@ -58,7 +58,7 @@ def extend(experiment: Experiment, folder: Path) -> None:
 
 
 def _with_end_of(experiment: Experiment, stored: Mapping[str, Any]) -> Experiment:
-    """The experiment with the end of the run that is there."""
+    """Return the experiment with the end of the run in the folder."""
     rounds = stored.get("rounds", experiment.run.rounds)
     return experiment.changed({"run": {"rounds": rounds, "stop": stored.get("stop")}})
 
@@ -97,7 +97,7 @@ def _drop_end(folder: Path) -> None:
 
 
 def _can_go_on(experiment: Experiment, folder: Path) -> bool:
-    """Whether there is a checkpoint in which no node had ended."""
+    """Return whether there is a checkpoint in which no node had ended."""
     from jwins.engines.recorder import Recorder
     from jwins.engines.simulator.driver import STATE_TYPES
 

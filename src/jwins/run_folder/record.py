@@ -138,9 +138,9 @@ class Record:
         return self._mean_of_last(self._means(metric, lambda row: row.metrics[metric].mean), over)
 
     def worst_nodes(self, metric: str, *, lower_is_better: bool, over: int = 1) -> float | None:
-        """Mean of ``metric`` over the worst tenth of the nodes, at least one, in the last ``over`` evaluations.
+        """Return the mean of ``metric`` over the worst tenth of the nodes in the last ``over`` evaluations.
 
-        None for a run that diverged, and where a node has no value.
+        The tenth is rounded up. None for a run that ended early, and without values.
         """
         found = []
         for row in self._last(over):
@@ -150,7 +150,7 @@ class Record:
         return self._or_none(found)
 
     def sd_over_nodes(self, metric: str, over: int = 1) -> float | None:
-        """Standard deviation of ``metric`` over the nodes, mean over the last ``over`` evaluations, or None."""
+        """Return the standard deviation over the nodes of ``metric``, mean over the last evaluations."""
         return self._or_none([row.metrics[metric].sd for row in self._last(over) if metric in row.metrics])
 
     def _last(self, over: int) -> tuple[EvalRow, ...]:
@@ -176,7 +176,7 @@ _WELL = re.compile(r"(\d+ )?(finished|stopped @ \d+)")
 
 
 def ended_well(status: str) -> bool:
-    """Whether all runs of a status, several joined by ``; ``, went to the last round or where their rule ends.
+    """Return whether all runs of a status finished or were stopped by their rule; ``; `` joins several runs.
 
     >>> ended_well("2 finished; 1 stopped @ 40"), ended_well("diverged @ 3"), ended_well("unfinished @ 3")
     (True, False, False)

@@ -38,15 +38,15 @@ class Participation:
 
     @property
     def num_nodes(self) -> int:
-        """Number of nodes."""
+        """Return the number of nodes."""
         return self.topology.num_nodes
 
     def active(self, round: int) -> frozenset[int]:
-        """The nodes that take part in a round."""
+        """Return the nodes that take part in a round."""
         return _drawn(self.seed, self.num_nodes, max(1, int(self.share * self.num_nodes + 0.5)), round)
 
     def at(self, round: int) -> Graph:
-        """The graph of a round, of the edges between nodes that take part."""
+        """Return the graph of a round: the edges between nodes that take part."""
         whole = self.topology.at(round)
         known = self._graphs.get(round)
         if known is not None and known[0] is whole:
