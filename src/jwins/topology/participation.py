@@ -26,7 +26,7 @@ class Participation:
     >>> from jwins.topology import Ring
     >>> ring = Participation(Ring(num_nodes=8, seed=1), 0.5, seed=1)
     >>> sorted(ring.active(0)), sorted(ring.active(1))
-    ([0, 1, 2, 4], [0, 3, 4, 6])
+    ([3, 4, 5, 6], [0, 4, 6, 7])
     """
 
     topology: Topology
