@@ -64,7 +64,7 @@ class PeerError(JwinsError):
 
 
 class RemovedError(PeerError):
-    """A node was removed from the roster: the others go on without it."""
+    """A node was removed from the roster; the others continue without it."""
 
 
 class CodecError(PeerError):

@@ -14,16 +14,16 @@ every engine, and drivers may call different nodes' ``handle`` from several thre
 
 A node waits for the frames of all neighbours of the round that are up. A neighbour that is missing at the
 deadline leaves its weight with the node. Frames of later rounds are kept until their round; frames of earlier
-rounds are handed to the next merge with weight 0, which algorithms that remember their peers use.
+rounds go to the next merge with weight 0, for algorithms that remember their peers.
 
-A neighbour that does not hold this node's replica, be it new, back or asking, gets the keyframe, or all
-increments since the replica that it still has, *in place of* the next update. A keyframe sent beside the
-updates could be overtaken by one that builds upon it, round after round, and the neighbour would never catch
-up; this way it is the very frame that the neighbour waits for.
+A neighbour without this node's replica (a new one, one that returned or one that asks) gets the keyframe, or
+all increments since the replica that it still has, *in place of* the next update. A keyframe beside the updates
+could be overtaken by an update that builds on it, in every round, and the neighbour would never catch up. In
+place of the update, it is the frame that the neighbour waits for.
 
-Who is a member may change while nodes run: the topology then has another graph from some round on, of a higher
-roster version, and a node may learn of it late. Frames name the roster version of their round. One of another
-version than the receiver's has weight 0, on both sides of an edge, so that mixing weights stay doubly
+Members may change while nodes run. The topology then has another graph from some round on, with a higher
+roster version, and a node may learn of it late. Frames have the roster version of their round. A frame of
+another version than the receiver's has weight 0, on both sides of an edge, so that mixing weights stay doubly
 stochastic.
 """
 
@@ -85,29 +85,30 @@ __all__ = [
 
 MAX_ROUNDS_AHEAD = 64
 """Frames further ahead than this are refused. In a static graph without deadlines a neighbour is at most one
-round ahead, in one drawn anew each round about a diameter; the limit bounds the memory a peer can take."""
+round ahead; in a graph that is drawn again each round, about a diameter. This limits the memory that a peer can
+use."""
 
 INBOX_BYTES = 256 * 2**20
 """``Rules.inbox_bytes`` between machines."""
 FREE_FRAMES = 3
-"""Frames of a sender that may wait for a merge whatever they decode to: of two rounds, and a late one."""
+"""Frames of a sender that may always wait for a merge: of two rounds, and a late one."""
 BYTES_PER_VALUE = 16
-"""A position, a value and what they are turned into."""
+"""Memory of a position, a value and their decoded form."""
 
 EARLY_FRAMES = 6
-"""Further rounds that a neighbour may be ahead where neighbours change from round to round: the diameter of
-what such graphs add up to."""
+"""Further rounds that a neighbour may be ahead if neighbours change from round to round: the diameter of the
+union of such graphs."""
 FRAMES_OF_STRANGERS = 2
-"""Frames of no neighbour that may wait: by a newer roster it may be one, from this round on or the next."""
+"""Frames of a node that is not a neighbour that may wait: a newer roster may make it one, from this round or
+the next."""
 
 MAX_PARAMETER = 1e30
-"""Parameters beyond this have diverged, though they may be finite: far from any model in use, and near enough
-to the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
+"""Parameters beyond this have diverged, even if they are finite. They are far from any real model, and so near
+the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
 MAX_MAGNITUDE_RATIO = 1e6
 """``Rules.max_magnitude_ratio`` between machines. No round of training and no transform takes an honest
-model so far from a neighbour's, be it compared before or after its own training; a damaged number usually
-is."""
+model so far from a neighbour's, before or after its own training. A damaged number usually is that far."""
 
 
 MAX_GROWTH = 1e3
@@ -115,35 +116,35 @@ MAX_GROWTH = 1e3
 own training; factors of ten between partitions are usual, of a thousand are not."""
 
 INFLATION = 100.0
-"""Beyond so many times that limit no honest node comes, not even one whose model another has inflated: it
+"""No honest node exceeds this multiple of that limit, even if another node has inflated its model, because it
 merges nothing beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Rules that all nodes of a run have in common.
+    """Common rules of all nodes of a run.
 
     Attributes:
-        sharing: what is sent and how it is merged.
-        wire: how messages become bytes; its ``dim`` is the algorithm's ``update_dim``.
+        sharing: the sharing algorithm.
+        wire: encoder of messages; its ``dim`` is the algorithm's ``update_dim``.
         topology: neighbours and mixing weights of every round.
-        rounds: how many, those of consensus among them.
-        seed: of the experiment.
-        evaluate_at: numbers of completed rounds at which a node asks for an evaluation.
-        checkpoint_every: a node asks for a checkpoint every so many rounds; 0 for never.
-        deadline_s: how long to wait for neighbours after the own frame is sent; None for ever.
-        consensus_rounds: how many of them, at the end, share the merged model without training it.
-        max_magnitude_ratio: frames with a value beyond so many times the node's own largest parameter, or times
-            1 if that is larger, are refused.
-        inbox_frames: frames of one sender that wait for a merge, at most.
-        inbox_bytes: what more than three of them may decode to, in bytes; infinite between nodes that trust
-            each other, where ``inbox_frames`` does not count either.
+        rounds: number of rounds, including those of consensus.
+        seed: seed of the experiment.
+        evaluate_at: numbers of completed rounds at which a node requests an evaluation.
+        checkpoint_every: interval of rounds at which a node requests a checkpoint; 0 for never.
+        deadline_s: time to wait for neighbours after the own frame is sent; None for no limit.
+        consensus_rounds: number of rounds at the end that share the merged model without training.
+        max_magnitude_ratio: frames are refused if a value exceeds this multiple of the node's own largest
+            parameter, or of 1 if that is larger.
+        inbox_frames: largest number of frames of one sender that wait for a merge.
+        inbox_bytes: limit of the decoded size of more than three of them; infinite between nodes that trust
+            each other, where ``inbox_frames`` does not apply either.
         rounds_ahead: frames of rounds further ahead are refused.
-        max_growth: frames with a value beyond so many times the node's own scale are refused, too, which others
-            cannot raise (see :class:`~jwins.sharing.own_scale.OwnScale`).
+        max_growth: frames are also refused if a value exceeds this multiple of the node's own scale, which
+            others cannot raise (see :class:`~jwins.sharing.own_scale.OwnScale`).
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
-        participation: which nodes take part in a round, as ``topology`` has it; None for all.
-        attacks: by node that attacks; such nodes are not measured.
+        participation: the nodes that take part in a round, as in ``topology``; None for all.
+        attacks: attacks by node; such nodes are not measured.
     """
 
     sharing: Sharing[Any]
@@ -165,9 +166,9 @@ class Rules:
     attacks: Mapping[int, Attack] = field(default_factory=dict)
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
-        """The same between machines, where a frame may be anything.
+        """Return the rules between machines, where a frame may contain anything.
 
-        A neighbour sends frames of as many rounds at once as it keeps for a restart of this node.
+        A neighbour may send frames of several rounds at once: those that it keeps for a restart of this node.
         """
         frames = min(
             self.checkpoint_every + FREE_FRAMES + (EARLY_FRAMES if changing else 0), MAX_ROUNDS_AHEAD + 1
@@ -184,17 +185,17 @@ class Rules:
 
     @property
     def training_rounds(self) -> int:
-        """Rounds that train before they share."""
+        """Return the number of rounds that train before they share."""
         return self.rounds - self.consensus_rounds
 
     def trains(self, node: int, round: int) -> bool:
-        """Whether a node trains in a round, before it shares."""
+        """Return whether a node trains in a round, before it shares."""
         takes_part = self.participation is None or node in self.participation.active(round)
         return takes_part and round < self.training_rounds
 
 
 class Phase(StrEnum):
-    """Where in its life a node is."""
+    """Phase of a node."""
 
     NEW = "new"
     TRAINING = "training"
@@ -208,7 +209,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """Local training of ``round`` is done; ``params`` (P,) float32 is the result.
+    """Local training of ``round`` has ended; ``params`` (P,) float32 is the result.
 
     The node keeps the tensor, and so may its algorithm: the driver must not write into it again.
     """
@@ -226,7 +227,7 @@ class FrameReceived:
 
 @dataclass(frozen=True, slots=True)
 class PeerUp:
-    """``peer`` is there, and takes part from ``round`` on."""
+    """``peer`` is up, and takes part from ``round`` on."""
 
     peer: int
     round: int = 0
@@ -234,14 +235,14 @@ class PeerUp:
 
 @dataclass(frozen=True, slots=True)
 class PeerLost:
-    """``peer`` is gone; nothing more is expected of it until a :class:`PeerUp`."""
+    """``peer`` is down; the node expects nothing of it until a :class:`PeerUp`."""
 
     peer: int
 
 
 @dataclass(frozen=True, slots=True)
 class KeyframeRequested:
-    """A peer in ``round`` lacks the replica of this node; it still has that of ``replica_round``, or none."""
+    """A peer in ``round`` lacks the newest replica of this node; it has that of ``replica_round``, or none."""
 
     peer: int
     round: int = 0
@@ -250,7 +251,7 @@ class KeyframeRequested:
 
 @dataclass(frozen=True, slots=True)
 class RosterChanged:
-    """Those of ``peers`` are up, all others gone; those that are new take part from ``round`` on."""
+    """``peers`` are up, and all others are down; new ones take part from ``round`` on."""
 
     peers: frozenset[int]
     round: int = 0
@@ -258,14 +259,14 @@ class RosterChanged:
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """After a crash: go on from the state of the crash at ``round`` of the others.
+    """Rejoin after a crash: continue from the state of the crash at ``round`` of the others.
 
-    Frames of the time before are forgotten, and the neighbours' replicas count as lost. A round that was shared
-    and not merged ends with nothing received, as at a deadline.
+    Earlier frames are dropped, and the neighbours' replicas count as lost. A round that was shared but not
+    merged ends without received updates, as at a deadline.
 
     Attributes:
-        round: the first one that the node takes part in again.
-        params: (P,) float32, the model of another to begin it with; None for the node's own.
+        round: first round in which the node takes part again.
+        params: (P,) float32, another node's model to begin with; None for its own.
         keep_newer: keep frames of that round and later, which arrived since.
     """
 
@@ -276,12 +277,12 @@ class Rejoin:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed; asked for by :class:`WakeAt`."""
+    """Passage of time, requested by :class:`WakeAt`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimedOut:
-    """The driver waits no longer in ``round``: the node merges what is there, as at a deadline."""
+    """End of waiting in ``round``: the node merges the received updates, as at a deadline."""
 
     round: int
 
@@ -306,7 +307,7 @@ Event = (
 
 
 # --- Commands -----------------------------------------------------------------------------------------------
-# Numbers and bytes, no tensors: the model that a command speaks of is ``Node.params`` at that time.
+# Numbers and bytes, no tensors: a command refers to the model in ``Node.params`` at that time.
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +323,7 @@ class Send:
 
     Attributes:
         to: receivers, increasing.
-        round: of the update.
+        round: round of the update.
         packed: the frame.
         keyframe: whether it carries a keyframe in place of the round's update.
     """
@@ -333,9 +334,9 @@ class Send:
     keyframe: bool
 
     def in_turn(self, node: int) -> tuple[int, ...]:
-        """The receivers in the order in which ``node`` sends to them where it sends to one at a time.
+        """Return the receivers in the order in which ``node`` sends to one at a time.
 
-        Those after it come first, then, from 0, those before it; so nobody is the last for all its neighbours.
+        Receivers with a higher number are first, then the others from 0. So no node is last for all neighbours.
 
         >>> Send((1, 3, 8), round=0, packed=Packed(b"", 0, 0), keyframe=False).in_turn(node=2)
         (3, 8, 1)
@@ -360,7 +361,7 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A good moment to save the node: ``round`` rounds are complete."""
+    """Request for a checkpoint: ``round`` rounds are complete."""
 
     round: int
 
@@ -374,13 +375,13 @@ class WakeAt:
 
 @dataclass(frozen=True, slots=True)
 class FrameRefused:
-    """A frame was not acceptable, and nothing was changed by it.
+    """A frame was refused, without any effect on the node.
 
     Attributes:
-        sender: whose it was.
-        round: the sender's.
-        reason: in words.
-        inflated: whether a value is so large that no honest node has it, but by damage.
+        sender: sender of the frame.
+        round: the sender's round.
+        reason: reason as text.
+        inflated: whether a value is larger than any of an honest node, except by damage.
     """
 
     sender: int
@@ -391,13 +392,13 @@ class FrameRefused:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The node is done or has failed; its parameters are the result.
+    """The node has finished or failed; its parameters are the result.
 
     Attributes:
         status: ``finished``, ``stopped``, or ``diverged`` if parameters stopped being finite (or grew beyond
             :data:`MAX_PARAMETER`).
         round: completed rounds.
-        reason: in words, unless it finished.
+        reason: reason as text, unless it finished.
     """
 
     status: str
@@ -410,7 +411,7 @@ Command = Train | Send | RequestKeyframe | Evaluate | Checkpoint | WakeAt | Fram
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeState:
-    """All that a node must remember to go on after a restart, as a checkpoint keeps it.
+    """State of a node in a checkpoint, with which it can continue after a restart.
 
     Attributes:
         phase: a :class:`Phase`, as a string.
@@ -418,16 +419,16 @@ class NodeState:
         params: (P,) parameters at the start of the round, or after training while waiting.
         sharing: the algorithm's state.
         inbox: frames that wait for a merge, by (sender, round).
-        down: peers that are gone.
+        down: peers that are down.
         expected_from: first round of each peer that came up later.
-        informed: peers that were sent this node's latest update or keyframe, and so hold its replica.
+        informed: peers to which this node's latest update or keyframe was sent, so that they have its replica.
         outgoing: the frame of the current round, while waiting.
         shared: round of the last share, or None.
         sent_bytes: length of the previous update's frame.
-        deadline: on the clock of ``now``, while waiting and if there is one.
-        stopping: whether :class:`Stop` came.
-        replica_rounds: of peers that asked, the round of this node's replica that they still hold.
-        answered: the round in which a peer was last sent what came after that replica.
+        deadline: deadline on the clock of ``now``, while waiting, if there is one.
+        stopping: whether :class:`Stop` was received.
+        replica_rounds: round of this node's replica at each peer that asked.
+        answered: round in which a peer last received the increments since that replica.
         spread: standard deviation of each parameter over the models that an attacker last received.
     """
 
@@ -450,7 +451,7 @@ class NodeState:
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
-"""Types in a node's part of a checkpoint, besides the ``state_types`` of its algorithm."""
+"""Types in a node's state in a checkpoint, besides the ``state_types`` of its algorithm."""
 
 
 class Node:
@@ -459,13 +460,13 @@ class Node:
     Args:
         id: this node, in [0, topology.num_nodes).
         params: (P,) float32, the common initial parameters.
-        rules: what all nodes of the run have in common.
+        rules: common rules of all nodes of the run.
 
     Attributes:
-        phase: where in its life the node is.
+        phase: phase of the node.
         round: current round = completed rounds.
         params: (P,) float32, at the start of the round, or after training while waiting; never written into.
-        state: what the algorithm remembers.
+        state: state of the algorithm.
         merged_with: neighbours that had a weight in the newest merge.
 
     Raises:
@@ -508,7 +509,7 @@ class Node:
     # --- Driving ------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Command]:
-        """Begin round 0, or go on after :meth:`restore`: commands that were under way are issued again."""
+        """Begin round 0, or continue after :meth:`restore`: commands that were under way are issued again."""
         if self.phase is Phase.NEW:
             commands: list[Command] = []
             if 0 in self.rules.evaluate_at:
@@ -523,7 +524,7 @@ class Node:
         return []
 
     def begin_with(self, params: Tensor) -> None:
-        """Take another's model before anything was shared.
+        """Take another node's model before the first share.
 
         Args:
             params: (P,) float32; kept, and never written into.
@@ -535,17 +536,17 @@ class Node:
             self._scale = OwnScale(params)
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        """Take in one event.
+        """Handle one event.
 
         Args:
-            event: what happened.
+            event: the event.
             now: seconds on any clock that does not go backwards; only compared with itself.
 
         Returns:
             Commands, to be run in this order.
 
         Raises:
-            UsageError: the driver reports something it was not asked for.
+            UsageError: the event is not allowed in the node's phase.
         """
         method = _TRANSITIONS.get((self.phase, type(event)))
         if method is None:
@@ -576,7 +577,7 @@ class Node:
         )
 
     def restore(self, state: NodeState) -> None:
-        """Become the node that made ``state``; call :meth:`start` next if its driver is new, too."""
+        """Restore the state of :meth:`snapshot`; call :meth:`start` next if its driver is new, too."""
         self.phase = Phase(state.phase)
         self.round = state.round
         self.params = state.params
@@ -598,12 +599,12 @@ class Node:
 
     @property
     def inbox(self) -> Mapping[tuple[int, int], Frame]:
-        """Frames that wait for a merge, by (sender, round)."""
+        """Return the frames that wait for a merge, by (sender, round)."""
         return self._inbox
 
     @property
     def waiting_for(self) -> tuple[int, ...]:
-        """Neighbours whose frame of this round is expected and not here."""
+        """Return the neighbours whose expected frame of this round is missing."""
         return tuple(self._awaited())
 
     # --- One method per cell of the transition table ------------------------------------------------------
@@ -649,7 +650,8 @@ class Node:
             return update, state
         false = attacked(self._attack, start, self.params, self._spread, ctx)
         update, after = call_share(self._sharing, self.state, false, ctx, self.update_dim)
-        # It merges as an honest node would, but for an algorithm whose state is what its neighbours hold of it.
+        # It merges as an honest node does, except with an algorithm whose state is the neighbours' replica of
+        # it.
         return update, after if self._sharing.remembers_peers else state
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Command]:
@@ -658,7 +660,7 @@ class Node:
         if reason is not None:
             return [FrameRefused(frame.sender, frame.round, reason, self._is_inflated(frame))]
         there = self._inbox.get((frame.sender, frame.round))
-        # A keyframe makes up for an update that did not fit.
+        # A keyframe replaces an update that did not match.
         if there is None or (frame.keyframe and not there.keyframe):
             self._inbox[frame.sender, frame.round] = frame
         return self._merge_if_ready(now)
@@ -694,7 +696,7 @@ class Node:
 
     def _on_keyframe_requested(self, event: KeyframeRequested, now: float) -> list[Command]:
         if event.replica_round is not None and event.round < self._answered.get(event.peer, 0):
-            return []  # what it asks for is under way already
+            return []  # the requested frame is under way already
         self._informed.discard(event.peer)
         self._replica_rounds.pop(event.peer, None)
         if event.replica_round is not None:
@@ -804,15 +806,15 @@ class Node:
         return RoundContext(self.rules.seed, self.id, self.round, weights, self._sent_bytes)
 
     def _roster_version(self, round: int) -> int:
-        """As frames name it."""
+        """Return the roster version as in frames."""
         return self._topology.at(round).roster_version % ROSTER_VERSIONS
 
     def _takes_part(self, peer: int) -> bool:
-        """Whether frames are exchanged with ``peer`` in this round."""
+        """Return whether frames are exchanged with ``peer`` in this round."""
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
 
     def _send_missed(self, lack: tuple[int, ...]) -> list[Command]:
-        """To each what it lacks: what came after what it holds, where that is known, or else the keyframe."""
+        """Send each peer the increments since its replica if that is known, or else the keyframe."""
         by_round: dict[int | None, list[int]] = {}
         for j in lack:
             by_round.setdefault(self._replica_rounds.pop(j, None), []).append(j)
@@ -838,7 +840,7 @@ class Node:
         return Send(to, self._shared, self.rules.wire.pack(frame), keyframe=True)
 
     def objection(self, frame: Frame | FrameHeader) -> str | None:
-        """Why a frame cannot be taken in, as far as its header says, or None."""
+        """Return why a frame cannot be accepted, by its header, or None."""
         if not 0 <= frame.sender < self._topology.num_nodes or frame.sender == self.id:
             return "the sender is not another node of this topology"
         if not 0 <= frame.round < self.rules.rounds:
@@ -850,18 +852,18 @@ class Node:
         return None
 
     def max_frames(self, frame: Frame | FrameHeader) -> int:
-        """How many frames of this sender may wait for a merge."""
+        """Return the largest number of this sender's frames that may wait for a merge."""
         return self.rules.inbox_frames if self._is_neighbour(frame) else FRAMES_OF_STRANGERS
 
     def _is_neighbour(self, frame: Frame | FrameHeader) -> bool:
         return frame.sender in self._topology.at(frame.round).senders[self.id]
 
     def _is_of_another_roster(self, frame: Frame | FrameHeader) -> bool:
-        """Whether the sender's graph may be one that this node does not know yet."""
+        """Return whether the sender's graph may be one that this node does not know yet."""
         return frame.roster_version != self._roster_version(frame.round)
 
     def _over_budget(self, frame: Frame) -> str | None:
-        """Why a sender may not have one more frame wait for a merge, or None."""
+        """Return why no further frame of a sender may wait for a merge, or None."""
         if math.isinf(self.rules.inbox_bytes):
             return None
         if frame.round < self.round - MAX_ROUNDS_AHEAD:
@@ -871,7 +873,7 @@ class Node:
         return over_budget(counts, frame.update.count, self.max_frames(frame), self.rules.inbox_bytes)
 
     def _objection(self, frame: Frame) -> str | None:
-        """Why a frame cannot be taken in, or None."""
+        """Return why a frame cannot be accepted, or None."""
         if (problem := self.objection(frame) or self._over_budget(frame)) is not None:
             return problem
         if frame.update.dim != self.update_dim:
@@ -895,7 +897,7 @@ class Node:
 
 
 def over_budget(counts: Sequence[int], count: int, max_frames: int, max_bytes: float) -> str | None:
-    """Why a sender may not have one more frame of ``count`` values wait beside those of ``counts``, or None."""
+    """Return why no further frame of ``count`` values may wait beside those of ``counts``, or None."""
     if len(counts) >= max_frames:
         return f"{len(counts)} frames of it wait for a merge; at most {max_frames} may"
     size_bytes = BYTES_PER_VALUE * (sum(counts) + count)
@@ -905,7 +907,7 @@ def over_budget(counts: Sequence[int], count: int, max_frames: int, max_bytes: f
 
 
 def _is_finite(update: Update) -> bool:
-    """Whether receivers will find all values finite; symbols are multiplied only where they might overflow."""
+    """Return whether receivers get finite values; symbols are multiplied only if they might overflow."""
     values = update.values
     if isinstance(values, Quantized) and (not len(values.scales) or float(values.scales.max()) < 2.0**90):
         return True
@@ -916,7 +918,7 @@ def _diverged(params: Tensor) -> bool:
     return not largest_magnitude(params) <= MAX_PARAMETER  # NaN compares as False
 
 
-# What is not in this table is a mistake of the driver. Once done or failed, a node only ignores.
+# An event that is not in this table is an error of the driver. A finished or failed node ignores events.
 _TRANSITIONS: dict[tuple[Phase, type], Callable[[Node, Any, float], list[Command]]] = {
     (Phase.NEW, FrameReceived): Node._on_frame,
     (Phase.NEW, PeerUp): Node._on_peer_up,

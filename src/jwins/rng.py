@@ -60,7 +60,7 @@ def torch_generator(
     round: int = EVERY_ROUND,
     device: torch.device | str = "cpu",
 ) -> torch.Generator:
-    """The same as :func:`stream` for torch's samplers, on ``device``."""
+    """Return :func:`stream` for torch's samplers, on ``device``."""
     import torch
 
     generator = torch.Generator(device=device)

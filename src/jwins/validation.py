@@ -74,7 +74,7 @@ class Within:
 
     @property
     def interval(self) -> str:
-        """In words, e.g. ``in (0, 1]`` or ``of at least 1``."""
+        """Return a text, e.g. ``in (0, 1]`` or ``of at least 1``."""
         if self.low is not None and self.high is not None:
             return f"in {'(' if self.open_low else '['}{_short(self.low)}, {_short(self.high)}]"
         if self.low is not None:
@@ -83,7 +83,7 @@ class Within:
 
     @property
     def expected(self) -> str:
-        """In words, e.g. ``expected a fraction in (0, 1]``."""
+        """Return a text, e.g. ``expected a fraction in (0, 1]``."""
         return f"expected {self.what} {self.interval}".rstrip()
 
     def problem(self, value: float) -> str | None:
@@ -106,13 +106,13 @@ class Within:
             raise ConfigError(path, value, problem)
 
     def check_whole(self, path: str, value: int) -> None:
-        """The same for a whole number; a float is refused even if it is one."""
+        """Check a whole number; a float is refused even if it is whole."""
         if type(value) is not int:
             raise ConfigError(path, value, f"expected {self.what}")
         self.check(path, value)
 
     def check_each(self, path: str, value: float | tuple[float, ...]) -> None:
-        """The same for one number, or for a list of one per node."""
+        """Check one number, or a list with one for each node."""
         if not isinstance(value, tuple):
             self.check(path, value)
             return

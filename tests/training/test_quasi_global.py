@@ -260,7 +260,10 @@ def test_a_heavy_ball_of_merged_models_ends_nearer_to_the_common_optimum():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("adam", {"lr": 0.01}), "train.optimizer.quasi_global = 0.9: adam has none: it is a momentum of sgd"),
+        (
+            ("adam", {"lr": 0.01}),
+            "train.optimizer.quasi_global = 0.9: adam has no quasi-global momentum: it is a momentum of sgd",
+        ),
         (("sgd", {"lr": 0.1}), r"train.optimizer.momentum = 0: quasi_global is what momentum starts from"),
         (("sgd", {"lr": 0.1, "momentum": 0.0}), "train.optimizer.momentum = 0.0: .* such as 0.9"),
         (

@@ -101,13 +101,13 @@ Address = Annotated[
 def main() -> None:
     """Run the command line and leave with one of the documented exit codes."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a letter that the terminal lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):  # letters that the terminal lacks must not cause a failure
             stream.reconfigure(errors="replace")
     try:
         app()
     except KeyboardInterrupt:
         leave("", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone, as in `jwins list | head -1`
+    except BrokenPipeError:  # the reader of the output has ended, as in `jwins list | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
 
@@ -146,7 +146,7 @@ def leave(message: str, code: int) -> NoReturn:
 
 
 def engine_of(name: str | None, address: str | None, actors: int | None = None) -> Ray | None:
-    """The engine that options name; None for this process.
+    """Return the engine of the options; None for this process.
 
     Raises:
         ConfigError: no such engine, or options without the engine that they are for.
@@ -165,10 +165,10 @@ def engine_of(name: str | None, address: str | None, actors: int | None = None) 
 
 
 def console_of(*, stderr: bool = False) -> Console:
-    """A console on standard output or error that colours nothing by itself.
+    """Return a console on standard output or error without automatic colours.
 
-    Names and reasons that others chose are in what is printed, in cells of tables, too: control characters,
-    with which they could rewrite what the terminal shows, are printed as ``\\x1b``.
+    Printed texts contain names and reasons of others, also in cells of tables. Control characters, with which
+    they could rewrite the terminal, are printed as ``\\x1b``.
     """
     from rich.console import Console
     from rich.text import Text
@@ -181,7 +181,7 @@ def console_of(*, stderr: bool = False) -> Console:
 
 
 def visible(text: str) -> str:
-    """The text without control characters.
+    """Return the text without control characters.
 
     >>> visible("a\\x1b[2Jb") == "a\\\\x1b[2Jb"
     True

@@ -53,7 +53,7 @@ class _Clock:
         self._start: tuple[float, int] | None = None
 
     def left(self, round: int, rounds: int) -> str:
-        """Like ``1:05``, or ``-:--`` while nothing is known."""
+        """Return a text such as ``1:05``, or ``-:--`` as long as nothing is known."""
         now = time.monotonic()
         if self._start is None:
             self._start = (now, round)
@@ -109,7 +109,7 @@ def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Pro
 
 
 def metrics_text(means: dict[str, float | None]) -> str:
-    """Like ``accuracy 91.2 %  loss 0.310``."""
+    """Return a text such as ``accuracy 91.2 %  loss 0.310``."""
     shown = []
     for name, mean in means.items():
         if mean is None:
@@ -122,7 +122,7 @@ def metrics_text(means: dict[str, float | None]) -> str:
 
 
 def size_text(number: float) -> str:
-    """A number of bytes with a fitting unit."""
+    """Return a number of bytes with a fitting unit."""
     from jwins.report.formatting import size
 
     return size(number)

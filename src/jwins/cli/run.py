@@ -108,7 +108,7 @@ def run(
 
 
 def data_override(data: Path | None) -> list[str]:
-    """Return the override that ``--data`` stands for; DataError if there is no such folder."""
+    """Return the override of ``--data``; raise DataError if the folder does not exist."""
     if data is None:
         return []
     if not data.exists():

@@ -1,4 +1,4 @@
-"""When a training loop that others wrote exchanges its model."""
+"""Times at which a library's training loop exchanges its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Schedule:
 
     Args:
         peer: made with the model that is trained.
-        every_steps: exchange when so many optimizer steps were made since the last time; None for after each
+        every_steps: number of optimizer steps between exchanges; None for after each
             epoch.
         wait: as of :meth:`~jwins.net.peer.Peer.exchange`. The exchange at the end waits in any case.
 

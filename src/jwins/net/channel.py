@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 VERSION = 2
-"""Of this protocol; nodes of different versions do not talk."""
+"""Version of this protocol; nodes of different versions do not connect."""
 
 READ_BYTES = 1 << 17
 WRITE_BUFFER_BYTES = 4 * CHUNK_BYTES
@@ -56,7 +56,7 @@ _quiet.setLevel(logging.ERROR)  # the library's account of every frame; ours is 
 
 
 class PeerRefused(PeerError):  # noqa: N818  said of a peer, not of a program
-    """A peer asked for, or did, what it may not. It is told, and it is counted."""
+    """A peer broke a rule. It receives the reason, and the case is counted."""
 
 
 class ChannelHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):
@@ -64,12 +64,12 @@ class ChannelHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
 
     Attributes:
         version: of the protocol.
-        id: of the sender; its certificate must be that of this id.
-        to: whom it wants to talk to.
-        instance: drawn when the process began, so that a restarted node is told from one that dials twice.
-        probe: whether the sender only measures, and no node is to be told of it.
-        greeting: what the sender says to everyone.
-        clock: Unix time, for people who look for wrong clocks; nothing depends on it.
+        id: id of the sender; its certificate must be that of this id.
+        to: id of the node that it expects.
+        instance: random number of the process, which distinguishes a restarted node from one that dials twice.
+        probe: whether the sender only measures; the node then does not learn of it.
+        greeting: greeting of the sender.
+        clock: Unix time, so that people can find wrong clocks; nothing depends on it.
     """
 
     version: _Count
@@ -86,13 +86,13 @@ class Go(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="go"):
 
 
 class Begin(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="begin"):
-    """A message of so many bytes follows."""
+    """A message of this length follows."""
 
     size: _Count
 
 
 class Ping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ping"):
-    """A sign of life that asks for another."""
+    """A keep-alive that requests an answer."""
 
     token: _Count
 
@@ -104,7 +104,7 @@ class Pong(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="pong"):
 
 
 class Sunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sunk"):
-    """The answer to a message of one who measures: so many bytes arrived."""
+    """Answer to a message of a measuring peer: the number of bytes that arrived."""
 
     size: _Count
 
@@ -128,7 +128,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Channel:
-    """One connection, from the TLS handshake on.
+    """Connection after its TLS handshake.
 
     Attributes:
         protocol: the library's state of the connection.
@@ -188,12 +188,12 @@ class Channel:
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
-        """The state of TLS."""
+        """Return the state of TLS."""
         found: ssl.SSLObject = self._writer.get_extra_info("ssl_object")
         return found
 
     def fileno(self) -> int:
-        """Of its socket; -1 if that is closed."""
+        """Return the file descriptor of its socket; -1 if that is closed."""
         return int(self._writer.get_extra_info("socket").fileno())
 
     @property
@@ -208,7 +208,7 @@ class Channel:
 
     @property
     def arrived_bytes(self) -> int:
-        """Return the bytes that have arrived, or, where the system does not say, that it was given."""
+        """Return the bytes that have arrived, or the written bytes if the system does not report arrivals."""
         found = acknowledged(self._writer.get_extra_info("socket"))
         if found is not None:
             self._arrived_bytes = found
@@ -217,10 +217,10 @@ class Channel:
     # --- Receiving ----------------------------------------------------------------------------------------
 
     async def receive(self) -> Control | bytes | bytearray | memoryview:
-        """The next control message, or piece of a message.
+        """Receive the next control message, or piece of a message.
 
         Raises:
-            PeerRefused: the peer sent what it may not.
+            PeerRefused: the peer broke a rule.
             PeerError: it ended the connection.
             OSError: the connection broke.
         """
@@ -248,10 +248,10 @@ class Channel:
         return message
 
     async def control(self, kind: type[C]) -> C:
-        """The next message, which must be of this kind.
+        """Receive the next message, which must be of this kind.
 
         Raises:
-            PeerRefused: it is another.
+            PeerRefused: the message is of another kind.
         """
         found = await self.receive()
         if not isinstance(found, kind):
@@ -271,7 +271,7 @@ class Channel:
     # --- Sending ------------------------------------------------------------------------------------------
 
     def write(self, message: Control) -> None:
-        """Write a control message, without waiting: :meth:`drained` does, so that they do not pile up."""
+        """Write a control message without waiting; call :meth:`drained` so that messages do not pile up."""
         if self.protocol.state is State.OPEN:
             self.protocol.send_text(_encoder.encode(message))
             self._flush()
@@ -297,26 +297,26 @@ class Channel:
         await self._writer.drain()
 
     def close(self, reason: str, *, refused: bool = False) -> None:
-        """Tell the peer that this is the end, and why; what comes from it until then can still be read."""
+        """Tell the peer that the connection ends, and why; its earlier messages can still be read."""
         if self.protocol.state is State.OPEN:
             text = reason.encode()[:120].decode(errors="ignore")
             self.protocol.send_close(REFUSED if refused else 1000, text)
             self._flush()
 
     def end(self) -> None:
-        """Close the connection; what was written is still sent, for a second at most."""
+        """Close the connection; written bytes are still sent, for at most a second."""
         if not self._writer.is_closing():
             self._writer.close()
 
     def abort(self) -> None:
-        """Close the connection and forget what was written."""
+        """Close the connection, and drop written bytes."""
         self._writer.transport.abort()
 
     def _flush(self) -> None:
         for data in self.protocol.data_to_send():
             if (
                 data and not self._writer.is_closing()
-            ):  # b"" stands for the end of the stream, which TLS has not
+            ):  # b"" marks the end of the stream, which TLS does not have
                 self._writer.write(data)
                 self._written_bytes += len(data)
 

@@ -18,10 +18,10 @@ SHUTDOWN_S = 1.0
 
 
 async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Channel, str]:
-    """Connect to a member, and make sure that it is the member.
+    """Connect to a member, and check its certificate.
 
     Returns:
-        The connection, on which nothing was said yet, and the fingerprint at its other end.
+        The connection, without messages yet, and the fingerprint at its other end.
 
     Raises:
         PeerError: another certificate than the roster's, or not this protocol.
@@ -45,7 +45,7 @@ async def dial(member: Member, contexts: Contexts, timeout_s: float) -> tuple[Ch
                 f"and in the roster {member.x509.fingerprint}"
             )
         return await Channel.dial(reader, writer, member.address), fingerprint
-    except (ConnectionResetError, BrokenPipeError):  # the alert that says so is often lost
+    except (ConnectionResetError, BrokenPipeError):  # the alert with the reason is often lost
         writer.transport.abort()
         raise PeerError(
             "it ended the connection when it saw our certificate: its roster has another one, or none"

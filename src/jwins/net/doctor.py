@@ -61,12 +61,12 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
         roster: who takes part.
         name: of the member whose machine this is.
         key_file: its private key.
-        judge: what is wrong with a neighbour's greeting, in words, or None; for instance that it runs another
-            experiment. Without it, greetings are compared with that of the node that runs on this machine, in
-            `jwins node` or in a loop of one's own.
+        judge: returns a problem of a neighbour's greeting as text, or None; for example another experiment.
+            Without it, greetings are compared with that of the node on this machine, in `jwins node` or in a
+            user's loop.
 
     Yields:
-        One finding after the other, as they are made.
+        Findings, one after the other.
 
     Raises:
         ConfigError: there is no such member.
@@ -111,7 +111,7 @@ async def _collect(findings: AsyncIterator[Finding]) -> list[Finding]:
 
 
 def _own(me: Member, key_file: Path) -> Iterator[Finding]:
-    """Whether key and certificate can be used."""
+    """Check whether key and certificate can be used."""
     certificate = me.x509
     try:
         public = read_key(key_file)

@@ -230,16 +230,16 @@ class RealTimeDriver:
 
     @property
     def timed_out(self) -> dict[int, int]:
-        """By peer, rounds in which it timed out."""
+        """Return the rounds in which each peer timed out."""
         return {peer: known.timed_out for peer, known in self.peers.items()}
 
     @property
     def sent(self) -> TrafficSplit:
-        """All that the node has sent."""
+        """Return all bytes that the node has sent."""
         return self.session.traffic.sent(self.node)
 
     def progress(self, row: EvalRow | None = None) -> WallProgress:
-        """Where the node is."""
+        """Return the progress of the node."""
         session, peers = self.session, self.peers.items()
         return WallProgress(
             self.round,

@@ -29,7 +29,7 @@ class EarlyFrames:
         return sum(len(data) for _, data in self._frames.values())
 
     def objection(self, frame: FrameHeader, max_frames: int, max_bytes: float) -> str | None:
-        """Why one more may not wait, or None; frames count with what they decode to."""
+        """Return why no further frame may wait, or None; frames count with their decoded size."""
         return over_budget([count for count, _ in self._frames.values()], frame.count, max_frames, max_bytes)
 
     def add(self, frame: FrameHeader, data: bytes) -> None:

@@ -124,7 +124,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The node cannot go on."""
+    """The node cannot continue."""
 
     reason: str
 

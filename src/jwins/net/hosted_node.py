@@ -1,4 +1,4 @@
-"""The node that a node group holds, as a session drives it."""
+"""The only node of a node group, driven by a session."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["HostedNode"]
 
 
 class HostedNode:
-    """The node that a node group holds, as a session drives it.
+    """The only node of a node group, driven by a session.
 
     Args:
         group: holds one node.

@@ -177,7 +177,7 @@ def _self_signed(name: str, key: ec.EllipticCurvePrivateKey, days: int) -> Certi
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
-    """Never follows a link and never overwrites; whatever the umask, nobody gets more than ``mode``."""
+    """Write a new file, without following a link or overwriting; its permissions are at most ``mode``."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)

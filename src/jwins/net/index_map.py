@@ -24,7 +24,7 @@ class IndexMap:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of all members; more may be added behind."""
+        """Return the ids of all members; more may be appended."""
         return self._ids
 
     @ids.setter

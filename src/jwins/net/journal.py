@@ -108,6 +108,6 @@ def write_journal(path: Path, node: str | None = None) -> logging.Handler:
 
 
 def plain(value: object) -> str:
-    """As text for people; quoted where it could be taken for something else, as a peer may have written it."""
+    """Return a value as text for people; a peer's text is quoted if it could be misread."""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return text if text.isprintable() and not set(text) & set(" \"'") else json.dumps(text)

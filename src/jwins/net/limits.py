@@ -30,17 +30,18 @@ class Limits:
         message_bytes: longest message; a longer one is refused when it is announced, before any of it is kept.
         queue_bytes: most bytes that wait to be sent to a peer; one message may always wait.
         undelivered_bytes: while more than this of a peer waits for ``poll``, nothing is read from it.
-        undelivered_messages: likewise, while so many wait: small ones take far more memory than their bytes.
+        undelivered_messages: the same for their number, because small ones take far more memory than their
+            bytes.
         messages_per_s: most pieces and control messages of a peer per second; beyond it is read slowly.
-        bytes_per_s: most bytes of a peer per second, likewise; None for no limit.
-        connections_per_s: how often a peer may connect, ten at once excepted.
-        measurements_per_s: how often a peer may measure (`jwins doctor`), five at once excepted.
+        bytes_per_s: most bytes of a peer per second; beyond it is read slowly; None for no limit.
+        connections_per_s: largest rate of connections of a peer, with bursts of ten.
+        measurements_per_s: largest rate of measurements (`jwins doctor`) of a peer, with bursts of five.
         handshake_s: within this time a connection must be authenticated.
-        pending: connections that are not authenticated yet.
-        pending_per_address: of these, how many from one address.
-        heartbeat_s: how often a peer hears from us at least.
-        silent_s: a peer that is not heard for so long is dialled again beside the connection that there is.
-        dead_s: a peer that is not heard, or does not read, for so long is cut off. Longer than native code may
+        pending: largest number of connections that are not authenticated yet.
+        pending_per_address: largest number of these from one address.
+        heartbeat_s: longest interval between messages to a peer.
+        silent_s: a peer that is silent for this time is dialled again beside the present connection.
+        dead_s: a peer that is silent, or does not read, for this time is cut off. Longer than native code may
             keep the interpreter of the other side.
         retry_s: time until the second attempt to connect; it doubles with each, and is varied by half.
         max_retry_s: longest time between two attempts.
@@ -65,7 +66,7 @@ class Limits:
 
     @classmethod
     def of_messages(cls, longest: int) -> Self:
-        """For messages of up to ``longest`` bytes, of which at least two may wait to be sent."""
+        """Return limits for messages of up to ``longest`` bytes, of which at least two may wait to be sent."""
         return cls(message_bytes=longest, queue_bytes=max(cls().queue_bytes, 2 * longest))
 
     def __post_init__(self) -> None:

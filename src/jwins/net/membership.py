@@ -122,7 +122,7 @@ class Membership:
             also: other nodes to dial, until the roster changes.
 
         Raises:
-            ConfigError: this node's key and certificate do not fit, or are not valid.
+            ConfigError: this node's key and certificate do not match, or are invalid.
         """
         self._changing = changing
         wanted = self._wanted(self._given, 0)
@@ -179,7 +179,7 @@ class Membership:
         old = self._roster
         check_follows(old, new, self._num_nodes)
         number = {member: at for at, member in enumerate(new.ids_ever)}
-        # A process that was killed may have kept the roster, but not that somebody is gone.
+        # A killed process may have kept the roster, but not the removal of a member.
         before, self._begins = new.ids_ever if self._begins else old.ids, False
         joined = frozenset(number[member] for member in set(new.ids) - set(old.ids))
         removed = frozenset(number[member] for member in set(before) - set(new.ids))
@@ -206,7 +206,7 @@ class Membership:
         return Change(new.roster_version, from_round, joined, removed)
 
     def _take_up(self, roster: Roster, from_round: int, active: list[int]) -> None:
-        """Mix by the new graph, once; without one, whoever left is cut all the same."""
+        """Mix by the new graph, once; without one, removed members are cut all the same."""
         if self.topology.newest == roster.roster_version:
             return  # it was taken up before, and then this node's key did not fit
         try:

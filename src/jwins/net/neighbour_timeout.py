@@ -22,7 +22,7 @@ OTHERS_FACTOR = 4.0
 always answers just in time slows the others down by no more than that."""
 
 MEAN_GAIN, DEVIATION_GAIN, DEVIATIONS = 1 / 8, 1 / 4, 4.0
-"""As in V. Jacobson, "Congestion avoidance and control", SIGCOMM 1988, and RFC 6298."""
+"""Factors as in V. Jacobson, "Congestion avoidance and control", SIGCOMM 1988, and RFC 6298."""
 
 MAX_STEP_S = 2.0
 """A longer time between two readings of the clock counts as a standstill of this process."""
@@ -84,7 +84,7 @@ class NeighbourTimeout:
 
 
 class AwakeClock:
-    """Seconds in which this process was awake, from a clock that goes on while it is stopped.
+    """Clock of the seconds in which this process was awake, from a clock that also runs while it is stopped.
 
     >>> clock = AwakeClock(0.0)
     >>> clock.at(1.0), clock.at(600.0)

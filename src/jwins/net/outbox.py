@@ -70,7 +70,7 @@ class Outbox:
         return self._session.node.rules.wire.pack(Bye(self._session.node.id, self._session.node.round, reason))
 
     def resend(self, peer: int) -> None:
-        """To a peer that repeats its Hello, in one round once: of few bytes, it would have many sent."""
+        """Retransmit frames to a peer that repeats its Hello, but only once per round."""
         known = self._session.peers[peer]
         if known.resend_due is None or known.resent_in == self._session.node.round or not known.is_introduced:
             return

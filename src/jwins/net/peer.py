@@ -141,7 +141,7 @@ class Peer:
         ConfigError: roster, key or an argument cannot be used.
         ResumeError: the folder belongs to a run with another model or algorithm, another process uses it, or
             its checkpoints cannot be read.
-        UsageError: the model has nothing to exchange, an algorithm of one's own fails in a round that is tried
+        UsageError: the model has nothing to exchange, the user's algorithm fails in a trial round
             on copies, or the address cannot be listened on.
         PeerError: no member sent a model.
 

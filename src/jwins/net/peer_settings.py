@@ -44,7 +44,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 def from_environment(
     roster: Roster | Path | str | None, key: Path | str | None, folder: Path | str | None
 ) -> tuple[Roster | Path | str, Path | str, Path | str | None]:
-    """Roster, key and folder as given, or else as the environment has them.
+    """Return roster, key and folder as given, or else from the environment.
 
     Raises:
         ConfigError: neither has a roster, or a key.
@@ -124,7 +124,7 @@ _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "listen": (lambda value: value is None or isinstance(value, str), "an address, such as '0.0.0.0:7420'"),
 }
-"""Of each argument, a test of its value and the description of a right one."""
+"""For each argument a test of its value and the description of a right one."""
 
 
 def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
@@ -177,7 +177,7 @@ def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
 
 
 def settings_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> dict[str, str]:
-    """The same by name, so that peers that differ can say in what."""
+    """Return the same settings by name, so that peers can report their differences."""
     topology, seed = common_of(roster)
     found = flat_settings(sharing, "sharing") | {"codec": codec, "roster.seed": str(seed)}
     return found | flat_settings(topology, "roster.topology") | {"roster.places": str(roster.num_places)}
@@ -187,7 +187,7 @@ def check_resumable(folder: Path, digest: bytes, agreed: Mapping[str, str]) -> N
     """Refuse a folder of a peer with other settings."""
     row = next(read_rows(folder / "metrics.jsonl"), None) if (folder / "metrics.jsonl").is_file() else None
     if not isinstance(row, StartRow):
-        return  # what is wrong with it is said when it is resumed
+        return  # resuming reports its problem
     differs = ""
     if row.digest != digest.hex():
         differs = "algorithm, codec, or head of the roster"

@@ -90,7 +90,7 @@ class Roster(Settings):
 
     A changed roster has a higher version and names the round from which it is in effect, so that all nodes
     change their mixing weights in the same round. A member's place in the graph is its rank by id. Its number
-    as a node is its rank among all who were ever members, so that it keeps it whoever joins or leaves.
+    as a node is its rank among all present and former members, so that it never changes.
     """
 
     roster_version: Index = Field(default=0, description="version; each change during a run raises it by one")
@@ -148,28 +148,28 @@ class Roster(Settings):
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Of all members, increasing; the position in it is a member's node number in the topology."""
+        """Return the ids of all members, increasing; the position is a member's index in the topology."""
         return tuple(sorted(member.id for member in self.members))
 
     @property
     def ids_ever(self) -> tuple[int, ...]:
-        """Of all members and of those who left, increasing; the position in it is a node's number."""
+        """Return the ids of all present and former members, increasing; the position is a node's number."""
         return tuple(sorted((*self.ids, *self.departed)))
 
     @property
     def num_places(self) -> int:
-        """For how many there is room, those who left and those who are to join among them."""
+        """Return the number of places, including former and future members."""
         return len(self.ids_ever) if self.places is None else self.places
 
     @property
     def names_ever(self) -> tuple[str, ...]:
-        """In the order of :attr:`ids_ever`."""
+        """Return the names in the order of :attr:`ids_ever`."""
         names = {member.id: member.name for member in self.members}
         return tuple(names.get(member, f"id {member}, which left") for member in self.ids_ever)
 
     @property
     def digest(self) -> str:
-        """The same on two machines whose rosters agree in all but addresses; 64 hexadecimal digits."""
+        """Return a hash of everything but addresses, 64 hexadecimal digits, for comparing rosters."""
         topology = self.topology.model_dump(mode="json")
         topology.pop("path", None)
         tables = {**self._head(), "topology": topology}
@@ -210,7 +210,7 @@ class Roster(Settings):
         """Return the member whose certificate belongs to a private key.
 
         Raises:
-            ConfigError: the key cannot be used, or is nobody's.
+            ConfigError: the key cannot be used, or belongs to no member.
         """
         from jwins.net.identity import read_key
 
@@ -405,7 +405,7 @@ def write_roster(roster: Roster, path: Path) -> None:
     for member in roster.members:
         silent = {"certificate"} if member.since_round else {"certificate", "since_round"}
         lines = [f"{key} = {toml_text(value)}" for key, value in member.model_dump(exclude=silent).items()]
-        # A PEM text has nothing that would need escaping, and lines of its own can be compared by eye.
+        # A PEM text needs no escaping, and its own lines can be compared by eye.
         blocks.append("\n".join(["[[members]]", *lines, f'certificate = """\n{member.x509.pem}"""', ""]))
     write_atomically(path, "\n".join(blocks).encode())
 

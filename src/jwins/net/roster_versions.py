@@ -44,7 +44,7 @@ class _RosterVersion:
 class RosterVersions:
     """A :class:`~jwins.topology.Topology` of nodes of which only some take part, others in other rounds.
 
-    Whoever takes part is at the place of its rank in a graph of as many nodes, and all others are alone.
+    The members take the places of their ranks in a graph of their number, and all other nodes are alone.
     The first version that is added covers all rounds before its own, too.
 
     Args:
@@ -63,7 +63,7 @@ class RosterVersions:
         self._num_nodes, self._build = num_nodes, build
         self._every: list[_RosterVersion] = []
         self._graphs: dict[int, Graph] = {}
-        self._lock = threading.Lock()  # whoever looks on asks for graphs, too
+        self._lock = threading.Lock()  # other threads request graphs, too
 
     @property
     def num_nodes(self) -> int:
@@ -84,7 +84,7 @@ class RosterVersions:
             active: the nodes that take part, increasing.
 
         Raises:
-            ConfigError: there is no such graph of so many nodes.
+            ConfigError: no such graph of this number of nodes exists.
         """
         added = _RosterVersion(number, from_round, tuple(active), self._build(len(active)))
         with self._lock:
@@ -92,7 +92,7 @@ class RosterVersions:
             self._graphs.clear()
 
     def at(self, round: int) -> Graph:
-        """See :meth:`jwins.topology.Topology.at`."""
+        """Return the graph of ``round``."""
         with self._lock:
             found = self._graphs.get(round)
             if found is None:
@@ -104,7 +104,7 @@ class RosterVersions:
             return found
 
     def neighbours(self, node: int, round: int) -> frozenset[int]:
-        """With whom a node exchanges in the first rounds of the version of ``round`` and of those after it."""
+        """Return a node's neighbours in the first rounds of the version of ``round`` and of later versions."""
         found: set[int] = set()
         now = max((at for at, version in enumerate(self._every) if version.from_round <= round), default=0)
         for version in self._every[now:]:

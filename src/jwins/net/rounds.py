@@ -83,7 +83,7 @@ def _smoothed(before: float, seconds: float) -> float:
 
 @dataclass(slots=True)
 class Shared:
-    """When the node had sent its frames, in seconds awake, by round."""
+    """Times at which the node sent its frames, in seconds awake, by round."""
 
     at: dict[int, float] = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""One node's session with its peers as a state machine without I/O: events in, commands out, ``now`` passed in.
+"""Session of one node with its peers, a state machine without I/O: events in, commands out, ``now`` passed in.
 
 A driver (:mod:`jwins.net.driver` in real time, ``tests/net/world.py`` in simulated time) delivers events of
 connections, training and the roster, calls again at :attr:`Session.wait_until` at the latest, and
@@ -139,7 +139,7 @@ class SessionState:
         refused: messages that were not accepted, by peer.
         met: peers that were met.
         skipped_rounds: rounds in which the node did not take part.
-        fresh: whether the node had merged with nobody yet.
+        fresh: whether the node had not merged with any peer yet.
         round_s: how long a round takes.
         saved_at: Unix time; only for how many rounds others can have made since.
     """
@@ -174,8 +174,8 @@ class Session:
         waiting: for whom the node waits, and for how long.
         outbox, arrivals: what is sent, and what comes.
         joiner: asks for a model, or None.
-        fresh: whether the node has not merged with anybody yet.
-        settled: whether it has since it last took the round of others.
+        fresh: whether the node has not merged with any peer yet.
+        settled: whether it has merged since it last took over the round of others.
         skipped_rounds: rounds in which the node did not take part because it was behind.
     """
 
@@ -273,7 +273,7 @@ class Session:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """For whom the node waits."""
+        """Return the peers that the node waits for."""
         return () if self.holds else self.node.waiting_for or ()
 
     @property
@@ -312,7 +312,7 @@ class Session:
         """Continue from a checkpoint, after a time of ``down_s``. Call it before :meth:`start`."""
         self.rounds.pace.round_s = state.round_s
         self.rounds.merged_at -= down_s
-        # A process may be made again with another model at hand.
+        # A restarted process may have another model.
         self.handshake = self.handshake.with_x0(state.x0)
         self.traffic = TrafficCounter(state.edges)
         self.skipped_rounds, self.fresh = state.skipped_rounds, state.fresh
@@ -387,7 +387,7 @@ class Session:
         self.out.append(ev.Report(level, event, fields))
 
     def no_model(self, asked: tuple[int, ...], reason: str) -> None:
-        """Nobody sent a model: end, unless a single one of several neighbours said that it is needed."""
+        """Handle the lack of a model: end, unless only one of several neighbours claims that it is needed."""
         joiner, self.joiner = self.joiner, None
         neighbours = self.node.rules.topology.at(self.node.round).senders[self.node.id]
         if joiner is not None and not joiner.at_start and len(asked) == 1 < len(neighbours):

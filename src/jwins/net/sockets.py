@@ -27,12 +27,12 @@ _BYTES_ACKED_AT = 120  # tcpi_bytes_acked in struct tcp_info of linux/tcp.h
 
 
 def listening_sockets(address: str, listen: str | None) -> list[socket.socket]:
-    """Sockets that listen, one for each version of IP.
+    """Open listening sockets, one for each version of IP.
 
     Args:
-        address: host:port at which the others dial. All interfaces are listened on, because behind a router
-            this machine has another address, and many a machine resolves its own name to a loopback address.
-            Only if the address is itself of loopback, no other interface is listened on.
+        address: host:port that the others dial. The sockets listen on all interfaces, because behind a router
+            this machine has another address, and many machines resolve their own name to a loopback address.
+            If the address itself is a loopback address, they listen only there.
         listen: host:port to listen on instead.
 
     Raises:
@@ -73,7 +73,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def not_sent(sock: socket.socket | None) -> int:
-    """Bytes that the operating system was given and has not sent once; 0 where it does not say."""
+    """Return the bytes that the operating system has not sent yet; 0 if it does not report them."""
     if sys.platform == "linux" and sock is not None:
         import fcntl
 
@@ -84,7 +84,7 @@ def not_sent(sock: socket.socket | None) -> int:
 
 
 def acknowledged(sock: socket.socket | None) -> int | None:
-    """Bytes that the other side has acknowledged so far; None where the operating system does not say."""
+    """Return the bytes that the other side has acknowledged; None if the system does not report them."""
     if sys.platform == "linux" and sock is not None:
         with contextlib.suppress(OSError, ValueError, struct.error):  # closed meanwhile, or an old kernel
             about = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + 8)
@@ -98,9 +98,9 @@ _OWNERS: WeakKeyDictionary[Any, Callable[[Any], Iterable[int]]] = WeakKeyDiction
 
 
 def keep_from_children(owner: T, numbers: Callable[[T], Iterable[int]]) -> None:
-    """Processes that are forked from this one, such as workers of a DataLoader, let go of an object's sockets.
+    """Close an object's sockets in processes that are forked from this one, such as workers of a DataLoader.
 
-    Otherwise a port would be in use and a connection open for as long as the last of them lives.
+    Otherwise a port stays in use and a connection open as long as the last of them lives.
 
     Args:
         owner: of the sockets; not kept alive.
@@ -111,7 +111,7 @@ def keep_from_children(owner: T, numbers: Callable[[T], Iterable[int]]) -> None:
 
 
 def _let_go() -> None:
-    """Without a word to the other side: the connection is the parent's."""
+    """Close the sockets without a message, because the connection is the parent's."""
     every = [number for owner, numbers in list(_OWNERS.items()) for number in numbers(owner)]
     _OWNERS.clear()
     if not every:

@@ -1,4 +1,4 @@
-"""For the operator: a status page and ``/metrics`` in the format of Prometheus, on loopback only."""
+"""Status page and ``/metrics`` in the format of Prometheus for the operator, on loopback only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ENDLESS", "page", "serve"]
 
 ENDLESS = 2**31
-"""So many rounds has who takes part until it leaves."""
+"""Number of rounds of a peer without an end."""
 
 
 REQUEST_S = 5.0

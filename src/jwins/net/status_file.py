@@ -1,4 +1,4 @@
-"""``status.json``: where a node is, for whoever looks on."""
+"""The file ``status.json`` with a node's progress."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVERY_S = 0.5
 
 
 class StatusFile:
-    """Where the node is, for whoever looks on; written anew at most twice a second."""
+    """Writer of the node's progress, at most twice a second."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         self._path, self._names = path, names

@@ -1,4 +1,4 @@
-"""TLS 1.3 with certificates on both sides, and its failures in words."""
+"""TLS 1.3 with certificates on both sides, and texts of its errors."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Contexts:
 
     @staticmethod
     def of(roster: Roster, member: Member, key_file: Path) -> Contexts:
-        """Of a member, for whom all certificates of the roster are trust anchors.
+        """Return the contexts of a member; all certificates of the roster are trust anchors.
 
-        That alone does not say who is at the other end: a member could sign a certificate for another. Compare
-        :func:`presented_fingerprint` on every connection.
+        Trust anchors alone do not identify the other end: a member could sign a certificate for another.
+        Compare :func:`presented_fingerprint` on every connection.
 
         Raises:
             ConfigError: the key is not the one of the member's certificate, or that is not valid now.
@@ -77,10 +77,10 @@ def _context(side: int, anchors: str, certificate_file: Path, key_file: Path) ->
 
 
 def presented_fingerprint(ssl_object: ssl.SSLObject) -> str:
-    """Of the certificate at the other end.
+    """Return the fingerprint of the certificate at the other end.
 
     Raises:
-        PeerError: there is none.
+        PeerError: no certificate was presented.
     """
     der = ssl_object.getpeercert(binary_form=True)
     if der is None:
@@ -97,7 +97,7 @@ _NOT_ACCEPTED = (
 
 
 def in_words(error: BaseException) -> str:
-    """Why a connection failed, for whoever reads a log, without a full stop."""
+    """Return the reason of a failed connection as text for a log, without a full stop."""
     if isinstance(error, PeerError):
         return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -1,12 +1,12 @@
-"""Authenticated connections between the members of a roster: one for each pair, whoever dials.
+"""Authenticated connections between the members of a roster: one for each pair of members.
 
-The event loop runs in a thread of its own. Native code of the training that holds the interpreter for a minute
-only delays it: the operating system goes on acknowledging what arrives, nobody takes silence of less than
-``Limits.dead_s`` for death, and time in which this process itself stood still is not held against others.
+The event loop runs in its own thread. Native code of the training that holds the interpreter for a minute
+only delays it: the operating system continues to acknowledge data, peers tolerate silence of less than
+``Limits.dead_s``, and time in which this process itself stood still does not count as silence of others.
 
-How a pair comes to one connection: both sides may dial, and each connection begins with a `Hello` in both
-directions. The side with the lower id then says `Go` on one of them, and refuses the others. Nothing else is
-sent before, so no message is ever lost because two connections met.
+A pair agrees on one connection as follows. Both sides may dial, and each connection begins with a `Hello` in
+both directions. The side with the lower id then sends `Go` on one of them, and refuses the others. Nothing else
+is sent before, so no message is lost if two connections meet.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ log = logging.getLogger("jwins.net")
 
 TICK_S = 0.5
 MAX_TICK_S = 2.0
-"""Of a longer standstill of this process, no more than this counts as silence of the others."""
+"""Maximum part of a standstill of this process that counts as silence of the others."""
 
 TWIN_S = 2.0
 """Time in which the connection of another process with the same key must show that it is alive."""
 
 STABLE_S = 10.0
-"""A connection that lasted so long ends the doubling of pauses between attempts."""
+"""Duration of a connection that ends the doubling of pauses between attempts."""
 
 ENTRY_BYTES = 256
-"""Bytes that a waiting message costs beside its content."""
+"""Bytes of memory of a waiting message beside its content."""
 
 FAREWELL_S = 1.0
 
@@ -86,7 +86,7 @@ MEASUREMENTS_AT_ONCE = 5.0
 KEY_IN_USE = "another process with the key of this node is connected; a node runs once"
 
 MIN_LOOK_S, MAX_LOOK_S = 0.001, 0.02
-"""Interval between looks whether a message has left."""
+"""Interval between checks whether a message has left."""
 
 
 _Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
@@ -98,16 +98,16 @@ class TlsTransport:
 
     Args:
         roster: who takes part.
-        id: of this node.
-        key_file: the private key of this node's certificate in the roster.
+        id: id of this node.
+        key_file: private key of this node's certificate in the roster.
         greeting: at most 4096 bytes for everyone who connects, such as the digest of the experiment.
-        limits: what others are granted.
+        limits: limits for peers.
         listen: host:port to listen on, if not the port of the roster's address on all interfaces (on loopback
             alone, where the address is of it). Without it, a node that is not reachable does not listen.
-        dial: with whom to keep connections; None for all members. Every member may connect.
+        dial: members to keep connections with; None for all. Every member may connect.
 
     Raises:
-        ConfigError: key and certificate do not fit, or are not valid.
+        ConfigError: key and certificate do not match, or are invalid.
         UsageError: no such member, or a greeting that is too long.
     """
 
@@ -155,12 +155,12 @@ class TlsTransport:
 
     @property
     def port(self) -> int:
-        """Where it listens; 0 if it does not."""
+        """Return the port that it listens on; 0 for none."""
         return int(self._sockets[0].getsockname()[1]) if self._sockets else 0
 
     @property
     def round_trips_s(self) -> Mapping[int, float]:
-        """Of the last sign of life of each connected peer."""
+        """Return the round trip of the last keep-alive of each connected peer."""
         with self._changed:
             peers = self._peers.items()
             return {peer: p.round_trip_s for peer, p in peers if p.link and p.round_trip_s is not None}
@@ -171,7 +171,7 @@ class TlsTransport:
             return dict(self._strangers)
 
     def start(self) -> None:
-        """Begin to listen and to dial; see :meth:`jwins.net.transport_interface.Transport.start`."""
+        """Begin to listen and to dial."""
         if self._thread.ident is not None:
             raise UsageError("a transport is started once; make another")
         keep_from_children(self, TlsTransport._open_sockets)
@@ -185,7 +185,7 @@ class TlsTransport:
         self._call(self._begin())
 
     def send(self, peer: int, data: bytes, *, beside: bool = False) -> bool:
-        """Queue a message whole; see :meth:`jwins.net.transport_interface.Transport.send`.
+        """Queue a message; never blocks.
 
         Raises:
             UsageError: longer than ``limits.message_bytes``.
@@ -210,7 +210,7 @@ class TlsTransport:
         return True
 
     def poll(self, timeout_s: float | None) -> LinkEvent | None:
-        """The next event; see :meth:`jwins.net.transport_interface.Transport.poll`."""
+        """Return the next event."""
         with self._changed:
             self._changed.wait_for(lambda: self._events or self._woken, timeout_s)
             if self._woken or not self._events:
@@ -232,15 +232,13 @@ class TlsTransport:
         return event
 
     def wake(self) -> None:
-        """Make ``poll`` return; see :meth:`jwins.net.transport_interface.Transport.wake`."""
+        """Make ``poll`` return None at once."""
         with self._changed:
             self._woken = True
             self._changed.notify_all()
 
     def close(self, flush_s: float = 5.0) -> None:
-        """End all connections; see :meth:`jwins.net.transport_interface.Transport.close`. A second call does
-        nothing.
-        """
+        """End all connections. A second call does nothing."""
         with self._changed:
             if self._closing:
                 return
@@ -255,7 +253,7 @@ class TlsTransport:
         self.wake()
 
     def report(self) -> Mapping[int, LinkReport]:
-        """By peer; see :meth:`jwins.net.transport_interface.Transport.report`."""
+        """Return the state of each peer's connection, by id."""
         with self._changed:
             return {
                 peer: LinkReport(
@@ -275,15 +273,16 @@ class TlsTransport:
     def update(
         self, roster: Roster, *, key_file: Path | None = None, dial: Collection[int] | None = None
     ) -> None:
-        """Go on with another roster: cut whoever is not in it or has another certificate now, dial who is new.
+        """Continue with another roster: cut members that were removed or have another certificate, and dial
+        new ones.
 
         Args:
             roster: the new one; this node is in it.
             key_file: the private key, if it changed.
-            dial: with whom to keep connections; None for all members.
+            dial: members to keep connections with; None for all.
 
         Raises:
-            ConfigError: this node's key and certificate do not fit, or are not valid; nothing has changed then.
+            ConfigError: this node's key and certificate do not match, or are invalid; nothing is changed then.
             UsageError: this node is not in it, or the transport is not running.
         """
         if self._closing or not self._thread.is_alive():
@@ -295,7 +294,7 @@ class TlsTransport:
         self._call(self._change(roster, member, key_file, contexts, dial))
 
     def _open_sockets(self) -> Iterator[int]:
-        """Takes no lock: see :func:`jwins.net.sockets.keep_from_children`."""
+        """Return the open sockets without a lock, for :func:`jwins.net.sockets.keep_from_children`."""
         yield from (listening.fileno() for listening in self._sockets)
         if (waits := self._selector.get_map()) is not None:  # those that are being connected are among them
             yield from (key.fd for key in waits.values())
@@ -342,7 +341,7 @@ class TlsTransport:
         self._take_members()
 
     def _forget(self, peer: int, state: PeerState) -> None:
-        """Drop a peer's messages that nobody took yet: they are no longer trusted."""
+        """Drop a peer's messages that were not taken yet, because they are no longer trusted."""
         with self._changed:
             self._events.drop_messages(peer)
             state.undelivered_bytes = state.undelivered_messages = 0
@@ -491,7 +490,7 @@ class TlsTransport:
             )
 
     def _state_of_self(self) -> PeerState:
-        """Of `jwins doctor` on this machine, which asks with this node's key what it runs."""
+        """Answer `jwins doctor` on this machine, which asks with this node's key what the node runs."""
         self._self = self._self or self._new_state()
         return self._self
 
@@ -513,7 +512,7 @@ class TlsTransport:
         return ChannelHello(VERSION, self.id, peer, self._instance, False, self._greeting, time.time())
 
     async def _admit(self, hello: ChannelHello, state: PeerState, address: str) -> None:
-        """Return if a new connection is to be, beside the one that there may be."""
+        """Return if a new connection is allowed beside a present one; else refuse it."""
         while (link := state.link) is not None:
             if link.instance == hello.instance:
                 if self.id < hello.id and not self._is_silent(link):
@@ -533,7 +532,7 @@ class TlsTransport:
                 return
 
     async def _serve_probe(self, channel: Channel, state: PeerState) -> None:
-        """Answer one who measures: signs of life, and how much of what it sent arrived."""
+        """Answer a measuring peer: keep-alives, and the number of bytes that arrived."""
         left, expected, got = PROBE_BYTES, 0, 0
         state.probed = True
         try:
@@ -562,10 +561,10 @@ class TlsTransport:
     # --- Dialling -----------------------------------------------------------------------------------------
 
     async def _keep_dialling(self, peer: int, state: PeerState) -> None:
-        """Connect whenever there is no connection, or one that is silent."""
+        """Connect whenever there is no connection, or only a silent one."""
         limits = self.limits
         both_dial = self.id > peer and self._me.reachable
-        pause = limits.retry_s * (4 if both_dial else 1)  # leaves the first word to the other side
+        pause = limits.retry_s * (4 if both_dial else 1)  # lets the other side send first
         while True:
             await state.dial.wait()
             if state.stable:
@@ -656,7 +655,7 @@ class TlsTransport:
             self._lose(link, str(error))
         except (PeerError, OSError, EOFError) as error:
             self._lose(link, in_words(error))
-        except Exception as error:  # a fault of ours must not leave a connection that nobody serves
+        except Exception as error:  # an error here must not leave a connection without a reader
             log.exception("failed peer=%d", link.peer)
             self._lose(link, in_words(error))
 
@@ -733,7 +732,7 @@ class TlsTransport:
             await state.rates.spend(size_of(found), self._loop.time())
 
     def _is_full(self, state: PeerState) -> bool:
-        """Whether so much of the peer waits to be taken that nothing is read from it."""
+        """Return whether too much of the peer waits to be taken, so that nothing more is read from it."""
         limits = self.limits
         too_many = state.undelivered_messages >= limits.undelivered_messages
         return too_many or state.undelivered_bytes > limits.undelivered_bytes
@@ -779,7 +778,7 @@ class TlsTransport:
             state.bytes_out += len(data)
 
     async def _gone(self, link: Link) -> None:
-        """Wait until what was written has left this machine."""
+        """Wait until the written bytes have left this machine."""
         pause, most = MIN_LOOK_S, -1
         while link.channel.waiting_bytes:
             if (arrived := link.channel.arrived_bytes) > most:
@@ -790,7 +789,7 @@ class TlsTransport:
         link.writing_since = None
 
     def _nudge(self, link: Link) -> None:
-        """There is a sign of life to be written; not onto what the peer does not read."""
+        """Request a keep-alive, unless the peer does not read."""
         if link.in_line and not link.channel.unsent_bytes:
             self._write_signs(link)
         else:
@@ -826,7 +825,7 @@ class TlsTransport:
             link.channel.close("this node ends")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FAREWELL_S):
-                # Whoever closes a socket with unread bytes in it destroys what the other side has not read yet.
+                # Closing a socket with unread bytes in it destroys bytes that the other side has not read yet.
                 await asyncio.gather(*(link.ended.wait() for _, link in links))
         for _, link in links:
             self._lose(link, "this node ends")
@@ -836,10 +835,10 @@ class TlsTransport:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for _, link in links:
-            link.channel.abort()  # of a peer that does not read, the connection would stay
+            link.channel.abort()  # the connection of a peer that does not read would stay
         await asyncio.sleep(0.05)
 
-    # --- What went wrong ----------------------------------------------------------------------------------
+    # --- Errors ----------------------------------------------------------------------------------
 
     def _note(self, peer: int, error: str) -> None:
         if (state := self._peers.get(peer)) is not None:
@@ -863,5 +862,5 @@ class TlsTransport:
             log.warning("refused %s reason=%r count=%d", who, reason, count)
 
     def _may_log(self, event: str, who: object) -> bool:
-        """Whether one more line of this kind is written: an attack must not fill the log."""
+        """Return whether one more line of this kind may be logged, because an attack must not fill the log."""
         return self._log_limits.take(event, who, self._loop.time()) is not None

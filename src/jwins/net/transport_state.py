@@ -34,7 +34,7 @@ class Link:
         tasks: what reads and what writes.
         reading: False while it is this side that does not read.
         writing_since: since when what was written waits for the peer to read; None if nothing does.
-        warned: whether it said that the key of this node is in use elsewhere.
+        warned: whether it reported that the key of this node is in use elsewhere.
         in_line: whether a message waits for those to other peers.
         ping_due: whether a sign of life is to be written next.
         pings: how many were written.
@@ -109,13 +109,13 @@ class PeerState:
         arrivals: how often the peer may connect.
         measurements: how often it may measure.
         rates: how fast it is read.
-        address: of the connection that is open, or was last.
-        greeting: likewise.
+        address: address of the open or last connection.
+        greeting: greeting of the open or last connection.
         last_error: why there is or was no connection.
         queue: messages to be sent; the first may be under way.
-        queued_bytes: of them, with what each costs beside its bytes.
-        undelivered_bytes: likewise, of messages that wait to be taken.
-        undelivered_messages: how many wait to be taken.
+        queued_bytes: memory of them, including overhead.
+        undelivered_bytes: memory of messages that wait to be taken.
+        undelivered_messages: number of messages that wait to be taken.
         bytes_in: received in whole messages.
         bytes_out: sent in whole messages.
         connections: how many were opened.
@@ -155,7 +155,7 @@ class PeerState:
 class Turns:
     """Events that wait to be taken: in order of arrival for each peer, and one of each peer in turn.
 
-    So whoever sends much waits behind its own messages, and keeps nobody else waiting.
+    So a peer that sends much waits behind its own messages, and does not delay others.
     """
 
     def __init__(self) -> None:
@@ -165,11 +165,11 @@ class Turns:
         return bool(self._by_peer)
 
     def add(self, event: LinkEvent) -> None:
-        """Behind all others of its peer."""
+        """Append an event to those of its peer."""
         self._by_peer.setdefault(event.peer, deque()).append(event)
 
     def take(self) -> LinkEvent:
-        """The next event of the peer whose turn it is; there must be one."""
+        """Return the next event of the peer whose turn it is; there must be one."""
         peer = next(iter(self._by_peer))
         waiting = self._by_peer.pop(peer)
         event = waiting.popleft()
@@ -178,7 +178,7 @@ class Turns:
         return event
 
     def drop_messages(self, peer: int) -> None:
-        """Of this peer; what happened to its connections stays."""
+        """Drop the messages of a peer; events of its connections are kept."""
         waiting = self._by_peer.pop(peer, ())
         kept: deque[LinkEvent] = deque(event for event in waiting if not isinstance(event, MessageReceived))
         if kept:
@@ -186,7 +186,7 @@ class Turns:
 
 
 def tally(counts: Counter[str], reason: str) -> str:
-    """Count a reason without what varies in it: nobody may make this grow for ever."""
+    """Count a reason without its variable parts, so that peers cannot make the table grow without limit."""
     kind = reason.partition(" (")[0]
     if kind not in counts and len(counts) >= MAX_REASONS:
         kind = "other reasons"

@@ -87,7 +87,7 @@ class Waiting:
                 return
 
     def _gives_up(self, peer: int) -> bool:
-        """Whether to wait for a connected peer no longer: there is another that was merged with as lately.
+        """Return whether to stop waiting for a connected peer, because another one was merged as recently.
 
         A node that gave up all of its connected neighbours would run ahead of them, ever further, alone.
         """
@@ -200,7 +200,7 @@ class Waiting:
         return session.timeout.limit_s(means)
 
     def _is_ahead(self, peer: int) -> bool:
-        """Whether the peer is past this node's round, whose frame of it can come no more."""
+        """Return whether the peer is past this node's round, so that its frame cannot arrive any more."""
         ahead = self._session.peers[peer].ahead_from
         return ahead is not None and ahead > self._session.node.round
 

@@ -124,7 +124,9 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         MOMENTUM.check("train.optimizer.quasi_global", factor)
         if self.kind != "sgd":
             remedy = 'it is a momentum of sgd; use kind = "sgd" with momentum, or leave quasi_global out'
-            raise ConfigError("train.optimizer.quasi_global", factor, f"{self.kind} has none: {remedy}")
+            raise ConfigError(
+                "train.optimizer.quasi_global", factor, f"{self.kind} has no quasi-global momentum: {remedy}"
+            )
         if not self.options.get("momentum"):
             remedy = "quasi_global is what momentum starts from in each round; expected above 0, such as 0.9"
             raise ConfigError("train.optimizer.momentum", self.options.get("momentum", 0), remedy)

@@ -130,7 +130,9 @@ class Trainer:
         self.nodes = tuple(by_node)
         self.num_nodes = len(by_node) if num_nodes is None else num_nodes
         if self.nodes[0] < 0 or self.nodes[-1] >= self.num_nodes:
-            raise UsageError(f"Trainer: nodes {self.nodes[0]} to {self.nodes[-1]} of {self.num_nodes}")
+            raise UsageError(
+                f"Trainer: nodes {self.nodes[0]} to {self.nodes[-1]}; expected 0 to {self.num_nodes - 1}"
+            )
         self.steps = _steps_by_node(every, self.nodes, self.num_nodes)
         self._shuffles = {
             node: Shuffle(checked_partition(part, node, len(task.train)), seed, node)
