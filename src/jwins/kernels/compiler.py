@@ -77,7 +77,7 @@ def compiled(of: Kernel[Any, Any]) -> Any:
 
     config: Any = numba.config
     _teach_fma()
-    dispatcher = numba.njit(nogil=True)(of.plain)
+    dispatcher: Any = numba.njit(nogil=True)(of.plain)
     try:
         dispatcher.enable_caching()
     except RuntimeError:  # neither the package's folder nor the user's is writable
