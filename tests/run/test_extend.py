@@ -135,6 +135,10 @@ def test_what_cannot_be_made_longer_is_refused_by_name(tmp_path: Path) -> None:
         ConfigError, match=r"train.schedule.kind = 'cosine': goes over the rounds that there were"
     ):
         jwins.simulate(experiment(tmp_path / "e", 6, train=cosine), extend=True)
+    log = tmp_path / "a" / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"batching":', b'"clock":"wall","batching":', 1))
+    with pytest.raises(ResumeError, match="a run of `jwins launch` cannot be made longer"):
+        jwins.simulate(experiment(tmp_path / "a", 6), extend=True)
     wild = {"local_steps": 1, "optimizer": {"kind": "sgd", "lr": 1e30}}
     assert jwins.simulate(experiment(tmp_path / "d", 4, train=wild)).status == "diverged"
     with pytest.raises(ResumeError, match=r"the run ended early \(diverged @ .*\); more rounds do not help it"):

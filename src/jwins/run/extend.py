@@ -32,7 +32,7 @@ def extend(experiment: Experiment, folder: Path) -> None:
 
     Raises:
         ConfigError: fewer rounds, or settings with which the end is more than the number of rounds.
-        ResumeError: the folder holds another experiment, or a run that diverged or stalled.
+        ResumeError: the folder holds another experiment, or a run that diverged, stalled or was launched.
     """
     config = folder / "config.toml"
     if not config.is_file():
@@ -84,8 +84,13 @@ def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:
             raise ConfigError(
                 f"run.{key}", getattr(run, key), f"{problem}, and would be others in a longer run"
             )
-    if (folder / "metrics.jsonl").is_file() and (record := Record.read(folder)).ended_early:
+    if not (folder / "metrics.jsonl").is_file():
+        return
+    record = Record.read(folder)
+    if record.ended_early:
         raise ResumeError(f"{folder}: the run ended early ({record.status}); more rounds do not help it")
+    if record.clock != "virtual":
+        raise ResumeError(f"{folder}: a run of `jwins launch` cannot be made longer; choose another run.folder")
 
 
 def _drop_end(folder: Path) -> None:
