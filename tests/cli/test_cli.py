@@ -439,7 +439,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_result(tmp_path: P
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors == "interrupted: go on with --resume\n"
+    assert errors == "interrupted: continue with --resume\n"
     assert list((tmp_path / "a" / "checkpoints").glob("*.safetensors"))
     assert jwins(*command, *sets(f"run.folder={tmp_path / 'a'}"), "--resume").exit_code == 0
     assert jwins(*command, *sets(f"run.folder={tmp_path / 'b'}"), "--quiet").exit_code == 0

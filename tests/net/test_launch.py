@@ -180,7 +180,7 @@ def test_ctrl_c_at_a_terminal_leaves_a_checkpoint_of_every_node(tmp_path: Path) 
     finally:
         launcher.kill()
         launcher.wait()
-    assert (launcher.returncode, said.strip()) == (130, "interrupted: go on with --resume")
+    assert (launcher.returncode, said.strip()) == (130, "interrupted: continue with --resume")
     saved = [status(node) for node in range(2)]
     assert [found["status"] for found in saved] == ["interrupted"] * 2
     for node, found in enumerate(saved):

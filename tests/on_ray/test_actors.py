@@ -151,7 +151,7 @@ def test_a_lost_actor_is_made_up_for(machines: Any, tmp_path: Path, held: list[A
         jwins.simulate(
             experiment(tmp_path / "no", sharing=CHOCO), engine=jwins.Ray(actors=2, restarts=0), progress=kill
         )
-    assert "go on with --resume" in caught.value.__notes__[0]
+    assert "continue with --resume" in caught.value.__notes__[0]
     here = jwins.simulate(experiment(tmp_path / "no", sharing=CHOCO), resume=True)
     assert measured(here) == reference
 

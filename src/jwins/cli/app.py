@@ -42,7 +42,7 @@ OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 EPILOG = (
     "Exit codes: 0 done; 1 unexpected failure; 2 wrong usage or configuration; 3 the run diverged; "
-    "4 data are missing; 130 interrupted (go on with --resume)."
+    "4 data are missing; 130 interrupted (continue with --resume)."
 )
 
 

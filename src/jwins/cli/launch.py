@@ -96,7 +96,7 @@ def launch(
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
         result = _launch(chosen, console, resume=resume, timeout_s=neighbour_timeout, quiet=quiet)
         if result.status == "interrupted":
-            leave("go on with --resume", INTERRUPTED)
+            leave("continue with --resume", INTERRUPTED)
         if not quiet:
             print_result(console, result)
         if result.status == "diverged":

@@ -97,7 +97,7 @@ def run(
         longer = extend is not None
         result = _run(chosen, console, chosen_engine, resume=resume, extend=longer, quiet=quiet)
         if result.status == "interrupted":
-            leave("go on with --resume", INTERRUPTED)
+            leave("continue with --resume", INTERRUPTED)
         if not quiet:
             print_result(console, result)
         if result.status == "diverged":

@@ -234,10 +234,10 @@ class NodeGroupLike(Protocol):
         """Test the models that wait for an evaluation."""
 
     def end_with_measured(self) -> None:
-        """See :meth:`NodeGroup.end_with_measured`."""
+        """Make the models of the last evaluation the final ones."""
 
     def measured_file(self, node: int) -> bytes:
-        """See :meth:`NodeGroup.measured_file`."""
+        """Return a node's model at the last evaluation as a safetensors file."""
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
         """Return the waiting nodes among these, with their round and the missing senders."""

@@ -450,7 +450,7 @@ class AttackConfig(FaultTable):
         return self
 
     def build(self) -> Attack:
-        """See :meth:`FaultTable.build`."""
+        """Return the driver's form of the fault."""
         return Attack(self.form, self.round, self.scale)
 
 

@@ -52,27 +52,27 @@ class ExternalTraining:
     # --- For the node group -----------------------------------------------------------------------------------
 
     def initial(self) -> Tensor:
-        """The node's start, a copy of (P,) float32."""
+        """Return a copy of the node's start, (P,) float32."""
         return self._initial.clone()
 
     def row(self, node: int) -> Tensor:
-        """The node's parameters, (P,) float32."""
+        """Return the node's parameters, (P,) float32."""
         return self._row
 
     def buffers(self, node: int) -> dict[str, Tensor]:
-        """None: those that are not exchanged stay in the user's model."""
+        """Return no buffers: those that are not exchanged stay in the user's model."""
         return {}
 
     def state(self, node: int) -> LocalState:
-        """Nothing: the optimizer is the user's."""
+        """Return an empty state, because the user has the optimizer."""
         return LocalState({}, {}, {})
 
     def train_batch_of(self, node: int) -> int:
-        """One, of one node."""
+        """Return 0: the only node is a batch."""
         return 0
 
     def load_state_(self, node: int, state: LocalState) -> None:
-        """Nothing to load."""
+        """Do nothing: the state is empty."""
 
     def train(
         self, rounds: Mapping[int, int], then: Callable[[int, float], None] | None = None

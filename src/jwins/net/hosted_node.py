@@ -29,27 +29,27 @@ class HostedNode:
 
     @property
     def round(self) -> int:
-        """Completed rounds."""
+        """Return the number of completed rounds."""
         return self._machine.round
 
     @property
     def waiting_for(self) -> tuple[int, ...] | None:
-        """See :class:`~jwins.net.session.NodeHandle`."""
+        """Return the neighbours whose frame of this round is missing; None while the node does not wait."""
         return self._machine.waiting_for if self._machine.phase is Phase.WAITING else None
 
     @property
     def awaited(self) -> tuple[int, ...]:
-        """See :class:`~jwins.net.session.NodeHandle`."""
+        """Return the neighbours whose frame of this round is missing."""
         return self._machine.waiting_for
 
     @property
     def merged_with(self) -> tuple[int, ...]:
-        """See :class:`~jwins.net.session.NodeHandle`."""
+        """Return the neighbours that had a weight in the newest merge."""
         return self._machine.merged_with
 
     @property
     def params(self) -> Tensor:
-        """(P,) float32, on the CPU."""
+        """Return the parameters, (P,) float32, on the CPU."""
         return self.group.parameters(self.id)
 
     def start(self, now: float) -> list[Any]:
@@ -72,7 +72,7 @@ class HostedNode:
         return self._machine.max_frames(frame)
 
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
-        """A message, and the event by which the node takes it in."""
+        """Decode a message, and make the event that delivers it to the node."""
         self._envelopes += 1
         envelope = Envelope(self._envelopes, peer, Packed(data, 0, 0))
         message = self.group.read(envelope)

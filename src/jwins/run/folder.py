@@ -63,7 +63,7 @@ def check_folder(path: str, folder: Path) -> None:
     """
     for place in (folder, *folder.parents):
         if place.is_file():
-            remedy = f"unpack it (tar -xf {place}) to go on with its runs, or " if archive_of(place) else ""
+            remedy = f"unpack it (tar -xf {place}) to continue its runs, or " if archive_of(place) else ""
             raise ConfigError(path, str(folder), f"{place} is a file; {remedy}choose another")
 
 

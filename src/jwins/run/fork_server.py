@@ -39,11 +39,11 @@ _END_S = 5.0
 
 
 class Process(Protocol):
-    """A process that was started; as :class:`subprocess.Popen` has it."""
+    """A started process, with functions of :class:`subprocess.Popen`."""
 
     @property
     def pid(self) -> int:
-        """Its number."""
+        """Return the process id."""
 
     def poll(self) -> int | None:
         """Return its exit code, negative for a signal; None while it runs."""
@@ -55,7 +55,7 @@ class Process(Protocol):
         """Kill it."""
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end, at most so many seconds.
+        """Wait for its end, at most ``timeout`` seconds.
 
         Raises:
             subprocess.TimeoutExpired: it still runs.
@@ -63,12 +63,12 @@ class Process(Protocol):
 
 
 def can_fork() -> bool:
-    """Return whether this system has what the server needs."""
+    """Return whether this system supports the server."""
     return hasattr(os, "fork") and hasattr(os, "setpgid") and sys.platform != "darwin"
 
 
 class ForkServer:
-    """Starts commands of this package, each in a process group of its own."""
+    """Server that starts commands of this package, each in its own process group."""
 
     def __init__(self) -> None:
         requests, self._requests = os.pipe()
@@ -114,7 +114,7 @@ class ForkServer:
         return self._codes.get(pid)
 
     def close(self) -> None:
-        """End the server; processes that it started go on."""
+        """End the server; processes that it started continue."""
         os.close(self._requests)
         until = time.monotonic() + _END_S
         while not self._ended and time.monotonic() < until:
@@ -179,7 +179,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _may_fork() -> bool:
-    """Whether this process has one thread, and no GPU that its children could not use."""
+    """Return whether this process has one thread, and no GPU, which its children could not use."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return False
@@ -212,7 +212,7 @@ def _forked_server(requests: int, answers: int, others: tuple[int, int]) -> int:
 
 
 def _serve(requests: int, answers: int) -> int:
-    """Fork for each request until nobody asks any more; return the exit code of this process."""
+    """Fork for each request until the client ends; return the exit code of this process."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN if name == "SIGINT" else signal.SIG_DFL)
     for module in _PRELOAD:
@@ -254,7 +254,7 @@ def _say(answers: int, answer: Mapping[str, int]) -> None:
 
 
 def _run(request: Mapping[str, Any]) -> int:
-    """Be the process that was asked for; return its exit code."""
+    """Run the requested command in this process; return its exit code."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -284,7 +284,7 @@ def _run(request: Mapping[str, Any]) -> int:
 
 
 def _leave(code: int) -> None:
-    """End this process, and nothing but what it made itself."""
+    """End this process and its own objects only."""
     with contextlib.suppress(Exception):
         logging.shutdown()
         sys.stdout.flush()

@@ -66,7 +66,7 @@ class ClippedGossip:
         ATTACKERS.check_whole("sharing.robust.attackers", self.attackers)
 
     def __call__(self, own: Tensor, others: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """See :class:`RobustMerge`."""
+        """Return the merged model."""
         differences = [other.double() - own for other in others]
         distances = [float(difference.norm()) for difference in differences]
         change = torch.zeros_like(own, dtype=torch.float64)
@@ -98,7 +98,7 @@ class TrimmedMean:
         ATTACKERS.check_whole("sharing.robust.attackers", self.attackers)
 
     def __call__(self, own: Tensor, others: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """See :class:`RobustMerge`."""
+        """Return the merged model."""
         ordered = torch.stack([own, *others]).sort(dim=0).values
         cut = min(self.attackers, (len(ordered) - 1) // 2)
         return ordered[cut : len(ordered) - cut].mean(dim=0)
@@ -114,7 +114,7 @@ class CoordinateMedian:
     """
 
     def __call__(self, own: Tensor, others: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-        """See :class:`RobustMerge`."""
+        """Return the merged model."""
         ordered = torch.stack([own, *others]).sort(dim=0).values
         high = len(ordered) // 2
         low = (len(ordered) - 1) // 2

@@ -47,7 +47,7 @@ class FlippedLabels:
     num_labels: int
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`LocalChange`."""
+        """Return the changed inputs and targets."""
         return inputs, self.num_labels - 1 - targets
 
 
@@ -68,7 +68,7 @@ class NoisyLabels:
     node: int
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`LocalChange`."""
+        """Return the changed inputs and targets."""
         rng = stream(self.seed, "label noise", node=self.node)
         chosen = torch.from_numpy(rng.permutation(len(targets))[: round(self.fraction * len(targets))])
         by = torch.from_numpy(rng.integers(1, self.num_labels, len(chosen))).to(targets.dtype)
@@ -90,7 +90,7 @@ class RotatedImages:
     degrees: float
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`LocalChange`."""
+        """Return the changed inputs and targets."""
         images = inputs.float().reshape(len(inputs), -1, *inputs.shape[-2:])
         height, width = images.shape[-2:]
         cos, sin = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
@@ -116,7 +116,7 @@ class NoisyInputs:
     node: int
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`LocalChange`."""
+        """Return the changed inputs and targets."""
         noise = stream(self.seed, "input noise", node=self.node).standard_normal(inputs.shape, dtype=np.float32)
         return _as(inputs.float() + self.sd * torch.from_numpy(noise), inputs), targets
 
@@ -128,7 +128,7 @@ class Changes:
     each: tuple[LocalChange, ...]
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """See :class:`LocalChange`."""
+        """Return the changed inputs and targets."""
         for change in self.each:
             inputs, targets = change(inputs, targets)
         return inputs, targets

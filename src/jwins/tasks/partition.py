@@ -224,7 +224,7 @@ class Quantity:
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """See :meth:`Partitioner.split`."""
+        """Return the samples of each node."""
         free = num_samples - num_nodes * self.min_samples
         if free < 0:
             problem = (

@@ -304,9 +304,9 @@ def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -
 
 
 def peek(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> FrameHeader | None:
-    """The header of a frame, of which nothing is decoded; None for any other message.
+    """Read the header of a frame without decoding; return None for any other message.
 
-    Arguments and exceptions are those of :func:`unpack`; sections of the payload are not looked at.
+    Arguments and exceptions are those of :func:`unpack`; sections of the payload are not read.
     """
     header, payload = _read_header(data)
     _check_digest(header, digest)
@@ -368,7 +368,7 @@ class Wire:
         return unpack(data, self.codec, self.digest, dim=self.dim)
 
     def peek(self, data: bytes) -> FrameHeader | None:
-        """See :func:`peek`."""
+        """Read the header of a frame; return None for any other message."""
         return peek(data, self.codec, self.digest, dim=self.dim)
 
     def renewed(self, packed: Packed) -> Packed:
