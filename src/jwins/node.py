@@ -44,6 +44,7 @@ from jwins.scenario import Attack
 from jwins.sharing.attacks import attacked, deviation
 from jwins.sharing.base import Sharing
 from jwins.sharing.calls import call_init, call_merge, call_share, method_name
+from jwins.sharing.outer import Nesterov
 from jwins.sharing.own_scale import OwnScale
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
@@ -145,6 +146,7 @@ class Rules:
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
         participation: the nodes that take part in a round, as in ``topology``; None for all.
         attacks: attacks by node; such nodes are not measured.
+        outer: step on the change of a round before it is shared; None to share what was trained.
     """
 
     sharing: Sharing[Any]
@@ -164,6 +166,7 @@ class Rules:
     max_growth: float = math.inf
     participation: Participation | None = None
     attacks: Mapping[int, Attack] = field(default_factory=dict)
+    outer: Nesterov | None = None
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
         """Return the rules between machines, where a frame may contain anything.
@@ -430,6 +433,7 @@ class NodeState:
         replica_rounds: round of this node's replica at each peer that asked.
         answered: round in which a peer last received the increments since that replica.
         spread: standard deviation of each parameter over the models that an attacker last received.
+        momentum: (P,) of the outer optimizer; None before its first step, or without one.
     """
 
     phase: str
@@ -448,6 +452,7 @@ class NodeState:
     replica_rounds: Mapping[int, int] = field(default_factory=dict)
     answered: Mapping[int, int] = field(default_factory=dict)
     spread: Tensor | None = None
+    momentum: Tensor | None = None
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
@@ -505,6 +510,7 @@ class Node:
         self._scale = OwnScale(params) if math.isfinite(rules.max_growth) else None
         self._attack = rules.attacks.get(id)
         self._spread: Tensor | None = None
+        self._momentum: Tensor | None = None
 
     # --- Driving ------------------------------------------------------------------------------------------
 
@@ -524,7 +530,7 @@ class Node:
         return []
 
     def begin_with(self, params: Tensor) -> None:
-        """Take another node's model before the first share.
+        """Take another node's model before the first share, and forget the outer momentum.
 
         Args:
             params: (P,) float32; kept, and never written into.
@@ -534,6 +540,7 @@ class Node:
         self.params = params
         if self._scale is not None:
             self._scale = OwnScale(params)
+        self._momentum = None
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Handle one event.
@@ -574,6 +581,7 @@ class Node:
             dict(self._replica_rounds),
             dict(self._answered),
             self._spread,
+            self._momentum,
         )
 
     def restore(self, state: NodeState) -> None:
@@ -596,6 +604,7 @@ class Node:
         if self._scale is not None:
             self._scale = OwnScale(state.params)
         self._spread = state.spread
+        self._momentum = state.momentum
 
     @property
     def inbox(self) -> Mapping[tuple[int, int], Frame]:
@@ -612,10 +621,13 @@ class Node:
     def _on_trained(self, event: Trained, now: float) -> list[Command]:
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
+        trained, outer = event.params, self._outer()
+        if outer is not None:  # self.params is still the model at the start of the round
+            trained, self._momentum = outer.step(self.params, trained, self._momentum)
         if self._scale is not None:
-            self._scale.trained(self.params, event.params)
-        start, self.params = self.params, event.params
-        if _diverged(event.params):
+            self._scale.trained(self.params, trained)
+        start, self.params = self.params, trained
+        if _diverged(trained):
             return self._fail("parameters are not finite after local training")
         ctx = self._context()
         update, self.state = self._share(start, ctx)
@@ -779,13 +791,20 @@ class Node:
         return commands + self._next_round()
 
     def _merge(self, received: list[Received], ctx: RoundContext) -> None:
+        shared, outer = self.params, self._outer()
         self.params, self.state = call_merge(self._sharing, self.state, self.params, received, ctx)
         if self.rules.project is not None:
             merged = self.params
             self.params = self.rules.project(merged.clone())
             if not torch.equal(self.params, merged):
                 self.state = self._sharing.projected(self.state, self.params)
+        if outer is not None and self._momentum is not None:
+            self._momentum = outer.mixed(shared, self.params, self._momentum)
         self._outgoing, self._deadline = None, None
+
+    def _outer(self) -> Nesterov | None:
+        """The outer optimizer, in rounds that train."""
+        return self.rules.outer if self.rules.trains(self.id, self.round) else None
 
     def _next_round(self) -> list[Command]:
         if self.round >= self.rules.rounds or self._stopping:

@@ -20,7 +20,7 @@ from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
 from jwins.run_folder import checkpoint
 from jwins.run_folder.rows import EndRow, read_rows
-from jwins.sharing import choco, closed_loop, full, jwins, stateless
+from jwins.sharing import Nesterov, choco, closed_loop, full, jwins, stateless
 from jwins.topology import Regular
 from jwins.topology.participation import Participation
 from jwins.training.learning_rate import LearningRateSchedule
@@ -79,6 +79,14 @@ CASES: dict[str, dict[str, Any]] = {
         "topology": Regular(num_nodes=4, seed=1, degree=3),
         "faults": Faults().crash(1, 2).rejoin(1, 5),
         "deadline_s": 0.1,
+    },
+    "outer-faults": {
+        "sharing": closed_loop(),
+        "outer": Nesterov(0.7, 0.8, consensus=0.5),
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
+        "faults": Faults().crash(1, 2).rejoin(1, 5),
+        "deadline_s": 0.1,
+        "consensus_rounds": 2,
     },
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {

@@ -17,7 +17,7 @@ from jwins.engines.simulator import Outcome, SimulatedDriver
 from jwins.node import Rules
 from jwins.run.assembly import spread
 from jwins.run_folder.rows import EndRow, EvalRow, StartRow
-from jwins.sharing import Sharing, full
+from jwins.sharing import Nesterov, Sharing, full
 from jwins.tasks.base import Dataset, Task
 from jwins.topology import Ring, Topology
 from jwins.topology.participation import Participation
@@ -80,6 +80,7 @@ def simulator(
     checkpoint_every: int = 0,
     eval_at: Iterable[int] | None = None,
     consensus_rounds: int = 0,
+    outer: Nesterov | None = None,
     **options: Any,
 ) -> SimulatedDriver:
     """A simulator, with the nodes spread over so many node groups."""
@@ -100,6 +101,7 @@ def simulator(
         project=layout.project_ if layout.has_variances else None,
         consensus_rounds=consensus_rounds,
         participation=topology if isinstance(topology, Participation) else None,
+        outer=outer,
     )
     return SimulatedDriver(
         [NodeGroup(own, rules, tests=tests, threads=threads) for own in trainers],

@@ -80,6 +80,7 @@ def test_a_schedule_is_the_same_in_every_process(tmp_path: Path) -> None:
         "schedule": {"kind": "cosine", "warmup_steps": 5, "final_fraction": 0.1},
         "clip_norm": 1.0,
         "precision": "bfloat16",
+        "outer": {"kind": "nesterov", "lr": 0.7, "momentum": 0.5},
     }
     simulated = jwins.simulate(digits(tmp_path / "virtual", sharing="full").changed({"train": long}))
     same(simulated, launch(digits(tmp_path / "wall", sharing="full").changed({"train": long}), timeout_s=120.0))

@@ -25,7 +25,7 @@ from jwins.errors import ConfigError, PeerError, ResumeError, UsageError
 from jwins.net.peer_session import State
 from jwins.net.roster import Roster, write_roster
 from jwins.rng import RoundContext
-from jwins.sharing import Sharing, choco, full, top_k
+from jwins.sharing import Nesterov, Sharing, choco, full, top_k
 from jwins.sharing.update import Received, Update
 from jwins.wire.frame import describe
 
@@ -107,6 +107,36 @@ def test_two_lines_in_a_loop_average_the_models(tmp_path: Path, wires: Wires) ->
         assert reports[-1].bytes_total >= sum(report.bytes_sent for report in reports) > 4 * 4 * len(start)
     for found in models:
         torch.testing.assert_close(flat(found), start + 4.0)
+
+
+def test_an_outer_step_is_taken_before_sharing_and_goes_on_after_a_restart(
+    tmp_path: Path, wires: Wires
+) -> None:
+    """Two peers that move by 1 and 3: DiLoCo's step on their mean, with one momentum throughout."""
+    peers = Peers(tmp_path, 2, wires)
+    models = [model() for _ in range(2)]
+    expected = flat(models[0]).requires_grad_()
+    sgd = torch.optim.SGD([expected], lr=0.7, momentum=0.9, nesterov=True)
+    for first in (0, 3):
+
+        def loop(rank: int, first: int = first) -> int:
+            options: dict[str, Any] = {"outer": Nesterov(0.7, 0.9), "folder": tmp_path / f"peer-{rank}"}
+            with peers.peer(rank, models[rank], **options) as peer:
+                for _ in peer.rounds(first + 3):
+                    moved(models[rank], float(1 + 2 * rank))
+                    peer.exchange()
+                return peer.round
+
+        assert peers.each(loop) == [first + 3] * 2
+        for _ in range(3):
+            expected.grad = torch.full_like(expected, -2.0)
+            sgd.step()
+        for found in models:
+            torch.testing.assert_close(flat(found), expected.detach(), atol=1e-4, rtol=0)
+    with pytest.raises(ConfigError, match=r"outer = 0.7: expected an outer optimizer, such as jwins.sharing.N"):
+        peers.peer(0, models[0], outer=0.7)
+    with pytest.raises(ConfigError, match=r"buffers = 'shared': the outer step would extrapolate"):
+        peers.peer(0, models[0], outer=Nesterov(0.7, 0.9), buffers="shared")
 
 
 def test_over_real_connections(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ CASES: dict[str, dict[str, Any]] = {
             "schedule": {"kind": "cosine", "warmup_steps": 3},
             "clip_norm": 1.0,
             "precision": "bfloat16",
+            "outer": {"kind": "nesterov", "lr": 0.7, "momentum": 0.5},
         },
     },
     "uneven": {"compute": {"step_ms": 5.0, "spread": 0.5}, "links": {"uplink_mbps": 50, "latency_ms": 1}},

@@ -163,6 +163,14 @@ class Experiment(Settings):
                 "train.optimizer.quasi_global divides by one learning rate for all rounds; remove one of both"
             )
             raise refuse("train.schedule.kind", schedule.kind, problem)
+        if optimizer.quasi_global is not None and train.outer is not None:
+            problem = "train.outer is a momentum of the merged models, too; remove one of both"
+            raise refuse("train.optimizer.quasi_global", optimizer.quasi_global, problem)
+        if train.outer is not None and train.buffers == "shared":
+            problem = (
+                'train.outer would extrapolate the statistics in them; write "local", or remove train.outer'
+            )
+            raise refuse("train.buffers", train.buffers, problem)
 
     def fault_script(self) -> Faults:
         """Return the scripted faults but attacks, for the driver."""

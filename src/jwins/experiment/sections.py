@@ -49,6 +49,7 @@ from jwins.scenario import (
 from jwins.validation import MOMENTUM, NORM, RATE
 
 if TYPE_CHECKING:
+    from jwins.sharing import Nesterov
     from jwins.tasks.partition import Partitioner
     from jwins.training.learning_rate import LearningRateSchedule
 else:  # torch is not loaded only to read a configuration
@@ -67,6 +68,7 @@ __all__ = [
     "FaultTable",
     "LinearScheduleConfig",
     "LinksConfig",
+    "NesterovOuterConfig",
     "NodesConfig",
     "OptimizerConfig",
     "RejoinConfig",
@@ -239,6 +241,27 @@ SCHEDULE_TABLES: Mapping[str, type[ScheduleTable]] = by_kind(
 """Tables by ``train.schedule.kind``."""
 
 
+class NesterovOuterConfig(Plugin):
+    """Nesterov's step on the change of a round, taken before the model is shared; DiLoCo's outer optimizer."""
+
+    kind: Literal["nesterov"] = "nesterov"
+    lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
+        default=0.7, description="learning rate of the outer step; 1 with momentum 0 changes nothing"
+    )
+    momentum: Annotated[float, MOMENTUM] = Field(
+        default=0.9, description="decay of the outer momentum from round to round"
+    )
+    consensus: Annotated[float, RATE] = Field(
+        default=0.0, description="fraction of the change by mixing that enters the momentum; 1 after NoLoCo"
+    )
+
+    def build(self) -> Nesterov:
+        """The outer optimizer, for the nodes."""
+        from jwins.sharing import Nesterov
+
+        return Nesterov(**self.arguments())
+
+
 class TrainConfig(Settings):
     """Local training, the same on every node."""
 
@@ -265,6 +288,10 @@ class TrainConfig(Settings):
             default=ConstantScheduleConfig(),
             description="learning rate over the local steps of the whole run",
         )
+    outer: NesterovOuterConfig | None = Field(
+        default=None,
+        description="step on the change of a round before it is shared; left out: share what was trained",
+    )
     clip_norm: Annotated[float, NORM] | None = Field(
         default=None,
         description="largest norm of the gradient of a step, over all parameters together; left out: any",

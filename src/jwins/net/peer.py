@@ -43,7 +43,7 @@ from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import private_folder
 from jwins.run_folder.rows import StartRow
-from jwins.sharing import Sharing
+from jwins.sharing import Nesterov, Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
@@ -119,6 +119,8 @@ class Peer:
             None for the file that ``JWINS_ROSTER`` names, as for a script of ``jwins launch --script``.
         key: the file of this member's private key; None for that of ``JWINS_KEY``.
         sharing: the algorithm, the same on all peers; None for JWINS.
+        outer: step on the change since the last exchange, taken before sharing; the same on all peers. None to
+            share the model as it was trained.
         params: parameters to exchange: their names, or a function that returns True for them; None for all
             with ``requires_grad``. The same on all peers.
         buffers: see above.
@@ -160,6 +162,7 @@ class Peer:
         roster: Roster | Path | str | None = None,
         key: Path | str | None = None,
         sharing: Sharing[Any] | None = None,
+        outer: Nesterov | None = None,
         params: Collection[str] | Callable[[str], bool] | None = None,
         buffers: BufferPolicy = "local",
         bootstrap_from: str | Sequence[str] | None = None,
@@ -175,6 +178,7 @@ class Peer:
             {
                 "model": model,
                 "sharing": sharing,
+                "outer": outer,
                 "roster": roster,
                 "key": key,
                 "params": params,
@@ -212,7 +216,7 @@ class Peer:
         initial = layout.flatten(model).cpu()
         if is_own(algorithm):  # before a port is opened
             check_sharing(algorithm, initial, membership.topology, members.seed)
-        digest = digest_of_run(members, algorithm, codec)
+        digest = digest_of_run(members, algorithm, codec, outer)
         agreed = {"layout": hash_of_layout(layout)}
         if place is not None and going_on:
             check_resumable(place, digest, agreed)
@@ -224,8 +228,9 @@ class Peer:
             seed=members.seed,
             checkpoint_every=0 if folder is None else 1,
             project=layout.project_ if layout.has_variances else None,
+            outer=outer,
         ).among_strangers(MAX_MAGNITUDE_RATIO, changing=members.topology.changes)
-        greeting = pack_greeting(digest, settings_of_run(members, algorithm, codec))
+        greeting = pack_greeting(digest, settings_of_run(members, algorithm, codec, outer))
         if transport is None:
             changing = members.topology.changes
             transport = membership.connect(

@@ -18,7 +18,7 @@ from jwins.net.membership import common_of
 from jwins.net.roster import Roster
 from jwins.run_folder.own_files import private_folder
 from jwins.run_folder.rows import StartRow, read_rows
-from jwins.sharing import Sharing
+from jwins.sharing import Nesterov, Sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.frame import DIGEST_BYTES
 
@@ -72,6 +72,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         value = given[name]
         if not fits(value):
             raise ConfigError(name, value, f"expected {expected}")
+    if given["outer"] is not None and given["buffers"] == "shared":
+        problem = "the outer step would extrapolate the statistics in them; take 'local', or no outer"
+        raise ConfigError("buffers", given["buffers"], problem)
     if given["folder"] is not None:
         try:
             private_folder(Path(given["folder"]))
@@ -100,6 +103,10 @@ _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "sharing": (
         lambda value: value is None or callable(getattr(value, "share", None)),
         "an algorithm, such as jwins.sharing.jwins()",
+    ),
+    "outer": (
+        lambda value: value is None or isinstance(value, Nesterov),
+        "an outer optimizer, such as jwins.sharing.Nesterov(lr=0.7, momentum=0.9)",
     ),
     "roster": (lambda value: isinstance(value, Roster) or _is_path(value), "a path or a Roster"),
     "key": (_is_path, "a path"),
@@ -169,17 +176,21 @@ def hash_of_layout(layout: Layout) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> bytes:
+def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None) -> bytes:
     """Return the settings to agree on beside the model, which is compared apart for a clearer error."""
     topology, seed = common_of(roster)
     text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
+    text += "" if outer is None else repr(outer)
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
-def settings_of_run(roster: Roster, sharing: Sharing[Any], codec: str) -> dict[str, str]:
+def settings_of_run(
+    roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None
+) -> dict[str, str]:
     """Return the same settings by name, so that peers can report their differences."""
     topology, seed = common_of(roster)
     found = flat_settings(sharing, "sharing") | {"codec": codec, "roster.seed": str(seed)}
+    found |= {} if outer is None else flat_settings(outer, "outer")
     return found | flat_settings(topology, "roster.topology") | {"roster.places": str(roster.num_places)}
 
 

@@ -334,6 +334,7 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
         project=layout.project_ if layout.has_variances else None,
         participation=topology if isinstance(topology, Participation) else None,
         attacks=experiment.attacks(),
+        outer=None if experiment.train.outer is None else experiment.train.outer.build(),
     )
 
 

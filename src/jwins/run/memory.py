@@ -53,7 +53,7 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
         data_bytes, dim = tasks[key]
         optimizer = experiment.train.optimizer
         plain = optimizer.kind == "sgd" and not optimizer.options.get("momentum")
-        vectors = _VECTORS + (0 if plain else 4)
+        vectors = _VECTORS + (0 if plain else 4) + (0 if experiment.train.outer is None else 4)
         sharing = build_sharing(experiment)
         if sharing.remembers_peers:
             recipients = build_topology(experiment, of_all=True).at(0).recipients

@@ -9,6 +9,7 @@ from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import CUTOFFS, PAPER_FRACTIONS, FixedCutoff, RandomCutoff
 from jwins.sharing.moniqua import Moniqua, moniqua
+from jwins.sharing.outer import Nesterov
 from jwins.sharing.quantizers import QUANTIZERS, AbsmaxQuantizer, Rounding, UniformQuantizer
 from jwins.sharing.rate import Budget, FixedStep, LinkBudget, RelativeStep, StepRule
 from jwins.sharing.robust import ROBUST_MERGES, ClippedGossip, CoordinateMedian, RobustMerge, TrimmedMean
@@ -44,6 +45,7 @@ __all__ = [
     "Jwins",
     "LinkBudget",
     "Moniqua",
+    "Nesterov",
     "Precision",
     "Quantizer",
     "RandomCutoff",

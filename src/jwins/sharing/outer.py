@@ -1,0 +1,80 @@
+"""An outer optimizer: a round's local steps are one gradient, whose step is taken before the model is shared.
+
+With x the model at the start of a round, y the one after its local steps, and W the mixing weights::
+
+    g = x - y                              pseudo-gradient of the round
+    m = momentum m + g
+    z = x - lr (g + momentum m)            Nesterov's step; z is shared in place of y
+    x = mixed z                            by whatever algorithm
+    m = m + consensus (z - x) / lr         where consensus is above 0
+
+With equal weights on a complete graph and full sharing every node has the mean of all z, which is x less the
+step of the mean pseudo-gradient: this is DiLoCo (Douillard et al., "DiLoCo: Distributed Low-Communication
+Training of Language Models", 2023, arXiv 2311.08105), without a server and its copy of the model. On other
+graphs each node has a momentum of its own, which mixing follows only through the model. The last line carries
+mixing on in the momentum, as NoLoCo's update does (Kolehmainen et al., 2025, arXiv 2506.10911).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from jwins.validation import MOMENTUM, RATE, Within
+
+__all__ = ["OUTER_LR", "Nesterov"]
+
+OUTER_LR = Within("a learning rate", 0, open_low=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Nesterov:
+    """Nesterov's step on the change of a round; see the module's docstring.
+
+    Attributes:
+        lr: of the outer step; 1 with ``momentum = 0`` leaves the model as it was trained.
+        momentum: factor on the momentum from round to round, in [0, 0.999].
+        consensus: part of the change by mixing that enters the momentum, in [0, 1].
+
+    Raises:
+        ConfigError: out of range, at ``train.outer``.
+
+    >>> import torch
+    >>> z, m = Nesterov(lr=0.5, momentum=0.8).step(torch.tensor([1.0]), torch.tensor([0.0]), None)
+    >>> z, m
+    (tensor([0.1000]), tensor([1.]))
+    """
+
+    lr: float = 0.7
+    momentum: float = 0.9
+    consensus: float = 0.0
+
+    def __post_init__(self) -> None:
+        OUTER_LR.check("train.outer.lr", self.lr)
+        MOMENTUM.check("train.outer.momentum", self.momentum)
+        RATE.check("train.outer.consensus", self.consensus)
+
+    def step(self, start: Tensor, trained: Tensor, momentum: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the model to share and the momentum after the step.
+
+        Args:
+            start: (P,) float32, the model at the start of the round.
+            trained: (P,) float32, after its local steps.
+            momentum: (P,) float32, None before the first step.
+        """
+        change = start - trained
+        after = change.clone() if momentum is None else (momentum * self.momentum).add_(change)
+        return start - change.add_(after, alpha=self.momentum).mul_(self.lr), after
+
+    def mixed(self, shared: Tensor, merged: Tensor, momentum: Tensor) -> Tensor:
+        """Return the momentum after mixing.
+
+        Args:
+            shared: (P,) float32, the node's model before.
+            merged: (P,) float32, after.
+            momentum: (P,) float32.
+        """
+        if self.consensus == 0.0:
+            return momentum
+        return momentum.add(shared - merged, alpha=self.consensus / self.lr)
