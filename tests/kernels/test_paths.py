@@ -69,3 +69,11 @@ def test_positions_that_do_not_fit_are_refused(
 def test_values_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UsageError, match="4 values for a vector of 5"):
         mixing.mixed(torch.zeros(5), [mixing.Term(torch.ones(4), None, 0.5)])
+
+
+@pytest.mark.parametrize("kernels_from", [1, 6])
+def test_fewer_values_than_positions_are_refused(kernels_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "KERNELS_FROM", kernels_from)
+    term = mixing.Term(torch.ones(2), torch.tensor([0, 1, 2]), 0.5)
+    with pytest.raises(UsageError, match="2 values for 3 positions"):
+        mixing.mixed(torch.zeros(5), [term])

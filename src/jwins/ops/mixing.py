@@ -54,6 +54,8 @@ def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
     for term in terms:
         if term.positions is None and len(term.values) != len(own):
             raise UsageError(f"{len(term.values)} values for a vector of {len(own)}")
+        if term.positions is not None and len(term.values) != len(term.positions):
+            raise UsageError(f"{len(term.values)} values for {len(term.positions)} positions")
     change = torch.zeros_like(own)
     if kernels_pay(own) and own.dtype == torch.float32:
         _mix_on_cpu(array(change), array(own), terms)
