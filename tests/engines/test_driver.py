@@ -206,6 +206,14 @@ def test_progress_is_that_of_the_slowest_live_node() -> None:
     assert set(seen) == {0}
 
 
+def test_progress_counts_a_message_once_for_each_receiver() -> None:
+    seen: list[int] = []
+    sim = simulator(5, topology=Star(num_nodes=5, seed=1), rounds=2)
+    sim.on_progress = lambda progress: seen.append(progress.bytes_total)
+    outcome = sim.run()
+    assert seen[-1] == sum(edge.bytes.total for edge in outcome.traffic) > 0
+
+
 @pytest.mark.parametrize(("given", "within"), [(30, 60), (5000, 5000), (0, 0)])
 def test_cycles_are_looked_for_as_seldom_as_many_nodes_need(given: int, within: int) -> None:
     """And as often as before afterwards, be it after a failure."""
