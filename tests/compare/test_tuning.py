@@ -123,7 +123,7 @@ def test_paired_differences() -> None:
     assert found.half_width == pytest.approx(3.1824463053 * statistics.stdev([2.0, 1.0, 3.0, 4.0]) / 2)
     assert paired([2.0], [1.0]).half_width is None
     assert difference_text(0.025, 0.01, percent=True) == "+2.5 [+1.5, +3.5]"
-    with pytest.raises(UsageError, match="expected as many"):
+    with pytest.raises(UsageError, match="expected the same number of both"):
         paired([1.0], [])
 
 

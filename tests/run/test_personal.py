@@ -152,7 +152,7 @@ def test_tables_have_the_worst_tenth(tmp_path: Path) -> None:
         worst.append(statistics.fmean(statistics.fmean(tenth) for tenth in tenths))
         sds.append(statistics.fmean(row["metrics"]["accuracy"]["sd"] for row in rows))
     (row,) = found.table
-    assert row.worst == pytest.approx(statistics.fmean(worst))
+    assert row.worst == pytest.approx(statistics.fmean(worst), rel=1e-4)  # of values with five digits
     assert row.node_sd == pytest.approx(statistics.fmean(sds))
     assert found.target is not None
     head, ((*_, cell, status),) = head_and_rows(found.table, found.target)

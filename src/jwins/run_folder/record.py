@@ -144,7 +144,9 @@ class Record:
         """
         found = []
         for row in self._last(over):
-            values = sorted((v for v in row.per_node.get(metric, []) if v is not None), reverse=lower_is_better)
+            # Five digits, as archives of runs keep them: a folder and its archive have the same tables.
+            known = (float(f"{v:.5g}") for v in row.per_node.get(metric, []) if v is not None)
+            values = sorted(known, reverse=lower_is_better)
             count = -(-len(values) // 10)
             found.append(statistics.fmean(values[:count]) if values else math.nan)
         return self._or_none(found)
