@@ -142,7 +142,7 @@ class Fault:
         node: who.
         round: when.
         receiver: only the frame to this node; None for all.
-        seconds: of a delay.
+        seconds: seconds of a delay.
     """
 
     kind: Literal["crash", "rejoin", "drop", "delay"]
@@ -252,7 +252,7 @@ def check_scenario(
         rounds: how many.
         links: with one uplink, or N.
         compute: with one time per step, or N.
-        faults: of these nodes and rounds.
+        faults: faults of these nodes and rounds.
         deadline_s: virtual seconds a node waits for its neighbours' frames; None for ever.
 
     Raises:

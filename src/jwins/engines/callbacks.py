@@ -89,7 +89,7 @@ class Callback:
 
         Args:
             row: the measurements.
-            models: of the nodes that were measured, by number: the tensors of a ``state_dict``.
+            models: models of the nodes that were measured, by number: the tensors of a ``state_dict``.
         """
 
     def on_end(self, result: Result) -> None:

@@ -74,7 +74,7 @@ class Recorder:
 
         Args:
             types: the dataclasses that the driver's state and the node groups' shards may contain.
-            rounds: of the run, of which no node may have ended before; None for any.
+            rounds: rounds of the run, of which no node may have ended before; None for any.
 
         Returns:
             The driver's state, and the node groups' shards combined, by node.

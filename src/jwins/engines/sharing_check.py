@@ -39,7 +39,7 @@ def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, se
         sharing: a copy of it runs.
         initial: (P,) float32, the common start, which is left as it is.
         topology: from its first graph.
-        seed: of the experiment.
+        seed: seed of the experiment.
 
     Raises:
         UsageError: the algorithm fails, changes its arguments, returns a wrong value, or has a

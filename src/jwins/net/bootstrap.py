@@ -35,7 +35,7 @@ def state_wire(digest: bytes, size: int) -> Wire:
     one.
 
     Args:
-        digest: of the experiment.
+        digest: digest of the experiment.
         size: P.
     """
     own = hashlib.blake2b(digest + b"model", digest_size=DIGEST_BYTES).digest()

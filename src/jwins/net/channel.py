@@ -63,7 +63,7 @@ class ChannelHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     """First message of either side.
 
     Attributes:
-        version: of the protocol.
+        version: version of the protocol.
         id: id of the sender; its certificate must be that of this id.
         to: id of the node that it expects.
         instance: random number of the process, which distinguishes a restarted node from one that dials twice.

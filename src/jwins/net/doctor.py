@@ -59,7 +59,7 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
 
     Args:
         roster: who takes part.
-        name: of the member whose machine this is.
+        name: name of the member whose machine this is.
         key_file: its private key.
         judge: returns a problem of a neighbour's greeting as text, or None; for example another experiment.
             Without it, greetings are compared with that of the node on this machine, in `jwins node` or in a

@@ -51,7 +51,7 @@ class WallProgress:
 
     Attributes:
         round: completed rounds.
-        rounds: of the whole run.
+        rounds: rounds of the whole run.
         time_s: real seconds since the start of the run, without those in which the process was down.
         bytes_total: sent so far.
         waiting_for: neighbours that the node waits for now.
@@ -135,7 +135,7 @@ class RealTimeDriver:
         group: holds one node.
         transport: reaches the others; started and closed by the driver.
         start: the first row of the log.
-        names: of the nodes, in the order of their numbers.
+        names: names of the nodes, in the order of their numbers.
         agreed: what else peers must have in common, by name; compared in Hello.
         greeting: what the transport says to everyone; compared when a connection opens.
         x0: what the node says of its initial parameters; None for their hash.

@@ -72,7 +72,7 @@ class Transmit:
         peer: to whom.
         data: the message.
         label: ``frame``, ``hello``, ``state`` or ``control``.
-        round: of a frame.
+        round: round of a frame.
         beside: whether it goes in pieces between other messages.
     """
 

@@ -139,7 +139,7 @@ def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
 
     Args:
         theirs: what the peer said; any bytes may be given.
-        ours: of this node.
+        ours: settings of this node.
 
     >>> greeting_mismatch(pack_greeting(b"1", {"codec": "raw"}), pack_greeting(b"2", {"codec": "pco"}))
     'its codec is raw, here it is pco'

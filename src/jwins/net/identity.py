@@ -85,7 +85,7 @@ def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path,
     """Make a key (ECDSA on P-256) and a certificate signed with it.
 
     Args:
-        name: of the node.
+        name: name of the node.
         folder: where ``NAME.key`` (mode 0600) and ``NAME.crt`` are to be.
         days: how long the certificate is valid.
 
@@ -123,7 +123,7 @@ def renewed(name: str, key_file: Path, days: int = DAYS) -> Certificate:
     """Another certificate for a key that exists.
 
     Args:
-        name: of the node.
+        name: name of the node.
         key_file: the private key.
         days: how long the certificate is valid.
 

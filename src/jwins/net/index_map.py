@@ -15,7 +15,7 @@ class IndexMap:
 
     Args:
         transport: that names them by their id.
-        ids: of all members, increasing.
+        ids: ids of all members, increasing.
     """
 
     def __init__(self, transport: Transport, ids: Sequence[int]) -> None:

@@ -50,9 +50,9 @@ class Membership:
     A change that cannot be followed is an error in the journal, and the node continues as before.
 
     Args:
-        path: of the file; looked at once a second. None to go by ``roster`` until the end.
+        path: path of the file; looked at once a second. None to go by ``roster`` until the end.
         roster: of now.
-        id: of this node.
+        id: id of this node.
         key_file: its private key.
         num_nodes: how many there are at most, those who left and those who are to join among them.
         build: gives the topology of a number of nodes.
@@ -61,7 +61,7 @@ class Membership:
 
     Attributes:
         node: this node's number.
-        names: of the nodes by number.
+        names: names of the nodes by number.
         topology: the graphs.
 
     Raises:
@@ -115,7 +115,7 @@ class Membership:
         """The connections with the other members, by number; not started yet.
 
         Args:
-            wire: of the experiment: its longest frame is the longest message.
+            wire: wire of the experiment: its longest frame is the longest message.
             greeting: see :func:`~jwins.net.handshake.pack_greeting`; left out: the digest.
             listen: host:port to listen on, if it is not the roster's.
             changing: whether neighbours are others from round to round, so that all members are dialled.

@@ -18,7 +18,7 @@ class _RosterVersion:
     """Members from a round on.
 
     Attributes:
-        number: of the version.
+        number: number of the version.
         from_round: the first round.
         active: the nodes that take part, increasing.
         topology: of as many nodes.

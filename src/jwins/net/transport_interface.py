@@ -79,7 +79,7 @@ class LinkReport:
     Attributes:
         connected: whether it is open now.
         address: host:port at the other end, "" if there was no connection yet.
-        greeting: of the connection that is open, or was open last.
+        greeting: greeting of the connection that is open, or was open last.
         bytes_in: length of the whole messages received since the start, over all connections.
         bytes_out: length of the messages handed to the operating system since the start, over all connections.
         queued_bytes: length of the messages that wait to be sent.

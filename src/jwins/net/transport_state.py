@@ -26,8 +26,8 @@ class Link:
     Attributes:
         peer: who is at the other end.
         channel: the connection itself.
-        instance: of the peer's process.
-        fingerprint: of the certificate that it showed.
+        instance: random number of the peer's process.
+        fingerprint: fingerprint of the certificate that it showed.
         opened: when the connection was taken.
         heard: when something of the peer was read last.
         received: how many control messages and pieces were.

@@ -20,7 +20,7 @@ class Worker:
     itself wait for something that a program that has ended never does.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, name: str) -> None:

@@ -41,7 +41,7 @@ class Point:
         style: its style.
         sent: bytes per node, mean over seeds; above 0.
         final: value of the metric, mean over seeds; finite.
-        deviation: of the final value over seeds, None for one seed.
+        deviation: deviation of the final value over seeds, None for one seed.
     """
 
     name: str

@@ -28,7 +28,7 @@ def extend(experiment: Experiment, folder: Path) -> None:
 
     Args:
         experiment: with more rounds, or another ``run.stop``, than the run that is there.
-        folder: of the run; nothing is done if there is none.
+        folder: folder of the run; nothing is done if there is none.
 
     Raises:
         ConfigError: fewer rounds, or settings with which the end is more than the number of rounds.

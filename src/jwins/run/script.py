@@ -49,7 +49,7 @@ def launch_script(
 
     Args:
         script: a Python file that makes a ``jwins.Peer``.
-        arguments: of the script.
+        arguments: arguments of the script.
         count: number of peers.
         folder: for keys, roster, checkpoints and logs; None for one that is removed at the end.
         line: given each line that a process prints, with the name of its node.

@@ -53,7 +53,7 @@ class Record:
 
         Args:
             folder: the run folder.
-            rows: of its ``metrics.jsonl``, in order.
+            rows: rows of its ``metrics.jsonl``, in order.
 
         Raises:
             DataError: the first row is not a start row.

@@ -109,7 +109,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_
         num_nodes: number of nodes.
         dim: parameters per model that are exchanged, P.
         neighbours_mean: mean number of recipients of a node in round 0.
-        versions: of this package and of the libraries that compute results.
+        versions: versions of this package and of the libraries that compute results.
         machine: processor, cores, platform.
         fingerprints: hashes of the initial model, the partition, the batches and the codec, which show whether
             two runs are comparable.

@@ -60,7 +60,7 @@ class StepRule(Protocol):
         """Return the pace of this round; its ``step`` is above 0.
 
         Args:
-            pace: of the previous round.
+            pace: pace of the previous round.
             trained: (P,) change by local training.
             wanted: (C,) vector to quantize.
             subbands: lengths of the subbands of ``wanted``.

@@ -189,7 +189,7 @@ class Task(abc.ABC):
         of three numbers that are 0 or 1 for each sample.
 
         Args:
-            means: of each metric of :meth:`metrics`, (models,) float64, to be transformed one by one.
+            means: means of each metric of :meth:`metrics`, (models,) float64, to be transformed one by one.
 
         Returns:
             Name to (models,) float64.

@@ -57,9 +57,9 @@ class NoisyLabels:
 
     Attributes:
         num_labels: C, at least 2.
-        fraction: of the samples, rounded to a whole number.
-        seed: of the experiment.
-        node: the node, of whose generator the draws are.
+        fraction: fraction of the samples, rounded to a whole number.
+        seed: seed of the experiment.
+        node: the node, whose generator is used.
     """
 
     num_labels: int
@@ -107,8 +107,8 @@ class NoisyInputs:
 
     Attributes:
         sd: standard deviation, in the units of the inputs.
-        seed: of the experiment.
-        node: the node, of whose generator the draws are.
+        seed: seed of the experiment.
+        node: the node, whose generator is used.
     """
 
     sd: float

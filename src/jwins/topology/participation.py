@@ -19,9 +19,9 @@ class Participation:
     mixing weights, so that the weights stay doubly stochastic.
 
     Attributes:
-        topology: of all nodes.
-        share: of the nodes that take part, rounded to a whole number of at least 1.
-        seed: of the experiment.
+        topology: topology of all nodes.
+        share: share of the nodes that take part, rounded to a whole number of at least 1.
+        seed: seed of the experiment.
 
     >>> from jwins.topology import Ring
     >>> ring = Participation(Ring(num_nodes=8, seed=1), 0.5, seed=1)

@@ -74,7 +74,7 @@ class Evaluation:
 
     Args:
         context: task, data and generators.
-        layout: of the parameter vector.
+        layout: layout of the parameter vector.
         modules: a module for each worker.
         traits: generators of the task, and whether the model is stateful.
         chunk: nodes of a chunk; 0 for no stacks.

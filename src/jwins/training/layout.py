@@ -138,7 +138,7 @@ class Layout:
 
         Args:
             vector: (P,) float32.
-            model: of this layout.
+            model: a model of this layout.
 
         Raises:
             UsageError: a vector of another length.

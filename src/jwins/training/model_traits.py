@@ -60,7 +60,7 @@ class TraitProbe:
 
     Args:
         context: task, data and generators.
-        layout: of the parameter vector.
+        layout: layout of the parameter vector.
         initial: (P,) float32, the common start.
         buffers: local buffers at the start, by name.
         frozen: parameters that do not train, by name.

@@ -54,7 +54,7 @@ class Optimizer:
             biases and the scales of norms.
         clip_norm: largest norm of a step's gradient, over all parameters together; a longer one is scaled down
             to it. None for any.
-        schedule: of the learning rate; None to leave it as it is.
+        schedule: schedule of the learning rate; None to leave it as it is.
 
     Raises:
         ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``; a
@@ -148,7 +148,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         """The torch optimizer of these tensors.
 
         Args:
-            parameters: of the model, or of many as stacks.
+            parameters: parameters of the model, or of many as stacks.
             dims: for each, how many dimensions it has in the model; None for as many as here.
         """
         options = _torch_options(self.options)

@@ -83,7 +83,7 @@ class StackedModel:
 
     Args:
         context: task and generators.
-        layout: of the parameter vector.
+        layout: layout of the parameter vector.
 
     Attributes:
         trained: names of the trained parameters.
@@ -274,7 +274,7 @@ class StackedTrainer:
     Args:
         context: task, data and generators.
         store: the nodes; whole chunks only.
-        layout: of the parameter vector.
+        layout: layout of the parameter vector.
         optimizer: optimizer of every node.
         chunk: number of nodes in a chunk.
         num_nodes: N, of the whole run.

@@ -67,33 +67,33 @@ class Trainer:
         batch_size: samples per step, at least 1.
         optimizer: optimizer of every node.
         buffers: see :data:`jwins.training.layout.BufferPolicy`.
-        batching: how to train, or ``auto``.
-        device: where parameters and data live; ``auto`` is CUDA where there is one.
-        threads: workers, each with one intra-op thread; CUDA uses one.
-        chunk: most nodes in one stack, see :func:`~jwins.training.stacked.chunk_nodes`.
-        precision: of the model in training, see :data:`~jwins.training.training_context.Precision`.
+        batching: ``loop``, ``stacked`` or ``auto``.
+        device: device of parameters and data; ``auto`` is CUDA if available.
+        threads: number of workers, each with one intra-op thread; CUDA uses one.
+        chunk: largest number of nodes in one stack, see :func:`~jwins.training.stacked.chunk_nodes`.
+        precision: precision of the model in training; see :data:`~jwins.training.training_context.Precision`.
 
     Attributes:
-        batching: ``loop`` or ``stacked``, as resolved.
-        reason: why not ``stacked``; empty if it is.
-        chunk: nodes of a chunk, which must be in one process; 1 in a loop.
-        device: as resolved.
-        layout: of the parameter vector.
-        nodes: numbers of the nodes that are here, increasing.
+        batching: ``loop`` or ``stacked``, as chosen.
+        reason: reason against ``stacked``; empty if it was chosen.
+        chunk: number of nodes in a chunk, which must be in one process; 1 in a loop.
+        device: the chosen device.
+        layout: layout of the parameter vector.
+        nodes: numbers of the nodes of this process, increasing.
         num_nodes: N, of the whole run.
-        steps: per round, of each node that is here.
+        steps: local steps per round of each node of this process.
         task: as given.
         optimizer: as given.
-        recorded: for each worker, the step of a chunk as it was recorded; empty if it could not be.
+        recorded: recorded step of a chunk for each worker; empty if recording was impossible.
         local_buffers: for each buffer that stays on its node, (n, *shape), in the order of ``nodes``.
-        threads: workers that training and evaluation use.
+        threads: number of workers for training and evaluation.
         frozen: for each parameter with ``requires_grad`` False, its value, (*shape), the same on all nodes.
         traits: generators of the task, and whether the model is stateful.
 
     Raises:
-        ConfigError: a number out of range, no CUDA device.
+        ConfigError: a number is out of range, or there is no CUDA device.
         UsageError: the model has no parameters that train, trains others than float32, or changes frozen
-            ones; a node has no samples; a chunk is here only in part.
+            ones; a node has no samples; a chunk is incomplete in this process.
         TrainingError: the model, the loss or the backward pass fails on the first batch of the first node.
 
     Example::

@@ -55,7 +55,7 @@ class TrainingContext:
         batch_size: samples per step.
         device: where parameters and data live; ``auto`` is CUDA where there is one.
         threads: workers, at most.
-        precision: of the model in training.
+        precision: precision of the model in training.
 
     Attributes:
         task: as given.
