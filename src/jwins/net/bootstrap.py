@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import CodecError
+from jwins.net import events as ev
 from jwins.net.early_frames import decode
 from jwins.net.peer_session import State
 from jwins.node import MAX_ROUNDS_AHEAD
@@ -132,13 +133,25 @@ class Joiner:
         if not self._left:
             told = "; ".join(f"{{{peer}}} {problem}" for peer, problem in self._answers.items())
             names = ", ".join(f"{{{peer}}}" for peer in self._all)
-            session.no_model(self._all, f"none of {names} sent its model: {told}")
+            self._end_without(f"none of {names} sent its model: {told}")
             return False
         self._current = self._left.pop(0)
         self._until, self._away_from = session.awake + self._timeout_s, 0.0
         session.log("info", "requesting state", peer=self._current, from_round=self._from_round)
         self._ask()
         return True
+
+    def _end_without(self, reason: str) -> None:
+        """Handle the lack of a model: end, unless only one of several neighbours claims that it is needed."""
+        session = self._session
+        session.joiner = None
+        neighbours = session.node.rules.topology.at(session.node.round).senders[session.node.id]
+        if not self.at_start and len(self._all) == 1 < len(neighbours):
+            session.log("error", "no model", reason=reason)
+            session.peers[self._all[0]].settled = False
+            return
+        session.leaving = True
+        session.out.append(ev.Failed(reason))
 
     def _ask(self) -> None:
         session, current = self._session, self._current

@@ -13,44 +13,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from jwins.engines.node_group import NodeGroup
-from jwins.engines.recorder import Recorder
-from jwins.engines.sharing_check import check_sharing, is_own
-from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
+from jwins.errors import JwinsError, PeerError, RemovedError, UsageError
 from jwins.net.driver import RealTimeDriver, WallOutcome
-from jwins.net.external_training import ExternalTraining
-from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
-from jwins.net.journal import Journal, write_journal
-from jwins.net.membership import Membership
-from jwins.net.peer_settings import (
-    check_arguments,
-    check_resumable,
-    digest_of_run,
-    from_environment,
-    hash_of_layout,
-    selected,
-    settings_of_run,
-)
-from jwins.net.roster import Member, Roster, providers_of, read_roster
-from jwins.net.status import ENDLESS, serve
-from jwins.net.status_file import StatusFile
+from jwins.net.journal import write_journal
+from jwins.net.peer_settings import check_arguments, from_environment
+from jwins.net.peer_setup import Arguments, PeerSetup
+from jwins.net.roster import Roster
+from jwins.net.status import serve
 from jwins.net.transport_interface import Transport
-from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import private_folder
-from jwins.run_folder.rows import StartRow
 from jwins.sharing import Nesterov, Sharing
-from jwins.sharing import jwins as jwins_sharing
-from jwins.training.layout import BufferPolicy, Layout
-from jwins.wire.codec import codec as codec_named
-from jwins.wire.frame import Wire
-
-if TYPE_CHECKING:
-    from jwins.training.trainer import Trainer
+from jwins.training.layout import BufferPolicy
 
 __all__ = ["Exchanged", "Peer"]
 
@@ -155,7 +133,7 @@ class Peer:
                 report = peer.exchange()
     """
 
-    def __init__(  # noqa: PLR0915  the parts of a peer, in the order of need
+    def __init__(
         self,
         model: nn.Module,
         *,
@@ -191,110 +169,47 @@ class Peer:
                 "listen": listen,
             }
         )
-        members = roster if isinstance(roster, Roster) else read_roster(Path(roster))
-        me = members.owner_of(Path(key))
-        members.build_topology()
-        self.name = me.name
-        self.model = model
-        self._layout = layout = selected(Layout.of(model, buffers, convert=True), params)
-        place = None if folder is None else Path(folder)
-        going_on = place is not None and any((place / "checkpoints").glob("round-*.safetensors"))
-        providers = [] if going_on else _providers(members, me, bootstrap_from)
-        journal = Journal(me.name)
-        membership = Membership(
-            None if isinstance(roster, Roster) else Path(roster),
-            members,
-            me.id,
-            Path(key),
-            num_nodes=members.num_places,
-            build=lambda count: members.topology.build(num_nodes=count, seed=members.seed),
-            folder=None if place is None else place / "rosters",
-            journal=journal,
-        )
-        self._names = membership.names
-        algorithm = jwins_sharing() if sharing is None else sharing
-        initial = layout.flatten(model).cpu()
-        if is_own(algorithm):  # before a port is opened
-            check_sharing(algorithm, initial, membership.topology, members.seed)
-        digest = digest_of_run(members, algorithm, codec, outer)
-        agreed = {"layout": hash_of_layout(layout)}
-        if place is not None and going_on:
-            check_resumable(place, digest, agreed)
-        rules = Rules(
-            algorithm,
-            Wire(codec_named(codec), digest, algorithm.update_dim(layout.size)),
-            membership.topology,
-            rounds=ENDLESS,
-            seed=members.seed,
-            checkpoint_every=0 if folder is None else 1,
-            project=layout.project_ if layout.has_variances else None,
-            outer=outer,
-        ).among_strangers(MAX_MAGNITUDE_RATIO, changing=members.topology.changes)
-        greeting = pack_greeting(digest, settings_of_run(members, algorithm, codec, outer))
-        if transport is None:
-            changing = members.topology.changes
-            transport = membership.connect(
-                rules.wire, greeting, listen=listen, changing=changing, also=providers
-            )
-        self._training = ExternalTraining(membership.node, layout, initial)
-        start = StartRow(
-            me.name,
-            digest.hex(),
-            members.seed,
-            len(self._names),
-            layout.size,
-            0.0,
-            {},
-            {},
-            dict(agreed),
-            "own loop",
-            "wall",
-        )
+        of = (roster, key, sharing, outer, params, buffers, bootstrap_from, codec, timeout_s, folder, listen)
+        parts = PeerSetup(Arguments(model, *of, transport))
+        self.name, self.model = parts.me.name, model
+        self._layout, self._names = parts.layout, parts.names
+        self._training, self._transport = parts.training, parts.transport
         self._closing, self._farewell = False, "ended"
-        starts_alike = not providers or algorithm.needs_common_start
-        self._driver = RealTimeDriver(
-            NodeGroup(cast("Trainer", self._training), rules),
-            transport,
-            start=start,
-            names=self._names,
-            agreed=agreed,
-            greeting=greeting,
-            x0=None if starts_alike else BOOTSTRAPPED,
-            bootstrap_from=providers,
-            joins_at=me.since_round or None,
-            changes=membership.look,
-            timeout_s=timeout_s,
-            flush_s=max(5.0, timeout_s),
-            recorder=Recorder(place),
-            on_progress=None if place is None else StatusFile(place / "status.json", self._names),
-            stop=lambda: self._closing,
-            farewell=lambda: self._farewell,
-            journal=journal,
-        )
-        self._transport = transport
+        self._driver = parts.make_driver(lambda: self._closing, lambda: self._farewell)
         self._under_way: Tensor | None = None
         self._told_bytes = self._told_received = 0
         self._told_wall_s: Mapping[str, float] = {}
         self._reported_timed_out = dict(self._driver.timed_out)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
-        self._folder = contextlib.ExitStack()
-        if place is not None:
+        self._folder = self._opened(parts)
+        self._begin(parts, metrics_port)
+
+    def _opened(self, parts: PeerSetup) -> contextlib.ExitStack:
+        """Lock the folder, and write the log there until the end."""
+        opened = contextlib.ExitStack()
+        if parts.place is not None:
             try:
-                private_folder(place)
-                self._folder.enter_context(locked(place, "this peer"))
-                self._folder.callback(_end_of_journal, write_journal(place / "log.jsonl", me.name))
+                private_folder(parts.place)
+                opened.enter_context(locked(parts.place, "this peer"))
+                opened.callback(_end_of_journal, write_journal(parts.place / "log.jsonl", self.name))
             except BaseException:
-                transport.close()
+                parts.transport.close()
                 raise
-        self._thread = threading.Thread(target=self._run, args=(going_on,), name="jwins-peer", daemon=True)
+        return opened
+
+    def _begin(self, parts: PeerSetup, metrics_port: int | None) -> None:
+        """Start the driver, and take the model that the peer begins with."""
+        self._thread = threading.Thread(
+            target=self._run, args=(parts.going_on,), name="jwins-peer", daemon=True
+        )
         self._thread.start()
         self._process = os.getpid()
         atexit.register(self._at_exit)
         try:
             self._next, merged = self._training.take_merged()
-            if going_on or providers:
-                layout.write(merged, model)
+            if parts.going_on or parts.providers:
+                self._layout.write(merged, self.model)
             self._told_bytes = self._driver.progress().bytes_total
             self._served = _serving(self._driver, metrics_port)
         except BaseException:
@@ -481,19 +396,6 @@ def _ended(outcome: WallOutcome) -> JwinsError:
         problem = "parameters are not finite, or beyond 1e30; a smaller learning rate may help"
         return UsageError(f"Peer.exchange, round {outcome.round}: {problem}")
     return UsageError("Peer.exchange: the peer is closed")
-
-
-def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] | None) -> list[int]:
-    """Return the numbers of the providers; a joiner must name some."""
-    if me.since_round and members.places is None:
-        problem = f"{me.name} joins a run that has no room; set places to the final number of members"
-        raise ConfigError("roster.places", None, problem)
-    if me.since_round and not bootstrap_from:
-        problem = f"{me.name} joins in round {me.since_round} and cannot begin with its own model"
-        raise ConfigError("bootstrap_from", bootstrap_from, f"{problem}; name members that provide theirs")
-    return providers_of(
-        members, me, [bootstrap_from] if isinstance(bootstrap_from, str) else bootstrap_from or []
-    )
 
 
 def _serving(driver: RealTimeDriver, port: int | None) -> Callable[[], None]:

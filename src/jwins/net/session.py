@@ -385,14 +385,3 @@ class Session:
         if suppressed:
             fields["suppressed"] = suppressed
         self.out.append(ev.Report(level, event, fields))
-
-    def no_model(self, asked: tuple[int, ...], reason: str) -> None:
-        """Handle the lack of a model: end, unless only one of several neighbours claims that it is needed."""
-        joiner, self.joiner = self.joiner, None
-        neighbours = self.node.rules.topology.at(self.node.round).senders[self.node.id]
-        if joiner is not None and not joiner.at_start and len(asked) == 1 < len(neighbours):
-            self.log("error", "no model", reason=reason)
-            self.peers[asked[0]].settled = False
-            return
-        self.leaving = True
-        self.out.append(ev.Failed(reason))

@@ -1,0 +1,189 @@
+"""The parts of a peer in a loop of one's own, made of the arguments of :class:`jwins.Peer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+
+from jwins.engines.node_group import NodeGroup
+from jwins.engines.recorder import Recorder
+from jwins.engines.sharing_check import check_sharing, is_own
+from jwins.errors import ConfigError
+from jwins.net.driver import RealTimeDriver
+from jwins.net.external_training import ExternalTraining
+from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
+from jwins.net.journal import Journal
+from jwins.net.membership import Membership
+from jwins.net.peer_settings import check_resumable, digest_of_run, hash_of_layout, selected, settings_of_run
+from jwins.net.roster import Member, Roster, providers_of, read_roster
+from jwins.net.status import ENDLESS
+from jwins.net.status_file import StatusFile
+from jwins.net.transport_interface import Transport
+from jwins.node import MAX_MAGNITUDE_RATIO, Rules
+from jwins.run_folder.rows import StartRow
+from jwins.sharing import Nesterov, Sharing
+from jwins.sharing import jwins as jwins_sharing
+from jwins.training.layout import BufferPolicy, Layout
+from jwins.wire.codec import codec as codec_named
+from jwins.wire.frame import Wire
+
+if TYPE_CHECKING:
+    from jwins.training.trainer import Trainer
+
+__all__ = ["Arguments", "PeerSetup"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arguments:
+    """Arguments of :class:`jwins.Peer`, checked."""
+
+    model: nn.Module
+    roster: Roster | Path | str
+    key: Path | str
+    sharing: Sharing[Any] | None
+    outer: Nesterov | None
+    params: Collection[str] | Callable[[str], bool] | None
+    buffers: BufferPolicy
+    bootstrap_from: str | Sequence[str] | None
+    codec: str
+    timeout_s: float
+    folder: Path | str | None
+    listen: str | None
+    transport: Transport | None
+
+
+class PeerSetup:
+    """What a peer is made of; nothing runs, listens or is written yet.
+
+    Args:
+        given: by the user.
+
+    Attributes:
+        me: this member.
+        layout: of what is exchanged.
+        place: the folder, or None.
+        going_on: whether the folder has a checkpoint.
+        providers: numbers of those whose model to begin with.
+        names: of all members, by number.
+        training: where the user's loop and the driver meet.
+        transport: reaches the others.
+
+    Raises:
+        ConfigError, ResumeError, UsageError: as :class:`jwins.Peer`.
+    """
+
+    def __init__(self, given: Arguments) -> None:
+        self._given = given
+        self._file = None if isinstance(given.roster, Roster) else Path(given.roster)
+        self._roster = read_roster(self._file) if self._file is not None else cast(Roster, given.roster)
+        self.me = self._roster.owner_of(Path(given.key))
+        self._roster.build_topology()
+        self.layout = selected(Layout.of(given.model, given.buffers, convert=True), given.params)
+        self.place = None if given.folder is None else Path(given.folder)
+        self.going_on = self.place is not None and any((self.place / "checkpoints").glob("round-*.safetensors"))
+        self.providers = [] if self.going_on else _providers(self._roster, self.me, given.bootstrap_from)
+        self._journal = Journal(self.me.name)
+        self._membership = self._make_membership()
+        self.names = self._membership.names
+        self._sharing = jwins_sharing() if given.sharing is None else given.sharing
+        self._initial: Tensor = self.layout.flatten(given.model).cpu()
+        if is_own(self._sharing):  # before a port is opened
+            check_sharing(self._sharing, self._initial, self._membership.topology, self._roster.seed)
+        self._digest = digest_of_run(self._roster, self._sharing, given.codec, given.outer)
+        self._agreed = {"layout": hash_of_layout(self.layout)}
+        if self.place is not None and self.going_on:
+            check_resumable(self.place, self._digest, self._agreed)
+        self._greeting = pack_greeting(
+            self._digest, settings_of_run(self._roster, self._sharing, given.codec, given.outer)
+        )
+        self._rules = self._make_rules()
+        self.transport = given.transport or self._membership.connect(
+            self._rules.wire,
+            self._greeting,
+            listen=given.listen,
+            changing=self._roster.topology.changes,
+            also=self.providers,
+        )
+        self.training = ExternalTraining(self._membership.node, self.layout, self._initial)
+
+    def _make_membership(self) -> Membership:
+        roster = self._roster
+        return Membership(
+            self._file,
+            roster,
+            self.me.id,
+            Path(self._given.key),
+            num_nodes=roster.num_places,
+            build=lambda count: roster.topology.build(num_nodes=count, seed=roster.seed),
+            folder=None if self.place is None else self.place / "rosters",
+            journal=self._journal,
+        )
+
+    def _make_rules(self) -> Rules:
+        layout = self.layout
+        return Rules(
+            self._sharing,
+            Wire(codec_named(self._given.codec), self._digest, self._sharing.update_dim(layout.size)),
+            self._membership.topology,
+            rounds=ENDLESS,
+            seed=self._roster.seed,
+            checkpoint_every=0 if self.place is None else 1,
+            outer=self._given.outer,
+            project=layout.project_ if layout.has_variances else None,
+        ).among_strangers(MAX_MAGNITUDE_RATIO, changing=self._roster.topology.changes)
+
+    def make_driver(self, stop: Callable[[], bool], farewell: Callable[[], str]) -> RealTimeDriver:
+        """Make what runs the peer until ``stop``, and says Bye with the reason ``farewell``."""
+        timeout_s = self._given.timeout_s
+        starts_alike = not self.providers or self._sharing.needs_common_start
+        return RealTimeDriver(
+            NodeGroup(cast("Trainer", self.training), self._rules),
+            self.transport,
+            start=self._start_row(),
+            names=self.names,
+            agreed=self._agreed,
+            greeting=self._greeting,
+            x0=None if starts_alike else BOOTSTRAPPED,
+            bootstrap_from=self.providers,
+            joins_at=self.me.since_round or None,
+            changes=self._membership.look,
+            timeout_s=timeout_s,
+            flush_s=max(5.0, timeout_s),
+            recorder=Recorder(self.place),
+            on_progress=None if self.place is None else StatusFile(self.place / "status.json", self.names),
+            stop=stop,
+            farewell=farewell,
+            journal=self._journal,
+        )
+
+    def _start_row(self) -> StartRow:
+        return StartRow(
+            self.me.name,
+            self._digest.hex(),
+            self._roster.seed,
+            len(self.names),
+            self.layout.size,
+            0.0,
+            {},
+            {},
+            dict(self._agreed),
+            "own loop",
+            "wall",
+        )
+
+
+def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] | None) -> list[int]:
+    """Return the numbers of the providers; a joiner must name some."""
+    if me.since_round and members.places is None:
+        problem = f"{me.name} joins a run that has no room; set places to the final number of members"
+        raise ConfigError("roster.places", None, problem)
+    if me.since_round and not bootstrap_from:
+        problem = f"{me.name} joins in round {me.since_round} and cannot begin with its own model"
+        raise ConfigError("bootstrap_from", bootstrap_from, f"{problem}; name members that provide theirs")
+    return providers_of(
+        members, me, [bootstrap_from] if isinstance(bootstrap_from, str) else bootstrap_from or []
+    )
