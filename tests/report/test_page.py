@@ -37,7 +37,7 @@ from jwins.report.headline import tiles, verdict
 from jwins.report.page import render, write_page
 from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.seed_groups import Target
-from jwins.report.studies import Study, StudyVariant, gather
+from jwins.report.studies import Study, StudyVariant, _direction, gather
 from jwins.report.templating import templates
 from jwins.run_folder.archive import write as write_archive
 
@@ -563,6 +563,23 @@ def test_a_comparison_keeps_its_rules_for_another_metric(compared: Path, tmp_pat
     means = [statistics.fmean(row["metrics"]["loss"]["mean"] for row in rows[-2:]) for rows in mine]
     assert line.final == pytest.approx(statistics.fmean(means))
     assert (line.tuned, line.reference) == ("x = 1", "random 10 %")
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "expected"),
+    [
+        ("digits", "accuracy", "higher"),
+        ("digits", "squared_error", None),
+        ("movielens", "squared_error", "lower"),
+        ("movielens", "own_within_half_star", "higher"),
+        ("mine", "loss", "lower"),
+    ],
+)
+def test_metrics_have_the_direction_that_bundled_tasks_declare(
+    task: str, metric: str, expected: str | None
+) -> None:
+    variant = StudyVariant(group("x", "jwins", [record([0.1])]), {**TABLES, "task": {"name": task}})
+    assert _direction(metric, variant) == expected
 
 
 def test_a_record_keeps_its_tables_beside_its_runs(compared: Path, tmp_path: Path) -> None:
