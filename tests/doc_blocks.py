@@ -185,6 +185,7 @@ OTHER_COMMANDS = {
         "source",
         "mkdir",
         "cp",
+        "docker",
         "ssh",
         "sbatch",
         "tensorboard",
