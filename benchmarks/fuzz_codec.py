@@ -37,7 +37,7 @@ from jwins.errors import CodecError, FrameError
 from jwins.ops.quantize import blocks
 from jwins.run.memory import peak_bytes
 from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update
-from jwins.wire import MAX_RUNS, Bye, Frame, Hello, KeyframeRequest, codec, pack, quantized, unpack
+from jwins.wire import MAX_RUNS, VERSION, Bye, Frame, Hello, KeyframeRequest, codec, pack, quantized, unpack
 from jwins.wire.codec import Paper
 from jwins.wire.elias import decode_positions, encode_positions
 
@@ -90,11 +90,13 @@ def updates(dim: int, rng: np.random.Generator) -> list[Update]:
     return some
 
 
-# Coded symbols in 1, 4, 15 and more runs, of which the coder reads one bits, zero bits or noise.
+# Coded symbols in 1, 4, 15 and more runs, of which the coder reads one bits, zero bits or noise, from an end of
+# the scale of shares or the other.
 SYMBOL_BOMBS = [
-    head + bytes([len(body)]) + body
-    for head in (b"\x10", b"\x44", b"\xf4\x0f", b"\xf8\x80\x80\x04\x01")
-    for body in (b"\xff" * 100, b"\x01", bytes(99) + b"\x01", bytes(range(1, 121)))
+    head + bytes([1 + len(body), quarters]) + body
+    for head in (b"\x10\x7f", b"\x44\x7f", b"\xf4\x0f\x7f", b"\xf8\x80\x80\x04\x7f\x01")
+    for quarters in (0, 43)
+    for body in (b"", b"\xff" * 100, b"\x01", bytes(99) + b"\x01", bytes(range(1, 121)))
 ]
 
 
@@ -164,7 +166,7 @@ class Corpus:
 
 def framed(payload: bytes, name: str, dim: int) -> bytes:
     """A frame around a payload, its length and checksum still missing."""
-    fields = struct.pack("<4sBBBBII8sII", b"JWNS", 1, 2, codec(name).code, 0, 1, 2, DIGEST, dim, 0)
+    fields = struct.pack("<4sBBBBII8sII", b"JWNS", VERSION, 2, codec(name).code, 0, 1, 2, DIGEST, dim, 0)
     return fields + bytes(4) + payload
 
 

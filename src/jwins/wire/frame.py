@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 MAGIC = b"JWNS"
-VERSION = 2
+VERSION = 3
 DIGEST_BYTES = 8
 MAX_CONTROL_BYTES = 4096
 """Longest payload of a control message."""

@@ -1,4 +1,4 @@
-"""Compact quantized values: short forms of steps and runs, then entropy-coded symbols.
+"""Compact quantized values: short forms of steps and runs, then symbols by a range coder.
 
 The bytes come from peers. Every length is compared with the bytes that are left, or with the number of symbols
 that the receiver expects, before memory is allocated for it.
@@ -10,16 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.errors import CodecError
-from jwins.wire.entropy import decode_symbols, encode_symbols
+from jwins.wire.symbols import decode_symbols, encode_symbols
 
 __all__ = ["decode", "encode"]
 
-_SCALE_ONE, _SCALE_HALVES, _SCALE_WHOLE = range(3)  # one for all runs; upper halves of float32; all of them
+# One power of two for all runs; one scale for all; upper halves of float32, one for each run; float32 for each.
+_SCALE_POWER, _SCALE_ONE, _SCALE_HALVES, _SCALE_WHOLE = range(4)
 _RUNS_LISTED, _RUNS_OCTAVES, _RUNS_EQUAL = range(3)
 _RUNS_SHIFT, _COUNT_SHIFT = 2, 4
 _MANY = 15  # this number of runs, or more, follows as a varint
 _VARINT_BYTES = 5
 _NOTHING = b"\0"  # no runs
+_MANTISSA = 1 << 23  # float32 without sign are exponent * 2^23 + mantissa
 
 
 def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs: tuple[int, ...]) -> bytes:
@@ -29,11 +31,14 @@ def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs
         return _NOTHING
     bits = scales.astype("<f4", copy=False).view("<u4")
     if bool((bits == bits[0]).all()):
-        scale_kind, scale_bytes = _SCALE_ONE, b""
+        exponent, mantissa = divmod(int(bits[0]), _MANTISSA)
+        scale_kind, scale_bytes = _SCALE_ONE, bits[:1].tobytes()
+        if not mantissa:
+            scale_kind, scale_bytes = _SCALE_POWER, bytes([exponent])
     elif not bool((bits & 0xFFFF).any()):
-        scale_kind, scale_bytes = _SCALE_HALVES, (bits[1:] >> 16).astype("<u2").tobytes()
+        scale_kind, scale_bytes = _SCALE_HALVES, (bits >> 16).astype("<u2").tobytes()
     else:
-        scale_kind, scale_bytes = _SCALE_WHOLE, bits[1:].tobytes()
+        scale_kind, scale_bytes = _SCALE_WHOLE, bits.tobytes()
     if runs == _octaves(count, num_runs):
         run_kind, run_bytes = _RUNS_OCTAVES, b""
     elif runs == _equal(count, num_runs, runs[0]):
@@ -43,7 +48,7 @@ def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs
     head = bytes([scale_kind | run_kind << _RUNS_SHIFT | min(num_runs, _MANY) << _COUNT_SHIFT])
     if num_runs >= _MANY:
         head += _varint(num_runs)
-    coded = encode_symbols(symbols, runs, int(bits[0]))
+    coded = encode_symbols(symbols, runs)
     return b"".join((head, scale_bytes, run_bytes, _varint(len(coded)), coded))
 
 
@@ -68,15 +73,12 @@ def decode(
     at = 1
     if num_runs == _MANY:
         num_runs, at = _read_varint(data, at)
-    if scale_kind > _SCALE_WHOLE or run_kind > _RUNS_EQUAL or not num_runs:
+    if run_kind > _RUNS_EQUAL or not num_runs:
         raise CodecError(f"quantized values that begin with {data[0]:#04x} are not defined")
-    size = (0, 2, 4)[scale_kind]
-    end = at + size * (num_runs - 1)
+    end = at + _scale_bytes(scale_kind, num_runs)
     if num_runs > most_runs or end > len(data):
         raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {most_runs}")
-    others = np.frombuffer(data[at:end], dtype="<u2" if scale_kind == _SCALE_HALVES else "<u4").astype(
-        np.uint32
-    )
+    scales = _scales(scale_kind, num_runs, data[at:end])
     at = end
     if run_kind == _RUNS_OCTAVES:
         runs = _octaves(count, num_runs)
@@ -94,11 +96,23 @@ def decode(
     size, at = _read_varint(data, at)
     if len(data) - at != size:
         raise CodecError(f"{len(data) - at} bytes of symbols, but {size} are announced")
-    symbols, word = decode_symbols(data[at:], count=count, runs=runs)
-    bits = np.full(num_runs, word, dtype=np.uint32)
-    if scale_kind != _SCALE_ONE:
-        bits[1:] = others << np.uint32(16 if scale_kind == _SCALE_HALVES else 0)
-    return symbols, bits.view(np.float32), runs
+    return decode_symbols(data[at:], count=count, runs=runs), scales, runs
+
+
+def _scale_bytes(kind: int, num_runs: int) -> int:
+    return (1, 4, 2 * num_runs, 4 * num_runs)[kind]
+
+
+def _scales(kind: int, num_runs: int, data: memoryview) -> npt.NDArray[np.float32]:
+    if kind == _SCALE_POWER:
+        bits = np.full(num_runs, data[0] * _MANTISSA, dtype=np.uint32)
+    elif kind == _SCALE_ONE:
+        bits = np.repeat(np.frombuffer(data, dtype="<u4"), num_runs).astype(np.uint32)
+    elif kind == _SCALE_HALVES:
+        bits = np.frombuffer(data, dtype="<u2").astype(np.uint32) << np.uint32(16)
+    else:
+        bits = np.frombuffer(data, dtype="<u4").astype(np.uint32)
+    return bits.view(np.float32)
 
 
 def _octaves(count: int, num_runs: int) -> tuple[int, ...]:

@@ -1,0 +1,317 @@
+"""Quantized symbols as bytes and back: what :mod:`jwins.wire.symbols` does, compiled.
+
+Names and constants are those of that module, which says what they mean. numba makes an encoder and a decoder
+of one function: it leaves out the branches that a ``decoding`` of None, or another, rules out. All numbers are
+whole and fit in 64 bits, so the bytes are the same on every machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from jwins.kernels.compiler import kernel
+
+__all__ = ["FAILED", "FULL", "decode", "encode"]
+
+FULL = -1
+FAILED = -2
+
+_HALF, _MIN_P, _MAX_P = 1 << 15, 32, 45875
+_MIN_WIDTH, _MAX_PAST_END = 1 << 24, 4
+_START, _SLOWEST = 4, 160
+_BLOCK, _SPARSE = 16, 128
+_DENSITIES, _BANDS, _NEAR, _ABOVE, _FEW_NEAR = 12, 16, 12, 4, 4
+_UNARY, _MAX_EXPONENT, _EQUAL, _MIN_WEIGHT = 14, 30, 32, 4
+_MAX_BLOCK_BYTES = 1 << 12
+# Where the contexts of each kind begin.
+_BY_BAND = _DENSITIES * _NEAR
+_LATE = _BY_BAND + _BANDS * _NEAR
+_BLOCKS = _LATE + _BLOCK * _FEW_NEAR
+_BLOCKS_BY_BAND = _BLOCKS + _DENSITIES * _ABOVE
+_SIGNS = _BLOCKS_BY_BAND + _BANDS * _ABOVE * 2
+_LARGER = _SIGNS + _BANDS * 27
+_LARGER_BY_DENSITY = _LARGER + _NEAR * 2
+_EXPONENTS = _LARGER_BY_DENSITY + _DENSITIES * 2
+_WEIGHTS = _EXPONENTS + _MAX_EXPONENT
+_NUM_CONTEXTS = _WEIGHTS + _NEAR * 2
+_PACES = np.array([(1 << 16) // (count + 4) for count in range(_SLOWEST + 1)], dtype=np.int64)
+_CLASSES = np.array([(density >> 3).bit_length() for density in range((2 << 12) + 1)], dtype=np.int8)
+
+Symbols = npt.NDArray[np.int32]
+Data = npt.NDArray[np.uint8]
+Table = npt.NDArray[np.int64]
+
+
+@kernel
+def encode(symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data) -> int:
+    """Write symbols.
+
+    Args:
+        symbols: (k,).
+        runs: lengths of the subbands, which sum to k.
+        first: probability of a symbol that is not 0, of 2^16, before anything is known.
+        data: written.
+
+    Returns:
+        How many bytes there are, or FULL if ``data`` is too short.
+    """
+    size: int = _code(symbols, runs, first, data, None)
+    return size
+
+
+@kernel
+def decode(symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data) -> int:
+    """Read symbols, which must be zeros before.
+
+    Returns:
+        How many bytes were looked at, as if ``data`` were followed by zeros, or FAILED for a symbol of more
+        than 32 bits. A block begins only if no more of these zeros were looked at than an encoder leaves out.
+    """
+    looked_at: int = _code(symbols, runs, first, data, True)
+    return looked_at
+
+
+@kernel
+def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local variables
+    symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data, decoding: Any
+) -> Any:
+    table = _contexts(first)
+    low: Any
+    width: Any
+    at: Any
+    bit: Any
+    near: Any
+    low, width, at, density, start = 0, 1 << 32, 0, 0, 0
+    if decoding is not None:
+        for _ in range(4):
+            low = low << 8 | _byte(data, at)
+            at += 1
+    for b in range(len(runs)):
+        own, parents, shift = symbols[start : start + runs[b]], symbols[:0], 0
+        if b == 1 or (b > 1 and runs[b - 1] < runs[b]):
+            parents, shift = symbols[start - runs[b - 1] : start], min(b - 1, 1)
+        start += runs[b]
+        band = min(b, _BANDS - 1)
+        left = left2 = 0
+        for begin in range(0, len(own), _BLOCK):
+            end = min(begin + _BLOCK, len(own))
+            if decoding is None:
+                if at + _MAX_BLOCK_BYTES > len(data):
+                    return FULL
+            elif at > len(data) + _MAX_PAST_END:
+                return at
+            waiting = False
+            if density < _SPARSE:
+                above = bit = 0
+                for k in range(begin >> shift, min((end - 1 >> shift) + 1, len(parents))):
+                    above += parents[k] != 0
+                if decoding is None:
+                    for i in range(begin, end):
+                        bit |= own[i] != 0
+                above = min(above, _ABOVE - 1)
+                c = _BLOCKS + _CLASSES[density] * _ABOVE + above
+                other = _BLOCKS_BY_BAND + (band * _ABOVE + above) * 2 + min(left + left2, 1)
+                p = table[c, 0] + table[other, 0] >> 1
+                low, width, at, bit = _put(low, width, at, data, p, bit, decoding)
+                _learn(table, c, bit)
+                _learn(table, other, bit)
+                if bit == 0:
+                    density -= density * 13 >> 5
+                    left = left2 = 0
+                    continue
+                waiting = True
+            for i in range(begin, end):
+                near, k = 2 * left + left2, i >> shift
+                if k < len(parents):
+                    near += 2 * abs(np.int64(parents[k]))
+                    if k > 0:
+                        near += abs(np.int64(parents[k - 1]))
+                    if k + 1 < len(parents):
+                        near += abs(np.int64(parents[k + 1]))
+                near = min(near, _NEAR - 1)
+                bit = np.int64(own[i] != 0)
+                if not waiting:
+                    c, other = _CLASSES[density] * _NEAR + near, _BY_BAND + band * _NEAR + near
+                    p = table[c, 0] + table[other, 0] >> 1
+                    low, width, at, bit = _put(low, width, at, data, p, bit, decoding)
+                    _learn(table, c, bit)
+                    _learn(table, other, bit)
+                elif i < end - 1:
+                    c = _LATE + (end - 1 - i) * _FEW_NEAR + min(near, _FEW_NEAR - 1)
+                    low, width, at, bit = _put(low, width, at, data, table[c, 0], bit, decoding)
+                    _learn(table, c, bit)
+                else:
+                    bit = 1
+                magnitude = 0
+                if bit:
+                    waiting = False
+                    c = _sign(own, i - 1) * 3 + _sign(own, i - 2)
+                    c = _SIGNS + (band * 9 + c) * 3 + _sign(parents, k)
+                    negative = np.int64(own[i] < 0)
+                    low, width, at, negative = _put(low, width, at, data, table[c, 0], negative, decoding)
+                    _learn(table, c, negative)
+                    low, width, at, magnitude = _magnitude(
+                        low, width, at, data, abs(np.int64(own[i])), near, density, table, decoding
+                    )
+                    if decoding is not None:
+                        if magnitude > (1 << 31) - 1 + negative:
+                            return FAILED
+                        own[i] = np.int32(-magnitude if negative else magnitude)
+                density += (min(magnitude, 2) << 12) - density >> 5
+                left2, left = left, min(magnitude, _NEAR)
+    if decoding is not None:
+        return at
+    if at + _MAX_BLOCK_BYTES > len(data):
+        return FULL
+    return _finish(low, width, at, data)
+
+
+@kernel
+def _contexts(first: int) -> Table:
+    """Probabilities of all kinds of decisions by context, and how many decisions there were."""
+    table = np.zeros((_NUM_CONTEXTS, 2), dtype=np.int64)
+    table[:_BLOCKS, 1] = _START
+    table[_BLOCKS:, 0] = _HALF
+    table[_LARGER:_EXPONENTS, 0] = _HALF >> 1
+    table[_WEIGHTS:, 0] = _EQUAL
+    for near in range(_NEAR):
+        for density in range(_DENSITIES):
+            table[density * _NEAR + near, 0] = min((38 << density) * (3 + near) // 3, _MAX_P)
+        for band in range(_BANDS):
+            table[_BY_BAND + band * _NEAR + near, 0] = min(first * (3 + near) // 3, _MAX_P)
+    for left in range(1, _BLOCK):
+        for near in range(_FEW_NEAR):
+            p = min((1 << 16) * (3 + near) // (3 * left + 3), _MAX_P)
+            table[_LATE + left * _FEW_NEAR + near, 0] = p
+    return table
+
+
+@kernel
+def _magnitude(
+    low: Any, width: Any, at: Any, data: Data, known: Any, near: int, density: int, table: Table, decoding: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Code a magnitude of 1 or more; ``known`` is it, for an encoder."""
+    magnitude: Any = 1
+    while magnitude <= _UNARY:
+        more = np.int64(known > magnitude)
+        later = min(magnitude - 1, 1)
+        c, other = _LARGER + near * 2 + later, _LARGER_BY_DENSITY + _CLASSES[density] * 2 + later
+        p, q, weight = table[c, 0], table[other, 0], table[_WEIGHTS + near * 2 + later, 0]
+        mean = weight * p + (2 * _EQUAL - weight) * q >> 6
+        low, width, at, more = _put(low, width, at, data, mean, more, decoding)
+        if p != q:
+            weight += 1 if (p > q) == (more != 0) else -1
+            weight = min(max(weight, _MIN_WEIGHT), 2 * _EQUAL - _MIN_WEIGHT)
+            table[_WEIGHTS + near * 2 + later, 0] = weight
+        _learn(table, c, more)
+        _learn(table, other, more)
+        if more == 0:
+            return low, width, at, magnitude
+        magnitude += 1
+    rest, exponent = known - _UNARY, 0
+    while exponent < _MAX_EXPONENT:
+        more = np.int64(rest >> exponent + 1 != 0)
+        c = _EXPONENTS + exponent
+        low, width, at, more = _put(low, width, at, data, table[c, 0], more, decoding)
+        _learn(table, c, more)
+        if more == 0:
+            break
+        exponent += 1
+    found: Any = 1
+    for digit in range(exponent - 1, -1, -1):
+        one = rest >> digit & 1
+        low, width, at, one = _put(low, width, at, data, _HALF, one, decoding)
+        found = found << 1 | one
+    return low, width, at, found + _UNARY
+
+
+@kernel
+def _sign(symbols: Symbols, i: int) -> Any:
+    """0, 1 or 2 for a symbol that is 0 or does not exist, above 0, or below."""
+    if i < 0 or i >= len(symbols):
+        return 0
+    return (symbols[i] > 0) + 2 * (symbols[i] < 0)
+
+
+@kernel
+def _learn(table: Table, context: int, bit: int) -> None:
+    """Move a probability towards what was decided, by less and less."""
+    p, count = table[context, 0], table[context, 1]
+    p += ((bit << 16) - p) * _PACES[count] >> 16
+    table[context, 0] = min(max(p, _MIN_P), (1 << 16) - _MIN_P)
+    table[context, 1] = min(count + 1, _SLOWEST)
+
+
+@kernel
+def _byte(data: Data, at: int) -> Any:
+    return np.int64(data[at]) if at < len(data) else 0
+
+
+@kernel
+def _put(
+    low: Any, width: Any, at: Any, data: Data, p: Any, bit: Any, decoding: Any
+) -> tuple[Any, Any, Any, Any]:
+    """Code a decision that is true with the probability p, of 2^16: cut the range in two and take a part.
+
+    Args:
+        low: lower end of the range; for a decoder, how far the number that is read is above it.
+        width: of the range, at least 2^24 and at most 2^32.
+        at: where the next byte is.
+        data: bytes.
+        p: 2^5 to 2^16 - 2^5.
+        bit: the decision, for an encoder.
+        decoding: None for an encoder.
+
+    Returns:
+        The range, where the next byte is, and the decision.
+    """
+    part = (width >> 16) * p
+    if decoding is not None:
+        bit = np.int64(low < part)
+    if bit:
+        width = part
+    else:
+        width -= part
+        low = low + part if decoding is None else low - part
+    if decoding is None and low >> 32:
+        low &= (1 << 32) - 1
+        _carry(data, at)
+    while width < _MIN_WIDTH:
+        width <<= 8
+        if decoding is None:
+            data[at] = low >> 24
+            low = low << 8 & (1 << 32) - 1
+        else:
+            low = low << 8 | _byte(data, at)
+        at += 1
+    return low, width, at, bit
+
+
+@kernel
+def _carry(data: Data, at: int) -> None:
+    at -= 1
+    while data[at] == 255:
+        data[at] = 0
+        at -= 1
+    data[at] += 1
+
+
+@kernel
+def _finish(low: int, width: int, at: int, data: Data) -> int:
+    """Write the number of the range that ends in the most zeros; leave these out."""
+    zeros = 32
+    while low + width - 1 >> zeros << zeros < low:
+        zeros -= 1
+    number = low + width - 1 >> zeros << zeros
+    if number >> 32:
+        _carry(data, at)
+    for place in range(3, -1, -1):
+        data[at] = number >> 8 * place & 255
+        at += 1
+    least = at - _MAX_PAST_END
+    while at > least and data[at - 1] == 0:
+        at -= 1
+    return at
