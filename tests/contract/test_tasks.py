@@ -1044,11 +1044,11 @@ def test_what_is_missing_in_a_task_from_python_is_said_as_well() -> None:
 @pytest.mark.parametrize(
     ("options", "data", "path", "problem"),
     [
-        ({}, None, "task.options.width", "needs it"),
+        ({}, None, "task.options.width", "requires it"),
         ({"width": "3"}, None, "task.options.width", "expected int"),
         ({"width": 3, "depth": 1}, None, "task.options.depth", "takes only width, names"),
         ({"width": 3, "names": [1]}, None, "task.options.names", "expected list"),
-        ({"width": 3}, Path("folder"), "task.data", "takes no data"),
+        ({"width": 3}, Path("folder"), "task.data", "does not take a data folder"),
     ],
 )
 def test_options_of_an_own_task_are_checked(
