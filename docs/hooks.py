@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s:]+)\)")
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+DIAGRAM = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARKER = re.compile(r"^<!-- (settings|options): ([\w.-]+) -->$", re.MULTILINE)
 TEST_MARKER = re.compile(r"^<!-- (?:run|not run|on)\b.*? -->\n", re.MULTILINE)
 LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".csv": "text", ".txt": "text", "": "text"}
@@ -172,6 +173,13 @@ def unbroken(markdown: str) -> str:
     return outside_fences(lambda text: units.sub("\u00a0", text), markdown)
 
 
+def folded_diagrams(markdown: str) -> str:
+    """Fold the sources of diagrams, which the site cannot draw without a library from elsewhere."""
+    summary = "<summary>The diagram's source, in Mermaid</summary>"
+    folded = f"<details markdown>\n{summary}\n\n```text\n{{}}```\n\n</details>"
+    return DIAGRAM.sub(lambda found: folded.format(found[1]), markdown)
+
+
 def pages_outside() -> dict[str, tuple[str, str]]:
     """Return the pages of files outside ``docs/``: their place in the site, the file and its Markdown."""
     pages: dict[str, tuple[str, str]] = {}
@@ -223,4 +231,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Expand the tables, make links lead to the site's pages, and leave out what only tests read."""
     uri = page.file.src_uri
-    return unbroken(relinked(_FILES.get(uri, f"docs/{uri}"), expand(TEST_MARKER.sub("", markdown))))
+    text = folded_diagrams(expand(TEST_MARKER.sub("", markdown)))
+    return unbroken(relinked(_FILES.get(uri, f"docs/{uri}"), text))
