@@ -147,7 +147,7 @@ def test_a_crash_leaves_no_checkpoint_out(tmp_path: Path) -> None:
     sim._save = saving  # type: ignore[method-assign]
     sim.run()
 
-    assert saved == [11, 12, 13, 14], "at the crash, those who are left had all asked for that of round 11"
+    assert saved == [11, 12, 13], "at the crash, those who are left had all asked for that of round 11"
 
 
 def test_a_share_that_is_not_finite_names_class_node_and_round() -> None:
