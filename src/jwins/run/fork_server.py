@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import json
 import logging
 import os
@@ -29,10 +28,6 @@ from jwins.errors import JwinsError
 
 __all__ = ["ForkServer", "Process", "can_fork"]
 
-_PRELOAD = (
-    *("jwins.cli", "jwins.cli.app", "jwins.experiment.load", "jwins.run.node", "jwins.net.driver"),
-    *("jwins.net.membership", "jwins.net.transport", "jwins.net.status", "jwins.training.allocator"),
-)
 _ANSWER_S = 60.0
 """Time for the server to start and to answer; to load torch from a slow disk takes long."""
 _END_S = 5.0
@@ -215,8 +210,7 @@ def _serve(requests: int, answers: int) -> int:
     """Fork for each request until the client ends; return the exit code of this process."""
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN if name == "SIGINT" else signal.SIG_DFL)
-    for module in _PRELOAD:
-        importlib.import_module(module)
+    _load()
     gc.collect()
     gc.freeze()  # no page is copied because an unused object was looked at
     awake, wake = os.pipe()
@@ -241,6 +235,16 @@ def _serve(requests: int, answers: int) -> int:
                     os.close(descriptor)
                 return _run(json.loads(line))
             _say(answers, {"pid": pid})
+
+
+def _load() -> None:
+    """Import what nodes need, the command line excepted, which is above this room and loads soon."""
+    import jwins.experiment.load
+    import jwins.net.driver
+    import jwins.net.membership
+    import jwins.net.status
+    import jwins.run.node
+    import jwins.training.allocator  # noqa: F401
 
 
 def _report_ends(answers: int) -> None:
