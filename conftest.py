@@ -11,7 +11,6 @@ _NEEDED = {
     "ray": (
         "src/jwins/engines/ray",
         "src/jwins/compare/on_ray.py",
-        "src/jwins/run/remote_experiment.py",
         "src/jwins/run/on_ray.py",
     ),
     "transformers": ("src/jwins/integrations/transformers.py",),

@@ -28,7 +28,7 @@ from jwins.errors import JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.run.memory import memory_needed
-from jwins.run.remote_experiment import RemoteExperiment, pack_experiment
+from jwins.run.on_ray import RemoteExperiment, pack_experiment
 from jwins.run.run import Ray
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.own_files import open_own

@@ -23,7 +23,7 @@ from jwins.run.builders import (
     local_steps,
     own_evaluation_samples,
 )
-from jwins.run.memory_check import check_batch_fits
+from jwins.run.memory import check_batch_fits
 from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.run_folder.rows import EvalRow, StartRow

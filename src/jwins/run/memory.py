@@ -1,4 +1,4 @@
-"""Memory: the need of a run, the free amount, and the peak of this process."""
+"""Memory: the need of a run, the free amount, the largest batch that fits, and the peak of this process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.run.builders import build_sharing, build_task, build_topology
 
-__all__ = ["memory_free", "memory_needed", "peak_bytes"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jwins.tasks import Task
+
+__all__ = ["check_batch_fits", "memory_free", "memory_needed", "peak_bytes"]
 
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
@@ -78,6 +85,67 @@ def memory_free() -> float | None:
         cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
         free.append(limit - used + cache)
     return min(free) if free else None
+
+
+_UNQUESTIONED = 128
+"""Batches up to this number of samples fit if the model does, and are not checked."""
+
+
+def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
+    """Refuse a batch that memory cannot hold, before the system ends the process for it.
+
+    It counts the memory that is certainly needed: the indices of a round's samples, and in a local step the
+    samples and the model's activations for the gradient. On a GPU it counts only the indices; torch reports
+    the rest.
+
+    Args:
+        experiment: the experiment.
+        task: its task.
+        at_once: number of simultaneous local steps.
+
+    Raises:
+        ConfigError: the batch cannot fit; the message has the largest size that can.
+    """
+    import torch
+
+    train, nodes = experiment.train, experiment.nodes.count
+    free = memory_free()
+    if train.batch_size <= _UNQUESTIONED or free is None:
+        return
+    steps = max(train.local_steps) if isinstance(train.local_steps, tuple) else train.local_steps
+    each = 8.0 * nodes * steps
+    if experiment.run.device == "cpu" or not torch.cuda.is_available():
+        each += at_once * _bytes_per_sample(task)
+    if train.batch_size * each > free:
+        problem = (
+            f"needs at least {train.batch_size * each / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are "
+            f"free; use at most {int(free / each):,}"
+        )
+        raise ConfigError("train.batch_size", train.batch_size, problem)
+
+
+def _bytes_per_sample(task: Task) -> float:
+    """Return the bytes per sample of a training step: the sample, and the model's activations for it."""
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+
+    from jwins.tasks import Batch
+
+    batch = Batch(task.train.inputs[:2], task.train.targets[:2])
+    with torch.random.fork_rng(devices=[]):
+        model = task.model()
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            task.loss(model, batch, torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        kept.pop(parameter.data_ptr(), None)
+    samples = sum(tensor.numel() * tensor.element_size() for tensor in batch)
+    return (samples + sum(kept.values())) / len(batch.inputs)
 
 
 def peak_bytes() -> int:

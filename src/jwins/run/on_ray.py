@@ -1,21 +1,22 @@
-"""One simulation over the machines of a Ray cluster."""
+"""One simulation over the machines of a Ray cluster, and an experiment on its way to one of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
-from jwins.engines.ray.files import FileSharing
+from jwins.engines.ray.files import FileSharing, SharedPath, local_copy
 from jwins.engines.ray.node_group import RemoteNodeGroup, parallel_calls, start_actors
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build_node_group
 from jwins.run.memory import memory_needed
 from jwins.run.placement import node_blocks
-from jwins.run.remote_experiment import RemoteExperiment, pack_experiment
 from jwins.run.run import Ray
 
 if TYPE_CHECKING:
@@ -23,7 +24,51 @@ if TYPE_CHECKING:
     from jwins.engines.simulator.driver import CallAll
     from jwins.node import Rules
 
-__all__ = ["cluster_of", "placing"]
+__all__ = ["RemoteExperiment", "cluster_of", "pack_experiment", "placing"]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteExperiment:
+    """An experiment for another machine.
+
+    Attributes:
+        experiment: the experiment with this machine's paths.
+        files: its files, by TOML path.
+    """
+
+    experiment: Experiment
+    files: Mapping[str, SharedPath]
+
+    def unpack(self) -> Experiment:
+        """Return the experiment with its files on this machine.
+
+        Raises:
+            DataError: a file did not arrive.
+        """
+        changes: dict[str, Any] = {}
+        for key, sent in self.files.items():
+            section, _, name = key.partition(".")
+            value = str(local_copy(sent))
+            if key == "task.file":
+                value += f":{str(self.experiment.task.file).rpartition(':')[2]}"
+            changes.setdefault(section, {})[name] = value
+        return self.experiment.changed(changes)
+
+
+def pack_experiment(experiment: Experiment, shipping: FileSharing) -> RemoteExperiment:
+    """Send the files of an experiment.
+
+    Raises:
+        DataError: a file or folder is missing here.
+    """
+    named: dict[str, str | Path | None] = {
+        "task.data": experiment.task.data,
+        "topology.path": getattr(experiment.topology, "path", None),
+    }
+    if experiment.task.file is not None:
+        named["task.file"] = experiment.task.file.rpartition(":")[0]
+    files = {key: shipping.send(Path(path)) for key, path in named.items() if path is not None}
+    return RemoteExperiment(experiment, files)
 
 
 @contextmanager

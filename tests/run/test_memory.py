@@ -11,7 +11,7 @@ from torch import nn
 import jwins
 from jwins.errors import ConfigError
 from jwins.experiment import TaskConfig
-from jwins.run import build, memory_check
+from jwins.run import build, memory
 from jwins.tasks import Dataset, Task
 
 
@@ -43,29 +43,29 @@ def test_batches_that_no_memory_holds_are_refused() -> None:
 
 def test_the_largest_batch_that_fits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample takes what the model keeps of it: 4,000 numbers of four bytes, and little else."""
-    monkeypatch.setattr(memory_check, "memory_free", lambda: 20e6)
+    monkeypatch.setattr(memory, "memory_free", lambda: 20e6)
     with pytest.raises(ConfigError, match="use at most") as caught:
-        memory_check.check_batch_fits(with_batches_of(2000), Wide(), at_once=1)
+        memory.check_batch_fits(with_batches_of(2000), Wide(), at_once=1)
     found = re.search(r"at most ([\d,]+)$", caught.value.problem)
     assert found is not None
     most = int(found[1].replace(",", ""))
     assert 0.9 * 20e6 / 16_000 < most < 20e6 / 16_000
-    memory_check.check_batch_fits(with_batches_of(most), Wide(), at_once=1)
+    memory.check_batch_fits(with_batches_of(most), Wide(), at_once=1)
     with pytest.raises(ConfigError):
-        memory_check.check_batch_fits(with_batches_of(most + 1), Wide(), at_once=1)
+        memory.check_batch_fits(with_batches_of(most + 1), Wide(), at_once=1)
     with pytest.raises(ConfigError):
-        memory_check.check_batch_fits(with_batches_of(most), Wide(), at_once=2)
+        memory.check_batch_fits(with_batches_of(most), Wide(), at_once=2)
 
 
 def test_small_batches_and_unknown_memory_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_check, "memory_free", lambda: 1.0)
-    memory_check.check_batch_fits(with_batches_of(8), Wide(), at_once=1)
-    monkeypatch.setattr(memory_check, "memory_free", lambda: None)
-    memory_check.check_batch_fits(with_batches_of(10**15), Wide(), at_once=1)
+    monkeypatch.setattr(memory, "memory_free", lambda: 1.0)
+    memory.check_batch_fits(with_batches_of(8), Wide(), at_once=1)
+    monkeypatch.setattr(memory, "memory_free", lambda: None)
+    memory.check_batch_fits(with_batches_of(10**15), Wide(), at_once=1)
 
 
 def test_the_callers_generator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_check, "memory_free", lambda: 1e12)
+    monkeypatch.setattr(memory, "memory_free", lambda: 1e12)
     before = torch.get_rng_state()
-    memory_check.check_batch_fits(with_batches_of(1000), Wide(), at_once=1)
+    memory.check_batch_fits(with_batches_of(1000), Wide(), at_once=1)
     assert torch.equal(torch.get_rng_state(), before)
