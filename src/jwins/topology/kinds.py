@@ -1,6 +1,7 @@
 """The kinds of graphs: one frozen class for each."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,8 +34,38 @@ _DRAWS = 200
 below it no number does."""
 
 
+class _Static(ABC):
+    """A topology whose graph is the same in every round."""
+
+    num_nodes: int
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+
+    def at(self, round: int) -> Graph:
+        """Return the same graph for every round."""
+        return static_graph(self, round)
+
+    @abstractmethod
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
+
+
+class _Drawn(ABC):
+    """A topology that is drawn at random, anew in each round if it is ``dynamic``."""
+
+    num_nodes: int
+    dynamic: bool
+
+    def at(self, round: int) -> Graph:
+        """Return the graph of ``round``, or the same graph if it is static."""
+        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
+
+    @abstractmethod
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
+
+
 @dataclass(frozen=True)
-class Ring:
+class Ring(_Static):
     """Each node has the two neighbours ``i - 1`` and ``i + 1`` (modulo N).
 
     Args:
@@ -48,19 +79,12 @@ class Ring:
     num_nodes: int
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_nodes(self.num_nodes)
-
-    def at(self, round: int) -> Graph:
-        """Return the same graph for every round."""
-        return static_graph(self, round)
-
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         return _cycle(range(self.num_nodes))
 
 
 @dataclass(frozen=True)
-class FullyConnected:
+class FullyConnected(_Static):
     """Each node has all others as its neighbours; one round of mixing is an exact average.
 
     Args:
@@ -71,19 +95,12 @@ class FullyConnected:
     num_nodes: int
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_nodes(self.num_nodes)
-
-    def at(self, round: int) -> Graph:
-        """Return the same graph for every round."""
-        return static_graph(self, round)
-
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         return ((i, j) for i in range(self.num_nodes) for j in range(i))
 
 
 @dataclass(frozen=True)
-class Star:
+class Star(_Static):
     """Node 0 is the only neighbour of every other node.
 
     Args:
@@ -94,19 +111,12 @@ class Star:
     num_nodes: int
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_nodes(self.num_nodes)
-
-    def at(self, round: int) -> Graph:
-        """Return the same graph for every round."""
-        return static_graph(self, round)
-
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         return ((0, i) for i in range(1, self.num_nodes))
 
 
 @dataclass(frozen=True)
-class Torus:
+class Torus(_Static):
     """A grid that wraps around in both directions; node ``r * columns + c`` is in row r, column c.
 
     Args:
@@ -144,10 +154,6 @@ class Torus:
             return self.rows
         return max(r for r in range(1, math.isqrt(self.num_nodes) + 1) if self.num_nodes % r == 0)
 
-    def at(self, round: int) -> Graph:
-        """Return the same graph for every round."""
-        return static_graph(self, round)
-
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         grid = np.arange(self.num_nodes).reshape(self._rows(), -1).tolist()
         for line in (*grid, *zip(*grid, strict=True)):
@@ -155,7 +161,7 @@ class Torus:
 
 
 @dataclass(frozen=True)
-class Regular:
+class Regular(_Drawn):
     """A random graph in which every node has the same number of neighbours.
 
     A static graph is connected. A graph that is drawn again each round need not be connected in every round, so
@@ -197,10 +203,6 @@ class Regular:
                 "with one neighbour each, nodes form separate pairs; use 2 or more, or dynamic = true",
             )
 
-    def at(self, round: int) -> Graph:
-        """Return the graph of ``round``, or the same graph if it is static."""
-        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
-
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         rng = stream(self.seed, "topology", round=round)
         for _ in range(_DRAWS):
@@ -211,7 +213,7 @@ class Regular:
 
 
 @dataclass(frozen=True)
-class SmallWorld:
+class SmallWorld(_Drawn):
     """Watts-Strogatz: a ring of ``degree`` nearest neighbours, each edge rewired with some probability.
 
     Always connected: disconnected draws are repeated. Source: Watts, Strogatz, "Collective dynamics of
@@ -247,10 +249,6 @@ class SmallWorld:
             raise ConfigError("topology.rewire", self.rewire, "expected a probability in [0, 1]")
         self.at(0)
 
-    def at(self, round: int) -> Graph:
-        """Return the graph of ``round``, or the same graph if it is static."""
-        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
-
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         rng = stream(self.seed, "topology", round=round)
         for _ in range(_DRAWS):
@@ -261,7 +259,7 @@ class SmallWorld:
 
 
 @dataclass(frozen=True)
-class ErdosRenyi:
+class ErdosRenyi(_Drawn):
     """Each pair of nodes is joined with probability p, given that the graph is connected.
 
     Disconnected draws are repeated, so the draw is from the connected graphs alone.
@@ -286,10 +284,6 @@ class ErdosRenyi:
         if not 0.0 < self.p <= 1.0:
             raise ConfigError("topology.p", self.p, "expected a probability in (0, 1]")
         self.at(0)
-
-    def at(self, round: int) -> Graph:
-        """Return the graph of ``round``, or the same graph if it is static."""
-        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         if self.p == 1.0:  # the fast sampler divides by log(1 - p)
