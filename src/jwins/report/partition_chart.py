@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["PartitionCounts", "partition_chart"]
 
 _MAX_COLUMNS, _DRAWN_COLUMNS, _MAX_CLASSES = 128, 96, 80
-_MAX_CELLS, _PICTURE = 2000, KIND_COLOURS["positions"]
-"""Above this number, cells are drawn as one picture, whose fixed colour must suit light and dark."""
+_COLOUR = KIND_COLOURS["positions"]
+"""Of cells, on light and on dark: they are a picture, whose colours do not follow the theme."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +57,13 @@ class _Map:
         """In one cell."""
         return int(self.counts.max()) if self.counts.size else 0
 
-    @property
-    def colour(self) -> str:
-        """Of the cells, of which more samples make more."""
-        return KIND_COLOURS["values"] if self.drawn_cells <= _MAX_CELLS else _PICTURE
+    def picture(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Return cells of these numbers of samples as RGBA, of which more samples make more opaque ones."""
+        from matplotlib.colors import to_rgba
 
-    @property
-    def drawn_cells(self) -> int:
-        """Return the number of cells that are not empty."""
-        return int(np.count_nonzero(self.counts))
-
-    def strength(self, count: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Return the opacity of a cell with this number of samples, in [0, 1]."""
-        return np.where(np.asarray(count) > 0, 0.15 + 0.85 * np.asarray(count) / max(1, self.most), 0.0)
+        cells = np.full((*counts.shape, 4), to_rgba(_COLOUR))
+        cells[..., 3] = np.where(counts > 0, 0.15 + 0.85 * counts / max(1, self.most), 0.0)
+        return cells
 
 
 def partition_chart(
@@ -144,17 +137,7 @@ def _map_of(partition: PartitionCounts) -> tuple[_Map, list[str]]:
 
 
 def _draw_cells(axes: Axes, found: _Map) -> None:
-    strength = found.strength(found.counts)
-    if found.drawn_cells <= _MAX_CELLS:
-        filled = zip(*np.nonzero(found.counts), strict=True)
-        _add_boxes(axes, [(i - 0.5, k - 0.5, 1.0, float(strength[k, i])) for k, i in filled], found.colour)
-    else:
-        from matplotlib.colors import to_rgb
-
-        image = np.zeros((*found.counts.shape, 4))
-        image[..., :3] = to_rgb(found.colour)
-        image[..., 3] = strength
-        axes.imshow(image, aspect="auto", interpolation="nearest", origin="upper")
+    axes.imshow(found.picture(found.counts), aspect="auto", interpolation="none")
     axes.set_xlim(-0.5, len(found.nodes) - 0.5)
     axes.set_ylim(len(found.classes) - 0.5, -0.5)
     axes.grid(visible=False)
@@ -165,32 +148,17 @@ def _draw_cells(axes: Axes, found: _Map) -> None:
     axes.set_xticks(named, [str(found.nodes[i]) for i in named])
 
 
-def _add_boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], colour: str) -> None:
-    """Draw boxes of height 1, each (left, bottom, width, opacity)."""
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    patches = [
-        Rectangle((left, bottom), width, 1, facecolor=(colour, strength), linewidth=0)
-        for left, bottom, width, strength in boxes
-    ]
-    axes.add_collection(PatchCollection(patches, match_original=True))
-
-
 def _draw_key(figure: Figure, found: _Map, height: float) -> None:
     """Draw the colour key: a strip above the map, at its right."""
     if found.most == 0:
         return
     counts = np.unique(np.linspace(1, found.most, min(5, found.most)).round().astype(int))
     key = figure.add_axes((0.98 - 0.075 * len(counts), 1 - 0.33 / height, 0.075 * len(counts), 0.16 / height))
-    strength = found.strength(counts)
-    _add_boxes(key, [(i, 0.0, 1.0, float(strength[i])) for i in range(len(counts))], found.colour)
-    key.set_xlim(0, len(counts))
-    key.set_ylim(0, 1)
+    key.imshow(found.picture(counts[None]), aspect="auto", interpolation="none")
     key.set_yticks([])
     key.grid(visible=False)
     key.tick_params(axis="x", length=0, pad=2, labelsize=10.3)
-    key.set_xticks([i + 0.5 for i in range(len(counts))], [f"{count}" for count in counts])
+    key.set_xticks(range(len(counts)), [f"{count}" for count in counts])
     for spine in key.spines.values():
         spine.set(visible=True, color=AXIS, linewidth=0.8)
     key.annotate(
