@@ -209,9 +209,10 @@ def test_going_on_from_a_state_is_bit_identical(batching):
 
 def test_a_fresh_start_forgets_the_momentum():
     trainer, other = (make(normed, 3, QUASI_GLOBAL) for _ in range(2))
+    fresh = trainer.state(1)
     for r in range(2):
         trainer.train(everyone(trainer, r))
-    trainer.reset_node_(1)
+    trainer.load_state_(1, fresh)
     for group in ("moments", "counters", "buffers"):
         own, expected = (getattr(each.state(1), group) for each in (trainer, other))
         assert own.keys() == expected.keys()

@@ -17,6 +17,7 @@ from jwins.errors import ConfigError, UsageError
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
 from jwins.training.batches import batch_indices
+from jwins.training.node_store import mean_buffers
 from jwins.training.optimizer import OPTIMIZERS, Optimizer
 from jwins.training.trainer import Trainer
 from jwins.training.training_context import TrainingError
@@ -231,7 +232,10 @@ def test_stacked_agrees_with_loop_after_one_round(build, buffers):
     for name, tensor in loop.local_buffers.items():
         torch.testing.assert_close(tensor, stacked.local_buffers[name], atol=1e-5, rtol=0)
     rows = torch.cat([loop.params, loop.params.mean(dim=0, keepdim=True)])
-    scores = [trainer.evaluate(rows, [*range(7), -1]) for trainer in (loop, stacked)]
+    scores = []
+    for trainer in (loop, stacked):
+        every = [trainer.buffers(node) for node in range(7)]
+        scores.append(trainer.evaluate(rows, [*range(7), 0], buffers=[*every, mean_buffers(every)]))
     for name in ("accuracy", "loss"):
         torch.testing.assert_close(scores[0][name], scores[1][name], atol=1e-5, rtol=0)
 
@@ -332,12 +336,12 @@ def test_a_state_of_another_trainer_is_refused():
         trainer.load_state_(1, make(mlp, optimizer=Optimizer("adam")).state(1))
 
 
-def test_resetting_a_node_gives_it_a_fresh_start():
+def test_an_earlier_state_gives_a_node_a_fresh_start():
     trainer = make(normed, optimizer=Optimizer("adagrad", {"initial_accumulator_value": 0.5}))
     fresh = [trainer.state(node) for node in range(5)]
     trainer.train(everyone(trainer, 0))
     trained = [trainer.state(node) for node in range(5)]
-    trainer.reset_node_(2)
+    trainer.load_state_(2, fresh[2])
     for node, expected in ((2, fresh[2]), (1, trained[1])):
         own = trainer.state(node)
         for group in ("moments", "counters", "buffers"):
@@ -533,7 +537,7 @@ def test_batch_norm_statistics_stay_on_their_node(batching):
     _, model = plain(trainer, 1, 1, build=normed)
     torch.testing.assert_close(mean[1], model[1].running_mean, atol=1e-5, rtol=0)
     before = digest(trainer)
-    score = trainer.evaluate(trainer.params[1:4], [1, 1, -1])["loss"]
+    score = trainer.evaluate(trainer.params[1:4], [1, 1, 2])["loss"]
     assert digest(trainer) == before  # evaluation changes nothing
     with torch.no_grad():
         expected = functional.cross_entropy(model.eval()(trainer.task.test.inputs), trainer.task.test.targets)
@@ -551,7 +555,9 @@ def test_the_average_model_uses_average_buffers(batching):
     model[1].running_var = trainer.local_buffers["1.running_var"].mean(dim=0)
     with torch.no_grad():
         expected = functional.cross_entropy(model(trainer.task.test.inputs), trainer.task.test.targets)
-    assert float(trainer.evaluate(average[None], [-1])["loss"]) == pytest.approx(float(expected), abs=1e-5)
+    own = [mean_buffers([trainer.buffers(node) for node in trainer.nodes])]
+    found = trainer.evaluate(average[None], [0], buffers=own)["loss"]
+    assert float(found) == pytest.approx(float(expected), abs=1e-5)
 
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])

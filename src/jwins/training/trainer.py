@@ -28,7 +28,7 @@ from jwins.training.evaluation import EvalRequest, Evaluation, MetricMeans
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.training.loop import LoopTrainer
 from jwins.training.model_traits import Batching, TraitProbe, is_slow_stacked
-from jwins.training.node_store import LocalState, NodeStore, mean_buffers
+from jwins.training.node_store import LocalState, NodeStore
 from jwins.training.optimizer import Optimizer
 from jwins.training.stacked import MIN_STACK, StackedTrainer, chunk_nodes
 from jwins.training.training_context import Device, Precision, TrainingContext
@@ -171,7 +171,6 @@ class Trainer:
         rows = -(-len(self.nodes) // self.chunk) * self.chunk  # the last chunk is padded
         self._store = NodeStore(self.nodes, rows, self.layout, self._initial, found, optimizer)
         self.local_buffers = {name: rows[: len(self.nodes)] for name, rows in self._store.buffers.items()}
-        self._fresh = self._store.state(self.nodes[0])
         seeds_global = self.traits.training
         self._loop: LoopTrainer | None = None
         self._stacked: StackedTrainer | None = None
@@ -221,9 +220,7 @@ class Trainer:
         return self._store.rows[self._store.row(node)]
 
     def buffers(self, node: int) -> dict[str, Tensor]:
-        """Copy a node's local buffers; for -1, the mean over the nodes here (the first's integer ones)."""
-        if node == -1:
-            return mean_buffers([self._store.buffers_of(own) for own in self.nodes])
+        """Copy a node's local buffers."""
         return {name: tensor.clone() for name, tensor in self._store.buffers_of(node).items()}
 
     def state(self, node: int) -> LocalState:
@@ -237,10 +234,6 @@ class Trainer:
             UsageError: names or shapes differ; nothing has been changed then.
         """
         self._store.load_state_(node, state)
-
-    def reset_node_(self, node: int) -> None:
-        """Reset a node's optimizer state and local buffers; its row is not changed."""
-        self._store.load_state_(node, self._fresh)
 
     # --- Training and evaluation --------------------------------------------------------------------------
 
@@ -352,7 +345,7 @@ class Trainer:
 
         Args:
             rows: (n, P) float32, models.
-            nodes: for each row, the node whose local buffers are used; -1 for the mean of all nodes here.
+            nodes: for each row, the node whose local buffers are used.
             samples: (m,) int64 positions in the test set, m >= 1; None for all.
             buffers: for each row, the local buffers to use instead of those that ``nodes`` names, as
                 :meth:`buffers` returned them earlier.
