@@ -414,7 +414,7 @@ Command = Train | Send | RequestKeyframe | Evaluate | Checkpoint | WakeAt | Fram
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeState:
-    """State of a node in a checkpoint, with which it can continue after a restart.
+    """State of a node in a checkpoint, with which it can continue after a restart; by default, a new one.
 
     Attributes:
         phase: a :class:`Phase`, as a string.
@@ -440,15 +440,15 @@ class NodeState:
     round: int
     params: Tensor
     sharing: Any
-    inbox: Mapping[tuple[int, int], Frame]
-    down: frozenset[int]
-    expected_from: Mapping[int, int]
-    informed: frozenset[int]
-    outgoing: Packed | None
-    shared: int | None
-    sent_bytes: int
-    deadline: float | None
-    stopping: bool
+    inbox: Mapping[tuple[int, int], Frame] = field(default_factory=dict)
+    down: frozenset[int] = frozenset()
+    expected_from: Mapping[int, int] = field(default_factory=dict)
+    informed: frozenset[int] = frozenset()
+    outgoing: Packed | None = None
+    shared: int | None = None
+    sent_bytes: int = 0
+    deadline: float | None = None
+    stopping: bool = False
     replica_rounds: Mapping[int, int] = field(default_factory=dict)
     answered: Mapping[int, int] = field(default_factory=dict)
     spread: Tensor | None = None
@@ -491,26 +491,12 @@ class Node:
         self._sharing = rules.sharing
         self._topology = rules.topology
 
-        self.phase = Phase.NEW
-        self.round = 0
-        self.params = params
-        self.state: Any = call_init(rules.sharing, params)
-        self.merged_with: tuple[int, ...] = ()
-        self._inbox: dict[tuple[int, int], Frame] = {}
-        self._down: set[int] = set()
-        self._expected_from: dict[int, int] = {}
-        self._informed: set[int] = set()
-        self._outgoing: Packed | None = None
-        self._shared: int | None = None
-        self._sent_bytes = 0
-        self._deadline: float | None = None
-        self._stopping = False
-        self._replica_rounds: dict[int, int] = {}
-        self._answered: dict[int, int] = {}
-        self._scale = OwnScale(params) if math.isfinite(rules.max_growth) else None
         self._attack = rules.attacks.get(id)
-        self._spread: Tensor | None = None
-        self._momentum: Tensor | None = None
+        self.merged_with: tuple[int, ...] = ()
+        self.state: Any
+        self._scale: OwnScale | None
+        self._momentum: Tensor | None
+        self.restore(NodeState(Phase.NEW.value, 0, params, call_init(rules.sharing, params)))
 
     # --- Driving ------------------------------------------------------------------------------------------
 
@@ -601,10 +587,9 @@ class Node:
         self._stopping = state.stopping
         self._replica_rounds = dict(state.replica_rounds)
         self._answered = dict(state.answered)
-        if self._scale is not None:
-            self._scale = OwnScale(state.params)
         self._spread = state.spread
         self._momentum = state.momentum
+        self._scale = OwnScale(state.params) if math.isfinite(self.rules.max_growth) else None
 
     @property
     def inbox(self) -> Mapping[tuple[int, int], Frame]:
