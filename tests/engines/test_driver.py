@@ -12,7 +12,8 @@ import torch
 from worlds import end, evals, simulator
 
 from jwins.engines.node_group import Envelope, NodeGroup, ScheduledEvent, TrainingDone
-from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
+from jwins.engines.simulator import Compute, Faults, Links
+from jwins.engines.simulator.barrier import Members
 from jwins.engines.simulator.fault_script import FrameFault
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, SimulatedUplink
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, TransferDone
@@ -182,13 +183,13 @@ def test_impossible_worlds_are_refused(build: object, message: str) -> None:
 def test_who_is_still_missing_is_not_looked_up_for_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """With N nodes that would be N * N steps for each evaluation and each checkpoint."""
     looked_up: list[int] = []
-    real = SimulatedDriver._expected
+    real = Members.expected
 
-    def expected(self: SimulatedDriver, round: int) -> set[int]:
+    def expected(self: Members, round: int) -> set[int]:
         looked_up.append(round)
         return real(self, round)
 
-    monkeypatch.setattr(SimulatedDriver, "_expected", expected)
+    monkeypatch.setattr(Members, "expected", expected)
     assert simulator(30, rounds=4, checkpoint_every=2).run().status == "finished"
     assert sorted(looked_up) == [0, 1, 2, 2, 3, 4, 4]
 
@@ -199,7 +200,7 @@ def test_progress_is_that_of_the_slowest_live_node() -> None:
     seen: list[int] = []
     sim.on_progress = lambda progress: seen.append(
         progress.round
-        - min((done for node, done in enumerate(sim._rounds) if node not in sim._crashed), default=8)
+        - min((done for node, done in enumerate(sim._rounds) if node not in sim._members.down), default=8)
     )
     assert sim.run().status == "finished"
     assert len(seen) > 20

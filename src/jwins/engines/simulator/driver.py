@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +33,7 @@ from jwins.engines.eval_reduce import average, reduce_results
 from jwins.engines.gc_tuning import raised_gc_threshold
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
 from jwins.engines.recorder import Recorder
+from jwins.engines.simulator.barrier import Barrier, Members
 from jwins.engines.simulator.fault_script import FaultScript
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, UplinkState
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, QueueItem, QueueState, TransferDone
@@ -228,14 +229,12 @@ class SimulatedDriver:
         self.network = SimulatedNetwork(self._links, n, self._queue)
         self._traffic = TrafficCounter()
         self._envelopes = 0
-        self._crashed: set[int] = set()
-        self._joined = [0] * n
-        self._late = 0  # number of nodes that joined after round 0
+        self._members = Members(n)
         self._rounds = [0] * n
         self._live_at = Counter({0: n})  # number of live nodes by completed rounds
         self._untrained: dict[int, int] = {}
-        self._completions: dict[int, dict[int, RoundCompletion]] = {}
-        self._votes: dict[int, set[int]] = {}
+        self._completions: Barrier[RoundCompletion] = Barrier(self._members)
+        self._votes: Barrier[None] = Barrier(self._members)
         self._refused: list[tuple[int, int, int, str]] = []
         self._rows_shown = 0
         self._failure: Finished | None = None
@@ -321,7 +320,7 @@ class SimulatedDriver:
         due: dict[int, ScheduledEvent] = {
             index: item.at(at)
             for index, (at, item) in enumerate(window)
-            if isinstance(item, NodeEvent) and item.node not in self._crashed
+            if isinstance(item, NodeEvent) and item.node not in self._members.down
         }
         commands = self._handle(due, outstanding)
         for index, (at, item) in enumerate(window):
@@ -356,7 +355,7 @@ class SimulatedDriver:
 
     def _carry_out(self, node: int, commands: Sequence[Command], now: float) -> None:
         for command in commands:
-            if node in self._crashed:
+            if node in self._members.down:
                 return
             match command:
                 case Train(round):
@@ -368,10 +367,10 @@ class SimulatedDriver:
                     self.network.send(now, self._envelope(node, packed), (to,), {})
                 case Evaluate(round):
                     sent = tuple(self._traffic.sent(node).by_kind().values())
-                    self._completions.setdefault(round, {})[node] = RoundCompletion(now, sent)
+                    self._completions.report(round, node, RoundCompletion(now, sent))
                     self._evaluate_if_complete(round)
                 case Checkpoint(round):
-                    self._votes.setdefault(round, set()).add(node)
+                    self._votes.report(round, node, None)
                     self._count_votes(round)
                 case WakeAt(at):
                     self._queue.push(at, NodeEvent(node, Tick()))
@@ -390,7 +389,7 @@ class SimulatedDriver:
 
     def _on_train(self, node: int, round: int, now: float) -> None:
         self._completed(node, round)
-        for fault in self._faults.on_train(node, round, self._crashed):
+        for fault in self._faults.on_train(node, round, self._members.down):
             if fault.kind == "crash":
                 self._crash(node, now)
                 return
@@ -415,21 +414,20 @@ class SimulatedDriver:
     # --- Faults -------------------------------------------------------------------------------------------
 
     def _crash(self, node: int, now: float) -> None:
-        self._crashed.add(node)
+        self._members.down.add(node)
         self._live_at[self._rounds[node]] -= 1
         self._untrained.pop(node, None)
         self.network.uplinks[node].clear(now)
         for peer in range(self.num_nodes):
-            if peer != node and peer not in self._crashed:
+            if peer != node and peer not in self._members.down:
                 self._queue.push(now + self._links.latency_ms * 1e-3, NodeEvent(peer, PeerLost(node)))
-        for completed in sorted(self._completions):
+        for completed in sorted(self._completions.reports):
             self._evaluate_if_complete(completed)
-        for completed in sorted(self._votes):  # those who are left may be all who ask for a checkpoint
+        for completed in sorted(self._votes.reports):  # those who are left may be all who ask for a checkpoint
             self._count_votes(completed)
 
     def _count_votes(self, round: int) -> None:
-        if len(self._crashed) < self.num_nodes and self._are_all(self._votes[round], round):
-            del self._votes[round]
+        if not self._members.all_down and self._votes.take(round) is not None:
             # After the last round there is nothing to resume, and a longer run continues from before it.
             self._checkpoint_due = round if round < self.rules.rounds else None
 
@@ -444,11 +442,9 @@ class SimulatedDriver:
             return item.node != node
 
         self._queue.keep(goes_on)
-        self._crashed.discard(node)
+        self._members.rejoin(node, round)
         self._live_at[self._rounds[node]] += 1
-        self._late += not self._joined[node]
-        self._joined[node] = round
-        live = frozenset(range(self.num_nodes)) - self._crashed
+        live = self._members.up
         self._deliver(ScheduledEvent(node, now, RosterChanged(live - {node}, round)))
         for peer in sorted(live - {node}):
             self._deliver(ScheduledEvent(peer, now, PeerUp(node, round)))
@@ -458,25 +454,12 @@ class SimulatedDriver:
         (commands,) = self._group_of[due.node].handle([due])
         self._carry_out(due.node, commands, due.time)
 
-    def _expected(self, round: int) -> set[int]:
-        """Return the nodes that will complete ``round`` rounds, or have."""
-        return {i for i in range(self.num_nodes) if i not in self._crashed and self._joined[i] < max(round, 1)}
-
-    def _are_all(self, nodes: Collection[int], round: int) -> bool:
-        """Return whether these are all nodes that will complete ``round`` rounds, or have.
-
-        The count is compared first: with thousands of nodes, comparing all nodes each time takes long.
-        """
-        least = self.num_nodes - len(self._crashed) - self._late
-        return len(nodes) >= least and self._expected(round) <= set(nodes)
-
     # --- Measuring ----------------------------------------------------------------------------------------
 
     def _evaluate_if_complete(self, round: int) -> None:
-        completions = self._completions[round]
-        if self._stopped is not None or not self._are_all(completions, round):
+        completions = self._completions.take(round) if self._stopped is None else None
+        if completions is None:
             return
-        del self._completions[round]
         honest = sorted(completions.keys() - self.rules.attacks.keys())
         if not honest:  # all others are down
             return
@@ -530,7 +513,7 @@ class SimulatedDriver:
     def _check_not_stalled(self) -> None:
         waiting: dict[int, tuple[int, tuple[int, ...]]] = {}
         for group in self.groups:
-            waiting |= group.stalled([node for node in group.nodes if node not in self._crashed])
+            waiting |= group.stalled([node for node in group.nodes if node not in self._members.down])
         if waiting:
             node = min(waiting)
             at, senders = waiting[node]
@@ -552,7 +535,7 @@ class SimulatedDriver:
 
     def _all_down(self) -> Finished | None:
         """The end of a run in which no node is left."""
-        if len(self._crashed) < self.num_nodes:
+        if not self._members.all_down:
             return None
         at, sent = max(self._rounds), self._traffic.total_bytes()
         reason = f"all {self.num_nodes} nodes are down, the last one since round {at}; {sent} bytes were sent"
@@ -592,13 +575,13 @@ class SimulatedDriver:
             envelopes=self._envelopes,
             queue=self._queue.snapshot(),
             uplinks=tuple(uplink.snapshot() for uplink in self.network.uplinks),
-            crashed=frozenset(self._crashed),
-            joined=tuple(self._joined),
+            crashed=frozenset(self._members.down),
+            joined=tuple(self._members.joined),
             rounds=tuple(self._rounds),
             fired=frozenset(self._faults.fired),
             untrained=dict(self._untrained),
-            completions={at: dict(completions) for at, completions in self._completions.items()},
-            votes={at: frozenset(votes) for at, votes in self._votes.items()},
+            completions={at: dict(completions) for at, completions in self._completions.reports.items()},
+            votes={at: frozenset(votes) for at, votes in self._votes.reports.items()},
             edges=self._traffic.snapshot(),
             refused=tuple(self._refused),
         )
@@ -618,14 +601,13 @@ class SimulatedDriver:
         self._queue.restore(state.queue)
         for uplink, saved in zip(self.network.uplinks, state.uplinks, strict=True):
             uplink.restore(saved)
-        self._crashed, self._joined = set(state.crashed), list(state.joined)
-        self._late = sum(map(bool, self._joined))
+        self._members.restore(state.crashed, state.joined)
         self._rounds = list(state.rounds)
-        self._live_at = Counter(done for node, done in enumerate(self._rounds) if node not in self._crashed)
+        self._live_at = Counter(self._rounds[node] for node in self._members.up)
         self._faults.fired = set(state.fired)
         self._untrained = dict(state.untrained)
-        self._completions = {at: dict(completions) for at, completions in state.completions.items()}
-        self._votes = {at: set(votes) for at, votes in state.votes.items()}
+        self._completions.reports = {at: dict(completions) for at, completions in state.completions.items()}
+        self._votes.reports = {at: dict.fromkeys(votes) for at, votes in state.votes.items()}
         self._traffic = TrafficCounter(state.edges)
         self._refused = list(state.refused)
 

@@ -1,0 +1,80 @@
+"""Rounds that all nodes that are up have reported."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Generic, TypeVar
+
+__all__ = ["Barrier", "Members"]
+
+T = TypeVar("T")
+
+
+class Members:
+    """Which nodes of a simulation are up, and since which round.
+
+    Args:
+        num_nodes: N; all are up from round 0 on.
+
+    Attributes:
+        down: the nodes that have crashed and not come back.
+        joined: the round in which each node came back; 0 if it was never down.
+    """
+
+    def __init__(self, num_nodes: int) -> None:
+        self.restore(frozenset(), (0,) * num_nodes)
+
+    def restore(self, down: Collection[int], joined: Collection[int]) -> None:
+        """Take over ``down`` and ``joined`` of a checkpoint."""
+        self.down, self.joined = set(down), list(joined)
+        self._late = sum(map(bool, self.joined))  # number of nodes that joined after round 0
+
+    def rejoin(self, node: int, round: int) -> None:
+        """Count a node that was down from ``round`` on."""
+        self.down.discard(node)
+        self._late += not self.joined[node]
+        self.joined[node] = round
+
+    @property
+    def all_down(self) -> bool:
+        """Whether no node is up."""
+        return len(self.down) == len(self.joined)
+
+    @property
+    def up(self) -> frozenset[int]:
+        """The nodes that are up."""
+        return frozenset(range(len(self.joined))) - self.down
+
+    def expected(self, round: int) -> set[int]:
+        """Return the nodes that will complete ``round`` rounds, or have."""
+        return {node for node in self.up if self.joined[node] < max(round, 1)}
+
+    def are_all(self, nodes: Collection[int], round: int) -> bool:
+        """Return whether these are all nodes that will complete ``round`` rounds, or have.
+
+        The count is compared first: with thousands of nodes, comparing all nodes each time takes long.
+        """
+        least = len(self.joined) - len(self.down) - self._late
+        return len(nodes) >= least and self.expected(round) <= set(nodes)
+
+
+class Barrier(Generic[T]):
+    """Reports of nodes on rounds, each round until all nodes have reported that will complete it.
+
+    Attributes:
+        reports: by number of completed rounds, then by node.
+    """
+
+    def __init__(self, members: Members) -> None:
+        self._members = members
+        self.reports: dict[int, dict[int, T]] = {}
+
+    def report(self, round: int, node: int, value: T) -> None:
+        """Add one node's report."""
+        self.reports.setdefault(round, {})[node] = value
+
+    def take(self, round: int) -> dict[int, T] | None:
+        """Return the reports of ``round`` by node, and forget them; None while some are missing."""
+        if not self._members.are_all(self.reports[round], round):
+            return None
+        return self.reports.pop(round)
