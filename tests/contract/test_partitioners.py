@@ -24,6 +24,7 @@ TABLE = {
     "quantity": {"alpha": 0.5},
     "quantity, concentrated": {"alpha": 0.1, "min_samples": 2},
     "by_key": {},
+    "contiguous": {},
 }
 LABELS = np.random.default_rng(1).integers(10, size=1000)
 KEYS = np.random.default_rng(2).integers(60, size=1000) * 7 - 20  # neither dense nor all positive

@@ -25,6 +25,9 @@ from torch import nn
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, parquet, source
 from jwins.tasks.partition import make_partitioner
+from jwins.tasks.plays import bundled_plays, codes
+from jwins.training.optimizer import Optimizer
+from jwins.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -157,6 +160,27 @@ TABLE = {
     "shakespeare, some": Row(
         shakespeare_text, (80,), torch.uint8, (95, 11), 824_425, (97,), 1, {"roles": 1, "stride": 5}, False
     ),
+    "gpt": Row(None, (64,), torch.uint8, (49400, 1370), 808_192, (64, 97), 8),
+    "gpt, roles": Row(
+        None,
+        (16,),
+        torch.uint8,
+        (46887, 4986),
+        16_000,
+        (16, 97),
+        481,
+        {"owners": "role", "layers": 1, "heads": 2, "width": 32, "context": 16, "stride": 16},
+    ),
+    "gpt, own text": Row(
+        shakespeare_text,
+        (16,),
+        torch.uint8,
+        (326, 9),
+        16_000,
+        (16, 97),
+        1,
+        {"layers": 1, "heads": 2, "width": 32, "context": 16},
+    ),
     "movielens": Row(movielens_files, (2,), torch.int64, (18, 9), (4 + 10) * 20, (), 4),
 }
 
@@ -205,8 +229,8 @@ class TestEveryTask:
 
     def test_training_and_test_samples_are_different(self, row: str, tmp_path: Path) -> None:
         task = build(row, tmp_path)
-        if row.startswith("shakespeare"):
-            return  # characters are common; test_shakespeare_* look at the texts
+        if row.startswith(("shakespeare", "gpt")):
+            return  # characters are common; test_shakespeare_* and test_gpt_* look at the texts
         samples = [
             (inputs.numpy().tobytes(), key)
             for data in (task.train, task.test)
@@ -276,11 +300,11 @@ class TestEveryTask:
         assert equal(copy.train, task.train)
         assert type(copy) is type(task)
 
-    @pytest.mark.parametrize("kind", ["iid", "shards", "dirichlet", "by_key"])
+    @pytest.mark.parametrize("kind", ["iid", "contiguous", "shards", "dirichlet", "by_key"])
     def test_can_be_partitioned(self, row: str, kind: str, tmp_path: Path) -> None:
         task = build(row, tmp_path)
         labels, keys = task.partition_labels(), task.train.keys
-        assert (labels is None) == (row == "movielens")
+        assert (labels is None) == row.startswith(("movielens", "gpt"))
         if (labels is None and kind in ("shards", "dirichlet")) or (keys is None and kind == "by_key"):
             return
         num_nodes = min(2, TABLE[row].owners or 2)
@@ -381,6 +405,84 @@ def test_shakespeare_joins_a_roles_speeches(tmp_path: Path) -> None:
     assert of_first == [said[i : i + 81] for i in range(len(of_first))]
 
 
+TINY_GPT = {"layers": 1, "heads": 2, "width": 32, "context": 16}
+
+
+def test_gpt_predicts_each_next_character_and_is_tested_on_the_end_of_each_play() -> None:
+    task = make_task("gpt", options=TINY_GPT | {"stride": 16})
+    plays = [codes(play) for play in bundled_plays()]
+    assert len(plays) == 8
+    for number, play in enumerate(plays):
+        cut = len(play) - round(0.1 * len(play))
+        for data, text in ((task.train, play[:cut]), (task.test, play[cut:])):
+            rows = np.flatnonzero(data.keys == number)
+            pieces = data.inputs[rows].numpy().reshape(-1)
+            np.testing.assert_array_equal(pieces, text[: len(pieces)])
+            np.testing.assert_array_equal(data.targets[rows].numpy().reshape(-1), text[1 : len(pieces) + 1])
+            assert len(text) - len(pieces) <= 16
+
+
+def test_gpt_sees_no_later_character() -> None:
+    model = make_task("gpt", options=TINY_GPT).model().eval()
+    text = torch.arange(16)[None]
+    changed = text.clone()
+    changed[0, 9:] += 40
+    with torch.no_grad():
+        before, after = model(text), model(changed)
+    torch.testing.assert_close(before[0, :9], after[0, :9])
+    assert (before[0, 9] - after[0, 9]).abs().max() > 1e-4
+    assert model.characters.weight.shape == (97, 32)  # which also predicts: there is no second matrix
+
+
+def test_gpt_reports_bits_and_perplexity_of_the_whole_test_set() -> None:
+    task = make_task("gpt", options=TINY_GPT)
+    parts = make_partitioner("contiguous", {}).split(
+        num_samples=len(task.train), num_nodes=4, labels=None, keys=None, rng=np.random.default_rng(1)
+    )
+    optimizer = Optimizer("adamw", {"lr": 3e-3})
+    trainers = {
+        batching: Trainer(
+            task,
+            parts,
+            seed=1,
+            local_steps=20,
+            batch_size=16,
+            optimizer=optimizer,
+            batching=batching,
+            device="cpu",
+        )
+        for batching in ("auto", "loop")
+    }
+    assert trainers["auto"].batching == "stacked", trainers["auto"].reason
+    found = {}
+    for batching, trainer in trainers.items():
+        before = trainer.evaluate(trainer.params[:1], [0], torch.arange(200))
+        trainer.train(dict.fromkeys(range(4), 0))
+        trainer.train(dict.fromkeys(range(4), 1))
+        found[batching] = trainer.evaluate(trainer.params, list(range(4)), torch.arange(200))
+        assert float(found[batching]["loss"].max()) < 0.8 * float(before["loss"])
+        torch.testing.assert_close(found[batching]["perplexity"], found[batching]["loss"].exp())
+        bits = found[batching]["loss"] / np.log(2.0)
+        torch.testing.assert_close(found[batching]["bits_per_character"], bits, atol=1e-5, rtol=0)
+    for name, values in found["loop"].items():
+        torch.testing.assert_close(found["auto"][name], values, atol=2e-2, rtol=1e-2)
+    assert {"bits_per_character": "lower", "perplexity": "lower"}.items() <= type(task).directions().items()
+
+
+def test_gpt_takes_any_text_and_refuses_what_is_none(tmp_path: Path) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("No play, but a long enough text. " * 30, encoding="utf-8")
+    assert len(make_task("gpt", options=TINY_GPT, data=text).train) > 100
+    with pytest.raises(DataError, match=r"gpt: .*book.txt: no speech; expected lines such as 'HAMLET:'"):
+        make_task("gpt", options=TINY_GPT | {"owners": "role"}, data=text)
+    text.write_text("Short.", encoding="utf-8")
+    with pytest.raises(DataError, match="no play has enough text for pieces of 16 characters and a test"):
+        make_task("gpt", options=TINY_GPT, data=text)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"gpt: .*empty is neither a text nor a folder with \*.txt"):
+        make_task("gpt", data=tmp_path / "empty")
+
+
 @pytest.mark.parametrize("row", ["shakespeare", "shakespeare, parquet"])
 def test_shakespeare_never_trains_on_a_character_it_is_tested_on(row: str, tmp_path: Path) -> None:
     task = build(row, tmp_path)
@@ -443,7 +545,7 @@ def test_cache_stands_where_the_platform_has_it(
 
 
 @pytest.mark.usefixtures("_no_network")
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("digits", "gpt")])
 class TestWithoutData:
     def test_no_network_and_no_folder(self, name: str, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"{name}: no data, and the download") as caught:
@@ -866,6 +968,11 @@ def test_a_line_that_is_no_name_is_said_not_to_be_one(
         ("femnist", {"writers": 7}, "task.options.writers", "expected 1 to 6"),
         ("femnist", {"writers": "7"}, "task.options.writers", "expected int"),
         ("shakespeare", {"stride": 0}, "task.options.stride", "at least 1"),
+        ("gpt", {"stride": 0}, "task.options.stride", "at least 1"),
+        ("gpt", {"layers": 0}, "task.options.layers", "at least 1"),
+        ("gpt", {"width": 100, "heads": 3}, "task.options.width", "a multiple of heads = 3, such as 102"),
+        ("gpt", {"dropout": 1.0}, "task.options.dropout", r"a fraction in \[0, 1\)"),
+        ("gpt", {"owners": "act"}, "task.options.owners", "'play' or 'role'"),
         ("movielens", {"factors": 0}, "task.options.factors", "at least 1"),
     ],
 )

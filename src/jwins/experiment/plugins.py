@@ -53,6 +53,7 @@ __all__ = [
     "ChocoConfig",
     "ClippedGossipConfig",
     "ClosedLoopConfig",
+    "ContiguousConfig",
     "CutoffTable",
     "DirichletConfig",
     "EdgeListConfig",
@@ -146,6 +147,12 @@ class IidConfig(PartitionTable):
     kind: Literal["iid"] = "iid"
 
 
+class ContiguousConfig(PartitionTable):
+    """Cut the samples, in their order, into runs of equal length, one for each node."""
+
+    kind: Literal["contiguous"] = "contiguous"
+
+
 class ShardsConfig(PartitionTable):
     """Sort the samples by label, cut them into shards and deal these out at random: few labels per node."""
 
@@ -180,7 +187,7 @@ class ByKeyConfig(PartitionTable):
 
 
 PARTITION_TABLES: Mapping[str, type[PartitionTable]] = by_kind(
-    IidConfig, ShardsConfig, DirichletConfig, QuantityConfig, ByKeyConfig
+    IidConfig, ShardsConfig, DirichletConfig, QuantityConfig, ByKeyConfig, ContiguousConfig
 )
 """Tables by ``task.partition.kind``."""
 

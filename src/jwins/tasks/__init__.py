@@ -14,6 +14,7 @@ from jwins.tasks.celeba import Celeba
 from jwins.tasks.cifar10 import Cifar10
 from jwins.tasks.digits import Digits
 from jwins.tasks.femnist import Femnist
+from jwins.tasks.gpt import Gpt
 from jwins.tasks.load import built, named_class, own_task, task_class
 from jwins.tasks.movielens import MovieLens
 from jwins.tasks.shakespeare import Shakespeare
@@ -27,6 +28,7 @@ TASKS: Mapping[str, type[Task]] = {
     "celeba": Celeba,
     "shakespeare": Shakespeare,
     "movielens": MovieLens,
+    "gpt": Gpt,
 }
 """Tasks by their name in ``task.name``."""
 

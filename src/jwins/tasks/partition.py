@@ -18,6 +18,7 @@ from jwins.errors import ConfigError, JwinsError
 __all__ = [
     "PARTITIONERS",
     "ByKey",
+    "Contiguous",
     "Dirichlet",
     "Iid",
     "Partitioner",
@@ -84,6 +85,34 @@ class Iid:
         """Return the samples of each node."""
         _check_enough("iid", num_samples, num_nodes)
         return [np.sort(part) for part in np.array_split(rng.permutation(num_samples), num_nodes)]
+
+
+@dataclass(frozen=True, slots=True)
+class Contiguous:
+    """Samples in their order, cut into runs whose sizes differ by at most one; which node gets which is random.
+
+    For texts and other series, of which each node has one stretch.
+
+    >>> parts = Contiguous().split(
+    ...     num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1)
+    ... )
+    >>> [part.tolist() for part in parts]
+    [[3, 4], [0, 1, 2]]
+    """
+
+    def split(
+        self,
+        *,
+        num_samples: int,
+        num_nodes: int,
+        labels: Indices | None,
+        keys: Indices | None,
+        rng: np.random.Generator,
+    ) -> list[Indices]:
+        """See :meth:`Partitioner.split`."""
+        _check_enough("contiguous", num_samples, num_nodes)
+        runs = np.array_split(np.arange(num_samples, dtype=np.int64), num_nodes)
+        return [runs[number] for number in rng.permutation(num_nodes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +315,7 @@ PARTITIONERS: Mapping[str, type[Partitioner]] = {
     "dirichlet": Dirichlet,
     "quantity": Quantity,
     "by_key": ByKey,
+    "contiguous": Contiguous,
 }
 """Partitioners by their name in ``task.partition.kind``."""
 

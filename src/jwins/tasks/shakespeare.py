@@ -6,9 +6,6 @@ Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from 
 
 from __future__ import annotations
 
-import logging
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +17,7 @@ from torch import Tensor, nn
 from jwins.errors import ConfigError, DataError
 from jwins.tasks.base import Dataset, Task
 from jwins.tasks.parquet import read_rows
+from jwins.tasks.plays import CLASSES, codes, read_plays, speeches
 from jwins.tasks.source import (
     chosen_keys,
     decoded_once,
@@ -35,19 +33,8 @@ _REPO = "flwrlabs/shakespeare"
 _LENGTH = 80
 """Length of the model's input in characters, as in LEAF."""
 
-_ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
-"""Alphabet: printable ASCII. All other characters share one more class, the last."""
-
-_CLASSES = len(_ALPHABET) + 1
-_CODES = np.full(256, _CLASSES - 1, dtype=np.uint8)
-_CODES[np.frombuffer(_ALPHABET.encode("ascii"), dtype=np.uint8)] = np.arange(len(_ALPHABET), dtype=np.uint8)
-
 _SCHEMA = f"x of {_LENGTH} characters and y of one"
 _TEST_FRACTION = 0.1
-_ROLE = re.compile(r"(\w[^:\n]{0,60}):\s*")
-_BLANK = re.compile(r"\n[^\S\n]*\n\s*")
-
-_log = logging.getLogger(__name__)
 
 
 class NextCharacter(nn.Module):
@@ -97,7 +84,7 @@ class Shakespeare(Task):
         self.name = "shakespeare"
         texts = _texts(data)
         if texts is not None:
-            tensors = _windows(_speeches(texts), roles, stride)
+            tensors = _windows(speeches(self.name, read_plays(self.name, texts), texts), roles, stride)
         else:
             files = hub_files(self.name, _REPO, data, ("train",))
             tensors = decoded_once(
@@ -113,7 +100,7 @@ class Shakespeare(Task):
 
     def model(self) -> nn.Module:
         """Make a stacked LSTM."""
-        return NextCharacter(_CLASSES)
+        return NextCharacter(CLASSES)
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Convert (B, 80) uint8 to int64."""
@@ -143,49 +130,8 @@ def _texts(data: Path | None) -> list[Path] | None:
     return texts
 
 
-def _speeches(paths: Sequence[Path]) -> list[str]:
-    """Return the text of each role in each file, its speeches joined; roles in alphabetical order."""
-    said: dict[tuple[int, str], list[str]] = {}
-    for number, path in enumerate(paths):
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"shakespeare: {path} cannot be read as a UTF-8 text ({error})") from error
-        speaker = None
-        no_names = []
-        # Byte order marks are also between files that were joined.
-        for paragraph in _BLANK.split(text.replace("\ufeff", "").strip()):
-            first, _, rest = paragraph.partition("\n")
-            name = _ROLE.fullmatch(first)
-            if name is not None:
-                speaker, paragraph = (number, unicodedata.normalize("NFC", name[1])), rest
-            elif first.rstrip().endswith((":", "：")):
-                no_names.append(first)
-            # a paragraph without a name continues the speech; before the first it is a stage direction
-            if speaker is not None:
-                said.setdefault(speaker, []).append(paragraph + "\n")
-        if no_names:
-            _log.warning(
-                "shakespeare: %s: %d lines after an empty line end in a colon but are not names of roles; the "
-                "first is %r. A name begins with a letter or a digit, has up to 61 characters and ends in "
-                "':'. These lines count as text of the previous role",
-                *(path, len(no_names), no_names[0][:80]),
-            )
-    if not said:
-        raise DataError(
-            f"shakespeare: {paths[0]}: no speech; expected lines such as 'HAMLET:' after an empty line"
-        )
-    return ["".join(said[role]) for role in sorted(said)]
-
-
-def _codes(text: str) -> npt.NDArray[np.uint8]:
-    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    codes: npt.NDArray[np.uint8] = _CODES[np.minimum(points, 255)]
-    return codes
-
-
-def _windows(speeches: Sequence[str], roles: int | None, stride: int) -> dict[str, Tensor]:
-    texts = [_codes(speech) for speech in speeches if len(speech) > _LENGTH]
+def _windows(of_roles: Sequence[str], roles: int | None, stride: int) -> dict[str, Tensor]:
+    texts = [codes(speech) for speech in of_roles if len(speech) > _LENGTH]
     chosen = chosen_keys("shakespeare", "roles", np.arange(len(texts)), roles)
     windows, keys = [np.empty((0, _LENGTH + 1), dtype=np.uint8)], [np.empty(0, dtype=np.int64)]
     for role in chosen:
@@ -202,7 +148,7 @@ def _sequences(files: Sequence[Path], roles: int | None, stride: int) -> dict[st
         y = rows.cells("y", lambda c: isinstance(c, str) and len(c) == 1, _SCHEMA)
         names += rows.owners("character_id", names)
         texts = map(str.__add__, x, y)
-        windows.append(_codes("".join(texts)).reshape(-1, _LENGTH + 1))
+        windows.append(codes("".join(texts)).reshape(-1, _LENGTH + 1))
     keys = key_numbers(names)
     kept = chosen_keys("shakespeare", "roles", keys, roles)
     kept = kept[np.argsort(keys[kept], kind="stable")]
