@@ -3,8 +3,8 @@
 Sixteen nodes train as in experiments/rate-distortion, with the defaults of the closed loop. In the first five
 rounds and the last five, every frame's section of values is held against the entropy of its own symbols: of the
 histogram of all, and of that of each wavelet subband. Neither counts telling the histogram, and the section has
-its step and its lengths, too; with odds for parts of a subband it may still be the shorter one. A row sums over
-all frames. Digits come with the package; for the others name their folders. From the root:
+its step and its lengths, too; with contexts of neighbouring symbols it may still be the shorter one. A row sums
+over all frames. Digits come with the package; for the others name their folders. From the root:
 
     python -m benchmarks.frames [--movielens FOLDER] [--cifar10 FOLDER]
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import threading
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from jwins.wire import codec
 
 NODES = 16
 SPAN = 5  # rounds, at either end
+_ADDING = threading.Lock()  # nodes share on different threads
 SHARDS = {"kind": "shards", "shards_per_node": 2}
 
 
@@ -67,11 +69,14 @@ class Sums:
         values = update.values
         assert isinstance(values, Quantized)
         symbols = values.symbols.numpy()
-        self.symbols += len(symbols)
-        self.zeros += int((symbols == 0).sum())
-        self.sent += codec("pco").encode(update).values_bytes
-        self.entropy += entropy_bytes(symbols)
-        self.by_subband += conditional_bytes(symbols, values.runs)
+        sent = codec("pco").encode(update).values_bytes
+        entropy, by_subband = entropy_bytes(symbols), conditional_bytes(symbols, values.runs)
+        with _ADDING:
+            self.symbols += len(symbols)
+            self.zeros += int((symbols == 0).sum())
+            self.sent += sent
+            self.entropy += entropy
+            self.by_subband += by_subband
 
     def row(self) -> list[str]:
         """As it is printed."""
