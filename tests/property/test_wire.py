@@ -312,6 +312,15 @@ def test_short_fuzz(dim):
     assert all(tally.of(name).get("codec error") for name in fuzz.TARGETS)
 
 
+def test_a_changed_bit_of_a_message_without_payload_is_noticed():
+    data = pack(KeyframeRequest(1, 7), codec("raw"), b"8 bytes.").data
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FrameError):
+            unpack(bytes(changed), codec("raw"), b"8 bytes.", dim=10)
+
+
 @pytest.mark.parametrize("failing", [False, True])
 def test_the_fuzzer_leaves_only_failing_inputs(failing, tmp_path, monkeypatch):
     fuzz = fuzzer()
