@@ -97,7 +97,7 @@ class Contiguous:
     ...     num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1)
     ... )
     >>> [part.tolist() for part in parts]
-    [[3, 4], [0, 1, 2]]
+    [[0, 1, 2], [3, 4]]
     """
 
     def split(
