@@ -54,7 +54,8 @@ class _Block(nn.Module):
         query, key, value = split.permute(2, 0, 3, 1, 4)
         seen = self._attended(query, key, value)
         x = x + self.dropout(self.attention_out(seen.transpose(1, 2).reshape(batch, length, width)))
-        return x + self.dropout(self.hidden_out(functional.gelu(self.hidden(self.hidden_norm(x)))))
+        out: Tensor = x + self.dropout(self.hidden_out(functional.gelu(self.hidden(self.hidden_norm(x)))))
+        return out
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention, written out for stacked nodes: torch.func has no rule for the fused kernel."""
