@@ -394,7 +394,7 @@ def test_files_hold_the_table(done: comparing.ComparisonResult) -> None:
     assert [row.split(" & ")[0] for row in rows_of_tex[1:]] == [
         line.variant.replace("%", r"\%") for line in done.table
     ]
-    assert all(row.count(" & ") == 10 for row in rows_of_tex)
+    assert all(row.count(" & ") == 11 for row in rows_of_tex)
     assert re.search(r"[^\\\n]%", tex) is None, "a percent sign would begin a comment"
     assert (done.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (done.folder / "comparison.pdf").read_bytes().startswith(b"%PDF")
