@@ -75,14 +75,15 @@ def test_run_says_what_replicas_cost_where_neighbours_change(tmp_path: Path) -> 
 
 
 def test_run_says_where_the_seconds_went(tmp_path: Path) -> None:
-    (line,) = [line for line in run_tiny(tmp_path / "out").stdout.splitlines() if " seconds here: " in line]
+    said = run_tiny(tmp_path / "out", *sets("train.batching=auto")).stdout
+    (line,) = [line for line in said.splitlines() if " seconds here: " in line]
     whole, _, parts = line.partition(" seconds here: ")
     spent = {name: float(seconds) for name, _, seconds in (p.rpartition(" ") for p in parts.split(", "))}
     assert list(spent) == sorted(spent, key=lambda name: -spent[name])
     assert {"start-up", "training", "share and merge", "decoding", "evaluation", "other"} <= set(spent)
     assert spent["start-up"] > 0.0  # torch is loaded, data are read
     assert sum(spent.values()) == pytest.approx(float(whole), abs=0.05 * (len(spent) + 1))
-    again = run_tiny(tmp_path / "out", "--resume").stdout  # which takes no time worth telling
+    again = run_tiny(tmp_path / "out", *sets("train.batching=auto"), "--resume").stdout  # which takes no time
     assert "seconds here" not in again
 
 
