@@ -182,7 +182,7 @@ def test_most_python_runs() -> None:
     """What does not run says why."""
     blocks = [block for page in PAGES for block in doc_blocks.blocks_of(page) if block.language == "python"]
     skipped = [block for block in blocks if block.skipped]
-    assert len(skipped) <= 4
+    assert len(skipped) <= 5
     assert len(blocks) - len(skipped) >= 9
 
 

@@ -498,7 +498,9 @@ def test_a_record_gives_the_tables_of_the_comparison_it_was_collected_of(done: A
     for name in ("table.md", "table.csv", "summary.json"):
         assert (record / name).read_text() == (done.folder / name).read_text()
     assert runs.read_bytes() == written
-    with pytest.raises(ConfigError, match=r"runs\.tar\.xz is a file; unpack it \(tar -xf .*\) to go on"):
+    with pytest.raises(
+        ConfigError, match=r"runs\.tar\.xz is a file; unpack it \(tar -xf .*\) to continue its runs"
+    ):
         compare(load(tmp_path, f"compare.folder={runs}", "compare.seeds=[1, 2, 3]"), jobs=1)
     config = archive.find(runs, "full-sharing/seed-1/config.toml")[0]
     assert (

@@ -989,7 +989,7 @@ def test_bad_options_are_refused(
 
 
 def test_data_for_a_task_that_has_its_own(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="Digits takes no data") as caught:
+    with pytest.raises(ConfigError, match="Digits does not take a data folder") as caught:
         make_task("digits", data=tmp_path)
     assert caught.value.path == "task.data"
 

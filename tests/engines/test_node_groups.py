@@ -23,6 +23,7 @@ from jwins.run.assembly import spread
 from jwins.run_folder.rows import read_rows
 from jwins.sharing import jwins
 from jwins.topology import Regular
+from jwins.topology.participation import Participation
 from jwins.training.optimizer import Optimizer
 
 NODES = 10
@@ -39,6 +40,14 @@ SPREADS: dict[str, dict[str, Any]] = {
         "train": {"batching": "stacked", "chunk": 3, "optimizer": Optimizer("adam", {"lr": 0.01})},
     },
     "quasi-global-faults": CASES["quasi-global-faults"] | {"topology": GRAPH},
+    "uneven-steps": {
+        "sharing": jwins(),
+        "train": {"local_steps": [1, 4, 2, 3, 1, 2, 5, 1, 3, 2], "optimizer": QUASI_GLOBAL},
+    },
+    "participation": CASES["participation"] | {"topology": Participation(GRAPH, 0.5, seed=1)},
+    "schedule-stacked": CASES["schedule-stacked"]
+    | {"topology": GRAPH, "train": CASES["schedule-stacked"]["train"] | {"chunk": 4}},
+    "outer-faults": CASES["outer-faults"] | {"topology": GRAPH},
     "quasi-global-stacked": {
         "sharing": jwins(),
         "train": {"batching": "stacked", "chunk": 4, "optimizer": QUASI_GLOBAL},

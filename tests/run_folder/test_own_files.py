@@ -91,7 +91,7 @@ def test_the_status_follows_no_link_and_only_its_owner_reads_it(folder: Path, pr
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
 def test_nobody_waits_for_a_pipe(folder: Path, name: str) -> None:
     os.mkfifo(folder / name)
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         open_own(folder / name)
 
 

@@ -917,7 +917,7 @@ def test_a_chunk_that_is_only_partly_here_is_refused():
     with pytest.raises(UsageError, match=r'nodes 3 to 5 train as one stack.*train\.batching = "loop"'):
         Trainer(Toy(), {4: parts[4]}, batching="stacked", chunk=3, **rest)
     assert Trainer(Toy(), {4: parts[4]}, batching="loop", **rest).nodes == (4,)
-    with pytest.raises(UsageError, match="nodes 4 to 4 of 3"):
+    with pytest.raises(UsageError, match="nodes 4 to 4; expected 0 to 2"):
         Trainer(Toy(), {4: parts[4]}, **rest | {"num_nodes": 3})
 
 

@@ -18,6 +18,7 @@ TASK_CLASSES: Mapping[str, str] = {
     "celeba": "tasks.celeba.Celeba",
     "shakespeare": "tasks.shakespeare.Shakespeare",
     "movielens": "tasks.movielens.MovieLens",
+    "gpt": "tasks.gpt.Gpt",
 }
 """The class of each ``task.name``, in the package."""
 
@@ -32,6 +33,7 @@ USUAL_DIRECTIONS: Mapping[str, str] = {"accuracy": "higher", "loss": "lower"}
 """The better direction of each metric that the base class of tasks declares."""
 
 OTHER_DIRECTIONS: Mapping[str, Mapping[str, str]] = {
+    "gpt": {"bits_per_character": "lower", "perplexity": "lower"},
     "movielens": {"within_half_star": "higher", "squared_error": "lower"},
 }
 """The same for metrics that a bundled task declares besides, by ``task.name``."""

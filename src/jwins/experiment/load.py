@@ -111,7 +111,7 @@ def load(source: str | Path, overrides: Sequence[str] = ()) -> Experiment:
         ConfigError: with TOML path, value and remedy.
 
     >>> load("digits", ["run.rounds=5", "sharing.kind=full"]).sharing
-    FullConfig(kind='full', values='float32')
+    FullConfig(kind='full', values='float32', robust=None)
     """
     tables, origin = read(source)
     if "variants" in tables or "compare" in tables:

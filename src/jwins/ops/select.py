@@ -60,7 +60,7 @@ def largest_k(score: Tensor, k: int) -> Tensor:
             raise UsageError("a score is not finite")
         return torch.from_numpy(positions[:k])
     if score.device.type == "cpu":
-        return torch.from_numpy(_largest_of_few(np.abs(score.detach().numpy()), k))
+        return _largest_of_few(np.abs(score.detach().numpy()), k)
     magnitude = score.detach().abs()
     if not bool(torch.isfinite(magnitude).all()):
         raise UsageError("a score is not finite")
@@ -73,16 +73,16 @@ def largest_k(score: Tensor, k: int) -> Tensor:
     return torch.nonzero(chosen).squeeze(-1)
 
 
-def _largest_of_few(magnitude: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+def _largest_of_few(magnitude: npt.NDArray[np.float32], k: int) -> Tensor:
     if len(magnitude) and not np.isfinite(magnitude.max()):  # max() propagates NaN
         raise UsageError("a score is not finite")
     if k in (0, len(magnitude)):
-        return np.arange(k)
+        return torch.arange(k, device="cpu")
     smallest = np.partition(magnitude, len(magnitude) - k)[len(magnitude) - k]
     chosen = magnitude > smallest
     missing = k - int(np.count_nonzero(chosen))
     chosen[np.flatnonzero(magnitude == smallest)[:missing]] = True
-    return np.flatnonzero(chosen)
+    return torch.from_numpy(np.flatnonzero(chosen))
 
 
 def _bits(score: Tensor) -> npt.NDArray[np.uint32]:
