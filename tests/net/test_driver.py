@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from wires import Wires, World, run_all
+from wires import Running, Wires, World, run_all
 from worlds import evals
 
+from jwins.net.peer_session import State
 from jwins.run_folder.rows import EvalRow
 from jwins.sharing import choco, full, jwins, random_k, top_k
-from jwins.topology import Regular
+from jwins.topology import FullyConnected, Regular
 
 CASES = {
     "full": full(),
@@ -35,6 +36,19 @@ def test_the_same_parameters_and_bytes_as_in_the_simulator(name: str, wires: Wir
         for kind in ("positions", "values", "header", "keyframe"):
             assert getattr(mine, kind) == getattr(edge.bytes, kind), (edge.source, edge.target, kind)
         assert mine.control > edge.bytes.control, "a Hello and a Bye"
+
+
+def test_who_ends_first_waits_for_nobody_who_has_ended_too(wires: Wires) -> None:
+    world = World(4, topology=FullyConnected(num_nodes=4, seed=1), rounds=2, timeout_s=300.0)
+    drivers = world.drivers(wires)
+    # Frames to node 3 are late, so it ends last.
+    wires.fate = lambda sender, receiver, data: 0.3 if receiver == 3 and len(data) > 300 else 0.0
+    running = Running()
+    for node, driver in enumerate(drivers):
+        running.start(node, driver)
+    running.join_all(timeout_s=100.0)
+    for driver in drivers:
+        assert {known.state for known in driver.peers.values()} == {State.LEFT}
 
 
 def test_each_node_measures_itself_as_the_simulator_does(wires: Wires) -> None:

@@ -207,9 +207,12 @@ class Rounds:
         """Write the end before it is sent. Others may leave after that, so no round could be repeated."""
         self._session.end, self._session.waiting.wait = end, None
         packed = self._session.outbox.bye(end.status)
-        introduced = [peer for peer, known in self._session.peers.items() if known.is_introduced]
-        for peer in introduced:
-            self._session.outbox.flush(peer)
+        peers = self._session.peers.items()
+        # One that has ended may stay for this node's Bye.
+        told = [peer for peer, known in peers if known.is_introduced or known.state is State.LEFT]
+        for peer in told:
+            if self._session.peers[peer].is_introduced:
+                self._session.outbox.flush(peer)
             self._session.traffic.count(self._session.node.id, (peer,), packed, "control")
         self._session.out.append(ev.Ended(end.status, end.round, end.reason))
-        self._session.out += [ev.Transmit(peer, packed.data, "control") for peer in introduced]
+        self._session.out += [ev.Transmit(peer, packed.data, "control") for peer in told]
