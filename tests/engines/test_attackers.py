@@ -59,7 +59,7 @@ def test_robust_merges_stand_two_attackers_of_eight(attack: str, kind: str, hone
     stood = accuracy(experiment(attack, {"kind": "full", "robust": robust}))
     assert stood > honest - 0.08
     if attack == "gaussian":
-        assert accuracy(experiment(attack)) < stood - 0.2
+        assert accuracy(experiment(attack)) < stood - 0.1
 
 
 def test_attackers_are_not_measured_and_train_on(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_graph_that_changes_is_planned_with_one_that_does(tmp_path: Path) -> N
     assert found.round_bytes == pytest.approx(found.frame_bytes * found.num_nodes)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
     class Unlabelled(Task):
         def __init__(self) -> None:
@@ -109,6 +110,12 @@ def test_what_is_wrong_is_said_as_by_a_run(tmp_path: Path) -> None:
 
         def model(self) -> nn.Module:
             return nn.Linear(2, 1)
+
+        def loss(self, model: Any, batch: Any, generator: Any) -> torch.Tensor:
+            return (model(batch.inputs).squeeze(-1) - batch.targets).square().mean()
+
+        def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": (outputs.squeeze(-1) - targets).square()}
 
     task = {"own": Unlabelled, "partition": {"kind": "iid"}}
     wrong = experiment(tmp_path / "run", task=task).changed({"run": {"eval_own": True}})
