@@ -20,7 +20,6 @@ from jwins.compare.settings import (
     look_up,
     setting_texts,
     settings_slug,
-    tables_of,
 )
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
@@ -185,7 +184,7 @@ class Comparison(Settings):
 
     def _try(self, variant: Variant, point: Mapping[str, Any], path: str) -> None:
         try:
-            variant.experiment.changed(tables_of(point))
+            variant.experiment.changed(point)
         except ConfigError as error:
             first = next(iter(point))
             one = {"key": first, "value": point[first]} if len(point) == 1 else dict(point)
@@ -319,7 +318,7 @@ class Comparison(Settings):
                 run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
         run["folder"] = folder / f"seed-{seed}"
         name = f"{self.name}: {variant.name}".replace("/", "-")
-        experiment = variant.experiment.changed(tables_of(settings)).changed({"name": name, "run": run})
+        experiment = variant.experiment.changed(settings).changed({"name": name, "run": run})
         return Cell(variant, seed, experiment, dict(settings), tuning, to_end)
 
     def tuning_rounds(self, variant: Variant) -> int:

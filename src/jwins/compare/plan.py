@@ -23,7 +23,6 @@ from jwins.compare.settings import (
     look_up,
     setting_texts,
     settings_slug,
-    tables_of,
 )
 from jwins.errors import ResumeError
 from jwins.experiment.field_types import MISSING
@@ -441,7 +440,7 @@ def set_aside(cell: Cell) -> None:
         before = _of(stored, cell.settings)
         if before == _written(cell):
             return
-        old = replace(cell, experiment=cell.experiment.changed(tables_of(before)), settings=before)
+        old = replace(cell, experiment=cell.experiment.changed(before), settings=before)
         folder_state(old.experiment, cell.folder)  # differs in more than the chosen settings: an error
         aside = _earlier(old)
         assert aside is not None

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from jwins.experiment.field_types import MISSING, TomlPath, Within, refuse
 from jwins.experiment.settings import Settings
-from jwins.experiment.toml import toml_text
+from jwins.experiment.toml import flat, toml_text
 
 __all__ = [
     "CompareConfig",
@@ -24,7 +24,6 @@ __all__ = [
     "setting_text",
     "settings_slug",
     "setting_texts",
-    "tables_of",
 ]
 
 FingerprintKind = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
@@ -116,13 +115,7 @@ def _check_values(values: Sequence[Any]) -> None:
 
 def _dotted(grid: Any) -> Any:
     """Return ``{"train": {"lr": [1]}}``, which TOML makes of ``train.lr = [1]``, as ``{"train.lr": [1]}``."""
-    if not isinstance(grid, Mapping):
-        return grid
-    flat: dict[str, Any] = {}
-    for key, value in grid.items():
-        inner = _dotted(value) if isinstance(value, Mapping) else None
-        flat |= {key: value} if inner is None else {f"{key}.{name}": one for name, one in inner.items()}
-    return flat
+    return flat(grid) if isinstance(grid, Mapping) else grid
 
 
 Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
@@ -285,18 +278,6 @@ def setting_text(value: Any) -> str:
 def settings_slug(settings: Mapping[str, Any]) -> str:
     """Return the name of a folder for settings."""
     return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(setting_texts(settings)).replace(" = ", "="))
-
-
-def tables_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{"train.optimizer.lr": 1}`` as ``{"train": {"optimizer": {"lr": 1}}}``."""
-    tables: dict[str, Any] = {}
-    for key, value in settings.items():
-        place = tables
-        *steps, last = key.split(".")
-        for step in steps:
-            place = place.setdefault(step, {})
-        place[last] = value
-    return tables
 
 
 def look_up(tables: Mapping[str, Any], key: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from jwins.compare.comparability import TaskChangeCheck, check_comparable, version_note
 from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.plan import Plan, Trial, ended, plan, target_of
-from jwins.compare.settings import setting_text, setting_texts, tables_of
+from jwins.compare.settings import setting_text, setting_texts
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.chart import save, save_figure
@@ -341,7 +341,7 @@ def _save_configs(comparison: Comparison, found: Plan) -> None:
         folder = comparison.folder / variant.slug
         if variant.name not in found.chosen or not folder.is_dir():
             continue
-        experiment = variant.experiment.changed(tables_of(found.chosen[variant.name]))
+        experiment = variant.experiment.changed(found.chosen[variant.name])
         tables = experiment.resolved(folder)
         del tables["run"]["seed"], tables["run"]["folder"]
         (folder / "experiment.toml").write_text(write_toml(tables), encoding="utf-8")

@@ -11,7 +11,7 @@ from typing import Any
 
 from jwins.errors import ConfigError
 
-__all__ = ["merge", "nested", "parse_overrides", "read_toml", "toml_text", "toml_value", "write_toml"]
+__all__ = ["flat", "merge", "nested", "parse_overrides", "read_toml", "toml_text", "toml_value", "write_toml"]
 
 
 def read_toml(text: str, origin: str) -> dict[str, Any]:
@@ -178,3 +178,18 @@ def toml_text(value: object) -> str:
         inner = ", ".join(f"{_key(k)} = {toml_text(v)}" for k, v in value.items() if v is not None)
         return f"{{ {inner} }}" if inner else "{}"
     raise TypeError(f"{value!r} cannot be written as TOML")
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested tables to one with dotted keys; :func:`nested` is the way back.
+
+    >>> flat({"run": {"rounds": 3, "seed": 2}})
+    {'run.rounds': 3, 'run.seed': 2}
+    """
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from jwins.engines.callbacks import Callback
 from jwins.errors import UsageError
+from jwins.experiment.toml import flat
 from jwins.run_folder.tensorboard import scalars
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class MlflowCallback(Callback):
         """Begin a run of MLflow."""
         self._mlflow.start_run(**{"run_name": experiment.name, **self._options})
         self._running = True
-        values = dict(_flat(experiment.resolved()))
+        values = flat(experiment.resolved())
         self._mlflow.log_params({key: str(value)[:_MAX_CHARS] for key, value in values.items()})
 
     def on_evaluation(self, row: EvalRow, models: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -68,11 +69,3 @@ class MlflowCallback(Callback):
         self._mlflow.set_tags({"status": result.status, "sha256": result.sha256 or ""})
         self._mlflow.end_run(status=_STATUS.get(result.status, "FAILED"))
         self._running = False
-
-
-def _flat(tables: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value

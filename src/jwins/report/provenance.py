@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jwins.experiment.toml import write_toml
+from jwins.experiment.toml import flat, write_toml
 from jwins.report.formatting import NEVER, and_list, shown, spaced
-from jwins.report.settings import compared_settings, described, differing_keys, flat, without_folders
+from jwins.report.settings import compared_settings, described, differing_keys, without_folders
 from jwins.report.studies import Study, StudyVariant
 from jwins.report.tables import Table, TableCell
 from jwins.run_folder.record import ended_well

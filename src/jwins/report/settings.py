@@ -8,9 +8,10 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from jwins.experiment.experiment import drop_without_effect_, rewrite_paths_
+from jwins.experiment.toml import flat
 from jwins.report.formatting import shown, spaced
 
-__all__ = ["compared_settings", "described", "differing_keys", "flat", "without_folders"]
+__all__ = ["compared_settings", "described", "differing_keys", "without_folders"]
 
 _OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboard"), "task": ("data",)}
 """Settings in which the runs of one variant may differ."""
@@ -45,17 +46,6 @@ def _without_folders(value: Any) -> Any:
 
 def _file_name(path: str) -> str:
     return PureWindowsPath(path).name if "\\" in path else PurePosixPath(path).name
-
-
-def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested tables to one with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tables.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def differing_keys(tables: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,10 +16,10 @@ from typing import Any
 from jwins.errors import ConfigError, DataError, JwinsError, UsageError
 from jwins.experiment.catalogue import OTHER_DIRECTIONS, USUAL_DIRECTIONS
 from jwins.experiment.experiment import Experiment
-from jwins.experiment.toml import read_toml
+from jwins.experiment.toml import flat, read_toml
 from jwins.report.formatting import and_list, metric_percent, shown
 from jwins.report.seed_groups import Group, Target
-from jwins.report.settings import compared_settings, differing_keys, flat
+from jwins.report.settings import compared_settings, differing_keys
 from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run.builders import raw_bytes_per_node
 from jwins.run.folder import variant_folder
