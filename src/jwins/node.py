@@ -45,7 +45,7 @@ from jwins.sharing.attacks import attacked, deviation
 from jwins.sharing.base import Sharing
 from jwins.sharing.calls import call_init, call_merge, call_share, method_name
 from jwins.sharing.outer import Nesterov
-from jwins.sharing.own_scale import OwnScale
+from jwins.sharing.own_scale import OwnScale, scale_of
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
 from jwins.topology.graph import Topology
 from jwins.topology.participation import Participation
@@ -885,7 +885,7 @@ class Node:
         if not frame.update.is_finite():
             return "a value is not finite"
         if math.isfinite(self.rules.max_magnitude_ratio):
-            own = max(1.0, largest_magnitude(self.params))
+            own = scale_of(self.params)
             if (largest := frame.update.largest()) > self.rules.max_magnitude_ratio * own:
                 return f"a value of {largest:.3g}, where no parameter of this node is beyond {own:.3g}"
         if self._scale is not None and (largest := frame.update.largest()) > self._most():

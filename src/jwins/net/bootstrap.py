@@ -14,7 +14,8 @@ from jwins.net import events as ev
 from jwins.net.early_frames import decode
 from jwins.net.peer_session import State
 from jwins.node import MAX_ROUNDS_AHEAD
-from jwins.sharing.update import Update, largest_magnitude
+from jwins.sharing.own_scale import scale_of
+from jwins.sharing.update import Update
 from jwins.wire.codec import codec
 from jwins.wire.frame import DIGEST_BYTES, Frame, Packed, StateRequest, Wire
 
@@ -223,7 +224,7 @@ class Joiner:
             return f"it is of round {found.round}"
         if problem := self._implausible(found.round):
             return problem
-        own, largest = max(1.0, largest_magnitude(self._session.node.params)), found.update.largest()
+        own, largest = scale_of(self._session.node.params), found.update.largest()
         if not (math.isfinite(largest) and largest <= rules.max_magnitude_ratio * own):
             return f"it contains a value of {largest:.3g}"
         return ""

@@ -1,4 +1,4 @@
-"""How large values become by a node's own training, whatever others make of its model by merging."""
+"""The magnitude that a node's values reach by its own training, without the effect of merging."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ from torch import Tensor
 
 from jwins.sharing.update import largest_magnitude
 
-__all__ = ["OwnScale"]
+__all__ = ["OwnScale", "scale_of"]
+
+
+def scale_of(params: Tensor) -> float:
+    """Return the largest magnitude of (P,) parameters, at least 1; NaN counts as 1."""
+    return max(1.0, largest_magnitude(params))
 
 
 class OwnScale:
@@ -23,25 +28,25 @@ class OwnScale:
     >>> scale.trained(torch.tensor([100.0]), torch.tensor([150.0]))  # merging made it 100, training half more
     >>> scale.own
     6.0
-    >>> scale.shared(torch.tensor([100.0]), 200.0)  # what is sent is a transform, of twice the size
+    >>> scale.shared(torch.tensor([100.0]), 200.0)  # the update is a transform, twice as large
     >>> scale.own
     12.0
     """
 
     def __init__(self, params: Tensor) -> None:
-        self._params = max(1.0, largest_magnitude(params))
+        self._params = scale_of(params)
         self._gain = 1.0
 
     @property
     def own(self) -> float:
-        """How large values of updates may be by this node's own doing, at least 1."""
+        """Return the largest magnitude that own training explains, for values of updates; at least 1."""
         return self._params * self._gain
 
     def trained(self, before: Tensor, after: Tensor) -> None:
         """Training made ``after`` of ``before``, (P,) each."""
-        growth = max(1.0, largest_magnitude(after)) / max(1.0, largest_magnitude(before))
+        growth = scale_of(after) / scale_of(before)
         self._params *= max(1.0, growth)  # a shrinking model leaves it as it is; NaN compares as False
 
     def shared(self, params: Tensor, largest: float) -> None:
         """An update with this largest magnitude was made of ``params``, (P,)."""
-        self._gain = max(self._gain, largest / max(1.0, largest_magnitude(params)))
+        self._gain = max(self._gain, largest / scale_of(params))

@@ -109,7 +109,7 @@ class Contiguous:
         keys: Indices | None,
         rng: np.random.Generator,
     ) -> list[Indices]:
-        """See :meth:`Partitioner.split`."""
+        """Return the samples of each node."""
         _check_enough("contiguous", num_samples, num_nodes)
         runs = np.array_split(np.arange(num_samples, dtype=np.int64), num_nodes)
         return [runs[number] for number in rng.permutation(num_nodes)]
@@ -174,12 +174,7 @@ class Dirichlet:
     min_samples: int = 1
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.alpha < float("inf"):
-            raise ConfigError(
-                "task.partition.alpha", self.alpha, "expected a finite number above 0, such as 0.5"
-            )
-        if self.min_samples < 1:
-            raise ConfigError("task.partition.min_samples", self.min_samples, "expected at least 1")
+        _check_concentration(self.alpha, self.min_samples)
 
     def split(
         self,
@@ -238,11 +233,7 @@ class Quantity:
     min_samples: int = 1
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.alpha < float("inf"):
-            problem = "expected a finite number above 0, such as 0.5"
-            raise ConfigError("task.partition.alpha", self.alpha, problem)
-        if self.min_samples < 1:
-            raise ConfigError("task.partition.min_samples", self.min_samples, "expected at least 1")
+        _check_concentration(self.alpha, self.min_samples)
 
     def split(
         self,
@@ -404,6 +395,14 @@ def checked_split(
     if len(left):
         raise wrong(f"gives sample {left[0]} to no node, one of {len(left)}; expected each sample on one")
     return list(parts)
+
+
+def _check_concentration(alpha: float, min_samples: int) -> None:
+    """Refuse arguments of the partitioners that draw from a Dirichlet distribution."""
+    if not 0.0 < alpha < float("inf"):
+        raise ConfigError("task.partition.alpha", alpha, "expected a finite number above 0, such as 0.5")
+    if min_samples < 1:
+        raise ConfigError("task.partition.min_samples", min_samples, "expected at least 1")
 
 
 def _check_enough(kind: str, num_samples: int, num_nodes: int) -> None:
