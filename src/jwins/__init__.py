@@ -35,7 +35,7 @@ _HOMES = {
     "simulate": "run",
 }
 _ROOMS = ("compare", "errors", "experiment", "net", "report", "sharing", "tasks", "topology", "wire")
-"""What the documentation names as ``jwins.<room>``."""
+"""Subpackages that can be used as ``jwins.NAME`` without importing them."""
 
 
 def __getattr__(name: str) -> object:

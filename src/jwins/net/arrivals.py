@@ -266,7 +266,7 @@ class Arrivals:
         """Send this node's round to a peer that stood still and does not know the others' rounds."""
         known = self._session.peers[peer]
         if self._session.end is not None:
-            return  # it was told with the Bye
+            return  # the Bye has told the peer
         if known.hello_sent_in != self._session.node.round and known.is_introduced:
             known.hello_sent_in = self._session.node.round
             self._session.outbox.say_hello(peer, answer=True)

@@ -57,7 +57,7 @@ class Arguments:
 
 
 class PeerSetup:
-    """What a peer is made of; nothing runs, listens or is written yet.
+    """The parts of a peer before it starts: no thread runs, no port is open, and no file is written.
 
     Args:
         given: by the user.

@@ -114,7 +114,7 @@ class TransportCore:
         self.changed.notify()
 
     def is_silent(self, link: Link) -> bool:
-        """Whether nothing was heard on a connection for long."""
+        """Return whether no byte has arrived on a connection within the limit."""
         return self.awake_s - link.heard > self.limits.silent_s
 
     def is_full(self, state: PeerState) -> bool:

@@ -372,7 +372,7 @@ class Wire:
         return peek(data, self.codec, self.digest, dim=self.dim)
 
     def renewed(self, packed: Packed) -> Packed:
-        """The same message with this digest: what was under way when its experiment was given more rounds."""
+        """Return the message with the digest of this run, for messages under way when a run is extended."""
         header = _FIELDS.unpack_from(packed.data)
         if header[7] == self.digest:
             return packed

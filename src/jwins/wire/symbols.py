@@ -28,8 +28,8 @@ _MOST_QUARTERS = 43  # 2^16 * 2^(-43/4) is 38
 
 # Probabilities are of 2^16; none is nearer to 0 or 1 than _MIN_P, and none begins above _MAX_P.
 _HALF, _MIN_P, _MAX_P = 1 << 15, 32, 45875
-_START = 4  # contexts of which something is known begin as after so many decisions
-_SLOWEST = 160  # after so many decisions a probability follows the mean of about as many
+_START = 4  # a context with a prior probability begins as if it had made 4 decisions
+_SLOWEST = 160  # a probability is an average over about the last 160 decisions at most
 _MIN_WIDTH = 1 << 24
 _MAX_PAST_END = 4  # bytes 0 that an encoder leaves out
 
