@@ -30,9 +30,9 @@ _HOMES = {
     "Experiment": "experiment",
     "load": "experiment",
     "Peer": "net.peer",
-    "Ray": "run",
-    "Result": "run",
-    "simulate": "run",
+    "Ray": "run.run",
+    "Result": "run.result",
+    "simulate": "run.run",
 }
 _ROOMS = ("compare", "errors", "experiment", "net", "report", "sharing", "tasks", "topology", "wire")
 """Subpackages that can be used as ``jwins.NAME`` without importing them."""

@@ -6,19 +6,6 @@ wrong, :class:`PeerError` that *a remote peer* did. Catching :class:`JwinsError`
 
 from __future__ import annotations
 
-__all__ = [
-    "CodecError",
-    "ConfigError",
-    "DataError",
-    "FrameError",
-    "ActorLostError",
-    "JwinsError",
-    "PeerError",
-    "RemovedError",
-    "ResumeError",
-    "UsageError",
-]
-
 
 class JwinsError(Exception):
     """Base of every exception raised on purpose by this package."""

@@ -51,39 +51,6 @@ from jwins.topology.graph import Topology
 from jwins.topology.participation import Participation
 from jwins.wire.frame import ROSTER_VERSIONS, Frame, FrameHeader, KeyframeRequest, Packed, Wire
 
-__all__ = [
-    "MAX_PARAMETER",
-    "INBOX_BYTES",
-    "MAX_ROUNDS_AHEAD",
-    "MAX_MAGNITUDE_RATIO",
-    "STATE_TYPES",
-    "Checkpoint",
-    "Command",
-    "Evaluate",
-    "Event",
-    "Finished",
-    "FrameReceived",
-    "KeyframeRequested",
-    "Node",
-    "NodeState",
-    "TimedOut",
-    "PeerLost",
-    "PeerUp",
-    "Phase",
-    "FrameRefused",
-    "Rejoin",
-    "RequestKeyframe",
-    "RosterChanged",
-    "Rules",
-    "Send",
-    "Stop",
-    "Tick",
-    "Train",
-    "Trained",
-    "WakeAt",
-    "over_budget",
-]
-
 MAX_ROUNDS_AHEAD = 64
 """Frames further ahead than this are refused. In a static graph without deadlines a neighbour is at most one
 round ahead; in a graph that is drawn again each round, about a diameter. This limits the memory that a peer can

@@ -18,8 +18,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["EVERY_NODE", "EVERY_ROUND", "RoundContext", "stream", "torch_generator"]
-
 EVERY_NODE = -1
 """Node number of streams that all nodes share, such as the initial model."""
 EVERY_ROUND = -1

@@ -17,22 +17,6 @@ from jwins.validation import MISSING, Within
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = [
-    "DEADLINE_S",
-    "DELAY_S",
-    "LATENCY_MS",
-    "SPREAD",
-    "STEP_MS",
-    "UPLINK_MBPS",
-    "Attack",
-    "Compute",
-    "Fault",
-    "Faults",
-    "Links",
-    "Sending",
-    "check_scenario",
-]
-
 Sending = Literal["together", "in_turn"]
 """Treatment of several frames on a node's uplink."""
 

@@ -17,26 +17,6 @@ if TYPE_CHECKING:
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
-__all__ = [
-    "BITS",
-    "BYTES",
-    "DEAD_ZONE",
-    "FRACTION",
-    "GAMMA",
-    "HISTORY",
-    "LEVELS",
-    "MAX_LEVELS",
-    "MBPS",
-    "MISSING",
-    "MOMENTUM",
-    "NORM",
-    "RATE",
-    "SECONDS",
-    "STEP",
-    "STEP_RATIO",
-    "Within",
-]
-
 
 class _Missing:
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ from jwins.report.seed_groups import Group, Target
 from jwins.report.studies import gather
 from jwins.report.summary_rows import summary_row, summary_rows
 from jwins.report.tables import latex, markdown, metrics_table, table_cells
-from jwins.run import locked
+from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record, flat_rows, samples_note
 from jwins.run_folder.rows import Spread, TrafficSplit
 

@@ -693,8 +693,8 @@ def test_papers_run_on_tiny_data(path: Path, tmp_path: Path, monkeypatch: pytest
 def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     import torch
 
-    from jwins.run import build, own_test_samples
-    from jwins.run.builders import own_evaluation_samples
+    from jwins.run.assembly import build
+    from jwins.run.builders import own_evaluation_samples, own_test_samples
 
     (tmp_path / "data").mkdir()
     tasks_of_the_contract().movielens_files(tmp_path / "data")
@@ -736,7 +736,7 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
 def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     import torch
 
-    from jwins.run import build
+    from jwins.run.assembly import build
     from jwins.run.builders import evaluation_samples
 
     def of(**run: Any) -> Any:

@@ -11,7 +11,7 @@ import pytest
 
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment
-from jwins.run import build_partition
+from jwins.run.builders import build_partition
 from jwins.tasks import make_task
 from jwins.tasks.partition import PARTITIONERS, checked_split, make_partitioner
 

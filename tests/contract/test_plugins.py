@@ -10,7 +10,7 @@ import pytest
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment, plugins
 from jwins.experiment.reference import settings_docs
-from jwins.run import build_sharing, build_topology
+from jwins.run.builders import build_sharing, build_topology
 from jwins.sharing import Sharing
 
 REQUIRED: dict[str, dict[str, Any]] = {

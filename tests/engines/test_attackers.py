@@ -12,8 +12,8 @@ import torch
 
 import jwins
 from jwins.errors import ConfigError
-from jwins.run import build, build_task
-from jwins.run.builders import local_changes
+from jwins.run.assembly import build
+from jwins.run.builders import build_task, local_changes
 from jwins.run.node import for_network
 from jwins.tasks import Dataset, Task
 from jwins.tasks.local_data import Changes, FlippedLabels, with_local_data

@@ -13,7 +13,7 @@ from worlds import end, evals, simulator
 import jwins
 from jwins.engines.simulator import Compute
 from jwins.errors import ConfigError
-from jwins.run import build_topology, raw_bytes_per_node
+from jwins.run.builders import build_topology, raw_bytes_per_node
 from jwins.sharing import Sharing, choco, closed_loop, full, stateless
 from jwins.sharing import jwins as wavelets
 from jwins.topology import Regular

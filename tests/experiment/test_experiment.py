@@ -19,19 +19,13 @@ from hypothesis import strategies as st
 from jwins import experiment as e
 from jwins import sharing
 from jwins.errors import ConfigError
-from jwins.experiment import (
-    Experiment,
-    bundled,
-    digest_of,
-    identity_settings,
-    load,
-    plugins,
-    result_settings,
-)
+from jwins.experiment import Experiment, bundled, digest_of, identity_settings, load, plugins, result_settings
 from jwins.experiment.reference import settings_docs
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
-from jwins.run import build, build_sharing, build_task, build_topology, evaluation_rounds, simulate
+from jwins.run.assembly import build
+from jwins.run.builders import build_sharing, build_task, build_topology, evaluation_rounds
+from jwins.run.run import simulate
 from jwins.run_folder import archive
 from jwins.tasks import partition
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import jwins
 from jwins.errors import ConfigError
-from jwins.run import build, build_task
-from jwins.run.builders import local_changes
+from jwins.run.assembly import build
+from jwins.run.builders import build_task, local_changes
 from jwins.tasks import Dataset, Task
 from jwins.tasks.local_data import (
     Changes,

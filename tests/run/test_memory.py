@@ -11,7 +11,8 @@ from torch import nn
 import jwins
 from jwins.errors import ConfigError
 from jwins.experiment import TaskConfig
-from jwins.run import build, memory
+from jwins.run import memory
+from jwins.run.assembly import build
 from jwins.tasks import Dataset, Task
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jwins.experiment import Experiment, NodesConfig, RunConfig
-from jwins.run import simulate
+from jwins.run.run import simulate
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress

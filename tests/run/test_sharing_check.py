@@ -12,8 +12,10 @@ import torch
 
 from jwins.engines.sharing_check import check_sharing
 from jwins.errors import UsageError
-from jwins.experiment import Experiment, JwinsConfig, NodesConfig, RunConfig
-from jwins.run import build, simulate
+from jwins.experiment import Experiment, NodesConfig, RunConfig
+from jwins.experiment.plugins import JwinsConfig
+from jwins.run.assembly import build
+from jwins.run.run import simulate
 from jwins.sharing import Full, jwins
 from jwins.sharing.update import Update
 from jwins.topology import Ring

@@ -14,7 +14,7 @@ from torch import Tensor
 from jwins.errors import ConfigError
 from jwins.experiment import Experiment
 from jwins.rng import RoundContext
-from jwins.run import build_sharing
+from jwins.run.builders import build_sharing
 from jwins.scenario import Attack
 from jwins.sharing import ClippedGossip, CoordinateMedian, TrimmedMean, full
 from jwins.sharing.attacks import attacked, deviation

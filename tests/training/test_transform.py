@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import jwins
-from jwins.run import build
+from jwins.run.assembly import build
 from jwins.tasks import Dataset, Task
 from jwins.training.training_context import TrainingError
 

@@ -11,8 +11,7 @@ import torch
 
 import jwins
 from jwins.errors import ConfigError, UsageError
-from jwins.run import build_partition, build_task
-from jwins.run.builders import local_steps
+from jwins.run.builders import build_partition, build_task, local_steps
 from jwins.tasks import make_task
 from jwins.training.optimizer import Optimizer
 from jwins.training.trainer import Trainer

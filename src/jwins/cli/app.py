@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     from jwins.run.run import Ray
 
-__all__ = [
-    "EPILOG",
-    "Address",
-    "EngineName",
-    "app",
-    "console_of",
-    "engine_of",
-    "reported_errors",
-    "leave",
-    "main",
-    "visible",
-]
-
 OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from jwins.compare.summary import ComparisonResult
     from jwins.compare.workers import CellProgress
 
-__all__ = ["print_table"]
-
 
 @app.command(epilog=EPILOG)
 def compare(

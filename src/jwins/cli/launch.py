@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from jwins.run.launch import Launched, NodeView
     from jwins.run.result import Result
 
-__all__: list[str] = []
-
 _LINES_S = 2.0
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from jwins.net.driver import WallProgress
 
-__all__: list[str] = []
-
 _LINES_S = 5.0
 _SAY_WAITING_AFTER_S = 2.0
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress
     from jwins.experiment.experiment import Experiment
 
-__all__ = ["PlainComparison", "PlainRun", "live_comparison", "live_run", "metrics_text", "size_text"]
-
 _PLAIN_LINES_S = 2.0
 """Minimum seconds between two lines of progress without a terminal."""
 

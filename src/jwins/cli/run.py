@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from jwins.run.result import Result
     from jwins.run.run import Ray
 
-__all__ = ["data_override", "divergence", "print_result"]
-
 
 @app.command(epilog=EPILOG)
 def run(

@@ -9,8 +9,6 @@ from jwins.errors import ConfigError
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import StartRow
 
-__all__ = ["TaskChangeCheck", "check_comparable", "version_note"]
-
 _ALSO = {"task": "model", "data": "evaluation"}
 """Aspects that imply others: variants with another model may also have other code."""
 

@@ -24,14 +24,13 @@ from jwins.compare.settings import (
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, merge_experiment
-from jwins.experiment.field_types import MISSING, refuse
+from jwins.experiment.field_types import refuse
 from jwins.experiment.load import from_here, read
 from jwins.experiment.plugins import FullConfig, RandomKConfig
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides
 from jwins.run.folder import variant_folder
-
-__all__ = ["Cell", "Comparison", "Variant", "load_comparison"]
+from jwins.validation import MISSING
 
 
 class Variant(Settings):

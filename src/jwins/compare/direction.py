@@ -15,8 +15,6 @@ from jwins.experiment.experiment import Experiment
 if TYPE_CHECKING:
     from jwins.tasks import Task
 
-__all__ = ["lower_is_better"]
-
 
 def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) -> bool:
     """Return whether smaller values of the compared metric are better.

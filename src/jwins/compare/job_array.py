@@ -15,8 +15,6 @@ from jwins.run.memory import memory_needed
 from jwins.run_folder.record import Record
 from jwins.training.training_context import resolve_device
 
-__all__ = ["array_script", "run_cell"]
-
 _SCRIPT = """\
 #!/bin/bash
 # {count} runs of the comparison {name}, one per task of the array. Submit this file with sbatch.

@@ -35,8 +35,6 @@ from jwins.run_folder.own_files import open_own
 from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device
 
-__all__ = ["RayWorkers"]
-
 _PULSE_S = 0.3
 """Minimum interval between a run's reports; a report takes a few milliseconds."""
 

@@ -25,25 +25,13 @@ from jwins.compare.settings import (
     settings_slug,
 )
 from jwins.errors import ResumeError
-from jwins.experiment.field_types import MISSING
 from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml
 from jwins.report.seed_groups import Target
 from jwins.run.folder import FolderState, folder_state
 from jwins.run_folder.archive import is_file, read_text
 from jwins.run_folder.record import Record, ended_well, start_and_end
-
-__all__ = [
-    "SAME_BYTES",
-    "Plan",
-    "Trial",
-    "at_edge",
-    "ended",
-    "set_aside",
-    "plan",
-    "rank",
-    "target_of",
-]
+from jwins.validation import MISSING
 
 SAME_BYTES = 0.02
 """Bytes that differ by at most this fraction count as equal."""

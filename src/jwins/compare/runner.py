@@ -10,26 +10,17 @@ from jwins.compare.comparison import Cell, Comparison
 from jwins.compare.plan import plan, set_aside
 from jwins.compare.settings import CompareConfig
 from jwins.compare.summary import ComparisonResult, summarize
-from jwins.compare.workers import (
-    CellProgress,
-    InProcess,
-    Job,
-    Processes,
-    Workers,
-    cores,
-    last_progress,
-    runs_that_fit,
-)
+from jwins.compare.workers import CellProgress, InProcess, Job, Processes, Workers, last_progress, runs_that_fit
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.error_messages import nearest
-from jwins.run.folder import FolderState, check_folder, folder_state, locked
+from jwins.run.folder import FolderState, check_folder, folder_state
 from jwins.run.memory import memory_free, memory_needed
+from jwins.run.provenance import cores
 from jwins.run.run import Ray
+from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import StartRow
 from jwins.training.training_context import resolve_device
-
-__all__ = ["compare"]
 
 
 def compare(

@@ -9,22 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from jwins.experiment.field_types import MISSING, TomlPath, Within, refuse
+from jwins.experiment.field_types import TomlPath, refuse
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import flat, toml_text
-
-__all__ = [
-    "CompareConfig",
-    "TuningGrid",
-    "FingerprintKind",
-    "TargetConfig",
-    "TuneConfig",
-    "VariantTable",
-    "look_up",
-    "setting_text",
-    "settings_slug",
-    "setting_texts",
-]
+from jwins.validation import MISSING, Within
 
 FingerprintKind = Literal["model", "partition", "batches", "evaluation", "codec", "task", "data"]
 """Aspects in which variants may differ if allowed."""

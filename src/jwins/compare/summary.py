@@ -27,8 +27,6 @@ from jwins.run.builders import raw_bytes_per_node
 from jwins.run_folder.archive import beside
 from jwins.run_folder.record import Record, samples_note
 
-__all__ = ["ComparisonResult", "summarize"]
-
 
 @dataclass(frozen=True)
 class ComparisonResult:

@@ -21,26 +21,12 @@ from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.report.formatting import size
-from jwins.run.provenance import cores
 from jwins.run.run import simulate
 from jwins.run_folder.record import Record
 from jwins.training.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress
-
-__all__ = [
-    "CellProgress",
-    "InProcess",
-    "Job",
-    "Processes",
-    "Workers",
-    "cores",
-    "last_progress",
-    "run_job",
-    "runs_that_fit",
-    "with_one_thread",
-]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from jwins.experiment.experiment import Experiment
     from jwins.run.result import Result
 
-__all__ = ["Callback", "MeasuredModels"]
-
 
 class MeasuredModels(Mapping[int, dict[str, Tensor]]):
     """The models of an evaluation by node, each a state dict of copies; read when they are asked for.

@@ -18,20 +18,6 @@ from jwins.errors import UsageError
 from jwins.run_folder.rows import EvalRow, Spread, TrafficSplit
 from jwins.training.node_store import mean_buffers
 
-__all__ = [
-    "AverageModel",
-    "EvalResult",
-    "EvaluationPlan",
-    "EvaluationSamples",
-    "PartialSum",
-    "average",
-    "finite",
-    "reduce_results",
-    "squared_distance",
-    "tree_sums",
-    "tree_total",
-]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EvaluationSamples:

@@ -6,8 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["raised_gc_threshold"]
-
 _OBJECTS_PER_NODE = 10
 """Objects per node. A node has about thirty objects between its share and its merge, which no collection frees.
 Python examines the youngest 700; with thousands of nodes it would examine all of them several times in vain."""

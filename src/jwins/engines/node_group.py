@@ -63,18 +63,6 @@ from jwins.training.thread_pool import ThreadPool
 from jwins.training.trainer import Trainer
 from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
-__all__ = [
-    "STATE_TYPES",
-    "Envelope",
-    "MessageArrived",
-    "NodeGroup",
-    "NodeGroupEvent",
-    "NodeGroupLike",
-    "NodeGroupState",
-    "ScheduledEvent",
-    "TrainingDone",
-]
-
 SERIAL_BELOW = 16_384
 """Below this dimension, passing a node's work to a thread takes longer than the work."""
 

@@ -20,8 +20,6 @@ from jwins.run_folder.checkpoint import Dumped
 from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Row, StartRow, Traffic, read_rows
 from jwins.wire.frame import Frame, KeyframeRequest
 
-__all__ = ["CheckpointManifest", "Recorder"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckpointManifest:

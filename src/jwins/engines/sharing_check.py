@@ -20,8 +20,6 @@ from jwins.sharing.calls import call_init, call_merge, call_share, method_name
 from jwins.sharing.update import Received
 from jwins.topology.graph import Topology
 
-__all__ = ["check_sharing", "is_own"]
-
 
 def is_own(sharing: Sharing[Any]) -> bool:
     """Whether the algorithm, or a part of it such as its cut-off, has a class that is not of this package."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from jwins.errors import ConfigError
 from jwins.run_folder.rows import EvalRow, Row
 
-__all__ = ["StopRule"]
-
 
 @dataclass(frozen=True, slots=True)
 class StopRule:

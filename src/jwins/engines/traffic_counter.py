@@ -8,8 +8,6 @@ from typing import Literal
 from jwins.run_folder.rows import Traffic, TrafficSplit
 from jwins.wire.frame import Packed
 
-__all__ = ["Purpose", "TrafficCounter", "total"]
-
 Purpose = Literal["update", "keyframe", "control"]
 _COLUMN_OF = {name: index for index, name in enumerate(TrafficSplit.KINDS)}
 _UPDATE_COLUMNS = tuple(_COLUMN_OF[name] for name in ("positions", "values", "header"))

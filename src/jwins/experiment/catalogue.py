@@ -9,8 +9,6 @@ import ast
 from collections.abc import Mapping
 from importlib import resources
 
-__all__ = ["CODEC_CLASSES", "OTHER_DIRECTIONS", "TASK_CLASSES", "USUAL_DIRECTIONS", "docstring_of"]
-
 TASK_CLASSES: Mapping[str, str] = {
     "digits": "tasks.digits.Digits",
     "cifar10": "tasks.cifar10.Cifar10",

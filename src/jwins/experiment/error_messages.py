@@ -11,11 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jwins.errors import ConfigError
-from jwins.experiment.field_types import MISSING
 from jwins.experiment.reference import join, kind_of, models_in, settings_docs
 from jwins.experiment.toml import toml_value
-
-__all__ = ["explain", "nearest"]
+from jwins.validation import MISSING
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -55,16 +55,6 @@ if TYPE_CHECKING:
 else:  # torch is not loaded only to read a configuration
     Sharing = Topology = Any
 
-__all__ = [
-    "Experiment",
-    "digest_of",
-    "drop_without_effect_",
-    "merge_experiment",
-    "rewrite_paths_",
-    "result_settings",
-    "identity_settings",
-]
-
 
 class Experiment(Settings):
     """All settings of a run, as in a TOML file.

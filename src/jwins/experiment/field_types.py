@@ -13,22 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 from jwins.errors import ConfigError
-from jwins.validation import FRACTION, MISSING, Within
-
-__all__ = [
-    "MISSING",
-    "Count",
-    "Fraction",
-    "Index",
-    "OneOrMany",
-    "OrObject",
-    "OrWord",
-    "OrWords",
-    "TomlPath",
-    "Within",
-    "from_home",
-    "refuse",
-]
+from jwins.validation import FRACTION, Within
 
 
 @dataclass(frozen=True, slots=True)

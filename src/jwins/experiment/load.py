@@ -15,8 +15,6 @@ from jwins.experiment.field_types import from_home
 from jwins.experiment.toml import parse_overrides, read_toml
 from jwins.run_folder.archive import is_file, read_text
 
-__all__ = ["BUNDLED", "bundled", "load", "read"]
-
 BUNDLED = "experiment/bundled"
 """Folder of the package's experiments."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.experiment.field_types import MISSING, Count, Fraction, OrObject, OrWords, TomlPath, Within, refuse
+from jwins.experiment.field_types import Count, Fraction, OrObject, OrWords, TomlPath, refuse
 from jwins.experiment.settings import Settings
 from jwins.validation import (
     BITS,
@@ -25,10 +25,12 @@ from jwins.validation import (
     HISTORY,
     LEVELS,
     MBPS,
+    MISSING,
     RATE,
     SECONDS,
     STEP,
     STEP_RATIO,
+    Within,
 )
 
 if TYPE_CHECKING:
@@ -37,62 +39,6 @@ if TYPE_CHECKING:
     from jwins.topology.graph import Topology
 else:  # torch is not loaded only to read a configuration
     Cutoff = Partitioner = Quantizer = RobustMerge = Sharing = Topology = Any
-
-__all__ = [
-    "ALGORITHMS",
-    "CUTOFF_TABLES",
-    "FEATURE_SHIFT_TABLES",
-    "PARTITION_TABLES",
-    "QUANTIZER_TABLES",
-    "RATE_KEYS",
-    "ROBUST_TABLES",
-    "TOPOLOGY_TABLES",
-    "AbsmaxConfig",
-    "BeerConfig",
-    "ByKeyConfig",
-    "ChocoConfig",
-    "ClippedGossipConfig",
-    "ClosedLoopConfig",
-    "ContiguousConfig",
-    "CutoffTable",
-    "DirichletConfig",
-    "EdgeListConfig",
-    "ErdosRenyiConfig",
-    "FeatureShiftTable",
-    "FiniteTimeConfig",
-    "FixedCutoffConfig",
-    "FullConfig",
-    "FullyConnectedConfig",
-    "IidConfig",
-    "JwinsConfig",
-    "MedianConfig",
-    "MoniquaConfig",
-    "NoiseConfig",
-    "OnePeerExponentialConfig",
-    "PartitionTable",
-    "Plugin",
-    "QuantityConfig",
-    "QuantizerTable",
-    "RandomCutoffConfig",
-    "RandomKConfig",
-    "RegularConfig",
-    "RingConfig",
-    "RobustTable",
-    "RotationConfig",
-    "ShardsConfig",
-    "SharingTable",
-    "SmallWorldConfig",
-    "SparseLocoConfig",
-    "StarConfig",
-    "StatelessConfig",
-    "TopKConfig",
-    "TopologyTable",
-    "TorusConfig",
-    "TrimmedMeanConfig",
-    "UniformConfig",
-    "by_kind",
-    "one_of",
-]
 
 
 class Plugin(Settings):

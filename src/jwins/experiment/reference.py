@@ -11,10 +11,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jwins.experiment.field_types import OneOrMany, OrWord, OrWords, Within
+from jwins.experiment.field_types import OneOrMany, OrWord, OrWords
 from jwins.experiment.toml import toml_text
-
-__all__ = ["SettingDoc", "join", "settings_docs", "kind_of", "models_in"]
+from jwins.validation import Within
 
 
 def join(path: str, key: str) -> str:

@@ -10,7 +10,6 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from jwins.experiment.field_types import (
-    MISSING,
     Count,
     Fraction,
     Index,
@@ -18,7 +17,6 @@ from jwins.experiment.field_types import (
     OrObject,
     OrWord,
     TomlPath,
-    Within,
     from_home,
     refuse,
 )
@@ -46,7 +44,7 @@ from jwins.scenario import (
     Links,
     Sending,
 )
-from jwins.validation import MOMENTUM, NORM, RATE
+from jwins.validation import MISSING, MOMENTUM, NORM, RATE, Within
 
 if TYPE_CHECKING:
     from jwins.sharing import Nesterov
@@ -54,32 +52,6 @@ if TYPE_CHECKING:
     from jwins.training.learning_rate import LearningRateSchedule
 else:  # torch is not loaded only to read a configuration
     Partitioner = Any
-
-__all__ = [
-    "FAULT_TABLES",
-    "SCHEDULE_TABLES",
-    "AttackConfig",
-    "ComputeConfig",
-    "ConstantScheduleConfig",
-    "CosineScheduleConfig",
-    "CrashConfig",
-    "DelayConfig",
-    "DropConfig",
-    "FaultTable",
-    "LinearScheduleConfig",
-    "LinksConfig",
-    "NesterovOuterConfig",
-    "NodesConfig",
-    "OptimizerConfig",
-    "RejoinConfig",
-    "RunConfig",
-    "ScheduleTable",
-    "StopConfig",
-    "TaskConfig",
-    "TrainConfig",
-    "WireConfig",
-]
-
 
 _FINAL = "fraction of the learning rate at the end of the run"
 

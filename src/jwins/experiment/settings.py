@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jwins.experiment.error_messages import explain
 
-__all__ = ["Settings"]
-
 if TYPE_CHECKING:
     _Base = BaseModel
 else:

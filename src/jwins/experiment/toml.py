@@ -11,8 +11,6 @@ from typing import Any
 
 from jwins.errors import ConfigError
 
-__all__ = ["flat", "merge", "nested", "parse_overrides", "read_toml", "toml_text", "toml_value", "write_toml"]
-
 
 def read_toml(text: str, origin: str) -> dict[str, Any]:
     """Parse TOML.

@@ -13,8 +13,6 @@ try:
 except ImportError:
     raise UsageError("jwins.integrations.lightning needs an extra: pip install 'jwins[lightning]'") from None
 
-__all__ = ["PeerCallback"]
-
 
 class PeerCallback(Callback):  # type: ignore[misc]
     """Exchanges a ``Trainer``'s model, before it is validated, and closes the peer at the end.

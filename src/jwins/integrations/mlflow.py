@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from jwins.run.result import Result
     from jwins.run_folder.rows import EvalRow
 
-__all__ = ["MlflowCallback"]
-
 _MAX_CHARS = 500
 """Longest value of a parameter that every server of MLflow takes."""
 _STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED"}

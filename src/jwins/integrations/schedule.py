@@ -7,8 +7,6 @@ from torch import nn
 from jwins.errors import UsageError
 from jwins.net.peer import Exchanged, Peer
 
-__all__ = ["Schedule"]
-
 
 class Schedule:
     """Exchanges every few optimizer steps or after each epoch, and once more at the end; then closes the peer.

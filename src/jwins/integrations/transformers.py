@@ -15,8 +15,6 @@ except ImportError:
         "jwins.integrations.transformers needs an extra: pip install 'jwins[transformers]'"
     ) from None
 
-__all__ = ["PeerCallback"]
-
 
 class PeerCallback(TrainerCallback):  # type: ignore[misc]
     """Exchanges a ``Trainer``'s model, before it is evaluated or saved, and closes the peer at the end.

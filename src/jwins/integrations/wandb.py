@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from jwins.run.result import Result
     from jwins.run_folder.rows import EvalRow
 
-__all__ = ["WandbCallback"]
-
 
 class WandbCallback(Callback):
     """Logs what each evaluation measures, with the number of completed rounds as the step.

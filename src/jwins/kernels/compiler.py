@@ -20,8 +20,6 @@ from typing import IO, Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
 
-__all__ = ["Kernel", "fma", "kernel"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

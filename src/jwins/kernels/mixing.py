@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from jwins.kernels.compiler import fma, kernel
 
-__all__ = ["add_all", "add_replica", "add_some", "hold_back"]
-
 Vector = npt.NDArray[np.float32]
 Units = npt.NDArray[np.int32]
 

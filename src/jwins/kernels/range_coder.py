@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from jwins.kernels.compiler import kernel
 
-__all__ = ["FAILED", "FULL", "decode", "encode"]
-
 FULL = -1
 FAILED = -2
 

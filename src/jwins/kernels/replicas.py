@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from jwins.kernels.compiler import kernel
 
-__all__ = ["advance", "error", "quantize", "squares"]
-
 Vector = npt.NDArray[np.float32]
 Units = npt.NDArray[np.int32]
 

@@ -7,8 +7,6 @@ import numpy.typing as npt
 
 from jwins.kernels.compiler import kernel
 
-__all__ = ["largest_k"]
-
 _MAGNITUDE = 0x7FFFFFFF  # without the sign, float32 have the same order as their bits as integers
 _INFINITE = 0x7F800000
 _HIGH, _MIDDLE, _LOW = 12, 10, 9  # bits of a magnitude, in the order of the passes

@@ -24,8 +24,6 @@ import numpy.typing as npt
 
 from jwins.kernels.compiler import kernel
 
-__all__ = ["forward", "inverse"]
-
 Vector: TypeAlias = npt.NDArray[np.float32]
 Lengths: TypeAlias = npt.NDArray[np.int64]
 Filter: TypeAlias = tuple[np.float32, ...]

@@ -13,8 +13,6 @@ from jwins.wire.frame import Bye, FrameHeader, Hello, KeyframeRequest, Message, 
 if TYPE_CHECKING:
     from jwins.net.session import Session
 
-__all__ = ["Arrivals"]
-
 MAX_REASON_CHARS = 200
 """Maximum length of a peer's text in a line of the log."""
 

@@ -22,8 +22,6 @@ from jwins.wire.frame import DIGEST_BYTES, Frame, Packed, StateRequest, Wire
 if TYPE_CHECKING:
     from jwins.net.session import Session
 
-__all__ = ["PROVIDE_EVERY", "Joiner", "Provider", "pack_state", "state_wire"]
-
 PROVIDE_EVERY = 16
 """A member receives at most one model in this number of rounds, over all of its connections."""
 

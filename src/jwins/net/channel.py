@@ -26,20 +26,6 @@ from jwins.errors import PeerError
 from jwins.net.limits import CHUNK_BYTES, CONTROL_BYTES
 from jwins.net.sockets import acknowledged, not_sent
 
-__all__ = [
-    "VERSION",
-    "Begin",
-    "Channel",
-    "Control",
-    "Go",
-    "ChannelHello",
-    "KeyInUse",
-    "Ping",
-    "Pong",
-    "PeerRefused",
-    "Sunk",
-]
-
 VERSION = 2
 """Version of this protocol; nodes of different versions do not connect."""
 

@@ -28,8 +28,6 @@ from jwins.net.transport_interface import Connected, Disconnected, KeyUsedElsewh
 from jwins.net.transport_state import Link, PeerState, size_of
 from jwins.net.uplink_scheduler import LONG_BYTES
 
-__all__ = ["KEY_IN_USE", "Connections"]
-
 log = logging.getLogger("jwins.net")
 
 TICK_S = 0.5

@@ -9,8 +9,6 @@ from jwins.net.channel import Channel
 from jwins.net.roster import Member
 from jwins.net.tls import Contexts, presented_fingerprint
 
-__all__ = ["READER_BYTES", "SHUTDOWN_S", "dial"]
-
 READER_BYTES = 1 << 17
 
 SHUTDOWN_S = 1.0

@@ -14,8 +14,6 @@ from jwins.net.transport_core import TransportCore
 from jwins.net.transport_interface import KeyUsedElsewhere
 from jwins.net.transport_state import PeerState
 
-__all__ = ["Dialler"]
-
 log = logging.getLogger("jwins.net")
 
 

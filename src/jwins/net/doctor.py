@@ -22,8 +22,6 @@ from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
 
-__all__ = ["Finding", "Judge", "examine"]
-
 TIMEOUT_S = 5.0
 MEASURE_S = 20.0
 CLOCK_S = 60.0

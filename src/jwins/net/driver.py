@@ -34,8 +34,6 @@ from jwins.net.worker import Worker
 from jwins.node import Finished
 from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
 
-__all__ = ["NodeEvaluation", "RealTimeDriver", "WallOutcome", "WallProgress"]
-
 MAX_POLL_S = 1.0
 """Longest wait for the transport; then the driver checks whether to stop, and tries again to send."""
 

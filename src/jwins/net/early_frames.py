@@ -9,8 +9,6 @@ from jwins.errors import CodecError
 from jwins.node import over_budget
 from jwins.wire.frame import FrameHeader
 
-__all__ = ["EarlyFrames", "decode"]
-
 _T = TypeVar("_T")
 
 

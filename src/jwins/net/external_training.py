@@ -15,8 +15,6 @@ from jwins.training.node_store import LocalState
 if TYPE_CHECKING:
     from jwins.training.layout import Layout
 
-__all__ = ["ExternalTraining", "WithdrawnError"]
-
 
 class WithdrawnError(JwinsError):
     """The peer was closed, so this training has no result."""

@@ -20,15 +20,6 @@ from jwins.net.journal import plain
 from jwins.net.limits import GREETING_BYTES
 from jwins.wire.frame import DIGEST_BYTES, MAX_NAME_CHARS, MAX_VERSIONS, Hello
 
-__all__ = [
-    "BOOTSTRAPPED",
-    "Handshake",
-    "flat_settings",
-    "greeting_mismatch",
-    "hash_of_parameters",
-    "pack_greeting",
-]
-
 BOOTSTRAPPED = b""
 """Replacement for the hash of the initial parameters if the model came from a neighbour."""
 

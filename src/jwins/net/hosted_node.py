@@ -11,8 +11,6 @@ from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, Schedu
 from jwins.node import Phase, Rejoin
 from jwins.wire.frame import Frame, FrameHeader, Message, Packed
 
-__all__ = ["HostedNode"]
-
 
 class HostedNode:
     """The only node of a node group, driven by a session.

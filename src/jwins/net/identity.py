@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-__all__ = [
-    "Certificate",
-    "check_name",
-    "fingerprint_of",
-    "new_identity",
-    "read_certificate",
-    "read_key",
-    "renewed",
-]
-
 DAYS = 365
 """Default validity of a new certificate."""
 

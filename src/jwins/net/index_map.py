@@ -7,8 +7,6 @@ from dataclasses import replace
 
 from jwins.net.transport_interface import LinkEvent, LinkReport, Transport
 
-__all__ = ["IndexMap"]
-
 
 class IndexMap:
     """A transport that names peers by their index.

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from jwins.run_folder.own_files import open_own
 
-__all__ = ["Journal", "JsonLines", "plain", "write_journal"]
-
 _LOGGER = logging.getLogger("jwins.net")
 
 

@@ -7,8 +7,6 @@ from typing import Self
 
 from jwins.errors import UsageError
 
-__all__ = ["CHUNK_BYTES", "CONTROL_BYTES", "Bucket", "Limits"]
-
 CHUNK_BYTES = 1 << 18
 """Length of the pieces of messages. Keep-alives go between pieces, and a piece fits a cache.
 100 MiB took 0.36 s of processor time at both ends together, and 0.40 s in pieces of 1 MiB."""

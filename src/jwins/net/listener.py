@@ -14,8 +14,6 @@ from jwins.net.tls import in_words, presented_fingerprint
 from jwins.net.transport_core import TransportCore
 from jwins.net.transport_state import PeerState, size_of
 
-__all__ = ["Listener"]
-
 log = logging.getLogger("jwins.net")
 
 PROBE_BYTES = 64 << 20

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from jwins.net.limits import Bucket
 
-__all__ = ["LogLimits"]
-
 AT_ONCE = 10.0
 PER_S = 1 / 60
 

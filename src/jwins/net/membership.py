@@ -22,8 +22,6 @@ from jwins.wire.frame import Wire, max_frame_bytes
 if TYPE_CHECKING:
     from jwins.topology import Topology
 
-__all__ = ["Change", "Membership", "check_follows", "common_of", "keep_roster", "kept_rosters", "names_of"]
-
 _LOOK_EVERY_S = 1.0
 
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from jwins.validation import Within
 
-__all__ = ["SUSPECT_AFTER", "TIMEOUT_S", "AwakeClock", "NeighbourTimeout"]
-
 TIMEOUT_S = Within("a time in seconds", 0, open_low=True)
 
 SUSPECT_AFTER = 3

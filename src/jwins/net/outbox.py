@@ -13,8 +13,6 @@ from jwins.wire.frame import Bye, Packed
 if TYPE_CHECKING:
     from jwins.net.session import Session
 
-__all__ = ["Outbox"]
-
 
 class Outbox:
     """Sender of a session, which keeps frames as long as they may be needed."""

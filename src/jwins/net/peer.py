@@ -30,8 +30,6 @@ from jwins.run_folder.own_files import private_folder
 from jwins.sharing import Nesterov, Sharing
 from jwins.training.layout import BufferPolicy
 
-__all__ = ["Exchanged", "Peer"]
-
 
 @dataclass(frozen=True, slots=True)
 class Exchanged:

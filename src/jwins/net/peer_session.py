@@ -15,18 +15,6 @@ from jwins.net.early_frames import EarlyFrames
 from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.wire.frame import Packed
 
-__all__ = [
-    "AWAITED",
-    "INTRODUCED",
-    "TRANSITIONS",
-    "BufferedFrame",
-    "PeerSession",
-    "SendBuffer",
-    "Signal",
-    "State",
-    "diagram",
-]
-
 MAX_BUFFER_BYTES = 64 * 2**20
 MIN_BUFFERED_FRAMES = 2
 

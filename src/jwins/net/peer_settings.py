@@ -22,19 +22,6 @@ from jwins.sharing import Nesterov, Sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.frame import DIGEST_BYTES
 
-__all__ = [
-    "FOLDER",
-    "KEY",
-    "ROSTER",
-    "check_arguments",
-    "check_resumable",
-    "from_environment",
-    "digest_of_run",
-    "hash_of_layout",
-    "selected",
-    "settings_of_run",
-]
-
 ROSTER, KEY, FOLDER = "JWINS_ROSTER", "JWINS_KEY", "JWINS_FOLDER"
 """Variables of the environment in which ``jwins launch --script`` names a peer's roster, key and folder."""
 

@@ -34,8 +34,6 @@ from jwins.wire.frame import Wire
 if TYPE_CHECKING:
     from jwins.training.trainer import Trainer
 
-__all__ = ["Arguments", "PeerSetup"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arguments:

@@ -13,16 +13,15 @@ from pydantic import Field, model_validator
 
 from jwins.errors import ConfigError, UsageError
 from jwins.experiment.error_messages import nearest
-from jwins.experiment.field_types import Index, Within
+from jwins.experiment.field_types import Index
 from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, TopologyTable, one_of
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import read_toml, toml_text, write_toml
 from jwins.net.identity import Certificate, check_name, new_identity, read_certificate
+from jwins.validation import Within
 
 if TYPE_CHECKING:
     from jwins.topology import Topology
-
-__all__ = ["Member", "Roster", "providers_of", "read_roster", "split_address", "write_roster"]
 
 MAX_MEMBERS = 10_000
 MAX_ID = 2**31 - 1

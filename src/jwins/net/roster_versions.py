@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from jwins.topology import Graph, Topology
 
-__all__ = ["RosterVersions"]
-
 _REMEMBERED = 4
 
 

@@ -24,9 +24,6 @@ from jwins.node import (
 if TYPE_CHECKING:
     from jwins.net.session import Session
 
-__all__ = ["MergeReport", "Rounds"]
-
-
 PROBE_EVERY = 8
 """Interval in rounds between Hellos to a connected peer that the node does not wait for."""
 
@@ -66,9 +63,11 @@ class Pace:
     merged_at: float = 0.0
 
     def trained(self, awake: float) -> None:
+        """Take in the end of a training."""
         self.training_s = _smoothed(self.training_s, awake - self.trained_from)
 
     def merged(self, awake: float) -> None:
+        """Take in the end of a round."""
         self.round_s = _smoothed(self.round_s, awake - self.merged_at)
         self.merged_at = awake
 
@@ -88,6 +87,7 @@ class Shared:
     at: dict[int, float] = field(default_factory=dict)
 
     def add(self, round: int, awake: float) -> None:
+        """Keep the time of one frame."""
         self.at[round] = awake
         self.at.pop(round - MAX_ROUNDS_AHEAD, None)
 

@@ -48,8 +48,6 @@ from jwins.node import (
 )
 from jwins.wire.frame import Bye, FrameHeader, Message
 
-__all__ = ["NodeHandle", "Session", "SessionSettings", "SessionState"]
-
 
 class NodeHandle(Protocol):
     """The node that a session drives."""

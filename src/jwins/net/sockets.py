@@ -16,8 +16,6 @@ from weakref import WeakKeyDictionary
 from jwins.errors import UsageError
 from jwins.net.roster import split_address
 
-__all__ = ["acknowledged", "keep_from_children", "listening_sockets", "not_sent"]
-
 T = TypeVar("T")
 
 BACKLOG = 512

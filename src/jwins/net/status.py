@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from jwins.net.driver import RealTimeDriver, WallProgress
 
-__all__ = ["ENDLESS", "page", "serve"]
-
 ENDLESS = 2**31
 """Number of rounds of a peer without an end."""
 

@@ -15,8 +15,6 @@ from jwins.run_folder.atomic import write_atomically
 if TYPE_CHECKING:
     from jwins.net.driver import WallProgress
 
-__all__ = ["StatusFile"]
-
 EVERY_S = 0.5
 
 

@@ -12,8 +12,6 @@ from jwins.errors import ConfigError, PeerError
 from jwins.net.identity import fingerprint_of, read_key
 from jwins.net.roster import Member, Roster
 
-__all__ = ["Contexts", "in_words", "presented_fingerprint"]
-
 
 @dataclass(frozen=True, slots=True)
 class Contexts:

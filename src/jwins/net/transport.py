@@ -33,8 +33,6 @@ from jwins.net.transport_core import ENTRY_BYTES, TransportCore
 from jwins.net.transport_interface import LinkEvent, LinkReport, MessageReceived
 from jwins.net.transport_state import PeerState, Queued
 
-__all__ = ["TlsTransport"]
-
 log = logging.getLogger("jwins.net")
 
 FAREWELL_S = 1.0

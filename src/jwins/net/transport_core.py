@@ -20,8 +20,6 @@ from jwins.net.transport_interface import LinkEvent
 from jwins.net.transport_state import Link, PeerState, Rates, Turns, tally
 from jwins.net.uplink_scheduler import UplinkScheduler
 
-__all__ = ["ENTRY_BYTES", "TransportCore"]
-
 log = logging.getLogger("jwins.net")
 
 ENTRY_BYTES = 256

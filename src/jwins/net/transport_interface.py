@@ -6,16 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
-__all__ = [
-    "Connected",
-    "Disconnected",
-    "KeyUsedElsewhere",
-    "LinkEvent",
-    "LinkReport",
-    "MessageReceived",
-    "Transport",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:

@@ -11,8 +11,6 @@ from jwins.net.channel import Channel
 from jwins.net.limits import CHUNK_BYTES, Bucket, Limits
 from jwins.net.transport_interface import LinkEvent, MessageReceived
 
-__all__ = ["Link", "PeerState", "Queued", "Rates", "Turns", "size_of", "tally"]
-
 MAX_REASONS = 64
 
 CONTROL_SIZE = 64

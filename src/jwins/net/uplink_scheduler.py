@@ -16,8 +16,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["LONG_BYTES", "Sink", "UplinkScheduler"]
-
 LONG_BYTES = 1 << 16
 """Shorter messages are sent at once."""
 

@@ -16,9 +16,6 @@ from jwins.node import PeerUp, Rejoin, Tick, TimedOut
 if TYPE_CHECKING:
     from jwins.net.session import Session
 
-__all__ = ["Waiting"]
-
-
 FIRST_NOTICE_S = 5.0
 """Time after which a node logs its awaited peers; it doubles after each log."""
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["KERNELS_FROM", "array", "kernels_pay"]
-
 KERNELS_FROM = 1 << 15
 """Minimum length of vectors for the kernels. Torch, numpy and PyWavelets handle shorter ones.
 

@@ -18,8 +18,6 @@ from jwins.errors import UsageError
 from jwins.kernels import mixing as kernels
 from jwins.ops.arrays import array, kernels_pay
 
-__all__ = ["Term", "mixed", "mixed_replicas"]
-
 _BLOCK = 1 << 15
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["MAX_STEPS", "absmax_scales", "blocks", "to_dithered", "to_either_side", "to_nearest"]
-
 MAX_STEPS = 2**31 - 128
 """The largest float32 that fits int32."""
 

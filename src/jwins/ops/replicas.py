@@ -14,8 +14,6 @@ from jwins.kernels import mixing as mixing_kernels
 from jwins.kernels import replicas as kernels
 from jwins.ops.arrays import array, kernels_pay
 
-__all__ = ["advance", "error", "hold_back", "mean_square", "quantize_with_dead_zone", "stepped"]
-
 
 def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, float]:
     """Return ``coefficients - unit * replica``, and the largest magnitude of the coefficients.

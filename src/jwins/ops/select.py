@@ -11,8 +11,6 @@ from jwins.errors import UsageError
 from jwins.kernels import select as kernels
 from jwins.ops.arrays import kernels_pay
 
-__all__ = ["count_of", "largest_k"]
-
 
 def count_of(fraction: float, size: int) -> int:
     """Return ``round(fraction * size)``, the number of coefficients of a fraction.

@@ -24,8 +24,6 @@ from jwins.kernels import wavelet as kernels
 from jwins.ops.arrays import kernels_pay
 from jwins.validation import MAX_LEVELS
 
-__all__ = ["Mode", "Wavelet", "forward_torch", "inverse_torch"]
-
 Mode = Literal["symmetric", "periodization"]
 
 

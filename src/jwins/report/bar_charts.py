@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bytes_by_kind", "bytes_chart", "nodes_chart", "kinds_sent"]
-
 
 def bytes_by_kind(group: Group) -> dict[str, float]:
     """Return bytes per node until the last evaluation, by kind, mean over seeds."""

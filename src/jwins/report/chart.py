@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Chart",
-    "Drawing",
-    "HoverTarget",
-    "as_svg",
-    "blank",
-    "drawing_style",
-    "load_matplotlib",
-    "save",
-    "save_figure",
-    "steps",
-]
-
 WIDTH_IN = 5.3
 """Width of a figure in inches of 72 units: three fit in a row on a desk, and one on a phone."""
 

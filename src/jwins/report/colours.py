@@ -12,20 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "AXIS",
-    "GRID",
-    "MUTED",
-    "PAGE",
-    "KIND_COLOURS",
-    "TEXT",
-    "THEME",
-    "Style",
-    "colours_of",
-    "contrast",
-    "styles_of",
-]
-
 TEXT, MUTED, GRID, AXIS, PAGE = "#1f2328", "#57606a", "#e3e6ea", "#8a939d", "#ffffff"
 """Colours of figures on light. The grid only guides the eye and is faint on purpose."""
 

@@ -27,19 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "ROUNDS",
-    "SENT",
-    "XAxis",
-    "YAxis",
-    "byte_ticks",
-    "curve_chart",
-    "figure",
-    "mark_level",
-    "means",
-    "seconds",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class XAxis:

@@ -29,8 +29,6 @@ from jwins.run_folder.record import Record
 if TYPE_CHECKING:
     from jwins.topology.graph import Graph
 
-__all__ = ["Figures", "figures_of"]
-
 _MAX_SETTINGS = 6
 """Maximum number of different graphs or partitions that are drawn of a study."""
 

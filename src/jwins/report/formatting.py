@@ -10,8 +10,6 @@ from typing import Any
 
 from jwins.report.seed_groups import Target
 
-__all__ = ["NEVER"]
-
 NEVER = "—"
 
 

@@ -23,8 +23,6 @@ from jwins.report.studies import Study
 from jwins.report.summary_rows import SummaryRow
 from jwins.run_folder.record import ended_well
 
-__all__ = ["Tiles", "tiles", "verdict"]
-
 
 def verdict(study: Study) -> list[str]:
     """State the best variant, the variants ahead of the featured one, and what has not finished."""

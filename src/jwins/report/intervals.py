@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from jwins.errors import UsageError
 
-__all__ = ["Difference", "paired", "student_t_quantile"]
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:

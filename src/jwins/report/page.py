@@ -29,8 +29,6 @@ from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
 from jwins.run_folder.atomic import write_atomically
 
-__all__ = ["render", "write_page"]
-
 
 def write_page(
     folders: Sequence[Path],

@@ -24,8 +24,6 @@ from jwins.report.seed_groups import target_outcomes
 from jwins.report.studies import Study
 from jwins.report.tables import Table, TableCell, metrics_table, target_table
 
-__all__ = ["bytes_table", "evaluations_table", "further_tables", "savings_notes", "spread_table"]
-
 _MAX_EVALUATIONS = 60
 """Maximum number of evaluations in the table of curves; of more, evenly spaced ones are shown."""
 

@@ -23,8 +23,6 @@ from jwins.report.seed_groups import Group, Target, deviation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Point", "front", "pareto_chart"]
-
 _FAR = 8.0
 """Points farther from the best than this multiple of the typical distance are named instead of drawn,"""
 _CLOSE = 0.1

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PartitionCounts", "partition_chart"]
-
 _MAX_COLUMNS, _DRAWN_COLUMNS, _MAX_CLASSES = 128, 96, 80
 _COLOUR = KIND_COLOURS["positions"]
 """Of cells, on light and on dark: they are a picture, whose colours do not follow the theme."""

@@ -15,17 +15,6 @@ from jwins.report.studies import Study, StudyVariant
 from jwins.report.tables import Table, TableCell
 from jwins.run_folder.record import ended_well
 
-__all__ = [
-    "alike",
-    "common_settings",
-    "configuration",
-    "differences_table",
-    "fingerprints_table",
-    "runs_table",
-    "versions",
-    "wall_clock_table",
-]
-
 
 def common_settings(study: Study) -> list[tuple[str, str]]:
     """Return the settings that all variants share, for the head of a study: (name, value) each."""

@@ -13,20 +13,6 @@ from jwins.report.intervals import Difference, paired
 from jwins.run_folder.record import Record, not_diverged
 from jwins.run_folder.rows import EvalRow
 
-__all__ = [
-    "Group",
-    "TargetOutcome",
-    "Target",
-    "count_texts",
-    "deviation",
-    "difference",
-    "mean_of",
-    "overhead",
-    "target_outcomes",
-    "same_rounds",
-    "saving",
-]
-
 
 @dataclass(frozen=True)
 class Group:

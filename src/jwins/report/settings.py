@@ -11,8 +11,6 @@ from jwins.experiment.experiment import drop_without_effect_, rewrite_paths_
 from jwins.experiment.toml import flat
 from jwins.report.formatting import shown, spaced
 
-__all__ = ["compared_settings", "described", "differing_keys", "without_folders"]
-
 _OF_A_RUN = {"run": ("seed", "folder", "threads", "checkpoint_every", "tensorboard"), "task": ("data",)}
 """Settings in which the runs of one variant may differ."""
 

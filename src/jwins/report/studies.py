@@ -28,8 +28,6 @@ from jwins.run_folder.archive import find, is_dir, is_file, open_file, read_text
 from jwins.run_folder.archive import folders as subfolders
 from jwins.run_folder.record import Record, samples_note, start_and_end
 
-__all__ = ["Study", "StudyVariant", "gather", "network"]
-
 
 @dataclass(frozen=True)
 class StudyVariant:

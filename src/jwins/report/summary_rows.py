@@ -19,8 +19,6 @@ from jwins.report.seed_groups import (
     saving,
 )
 
-__all__ = ["SummaryRow", "summary_row", "summary_rows"]
-
 
 @dataclass(frozen=True)
 class SummaryRow:

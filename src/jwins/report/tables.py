@@ -30,19 +30,6 @@ from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.record import ended_well
 
-__all__ = [
-    "TableCell",
-    "Table",
-    "columns",
-    "head_and_rows",
-    "metrics_table",
-    "page_table",
-    "target_table",
-    "save_tables",
-    "shown_difference",
-    "table_cells",
-]
-
 
 class TableCell(str):
     """Cell of a table: a text of one line, and its layout in two lines for the page.

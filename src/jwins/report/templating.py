@@ -12,8 +12,6 @@ from markupsafe import Markup, escape
 
 from jwins.report.tables import TableCell
 
-__all__ = ["templates"]
-
 
 @functools.cache
 def templates() -> Environment:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from jwins.topology.graph import Graph
 
-__all__ = ["topology_chart"]
-
 _MAX_EDGES = 1500
 """Above this number, edges are drawn as one picture in the figure, so that a page stays small."""
 _MAX_ARROWS = 400

@@ -41,17 +41,6 @@ if TYPE_CHECKING:
     from jwins.sharing import Sharing
     from jwins.training.trainer import Trainer
 
-__all__ = [
-    "AssembledRun",
-    "Components",
-    "Place",
-    "assemble",
-    "build",
-    "build_node_group",
-    "build_trainer",
-    "spread",
-]
-
 Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
 """Function that makes node groups in other processes.
 

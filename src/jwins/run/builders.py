@@ -29,24 +29,6 @@ if TYPE_CHECKING:
     from jwins.tasks.local_data import LocalChange
     from jwins.topology.graph import Topology
 
-__all__ = [
-    "advice",
-    "build_partition",
-    "build_sharing",
-    "build_stop_rule",
-    "build_task",
-    "build_topology",
-    "evaluation_rounds",
-    "evaluation_samples",
-    "first_of_last",
-    "local_changes",
-    "local_steps",
-    "own_evaluation_samples",
-    "own_test_samples",
-    "partition_counts",
-    "raw_bytes_per_node",
-]
-
 
 def build_task(experiment: Experiment) -> Task:
     """Build the task of an experiment.

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from jwins.engines.callbacks import Callback, MeasuredModels
     from jwins.engines.simulator.driver import Progress
 
-__all__ = ["check_callbacks", "ended", "evaluations_to", "rounds_to"]
-
 _METHODS = ("on_start", "on_round", "on_evaluation", "on_end")
 
 

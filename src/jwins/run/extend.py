@@ -11,12 +11,11 @@ from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.run.builders import build_sharing
-from jwins.run.folder import FolderState, folder_state, locked
+from jwins.run.folder import FolderState, folder_state
 from jwins.run_folder import traffic
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
-
-__all__ = ["extend"]
 
 
 def extend(experiment: Experiment, folder: Path) -> None:

@@ -13,12 +13,8 @@ from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.experiment.experiment import Experiment, result_settings
 from jwins.experiment.toml import read_toml
 from jwins.run_folder.archive import archive_of, is_file, read_text
-from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import StartRow
-
-__all__ = ["FolderState", "check_folder", "check_task_unchanged", "folder_state", "locked", "variant_folder"]
-
 
 _OF_FILES = (".md", ".tex", ".csv", ".json", ".png", ".pdf", ".html", ".log", ".tar.xz")
 """Endings of file names in a comparison's folder."""

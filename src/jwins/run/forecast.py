@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from jwins.run.assembly import AssembledRun
     from jwins.topology.graph import Graph
 
-__all__ = ["Forecast", "forecast"]
-
 _ROUNDS = 6
 """Rounds of a calibration. The first does not count, because it allocates memory and records steps."""
 

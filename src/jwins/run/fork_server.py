@@ -26,8 +26,6 @@ from typing import Any, Protocol
 
 from jwins.errors import JwinsError
 
-__all__ = ["ForkServer", "Process", "can_fork"]
-
 _ANSWER_S = 60.0
 """Time for the server to start and to answer; to load torch from a slow disk takes long."""
 _END_S = 5.0

@@ -30,12 +30,13 @@ from jwins.errors import DataError, JwinsError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
 from jwins.run.builders import partition_counts
-from jwins.run.folder import FolderState, folder_state, locked
+from jwins.run.folder import FolderState, folder_state
 from jwins.run.fork_server import ForkServer, Process, can_fork
 from jwins.run.node import for_network, for_real_time, node_folder, timeout_of
 from jwins.run.result import Result
 from jwins.run_folder import checkpoint, traffic
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import open_own, private_folder
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
@@ -43,8 +44,6 @@ from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficS
 if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
     from jwins.net.driver import NodeEvaluation
-
-__all__ = ["Launched", "NodeFailedError", "NodeView", "free_ports", "launch", "read_status"]
 
 _LOOK_EVERY_S = 0.2
 _MAX_RESTARTS = 100

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from jwins.tasks import Task
 
-__all__ = ["check_batch_fits", "memory_free", "memory_needed", "peak_bytes"]
-
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
 

@@ -21,9 +21,10 @@ from jwins.experiment.experiment import Experiment, identity_settings
 from jwins.experiment.plugins import TopologyTable
 from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Components, assemble
-from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
+from jwins.run.folder import FolderState, check_task_unchanged, folder_state
 from jwins.run_folder import checkpoint
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import private_folder
 
 if TYPE_CHECKING:
@@ -34,16 +35,6 @@ if TYPE_CHECKING:
     from jwins.net.membership import Membership
     from jwins.net.roster import Roster
     from jwins.topology import Topology
-
-__all__ = [
-    "DEFAULT_TIMEOUT_S",
-    "NodeResult",
-    "for_network",
-    "node_folder",
-    "for_real_time",
-    "timeout_of",
-    "run_node",
-]
 
 DEFAULT_TIMEOUT_S = 30.0
 

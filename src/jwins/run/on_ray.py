@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from jwins.engines.simulator.driver import CallAll
     from jwins.node import Rules
 
-__all__ = ["RemoteExperiment", "cluster_of", "pack_experiment", "placing"]
-
 
 @dataclass(frozen=True, slots=True)
 class RemoteExperiment:

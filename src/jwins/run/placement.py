@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from jwins.errors import ConfigError
 from jwins.topology.graph import Graph, Topology
 
-__all__ = ["cut_edges", "node_blocks", "neighbours_together", "spread"]
-
 
 def node_blocks(topology: Topology, groups: int, chunk: int) -> list[list[int]]:
     """Return the nodes of each node group, increasing, by the module's rule.

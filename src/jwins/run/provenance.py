@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from jwins.tasks import Dataset, Task
 
-__all__ = ["cores", "fingerprints", "machine", "versions"]
-
 _LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
 
 

@@ -15,8 +15,6 @@ from jwins.run_folder.record import Record, flat_rows
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["Result"]
-
 
 @dataclass(frozen=True)
 class Result:

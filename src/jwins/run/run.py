@@ -23,17 +23,16 @@ from jwins.run.assembly import Place, build
 from jwins.run.builders import partition_counts
 from jwins.run.calls import check_callbacks, ended, evaluations_to, rounds_to
 from jwins.run.extend import extend as make_longer
-from jwins.run.folder import FolderState, check_task_unchanged, folder_state, locked
+from jwins.run.folder import FolderState, check_task_unchanged, folder_state
 from jwins.run.result import Result
 from jwins.run_folder.atomic import write_atomically
+from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
 from jwins.run_folder.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from jwins.engines.callbacks import Callback
     from jwins.engines.simulator.driver import Progress
-
-__all__ = ["Ray", "simulate"]
 
 
 @dataclass(frozen=True, slots=True)

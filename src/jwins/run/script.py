@@ -24,8 +24,6 @@ from jwins.net.peer_settings import FOLDER, KEY, ROSTER
 from jwins.run.launch import NodeFailedError, NodeView, free_ports, read_status
 from jwins.run_folder.own_files import private_folder
 
-__all__ = ["MAX_NODES", "launch_script"]
-
 MAX_NODES = 256
 LOOK_EVERY_S = 0.2
 RESTART_AFTER_S = 1.0

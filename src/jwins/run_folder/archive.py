@@ -20,20 +20,6 @@ from typing import BinaryIO
 from jwins.errors import DataError
 from jwins.run_folder.atomic import write_atomically
 
-__all__ = [
-    "MAX_BYTES",
-    "NAME",
-    "archive_of",
-    "beside",
-    "find",
-    "folders",
-    "is_dir",
-    "is_file",
-    "open_file",
-    "read_text",
-    "write",
-]
-
 SUFFIX = ".tar.xz"
 NAME = f"runs{SUFFIX}"
 """File of a record that holds its runs."""

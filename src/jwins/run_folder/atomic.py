@@ -8,8 +8,6 @@ from pathlib import Path
 
 from jwins.run_folder.own_files import open_own
 
-__all__ = ["write_atomically"]
-
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o666) -> None:
     """Write a file so that ``path`` is either unchanged or complete, even if the process is killed.

@@ -29,8 +29,6 @@ from jwins.errors import DataError, ResumeError, UsageError
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.own_files import private_folder
 
-__all__ = ["Dumped", "dump", "latest", "load", "read", "read_shard", "write", "write_shard"]
-
 FORMAT = "jwins-state-2"
 
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from jwins.errors import ResumeError
 from jwins.run_folder.own_files import open_own
 
-__all__ = ["locked"]
-
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:

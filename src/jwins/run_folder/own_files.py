@@ -8,8 +8,6 @@ import stat
 from pathlib import Path
 from typing import IO
 
-__all__ = ["open_own", "private_folder"]
-
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 

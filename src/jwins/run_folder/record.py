@@ -14,8 +14,6 @@ from jwins.errors import DataError, UsageError
 from jwins.run_folder.archive import is_file
 from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, read_rows
 
-__all__ = ["Record", "ended_well", "flat_rows", "not_diverged", "start_and_end"]
-
 
 @dataclass(frozen=True)
 class Record:

@@ -19,18 +19,6 @@ from jwins.errors import DataError
 from jwins.run_folder.archive import open_file
 from jwins.run_folder.own_files import open_own
 
-__all__ = [
-    "EndRow",
-    "EvalRow",
-    "MetricsLog",
-    "Row",
-    "Spread",
-    "StartRow",
-    "Traffic",
-    "TrafficSplit",
-    "read_rows",
-]
-
 
 class Spread(msgspec.Struct, frozen=True):
     """One metric over the nodes; a number that is not finite is None, because JSON cannot express it.

@@ -14,8 +14,6 @@ from typing import Any
 from jwins.errors import ConfigError
 from jwins.run_folder.rows import EvalRow, read_rows
 
-__all__ = ["TensorBoard"]
-
 FOLDER = "tensorboard"
 """Folder of the event files within the run folder."""
 

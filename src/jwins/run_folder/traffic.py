@@ -12,8 +12,6 @@ from jwins.run_folder.archive import is_file, open_file
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.rows import Traffic, TrafficSplit
 
-__all__ = ["FILE", "read", "write"]
-
 FILE = "traffic.csv"
 _HEAD = ["source", "target", *TrafficSplit.KINDS]
 

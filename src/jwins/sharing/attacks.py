@@ -10,8 +10,6 @@ from torch import Tensor
 from jwins.rng import RoundContext, torch_generator
 from jwins.scenario import Attack
 
-__all__ = ["attacked", "deviation"]
-
 
 def attacked(
     attack: Attack, start: Tensor, trained: Tensor, spread: Tensor | None, ctx: RoundContext

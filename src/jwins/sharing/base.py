@@ -24,8 +24,6 @@ from jwins.ops.mixing import Term, mixed
 from jwins.rng import RoundContext
 from jwins.sharing.update import Quantized, Received, Update
 
-__all__ = ["Cutoff", "Precision", "Quantizer", "SelfTerm", "Sharing", "mix", "place", "quantize"]
-
 S = TypeVar("S")
 
 Cutoff = Callable[[RoundContext], float]

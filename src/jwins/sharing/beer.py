@@ -37,8 +37,6 @@ from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
 from jwins.sharing.update import Received, Update
 from jwins.validation import FRACTION, GAMMA
 
-__all__ = ["Beer", "BeerState", "beer"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BeerState:

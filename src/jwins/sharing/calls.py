@@ -14,8 +14,6 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.update import Received, Update
 
-__all__ = ["call_init", "call_merge", "call_share", "method_name"]
-
 
 def call_init(sharing: Sharing[Any], params: Tensor) -> Any:
     """Call ``init``, and return the state before the first round.

@@ -29,8 +29,6 @@ from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
 from jwins.sharing.update import Received, Update
 from jwins.validation import FRACTION, GAMMA
 
-__all__ = ["Choco", "ChocoState", "Replica", "choco"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChocoState:

@@ -42,8 +42,6 @@ from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid
 from jwins.sharing.update import Received, Update
 from jwins.validation import DEAD_ZONE, GAMMA, HISTORY, RATE
 
-__all__ = ["DEFAULT_STEP_RATIO", "ClosedLoop", "ClosedLoopState", "closed_loop"]
-
 DEFAULT_STEP_RATIO = 2.0
 """Default ratio of the step to the change by training, if neither a step nor a budget is given."""
 

@@ -10,8 +10,6 @@ from jwins.rng import RoundContext
 from jwins.sharing.base import Cutoff
 from jwins.validation import FRACTION
 
-__all__ = ["CUTOFFS", "PAPER_FRACTIONS", "FixedCutoff", "RandomCutoff"]
-
 PAPER_FRACTIONS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 1.0)
 """The paper's fractions, 34 % on average; a node draws one of them uniformly in each round."""
 

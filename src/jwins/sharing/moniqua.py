@@ -32,8 +32,6 @@ from jwins.sharing.replicas import hash_of
 from jwins.sharing.update import Quantized, Received, Update, one_scale
 from jwins.validation import STEP, Within
 
-__all__ = ["Moniqua", "moniqua"]
-
 _BITS = Within("a whole number of bits", 2, 16)
 
 

@@ -23,8 +23,6 @@ from torch import Tensor
 
 from jwins.validation import MOMENTUM, RATE, Within
 
-__all__ = ["OUTER_LR", "Nesterov"]
-
 OUTER_LR = Within("a learning rate", 0, open_low=True)
 
 

@@ -6,8 +6,6 @@ from torch import Tensor
 
 from jwins.sharing.update import largest_magnitude
 
-__all__ = ["OwnScale", "scale_of"]
-
 
 def scale_of(params: Tensor) -> float:
     """Return the largest magnitude of (P,) parameters, at least 1; NaN counts as 1."""

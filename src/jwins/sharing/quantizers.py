@@ -16,8 +16,6 @@ from jwins.sharing.base import Quantizer
 from jwins.sharing.update import Quantized, dither, one_scale
 from jwins.validation import Within
 
-__all__ = ["QUANTIZERS", "AbsmaxQuantizer", "Rounding", "UniformQuantizer"]
-
 Rounding = Literal["nearest", "dithered", "stochastic"]
 """Rule for rounding a number between two symbols:
 

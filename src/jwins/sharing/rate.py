@@ -18,8 +18,6 @@ from jwins.ops.replicas import mean_square
 from jwins.rng import RoundContext
 from jwins.validation import BITS, BYTES, MBPS, MISSING, SECONDS, STEP, STEP_RATIO
 
-__all__ = ["Budget", "FixedStep", "LinkBudget", "Pace", "RelativeStep", "StepRule", "step_rule"]
-
 _DECAY = 0.9
 """Weight of the past in the running mean square of a round's change: about ten rounds."""
 _HORIZON = 20

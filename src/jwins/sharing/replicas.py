@@ -19,8 +19,6 @@ from torch import Tensor
 
 from jwins.sharing.update import Quantized, Received, Update, dense_of
 
-__all__ = ["Followed", "Replica", "added", "follow", "hash_of", "keyframe_of"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replica:

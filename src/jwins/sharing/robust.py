@@ -24,8 +24,6 @@ from torch import Tensor
 
 from jwins.validation import Within
 
-__all__ = ["ROBUST_MERGES", "ClippedGossip", "CoordinateMedian", "RobustMerge", "TrimmedMean"]
-
 RADIUS = Within("a distance", 0, open_low=True)
 ATTACKERS = Within("a whole number of neighbours", 1)
 

@@ -47,24 +47,10 @@ from jwins.sharing.base import (
     place,
     quantize,
 )
-from jwins.sharing.cutoff import PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.cutoff import FixedCutoff, RandomCutoff
 from jwins.sharing.robust import RobustMerge
 from jwins.sharing.update import Received, Sampled, Update, dense_of
 from jwins.validation import FRACTION
-
-__all__ = [
-    "PAPER_FRACTIONS",
-    "FixedCutoff",
-    "Full",
-    "Jwins",
-    "RandomCutoff",
-    "RandomK",
-    "ScoreRule",
-    "full",
-    "jwins",
-    "random_k",
-    "top_k",
-]
 
 ScoreRule = Literal["since_sent", "reference", "training_only"]
 """Reference that a coefficient's score is measured from (y after training, x at the round's start):

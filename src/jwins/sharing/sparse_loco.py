@@ -34,8 +34,6 @@ from jwins.sharing.choco import Choco, ChocoState
 from jwins.sharing.update import Quantized, Received
 from jwins.validation import RATE, Within
 
-__all__ = ["SparseLoco", "TwoBits", "sparse_loco"]
-
 _CHUNK = Within("a whole number of values per chunk", 16)
 
 

@@ -31,8 +31,6 @@ from jwins.sharing.base import SelfTerm, Sharing, mix
 from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
 from jwins.sharing.update import Quantized, Received, Update, dither, one_scale
 
-__all__ = ["Rounding", "Stateless", "StatelessState", "stateless"]
-
 Rounding: TypeAlias = Literal["carry", "dither"]
 """Treatment of rounding errors: carried over to the next round, or made independent by a dither."""
 

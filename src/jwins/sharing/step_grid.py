@@ -16,8 +16,6 @@ from torch import Tensor
 from jwins.ops.replicas import advance
 from jwins.sharing.update import Quantized, Update, one_scale
 
-__all__ = ["FINEST", "LIMIT", "StepGrid"]
-
 FINEST = 2.0**-20
 """The unit of adaptive steps: about 1e-6."""
 

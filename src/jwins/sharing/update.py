@@ -12,19 +12,6 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 
-__all__ = [
-    "MAX_DIM",
-    "Quantized",
-    "Received",
-    "Sampled",
-    "Update",
-    "dense_of",
-    "dither",
-    "identical",
-    "largest_magnitude",
-    "one_scale",
-]
-
 MAX_DIM = 2**32 - 1
 """Longest vector of an update: frames have positions as 32-bit unsigned integers."""
 

@@ -19,8 +19,6 @@ from torch.nn import functional
 
 from jwins.errors import ConfigError, UsageError
 
-__all__ = ["Batch", "Dataset", "Task", "labels_of"]
-
 
 class Batch(NamedTuple):
     """Samples of one step, as stored in the data set.

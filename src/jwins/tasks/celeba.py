@@ -15,8 +15,6 @@ from jwins.tasks.base import Task
 from jwins.tasks.parquet import images_by_owner, owned_datasets
 from jwins.tasks.source import decoded_once, hub_files
 
-__all__ = ["Celeba"]
-
 _REPO = "flwrlabs/celeba"
 _SPLITS = ("train", "valid", "test")
 _SIZE = 84

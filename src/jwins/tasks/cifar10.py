@@ -15,8 +15,6 @@ from jwins.tasks.base import Dataset, Task
 from jwins.tasks.parquet import decode_images, labels_of
 from jwins.tasks.source import decoded_once, hub_files
 
-__all__ = ["Cifar10"]
-
 _REPO = "uoft-cs/cifar10"
 _CLASSES = 10
 

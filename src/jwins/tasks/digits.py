@@ -19,8 +19,6 @@ from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
 from jwins.tasks.source import SPLIT_SEED
 
-__all__ = ["Digits"]
-
 _TEST_EVERY = 5
 """One in this number of samples is for testing."""
 

@@ -23,8 +23,6 @@ from jwins.tasks.base import Batch, Dataset, Task
 from jwins.tasks.plays import CLASSES, bundled_plays, codes, read_plays, speeches
 from jwins.tasks.source import refuse_copies
 
-__all__ = ["Gpt", "Transformer"]
-
 _TEST_FRACTION = 0.1
 """The end of each owner's text."""
 _INITIAL_SD = 0.02

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from jwins.errors import ConfigError, JwinsError
 from jwins.tasks.base import Batch, Dataset, Task
 
-__all__ = ["built", "named_class", "own_task", "task_class"]
-
 
 def named_class(name: str, tasks: Mapping[str, type[Task]]) -> type[Task]:
     """Return the class of a task of the package.

@@ -17,16 +17,6 @@ from torch.nn import functional
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
 
-__all__ = [
-    "Changes",
-    "FlippedLabels",
-    "LocalChange",
-    "NoisyInputs",
-    "NoisyLabels",
-    "RotatedImages",
-    "with_local_data",
-]
-
 
 class LocalChange(Protocol):
     """Protocol of a change of one node's samples; a pure function."""

@@ -21,8 +21,6 @@ from jwins.errors import ConfigError, DataError
 from jwins.tasks.base import Batch, Dataset, Task
 from jwins.tasks.source import key_numbers, split_within_keys, zip_member
 
-__all__ = ["URL", "MatrixFactorization", "MovieLens"]
-
 URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 """Download address of the ratings."""
 _MEMBER = "ml-latest-small/ratings.csv"

@@ -19,16 +19,6 @@ from jwins.errors import DataError
 from jwins.tasks.base import Dataset
 from jwins.tasks.source import chosen_keys, key_numbers, split_within_keys
 
-__all__ = [
-    "Rows",
-    "decode_image",
-    "decode_images",
-    "images_by_owner",
-    "labels_of",
-    "owned_datasets",
-    "read_rows",
-]
-
 _INT64 = range(-(2**63), 2**63)
 
 _BATCH_ROWS = 2048

@@ -15,19 +15,6 @@ import numpy.typing as npt
 
 from jwins.errors import ConfigError, JwinsError
 
-__all__ = [
-    "PARTITIONERS",
-    "ByKey",
-    "Contiguous",
-    "Dirichlet",
-    "Iid",
-    "Partitioner",
-    "Quantity",
-    "Shards",
-    "checked_split",
-    "make_partitioner",
-]
-
 Indices = npt.NDArray[np.int64]
 
 _DIRICHLET_DRAWS = 500

@@ -16,8 +16,6 @@ import numpy.typing as npt
 
 from jwins.errors import DataError
 
-__all__ = ["CLASSES", "bundled_plays", "codes", "read_plays", "speeches"]
-
 _ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 """Alphabet: printable ASCII. All other characters share one more class, the last."""
 

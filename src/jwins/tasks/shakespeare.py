@@ -27,8 +27,6 @@ from jwins.tasks.source import (
     split_within_keys,
 )
 
-__all__ = ["NextCharacter", "Shakespeare"]
-
 _REPO = "flwrlabs/shakespeare"
 _LENGTH = 80
 """Length of the model's input in characters, as in LEAF."""

@@ -32,18 +32,6 @@ from torch import Tensor
 from jwins.errors import ConfigError, DataError
 from jwins.rng import stream
 
-__all__ = [
-    "SPLIT_SEED",
-    "cache_folder",
-    "chosen_keys",
-    "decoded_once",
-    "hub_files",
-    "key_numbers",
-    "refuse_copies",
-    "split_within_keys",
-    "zip_member",
-]
-
 SPLIT_SEED = 20230718
 """Seed of every split into training and test samples, the same in every experiment."""
 

@@ -10,8 +10,6 @@ from jwins.errors import ConfigError, UsageError
 from jwins.rng import EVERY_ROUND
 from jwins.topology.graph import Graph, Topology
 
-__all__ = ["Undirected", "check_nodes", "check_round", "drawn_graph", "static_graph"]
-
 _CACHED_GRAPHS = 16
 """Size of the cache. Nodes request a round's graph one by one, and faults may delay some by a few rounds."""
 

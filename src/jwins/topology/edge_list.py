@@ -12,8 +12,6 @@ from jwins.errors import ConfigError
 from jwins.topology.drawing import check_nodes, static_graph
 from jwins.topology.graph import Graph
 
-__all__ = ["EdgeList"]
-
 
 @dataclass(frozen=True)
 class EdgeList:

@@ -24,8 +24,6 @@ from jwins.errors import ConfigError
 from jwins.topology.drawing import check_nodes, check_round
 from jwins.topology.graph import Graph
 
-__all__ = ["FiniteTime"]
-
 Step = Mapping[tuple[int, int], float]
 """Undirected edges (lower node first) of one round and their weights."""
 

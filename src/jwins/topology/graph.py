@@ -21,8 +21,6 @@ import numpy.typing as npt
 
 from jwins.errors import UsageError
 
-__all__ = ["Graph", "Topology"]
-
 
 @dataclass(frozen=True)
 class Graph:

@@ -16,19 +16,6 @@ from jwins.topology.edge_list import EdgeList
 from jwins.topology.finite_time import FiniteTime
 from jwins.topology.graph import Graph, Topology
 
-__all__ = [
-    "TOPOLOGIES",
-    "ErdosRenyi",
-    "FullyConnected",
-    "OnePeerExponential",
-    "Regular",
-    "Ring",
-    "SmallWorld",
-    "Star",
-    "Torus",
-    "make_topology",
-]
-
 _DRAWS = 200
 """Attempts to draw a connected random graph. Above the threshold of connectivity one or two draws suffice; far
 below it no number does."""

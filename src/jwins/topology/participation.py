@@ -8,8 +8,6 @@ from functools import lru_cache
 from jwins.rng import stream
 from jwins.topology.graph import Graph, Topology
 
-__all__ = ["Participation"]
-
 
 @dataclass(frozen=True)
 class Participation:

@@ -6,8 +6,6 @@ import ctypes
 import gc
 import os
 
-__all__ = ["keep_freed_memory", "trim_freed_memory"]
-
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MAX_BLOCK_BYTES = 2**30

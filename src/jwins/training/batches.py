@@ -8,8 +8,6 @@ import numpy.typing as npt
 from jwins.errors import UsageError
 from jwins.rng import stream
 
-__all__ = ["Indices", "Shuffle", "batch_indices", "checked_partition"]
-
 Indices = npt.NDArray[np.int64]
 
 

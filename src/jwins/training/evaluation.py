@@ -17,8 +17,6 @@ from jwins.training.stacked import MIN_STACK, StackedModel
 from jwins.training.training_context import TrainingContext, wrap_errors
 from jwins.training.worker_module import WorkerModule
 
-__all__ = ["EvalRequest", "Evaluation", "MetricMeans"]
-
 _MIN_JOBS_PER_THREAD = 16
 """Minimum number of jobs for each thread, so that none waits long for the last one."""
 

@@ -20,8 +20,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["StackedKernels", "flatten_graph"]
-
 aten = torch.ops.aten
 _MIN_LARGE_NUMEL = 2**16
 # from this size on, new memory from the operating system takes as long as the product written to it

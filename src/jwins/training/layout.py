@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from jwins.errors import ConfigError, UsageError
 
-__all__ = ["BufferPolicy", "Layout", "Slot"]
-
 BufferPolicy = Literal["local", "shared"]
 """``local``: buffers stay on their node. ``shared``: float buffers are part of the vector."""
 

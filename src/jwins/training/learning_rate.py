@@ -9,8 +9,6 @@ from typing import Literal, get_args
 from jwins.errors import ConfigError
 from jwins.validation import RATE
 
-__all__ = ["LearningRateSchedule"]
-
 Shape = Literal["constant", "linear", "cosine"]
 
 

@@ -13,8 +13,6 @@ from jwins.training.optimizer import Optimizer, optimizer_step
 from jwins.training.training_context import TrainingContext, training_error
 from jwins.training.worker_module import WorkerModule
 
-__all__ = ["LoopTrainer"]
-
 
 class LoopTrainer:
     """Trains one node at a time on each worker, in the rows themselves.

@@ -20,8 +20,6 @@ from jwins.training.stacked import MIN_STACK, StackedModel, Step, values_of
 from jwins.training.training_context import TrainingContext, wrap_errors
 from jwins.training.worker_module import WorkerModule
 
-__all__ = ["STACKED_MAX_PARAMETERS", "Batching", "ModelTraits", "TraitProbe", "is_slow_stacked"]
-
 Batching = Literal["loop", "stacked", "auto"]
 
 STACKED_MAX_PARAMETERS = 100_000

@@ -12,8 +12,6 @@ from jwins.errors import UsageError
 from jwins.training.layout import Layout
 from jwins.training.optimizer import Optimizer, OptimizerState
 
-__all__ = ["LocalState", "NodeStore", "aligned_rows", "mean_buffers"]
-
 _ALIGN = 16
 # Rows start at multiples of 64 bytes, as torch's own tensors do: kernels may round differently elsewhere, and
 # a node must get the same bits whether it is the only one of its process or one of many.

@@ -17,8 +17,6 @@ from jwins.training.learning_rate import LearningRateSchedule
 from jwins.training.quasi_global import QuasiGlobal
 from jwins.validation import MOMENTUM, NORM
 
-__all__ = ["OPTIMIZERS", "Optimizer", "OptimizerState", "clipped", "optimizer_step"]
-
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,

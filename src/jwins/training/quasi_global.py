@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["QuasiGlobal"]
-
 _NOT_TRAINED = -1  # round of a node that has not trained yet
 
 

@@ -25,18 +25,6 @@ from jwins.training.optimizer import Optimizer, clipped, optimizer_step
 from jwins.training.training_context import TrainingContext, training_error
 from jwins.training.worker_module import WorkerModule
 
-__all__ = [
-    "CHUNK_NODES",
-    "CHUNK_NUMBERS",
-    "MIN_STACK",
-    "Chunk",
-    "StackedModel",
-    "StackedTrainer",
-    "Step",
-    "chunk_nodes",
-    "values_of",
-]
-
 Step = Callable[..., tuple[Any, ...]]
 
 CHUNK_NUMBERS = {"cpu": 3 * 2**18, "cuda": 2**23}

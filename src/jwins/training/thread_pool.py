@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["ThreadPool"]
-
 J = TypeVar("J")
 
 

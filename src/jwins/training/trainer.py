@@ -34,8 +34,6 @@ from jwins.training.stacked import MIN_STACK, StackedTrainer, chunk_nodes
 from jwins.training.training_context import Device, Precision, TrainingContext
 from jwins.training.worker_module import WorkerModule
 
-__all__ = ["Trainer"]
-
 THREADS_MIN_PARAMETERS = 200_000
 """Smaller models without convolution or recurrence run on one thread, because a second one would wait for the
 interpreter."""

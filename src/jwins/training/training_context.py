@@ -14,19 +14,6 @@ from jwins.rng import EVERY_NODE, EVERY_ROUND, torch_generator
 from jwins.tasks.base import Batch, Task
 from jwins.training.thread_pool import ThreadPool
 
-__all__ = [
-    "EVALUATION_BATCH",
-    "EVALUATION_BATCH_CPU",
-    "Device",
-    "Precision",
-    "TrainingContext",
-    "TrainingError",
-    "check_scalar",
-    "resolve_device",
-    "training_error",
-    "wrap_errors",
-]
-
 Device = Literal["cpu", "cuda", "auto"]
 
 Precision = Literal["float32", "bfloat16"]

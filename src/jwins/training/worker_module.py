@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from jwins.training.layout import Layout
 
-__all__ = ["WorkerModule"]
-
 
 @dataclass(frozen=True, slots=True)
 class _ModuleSlot:

@@ -22,22 +22,6 @@ from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.sharing.update import Quantized, Sampled, Update
 from jwins.wire import fpzip, pco, quantized
 
-__all__ = [
-    "CODECS",
-    "MAX_RUNS",
-    "Codec",
-    "Encoded",
-    "Paper",
-    "Payload",
-    "Pco",
-    "PositionsKind",
-    "Raw",
-    "ValuesKind",
-    "codec",
-    "max_payload_bytes",
-    "read_payload",
-]
-
 MAX_RUNS = 1 << 16
 """Largest number of runs of a Quantized in a frame. A run is a Python object in memory; a symbol is not."""
 

@@ -12,8 +12,6 @@ import numpy.typing as npt
 
 from jwins.errors import CodecError, UsageError
 
-__all__ = ["LARGEST", "decode_integers", "decode_positions", "encode_integers", "encode_positions"]
-
 LARGEST = 2**32
 """Largest integer: the largest gap between positions, or an int32 symbol after zigzag plus one."""
 

@@ -22,21 +22,6 @@ import numpy.typing as npt
 from jwins.errors import CodecError, ConfigError
 from jwins.wire import elias
 
-__all__ = [
-    "OWN_PAYLOADS",
-    "decode_floats",
-    "decode_halves",
-    "decode_positions",
-    "decode_symbols",
-    "encode_floats",
-    "encode_halves",
-    "encode_positions",
-    "encode_symbols",
-    "is_own",
-    "remember",
-    "require",
-]
-
 OWN_PAYLOADS = 1 << 16
 """Number of latest payloads that a process recognises; a simulation has far fewer under way."""
 

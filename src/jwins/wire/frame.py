@@ -19,34 +19,6 @@ from jwins.errors import CodecError, FrameError, UsageError
 from jwins.sharing.update import MAX_DIM, Update
 from jwins.wire.codec import CODECS, Codec, PositionsKind, ValuesKind, max_payload_bytes, read_payload
 
-__all__ = [
-    "DESCRIBED_DIM",
-    "DIGEST_BYTES",
-    "HEADER_BYTES",
-    "MAGIC",
-    "MAX_CONTROL_BYTES",
-    "MAX_HASH_BYTES",
-    "MAX_NAME_CHARS",
-    "MAX_REASON_CHARS",
-    "MAX_VERSIONS",
-    "ROSTER_VERSIONS",
-    "VERSION",
-    "Bye",
-    "Frame",
-    "FrameHeader",
-    "Hello",
-    "KeyframeRequest",
-    "Message",
-    "Packed",
-    "StateRequest",
-    "Wire",
-    "describe",
-    "max_frame_bytes",
-    "pack",
-    "peek",
-    "unpack",
-]
-
 MAGIC = b"JWNS"
 VERSION = 3
 DIGEST_BYTES = 8

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from jwins.errors import CodecError
 from jwins.wire.symbols import decode_symbols, encode_symbols
 
-__all__ = ["decode", "encode"]
-
 # One power of two for all runs; one scale for all; upper halves of float32, one for each run; float32 for each.
 _SCALE_POWER, _SCALE_ONE, _SCALE_HALVES, _SCALE_WHOLE = range(4)
 _RUNS_LISTED, _RUNS_OCTAVES, _RUNS_EQUAL = range(3)

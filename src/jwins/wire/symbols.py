@@ -20,8 +20,6 @@ import numpy.typing as npt
 from jwins.errors import CodecError
 from jwins.kernels import range_coder
 
-__all__ = ["decode_symbols", "encode_symbols"]
-
 _FEW = 100  # at most as many symbols take a millisecond without machine code
 _QUARTERS = (65536, 55109, 46341, 38968)  # 2^16 * 2^(-i/4)
 _MOST_QUARTERS = 43  # 2^16 * 2^(-43/4) is 38

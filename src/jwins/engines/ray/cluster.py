@@ -20,8 +20,6 @@ except ImportError:
         "the engine ray needs an extra: pip install 'jwins[ray]', on this machine and on those of the cluster"
     ) from None
 
-__all__ = ["Demand", "Machine", "check_capacity", "check_versions", "connected", "machines"]
-
 _COMPARED_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec")
 """Libraries whose version may change the last bits of a result, or the bytes of frames."""
 

@@ -16,8 +16,6 @@ import ray
 from jwins.errors import DataError
 from jwins.tasks.source import cache_folder
 
-__all__ = ["FileSharing", "SharedPath", "local_copy"]
-
 _CHUNK_BYTES = 32 * 2**20
 """Piece size for the object store, so that it need not hold a large file at once."""
 

@@ -42,8 +42,6 @@ from jwins.run_folder.checkpoint import Dumped
 from jwins.training.allocator import keep_freed_memory
 from jwins.wire.frame import Packed
 
-__all__ = ["RemoteNodeGroup", "parallel_calls", "start_actors"]
-
 T = TypeVar("T")
 
 FrameKey = tuple[int, int]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Generic, TypeVar
 
-__all__ = ["Barrier", "Members"]
-
 T = TypeVar("T")
 
 

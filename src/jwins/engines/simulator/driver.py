@@ -61,8 +61,6 @@ from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, Traffic, Traff
 from jwins.scenario import Compute, Faults, Links, check_scenario
 from jwins.wire.frame import Packed
 
-__all__ = ["Outcome", "Progress", "SimulatedDriver", "StalledError"]
-
 CallAll = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 """Function that calls some node groups, once each, and returns their results in the same order."""
 

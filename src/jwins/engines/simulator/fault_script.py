@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from jwins.scenario import Fault, Faults
 
-__all__ = ["NO_FRAME_FAULT", "FaultScript", "FrameFault"]
-
 
 class FrameFault(NamedTuple):
     """Fault of a frame on its way to one receiver.

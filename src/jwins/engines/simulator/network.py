@@ -11,8 +11,6 @@ from jwins.engines.simulator.fault_script import NO_FRAME_FAULT, FrameFault
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, TransferDone
 from jwins.scenario import Links
 
-__all__ = ["Flow", "SimulatedNetwork", "SimulatedUplink", "UplinkState"]
-
 
 @dataclass(frozen=True, slots=True)
 class Flow:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from jwins.engines.node_group import NodeGroupEvent, ScheduledEvent
 
-__all__ = ["EventQueue", "NodeEvent", "QueueItem", "QueueState", "TransferDone"]
-
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
