@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from jwins.net import events as ev
 from jwins.net.neighbour_timeout import NeighbourTimeout
 from jwins.net.peer_session import AWAITED, TRANSITIONS, PeerSession, Signal, State, diagram
 from jwins.sharing.update import Update
-from jwins.wire.frame import Bye, Frame, Hello
+from jwins.wire.frame import VERSION, Bye, Frame, Hello
 
 BATCH = 100
 QUICK, ALL = 500, 2000
@@ -66,7 +67,7 @@ THREE = Schedule(seed=1)
 
 
 def with_faults(schedule: Schedule, *faults: Fault) -> Schedule:
-    return Schedule(schedule.seed, schedule.nodes, schedule.ring, schedule.sharing, schedule.train_s, faults)
+    return replace(schedule, faults=faults)
 
 
 def events(world: World, node: int, event: str) -> list[dict[str, object]]:
@@ -93,9 +94,10 @@ def test_restarted_from_scratch_a_node_begins_with_the_model_of_another(seconds:
     )
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_other_settings_are_named_on_both_sides_within_seconds(seed: int) -> None:
-    schedule = Schedule(seed, 3, faults=(Fault(0.0, "other_settings", seed % 3),))
+@pytest.mark.parametrize("kind", ["other_settings", "other_version"])
+@pytest.mark.parametrize("seed", range(10))
+def test_other_settings_and_versions_are_named_on_both_sides_within_seconds(seed: int, kind: str) -> None:
+    schedule = Schedule(seed, 3, faults=(Fault(0.0, kind, seed % 3),))
     world = World(schedule)
     world.run(5.0)
     for node in range(3):
@@ -105,7 +107,8 @@ def test_other_settings_are_named_on_both_sides_within_seconds(seed: int) -> Non
             if peer != node and (node == seed % 3) != (peer == seed % 3):
                 known = process.session.peers[peer]
                 assert known.state is State.INCOMPATIBLE
-                assert {"raw", "other"} <= set(known.mismatch.replace(",", "").split()), known.mismatch
+                values = {"raw", "other"} if kind == "other_settings" else {str(VERSION), f"1{VERSION}"}
+                assert values <= set(known.mismatch.replace(",", "").split()), known.mismatch
 
 
 def test_a_wait_for_one_late_and_one_absent_neighbour_polls_no_more_than_it_has_to() -> None:
@@ -154,12 +157,12 @@ def test_who_has_said_bye_is_not_waited_for_again_on_the_same_connection() -> No
     assert process.session.peers[1].state is State.LEFT
 
 
-def test_a_node_that_has_ended_answers_a_late_frame_with_no_hello(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("world.ENDLESS", 5)
-    world = World(with_faults(TWO, Fault(0.0, "late_start", 1, seconds=600.0)))
-    world.run(590.0)
+def test_a_node_that_has_ended_answers_a_late_frame_with_no_hello() -> None:
+    world = World(replace(TWO, rounds=5, faults=(Fault(0.0, "late_start", 1, seconds=600.0),)))
+    world.run(1.0)
     process = world.processes[0]
     assert process is not None
+    world.run(590.0)
     session = process.session
     assert session.end is not None
     session.handle(ev.Connected(1, session.handshake.greeting), world.now)

@@ -1,12 +1,13 @@
 """A simulated world: sessions with real nodes, simulated time, a seeded network and seeded faults.
 
 A :class:`Schedule` is a list of faults drawn from a seed, or written by hand, and :func:`play` plays it.
-Nothing reads a clock or opens a connection, so a seed is always the same run. What must hold is checked after
-every event, and at the end that all who are up have found each other again.
+Nothing reads a clock or opens a connection, so a seed is always the same run. The invariants are checked after
+every event, and at the end that all who are up have found each other again, or have ended.
 """
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import random
@@ -19,13 +20,16 @@ from typing import Any
 import torch
 
 from jwins.net import events as ev
+from jwins.net.bootstrap import PROVIDE_EVERY, pack_state, state_wire
 from jwins.net.handshake import Handshake, pack_greeting
+from jwins.net.membership import Change
 from jwins.net.peer_session import PeerSession, State
+from jwins.net.roster_versions import RosterVersions
 from jwins.net.session import Session, SessionSettings
 from jwins.node import FrameReceived, KeyframeRequested, Node, NodeState, Phase, Rules, Trained
 from jwins.sharing import choco, full
 from jwins.sharing.update import Update
-from jwins.topology import FullyConnected, Graph, Ring
+from jwins.topology import FullyConnected, Graph, Ring, Topology
 from jwins.wire.codec import codec
 from jwins.wire.frame import Bye, Frame, FrameHeader, Hello, Message, StateRequest, Wire
 
@@ -37,11 +41,14 @@ ENDLESS = 1_000_000
 HEAL_S = 900.0
 HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
+LINES_AT_ONCE = 10
 
 KINDS = (
-    *("cut", "half_open", "silence", "slow", "pause", "kill", "full_disk", "new_certificate"),
-    *("other_settings", "hostile", "late_start"),
+    *("cut", "half_open", "silence", "slow", "pause", "kill", "full_disk", "new_certificate", "clock", "quit"),
+    *("other_settings", "other_version", "hostile", "late_start", "join", "leave"),
 )
+ALONE = ("other_settings", "other_version", "hostile", "join", "leave")
+"""Of these kinds a schedule has one fault at most."""
 
 
 @dataclass(frozen=True, order=True)
@@ -54,7 +61,8 @@ class Fault:
         node: to whom.
         other: the other end, for faults of a connection.
         seconds: for how long.
-        how: of ``kill``: the checkpoint it restarts from, newest, older or none; of ``hostile``: what it does.
+        how: of ``kill``: the checkpoint it restarts from, newest, older or none; of ``clock``: where its wall
+            clock jumps while it is down; of ``hostile``: what it does.
     """
 
     at: float
@@ -67,7 +75,17 @@ class Fault:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a world is made of; printed, it is a script that makes the same."""
+    """What a world is made of; printed, it is a script that makes the same.
+
+    Attributes:
+        seed: of the network's delays.
+        nodes: their number, with one that joins.
+        ring: whether they form a ring; else each is a neighbour of each.
+        sharing: the algorithm.
+        train_s: seconds of a training, by node.
+        faults: in order of time.
+        rounds: after which a node has finished.
+    """
 
     seed: int
     nodes: int = 3
@@ -75,26 +93,34 @@ class Schedule:
     sharing: str = "full"
     train_s: tuple[float, ...] = (1.0, 1.0, 1.0)
     faults: tuple[Fault, ...] = ()
+    rounds: int = ENDLESS
 
     @staticmethod
     def drawn(seed: int) -> Schedule:
         """The schedule of a seed."""
         draws = random.Random(seed)
         nodes = draws.choice((2, 3, 3, 4))
-        usual = draws.choice((0.2, 1.0, 2.0))
-        train_s = tuple(usual * draws.choice((1.0, 1.0, 1.0, 1.3, 3.0)) for _ in range(nodes))
+        usual = draws.choice((0.4, 1.0, 2.0))
         faults = tuple(sorted(_fault(draws, nodes) for _ in range(draws.choice((1, 1, 2, 2, 3, 4)))))
-        if sum(fault.kind in ("hostile", "other_settings") for fault in faults) > 1:
-            faults = tuple(f for f in faults if f.kind not in ("hostile", "other_settings"))
+        if sum(fault.kind in ALONE for fault in faults) > 1:
+            faults = tuple(fault for fault in faults if fault.kind not in ALONE)
+        if any(fault.kind in ("join", "leave") for fault in faults):
+            nodes += 1
+        elif draws.random() < 0.02:  # one of two starts hours later
+            faults = (Fault(0.0, "late_start", 1, seconds=draws.uniform(3600.0, 18_000.0)),)
+            nodes, usual = 2, 60.0
+        train_s = tuple(usual * draws.choice((1.0, 1.0, 1.0, 1.3, 3.0)) for _ in range(nodes))
         sharing = draws.choice(("full", "full", "full", "choco"))
-        return Schedule(seed, nodes, draws.random() < 0.3, sharing, train_s, faults)
+        ends = draws.random() < 0.25 and not any(fault.kind in ("join", "leave") for fault in faults)
+        rounds = draws.choice((5, 10, 20, 40)) if ends else ENDLESS
+        return Schedule(seed, nodes, draws.random() < 0.3, sharing, train_s, faults, rounds)
 
     def script(self) -> str:
         """As Python."""
         lines = "".join(f"\n        {fault!r}," for fault in self.faults)
         return (
             f"Schedule(\n    seed={self.seed}, nodes={self.nodes}, ring={self.ring},\n"
-            f"    sharing={self.sharing!r},\n"
+            f"    sharing={self.sharing!r}, rounds={self.rounds},\n"
             f"    train_s={self.train_s},\n    faults=({lines}\n    ),\n)"
         )
 
@@ -107,10 +133,12 @@ def _fault(draws: random.Random, nodes: int) -> Fault:
     how = ""
     if kind == "kill":
         how = draws.choice(("newest", "newest", "older", "none"))
+    elif kind == "clock":
+        how = draws.choice(("ahead", "back"))
     elif kind == "hostile":
         how = draws.choice(tuple(HOSTILE))
         at = 0.0
-    elif kind in ("late_start", "other_settings"):
+    elif kind in ("late_start", "other_settings", "other_version"):
         at = 0.0
         seconds *= draws.choice((1.0, 1.0, 6.0)) if kind == "late_start" else 1.0
     return Fault(at, kind, node, other, seconds, how)
@@ -180,9 +208,28 @@ class Fixed:
         return self.graph
 
 
+@dataclass(frozen=True)
+class Roster:
+    """What a file says that an operator gives to all machines."""
+
+    version: int
+    from_round: int
+    members: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class Process:
-    """A process of a node; killed, another takes its place."""
+    """A process of a node; killed, another takes its place.
+
+    Attributes:
+        failed: why it handles no more events, or "".
+        lingers_until: when it ends at the latest, if its run is over.
+        counted_before: bytes that its checkpoint had counted.
+        transmitted: bytes that connections took.
+        delivered: bytes that arrived.
+        provided_in: rounds in which it sent its model, by receiver.
+        lines: of its log, by event and peer.
+    """
 
     session: Session
     toy: ToyNode
@@ -194,8 +241,13 @@ class Process:
     wake_at: float = float("inf")
     failed: str = ""
     has_model: bool = False
-    checked: int = 0
-    shared_at: dict[int, float] = field(default_factory=dict)
+    training: int | None = None
+    lingers_until: float = float("inf")
+    counted_before: int = 0
+    transmitted: int = 0
+    delivered: int = 0
+    provided_in: dict[int, int] = field(default_factory=dict)
+    lines: Counter[tuple[str, object]] = field(default_factory=Counter)
 
 
 class ViolationError(AssertionError):
@@ -209,6 +261,7 @@ class Tally:
     events: int = 0
     rounds: int = 0
     partial: int = 0
+    ended: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
 
@@ -231,20 +284,31 @@ class World:
         self.cut_until: dict[tuple[int, int], float] = {}
         self.silent_until: dict[tuple[int, int], float] = {}
         self.slow_until = [0.0] * n
-        self.other_settings: set[int] = set()
+        self.misfits: dict[int, str] = {}
         self.hostile: dict[int, str] = {}
+        self.ended: dict[int, str] = {}
+        self.clock_s = [0.0] * n
         self.weights: dict[tuple[int, int, int], float] = {}
         self.merges: list[dict[int, frozenset[int]]] = [{} for _ in range(n)]
         self.wakes = [0] * n
         self.reports: list[list[tuple[float, str, dict[str, Any]]]] = [[] for _ in range(n)]
         self.quiet_from = 0.0
-        kind = Ring if schedule.ring and n > 2 else FullyConnected
-        self.topology = Fixed(n, kind(num_nodes=n, seed=1).at(0))
+        joins = {fault.node for fault in schedule.faults if fault.kind == "join"}
+        members = tuple(node for node in range(n) if node not in joins)
+        self.roster = Roster(0, 0, members)
+        self.files = [self.roster] * n
+        self.kept: list[list[Roster]] = [[self.roster] for _ in range(n)]
+        self.changes = any(fault.kind in ("join", "leave") for fault in schedule.faults)
         algorithm: Any = {"full": full(), "choco": choco(0.5, 0.5)}[schedule.sharing]
         wire = Wire(codec("raw"), b"testtest", DIM)
-        rules = Rules(algorithm, wire, self.topology, ENDLESS, 1, checkpoint_every=1)
+        fixed = Fixed(n, self._build(n).at(0))
+        rules = Rules(algorithm, wire, fixed, schedule.rounds, 1, checkpoint_every=1)
         self.rules = rules.among_strangers(1e6, changing=False)
-        self._begin()
+        self.topologies: list[Topology] = [fixed] * n
+        self._begin(joins)
+
+    def _build(self, count: int) -> Topology:
+        return (Ring if self.schedule.ring and count > 2 else FullyConnected)(num_nodes=count, seed=1)
 
     # --- Time ---------------------------------------------------------------------------------------------
 
@@ -259,21 +323,23 @@ class World:
             action()
         self.now = max(self.now, until if not done() else self.now)
 
-    def _begin(self) -> None:
+    def _begin(self, joins: set[int]) -> None:
         n, starts = self.schedule.nodes, [0.05 * i for i in range(self.schedule.nodes)]
         for fault in self.schedule.faults:
-            self.tally.faults[fault.kind] += 1
+            self.tally.faults[f"{fault.kind}, {fault.how}" if fault.how else fault.kind] += 1
             if fault.kind == "late_start":
                 starts[fault.node] += fault.seconds
                 self.quiet_from = max(self.quiet_from, starts[fault.node])
-            elif fault.kind == "other_settings":
-                self.other_settings.add(fault.node)
+            elif fault.kind in ("other_settings", "other_version"):
+                self.misfits[fault.node] = fault.kind
             elif fault.kind == "hostile":
                 self.hostile[fault.node] = fault.how
             else:
                 self.at(fault.at, partial(play_fault, self, fault))
                 self.quiet_from = max(self.quiet_from, fault.at + fault.seconds)
         for node in range(n):
+            if node in joins:
+                continue
             if node in self.hostile:
                 self.at(starts[node], Hostile(self, node).begin)
             else:
@@ -282,15 +348,28 @@ class World:
     # --- Processes ----------------------------------------------------------------------------------------
 
     def start(self, node: int, checkpoint: str) -> None:
-        if self.processes[node] is not None:
+        if self.processes[node] is not None or node in self.ended:
             return
-        toy = ToyNode(Node(node, torch.zeros(DIM), self.rules))
-        settings = {"codec": "other" if node in self.other_settings else "raw"}
-        digest = b"another!" if node in self.other_settings else b"testtest"
-        handshake = Handshake(DIM, "raw", b"x0", greeting=pack_greeting(digest, settings))
-        session = Session(toy, SessionSettings(TIMEOUT_S, handshake, max_step_s=MAX_STEP_S), self.now)
-        process = self.processes[node] = Process(session, toy, next(self._numbers))
         saved = self.checkpoints[node]
+        if not saved or checkpoint == "none":  # without a folder it knows what its file says
+            self.kept[node] = [self.files[node]]
+        if node not in self.files[node].members:
+            self.ended[node] = "removed"
+            return
+        rules = replace(self.rules, topology=self._topology_of(node)) if self.changes else self.rules
+        toy = ToyNode(Node(node, torch.zeros(DIM), rules))
+        other = self.misfits.get(node) == "other_settings"
+        greeting = pack_greeting(b"another!" if other else b"testtest", {"codec": "other" if other else "raw"})
+        if self.misfits.get(node) == "other_version":
+            greeting = greeting.replace(b'"wire format":"', b'"wire format":"1')
+        settings = SessionSettings(
+            TIMEOUT_S, Handshake(DIM, "raw", b"x0", greeting=greeting), max_step_s=MAX_STEP_S
+        )
+        if (since := self.roster.from_round if self._joined(node) else None) is not None and not saved:
+            others = tuple(member for member in self.roster.members if member != node)
+            settings = replace(settings, joins_at=since, bootstrap_from=others, from_round=since)
+        session = Session(toy, settings, self.now)
+        process = self.processes[node] = Process(session, toy, next(self._numbers))
         chosen = None
         if saved and checkpoint == "newest":
             chosen = saved[-1]
@@ -298,8 +377,11 @@ class World:
             chosen = saved[max(0, len(saved) - 4)]
         if chosen is not None:
             toy.node.restore(chosen[0])
-            session.restore(chosen[1])
+            session.restore(chosen[1], max(0.0, self.now + self.clock_s[node] - chosen[1].saved_at))
             process.has_model = not chosen[1].fresh
+            frames = [f for known in session.peers.values() for f in known.buffer.frames.values() if f.counted]
+            not_sent = sum(frame.packed.size_bytes for frame in frames)  # each counts when it is made
+            process.counted_before = session.traffic.total_bytes() - not_sent
         else:
             saved.clear()
         self.merges[node] = {}
@@ -308,6 +390,63 @@ class World:
             if other != node:
                 self._dial_soon(node, other)
         self._poll(node, process.born)
+
+    def _topology_of(self, node: int) -> Topology:
+        versions = RosterVersions(self.schedule.nodes, self._build)
+        for roster in self.kept[node]:
+            versions.add(roster.version, roster.from_round, roster.members)
+        self.topologies[node] = versions
+        return versions
+
+    def _joined(self, node: int) -> bool:
+        return any(fault.kind == "join" and fault.node == node for fault in self.schedule.faults)
+
+    def give_roster(self, node: int) -> None:
+        """The newest roster reaches a machine."""
+        process, old = self.processes[node], self.kept[node][-1]
+        if old.version >= self.roster.version:
+            return
+        self.files[node] = self.roster
+        if process is None or self.now < process.paused_until:
+            self.at(self.now + 1.0, partial(self.give_roster, node))
+            return
+        from_round = max(self.roster.from_round, process.toy.round + 1)
+        joined, removed = (
+            set(self.roster.members) - set(old.members),
+            set(old.members) - set(self.roster.members),
+        )
+        if node not in removed:
+            self.kept[node].append(replace(self.roster, from_round=from_round))
+            versions = self.topologies[node]
+            assert isinstance(versions, RosterVersions)
+            versions.add(self.roster.version, from_round, self.roster.members)
+        change = Change(self.roster.version, from_round, frozenset(joined), frozenset(removed))
+        self.feed(node, ev.RosterChanged(change))
+        for peer in removed - {node}:
+            self.drop(node, peer, "removed")
+        if node in removed:
+            self.leave(node, "removed", self.now)
+
+    def leave(self, node: int, reason: str, back_at: float) -> None:
+        """An operator ends a process, or its own roster does."""
+        process = self.processes[node]
+        if process is None or process.failed or process.session.end is not None:
+            return
+        process.paused_until = 0.0
+        if process.session.has_begun:
+            process.session.stop_training()
+            if process.training is not None:
+                self.feed(node, ev.TrainingDone(process.training))
+            if not process.failed and process.session.end is None:
+                self._save(node, process)
+        if process.session.end is None:
+            self.do(node, process.session.leave(reason, self.now))
+            process.failed = reason
+            self.at(self.now + 0.2, partial(self.kill, node))
+        if reason == "removed":
+            self.ended[node] = reason
+        else:
+            self.at(max(back_at, self.now + 0.5), partial(self.start, node, "newest"))
 
     def kill(self, node: int) -> None:
         process, self.processes[node] = self.processes[node], None
@@ -335,8 +474,26 @@ class World:
         if self.now < process.paused_until:
             process.waiting.append(event)
             return
+        if isinstance(event, ev.MessageReceived):
+            process.delivered += len(event.data)
         self.do(node, process.session.handle(event, self.now))
         check(self, node)
+        if process.session.end is not None:
+            self._linger(node, process)
+
+    def _linger(self, node: int, process: Process) -> None:
+        """The run of a node is over: it stays for those who may need its last frames, as the driver does."""
+        if process.lingers_until == float("inf"):
+            process.lingers_until = self.now + TIMEOUT_S
+            self.at(
+                process.lingers_until, lambda: self.feed(node, ev.TimePassed()) if not process.failed else None
+            )
+            self.ended[node] = process.session.end.status if process.session.end else ""
+            self.tally.ended += 1
+        stays = any(known.may_come_back for known in process.session.peers.values())
+        if not process.failed and (not stays or self.now >= process.lingers_until):
+            process.failed = "is over"
+            self.at(self.now + 0.2, lambda: self.kill(node) if self.processes[node] is process else None)
 
     def do(self, node: int, commands: list[Any]) -> None:
         """Carry out what a session commands, as the driver does."""
@@ -348,7 +505,10 @@ class World:
             match command:
                 case ev.Transmit(peer, data, label, round):
                     if peer in process.links:
+                        process.transmitted += len(data)
                         self._carry(node, peer, data)
+                        if label == "state":
+                            check_model_sent(process, node, peer)
                     else:
                         todo.extend(process.session.handle(ev.NotQueued(peer, label, round), self.now))
                 case ev.StartTraining(round):
@@ -357,13 +517,15 @@ class World:
                     self._save(node, process)
                 case ev.Report(_, event, fields):
                     process.has_model = process.has_model or event == "bootstrapped"
+                    process.lines[event, fields.get("peer")] += 1
                     if event == "rejoining" and not process.has_model:
                         raise ViolationError(f"node {node} takes the round of others with a model from scratch")
                     self.reports[node].append((self.now, event, dict(fields)))
                 case ev.Failed(reason):
                     process.failed = reason
                 case ev.Ended(status, _, reason):
-                    process.failed = f"{status} {reason}"
+                    if status != "finished":
+                        process.failed = f"{status} {reason}"
         until = process.session.wait_until
         if until < process.wake_at - 1e-9 or process.wake_at <= self.now:
             process.wake_at = until
@@ -378,18 +540,27 @@ class World:
 
     def _train(self, node: int, round: int, born: int) -> None:
         seconds = self.schedule.train_s[node] * self.draws.uniform(0.9, 1.1)
+        if self.hostile.get(node) == "just in time":
+            seconds += 0.9 * TIMEOUT_S
+        trains = self.processes[node]
+        assert trains is not None
+        trains.training = round
 
         def over() -> None:
             process = self.processes[node]
-            if process is not None and process.born == born:
-                process.shared_at[round] = self.now
+            if process is not None and process.born == born and process.training == round:
+                process.training = None
                 self.feed(node, ev.TrainingDone(round))
 
         self.at(self.now + seconds, over)
 
     def _save(self, node: int, process: Process) -> None:
         if self.now >= process.disk_full_until:
-            self.checkpoints[node].append((process.toy.node.snapshot(), process.session.snapshot(self.now)))
+            wall_s = self.now + self.clock_s[node]
+            state = process.session.snapshot(self.now, wall_s)
+            for frames in state.send_buffer.values():
+                frames |= {at: copy.copy(frame) for at, frame in frames.items()}
+            self.checkpoints[node].append((process.toy.node.snapshot(), state))
             del self.checkpoints[node][:-5]
 
     # --- Connections --------------------------------------------------------------------------------------
@@ -398,6 +569,8 @@ class World:
         """TCP: what is sent arrives in order, or the connection breaks."""
         number = self.connections.get(_pair(sender, receiver))
         way = (sender, receiver)
+        if "other_version" in (self.misfits.get(sender), self.misfits.get(receiver)):
+            data = data[:4] + bytes([data[4] + 1]) + data[5:]
         latency = self.draws.choice((0.01, 0.02, 0.05))
         time = max(self.arrives.get(way, 0.0), self.now + latency, self.silent_until.get(way, 0.0))
         time = max(time, self.slow_until[receiver])
@@ -408,7 +581,10 @@ class World:
             if self.connections.get(_pair(sender, receiver)) != number or process is None:
                 return
             if sender in process.links:
+                before = process.session.peers[sender].refused
                 self.feed(receiver, ev.MessageReceived(sender, data))
+                if sender in self.hostile:
+                    check_refused(self, receiver, process, sender, data, before)
 
         self.at(time, arrive)
 
@@ -440,6 +616,9 @@ class World:
         pair = _pair(node, other)
         if pair in self.connections or any(end is None or end.failed for end in ends):
             return
+        if self.changes and not (self._knows(node, other) and self._knows(other, node)):
+            self._dial_soon(node, other)
+            return
         if self.now < self.cut_until.get(pair, 0.0) or any(self.now < e.paused_until for e in ends if e):
             self._dial_soon(node, other)
             return
@@ -456,6 +635,9 @@ class World:
             process = self.processes[peer]
             greeting = b"" if process is None else process.session.handshake.greeting
             self.feed(end, ev.Connected(peer, greeting))
+
+    def _knows(self, node: int, other: int) -> bool:
+        return other in self.kept[node][-1].members
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:
@@ -487,6 +669,28 @@ def play_fault(world: World, fault: Fault) -> None:
             world.at(until, lambda: world.start(node, fault.how) if node not in world.hostile else None)
         case "full_disk" if process is not None:
             process.disk_full_until = until
+        case "clock":
+            world.kill(node)
+            world.clock_s[node] += 1e5 if fault.how == "ahead" else -1e5
+            world.at(until, lambda: world.start(node, "newest"))
+        case "quit":
+            world.leave(node, "interrupted", until)
+        case "join" | "leave":
+            _change_members(world, fault)
+
+
+def _change_members(world: World, fault: Fault) -> None:
+    """An operator writes a new roster, which reaches each machine at another time."""
+    rounds = [process.toy.round for process in world.processes if process is not None]
+    from_round = max(rounds, default=0) + world.draws.choice((1, 3, 10))
+    members = set(world.roster.members) ^ {fault.node}
+    world.roster = Roster(world.roster.version + 1, from_round, tuple(sorted(members)))
+    for node in range(world.schedule.nodes):
+        slow_s = min(fault.seconds, 20.0) if node == fault.other else 0.0
+        world.at(world.now + world.draws.uniform(0.0, 2.0) + slow_s, partial(world.give_roster, node))
+    if fault.kind == "join":
+        world.files[fault.node] = world.roster
+        world.at(world.now + world.draws.choice((0.5, 10.0)), partial(world.start, fault.node, "none"))
 
 
 def _resume(world: World, node: int, process: Process) -> None:
@@ -513,6 +717,12 @@ def check(world: World, node: int) -> None:
         )
     if world.now > 30.0 and world.wakes[node] > MAX_WAKES_PER_S * world.now:
         raise ViolationError(f"node {node} woke {world.wakes[node]} times in {world.now:.0f} s")
+    if (sent := session.traffic.total_bytes() - process.counted_before) < process.transmitted:
+        raise ViolationError(f"node {node} sent {process.transmitted} bytes and counted {sent}")
+    if session.received_bytes != process.delivered:
+        raise ViolationError(
+            f"node {node} received {process.delivered} bytes, counted {session.received_bytes}"
+        )
     by_sender = Counter(sender for sender, _ in process.toy.node.inbox)
     if any(count > world.rules.inbox_frames for count in by_sender.values()):
         raise ViolationError(f"node {node} keeps {by_sender} frames")
@@ -526,10 +736,11 @@ def check(world: World, node: int) -> None:
         process.has_model = process.has_model or not session.fresh
         world.tally.rounds += 1
         _check_merge(world, node, at, process)
+        _check_log(world, node, process)
 
 
 def _check_merge(world: World, node: int, at: int, process: Process) -> None:
-    senders = world.topology.at(at).senders[node]
+    senders = process.toy.rules.topology.at(at).senders[node]
     merged_with = world.merges[node][at]
     for peer in merged_with:
         world.weights[at, node, peer] = senders[peer]
@@ -549,11 +760,37 @@ def _check_merge(world: World, node: int, at: int, process: Process) -> None:
         raise ViolationError(f"node {node} merged with nobody in round {at} and did not report it")
 
 
+def _check_log(world: World, node: int, process: Process) -> None:
+    for (event, peer), lines in process.lines.items():
+        if lines > LINES_AT_ONCE + 1 + world.now / 60:
+            raise ViolationError(
+                f"node {node} logged {event} of node {peer} {lines} times in {world.now:.0f} s"
+            )
+
+
+def check_model_sent(process: Process, node: int, peer: int) -> None:
+    """A member is sent a model once in some rounds."""
+    before, at = process.provided_in.get(peer), process.toy.round
+    if before is not None and at < before + PROVIDE_EVERY:
+        raise ViolationError(f"node {node} sent its model to node {peer} in rounds {before} and {at}")
+    process.provided_in[peer] = at
+
+
+def check_refused(world: World, node: int, process: Process, sender: int, data: bytes, before: int) -> None:
+    """A message that cannot be read is counted as refused."""
+    known = process.session.peers[sender]
+    if process.failed or world.now < process.paused_until or not known.connected:
+        return
+    if data in GARBAGE and known.refused == before and process.session.joiner is None:
+        raise ViolationError(f"node {node} did not count what node {sender} sent as refused")
+
+
 def _is_excused(reason: str, known: PeerSession) -> bool:
     """Whether a node may complete a round without a neighbour for this reason."""
     if reason in (State.SUSPECT, State.SLOW):
         return known.timed_out > 0 or reason == State.SUSPECT or bool(known.mismatch)
-    return reason in ("timed out", "ahead", State.LEFT, State.INCOMPATIBLE)
+    others = (State.LEFT, State.INCOMPATIBLE, State.REMOVED)
+    return reason in ("timed out", "ahead", "other roster", *others)
 
 
 def _round_of(world: World, node: int) -> int | None:
@@ -562,18 +799,28 @@ def _round_of(world: World, node: int) -> int | None:
 
 
 def healed(world: World) -> bool:
-    """All who are up merged with all of their neighbours in the newest rounds, and are in the same round."""
+    """All who are up merged with all of their neighbours in the newest rounds, and are in the same round.
+
+    In a run that ends, all have ended.
+    """
+    if world.schedule.rounds < ENDLESS:
+        there = {node for node, process in enumerate(world.processes) if process is not None}
+        return len({*world.ended, *world.hostile}) == world.schedule.nodes and there <= world.hostile.keys()
     up = [i for i, p in enumerate(world.processes) if p is not None and i not in world.hostile]
-    well = [i for i in up if i not in world.other_settings]
+    well = [i for i in up if i not in world.misfits]
     rounds = [world.processes[i].toy.round for i in well]  # type: ignore[union-attr]
     if not rounds or max(rounds) - min(rounds) > len(rounds):
+        return False
+    if world.changes and set(well) != set(world.roster.members) - world.hostile.keys():
         return False
     for node in well:
         newest = sorted(world.merges[node])[-HEALED_ROUNDS:]
         if len(newest) < HEALED_ROUNDS or newest[-1] - newest[0] != HEALED_ROUNDS - 1:
             return False
         for at in newest:
-            if {p for p in world.topology.at(at).senders[node] if p in well} - world.merges[node][at]:
+            if {p for p in world.topologies[node].at(at).senders[node] if p in well} - world.merges[node][at]:
+                return False
+            if world.changes and at < world.roster.from_round:
                 return False
     return True
 
@@ -591,30 +838,33 @@ def check_end(world: World) -> None:
             there = world.processes[peer]
             if peer not in process.links or there is None or peer in world.hostile:
                 continue
-            misfit = (peer in world.other_settings) != (node in world.other_settings)
-            state = process.session.peers[peer].state
+            misfit = world.misfits.get(peer) or world.misfits.get(node)
+            state, problem = process.session.peers[peer].state, process.session.peers[peer].mismatch
             if misfit and state is not State.INCOMPATIBLE:
-                raise ViolationError(f"node {node} holds node {peer} of other settings for {state.value}")
-            if misfit and "codec" not in process.session.peers[peer].mismatch:
-                raise ViolationError(
-                    f"node {node} does not name the setting: {process.session.peers[peer].mismatch!r}"
-                )
+                raise ViolationError(f"node {node} holds node {peer} of {misfit} for {state.value}")
+            if misfit and {"other_settings": "codec", "other_version": "wire format"}[misfit] not in problem:
+                raise ViolationError(f"node {node} does not name the setting: {problem!r}")
     if not healed(world) and not world.hostile:  # a hostile one may keep others apart for long, but ends nobody
         rows = [
             (i, p.toy.round, p.toy.waiting_for, {q: s.state.value for q, s in p.session.peers.items()})
             for i, p in enumerate(world.processes)
             if p is not None
         ]
-        raise ViolationError(f"not healed {HEAL_S:.0f} s after the last fault: {rows}")
+        raise ViolationError(f"not healed {HEAL_S:.0f} s after the last fault: {rows}, ended {world.ended}")
+    if world.schedule.rounds < ENDLESS:
+        for node, status in world.ended.items():
+            if node not in world.hostile and status != "finished":
+                raise ViolationError(f"node {node} ended as {status}")
 
 
 # --- A hostile member -------------------------------------------------------------------------------------
 
+GARBAGE = (b"garbage" * 9, b"")
 HOSTILE: dict[str, Callable[[Hostile, int], list[Message | bytes]]] = {}
 
 
 class Hostile:
-    """A member that sends what it likes, ten times a second, to everybody."""
+    """A member that sends what it likes, five times a second, to everybody."""
 
     def __init__(self, world: World, node: int) -> None:
         self.world, self.node = world, node
@@ -640,24 +890,32 @@ class Hostile:
             for message in HOSTILE[self.world.hostile[self.node]](self, at):
                 data = message if isinstance(message, bytes) else self.wire.pack(message).data
                 self.world._carry(self.node, peer, data)
-        if self.count < 300:
-            self.world.at(self.world.now + 0.1, self._go_on)
+            if self.world.hostile[self.node] == "asks and reconnects" and self.count % 10 == 0:
+                self.world.drop(self.node, peer, "hostile")
+        if self.count < 100:
+            self.world.at(self.world.now + 0.2, self._go_on)
 
     def hello(self, round: int) -> Hello:
         return Hello(self.node, round, DIM, "raw", {}, b"x0", round)
+
+    def model(self, round: int, value: float) -> bytes:
+        return pack_state(state_wire(b"testtest", DIM), self.node, round, torch.full((DIM,), value)).data
 
     def frame(self, round: int, value: float = 0.0) -> Frame:
         return Frame(self.node, round, Update(DIM, None, torch.full((DIM,), value)))
 
 
 HOSTILE |= {
-    "garbage": lambda h, at: [b"garbage" * 9, b""],
+    "garbage": lambda h, at: [*GARBAGE],
     "far ahead": lambda h, at: [h.hello(2**32 - 1)],
     "early frames": lambda h, at: [h.frame(at + h.count % 70)],
     "behind": lambda h, at: [h.hello(0)],
     "bye": lambda h, at: [h.hello(at), Bye(h.node, at, "x" * 400)],
     "asks for models": lambda h, at: [StateRequest(h.node, 0)],
     "not a number": lambda h, at: [h.frame(at, float("nan")), h.frame(at, 1e30)],
+    "asks and reconnects": lambda h, at: [StateRequest(h.node, 0)],
+    "bad models": lambda h, at: [h.model((2**32 - 1, at, h.world.schedule.rounds - 1)[h.count % 3], 1e38)],
+    "just in time": lambda h, at: [],
     "silent": lambda h, at: [],
     "inflates": lambda h, at: [h.frame(at, min(1e30, 1.3**h.count))],
     "keyframes": lambda h, at: [replace(h.frame(at + 1 + h.count % 9), keyframe=True)],
@@ -676,7 +934,10 @@ def play(schedule: Schedule, tally: Tally | None = None) -> World:
     world = World(schedule, tally)
     try:
         world.run(world.quiet_from)
-        world.run(world.now + (HEAL_S if not world.hostile else HEAL_S / 9), lambda: healed(world))
+        heal_s = HEAL_S if not world.hostile else HEAL_S / 9
+        if schedule.rounds < ENDLESS:
+            heal_s += 2 * schedule.rounds * max(schedule.train_s)
+        world.run(world.now + heal_s, lambda: healed(world))
         check_end(world)
     except ViolationError:
         raise

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from jwins.net.journal import plain
 from jwins.net.limits import GREETING_BYTES
-from jwins.wire.frame import DIGEST_BYTES, MAX_NAME_CHARS, MAX_VERSIONS, Hello
+from jwins.wire.frame import DIGEST_BYTES, MAX_NAME_CHARS, MAX_VERSIONS, VERSION, Hello
 
 BOOTSTRAPPED = b""
 """Replacement for the hash of the initial parameters if the model came from a neighbour."""
+
+FORMAT = "wire format"
+"""Name among the settings of a greeting for the version of all messages that follow it."""
 
 _MAX_VALUE_CHARS = 80
 _MAX_NAMED = 4
@@ -114,9 +117,9 @@ def pack_greeting(digest: bytes, settings: Mapping[str, str]) -> bytes:
     """Return the greeting for everyone who connects: the digest of the run and the settings behind it.
 
     >>> pack_greeting(b"8 bytes.", {"seed": "1"})
-    b'{"digest":"382062797465732e","settings":{"seed":"1"}}'
+    b'{"digest":"382062797465732e","settings":{"wire format":"3","seed":"1"}}'
     """
-    chosen = {name: _short(text) for name, text in settings.items()}
+    chosen = {FORMAT: str(VERSION)} | {name: _short(text) for name, text in settings.items()}
     while True:
         body = {"digest": digest.hex(), "settings": chosen}
         data = json.dumps(body, separators=(",", ":")).encode()
@@ -140,9 +143,10 @@ def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
     here, there = _unpacked(ours), _unpacked(theirs)
     if there is None or here is None:
         return f"it runs another experiment (greeting {theirs[:8].hex() or 'empty'}, here {ours[:8].hex()})"
-    if there[0] == here[0]:
+    told_all = there[1] and here[1]
+    if there[0] == here[0] and not (told_all and there[1].get(FORMAT) != here[1].get(FORMAT)):
         return ""
-    if not there[1] or not here[1]:
+    if not told_all:
         return f"it runs another experiment (digest {plain(there[0][:16])} there, {here[0]} here)"
     names = [name for name in {**here[1], **there[1]} if here[1].get(name) != there[1].get(name)]
     if not names:

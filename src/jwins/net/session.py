@@ -317,7 +317,9 @@ class Session:
         self.joiner = None
         for peer, known in self.peers.items():
             frames = state.send_buffer[peer].items()
-            known.buffer.frames = {at: BufferedFrame(f.packed, f.purpose, False, True) for at, f in frames}
+            known.buffer.frames = {
+                at: BufferedFrame(f.packed, f.purpose, False, not f.sent) for at, f in frames
+            }
             known.refused = state.refused[peer]
             known.ever_met = peer in state.met
             if peer in state.suspect:
