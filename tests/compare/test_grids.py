@@ -78,16 +78,19 @@ def test_toml_may_write_the_paths_as_tables(tmp_path: Path) -> None:
     [
         (
             "[tune]\nkey = 'run.rounds'\nvalues = [1]\ngrid = { 'train.local_steps' = [1] }",
-            "is tuned alone; write it",
+            "is tuned by key and values; move it",
         ),
-        ("[tune]\nbudget = 3\n", "budget = 3: is for a grid; give one, or leave it out"),
+        ("[tune]\nbudget = 3\n", "budget = 3: needs a grid; add one, or remove budget"),
         ("[tune.grid]\n'train.local_steps' = [1, 1]\n", "has a value twice; remove one"),
         (
             "[tune.grid]\n'train.local_steps' = [1, 0]\n",
             "train.local_steps: expected a whole number of at least 1",
         ),
         ("[tune.grid]\n'train.local_steps' = []\n", "expected at least one"),
-        ("[tune]\nsensitivity = true\ngrid = { 'train.local_steps' = [1, 2] }", "sensitivity to what?"),
+        (
+            "[tune]\nsensitivity = true\ngrid = { 'train.local_steps' = [1, 2] }",
+            "needs key and values: the setting to vary",
+        ),
         (
             "[[variants]]\nname = 'c'\ntune = { budget = 2 }",
             "required: the setting that is tuned and its values",

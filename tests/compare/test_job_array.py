@@ -73,7 +73,7 @@ def test_cells_one_at_a_time_make_the_same_comparison(tmp_path: Path) -> None:
         told: list[Any] = []
         assert run_cell(apart, folder, told.append) == "finished"
         assert told[-1].status == "finished"
-    with pytest.raises(UsageError, match="no run is left; `--report-only` makes the tables"):
+    with pytest.raises(UsageError, match="all runs have ended; make the tables with `--report-only`"):
         array_script(apart, ["jwins"])
 
     gathered = compare(apart, jobs=1)

@@ -533,7 +533,7 @@ def test_only_and_report_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("seeds = [11]", "seeds = [2]", r"tune.seeds\[0\] = 2: is a seed of the comparison, too"),
+        ("seeds = [11]", "seeds = [2]", r"tune.seeds\[0\] = 2: is also a seed of the comparison"),
         (
             'name = "JWINS"\n',
             'name = "JWINS"\ntrain = { optimizer = { lr = 1.0 } }\n',

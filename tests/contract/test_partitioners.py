@@ -180,7 +180,7 @@ def checked(parts: Callable[..., Any], **given: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("parts", "problem"),
     [
-        (lambda given: [np.arange(10)] * 3, r"gives nodes 0 and 1 sample 0; expected each sample on one"),
+        (lambda given: [np.arange(10)] * 3, r"gives nodes 0 and 1 sample 0; each sample needs one node"),
         (
             lambda given: [np.arange(4), np.arange(3, 8), np.arange(8, 12)],
             "gives nodes 0 and 1 sample 3; expected each",

@@ -77,7 +77,7 @@ def test_the_setting_is_the_topology_of_all_engines(tmp_path: Path) -> None:
 def test_directed_graphs_are_refused() -> None:
     wrong = jwins.load("digits", ["topology.kind=one_peer_exponential", "nodes.participation=0.5"])
     with pytest.raises(
-        ConfigError, match=r"nodes.participation = 0.5: the mixing weights .* are not symmetric"
+        ConfigError, match=r"nodes.participation = 0.5: this topology has asymmetric mixing weights"
     ):
         build_topology(wrong)
 

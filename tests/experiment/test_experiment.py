@@ -88,17 +88,17 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (
         ["train.schedule={kind='linear'}", "train.optimizer={momentum=0.9, quasi_global=0.9}"],
-        "train.schedule.kind = 'linear': train.optimizer.quasi_global divides by one learning rate",
+        "train.schedule.kind = 'linear': train.optimizer.quasi_global needs one learning rate",
     ),
     (["train.outer={lr=-1.0}"], "train.outer.lr = -1.0: expected a learning rate above 0"),
     (
         ["train.outer={}", "train.buffers=shared"],
-        "train.buffers = 'shared': train.outer would extrapolate the statistics in them; write \"local\", or",
+        "train.buffers = 'shared': train.outer would extrapolate statistics in buffers; write \"local\", or",
     ),
     (["train.outer={kind='adam'}"], "train.outer.kind = 'adam': expected \"nesterov\""),
     (
         ["train.outer={}", "train.optimizer={momentum=0.9, quasi_global=0.9}"],
-        "train.optimizer.quasi_global = 0.9: train.outer is a momentum of the merged models, too; remove one",
+        "train.optimizer.quasi_global = 0.9: train.outer also applies momentum to the merged models",
     ),
     (["train.clip_norm=0"], "train.clip_norm = 0: expected a norm above 0"),
     (["train.precision=float16"], 'expected "float32" or "bfloat16"; did you mean "bfloat16"?'),
@@ -112,11 +112,11 @@ WRONG: list[tuple[list[str], str]] = [
     (["run.stop={target=nan}"], "run.stop.target = nan: expected a number"),
     (
         ["run.stop={target=0.9}", "run.consensus_rounds=2"],
-        "run.stop = {'metric': 'accuracy', 'target': 0.9}: a run that may end before its last round has no",
+        "run.stop = {'metric': 'accuracy', 'target': 0.9}: such a run may never reach",
     ),
     (
         ["run.stop={patience=2}", "run.eval_samples_early=10"],
-        "nobody knows which evaluations are the last; remove this, or run.eval_samples_early",
+        "the last evaluations are not known in advance; remove this, or run.eval_samples_early",
     ),
     (["run.eval_at=[300]"], "run.eval_at[0] = 300: the run ends after run.rounds = 200"),
     (
@@ -149,7 +149,7 @@ WRONG: list[tuple[list[str], str]] = [
             "faults=[{kind='attack', form='gaussian', nodes=[1]},"
             "{kind='attack', form='sign_flip', nodes=[2, 1]}]"
         ],
-        "faults[1].nodes[1] = 1: attacks already, by faults[0]; remove it from one",
+        "faults[1].nodes[1] = 1: also attacks in faults[0]; remove it from one",
     ),
     (
         ["faults=[{kind='attack', form='sign_flip', nodes=[]}]"],
@@ -191,7 +191,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["train.local_steps=1.5"], "train.local_steps = 1.5: expected a whole number"),
     (
         ["train.local_steps=5", "train.local_epochs=1.0"],
-        "train.local_epochs = 1.0: local_steps = 5 says how much a node trains already; remove one of them",
+        "train.local_epochs = 1.0: local_steps = 5 already sets how much a node trains; remove one of them",
     ),
     (
         ["train.local_epochs=1.0", "train.batching=stacked"],
@@ -199,7 +199,7 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (
         ["train.local_epochs=1.0", "train.schedule={kind='cosine'}"],
-        "train.schedule.kind = 'cosine': counts the local steps of a run, which differ from node to node",
+        "train.schedule.kind = 'cosine': needs the same number of local steps at all nodes",
     ),
     (["train.local_epochs=0"], "train.local_epochs = 0: expected a number of passes above 0"),
     (["nodes.participation=0"], "nodes.participation = 0: expected a fraction in (0, 1]"),
@@ -216,7 +216,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["task.own=x"], "task.own = 'x': only Python code can pass a task object"),
     (["rounds"], "--set = 'rounds': expected KEY=VALUE"),
     (["run=3", "run.rounds=4"], "run was set to 3 before"),
-    (["sharing.kind=object"], "was a Python object in the run that wrote this"),
+    (["sharing.kind=object"], "was made with a Python object here; pass the object from Python again"),
 ]
 
 
@@ -630,17 +630,17 @@ class Everywhere:
         (
             {"sharing": Forgetful()},
             "sharing",
-            "an object without keyframe, stale_peers, replica_round, delta_since, update_dim, projected, "
+            "has no keyframe, stale_peers, replica_round, delta_since, update_dim, projected, "
             "remembers_peers, state_types; derive its class from jwins.sharing.Sharing",
         ),
         (
             {"topology": Everywhere()},
             "topology",
-            "without num_nodes; derive its class from jwins.topology.Topology",
+            "has no num_nodes; derive its class from jwins.topology.Topology",
         ),
-        ({"sharing": Fixed()}, "sharing", "an object without share; derive"),
-        ({"sharing": sharing.Full}, "sharing", "a class; hand over an object of it"),
-        ({"task": {"name": "digits", "partition": partition.Iid}}, "task.partition", "a class; hand over"),
+        ({"sharing": Fixed()}, "sharing", "has no share; derive"),
+        ({"sharing": sharing.Full}, "sharing", "is a class; pass an instance"),
+        ({"task": {"name": "digits", "partition": partition.Iid}}, "task.partition", "is a class; pass an"),
     ],
 )
 def test_an_object_that_lacks_something_is_refused(settings: Any, path: str, problem: str) -> None:

@@ -68,7 +68,7 @@ def test_what_cannot_be_exchanged_is_refused() -> None:
     with pytest.raises(UsageError, match="every_steps = 0: expected at least 1"):
         schedule(0)
     peer, due = schedule()
-    with pytest.raises(UsageError, match="another model than the one that is trained"):
+    with pytest.raises(UsageError, match="have different models; pass the same model to both"):
         due.begin(0, nn.Linear(1, 1), 1)
     with pytest.raises(UsageError, match="2 processes train together"):
         due.begin(0, peer.model, 2)

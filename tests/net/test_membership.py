@@ -96,7 +96,7 @@ def test_numbers_stay_whoever_joins_or_leaves(tmp_path: Path) -> None:
     write_roster(joined, tmp_path / "roster.toml")
     assert read_roster(tmp_path / "roster.toml") == joined
     assert joined.digest != left.digest
-    with pytest.raises(ConfigError, match="departed = 1: a member has this id"):
+    with pytest.raises(ConfigError, match="departed = 1: is the id of a current member, too"):
         Roster(members=roster.members, departed=(1,))
 
 

@@ -88,7 +88,9 @@ def test_models_are_read_within_the_call(tmp_path: Path) -> None:
     watch = Watch()
     jwins.simulate(experiment(tmp_path), callbacks=[watch])
     assert (len(watch.kept), list(watch.kept), 7 in watch.kept) == (4, [0, 1, 2, 3], False)
-    with pytest.raises(UsageError, match="are read within on_evaluation; keep what you need there"):
+    with pytest.raises(
+        UsageError, match="can be read only within on_evaluation; copy there what you need later"
+    ):
         watch.kept[0]
 
 
@@ -125,7 +127,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path) -> None:
 def test_what_is_no_callback_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"callbacks\[1\] = .*print.*without on_start, .*from jwins.Callback"):
         jwins.simulate(experiment(tmp_path), callbacks=[Watch(), print])  # type: ignore[list-item]
-    with pytest.raises(UsageError, match=r"callbacks\[0\] = .*Watch.*: a class; hand over an object of it"):
+    with pytest.raises(UsageError, match=r"callbacks\[0\] = .*Watch.*: is a class; pass an instance"):
         jwins.simulate(experiment(tmp_path), callbacks=[Watch])  # type: ignore[list-item]
     assert not tmp_path.joinpath("config.toml").exists()
 

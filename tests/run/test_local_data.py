@@ -148,8 +148,8 @@ class Words(Task):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("task.label_noise=0.2", "task.label_noise = 0.2: the task's targets are no labels"),
-        ("task.feature_shift={kind='rotation'}", "are no images; leave it out"),
+        ("task.label_noise=0.2", "task.label_noise = 0.2: the task's targets are not labels"),
+        ("task.feature_shift={kind='rotation'}", "are not images; remove it"),
         (
             "task.feature_shift={kind='noise'}",
             "task.feature_shift.kind = 'noise': inputs are of type torch.int64",

@@ -110,14 +110,14 @@ MISTAKES = {
         {"merge": in_place_received},
         r"Own\.merge changed the update of a neighbour in place",
     ),
-    "state of an unknown type": ({"init": Mine}, r"Own\.init .* with a Mine, .* write state_types = \(Mine,\)"),
+    "state of an unknown type": ({"init": Mine}, r"Own\.init .* with a Mine, .* set state_types = \(Mine,\)"),
     "unknown type in a dict": (
         {"share": lambda state, params, ctx: (share(None, params, ctx)[0], {"a": [Mine(1)]})},
         r"Own\.share .* with a Mine",
     ),
     "state of no type for a checkpoint": (
         {"init": lambda params: {"a": object()}},
-        r"Own\.init returned a state that no checkpoint could hold: state\['a'\]",
+        r"Own\.init returned a state that a checkpoint cannot hold: state\['a'\]",
     ),
 }
 

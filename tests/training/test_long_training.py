@@ -260,7 +260,7 @@ def test_a_model_runs_in_bfloat16_and_its_loss_in_float32() -> None:
                 quasi_global=0.9,
                 schedule=LearningRateSchedule("linear", 6),
             ),
-            r"train.schedule.kind = 'linear': quasi_global divides by one learning rate .*remove one",
+            r"train.schedule.kind = 'linear': quasi_global needs one learning rate .*remove one",
         ),
         (
             lambda: trainer(Optimizer(), "loop", precision="float16"),

@@ -263,13 +263,13 @@ def test_a_heavy_ball_of_merged_models_ends_nearer_to_the_common_optimum():
     [
         (
             ("adam", {"lr": 0.01}),
-            "train.optimizer.quasi_global = 0.9: adam has no quasi-global momentum: it is a momentum of sgd",
+            "train.optimizer.quasi_global = 0.9: adam has no quasi-global momentum: use kind = ",
         ),
-        (("sgd", {"lr": 0.1}), r"train.optimizer.momentum = 0: quasi_global is what momentum starts from"),
+        (("sgd", {"lr": 0.1}), r"train.optimizer.momentum = 0: quasi_global needs momentum above 0"),
         (("sgd", {"lr": 0.1, "momentum": 0.0}), "train.optimizer.momentum = 0.0: .* such as 0.9"),
         (
             ("sgd", {"lr": 0.1, "momentum": 0.9}, "reset"),
-            "train.optimizer_state = 'reset': .* expected \"keep\"",
+            "train.optimizer_state = 'reset': .* use \"keep\"",
         ),
         (("sgd", {"lr": 0, "momentum": 0.9}), "train.optimizer.lr = 0: expected above 0"),
     ],

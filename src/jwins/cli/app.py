@@ -113,8 +113,8 @@ def reported_errors() -> Iterator[None]:
 
         leave(_message(error), USAGE if isinstance(error, ResumeError | UsageError) else FAILED)
     except MemoryError as error:
-        said = f"not enough memory: {error}" if str(error) else "not enough memory"
-        leave(f"{said}; use a smaller model, fewer nodes or a smaller train.batch_size", FAILED)
+        problem = f"not enough memory: {error}" if str(error) else "not enough memory"
+        leave(f"{problem}; use a smaller model, fewer nodes or a smaller train.batch_size", FAILED)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         leave(f"{where}{error.strerror or error}; files saved before are intact", FAILED)

@@ -160,7 +160,7 @@ class _Lines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last = 0.0
-        self._told = ""
+        self._printed = ""
 
     def __call__(self, now: Launched) -> None:
         """Print a line for an evaluation, and when a node is killed."""
@@ -175,9 +175,9 @@ class _Lines:
                 f"{size_text(now.row.traffic.total)} sent  {now.row.time_s:.1f} s",
                 soft_wrap=True,
             )
-        if gone and gone != self._told:
+        if gone and gone != self._printed:
             self._console.print(gone, soft_wrap=True, markup=False)
-        self._told = gone
+        self._printed = gone
 
 
 @contextmanager

@@ -40,7 +40,7 @@ def _catalogue() -> list[tuple[str, dict[str, str]]]:
     from jwins.experiment.load import bundled
     from jwins.experiment.plugins import ALGORITHMS, PARTITION_TABLES, QUANTIZER_TABLES, TOPOLOGY_TABLES
 
-    def said(classes: Mapping[str, type]) -> dict[str, str]:
+    def described(classes: Mapping[str, type]) -> dict[str, str]:
         return {name: _first_sentence(cls.__doc__ or "") for name, cls in classes.items()}
 
     def read(classes: Mapping[str, str]) -> dict[str, str]:
@@ -49,10 +49,10 @@ def _catalogue() -> list[tuple[str, dict[str, str]]]:
     return [
         ("experiments and comparisons (jwins run NAME, jwins compare NAME)", bundled()),
         ("tasks (task.name)", read(TASK_CLASSES)),
-        ("sharing algorithms (sharing.kind)", said(ALGORITHMS)),
-        ("quantizers (sharing.values.kind)", said(QUANTIZER_TABLES)),
-        ("topologies (topology.kind)", said(TOPOLOGY_TABLES)),
-        ("partitioners (task.partition.kind)", said(PARTITION_TABLES)),
+        ("sharing algorithms (sharing.kind)", described(ALGORITHMS)),
+        ("quantizers (sharing.values.kind)", described(QUANTIZER_TABLES)),
+        ("topologies (topology.kind)", described(TOPOLOGY_TABLES)),
+        ("partitioners (task.partition.kind)", described(PARTITION_TABLES)),
         ("codecs (wire.codec)", read(CODEC_CLASSES)),
     ]
 

@@ -130,8 +130,8 @@ def node(
         if result.status == "interrupted":
             leave("run the same command to go on", INTERRUPTED)
         if not quiet:
-            told = "this run is complete; nothing to do" if result.was_complete else result.status
-            console.print(f"{told}, {result.round} rounds; written to {result.folder}", soft_wrap=True)
+            outcome = "this run is complete; nothing to do" if result.was_complete else result.status
+            console.print(f"{outcome}, {result.round} rounds; written to {result.folder}", soft_wrap=True)
         if result.status == "diverged":
             leave(f"diverged in round {result.round}; try a smaller train.optimizer.lr", DIVERGED)
 
@@ -148,14 +148,14 @@ class _Lines:
         if now.row is None and time.monotonic() - self._last < _LINES_S:
             return
         self._last = time.monotonic()
-        parts = [f"round {now.round}/{now.rounds}", f"{size_text(now.bytes_total)} sent", f"{now.time_s:.1f} s"]
+        texts = [f"round {now.round}/{now.rounds}", f"{size_text(now.bytes_total)} sent", f"{now.time_s:.1f} s"]
         if now.row is not None:
-            parts.append(metrics_text({name: spread.mean for name, spread in now.row.metrics.items()}))
+            texts.append(metrics_text({name: spread.mean for name, spread in now.row.metrics.items()}))
         if now.waiting_for and now.waiting_s >= _SAY_WAITING_AFTER_S:
-            parts.append(f"waiting for {_listed(now.waiting_for, names)} for {now.waiting_s:.0f} s")
+            texts.append(f"waiting for {_listed(now.waiting_for, names)} for {now.waiting_s:.0f} s")
         if now.suspect:
-            parts.append(f"without {_listed(now.suspect, names)}")
-        self._console.print("  ".join(parts), soft_wrap=True, markup=False)
+            texts.append(f"without {_listed(now.suspect, names)}")
+        self._console.print("  ".join(texts), soft_wrap=True, markup=False)
 
 
 def _listed(peers: tuple[int, ...], names: Sequence[str]) -> str:

@@ -171,8 +171,8 @@ def print_result(console: Console, result: Result) -> None:
     if result.status == "stopped" and result.record.end is not None:
         console.print(f"run.stop: {result.record.end.reason}", soft_wrap=True, markup=False)
     split = ", ".join(
-        f"{part} {size_text(getattr(traffic, part))}"
-        for part in ("values", "positions", "header", "keyframe", "control")
+        f"{kind} {size_text(getattr(traffic, kind))}"
+        for kind in ("values", "positions", "header", "keyframe", "control")
     )
     console.print(
         f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}",
@@ -190,8 +190,8 @@ def _seconds_text(wall_s: Mapping[str, float]) -> str:
     if "start-up" in spent:
         whole, of_all = whole + spent["start-up"], ""
         spent["other"] = whole - sum(spent.values())
-    parts = sorted(spent.items(), key=lambda part: -part[1])
-    listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in parts)
+    longest_first = sorted(spent.items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in longest_first)
     return f"{whole:.1f} seconds here{of_all}: {listed}"
 
 

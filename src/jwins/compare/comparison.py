@@ -169,16 +169,16 @@ class Comparison(Settings):
             if on is None:
                 raise refuse("tune.on", MISSING, "required: no variant has sharing.kind = 'full'")
             if on.tune is not None or on.bytes_as is not None:
-                raise refuse(
-                    "tune.on", on.name, "has a setting of its own to be chosen; tune on another variant"
-                )
+                raise refuse("tune.on", on.name, "this variant has its own tune table; tune on another variant")
             for variant in self.variants:
                 for point in self.points(shared):
                     self._try(variant, point, "tune")
         if self.is_tuned:
             for index, seed in enumerate(self.rule.seeds):
                 if seed in self.compare.seeds:
-                    problem = "is a seed of the comparison, too; what is tuned on a seed looks too good on it"
+                    problem = (
+                        "is also a seed of the comparison, which would favour the tuned values; use another"
+                    )
                     raise refuse(f"tune.seeds[{index}]", seed, problem)
 
     def _try(self, variant: Variant, point: Mapping[str, Any], path: str) -> None:
@@ -258,7 +258,7 @@ class Comparison(Settings):
                     f"variants[{index}].{key}",
                     mine,
                     f"{first.name!r} has {other!r}, so the two are not comparable; "
-                    f"use the same, or say allow_different = [{like!r}]",
+                    f"use the same, or set allow_different = [{like!r}]",
                 )
 
     @property

@@ -22,30 +22,32 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
     Raises:
         ConfigError: no task declares a direction, or two declare different ones.
     """
-    metric, said = settings.metric, settings.lower_is_better
+    metric, setting = settings.metric, settings.lower_is_better
     tasks = {(id(e.task.own), e.task.file, e.task.name): e for e in experiments}
     known: dict[str, str] = {}
-    found = set() if said is None else {"lower" if said else "higher"}
+    found = set() if setting is None else {"lower" if setting else "higher"}
     for experiment in tasks.values():
         try:
             declared = _task_class(experiment).directions()
         except ConfigError:
-            if said is None:
+            if setting is None:
                 raise
             continue  # the file no longer exists; the comparison has the direction
         known |= declared
         if (direction := declared.get(metric, declared.get(_plain(metric)))) is not None:
             found.add(direction)
     if not found:
-        problem = f"the task declares which is better of {', '.join(known)}{nearest(metric, list(known))}; for "
+        problem = (
+            f"the task declares a direction for {', '.join(known)} only{nearest(metric, list(known))}; for "
+        )
         problem += f"another, write better = {{{metric!r}: 'lower'}} (or 'higher') in its class, or set "
         raise ConfigError("compare.metric", metric, f"{problem}compare.lower_is_better")
     if len(found) == 1:
         return found == {"lower"}
-    if said is not None:
+    if setting is not None:
         problem = f"the task declares the opposite of {metric}; leave this out"
-        raise ConfigError("compare.lower_is_better", said, problem)
-    problem = "is better higher in one variant's task and lower in another's; compare these apart"
+        raise ConfigError("compare.lower_is_better", setting, problem)
+    problem = "is to be higher in one variant's task and lower in another's; compare these separately"
     raise ConfigError("compare.metric", metric, problem)
 
 

@@ -57,7 +57,7 @@ def array_script(comparison: Comparison, command: Sequence[str], only: Collectio
         set_aside(cell)
     left = [cell for cell in cells if _state(cell) is not FolderState.COMPLETE]
     if not left:
-        raise UsageError(f"{comparison.folder}: no run is left; `--report-only` makes the tables")
+        raise UsageError(f"{comparison.folder}: all runs have ended; make the tables with `--report-only`")
     experiments = [cell.experiment for cell in left]
     on_gpu = any(resolve_device(experiment.run.device).type == "cuda" for experiment in experiments)
     return _SCRIPT.format(

@@ -170,8 +170,8 @@ def _as_from_here(content: bytes, experiment: Experiment) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """Report of a run.
+class RunReport:
+    """RunReport of a run.
 
     Attributes:
         index: index of its job.
@@ -190,15 +190,15 @@ class _Mailbox:
     """Actor to which runs report, and which tells them whether to stop."""
 
     def __init__(self) -> None:
-        self._reports: list[Report] = []
+        self._reports: list[RunReport] = []
         self._stop = False
 
-    def post(self, report: Report | None) -> bool:
+    def post(self, report: RunReport | None) -> bool:
         if report is not None:
             self._reports.append(report)
         return self._stop
 
-    def collect(self, stop: bool) -> list[Report]:
+    def collect(self, stop: bool) -> list[RunReport]:
         self._stop = stop
         reports, self._reports = self._reports, []
         return reports
@@ -236,12 +236,12 @@ class _Courier:
     def __init__(self, job: Job, attempt: int, folder: Path, mailbox: Any) -> None:
         self._job, self._attempt, self._mailbox = job, attempt, mailbox
         self._watch, self._checkpoints = _Watch(folder), folder / "checkpoints"
-        self._told: list[CellProgress] = []
+        self._unsent: list[CellProgress] = []
         self._stop, self._last, self._written = False, 0.0, 0
 
     def on_progress(self, progress: CellProgress) -> None:
         """Keep the progress for the next report."""
-        self._told.append(progress)
+        self._unsent.append(progress)
 
     def stop(self) -> bool:
         """Return whether to stop. The driver calls this before every step, so reports are sent here."""
@@ -253,9 +253,9 @@ class _Courier:
 
     def send(self) -> None:
         """Send a report now."""
-        report = Report(self._job.index, self._attempt, tuple(self._told), self._watch.changes())
+        report = RunReport(self._job.index, self._attempt, tuple(self._unsent), self._watch.changes())
         self._stop = ray.get(self._mailbox.post.remote(report)) or self._stop
-        self._told = []
+        self._unsent = []
         self._last = time.monotonic()
 
 
@@ -325,17 +325,17 @@ class _Runs:
         reference = named.remote(run.job, run.attempt, run.there, ray.put(before), self._mailbox)
         self._running[reference] = run
 
-    def _take_in(self, reports: Sequence[Report]) -> None:
+    def _take_in(self, reports: Sequence[RunReport]) -> None:
         deltas: dict[int, list[Delta]] = {}
-        told: list[CellProgress] = []
+        progress_made: list[CellProgress] = []
         for report in reports:
             if report.attempt == self._newest[report.index].attempt:
                 deltas.setdefault(report.index, []).append(report.delta)
-                told += report.progress
+                progress_made += report.progress
         for index, of in deltas.items():
             experiment = self._newest[index].job.experiment
             _apply(_together(of), experiment.folder, experiment)
-        for progress in told:
+        for progress in progress_made:
             if self._error is None:
                 try:
                     self._on_progress(progress)

@@ -114,10 +114,10 @@ Budget = Annotated[int, Within("a whole number", 1)] | None
 def _check_grid(grid: Mapping[str, tuple[Any, ...]], key: str | None, budget: int | None) -> None:
     if grid and key is not None:
         raise refuse(
-            "grid", list(grid), f"key = {key!r} is tuned alone; write it into grid, or remove one of both"
+            "grid", list(grid), f"key = {key!r} is tuned by key and values; move it into grid, or remove grid"
         )
     if budget is not None and not grid:
-        raise refuse("budget", budget, "is for a grid; give one, or leave it out")
+        raise refuse("budget", budget, "needs a grid; add one, or remove budget")
     for name, values in grid.items():
         texts = [setting_text(value) for value in values]
         if len(set(texts)) < len(texts):
@@ -217,7 +217,7 @@ class TuneConfig(Settings):
             missing = "key" if self.key is None else "values"
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
         if self.sensitivity and self.key is None:
-            raise refuse("sensitivity", True, "sensitivity to what? Give key and values")
+            raise refuse("sensitivity", True, "needs key and values: the setting to vary")
         _check_grid(self.grid, self.key, self.budget)
         _check_values(self.values)
         return self

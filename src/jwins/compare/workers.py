@@ -220,8 +220,8 @@ def _side_by_side(jobs: Sequence[Job], workers: int, on_progress: OnProgress) ->
         return [future.result() for future in done]
     except BrokenProcessPool:
         raise ResumeError(
-            "a worker process died, perhaps for lack of memory; run again with a lower --jobs, and finished "
-            "cells stay finished"
+            "a worker process died, perhaps for lack of memory; run again with a lower --jobs; finished "
+            "cells are kept"
         ) from None
     finally:
         stop.set()

@@ -35,9 +35,7 @@ class MeasuredModels(Mapping[int, dict[str, Tensor]]):
         if node not in self._nodes:
             raise KeyError(node)
         if self._over:
-            raise UsageError(
-                "the models of an evaluation are read within on_evaluation; keep what you need there"
-            )
+            raise UsageError("models can be read only within on_evaluation; copy there what you need later")
         tensors: dict[str, Tensor] = load(self._read(node))
         return tensors
 

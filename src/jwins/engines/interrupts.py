@@ -23,19 +23,19 @@ def interrupts(*also: str) -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    heard = False
+    arrived = False
 
     def on_interrupt(number: int, frame: object) -> None:
-        nonlocal heard
-        if heard and number == signal.SIGINT:
+        nonlocal arrived
+        if arrived and number == signal.SIGINT:
             raise KeyboardInterrupt
-        heard = True
+        arrived = True
 
     others = [getattr(signal, name) for name in also if hasattr(signal, name)]
     others = [number for number in others if signal.getsignal(number) is signal.SIG_DFL]
     before = {number: signal.signal(number, on_interrupt) for number in (signal.SIGINT, *others)}
     try:
-        yield lambda: heard
+        yield lambda: arrived
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -86,13 +86,13 @@ def _check_state(sharing: Sharing[Any], method: str, state: object) -> None:
     known = {*STATE_TYPES, *sharing.state_types}
     if strange := next((cls for cls in _dataclasses_in(state) if cls not in known), None):
         raise UsageError(
-            f"{name} returned a state with a {strange.__name__}, which no checkpoint could give back: "
-            f"write state_types = ({strange.__name__},) in {type(sharing).__name__}"
+            f"{name} returned a state with a {strange.__name__}, which a checkpoint cannot restore: "
+            f"set state_types = ({strange.__name__},) in {type(sharing).__name__}"
         )
     try:
         dump(state)
     except UsageError as error:
-        raise UsageError(f"{name} returned a state that no checkpoint could hold: {error}") from None
+        raise UsageError(f"{name} returned a state that a checkpoint cannot hold: {error}") from None
 
 
 def _dataclasses_in(value: object) -> Iterator[type]:

@@ -138,9 +138,7 @@ class Experiment(Settings):
             problem = f"{len(each)} numbers for {self.nodes.count} nodes; write one per node, or one"
             raise refuse("train.local_steps", list(each), problem)
         if train.uneven and (schedule.kind != "constant" or schedule.warmup_steps):
-            problem = (
-                "counts the local steps of a run, which differ from node to node; use one number of local steps"
-            )
+            problem = "needs the same number of local steps at all nodes; use one number"
             raise refuse("train.schedule.kind", schedule.kind, problem)
         steps = self.run.rounds * (max(each) if isinstance(each, tuple) else each)
         if schedule.warmup_steps >= steps:
@@ -150,20 +148,20 @@ class Experiment(Settings):
             raise refuse("train.schedule.warmup_steps", schedule.warmup_steps, problem)
         if optimizer.quasi_global is not None and (schedule.kind != "constant" or schedule.warmup_steps):
             problem = (
-                "train.optimizer.quasi_global divides by one learning rate for all rounds; remove one of both"
+                "train.optimizer.quasi_global needs one learning rate for all rounds; remove one of the two"
             )
             raise refuse("train.schedule.kind", schedule.kind, problem)
         if optimizer.quasi_global is not None and train.outer is not None:
-            problem = "train.outer is a momentum of the merged models, too; remove one of both"
+            problem = "train.outer also applies momentum to the merged models; remove one of the two"
             raise refuse("train.optimizer.quasi_global", optimizer.quasi_global, problem)
         if train.outer is not None and train.buffers == "shared":
             problem = (
-                'train.outer would extrapolate the statistics in them; write "local", or remove train.outer'
+                'train.outer would extrapolate statistics in buffers; write "local", or remove train.outer'
             )
             raise refuse("train.buffers", train.buffers, problem)
 
     def fault_script(self) -> Faults:
-        """Return the scripted faults but attacks, for the driver."""
+        """Return the scripted faults without the attacks, for the driver."""
         built = (None if isinstance(fault, AttackConfig) else fault.build() for fault in self.faults)
         return Faults(tuple(fault for fault in built if isinstance(fault, Fault)))
 
@@ -182,7 +180,9 @@ class Experiment(Settings):
                 if node >= self.nodes.count:
                     raise refuse(path, node, f"there are nodes 0 to {self.nodes.count - 1}")
                 if node in first:
-                    raise refuse(path, node, f"attacks already, by faults[{first[node]}]; remove it from one")
+                    raise refuse(
+                        path, node, f"also attacks in faults[{first[node]}]; remove it from one of them"
+                    )
                 first[node] = index
             if fault.round >= self.run.rounds:
                 raise refuse(f"faults[{index}].round", fault.round, f"expected 0 to {self.run.rounds - 1}")

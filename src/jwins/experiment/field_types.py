@@ -52,7 +52,7 @@ class OrObject:
 
     def _accept(self, value: Any, handler: Callable[[Any], Any]) -> Any:
         if isinstance(value, Mapping) and value.get("kind") == "object":
-            raise _problem("was a Python object in the run that wrote this; hand it over from Python again")
+            raise _problem("this run was made with a Python object here; pass the object from Python again")
         if self.matches(value):
             return value
         missing = self._missing(value)
@@ -60,9 +60,9 @@ class OrObject:
             value, BaseModel | Mapping | str
         ):
             raise _problem(
-                f"an object without {', '.join(missing)}; derive its class from {self.base}"
+                f"has no {', '.join(missing)}; derive its class from {self.base}"
                 if missing
-                else "a class; hand over an object of it"
+                else "is a class; pass an instance"
             )
         return handler(value)
 

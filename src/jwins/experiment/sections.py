@@ -289,7 +289,7 @@ class TrainConfig(Settings):
     def _one_length(self) -> Self:
         if self.local_epochs is not None and self.local_steps != 3:
             problem = (
-                f"local_steps = {self.local_steps} says how much a node trains already; remove one of them"
+                f"local_steps = {self.local_steps} already sets how much a node trains; remove one of them"
             )
             raise refuse("local_epochs", self.local_epochs, problem)
         if self.uneven and self.batching == "stacked":
@@ -537,9 +537,9 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _stop_fits(self) -> Self:
         if self.stop is not None and self.consensus_rounds:
-            problem = "a run that may end before its last round has no rounds of consensus after it; remove one"
+            problem = "such a run may never reach the consensus rounds after the last round; remove one"
             raise refuse("stop", self.stop.model_dump(exclude_none=True), problem)
         if self.stop is not None and self.eval_samples_early is not None:
-            problem = "nobody knows which evaluations are the last; remove this, or run.eval_samples_early"
+            problem = "the last evaluations are not known in advance; remove this, or run.eval_samples_early"
             raise refuse("stop", self.stop.model_dump(exclude_none=True), problem)
         return self

@@ -9,16 +9,15 @@ from jwins.net.peer import Exchanged, Peer
 
 
 class Schedule:
-    """Exchanges every few optimizer steps or after each epoch, and once more at the end; then closes the peer.
+    """Exchange of the model every few optimizer steps or after each epoch, and once more at the end.
 
     Args:
-        peer: made with the model that is trained.
-        every_steps: number of optimizer steps between exchanges; None for after each
-            epoch.
-        wait: as of :meth:`~jwins.net.peer.Peer.exchange`. The exchange at the end waits in any case.
+        peer: the peer, made with the trainer's model; :meth:`end` closes it.
+        every_steps: number of optimizer steps between exchanges; None for one after each epoch.
+        wait: as of :meth:`~jwins.net.peer.Peer.exchange`. The last exchange always waits.
 
     Attributes:
-        report: what the newest exchange did; None before the first.
+        report: report of the newest exchange; None before the first.
 
     Raises:
         UsageError: ``every_steps`` is less than 1.
@@ -32,32 +31,30 @@ class Schedule:
         self._exchanged_at = 0
 
     def begin(self, step: int, model: nn.Module, processes: int) -> None:
-        """Training begins.
+        """Check the trainer's model, and count steps from here.
 
         Args:
-            step: optimizer steps that were made before, in a run that is resumed.
-            model: what is trained.
-            processes: how many train it together.
+            step: optimizer steps so far; above 0 in a resumed run.
+            model: the trainer's model.
+            processes: number of processes that train it together.
 
         Raises:
             UsageError: the peer has another model, or several processes train this one.
         """
         trained = set(map(id, model.parameters()))
         if not trained.issuperset(map(id, self._peer.model.parameters())):
-            raise UsageError(
-                "the peer was made with another model than the one that is trained; give both the same"
-            )
+            raise UsageError("the peer and the trainer have different models; pass the same model to both")
         if processes > 1:
             problem = "a peer exchanges the model of one process; train in one, with as many GPUs as it can use"
             raise UsageError(f"{processes} processes train together: {problem}")
         self._exchanged_at = step
 
     def after(self, step: int, *, epoch_ended: bool) -> None:
-        """Exchange if it is time to.
+        """Exchange if an exchange is due.
 
         Args:
-            step: optimizer steps that were made so far.
-            epoch_ended: whether this was the last of an epoch.
+            step: optimizer steps so far.
+            epoch_ended: whether an epoch has just ended.
 
         Raises:
             PeerError: no neighbour can take part.
@@ -68,7 +65,7 @@ class Schedule:
             self._exchange(step, self._wait)
 
     def end(self, step: int) -> None:
-        """Exchange what was trained since the last time, take in a merge that is under way, and close the peer.
+        """Exchange the last steps, wait for a merge that is under way, and close the peer.
 
         Raises:
             PeerError, UsageError: as of :meth:`after`.

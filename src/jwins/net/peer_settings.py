@@ -60,7 +60,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         if not fits(value):
             raise ConfigError(name, value, f"expected {expected}")
     if given["outer"] is not None and given["buffers"] == "shared":
-        problem = "the outer step would extrapolate the statistics in them; take 'local', or no outer"
+        problem = "the outer step would extrapolate statistics in buffers; use 'local', or remove outer"
         raise ConfigError("buffers", given["buffers"], problem)
     if given["folder"] is not None:
         try:
@@ -164,7 +164,7 @@ def hash_of_layout(layout: Layout) -> str:
 
 
 def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None) -> bytes:
-    """Return the settings to agree on beside the model, which is compared apart for a clearer error."""
+    """Return the digest of all settings that peers must share, except the model, which has its own check."""
     topology, seed = common_of(roster)
     text = repr((seed, sorted(topology.items()), roster.num_places, sharing, codec))
     text += "" if outer is None else repr(outer)
@@ -174,7 +174,7 @@ def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str, outer: Nest
 def settings_of_run(
     roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None
 ) -> dict[str, str]:
-    """Return the same settings by name, so that peers can report their differences."""
+    """Return the settings of :func:`digest_of_run` by name, so that peers can report their differences."""
     topology, seed = common_of(roster)
     found = flat_settings(sharing, "sharing") | {"codec": codec, "roster.seed": str(seed)}
     found |= {} if outer is None else flat_settings(outer, "outer")

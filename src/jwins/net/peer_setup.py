@@ -177,7 +177,7 @@ class PeerSetup:
 def _providers(members: Roster, me: Member, bootstrap_from: str | Sequence[str] | None) -> list[int]:
     """Return the numbers of the providers; a joiner must name some."""
     if me.since_round and members.places is None:
-        problem = f"{me.name} joins a run that has no room; set places to the final number of members"
+        problem = f"{me.name} joins a run without a free place; set places to the largest number of members"
         raise ConfigError("roster.places", None, problem)
     if me.since_round and not bootstrap_from:
         problem = f"{me.name} joins in round {me.since_round} and cannot begin with its own model"

@@ -133,7 +133,11 @@ class Roster(Settings):
                     )
                 seen[value] = index
         if used := sorted({member.id for member in self.members} & set(self.departed)):
-            raise ConfigError("departed", used[0], "a member has this id; an id is never used again")
+            raise ConfigError(
+                "departed",
+                used[0],
+                "is the id of a current member, too; ids are never reused, so give the member a new one",
+            )
         return self
 
     def __contains__(self, id: object) -> bool:

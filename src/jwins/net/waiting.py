@@ -203,5 +203,5 @@ class Waiting:
 
     @property
     def waited_s(self) -> float:
-        """Return the seconds awake of the wait."""
+        """Return how long the node has waited, in seconds awake."""
         return 0.0 if self.wait is None else self._session.awake - self.wait.since

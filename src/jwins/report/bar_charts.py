@@ -83,7 +83,7 @@ def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *
     """Draw every node's final metric, over all seeds: points, with a box for the middle half and the median."""
     values = {group.name: final_per_node(group, metric) for group in groups}
     label = f"{spaced(metric)}{' in %' if percent else ''}"
-    told = "; ".join(
+    described = "; ".join(
         f"{name}: lowest {number(float(v.min()), percent=percent)}, median "
         f"{number(float(np.median(v)), percent=percent)}, highest {number(float(v.max()), percent=percent)}"
         for name, v in values.items()
@@ -104,7 +104,7 @@ def nodes_chart(groups: Sequence[Group], styles: Sequence[Style], metric: str, *
         axes.set_xlabel(label)
         return Drawing(figure, hover_targets)
 
-    title, alt = f"Final {spaced(metric)} of every node", f"Strip chart of final {label}. {told}."
+    title, alt = f"Final {spaced(metric)} of every node", f"Strip chart of final {label}. {described}."
     return Chart("per-node", title, caption, alt, draw)
 
 

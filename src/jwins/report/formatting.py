@@ -59,8 +59,8 @@ def difference_texts(
     ('-1.1', '-3.2', '+0.8')
     """
     scale, digits = (100.0, 1) if percent else (1.0, 4)
-    said, half = mean if stated is None else stated, half or 0.0
-    values = (said, min(said, mean - half), max(said, mean + half))
+    shown_mean, half = mean if stated is None else stated, half or 0.0
+    values = (shown_mean, min(shown_mean, mean - half), max(shown_mean, mean + half))
     text, low, high = (fixed(value * scale, digits, sign=True) for value in values)
     return text, low, high
 

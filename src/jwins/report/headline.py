@@ -91,7 +91,7 @@ def _best_sentence(study: Study, table: Sequence[SummaryRow], best: SummaryRow, 
         other.variant for other in known if other is not best and _worse(study, other) == _worse(study, best)
     ]
     text += f", shared with {and_list(ties)}" if ties else ""
-    equals = [name for name in _not_told_apart(study, best) if name not in ties]
+    equals = [name for name in _statistical_ties(study, best) if name not in ties]
     if equals:
         if len(equals) > 3:
             equals = [*equals[:2], f"{len(equals) - 2} more"]
@@ -100,7 +100,7 @@ def _best_sentence(study: Study, table: Sequence[SummaryRow], best: SummaryRow, 
     return capital(f"{text}{',' if saves else ''}{saves}.")
 
 
-def _not_told_apart(study: Study, best: SummaryRow) -> list[str]:
+def _statistical_ties(study: Study, best: SummaryRow) -> list[str]:
     """Return the variants whose difference to the best may be chance, by the seeds that both ran."""
     group = study.group(best.variant)
     found = []
@@ -140,11 +140,11 @@ def _ahead_sentence(study: Study, table: Sequence[SummaryRow], line: SummaryRow)
     if not ahead:
         return []
     ahead.sort(key=lambda other: (_worse(study, other), other.bytes_per_node))
-    told = [
+    listed = [
         f"{other.variant} ({_value(study, other.final)}, {size(other.bytes_per_node)} per node)"
         for other in ahead[:3]
     ]
-    told += [f"{len(ahead) - 3} more"] if len(ahead) > 3 else []
+    listed += [f"{len(ahead) - 3} more"] if len(ahead) > 3 else []
     metric = spaced(study.target.metric)
     better = "lower" if study.target.lower_is_better else "higher"
     levels = [_worse(study, other) == _worse(study, line) for other in ahead]
@@ -152,7 +152,7 @@ def _ahead_sentence(study: Study, table: Sequence[SummaryRow], line: SummaryRow)
     what = f"the same or {better} {metric}" if any(levels) and not all(levels) else what
     have, send = ("have", "send") if len(ahead) > 1 else ("has", "sends")
     own = f"{line.variant} ({_value(study, line.final)}, {size(line.bytes_per_node)})"
-    return [f"{capital(and_list(told))} {have} {what} and {send} fewer bytes than {own}."]
+    return [f"{capital(and_list(listed))} {have} {what} and {send} fewer bytes than {own}."]
 
 
 # --- One variant --------------------------------------------------------------------------------------------

@@ -96,18 +96,19 @@ def bytes_table(study: Study) -> Table:
     sent = kinds_sent(study.groups)
     rows: list[list[str]] = []
     for group in study.groups:
-        parts = bytes_by_kind(group)
-        total = sum(parts.values())
-        cells = [TableCell(size(parts[p]), f"{parts[p] / total * 100:.1f} %" if total else "") for p in sent]
+        by_kind = bytes_by_kind(group)
+        total = sum(by_kind.values())
+        shares = [f"{by_kind[kind] / total * 100:.1f} %" if total else "" for kind in sent]
+        cells = [TableCell(size(by_kind[kind]), share) for kind, share in zip(sent, shares, strict=True)]
         rows.append([group.name, *cells, size(total)])
     meaning = {
         "header": "header: frame headers, lengths and checksums",
         "keyframe": "keyframes: whole frames that bring a neighbour’s replica up to date",
         "control": "control: messages without parameters",
     }
-    said = ["Values and positions as encoded", *(words for part, words in meaning.items() if part in sent)]
-    notes = [f"{'; '.join(said)}."]
-    none = [part for part in KIND_COLOURS if part not in sent]
+    explained = ["Values and positions as encoded", *(text for kind, text in meaning.items() if kind in sent)]
+    notes = [f"{'; '.join(explained)}."]
+    none = [kind for kind in KIND_COLOURS if kind not in sent]
     notes += [f"No variant sent bytes of {' or '.join(none)}."] if none else []
     head = ["variant", *sent, "total"]
     return Table("bytes", "Bytes per node by content, mean over seeds", head, rows, notes=notes)
@@ -118,7 +119,7 @@ def spread_table(study: Study, metric: str) -> Table:
     percent = metric_percent(metric)
     worst = metric.removeprefix("own_") == study.target.metric.removeprefix("own_")  # whose direction is known
 
-    def told(values: Iterable[float | None]) -> str:
+    def mean_text(values: Iterable[float | None]) -> str:
         known = [value for value in values if value is not None]
         return number(statistics.fmean(known), percent=percent) if known else NEVER
 
@@ -126,11 +127,13 @@ def spread_table(study: Study, metric: str) -> Table:
     for group in study.groups:
         last = [record.evaluations[-1].metrics for record in group.records]
         spreads = [metrics[metric] for metrics in last if metric in metrics]
-        parts = ("mean", "sd", "min", "max", "average_model")
-        cells = [told(getattr(s, part) for s in spreads) for part in parts]
+        fields = ("mean", "sd", "min", "max", "average_model")
+        cells = [mean_text(getattr(spread, field) for spread in spreads) for field in fields]
         if worst:
             lower = study.target.lower_is_better
-            cells.insert(2, told(record.worst_nodes(metric, lower_is_better=lower) for record in group.records))
+            cells.insert(
+                2, mean_text(record.worst_nodes(metric, lower_is_better=lower) for record in group.records)
+            )
         rows.append([group.name, *cells])
     head = ["variant", "mean", "sd over nodes", "lowest node", "highest node", "average model"]
     if worst:

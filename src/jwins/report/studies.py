@@ -399,10 +399,10 @@ def _distinction(namesakes: Sequence[_Found], run: _Found) -> str:
     """Return the settings by which experiments of the same name differ, and the clock if it differs."""
     differing = differing_keys([compared_settings(other.tables) for other in namesakes])
     mine = flat(compared_settings(run.tables))
-    said = [f"{key.rpartition('.')[2]} {shown(mine.get(key))}" for key in differing][:3]
+    texts = [f"{key.rpartition('.')[2]} {shown(mine.get(key))}" for key in differing][:3]
     if len({other.record.start.clock for other in namesakes}) > 1:
-        said.append(f"{run.record.start.clock} clock")
-    return ", ".join(said) or run.record.folder.name
+        texts.append(f"{run.record.start.clock} clock")
+    return ", ".join(texts) or run.record.folder.name
 
 
 def _study(
@@ -432,8 +432,8 @@ def _study(
             meaning = f"95 % of the way of {whole.name} from start to end"
             target = Target(chosen, begin + 0.95 * (end - begin), lower, meaning)
     note = samples_note([record for v in variants for record in v.group.records])
-    said = notes if note is None or note in notes else [*notes, note]
-    return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(said))
+    texts = notes if note is None or note in notes else [*notes, note]
+    return Study(name, tuple(variants), target, None if whole is None else whole.name, over, tuple(texts))
 
 
 def _stated(metric: str | None) -> tuple[str | None, str | None]:
@@ -452,11 +452,11 @@ def _lower_is_better(metric: str, stated: str | None, variants: Sequence[StudyVa
     if stated is not None:
         found.add(stated)
     if not found:
-        problem = f"the task does not declare which is better; write --metric {metric}:lower (or :higher)"
+        problem = f"the task declares no direction; write --metric {metric}:lower (or :higher)"
         raise ConfigError("--metric", metric, problem)
     if len(found) > 1:
-        problem = "is better higher by one declaration and lower by another"
-        remedy = f"leave out :{stated}" if stated is not None else "report these runs apart"
+        problem = "is to be higher by one declaration and lower by another"
+        remedy = f"leave out :{stated}" if stated is not None else "report these runs separately"
         raise ConfigError("--metric", metric, f"{problem}; {remedy}")
     return found == {"lower"}
 

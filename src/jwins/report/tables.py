@@ -303,13 +303,13 @@ def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, cl
 
 def targets_of(table: Sequence[SummaryRow], target: Target) -> list[str]:
     """Return a sentence about the target, or one for each of different targets."""
-    said: dict[str, list[str]] = {}
+    variants_of: dict[str, list[str]] = {}
     for line in table:
         own = describe_target(Target(target.metric, line.target, target.lower_is_better, line.meaning))
-        said.setdefault(own, []).append(line.variant)
-    if len(said) < 2:
+        variants_of.setdefault(own, []).append(line.variant)
+    if len(variants_of) < 2:
         return [describe_target(target)]
-    return [f"{own[:-1]}: for {', '.join(names)}." for own, names in said.items()]
+    return [f"{own[:-1]}: for {', '.join(names)}." for own, names in variants_of.items()]
 
 
 def common_reference(table: Sequence[SummaryRow]) -> str | None:

@@ -29,7 +29,7 @@ def topology_chart(slug: str, title: str, caption: str, graph: Graph) -> Chart:
 
     Small graphs are on a circle; larger ones have a spring layout.
     """
-    directed = any(set(heard) != set(to) for heard, to in zip(graph.senders, graph.recipients, strict=True))
+    directed = any(set(senders) != set(to) for senders, to in zip(graph.senders, graph.recipients, strict=True))
     pairs = list(graph.edges) if directed else [(i, j) for i, j in graph.edges if i < j]
     degrees = [len(row) for row in graph.recipients]
     alt = (

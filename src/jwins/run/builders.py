@@ -68,9 +68,9 @@ def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
     senders = topology.at(0).senders
     if any(senders[j].get(i) != weight for i, row in enumerate(senders) for j, weight in row.items()):
         problem = (
-            "the mixing weights of this topology are not symmetric, so those of some of its nodes would not "
+            "this topology has asymmetric mixing weights; with participation its weights would no longer be "
         )
-        problem += "be doubly stochastic; leave it out, or use another topology"
+        problem += "doubly stochastic; remove nodes.participation, or use another topology"
         raise ConfigError("nodes.participation", nodes.participation, problem)
     return Participation(topology, nodes.participation, experiment.run.seed)
 
@@ -100,7 +100,7 @@ def build_stop_rule(experiment: Experiment, task: Task) -> StopRule | None:
     direction = known.get(config.metric.removeprefix("own_"))
     if direction is None:
         problem = (
-            f"the task declares which is better of {', '.join(known)}{nearest(config.metric, known)}; for "
+            f"the task declares a direction for {', '.join(known)} only{nearest(config.metric, known)}; for "
         )
         problem += f"another, write better = {{{config.metric!r}: 'lower'}} (or 'higher') in its class"
         raise ConfigError("run.stop.metric", config.metric, problem)
@@ -229,7 +229,7 @@ def local_changes(experiment: Experiment, task: Task) -> dict[int, LocalChange]:
         ("task.label_noise", config.label_noise),
     ):
         if value and labels is None:
-            raise ConfigError(path, value, "the task's targets are no labels; leave it out")
+            raise ConfigError(path, value, "the task's targets are not labels; remove it")
     if labels is not None:
         classes = int(labels.max()) + 1
         for node in range(count):
@@ -258,9 +258,7 @@ def _shift(experiment: Experiment, task: Task, node: int) -> LocalChange:
     number = inputs.is_floating_point() or inputs.dtype == torch.uint8
     if isinstance(config, RotationConfig):
         if inputs.ndim < 3 or not number:
-            problem = (
-                f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype} are no images; leave it out"
-            )
+            problem = f"inputs of shape {tuple(inputs.shape)} and type {inputs.dtype} are not images; remove it"
             raise ConfigError("task.feature_shift.kind", "rotation", problem)
         return RotatedImages(config.degrees * place)
     assert isinstance(config, NoiseConfig)
@@ -293,8 +291,8 @@ def own_test_samples(
     labels, of_test, targets = task.partition_labels(), labels_of(task.test), labels_of(task.train)
     if labels is None or of_test is None or targets is None or not np.array_equal(labels, targets):
         problem = (
-            "the task's samples have no natural owner, and their targets are no labels; leave it out, or give "
-            "task.train and task.test keys"
+            "the task's samples have no natural owner, and their targets are not labels; remove it, or set "
+            "keys in task.train and task.test"
         )
         raise ConfigError("run.eval_own", True, problem)
     by_label = {label: np.flatnonzero(of_test == label) for label in np.unique(of_test).tolist()}

@@ -20,15 +20,15 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     """Refuse objects that are no callbacks before anything runs.
 
     Raises:
-        UsageError: an object without one of the methods, or a class.
+        UsageError: has no one of the methods, or a class.
     """
     for index, callback in enumerate(callbacks):
         missing = [name for name in _METHODS if not callable(getattr(callback, name, None))]
         if isinstance(callback, type) or missing:
             problem = (
-                "a class; hand over an object of it"
+                "is a class; pass an instance"
                 if isinstance(callback, type)
-                else (f"an object without {', '.join(missing)}; derive its class from jwins.Callback")
+                else (f"has no {', '.join(missing)}; derive its class from jwins.Callback")
             )
             raise UsageError(f"callbacks[{index}] = {callback!r}: {problem}")
 

@@ -73,21 +73,23 @@ def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:
         problem = f"the run in {folder} has {shorter.run.rounds} rounds; give more, or choose another folder"
         raise ConfigError("run.rounds", run.rounds, problem)
     if (schedule := experiment.train.schedule).kind != "constant":
-        problem = "goes over the rounds that there were, and would be another in a longer run"
+        problem = "depends on the number of rounds, so the finished rounds would differ; choose another folder"
         raise ConfigError("train.schedule.kind", schedule.kind, problem)
     for key, problem in (
-        ("consensus_rounds", "its rounds of consensus were run after the last round of training"),
+        ("consensus_rounds", "its consensus rounds followed the last round of training"),
         ("eval_samples_early", "its last evaluations used more samples"),
     ):
         if getattr(run, key):
             raise ConfigError(
-                f"run.{key}", getattr(run, key), f"{problem}, and would be others in a longer run"
+                f"run.{key}",
+                getattr(run, key),
+                f"{problem}, which differs in a longer run; choose another folder",
             )
     if not (folder / "metrics.jsonl").is_file():
         return
     record = Record.read(folder)
     if record.ended_early:
-        raise ResumeError(f"{folder}: the run ended early ({record.status}); more rounds do not help it")
+        raise ResumeError(f"{folder}: the run ended early ({record.status}), so it cannot be extended")
     if record.clock != "virtual":
         raise ResumeError(f"{folder}: a run of `jwins launch` cannot be made longer; choose another run.folder")
 

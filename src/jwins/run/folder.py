@@ -32,9 +32,9 @@ class FolderState(StrEnum):
 
 
 def variant_folder(name: str) -> str:
-    """Return the name of the folder for a variant's runs in a comparison's folder.
+    """Return the name of a variant's folder within a comparison's folder.
 
-    A name that would lose letters, or collide with a file there, ends in digits of its hash.
+    The name ends in digits of its hash if letters had to be left out or a file there has that name.
 
     >>> variant_folder("random 20 %"), variant_folder("summary.json"), variant_folder("\u65e5\u672c")
     ('random-20', 'summary.json-ce684abc', 'variant-ce47dfba')

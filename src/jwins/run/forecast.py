@@ -275,7 +275,7 @@ def _extrapolated(
     topology = build_topology(experiment)
     blocks = node_blocks(topology, actors, 1)
     largest = max(map(len, blocks))
-    heard = [_senders(topology.at(0), block) for block in blocks]
+    senders = [_senders(topology.at(0), block) for block in blocks]
     per_degree = degree / many.degree if many.degree else 1.0
 
     def line(value: Callable[[Calibration], float], at: float) -> float:
@@ -288,7 +288,7 @@ def _extrapolated(
     round_s = {
         "training": line(lambda m: m.round_s["training"], largest),
         "share and merge": line(lambda m: m.round_s["share and merge"], largest) * per_degree,
-        "decoding": line(lambda m: m.round_s["decoding"], max(map(len, heard))),
+        "decoding": line(lambda m: m.round_s["decoding"], max(map(len, senders))),
         "driver": line(lambda m: m.round_s["driver"], num_nodes) * per_degree,
     }
     completed = sorted(evaluation_rounds(experiment))  # 0 is the first
@@ -298,7 +298,7 @@ def _extrapolated(
     samples = (all_samples * last + early * (len(completed) - 1 - last)) / (len(completed) - 1)
     frame_bytes = (few.sent_bytes + many.sent_bytes) / max(1, few.sends + many.sends)
     own = [set(block) for block in blocks]
-    crossing = sum(len(of - mine) for of, mine in zip(heard, own, strict=True))
+    crossing = sum(len(of - mine) for of, mine in zip(senders, own, strict=True))
     return Forecast(
         num_nodes=num_nodes,
         dim=many.dim,

@@ -93,7 +93,7 @@ def for_network(experiment: Experiment) -> Experiment:
         problem = "no node knows the mean over all nodes; remove it, or use `jwins run`"
         raise ConfigError("run.stop", experiment.run.stop.model_dump(exclude_none=True), problem)
     if experiment.wire.codec == "paper":
-        problem = "its decoder must not get a stranger's bytes; use pco or raw between machines"
+        problem = "its decoder is unsafe on bytes of other machines; use pco or raw"
         raise ConfigError("wire.codec", experiment.wire.codec, problem)
     return experiment.changed({"train": {"batching": "loop"}})
 

@@ -49,7 +49,7 @@ def fingerprints(
     from jwins.training.batches import batch_indices
 
     train, steps = experiment.train, local_steps(experiment, partition)
-    said = steps if train.uneven else train.local_steps
+    counts = steps if train.uneven else train.local_steps
     first_batches = [
         batch_indices(
             part,
@@ -65,7 +65,7 @@ def fingerprints(
     return {
         "model": _hash(*(tensor.float().cpu().numpy().astype("<f4", copy=False).tobytes() for tensor in model)),
         "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in partition)),
-        "batches": _hash(f"{said} x {train.batch_size}".encode(), *first_batches),
+        "batches": _hash(f"{counts} x {train.batch_size}".encode(), *first_batches),
         "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
         "codec": experiment.wire.codec,
         "data": _hash(*_pieces(task.train), *_pieces(task.test)),

@@ -50,9 +50,9 @@ def launch_script(
         arguments: arguments of the script.
         count: number of peers.
         folder: for keys, roster, checkpoints and logs; None for one that is removed at the end.
-        line: given each line that a process prints, with the name of its node.
-        progress: told a few times per second.
-        stop: asked as often whether to interrupt all.
+        line: called with each line that a process prints, and the name of its node.
+        progress: called with the nodes' states a few times per second.
+        stop: called as often; if it returns True, all processes are interrupted.
 
     Returns:
         ``finished`` or ``interrupted``.
@@ -184,8 +184,8 @@ class _Peers:
             else:
                 view.state = "failed"
                 self.interrupt()
-                told = "; ".join(process.last_lines[-3:])
-                raise NodeFailedError(f"{view.name} ended with code {code}: {told}")
+                output = "; ".join(process.last_lines[-3:])
+                raise NodeFailedError(f"{view.name} ended with code {code}: {output}")
         return len(self._ended) < len(self.views)
 
     def _pass_on(self, timeout_s: float) -> None:

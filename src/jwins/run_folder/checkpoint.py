@@ -257,7 +257,7 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
             ordered = sorted(value)  # equal sets may iterate in different orders
         except TypeError as error:
             raise UsageError(
-                f"{where}: a {type(value).__name__} of elements without an order ({error})"
+                f"{where}: a {type(value).__name__} whose elements cannot be sorted ({error}); use a list"
             ) from None
         return {"s": [_pack(v, where, tensors, seen) for v in ordered]}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

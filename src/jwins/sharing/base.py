@@ -161,7 +161,7 @@ class Sharing(Protocol[S]):
         Called if a neighbour's ``stale_peers`` names this node, if a peer returns and the algorithm
         remembers its peers, or if an update has a ``base`` that a recipient cannot have.
         """
-        raise TypeError(f"{type(self).__name__} has no keyframe; one that remembers its peers must have one")
+        raise TypeError(f"{type(self).__name__} has no keyframe, which remembers_peers requires; define one")
 
     def stale_peers(self, state: S) -> frozenset[int]:
         """Return the senders whose replica is lost or stale. The node asks them for a keyframe."""

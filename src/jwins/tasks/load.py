@@ -269,5 +269,5 @@ def _where(error: Exception, place: Path | type[Task]) -> str:
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == path.resolve():
         lines.append(error.lineno)
     reason = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
-    return f"{said} ({path.name}, line {lines[-1]})" if lines else said
+    summary = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
+    return f"{summary} ({path.name}, line {lines[-1]})" if lines else summary

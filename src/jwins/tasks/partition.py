@@ -375,12 +375,12 @@ def checked_split(
         taken = part[owner[part] >= 0]
         if len(taken):
             raise wrong(
-                f"gives nodes {owner[taken[0]]} and {node} sample {taken[0]}; expected each sample on one"
+                f"gives nodes {owner[taken[0]]} and {node} sample {taken[0]}; each sample needs one node"
             )
         owner[part] = node
     left = np.flatnonzero(owner < 0)
     if len(left):
-        raise wrong(f"gives sample {left[0]} to no node, one of {len(left)}; expected each sample on one")
+        raise wrong(f"gives sample {left[0]} to no node ({len(left)} such samples); each sample needs one node")
     return list(parts)
 
 

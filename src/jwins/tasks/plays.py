@@ -77,7 +77,7 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
     Raises:
         DataError: nobody speaks.
     """
-    said: dict[tuple[int, str], list[str]] = {}
+    speeches: dict[tuple[int, str], list[str]] = {}
     for number, play in enumerate(plays):
         speaker = None
         no_names = []
@@ -90,7 +90,7 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
                 no_names.append(first)
             # a paragraph without a name continues the speech; before the first it is a stage direction
             if speaker is not None:
-                said.setdefault(speaker, []).append(paragraph + "\n")
+                speeches.setdefault(speaker, []).append(paragraph + "\n")
         if no_names:
             _log.warning(
                 "%s: %s: %d lines after an empty line end in a colon but are not names of roles; the "
@@ -98,6 +98,6 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
                 "':'. These lines count as text of the previous role",
                 *(task, names[number], len(no_names), no_names[0][:80]),
             )
-    if not said:
+    if not speeches:
         raise DataError(f"{task}: {names[0]}: no speech; expected lines such as 'HAMLET:' after an empty line")
-    return ["".join(said[role]) for role in sorted(said)]
+    return ["".join(speeches[role]) for role in sorted(speeches)]

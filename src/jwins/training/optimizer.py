@@ -121,20 +121,20 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         _check_option("train.optimizer.quasi_global", factor, 0.0)
         MOMENTUM.check("train.optimizer.quasi_global", factor)
         if self.kind != "sgd":
-            remedy = 'it is a momentum of sgd; use kind = "sgd" with momentum, or leave quasi_global out'
+            remedy = 'use kind = "sgd" with momentum, or remove quasi_global'
             raise ConfigError(
                 "train.optimizer.quasi_global", factor, f"{self.kind} has no quasi-global momentum: {remedy}"
             )
         if not self.options.get("momentum"):
-            remedy = "quasi_global is what momentum starts from in each round; expected above 0, such as 0.9"
+            remedy = "quasi_global needs momentum above 0, such as 0.9"
             raise ConfigError("train.optimizer.momentum", self.options.get("momentum", 0), remedy)
         if self.state == "reset":
-            remedy = 'quasi_global is a state that is kept; expected "keep", or no quasi_global'
+            remedy = 'quasi_global keeps a state; use "keep", or remove quasi_global'
             raise ConfigError("train.optimizer_state", self.state, remedy)
         if self.lr == 0:
             raise ConfigError("train.optimizer.lr", 0, "expected above 0: quasi_global divides by it")
         if self.schedule is not None:
-            problem = "quasi_global divides by one learning rate for all rounds; remove one of both"
+            problem = "quasi_global needs one learning rate for all rounds; remove one of the two"
             raise ConfigError("train.schedule.kind", self.schedule.kind, problem)
 
     @cached_property

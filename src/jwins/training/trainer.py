@@ -123,7 +123,7 @@ class Trainer:
         _check(every, batch_size, threads, chunk, batching)
         by_node = dict(sorted(parts.items())) if isinstance(parts, Mapping) else dict(enumerate(parts))
         if not by_node:
-            raise UsageError("Trainer: no nodes; expected at least one part of the training samples")
+            raise UsageError("Trainer: no nodes; expected the training samples of at least one")
         self.task, self.optimizer = task, optimizer
         self.nodes = tuple(by_node)
         self.num_nodes = len(by_node) if num_nodes is None else num_nodes

@@ -94,7 +94,7 @@ def decode_integers(data: bytes | memoryview, *, count: int, largest: int = LARG
         raise CodecError("Elias gamma: the bytes end inside the last integer")
     padding = num_bits - start
     if padding >= 8 or (padding and int(buffer[-1]) & ((1 << padding) - 1)):
-        raise CodecError(f"Elias gamma: bytes left over behind {count} integers")
+        raise CodecError(f"Elias gamma: bytes left over after {count} integers")
     if count and int(values.max()) > largest:
         raise CodecError(f"Elias gamma: {values.max()} is larger than {largest}")
     return values

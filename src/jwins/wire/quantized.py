@@ -72,7 +72,7 @@ def decode(
     if num_runs == _MANY:
         num_runs, at = _read_varint(data, at)
     if run_kind > _RUNS_EQUAL or not num_runs:
-        raise CodecError(f"quantized values that begin with {data[0]:#04x} are not defined")
+        raise CodecError(f"quantized values begin with the unknown byte {data[0]:#04x}")
     end = at + _scale_bytes(scale_kind, num_runs)
     if num_runs > most_runs or end > len(data):
         raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {most_runs}")
@@ -90,7 +90,7 @@ def decode(
             listed.append(length)
         runs = (*listed, count - sum(listed))
     if len(runs) != num_runs or sum(runs) != count or min(runs) < 0:
-        raise CodecError(f"{num_runs} runs do not have {count} symbols together")
+        raise CodecError(f"{num_runs} runs do not sum to {count} symbols")
     size, at = _read_varint(data, at)
     if len(data) - at != size:
         raise CodecError(f"{len(data) - at} bytes of symbols, but {size} are announced")

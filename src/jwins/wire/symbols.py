@@ -66,7 +66,7 @@ def decode_symbols(data: memoryview, *, count: int, runs: Sequence[int]) -> npt.
         runs: lengths of their subbands, which sum to ``count``.
     """
     if not len(data) or data[0] > _MOST_QUARTERS:
-        raise CodecError("symbols begin with a share of zeros that is not defined")
+        raise CodecError("symbols begin with an unknown share of zeros")
     first, coded = _first(data[0]), data[1:]
     if count <= _FEW:
         decoder, few = _Decoder(bytes(coded)), [0] * count

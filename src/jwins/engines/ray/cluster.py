@@ -112,7 +112,7 @@ class Demand:
         return {"num_cpus": self.cores, "memory": int(self.memory_bytes), "num_gpus": self.gpus}
 
     def times(self, machine: Machine) -> int:
-        """Return the number of these that fit an idle machine."""
+        """Return how often the demand fits on an idle machine."""
         fit = min(machine.cores // self.cores, machine.memory_bytes // max(1.0, self.memory_bytes))
         return int(min(fit, machine.gpus // self.gpus) if self.gpus else fit)
 
@@ -124,12 +124,12 @@ class Demand:
 
 
 def check_capacity(demand: Demand, count: int, what: str) -> None:
-    """Refuse a demand that the cluster can never meet at once.
+    """Refuse ``count`` equal demands that do not fit on the idle cluster together.
 
     Args:
-        demand: demand of each.
-        count: number at once.
-        what: name of these things, in the plural.
+        demand: demand of each actor or run.
+        count: number of them.
+        what: their name in the plural, for the error.
 
     Raises:
         UsageError: the cluster is too small.
