@@ -16,7 +16,7 @@ from worlds import DIGEST, Lines
 
 from jwins.errors import CodecError, ConfigError
 from jwins.net.bootstrap import PROVIDE_EVERY, state_wire
-from jwins.net.driver import RealTimeDriver, WallOutcome
+from jwins.net.driver import RealTimeDriver, NodeOutcome
 from jwins.net.index_map import IndexMap
 from jwins.net.limits import Limits
 from jwins.net.neighbour_timeout import SUSPECT_AFTER, NeighbourTimeout
@@ -296,7 +296,7 @@ class Hostile:
     def frame(self, round: int, value: float = 0.0, **changes: Any) -> Frame:
         return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)
 
-    def run(self) -> dict[int, WallOutcome]:
+    def run(self) -> dict[int, NodeOutcome]:
         for node, driver in enumerate(self.drivers, start=1):
             self.running.start(node, driver)
         self.running.wait_until(lambda: 2 in self.wires._ends and 1 in self.wires._ends, "both are there")

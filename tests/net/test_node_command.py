@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from jwins.cli.app import app
 from jwins.cli.node import _Lines
 from jwins.experiment.load import load
-from jwins.net.driver import WallProgress
+from jwins.net.driver import NodeProgress
 from jwins.net.roster import write_roster
 from jwins.run.node import run_node
 
@@ -82,7 +82,7 @@ def test_progress_has_the_name_of_a_member_that_joins(tmp_path: Path) -> None:
     known: list[str] = []
     out = io.StringIO()
 
-    def tell(now: WallProgress, names: Sequence[str]) -> None:
+    def tell(now: NodeProgress, names: Sequence[str]) -> None:
         if not known:  # the node has begun, and waits for bob
             write_roster(roster.with_member(member(tmp_path, 2, "carol"), from_round=9), file)
         known[:] = names

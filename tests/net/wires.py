@@ -16,7 +16,7 @@ from worlds import DIGEST, simulator, start_row, trainer
 
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
-from jwins.net.driver import RealTimeDriver, WallOutcome
+from jwins.net.driver import RealTimeDriver, NodeOutcome
 from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
 from jwins.node import Rules
 from jwins.run_folder.rows import EvalRow
@@ -231,7 +231,7 @@ class Running:
     """Drivers on threads."""
 
     def __init__(self) -> None:
-        self.outcomes: dict[int, WallOutcome] = {}
+        self.outcomes: dict[int, NodeOutcome] = {}
         self.failures: dict[int, BaseException] = {}
         self._threads: dict[int, threading.Thread] = {}
 
@@ -256,7 +256,7 @@ class Running:
         self._threads[node].join(timeout_s)
         assert not self._threads[node].is_alive(), f"node {node} hangs"
 
-    def join_all(self, timeout_s: float = 60.0) -> dict[int, WallOutcome]:
+    def join_all(self, timeout_s: float = 60.0) -> dict[int, NodeOutcome]:
         until = time.monotonic() + timeout_s
         for node in self._threads:
             self.join(node, max(0.1, until - time.monotonic()))
@@ -266,14 +266,14 @@ class Running:
         return self.outcomes
 
 
-def accuracy(outcome: WallOutcome) -> float:
+def accuracy(outcome: NodeOutcome) -> float:
     row = [row for row in outcome.rows if isinstance(row, EvalRow)][-1]
     (value,) = row.per_node["accuracy"]
     assert value is not None
     return value
 
 
-def run_all(world: World, wires: Wires, **options: Any) -> dict[int, WallOutcome]:
+def run_all(world: World, wires: Wires, **options: Any) -> dict[int, NodeOutcome]:
     running = Running()
     for node, driver in enumerate(world.drivers(wires, **options)):
         running.start(node, driver)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jwins.net.driver import WallProgress
+from jwins.net.driver import NodeProgress
 from jwins.net.journal import Journal, write_journal
 from jwins.net.status_file import StatusFile
 from jwins.report.tables import _write_csv
@@ -83,7 +83,7 @@ def test_partial_files_follow_no_link_and_what_a_killed_process_left_is_replaced
 
 def test_the_status_follows_no_link_and_only_its_owner_reads_it(folder: Path, precious: Path) -> None:
     (folder / "status.json").symlink_to(precious)
-    StatusFile(folder / "status.json", ["a"])(WallProgress(1, 2, 3.0, 4), "ended")
+    StatusFile(folder / "status.json", ["a"])(NodeProgress(1, 2, 3.0, 4), "ended")
     assert precious.read_bytes() == PRECIOUS
     assert not (folder / "status.json").stat().st_mode & 0o077
 

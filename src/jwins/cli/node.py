@@ -27,7 +27,7 @@ from jwins.cli.run import data_override
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jwins.net.driver import WallProgress
+    from jwins.net.driver import NodeProgress
 
 _LINES_S = 5.0
 _SAY_WAITING_AFTER_S = 2.0
@@ -143,7 +143,7 @@ class _Lines:
         self._console = console
         self._last = 0.0
 
-    def __call__(self, now: WallProgress, names: Sequence[str]) -> None:
+    def __call__(self, now: NodeProgress, names: Sequence[str]) -> None:
         """Print a line at an evaluation, or if the last line is some seconds old."""
         if now.row is None and time.monotonic() - self._last < _LINES_S:
             return

@@ -44,7 +44,7 @@ STATE_TYPES: tuple[type, ...] = (*node_group.STATE_TYPES, BufferedFrame, Session
 
 
 @dataclass(frozen=True, slots=True)
-class WallProgress:
+class NodeProgress:
     """Progress of a node.
 
     Attributes:
@@ -102,7 +102,7 @@ class NodeEvaluation:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WallOutcome:
+class NodeOutcome:
     """End of a node's run.
 
     Attributes:
@@ -172,7 +172,7 @@ class RealTimeDriver:
         timeout_s: float = 30.0,
         flush_s: float = 5.0,
         recorder: Recorder | None = None,
-        on_progress: Callable[[WallProgress], None] | None = None,
+        on_progress: Callable[[NodeProgress], None] | None = None,
         on_evaluated: Callable[[NodeEvaluation], None] | None = None,
         stop: Callable[[], bool] = lambda: False,
         farewell: Callable[[], str] = lambda: "interrupted",
@@ -236,10 +236,10 @@ class RealTimeDriver:
         """Return all bytes that the node has sent."""
         return self.session.traffic.sent(self.node)
 
-    def progress(self, row: EvalRow | None = None) -> WallProgress:
+    def progress(self, row: EvalRow | None = None) -> NodeProgress:
         """Return the progress of the node."""
         session, peers = self.session, self.peers.items()
-        return WallProgress(
+        return NodeProgress(
             self.round,
             self.rules.rounds,
             self.now,
@@ -256,7 +256,7 @@ class RealTimeDriver:
 
     # --- Running ------------------------------------------------------------------------------------------
 
-    def run(self, resume: bool = False) -> WallOutcome:
+    def run(self, resume: bool = False) -> NodeOutcome:
         """Run the node until the end, divergence or a request to stop.
 
         Args:
@@ -421,12 +421,12 @@ class RealTimeDriver:
             event = self.transport.poll(min(left, MAX_POLL_S))
             self._tell(ev.TimePassed() if event is None else event)
 
-    def _outcome(self, status: str) -> WallOutcome:
+    def _outcome(self, status: str) -> NodeOutcome:
         refused = {peer: known.refused for peer, known in self.peers.items()}
         params = self.group.parameters(self.node).clone()
         rows, edges = self.recorder.rows, self.session.traffic.edges()
         skipped = self.session.skipped_rounds
-        return WallOutcome(status, self.round, rows, params, refused, self.timed_out, edges, skipped)
+        return NodeOutcome(status, self.round, rows, params, refused, self.timed_out, edges, skipped)
 
 
 def _evaluate(

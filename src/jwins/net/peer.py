@@ -18,7 +18,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from jwins.errors import JwinsError, PeerError, RemovedError, UsageError
-from jwins.net.driver import RealTimeDriver, WallOutcome
+from jwins.net.driver import RealTimeDriver, NodeOutcome
 from jwins.net.journal import write_journal
 from jwins.net.peer_settings import check_arguments, from_environment
 from jwins.net.peer_setup import Arguments, PeerSetup
@@ -386,7 +386,7 @@ def _end_of_journal(handler: logging.Handler) -> None:
     handler.close()
 
 
-def _ended(outcome: WallOutcome) -> JwinsError:
+def _ended(outcome: NodeOutcome) -> JwinsError:
     if outcome.status == "removed":
         where = f"Peer.exchange, round {outcome.round}"
         return RemovedError(f"{where}: this member was removed from the roster; the others continue without it")

@@ -18,7 +18,7 @@ from jwins.run_folder.rows import EvalRow
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from jwins.net.driver import RealTimeDriver, WallProgress
+    from jwins.net.driver import RealTimeDriver, NodeProgress
 
 ENDLESS = 2**31
 """Number of rounds of a peer without an end."""
@@ -233,7 +233,7 @@ def _fact(name: str, value: str, kind: str = "") -> str:
     return f'<tr><th>{html.escape(name)}</th><td class="{kind}">{html.escape(value)}</td></tr>'
 
 
-def _state(driver: RealTimeDriver, now: WallProgress) -> tuple[str, str]:
+def _state(driver: RealTimeDriver, now: NodeProgress) -> tuple[str, str]:
     if not now.waiting_for:
         return "training", "good"
     limit_s = max(map(driver.session.waiting.limit_s, now.waiting_for))
@@ -241,7 +241,7 @@ def _state(driver: RealTimeDriver, now: WallProgress) -> tuple[str, str]:
     return f"waiting for {names} for {now.waiting_s:.0f} s (timeout {limit_s:.0f} s)", "wait"
 
 
-def _peer_row(driver: RealTimeDriver, now: WallProgress, peer: int) -> str:
+def _peer_row(driver: RealTimeDriver, now: NodeProgress, peer: int) -> str:
     known = driver.peers[peer]
     where = known.state
     if where is State.INCOMPATIBLE:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from jwins.net.driver import WallProgress
+    from jwins.net.driver import NodeProgress
 
 EVERY_S = 0.5
 
@@ -26,7 +26,7 @@ class StatusFile:
         self._last = 0.0
         self._metrics: dict[str, float | None] = {}
 
-    def __call__(self, now: WallProgress, status: str = "running") -> None:
+    def __call__(self, now: NodeProgress, status: str = "running") -> None:
         """Write the file if it is time, or if the node has ended."""
         if now.row is not None:
             self._metrics = {name: spread.mean for name, spread in now.row.metrics.items()}

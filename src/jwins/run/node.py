@@ -30,7 +30,7 @@ from jwins.run_folder.own_files import private_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jwins.net.driver import NodeEvaluation, WallOutcome, WallProgress
+    from jwins.net.driver import NodeEvaluation, NodeOutcome, NodeProgress
     from jwins.net.journal import Journal
     from jwins.net.membership import Membership
     from jwins.net.roster import Roster
@@ -55,7 +55,7 @@ class NodeResult:
     status: str
     round: int
     was_complete: bool = False
-    outcome: WallOutcome | None = None
+    outcome: NodeOutcome | None = None
 
 
 def node_folder(folder: Path, node: int) -> Path:
@@ -120,7 +120,7 @@ def run_node(
     listen: str | None = None,
     keep_models: bool = False,
     metrics_port: int | None = None,
-    progress: Callable[[WallProgress, Sequence[str]], None] | None = None,
+    progress: Callable[[NodeProgress, Sequence[str]], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     roster_file: Path | None = None,
     bootstrap_from: Sequence[str] = (),
@@ -214,7 +214,7 @@ def _run(
     listen: str | None,
     keep_models: bool,
     metrics_port: int | None,
-    progress: Callable[[WallProgress, Sequence[str]], None] | None,
+    progress: Callable[[NodeProgress, Sequence[str]], None] | None,
     stop: Callable[[], bool],
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
@@ -228,7 +228,7 @@ def _run(
         (folder / "metrics.jsonl").unlink(missing_ok=True)
     status = StatusFile(folder / "status.json", membership.names)
 
-    def on_progress(now: WallProgress) -> None:
+    def on_progress(now: NodeProgress) -> None:
         status(now)
         if progress is not None:
             progress(now, membership.names)
