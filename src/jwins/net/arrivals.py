@@ -102,7 +102,7 @@ class Arrivals:
         if problem := known.cut or self._session.handshake.hello_mismatch(hello):
             self._on_mismatch(peer, problem)
             return
-        first, known.greeted, known.ever_met = not known.greeted, True, True
+        first, known.greeted, known.ever_connected = not known.greeted, True, True
         known.round, known.settled = hello.round, hello.settled
         if hello.resend_from is None:
             known.synced = True

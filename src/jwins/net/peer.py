@@ -331,11 +331,11 @@ class Peer:
         self.close()
 
     def _is_alone(self, round: int) -> bool:
-        """Return whether no peer was met, and no neighbour of a round is awaited."""
+        """Return whether no compatible peer ever connected, and no neighbour of the round is awaited."""
         driver = self._driver
         neighbours = driver.rules.topology.at(round).senders[driver.node]
-        met = any(known.ever_met and not known.mismatch for known in driver.peers.values())
-        return not met and all(not driver.peers[peer].is_awaited for peer in neighbours)
+        connected = any(known.ever_connected and not known.mismatch for known in driver.peers.values())
+        return not connected and all(not driver.peers[peer].is_awaited for peer in neighbours)
 
     def _report(self, handed: int, merged_round: int | None, seconds: float) -> Exchanged:
         driver = self._driver

@@ -208,7 +208,7 @@ class PeerSession:
         timeout: how long its frames take.
         state: where the session is.
         connected: whether a connection is open, introduced or not.
-        ever_met: whether a Hello of it was accepted at some time, or it was in the checkpoint.
+        ever_connected: whether its Hello was ever accepted, by this process or before its checkpoint.
         greeted: whether a Hello was accepted on it.
         said_bye: whether it said Bye on it.
         settled: whether the peer has merged since it last rejoined, as far as it says; else it is no witness.
@@ -245,7 +245,7 @@ class PeerSession:
     timeout: NeighbourTimeout
     state: State = State.CONNECTING
     connected: bool = False
-    ever_met: bool = False
+    ever_connected: bool = False
     greeted: bool = False
     said_bye: bool = False
     settled: bool = True

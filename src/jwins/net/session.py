@@ -135,7 +135,7 @@ class SessionState:
         send_buffer: frames by peer and round.
         suspect: peers that were not waited for.
         refused: messages that were not accepted, by peer.
-        met: peers that were met.
+        ever_connected: peers whose Hello was accepted at some time.
         skipped_rounds: rounds in which the node did not take part.
         fresh: whether the node had not merged with any peer yet.
         round_s: how long a round takes.
@@ -148,7 +148,7 @@ class SessionState:
     send_buffer: Mapping[int, Mapping[int, BufferedFrame]]
     suspect: frozenset[int]
     refused: Mapping[int, int]
-    met: frozenset[int] = frozenset()
+    ever_connected: frozenset[int] = frozenset()
     skipped_rounds: int = 0
     fresh: bool = False
     round_s: float = 0.0
@@ -299,7 +299,7 @@ class Session:
             {peer: dict(known.buffer.frames) for peer, known in every},
             frozenset(peer for peer, known in every if not known.is_awaited),
             {peer: known.refused for peer, known in every},
-            frozenset(peer for peer, known in every if known.ever_met),
+            frozenset(peer for peer, known in every if known.ever_connected),
             self.skipped_rounds,
             self.fresh,
             self.rounds.pace.round_s,
@@ -321,7 +321,7 @@ class Session:
                 at: BufferedFrame(f.packed, f.purpose, False, not f.sent) for at, f in frames
             }
             known.refused = state.refused[peer]
-            known.ever_met = peer in state.met
+            known.ever_connected = peer in state.ever_connected
             if peer in state.suspect:
                 known.state = State.SUSPECT
 

@@ -259,7 +259,7 @@ def _peer_row(driver: RealTimeDriver, now: NodeProgress, peer: int) -> str:
         state, kind = "connected, behind", "wait"
     else:
         state, kind = ("connected", "good") if known.is_introduced else ("not connected", "wait")
-    numbers = (known.round if known.ever_met else "-", driver.timed_out[peer], known.refused)
+    numbers = (known.round if known.ever_connected else "-", driver.timed_out[peer], known.refused)
     cells = "".join(f'<td class="n">{number}</td>' for number in numbers)
     name = f'<th class="name">{html.escape(driver.names[peer])}</th>'
     return f'<tr>{name}<td class="{kind}">{html.escape(state)}</td>{cells}</tr>'
