@@ -71,8 +71,8 @@ class TestEveryTopology:
     def test_senders_and_recipients_agree(self, row: str, tmp_path: Path) -> None:
         for r in range(3):
             graph = build(row, tmp_path).at(r)
-            heard = sorted((j, i) for i, weights in enumerate(graph.senders) for j in weights)
-            assert graph.edges == tuple(heard)
+            received = sorted((j, i) for i, weights in enumerate(graph.senders) for j in weights)
+            assert graph.edges == tuple(received)
             assert all(list(weights) == sorted(weights) for weights in graph.senders)
             assert all(list(receivers) == sorted(receivers) for receivers in graph.recipients)
             assert all(i != j for i, j in graph.edges)

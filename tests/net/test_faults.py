@@ -77,7 +77,7 @@ def test_a_neighbour_that_reconnected_may_still_repeat_older_rounds(wires: Wires
     wires.cut([(0, 1)])
     wires.mend()  # both say in which round they are, and that is not the one of a checkpoint
     at = drivers[1].round
-    running.wait_until(lambda: drivers[1].round > at + 1, "they met again")
+    running.wait_until(lambda: drivers[1].round > at + 1, "they are connected again")
     end_of(drivers[1]).kill()
     running.join(1)
     del running.failures[1]
@@ -286,12 +286,12 @@ class Hostile:
         at = changes.get("round", 0)
         self.say(dataclasses.replace(hello, **{"resend_from": at, **changes}), to=to)
 
-    def heard(self) -> None:
-        """Wait until node 1 has heard all that was said to it."""
+    def wait_until_refused(self) -> None:
+        """Wait until node 1 has wait_until_refused all that was said to it."""
         known = self.drivers[0].peers[0]
         refused = known.refused
         self.wires.inject(0, 1, b"garbage")  # comes last
-        self.running.wait_until(lambda: known.refused > refused, "all is heard")
+        self.running.wait_until(lambda: known.refused > refused, "all is wait_until_refused")
 
     def frame(self, round: int, value: float = 0.0, **changes: Any) -> Frame:
         return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)
@@ -395,11 +395,11 @@ def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wir
     hostile.run()
     hostile.running.wait_until(lambda: 0 in known.buffer.frames, "a frame for it")
     hostile.hello()
-    hostile.heard()
+    hostile.wait_until_refused()
     assert sent == [0]
     for _ in range(50):
         hostile.hello()
-    hostile.heard()
+    hostile.wait_until_refused()
     assert sent == [0, 0]
     hostile.say(hostile.frame(0))  # the round ends, and what was asked for meanwhile is due
     hostile.running.wait_until(lambda: 1 in sent, "the frame of the next round")
@@ -428,7 +428,7 @@ def test_who_asks_again_is_sent_one_model_in_sixteen_rounds_over_all_connections
 
     def ask(from_round: int) -> None:
         hostile.say(StateRequest(0, from_round))
-        hostile.heard()
+        hostile.wait_until_refused()
 
     wires.fate = fate
     hostile.run()

@@ -447,8 +447,8 @@ def test_a_member_joins_a_run_under_way(sharing: str, provider: str | None, site
         assert taken_up["from_round"] >= from_round
         assert run.accuracy(name) >= run.least
     assert run.accuracy("dave") >= run.least
-    heard = {(edge.source, edge.target): edge for edge in traffic.read(tmp_path / "nodes" / "alice") or []}
-    assert heard[0, 3].bytes.values > 0
+    edges = {(edge.source, edge.target): edge for edge in traffic.read(tmp_path / "nodes" / "alice") or []}
+    assert edges[0, 3].bytes.values > 0
 
 
 @pytest.mark.slow

@@ -504,7 +504,7 @@ def test_an_exchange_that_is_given_up_comes_with_the_next(tmp_path: Path, wires:
         loop[0].start()
 
     loop: list[threading.Thread] = []
-    asyncio.run(given_up())  # ends when its threads do: bob was heard
+    asyncio.run(given_up())  # ends when its threads do: bob answered
     torch.testing.assert_close(flat(models[0]), start + 8.0)
     moved(models[0], 2.0)
     report = alice.exchange()

@@ -138,7 +138,7 @@ def test_a_joiner_begins_with_the_model_that_a_member_has_in_the_round_of_the_ro
         assert loop.reports[-1].incompatible == loop.reports[-1].suspect == ()
     assert run.loops["alice"]._thread.is_alive()
     for name in ("alice", "bob"):
-        assert run.loops[name].peer._driver.peers[2].round > from_round, "it heard the joiner"
+        assert run.loops[name].peer._driver.peers[2].round > from_round, "its Hello arrived"
     run.loops["carol"].end()
     assert [kept.roster_version for kept in kept_rosters(tmp_path / "kept" / "rosters")] == [1]
     again = run.peer("carol", module=model(seed=9), folder=tmp_path / "kept")

@@ -76,7 +76,9 @@ def test_actors_share_what_nodes_need(tmp_path: Path) -> None:
     whole, half = forecast(many), forecast(many, jwins.Ray(actors=2))
     assert half.actors == 2
     assert 0.3 < (half.memory_bytes - 250e6) / (whole.memory_bytes - 250e6) < 0.8, "all but the process"
-    assert half.stored_bytes == pytest.approx(4 * half.frame_bytes), "a ring is cut twice, and heard both ways"
+    assert half.stored_bytes == pytest.approx(4 * half.frame_bytes), (
+        "a ring is cut twice, and both directions count"
+    )
     assert whole.stored_bytes == 0
     assert whole.memory_bytes > 4000 * 4 * 4 * whole.dim, "a few vectors per node at the least"
 

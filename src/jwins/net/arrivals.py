@@ -84,7 +84,7 @@ class Arrivals:
         elif isinstance(message, StateRequest):
             self._session.provider.on_request(peer, message.round)
         elif isinstance(message, Hello):
-            if known.said_bye:  # no second Bye would end what it begins
+            if known.bye_received:  # no second Bye would end what it begins
                 self._session.refuse(peer, "says Hello after its Bye", quietly=True)
             else:
                 self._on_hello(peer, message)
@@ -145,9 +145,9 @@ class Arrivals:
 
     def _on_bye(self, peer: int, bye: Bye) -> None:
         known = self._session.peers[peer]
-        if known.said_bye:
+        if known.bye_received:
             return
-        known.said_bye = True
+        known.bye_received = True
         self._session.log("info", "bye", peer=peer, round=bye.round, reason=bye.reason[:MAX_REASON_CHARS])
         if self._session.joiner is not None:
             self._session.joiner.on_refused(peer, f"ends: {bye.reason}")
@@ -264,7 +264,7 @@ class Arrivals:
         """Send this node's round to a peer that stood still and does not know the others' rounds."""
         known = self._session.peers[peer]
         if self._session.end is not None:
-            return  # the Bye has told the peer
+            return  # the peer has the Bye
         if known.hello_sent_in != self._session.node.round and known.is_introduced:
             known.hello_sent_in = self._session.node.round
             self._session.outbox.say_hello(peer, answer=True)

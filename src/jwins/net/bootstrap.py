@@ -130,9 +130,9 @@ class Joiner:
     def _next(self) -> bool:
         session = self._session
         if not self._left:
-            told = "; ".join(f"{{{peer}}} {problem}" for peer, problem in self._answers.items())
+            answers = "; ".join(f"{{{peer}}} {problem}" for peer, problem in self._answers.items())
             names = ", ".join(f"{{{peer}}}" for peer in self._all)
-            self._end_without(f"none of {names} sent its model: {told}")
+            self._end_without(f"none of {names} sent its model: {answers}")
             return False
         self._current = self._left.pop(0)
         self._until, self._away_from = session.awake + self._timeout_s, 0.0

@@ -70,10 +70,10 @@ class Connections:
     def _watch(self, link: Link, state: PeerState, beat: bool) -> None:
         now = self._core.awake_s
         if not link.reading:
-            link.heard = now  # it is we who do not listen
+            link.last_received = now  # this side does not read
         if link.writing_since is not None and now - link.writing_since > self._core.limits.dead_s:
             self.cut(link, f"it has read nothing for {self._core.limits.dead_s:.0f} s")
-        elif now - link.heard > self._core.limits.dead_s:
+        elif now - link.last_received > self._core.limits.dead_s:
             self.cut(link, f"it sent nothing for {self._core.limits.dead_s:.0f} s")
         else:
             if beat:
@@ -177,7 +177,7 @@ class Connections:
                     await state.room.wait()
             link.reading = True
             found = await link.channel.receive()
-            link.heard = self._core.awake_s
+            link.last_received = self._core.awake_s
             link.received += 1
             if isinstance(found, Begin):
                 if missing is not None:

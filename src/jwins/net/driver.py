@@ -148,7 +148,7 @@ class RealTimeDriver:
         on_progress: called after every event.
         on_evaluated: given each evaluation of this node as it is made.
         stop: asked after every event whether to end with a checkpoint.
-        farewell: why it was asked to stop, as it is told to the others.
+        farewell: reason of the stop, for the Bye to the others.
         journal: gets the log.
 
     Raises:
@@ -207,7 +207,7 @@ class RealTimeDriver:
         self._begun, self._before_s, self._ticked = time.monotonic(), 0.0, 0.0
         self._training: tuple[int, Future[None]] | None = None
         self._worker = Worker("jwins-train")
-        self._told = 0
+        self._rows_reported = 0
 
     # --- Looked at from other threads ---------------------------------------------------------------------
 
@@ -367,8 +367,8 @@ class RealTimeDriver:
     def _report_progress(self) -> None:
         if self._on_progress is None:
             return
-        row = self.recorder.newest(self._told)
-        self._told = len(self.recorder.rows)
+        row = self.recorder.newest(self._rows_reported)
+        self._rows_reported = len(self.recorder.rows)
         self._on_progress(self.progress(row))
 
     # --- The end, and coming back -------------------------------------------------------------------------

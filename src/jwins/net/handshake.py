@@ -151,14 +151,14 @@ def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
     names = [name for name in {**here[1], **there[1]} if here[1].get(name) != there[1].get(name)]
     if not names:
         return f"it runs another experiment (digest {plain(there[0][:16])} there, {here[0]} here)"
-    told = [
+    differences = [
         f"its {plain(name)} is {plain(there[1].get(name, 'not set'))}, "
         f"here it is {plain(here[1].get(name, 'not set'))}"
         for name in names[:_MAX_NAMED]
     ]
     if len(names) > _MAX_NAMED:
-        told.append(f"and {len(names) - _MAX_NAMED} other settings differ")
-    return "; ".join(told)
+        differences.append(f"and {len(names) - _MAX_NAMED} other settings differ")
+    return "; ".join(differences)
 
 
 def _unpacked(data: bytes) -> tuple[str, dict[str, str]] | None:

@@ -55,7 +55,7 @@ class Membership:
         num_nodes: how many there are at most, those who left and those who are to join among them.
         build: gives the topology of a number of nodes.
         folder: where rosters are kept for a restart, which begins with those; None for not at all.
-        journal: told what happens.
+        journal: gets a line for each change.
 
     Attributes:
         node: this node's number.

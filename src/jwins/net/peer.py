@@ -175,8 +175,8 @@ class Peer:
         self._closing, self._farewell = False, "ended"
         self._driver = parts.make_driver(lambda: self._closing, lambda: self._farewell)
         self._under_way: Tensor | None = None
-        self._told_bytes = self._told_received = 0
-        self._told_wall_s: Mapping[str, float] = {}
+        self._reported_sent = self._reported_received = 0
+        self._reported_wall_s: Mapping[str, float] = {}
         self._reported_timed_out = dict(self._driver.timed_out)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
@@ -208,7 +208,7 @@ class Peer:
             self._next, merged = self._training.take_merged()
             if parts.going_on or parts.providers:
                 self._layout.write(merged, self.model)
-            self._told_bytes = self._driver.progress().bytes_total
+            self._reported_sent = self._driver.progress().bytes_total
             self._served = _serving(self._driver, metrics_port)
         except BaseException:
             self.close()
@@ -341,9 +341,9 @@ class Peer:
         driver = self._driver
         incompatible = {peer: known.mismatch for peer, known in driver.peers.items() if known.mismatch}
         if incompatible and self._is_alone(handed):
-            told = "; ".join(f"{self._names[peer]}: {why}" for peer, why in incompatible.items())
+            problems = "; ".join(f"{self._names[peer]}: {why}" for peer, why in incompatible.items())
             raise PeerError(
-                f"{self.name} is incompatible with all other peers ({told}); "
+                f"{self.name} is incompatible with all other peers ({problems}); "
                 "all must use the same model and initial parameters"
             )
         now = driver.progress()
@@ -351,10 +351,10 @@ class Peer:
         names = tuple(
             self._names[peer] for peer in timed_out if timed_out[peer] > self._reported_timed_out[peer]
         )
-        sent, received = now.bytes_total - self._told_bytes, now.received_bytes - self._told_received
-        self._told_received = now.received_bytes
+        sent, received = now.bytes_total - self._reported_sent, now.received_bytes - self._reported_received
+        self._reported_received = now.received_bytes
         merge = None if merged_round is None else driver.session.rounds.merged.get(merged_round)
-        self._reported_timed_out, self._told_bytes = timed_out, now.bytes_total
+        self._reported_timed_out, self._reported_sent = timed_out, now.bytes_total
         return Exchanged(
             handed,
             merged_round,
@@ -375,8 +375,8 @@ class Peer:
     def _split(self, seconds: float) -> dict[str, float]:
         """Return the seconds of an exchange by activity."""
         now_s = dict(self._driver.group.wall_s)
-        spent = {name: now_s[name] - self._told_wall_s.get(name, 0.0) for name in now_s}
-        self._told_wall_s = now_s
+        spent = {name: now_s[name] - self._reported_wall_s.get(name, 0.0) for name in now_s}
+        self._reported_wall_s = now_s
         busy = {"sharing and merging": spent["share and merge"], "decoding": spent["decoding"]}
         return {"waiting": max(0.0, seconds - sum(busy.values())), **busy}
 

@@ -210,7 +210,7 @@ class PeerSession:
         connected: whether a connection is open, introduced or not.
         ever_connected: whether its Hello was ever accepted, by this process or before its checkpoint.
         greeted: whether a Hello was accepted on it.
-        said_bye: whether it said Bye on it.
+        bye_received: whether it said Bye on it.
         settled: whether the peer has merged since it last rejoined, as far as it says; else it is no witness.
         round: the newest round that it named.
         ahead_from: the first round of which its frames can still come, if that is later than this node's.
@@ -233,7 +233,7 @@ class PeerSession:
         resend_due: the round from which on it asks for frames again, or None.
         resent_in: the round of this node in which it was last sent frames again, or None.
         hello_due: whether a Hello could not be queued.
-        hello_sent_in: the round of this node in which the peer, far behind, was last told where this node is.
+        hello_sent_in: the round of this node in which a peer that is far behind was last sent a Hello.
         joins_at: the round from which it is a member, if it came while nodes ran.
         buffer: frames for it.
         seen: (round, keyframe) of its frames that were accepted.
@@ -247,7 +247,7 @@ class PeerSession:
     connected: bool = False
     ever_connected: bool = False
     greeted: bool = False
-    said_bye: bool = False
+    bye_received: bool = False
     settled: bool = True
     round: int = 0
     ahead_from: int | None = None
@@ -310,7 +310,7 @@ class PeerSession:
 
     def opened(self) -> None:
         """Note a new connection without messages yet."""
-        self.connected, self.greeted, self.said_bye, self.synced = True, False, False, True
+        self.connected, self.greeted, self.bye_received, self.synced = True, False, False, True
         self.ahead_from, self.mismatch = None, ""
 
     def lost(self) -> None:

@@ -147,15 +147,15 @@ class Rounds:
         if self._session.leaving:
             return  # a restart begins with it
         for peer in self._session.peers:
-            self._keep_promises(peer, round)
+            self._send_due(peer, round)
         for peer in self._session.peers:
             self._session.arrivals.take_early(peer)
         self._session.training = True
         self.pace.trained_from = self._session.awake
         self._session.out.append(ev.StartTraining(round))
 
-    def _keep_promises(self, peer: int, round: int) -> None:
-        """Send a peer what it was promised for the round that begins."""
+    def _send_due(self, peer: int, round: int) -> None:
+        """Send a peer the model, frames and Hello that are due in the round that begins."""
         known = self._session.peers[peer]
         self._session.provider.provide(peer)
         self._session.outbox.resend(peer)
@@ -163,9 +163,8 @@ class Rounds:
             # Its first frame, which was refused if it came before, can be kept now.
             self._session.outbox.say_hello(peer)
         if known.state is State.SLOW and round % PROBE_EVERY == 0:
-            self._session.outbox.say_hello(
-                peer
-            )  # two that gave each other up send no frames; its answer ends that
+            # Two peers that are SLOW for each other send no frames; the answer to this Hello ends that.
+            self._session.outbox.say_hello(peer)
         if known.state is State.SLOW and known.wants_readmission and round >= known.readmit_from:
             self._session.arrivals.readmit(peer)
             self._session.outbox.say_hello(peer)
@@ -204,15 +203,15 @@ class Rounds:
         return "ahead" if known.skipped_until > round else "other roster"
 
     def finish(self, end: Finished) -> None:
-        """Write the end before it is sent. Others may leave after that, so no round could be repeated."""
+        """Record the end before the Bye is sent: others may then leave, so no round could be repeated."""
         self._session.end, self._session.waiting.wait = end, None
         packed = self._session.outbox.bye(end.status)
         peers = self._session.peers.items()
         # One that has ended may stay for this node's Bye.
-        told = [peer for peer, known in peers if known.is_introduced or known.state is State.LEFT]
-        for peer in told:
+        recipients = [peer for peer, known in peers if known.is_introduced or known.state is State.LEFT]
+        for peer in recipients:
             if self._session.peers[peer].is_introduced:
                 self._session.outbox.flush(peer)
             self._session.traffic.count(self._session.node.id, (peer,), packed, "control")
         self._session.out.append(ev.Ended(end.status, end.round, end.reason))
-        self._session.out += [ev.Transmit(peer, packed.data, "control") for peer in told]
+        self._session.out += [ev.Transmit(peer, packed.data, "control") for peer in recipients]

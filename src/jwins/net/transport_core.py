@@ -113,7 +113,7 @@ class TransportCore:
 
     def is_silent(self, link: Link) -> bool:
         """Return whether no byte has arrived on a connection within the limit."""
-        return self.awake_s - link.heard > self.limits.silent_s
+        return self.awake_s - link.last_received > self.limits.silent_s
 
     def is_full(self, state: PeerState) -> bool:
         """Return whether too much of the peer waits to be taken, so that nothing more is read from it."""

@@ -22,22 +22,22 @@ class Link:
     """An open connection. Times are seconds for which this process was awake.
 
     Attributes:
-        peer: who is at the other end.
+        peer: number of the peer.
         channel: the connection itself.
         instance: random number of the peer's process.
         fingerprint: fingerprint of the certificate that it showed.
-        opened: when the connection was taken.
-        heard: when something of the peer was read last.
-        received: how many control messages and pieces were.
-        tasks: what reads and what writes.
-        reading: False while it is this side that does not read.
-        writing_since: since when what was written waits for the peer to read; None if nothing does.
-        warned: whether it reported that the key of this node is in use elsewhere.
-        in_line: whether a message waits for those to other peers.
-        ping_due: whether a sign of life is to be written next.
-        pings: how many were written.
-        pinged: when the last one was, by the clock of the loop.
-        pong_due: what to answer next; only the last question is answered.
+        opened: time at which the connection was accepted.
+        last_received: time of the last bytes from the peer.
+        received: number of control messages and pieces from the peer.
+        tasks: the reading and the writing task.
+        reading: False while this side does not read.
+        writing_since: time since which written bytes wait for the peer to read them; None if none wait.
+        warned: whether the log has a warning that the node's key is in use elsewhere.
+        in_line: whether a message waits for messages to other peers.
+        ping_due: whether to write a ping next.
+        pings: number of pings written.
+        pinged: time of the last ping, by the event loop's clock.
+        pong_due: token of the pong to write next; only the last ping is answered.
         wake: set when there may be something to write.
         ended: set when the connection is gone.
     """
@@ -47,7 +47,7 @@ class Link:
     instance: str
     fingerprint: str
     opened: float
-    heard: float
+    last_received: float
     received: int = 0
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     reading: bool = True
