@@ -90,8 +90,8 @@ class Joiner:
 
     @property
     def _back_by(self) -> float:
-        patience_s = min(AWAY_S, self._timeout_s / 4)
-        return self._away_from + patience_s if self._away_from else float("inf")
+        max_away_s = min(AWAY_S, self._timeout_s / 4)
+        return self._away_from + max_away_s if self._away_from else float("inf")
 
     def review(self) -> None:
         """Ask a provider, repeat the request or ask the next; begin with a received model when possible."""
