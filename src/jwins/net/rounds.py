@@ -49,7 +49,7 @@ class MergeReport:
 
 
 @dataclass(slots=True)
-class Pace:
+class RoundTimes:
     """Duration of this node's rounds, and the rounds that can have passed.
 
     Attributes:
@@ -98,7 +98,7 @@ class Rounds:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.merged: dict[int, MergeReport] = {}
-        self.pace = Pace()
+        self.times = RoundTimes()
         self.shared = Shared()
         self.merged_at = session.now
 
@@ -151,7 +151,7 @@ class Rounds:
         for peer in self._session.peers:
             self._session.arrivals.take_early(peer)
         self._session.training = True
-        self.pace.trained_from = self._session.awake
+        self.times.trained_from = self._session.awake
         self._session.out.append(ev.StartTraining(round))
 
     def _send_due(self, peer: int, round: int) -> None:
@@ -174,7 +174,7 @@ class Rounds:
         self._session.training = False
         if self._session.leaving and round != self._session.node.round:
             return
-        self.pace.trained(self._session.awake)
+        self.times.trained(self._session.awake)
         self.shared.add(round, self._session.awake)
         self.tell_node(ev.TrainingDone(round))
 
@@ -185,7 +185,7 @@ class Rounds:
         without = {peer: self._why_without(peer, round) for peer in neighbours if peer not in merged_with}
         self.merged[round] = MergeReport(merged_with, without)
         self.merged.pop(round - MAX_ROUNDS_AHEAD, None)
-        self.pace.merged(self._session.awake)
+        self.times.merged(self._session.awake)
         for peer in merged_with:
             known = self._session.peers[peer]
             known.merged_in, known.skipped_until = round, 0

@@ -302,13 +302,13 @@ class Session:
             frozenset(peer for peer, known in every if known.ever_connected),
             self.skipped_rounds,
             self.fresh,
-            self.rounds.pace.round_s,
+            self.rounds.times.round_s,
             saved_at,
         )
 
     def restore(self, state: SessionState, down_s: float = 0.0) -> None:
         """Continue from a checkpoint, after a time of ``down_s``. Call it before :meth:`start`."""
-        self.rounds.pace.round_s = state.round_s
+        self.rounds.times.round_s = state.round_s
         self.rounds.merged_at -= down_s
         # A restarted process may have another model.
         self.handshake = self.handshake.with_x0(state.x0)

@@ -146,7 +146,9 @@ class Waiting:
 
     def _is_witness(self, peer: int) -> bool:
         known = self._session.peers[peer]
-        possible = self._session.rounds.pace.possible_rounds(self._session.now - self._session.rounds.merged_at)
+        possible = self._session.rounds.times.possible_rounds(
+            self._session.now - self._session.rounds.merged_at
+        )
         return known.settled and (self._session.fresh or known.round <= self._session.node.round + possible)
 
     def rejoin(self, target: int, params: Tensor | None = None) -> None:
@@ -190,7 +192,7 @@ class Waiting:
         if (starts or joins) and not under_way:
             return session.timeout.first_s
         means = [
-            self._session.rounds.pace.training_s + other.timeout.mean_s
+            self._session.rounds.times.training_s + other.timeout.mean_s
             for at, other in self._session.peers.items()
             if at != peer and other.timeout.mean_s is not None and other.is_introduced
         ]
