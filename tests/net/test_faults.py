@@ -287,11 +287,11 @@ class Hostile:
         self.say(dataclasses.replace(hello, **{"resend_from": at, **changes}), to=to)
 
     def wait_until_refused(self) -> None:
-        """Wait until node 1 has wait_until_refused all that was said to it."""
+        """Wait until node 1 has refused all messages of the hostile member."""
         known = self.drivers[0].peers[0]
         refused = known.refused
         self.wires.inject(0, 1, b"garbage")  # comes last
-        self.running.wait_until(lambda: known.refused > refused, "all is wait_until_refused")
+        self.running.wait_until(lambda: known.refused > refused, "all messages are refused")
 
     def frame(self, round: int, value: float = 0.0, **changes: Any) -> Frame:
         return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)

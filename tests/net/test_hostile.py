@@ -39,14 +39,14 @@ class Scene:
         handshake = Handshake(dim, "raw", b"x0")
         self.session = Session(ToyNode(self.node), SessionSettings(TIMEOUT_S, handshake, **settings), self.now)
         self.sent: list[ev.Transmit] = []
-        self.reports: list[ev.Report] = []
+        self.reports: list[ev.LogLine] = []
         self.take(self.session.start(self.now))
 
     def take(self, commands: list[ev.Command]) -> None:
         for command in commands:
             if isinstance(command, ev.Transmit):
                 self.sent.append(command)
-            elif isinstance(command, ev.Report):
+            elif isinstance(command, ev.LogLine):
                 self.reports.append(command)
 
     def feed(self, event: ev.Event) -> None:

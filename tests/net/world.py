@@ -515,7 +515,7 @@ class World:
                     self._train(node, round, process.born)
                 case ev.SaveCheckpoint():
                     self._save(node, process)
-                case ev.Report(_, event, fields):
+                case ev.LogLine(_, event, fields):
                     process.has_model = process.has_model or event == "bootstrapped"
                     process.lines[event, fields.get("peer")] += 1
                     if event == "rejoining" and not process.has_model:

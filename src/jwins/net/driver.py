@@ -346,8 +346,8 @@ class RealTimeDriver:
                         self._on_evaluated(evaluation)
                 case ev.SaveCheckpoint(round):
                     self._save(round)
-                case ev.Report():
-                    _report(command, self.journal, self.names)
+                case ev.LogLine():
+                    _write(command, self.journal, self.names)
                 case ev.Ended():
                     self._write_end(Finished(command.status, command.round, command.reason))
                 case ev.Failed(reason):
@@ -444,9 +444,9 @@ def _evaluate(
     return NodeEvaluation(node, round, now, columns, samples, result, mean.params, buffers[node])
 
 
-def _report(report: ev.Report, journal: Journal, names: Sequence[str]) -> None:
+def _write(line: ev.LogLine, journal: Journal, names: Sequence[str]) -> None:
     """Write a line of the session, in which peers are numbers, with their names."""
-    fields = dict(report.fields)
+    fields = dict(line.fields)
     if isinstance(peer := fields.get("peer"), int) and peer < len(names):
         fields["peer"] = names[peer]
     if "peers" in fields:
@@ -455,7 +455,7 @@ def _report(report: ev.Report, journal: Journal, names: Sequence[str]) -> None:
         fields["without"] = [f"{names[peer]}: {why}" for peer, why in fields["without"].items()]
     if "reason" in fields:
         fields["reason"] = _named(fields["reason"], names)
-    getattr(journal, report.level)(report.event, **fields)
+    getattr(journal, line.level)(line.event, **fields)
 
 
 def _named(text: str, names: Sequence[str]) -> str:

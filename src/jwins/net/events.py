@@ -21,7 +21,7 @@ __all__ = [
     "Measure",
     "MessageReceived",
     "NotQueued",
-    "Report",
+    "LogLine",
     "RosterChanged",
     "SaveCheckpoint",
     "StartTraining",
@@ -105,7 +105,7 @@ class SaveCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class LogLine:
     """A line of the log."""
 
     level: str
@@ -129,4 +129,4 @@ class Failed:
     reason: str
 
 
-Command: TypeAlias = Transmit | StartTraining | Measure | SaveCheckpoint | Report | Ended | Failed
+Command: TypeAlias = Transmit | StartTraining | Measure | SaveCheckpoint | LogLine | Ended | Failed

@@ -384,4 +384,4 @@ class Session:
             return
         if suppressed:
             fields["suppressed"] = suppressed
-        self.out.append(ev.Report(level, event, fields))
+        self.out.append(ev.LogLine(level, event, fields))
