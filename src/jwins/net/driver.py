@@ -313,7 +313,7 @@ class RealTimeDriver:
     def _step(self) -> None:
         if (change := self._changes(self.round + 1)) is not None:
             self._removed = self.node in change.removed
-            self._tell(ev.RosterChanged(change))
+            self._tell(ev.MembersChanged(change))
         due = min(self.session.wait_until, time.monotonic() + MAX_POLL_S)
         trained = self._training is not None and self._training[1].done()
         event = self.transport.poll(0.0 if trained else max(0.0, due - time.monotonic()))

@@ -22,7 +22,7 @@ __all__ = [
     "MessageReceived",
     "NotQueued",
     "LogLine",
-    "RosterChanged",
+    "MembersChanged",
     "SaveCheckpoint",
     "StartTraining",
     "TimePassed",
@@ -41,7 +41,7 @@ class NotQueued:
 
 
 @dataclass(frozen=True, slots=True)
-class RosterChanged:
+class MembersChanged:
     """The members have changed."""
 
     change: Change
@@ -59,7 +59,7 @@ Event: TypeAlias = (
     | MessageReceived
     | TrainingDone
     | NotQueued
-    | RosterChanged
+    | MembersChanged
     | TimePassed
 )
 

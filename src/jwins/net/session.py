@@ -245,7 +245,7 @@ class Session:
                 self.rounds.on_trained(round)
             case ev.NotQueued(peer, label, round):
                 self.outbox.on_not_queued(peer, label, round)
-            case ev.RosterChanged(change):
+            case ev.MembersChanged(change):
                 self._on_roster(change)
             case ev.TimePassed():
                 for peer in self.peers:
