@@ -16,7 +16,7 @@ from worlds import DIGEST, Lines
 
 from jwins.errors import CodecError, ConfigError
 from jwins.net.bootstrap import PROVIDE_EVERY, state_wire
-from jwins.net.driver import RealTimeDriver, NodeOutcome
+from jwins.net.driver import NodeOutcome, RealTimeDriver
 from jwins.net.index_map import IndexMap
 from jwins.net.limits import Limits
 from jwins.net.neighbour_timeout import SUSPECT_AFTER, NeighbourTimeout

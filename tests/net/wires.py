@@ -16,7 +16,7 @@ from worlds import DIGEST, simulator, start_row, trainer
 
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
-from jwins.net.driver import RealTimeDriver, NodeOutcome
+from jwins.net.driver import NodeOutcome, RealTimeDriver
 from jwins.net.transport_interface import Connected, Disconnected, LinkEvent, LinkReport, MessageReceived
 from jwins.node import Rules
 from jwins.run_folder.rows import EvalRow

@@ -27,6 +27,7 @@ from jwins.net.handshake import Handshake, hash_of_parameters
 from jwins.net.hosted_node import HostedNode
 from jwins.net.journal import Journal
 from jwins.net.membership import Change
+from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S
 from jwins.net.peer_session import BufferedFrame, PeerSession
 from jwins.net.session import Session, SessionSettings, SessionState
 from jwins.net.transport_interface import Transport
@@ -169,7 +170,7 @@ class RealTimeDriver:
         bootstrap_from: Sequence[int] = (),
         joins_at: int | None = None,
         changes: Callable[[int], Change | None] = lambda next_round: None,
-        timeout_s: float = 30.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         flush_s: float = 5.0,
         recorder: Recorder | None = None,
         on_progress: Callable[[NodeProgress], None] | None = None,

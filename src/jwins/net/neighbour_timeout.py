@@ -9,6 +9,9 @@ from jwins.validation import Within
 
 TIMEOUT_S = Within("a time in seconds", 0, open_low=True)
 
+DEFAULT_TIMEOUT_S = 30.0
+"""Minimum wait for a neighbour if neither the user nor ``run.deadline_s`` sets one."""
+
 SUSPECT_AFTER = 3
 """Number of rounds in a row with a timeout after which a node stops waiting for a connected neighbour."""
 

@@ -18,8 +18,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from jwins.errors import JwinsError, PeerError, RemovedError, UsageError
-from jwins.net.driver import RealTimeDriver, NodeOutcome
+from jwins.net.driver import NodeOutcome, RealTimeDriver
 from jwins.net.journal import write_journal
+from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S
 from jwins.net.peer_settings import check_arguments, from_environment
 from jwins.net.peer_setup import Arguments, PeerSetup
 from jwins.net.roster import Roster
@@ -143,7 +144,7 @@ class Peer:
         buffers: BufferPolicy = "local",
         bootstrap_from: str | Sequence[str] | None = None,
         codec: str = "pco",
-        timeout_s: float = 30.0,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
         folder: Path | str | None = None,
         metrics_port: int | None = None,
         listen: str | None = None,

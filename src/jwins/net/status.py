@@ -18,7 +18,7 @@ from jwins.run_folder.rows import EvalRow
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from jwins.net.driver import RealTimeDriver, NodeProgress
+    from jwins.net.driver import NodeProgress, RealTimeDriver
 
 ENDLESS = 2**31
 """Number of rounds of a peer without an end."""

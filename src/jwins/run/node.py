@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from jwins.net.roster import Roster
     from jwins.topology import Topology
 
-DEFAULT_TIMEOUT_S = 30.0
-
 
 @dataclass(frozen=True)
 class NodeResult:
@@ -69,7 +67,7 @@ def timeout_of(experiment: Experiment, timeout_s: float | None) -> float:
     Raises:
         ConfigError: a number out of range.
     """
-    from jwins.net.neighbour_timeout import TIMEOUT_S
+    from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S, TIMEOUT_S
 
     if timeout_s is not None:
         TIMEOUT_S.check("--neighbour-timeout", timeout_s)
