@@ -75,7 +75,7 @@ def test_adapters_are_exchanged_and_the_peer_is_closed(
     check_shared(*modules)
     steps = 18 // batches
     for callback, peer in zip(callbacks, peers, strict=True):
-        report = callback.schedule.report
+        report = callback.exchange_times.report
         late = not wait and steps % (every_steps or steps // 3) == 0  # one more takes the last merge in
         assert report is not None
         assert report.round == rounds - 1 + late

@@ -56,7 +56,7 @@ def test_adapters_are_exchanged_and_the_peer_is_closed(
     both(lambda rank: trainers[rank].train())
     check_shared(*modules)
     for callback, peer in zip(callbacks, peers, strict=True):
-        report = callback.schedule.report
+        report = callback.exchange_times.report
         late = not wait and 18 % (every_steps or 6) == 0  # one more, which takes the last merge in
         assert report is not None
         assert report.round == rounds - 1 + late

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jwins.errors import UsageError
-from jwins.integrations.schedule import Schedule
+from jwins.integrations.exchange_times import ExchangeTimes
 from jwins.net.peer import Peer
 
 try:
@@ -17,7 +17,7 @@ except ImportError:
 class PeerCallback(Callback):  # type: ignore[misc]
     """Exchanges a ``Trainer``'s model, before it is validated, and closes the peer at the end.
 
-    Args, attributes and errors are those of :class:`~jwins.integrations.schedule.Schedule`.
+    Args, attributes and errors are those of :class:`~jwins.integrations.exchange_times.ExchangeTimes`.
 
     Example::
 
@@ -26,16 +26,16 @@ class PeerCallback(Callback):  # type: ignore[misc]
     """
 
     def __init__(self, peer: Peer, *, every_steps: int | None = None, wait: bool = True) -> None:
-        self.peer, self.schedule = peer, Schedule(peer, every_steps, wait)
+        self.peer, self.exchange_times = peer, ExchangeTimes(peer, every_steps, wait)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
-        self.schedule.begin(trainer.global_step, pl_module, trainer.world_size)
+        self.exchange_times.begin(trainer.global_step, pl_module, trainer.world_size)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:  # noqa: D102
-        self.schedule.after(trainer.global_step, epoch_ended=trainer.is_last_batch)
+        self.exchange_times.after(trainer.global_step, epoch_ended=trainer.is_last_batch)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: D102
-        self.schedule.end(trainer.global_step)
+        self.exchange_times.end(trainer.global_step)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:  # noqa: D102
         self.peer.close()

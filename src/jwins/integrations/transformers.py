@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jwins.errors import UsageError
-from jwins.integrations.schedule import Schedule
+from jwins.integrations.exchange_times import ExchangeTimes
 from jwins.net.peer import Peer
 
 try:
@@ -19,7 +19,7 @@ except ImportError:
 class PeerCallback(TrainerCallback):  # type: ignore[misc]
     """Exchanges a ``Trainer``'s model, before it is evaluated or saved, and closes the peer at the end.
 
-    Args, attributes and errors are those of :class:`~jwins.integrations.schedule.Schedule`.
+    Args, attributes and errors are those of :class:`~jwins.integrations.exchange_times.ExchangeTimes`.
 
     Example::
 
@@ -28,16 +28,16 @@ class PeerCallback(TrainerCallback):  # type: ignore[misc]
     """
 
     def __init__(self, peer: Peer, *, every_steps: int | None = None, wait: bool = True) -> None:
-        self.schedule = Schedule(peer, every_steps, wait)
+        self.exchange_times = ExchangeTimes(peer, every_steps, wait)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        self.schedule.begin(state.global_step, kwargs["model"], args.world_size)
+        self.exchange_times.begin(state.global_step, kwargs["model"], args.world_size)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        self.schedule.after(state.global_step, epoch_ended=False)
+        self.exchange_times.after(state.global_step, epoch_ended=False)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        self.schedule.after(state.global_step, epoch_ended=True)
+        self.exchange_times.after(state.global_step, epoch_ended=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: D102
-        self.schedule.end(state.global_step)
+        self.exchange_times.end(state.global_step)

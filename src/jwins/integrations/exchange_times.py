@@ -8,7 +8,7 @@ from jwins.errors import UsageError
 from jwins.net.peer import Exchanged, Peer
 
 
-class Schedule:
+class ExchangeTimes:
     """Exchange of the model every few optimizer steps or after each epoch, and once more at the end.
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from jwins.errors import UsageError
-from jwins.integrations.schedule import Schedule
+from jwins.integrations.exchange_times import ExchangeTimes
 
 
 class Noted:
@@ -29,9 +29,9 @@ class Noted:
         self.calls.append("close")
 
 
-def schedule(every_steps: int | None = None, wait: bool = True) -> tuple[Noted, Schedule]:
+def exchange_times(every_steps: int | None = None, wait: bool = True) -> tuple[Noted, ExchangeTimes]:
     peer = Noted()
-    return peer, Schedule(cast("Any", peer), every_steps, wait)
+    return peer, ExchangeTimes(cast("Any", peer), every_steps, wait)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def schedule(every_steps: int | None = None, wait: bool = True) -> tuple[Noted, 
     ],
 )
 def test_exchanges_are_when_they_are_due(every_steps: int | None, wait: bool, calls: list[Any]) -> None:
-    peer, due = schedule(every_steps, wait)
+    peer, due = exchange_times(every_steps, wait)
     due.begin(10, peer.model, 1)
     for step in range(11, 17):
         due.after(step, epoch_ended=False)
@@ -57,7 +57,7 @@ def test_exchanges_are_when_they_are_due(every_steps: int | None, wait: bool, ca
 
 
 def test_nothing_was_trained_and_nothing_is_exchanged() -> None:
-    peer, due = schedule()
+    peer, due = exchange_times()
     due.begin(5, peer.model, 1)
     due.after(5, epoch_ended=True)
     due.end(5)
@@ -66,8 +66,8 @@ def test_nothing_was_trained_and_nothing_is_exchanged() -> None:
 
 def test_what_cannot_be_exchanged_is_refused() -> None:
     with pytest.raises(UsageError, match="every_steps = 0: expected at least 1"):
-        schedule(0)
-    peer, due = schedule()
+        exchange_times(0)
+    peer, due = exchange_times()
     with pytest.raises(UsageError, match="have different models; pass the same model to both"):
         due.begin(0, nn.Linear(1, 1), 1)
     with pytest.raises(UsageError, match="2 processes train together"):
