@@ -19,7 +19,7 @@ from jwins.experiment import load
 from jwins.net import doctor
 from jwins.net.doctor import Finding, examine
 from jwins.net.handshake import pack_greeting
-from jwins.net.identity import Certificate
+from jwins.net.certificate import Certificate
 from jwins.net.limits import Limits
 from jwins.net.roster import Member, Roster, write_roster
 

@@ -24,7 +24,7 @@ from jwins.errors import CodecError, ConfigError, PeerError
 from jwins.net.bootstrap import pack_state, state_wire
 from jwins.net.driver import RealTimeDriver
 from jwins.net.handshake import BOOTSTRAPPED
-from jwins.net.identity import renewed
+from jwins.net.certificate import renewed
 from jwins.net.journal import Journal
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.peer_session import BufferedFrame

@@ -16,7 +16,7 @@ from wires import Wires
 
 import jwins
 from jwins.errors import ConfigError, PeerError, RemovedError
-from jwins.net.identity import renewed
+from jwins.net.certificate import renewed
 from jwins.net.membership import kept_rosters
 from jwins.net.peer_session import State
 from jwins.net.roster import Roster, read_roster, write_roster

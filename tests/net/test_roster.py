@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 
 from jwins.cli.app import app
 from jwins.errors import ConfigError, UsageError
-from jwins.net.identity import certificate_in, new_identity, read_certificate, read_key, renewed
+from jwins.net.certificate import certificate_in, new_identity, read_certificate, read_key, renewed
 from jwins.net.roster import Member, Roster, read_roster, split_address, write_roster
 from jwins.net.tls import Contexts
 

@@ -10,7 +10,7 @@ import typer
 from jwins.cli.app import EPILOG, app, console_of, reported_errors
 
 if TYPE_CHECKING:
-    from jwins.net.identity import Certificate
+    from jwins.net.certificate import Certificate
 
 keys = typer.Typer(
     help="Make and show the keys and certificates of nodes.", no_args_is_help=True, epilog=EPILOG
@@ -26,7 +26,7 @@ Days = Annotated[int, typer.Option("--days", help="Days for which the certificat
 def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
     """Make a private key and a certificate; never overwrite a file."""
     with reported_errors():
-        from jwins.net.identity import new_identity
+        from jwins.net.certificate import new_identity
 
         key, file, certificate = new_identity(name, folder, days)
         console = console_of()
@@ -38,7 +38,7 @@ def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
 def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
     """Make a new certificate for an existing key, and replace the old one."""
     with reported_errors():
-        from jwins.net.identity import renewed
+        from jwins.net.certificate import renewed
         from jwins.run_folder.atomic import write_atomically
 
         certificate = renewed(name, folder / f"{name}.key", days)
@@ -55,7 +55,7 @@ def show(
 ) -> None:
     """Show the fingerprint of a certificate; compare it with its owner by telephone."""
     with reported_errors():
-        from jwins.net.identity import certificate_in
+        from jwins.net.certificate import certificate_in
 
         _say(certificate, certificate_in(certificate))
 

@@ -52,7 +52,7 @@ def add(
 ) -> None:
     """Add a member, or change its entry; create the file if it does not exist."""
     with reported_errors():
-        from jwins.net.identity import certificate_in
+        from jwins.net.certificate import certificate_in
         from jwins.net.roster import Member, Roster, read_roster, write_roster
 
         found = read_roster(file) if file.exists() else Roster()

@@ -16,7 +16,7 @@ from jwins.errors import ConfigError, PeerError, UsageError
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Ping, Pong, Sunk
 from jwins.net.dial import dial
 from jwins.net.handshake import greeting_mismatch
-from jwins.net.identity import read_key
+from jwins.net.certificate import read_key
 from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets

@@ -17,7 +17,7 @@ from jwins.experiment.field_types import Index
 from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, TopologyTable, one_of
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import read_toml, toml_text, write_toml
-from jwins.net.identity import Certificate, check_name, new_identity, read_certificate
+from jwins.net.certificate import Certificate, check_name, new_identity, read_certificate
 from jwins.validation import Within
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Member(Settings):
         """A member with a new key and certificate in the folder ``keys``.
 
         Raises:
-            ConfigError: as for :func:`~jwins.net.identity.new_identity`, or not an address.
+            ConfigError: as for :func:`~jwins.net.certificate.new_identity`, or not an address.
         """
         _, _, certificate = new_identity(name, keys)
         return cls(
@@ -215,7 +215,7 @@ class Roster(Settings):
         Raises:
             ConfigError: the key cannot be used, or belongs to no member.
         """
-        from jwins.net.identity import read_key
+        from jwins.net.certificate import read_key
 
         public = read_key(key_file)
         for member in self.members:

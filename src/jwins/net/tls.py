@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jwins.errors import ConfigError, PeerError
-from jwins.net.identity import fingerprint_of, read_key
+from jwins.net.certificate import fingerprint_of, read_key
 from jwins.net.roster import Member, Roster
 
 
