@@ -24,13 +24,13 @@ from jwins.compare.plan import target_of
 from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.errors import ConfigError, DataError, ResumeError
 from jwins.report.chart import save_figure
+from jwins.report.comparison_table import latex, markdown, metrics_table, table_cells
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import difference_text, share
 from jwins.report.page import render
 from jwins.report.seed_groups import Group, Target
 from jwins.report.studies import gather
 from jwins.report.summary_rows import summary_row, summary_rows
-from jwins.report.tables import latex, markdown, metrics_table, table_cells
 from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record, flat_rows, samples_note
 from jwins.run_folder.rows import Spread, TrafficSplit
@@ -278,7 +278,7 @@ def test_tables_come_even_where_no_figure_can_be_drawn(write: Write, monkeypatch
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("latex could not be found")
 
-    monkeypatch.setattr("jwins.compare.summary.figure", broken)
+    monkeypatch.setattr("jwins.compare.result.figure", broken)
     found = compare(write("", "compare.seeds=[1]", "run.rounds=1"), jobs=1, only=["JWINS"])
     assert "A figure could not be drawn: RuntimeError: latex could not be found" in found.notes
     assert (found.folder / "table.md").is_file()

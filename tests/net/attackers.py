@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from jwins.net.channel import VERSION
 from jwins.net.certificate import Certificate, read_certificate
+from jwins.net.channel import VERSION
 from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Roster
 

@@ -17,9 +17,9 @@ from typer.testing import CliRunner, Result
 from jwins.cli.app import app
 from jwins.experiment import load
 from jwins.net import doctor
+from jwins.net.certificate import Certificate
 from jwins.net.doctor import Finding, examine
 from jwins.net.handshake import pack_greeting
-from jwins.net.certificate import Certificate
 from jwins.net.limits import Limits
 from jwins.net.roster import Member, Roster, write_roster
 

@@ -22,9 +22,9 @@ from wires import Running, Wires, World, accuracy
 import jwins
 from jwins.errors import CodecError, ConfigError, PeerError
 from jwins.net.bootstrap import pack_state, state_wire
+from jwins.net.certificate import renewed
 from jwins.net.driver import RealTimeDriver
 from jwins.net.handshake import BOOTSTRAPPED
-from jwins.net.certificate import renewed
 from jwins.net.journal import Journal
 from jwins.net.membership import Change, Membership, check_follows, keep_roster, kept_rosters
 from jwins.net.peer_session import BufferedFrame

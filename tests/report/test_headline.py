@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import group, record, study
 
+from jwins.report.comparison_table import head_and_rows, metrics_table, page_table
 from jwins.report.headline import tiles, verdict
 from jwins.report.seed_groups import Group
 from jwins.report.studies import Study
-from jwins.report.tables import head_and_rows, metrics_table, page_table
 
 
 def one(name: str, algorithm: str, *finals: float, sent: int = 1000) -> Group:

@@ -134,7 +134,7 @@ def test_the_worst_tenth_of_the_nodes(tmp_path: Path) -> None:
 def test_tables_have_the_worst_tenth(tmp_path: Path) -> None:
     from jwins.compare import compare
     from jwins.compare.comparison import load_comparison
-    from jwins.report.tables import head_and_rows
+    from jwins.report.comparison_table import head_and_rows
 
     file = tmp_path / "c.toml"
     file.write_text(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from jwins.compare.comparison import Comparison
-    from jwins.compare.summary import ComparisonResult
+    from jwins.compare.result import ComparisonResult
     from jwins.compare.workers import CellProgress
 
 
@@ -104,8 +104,8 @@ def compare(
                 "--engine ray fills the cluster by itself; leave out --jobs, --cell, --print-array"
             )
         from jwins.compare.comparison import load_comparison
+        from jwins.compare.result import summarize
         from jwins.compare.runner import compare as run_comparison
-        from jwins.compare.summary import summarize
         from jwins.run.builders import advice
         from jwins.training.allocator import keep_freed_memory
 
@@ -194,7 +194,7 @@ def _seeds(text: str | None) -> list[int] | None:
 
 
 def _print_comparison(console: Console, compared: ComparisonResult) -> None:
-    from jwins.report.tables import head_and_rows, targets_of
+    from jwins.report.comparison_table import head_and_rows, targets_of
 
     target = compared.target
     if target is not None:

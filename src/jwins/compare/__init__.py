@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jwins.compare.comparison import load_comparison
+    from jwins.compare.result import ComparisonResult, summarize
     from jwins.compare.runner import compare
-    from jwins.compare.summary import ComparisonResult, summarize
     from jwins.compare.workers import CellProgress
 
 __all__ = ["CellProgress", "ComparisonResult", "compare", "load_comparison", "summarize"]
 
 _HOMES = {
     "CellProgress": "jwins.compare.workers",
-    "ComparisonResult": "jwins.compare.summary",
+    "ComparisonResult": "jwins.compare.result",
     "compare": "jwins.compare.runner",
     "load_comparison": "jwins.compare.comparison",
-    "summarize": "jwins.compare.summary",
+    "summarize": "jwins.compare.result",
 }
 
 

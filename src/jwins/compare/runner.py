@@ -8,8 +8,8 @@ from pathlib import Path
 from jwins.compare.comparability import TaskChangeCheck, version_note
 from jwins.compare.comparison import Cell, Comparison
 from jwins.compare.plan import plan, set_aside
+from jwins.compare.result import ComparisonResult, summarize
 from jwins.compare.settings import CompareConfig
-from jwins.compare.summary import ComparisonResult, summarize
 from jwins.compare.workers import CellProgress, InProcess, Job, Processes, Workers, last_progress, runs_that_fit
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.error_messages import nearest

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jwins.errors import ConfigError, PeerError, UsageError
+from jwins.net.certificate import read_key
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Ping, Pong, Sunk
 from jwins.net.dial import dial
 from jwins.net.handshake import greeting_mismatch
-from jwins.net.certificate import read_key
 from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets

@@ -20,12 +20,12 @@ from jwins.report import provenance
 from jwins.report.bar_charts import kinds_sent
 from jwins.report.chart import Chart, as_svg, load_matplotlib, save
 from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, Style, styles_of
+from jwins.report.comparison_table import Table, page_table
 from jwins.report.figures import Figures, figures_of
 from jwins.report.formatting import and_list, capital, spaced
 from jwins.report.headline import Tiles, tiles, verdict
 from jwins.report.page_tables import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
-from jwins.report.tables import Table, page_table
 from jwins.report.templating import templates
 from jwins.run_folder.atomic import write_atomically
 

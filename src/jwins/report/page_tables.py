@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from jwins.report.bar_charts import bytes_by_kind, kinds_sent
 from jwins.report.colours import KIND_COLOURS
+from jwins.report.comparison_table import Table, TableCell, metrics_table, target_table
 from jwins.report.curve_charts import YAxis, means
 from jwins.report.formatting import (
     NEVER,
@@ -22,7 +23,6 @@ from jwins.report.formatting import (
 )
 from jwins.report.seed_groups import target_outcomes
 from jwins.report.studies import Study
-from jwins.report.tables import Table, TableCell, metrics_table, target_table
 
 _MAX_EVALUATIONS = 60
 """Maximum number of evaluations in the table of curves; of more, evenly spaced ones are shown."""

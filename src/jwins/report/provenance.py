@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jwins.experiment.toml import flat, write_toml
+from jwins.report.comparison_table import Table, TableCell
 from jwins.report.formatting import NEVER, and_list, shown, spaced
 from jwins.report.settings import compared_settings, described, differing_keys, without_folders
 from jwins.report.studies import Study, StudyVariant
-from jwins.report.tables import Table, TableCell
 from jwins.run_folder.record import ended_well
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from jwins.report.tables import TableCell
+from jwins.report.comparison_table import TableCell
 
 
 @functools.cache

@@ -17,12 +17,12 @@ from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.chart import save, save_figure
 from jwins.report.colours import styles_of
+from jwins.report.comparison_table import Table, metrics_table, save_tables, target_table
 from jwins.report.curve_charts import figure
 from jwins.report.formatting import is_percent, size, spread_text
 from jwins.report.pareto_chart import pareto_chart
 from jwins.report.seed_groups import Group, Target, deviation, target_outcomes
 from jwins.report.summary_rows import SummaryRow, summary_row
-from jwins.report.tables import Table, metrics_table, save_tables, target_table
 from jwins.run.builders import raw_bytes_per_node
 from jwins.run_folder.archive import beside
 from jwins.run_folder.record import Record, samples_note
