@@ -101,6 +101,15 @@ def test_named_files_exist(page: Path) -> None:
             assert (ROOT / code).exists(), f"{name(page)} names {code}, which does not exist"
 
 
+def test_named_tests_exist() -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    there = {word for file in files for word in re.findall(r"def (test_\w+)", file.read_text(encoding="utf-8"))}
+    named = {(name(page), code) for page in PAGES for code in CODE.findall(prose(page))}
+    tests = {(page, code) for page, code in named if re.fullmatch(r"test_\w+", code)}
+    assert len(tests) > 60
+    assert not {(page, code) for page, code in tests if code not in there}
+
+
 def architecture() -> str:
     return prose(ARCHITECTURE)
 
@@ -125,6 +134,11 @@ def test_the_architecture_names_what_is_in_the_files() -> None:
         for word in names:
             last = word.rpartition(".")[2]
             assert re.search(rf"\b{last}\b", text) or not last, f"{name(ARCHITECTURE)}: {word} is not in {file}"
+    # Classes are in the package, whatever else their sentence says.
+    classes = {code for code in CODE.findall(architecture()) if re.fullmatch(r"([A-Z][a-z]+){2,}", code)}
+    package = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
+    assert len(classes) > 10
+    assert not {word for word in classes if not re.search(rf"\b{word}\b", package)}
 
 
 def test_every_room_has_its_row() -> None:

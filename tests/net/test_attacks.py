@@ -691,7 +691,7 @@ def test_a_measurement_is_limited_too(scene: Scene) -> None:
     scene.check_honest()
 
 
-def test_who_measures_too_often_is_refused(tmp_path: Path) -> None:
+def test_measurements_too_often_are_refused(tmp_path: Path) -> None:
     with scene_of(tmp_path, Limits(connections_per_s=1000.0)) as scene:
         answers = []
         for _ in range(8):

@@ -189,7 +189,7 @@ def test_a_fifth_of_all_frames_comes_too_late(wires: Wires) -> None:
     assert mean >= last.metrics["accuracy"].mean - 0.03
 
 
-def test_lost_frames_are_not_waited_for_ever(wires: Wires) -> None:
+def test_lost_frames_are_not_waited_for_forever(wires: Wires) -> None:
     world = World(3, choco(0.3, 0.5), rounds=10, timeout_s=0.1)
     draws = random.Random(3)
     wires.fate = lambda sender, receiver, data: None if len(data) > 300 and draws.random() < 0.2 else 0.0
@@ -325,7 +325,7 @@ ATTACKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_what_is_not_acceptable_is_refused_and_counted_and_never_ends_a_run(attack: Any, wires: Wires) -> None:
+def test_bad_frames_are_refused_and_counted_and_never_end_a_run(attack: Any, wires: Wires) -> None:
     world = World(3, rounds=6, timeout_s=0.2, eval_at=frozenset())
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
@@ -339,7 +339,7 @@ def test_what_is_not_acceptable_is_refused_and_counted_and_never_ends_a_run(atta
     assert outcomes[1].refused[2] == 0
 
 
-def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None:
+def test_refused_frames_do_not_readmit_a_suspect_peer(wires: Wires) -> None:
     world = World(3, rounds=80, timeout_s=0.2, eval_at=frozenset())
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
@@ -355,7 +355,7 @@ def test_refused_frames_do_not_bring_a_suspected_peer_back(wires: Wires) -> None
     assert not victim.peers[0].is_awaited
 
 
-def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wires) -> None:
+def test_repeated_hellos_are_readmitted_at_growing_intervals(wires: Wires) -> None:
     world = World(3, rounds=40, timeout_s=0.2, eval_at=frozenset())
     hostile = Hostile(wires, world)
     wires.join(End(wires, 0))
@@ -379,7 +379,7 @@ def test_who_says_hello_again_and_again_is_waited_for_ever_more_seldom(wires: Wi
     assert outcomes[1].status == outcomes[2].status == "finished"
 
 
-def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wires) -> None:
+def test_a_repeated_hello_is_answered_with_frames_once_in_a_round(wires: Wires) -> None:
     hostile = Hostile(wires, World(3, rounds=40, timeout_s=60.0, eval_at=frozenset()))
     wires.join(End(wires, 0))
     victim = hostile.drivers[0]
@@ -407,7 +407,7 @@ def test_who_repeats_its_hello_is_sent_the_same_again_in_a_round_once(wires: Wir
     hostile.end()
 
 
-def test_who_asks_again_is_sent_one_model_in_sixteen_rounds_over_all_connections(wires: Wires) -> None:
+def test_a_member_that_asks_again_is_sent_one_model_in_sixteen_rounds(wires: Wires) -> None:
     hostile = Hostile(wires, World(3, rounds=40, timeout_s=60.0, eval_at=frozenset()))
     wires.join(End(wires, 0))
     victim = hostile.drivers[0]
@@ -449,7 +449,7 @@ def test_who_asks_again_is_sent_one_model_in_sixteen_rounds_over_all_connections
     hostile.end()
 
 
-def test_neighbours_that_gave_each_other_up_again_and_again_find_each_other_again(wires: Wires) -> None:
+def test_neighbours_that_time_out_again_and_again_readmit_each_other(wires: Wires) -> None:
     world = World(3, rounds=400, timeout_s=0.1, eval_at=frozenset())
     drivers = world.drivers(wires)
     first, second = drivers[0].peers[1], drivers[1].peers[0]

@@ -126,7 +126,7 @@ def test_early_frames_count_with_what_they_decode_to() -> None:
     )
 
 
-def test_frames_and_keyframes_of_who_is_no_neighbour_are_refused() -> None:
+def test_frames_and_keyframes_of_members_that_are_not_neighbours_are_refused() -> None:
     scene = Scene(ring=5)
     scene.connect(HOSTILE)
     for at in range(3):
@@ -201,7 +201,7 @@ def test_a_header_says_the_same_as_the_frame() -> None:
 
 
 @pytest.mark.parametrize("how", ["far ahead", "early frames"])
-def test_who_names_the_last_round_makes_nobody_jump(how: str) -> None:
+def test_a_member_that_names_the_last_round_makes_no_node_jump(how: str) -> None:
     faults = (Fault(0.0, "hostile", 2, how=how), Fault(0.0, "late_start", 1, seconds=1.5))
     world = play(Schedule(1, faults=faults))
     for node in (0, 1):
@@ -210,7 +210,7 @@ def test_who_names_the_last_round_makes_nobody_jump(how: str) -> None:
         assert process.session.skipped_rounds == 0
 
 
-def test_who_inflates_its_values_is_named_and_cut() -> None:
+def test_a_member_that_inflates_its_values_is_named_and_cut() -> None:
     scene = Scene()
     scene.connect(HONEST)
     scene.connect(HOSTILE)
@@ -254,7 +254,7 @@ def test_values_that_grow_with_ones_own_training_are_no_inflation() -> None:
     assert scale.own == 2.0**40
 
 
-def test_in_the_world_who_inflates_ends_nobody() -> None:
+def test_in_the_world_inflated_values_end_no_honest_node() -> None:
     world = World(Schedule(3, faults=(Fault(0.0, "hostile", 2, how="inflates"),)))
     world.run(60.0)
     for node in (0, 1):
@@ -284,7 +284,7 @@ def test_a_model_is_sent_once_in_some_rounds_over_all_connections() -> None:
     assert models_sent(scene, HOSTILE) == 2
 
 
-def test_who_is_neither_a_neighbour_nor_joins_is_sent_no_model() -> None:
+def test_only_neighbours_and_joiners_are_sent_a_model() -> None:
     scene = Scene(ring=5)
     scene.connect(HOSTILE)
     scene.say(HOSTILE, StateRequest(HOSTILE, 0))
@@ -347,7 +347,7 @@ def test_a_flood_of_byes_is_one_line_for_each_connection_and_few_in_all() -> Non
     assert len(scene.reports) < 60, "every kind of line has its limit"
 
 
-def test_who_does_not_fit_again_and_again_fills_no_log() -> None:
+def test_repeated_mismatches_fill_no_log() -> None:
     scene = Scene()
     for _ in range(100):
         scene.connect(HOSTILE, hello=False)
@@ -356,7 +356,7 @@ def test_who_does_not_fit_again_and_again_fills_no_log() -> None:
     assert len(scene.told("incompatible peer")) <= 10
 
 
-def test_who_answers_just_in_time_slows_its_neighbours_by_a_bounded_factor_and_no_timeout() -> None:
+def test_a_member_that_answers_just_in_time_slows_its_neighbours_by_a_bounded_factor() -> None:
     world = World(Schedule(5, 4, train_s=(0.2, 0.2, 0.2, 0.9 * TIMEOUT_S)))
     world.run(120.0)
     for node in range(3):

@@ -204,7 +204,7 @@ def test_ctrl_c_at_a_terminal_leaves_a_checkpoint_of_every_node(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_node_started_twice_is_told_so(tmp_path: Path) -> None:
+def test_a_node_started_twice_says_so(tmp_path: Path) -> None:
     from jwins.net.roster import read_roster
     from jwins.run.node import run_node
 
@@ -280,7 +280,7 @@ def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_a_process_that_stands_still_is_not_waited_for_and_is_let_back_in(tmp_path: Path) -> None:
+def test_a_stopped_process_is_not_waited_for_and_is_readmitted(tmp_path: Path) -> None:
     options: dict[str, Any] = {"count": 4, "rounds": 400, "eval_every": 400, "checkpoint_every": 20}
     simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
     stopped_at: list[int] = []

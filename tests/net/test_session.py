@@ -111,7 +111,7 @@ def test_other_settings_and_versions_are_named_on_both_sides_within_seconds(seed
                 assert values <= set(known.mismatch.replace(",", "").split()), known.mismatch
 
 
-def test_a_wait_for_one_late_and_one_absent_neighbour_polls_no_more_than_it_has_to() -> None:
+def test_a_wait_for_one_late_and_one_absent_neighbour_polls_at_deadlines_only() -> None:
     slow = Schedule(1, 3, train_s=(0.2, 30.0, 0.2), faults=(Fault(0.0, "late_start", 2, seconds=3600.0),))
     world = World(slow)
     world.run(100.0)
@@ -131,12 +131,12 @@ def test_neither_start_up_nor_a_crash_makes_the_next_wait_longer() -> None:
     )
 
 
-def test_a_pause_of_ones_own_is_no_silence_of_others() -> None:
+def test_a_pause_of_this_process_is_no_silence_of_others() -> None:
     world = play(with_faults(THREE, Fault(5.0, "pause", 0, seconds=60.0)))
     assert not events(world, 0, "suspect")
 
 
-def test_one_that_says_it_is_far_ahead_makes_nobody_jump() -> None:
+def test_a_member_that_claims_to_be_far_ahead_makes_no_node_jump() -> None:
     for how in ("far ahead", "early frames"):
         faults = (Fault(0.0, "hostile", 2, how=how), Fault(0.0, "late_start", 1, seconds=1.5))
         world = play(with_faults(THREE, *faults))
