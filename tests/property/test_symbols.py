@@ -28,12 +28,12 @@ MOST = 2**31 - 1
 @contextmanager
 def compiled(always: bool) -> Iterator[None]:
     """All through machine code, or nothing."""
-    before = symbols._FEW
-    symbols._FEW = -1 if always else 2**40
+    before = symbols._MAX_UNCOMPILED
+    symbols._MAX_UNCOMPILED = -1 if always else 2**40
     try:
         yield
     finally:
-        symbols._FEW = before
+        symbols._MAX_UNCOMPILED = before
 
 
 def laplacian(runs: list[int], scale: float, seed: int) -> np.ndarray:
@@ -201,8 +201,8 @@ def test_bytes_that_no_encoder_makes_are_refused(always: bool) -> None:
     data = encode_symbols(some, runs)
     with compiled(always):
         for wrong, reason in (
-            (b"", "not defined"),
-            (b"\x2c" + data[1:], "not defined"),
+            (b"", "unknown share"),
+            (b"\x2c" + data[1:], "unknown share"),
             (data[:-6], "cut off"),
             (data + bytes(5), "left"),
             (data + b"\0", "byte 0|left"),

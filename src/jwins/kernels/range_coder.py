@@ -1,8 +1,8 @@
-"""Quantized symbols as bytes and back: what :mod:`jwins.wire.symbols` does, compiled.
+"""Compiled twin of :mod:`jwins.wire.symbols`, the entropy coding of quantized symbols.
 
-Names and constants are those of that module, which says what they mean. numba makes an encoder and a decoder
-of one function: it leaves out the branches that a ``decoding`` of None, or another, rules out. All numbers are
-whole and fit in 64 bits, so the bytes are the same on every machine.
+That module explains the names and constants. numba compiles one function to an encoder and to a decoder: for
+``decoding`` None it drops the branches of the decoder, and for other values those of the encoder. All numbers
+are integers that fit in 64 bits, so the bytes are the same on every machine.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _HALF, _MIN_P, _MAX_P = 1 << 15, 32, 45875
 _MIN_WIDTH, _MAX_PAST_END = 1 << 24, 4
 _START, _SLOWEST = 4, 160
 _BLOCK, _SPARSE = 16, 128
-_DENSITIES, _BANDS, _NEAR, _ABOVE, _FEW_NEAR = 12, 16, 12, 4, 4
+_DENSITIES, _BANDS, _NEAR, _ABOVE, _LATE_NEAR = 12, 16, 12, 4, 4
 _UNARY, _MAX_EXPONENT, _EQUAL, _MIN_WEIGHT = 14, 30, 32, 4
 _MAX_BLOCK_BYTES = 1 << 12
 # Where the contexts of each kind begin.
 _BY_BAND = _DENSITIES * _NEAR
 _LATE = _BY_BAND + _BANDS * _NEAR
-_BLOCKS = _LATE + _BLOCK * _FEW_NEAR
+_BLOCKS = _LATE + _BLOCK * _LATE_NEAR
 _BLOCKS_BY_BAND = _BLOCKS + _DENSITIES * _ABOVE
 _SIGNS = _BLOCKS_BY_BAND + _BANDS * _ABOVE * 2
 _LARGER = _SIGNS + _BANDS * 27
@@ -45,16 +45,16 @@ Table = npt.NDArray[np.int64]
 
 @kernel
 def encode(symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data) -> int:
-    """Write symbols.
+    """Encode symbols.
 
     Args:
         symbols: (k,).
         runs: lengths of the subbands, which sum to k.
-        first: probability of a symbol that is not 0, of 2^16, before anything is known.
-        data: written.
+        first: prior probability of a nonzero symbol, of 2^16.
+        data: output buffer.
 
     Returns:
-        How many bytes there are, or FULL if ``data`` is too short.
+        Number of bytes written, or FULL if ``data`` is too short.
     """
     size: int = _code(symbols, runs, first, data, None)
     return size
@@ -62,11 +62,11 @@ def encode(symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data
 
 @kernel
 def decode(symbols: Symbols, runs: npt.NDArray[np.int64], first: int, data: Data) -> int:
-    """Read symbols, which must be zeros before.
+    """Decode into ``symbols``, which must be zeros.
 
     Returns:
-        How many bytes were looked at, as if ``data`` were followed by zeros, or FAILED for a symbol of more
-        than 32 bits. A block begins only if no more of these zeros were looked at than an encoder leaves out.
+        Number of bytes read, including zeros after the end of ``data``, or FAILED for a symbol of more than 32
+        bits. Decoding stops before a block if it has read more of these zeros than an encoder leaves out.
     """
     looked_at: int = _code(symbols, runs, first, data, True)
     return looked_at
@@ -138,7 +138,7 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                     _learn(table, c, bit)
                     _learn(table, other, bit)
                 elif i < end - 1:
-                    c = _LATE + (end - 1 - i) * _FEW_NEAR + min(near, _FEW_NEAR - 1)
+                    c = _LATE + (end - 1 - i) * _LATE_NEAR + min(near, _LATE_NEAR - 1)
                     low, width, at, bit = _put(low, width, at, data, table[c, 0], bit, decoding)
                     _learn(table, c, bit)
                 else:
@@ -169,7 +169,7 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
 
 @kernel
 def _contexts(first: int) -> Table:
-    """Probabilities of all kinds of decisions by context, and how many decisions there were."""
+    """Return the initial table: for each context of each kind, its probability and its number of decisions."""
     table = np.zeros((_NUM_CONTEXTS, 2), dtype=np.int64)
     table[:_BLOCKS, 1] = _START
     table[_BLOCKS:, 0] = _HALF
@@ -181,9 +181,9 @@ def _contexts(first: int) -> Table:
         for band in range(_BANDS):
             table[_BY_BAND + band * _NEAR + near, 0] = min(first * (3 + near) // 3, _MAX_P)
     for left in range(1, _BLOCK):
-        for near in range(_FEW_NEAR):
+        for near in range(_LATE_NEAR):
             p = min((1 << 16) * (3 + near) // (3 * left + 3), _MAX_P)
-            table[_LATE + left * _FEW_NEAR + near, 0] = p
+            table[_LATE + left * _LATE_NEAR + near, 0] = p
     return table
 
 
@@ -191,7 +191,7 @@ def _contexts(first: int) -> Table:
 def _magnitude(
     low: Any, width: Any, at: Any, data: Data, known: Any, near: int, density: int, table: Table, decoding: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """Code a magnitude of 1 or more; ``known`` is it, for an encoder."""
+    """Code a magnitude of at least 1, and return it; an encoder passes it as ``known``."""
     magnitude: Any = 1
     while magnitude <= _UNARY:
         more = np.int64(known > magnitude)
@@ -228,7 +228,7 @@ def _magnitude(
 
 @kernel
 def _sign(symbols: Symbols, i: int) -> Any:
-    """0, 1 or 2 for a symbol that is 0 or does not exist, above 0, or below."""
+    """Return 0 for a symbol that is 0 or does not exist, 1 for a positive and 2 for a negative one."""
     if i < 0 or i >= len(symbols):
         return 0
     return (symbols[i] > 0) + 2 * (symbols[i] < 0)
@@ -236,7 +236,7 @@ def _sign(symbols: Symbols, i: int) -> Any:
 
 @kernel
 def _learn(table: Table, context: int, bit: int) -> None:
-    """Move a probability towards what was decided, by less and less."""
+    """Move a probability towards the decision; each step is smaller."""
     p, count = table[context, 0], table[context, 1]
     p += ((bit << 16) - p) * _PACES[count] >> 16
     table[context, 0] = min(max(p, _MIN_P), (1 << 16) - _MIN_P)
@@ -252,28 +252,28 @@ def _byte(data: Data, at: int) -> Any:
 def _put(
     low: Any, width: Any, at: Any, data: Data, p: Any, bit: Any, decoding: Any
 ) -> tuple[Any, Any, Any, Any]:
-    """Code a decision that is true with the probability p, of 2^16: cut the range in two and take a part.
+    """Code a decision with probability ``p / 2^16`` of 1: split the range, and keep the side of the decision.
 
     Args:
-        low: lower end of the range; for a decoder, how far the number that is read is above it.
-        width: of the range, at least 2^24 and at most 2^32.
-        at: where the next byte is.
+        low: lower end of the range; for a decoder, the difference between the coded number and this end.
+        width: width of the range, 2^24 to 2^32.
+        at: position of the next byte.
         data: bytes.
         p: 2^5 to 2^16 - 2^5.
-        bit: the decision, for an encoder.
+        bit: the decision; a decoder ignores it.
         decoding: None for an encoder.
 
     Returns:
-        The range, where the next byte is, and the decision.
+        ``low``, ``width``, ``at`` and the decision.
     """
-    part = (width >> 16) * p
+    bound = (width >> 16) * p
     if decoding is not None:
-        bit = np.int64(low < part)
+        bit = np.int64(low < bound)
     if bit:
-        width = part
+        width = bound
     else:
-        width -= part
-        low = low + part if decoding is None else low - part
+        width -= bound
+        low = low + bound if decoding is None else low - bound
     if decoding is None and low >> 32:
         low &= (1 << 32) - 1
         _carry(data, at)
@@ -299,7 +299,7 @@ def _carry(data: Data, at: int) -> None:
 
 @kernel
 def _finish(low: int, width: int, at: int, data: Data) -> int:
-    """Write the number of the range that ends in the most zeros; leave these out."""
+    """Write the number in the range that has the most zero bits at its end, without zero bytes at its end."""
     zeros = 32
     while low + width - 1 >> zeros << zeros < low:
         zeros -= 1

@@ -1,8 +1,8 @@
-"""Quantized symbols as bytes and back: an adaptive binary range coder whose contexts know where zeros gather.
+"""Entropy coding of quantized symbols: an adaptive binary range coder with contexts for clustered zeros.
 
-:func:`_code` says which decisions a symbol takes and what their probabilities are, for an encoder and a decoder
-alike. All of it is whole numbers, so the bytes are the same on every machine, and part of the wire format
-(docs/reference/wire.md). More than a few symbols go through the same in machine code,
+:func:`_code` defines the decisions of each symbol and their probabilities, for the encoder and the decoder.
+All numbers are integers, so the bytes are the same on every machine; they belong to the wire format
+(docs/reference/wire.md). Longer vectors use the compiled twin of this module,
 :mod:`jwins.kernels.range_coder`; ``tests/property/test_symbols.py`` compares the two.
 
 The coder is that of LZMA, with carries written back: G. N. N. Martin, "Range encoding: an algorithm for
@@ -20,9 +20,9 @@ import numpy.typing as npt
 from jwins.errors import CodecError
 from jwins.kernels import range_coder
 
-_FEW = 100  # at most as many symbols take a millisecond without machine code
+_MAX_UNCOMPILED = 100  # symbols that this module codes itself, in about a millisecond
 _QUARTERS = (65536, 55109, 46341, 38968)  # 2^16 * 2^(-i/4)
-_MOST_QUARTERS = 43  # 2^16 * 2^(-43/4) is 38
+_MAX_QUARTERS = 43  # 2^16 * 2^(-43/4) is 38
 
 # Probabilities are of 2^16; none is nearer to 0 or 1 than _MIN_P, and none begins above _MAX_P.
 _HALF, _MIN_P, _MAX_P = 1 << 15, 32, 45875
@@ -33,17 +33,17 @@ _MAX_PAST_END = 4  # bytes 0 that an encoder leaves out
 
 _BLOCK = 16
 _SPARSE = (1 << 12) // 32  # a mean magnitude below which blocks of zeros are skipped
-_NEAR, _BANDS, _ABOVE, _FEW_NEAR = 12, 16, 4, 4  # contexts
+_NEAR, _BANDS, _ABOVE, _LATE_NEAR = 12, 16, 4, 4  # contexts
 _UNARY = 14  # larger magnitudes have an exponent and digits
 _MAX_EXPONENT = 30
 _EQUAL, _MIN_WEIGHT = 32, 4  # of 64
 
 
 def encode_symbols(symbols: npt.NDArray[np.int32], runs: Sequence[int]) -> bytes:
-    """Symbols (k,) as bytes; ``runs`` are the lengths of their subbands, which sum to k."""
+    """Encode symbols (k,); ``runs`` are the lengths of their subbands, which sum to k."""
     share = int(np.count_nonzero(symbols)) * _QUARTERS[0] // max(1, len(symbols))
-    quarters = next((t for t in range(_MOST_QUARTERS) if _first(t) <= share), _MOST_QUARTERS)
-    if len(symbols) <= _FEW:
+    quarters = next((t for t in range(_MAX_QUARTERS) if _first(t) <= share), _MAX_QUARTERS)
+    if len(symbols) <= _MAX_UNCOMPILED:
         encoder = _Encoder()
         _code(encoder, symbols.tolist(), runs, _first(quarters))
         return bytes([quarters]) + encoder.finished()
@@ -58,17 +58,20 @@ def encode_symbols(symbols: npt.NDArray[np.int32], runs: Sequence[int]) -> bytes
 
 
 def decode_symbols(data: memoryview, *, count: int, runs: Sequence[int]) -> npt.NDArray[np.int32]:
-    """(count,) int32, or CodecError.
+    """Decode (count,) int32 symbols.
 
     Args:
         data: any bytes.
-        count: how many symbols are expected; memory is taken for as many.
+        count: expected number of symbols; memory is allocated for this number only.
         runs: lengths of their subbands, which sum to ``count``.
+
+    Raises:
+        CodecError: no encoder writes these bytes.
     """
-    if not len(data) or data[0] > _MOST_QUARTERS:
+    if not len(data) or data[0] > _MAX_QUARTERS:
         raise CodecError("symbols begin with an unknown share of zeros")
     first, coded = _first(data[0]), data[1:]
-    if count <= _FEW:
+    if count <= _MAX_UNCOMPILED:
         decoder, few = _Decoder(bytes(coded)), [0] * count
         fit = _code(decoder, few, runs, first)
         looked_at = decoder.at
@@ -83,38 +86,38 @@ def decode_symbols(data: memoryview, *, count: int, runs: Sequence[int]) -> npt.
     if looked_at > len(coded) + _MAX_PAST_END:
         raise CodecError(f"symbols are cut off after {len(coded)} bytes")
     if looked_at < len(coded):
-        raise CodecError(f"symbols: {len(coded) - looked_at} bytes are left")
+        raise CodecError(f"{len(coded) - looked_at} bytes left over after the symbols")
     if len(coded) and not coded[-1] and looked_at < len(coded) + _MAX_PAST_END:
         raise CodecError("symbols end in a byte 0, which an encoder leaves out")
-    return np.array(few, dtype=np.int32) if count <= _FEW else symbols
+    return np.array(few, dtype=np.int32) if count <= _MAX_UNCOMPILED else symbols
 
 
 def _first(quarters: int) -> int:
-    """2^16 * 2^(-quarters / 4)."""
+    """Return ``2^16 * 2^(-quarters / 4)``, the prior probability of a nonzero symbol."""
     return _QUARTERS[quarters % 4] >> quarters // 4
 
 
 class _Coder(Protocol):
     def put(self, p: int, bit: bool) -> bool:
-        """Code a decision that is true with the probability p, of 2^16; a decoder is given any ``bit``."""
+        """Code a decision with probability ``p / 2^16`` of True; a decoder ignores ``bit``."""
         ...
 
     def goes_on(self) -> bool:
-        """Whether there is something to code: False when a decoder is far behind the end of its bytes."""
+        """Return False if a decoder is far beyond the end of its bytes."""
         ...
 
 
 def _code(coder: _Coder, symbols: list[int], runs: Sequence[int], first: int) -> bool:
-    """All symbols, in their order.
+    """Code all symbols in order.
 
     Args:
         coder: an encoder or a decoder.
-        symbols: what to encode, or zeros that a decoder replaces.
+        symbols: the symbols to encode, or zeros that a decoder replaces.
         runs: lengths of the subbands.
-        first: probability that a symbol is not 0, before anything is known.
+        first: prior probability of a nonzero symbol, of 2^16.
 
     Returns:
-        Whether all symbols fit in 32 bits; a decoder stops at one that does not.
+        Whether all symbols fit in 32 bits; a decoder stops at the first that does not.
     """
     contexts, density, start = _Contexts(coder, first), 0, 0
     for b, length in enumerate(runs):
@@ -126,7 +129,7 @@ def _code(coder: _Coder, symbols: list[int], runs: Sequence[int], first: int) ->
             if not coder.goes_on():
                 return True
             end = min(begin + _BLOCK, length)
-            waiting = False  # for a symbol that is not 0, of which it is known that it comes
+            waiting = False  # whether the block is known to have a nonzero symbol that has not come yet
             if density < _SPARSE:
                 above = min(sum(p != 0 for p in parents[begin >> shift : (end - 1 >> shift) + 1]), _ABOVE - 1)
                 waiting = contexts.block(density, band, above, left + left2 > 0, any(own[begin:end]))
@@ -160,7 +163,7 @@ def _code(coder: _Coder, symbols: list[int], runs: Sequence[int], first: int) ->
 
 
 def _at(symbols: list[int], i: int) -> int:
-    """A symbol, or 0 where there is none."""
+    """Return a symbol, or 0 outside of the list."""
     return symbols[i] if 0 <= i < len(symbols) else 0
 
 
@@ -169,7 +172,7 @@ def _sign(symbol: int) -> int:
 
 
 class _Contexts:
-    """Which probability a decision has: that of earlier ones of its kind with the same surroundings."""
+    """Adaptive probabilities of decisions, by kind and context."""
 
     def __init__(self, coder: _Coder, first: int) -> None:
         self._coder, self._first = coder, first
@@ -177,30 +180,30 @@ class _Contexts:
         self._weights: dict[tuple[int, int], int] = {}
 
     def block(self, density: int, band: int, above: int, beside: bool, bit: bool) -> bool:
-        """Is a symbol of the block not 0?"""
+        """Code whether the block has a nonzero symbol."""
         a = self._state(_HALF, 0, "block", _class(density), above)
         b = self._state(_HALF, 0, "block by band", band, above, beside)
         return self._decide(a[0] + b[0] >> 1, bit, a, b)
 
     def flag(self, density: int, band: int, near: int, bit: bool) -> bool:
-        """Is the symbol not 0?"""
+        """Code whether the symbol is nonzero."""
         a = self._state((38 << _class(density)) * (3 + near) // 3, _START, "flag", _class(density), near)
         b = self._state(self._first * (3 + near) // 3, _START, "flag by band", band, near)
         return self._decide(a[0] + b[0] >> 1, bit, a, b)
 
-    def late(self, left: int, near: int, bit: bool) -> bool:
-        """Is the symbol not 0, when one of it and of the ``left`` others of its block is not?"""
-        near = min(near, _FEW_NEAR - 1)
-        a = self._state((1 << 16) * (3 + near) // (3 * left + 3), _START, "late", left, near)
+    def late(self, rest: int, near: int, bit: bool) -> bool:
+        """Code whether the symbol is nonzero, if it or one of the ``rest`` later ones in its block is."""
+        near = min(near, _LATE_NEAR - 1)
+        a = self._state((1 << 16) * (3 + near) // (3 * rest + 3), _START, "late", rest, near)
         return self._decide(a[0], bit, a)
 
     def negative(self, band: int, signs: tuple[int, int, int], bit: bool) -> bool:
-        """Is the symbol below 0? ``signs`` are those of the two before it and of its parent."""
+        """Code whether the symbol is negative; ``signs``: of the two before and the parent."""
         a = self._state(_HALF, 0, "sign", band, *signs)
         return self._decide(a[0], bit, a)
 
     def magnitude(self, density: int, near: int, known: int) -> int:
-        """A magnitude of 1 or more; ``known`` is it, for an encoder."""
+        """Code a magnitude of at least 1, and return it; an encoder passes it as ``known``."""
         for magnitude in range(1, _UNARY + 1):
             later = min(magnitude - 1, 1)
             a = self._state(_HALF >> 1, 0, "larger", near, later)
@@ -224,11 +227,11 @@ class _Contexts:
         return found + _UNARY
 
     def _state(self, p: int, count: int, *context: str | int) -> list[int]:
-        """The state of a context, which begins with ``p`` and ``count``."""
+        """Return the state of a context, initially ``p`` and ``count``."""
         return self._states.setdefault(context, [min(p, _MAX_P), count])
 
     def _decide(self, p: int, bit: bool, *states: list[int]) -> bool:
-        """Code a decision, and move the probabilities that it had towards it, by less and less."""
+        """Code a decision, and move the probabilities of its contexts towards it; each step is smaller."""
         bit = self._coder.put(p, bit)
         for state in states:
             p, count = state
@@ -242,19 +245,19 @@ def _class(density: int) -> int:
 
 
 class _Encoder:
-    """Narrows a range of numbers below 2^32, whose leading bytes are written when the range is narrow."""
+    """Range encoder: narrows a range of numbers below 2^32, and writes the leading byte of a narrow range."""
 
     def __init__(self) -> None:
         self._low, self._width, self._data = 0, 1 << 32, bytearray()
 
     def put(self, p: int, bit: bool) -> bool:
         """See :class:`_Coder`."""
-        part = (self._width >> 16) * p
+        bound = (self._width >> 16) * p
         if bit:
-            self._width = part
+            self._width = bound
         else:
-            self._low += part
-            self._width -= part
+            self._low += bound
+            self._width -= bound
         self._carry()
         while self._width < _MIN_WIDTH:
             self._data.append(self._low >> 24)
@@ -267,7 +270,10 @@ class _Encoder:
         return True
 
     def finished(self) -> bytes:
-        """All bytes; the last four are the number of the range that ends in the most zeros, without these."""
+        """Return all bytes. They end with the number in the range that has the most zero bits at its end.
+
+        Zero bytes at its end are left out.
+        """
         zeros, last = 32, self._low + self._width - 1
         while last >> zeros << zeros < self._low:
             zeros -= 1
@@ -285,7 +291,7 @@ class _Encoder:
 
 
 class _Decoder:
-    """Reads a number, and keeps how far it is above the range's lower end."""
+    """Range decoder: keeps the difference between the coded number and the lower end of the range."""
 
     def __init__(self, data: bytes) -> None:
         self._data, self._width = data, 1 << 32
@@ -293,13 +299,13 @@ class _Decoder:
 
     def put(self, p: int, bit: bool) -> bool:
         """See :class:`_Coder`."""
-        part = (self._width >> 16) * p
-        bit = self._above < part
+        bound = (self._width >> 16) * p
+        bit = self._above < bound
         if bit:
-            self._width = part
+            self._width = bound
         else:
-            self._above -= part
-            self._width -= part
+            self._above -= bound
+            self._width -= bound
         while self._width < _MIN_WIDTH:
             byte = self._data[self.at] if self.at < len(self._data) else 0
             self._above = self._above << 8 | byte
