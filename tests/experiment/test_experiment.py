@@ -685,7 +685,7 @@ def test_documented_algorithm_runs_and_resumes(tmp_path: Path) -> None:
 def test_documented_quantizer_runs(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "own-algorithm.md").read_text(encoding="utf-8")
     path = tmp_path / "my_quantizer.py"
-    path.write_text(page.split("## Only other bits")[1].split("```python\n")[1].split("```")[0])
+    path.write_text(page.split("## Fewer bits per value")[1].split("```python\n")[1].split("```")[0])
     algorithm = runpy.run_path(str(path))["algorithm"]
     run = e.RunConfig(rounds=4, eval_every=4, folder=tmp_path / "out")
     few = simulate(Experiment(sharing=algorithm, nodes=e.NodesConfig(count=6), run=run))
