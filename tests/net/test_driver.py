@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from wires import Running, Wires, World, run_all
@@ -49,6 +51,25 @@ def test_who_ends_first_waits_for_nobody_who_has_ended_too(wires: Wires) -> None
     running.join_all(timeout_s=100.0)
     for driver in drivers:
         assert {known.state for known in driver.peers.values()} == {State.LEFT}
+
+
+def test_training_that_does_not_end_is_waited_for_in_vain_for_a_limited_time(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("jwins.net.driver.SETTLE_S", 0.05)
+    stopped, goes_on = threading.Event(), threading.Event()
+    driver = World(2).driver(0, wires, stop=stopped.is_set)
+    monkeypatch.setattr(driver.group, "train", lambda rounds: goes_on.wait(60.0))
+    running = Running()
+    running.start(0, driver)
+    running.wait_until(lambda: driver.session.training, "training")
+    stopped.set()
+    try:
+        running.join(0, timeout_s=30.0)
+    finally:
+        goes_on.set()
+    assert running.outcomes[0].status == "interrupted"
+    assert "training did not end in time" in caplog.text
 
 
 def test_each_node_measures_itself_as_the_simulator_does(wires: Wires) -> None:

@@ -12,7 +12,7 @@ import heapq
 import itertools
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -42,10 +42,12 @@ HEAL_S = 900.0
 HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
 LINES_AT_ONCE = 10
+SHORT = {"cut", "kill", "quit", "clock", "late_start", "new_certificate", "second_key"}
+"""After faults of these kinds alone no frame has taken long while its sender was connected."""
 
 KINDS = (
     *("cut", "half_open", "silence", "slow", "pause", "kill", "full_disk", "new_certificate", "clock", "quit"),
-    *("other_settings", "other_version", "hostile", "late_start", "join", "leave"),
+    *("second_key", "other_settings", "other_version", "hostile", "late_start", "join", "leave"),
 )
 ALONE = ("other_settings", "other_version", "hostile", "join", "leave")
 """Of these kinds a schedule has one fault at most."""
@@ -287,6 +289,7 @@ class World:
         self.misfits: dict[int, str] = {}
         self.hostile: dict[int, str] = {}
         self.ended: dict[int, str] = {}
+        self.said: list[set[str]] = [set() for _ in range(n)]
         self.clock_s = [0.0] * n
         self.weights: dict[tuple[int, int, int], float] = {}
         self.merges: list[dict[int, frozenset[int]]] = [{} for _ in range(n)]
@@ -440,6 +443,7 @@ class World:
             if not process.failed and process.session.end is None:
                 self._save(node, process)
         if process.session.end is None:
+            self.said[node].add(reason)
             self.do(node, process.session.leave(reason, self.now))
             process.failed = reason
             self.at(self.now + 0.2, partial(self.kill, node))
@@ -523,7 +527,10 @@ class World:
                     self.reports[node].append((self.now, event, dict(fields)))
                 case ev.Failed(reason):
                     process.failed = reason
+                    if event == "bye":
+                        check_farewell(self, node, fields)
                 case ev.Ended(status, _, reason):
+                    self.said[node].add(status)
                     if status != "finished":
                         process.failed = f"{status} {reason}"
         until = process.session.wait_until
@@ -675,6 +682,11 @@ def play_fault(world: World, fault: Fault) -> None:
             world.at(until, lambda: world.start(node, "newest"))
         case "quit":
             world.leave(node, "interrupted", until)
+        case "second_key" if process is not None and not process.failed:
+            world.feed(node, ev.KeyUsedElsewhere(other, "at another address"))
+            told = any(event == "key in use" for _, event, _ in world.reports[node])
+            if world.now >= process.paused_until and not told:
+                raise ViolationError(f"node {node} did not report that its key is in use")
         case "join" | "leave":
             _change_members(world, fault)
 
@@ -768,6 +780,15 @@ def _check_log(world: World, node: int, process: Process) -> None:
             )
 
 
+def check_farewell(world: World, node: int, fields: Mapping[str, Any]) -> None:
+    """A Bye has the true reason."""
+    peer, reason = fields["peer"], fields["reason"]
+    if peer not in world.hostile and reason not in world.said[peer]:
+        raise ViolationError(
+            f"node {node} read the reason {reason!r} of node {peer}, which said {world.said[peer]}"
+        )
+
+
 def check_model_sent(process: Process, node: int, peer: int) -> None:
     """A member is sent a model once in some rounds."""
     before, at = process.provided_in.get(peer), process.toy.round
@@ -791,6 +812,15 @@ def _is_excused(reason: str, known: PeerSession) -> bool:
         return known.timed_out > 0 or reason == State.SUSPECT or bool(known.mismatch)
     others = (State.LEFT, State.INCOMPATIBLE, State.REMOVED)
     return reason in ("timed out", "ahead", "other roster", *others)
+
+
+def _check_timeouts(world: World) -> None:
+    """Neither start-up nor downtime makes the next wait longer."""
+    most_s = TIMEOUT_S + 8 * max(world.schedule.train_s)
+    for node, process in enumerate(world.processes):
+        for peer, known in process.session.peers.items() if process is not None else ():
+            if (limit_s := known.timeout.limit_s()) > most_s:
+                raise ViolationError(f"node {node} waits {limit_s:.0f} s for node {peer}, not {most_s:.0f}")
 
 
 def _round_of(world: World, node: int) -> int | None:
@@ -844,6 +874,8 @@ def check_end(world: World) -> None:
                 raise ViolationError(f"node {node} holds node {peer} of {misfit} for {state.value}")
             if misfit and {"other_settings": "codec", "other_version": "wire format"}[misfit] not in problem:
                 raise ViolationError(f"node {node} does not name the setting: {problem!r}")
+    if {fault.kind for fault in world.schedule.faults} <= SHORT:
+        _check_timeouts(world)
     if not healed(world) and not world.hostile:  # a hostile one may keep others apart for long, but ends nobody
         rows = [
             (i, p.toy.round, p.toy.waiting_for, {q: s.state.value for q, s in p.session.peers.items()})
