@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jwins.net.driver import NodeEvaluation, NodeOutcome, NodeProgress
     from jwins.net.journal import Journal
     from jwins.net.membership import Membership
-    from jwins.net.roster import Roster
+    from jwins.net.roster import Member, Roster
     from jwins.topology import Topology
 
 
@@ -147,16 +147,46 @@ def run_node(
         ResumeError: the folder holds another experiment, or another process runs this node.
         PeerError: no member sent a model.
     """
+    experiment = for_network(experiment)
+    least_s = timeout_of(experiment, timeout_s)
+    _check_places(experiment, roster)
+    member = roster.named(name)
+    options = _Options(
+        least_s, bootstrap_from, member.since_round, listen, keep_models, metrics_port, progress, stop
+    )
+    return _run_member(experiment, roster, member, key_file, folder, roster_file, options)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Arguments of :func:`run_node` that are passed on to the driver."""
+
+    timeout_s: float
+    bootstrap_from: Sequence[str]
+    since_round: int
+    listen: str | None
+    keep_models: bool
+    metrics_port: int | None
+    progress: Callable[[NodeProgress, Sequence[str]], None] | None
+    stop: Callable[[], bool]
+
+
+def _run_member(
+    experiment: Experiment,
+    roster: Roster,
+    member: Member,
+    key_file: Path,
+    folder: Path | None,
+    roster_file: Path | None,
+    options: _Options,
+) -> NodeResult:
+    """Take the folder of the node, and run it there."""
     from jwins.engines.interrupts import interrupts
     from jwins.net.journal import Journal, write_journal
     from jwins.net.membership import Membership
     from jwins.net.roster import providers_of
 
-    experiment = for_network(experiment)
-    least_s = timeout_of(experiment, timeout_s)
-    _check_places(experiment, roster)
-    member = roster.named(name)
-    providers = providers_of(roster, member, bootstrap_from)
+    providers = providers_of(roster, member, options.bootstrap_from)
     node = roster.ids_ever.index(member.id)
     _check_reachable(experiment, roster)
     place = node_folder(experiment.folder, node) if folder is None else folder
@@ -165,10 +195,10 @@ def run_node(
         return NodeResult(place, "finished", experiment.run.rounds, was_complete=True)
     components = for_real_time(assemble(experiment, nodes=[node]))
     private_folder(place)
-    with locked(place, f"node {name}"), interrupts() as interrupted:
+    with locked(place, f"node {member.name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(place / "config.toml", components.experiment.to_toml(place).encode())
-        journal = Journal(name)
+        journal = Journal(member.name)
         membership = Membership(
             roster_file,
             roster,
@@ -179,22 +209,12 @@ def run_node(
             folder=place / "rosters",
             journal=journal,
         )
+        components = replace(components, rules=replace(components.rules, topology=membership.topology))
+        asked_to_stop = options.stop
+        options = replace(options, stop=lambda: interrupted() or asked_to_stop())
         handler = write_journal(place / "log.jsonl")
         try:
-            return _run(
-                replace(components, rules=replace(components.rules, topology=membership.topology)),
-                membership,
-                journal,
-                place,
-                least_s,
-                providers=providers,
-                since_round=member.since_round,
-                listen=listen,
-                keep_models=keep_models,
-                metrics_port=metrics_port,
-                progress=progress,
-                stop=lambda: interrupted() or stop(),
-            )
+            return _run(components, membership, journal, place, providers, options)
         finally:
             logging.getLogger("jwins.net").removeHandler(handler)
             handler.close()
@@ -205,15 +225,8 @@ def _run(
     membership: Membership,
     journal: Journal,
     folder: Path,
-    timeout_s: float,
-    *,
     providers: Sequence[int],
-    since_round: int,
-    listen: str | None,
-    keep_models: bool,
-    metrics_port: int | None,
-    progress: Callable[[NodeProgress, Sequence[str]], None] | None,
-    stop: Callable[[], bool],
+    options: _Options,
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
     from jwins.net.driver import RealTimeDriver
@@ -228,14 +241,16 @@ def _run(
 
     def on_progress(now: NodeProgress) -> None:
         status(now)
-        if progress is not None:
-            progress(now, membership.names)
+        if options.progress is not None:
+            options.progress(now, membership.names)
 
     (group,) = components.node_groups()
     asked = [] if going_on else providers
     greeting = greeting_of(components.experiment)
     changing = components.experiment.topology_changes
-    transport = membership.connect(group.rules.wire, greeting, listen=listen, changing=changing, also=asked)
+    transport = membership.connect(
+        group.rules.wire, greeting, listen=options.listen, changing=changing, also=asked
+    )
     driver = RealTimeDriver(
         group,
         transport,
@@ -243,16 +258,16 @@ def _run(
         names=membership.names,
         greeting=greeting,
         bootstrap_from=asked,
-        joins_at=since_round or None,
+        joins_at=options.since_round or None,
         changes=membership.look,
-        timeout_s=timeout_s,
+        timeout_s=options.timeout_s,
         recorder=Recorder(folder),
         on_progress=on_progress,
-        on_evaluated=_models_in(folder / "models") if keep_models else None,
-        stop=stop,
+        on_evaluated=_models_in(folder / "models") if options.keep_models else None,
+        stop=options.stop,
         journal=journal,
     )
-    with _served(driver, metrics_port):
+    with _served(driver, options.metrics_port):
         outcome = driver.run(resume=going_on)
     status(driver.progress(), outcome.status)
     return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
