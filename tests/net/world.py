@@ -424,7 +424,7 @@ class World:
             assert isinstance(versions, RosterVersions)
             versions.add(self.roster.version, from_round, self.roster.members)
         change = Change(self.roster.version, from_round, frozenset(joined), frozenset(removed))
-        self.feed(node, ev.RosterChanged(change))
+        self.feed(node, ev.MembersChanged(change))
         for peer in removed - {node}:
             self.drop(node, peer, "removed")
         if node in removed:
