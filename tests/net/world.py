@@ -109,9 +109,10 @@ class Schedule:
         if any(fault.kind in ("join", "leave") for fault in faults):
             nodes += 1
         elif draws.random() < 0.02:  # one of two starts hours later
-            faults = (Fault(0.0, "late_start", 1, seconds=draws.uniform(3600.0, 18_000.0)),)
-            nodes, usual = 2, 60.0
-        train_s = tuple(usual * draws.choice((1.0, 1.0, 1.0, 1.3, 3.0)) for _ in range(nodes))
+            faults = (Fault(0.0, "late_start", 1, seconds=draws.uniform(3600.0, 9000.0)),)
+            nodes, usual = 2, 40.0
+        factors = (1.0, 1.0, 1.0, 1.3, 1.3 if usual > 2.0 else 3.0)
+        train_s = tuple(usual * draws.choice(factors) for _ in range(nodes))
         sharing = draws.choice(("full", "full", "full", "choco"))
         ends = draws.random() < 0.25 and not any(fault.kind in ("join", "leave") for fault in faults)
         rounds = draws.choice((5, 10, 20, 40)) if ends else ENDLESS
@@ -966,7 +967,7 @@ def play(schedule: Schedule, tally: Tally | None = None) -> World:
     world = World(schedule, tally)
     try:
         world.run(world.quiet_from)
-        heal_s = HEAL_S if not world.hostile else HEAL_S / 9
+        heal_s = max(HEAL_S, 30 * max(schedule.train_s)) if not world.hostile else HEAL_S / 9
         if schedule.rounds < ENDLESS:
             heal_s += 2 * schedule.rounds * max(schedule.train_s)
         world.run(world.now + heal_s, lambda: healed(world))
