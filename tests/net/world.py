@@ -43,8 +43,7 @@ HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
 LINES_AT_ONCE = 10
 SHORT = {"cut", "kill", "quit", "clock", "late_start", "new_certificate", "second_key"}
-"""After faults of these kinds alone no frame has taken long while its sender was connected and waited for nobody
-else."""
+"""After these alone no frame takes long while its sender is connected and waits for nobody else."""
 
 KINDS = (
     *("cut", "half_open", "silence", "slow", "pause", "kill", "full_disk", "new_certificate", "clock", "quit"),
