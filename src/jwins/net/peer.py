@@ -169,45 +169,45 @@ class Peer:
             }
         )
         of = (roster, key, sharing, outer, params, buffers, bootstrap_from, codec, timeout_s, folder, listen)
-        parts = PeerSetup(Arguments(model, *of, transport))
-        self.name, self.model = parts.me.name, model
-        self._layout, self._names = parts.layout, parts.names
-        self._training, self._transport = parts.training, parts.transport
+        setup = PeerSetup(Arguments(model, *of, transport))
+        self.name, self.model = setup.me.name, model
+        self._layout, self._names = setup.layout, setup.names
+        self._training, self._transport = setup.training, setup.transport
         self._closing, self._farewell = False, "ended"
-        self._driver = parts.make_driver(lambda: self._closing, lambda: self._farewell)
+        self._driver = setup.make_driver(lambda: self._closing, lambda: self._farewell)
         self._under_way: Tensor | None = None
         self._reported_sent = self._reported_received = 0
         self._reported_wall_s: Mapping[str, float] = {}
         self._reported_timed_out = dict(self._driver.timed_out)
         self._exchanging = threading.Lock()
         self._served: Callable[[], None] = lambda: None
-        self._folder = self._opened(parts)
-        self._begin(parts, metrics_port)
+        self._folder = self._opened(setup)
+        self._begin(setup, metrics_port)
 
-    def _opened(self, parts: PeerSetup) -> contextlib.ExitStack:
+    def _opened(self, setup: PeerSetup) -> contextlib.ExitStack:
         """Lock the folder, and write the log there until the end."""
         opened = contextlib.ExitStack()
-        if parts.place is not None:
+        if setup.place is not None:
             try:
-                private_folder(parts.place)
-                opened.enter_context(locked(parts.place, "this peer"))
-                opened.callback(_end_of_journal, write_journal(parts.place / "log.jsonl", self.name))
+                private_folder(setup.place)
+                opened.enter_context(locked(setup.place, "this peer"))
+                opened.callback(_end_of_journal, write_journal(setup.place / "log.jsonl", self.name))
             except BaseException:
-                parts.transport.close()
+                setup.transport.close()
                 raise
         return opened
 
-    def _begin(self, parts: PeerSetup, metrics_port: int | None) -> None:
+    def _begin(self, setup: PeerSetup, metrics_port: int | None) -> None:
         """Start the driver, and take the model that the peer begins with."""
         self._thread = threading.Thread(
-            target=self._run, args=(parts.going_on,), name="jwins-peer", daemon=True
+            target=self._run, args=(setup.going_on,), name="jwins-peer", daemon=True
         )
         self._thread.start()
         self._process = os.getpid()
         atexit.register(self._at_exit)
         try:
             self._next, merged = self._training.take_merged()
-            if parts.going_on or parts.providers:
+            if setup.going_on or setup.providers:
                 self._layout.write(merged, self.model)
             self._reported_sent = self._driver.progress().bytes_total
             self._served = _serving(self._driver, metrics_port)

@@ -1,4 +1,4 @@
-"""The parts of a peer in a loop of one's own, made of the arguments of :class:`jwins.Peer`."""
+"""Set-up of a peer in the user's own loop, from the arguments of :class:`jwins.Peer`."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Arguments:
 
 
 class PeerSetup:
-    """The parts of a peer before it starts: no thread runs, no port is open, and no file is written.
+    """A peer's components before it starts: no thread runs, no port is open, and no file is written.
 
     Args:
         given: by the user.

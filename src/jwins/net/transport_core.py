@@ -1,4 +1,4 @@
-"""State that the parts of a transport have in common, and what each of them does with it."""
+"""State that reader, writer, listener and dialler of a transport share, and their common functions."""
 
 from __future__ import annotations
 

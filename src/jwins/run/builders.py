@@ -207,7 +207,7 @@ def local_steps(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64
         steps = train.local_steps
         return list(steps) if isinstance(steps, tuple) else [steps] * len(partition)
     # 0.1 passes over 240 samples are 3 steps of 8, although 0.1 * 240 / 8 may round to more than 3.
-    each = (train.local_epochs * len(part) / train.batch_size for part in partition)
+    each = (train.local_epochs * len(own) / train.batch_size for own in partition)
     return [max(1, math.ceil(steps - 1e-9)) for steps in each]
 
 
@@ -287,7 +287,7 @@ def own_test_samples(
 
     train, test = task.train.keys, task.test.keys
     if train is not None and test is not None:
-        return [np.flatnonzero(np.isin(test, np.unique(train[part]))) for part in partition]
+        return [np.flatnonzero(np.isin(test, np.unique(train[own]))) for own in partition]
     labels, of_test, targets = task.partition_labels(), labels_of(task.test), labels_of(task.train)
     if labels is None or of_test is None or targets is None or not np.array_equal(labels, targets):
         problem = (
@@ -297,8 +297,8 @@ def own_test_samples(
         raise ConfigError("run.eval_own", True, problem)
     by_label = {label: np.flatnonzero(of_test == label) for label in np.unique(of_test).tolist()}
     return [
-        _like(labels[part], by_label, stream(seed, "own test samples", node=node))
-        for node, part in enumerate(partition)
+        _like(labels[own], by_label, stream(seed, "own test samples", node=node))
+        for node, own in enumerate(partition)
     ]
 
 
@@ -356,15 +356,15 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
     """
     import numpy as np
 
-    found: dict[str, Any] = {"samples": [len(part) for part in partition]}
+    found: dict[str, Any] = {"samples": [len(own) for own in partition]}
     labels = task.partition_labels()
     if labels is not None:
         values = np.unique(labels)
         if len(values) <= _MAX_LABELS:
             found["labels"] = values.tolist()
             found["counts"] = [
-                np.bincount(np.searchsorted(values, labels[part]), minlength=len(values)).tolist()
-                for part in partition
+                np.bincount(np.searchsorted(values, labels[own]), minlength=len(values)).tolist()
+                for own in partition
             ]
     return found
 

@@ -52,19 +52,19 @@ def fingerprints(
     counts = steps if train.uneven else train.local_steps
     first_batches = [
         batch_indices(
-            part,
+            own,
             seed=experiment.run.seed,
             node=node,
             round=0,
             local_steps=steps[node],
             batch_size=train.batch_size,
         ).tobytes()
-        for node, part in enumerate(partition)
+        for node, own in enumerate(partition)
     ]
     targets = task.test.targets if samples is None else samples
     return {
         "model": _hash(*(tensor.float().cpu().numpy().astype("<f4", copy=False).tobytes() for tensor in model)),
-        "partition": _hash(*(part.astype("<i8", copy=False).tobytes() for part in partition)),
+        "partition": _hash(*(own.astype("<i8", copy=False).tobytes() for own in partition)),
         "batches": _hash(f"{counts} x {train.batch_size}".encode(), *first_batches),
         "evaluation": _hash(f"{len(targets)}".encode(), targets.contiguous().numpy().tobytes()),
         "codec": experiment.wire.codec,

@@ -207,8 +207,8 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
         if record.consensus:
             flat["consensus_rounds"] = row.consensus_rounds
         for metric, spread in row.metrics.items():
-            for part in ("mean", "sd", "min", "max", "average_model"):
-                flat[f"{metric}_{part}"] = getattr(spread, part)
+            for field in ("mean", "sd", "min", "max", "average_model"):
+                flat[f"{metric}_{field}"] = getattr(spread, field)
             if both:
                 flat[f"{metric}_early"] = row.early.get(metric, spread.mean)
         flat["bytes_total"] = row.traffic.total

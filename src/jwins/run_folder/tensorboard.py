@@ -83,8 +83,8 @@ def scalars(row: EvalRow) -> dict[str, float]:
     """Return the scalars of an evaluation by TensorBoard tag, without those that are not finite."""
     found: dict[str, float | None] = {}
     for metric, spread in row.metrics.items():
-        for part in ("mean", "min", "max", "average_model"):
-            found[f"{metric}/{part}"] = getattr(spread, part)
+        for field in ("mean", "min", "max", "average_model"):
+            found[f"{metric}/{field}"] = getattr(spread, field)
     found["train/loss"] = row.train_loss
     found["train/consensus_distance"] = row.consensus_distance
     found["time/virtual_s"] = row.time_s

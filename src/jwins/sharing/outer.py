@@ -33,7 +33,7 @@ class Nesterov:
     Attributes:
         lr: learning rate of the outer step; 1 with ``momentum = 0`` leaves the model as it was trained.
         momentum: factor on the momentum from round to round, in [0, 0.999].
-        consensus: part of the change by mixing that enters the momentum, in [0, 1].
+        consensus: fraction of the change by mixing that enters the momentum, in [0, 1].
 
     Raises:
         ConfigError: out of range, at ``train.outer``.

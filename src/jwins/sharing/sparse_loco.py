@@ -48,8 +48,8 @@ class TwoBits:
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Quantized:
         """Return symbols -3, -1, 0, 1 and 3 of a third of each chunk's largest."""
-        parts = torch.split(values, list(subbands))
-        scales = torch.cat([absmax_scales(part, len(part), 3) for part in parts if len(part)])
+        bands = torch.split(values, list(subbands))
+        scales = torch.cat([absmax_scales(band, len(band), 3) for band in bands if len(band)])
         runs = tuple(count for count in subbands if count)
         steps = values / scales.repeat_interleave(torch.tensor(runs, device=values.device))
         symbols = torch.where(steps.abs() > 2.0, 3, 1) * torch.sign(steps)
@@ -76,11 +76,11 @@ class SparseLoco(Choco):
 
     def chosen(self, difference: Tensor) -> tuple[Tensor | None, tuple[int, ...]]:
         """Return the largest of each chunk, at least one; every chunk counts as a subband."""
-        parts = torch.split(difference, self.chunk)
-        counts = tuple(max(1, count_of(self.fraction, len(part))) for part in parts)
+        chunks = torch.split(difference, self.chunk)
+        counts = tuple(max(1, count_of(self.fraction, len(chunk))) for chunk in chunks)
         positions = [
-            largest_k(part, count) + index * self.chunk
-            for index, (part, count) in enumerate(zip(parts, counts, strict=True))
+            largest_k(chunk, count) + index * self.chunk
+            for index, (chunk, count) in enumerate(zip(chunks, counts, strict=True))
         ]
         return torch.cat(positions), counts
 

@@ -145,18 +145,18 @@ def with_local_data(
         A copy of the task that shares everything but ``train``, and for each node the samples to train on, in
         the order of those that they stand for.
     """
-    parts = dict(partition)
-    changed = sorted(changes.keys() & parts.keys())
+    moved = dict(partition)
+    changed = sorted(changes.keys() & moved.keys())
     if not changed:
-        return task, parts
+        return task, moved
     inputs, targets, size = [task.train.inputs], [task.train.targets], len(task.train)
     for node in changed:
-        own = torch.from_numpy(np.asarray(parts[node], dtype=np.int64))
+        own = torch.from_numpy(np.asarray(moved[node], dtype=np.int64))
         found = changes[node](task.train.inputs[own], task.train.targets[own])
         inputs.append(found[0])
         targets.append(found[1])
-        parts[node] = np.arange(size, size + len(own))
+        moved[node] = np.arange(size, size + len(own))
         size += len(own)
     local = copy.copy(task)
     local.train = Dataset(torch.cat(inputs), torch.cat(targets))
-    return local, parts
+    return local, moved

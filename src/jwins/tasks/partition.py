@@ -55,8 +55,10 @@ class Partitioner(Protocol):
 class Iid:
     """Samples in random order, cut into partitions whose sizes differ by at most one.
 
-    >>> parts = Iid().split(num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1))
-    >>> [len(part) for part in parts]
+    >>> partition = Iid().split(
+    ...     num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1)
+    ... )
+    >>> [len(samples) for samples in partition]
     [3, 2]
     """
 
@@ -71,7 +73,7 @@ class Iid:
     ) -> list[Indices]:
         """Return the samples of each node."""
         _check_enough("iid", num_samples, num_nodes)
-        return [np.sort(part) for part in np.array_split(rng.permutation(num_samples), num_nodes)]
+        return [np.sort(samples) for samples in np.array_split(rng.permutation(num_samples), num_nodes)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,10 @@ class Contiguous:
 
     For texts and other series, of which each node has one stretch.
 
-    >>> parts = Contiguous().split(
+    >>> partition = Contiguous().split(
     ...     num_samples=5, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(1)
     ... )
-    >>> [part.tolist() for part in parts]
+    >>> [samples.tolist() for samples in partition]
     [[0, 1, 2], [3, 4]]
     """
 
@@ -196,12 +198,12 @@ class Dirichlet:
                 f"none of {_DIRICHLET_DRAWS} draws gave each of {num_nodes} nodes {self.min_samples} or more "
                 f"samples; use a larger alpha, fewer nodes or fewer task.partition.min_samples",
             )
-        parts: list[list[Indices]] = [[] for _ in range(num_nodes)]
+        partition: list[list[Indices]] = [[] for _ in range(num_nodes)]
         for label, end in zip(classes, ends, strict=True):
             members = rng.permutation(np.flatnonzero(labels == label))
-            for part, piece in zip(parts, np.split(members, end[:-1]), strict=True):
-                part.append(piece)
-        return [np.sort(np.concatenate(part)) for part in parts]
+            for samples, piece in zip(partition, np.split(members, end[:-1]), strict=True):
+                samples.append(piece)
+        return [np.sort(np.concatenate(samples)) for samples in partition]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +244,7 @@ class Quantity:
         ends = np.rint(np.cumsum(shares) * free).astype(np.int64) + self.min_samples * np.arange(
             1, num_nodes + 1
         )
-        return [np.sort(part) for part in np.split(rng.permutation(num_samples), ends[:-1])]
+        return [np.sort(samples) for samples in np.split(rng.permutation(num_samples), ends[:-1])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +344,7 @@ def checked_split(
         return ConfigError("task.partition", named, f"{cls.__name__}.split() {problem}")
 
     try:
-        parts: Any = partitioner.split(
+        partition: Any = partitioner.split(
             num_samples=num_samples,
             num_nodes=num_nodes,
             labels=None if labels is None else labels.copy(),
@@ -353,35 +355,39 @@ def checked_split(
         raise
     except Exception as error:
         raise wrong(f"raises {type(error).__name__}: {error}") from error
-    if not isinstance(parts, list | tuple) or len(parts) != num_nodes:
-        count = f" of {len(parts)}" if isinstance(parts, list | tuple) else ""
-        raise wrong(f"returns a {type(parts).__name__}{count}; expected a list of {num_nodes}, one per node")
+    if not isinstance(partition, list | tuple) or len(partition) != num_nodes:
+        count = f" of {len(partition)}" if isinstance(partition, list | tuple) else ""
+        raise wrong(
+            f"returns a {type(partition).__name__}{count}; expected a list of {num_nodes}, one per node"
+        )
     owner = np.full(num_samples, -1)
-    for node, part in enumerate(parts):
-        if not isinstance(part, np.ndarray) or part.dtype != np.int64 or part.ndim != 1:
+    for node, samples in enumerate(partition):
+        if not isinstance(samples, np.ndarray) or samples.dtype != np.int64 or samples.ndim != 1:
             found = (
-                f"{part.dtype} of shape {part.shape}" if isinstance(part, np.ndarray) else type(part).__name__
+                f"{samples.dtype} of shape {samples.shape}"
+                if isinstance(samples, np.ndarray)
+                else type(samples).__name__
             )
             raise wrong(f"returns {found} for node {node}; expected a NumPy array of int64, shape (n,)")
-        if not len(part):
+        if not len(samples):
             raise wrong(f"gives node {node} no samples; expected at least one each")
-        outside = part[(part < 0) | (part >= num_samples)]
+        outside = samples[(samples < 0) | (samples >= num_samples)]
         if len(outside):
             raise wrong(f"gives node {node} sample {outside[0]}; expected 0 to {num_samples - 1}")
-        falls = np.flatnonzero(np.diff(part) <= 0)
+        falls = np.flatnonzero(np.diff(samples) <= 0)
         if len(falls):
-            one, other = part[falls[0] : falls[0] + 2]
+            one, other = samples[falls[0] : falls[0] + 2]
             raise wrong(f"gives node {node} sample {other} after {one}; expected increasing numbers, each once")
-        taken = part[owner[part] >= 0]
+        taken = samples[owner[samples] >= 0]
         if len(taken):
             raise wrong(
                 f"gives nodes {owner[taken[0]]} and {node} sample {taken[0]}; each sample needs one node"
             )
-        owner[part] = node
+        owner[samples] = node
     left = np.flatnonzero(owner < 0)
     if len(left):
         raise wrong(f"gives sample {left[0]} to no node ({len(left)} such samples); each sample needs one node")
-    return list(parts)
+    return list(partition)
 
 
 def _check_concentration(alpha: float, min_samples: int) -> None:

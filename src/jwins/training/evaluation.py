@@ -105,14 +105,14 @@ class Evaluation:
             TrainingError: the model or a metric failed.
         """
         slices = [self._context.test_slices(self._count(request)) for request in requests]
-        jobs = self._jobs(requests, [len(parts) for parts in slices])
+        jobs = self._jobs(requests, [len(batches) for batches in slices])
         found: dict[int, list[list[Sums]]] = {}
 
         def work(worker: int, number: int) -> None:
             job = jobs[number]
-            parts = slices[job.request][job.first : job.last]
+            batches = slices[job.request][job.first : job.last]
             test = self._test_stack if len(job.rows) > 1 or requests[job.request].stacked else self._test_row
-            found[number] = test(worker, requests[job.request], job.rows, parts)
+            found[number] = test(worker, requests[job.request], job.rows, batches)
 
         with self._context.preserved_generators():
             self._context.pool.run(range(len(jobs)), work, self._threads)
@@ -147,7 +147,7 @@ class Evaluation:
         return [tuple(rows) for rows in pieces.values()]
 
     def _test_row(
-        self, worker: int, request: EvalRequest, rows: tuple[int, ...], parts: Sequence[slice]
+        self, worker: int, request: EvalRequest, rows: tuple[int, ...], batches: Sequence[slice]
     ) -> list[list[Sums]]:
         (index,) = rows
         module, context, node = self._modules[worker], self._context, request.nodes[index]
@@ -160,14 +160,14 @@ class Evaluation:
             context.seed_global("evaluation", node, EVERY_ROUND)
         found = []
         with wrap_errors(node, None, "evaluation"), torch.no_grad():
-            for part in parts:
-                inputs, targets = context.test_batch(request.samples, part)
+            for batch in batches:
+                inputs, targets = context.test_batch(request.samples, batch)
                 outputs = module.model(context.task.prepare(inputs))
-                found.append(self._sums(outputs, targets, request, part))
+                found.append(self._sums(outputs, targets, request, batch))
         return [found]
 
     def _test_stack(
-        self, worker: int, request: EvalRequest, rows: tuple[int, ...], parts: Sequence[slice]
+        self, worker: int, request: EvalRequest, rows: tuple[int, ...], batches: Sequence[slice]
     ) -> list[list[Sums]]:
         module, context = self._modules[worker], self._context
         nodes = [request.nodes[row] for row in rows]
@@ -186,17 +186,17 @@ class Evaluation:
         found: list[list[Sums]] = [[] for _ in rows]
         with wrap_errors(f"{nodes[0]} to {nodes[-1]}", None, "evaluation"), torch.no_grad():
             values = [*self._layout.views(own).values(), *buffers.values()]
-            for part in parts:
-                inputs, targets = context.test_batch(request.samples, part)
+            for batch in batches:
+                inputs, targets = context.test_batch(request.samples, batch)
                 outputs = self._model.outputs(module, values, inputs)
                 for i, sums in enumerate(found):
                     single = pytree.tree_map(lambda tensor, i=i: tensor[i], outputs)
-                    sums.append(self._sums(single, targets, request, part))
+                    sums.append(self._sums(single, targets, request, batch))
         return found
 
-    def _sums(self, outputs: Any, targets: Tensor, request: EvalRequest, part: slice) -> Sums:
+    def _sums(self, outputs: Any, targets: Tensor, request: EvalRequest, batch: slice) -> Sums:
         """Return each metric's sum over all samples of a batch and over some of them."""
-        some = None if request.some is None else request.some[part]
+        some = None if request.some is None else request.some[batch]
         return {
             name: (
                 float(values.double().sum()),

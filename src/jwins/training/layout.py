@@ -145,8 +145,8 @@ class Layout:
         tensors = self._tensors_of(model)
         with torch.no_grad():
             for slot in self.slots:
-                part = vector[slot.offset : slot.offset + slot.size]
-                tensors[slot.name].copy_(part.view(slot.shape))
+                piece = vector[slot.offset : slot.offset + slot.size]
+                tensors[slot.name].copy_(piece.view(slot.shape))
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of the tensors in a vector, or in each row of a stack of vectors.

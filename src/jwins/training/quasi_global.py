@@ -46,13 +46,13 @@ class QuasiGlobal:
         self.moments: Mapping[str, Tensor] = {"quasi_global": self._momentum, "round_start": self._start}
         self.counters: Mapping[str, Tensor] = {"next_round": self._next_round}
 
-    def begin_(self, part: slice, params: Tensor, rounds: Sequence[int], local_steps: int) -> Tensor:
+    def begin_(self, rows: slice, params: Tensor, rounds: Sequence[int], local_steps: int) -> Tensor:
         """Add the last round's change to the momentum. Call it before the first local step.
 
         Beginning a round a second time from the same state gives the same momentum.
 
         Args:
-            part: indices of n rows.
+            rows: indices of n rows.
             params: (n, P) float32, their models; not changed.
             rounds: the round that each of them begins.
             local_steps: H.
@@ -61,12 +61,12 @@ class QuasiGlobal:
             (n, P) float32: a copy of m, which local steps may change.
         """
         size = params.shape[1]
-        momentum, start = self._momentum[part, :size], self._start[part, :size]
+        momentum, start = self._momentum[rows, :size], self._start[rows, :size]
         begun = torch.tensor(rounds).unsqueeze(1)
-        follows = (self._next_round[part] == begun).to(params.device)
+        follows = (self._next_round[rows] == begun).to(params.device)
         direction = (start - params) / (self._lr * local_steps)
         updated = (self._factor * momentum).add_(direction, alpha=1 - self._factor)
         momentum.copy_(torch.where(follows, updated, momentum))
         start.copy_(params)
-        self._next_round[part] = begun + 1
-        return self._momentum[part].clone()[:, :size]
+        self._next_round[rows] = begun + 1
+        return self._momentum[rows].clone()[:, :size]

@@ -134,26 +134,26 @@ class Chunk:
     Rows that do not take part are restored afterwards.
     """
 
-    def __init__(self, store: NodeStore, part: slice, layout: Layout, optimizer: Optimizer) -> None:
-        rows = store.rows[part]
-        self.size = part.stop - part.start
-        self.buffers = {name: tensor[part].data for name, tensor in store.buffers.items()}
+    def __init__(self, store: NodeStore, chunk_rows: slice, layout: Layout, optimizer: Optimizer) -> None:
+        rows = store.rows[chunk_rows]
+        self.size = chunk_rows.stop - chunk_rows.start
+        self.buffers = {name: tensor[chunk_rows].data for name, tensor in store.buffers.items()}
         # .data gives each view a version counter of its own. Otherwise all chunks would count their changes
         # as those of the one matrix, and autograd of one thread would take another's for its own.
         self.tensors = {name: view.data for name, view in layout.views(rows).items()}
-        self._layout, self._part, self._rows = layout, part, rows
+        self._layout, self._chunk_rows, self._rows = layout, chunk_rows, rows
         self._trained = [slot.name for slot in layout.slots if slot.kind == "parameter"]
         self._leaves = [self.tensors[name] for name in self._trained]
         self._dims = [len(slot.shape) for slot in layout.slots if slot.kind == "parameter"]
         self._optimizer = optimizer.build(self._leaves, self._dims)
         state = store.optimizer
         self._quasi_global = state.quasi_global
-        moments = {name: tensor[part, : layout.size] for name, tensor in state.moments.items()}
-        self._scalars = {name: tensor[part] for name, tensor in state.scalars.items()}
+        moments = {name: tensor[chunk_rows, : layout.size] for name, tensor in state.moments.items()}
+        self._scalars = {name: tensor[chunk_rows] for name, tensor in state.scalars.items()}
         self._kept = self._by_leaf(moments)
         self._updated = [rows, *moments.values()]
         kept = [*state.all_moments().values(), *state.all_counters().values()]
-        self._all = [rows, *(tensor[part] for tensor in kept), *self.buffers.values()]
+        self._all = [rows, *(tensor[chunk_rows] for tensor in kept), *self.buffers.values()]
 
     def _by_leaf(self, moments: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         views = {name: self._layout.views(tensor) for name, tensor in moments.items()}
@@ -193,7 +193,7 @@ class Chunk:
         kept = self._kept
         if self._quasi_global is not None:
             begun = [rounds.get(row, 0) for row in range(self.size)]
-            momentum = self._quasi_global.begin_(self._part, self._rows, begun, local_steps)
+            momentum = self._quasi_global.begin_(self._chunk_rows, self._rows, begun, local_steps)
             kept = self._by_leaf({"momentum_buffer": momentum})
         for leaf, moments in zip(self._leaves, kept, strict=True):
             if moments:
@@ -365,8 +365,8 @@ class StackedTrainer:
         chunk = self._chunks.get(number)
         if chunk is None:
             start = self._store.row(number * self._chunk)
-            part = slice(start, start + self._chunk)
-            chunk = self._chunks[number] = Chunk(self._store, part, self._layout, self._optimizer)
+            chunk_rows = slice(start, start + self._chunk)
+            chunk = self._chunks[number] = Chunk(self._store, chunk_rows, self._layout, self._optimizer)
         return chunk
 
     def _step(self, worker: int, number: int, round: int) -> Step:

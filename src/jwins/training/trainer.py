@@ -56,9 +56,9 @@ class Trainer:
 
     Args:
         task: data, model, loss and metrics.
-        parts: for each node, (n,) int64 indices of its training samples, n >= 1; by number, or a list for
+        partition: for each node, (n,) int64 indices of its training samples, n >= 1; by number, or a list for
             nodes 0, 1, 2 and so on.
-        num_nodes: N, of the whole run; None for as many as there are parts. Chunks are cut from it.
+        num_nodes: N, of the whole run; None for the nodes of ``partition``. Chunks are cut from it.
         seed: seed of the experiment.
         local_steps: steps per round, at least 1; one number, or one per node of the whole run, of which those
             with different numbers train in a loop.
@@ -97,7 +97,7 @@ class Trainer:
     Example::
 
         sgd = Optimizer("sgd", {"lr": 0.05})
-        trainer = Trainer(task, parts, seed=1, local_steps=3, batch_size=8, optimizer=sgd)
+        trainer = Trainer(task, partition, seed=1, local_steps=3, batch_size=8, optimizer=sgd)
         losses = trainer.train({node: 0 for node in trainer.nodes})
         scores = trainer.evaluate(trainer.params, trainer.nodes, samples=None)
     """
@@ -105,7 +105,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        parts: Sequence[Indices] | Mapping[int, Indices],
+        partition: Sequence[Indices] | Mapping[int, Indices],
         *,
         num_nodes: int | None = None,
         seed: int,
@@ -121,7 +121,9 @@ class Trainer:
     ) -> None:
         every = [local_steps] if isinstance(local_steps, int) else list(local_steps)
         _check(every, batch_size, threads, chunk, batching)
-        by_node = dict(sorted(parts.items())) if isinstance(parts, Mapping) else dict(enumerate(parts))
+        by_node = (
+            dict(sorted(partition.items())) if isinstance(partition, Mapping) else dict(enumerate(partition))
+        )
         if not by_node:
             raise UsageError("Trainer: no nodes; expected the training samples of at least one")
         self.task, self.optimizer = task, optimizer
@@ -133,8 +135,8 @@ class Trainer:
             )
         self.steps = _steps_by_node(every, self.nodes, self.num_nodes)
         self._shuffles = {
-            node: Shuffle(checked_partition(part, node, len(task.train)), seed, node)
-            for node, part in by_node.items()
+            node: Shuffle(checked_partition(samples, node, len(task.train)), seed, node)
+            for node, samples in by_node.items()
         }
         self._context = context = TrainingContext(
             task,
@@ -161,7 +163,7 @@ class Trainer:
         stacked = self.batching == "stacked"
         self.chunk = chunk_nodes(self.num_nodes, self.layout.size, self.device, chunk) if stacked else 1
 
-        # What a step computes with, be it part of the row or not.
+        # All tensors of a step, in the row or not.
         numbers = self.layout.size + sum(tensor.numel() for tensor in self.frozen.values())
         useful = is_slow_stacked(model) is not None or numbers >= THREADS_MIN_PARAMETERS
         self.threads = threads if useful and self.device.type == "cpu" else 1

@@ -163,9 +163,9 @@ class TrainingContext:
             size = min(size, max(16, EVALUATION_BATCH_CPU // max(1, self._test.inputs[:1].numel())))
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def test_batch(self, samples: Tensor | None, part: slice) -> Batch:
-        """Return those test samples in ``part`` of the positions ``samples`` (m,); None stands for all."""
-        at: Any = part if samples is None else samples[part]
+    def test_batch(self, samples: Tensor | None, rows: slice) -> Batch:
+        """Return those test samples in ``rows`` of the positions ``samples`` (m,); None stands for all."""
+        at: Any = rows if samples is None else samples[rows]
         return Batch(self._test.inputs[at], self._test.targets[at])
 
     def metrics_of(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:

@@ -331,13 +331,13 @@ def _encode_quantized(values: Quantized, arrays: _Arrays, coded: bool) -> tuple[
     short = quantized.encode(symbols, scales, values.runs) if coded else b""
     if coded and 8 * len(short) <= _SHORT_BITS * len(symbols):
         return ValuesKind.CODED, short
-    parts = (
+    fields = (
         _WORD.pack(num_runs),
         scales.astype("<f4", copy=False).tobytes(),
         np.array(values.runs, dtype="<u4").tobytes(),
         arrays.encode_symbols(symbols, values.runs),
     )
-    plain = b"".join(parts)
+    plain = b"".join(fields)
     return (ValuesKind.CODED, short) if coded and len(short) < len(plain) else (ValuesKind.QUANTIZED, plain)
 
 

@@ -393,24 +393,24 @@ def describe(data: bytes) -> dict[str, object]:
         about |= {"reason": _decode_body(payload, _ByeBody).reason}
     if header.kind != _FRAME:
         return about | {"header_bytes": len(data)}
-    parts = read_payload(payload, dim=header.dim)
-    count = parts.count
+    sections = read_payload(payload, dim=header.dim)
+    count = sections.count
     about |= {
-        "header_bytes": len(data) - len(parts.positions) - len(parts.values),
+        "header_bytes": len(data) - len(sections.positions) - len(sections.values),
         "keyframe": bool(header.flags & _KEYFRAME_FLAG),
         "roster_version": header.flags >> 1,
-        "base": parts.base,
-        "check": parts.check,
+        "base": sections.base,
+        "check": sections.check,
         "count": count,
         "density": count / header.dim if header.dim else 0.0,
-        "positions": PositionsKind(parts.positions_kind).name.lower(),
-        "positions_bytes": len(parts.positions),
-        "bits_per_position": 8 * len(parts.positions) / count if count else 0.0,
-        "values": ValuesKind(parts.values_kind).name.lower(),
-        "dither": parts.dither,
-        "offset": parts.offset,
-        "values_bytes": len(parts.values),
-        "bits_per_value": 8 * len(parts.values) / count if count else 0.0,
+        "positions": PositionsKind(sections.positions_kind).name.lower(),
+        "positions_bytes": len(sections.positions),
+        "bits_per_position": 8 * len(sections.positions) / count if count else 0.0,
+        "values": ValuesKind(sections.values_kind).name.lower(),
+        "dither": sections.dither,
+        "offset": sections.offset,
+        "values_bytes": len(sections.values),
+        "bits_per_value": 8 * len(sections.values) / count if count else 0.0,
     }
     name = names.get(header.codec)
     if name is not None and CODECS[name].accepts_foreign and header.dim <= DESCRIBED_DIM:
