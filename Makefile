@@ -14,6 +14,10 @@ export OMP_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
+# Python keeps what it has compiled: else each process of the tests rewrites the assertions of all test files anew,
+# half of the time that it takes to find the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests run in so many processes: one more than two cores have, since tests of peers wait for each other most of
 # their time. Slow tests of short timeouts run by themselves: on busy cores they would be late.
 TEST_JOBS ?= 3
