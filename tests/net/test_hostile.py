@@ -5,12 +5,17 @@ The same kinds are played in the simulated world (``world.py``), and over real T
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from wires import Wires
+from wires import World as RunWorld
 from world import DIM, ENDLESS, TIMEOUT_S, Fault, Schedule, ToyNode, World, play
 
+from jwins.errors import ConfigError
 from jwins.net import events as ev
 from jwins.net.bootstrap import PROVIDE_EVERY, pack_state, state_wire
 from jwins.net.handshake import Handshake
@@ -235,6 +240,31 @@ def test_a_member_that_inflates_its_values_is_named_and_cut() -> None:
     scene.feed(ev.Disconnected(HOSTILE, "reset"))
     scene.connect(HOSTILE, 10)
     assert scene.session.peers[HOSTILE].state is State.INCOMPATIBLE, "a new connection changes nothing"
+
+
+def test_a_cut_holds_after_a_restart_until_an_operator_lifts_it(tmp_path: Path, wires: Wires) -> None:
+    def restarted() -> Session:
+        session = RunWorld(2).driver(0, wires, tmp_path).session
+        session.start(0.0)
+        session.handle(ev.Connected(1, session.handshake.greeting), 0.0)
+        hello = session.handshake.hello(1, 0, 0, settled=True)
+        session.handle(ev.MessageReceived(1, session.node.rules.wire.pack(hello).data), 0.0)
+        return session
+
+    first = RunWorld(2).driver(0, wires, tmp_path)
+    first.session.start(0.0)
+    first.session.cut(1, "inflates its values")
+    first._carry_out(first.session.out)
+    file = tmp_path / "cut.json"
+    assert json.loads(file.read_text()) == {"node-1": "inflates its values"}
+    assert file.stat().st_mode & 0o077 == 0
+    assert restarted().peers[1].state is State.INCOMPATIBLE
+    assert restarted().peers[1].cut == "inflates its values"
+    file.write_text("[]")
+    with pytest.raises(ConfigError, match=r"cut\.json.*remove it to lift all cuts"):
+        restarted()
+    file.unlink()
+    assert restarted().peers[1].state is State.ACTIVE
 
 
 def test_one_damaged_number_cuts_nobody() -> None:

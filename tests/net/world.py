@@ -23,7 +23,7 @@ from jwins.net import events as ev
 from jwins.net.bootstrap import PROVIDE_EVERY, pack_state, state_wire
 from jwins.net.handshake import Handshake, pack_greeting
 from jwins.net.membership import Change
-from jwins.net.peer_session import PeerSession, State
+from jwins.net.peer_session import INTRODUCED, PeerSession, State
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.session import Session, SessionSettings
 from jwins.node import FrameReceived, KeyframeRequested, Node, NodeState, Phase, Rules, Trained
@@ -291,6 +291,7 @@ class World:
         self.hostile: dict[int, str] = {}
         self.ended: dict[int, str] = {}
         self.said: list[set[str]] = [set() for _ in range(n)]
+        self.cuts: list[dict[int, str]] = [{} for _ in range(n)]
         self.clock_s = [0.0] * n
         self.weights: dict[tuple[int, int, int], float] = {}
         self.merges: list[dict[int, frozenset[int]]] = [{} for _ in range(n)]
@@ -366,9 +367,8 @@ class World:
         greeting = pack_greeting(b"another!" if other else b"testtest", {"codec": "other" if other else "raw"})
         if self.misfits.get(node) == "other_version":
             greeting = greeting.replace(b'"wire format":"', b'"wire format":"1')
-        settings = SessionSettings(
-            TIMEOUT_S, Handshake(DIM, "raw", b"x0", greeting=greeting), max_step_s=MAX_STEP_S
-        )
+        handshake = Handshake(DIM, "raw", b"x0", greeting=greeting)
+        settings = SessionSettings(TIMEOUT_S, handshake, max_step_s=MAX_STEP_S, cut=self.cuts[node])
         if (since := self.roster.from_round if self._joined(node) else None) is not None and not saved:
             others = tuple(member for member in self.roster.members if member != node)
             settings = replace(settings, joins_at=since, bootstrap_from=others, from_round=since)
@@ -526,6 +526,8 @@ class World:
                     if event == "rejoining" and not process.has_model:
                         raise ViolationError(f"node {node} takes the round of others with a model from scratch")
                     self.reports[node].append((self.now, event, dict(fields)))
+                case ev.KeepCut(peer, reason):
+                    self.cuts[node] = {**self.cuts[node], peer: reason}
                 case ev.Failed(reason):
                     process.failed = reason
                     if event == "bye":
@@ -736,6 +738,9 @@ def check(world: World, node: int) -> None:
         raise ViolationError(
             f"node {node} received {process.delivered} bytes, counted {session.received_bytes}"
         )
+    for peer in world.cuts[node]:
+        if (state := session.peers[peer].state) in INTRODUCED:
+            raise ViolationError(f"node {node} has cut node {peer} off and holds it for {state.value}")
     by_sender = Counter(sender for sender, _ in process.toy.node.inbox)
     if any(count > world.rules.inbox_frames for count in by_sender.values()):
         raise ViolationError(f"node {node} keeps {by_sender} frames")

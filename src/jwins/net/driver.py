@@ -22,6 +22,7 @@ from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, PeerError, UsageError
 from jwins.net import events as ev
+from jwins.net.cuts import Cuts
 from jwins.net.external_training import WithdrawnError
 from jwins.net.handshake import Handshake, hash_of_parameters
 from jwins.net.hosted_node import HostedNode
@@ -199,7 +200,15 @@ class RealTimeDriver:
             dict(agreed or {}),
             greeting,
         )
-        settings = SessionSettings(timeout_s, handshake, joins_at, tuple(bootstrap_from), joins_at or 0)
+        self._cuts = Cuts(self.recorder.folder)
+        settings = SessionSettings(
+            timeout_s,
+            handshake,
+            joins_at,
+            tuple(bootstrap_from),
+            joins_at or 0,
+            cut=self._cuts.of(self.names),
+        )
         self.session = Session(HostedNode(group), settings, time.monotonic())
         self._start, self._stop, self._farewell = start, stop, farewell
         self._flush_s, self._changes = flush_s, changes
@@ -347,6 +356,8 @@ class RealTimeDriver:
                         self._on_evaluated(evaluation)
                 case ev.SaveCheckpoint(round):
                     self._save(round)
+                case ev.KeepCut(peer, reason):
+                    self._keep_cut(peer, reason)
                 case ev.LogLine():
                     _write(command, self.journal, self.names)
                 case ev.Ended():
@@ -403,6 +414,13 @@ class RealTimeDriver:
             self.recorder.save(round, state, [self.group.snapshot()])
         except OSError as error:
             self.journal.error("no checkpoint", round=round, problem=error.strerror or str(error))
+
+    def _keep_cut(self, peer: int, reason: str) -> None:
+        """Write a cut; on a full disk it holds until this process ends."""
+        try:
+            self._cuts.add(self.names[peer], reason)
+        except OSError as error:
+            self.journal.error("cut not kept", peer=self.names[peer], problem=error.strerror or str(error))
 
     def _write_end(self, end: Finished) -> None:
         """Write the end before it is sent. Others may leave after that, so no round could be repeated."""

@@ -17,6 +17,7 @@ __all__ = [
     "Ended",
     "Event",
     "Failed",
+    "KeepCut",
     "KeyUsedElsewhere",
     "Measure",
     "MessageReceived",
@@ -105,6 +106,14 @@ class SaveCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepCut:
+    """Keep for later processes that a peer was cut off, and why."""
+
+    peer: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line of the log."""
 
@@ -129,4 +138,4 @@ class Failed:
     reason: str
 
 
-Command: TypeAlias = Transmit | StartTraining | Measure | SaveCheckpoint | LogLine | Ended | Failed
+Command: TypeAlias = Transmit | StartTraining | Measure | SaveCheckpoint | KeepCut | LogLine | Ended | Failed

@@ -19,7 +19,7 @@ It drives one :class:`~jwins.node.Node`, which handles rounds and models, and ad
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -113,6 +113,7 @@ class SessionSettings:
         from_round: a member from this round on.
         may_provide: whether a peer is given this node's model; None for neighbours and those who join.
         max_step_s: a longer time between two events is one in which this process stood still.
+        cut: why peers were cut off by earlier processes.
     """
 
     timeout_s: float
@@ -122,6 +123,7 @@ class SessionSettings:
     from_round: int = 0
     may_provide: Callable[[int], bool] | None = None
     max_step_s: float = MAX_STEP_S
+    cut: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,6 +213,8 @@ class Session:
             self.rounds.finish(Finished("finished", self.node.round))
         elif self.joiner is None:
             self.begin(None if resumed else self.settings.joins_at)
+        for peer, reason in self.settings.cut.items():
+            self.cut(peer, reason)
         return self._taken()
 
     def begin(self, at: int | None = None, params: Tensor | None = None) -> None:
@@ -370,11 +374,12 @@ class Session:
         self.log("debug" if quietly else "warning", "refused", peer=peer, reason=reason, times=known.refused)
 
     def cut(self, peer: int, reason: str) -> None:
-        """Exchange nothing more with a peer until this process ends."""
+        """Exchange nothing more with a peer."""
         known = self.peers[peer]
         known.cut = known.mismatch = reason
         known.early = EarlyFrames()
         self.log("error", "cut", peer=peer, reason=reason)
+        self.out.append(ev.KeepCut(peer, reason))
         if Signal.MISMATCH in TRANSITIONS[known.state]:
             self.apply(peer, Signal.MISMATCH)
 
