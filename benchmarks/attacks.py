@@ -149,7 +149,7 @@ class Process:
         return found
 
     def end(self) -> str:
-        """How its run ended."""
+        """Return how its run ended."""
         out, _ = self._popen.communicate(timeout=60)
         return str(json.loads(out.splitlines()[-1])["status"])
 
@@ -185,7 +185,7 @@ def fuzzed(some: list[bytes], round: int, rng: np.random.Generator) -> bytes:
 
 @dataclass
 class Found:
-    """What a flood did."""
+    """Result of a flood."""
 
     frames: int
     seconds: float

@@ -1,4 +1,4 @@
-"""Whether results are what they were: SHA-256 of parameters, traffic and rows of many small experiments.
+"""Check that results have not changed: SHA-256 of parameters, traffic and rows of many small experiments.
 
 For a change that must not change results. Runs every experiment with the sources of a commit and with those
 that are here, in two processes, and compares column by column. From the root:
@@ -55,7 +55,7 @@ topology = { kind = "regular", degree = 4 }
 compute = { spread = 0.2, jitter = 0.3 }
 run = { rounds = 10, eval_every = 4, checkpoint_every = 3, threads = 2, device = "cpu" }
 """
-"""What an experiment says if it says nothing else; nothing is left to a default that may change."""
+"""Settings of every experiment unless it has its own; none is left to a default that may change."""
 
 ALGORITHMS = {
     "full": '{ kind = "full" }',
@@ -204,7 +204,7 @@ def digest(value: Any) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """What a run measured, by column."""
+    """Return the measurements of a run by column."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     columns: dict[str, list[Any]] = {}
     for row in rows:
@@ -219,7 +219,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def leaves(table: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """What is in nested tables, by dotted path."""
+    """Return the values of nested tables by dotted path."""
     for key, value in table.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{path}{key}.")
@@ -279,7 +279,7 @@ def compute(only: str, data: Path | None) -> dict[str, Any]:
 
 
 def about() -> str:
-    """What digests depend on, but for the sources."""
+    """Return everything that digests depend on, except the sources."""
     processor = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
     return f"{processor}, {platform.system()}, torch {torch.__version__}"
 
@@ -310,7 +310,7 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
 
 
 def of_commit(commit: str, arguments: list[str]) -> dict[str, Any]:
-    """What the sources of a commit compute, in a process of their own."""
+    """Compute the digests with the sources of a commit, in a separate process."""
     packed = subprocess.run(["git", "archive", commit, "src"], cwd=ROOT, check=True, stdout=subprocess.PIPE)
     with tempfile.TemporaryDirectory() as place:
         with tarfile.open(fileobj=BytesIO(packed.stdout)) as archive:

@@ -44,7 +44,7 @@ Runs = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Coded:
-    """What one coder makes of some symbols: bytes, and milliseconds to encode and decode."""
+    """Result of one coder for some symbols: bytes, and milliseconds to encode and decode."""
 
     size: int
     encode_ms: float

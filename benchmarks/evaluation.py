@@ -1,4 +1,4 @@
-"""How fast models are evaluated and trained, with and without what was done for it.
+"""Speed of evaluation and training, with and without the optimizations of this package.
 
 Each contestant is a process of its own, and they take turns; medians are compared. From the root:
 

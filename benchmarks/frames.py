@@ -37,7 +37,7 @@ SHARDS = {"kind": "shards", "shards_per_node": 2}
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, for how long and how."""
+    """Experiment of a case, and its rounds."""
 
     name: str
     partition: dict[str, Any]

@@ -244,7 +244,7 @@ def cases(corpus: Corpus, seed: int) -> Iterator[tuple[str, bytes]]:
 
 @dataclass
 class Tally:
-    """What became of the inputs."""
+    """Counts of inputs by outcome."""
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)

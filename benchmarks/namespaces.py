@@ -179,7 +179,7 @@ def command(*words: str) -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """What was found of one algorithm.
+    """Measurements of one algorithm.
 
     Attributes:
         calibrated_s: seconds per round without a limit.
@@ -197,7 +197,7 @@ class Compared:
 
     @property
     def off(self) -> float:
-        """How far the virtual seconds are from the real ones, as a fraction of these."""
+        """Return the difference of virtual and real seconds, as a fraction of the real ones."""
         return self.virtual_s / self.real_s - 1.0
 
 

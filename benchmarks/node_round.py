@@ -1,4 +1,4 @@
-"""What a round costs one node between machines: its training, and everything that sharing adds to that.
+"""Cost of a round for one node between machines: its training, and everything that sharing adds.
 
 Five nodes that all hear each other train CIFAR-10's GN-LeNet; of one of them every step is timed: 3 local steps
 of 8 images, share, encode once, decode what its four neighbours sent, merge. All on one thread; in a simulation
@@ -80,7 +80,7 @@ def measured(task: Task, parts: Sequence[np.ndarray], sharing: Sharing[Any], rou
 
 
 def unpacked(wire: Wire, frames: Sequence[bytes]) -> list[Received]:
-    """What the neighbours sent."""
+    """Frames of the neighbours."""
     found = [wire.unpack(frame) for frame in frames]
     return [
         Received(frame.sender, frame.round, WEIGHT, frame.update) for frame in found if isinstance(frame, Frame)

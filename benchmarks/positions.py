@@ -45,12 +45,12 @@ class Row:
     bits: dict[str, float]
 
     def excess(self, name: str) -> float:
-        """How far a codec is above the bound, as a fraction of it."""
+        """Return how far a codec is above the bound, as a fraction of the bound."""
         return self.bits[name] / self.bound - 1
 
     @property
     def within_target(self) -> bool | None:
-        """Whether ``pco`` is close enough to the bound; None where nothing is asked."""
+        """Return whether ``pco`` is close enough to the bound; None without a goal."""
         return self.excess("pco") <= TARGETS[self.dim] if self.dim in TARGETS else None
 
 

@@ -1,4 +1,4 @@
-"""How the benchmarks print: the machine, aligned tables, and whether a number reaches what was asked of it."""
+"""Output of the benchmarks: the machine, aligned tables, and whether a number reaches its goal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sharing costs on top of training: whole JWINS rounds, a thousand nodes, and each step by itself.
+"""Cost of sharing on top of training: whole JWINS rounds, a thousand nodes, and each step by itself.
 
 From the root:
 

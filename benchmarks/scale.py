@@ -36,7 +36,7 @@ PARTS = ("training", "share and merge", "decoding", "driver")
 
 @dataclass(frozen=True)
 class Size:
-    """What one size took: seconds per round by part, of all rounds but the first."""
+    """Cost of one size: seconds per round by activity, over all rounds except the first."""
 
     nodes: int
     seconds: dict[str, float]

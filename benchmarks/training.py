@@ -1,4 +1,4 @@
-"""How fast local training is, against plain PyTorch loops that take the same steps.
+"""Speed of local training, against plain PyTorch loops that take the same steps.
 
 Each ratio comes from one run in which the contestants take turns; medians are compared. From the root:
 
@@ -105,7 +105,7 @@ def synthetic_parts(num_nodes: int) -> list[np.ndarray]:
 
 
 class PlainLoop:
-    """What one would write without this package: a module and an optimizer per node, one node after another."""
+    """Train without this package: a module and an optimizer per node, one node after another."""
 
     def __init__(
         self, task: Task, parts: Sequence[np.ndarray], *, workers: int, intra_op: int, rounds: int

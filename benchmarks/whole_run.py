@@ -1,4 +1,4 @@
-"""What a whole run takes, from its process's start to its end, against training and evaluation alone.
+"""Cost of a whole run, from its process's start to its end, against training and evaluation alone.
 
 16 nodes, 20 rounds of JWINS with the paper's preset, GN-LeNet, each node tested on the whole test set of 10,000
 images before the first round and after the last, on all cores. Alone means: in a process that has everything

@@ -1,4 +1,4 @@
-"""What no file of the package may do. Read from the source, not by importing."""
+"""Rules for every file of the package, checked in the source without importing it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def dotted(node: ast.AST) -> str:
-    """The name, as `np.random.Generator`, of what has one."""
+    """Return the dotted name of a node, such as `np.random.Generator`; "?" for others."""
     if isinstance(node, ast.Attribute):
         return f"{dotted(node.value)}.{node.attr}"
     return node.id if isinstance(node, ast.Name) else "?"

@@ -71,7 +71,7 @@ def pages_with(*languages: str, slow: bool | None = None) -> list[Path]:
 
 
 def anchors(path: Path) -> set[str]:
-    """What a page's headings are called in links to them."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ +(.+?) *$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -193,7 +193,7 @@ def test_slow_python_runs(page: Path, tmp_path: Path) -> None:
 
 
 def test_most_python_runs() -> None:
-    """What does not run says why."""
+    """A block that does not run states the reason."""
     blocks = [block for page in PAGES for block in doc_blocks.blocks_of(page) if block.language == "python"]
     skipped = [block for block in blocks if block.skipped]
     assert len(skipped) <= 5

@@ -509,7 +509,7 @@ def test_folder_of_another_comparison_is_refused(done: comparing.ComparisonResul
 
 
 def test_fingerprints_are_compared(done: comparing.ComparisonResult) -> None:
-    """What settings cannot show, such as a data set that changed between two runs, the fingerprints do."""
+    """Fingerprints show changes that settings cannot, such as a data set that changed between two runs."""
     cells = {(cell.variant.name, cell.seed): Record.read(cell.folder) for cell in done.comparison.cells()}
     other = cells["JWINS", 2]
     prints = {**other.start.fingerprints, "partition": "another"}

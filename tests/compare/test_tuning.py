@@ -201,7 +201,7 @@ def test_another_choice_sets_the_earlier_runs_aside_and_takes_them_back(done: An
 
 
 def test_a_table_may_be_tuned(tmp_path: Path) -> None:
-    """What is tried is written without its defaults, and stored with them."""
+    """Tried settings are written without defaults, and stored with them."""
     text = FILE.replace(
         'tune = { key = "sharing.gamma", values = [0.2, 0.4, 0.8] }',
         'tune = { key = "sharing.values", values = [{ kind = "uniform", step = 0.01 }, '

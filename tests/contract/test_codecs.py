@@ -189,7 +189,7 @@ def test_symbols_without_dither_or_offset_say_nothing_of_them(each):
 
 
 def test_a_codec_sees_the_runs_of_the_symbols(monkeypatch):
-    """What an entropy coder with one model per subband needs, on both sides, before the symbols."""
+    """Return the bytes that an entropy coder with one model per subband needs before the symbols."""
     from jwins.wire.codec import _Plain
 
     seen = []

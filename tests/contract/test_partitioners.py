@@ -1,4 +1,4 @@
-"""What every partitioner keeps to, from one table, and what each promises on its own."""
+"""Contract of every partitioner, from one table, and promises of single ones."""
 
 from __future__ import annotations
 

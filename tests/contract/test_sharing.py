@@ -552,7 +552,7 @@ def test_a_quantizer_errs_by_half_a_step_and_its_offset(name: str) -> None:
 
 
 def test_projected_parameters_leave_a_state_as_if_merged_so(algorithm: Any) -> None:
-    """What is kept of merged parameters must be of those that the next round starts from."""
+    """State that depends on merged parameters must use those from which the next round starts."""
     pair = Pair(algorithm)
     params, state = pair.params[0], pair.state[0]
     changed = params.clamp(min=0.0)

@@ -1,4 +1,4 @@
-"""What every workload keeps to, from one table; loaders on tiny files; a user's own task."""
+"""Contract of every task, from one table; loaders on tiny files; a user's own task."""
 
 from __future__ import annotations
 

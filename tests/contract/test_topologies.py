@@ -1,4 +1,4 @@
-"""What every topology keeps to, from one table, and what each promises on its own."""
+"""Contract of every topology, from one table, and promises of single ones."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def measured(outcome: Outcome) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def of_one_group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[tuple[Any, ...], Path]]:
-    """What one node group measures in a case, and the folder of the run."""
+    """Return the measurements of one node group in a case, and the folder of the run."""
 
     @functools.cache
     def run(case: str) -> tuple[tuple[Any, ...], Path]:
@@ -156,7 +156,7 @@ PLAIN = (
 
 
 def test_only_plain_data_goes_in_and_out() -> None:
-    """What a driver hands to a node group and gets back has no tensor inside, and could go to another
+    """Arguments and results of a node group's methods contain no tensor, so they could go to another
     process.
     """
     seen: set[str] = set()

@@ -122,6 +122,6 @@ def end(outcome: Outcome) -> EndRow:
 
 
 def state_of(simulator: SimulatedDriver, node: int) -> Any:
-    """What a node's algorithm remembers."""
+    """Return the state of a node's algorithm."""
     (group,) = [group for group in simulator.groups if node in group.nodes]
     return group.sharing_state(node)

@@ -487,7 +487,7 @@ def test_digest_covers_what_affects_results(override: str, same: bool) -> None:
 
 
 def test_a_run_folder_is_of_one_device_and_one_batching() -> None:
-    """What machines of an experiment may differ in changes last bits, so no run goes on with another."""
+    """Settings in which machines may differ change last bits, so a run cannot continue with others."""
     for key, values in (("run.device", ("cpu", "cuda")), ("train.batching", ("loop", "stacked"))):
         first, second = (load("digits", [f"{key}={value}"]) for value in values)
         assert first.digest() == second.digest()
@@ -697,7 +697,7 @@ def test_documented_quantizer_runs(tmp_path: Path) -> None:
 
 
 def test_an_object_handed_over_again_is_the_same_experiment() -> None:
-    """What is written of it must not hold an address in memory, or no other process could resume."""
+    """Its text in config.toml must contain no address in memory, or no other process could resume."""
 
     def experiment() -> Experiment:
         class Half:

@@ -1,4 +1,4 @@
-"""What an attacker has: sockets, keys and time."""
+"""Tools of an attacker: sockets, keys and time."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Scene:
         return self.attacker().joined(CAROL, ALICE)
 
     def counted(self, text: str) -> int:
-        """How often Alice refused Carol, or a stranger, for a reason with this text."""
+        """Return how often Alice refused Carol, or a stranger, for a reason with this text."""
         known = self.alice.transport.report()[CAROL].refused
         return sum(
             count
@@ -399,7 +399,7 @@ def test_what_has_no_place_in_the_protocol(scene: Scene, first: int, data: bytes
 
 
 def test_reasons_do_not_pile_up(scene: Scene) -> None:
-    """What is counted is named by us; nothing in a name is the attacker's choice."""
+    """Names of counters come from this package; no attacker can choose a part of them."""
     for number in range(100, 120):
         with scene.attacker() as carol:
             carol.upgrade()
@@ -528,7 +528,7 @@ def test_a_peer_that_stops_reading(tmp_path: Path) -> None:
 
 
 def stuck(send: Callable[[], None], times: int) -> bool:
-    """Whether the victim stops reading before so many calls."""
+    """Return whether the victim stops reading before this number of calls."""
     try:
         for _ in range(times):
             send()
@@ -576,7 +576,7 @@ def test_who_floods_waits_behind_itself_and_keeps_nobody_else_waiting(scene: Sce
 
 @pytest.mark.slow
 def test_a_flood_of_empty_messages(tmp_path: Path) -> None:
-    """What a message costs beside its bytes counts, too."""
+    """The memory of a message beyond its bytes counts, too."""
     limits = Limits(
         undelivered_bytes=1 << 20, undelivered_messages=10**6, connections_per_s=1000.0, messages_per_s=1e6
     )

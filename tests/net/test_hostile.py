@@ -349,7 +349,7 @@ def test_a_bad_model_is_refused_and_the_next_provider_asked(round: int, value: f
 
 
 def test_a_round_that_two_providers_name_is_believed() -> None:
-    """What others said when they connected may be long ago."""
+    """A round that a neighbour named in its Hello may be outdated."""
     scene = Scene(rounds=1000, bootstrap_from=(HOSTILE, HONEST), joins_at=5, from_round=5)
     for peer in (HOSTILE, HONEST):
         scene.connect(peer, 20)

@@ -39,7 +39,7 @@ def digits(folder: Path, count: int = 3, sharing: str = "jwins", **run: Any) -> 
 
 
 def same(simulated: jwins.Result, launched: jwins.Result) -> None:
-    """What must not differ between the clocks."""
+    """Return the columns that must be equal under both drivers."""
     assert launched.status == simulated.status == "finished"
     assert launched.sha256 == simulated.sha256
     for mine, theirs in zip(launched.record.evaluations, simulated.record.evaluations, strict=True):

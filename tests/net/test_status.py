@@ -1,4 +1,4 @@
-"""What the operator sees."""
+"""The status page and the metrics of a node, for its operator."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_a_browser_shows_it_and_has_nothing_to_say(wires: Wires, tmp_path: Path)
 
 
 def overflows(source: str, width: int, folder: Path) -> list[Any]:
-    """What sticks out of a page of that width."""
+    """Return the elements that are wider than a page of this width."""
     source = re.sub('<meta http-equiv="refresh"[^>]*>', "", source)
     wrapper = folder / f"wrapper-{width}.html"
     wrapper.write_text(

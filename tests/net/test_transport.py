@@ -1,4 +1,4 @@
-"""What honest members may rely on: whole messages, in order, on one connection that returns after it broke."""
+"""Guarantees for honest members: whole messages, in order, on one connection that is restored after a break."""
 
 from __future__ import annotations
 

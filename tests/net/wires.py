@@ -163,7 +163,7 @@ class End:
 
 
 class Killed(BaseException):
-    """What kill -9 does to a node on a thread: it ends with no word."""
+    """End a node on a thread like kill -9: without a Bye."""
 
 
 @dataclass

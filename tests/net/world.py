@@ -77,7 +77,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a world is made of; printed, it is a script that makes the same.
+    """Ingredients of a world; its printed form is a script that makes an equal one.
 
     Attributes:
         seed: of the network's delays.
@@ -213,7 +213,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Roster:
-    """What a file says that an operator gives to all machines."""
+    """Contents of a roster file that an operator distributes to all machines."""
 
     version: int
     from_round: int
@@ -259,7 +259,7 @@ class ViolationError(AssertionError):
 
 @dataclass(slots=True)
 class Tally:
-    """What was played."""
+    """Counts of what was played."""
 
     events: int = 0
     rounds: int = 0
@@ -721,7 +721,7 @@ def _resume(world: World, node: int, process: Process) -> None:
 
 
 def check(world: World, node: int) -> None:
-    """What must hold after every event."""
+    """Check the invariants that hold after every event."""
     process = world.processes[node]
     if process is None or process.failed:
         return
@@ -813,7 +813,7 @@ def check_refused(world: World, node: int, process: Process, sender: int, data: 
 
 
 def _is_excused(reason: str, known: PeerSession) -> bool:
-    """Whether a node may complete a round without a neighbour for this reason."""
+    """Return whether a node may complete a round without a neighbour for this reason."""
     if reason in (State.SUSPECT, State.SLOW):
         return known.timed_out > 0 or reason == State.SUSPECT or bool(known.mismatch)
     others = (State.LEFT, State.INCOMPATIBLE, State.REMOVED)
@@ -862,7 +862,7 @@ def healed(world: World) -> bool:
 
 
 def check_end(world: World) -> None:
-    """What must hold when the last fault is long over."""
+    """Check the invariants that hold long after the last fault."""
     for node, process in enumerate(world.processes):
         if process is None or node in world.hostile:
             continue

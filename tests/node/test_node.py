@@ -723,7 +723,7 @@ def test_commands_are_plain_data() -> None:
 
 
 def test_variances_that_are_clamped_reach_the_algorithm() -> None:
-    """What an algorithm keeps of the merged parameters would be stale otherwise."""
+    """State that depends on the merged parameters would be stale otherwise."""
     projected: list[torch.Tensor] = []
 
     class Watching(Full):

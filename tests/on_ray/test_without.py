@@ -1,4 +1,4 @@
-"""What a user without a cluster meets, or without the extra."""
+"""Errors for users without a cluster, or without the extra."""
 
 from __future__ import annotations
 

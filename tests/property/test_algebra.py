@@ -1,4 +1,4 @@
-"""What the algorithms must satisfy whatever the numbers: equalities between them, conserved means, and slow,
+"""Properties of the algorithms for all numbers: equalities between them, conserved means, and slow,
 literal versions of selection and of the score rules."""
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def vector(length: int, seed: int, rows: tuple[int, ...] = ()) -> torch.Tensor:
 
 
 def reference(w: Wavelet, x: torch.Tensor) -> np.ndarray:
-    """What PyWavelets' own multi-level function gives, in float32."""
+    """Return the result of PyWavelets' own multi-level function, in float32."""
     padded = x.numpy()
     if w.mode == "periodization":
         padded = np.pad(padded, (0, -len(padded) % 2**w.levels))

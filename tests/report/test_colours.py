@@ -16,7 +16,7 @@ from jwins.report.colours import ALGORITHMS, KIND_COLOURS, ON_PAGE, THEME, contr
 LIGHT, DARK = 0, 1
 GROUNDS = pytest.mark.parametrize("ground", [LIGHT, DARK], ids=["light", "dark"])
 FAINT = ("grid", "page")
-"""What is faint on purpose: the grid beside labelled ticks, and the page itself."""
+"""Colours that are faint on purpose: the grid beside labelled ticks, and the page itself."""
 
 
 def theme(ground: int) -> dict[str, str]:

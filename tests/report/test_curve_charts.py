@@ -52,7 +52,7 @@ def pixels(figure: Any) -> npt.NDArray[np.uint8]:
 
 
 def columns_with(image: npt.NDArray[np.uint8], colour: str) -> int:
-    """How many columns of pixels have the colour."""
+    """Return the number of pixel columns that have the colour."""
     wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
     near = np.abs(image.astype(int) - wanted).max(axis=2) <= 6
     return int(near.any(axis=0).sum())

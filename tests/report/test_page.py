@@ -845,7 +845,7 @@ frame.onload = () => {
 
 
 def laid_out(page: str, width: int, folder: Path) -> dict[str, Any]:
-    """What Chromium makes of a page of that width: problems, the smallest text in figures, how many texts."""
+    """Return problems, the smallest text and the number of texts in a page of this width in Chromium."""
     assert CHROMIUM is not None
     wrapper = folder / f"wrapper-{width}.html"
     wrapper.write_text(
@@ -1087,7 +1087,7 @@ def test_templates_escape_and_refuse_what_is_missing() -> None:
 
 
 def test_a_configuration_is_given_as_it_is(page: str) -> None:
-    """What one copies from the page is TOML, with plain blanks."""
+    """Text that is copied from the page is TOML with plain blanks."""
     configs = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", page, re.DOTALL)
     assert len(configs) == 4
     for text in configs:
@@ -1122,7 +1122,7 @@ def test_a_browser_has_nothing_to_say_and_asks_for_nothing(page: str, tmp_path: 
 
 
 def console(page: str, folder: Path) -> list[str]:
-    """What Chromium says of a page, which is to do with what it has."""
+    """Return Chromium's messages about a page, which may load nothing else."""
     assert CHROMIUM is not None
     folder.mkdir()
     policy = f'<meta http-equiv="Content-Security-Policy" content="{FORBIDDEN}">'

@@ -1,4 +1,4 @@
-"""Which settings make a variant."""
+"""Settings in which variants differ."""
 
 from __future__ import annotations
 

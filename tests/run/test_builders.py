@@ -1,4 +1,4 @@
-"""What is said of an experiment before it runs."""
+"""Checks of an experiment before it runs."""
 
 from __future__ import annotations
 

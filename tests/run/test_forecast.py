@@ -1,4 +1,4 @@
-"""What a run will need, against what it then did."""
+"""Estimates of a run's cost against its real cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What memory cannot hold is refused before it is tried."""
+"""Experiments that do not fit into memory are refused before they start."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_moniqua_is_d_psgd_on_rounded_parameters() -> None:
 
 
 def resolved(theta: float, bits: int, mine: Tensor, theirs: Tensor) -> Tensor:
-    """What a node makes of one neighbour of weight 1."""
+    """Return a node's merge with one neighbour of weight 1."""
     algorithm = moniqua(theta, bits=bits)
     ctx = RoundContext(1, 0, 0, {1: 1.0})
     update, _ = algorithm.share(None, theirs, RoundContext(1, 1, 0, {0: 1.0}))
@@ -264,7 +264,7 @@ def test_without_training_the_nodes_agree(algorithm: Any, rounds: int, left: flo
 
 @pytest.mark.parametrize("algorithm", [beer(0.3, 0.3), moniqua(4.0)], ids=["beer", "moniqua"])
 def test_the_mean_follows_the_training(algorithm: Any) -> None:
-    """What mixing does leaves the mean over the nodes where training has it."""
+    """Mixing does not change the mean over the nodes."""
     history = run(algorithm, 10, lr=0.0, starts=STARTS + np.arange(N)[:, None] * 0.1)
     np.testing.assert_allclose(history.mean(axis=1), np.tile(history[0].mean(axis=0), (11, 1)), atol=1e-5)
 

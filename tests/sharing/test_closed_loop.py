@@ -1,4 +1,4 @@
-"""What the closed loop encodes of coefficients that stay where they are, but for a little noise."""
+"""Symbols of the closed loop for coefficients that stand still except for a little noise."""
 
 from __future__ import annotations
 

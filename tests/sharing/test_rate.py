@@ -26,7 +26,7 @@ ROUNDS = 150
 
 
 def training(round: int, scale: float = 0.01) -> Tensor:
-    """What a node learns in a round: most weights move little."""
+    """Return a change by training in which most weights move little."""
     rng = stream(11, "training", round=round)
     return torch.from_numpy(rng.laplace(size=P, scale=scale) * (rng.random(P) < 0.3)).float()
 

@@ -1,4 +1,4 @@
-"""What is particular to the stateless algorithm: what becomes of rounding errors."""
+"""Rounding errors of the stateless algorithm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def ctx(node: int, round: int) -> RoundContext:
 
 
 def received(rounding: str, rounds: int) -> list[Tensor]:
-    """What a neighbour receives of a model that moves a little in every round, less that model: (P,) each."""
+    """Return the errors, (P,) each, of the values that a neighbour receives of a slowly moving model."""
     algorithm = stateless(STEP, rounding=rounding, wavelet=None)  # type: ignore[arg-type]
     drift = torch.from_numpy(np.random.default_rng(5).normal(0.0, 0.02, P).astype(np.float32))
     params = torch.zeros(P)

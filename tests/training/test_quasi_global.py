@@ -245,7 +245,7 @@ def test_nodes_that_do_not_use_it_keep_nothing_for_it():
 
 
 def test_a_heavy_ball_of_merged_models_ends_nearer_to_the_common_optimum():
-    """What it is for: with an optimum per node, the momentum of own steps drives the nodes apart."""
+    """If each node has another optimum, momentum of own steps drives the nodes apart, and this one less."""
     optimum = Pulls().train.inputs.mean(dim=0)
     weights = torch.from_numpy(ring()).float()
     off = {}

@@ -22,7 +22,7 @@ from jwins.topology.graph import Topology
 
 
 def is_own(sharing: Sharing[Any]) -> bool:
-    """Whether the algorithm, or a part of it such as its cut-off, has a class that is not of this package."""
+    """Return whether the class of the algorithm or of a component is from outside this package."""
     parts: list[object] = [sharing]
     if dataclasses.is_dataclass(sharing):
         parts += [getattr(sharing, field.name) for field in dataclasses.fields(sharing)]

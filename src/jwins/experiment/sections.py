@@ -299,7 +299,7 @@ class TrainConfig(Settings):
 
     @property
     def uneven(self) -> bool:
-        """Whether the number of local steps may differ between nodes."""
+        """Return whether the number of local steps may differ between nodes."""
         return self.local_epochs is not None or isinstance(self.local_steps, tuple)
 
 

@@ -33,7 +33,7 @@ _SLOW_WHEN_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """Which generators a task draws from, and whether evaluating changes the model.
+    """Generators that a task draws from, and whether evaluating changes the model.
 
     Attributes:
         training: torch's own generator, in training.

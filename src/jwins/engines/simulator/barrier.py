@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Members:
-    """Which nodes of a simulation are up, and since which round.
+    """Nodes of a simulation that are up, and the round since which they are.
 
     Args:
         num_nodes: N; all are up from round 0 on.
@@ -35,7 +35,7 @@ class Members:
 
     @property
     def all_down(self) -> bool:
-        """Whether no node is up."""
+        """Return whether no node is up."""
         return len(self.down) == len(self.joined)
 
     @property
