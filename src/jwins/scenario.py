@@ -1,7 +1,7 @@
-"""The world that nodes live in, as a script: how long sending and computing take, and what goes wrong.
+"""Scenario of a simulation: duration of sending and training, and scripted faults.
 
-Plain data with their checks, for settings as for engines; a virtual clock plays them. What an experiment says
-of them and what an engine is given is checked by the same rules, and together by :func:`check_scenario`.
+The simulated driver applies these plain data. Settings and engines use the same checks of single values;
+:func:`check_scenario` checks how the values fit together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEADLINE_S = Within("a time", 0, open_low=True)
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """A node's uplink, on which its frames meet; its downlink is unlimited.
+    """A node's uplink, which its frames share; its downlink is unlimited.
 
     Attributes:
         uplink_mbps: Mbit/s, one number for all nodes or one per node.
@@ -51,7 +51,7 @@ class Links:
             raise ConfigError("links.sending", self.sending, f"expected {' or '.join(get_args(Sending))}")
 
     def bits_per_s(self, node: int) -> float:
-        """Uplink rate of a node."""
+        """Return the uplink rate of a node."""
         rate = self.uplink_mbps[node] if isinstance(self.uplink_mbps, tuple) else self.uplink_mbps
         return rate * 1e6
 
@@ -78,13 +78,13 @@ class Compute:
         SPREAD.check("compute.jitter", self.jitter)
 
     def seconds(self, seed: int, node: int, round: int, local_steps: int) -> float:
-        """Duration of one round's local training.
+        """Return the duration of one round's local training, in seconds.
 
         Args:
-            seed: the experiment's.
-            node: who trains.
+            seed: seed of the experiment.
+            node: the node that trains.
             round: counted from 0.
-            local_steps: of the round.
+            local_steps: number of local steps in the round.
         """
         step_ms = self.step_ms[node] if isinstance(self.step_ms, tuple) else self.step_ms
         slowness = 1.0
@@ -95,14 +95,14 @@ class Compute:
         return step_ms * 1e-3 * local_steps * slowness
 
     def least_seconds(self, local_steps: int) -> float:
-        """No round's training is shorter than this."""
+        """Return a lower bound of :meth:`seconds` for all nodes and rounds."""
         least = min(self.step_ms) if isinstance(self.step_ms, tuple) else self.step_ms
         return least * 1e-3 * local_steps / (8 if self.spread else 1) / (8 if self.jitter else 1)
 
 
 @lru_cache(maxsize=2**17)
 def _slowness(seed: int, node: int, sd: float) -> float:
-    """Of a node, the same in every round, so that one generator is made and not one per round."""
+    """Return a node's slowness in all rounds; cached, because making a generator takes long."""
     return _lognormal(_stream(seed, node=node), sd)
 
 
@@ -118,15 +118,15 @@ def _lognormal(rng: np.random.Generator, sd: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that goes wrong, or right again.
+    """A scripted fault, or the end of one.
 
     Attributes:
         kind: ``crash`` and ``rejoin`` of ``node`` at the start of ``round``; ``drop`` and ``delay`` of the
             frame that ``node`` sends in ``round``.
-        node: who.
-        round: when.
-        receiver: only the frame to this node; None for all.
-        seconds: seconds of a delay.
+        node: the node that crashes or rejoins, or the sender of the frame.
+        round: round of the fault.
+        receiver: receiver of the frame; None for all receivers.
+        seconds: length of a delay.
     """
 
     kind: Literal["crash", "rejoin", "drop", "delay"]
@@ -136,7 +136,7 @@ class Fault:
     seconds: float = 0.0
 
     def check(self, path: str, num_nodes: int, rounds: int) -> None:
-        """Raise a ConfigError, in the words of the ``[[faults]]`` table at ``path``, for what cannot happen."""
+        """Raise a ConfigError, with a key of the ``[[faults]]`` table at ``path``, for an impossible fault."""
         who = "node" if self.kind in ("crash", "rejoin") else "sender"
         for key, node in ((who, self.node), ("receiver", self.receiver)):
             if node is not None and not 0 <= node < num_nodes:
@@ -157,8 +157,8 @@ class Attack:
     Attributes:
         kind: ``sign_flip``, ``gaussian`` and ``little`` change the model that is shared, see
             :func:`jwins.sharing.attacks.attacked`; ``label_flip`` the labels of the node's training samples.
-        round: the first round of the attack.
-        scale: strength of those that change the model, above 0.
+        round: first round of the attack.
+        scale: strength of attacks on the model, above 0.
     """
 
     kind: AttackKind
@@ -174,7 +174,7 @@ class Faults:
     """A script of faults.
 
     Attributes:
-        script: in any order.
+        script: the faults, in any order.
 
     >>> Faults().crash(node=1, round=4).rejoin(node=1, round=8).drop(sender=2, round=3).kinds()
     ['crash', 'rejoin', 'drop']
@@ -183,33 +183,33 @@ class Faults:
     script: tuple[Fault, ...] = ()
 
     def crash(self, node: int, round: int) -> Faults:
-        """The node dies when it is about to train ``round``; what it had sent arrives."""
+        """Add a crash of the node just before it trains in ``round``; frames that it has sent arrive."""
         return self._and(Fault("crash", node, round))
 
     def rejoin(self, node: int, round: int) -> Faults:
-        """A crashed node is back when the first of the others begins ``round``, with its state of the crash."""
+        """Add a return of the node, with its state of the crash, when the first other node begins ``round``."""
         return self._and(Fault("rejoin", node, round))
 
     def drop(self, sender: int, round: int, receiver: int | None = None) -> Faults:
-        """The frame is sent, its bytes count, and it never arrives."""
+        """Add the loss of a frame; its bytes count as sent."""
         return self._and(Fault("drop", sender, round, receiver))
 
     def delay(self, sender: int, round: int, seconds: float, receiver: int | None = None) -> Faults:
-        """The frame arrives ``seconds`` later."""
+        """Add a delay of a frame by ``seconds``."""
         return self._and(Fault("delay", sender, round, receiver, seconds))
 
     def kinds(self) -> list[str]:
-        """The kinds in order."""
+        """Return the kinds of the faults, in order."""
         return [fault.kind for fault in self.script]
 
     def check(self, num_nodes: int, rounds: int, deadline_s: float | None) -> None:
-        """Raise a ConfigError for a script that cannot be played."""
+        """Raise a ConfigError for an impossible script."""
         for index, fault in enumerate(self.script):
             fault.check(f"faults[{index}]", num_nodes, rounds)
             if fault.kind == "drop" and deadline_s is None:
                 problem = (
-                    f"required when frames are dropped (faults[{index}].kind = 'drop'): how long a node waits "
-                    f"for what may never come, such as run.deadline_s = 1.0"
+                    f"required when frames are dropped (faults[{index}].kind = 'drop'), because a node would "
+                    f"wait for them forever; set for example run.deadline_s = 1.0"
                 )
                 raise ConfigError("run.deadline_s", MISSING, problem)
         down: dict[int, int] = {}
@@ -233,11 +233,11 @@ def check_scenario(
 
     Args:
         num_nodes: N.
-        rounds: how many.
-        links: with one uplink, or N.
-        compute: with one time per step, or N.
-        faults: faults of these nodes and rounds.
-        deadline_s: virtual seconds a node waits for its neighbours' frames; None for ever.
+        rounds: number of rounds.
+        links: one uplink rate, or N.
+        compute: one time per step, or N.
+        faults: scripted faults.
+        deadline_s: virtual seconds for which a node waits for its neighbours' frames; None for no limit.
 
     Raises:
         ConfigError: names the TOML path, the value and the remedy.

@@ -1,4 +1,4 @@
-"""Identity of a node: a private key that never leaves its machine, and a certificate for all others."""
+"""Certificates of nodes and their private keys: making, reading, expiry."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DAYS = 365
 """Default validity of a new certificate."""
 
 SKEW = datetime.timedelta(hours=1)
-"""A new certificate is valid since then, for machines whose clocks are behind."""
+"""A new certificate is valid from this time before it was made, for machines whose clocks are behind."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -47,7 +47,7 @@ class Certificate:
     public_key: bytes
 
     def problem(self, now: datetime.datetime | None = None) -> str | None:
-        """Why no peer would accept it at ``now``, or None; the remedy is the caller's to say."""
+        """Return the reason why peers refuse the certificate at ``now``, or None."""
         now = now or datetime.datetime.now(datetime.UTC)
         if now > self.not_after:
             return f"expired on {self.not_after:%Y-%m-%d %H:%M} UTC"
@@ -57,12 +57,12 @@ class Certificate:
 
 
 def fingerprint_of(der: bytes) -> str:
-    """SHA-256 of a certificate's DER bytes, 64 hexadecimal digits."""
+    """Return the SHA-256 of a certificate's DER bytes as 64 hexadecimal digits."""
     return hashlib.sha256(der).hexdigest()
 
 
 def check_name(path: str, name: str) -> None:
-    """Raise a ConfigError unless ``name`` can be a node's name, a file's name and a certificate's."""
+    """Raise a ConfigError unless ``name`` is valid as the name of a node, a file and a certificate."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
             path,
@@ -110,7 +110,7 @@ def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path,
 
 
 def renewed(name: str, key_file: Path, days: int = DAYS) -> Certificate:
-    """Another certificate for a key that exists.
+    """Make another certificate for an existing key.
 
     Args:
         name: name of the node.
@@ -227,7 +227,7 @@ def certificate_in(path: Path) -> Certificate:
 
 
 def read_key(path: Path) -> bytes:
-    """The public key, as DER bytes, that belongs to the private key in a file.
+    """Return the public key, as DER bytes, of the private key in a file.
 
     Raises:
         ConfigError: no such file, others may read it, or it is not a private key without a passphrase.
