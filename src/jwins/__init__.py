@@ -39,7 +39,7 @@ _ROOMS = ("compare", "errors", "experiment", "net", "report", "sharing", "tasks"
 
 
 def __getattr__(name: str) -> object:
-    """Load what is asked for when it is asked for: importing the package does not import torch."""
+    """Load a name at its first use, so that importing the package does not import torch."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"jwins.{_HOMES[name]}"), name)
     if name in _ROOMS:

@@ -20,8 +20,8 @@ class ConfigError(UsageError):
 
     Args:
         path: where, as a TOML path, e.g. ``sharing.cutoff.fractions[2]``.
-        value: what was found there.
-        problem: what was expected, and the remedy.
+        value: the value there.
+        problem: the expected value, and the remedy.
     """
 
     def __init__(self, path: str, value: object, problem: str) -> None:

@@ -113,7 +113,7 @@ class Rules:
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
         participation: the nodes that take part in a round, as in ``topology``; None for all.
         attacks: attacks by node; such nodes are not measured.
-        outer: step on the change of a round before it is shared; None to share what was trained.
+        outer: step on the change of a round before it is shared; None to share the trained model.
     """
 
     sharing: Sharing[Any]
@@ -633,7 +633,7 @@ class Node:
         self._down.discard(event.peer)
         self._expected_from[event.peer] = event.round
         if not self._takes_part(event.peer):
-            return self._merge_if_ready(now)  # its frame of this round may be what the node was waiting for
+            return self._merge_if_ready(now)  # the node may have waited for its frame only
         if self._outgoing is None or event.peer in self._informed:
             return []
         if event.peer not in self._topology.at(self.round).recipients[self.id]:

@@ -1,7 +1,7 @@
 """Randomness as a pure function of (seed, node, round, purpose).
 
 Nothing in the package draws from a global generator. Two draws that must differ have different
-purposes; two processes that must agree derive the same key. That is what makes a run repeatable with any
+purposes; two processes that must agree derive the same key. This makes a run repeatable with any
 number of threads, resumable at any round, and the same in every engine.
 """
 
@@ -34,7 +34,7 @@ def stream(seed: int, purpose: str, *, node: int = EVERY_NODE, round: int = EVER
 
     Args:
         seed: the experiment's seed, any signed 64-bit integer.
-        purpose: what the numbers are for; different purposes give independent streams.
+        purpose: use of the numbers; different purposes give independent streams.
         node: the node, or :data:`EVERY_NODE`.
         round: the round, or :data:`EVERY_ROUND`.
 

@@ -1,6 +1,6 @@
 """Checks that settings and the objects built from them have in common, each stated once.
 
-A rule says in words what it expects. Settings find all problems at once through pydantic; an object that Python
+A rule describes the expected value. Settings find all problems at once through pydantic; an object that Python
 code builds refuses the first one by :meth:`Within.check`. Neither pydantic nor torch is needed to import this.
 """
 

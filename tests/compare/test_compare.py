@@ -305,7 +305,7 @@ def test_a_target_that_is_met_before_anything_is_sent(write: Write) -> None:
     for row in found.table:
         assert table_cells(row, percent=True)[5:8] == ["0 B", "0", "0.0"], row.variant
     page, _ = render(gather([found.folder]))
-    assert "Mind what is not finished" not in page
+    assert "Unfinished" not in page
 
 
 @pytest.mark.usefixtures("complete_figures")
@@ -317,7 +317,7 @@ def test_runs_that_their_rule_ends_are_compared(write: Write) -> None:
     for folder in found.folder.glob("*/seed-1"):
         assert len(list((folder / "final").glob("*.safetensors"))) == 4
     page, _ = render(gather([found.folder]))
-    assert "Mind what is not finished" not in page
+    assert "Unfinished" not in page
 
 
 def test_a_misspelt_metric_is_found_in_finished_runs(done: comparing.ComparisonResult) -> None:

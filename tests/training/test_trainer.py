@@ -504,7 +504,7 @@ def test_a_stack_that_computes_something_else_is_not_used():
     trainer = make(Suspicious, batching="stacked")
     assert trainer.batching == "loop"
     assert (
-        trainer.reason == "torch.func cannot stack this model: the loss of a step is not what it is in a loop"
+        trainer.reason == "torch.func cannot stack this model: the loss of a step differs from that in a loop"
     )
 
 

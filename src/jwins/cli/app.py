@@ -145,7 +145,7 @@ def engine_of(name: str | None, address: str | None, actors: int | None = None) 
         return None
     if name != "ray":
         raise ConfigError("--engine", name, "expected ray; leave the option out to run in this process")
-    import jwins.engines.ray.cluster  # noqa: F401  says what to install, before anything starts
+    import jwins.engines.ray.cluster  # noqa: F401  an error here names the package to install, before anything starts
     from jwins.run.run import Ray
 
     return Ray(actors=actors or 1, address=address)

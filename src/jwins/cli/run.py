@@ -196,7 +196,7 @@ def _seconds_text(wall_s: Mapping[str, float]) -> str:
 
 
 def divergence(result: Result) -> str:
-    """Return why a run diverged, and what may help."""
+    """Return the reason why a run diverged, and a remedy."""
     end = result.record.end
     assert end is not None
     reason = f": {end.reason}" if end.reason else ""

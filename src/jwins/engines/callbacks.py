@@ -57,7 +57,7 @@ class Callback:
     """Base class of the entries of ``simulate(..., callbacks=[...])``; write the methods that you need.
 
     All are called in the process that called ``simulate``, between two steps of the run. An exception ends the
-    run. A run that goes on from a checkpoint reports again what it measures again.
+    run. A run that continues from a checkpoint reports repeated measurements again.
 
     Example::
 

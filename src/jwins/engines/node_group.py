@@ -374,7 +374,7 @@ class NodeGroup:
 
         trains = self.rules.trains
         self.trainer.train({node: at for node, at in rounds.items() if trains(node, at)}, then)
-        for node in (node for node, at in rounds.items() if not trains(node, at)):  # its row is what it has
+        for node in (node for node, at in rounds.items() if not trains(node, at)):  # its row does not change
             self._trained.add(node)
             go_on(node)
         spent = time.perf_counter() - started

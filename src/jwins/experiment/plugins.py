@@ -378,7 +378,7 @@ QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind(UniformConfig, Ab
 """Tables by ``sharing.values.kind``."""
 
 
-# --- Robust merges: what stands attackers -----------------------------------------------------------------
+# --- Robust merges -----------------------------------------------------------------
 
 
 class RobustTable(Plugin):

@@ -262,7 +262,7 @@ class TrainConfig(Settings):
         )
     outer: NesterovOuterConfig | None = Field(
         default=None,
-        description="step on the change of a round before it is shared; left out: share what was trained",
+        description="step on the change of a round before it is shared; left out: share the trained model",
     )
     clip_norm: Annotated[float, NORM] | None = Field(
         default=None,

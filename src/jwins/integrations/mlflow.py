@@ -23,7 +23,7 @@ _STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "interrupted": "KILLED
 
 
 class MlflowCallback(Callback):
-    """Logs what each evaluation measures, with the number of completed rounds as the step.
+    """Callback that logs the metrics of each evaluation; the step is the number of completed rounds.
 
     The experiment's settings are the run's parameters, by TOML path; its status and the hash of its parameters
     are tags.

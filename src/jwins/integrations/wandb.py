@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class WandbCallback(Callback):
-    """Logs what each evaluation measures, with the number of completed rounds as the step.
+    """Callback that logs the metrics of each evaluation; the step is the number of completed rounds.
 
     The experiment's settings are the run's ``config``, its status and the hash of its parameters the summary.
 
@@ -28,7 +28,7 @@ class WandbCallback(Callback):
             on, ``id="7", resume="allow"``. ``name`` and ``config`` are the experiment's unless they are given.
 
     Attributes:
-        run: what ``wandb.init`` returned; None before the start.
+        run: result of ``wandb.init``; None before the start.
 
     Raises:
         UsageError: Weights & Biases is not installed.

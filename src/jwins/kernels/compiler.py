@@ -98,7 +98,7 @@ def _survive(cache: Any) -> None:
     def load_or_compile(*where: Any) -> Any:
         try:
             return load(*where)
-        except Exception:  # pickle raises what it likes
+        except Exception:  # pickle may raise anything
             with contextlib.suppress(Exception):
                 cache.flush()
             return None

@@ -77,10 +77,10 @@ def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path,
     Args:
         name: name of the node.
         folder: where ``NAME.key`` (mode 0600) and ``NAME.crt`` are to be.
-        days: how long the certificate is valid.
+        days: validity of the certificate.
 
     Returns:
-        The files of key and certificate, and what the certificate says.
+        The files of key and certificate, and the certificate's content.
 
     Raises:
         ConfigError: not a name, no such folder, or one of the files is there already.
@@ -115,7 +115,7 @@ def renewed(name: str, key_file: Path, days: int = DAYS) -> Certificate:
     Args:
         name: name of the node.
         key_file: the private key.
-        days: how long the certificate is valid.
+        days: validity of the certificate.
 
     Raises:
         ConfigError: the key cannot be used, or is not one on P-256.
@@ -201,7 +201,7 @@ def read_certificate(pem: str, where: str) -> Certificate:
         public = parsed.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-    except Exception as error:  # the parser raises what it likes on damaged bytes
+    except Exception as error:  # the parser may raise anything on damaged bytes
         raise ConfigError(where, pem[:60], f"not a certificate that can be read ({error})") from None
     return Certificate(
         pem=parsed.public_bytes(serialization.Encoding.PEM).decode(),

@@ -1,4 +1,4 @@
-"""The life of connections: which one of a pair stays, what is read and written on it, and how it ends."""
+"""Connections: the choice of one per pair, reading and writing on it, and its end."""
 
 from __future__ import annotations
 

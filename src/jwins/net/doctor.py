@@ -39,8 +39,8 @@ class Finding:
     Attributes:
         about: the check, or the member's name.
         good: None if there was nothing to check.
-        detail: what was seen.
-        remedy: what to do; "" if nothing.
+        detail: the observation.
+        remedy: the remedy; "" if none is needed.
     """
 
     about: str
@@ -56,7 +56,7 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
     """Check a member's key, certificate, clock and port, then each neighbour.
 
     Args:
-        roster: who takes part.
+        roster: the members.
         name: name of the member whose machine this is.
         key_file: its private key.
         judge: returns a problem of a neighbour's greeting as text, or None; for example another experiment.

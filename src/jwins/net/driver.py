@@ -88,7 +88,7 @@ class NodeEvaluation:
         time_s: when it had completed them.
         sent: bytes it had sent by then, by kind.
         samples: test samples used.
-        result: what it measured.
+        result: its measurements.
         params: (P,) float32.
         buffers: local ones, by name.
     """
@@ -136,17 +136,17 @@ class RealTimeDriver:
         transport: reaches the others; started and closed by the driver.
         start: the first row of the log.
         names: names of the nodes, in the order of their numbers.
-        agreed: what else peers must have in common, by name; compared in Hello.
-        greeting: what the transport says to everyone; compared when a connection opens.
-        x0: what the node says of its initial parameters; None for their hash.
+        agreed: further settings that peers must share, by name; compared in Hello.
+        greeting: the transport's greeting to every member; compared when a connection opens.
+        x0: the node's identification of its initial parameters; None for their hash.
         bootstrap_from: members whose model to begin with, in order; none for the model as it is.
         joins_at: the round in which the node begins, if others began before it; None for the first.
         changes: asked after every event for changes of who takes part, given the first round that they can be
             of; see :meth:`jwins.net.membership.Membership.look`.
         timeout_s: the least time to wait for a neighbour; see
             :class:`~jwins.net.neighbour_timeout.NeighbourTimeout`.
-        flush_s: for how long at most, at the end, what is queued is still sent.
-        recorder: keeps what is measured; None keeps it in memory.
+        flush_s: time limit at the end for sending queued messages.
+        recorder: keeps the measurements; None keeps them in memory.
         on_progress: called after every event.
         on_evaluated: given each evaluation of this node as it is made.
         stop: asked after every event whether to end with a checkpoint.
@@ -155,7 +155,7 @@ class RealTimeDriver:
 
     Raises:
         UsageError: the node group holds several nodes.
-        ConfigError: the codec decodes only what its own process encoded.
+        ConfigError: the codec decodes only bytes that its own process encoded.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class Transmit:
     """Hand a message to the transport.
 
     Attributes:
-        peer: to whom.
+        peer: the receiver.
         data: the message.
         label: ``frame``, ``hello``, ``state`` or ``control``.
         round: round of a frame.

@@ -28,7 +28,7 @@ class ExternalTraining:
 
     Args:
         node: its number.
-        layout: of what is exchanged.
+        layout: layout of the exchanged vector.
         initial: (P,) float32, on the CPU.
 
     Attributes:

@@ -39,7 +39,7 @@ class Handshake:
         codec: name of the codec of its frames.
         x0: hash of its initial parameters, or :data:`BOOTSTRAPPED`.
         versions: names and numbers of libraries, for people.
-        agreed: what else must be the same, by name.
+        agreed: further settings that must be equal, by name.
         greeting: see :func:`pack_greeting`; b"" compares nothing.
     """
 
@@ -114,7 +114,7 @@ def _short(text: str) -> str:
 
 
 def pack_greeting(digest: bytes, settings: Mapping[str, str]) -> bytes:
-    """Return the greeting for everyone who connects: the digest of the run and the settings behind it.
+    """Return the greeting for connecting members: the digest of the run and its settings.
 
     >>> pack_greeting(b"8 bytes.", {"seed": "1"})
     b'{"digest":"382062797465732e","settings":{"wire format":"3","seed":"1"}}'
@@ -132,7 +132,7 @@ def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
     """Return a difference between two runs, with both values, or "".
 
     Args:
-        theirs: what the peer said; any bytes may be given.
+        theirs: the peer's greeting; may be any bytes.
         ours: settings of this node.
 
     >>> greeting_mismatch(pack_greeting(b"1", {"codec": "raw"}), pack_greeting(b"2", {"codec": "pco"}))

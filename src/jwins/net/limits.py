@@ -85,7 +85,7 @@ class Bucket:
     Attributes:
         rate: tokens per second.
         most: tokens that gather when none are taken.
-        tokens: what there is, negative for a debt.
+        tokens: available tokens, negative for a debt.
         at: time of the last change, seconds.
 
     >>> bucket = Bucket.full(rate=10, most=5, now=0.0)

@@ -21,7 +21,7 @@ PROBE_S = 30.0
 
 
 class Listener:
-    """Answers whoever connects; in the thread of the loop."""
+    """Listener for incoming connections; in the thread of the loop."""
 
     def __init__(self, core: TransportCore, connections: Connections) -> None:
         self._core, self._connections = core, connections
@@ -120,7 +120,7 @@ class Listener:
             raise PeerRefused(f"it looks for another node; an address in a roster is wrong ({ids})")
 
     def _state_of_self(self) -> PeerState:
-        """Answer `jwins doctor` on this machine, which asks with this node's key what the node runs."""
+        """Answer `jwins doctor` on this machine, which uses this node's key to ask for its experiment."""
         self._self = self._self or self._core.new_state()
         return self._self
 

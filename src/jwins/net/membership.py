@@ -52,7 +52,7 @@ class Membership:
         roster: of now.
         id: id of this node.
         key_file: its private key.
-        num_nodes: how many there are at most, those who left and those who are to join among them.
+        num_nodes: largest number of members, including former and future ones.
         build: gives the topology of a number of nodes.
         folder: where rosters are kept for a restart, which begins with those; None for not at all.
         journal: gets a line for each change.
@@ -139,7 +139,7 @@ class Membership:
         return by_index
 
     def _wanted(self, roster: Roster, round: int) -> set[int] | None:
-        """Ids of those with whom to keep connections from ``round`` on; None for all."""
+        """Return the ids of peers whose connections stay from ``round`` on; None for all."""
         if self._changing:
             return None
         return {roster.ids_ever[node] for node in self.topology.neighbours(self.node, round)}
@@ -204,7 +204,7 @@ class Membership:
         return Change(new.roster_version, from_round, joined, removed)
 
     def _take_up(self, roster: Roster, from_round: int, active: list[int]) -> None:
-        """Mix by the new graph, once; without one, removed members are cut all the same."""
+        """Change to the new graph, once; removed members are cut even if there is no graph."""
         if self.topology.newest == roster.roster_version:
             return  # it was taken up before, and then this node's key did not fit
         try:
@@ -221,10 +221,10 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
     Args:
         old: by which they go.
         new: that is to follow.
-        num_nodes: how many there are at most.
+        num_nodes: largest number of nodes.
 
     Raises:
-        ConfigError: says what is wrong, and what to do.
+        ConfigError: with the problem and the remedy.
     """
     if new.roster_version < old.roster_version:
         raise ConfigError(

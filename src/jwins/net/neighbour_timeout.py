@@ -32,13 +32,13 @@ MAX_STEP_S = 2.0
 class NeighbourTimeout:
     """Timeout of one neighbour, from a smoothed mean and deviation of its frames' times.
 
-    A wait begins when the node has sent its own frame. It lasts ``mean + 4 deviation`` of what the neighbour
-    has taken while it was connected, but at least ``timeout_s`` and at most 20 ``timeout_s``; see also
-    :data:`OTHERS_FACTOR`. Time in which the neighbour was not there, or this process stood still, is not
-    observed: one crash does not make the next wait longer.
+    A wait begins when the node has sent its own frame. Its limit is ``max(timeout_s, min(mean + 4 deviation,
+    20 timeout_s, 4 median))`` with the mean and deviation of this neighbour's times and the median of the
+    others'. Time in which the neighbour was not connected, or this process stood still, is not observed, so one
+    crash does not make the next wait longer.
 
     Args:
-        timeout_s: the least time to wait, in seconds.
+        timeout_s: the minimum wait, in seconds.
 
     Raises:
         ConfigError: a number out of range.

@@ -109,7 +109,7 @@ class Peer:
         folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
         metrics_port: port for a status page and ``/metrics``, on loopback; None for none.
         listen: host:port to listen on, if it is not the roster's.
-        transport: what reaches the others by number, in place of connections of the roster; for tests.
+        transport: a transport that replaces the connections of the roster; for tests.
 
     Attributes:
         round: number of complete rounds.
@@ -279,7 +279,7 @@ class Peer:
                 self._layout.write(trained, self.model)
             handed = self._next
             self._training.hand_over(trained)
-            self._under_way = trained  # what comes of it is not in the model yet
+            self._under_way = trained  # its merge is not in the model yet
             if wait:
                 self._next, merged = self._training.take_merged()
                 if not given_up.is_set():

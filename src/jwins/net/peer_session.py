@@ -205,7 +205,7 @@ class PeerSession:
     """State of a node's session with one peer.
 
     Attributes:
-        timeout: how long its frames take.
+        timeout: timeout from the response times of its frames.
         state: where the session is.
         connected: whether a connection is open, introduced or not.
         ever_connected: whether its Hello was ever accepted, by this process or before its checkpoint.
@@ -215,7 +215,7 @@ class PeerSession:
         round: the newest round that it named.
         ahead_from: the first round of which its frames can still come, if that is later than this node's.
         skipped_until: the round from which on it is waited for again, because earlier frames cannot come.
-        synced: whether what arrives is in the order of rounds; not between a repeated Hello and its answer.
+        synced: whether messages arrive in the order of rounds; not between a repeated Hello and its answer.
         present_from: awake seconds since when it was there without interruption, or None.
         timeouts: rounds in a row in which it timed out.
         timed_out_in: the newest round of this node in which it timed out, or None.

@@ -147,7 +147,7 @@ def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | N
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without what DistributedDataParallel and ``torch.compile`` put before it.
+    """Return a parameter's name without the prefixes of DistributedDataParallel and ``torch.compile``.
 
     >>> plain_name("_orig_mod.module.head.weight")
     'head.weight'
@@ -158,7 +158,7 @@ def plain_name(name: str) -> str:
 
 
 def hash_of_layout(layout: Layout) -> str:
-    """Return a hash of names and shapes of what is exchanged."""
+    """Return a hash of the names and shapes of the exchanged tensors."""
     text = ";".join(f"{plain_name(slot.name)}{list(slot.shape)}" for slot in layout.slots)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -62,7 +62,7 @@ class PeerSetup:
 
     Attributes:
         me: this member.
-        layout: of what is exchanged.
+        layout: layout of the exchanged vector.
         place: the folder, or None.
         going_on: whether the folder has a checkpoint.
         providers: numbers of those whose model to begin with.
@@ -135,7 +135,7 @@ class PeerSetup:
         ).among_strangers(MAX_MAGNITUDE_RATIO, changing=self._roster.topology.changes)
 
     def make_driver(self, stop: Callable[[], bool], farewell: Callable[[], str]) -> RealTimeDriver:
-        """Make what runs the peer until ``stop``, and says Bye with the reason ``farewell``."""
+        """Make the driver that runs the peer until ``stop``, and sends a Bye with the reason ``farewell``."""
         timeout_s = self._given.timeout_s
         starts_alike = not self.providers or self._sharing.needs_common_start
         return RealTimeDriver(

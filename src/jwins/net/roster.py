@@ -376,7 +376,7 @@ def read_roster(path: Path) -> Roster:
     """Read a roster from its file.
 
     Raises:
-        ConfigError: no such file, or not a roster; says where and what to do.
+        ConfigError: no such file, or not a roster; with place and remedy.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -46,7 +46,7 @@ class RosterVersions:
     The first version that is added covers all rounds before its own, too.
 
     Args:
-        num_nodes: how many there are at most.
+        num_nodes: largest number of nodes.
         build: gives the topology of a number of nodes.
 
     >>> from jwins.topology import FullyConnected

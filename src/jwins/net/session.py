@@ -107,11 +107,11 @@ class SessionSettings:
 
     Attributes:
         timeout_s: the least time to wait for a neighbour.
-        handshake: what this node says of itself, and compares.
+        handshake: this node's settings, to be compared with the peers'.
         joins_at: the round in which the node begins, if others began before it; None for the first.
         bootstrap_from: members whose model to begin with, in order.
         from_round: a member from this round on.
-        may_provide: whether a peer is given this node's model; None for neighbours and those who join.
+        may_provide: whether a peer may have this node's model; None for neighbours and joiners.
         max_step_s: a longer time between two events is one in which this process stood still.
         cut: why peers were cut off by earlier processes.
     """
@@ -140,8 +140,8 @@ class SessionState:
         ever_connected: peers whose Hello was accepted at some time.
         skipped_rounds: rounds in which the node did not take part.
         fresh: whether the node had not merged with any peer yet.
-        round_s: how long a round takes.
-        saved_at: Unix time; only for how many rounds others can have made since.
+        round_s: duration of a round.
+        saved_at: Unix time, from which the possible progress of others is estimated.
     """
 
     now: float
@@ -169,10 +169,10 @@ class Session:
         peers: by number.
         traffic: bytes sent.
         wait_until: when :meth:`handle` is to be called again at the latest, on the clock of ``now``.
-        end: how the node ended, or None.
-        rounds: what became of the newest rounds.
-        waiting: for whom the node waits, and for how long.
-        outbox, arrivals: what is sent, and what comes.
+        end: the node's end, or None.
+        rounds: results of the newest rounds.
+        waiting: the neighbours that the node waits for, and since when.
+        outbox, arrivals: sending, and handling of received messages.
         joiner: asks for a model, or None.
         fresh: whether the node has not merged with any peer yet.
         settled: whether it has merged since it last took over the round of others.

@@ -103,7 +103,7 @@ def keep_from_children(owner: T, numbers: Callable[[T], Iterable[int]]) -> None:
     Args:
         owner: owner of the sockets; not kept alive.
         numbers: gives the file descriptors of those that are open. Called in the child, where a lock may be
-            held for ever by a thread that is not there.
+            held forever by a thread that is not there.
     """
     _OWNERS[owner] = numbers
 

@@ -45,10 +45,10 @@ class TlsTransport:
     sides.
 
     Args:
-        roster: who takes part.
+        roster: the members.
         id: id of this node.
         key_file: private key of this node's certificate in the roster.
-        greeting: at most 4096 bytes for everyone who connects, such as the digest of the experiment.
+        greeting: at most 4096 bytes for every connecting member, such as the digest of the experiment.
         limits: limits for peers.
         listen: host:port to listen on, if not the port of the roster's address on all interfaces (on loopback
             alone, where the address is of it). Without it, a node that is not reachable does not listen.

@@ -34,10 +34,10 @@ class TransportCore:
 
     Args:
         id: of this node.
-        roster: who takes part.
+        roster: the members.
         contexts: of TLS.
-        greeting: for everyone who connects.
-        limits: what others are granted.
+        greeting: greeting for connecting members.
+        limits: limits for peers.
         loop: runs all connections.
 
     Attributes:
@@ -89,7 +89,7 @@ class TransportCore:
         return task
 
     def new_state(self) -> PeerState:
-        """A member of which nothing is known yet."""
+        """Return the state of a member before its first connection."""
         now = self.loop.time()
         return PeerState(
             Bucket.full(self.limits.connections_per_s, CONNECTIONS_AT_ONCE, now),
@@ -136,7 +136,7 @@ class TransportCore:
             self._warn(f"peer={peer}", kind, reason, state.refused[kind])
 
     def count_stranger(self, reason: str, address: str) -> None:
-        """Count a refusal of whoever is not authenticated."""
+        """Count a refusal of a peer that is not authenticated."""
         with self.changed:
             kind = tally(self.strangers, reason)
         self._warn("stranger", kind, f"{reason}; last from {address}", self.strangers[kind])

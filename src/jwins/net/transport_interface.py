@@ -22,11 +22,11 @@ class MessageReceived:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """An authenticated connection is open: what is sent from now on is queued for this peer.
+    """An authenticated connection is open: messages that are sent from now on are queued for this peer.
 
     Attributes:
         peer: id of the node.
-        greeting: what the peer says to everyone who connects, such as the digest of its experiment.
+        greeting: the peer's greeting to every member, such as the digest of its experiment.
     """
 
     peer: int
@@ -73,9 +73,9 @@ class LinkReport:
         bytes_in: length of the whole messages received since the start, over all connections.
         bytes_out: length of the messages handed to the operating system since the start, over all connections.
         queued_bytes: length of the messages that wait to be sent.
-        connections: how many were opened since the start.
+        connections: number of connections opened since the start.
         last_error: why the last connection ended or the last attempt failed, "" if neither happened.
-        refused: how often something of this peer was refused, by reason.
+        refused: number of refused messages and connections of this peer, by reason.
     """
 
     connected: bool = False
@@ -104,7 +104,7 @@ class Transport(Protocol):
         """Queue a message; never blocks.
 
         Args:
-            peer: who is to get it.
+            peer: the receiver.
             data: the message.
             beside: whether it may take long and must not keep messages to others waiting.
 
@@ -118,7 +118,7 @@ class Transport(Protocol):
         thread.
 
         Args:
-            timeout_s: how long to wait for one, None for as long as it takes.
+            timeout_s: longest wait for one; None for no limit.
 
         Returns:
             None if there was none in time, or at a :meth:`wake`.
@@ -133,7 +133,7 @@ class Transport(Protocol):
         """End all connections.
 
         Args:
-            flush_s: for how long at most what is queued is still sent.
+            flush_s: time limit for sending queued messages.
         """
         ...
 

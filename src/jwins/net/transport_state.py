@@ -104,9 +104,9 @@ class PeerState:
     """State that outlives connections. The lock of the transport guards what other threads touch.
 
     Attributes:
-        arrivals: how often the peer may connect.
-        measurements: how often it may measure.
-        rates: how fast it is read.
+        arrivals: rate limit of the peer's connections.
+        measurements: rate limit of its measurements.
+        rates: rate limits of reading from it.
         address: address of the open or last connection.
         greeting: greeting of the open or last connection.
         last_error: why there is or was no connection.
@@ -116,9 +116,9 @@ class PeerState:
         undelivered_messages: number of messages that wait to be taken.
         bytes_in: received in whole messages.
         bytes_out: sent in whole messages.
-        connections: how many were opened.
+        connections: number of opened connections.
         round_trip_s: of the last sign of life.
-        refused: how often, by reason.
+        refused: number of refusals by reason.
         link: the connection, if there is one.
         stable: whether the last connection held.
         probed: whether the peer measures now.

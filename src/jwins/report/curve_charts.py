@@ -225,7 +225,7 @@ def _cut_note(limits: _Limits | None, y_axis: YAxis) -> str:
     if level is None:
         return ""
     unit, before = " %" if y_axis.percent else "", "lower" if word == "begins" else "higher"
-    return f"The axis {word} at {level:.4g}{unit}; what came before is {before}."
+    return f"The axis {word} at {level:.4g}{unit}; earlier values are {before}."
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------

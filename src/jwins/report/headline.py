@@ -25,7 +25,7 @@ from jwins.run_folder.record import ended_well
 
 
 def verdict(study: Study) -> list[str]:
-    """State the best variant, the variants ahead of the featured one, and what has not finished."""
+    """State the best variant, the variants ahead of the featured one, and unfinished runs."""
     table = study.table()
     best, line = _best(study, table), table[_subject(study)]
     if best is None:
@@ -35,7 +35,7 @@ def verdict(study: Study) -> list[str]:
         sentences += _fewest_sentence(study, table, _full(study, table))
         sentences += _ahead_sentence(study, table, line)
     odd = [f"{other.variant} {other.status}" for other in table if not ended_well(other.status)]
-    return [*sentences, f"Mind what is not finished: {'; '.join(odd)}."] if odd else sentences
+    return [*sentences, f"Unfinished: {'; '.join(odd)}."] if odd else sentences
 
 
 def _full(study: Study, table: Sequence[SummaryRow]) -> SummaryRow | None:

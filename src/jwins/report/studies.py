@@ -58,7 +58,7 @@ class Study:
         baselines: variants that ratios to the targets refer to.
         also: further metrics of the comparison.
         tuned: settings that were chosen for each variant.
-        recorded: tables of the comparison's summary on how settings were chosen, by title.
+        recorded: tables of the comparison's summary about the choice of settings, by title.
     """
 
     name: str
@@ -328,7 +328,7 @@ def _compared_study(
             target = Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
     recorded = {
         title: [row for row in summary.get(key, []) if row.get("variant") in here]
-        for key, title in (("tuning", "Tuning: what was tried"), ("sensitivity", "Sensitivity"))
+        for key, title in (("tuning", "Tuning: tried values"), ("sensitivity", "Sensitivity"))
     }
     return Study(
         name,

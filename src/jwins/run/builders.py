@@ -244,7 +244,7 @@ def local_changes(experiment: Experiment, task: Task) -> dict[int, LocalChange]:
 
 
 def _place(node: int, count: int) -> float:
-    """Return 0 for the first node, 1 for the last, and what is between for the others."""
+    """Return 0 for the first node, 1 for the last, and evenly spaced numbers for the others."""
     return node / (count - 1) if count > 1 else 0.0
 
 

@@ -2,7 +2,7 @@
 
 To import torch and this package takes seconds of processor time, and a launch of eight nodes did it nine times.
 The server is forked from this process if that has a single thread, also in native code, for to fork one with
-more can stop for ever what it makes; else it is a process of its own that loads everything once more. Requests
+more can block its children forever; else it is a process of its own that loads everything once more. Requests
 and answers are lines of JSON.
 """
 
@@ -84,7 +84,7 @@ class ForkServer:
         self._ended = False
 
     def start(self, arguments: Sequence[str], out: Path) -> Process:
-        """Start ``jwins ARGUMENTS``; what it prints is appended to ``out``.
+        """Start ``jwins ARGUMENTS``; its output is appended to ``out``.
 
         Raises:
             JwinsError: the server has ended, or does not answer.
@@ -95,7 +95,7 @@ class ForkServer:
         until = time.monotonic() + _ANSWER_S
         while not self._started:
             if self._ended or time.monotonic() > until:
-                raise JwinsError("the server that starts nodes does not answer; see what it printed")
+                raise JwinsError("the server that starts nodes does not answer; see its output above")
             self._read(timeout_s=0.5)
         return _Forked(self, self._started.pop(0))
 
@@ -185,7 +185,7 @@ def _may_fork() -> bool:
 def _forked_server(requests: int, answers: int, others: tuple[int, int]) -> int:
     """Fork the server from this process; return its number."""
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()  # what is in a buffer would be printed by both
+        stream.flush()  # both processes would print a buffered text
     if (pid := os.fork()) != 0:
         return pid
     code = 1
@@ -236,7 +236,7 @@ def _serve(requests: int, answers: int) -> int:
 
 
 def _load() -> None:
-    """Import what nodes need, the command line excepted, which is above this room and loads soon."""
+    """Import the modules that nodes need, except the command line, which is above this room and loads soon."""
     import jwins.experiment.load
     import jwins.net.driver
     import jwins.net.membership

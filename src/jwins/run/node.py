@@ -321,7 +321,7 @@ def _check_places(experiment: Experiment, roster: Roster) -> None:
     if count != experiment.nodes.count:
         problem = f"expected nodes.count = {experiment.nodes.count} members"
         if roster.places is not None or roster.departed:
-            problem += ", with those who left and those who are to join (places)"
+            problem += ", including former members and future ones (places)"
         raise ConfigError("roster.members" if roster.places is None else "roster.places", count, problem)
     for member in roster.members:
         if member.since_round >= experiment.run.rounds:

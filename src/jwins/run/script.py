@@ -94,7 +94,7 @@ class _Process:
 
 
 class _Peers:
-    """The processes of all peers, and what they print."""
+    """Processes of all peers, and their output."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Peers:
         view.pid, view.state = popen.pid, "starting"
 
     def look(self) -> bool:
-        """Pass on what was printed, and start again who was killed; False if all have ended.
+        """Print new output, and restart killed processes; return False if all have ended.
 
         Raises:
             NodeFailedError: one ended with an error.

@@ -28,7 +28,7 @@ MAX_BYTES = 256 * 2**20
 """Limit of an archive's unpacked size, which is held in memory; the largest record has 6 MB."""
 
 _MAX_DICTIONARY_BYTES = 128 * 2**20
-"""Limit of what the decompressor may allocate; ``xz -9`` asks for 65 MB."""
+"""Memory limit of the decompressor; ``xz -9`` needs 65 MB."""
 
 
 def archive_of(path: Path) -> Path | None:

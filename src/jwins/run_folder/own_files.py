@@ -16,7 +16,7 @@ def open_own(path: Path, *, new: bool = False, mode: int = 0o666) -> IO[bytes]:
     """Open a regular file for appending and reading; links are not followed.
 
     A folder that was copied or unpacked may have a link in place of a file of the run, which would lead the
-    run to write elsewhere, or a pipe, which would make it wait for ever.
+    run to write elsewhere, or a pipe, which would make it wait forever.
 
     Args:
         path: the file; made if it does not exist.

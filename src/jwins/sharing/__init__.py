@@ -1,4 +1,4 @@
-"""Sharing algorithms: what a node sends to its neighbours, and how it merges what it receives.
+"""Sharing algorithms: the update of a node for its neighbours, and the merge of received updates.
 
 Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k and JWINS on one screen each.
 """

@@ -15,7 +15,7 @@ def scale_of(params: Tensor) -> float:
 class OwnScale:
     """A running scale of a node's own: its largest value, raised by its own training and not by merging.
 
-    A sender that inflates its values raises the models of all who merge with it, and so whatever a receiver
+    A sender that inflates its values raises the models of all its neighbours, and so whatever a receiver
     compares its next values with, if that is the receiver's model.
 
     Args:

@@ -1,4 +1,4 @@
-"""Merges that stand attackers among the neighbours, for full sharing.
+"""Robust merges, which limit the influence of attackers among the neighbours, for full sharing.
 
 With y_i the node's own model, y_j those of its n neighbours, and b the number of neighbours that may attack:
 
@@ -6,8 +6,8 @@ With y_i the node's own model, y_j those of its n neighbours, and b the number o
     trimmed mean     of each parameter, the mean of y_i and all y_j without the b lowest and the b highest
     median           of each parameter, the median of y_i and all y_j
 
-Clipped gossip preserves the mean over honest nodes up to what it clips. The other two use no mixing weights
-and do not preserve the mean: where nodes hold different data, they cost accuracy without attackers, too.
+Clipped gossip preserves the mean over honest nodes where it does not clip. The other two use no mixing weights
+and do not preserve the mean, so they cost accuracy without attackers, too, if nodes hold different data.
 
 Sources: He, Karimireddy, Jaggi, "Byzantine-Robust Decentralized Learning via ClippedGossip", arXiv 2202.01545,
 2022; Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018.
@@ -80,10 +80,10 @@ class ClippedGossip:
 
 @dataclass(frozen=True, slots=True)
 class TrimmedMean:
-    """Of each parameter the mean without the lowest and the highest values.
+    """Mean of each parameter without its lowest and highest values.
 
     Attributes:
-        attackers: b, the number of values left out on either side; fewer where that would leave none.
+        attackers: b, number of values left out on either side, or fewer so that at least one remains.
 
     >>> merge = TrimmedMean(attackers=1)
     >>> merge(torch.tensor([1.0]), [torch.tensor([2.0]), torch.tensor([99.0])], [0.25, 0.25])
@@ -104,7 +104,7 @@ class TrimmedMean:
 
 @dataclass(frozen=True, slots=True)
 class CoordinateMedian:
-    """Of each parameter the median; of an even number of values the mean of the middle two.
+    """Median of each parameter; of an even number of values the mean of the middle two.
 
     >>> merge = CoordinateMedian()
     >>> merge(torch.tensor([1.0]), [torch.tensor([3.0]), torch.tensor([-9.0])], [0.25, 0.25])

@@ -85,7 +85,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:  # what is added 2 * layers times starts smaller
+            if parameter.dim() == 2:  # projections that are added 2 * layers times start smaller
                 scale = math.sqrt(2 * layers) if name.endswith("_out.weight") else 1.0
                 nn.init.normal_(parameter, std=_INITIAL_SD / scale)
 

@@ -165,7 +165,7 @@ class TraitProbe:
                 step = self._model.step(module, context.generator("loss", 0, 0))
                 differing = self._differs_from_loop(step, MIN_STACK, 0)
                 if differing:
-                    return f"{differing} of a step is not what it is in a loop"
+                    return f"{differing} of a step differs from that in a loop"
                 module.model.eval()
                 with torch.no_grad():
                     inputs, _ = context.first_test_samples()

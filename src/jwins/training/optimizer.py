@@ -147,7 +147,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
 
         Args:
             parameters: parameters of the model, or of many as stacks.
-            dims: for each, how many dimensions it has in the model; None for as many as here.
+            dims: number of dimensions of each in the model; None for those of ``params``.
         """
         options = _torch_options(self.options)
         if self.weight_decay_on == "all":

@@ -120,7 +120,7 @@ def decode_positions(data: bytes | memoryview, *, count: int, dim: int) -> Int64
 
     Args:
         data: the codes and their padding, nothing after them.
-        count: how many positions to expect.
+        count: expected number of positions.
         dim: length of the vector.
 
     Returns:

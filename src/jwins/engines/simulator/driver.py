@@ -261,7 +261,7 @@ class SimulatedDriver:
 
         Raises:
             ResumeError: no checkpoint to resume.
-            StalledError: nodes would wait for ever.
+            StalledError: nodes would wait forever.
             OSError: e.g. a full disk; the newest checkpoint is intact and can be resumed.
         """
         try:
@@ -298,7 +298,7 @@ class SimulatedDriver:
             self._carry_out(node, commands[node], 0.0)
 
     def _check_not_stopped(self) -> None:
-        """Refuse to go on where another rule would have ended the run before, after what is kept of it."""
+        """Refuse to continue a run that the present rule would have ended earlier."""
         for count, row in enumerate(self.recorder.rows, start=1):
             if isinstance(row, EvalRow) and (reason := self._reason_to_stop(self.recorder.rows[:count])):
                 raise ResumeError(
@@ -516,7 +516,7 @@ class SimulatedDriver:
             node = min(waiting)
             at, senders = waiting[node]
             raise StalledError(
-                f"{len(waiting)} nodes would wait for ever: node {node} in round {at} for frames of "
+                f"{len(waiting)} nodes would wait forever: node {node} in round {at} for frames of "
                 f"{', '.join(map(str, senders))}; set run.deadline_s to continue without them"
             )
 
