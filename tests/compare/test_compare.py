@@ -359,6 +359,9 @@ def test_table_is_what_the_raw_metrics_say(done: comparing.ComparisonResult) -> 
         raw = 4 * dim * 2 * 4  # bytes x parameters x neighbours in a ring x rounds
         assert line.saving_raw == pytest.approx(1 - statistics.fmean(sent) / raw, rel=1e-12)
         assert line.saving_codec == pytest.approx(1 - sum(sent) / sum(sent_in_full), rel=1e-12, abs=1e-12)
+        rate = 8 * statistics.fmean(sent) / (dim * 4 * 3)  # bits to both neighbours in a ring
+        assert line.bits_per_link == pytest.approx(rate / 2)
+        assert line.bits_per_node == pytest.approx(2 * rate)
         hits = [next((r for r in run if r["metrics"]["accuracy"]["mean"] >= 0.15), None) for run in runs]
         reached = [hit for hit in hits if hit is not None]
         assert line.reached == len(reached)
@@ -394,7 +397,7 @@ def test_files_hold_the_table(done: comparing.ComparisonResult) -> None:
     assert [row.split(" & ")[0] for row in rows_of_tex[1:]] == [
         line.variant.replace("%", r"\%") for line in done.table
     ]
-    assert all(row.count(" & ") == 11 for row in rows_of_tex)
+    assert all(row.count(" & ") == 12 for row in rows_of_tex)
     assert re.search(r"[^\\\n]%", tex) is None, "a percent sign would begin a comment"
     assert (done.folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (done.folder / "comparison.pdf").read_bytes().startswith(b"%PDF")

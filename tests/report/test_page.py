@@ -418,7 +418,8 @@ def test_a_single_run_without_full_sharing(single: Path) -> None:
     text = rendered(single)
     head = Page(text).tables["Final accuracy, bytes and savings"][0]
     assert head[:4] == ["variant", "seeds", "final accuracy", "bytes per node"]
-    assert head[4:] == ["saving against raw", "worst 10 % of nodes", "status"]
+    bits = "bits per parameter, local step and link"
+    assert head[4:] == [bits, "saving against raw", "worst 10 % of nodes", "status"]
     assert "There is no run with full sharing" in text
     assert "±" not in text.partition("Savings")[2].partition("mean ±")[0]
     Page(text)

@@ -57,3 +57,7 @@ def test_the_end_row_of_a_dynamic_graph_holds_no_edges(tmp_path: Path) -> None:
     assert "traffic" not in json.loads(last)
     assert len(result.edges) > 100
     assert sum(edge["bytes_total"] for edge in result.edges) == result.rows[-1]["bytes_total"]
+    link, node = result.bits_per_step or (0.0, 0.0)  # of four neighbours, to whom it sends and who send to it
+    bits, steps = 8 * result.rows[-1]["bytes_total"] / 12, 12 * result.experiment.train.local_steps  # type: ignore[operator]
+    assert node == pytest.approx(2 * bits / (result.record.start.dim * steps))
+    assert node == pytest.approx(8 * link)

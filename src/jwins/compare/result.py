@@ -23,7 +23,7 @@ from jwins.report.formatting import is_percent, size, spread_text
 from jwins.report.pareto_chart import pareto_chart
 from jwins.report.seed_groups import Group, Target, deviation, target_outcomes
 from jwins.report.summary_rows import SummaryRow, summary_row
-from jwins.run.builders import raw_bytes_per_node
+from jwins.run.builders import mean_local_steps, raw_bytes_per_node
 from jwins.run_folder.archive import beside
 from jwins.run_folder.record import Record, samples_note
 
@@ -107,7 +107,10 @@ def _groups(
             for cell, record in zip(own, of, strict=True)
         )
         if of:
-            groups.append(Group(variant.name, getattr(variant.experiment.sharing, "kind", "own"), of, raw))
+            steps = mean_local_steps(variant.experiment.train.model_dump())
+            groups.append(
+                Group(variant.name, getattr(variant.experiment.sharing, "kind", "own"), of, raw, steps)
+            )
     return groups
 
 

@@ -147,6 +147,12 @@ class _Row:
     def sent(self) -> TableCell:
         return TableCell(size(self.line.bytes_per_node))
 
+    def bits(self) -> TableCell:
+        link, whole = self.line.bits_per_link, self.line.bits_per_node
+        if link is None or whole is None:
+            return TableCell(NEVER)
+        return TableCell(f"{link:.3g} ({whole:.3g})", f"{whole:.3g} in all", value=f"{link:.3g}")
+
     def saving_raw(self) -> TableCell:
         return TableCell(share(self.line.saving_raw))
 
@@ -205,6 +211,7 @@ _IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
     ("seconds", _Row.seconds_to_target),
     ("difference{to} [95 %]", _Row.difference),
     ("other / training", _Row.overhead),
+    ("bits/parameter, step and link (node)", _Row.bits),
     ("worst 10 % of nodes", _Row.worst),
     ("status", _Row.status),
 )
@@ -281,7 +288,10 @@ def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, cl
     mixed = any(line.reference not in (None, full) for line in table)
     chosen = [("variant", _Row.variant), ("seeds", _Row.seeds), (f"final {metric}", _Row.final)]
     chosen += [("difference" if mixed else "difference to full", _Row.difference)] if compared else []
-    chosen += [("bytes per node", _Row.sent), ("saving against raw", _Row.saving_raw)]
+    chosen.append(("bytes per node", _Row.sent))
+    counted = any(line.bits_per_link is not None for line in table)
+    chosen += [("bits per parameter, local step and link", _Row.bits)] if counted else []
+    chosen.append(("saving against raw", _Row.saving_raw))
     chosen += [("saving, same codec", _Row.saving_codec)] if whole is not None else []
     if math.isfinite(target.value):
         chosen += [

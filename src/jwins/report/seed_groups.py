@@ -24,12 +24,14 @@ class Group:
         records: one per seed.
         raw_bytes: for each record, bytes per node of full sharing of uncompressed float32 parameters
             in the same rounds: 4 bytes per parameter and recipient.
+        steps: local steps of a round, mean over nodes; None if unknown.
     """
 
     name: str
     algorithm: str
     records: tuple[Record, ...]
     raw_bytes: tuple[float, ...]
+    steps: float | None = None
 
     @property
     def counted(self) -> Group:
@@ -38,7 +40,7 @@ class Group:
         if len(records) == len(self.records):
             return self
         raw = [raw for record, raw in zip(self.records, self.raw_bytes, strict=True) if not record.ended_early]
-        return Group(self.name, self.algorithm, tuple(records), tuple(raw))
+        return Group(self.name, self.algorithm, tuple(records), tuple(raw), self.steps)
 
     @property
     def diverged(self) -> str:

@@ -21,7 +21,7 @@ from jwins.report.formatting import and_list, metric_percent, shown
 from jwins.report.seed_groups import Group, Target
 from jwins.report.settings import compared_settings, differing_keys
 from jwins.report.summary_rows import SummaryRow, summary_row
-from jwins.run.builders import raw_bytes_per_node
+from jwins.run.builders import mean_local_steps, raw_bytes_per_node
 from jwins.run.folder import variant_folder
 from jwins.run_folder.archive import NAME as ARCHIVE
 from jwins.run_folder.archive import find, is_dir, is_file, open_file, read_text
@@ -389,9 +389,10 @@ def _variants(found: Sequence[_Found]) -> list[StudyVariant]:
             name = f"{name} [{runs[0].record.folder.name}]"
         records = tuple(sorted((run.record for run in runs), key=lambda record: record.start.seed))
         raw = tuple(_raw_bytes(record, runs[0].tables) for record in records)
+        steps = mean_local_steps(runs[0].tables.get("train", {}))
         sharing = runs[0].tables.get("sharing")
         algorithm = str(sharing.get("kind", "own")) if isinstance(sharing, Mapping) else "own"
-        variants.append(StudyVariant(Group(name, algorithm, records, raw), runs[0].tables))
+        variants.append(StudyVariant(Group(name, algorithm, records, raw, steps), runs[0].tables))
     return variants
 
 

@@ -18,6 +18,7 @@ from jwins.report.seed_groups import (
     same_rounds,
     saving,
 )
+from jwins.run.builders import bits_per_step
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,9 @@ class SummaryRow:
         worst: final metric over the worst tenth of the nodes, mean over the counted seeds; None where a run
             lacks it.
         node_sd: standard deviation of the final metric over the nodes, likewise.
+        bits_per_link: bits per parameter and local step that a node sends to one neighbour; None if the local
+            steps are unknown.
+        bits_per_node: bits per parameter and local step that a node sends and receives in all.
     """
 
     variant: str
@@ -78,6 +82,8 @@ class SummaryRow:
     meaning: str = ""
     worst: float | None = None
     node_sd: float | None = None
+    bits_per_link: float | None = None
+    bits_per_node: float | None = None
 
 
 def summary_rows(
@@ -131,6 +137,10 @@ def summary_row(
     lower, over = target.lower_is_better, final_over
     worst = [r.worst_nodes(target.metric, lower_is_better=lower, over=over) for r in counted.records]
     node_sd = [record.sd_over_nodes(target.metric, final_over) for record in counted.records]
+    counts = [
+        bits_per_step(own, raw, record.start.dim, record.rounds, group.steps)
+        for own, raw, record in zip(sent, counted.raw_bytes, counted.records, strict=True)
+    ]
     apart = None if reference is None else difference(group, reference, target.metric, final_over)
     return SummaryRow(
         variant=group.name,
@@ -157,6 +167,8 @@ def summary_row(
         meaning=target.meaning,
         worst=_mean_of_all(worst),
         node_sd=_mean_of_all(node_sd),
+        bits_per_link=_mean_of_all([None if found is None else found[0] for found in counts]),
+        bits_per_node=_mean_of_all([None if found is None else found[1] for found in counts]),
     )
 
 

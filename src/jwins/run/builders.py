@@ -380,3 +380,31 @@ def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
     topology = build_topology(experiment)
     sends = sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)
     return 4.0 * dim * sends / experiment.nodes.count
+
+
+def mean_local_steps(train: Mapping[str, Any]) -> float | None:
+    """Return the local steps of a round, mean over nodes, from ``[train]``; None where samples decide."""
+    steps = train.get("local_steps", 3)
+    if train.get("local_epochs") is not None:
+        return None
+    return float(steps) if isinstance(steps, int) else sum(steps) / len(steps)
+
+
+def bits_per_step(
+    sent: float, raw: float, dim: int, rounds: int, steps: float | None
+) -> tuple[float, float] | None:
+    """Return bits per parameter and local step: sent to one neighbour, and sent and received in all.
+
+    Args:
+        sent: bytes that a node sent.
+        raw: :func:`raw_bytes_per_node` of the same rounds.
+        dim: parameters per model.
+        rounds: number of rounds.
+        steps: local steps of a round, or None.
+
+    >>> bits_per_step(sent=8000.0, raw=8000.0, dim=100, rounds=10, steps=16.0)  # float32 to two neighbours
+    (2.0, 8.0)
+    """
+    if not steps or not raw:
+        return None
+    return 32.0 * sent / raw / steps, 16.0 * sent / (dim * rounds * steps)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jwins.errors import DataError
 from jwins.experiment.experiment import Experiment
-from jwins.run.builders import build_task
+from jwins.run.builders import bits_per_step, build_task, mean_local_steps, raw_bytes_per_node
 from jwins.run_folder import traffic
 from jwins.run_folder.record import Record, flat_rows
 
@@ -49,6 +49,17 @@ class Result:
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat dict per evaluation, with ``round``, ``accuracy_mean``, ``bytes_total``, ..."""
         return flat_rows(self.record)
+
+    @property
+    def bits_per_step(self) -> tuple[float, float] | None:
+        """Return bits per parameter and local step: sent to one neighbour, and sent and received in all.
+
+        Means over nodes until the last evaluation; None before a round, or where samples decide the steps.
+        """
+        start, rounds, sent = self.record.start, self.record.rounds, self.record.bytes_per_node()
+        raw = raw_bytes_per_node(self.experiment, start.dim, rounds)
+        steps = mean_local_steps(self.experiment.train.model_dump())
+        return bits_per_step(sent[-1] if sent else 0.0, raw, start.dim, rounds, steps)
 
     @property
     def edges(self) -> list[dict[str, int]]:
