@@ -573,8 +573,9 @@ class Node:
     def _on_trained(self, event: Trained, now: float) -> list[Command]:
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
-        trained, outer = event.params, self._outer()
-        if outer is not None:  # self.params is still the model at the start of the round
+        trained, outer = event.params, self.rules.outer
+        if outer is not None and self.rules.trains(self.id, self.round):
+            # self.params is still the model at the start of the round
             trained, self._momentum = outer.step(self.params, trained, self._momentum)
         if self._scale is not None:
             self._scale.trained(self.params, trained)
@@ -597,7 +598,9 @@ class Node:
         follow = tuple(j for j in recipients if stands_alone or j in self._informed)
         lack = tuple(j for j in recipients if not stands_alone and j not in self._informed)
         commands: list[Command] = []
-        if follow:
+        if self._sharing.per_peer:
+            commands += [self._send_own(j) for j in follow]
+        elif follow:
             commands.append(Send(follow, self.round, self._outgoing, keyframe=False))
         commands += self._send_missed(lack)
         self._informed = set(recipients)
@@ -616,7 +619,7 @@ class Node:
         update, after = call_share(self._sharing, self.state, false, ctx, self.update_dim)
         # It merges as an honest node does, except with an algorithm whose state is the neighbours' replica of
         # it.
-        return update, after if self._sharing.remembers_peers else state
+        return update, after if self._sharing.remembers_peers or self._sharing.per_peer else state
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Command]:
         frame = event.frame
@@ -641,6 +644,8 @@ class Node:
         self._informed.add(event.peer)
         if self._sharing.remembers_peers:
             return [self._send_keyframe((event.peer,))]
+        if self._sharing.per_peer:
+            return [self._send_own(event.peer)]
         return [Send((event.peer,), self.round, self._outgoing, keyframe=False)]
 
     def _on_peer_lost(self, event: PeerLost, now: float) -> list[Command]:
@@ -743,20 +748,13 @@ class Node:
         return commands + self._next_round()
 
     def _merge(self, received: list[Received], ctx: RoundContext) -> None:
-        shared, outer = self.params, self._outer()
         self.params, self.state = call_merge(self._sharing, self.state, self.params, received, ctx)
         if self.rules.project is not None:
             merged = self.params
             self.params = self.rules.project(merged.clone())
             if not torch.equal(self.params, merged):
                 self.state = self._sharing.projected(self.state, self.params)
-        if outer is not None and self._momentum is not None:
-            self._momentum = outer.mixed(shared, self.params, self._momentum)
         self._outgoing, self._deadline = None, None
-
-    def _outer(self) -> Nesterov | None:
-        """The outer optimizer, in rounds that train."""
-        return self.rules.outer if self.rules.trains(self.id, self.round) else None
 
     def _next_round(self) -> list[Command]:
         if self.round >= self.rules.rounds or self._stopping:
@@ -783,6 +781,12 @@ class Node:
     def _takes_part(self, peer: int) -> bool:
         """Return whether frames are exchanged with ``peer`` in this round."""
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
+
+    def _send_own(self, peer: int) -> Send:
+        """Send ``peer`` the update that is its own."""
+        update = self._sharing.for_peer(self.state, peer)
+        frame = Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
+        return Send((peer,), self.round, self.rules.wire.pack(frame), keyframe=False)
 
     def _send_missed(self, lack: tuple[int, ...]) -> list[Command]:
         """Send each peer the increments since its replica if that is known, or else the keyframe."""

@@ -22,12 +22,13 @@ from jwins.sharing import (
     full,
     jwins,
     moniqua,
+    noloco,
     random_k,
     sparse_loco,
     stateless,
     top_k,
 )
-from jwins.topology import FullyConnected, Regular, Ring
+from jwins.topology import FullyConnected, Regular
 from jwins.topology.participation import Participation
 from jwins.training.batches import batch_indices
 from jwins.training.layout import Layout
@@ -159,34 +160,10 @@ def test_a_node_that_returns_goes_on_with_its_momentum() -> None:
     assert run.groups[0].machine(1).snapshot().momentum is None  # another's model has no momentum of this node
 
 
-def test_mixing_goes_on_in_the_momentum_where_that_is_asked_for() -> None:
-    """The momentum carries on what mixing changed."""
-    outer = Nesterov(0.5, 0.8, consensus=1.0)
-    shared, merged, momentum = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 2.5]), torch.tensor([0.1, 0.1])
-    after = outer.mixed(shared, merged, momentum)
-    torch.testing.assert_close(after, torch.tensor([0.1 + 0.5 / 0.5, 0.1 - 0.5 / 0.5]))
-    moved, _ = outer.step(
-        merged, merged, after
-    )  # no local change: the next step goes on in the direction of mixing
-    direction = (moved - merged) - (outer.step(merged, merged, momentum)[0] - merged)
-    torch.testing.assert_close(direction, (merged - shared) * 0.8 * 0.8)
-    distances = {}
-    for consensus in (0.0, 1.0):
-        run = simulator(
-            NODES,
-            topology=Ring(num_nodes=NODES, seed=1),
-            rounds=5,
-            outer=Nesterov(0.7, 0.5, consensus=consensus),
-        )
-        assert end(run.run()).status == "finished"
-        distances[consensus] = models(run)
-    assert not torch.equal(distances[0.0], distances[1.0])
-
-
 def test_pairs_that_change_every_round_train_together() -> None:
     """The setting of NoLoCo: one partner a round."""
     graph = Regular(num_nodes=NODES, seed=1, degree=1, dynamic=True)
-    run = simulator(NODES, topology=graph, rounds=25, outer=Nesterov(0.7, 0.7, consensus=0.5))
+    run = simulator(NODES, topology=graph, rounds=25, sharing=noloco(0.7, 0.7, 0.7))
     outcome = run.run()
     losses = [row.metrics["loss"].mean for row in outcome.rows if hasattr(row, "metrics")]
     assert losses[-1] < 0.8 * losses[0]
@@ -197,7 +174,6 @@ def test_pairs_that_change_every_round_train_together() -> None:
     [
         ({"lr": 0.0}, "train.outer.lr = 0.0: expected a learning rate above 0"),
         ({"momentum": 1.0}, r"train.outer.momentum = 1.0: expected a factor in \[0, 0.999\]"),
-        ({"consensus": 2.0}, r"train.outer.consensus = 2.0: expected a fraction in \[0, 1\]; did you mean 0.2"),
     ],
 )
 def test_its_numbers_are_checked(options: dict[str, float], message: str) -> None:

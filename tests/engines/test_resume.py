@@ -20,8 +20,18 @@ from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
 from jwins.run_folder import checkpoint
 from jwins.run_folder.rows import EndRow, read_rows
-from jwins.sharing import Nesterov, choco, closed_loop, full, jwins, stateless
-from jwins.topology import Regular
+from jwins.sharing import (
+    Nesterov,
+    choco,
+    closed_loop,
+    full,
+    jwins,
+    noloco,
+    power_gossip,
+    sparse_loco,
+    stateless,
+)
+from jwins.topology import FullyConnected, Regular
 from jwins.topology.participation import Participation
 from jwins.training.learning_rate import LearningRateSchedule
 from jwins.training.optimizer import Optimizer
@@ -82,11 +92,27 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "outer-faults": {
         "sharing": closed_loop(),
-        "outer": Nesterov(0.7, 0.8, consensus=0.5),
+        "outer": Nesterov(0.7, 0.8),
         "topology": Regular(num_nodes=4, seed=1, degree=3),
         "faults": Faults().crash(1, 2).rejoin(1, 5),
         "deadline_s": 0.1,
         "consensus_rounds": 2,
+    },
+    "power-gossip-faults": {
+        "sharing": power_gossip(),
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
+        "faults": Faults().crash(1, 2).rejoin(1, 5),
+        "deadline_s": 0.1,
+    },
+    "sparse-loco-faults": {
+        "sharing": sparse_loco(0.2),
+        "topology": FullyConnected(num_nodes=4),
+        "faults": Faults().crash(1, 2).rejoin(1, 5),
+        "deadline_s": 0.1,
+    },
+    "noloco-pairs": {
+        "sharing": noloco(),
+        "topology": Regular(num_nodes=4, seed=1, degree=1, dynamic=True),
     },
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {

@@ -1,7 +1,8 @@
-"""BEER, MoTEF, SparseLoCo and Moniqua: against their papers' equations in numpy, and what they promise."""
+"""The field's algorithms: against their papers' equations in numpy, and what they promise."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jwins.errors import ConfigError
-from jwins.rng import RoundContext
-from jwins.sharing import beer, choco, full, moniqua, sparse_loco
+from jwins.ops.quantize import absmax_scales
+from jwins.rng import RoundContext, stream
+from jwins.sharing import beer, choco, full, moniqua, noloco, power_gossip, sparse_loco
 from jwins.sharing.sparse_loco import TwoBits
 from jwins.sharing.update import Quantized, Received, Update
-from jwins.topology import Ring, Topology
+from jwins.topology import FullyConnected, Regular, Ring, Topology
 
 N, P = 5, 12
 Array = npt.NDArray[np.float64]
@@ -45,14 +47,15 @@ def run(
     state = [algorithm.init(x) for x in params]
     history = [np.stack([x.numpy().astype(np.float64) for x in params])]
     for r in range(rounds):
-        graph, sent = topology.at(r), []
-        trained = [x - lr * (x - torch.from_numpy(t).float()) for x, t in zip(params, TARGETS, strict=True)]
+        graph, sent = topology.at(r), {}
+        trained = [x - lr * (x - torch.from_numpy(t).float()) for x, t in zip(params, TARGETS, strict=False)]
         contexts = [RoundContext(1, i, r, graph.senders[i]) for i in range(len(params))]
         for i, ctx in enumerate(contexts):
             update, state[i] = algorithm.share(state[i], trained[i], ctx)
-            sent.append(update)
+            own = algorithm.for_peer if algorithm.per_peer else lambda _, peer, update=update: update
+            sent |= {(i, j): own(state[i], j) for j in graph.recipients[i]}
         for i, ctx in enumerate(contexts):
-            received = [Received(j, r, w, sent[j]) for j, w in ctx.weights.items() if (r, j, i) != lost]
+            received = [Received(j, r, w, sent[j, i]) for j, w in ctx.weights.items() if (r, j, i) != lost]
             params[i], state[i] = algorithm.merge(state[i], trained[i], received, ctx)
         history.append(np.stack([x.numpy().astype(np.float64) for x in params]))
     return np.stack(history)
@@ -243,6 +246,136 @@ def test_updates_that_are_none_of_moniquas_change_nothing() -> None:
         assert torch.equal(algorithm.merge(None, mine, [Received(1, 0, 0.5, update)], ctx)[0], mine)
 
 
+# --- PowerGossip ------------------------------------------------------------------------------------------
+
+SHAPES = ((2, 3), (4,), (1, 2, 1))
+
+
+def power_gossip_of_the_paper(rounds: int, lr: float) -> Array:
+    """The nodes of the ring with matrices of their own, one vector per edge and matrix, and its products."""
+    X, vectors, history = STARTS.copy(), {}, [STARTS]
+    for r in range(rounds):
+        X = X - lr * (X - TARGETS)
+        change = np.zeros_like(X)
+        for i, j in itertools.combinations(range(N), 2):
+            if not MIXING[i, j]:
+                continue
+            if r == 0:
+                drawn = stream(1, f"power gossip {i} {j}", round=0).standard_normal(3 + 2, dtype="float32")
+                vectors[i, j] = np.split(drawn.astype(np.float64), [3])
+            after = []
+            for (begin, end, rows), v in zip(((0, 6, 2), (10, 12, 1)), vectors[i, j], strict=True):
+                own, other = X[i, begin:end].reshape(rows, -1), X[j, begin:end].reshape(rows, -1)
+                u = v / np.linalg.norm(v)
+                p = (other - own) @ u if r % 2 == 0 else (other - own).T @ u
+                low_rank = np.outer(p, u) if r % 2 == 0 else np.outer(u, p)
+                change[i, begin:end] += MIXING[i, j] * low_rank.ravel()
+                change[j, begin:end] -= MIXING[i, j] * low_rank.ravel()
+                after.append(p)
+            vectors[i, j] = after
+            change[i, 6:10] += MIXING[i, j] * (X[j] - X[i])[6:10]
+            change[j, 6:10] -= MIXING[i, j] * (X[j] - X[i])[6:10]
+        X = X + change
+        history.append(X)
+    return np.stack(history)
+
+
+def test_power_gossip_is_the_algorithm_of_its_paper() -> None:
+    algorithm = power_gossip().for_model(SHAPES)
+    np.testing.assert_allclose(run(algorithm, 12), power_gossip_of_the_paper(12, 0.1), atol=1e-4)
+    update, state = algorithm.share(
+        algorithm.init(torch.ones(P)), torch.ones(P), RoundContext(1, 0, 0, {1: 0.5})
+    )
+    assert update.count == 2 + 4 + 1  # of rows, the vector, and one row
+    _, state = algorithm.merge(state, torch.ones(P), [], RoundContext(1, 0, 0, {1: 0.5}))
+    assert algorithm.share(state, torch.ones(P), RoundContext(1, 0, 1, {1: 0.5}))[0].count == 3 + 4 + 2
+
+
+def test_power_gossip_goes_on_after_a_lost_frame() -> None:
+    """An edge rests until both nodes have drawn the same vector again; the others go on."""
+    algorithm = power_gossip().for_model(SHAPES)
+    apart = STARTS + np.random.default_rng(6).normal(size=STARTS.shape)
+    history = run(algorithm, 40, lr=0.0, starts=apart, lost=(3, 0, 1))
+    assert spread(history[-1]) < 1e-2 * spread(history[0])
+    moved = np.abs(np.diff(history.mean(axis=1), axis=0)).max(axis=1)
+    assert moved[3] > 1e-3  # one of the two has moved alone
+    assert np.delete(moved, 3).max() < 1e-5
+
+
+# --- NoLoCo -----------------------------------------------------------------------------------------------
+
+
+def test_noloco_is_the_algorithm_of_its_paper() -> None:
+    """Pairs that change every round, and the mean of both the changes and the starts over each pair."""
+    lr, momentum, gamma, rounds = 0.7, 0.5, 0.6, 10
+    pairs = Regular(num_nodes=4, seed=3, degree=1, dynamic=True)
+    targets, X = TARGETS[:4], STARTS[:4].copy()
+    M, expected = np.zeros_like(X), [X]
+    for r in range(rounds):
+        D = -0.1 * (X - targets)
+        (partner,) = zip(*(graph for graph in pairs.at(r).senders), strict=True)
+        M = np.stack(
+            [
+                momentum * M[i]
+                + lr * (D[i] + D[j]) / 2  # of the pseudo-gradients
+                - gamma * (X[i] - (X[i] + X[j]) / 2)
+                for i, j in enumerate(partner)
+            ]
+        )
+        X = X + M
+        expected.append(X)
+    assert len({tuple(sorted(pairs.at(r).senders[0])) for r in range(rounds)}) > 1
+    found = run(noloco(lr, momentum, gamma), rounds, starts=STARTS[:4], topology=pairs)
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+
+
+# --- SparseLoCo on a complete graph -----------------------------------------------------------------------
+
+
+def test_sparse_loco_of_its_paper_on_a_complete_graph() -> None:
+    """One model, error feedback at each worker, and the mean of all compressed updates."""
+    decay, rounds = 0.8, 6  # in later ones float32 and float64 choose differently between nearly equal values
+    x, E, expected = STARTS[0], np.zeros_like(STARTS), [STARTS]
+    for _ in range(rounds):
+        E = decay * E - 0.1 * (x - TARGETS)
+        sent = top(E, 3)
+        largest = np.abs(E).max(axis=1, keepdims=True)
+        largest = np.stack([absmax_scales(torch.tensor(row).float(), 1, 1).numpy() for row in largest])
+        sent = np.sign(sent) * np.where(np.abs(sent) > 2 / 3 * largest, largest, largest / 3)
+        E = E - sent
+        x = x + sent.mean(axis=0)
+        expected.append(np.tile(x, (N, 1)))
+    algorithm = sparse_loco(3 / P, decay=decay)
+    found = run(algorithm, rounds, topology=FullyConnected(N))
+    np.testing.assert_allclose(found, np.stack(expected), atol=2e-3)
+    assert np.ptp(found, axis=1).max() == 0.0  # all nodes have the same model, bit for bit
+
+
+def test_sparse_loco_makes_up_for_a_lost_frame_by_its_keyframe() -> None:
+    algorithm, start = sparse_loco(3 / P), torch.from_numpy(STARTS[0]).float()
+    states = {i: algorithm.init(start) for i in range(3)}
+    params = dict.fromkeys(range(3), start)
+    for r in range(4):
+        contexts = {i: RoundContext(1, i, r, {j: 1 / 3 for j in range(3) if j != i}) for i in range(3)}
+        sent = {}
+        for i, ctx in contexts.items():
+            trained = params[i] - 0.1 * (params[i] - torch.from_numpy(TARGETS[i]).float())
+            sent[i], states[i] = algorithm.share(states[i], trained, ctx)
+            params[i] = trained
+        if r == 2:
+            assert algorithm.stale_peers(states[1]) == frozenset()
+        for i, ctx in contexts.items():
+            updates = {j: sent[j] for j in ctx.weights if (r, j, i) != (1, 0, 1)}
+            if (r, i) == (3, 1):
+                updates[0] = algorithm.keyframe(states[0], contexts[0])
+            received = [Received(j, r, 1 / 3, update) for j, update in updates.items()]
+            params[i], states[i] = algorithm.merge(states[i], params[i], received, ctx)
+        apart = float((params[1] - params[0]).abs().max())
+        assert (apart > 1e-3) is (r in (1, 2))
+        assert algorithm.stale_peers(states[1]) == (frozenset({0}) if r == 2 else frozenset())
+    torch.testing.assert_close(params[1], params[2], rtol=0, atol=1e-6)
+
+
 # --- All ----------------------------------------------------------------------------------------------------
 
 
@@ -253,8 +386,10 @@ def test_updates_that_are_none_of_moniquas_change_nothing() -> None:
         (beer(0.3, 0.3, momentum=0.3), 400, 1e-4),
         (sparse_loco(0.3, 0.3, chunk=16), 400, 1e-2),
         (moniqua(4.0, bits=12), 100, 1e-2),
+        (noloco(), 100, 1e-2),
+        (power_gossip(), 60, 1e-2),
     ],
-    ids=["beer", "motef", "sparse_loco", "moniqua"],
+    ids=["beer", "motef", "sparse_loco", "moniqua", "noloco", "power_gossip"],
 )
 def test_without_training_the_nodes_agree(algorithm: Any, rounds: int, left: float) -> None:
     apart = STARTS + np.random.default_rng(6).normal(size=STARTS.shape)
@@ -262,7 +397,11 @@ def test_without_training_the_nodes_agree(algorithm: Any, rounds: int, left: flo
     assert spread(history[-1]) < left * spread(history[0])
 
 
-@pytest.mark.parametrize("algorithm", [beer(0.3, 0.3), moniqua(4.0)], ids=["beer", "moniqua"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [beer(0.3, 0.3), moniqua(4.0), noloco(), power_gossip()],
+    ids=["beer", "moniqua", "noloco", "power_gossip"],
+)
 def test_the_mean_follows_the_training(algorithm: Any) -> None:
     """Mixing does not change the mean over the nodes."""
     history = run(algorithm, 10, lr=0.0, starts=STARTS + np.arange(N)[:, None] * 0.1)
@@ -279,6 +418,12 @@ def test_the_mean_follows_the_training(algorithm: Any) -> None:
         (lambda: sparse_loco(0.2, 0.5, decay=1.5), "sharing.decay = 1.5"),
         (lambda: sparse_loco(0.2, 0.5, chunk=4), "sharing.chunk = 4"),
         (lambda: sparse_loco(0.2, 0.5, chunk=64.0), "sharing.chunk = 64.0"),  # type: ignore[arg-type]
+        (lambda: sparse_loco(2.0), "sharing.fraction = 2.0"),
+        (lambda: sparse_loco(decay=1.5), "sharing.decay = 1.5"),
+        (lambda: noloco(lr=0.0), "sharing.lr = 0.0"),
+        (lambda: noloco(momentum=1.0), "sharing.momentum = 1.0"),
+        (lambda: noloco(gamma=2.0), "sharing.gamma = 2.0"),
+        (lambda: power_gossip(values="int8"), "sharing.values = 'int8'"),  # type: ignore[arg-type]
         (lambda: moniqua(0.0), "sharing.theta = 0.0"),
         (lambda: moniqua(1.0, bits=1), "sharing.bits = 1"),
         (lambda: moniqua(1.0, bits=4.0), "sharing.bits = 4.0"),  # type: ignore[arg-type]

@@ -27,9 +27,14 @@ from jwins.experiment.plugins import (
     RATE_KEYS,
     TOPOLOGY_TABLES,
     FullConfig,
+    FullyConnectedConfig,
     JwinsConfig,
+    NoLoCoConfig,
+    OnePeerExponentialConfig,
+    PowerGossipConfig,
     RegularConfig,
     SharingTable,
+    SparseLocoConfig,
     TopologyTable,
     one_of,
 )
@@ -48,6 +53,7 @@ from jwins.experiment.sections import (
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, nested, write_toml
 from jwins.scenario import Attack, Fault, Faults, check_scenario
+from jwins.validation import MISSING
 
 if TYPE_CHECKING:
     from jwins.sharing import Sharing
@@ -91,8 +97,10 @@ class Experiment(Settings):
                     "delta_since",
                     "update_dim",
                     "projected",
+                    "for_model",
+                    "for_peer",
                 ),
-                ("remembers_peers", "state_types"),
+                ("remembers_peers", "per_peer", "state_types"),
                 base="jwins.sharing.Sharing",
             ),
         ] = Field(default=JwinsConfig(), description="sharing algorithm")
@@ -126,6 +134,7 @@ class Experiment(Settings):
         )
         self._check_training()
         self._check_attacks()
+        self._check_graph()
         for index, at in enumerate(self.run.eval_at):
             if at > self.run.rounds:
                 raise refuse(f"run.eval_at[{index}]", at, f"the run ends after run.rounds = {self.run.rounds}")
@@ -154,11 +163,28 @@ class Experiment(Settings):
         if optimizer.quasi_global is not None and train.outer is not None:
             problem = "train.outer also applies momentum to the merged models; remove one of the two"
             raise refuse("train.optimizer.quasi_global", optimizer.quasi_global, problem)
+        if train.outer is not None and isinstance(self.sharing, NoLoCoConfig):
+            problem = 'sharing.kind = "noloco" has an outer step of its own; remove one of both'
+            raise refuse("train.outer", train.outer.kind, problem)
         if train.outer is not None and train.buffers == "shared":
             problem = (
                 'train.outer would extrapolate statistics in buffers; write "local", or remove train.outer'
             )
             raise refuse("train.buffers", train.buffers, problem)
+
+    def _check_graph(self) -> None:
+        sharing, topology = self.sharing, self.topology
+        if isinstance(sharing, SparseLocoConfig) and sharing.gamma is None:
+            whole = isinstance(topology, FullyConnectedConfig) and self.nodes.participation == 1.0
+            if not whole:
+                problem = (
+                    "left out, it is the algorithm of the paper, which needs all nodes as neighbours in every "
+                    'round; set topology.kind = "fully_connected" without nodes.participation, or gamma'
+                )
+                raise refuse("sharing.gamma", MISSING, problem)
+        if isinstance(sharing, PowerGossipConfig) and isinstance(topology, OnePeerExponentialConfig):
+            problem = 'its edges have a direction; take another, such as "finite_time"'
+            raise refuse("topology.kind", topology.kind, f'sharing.kind = "power_gossip": {problem}')
 
     def fault_script(self) -> Faults:
         """Return the scripted faults without the attacks, for the driver."""

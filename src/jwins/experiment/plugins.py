@@ -26,6 +26,7 @@ from jwins.validation import (
     LEVELS,
     MBPS,
     MISSING,
+    MOMENTUM,
     RATE,
     SECONDS,
     STEP,
@@ -641,11 +642,15 @@ class BeerConfig(SharingTable):
 
 
 class SparseLocoConfig(SharingTable):
-    """SparseLoCo on a graph: send the largest values of each chunk in two bits, with fading error feedback."""
+    """SparseLoCo: send the largest values of each chunk in two bits, with fading error feedback."""
 
     kind: Literal["sparse_loco"] = "sparse_loco"
-    fraction: Fraction = Field(description="fraction of each chunk whose differences are sent")
-    gamma: GammaOfFraction
+    fraction: Fraction = Field(default=1 / 64, description="fraction of each chunk whose values are sent")
+    gamma: Annotated[float, GAMMA] | None = Field(
+        default=None,
+        description="consensus step size on a graph; a smaller fraction needs a smaller step; left out: the "
+        "algorithm of the paper, on a complete graph",
+    )
     decay: Annotated[float, RATE] = Field(
         default=0.95, description="factor on the unsent residual from round to round; 1 keeps all of it"
     )
@@ -653,6 +658,27 @@ class SparseLocoConfig(SharingTable):
         default=4096,
         description="number of consecutive parameters in a chunk; each chunk selects its own largest values",
     )
+
+
+class PowerGossipConfig(SharingTable):
+    """PowerGossip: send each neighbour low-rank differences of matrices, by power iteration on the edge."""
+
+    kind: Literal["power_gossip"] = "power_gossip"
+    values: Values = "float32"
+
+
+class NoLoCoConfig(SharingTable):
+    """NoLoCo: send all parameters, and take an outer step with momentum and a consensus term."""
+
+    kind: Literal["noloco"] = "noloco"
+    lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
+        default=0.7, description="learning rate of the outer step"
+    )
+    momentum: Annotated[float, MOMENTUM] = Field(
+        default=0.5, description="decay of the outer momentum from round to round"
+    )
+    gamma: Annotated[float, GAMMA] = Field(default=0.7, description="rate of the consensus")
+    values: Values = "float32"
 
 
 class MoniquaConfig(SharingTable):
@@ -678,5 +704,7 @@ ALGORITHMS: Mapping[str, type[SharingTable]] = by_kind(
     BeerConfig,
     SparseLocoConfig,
     MoniquaConfig,
+    PowerGossipConfig,
+    NoLoCoConfig,
 )
 """Tables by ``sharing.kind``."""

@@ -223,9 +223,6 @@ class NesterovOuterConfig(Plugin):
     momentum: Annotated[float, MOMENTUM] = Field(
         default=0.9, description="decay of the outer momentum from round to round"
     )
-    consensus: Annotated[float, RATE] = Field(
-        default=0.0, description="fraction of the change by mixing that enters the momentum; 1 after NoLoCo"
-    )
 
     def build(self) -> Nesterov:
         """The outer optimizer, for the nodes."""

@@ -18,7 +18,7 @@ from jwins.net.membership import common_of
 from jwins.net.roster import Roster
 from jwins.run_folder.own_files import private_folder
 from jwins.run_folder.rows import StartRow, read_rows
-from jwins.sharing import Nesterov, Sharing
+from jwins.sharing import Nesterov, NoLoCo, Sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.frame import DIGEST_BYTES
 
@@ -59,6 +59,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         value = given[name]
         if not fits(value):
             raise ConfigError(name, value, f"expected {expected}")
+    if given["outer"] is not None and isinstance(given["sharing"], NoLoCo):
+        raise ConfigError("outer", given["outer"], "noloco has an outer step of its own; remove one of both")
     if given["outer"] is not None and given["buffers"] == "shared":
         problem = "the outer step would extrapolate statistics in buffers; use 'local', or remove outer"
         raise ConfigError("buffers", given["buffers"], problem)

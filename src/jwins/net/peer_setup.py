@@ -13,6 +13,7 @@ from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.sharing_check import check_sharing, is_own
 from jwins.errors import ConfigError
+from jwins.experiment.plugins import FullyConnectedConfig
 from jwins.net.driver import RealTimeDriver
 from jwins.net.external_training import ExternalTraining
 from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
@@ -25,7 +26,7 @@ from jwins.net.status_file import StatusFile
 from jwins.net.transport_interface import Transport
 from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.run_folder.rows import StartRow
-from jwins.sharing import Nesterov, Sharing
+from jwins.sharing import CommonSparseLoco, Nesterov, Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
@@ -89,6 +90,10 @@ class PeerSetup:
         self.names = self._membership.names
         self._sharing = jwins_sharing() if given.sharing is None else given.sharing
         self._initial: Tensor = self.layout.flatten(given.model).cpu()
+        topology = self._roster.topology
+        if isinstance(self._sharing, CommonSparseLoco) and not isinstance(topology, FullyConnectedConfig):
+            problem = "left out, it needs a complete graph; give it, or use a roster of kind fully_connected"
+            raise ConfigError("sharing.gamma", None, problem)
         if is_own(self._sharing):  # before a port is opened
             check_sharing(self._sharing, self._initial, self._membership.topology, self._roster.seed)
         self._digest = digest_of_run(self._roster, self._sharing, given.codec, given.outer)
@@ -124,7 +129,7 @@ class PeerSetup:
     def _make_rules(self) -> Rules:
         layout = self.layout
         return Rules(
-            self._sharing,
+            self._sharing.for_model(tuple(slot.shape for slot in layout.slots)),
             Wire(codec_named(self._given.codec), self._digest, self._sharing.update_dim(layout.size)),
             self._membership.topology,
             rounds=ENDLESS,

@@ -39,6 +39,8 @@ ALGORITHMS = {
     "beer": ("#0b3dbb", "p"),
     "sparse_loco": ("#e60037", "h"),
     "moniqua": ("#6c9a56", "*"),
+    "power_gossip": ("#a86090", "d"),
+    "noloco": ("#a878fc", "<"),
 }
 """Colour and marker of the curves of each ``sharing.kind``.
 

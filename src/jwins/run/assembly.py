@@ -152,7 +152,8 @@ def assemble(
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
         better=dict(type(task).directions().items() - Task.directions().items()),
     )
-    rules = _rules(experiment, sharing, topology, trainer)
+    shapes = tuple(slot.shape for slot in trainer.layout.slots)
+    rules = _rules(experiment, sharing.for_model(shapes), topology, trainer)
     return Components(resolved, task, partition, trainers, rules, tests, start)
 
 

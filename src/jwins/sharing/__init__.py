@@ -9,7 +9,9 @@ from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import CUTOFFS, PAPER_FRACTIONS, FixedCutoff, RandomCutoff
 from jwins.sharing.moniqua import Moniqua, moniqua
+from jwins.sharing.noloco import NoLoCo, noloco
 from jwins.sharing.outer import Nesterov
+from jwins.sharing.power_gossip import PowerGossip, power_gossip
 from jwins.sharing.quantizers import QUANTIZERS, AbsmaxQuantizer, Rounding, UniformQuantizer
 from jwins.sharing.rate import Budget, FixedStep, LinkBudget, RelativeStep, StepRule
 from jwins.sharing.robust import ROBUST_MERGES, ClippedGossip, CoordinateMedian, RobustMerge, TrimmedMean
@@ -23,11 +25,12 @@ from jwins.sharing.sparse import (
     random_k,
     top_k,
 )
-from jwins.sharing.sparse_loco import SparseLoco, sparse_loco
+from jwins.sharing.sparse_loco import CommonSparseLoco, SparseLoco, sparse_loco
 from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
     "CUTOFFS",
+    "CommonSparseLoco",
     "PAPER_FRACTIONS",
     "QUANTIZERS",
     "ROBUST_MERGES",
@@ -46,6 +49,8 @@ __all__ = [
     "LinkBudget",
     "Moniqua",
     "Nesterov",
+    "NoLoCo",
+    "PowerGossip",
     "Precision",
     "Quantizer",
     "RandomCutoff",
@@ -67,7 +72,9 @@ __all__ = [
     "jwins",
     "mix",
     "moniqua",
+    "noloco",
     "place",
+    "power_gossip",
     "random_k",
     "sparse_loco",
     "stateless",

@@ -94,12 +94,18 @@ class Sharing(Protocol[S]):
     needs_common_start: ClassVar[bool] = False
     """Whether updates are measured from the common initial parameters of all nodes. A node that takes a
     neighbour's model then needs them, too; ``projected`` returns the state for that model."""
+    per_peer: ClassVar[bool] = False
+    """Whether each neighbour gets an update of its own, from ``for_peer``."""
     state_types: ClassVar[tuple[type, ...]] = ()
     """Dataclasses of the state; only these are read back from a checkpoint."""
 
     def update_dim(self, num_params: int) -> int:
         """Return the length of the vector that updates refer to, for models of ``num_params`` parameters."""
         return num_params
+
+    def for_model(self, shapes: tuple[tuple[int, ...], ...]) -> Sharing[S]:
+        """Return this algorithm for a model whose tensors have these shapes, in the order of the vector."""
+        return self
 
     @abstractmethod
     def init(self, params: Tensor) -> S:
@@ -142,6 +148,10 @@ class Sharing(Protocol[S]):
             (P,) float32 parameters at the start of the next round, and the state.
         """
         ...
+
+    def for_peer(self, state: S, peer: int) -> Update:
+        """Return the update to send to the neighbour ``peer``, after ``share``; called where ``per_peer``."""
+        raise TypeError(f"{type(self).__name__} has one update for all neighbours")
 
     def projected(self, state: S, params: Tensor) -> S:
         """Return the state after the parameters that ``merge`` returned were changed from outside.

@@ -6,13 +6,12 @@ With x the model at the start of a round, y the one after its local steps, and W
     m = momentum m + g
     z = x - lr (g + momentum m)            Nesterov's step; z is shared in place of y
     x = mixed z                            by whatever algorithm
-    m = m + consensus (z - x) / lr         where consensus is above 0
 
 With equal weights on a complete graph and full sharing every node has the mean of all z, which is x less the
 step of the mean pseudo-gradient: this is DiLoCo (Douillard et al., "DiLoCo: Distributed Low-Communication
 Training of Language Models", 2023, arXiv 2311.08105), without a server and its copy of the model. On other
-graphs each node has a momentum of its own, which mixing follows only through the model. The last line carries
-mixing on in the momentum, as NoLoCo's update does (Kolehmainen et al., 2025, arXiv 2506.10911).
+graphs each node has a momentum of its own, which mixing follows only through the model: gossip with outer
+momentum, of the kind of GASLoC. Mixing enters the momentum of :mod:`jwins.sharing.noloco`, too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from jwins.validation import MOMENTUM, RATE, Within
+from jwins.validation import MOMENTUM, Within
 
 OUTER_LR = Within("a learning rate", 0, open_low=True)
 
@@ -33,7 +32,6 @@ class Nesterov:
     Attributes:
         lr: learning rate of the outer step; 1 with ``momentum = 0`` leaves the model as it was trained.
         momentum: factor on the momentum from round to round, in [0, 0.999].
-        consensus: fraction of the change by mixing that enters the momentum, in [0, 1].
 
     Raises:
         ConfigError: out of range, at ``train.outer``.
@@ -46,12 +44,10 @@ class Nesterov:
 
     lr: float = 0.7
     momentum: float = 0.9
-    consensus: float = 0.0
 
     def __post_init__(self) -> None:
         OUTER_LR.check("train.outer.lr", self.lr)
         MOMENTUM.check("train.outer.momentum", self.momentum)
-        RATE.check("train.outer.consensus", self.consensus)
 
     def step(self, start: Tensor, trained: Tensor, momentum: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the model to share and the momentum after the step.
@@ -64,15 +60,3 @@ class Nesterov:
         change = start - trained
         after = change.clone() if momentum is None else (momentum * self.momentum).add_(change)
         return start - change.add_(after, alpha=self.momentum).mul_(self.lr), after
-
-    def mixed(self, shared: Tensor, merged: Tensor, momentum: Tensor) -> Tensor:
-        """Return the momentum after mixing.
-
-        Args:
-            shared: (P,) float32, the node's model before.
-            merged: (P,) float32, after.
-            momentum: (P,) float32.
-        """
-        if self.consensus == 0.0:
-            return momentum
-        return momentum.add(shared - merged, alpha=self.consensus / self.lr)
