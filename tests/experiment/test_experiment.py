@@ -100,6 +100,22 @@ WRONG: list[tuple[list[str], str]] = [
         ["train.outer={}", "train.optimizer={momentum=0.9, quasi_global=0.9}"],
         "train.optimizer.quasi_global = 0.9: train.outer also applies momentum to the merged models",
     ),
+    (
+        ["train.outer={}", "sharing={kind='noloco'}"],
+        "train.outer = 'nesterov': sharing.kind = \"noloco\" has an outer step of its own; remove one",
+    ),
+    (
+        ["sharing={kind='sparse_loco'}", "topology={kind='ring'}"],
+        "needs all nodes as neighbours in every round",
+    ),
+    (
+        ["sharing={kind='sparse_loco'}", "topology={kind='fully_connected'}", "nodes.participation=0.5"],
+        "needs all nodes as neighbours in every round",
+    ),
+    (
+        ["sharing={kind='power_gossip'}", "topology={kind='one_peer_exponential'}"],
+        "topology.kind = 'one_peer_exponential': sharing.kind = \"power_gossip\": its edges have a direction",
+    ),
     (["train.clip_norm=0"], "train.clip_norm = 0: expected a norm above 0"),
     (["train.precision=float16"], 'expected "float32" or "bfloat16"; did you mean "bfloat16"?'),
     (["links.uplink_mbps=[1, 2]"], "links.uplink_mbps = [1.0, 2.0]: 2 numbers for 16 nodes"),

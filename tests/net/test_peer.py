@@ -137,6 +137,26 @@ def test_an_outer_step_is_taken_before_sharing_and_goes_on_after_a_restart(
         peers.peer(0, models[0], outer=0.7)
     with pytest.raises(ConfigError, match=r"buffers = 'shared': the outer step would extrapolate"):
         peers.peer(0, models[0], outer=Nesterov(0.7, 0.9), buffers="shared")
+    with pytest.raises(ConfigError, match=r"outer = Nesterov.*noloco has an outer step of its own; remove one"):
+        peers.peer(0, models[0], outer=Nesterov(0.7, 0.9), sharing=jwins.sharing.noloco())
+
+
+def test_each_neighbour_gets_an_update_of_its_own(tmp_path: Path, wires: Wires) -> None:
+    """Three peers that move apart once: low-rank differences on each edge bring them together."""
+    peers = Peers(tmp_path, 3, wires)
+    models = [model() for _ in range(3)]
+    start = flat(models[0])
+
+    def loop(rank: int) -> None:
+        with peers.peer(rank, models[rank], sharing=jwins.sharing.power_gossip()) as peer:
+            for at in peer.rounds(12):
+                if at == 0:
+                    moved(models[rank], float(rank))
+                peer.exchange()
+
+    peers.each(loop)
+    for found in models:
+        torch.testing.assert_close(flat(found), start + 1.0, atol=0.02, rtol=0)
 
 
 def test_over_real_connections(tmp_path: Path) -> None:

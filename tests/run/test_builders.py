@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jwins.experiment import Experiment
+from jwins.run import build
 from jwins.run.builders import advice
 from jwins.sharing import choco
 from jwins.topology import Regular, Ring
@@ -29,3 +30,10 @@ def test_replicas_are_said_to_be_costly_where_neighbours_change(
     topology: Any, sharing: Any, said: bool
 ) -> None:
     assert bool(advice(Experiment(topology=topology, sharing=sharing))) == said
+
+
+def test_an_algorithm_knows_the_shapes_of_the_model() -> None:
+    found = build(Experiment(task={"name": "digits"}, sharing={"kind": "power_gossip"}))  # type: ignore[arg-type]
+    layout = found.driver.groups[0].trainer.layout
+    assert found.driver.rules.sharing.shapes == tuple(slot.shape for slot in layout.slots)
+    assert any(len(shape) > 1 for shape in found.driver.rules.sharing.shapes)
