@@ -86,11 +86,11 @@ class NoLoCo(Sharing[NoLoCoState]):
         self, state: NoLoCoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, NoLoCoState]:
         """Take one step of the momentum, towards the received updates."""
-        heard = [item for item in received if item.weight > 0.0 and item.update.count == len(params)]
-        if not heard or state.sent is None:
+        counted = [item for item in received if item.weight > 0.0 and item.update.count == len(params)]
+        if not counted or state.sent is None:
             return params.clone(), NoLoCoState(params.clone(), state.momentum)
-        mean = state.sent * (1.0 - sum(item.weight for item in heard))
-        for item in heard:
+        mean = state.sent * (1.0 - sum(item.weight for item in counted))
+        for item in counted:
             mean.add_(item.update.dense_values().to(mean.device), alpha=item.weight)
         momentum = mean.sub_(state.start, alpha=self.gamma).add_(state.momentum, alpha=self.momentum)
         merged = state.start + momentum
