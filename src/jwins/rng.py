@@ -30,7 +30,7 @@ def _key(seed: int, node: int, round: int, purpose: str) -> int:
 
 
 def stream(seed: int, purpose: str, *, node: int = EVERY_NODE, round: int = EVERY_ROUND) -> np.random.Generator:
-    """A fresh generator for one purpose.
+    """Return a new generator for one purpose.
 
     Args:
         seed: the experiment's seed, any signed 64-bit integer.
@@ -93,9 +93,9 @@ class RoundContext:
         return 1.0 - sum(self.weights.values())
 
     def rng(self, purpose: str) -> np.random.Generator:
-        """A fresh generator for ``purpose`` in this round of this node."""
+        """Return a new generator for ``purpose`` in this round of this node."""
         return stream(self.seed, purpose, node=self.node, round=self.round)
 
     def of(self, sender: int, round: int) -> RoundContext:
-        """The context of another node's round, as far as a receiver can know it."""
+        """Return the context of another node's round, as far as a receiver can know it."""
         return RoundContext(seed=self.seed, node=sender, round=round)

@@ -100,7 +100,7 @@ class Within:
             self.check(f"{path}[{index}]", number)
 
     def validated(self, value: float) -> float:
-        """``value``, or pydantic's error."""
+        """Return ``value``, or raise pydantic's error."""
         problem = self.problem(value)
         if problem is not None:
             from pydantic_core import PydanticCustomError

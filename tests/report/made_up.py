@@ -29,7 +29,7 @@ def record(
     Args:
         values: of the metric.
         seed: of the run.
-        metric: its name.
+        metric: name of the metric.
         round_bytes: sent by each node in each round.
         parts: what they carried, as whole numbers that say the proportion; None for values alone.
         folder: where the run lies.

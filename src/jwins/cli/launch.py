@@ -182,7 +182,7 @@ class _Lines:
 
 @contextmanager
 def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launched], None]]:
-    """A table with a line for each node."""
+    """Show a table with a line for each node."""
     from rich.live import Live
 
     measured: dict[str, Any] = {}

@@ -96,7 +96,7 @@ class Plan:
 
 
 def plan(comparison: Comparison, only: Collection[str] = (), *, unconfirmed: bool = False) -> Plan:
-    """Decisions so far, and the runs that are possible now.
+    """Return the decisions so far, and the runs that are possible now.
 
     Args:
         comparison: the comparison.

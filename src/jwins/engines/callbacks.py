@@ -71,17 +71,17 @@ class Callback:
     """
 
     def on_start(self, experiment: Experiment) -> None:
-        """The run is about to begin, or to go on.
+        """Called before the run begins or continues.
 
         Args:
             experiment: as resolved.
         """
 
     def on_round(self, progress: Progress) -> None:
-        """All live nodes have completed at least ``progress.round`` rounds, more than at the call before."""
+        """Called when all live nodes have completed further rounds; see ``progress.round``."""
 
     def on_evaluation(self, row: EvalRow, models: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """All nodes were measured.
+        """Called after each evaluation.
 
         Args:
             row: the measurements.
@@ -89,4 +89,4 @@ class Callback:
         """
 
     def on_end(self, result: Result) -> None:
-        """The run has ended, as ``result.status`` says, perhaps interrupted."""
+        """Called at the end of the run, also of an interrupted one; see ``result.status``."""

@@ -55,7 +55,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], str]:
 
 
 def from_here(source: str | Path) -> Path:
-    """A file as the user names it, with the home folder in place of ``~`` at its head.
+    """Return the path of a file from the command line; ``~`` at its start is the home folder.
 
     Raises:
         ConfigError: there is no such home folder.

@@ -383,10 +383,10 @@ QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind(UniformConfig, Ab
 
 
 class RobustTable(Plugin):
-    """A merge that stands attackers."""
+    """A robust merge."""
 
     def build(self) -> RobustMerge:
-        """The merge of this name in :data:`jwins.sharing.ROBUST_MERGES`."""
+        """Return the merge of this name in :data:`jwins.sharing.ROBUST_MERGES`."""
         from jwins.sharing import ROBUST_MERGES
 
         return ROBUST_MERGES[self.kind](**self.arguments())

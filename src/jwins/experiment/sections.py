@@ -164,7 +164,7 @@ class OptimizerConfig(Settings):
 
     @property
     def options(self) -> dict[str, Any]:
-        """All arguments of the optimizer's constructor."""
+        """Return all arguments of the optimizer's constructor."""
         return {"lr": self.lr, **(self.model_extra or {})}
 
 
@@ -225,7 +225,7 @@ class NesterovOuterConfig(Plugin):
     )
 
     def build(self) -> Nesterov:
-        """The outer optimizer, for the nodes."""
+        """Return the outer optimizer of the nodes."""
         from jwins.sharing import Nesterov
 
         return Nesterov(**self.arguments())

@@ -92,7 +92,7 @@ def compiled(of: Kernel[Any, Any]) -> Any:
 
 
 def _survive(cache: Any) -> None:
-    """Let a full disk and a damaged cache, as after a power cut, cost the time to compile and not the run."""
+    """Compile without the cache if the disk is full or the cache is damaged."""
     load, save = cache.load_overload, cache.save_overload
 
     def load_or_compile(*where: Any) -> Any:

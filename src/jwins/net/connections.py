@@ -146,7 +146,7 @@ class Connections:
         link.channel.abort()
 
     def lose(self, link: Link, reason: str) -> None:
-        """A connection is gone."""
+        """Record that a connection is gone."""
         state = self._core.peers.get(link.peer)
         link.channel.end()
         for task in link.tasks:

@@ -83,14 +83,14 @@ class NodeEvaluation:
     """Measurements of one node at an evaluation, to be combined with other nodes' later.
 
     Attributes:
-        node: which.
+        node: number of the node.
         round: completed rounds.
-        time_s: when it had completed them.
-        sent: bytes it had sent by then, by kind.
+        time_s: time at which it had completed them.
+        sent: bytes sent by then, by kind.
         samples: test samples used.
         result: its measurements.
         params: (P,) float32.
-        buffers: local ones, by name.
+        buffers: local buffers by name.
     """
 
     node: int
@@ -223,7 +223,7 @@ class RealTimeDriver:
 
     @property
     def now(self) -> float:
-        """Real seconds since the start of the run, without those in which the process was down."""
+        """Return real seconds since the start of the run, without those in which the process was down."""
         return self._before_s + time.monotonic() - self._begun
 
     @property
@@ -233,7 +233,7 @@ class RealTimeDriver:
 
     @property
     def peers(self) -> Mapping[int, PeerSession]:
-        """The session with each peer, by number."""
+        """Return the session with each peer, by number."""
         return self.session.peers
 
     @property
@@ -478,5 +478,5 @@ def _write(line: ev.LogLine, journal: Journal, names: Sequence[str]) -> None:
 
 
 def _named(text: str, names: Sequence[str]) -> str:
-    """A text of the session, in which numbers in braces are peers."""
+    """Replace numbers of peers in braces by their names."""
     return re.sub(r"\{(\d+)\}", lambda found: names[int(found[1])] if int(found[1]) < len(names) else "", text)

@@ -43,7 +43,7 @@ class NotQueued:
 
 @dataclass(frozen=True, slots=True)
 class MembersChanged:
-    """The members have changed."""
+    """Handle changed members."""
 
     change: Change
 

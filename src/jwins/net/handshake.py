@@ -51,7 +51,7 @@ class Handshake:
     greeting: bytes = b""
 
     def with_x0(self, x0: bytes) -> Handshake:
-        """The same for another start."""
+        """Return a copy with other initial parameters."""
         return replace(self, x0=x0)
 
     def hello(self, sender: int, round: int, resend_from: int | None, settled: bool) -> Hello:
@@ -88,7 +88,7 @@ def hash_of_parameters(params: Tensor) -> bytes:
 
 
 def flat_settings(value: Any, name: str) -> dict[str, str]:
-    """Settings of a dataclass or nested dict by dotted name, values as text.
+    """Return the settings of a dataclass or nested dict by dotted name, values as text.
 
     >>> flat_settings({"kind": "ring", "seed": 1}, "topology")
     {'topology.kind': 'ring', 'topology.seed': '1'}
@@ -107,7 +107,7 @@ def flat_settings(value: Any, name: str) -> dict[str, str]:
 
 
 def _short(text: str) -> str:
-    """The text, or its beginning and a hash of all of it."""
+    """Return the text, or its beginning and a hash of all of it."""
     if len(text) <= _MAX_VALUE_CHARS:
         return text
     return f"{text[: _MAX_VALUE_CHARS - 12]}... {hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -21,7 +21,7 @@ class Journal:
     message is the same for people.
 
     Args:
-        node: its name.
+        node: name of the node.
 
     Attributes:
         last_error: the newest event of level error or higher, as text; "" if there was none.
@@ -60,7 +60,7 @@ class JsonLines(logging.Formatter):
     """A record of a :class:`Journal` as one line of JSON: time, level, node, event and the event's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line without its line end."""
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{stamp}.{int(record.msecs):03d}Z",

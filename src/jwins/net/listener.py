@@ -120,7 +120,7 @@ class Listener:
             raise PeerRefused(f"it looks for another node; an address in a roster is wrong ({ids})")
 
     def _state_of_self(self) -> PeerState:
-        """Answer `jwins doctor` on this machine, which uses this node's key to ask for its experiment."""
+        """Answer `jwins doctor` on this machine, which asks with this node's own key."""
         self._self = self._self or self._core.new_state()
         return self._self
 

@@ -110,7 +110,7 @@ class Membership:
         changing: bool,
         also: Iterable[int] = (),
     ) -> IndexMap:
-        """The connections with the other members, by number; not started yet.
+        """Return the connections with the other members, by number; not started yet.
 
         Args:
             wire: wire of the experiment: its longest frame is the longest message.
@@ -271,7 +271,7 @@ def keep_roster(roster: Roster, from_round: int, folder: Path) -> None:
 
 
 def kept_rosters(folder: Path) -> list[Roster]:
-    """Those that a node has gone by so far, oldest first; see :func:`keep_roster`.
+    """Return the rosters that a node has used, oldest first; see :func:`keep_roster`.
 
     Raises:
         ConfigError: a file there is damaged.

@@ -99,7 +99,7 @@ class AwakeClock:
         self.seconds = 0.0
 
     def at(self, now: float) -> float:
-        """Seconds awake until ``now``; it is asked more often than every ``max_step_s`` while awake."""
+        """Return the seconds awake until ``now``. Call it at least every ``max_step_s`` while awake."""
         self.seconds += min(max(0.0, now - self._last), self._max_step_s)
         self._last = now
         return self.seconds

@@ -36,7 +36,7 @@ class Outbox:
             self._session.out.append(ev.Transmit(peer, frame.packed.data, "frame", at))
 
     def on_not_queued(self, peer: int, label: str, round: int) -> None:
-        """The transport had no room; the next :class:`TimePassed` tries again."""
+        """Note that the transport had no room; the next :class:`TimePassed` tries again."""
         known = self._session.peers[peer]
         if label == "frame" and (frame := known.buffer.frames.get(round)) is not None:
             frame.sent = False

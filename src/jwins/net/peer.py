@@ -315,7 +315,7 @@ class Peer:
         self._folder.close()
 
     def _at_exit(self) -> None:
-        """No thread of a peer keeps a program alive, so it leaves here; not in a process that was forked."""
+        """Leave the run at the end of the program, except in a forked process."""
         if os.getpid() == self._process:
             self.close()
 

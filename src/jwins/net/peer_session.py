@@ -314,7 +314,7 @@ class PeerSession:
         self.ahead_from, self.mismatch = None, ""
 
     def lost(self) -> None:
-        """The connection is gone."""
+        """Record the loss of the connection."""
         self.connected = self.greeted = self.wants_readmission = self.hello_due = False
         self.ahead_from, self.present_from, self.resend_due, self.resent_in = None, None, None, None
         self.requested_from = None

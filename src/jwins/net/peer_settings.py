@@ -124,7 +124,7 @@ _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:
-    """The layout of those parameters alone; shared buffers belong to it in any case."""
+    """Return the layout of the chosen parameters and of all shared buffers."""
     if wanted is None:
         return layout
     if isinstance(wanted, str):

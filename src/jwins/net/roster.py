@@ -58,7 +58,7 @@ class Member(Settings):
 
     @classmethod
     def new(cls, id: int, name: str, address: str, keys: Path, *, reachable: bool = True) -> Self:
-        """A member with a new key and certificate in the folder ``keys``.
+        """Make a member with a new key and certificate in the folder ``keys``.
 
         Raises:
             ConfigError: as for :func:`~jwins.net.certificate.new_identity`, or not an address.
@@ -183,7 +183,7 @@ class Roster(Settings):
         return hashlib.sha256("\n".join([write_toml(tables), *members]).encode()).hexdigest()
 
     def _head(self) -> dict[str, Any]:
-        """All keys but topology and members; those that say nothing are left out."""
+        """Return all keys except topology and members; empty ones are left out."""
         head: dict[str, Any] = {
             "roster_version": self.roster_version,
             "from_round": self.from_round,
@@ -245,7 +245,7 @@ class Roster(Settings):
         return topology
 
     def _pairs(self, topology: Topology) -> set[tuple[int, int]]:
-        """Ranks that are ever joined: of a graph that changes, all pairs."""
+        """Return the pairs of ranks that are ever neighbours; in a changing graph, all pairs."""
         if not self.topology.changes:
             return {(min(edge), max(edge)) for edge in topology.at(0).edges}
         count = len(self.members)
@@ -339,7 +339,7 @@ class Roster(Settings):
 
 
 def providers_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
-    """Numbers of the members whose model ``me`` is to begin with; its own name among them is passed over.
+    """Return the numbers of the members that provide the model of ``me``; its own name is skipped.
 
     Raises:
         ConfigError: no such member, or none but ``me``.
@@ -353,12 +353,12 @@ def providers_of(roster: Roster, me: Member, names: Sequence[str]) -> list[int]:
 
 
 def plain(fingerprint: str) -> str:
-    """A fingerprint as 64 lower-case digits, however it was written: in capitals, with colons or its name."""
+    """Return a fingerprint as 64 lower-case digits; it may have capitals, colons or a prefix."""
     return re.sub(r"^sha-?256[:=]", "", fingerprint.strip().lower()).replace(":", "").replace(" ", "")
 
 
 def split_address(path: str, address: str) -> tuple[str, int]:
-    """Host and port of an address such as ``10.0.0.7:7420`` or ``[fd00::7]:7420``.
+    """Return host and port of an address such as ``10.0.0.7:7420`` or ``[fd00::7]:7420``.
 
     Raises:
         ConfigError: it is not one.

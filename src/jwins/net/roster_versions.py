@@ -65,19 +65,19 @@ class RosterVersions:
 
     @property
     def num_nodes(self) -> int:
-        """Maximum number of nodes."""
+        """Return the largest number of nodes."""
         return self._num_nodes
 
     @property
     def newest(self) -> int | None:
-        """The number of the version that was added last."""
+        """Return the number of the version that was added last."""
         return self._every[-1].number if self._every else None
 
     def add(self, number: int, from_round: int, active: Sequence[int]) -> None:
         """Add a version after those that were added.
 
         Args:
-            number: of it.
+            number: number of the version.
             from_round: the round from which it is in effect.
             active: the nodes that take part, increasing.
 

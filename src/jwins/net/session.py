@@ -54,31 +54,31 @@ class NodeHandle(Protocol):
 
     @property
     def id(self) -> int:
-        """Its number."""
+        """Return the node's number."""
 
     @property
     def rules(self) -> Rules:
-        """Common to all nodes of the run."""
+        """Return the rules, which all nodes of the run share."""
 
     @property
     def round(self) -> int:
-        """Completed rounds."""
+        """Return the number of completed rounds."""
 
     @property
     def waiting_for(self) -> tuple[int, ...] | None:
-        """Neighbours whose frame of this round is missing; None while the node does not wait."""
+        """Return the neighbours whose frame of this round is missing; None while the node does not wait."""
 
     @property
     def awaited(self) -> tuple[int, ...]:
-        """Neighbours whose frame of this round is missing, whether or not the node waits already."""
+        """Return the neighbours whose frame of this round is missing, even before the node waits."""
 
     @property
     def merged_with(self) -> tuple[int, ...]:
-        """Neighbours that had a weight in the newest merge."""
+        """Return the neighbours that had a weight in the newest merge."""
 
     @property
     def params(self) -> Tensor:
-        """(P,) float32, on the CPU."""
+        """Return the parameters, (P,) float32, on the CPU."""
 
     def start(self, now: float) -> list[Any]:
         """Begin the node's current round."""
@@ -345,7 +345,7 @@ class Session:
         self.leaving = True
 
     def _on_roster(self, change: Change) -> None:
-        """The members have changed."""
+        """Handle changed members."""
         for peer in change.joined - {self.node.id}:
             self.peers[peer].joins_at = change.from_round
         for peer in change.removed - {self.node.id}:

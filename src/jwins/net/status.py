@@ -116,7 +116,7 @@ class _FewAtOnce(ThreadingHTTPServer):
 
 
 def _host_of(header: str) -> str:
-    """The name in a Host header, without its port.
+    """Return the name in a Host header, without its port.
 
     >>> _host_of("localhost:8080"), _host_of("[::1]:8080"), _host_of("attacker.example")
     ('localhost', '[::1]', 'attacker.example')
@@ -131,7 +131,7 @@ class _Collector:
         self._driver = driver
 
     def collect(self) -> Iterator[Metric]:
-        """Every number of the node."""
+        """Yield every metric of the node."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         driver, now = self._driver, self._driver.progress()
@@ -197,7 +197,7 @@ _REFRESH_S = 5
 
 
 def page(driver: RealTimeDriver) -> str:
-    """The status page: progress, metrics and last error of the node, its peers, and the bytes sent."""
+    """Return the status page: progress, metrics and last error of the node, its peers, and the bytes sent."""
     now = driver.progress()
     title = html.escape(driver.names[driver.node])
     whole = "" if now.rounds >= ENDLESS else f" of {now.rounds:,}"

@@ -92,7 +92,7 @@ def student_t_quantile(p: float, freedom: int) -> float:
 
 
 def _within_angle(angle: float, freedom: int) -> float:
-    """P(|T| < sqrt(freedom) tan(angle))."""
+    """Return P(|T| < sqrt(freedom) tan(angle))."""
     sine, square = math.sin(angle), math.cos(angle) ** 2
     term = 1.0 if freedom % 2 == 0 else math.cos(angle)
     total = term if freedom > 1 else 0.0

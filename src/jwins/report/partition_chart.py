@@ -52,7 +52,7 @@ class _Map:
 
     @property
     def most(self) -> int:
-        """In one cell."""
+        """Return the largest number of samples in one cell."""
         return int(self.counts.max()) if self.counts.size else 0
 
     def picture(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -220,7 +220,7 @@ class _Nodes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave no process behind."""
+        """End all processes."""
         running = self._running()
         for popen in running:
             popen.kill()

@@ -281,7 +281,7 @@ def greeting_of(experiment: Experiment) -> bytes:
 
 
 def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
-    """Callback that keeps the model of each evaluation in a folder."""
+    """Return a callback that keeps the model of each evaluation in a folder."""
 
     def keep(evaluation: NodeEvaluation) -> None:
         private_folder(folder)

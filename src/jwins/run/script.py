@@ -120,7 +120,7 @@ class _Peers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave no process behind."""
+        """End all processes."""
         for node, process in enumerate(self._processes):
             if process.popen is not None:
                 if process.popen.poll() is None:
@@ -230,7 +230,7 @@ class _Peers:
 
 
 def _make_roster(folder: Path, names: Sequence[str]) -> Path:
-    """Keys and a roster of this machine, unless the folder has those of as many peers already."""
+    """Make keys and a roster for this machine, unless the folder has those of the same number of peers."""
     from jwins.net.roster import Member, Roster, read_roster, write_roster
 
     path = folder / "roster.toml"

@@ -228,7 +228,7 @@ def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tu
 
     Args:
         records: runs with evaluations, at least one.
-        metric: its name.
+        metric: name of the metric.
         final_over: number of last evaluations whose mean is the end.
     """
     kept = not_diverged(records)

@@ -261,7 +261,7 @@ def closed_loop(
     mode: Literal["symmetric", "periodization"] = "periodization",
     history: int = 4,
 ) -> ClosedLoop:
-    """Quantized increments on replicas that neighbours keep, in the wavelet domain.
+    """Return the closed loop: quantized increments on replicas that neighbours keep, in the wavelet domain.
 
     Give at most one of ``step``, the budgets and ``step_ratio``. With none, ``step_ratio`` is 2.
 

@@ -41,10 +41,10 @@ class OwnScale:
         return self._params * self._gain
 
     def trained(self, before: Tensor, after: Tensor) -> None:
-        """Training made ``after`` of ``before``, (P,) each."""
+        """Record a training from ``before`` to ``after``, (P,) each."""
         growth = scale_of(after) / scale_of(before)
         self._params *= max(1.0, growth)  # a shrinking model leaves it as it is; NaN compares as False
 
     def shared(self, params: Tensor, largest: float) -> None:
-        """An update with this largest magnitude was made of ``params``, (P,)."""
+        """Record the largest magnitude of an update that was made of ``params``, (P,)."""
         self._gain = max(self._gain, largest / scale_of(params))

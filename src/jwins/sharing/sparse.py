@@ -116,7 +116,7 @@ class Full(Sharing[OwnState]):
     def merge(
         self, state: OwnState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, OwnState]:
-        """``x = y + sum_j W_ij (y_j - y_i)``, or as the robust merge has it."""
+        """Return ``x = y + sum_j W_ij (y_j - y_i)``, or the robust merge."""
         if self.robust is None:
             return _merge_params(state, params, received)
         own = params if state.own is None else state.own

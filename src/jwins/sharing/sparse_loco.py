@@ -105,11 +105,11 @@ class SparseLoco(Choco):
 
 
 def _chosen(vector: Tensor, fraction: float, chunk: int) -> tuple[Tensor, tuple[int, ...]]:
-    parts = torch.split(vector, chunk)
-    counts = tuple(max(1, count_of(fraction, len(part))) for part in parts)
+    pieces = torch.split(vector, chunk)
+    counts = tuple(max(1, count_of(fraction, len(piece))) for piece in pieces)
     positions = [
-        largest_k(part, count) + index * chunk
-        for index, (part, count) in enumerate(zip(parts, counts, strict=True))
+        largest_k(piece, count) + index * chunk
+        for index, (piece, count) in enumerate(zip(pieces, counts, strict=True))
     ]
     return torch.cat(positions), counts
 

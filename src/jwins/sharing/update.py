@@ -216,7 +216,7 @@ class Update:
 
     @property
     def count(self) -> int:
-        """Number of values in the update."""
+        """Return the number of values in the update."""
         return len(self.values.symbols) if isinstance(self.values, Quantized) else len(self.values)
 
     def indices(self) -> Tensor | None:

@@ -88,7 +88,7 @@ class Dataset:
 
 
 def labels_of(samples: Dataset) -> npt.NDArray[np.int64] | None:
-    """(n,) int64, the targets of samples if they are one integer each, else None."""
+    """Return the targets, (n,) int64, if they are one integer per sample; else None."""
     targets = samples.targets
     if targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
         return None

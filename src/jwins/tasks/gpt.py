@@ -46,7 +46,7 @@ class _Block(nn.Module):
         self._heads, self._dropout = heads, dropout
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, width) to the same."""
+        """Map (B, T, width) activations to new ones of the same shape."""
         batch, length, width = x.shape
         split = self.attention(self.attention_norm(x)).view(batch, length, 3, self._heads, -1)
         query, key, value = split.permute(2, 0, 3, 1, 4)
@@ -56,7 +56,7 @@ class _Block(nn.Module):
         return out
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention, written out for stacked nodes: torch.func has no rule for the fused kernel."""
+        """Compute causal attention without the fused kernel, for which torch.func has no rule."""
         length, size = query.shape[-2:]
         if not torch._C._functorch.is_batchedtensor(query):
             dropout = self._dropout if self.training else 0.0
@@ -90,7 +90,7 @@ class Transformer(nn.Module):
                 nn.init.normal_(parameter, std=_INITIAL_SD / scale)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(B, T) int64 characters to (B, T, classes) logits of the one that follows each."""
+        """Map (B, T) int64 characters to (B, T, classes) logits of the next character."""
         x = self.characters(inputs) + self.positions.weight[: inputs.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -108,11 +108,11 @@ class Gpt(Task):
         data: a UTF-8 text, or a folder of ``*.txt``, each of which counts as a play. None for the eight plays
             that come with the package.
         layers: number of blocks.
-        heads: of attention in each block.
-        width: of the model, a multiple of ``heads``.
+        heads: attention heads in each block.
+        width: width of the model, a multiple of ``heads``.
         context: characters that the model sees.
         dropout: fraction of activations set to 0 in training.
-        owners: of the pieces of text, for the partition ``by_key``: ``play``, or the speaking ``role``, whose
+        owners: owners of the text for the partition ``by_key``: ``play``, or the speaking ``role``, whose
             speeches are its text. A role is a name as it is printed in one play.
         stride: characters from the start of one training sample to that of the next; None for a quarter of
             ``context``.

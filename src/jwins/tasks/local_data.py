@@ -93,7 +93,7 @@ class RotatedImages:
 
 @dataclass(frozen=True, slots=True)
 class NoisyInputs:
-    """Gaussian noise is added to inputs.
+    """Addition of Gaussian noise to inputs.
 
     Attributes:
         sd: standard deviation, in the units of the inputs.
@@ -125,7 +125,7 @@ class Changes:
 
 
 def _as(values: Tensor, like: Tensor) -> Tensor:
-    """Values in the type of ``like``; of bytes the nearest, within the range of all of ``like``."""
+    """Convert values to the type of ``like``; bytes are rounded and limited to the range of ``like``."""
     if like.is_floating_point():
         return values.to(like.dtype)
     return values.round().clamp(float(like.min()), float(like.max())).to(like.dtype)

@@ -224,7 +224,7 @@ class Layout:
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
 
     def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's tensors by name; UsageError if one of the layout is not there as it was."""
+        """Return the model's tensors by name; raise UsageError if one is missing or has another shape."""
         tensors = _tensors(model)
         for slot in self.slots:
             tensor = tensors.get(slot.name)

@@ -40,7 +40,7 @@ class LoopTrainer:
         self._built = [self._of(module) for module in modules]
 
     def train(self, worker: int, node: int, round: int, indices: Indices) -> float:
-        """One round of one node.
+        """Train one node for one round.
 
         Args:
             worker: whose module to use.

@@ -49,7 +49,7 @@ class ModelTraits:
 
 
 def is_slow_stacked(model: nn.Module) -> nn.Module | None:
-    """The first layer whose stacked kernels are slow on CPU, convolution or recurrence, if there is one."""
+    """Return the first layer whose stacked kernels are slow on CPU, a convolution or recurrence, if any."""
     return next((module for module in model.modules() if isinstance(module, _SLOW_WHEN_STACKED)), None)
 
 
@@ -101,7 +101,7 @@ class TraitProbe:
         return ("loop", f"torch.func cannot stack this model: {problem}") if problem else ("stacked", "")
 
     def flat_step(self, chunk: int) -> torch.fx.GraphModule | None:
-        """The step of a whole chunk as its tensor operations only; None where that does not work."""
+        """Return the step of a whole chunk as its tensor operations only; None if that does not work."""
         if self.traits.loss_generator:  # a generator is not a tensor, so the recording would fix it
             return None
         context = self._context

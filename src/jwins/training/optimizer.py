@@ -143,7 +143,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         return float(self.build([torch.zeros(1)]).defaults["lr"])
 
     def build(self, parameters: Sequence[Tensor], dims: Sequence[int] | None = None) -> torch.optim.Optimizer:
-        """The torch optimizer of these tensors.
+        """Return the torch optimizer of these tensors.
 
         Args:
             parameters: parameters of the model, or of many as stacks.

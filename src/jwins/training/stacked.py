@@ -204,7 +204,7 @@ class Chunk:
         return values_of(self._layout, self.tensors, list(self.buffers.values()))
 
     def step(self, gradients: Mapping[str, Tensor | None], lrs: Mapping[int, float | None]) -> None:
-        """One step of the optimizer.
+        """Make one step of the optimizer.
 
         Its counters and its learning rate are the same for a whole stack. So nodes that are behind, after a
         fault, take their step separately.
@@ -358,7 +358,7 @@ class StackedTrainer:
         return {node: means[row] for node, row in zip(rounds, chosen, strict=True)}
 
     def _lrs(self, rounds: Mapping[int, int], step: int) -> dict[int, float | None]:
-        """By row, the learning rate of a step of its round."""
+        """Return the learning rate of a step for each row, by the row's round."""
         return {row: self._optimizer.lr_at(at * self._context.local_steps + step) for row, at in rounds.items()}
 
     def _chunk_of(self, number: int) -> Chunk:

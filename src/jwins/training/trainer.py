@@ -204,7 +204,7 @@ class Trainer:
 
     @property
     def params(self) -> Tensor:
-        """(n, P) float32: the rows of the nodes that are here, in the order of ``nodes``."""
+        """Return the parameters of the nodes, (n, P) float32, in the order of ``nodes``."""
         return self._store.rows[: len(self.nodes)]
 
     def initial(self) -> Tensor:
@@ -397,7 +397,7 @@ class Trainer:
 
 
 def _steps_by_node(every: Sequence[int], nodes: Sequence[int], num_nodes: int) -> dict[int, int]:
-    """The local steps of these nodes; ``every`` has one number for all, or one per node of the run."""
+    """Return the local steps of these nodes; ``every`` has one number for all, or one per node of the run."""
     if len(every) not in (1, num_nodes):
         raise UsageError(f"Trainer: {len(every)} numbers of local steps for {num_nodes} nodes")
     return {node: every[node % len(every)] for node in nodes}
@@ -406,7 +406,7 @@ def _steps_by_node(every: Sequence[int], nodes: Sequence[int], num_nodes: int) -
 def _for_steps(
     every: Sequence[int], asked: Batching, found: Literal["loop", "stacked"], reason: str
 ) -> tuple[Literal["loop", "stacked"], str]:
-    """The batching, and why not ``stacked``, where nodes may take different numbers of steps."""
+    """Return the batching for these numbers of steps, and the reason if it cannot be ``stacked``."""
     if len(set(every)) == 1:
         return found, reason
     if asked == "stacked":

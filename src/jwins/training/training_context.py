@@ -193,7 +193,7 @@ class TrainingContext:
 
 
 def _checked_means(found: Mapping[str, Any], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The metrics that ``task.transform`` returned, as (models,) float64."""
+    """Return the metrics of ``task.transform`` as (models,) float64."""
     (models,) = next(iter(given.values())).shape
     for name, values in found.items():
         if not isinstance(values, Tensor) or values.shape != (models,):

@@ -101,7 +101,7 @@ def decode_integers(data: bytes | memoryview, *, count: int, largest: int = LARG
 
 
 def encode_positions(positions: Int64) -> bytes:
-    """Elias gamma codes of the gaps between positions, the first one counted from -1.
+    """Encode the gaps between positions as Elias gamma codes; the first gap counts from -1.
 
     Args:
         positions: (k,) int64, strictly increasing, each in [0, 2**32).
@@ -116,7 +116,7 @@ def encode_positions(positions: Int64) -> bytes:
 
 
 def decode_positions(data: bytes | memoryview, *, count: int, dim: int) -> Int64:
-    """The positions that :func:`encode_positions` coded; safe for any bytes.
+    """Decode positions of :func:`encode_positions`; safe for any bytes.
 
     Args:
         data: the codes and their padding, nothing after them.

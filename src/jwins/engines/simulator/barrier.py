@@ -40,7 +40,7 @@ class Members:
 
     @property
     def up(self) -> frozenset[int]:
-        """The nodes that are up."""
+        """Return the nodes that are up."""
         return frozenset(range(len(self.joined))) - self.down
 
     def expected(self, round: int) -> set[int]:

@@ -532,7 +532,7 @@ class SimulatedDriver:
         return self._outcome(failure.status, params)
 
     def _all_down(self) -> Finished | None:
-        """The end of a run in which no node is left."""
+        """End a run in which no node is left."""
         if not self._members.all_down:
             return None
         at, sent = max(self._rounds), self._traffic.total_bytes()
