@@ -34,7 +34,7 @@ class Links:
 
     Attributes:
         uplink_mbps: Mbit/s, one number for all nodes or one per node.
-        latency_ms: from the last bit sent to the frame's arrival.
+        latency_ms: time from the last bit sent to the frame's arrival.
         sending: "together": simultaneous frames share the uplink evenly; or "in_turn": one after another, as
             :mod:`jwins.net` sends them. A round's frames then go to the neighbours with a higher number first,
             and after the highest to the lowest.
@@ -63,7 +63,7 @@ class Compute:
     Attributes:
         step_ms: milliseconds per local step, one number for all nodes or one per node.
         spread: standard deviation over nodes of the logarithm of their slowness; 0 makes them equal.
-        jitter: the same over the rounds of a node.
+        jitter: the same standard deviation over the rounds of a node.
 
     Both factors are cut off at 1/8 and 8.
     """

@@ -74,7 +74,7 @@ class Callback:
         """Called before the run begins or continues.
 
         Args:
-            experiment: as resolved.
+            experiment: the experiment with all defaults resolved.
         """
 
     def on_round(self, progress: Progress) -> None:

@@ -34,9 +34,9 @@ def check_sharing(sharing: Sharing[Any], initial: Tensor, topology: Topology, se
     """Run one round of node 0, whose neighbours send the same update.
 
     Args:
-        sharing: a copy of it runs.
-        initial: (P,) float32, the common start, which is left as it is.
-        topology: from its first graph.
+        sharing: the algorithm; the check runs a copy.
+        initial: (P,) float32, the common initial parameters; not changed.
+        topology: topology whose first graph is used.
         seed: seed of the experiment.
 
     Raises:

@@ -34,8 +34,8 @@ class Certificate:
         pem: the certificate itself.
         name: common name of its subject.
         fingerprint: SHA-256 of its DER bytes, 64 hexadecimal digits.
-        not_before: when it begins to be valid, UTC.
-        not_after: when it expires, UTC.
+        not_before: begin of its validity, UTC.
+        not_after: end of its validity, UTC.
         public_key: DER bytes of its public key.
     """
 
@@ -76,7 +76,7 @@ def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path,
 
     Args:
         name: name of the node.
-        folder: where ``NAME.key`` (mode 0600) and ``NAME.crt`` are to be.
+        folder: folder for ``NAME.key`` (mode 0600) and ``NAME.crt``.
         days: validity of the certificate.
 
     Returns:
@@ -181,7 +181,7 @@ def read_certificate(pem: str, where: str) -> Certificate:
 
     Args:
         pem: one certificate as text.
-        where: for errors.
+        where: place of the text, for errors.
 
     Raises:
         ConfigError: there is no certificate, or more than one.

@@ -99,7 +99,7 @@ class KeyInUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="key
     """Another process tried to connect with the key of the receiver.
 
     Attributes:
-        address: from where.
+        address: address of that process.
     """
 
     address: Annotated[str, msgspec.Meta(max_length=128)]

@@ -58,7 +58,7 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
     Args:
         roster: the members.
         name: name of the member whose machine this is.
-        key_file: its private key.
+        key_file: file of its private key.
         judge: returns a problem of a neighbour's greeting as text, or None; for example another experiment.
             Without it, greetings are compared with that of the node on this machine, in `jwins node` or in a
             user's loop.

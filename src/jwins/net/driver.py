@@ -59,9 +59,9 @@ class NodeProgress:
         connected: peers whose Hello was accepted.
         suspect: peers that the node does not wait for.
         row: the newest evaluation, if there is a new one.
-        roster_version: of the roster by which the node mixes in this round.
-        skipped_rounds: in which the node took no part, because it was behind.
-        received_bytes: of all messages so far, in this process.
+        roster_version: version of the roster whose graph the node uses in this round.
+        skipped_rounds: number of rounds in which the node took no part, because it was behind.
+        received_bytes: bytes of all received messages so far, in this process.
     """
 
     round: int
@@ -115,7 +115,7 @@ class NodeOutcome:
         refused: by peer, messages that were not accepted.
         timed_out: by peer, rounds that waited for it in vain.
         traffic: bytes by directed edge.
-        skipped_rounds: in which the node took no part, because it was behind.
+        skipped_rounds: number of rounds in which the node took no part, because it was behind.
     """
 
     status: str
@@ -132,26 +132,27 @@ class RealTimeDriver:
     """Driver of one node of an experiment in real time. Use it once.
 
     Args:
-        group: holds one node.
-        transport: reaches the others; started and closed by the driver.
+        group: node group with this node only.
+        transport: transport to the others; the driver starts and closes it.
         start: the first row of the log.
         names: names of the nodes, in the order of their numbers.
         agreed: further settings that peers must share, by name; compared in Hello.
         greeting: the transport's greeting to every member; compared when a connection opens.
         x0: the node's identification of its initial parameters; None for their hash.
-        bootstrap_from: members whose model to begin with, in order; none for the model as it is.
-        joins_at: the round in which the node begins, if others began before it; None for the first.
-        changes: asked after every event for changes of who takes part, given the first round that they can be
-            of; see :meth:`jwins.net.membership.Membership.look`.
-        timeout_s: the least time to wait for a neighbour; see
+        bootstrap_from: members that provide the initial model, in the order in which they are asked; empty to
+            begin with the node's own model.
+        joins_at: first round of a node that joins later; None for a node that takes part from the beginning.
+        changes: called after every event with the first round that can still change; returns a change of the
+            members, or None; see :meth:`jwins.net.membership.Membership.look`.
+        timeout_s: the minimum wait for a neighbour; see
             :class:`~jwins.net.neighbour_timeout.NeighbourTimeout`.
         flush_s: time limit at the end for sending queued messages.
-        recorder: keeps the measurements; None keeps them in memory.
+        recorder: recorder of the measurements; None keeps them in memory.
         on_progress: called after every event.
-        on_evaluated: given each evaluation of this node as it is made.
-        stop: asked after every event whether to end with a checkpoint.
-        farewell: reason of the stop, for the Bye to the others.
-        journal: gets the log.
+        on_evaluated: called with each evaluation of this node.
+        stop: called after every event; True ends the run with a checkpoint.
+        farewell: called for the reason of the stop, which the Bye contains.
+        journal: receiver of log lines.
 
     Raises:
         UsageError: the node group holds several nodes.

@@ -27,7 +27,7 @@ class ExternalTraining:
     :meth:`take_merged` for the next ``train``, which comes once the round is merged.
 
     Args:
-        node: its number.
+        node: number of the node.
         layout: layout of the exchanged vector.
         initial: (P,) float32, on the CPU.
 

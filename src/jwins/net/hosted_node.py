@@ -16,7 +16,7 @@ class HostedNode:
     """The only node of a node group, driven by a session.
 
     Args:
-        group: holds one node.
+        group: node group with this node only.
     """
 
     def __init__(self, group: NodeGroup) -> None:

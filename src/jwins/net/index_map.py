@@ -12,7 +12,7 @@ class IndexMap:
     """A transport that names peers by their index.
 
     Args:
-        transport: that names them by their id.
+        transport: transport that uses ids.
         ids: ids of all members, increasing.
     """
 

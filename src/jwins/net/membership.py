@@ -30,7 +30,7 @@ class Change:
     """Changes of a new roster, for the driver.
 
     Attributes:
-        roster_version: of it.
+        roster_version: version of the new roster.
         from_round: the round from which this node mixes by it.
         joined: new nodes.
         removed: removed nodes.
@@ -49,13 +49,13 @@ class Membership:
 
     Args:
         path: path of the file; looked at once a second. None to go by ``roster`` until the end.
-        roster: of now.
+        roster: the present roster.
         id: id of this node.
-        key_file: its private key.
+        key_file: file of its private key.
         num_nodes: largest number of members, including former and future ones.
         build: gives the topology of a number of nodes.
-        folder: where rosters are kept for a restart, which begins with those; None for not at all.
-        journal: gets a line for each change.
+        folder: folder for the used rosters, which a restart needs; None keeps none.
+        journal: receiver of a log line for each change.
 
     Attributes:
         node: this node's number.
@@ -220,7 +220,7 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
 
     Args:
         old: by which they go.
-        new: that is to follow.
+        new: the roster that follows.
         num_nodes: largest number of nodes.
 
     Raises:

@@ -45,7 +45,7 @@ class Exchanged:
         timed_out: names of the neighbours that merges since the last exchange lack.
         suspect: names of the peers that the node does not wait for now.
         incompatible: names of the peers that cannot take part, each with the reason.
-        roster_version: of the roster by which the peer mixes now.
+        roster_version: version of the roster whose graph the peer uses now.
         merged_with: names of the neighbours whose models are in the merge of ``merged_round``.
         partial: whether a neighbour of that round is not among them.
         received_bytes: bytes received since the last exchange.
@@ -114,7 +114,7 @@ class Peer:
     Attributes:
         round: number of complete rounds.
         name: name of this member.
-        model: as given.
+        model: the model.
 
     Raises:
         ConfigError: roster, key or an argument cannot be used.

@@ -206,7 +206,7 @@ class PeerSession:
 
     Attributes:
         timeout: timeout from the response times of its frames.
-        state: where the session is.
+        state: state of the session.
         connected: whether a connection is open, introduced or not.
         ever_connected: whether its Hello was ever accepted, by this process or before its checkpoint.
         greeted: whether a Hello was accepted on it.
@@ -223,7 +223,7 @@ class PeerSession:
         timed_out: rounds in which it timed out, in all.
         refused: messages of the peer that were not accepted.
         mismatch: why it cannot take part, or "".
-        inflated: its frames with values that no honest node has.
+        inflated: number of its frames with values that no honest node has.
         cut: why nothing is exchanged with it any more, or "".
         wants_readmission: it spoke while it was SLOW.
         backoff: rounds until its next readmission; doubles with each, and is 1 again when a frame is on time.
@@ -237,7 +237,7 @@ class PeerSession:
         joins_at: the round from which it is a member, if it came while nodes ran.
         buffer: frames for it.
         seen: (round, keyframe) of its frames that were accepted.
-        early: of these, those of later rounds.
+        early: those of ``seen`` that are of later rounds.
         decoded_in: the round of this node in which a frame of it was last decoded.
         decoded: frames that were decoded in it: on time, and late.
     """

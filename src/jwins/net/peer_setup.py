@@ -67,9 +67,9 @@ class PeerSetup:
         place: the folder, or None.
         going_on: whether the folder has a checkpoint.
         providers: numbers of those whose model to begin with.
-        names: of all members, by number.
-        training: where the user's loop and the driver meet.
-        transport: reaches the others.
+        names: names of all members, by number.
+        training: exchange of models between the user's loop and the driver.
+        transport: transport to the others.
 
     Raises:
         ConfigError, ResumeError, UsageError: as :class:`jwins.Peer`.

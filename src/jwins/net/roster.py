@@ -288,7 +288,7 @@ class Roster(Settings):
         """Return a copy with another member.
 
         Args:
-            member: who joins, or whose entry changes.
+            member: the joiner, or the changed entry of a member.
             replace: whether a member of the same name is replaced.
             from_round: if nodes run already, the round from which the change is in effect.
 

@@ -19,7 +19,7 @@ class _RosterVersion:
         number: number of the version.
         from_round: the first round.
         active: the nodes that take part, increasing.
-        topology: of as many nodes.
+        topology: topology of the active nodes.
     """
 
     number: int

@@ -168,7 +168,7 @@ class Session:
     Attributes:
         peers: by number.
         traffic: bytes sent.
-        wait_until: when :meth:`handle` is to be called again at the latest, on the clock of ``now``.
+        wait_until: latest time of the next call of :meth:`handle`, on the clock of ``now``.
         end: the node's end, or None.
         rounds: results of the newest rounds.
         waiting: the neighbours that the node waits for, and since when.

@@ -18,8 +18,8 @@ class Contexts:
     """TLS contexts to accept and to dial.
 
     Attributes:
-        server: for connections that others dial.
-        client: for those that this node dials.
+        server: context of connections that others dial.
+        client: context of connections that this node dials.
     """
 
     server: ssl.SSLContext

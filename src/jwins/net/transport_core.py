@@ -33,27 +33,27 @@ class TransportCore:
     """State of a transport: of the thread of its loop, but for what ``changed`` guards.
 
     Args:
-        id: of this node.
+        id: id of this node.
         roster: the members.
-        contexts: of TLS.
+        contexts: TLS contexts.
         greeting: greeting for connecting members.
         limits: limits for peers.
         loop: runs all connections.
 
     Attributes:
         me: this node's entry in the roster.
-        instance: of this process.
+        instance: random number of this process.
         changed: guards events, peers and counts, which other threads read, too.
-        events: for ``poll``.
+        events: events that wait for ``poll``.
         uplink: gives long messages their turns.
         peers: all other members, by number.
         strangers: connections that ended before they were authenticated, by reason.
-        log_limits: of lines that others can cause.
+        log_limits: limits of log lines that others can cause.
         pending: connections that are not authenticated yet, by address.
         tasks: all that run.
         awake_s: seconds for which this process was awake.
         closing: whether the end has begun.
-        draws: for pauses between attempts.
+        draws: generator for pauses between attempts.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ class PeerState:
         bytes_in: received in whole messages.
         bytes_out: sent in whole messages.
         connections: number of opened connections.
-        round_trip_s: of the last sign of life.
+        round_trip_s: round trip of the last keep-alive.
         refused: number of refusals by reason.
         link: the connection, if there is one.
         stable: whether the last connection held.

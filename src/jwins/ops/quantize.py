@@ -48,7 +48,7 @@ def to_dithered(steps: Tensor, dither: Tensor) -> Tensor:
 
     Args:
         steps: (...) float32, finite.
-        dither: as many numbers, uniform in (-1/2, 1/2).
+        dither: one number per value, uniform in (-1/2, 1/2).
 
     Returns:
         (...) int32 symbols.
@@ -63,7 +63,7 @@ def to_either_side(steps: Tensor, uniform: Tensor) -> Tensor:
 
     Args:
         steps: (...) float32, finite.
-        uniform: as many random numbers, uniform in [0, 1).
+        uniform: one random number per value, uniform in [0, 1).
 
     Returns:
         (...) int32 symbols: ``floor(x)``, or ``floor(x) + 1`` with the probability ``x - floor(x)``.

@@ -68,7 +68,7 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
     """Return the page as text, and its charts with the names of their files.
 
     Args:
-        studies: at least one.
+        studies: the studies, at least one.
         figures: folder with the figures as PDF and PNG; "" for none.
     """
     views, charts = [], []

@@ -120,7 +120,7 @@ class TargetOutcome:
         baseline: variant that ratios refer to, None without one or if it is this one.
         pairs: seeds in which both reached it.
         bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None without any.
-        seconds_ratio: the same for seconds.
+        seconds_ratio: the same ratio for seconds.
     """
 
     variant: str

@@ -129,7 +129,7 @@ def run_node(
         experiment: the experiment, the same on all machines.
         roster: the roster; all present and former members are the nodes of the experiment, in order of ids.
         name: name of this node in the roster.
-        key_file: its private key.
+        key_file: file of its private key.
         folder: folder of the node; None for ``nodes/<i>`` in the run folder.
         timeout_s: minimum time to wait for a neighbour; None for the experiment's deadline, or 30.
         listen: host:port to listen on, if it is not the roster's.

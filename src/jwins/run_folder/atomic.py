@@ -16,7 +16,7 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True, mode: int = 
 
     Args:
         path: the file.
-        data: its content.
+        data: content of the file.
         sync: whether to flush it to the disk.
         mode: permissions, less those of the umask.
 

@@ -121,7 +121,7 @@ class Sharing(Protocol[S]):
         """Return the update to send after local training.
 
         Args:
-            state: from ``init`` or the previous ``merge``.
+            state: the state of ``init`` or of the previous ``merge``.
             params: (P,) float32 parameters after training; finite.
             ctx: the round.
 
@@ -137,7 +137,7 @@ class Sharing(Protocol[S]):
         """Merge the updates of the neighbours. Called once in every round, even without any update.
 
         Args:
-            state: from ``share`` of the same round.
+            state: the state of ``share`` in the same round.
             params: the same (P,) parameters as those of ``share``.
             received: every update since the last merge, sorted by (sender, round); those with weight 0
                 only matter to an algorithm that remembers its peers.
@@ -160,7 +160,7 @@ class Sharing(Protocol[S]):
         An algorithm whose state depends on the merged parameters computes it again here.
 
         Args:
-            state: from ``merge``.
+            state: the state of ``merge``.
             params: (P,) float32 at the start of the next round.
         """
         return state
@@ -185,8 +185,8 @@ class Sharing(Protocol[S]):
         """Return an update with base ``round`` that leads to the same replica as :meth:`keyframe`, or None.
 
         Args:
-            state: after a share.
-            round: of an earlier share of this node; a neighbour still has the replica of that round.
+            state: the state after a share.
+            round: round of an earlier share of this node, whose replica a neighbour still has.
             ctx: the round.
         """
         return None

@@ -227,7 +227,7 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
 def sparse_loco(
     fraction: float = 1 / 64, gamma: float | None = None, *, decay: float = 0.95, chunk: int = 4096
 ) -> SparseLoco | CommonSparseLoco:
-    """SparseLoCo: as in the paper on a complete graph, or with ``gamma`` on any graph.
+    """Return SparseLoCo: as in the paper on a complete graph, or with ``gamma`` on any graph.
 
     Args:
         fraction: fraction of each chunk to send per round, in (0, 1].

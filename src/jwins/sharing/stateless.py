@@ -153,8 +153,8 @@ def stateless(
     Args:
         step: fixed step of the quantizer.
         budget: bits per parameter of a frame to a neighbour, on average over rounds; the step adapts.
-        budget_bytes: the same in bytes of a frame.
-        budget_seconds: the same in seconds that a round's frames to all neighbours take on the link.
+        budget_bytes: the same budget in bytes of a frame.
+        budget_seconds: the same budget in seconds for a round's frames to all neighbours on the link.
         link_mbps: rate of the node's link, Mbit/s; required with ``budget_seconds``.
         step_ratio: ratio of the step to the root mean square of a round's change by training.
         self_term: "exact" or "sent"; see :data:`jwins.sharing.base.SelfTerm`. "sent" needs ``rounding =

@@ -72,8 +72,8 @@ class Transformer(nn.Module):
 
     Args:
         layers: number of blocks.
-        heads: of attention in each; they divide the width.
-        width: of each position's state.
+        heads: attention heads in each block; they divide the width.
+        width: width of each position's state.
         context: most characters at once.
         dropout: fraction of activations set to 0 in training.
     """

@@ -57,7 +57,7 @@ class Rows:
         """Return the cells of a column of owners, which must be all text or all whole numbers.
 
         Args:
-            column: its name.
+            column: name of the column.
             before: owners of the rows before these.
 
         Raises:
@@ -175,11 +175,11 @@ def decode_image(place: str, cell: Any, mode: str, width: int, height: int) -> n
     """Decode an image file.
 
     Args:
-        place: its place, for errors.
+        place: place of the cell, for errors.
         cell: cell of a column of images, ``{"bytes": ...}``.
         mode: Pillow's mode, "RGB" or "L".
-        width: in pixels; an image of another size is resized (bicubic).
-        height: in pixels.
+        width: width in pixels; an image of another size is resized (bicubic).
+        height: height in pixels.
 
     Returns:
         (3 or 1, height, width) uint8.

@@ -70,9 +70,9 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
     """Return the text of each role in each play, its speeches joined; roles in alphabetical order.
 
     Args:
-        task: for messages.
-        plays: in which a line ``NAME:`` after an empty one starts a speech.
-        names: of the plays, for messages.
+        task: name of the task, for messages.
+        plays: texts in which a line ``NAME:`` after an empty one starts a speech.
+        names: names of the plays, for messages.
 
     Raises:
         DataError: nobody speaks.

@@ -44,8 +44,8 @@ class LoopTrainer:
 
         Args:
             worker: whose module to use.
-            node: which node.
-            round: for generators and errors.
+            node: number of the node.
+            round: the round, for generators and errors.
             indices: (steps, batch_size) int64, samples of each step.
 
         Returns:

@@ -39,7 +39,7 @@ class ModelTraits:
         training: torch's own generator, in training.
         evaluation: torch's own generator, in evaluation.
         loss_generator: the generator that is handed to the loss.
-        stateful: in evaluation mode the model changes its buffers, so a batch may depend on the one before.
+        stateful: whether evaluation changes buffers, so that batches may depend on earlier ones.
     """
 
     training: bool
@@ -65,7 +65,7 @@ class TraitProbe:
         shuffle: a node's stream of samples.
 
     Attributes:
-        traits: as found.
+        traits: traits of the model.
 
     Raises:
         UsageError: frozen parameters differ between two models, or change in a step.

@@ -43,7 +43,7 @@ class Optimizer:
 
     Attributes:
         kind: a name in :data:`OPTIMIZERS`.
-        options: its arguments by torch's names, e.g. ``{"lr": 0.05, "momentum": 0.9}``.
+        options: arguments of the optimizer by torch's names, e.g. ``{"lr": 0.05, "momentum": 0.9}``.
         state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts without.
         quasi_global: factor of a quasi-global momentum, in which case the momentum that local steps start from
             is that of the merged models, see :class:`~jwins.training.quasi_global.QuasiGlobal`; only of ``sgd``
@@ -248,7 +248,7 @@ def optimizer_step(built: torch.optim.Optimizer, first: bool, lr: float | None =
     """Take one step.
 
     Args:
-        built: of torch; its tensors have gradients.
+        built: an optimizer of torch whose tensors have gradients.
         first: only of kept SGD with dampening, whose buffers hold zeros where torch has none.
         lr: the learning rate from now on; None to leave it as it is.
     """

@@ -42,7 +42,7 @@ def chunk_nodes(num_nodes: int, size: int, device: torch.device, most: int | Non
     Args:
         num_nodes: N, of the whole run.
         size: P, parameters per node.
-        device: where they train.
+        device: device of the training.
         most: largest number of nodes in a chunk; None for :data:`CHUNK_NODES`, or fewer by
             :data:`CHUNK_NUMBERS`.
 

@@ -283,7 +283,7 @@ class RemoteFrame:
 
     Attributes:
         home: node group of the sender.
-        serial: its number there.
+        serial: number of the frame at that node group.
         size_bytes: bytes of the whole message.
         positions_bytes: bytes of the positions' section.
         values_bytes: bytes of the values' section.
