@@ -1,0 +1,475 @@
+"""Peers in loops of one's own over real TLS: restarts, other settings, waits and hostile members.
+
+    python -m benchmarks.peers [--only restart,scratch,settings,wait,hostile] [--times 20] [--seconds 20]
+
+``restart``, ``scratch`` and ``settings`` are tried ``--times`` times, each with other times in between.
+``wait`` is CPU seconds and polls of a peer that waits for a minute. ``hostile`` has a victim and an honest
+neighbour of a million parameters, each a process, and a third member that attacks for ``--seconds``: memory,
+rounds and bytes of the log beside those with a third member that is silent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import jwins
+from benchmarks.report import table
+from jwins.errors import JwinsError, PeerError
+from jwins.net.bootstrap import pack_state, state_wire
+from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
+from jwins.net.peer_settings import digest_of_run, hash_of_layout, settings_of_run
+from jwins.net.roster import Member, Roster, write_roster
+from jwins.net.transport import TlsTransport
+from jwins.net.transport_interface import Connected, MessageReceived
+from jwins.sharing import closed_loop, full
+from jwins.sharing.update import Update
+from jwins.training.layout import Layout
+from jwins.wire.codec import codec
+from jwins.wire.frame import Bye, Frame, Hello, StateRequest, Wire, max_frame_bytes
+
+NAMES = ("alice", "bob", "mallory", "dave")
+FORK = get_context("fork")
+PORTS = itertools.count(28600)
+TRAIN_S, TIMEOUT_S = 0.02, 1.0
+
+
+def roster_in(folder: Path, count: int) -> Roster:
+    folder.mkdir()
+    members = [Member.new(i, NAMES[i], f"127.0.0.1:{next(PORTS)}", folder) for i in range(count)]
+    roster = Roster(members=tuple(members))
+    write_roster(roster, folder / "roster.toml")
+    return roster
+
+
+def model(width: int = 10) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Linear(width, width)
+
+
+def peer(run: Path, number: int, own: nn.Module, **options: Any) -> jwins.Peer:
+    key = run / f"{NAMES[number]}.key"
+    return jwins.Peer(own, roster=run / "roster.toml", key=key, **{"sharing": full(), **options})
+
+
+@torch.no_grad()
+def train_(own: nn.Module) -> None:
+    """Move all parameters towards 5."""
+    for param in own.parameters():
+        param += 0.1 * (5.0 - param)
+    time.sleep(TRAIN_S)
+
+
+def least(own: nn.Module) -> float:
+    return min(float(param.detach().min()) for param in own.parameters())
+
+
+class Loop(threading.Thread):
+    """Trains and exchanges until ``rounds``, or until the end of the run is near."""
+
+    def __init__(self, own: jwins.Peer, rounds: int) -> None:
+        super().__init__(daemon=True)
+        self.peer, self.count = own, rounds
+        self.reports: list[jwins.net.peer.Exchanged] = []
+        self.least: list[float] = []
+        self.over = False
+
+    def run(self) -> None:
+        for _ in self.peer.rounds(self.count):
+            if self.over:
+                return
+            train_(self.peer.model)
+            self.reports.append(self.peer.exchange())
+            self.least.append(least(self.peer.model))
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError
+        time.sleep(0.01)
+
+
+# --- Restarts and settings --------------------------------------------------------------------------------
+
+
+def restarted(folder: Path, draws: random.Random, *, keeps: bool) -> str:
+    """One of two peers ends at round 5 and returns when the other is past round 26; return what went wrong."""
+    roster_in(folder, 2)
+    place = {"folder": folder / "alice"} if keeps else {}
+    bob = Loop(peer(folder, 1, model()), 10_000)
+    with peer(folder, 0, model(), **place) as first:
+        bob.start()
+        ended = Loop(first, draws.randint(3, 8))
+        ended.run()
+    until(lambda: bob.peer.round >= draws.randint(26, 40))
+    time.sleep(draws.uniform(0.0, 1.0))
+    before, behind = len(bob.least), ended.peer.round
+    with peer(folder, 0, model(), **place) as second:
+        again = Loop(second, 10_000)
+        while len(again.reports) < 12:
+            train_(second.model)
+            again.reports.append(second.exchange())
+        apart = abs(second.round - bob.peer.round)
+    bob.over = True
+    bob.join(60.0)
+    bob.peer.close()
+    skipped = [0, *(report.skipped_rounds for report in again.reports)]
+    took = [later > sooner for sooner, later in itertools.pairwise(skipped)]  # the others' round, and no merge
+    alone = sum(not report.merged_with and not took[i] for i, report in enumerate(again.reports))
+    lost = 0.0 if keeps else bob.least[before - 1] - min(bob.least[before:])  # a model from scratch is no model
+    if alone > 1 or apart > 2 or not again.reports[-1].skipped_rounds or lost > 0.5:
+        return (
+            f"{alone} of 12 rounds alone, {apart} rounds apart, from round {behind}, the model lost {lost:.2f}"
+        )
+    return ""
+
+
+SETTINGS: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
+    ({"sharing": jwins.sharing.jwins()}, {"sharing": closed_loop()}, "sharing"),
+    ({"codec": "pco"}, {"codec": "raw"}, "codec"),
+    ({"sharing": closed_loop(step_ratio=3.0)}, {"sharing": closed_loop(step_ratio=2.0)}, "step_ratio"),
+)
+
+
+def refused(folder: Path, draws: random.Random) -> str:
+    """Two peers with another setting each; return what went wrong."""
+    roster_in(folder, 2)
+    one, other, name = draws.choice(SETTINGS)
+    failures: dict[int, str] = {}
+
+    def take_part(number: int, options: dict[str, Any]) -> None:
+        with peer(folder, number, model(), **options) as own:
+            begun = time.monotonic()
+            try:
+                while time.monotonic() < begun + 30.0:
+                    own.exchange()
+            except PeerError as error:
+                failures[number] = str(error)
+
+    threads = [threading.Thread(target=take_part, args=(i, o)) for i, o in enumerate((one, other))]
+    for thread in threads:
+        thread.start()
+        time.sleep(draws.uniform(0.0, 2.0))
+    for thread in threads:
+        thread.join(60.0)
+    named = [number for number, told in failures.items() if name in told and "here it is" in told]
+    return "" if len(named) == 2 else f"{name}: {failures}"
+
+
+def repeated(what: str, times: int, play: Callable[[Path, random.Random], str], folder: Path) -> None:
+    good = 0
+    begun = time.process_time()
+    for number in range(times):
+        try:
+            problem = play(folder / f"{what}-{number}", random.Random(number))
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        good += not problem
+        if problem:
+            print(f"{what} {number}: {problem}", flush=True)
+    print(f"{what}: {good} of {times}, {(time.process_time() - begun) / times:.1f} CPU s each", flush=True)
+
+
+def wait(folder: Path, seconds: float) -> None:
+    """Alice has shared; bob is connected and late, and the third never starts."""
+    roster_in(folder, 3)
+    with peer(folder, 0, model()) as alice, peer(folder, 1, model()):
+        polls = itertools.count()
+        poll = alice._transport.poll
+
+        def counted(timeout_s: float | None) -> Any:
+            next(polls)
+            return poll(timeout_s)
+
+        alice._transport.poll = counted  # type: ignore[method-assign]
+        threading.Thread(
+            target=lambda: contextlib.suppress(Exception) and alice.exchange(), daemon=True
+        ).start()
+        time.sleep(3.0)
+        cpu, count = time.process_time(), next(polls)
+        time.sleep(seconds)
+        spent, count = time.process_time() - cpu, next(polls) - count
+        print(
+            f"wait: {60 * spent / seconds:.2f} CPU seconds per minute of two peers, "
+            f"{count / seconds:.1f} polls a second, round {alice.round}",
+            flush=True,
+        )
+
+
+# --- Hostile members --------------------------------------------------------------------------------------
+
+WIDTH = 999  # 999,000 parameters
+VICTIM, HONEST, HOSTILE, JOINER = range(4)
+
+
+def memory_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
+
+
+def member(pipe: Any, folder: Path, number: int, options: dict[str, Any]) -> None:
+    """A process of an honest member, which answers each line with where it is."""
+    stderr = os.open(folder / f"{NAMES[number]}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(stderr, 2)
+    own = model(WIDTH)
+    with peer(folder, number, own, folder=folder / NAMES[number], timeout_s=TIMEOUT_S, **options) as here:
+        loop = Loop(here, 1_000_000)
+        loop.start()
+        while pipe.recv():
+            known = here._driver.peers[HOSTILE]
+            place = folder / NAMES[number]
+            logs = [*place.glob("log.jsonl*"), folder / f"{NAMES[number]}.err"]
+            pipe.send(
+                {
+                    "round": here.round,
+                    "peak": memory_mb("VmHWM"),
+                    "cpu": time.process_time(),
+                    "log": sum(path.stat().st_size for path in logs),
+                    "skipped": here._driver.session.skipped_rounds,
+                    "refused": known.refused,
+                    "state": known.state.value,
+                    "largest": max(float(param.detach().abs().max()) for param in own.parameters()),
+                    "alive": loop.is_alive(),
+                }
+            )
+        loop.over = True
+        loop.join(30.0)
+    os._exit(0)
+
+
+class Mallory:
+    """A member with a valid key, which sends what it likes to the victim and the honest one."""
+
+    def __init__(self, folder: Path, roster: Roster) -> None:
+        self.folder, self.roster = folder, roster
+        layout = Layout.of(model(WIDTH), "local", convert=True)
+        self.dim, self.layout = layout.size, hash_of_layout(layout)
+        self.digest = digest_of_run(roster, full(), "pco", None)
+        self.greeting = pack_greeting(self.digest, settings_of_run(roster, full(), "pco", None))
+        self.wire = Wire(codec("pco"), self.digest, self.dim)
+        self.models = self.asked = self.count = 0
+        self.victim: dict[str, Any] = {}
+        self.connect()
+
+    def connect(self) -> None:
+        self.transport = TlsTransport(
+            self.roster,
+            HOSTILE,
+            self.folder / f"{NAMES[HOSTILE]}.key",
+            greeting=self.greeting,
+            limits=jwins.net.limits.Limits.of_messages(max_frame_bytes(self.dim)),
+        )
+        self.transport.start()
+        self.connected: set[int] = set()
+
+    def take(self) -> list[int]:
+        """Read what the others send; return who asks for a model."""
+        asks = []
+        while (event := self.transport.poll(0.0)) is not None:
+            if isinstance(event, Connected):
+                self.connected.add(event.peer)
+                self.say(self.hello(self.victim.get("round", 0)), event.peer)
+            elif isinstance(event, MessageReceived):
+                with contextlib.suppress(JwinsError):
+                    state_wire(self.digest, self.dim).peek(event.data)
+                    self.models += 1
+                with contextlib.suppress(JwinsError):
+                    if isinstance(self.wire.unpack(event.data), StateRequest):
+                        asks.append(event.peer)
+        return asks
+
+    def hello(self, round: int) -> Hello:
+        return Hello(HOSTILE, round, self.dim, "pco", {"layout": self.layout}, BOOTSTRAPPED, round)
+
+    def frame(self, round: int, value: float) -> Frame:
+        return Frame(HOSTILE, round, Update(self.dim, None, torch.full((self.dim,), value)))
+
+    def say(self, message: Any, *peers: int) -> None:
+        data = message if isinstance(message, bytes) else self.wire.pack(message).data
+        for to in peers or self.connected:
+            self.transport.send(to, data)
+
+    def model(self, round: int, value: float) -> bytes:
+        params = torch.full((self.dim,), value)
+        return pack_state(state_wire(self.digest, self.dim), HOSTILE, round, params).data
+
+
+def early_frames(m: Mallory, at: int) -> None:
+    if m.count % 10 == 0:
+        for ahead in range(1, 66):
+            m.say(m.frame(at + ahead, 0.0))
+
+
+def asks_and_reconnects(m: Mallory, at: int) -> None:
+    m.say(StateRequest(HOSTILE, 0))
+    m.asked += 1
+    if m.count % 40 == 39:
+        m.transport.close(0.0)
+        m.connect()
+
+
+def floods_bye(m: Mallory, at: int) -> None:
+    for _ in range(100):
+        m.say(Bye(HOSTILE, at, "x" * 200))
+
+
+def just_in_time(m: Mallory, at: int) -> None:
+    time.sleep(0.9 * TIMEOUT_S)
+    m.say(m.frame(at, 5.0))
+
+
+def bad_models(m: Mallory, at: int) -> None:
+    for to in m.take():
+        m.asked += 1
+        for of_round, value in ((2**32 - 1, 0.0), (at, 1e38), (at, float("nan"))):
+            m.say(m.model(of_round, value), to)
+
+
+ATTACKS: dict[str, Callable[[Mallory, int], None]] = {
+    "silent": lambda m, at: None,
+    "65 early frames, twice a second": early_frames,
+    "Hello of round 2**32 - 1": lambda m, at: m.say(m.hello(2**32 - 1)),
+    "asks for models, reconnects": asks_and_reconnects,
+    "2,000 Byes a second": floods_bye,
+    "answers at 0.9 of the timeout": just_in_time,
+    "inflates its values": lambda m, at: m.say(m.frame(at, min(1e30, 2.0 ** (m.count / 3)))),
+    "bad models for a joiner": bad_models,
+}
+
+
+def attacked(folder: Path, name: str, seconds: float) -> list[object]:
+    """Play one attack; return a row of the table."""
+    roster = roster_in(folder, 4 if name == "bad models for a joiner" else 3)
+    pipes: dict[int, Any] = {}
+
+    def begin(number: int, **options: Any) -> None:
+        pipes[number], theirs = FORK.Pipe()
+        FORK.Process(target=member, args=(theirs, folder, number, options), daemon=True).start()
+
+    def ask(number: int) -> dict[str, Any]:
+        pipes[number].send(True)
+        if not pipes[number].poll(120.0):
+            raise TimeoutError(f"{NAMES[number]} does not answer")
+        found: dict[str, Any] = pipes[number].recv()
+        return found
+
+    begin(VICTIM)
+    time.sleep(1.5)
+    begin(HONEST)
+    late = len(roster.members) > 3
+    if late:  # forked before this process has threads
+        begin(JOINER, bootstrap_from=[NAMES[HOSTILE], NAMES[VICTIM]])
+    hostile = Mallory(folder, roster)
+    until(lambda: bool(hostile.take()) or VICTIM in hostile.connected, 120.0)
+    play = ATTACKS[name]
+    if name not in ("bad models for a joiner", "Hello of round 2**32 - 1"):
+        with contextlib.suppress(TimeoutError):  # a silent member is no longer waited for
+            until(lambda: hostile.take() is not None and ask(VICTIM)["state"] == "slow")
+    before = ask(VICTIM)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not late:
+            hostile.take()
+        hostile.victim = ask(VICTIM)
+        play(hostile, hostile.victim["round"])
+        hostile.count += 1
+        time.sleep(0.05)
+    after, honest = ask(VICTIM), ask(HONEST)
+    joined = ask(JOINER) if late else None
+    hostile.transport.close(0.0)
+    for pipe in pipes.values():
+        pipe.send(False)
+    note = f"{after['state']}, {after['refused']:,} refused"
+    if hostile.asked:
+        note += f", {hostile.models} models for {hostile.asked} requests"
+    if joined is not None:
+        note += f", joiner in round {joined['round']}"
+    return [
+        name,
+        f"{(after['round'] - before['round']) / seconds:.1f}",
+        f"{after['peak'] - before['peak']:.0f}",
+        f"{(after['log'] - before['log']) / 1e3:.1f}",
+        f"{(after['cpu'] - before['cpu']) / seconds:.2f}",
+        f"{after['largest']:.3g}",
+        f"{after['skipped']}/{honest['skipped']}",
+        "both" if after["alive"] and honest["alive"] else "ENDED",
+        note,
+    ]
+
+
+def hostile(folder: Path, seconds: float, only: str) -> None:
+    columns = [
+        "",
+        "rounds/s",
+        "MB more",
+        "log kB",
+        "CPU s/s",
+        "largest",
+        "skipped",
+        "go on",
+        "the hostile one is",
+    ]
+    rows = []
+    for name in ATTACKS:
+        if only not in name:
+            continue
+        ours, theirs = FORK.Pipe()
+        place = folder / f"hostile-{len(rows)}"
+        process = FORK.Process(target=lambda n=name, p=place, t=theirs: t.send(attacked(p, n, seconds)))
+        process.start()
+        while process.is_alive() and not ours.poll(1.0):
+            pass
+        rows.append(ours.recv() if ours.poll() else [name, *[""] * 6, "FAILED", ""])
+        process.join(30.0)
+        process.kill()
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        for _ in range(10):
+            next(PORTS)
+    print(table(columns, rows), flush=True)
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", default="restart,scratch,settings,wait,hostile")
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each attack")
+    parser.add_argument("--attack", default="", help="a part of its name")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder, only = Path(name), given.only.split(",")
+        parts: dict[str, Callable[[], None]] = {
+            "restart": lambda: repeated(
+                "restart", given.times, lambda p, d: restarted(p, d, keeps=True), folder
+            ),
+            "scratch": lambda: repeated(
+                "scratch", given.times, lambda p, d: restarted(p, d, keeps=False), folder
+            ),
+            "settings": lambda: repeated("settings", given.times, refused, folder),
+            "wait": lambda: wait(folder / "wait", 60.0),
+            "hostile": lambda: hostile(folder, given.seconds, given.attack),
+        }
+        for part in only:
+            parts[part]()
+
+
+if __name__ == "__main__":
+    main()
