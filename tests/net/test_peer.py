@@ -430,6 +430,11 @@ def test_a_loop_over_the_rounds_that_are_left_cannot_be_wrong(tmp_path: Path, wi
     with pytest.raises(UsageError, match="round 4 ended without an exchange"):
         for _ in open_peers[0].rounds(6):
             pass
+    for wrong in ("3", 3.0, None, True):
+        with pytest.raises(ConfigError, match=r"count = .*: expected the number of rounds"):
+            open_peers[0].rounds(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="wait = 'no': expected True or False"):
+        open_peers[0].exchange(wait="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 from torch import Tensor, nn
 
-from jwins.errors import JwinsError, PeerError, RemovedError, UsageError
+from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, UsageError
 from jwins.net.driver import NodeOutcome, RealTimeDriver
 from jwins.net.journal import write_journal
 from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S
@@ -238,7 +238,15 @@ class Peer:
             for round in peer.rounds(100):
                 train_locally(model, loader)
                 peer.exchange()
+
+        Raises:
+            ConfigError: ``count`` is not a whole number.
         """
+        if not isinstance(count, SupportsIndex) or isinstance(count, bool):
+            raise ConfigError("count", count, "expected the number of rounds, a whole number such as 100")
+        return self._left(count)
+
+    def _left(self, count: int) -> Iterator[int]:
         while self._next < count:
             at = self._next
             yield at
@@ -258,6 +266,7 @@ class Peer:
                 same applies if waiting is interrupted, for example by Ctrl-C.
 
         Raises:
+            ConfigError: ``wait`` is neither True nor False.
             PeerError: no neighbour can take part, because its model, algorithm or start differs.
             RemovedError: the member was removed from the roster; the model is as trained here.
             UsageError: the peer is closed, or parameters are not finite.
@@ -266,6 +275,8 @@ class Peer:
 
     def _exchange(self, wait: bool, given_up: threading.Event) -> Exchanged:
         """Exchange; after ``given_up`` is set, the model is not changed."""
+        if not isinstance(wait, bool):
+            raise ConfigError("wait", wait, "expected True or False")
         with self._exchanging:
             if self._closing:
                 raise UsageError("Peer.exchange: the peer is closed")
