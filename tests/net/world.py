@@ -102,8 +102,9 @@ class Schedule:
         """The schedule of a seed."""
         draws = random.Random(seed)
         nodes = draws.choice((2, 3, 3, 4))
-        usual = draws.choice((0.4, 1.0, 2.0))
         faults = tuple(sorted(_fault(draws, nodes) for _ in range(draws.choice((1, 1, 2, 2, 3, 4)))))
+        is_long = max(fault.seconds for fault in faults) > 15.0
+        usual = 2.0 if is_long else draws.choice((0.5, 1.0, 2.0))  # few rounds pass during a long fault
         if sum(fault.kind in ALONE for fault in faults) > 1:
             faults = tuple(fault for fault in faults if fault.kind not in ALONE)
         if any(fault.kind in ("join", "leave") for fault in faults):
@@ -111,7 +112,7 @@ class Schedule:
         elif draws.random() < 0.02:  # one of two starts hours later
             faults = (Fault(0.0, "late_start", 1, seconds=draws.uniform(3600.0, 9000.0)),)
             nodes, usual = 2, 40.0
-        factors = (1.0, 1.0, 1.0, 1.3, 1.3 if usual > 2.0 else 3.0)
+        factors = (1.0, 1.0, 1.0, 1.3, 3.0 if usual <= 2.0 else 1.3)
         train_s = tuple(usual * draws.choice(factors) for _ in range(nodes))
         sharing = draws.choice(("full", "full", "full", "choco"))
         ends = draws.random() < 0.25 and not any(fault.kind in ("join", "leave") for fault in faults)
@@ -131,8 +132,8 @@ class Schedule:
 def _fault(draws: random.Random, nodes: int) -> Fault:
     kind = draws.choice(KINDS)
     node, other = draws.sample(range(nodes), 2)
-    at = round(draws.uniform(0.0, 15.0), 2)
-    seconds = round(draws.choice((0.1, 1.0, 3.0, 8.0, 20.0, 60.0)) * draws.uniform(0.5, 1.5), 2)
+    at = round(draws.uniform(0.0, 10.0), 2)
+    seconds = round(draws.choice((0.1, 1.0, 3.0, 8.0, 15.0, 30.0)) * draws.uniform(0.5, 1.5), 2)
     how = ""
     if kind == "kill":
         how = draws.choice(("newest", "newest", "older", "none"))
@@ -143,7 +144,7 @@ def _fault(draws: random.Random, nodes: int) -> Fault:
         at = 0.0
     elif kind in ("late_start", "other_settings", "other_version"):
         at = 0.0
-        seconds *= draws.choice((1.0, 1.0, 6.0)) if kind == "late_start" else 1.0
+        seconds *= draws.choice((1.0, 1.0, 5.0)) if kind == "late_start" else 1.0
     return Fault(at, kind, node, other, seconds, how)
 
 
