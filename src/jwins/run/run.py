@@ -21,17 +21,17 @@ from jwins.errors import ActorLostError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build
 from jwins.run.builders import partition_counts
-from jwins.run.calls import check_callbacks, ended, evaluations_to, rounds_to
 from jwins.run.extend import extend as make_longer
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state
 from jwins.run.result import Result
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
+from jwins.run_folder.rows import EvalRow
 from jwins.run_folder.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
-    from jwins.engines.callbacks import Callback
+    from jwins.engines.callbacks import Callback, MeasuredModels
     from jwins.engines.simulator.driver import Progress
 
 
@@ -104,7 +104,7 @@ def simulate(
     """
     from jwins.engines.interrupts import interrupts
 
-    check_callbacks(callbacks)
+    _check_callbacks(callbacks)
     started = time.perf_counter()
     folder = experiment.folder
     if extend:
@@ -126,14 +126,17 @@ def simulate(
         if experiment.run.tensorboard:
             with TensorBoard(folder) as written:
                 written.replay()
-        return ended(callbacks, Result(experiment, folder, record.end.status, record, was_complete=True))
+        return _ended(callbacks, Result(experiment, folder, record.end.status, record, was_complete=True))
 
     board = TensorBoard(folder) if experiment.run.tensorboard else contextlib.nullcontext()
-
-    on_round = rounds_to(callbacks)
+    done: int | None = None
 
     def on_progress(now: Progress) -> None:
-        on_round(now)
+        nonlocal done
+        if done is not None and now.round > done:
+            for callback in callbacks:
+                callback.on_round(now)
+        done = now.round
         if now.row is not None and isinstance(board, TensorBoard):
             board.add(now.row)
         if progress is not None:
@@ -145,9 +148,26 @@ def simulate(
     with _usual_torch(), board, interrupts() as interrupted:
         asked = partial(_simulate, experiment, folder, on_progress, lambda: interrupted() or stop(), startup_s)
         once = partial(asked, callbacks=callbacks)
-        return ended(
+        return _ended(
             callbacks, once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
         )
+
+
+def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+    for index, callback in enumerate(callbacks):
+        methods = ("on_start", "on_round", "on_evaluation", "on_end")
+        missing = [name for name in methods if not callable(getattr(callback, name, None))]
+        problem = "is a class; pass an instance" if isinstance(callback, type) else ""
+        if missing and not problem:
+            problem = f"has no {', '.join(missing)}; derive its class from jwins.Callback"
+        if problem:
+            raise UsageError(f"callbacks[{index}] = {callback!r}: {problem}")
+
+
+def _ended(callbacks: Sequence[Callback], result: Result) -> Result:
+    for callback in callbacks:
+        callback.on_end(result)
+    return result
 
 
 def _on_cluster(once: Callable[..., Result], engine: Ray, experiment: Experiment, folder: Path) -> Result:
@@ -196,13 +216,17 @@ def _simulate(
     *,
     callbacks: Sequence[Callback],
 ) -> Result:
+    def on_evaluation(row: EvalRow, models: MeasuredModels) -> None:
+        for callback in callbacks:
+            callback.on_evaluation(row, models)
+
     assembled = build(
         experiment,
         folder=folder,
         place=place,
         on_progress=on_progress,
         stop=stop,
-        on_evaluation=evaluations_to(callbacks) if callbacks else None,
+        on_evaluation=on_evaluation if callbacks else None,
         startup_s=startup_s,
     )
     folder.mkdir(parents=True, exist_ok=True)
