@@ -173,9 +173,6 @@ AttackKind = Literal["sign_flip", "gaussian", "little", "label_flip"]
 class Faults:
     """A script of faults.
 
-    Attributes:
-        script: the faults, in any order.
-
     >>> Faults().crash(node=1, round=4).rejoin(node=1, round=8).drop(sender=2, round=3).kinds()
     ['crash', 'rejoin', 'drop']
     """

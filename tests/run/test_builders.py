@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from jwins.experiment import Experiment
-from jwins.run import build
+from jwins.run.assembly import build
 from jwins.run.builders import advice
 from jwins.sharing import choco
 from jwins.topology import Regular, Ring

@@ -18,10 +18,6 @@ def check_comparable(comparison: Comparison, records: Mapping[tuple[str, int], R
 
     A group may differ from the first variant, for example in its number of nodes; it is compared within itself.
 
-    Args:
-        comparison: the comparison.
-        records: existing records, by variant and seed.
-
     Raises:
         ConfigError: runs differ; the message names the variant, the seed and the difference.
     """

@@ -171,14 +171,7 @@ def _as_from_here(content: bytes, experiment: Experiment) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """RunReport of a run.
-
-    Attributes:
-        index: index of its job.
-        attempt: number of the run's attempt.
-        progress: arguments of on_progress, in order.
-        delta: changes in its folder.
-    """
+    """Report of a run."""
 
     index: int
     attempt: int

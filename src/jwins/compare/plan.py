@@ -367,10 +367,6 @@ def at_edge(grid: TuningGrid, best: int) -> bool:
     """Return whether a value beyond the grid might be better, for one of its settings.
 
     False for a grid of which only some combinations were drawn.
-
-    Args:
-        grid: the grid.
-        best: number of its best combination.
     """
     if grid.budget is not None:
         return False

@@ -31,13 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One run.
-
-    Attributes:
-        index: index of the job in progress messages.
-        name: name for people.
-        experiment: experiment with its folder.
-    """
+    """One run."""
 
     index: int
     name: str
@@ -110,11 +104,7 @@ class InProcess:
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Workers that carry out runs in parallel on this machine, each in a process with one thread.
-
-    Attributes:
-        count: largest number of processes at once.
-    """
+    """Workers that carry out runs in parallel on this machine, each in a process with one thread."""
 
     count: int
 

@@ -41,10 +41,6 @@ class Recorder:
 
     Args:
         folder: folder for metrics, checkpoints and final models; None keeps everything in memory.
-
-    Attributes:
-        folder: as given.
-        rows: all rows of the run, including those before an interruption.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -128,11 +124,6 @@ class Recorder:
     def save(self, round: int, driver: object, shards: Sequence[NodeGroupState | Dumped]) -> None:
         """Write a checkpoint, after the rows that it refers to. Without a folder, do nothing.
 
-        Args:
-            round: completed rounds.
-            driver: state of the driver.
-            shards: shards of all node groups.
-
         Raises:
             OSError: e.g. a full disk; existing checkpoints are intact.
         """
@@ -145,11 +136,6 @@ class Recorder:
 
     def finish(self, groups: Sequence[NodeGroupLike], end: EndRow, edges: Sequence[Traffic]) -> Tensor:
         """Write the end: final models, traffic, and the last row with the hash of all parameters.
-
-        Args:
-            groups: node groups of all nodes.
-            end: the last row, without its ``sha256``.
-            edges: bytes by directed edge.
 
         Returns:
             (N, P) float32, the parameters of all nodes.

@@ -28,9 +28,6 @@ class StopRule:
     def reason(self, rows: Sequence[Row]) -> str:
         """Return why the newest evaluation ends the run; empty if it does not.
 
-        Args:
-            rows: rows of the run so far.
-
         Raises:
             ConfigError: the task has no such metric.
         """

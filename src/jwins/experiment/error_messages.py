@@ -44,11 +44,6 @@ _EXPECTED = {
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> ConfigError:
     """Describe all problems that pydantic found, by the paths of the settings.
 
-    Args:
-        error: error of the validation.
-        model: class of the settings.
-        values: arguments of its constructor.
-
     Returns:
         One error with path and value of the first problem, and a line for each further problem.
     """

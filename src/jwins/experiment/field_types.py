@@ -77,12 +77,7 @@ def _described(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class OneOrMany:
-    """A number, or a list with one for each node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``.
-
-    Attributes:
-        rule: rule of each number.
-        whole: whether the numbers are whole.
-    """
+    """A number, or a list with one for each node: ``Annotated[float | tuple[float, ...], OneOrMany(rule)]``."""
 
     rule: Within
     whole: bool = False

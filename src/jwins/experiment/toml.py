@@ -15,10 +15,6 @@ from jwins.errors import ConfigError
 def read_toml(text: str, origin: str) -> dict[str, Any]:
     """Parse TOML.
 
-    Args:
-        text: the document.
-        origin: the file's name, for errors.
-
     Raises:
         ConfigError: a syntax error, with file and line.
     """

@@ -196,12 +196,7 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
 
 
 def local_steps(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64]]) -> list[int]:
-    """Return the optimizer steps of each node between two rounds.
-
-    Args:
-        experiment: the experiment.
-        partition: training samples of each node.
-    """
+    """Return the optimizer steps of each node between two rounds."""
     train = experiment.train
     if train.local_epochs is None:
         steps = train.local_steps
@@ -370,13 +365,7 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
 
 
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
-    """Return the bytes of full sharing of raw float32: 4 per parameter and recipient, mean over nodes.
-
-    Args:
-        experiment: the experiment; its topology matters, its faults do not.
-        dim: parameters per model.
-        rounds: number of rounds.
-    """
+    """Return the bytes of full sharing of raw float32: 4 per parameter and recipient, mean over nodes."""
     topology = build_topology(experiment)
     sends = sum(len(recipients) for r in range(rounds) for recipients in topology.at(r).recipients)
     return 4.0 * dim * sends / experiment.nodes.count

@@ -50,10 +50,6 @@ def variant_folder(name: str) -> str:
 def check_folder(path: str, folder: Path) -> None:
     """Refuse a folder that cannot be made because a file has its name or that of a parent folder.
 
-    Args:
-        path: TOML path of the setting that names the folder.
-        folder: the folder, which need not exist.
-
     Raises:
         ConfigError: a file has this name.
     """
@@ -65,10 +61,6 @@ def check_folder(path: str, folder: Path) -> None:
 
 def folder_state(experiment: Experiment, folder: Path) -> tuple[FolderState, Experiment]:
     """Read the state of ``folder``.
-
-    Args:
-        experiment: experiment to run there.
-        folder: the folder, which need not exist.
 
     Returns:
         The state, and the experiment with the choices of the earlier run.

@@ -96,11 +96,6 @@ def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
     samples and the model's activations for the gradient. On a GPU it counts only the indices; torch reports
     the rest.
 
-    Args:
-        experiment: the experiment.
-        task: its task.
-        at_once: number of simultaneous local steps.
-
     Raises:
         ConfigError: the batch cannot fit; the message has the largest size that can.
     """

@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RemoteExperiment:
-    """An experiment for another machine.
-
-    Attributes:
-        experiment: the experiment with this machine's paths.
-        files: its files, by TOML path.
-    """
+    """An experiment for another machine."""
 
     experiment: Experiment
     files: Mapping[str, SharedPath]

@@ -20,11 +20,6 @@ from jwins.topology.graph import Graph, Topology
 def node_blocks(topology: Topology, groups: int, chunk: int) -> list[list[int]]:
     """Return the nodes of each node group, increasing, by the module's rule.
 
-    Args:
-        topology: the topology.
-        groups: number of node groups.
-        chunk: nodes that must be on one node group.
-
     Raises:
         ConfigError: fewer chunks than node groups.
     """
@@ -37,11 +32,6 @@ def node_blocks(topology: Topology, groups: int, chunk: int) -> list[list[int]]:
 
 def spread(num_nodes: int, groups: int, chunk: int) -> list[range]:
     """Divide nodes into blocks of consecutive numbers and whole chunks, as evenly as possible.
-
-    Args:
-        num_nodes: N.
-        groups: number of node groups.
-        chunk: nodes that must be on one node group.
 
     Raises:
         ConfigError: fewer chunks than node groups.

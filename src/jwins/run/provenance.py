@@ -35,13 +35,6 @@ def fingerprints(
 ) -> dict[str, str]:
     """Return hashes that must be equal in comparable runs.
 
-    Args:
-        experiment: resolved experiment.
-        task: its task.
-        partition: training samples of each node.
-        model: common initial tensors of all nodes.
-        samples: (m,) int64 test samples of evaluations; None for all.
-
     Returns:
         ``model``, ``partition``, ``batches``, ``evaluation``, ``codec``, ``data`` (of every k-th sample of
         very large data) and, if the task's class is in a file, ``task``: that file without comments.

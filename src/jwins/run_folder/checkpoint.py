@@ -74,10 +74,6 @@ def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
 def load(data: bytes, classes: Iterable[type]) -> Any:
     """Decode a state of :func:`dump`.
 
-    Args:
-        data: bytes of a file.
-        classes: the dataclasses that may occur.
-
     Raises:
         DataError: not a checkpoint, a damaged one, or one with a class that is not listed.
         UsageError: two different classes have the same name.

@@ -14,10 +14,6 @@ from jwins.run_folder.own_files import open_own
 def locked(folder: Path, what: str) -> Iterator[None]:
     """Within the block, keep other processes out of the folder. The lock ends with the process in any case.
 
-    Args:
-        folder: the folder.
-        what: name of the activity, for the message.
-
     Raises:
         ResumeError: another process holds the lock.
     """

@@ -49,10 +49,6 @@ class Record:
     def of(cls, folder: Path, rows: Sequence[Row]) -> Record:
         """Make a record of given rows.
 
-        Args:
-            folder: the run folder.
-            rows: rows of its ``metrics.jsonl``, in order.
-
         Raises:
             DataError: the first row is not a start row.
         """
@@ -224,13 +220,7 @@ def not_diverged(records: Sequence[Record]) -> Sequence[Record]:
 
 
 def start_and_end(records: Sequence[Record], metric: str, final_over: int) -> tuple[float, float]:
-    """Return a metric at the start and at the end of curves: means over the runs that did not diverge.
-
-    Args:
-        records: runs with evaluations, at least one.
-        metric: name of the metric.
-        final_over: number of last evaluations whose mean is the end.
-    """
+    """Return a metric at the start and at the end of curves: means over the runs that did not diverge."""
     kept = not_diverged(records)
     start = statistics.fmean(record.series(metric)[0] for record in kept)
     return start, statistics.fmean(record.end_of_series(metric, final_over) for record in kept)

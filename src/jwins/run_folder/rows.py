@@ -74,13 +74,7 @@ class TrafficSplit(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """Bytes from one node to another over the whole run.
-
-    Attributes:
-        source: the sender.
-        target: the receiver.
-        bytes: by kind.
-    """
+    """Bytes from one node to another over the whole run."""
 
     source: int
     target: int

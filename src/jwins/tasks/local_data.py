@@ -28,11 +28,7 @@ class LocalChange(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FlippedLabels:
-    """Label c becomes C - 1 - c.
-
-    Attributes:
-        num_labels: C.
-    """
+    """Label c becomes C - 1 - c."""
 
     num_labels: int
 
@@ -43,14 +39,7 @@ class FlippedLabels:
 
 @dataclass(frozen=True, slots=True)
 class NoisyLabels:
-    """Some labels are replaced by one of the other labels, each as likely as any other.
-
-    Attributes:
-        num_labels: C, at least 2.
-        fraction: fraction of the samples, rounded to a whole number.
-        seed: seed of the experiment.
-        node: the node, whose generator is used.
-    """
+    """Some labels are replaced by one of the other labels, each as likely as any other."""
 
     num_labels: int
     fraction: float
@@ -72,9 +61,6 @@ class RotatedImages:
     """Images (n, H, W) or (n, C, H, W) are rotated about their centre, by bilinear interpolation.
 
     Corners that no pixel reaches are 0.
-
-    Attributes:
-        degrees: counterclockwise.
     """
 
     degrees: float
@@ -93,13 +79,7 @@ class RotatedImages:
 
 @dataclass(frozen=True, slots=True)
 class NoisyInputs:
-    """Addition of Gaussian noise to inputs.
-
-    Attributes:
-        sd: standard deviation, in the units of the inputs.
-        seed: seed of the experiment.
-        node: the node, whose generator is used.
-    """
+    """Addition of Gaussian noise to inputs."""
 
     sd: float
     seed: int

@@ -98,11 +98,6 @@ def zip_member(task: str, url: str, member: str) -> Path:
 
     The download must be complete, and the member's checksum must match.
 
-    Args:
-        task: the task's name, for messages.
-        url: the archive.
-        member: the file's name inside it.
-
     Raises:
         DataError: the download failed; the message has the remedy.
     """
@@ -306,12 +301,6 @@ def chosen_keys(
     task: str, option: str, keys: npt.NDArray[np.int64], count: int | None
 ) -> npt.NDArray[np.int64]:
     """Return the samples of ``count`` owners, drawn by :data:`SPLIT_SEED`, or all for None.
-
-    Args:
-        task: the task's name.
-        option: name of the count in ``task.options``, for the message.
-        keys: (n,) owners.
-        count: number of owners to keep.
 
     Returns:
         (m,) int64, increasing sample numbers.

@@ -151,9 +151,6 @@ class Layout:
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """Return views of the tensors in a vector, or in each row of a stack of vectors.
 
-        Args:
-            vector: (..., P); the last dimension contiguous.
-
         Returns:
             A view (..., *shape) for each slot, by name.
 

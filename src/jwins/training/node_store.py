@@ -51,12 +51,6 @@ class NodeStore:
         initial: (P,) float32, the common start.
         buffers: local buffers at the start, by name.
         optimizer: optimizer of every node.
-
-    Attributes:
-        nodes: their numbers, increasing.
-        rows: (rows, P) float32.
-        buffers: for each local buffer, (rows, *shape).
-        optimizer: optimizer state of all rows.
     """
 
     def __init__(

@@ -72,9 +72,6 @@ class StackedModel:
     Args:
         context: task and generators.
         layout: layout of the parameter vector.
-
-    Attributes:
-        trained: names of the trained parameters.
     """
 
     def __init__(self, context: TrainingContext, layout: Layout) -> None:

@@ -44,16 +44,6 @@ class TrainingContext:
         threads: workers, at most.
         precision: precision of the model in training.
 
-    Attributes:
-        task: as given.
-        device: as resolved.
-        precision: as given.
-        seed: as given.
-        local_steps: as given.
-        batch_size: as given.
-        num_test: number of test samples.
-        pool: the worker threads.
-
     Raises:
         ConfigError: no CUDA device, or one that has no bfloat16.
     """

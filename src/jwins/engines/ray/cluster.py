@@ -63,15 +63,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A machine of the cluster.
-
-    Attributes:
-        id: Ray's id.
-        name: name for people.
-        cores: cores that Ray may use.
-        memory_bytes: memory that Ray may use.
-        gpus: GPUs that Ray may use.
-    """
+    """A machine of the cluster."""
 
     id: str
     name: str
@@ -125,11 +117,6 @@ class Demand:
 
 def check_capacity(demand: Demand, count: int, what: str) -> None:
     """Refuse ``count`` equal demands that do not fit on the idle cluster together.
-
-    Args:
-        demand: demand of each actor or run.
-        count: number of them.
-        what: their name in the plural, for the error.
 
     Raises:
         UsageError: the cluster is too small.

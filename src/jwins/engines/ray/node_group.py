@@ -324,15 +324,6 @@ class RemoteNodeGroup:
         nodes: nodes of the node group, increasing.
         rules: common rules of all nodes of the run.
         local_steps: optimizer steps per round, by node.
-
-    Attributes:
-        number: as given.
-        machine: as given.
-        nodes: as given.
-        rules: as given.
-        local_steps: as given.
-        forgotten: discarded frames that the actor does not know of yet.
-        stored_bytes: bytes of all frames that went through the object store from here.
     """
 
     def __init__(

@@ -131,9 +131,6 @@ class SimulatedNetwork:
         links: rates and latency.
         num_nodes: N.
         queue: queue for arrivals.
-
-    Attributes:
-        uplinks: uplink of each node.
     """
 
     def __init__(self, links: Links, num_nodes: int, queue: EventQueue) -> None:

@@ -11,12 +11,7 @@ from jwins.engines.node_group import NodeGroupEvent, ScheduledEvent
 
 @dataclass(frozen=True, slots=True)
 class NodeEvent:
-    """A future event of a node.
-
-    Attributes:
-        node: the node.
-        event: the event.
-    """
+    """A future event of a node."""
 
     node: int
     event: NodeGroupEvent
@@ -45,12 +40,7 @@ QueueEntry = tuple[float, int, QueueItem]
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """State of a queue in a checkpoint.
-
-    Attributes:
-        sequence: the number of the next item.
-        entries: (seconds, number, item), a heap.
-    """
+    """State of a queue in a checkpoint."""
 
     sequence: int
     entries: tuple[QueueEntry, ...]
