@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path) -> None:
 
 
 def test_what_is_no_callback_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"callbacks\[1\] = .*print.*without on_start, .*from jwins.Callback"):
+    with pytest.raises(UsageError, match=r"callbacks\[1\] = .*print.*has no on_start, .*from jwins.Callback"):
         jwins.simulate(experiment(tmp_path), callbacks=[Watch(), print])  # type: ignore[list-item]
     with pytest.raises(UsageError, match=r"callbacks\[0\] = .*Watch.*: is a class; pass an instance"):
         jwins.simulate(experiment(tmp_path), callbacks=[Watch])  # type: ignore[list-item]
