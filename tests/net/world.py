@@ -39,6 +39,7 @@ POLL_S = 10.0
 DIM = 3
 ENDLESS = 1_000_000
 HEAL_S = 900.0
+RESTART_S = 0.5  # an operator starts a process again, at the earliest
 HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
 LINES_AT_ONCE = 10
@@ -342,7 +343,8 @@ class World:
                 self.hostile[fault.node] = fault.how
             else:
                 self.at(fault.at, partial(play_fault, self, fault))
-                self.quiet_from = max(self.quiet_from, fault.at + fault.seconds)
+                back_s = max(fault.seconds, RESTART_S) if fault.kind == "quit" else fault.seconds
+                self.quiet_from = max(self.quiet_from, fault.at + back_s)
         for node in range(n):
             if node in joins:
                 continue
@@ -360,7 +362,8 @@ class World:
         if not saved or checkpoint == "none":  # without a folder it knows what its file says
             self.kept[node] = [self.files[node]]
         if node not in self.files[node].members:
-            self.ended[node] = "removed"
+            if not self._joined(node):
+                self.ended[node] = "removed"
             return
         rules = replace(self.rules, topology=self._topology_of(node)) if self.changes else self.rules
         toy = ToyNode(Node(node, torch.zeros(DIM), rules))
@@ -452,7 +455,7 @@ class World:
         if reason == "removed":
             self.ended[node] = reason
         else:
-            self.at(max(back_at, self.now + 0.5), partial(self.start, node, "newest"))
+            self.at(max(back_at, self.now + RESTART_S), partial(self.start, node, "newest"))
 
     def kill(self, node: int) -> None:
         process, self.processes[node] = self.processes[node], None
