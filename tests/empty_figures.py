@@ -1,4 +1,4 @@
-"""Comparisons without the seconds that matplotlib takes to write their figures."""
+"""Comparisons and pages without the seconds that matplotlib takes to write their figures."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ PIXEL = bytes.fromhex(
     "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
 )
 """The smallest PNG."""
+NOTHING = '<svg viewBox="0 0 1 1"></svg>'
 
 
-def _written(figure: Any, target: io.BytesIO, **options: Any) -> None:
-    target.write(PIXEL)
+def _written(figure: Any, target: io.BytesIO | io.StringIO, **options: Any) -> None:
+    if isinstance(target, io.StringIO):
+        target.write(NOTHING)
+    else:
+        target.write(PIXEL)
 
 
 @contextlib.contextmanager
 def empty_figures() -> Iterator[None]:
-    """Figures are drawn, and the files of them have one pixel."""
+    """Figures are drawn, and the files of them have one pixel; in a page they have what a pointer shows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", _written)
         yield

@@ -408,12 +408,14 @@ def test_every_figure_is_also_pdf_and_png(
         assert path.read_bytes().startswith(b"%PDF" if path.suffix == ".pdf" else b"\x89PNG")
     assert page.count("<figure>") == len(names)
     assert "folder ../figures" in page
-    name, chart = render(gather([compared]))[1][0]
+    with empty_figures():
+        name, chart = render(gather([compared]))[1][0]
     again = save(chart, tmp_path)
     first = [path for path in written[1] if path.stem == name]
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_a_single_run_without_full_sharing(single: Path) -> None:
     text = rendered(single)
     head = Page(text).tables["Final accuracy, bytes and savings"][0]
@@ -425,6 +427,7 @@ def test_a_single_run_without_full_sharing(single: Path) -> None:
     Page(text)
 
 
+@pytest.mark.usefixtures("unseen_figures")
 @pytest.mark.parametrize("rows", [2, 3])
 def test_a_run_that_is_not_finished(single: Path, rows: int) -> None:
     lines = (single / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -448,6 +451,7 @@ def test_a_run_that_has_only_begun_is_refused(single: Path) -> None:
         gather([single])
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_a_comparison_that_is_not_finished(compared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(compared, tmp_path / "part"))
     (folder / "summary.json").unlink()
@@ -467,6 +471,7 @@ def test_a_comparison_that_is_not_finished(compared: Path, tmp_path: Path) -> No
     assert "Not every variant has every seed" in text
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_runs_that_are_not_alike_are_said_to_be_so(compared: Path, single: Path) -> None:
     path = single / "metrics.jsonl"
     fingerprint = json.loads(path.read_text().splitlines()[0])["fingerprints"]["partition"]
@@ -476,6 +481,7 @@ def test_runs_that_are_not_alike_are_said_to_be_so(compared: Path, single: Path)
     assert 'class="warn"' in text
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_another_metric_where_lower_is_better(compared: Path, tmp_path: Path) -> None:
     runs = []
     for slug in ("full-sharing", "random-10"):
@@ -598,6 +604,7 @@ def packed(folder: Path, archive: Path) -> Path:
     return archive
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_a_record_s_archive_gives_the_same_page_as_its_folder(compared: Path, tmp_path: Path) -> None:
     shutil.copytree(compared, tmp_path / "folder" / "runs.tar.xz")  # a folder, by the name of the archive
     (tmp_path / "record").mkdir()
@@ -618,6 +625,7 @@ def test_an_archive_of_several_comparisons_is_a_page_of_several_studies(compared
     assert [study.name for study in gather([tmp_path])] == ["tiny", "tiny"]
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_a_damaged_archive_is_named_with_the_remedy(compared: Path, tmp_path: Path) -> None:
     archive = packed(compared / "full-sharing", tmp_path / "runs.tar.xz")
     archive.write_bytes(archive.read_bytes()[:-1000])
@@ -663,6 +671,7 @@ def test_the_same_run_is_counted_once(compared: Path) -> None:
     assert len(study[0].records) == 8
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_groups_with_a_full_sharing_each_are_studies(compared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(compared, tmp_path / "grouped"))
     summary = json.loads((folder / "summary.json").read_text())
@@ -676,6 +685,7 @@ def test_groups_with_a_full_sharing_each_are_studies(compared: Path, tmp_path: P
     render(list(studies.values()))
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_several_targets_and_baselines(compared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(compared, tmp_path / "several"))
     summary = json.loads((folder / "summary.json").read_text())
@@ -711,6 +721,7 @@ def test_several_targets_and_baselines(compared: Path, tmp_path: Path) -> None:
     assert "train.optimizer.lr" in tables["Tuning: what was tried, as the comparison recorded it"][1]
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_the_partition_is_drawn_again_if_it_was_not_recorded(single: Path) -> None:
     recorded = json.loads((single / "partition.json").read_text())
     (single / "partition.json").unlink()
@@ -765,6 +776,7 @@ def test_large_graphs_and_partitions_stay_small(single: Path) -> None:
     assert len(as_svg(chart, "x")) < 600_000
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_the_command_writes_page_and_figures(
     compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -966,6 +978,7 @@ def parts_study(**parts: int) -> Study:
     return study([*runs, group("JWINS", "jwins", [record([0.1, 0.8], parts=parts)])])
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
     text, charts = render([parts_study(values=3, positions=1)])
     table = Page(text).tables["Bytes per node by content, mean over seeds"]
@@ -982,6 +995,7 @@ def test_kinds_of_bytes_that_nobody_sent_are_left_out() -> None:
     assert full.tables["Bytes per node by content, mean over seeds"][0][1:-1] == list(KIND_COLOURS)
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_every_number_of_the_curves_is_in_a_table(compared: Path, page: str) -> None:
     """Also of points that the axis leaves out."""
     head, *rows = Page(page).tables["Accuracy at each evaluation, mean over seeds"]
@@ -995,6 +1009,7 @@ def test_every_number_of_the_curves_is_in_a_table(compared: Path, page: str) -> 
     assert (rows[1][0], rows[-1][0]) == ("0", "1990")
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_activities_that_took_no_time_are_left_out(single: Path) -> None:
     path = single / "metrics.jsonl"
     *rows, last = path.read_text().splitlines(keepends=True)
@@ -1097,6 +1112,7 @@ def test_a_configuration_is_given_as_it_is(page: str) -> None:
         assert tables["nodes"]["count"] == 6
 
 
+@pytest.mark.usefixtures("unseen_figures")
 def test_several_studies_begin_with_who_is_best_in_each() -> None:
     one = parts_study(values=1)
     text = render([one, study([group("JWINS", "jwins", [record([0.1, 0.9])])])])[0]
