@@ -421,7 +421,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_gives_the_same_result(tmp_path: P
     command = [
         "run",
         "digits",
-        *sets(*TINY, "run.rounds=300", "run.checkpoint_every=1000", "run.eval_samples=10"),
+        *sets(*TINY, "run.rounds=200", "run.checkpoint_every=1000", "run.eval_samples=10"),
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "jwins", *command, "--set", "run.folder=a"],

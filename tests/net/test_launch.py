@@ -87,7 +87,7 @@ def test_a_schedule_is_the_same_in_every_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "sharing"), [(6, "jwins"), (3, "full"), (3, "choco")])
+@pytest.mark.parametrize(("count", "sharing"), [(6, "jwins"), (3, "choco")])
 def test_nodes_end_where_the_simulation_does(count: int, sharing: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"count": count, "sharing": sharing, "rounds": 20, "eval_every": 10}
     simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
@@ -95,9 +95,9 @@ def test_nodes_end_where_the_simulation_does(count: int, sharing: str, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "victims"), [(3, (1,)), (6, (0, 2, 5))], ids=["one", "three"])
-def test_kill_9_at_any_instant_changes_nothing(count: int, victims: tuple[int, ...], tmp_path: Path) -> None:
-    options: dict[str, Any] = {"count": count, "rounds": 60, "eval_every": 30, "checkpoint_every": 5}
+def test_kill_9_at_any_instant_changes_nothing(tmp_path: Path) -> None:
+    victims = (0, 2, 5)
+    options: dict[str, Any] = {"count": 6, "rounds": 60, "eval_every": 30, "checkpoint_every": 5}
     simulated = jwins.simulate(digits(tmp_path / "virtual", **options))
     killed: set[int] = set()
     back: set[int] = set()
@@ -251,8 +251,7 @@ class Holding(Digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [5, 45])
-def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path) -> None:
+def test_native_code_may_hold_the_interpreter_lock(tmp_path: Path) -> None:
     (tmp_path / "holding.py").write_text(HOLDING)
     marker = tmp_path / "marker"
 
@@ -263,7 +262,7 @@ def test_native_code_may_hold_the_interpreter_lock(seconds: int, tmp_path: Path)
             ),
             task={
                 "file": f"{tmp_path / 'holding.py'}:Holding",
-                "options": {"marker": str(marker), "seconds": seconds},
+                "options": {"marker": str(marker), "seconds": 45},
             },
         )
 

@@ -17,7 +17,7 @@ from jwins.sharing.update import Update
 from jwins.wire.frame import VERSION, Bye, Frame, Hello
 
 BATCH = 100
-QUICK, ALL = 500, 2000
+QUICK, ALL = 200, 1000
 """Seeds of `make test`, and with those of `make test-slow`; `make simulate` plays a million."""
 
 # --- The table --------------------------------------------------------------------------------------------

@@ -75,10 +75,12 @@ def test_every_length_to_64_inverts(name, mode):
 
 
 @pytest.mark.parametrize(
-    "taps", [range(2, 11), pytest.param(range(11, 200), marks=pytest.mark.slow)], ids=["short", "long"]
+    "taps",
+    [range(2, 11), pytest.param([*range(12, 42, 2), 48, 62, 76, 102], marks=pytest.mark.slow)],
+    ids=["short", "long"],
 )
-def test_every_discrete_wavelet_agrees_on_an_odd_length(taps):
-    """Each length of filter is compiled by itself, the longest for seconds."""
+def test_wavelets_agree_on_an_odd_length(taps):
+    """Each length of filter is compiled by itself, the longest for half a minute: of these there are four."""
     x = vector(333, 5)
     names = [name for name in pywt.wavelist(kind="discrete") if pywt.Wavelet(name).dec_len in taps]
     assert len(names) > 20
