@@ -63,6 +63,8 @@ SPREADS: dict[str, dict[str, Any]] = {
 }
 QUICK = ("choco-faults", "stateless-dynamic", "stacked-adam", "quasi-global-faults", "early")
 """Of each kind of state one, for the tests that are not slow."""
+ROUNDS_OF_ALL_KINDS = (*QUICK, "uneven-steps", "participation", "consensus", "schedule-stacked", "outer-faults")
+"""Of each kind of round one."""
 
 
 def build(case: str, groups: int, folder: Path | None = None, **options: Any) -> SimulatedDriver:
@@ -88,8 +90,16 @@ def of_one_group(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tu
     return run
 
 
-@pytest.mark.parametrize("groups", [pytest.param(2, marks=pytest.mark.slow), 3])
-@pytest.mark.parametrize("case", SPREADS)
+@pytest.mark.parametrize(
+    ("case", "groups"),
+    [
+        pytest.param(
+            case, groups, marks=() if case in ROUNDS_OF_ALL_KINDS and groups == 3 else pytest.mark.slow
+        )
+        for case in SPREADS
+        for groups in (2, 3)
+    ],
+)
 def test_two_and_three_node_groups_measure_the_same_as_one(case: str, groups: int, of_one_group: Any) -> None:
     assert measured(build(case, groups).run()) == of_one_group(case)[0]
 

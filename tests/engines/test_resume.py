@@ -150,7 +150,7 @@ def test_stopping_at_any_step_and_resuming_changes_nothing(case: str, tmp_path: 
 
         return on_progress
 
-    for step in (5, 23, 61, 10**9):
+    for step in (5, 23, 61):
         steps = 0
         folder = tmp_path / str(step)
         try:

@@ -85,8 +85,10 @@ def simulator(
 ) -> SimulatedDriver:
     """A simulator, with the nodes spread over so many node groups."""
     sharing, train = sharing or full(), train or {}
-    chunk = trainer(num_nodes, **train).chunk
-    trainers = [trainer(num_nodes, held=nodes, **train) for nodes in spread(num_nodes, groups, chunk)]
+    trainers = [trainer(num_nodes, **train)]
+    if groups > 1:
+        spreads = spread(num_nodes, groups, trainers[0].chunk)
+        trainers = [trainer(num_nodes, held=nodes, **train) for nodes in spreads]
     layout = trainers[0].layout
     wire = Wire(codec(options.pop("codec", "raw")), DIGEST, sharing.update_dim(layout.size))
     rules = Rules(
