@@ -21,6 +21,8 @@ base = "digits"
 count = 2
 [topology]
 kind = "ring"
+[train]
+batching = "loop"
 [run]
 rounds = 2
 eval_every = 1

@@ -63,7 +63,8 @@ def test_as_many_bytes_as_edges_between_those_who_take_part() -> None:
 
 
 def test_the_setting_is_the_topology_of_all_engines(tmp_path: Path) -> None:
-    start = jwins.load("digits", ["nodes.count=6", "topology.degree=3", "run.rounds=6", "run.eval_every=6"])
+    sets = ["nodes.count=6", "topology.degree=3", "train.batching=loop", "run.rounds=6", "run.eval_every=6"]
+    start = jwins.load("digits", sets)
     half = start.changed({"nodes.participation": 0.5, "run.folder": tmp_path / "half"})
     topology = build_topology(half)
     assert isinstance(topology, Participation)

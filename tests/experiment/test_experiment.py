@@ -811,7 +811,8 @@ def test_rooms_are_there_after_importing_the_package() -> None:
 def test_the_callers_torch_is_left_as_it_was(tmp_path: Path) -> None:
     import torch
 
-    sets = ["nodes.count=2", "topology.kind=ring", "run.rounds=1", f"run.folder={tmp_path / 'out'}"]
+    sets = ["nodes.count=2", "topology.kind=ring", "train.batching=loop", "run.rounds=1"]
+    sets += [f"run.folder={tmp_path / 'out'}"]
     before, state = torch.get_num_threads(), torch.random.get_rng_state()
     torch.set_num_threads(2)
     try:

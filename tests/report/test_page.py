@@ -641,7 +641,8 @@ def test_a_damaged_archive_is_named_with_the_remedy(compared: Path, tmp_path: Pa
 def test_runs_of_different_experiments_become_studies_of_their_own(
     compared: Path, single: Path, tmp_path: Path
 ) -> None:
-    experiment = jwins.load("digits", ["nodes.count=4", "topology.kind=ring", "run.rounds=2"])
+    sets = ["nodes.count=4", "topology.kind=ring", "train.batching=loop", "run.rounds=2"]
+    experiment = jwins.load("digits", sets)
     jwins.simulate(experiment.changed({"run": {"folder": tmp_path / "other"}}))
     studies = gather([compared, single, tmp_path / "other", compared])
     assert [study.name for study in studies] == ["tiny", f"tiny: {NASTY}".replace("/", "-"), "digits"]

@@ -19,11 +19,12 @@ from jwins.run.result import Result
 from jwins.run_folder.rows import EvalRow
 
 
-def experiment(folder: Path, **run: Any) -> jwins.Experiment:
+def experiment(folder: Path, batching: str = "loop", **run: Any) -> jwins.Experiment:
     return jwins.Experiment(
         name="watched",
         nodes={"count": 4},  # type: ignore[arg-type]
         topology={"kind": "ring"},  # type: ignore[arg-type]
+        train={"batching": batching},  # type: ignore[arg-type]
         compute={"spread": 0.8, "jitter": 0.3},  # type: ignore[arg-type]
         run={"rounds": 5, "eval_every": 2, "checkpoint_every": 2, "folder": folder, **run},  # type: ignore[arg-type]
     )
@@ -54,7 +55,7 @@ class Watch(jwins.Callback):
 
 def test_what_is_called_when(tmp_path: Path) -> None:
     watch, second = Watch(), Watch()
-    result = jwins.simulate(experiment(tmp_path / "a"), callbacks=[watch, second])
+    result = jwins.simulate(experiment(tmp_path / "a", "auto"), callbacks=[watch, second])
     assert watch.calls[0] == ("start", "stacked")
     assert watch.calls[-1] == ("end", "finished")
     assert [at for what, at in watch.calls if what == "evaluation"] == [0, 2, 4, 5]
@@ -64,7 +65,7 @@ def test_what_is_called_when(tmp_path: Path) -> None:
     for at in (2, 4, 5):
         assert watch.calls.index(("evaluation", at)) < watch.calls.index(("round", at))
     assert second.calls == watch.calls
-    plain = jwins.simulate(experiment(tmp_path / "b"))
+    plain = jwins.simulate(experiment(tmp_path / "b", "auto"))
     assert plain.sha256 == result.sha256
     assert plain.record.evaluations == result.record.evaluations
 
@@ -118,7 +119,7 @@ def test_a_run_that_is_stopped_says_so(tmp_path: Path) -> None:
     watch = Watch()
     rule = {"stop": {"metric": "loss", "target": 100.0}}
     jwins.simulate(experiment(tmp_path / "a", **rule), callbacks=[watch])
-    assert watch.calls == [("start", "stacked"), ("evaluation", 0), ("end", "stopped")]
+    assert watch.calls == [("start", "loop"), ("evaluation", 0), ("end", "stopped")]
     asked = Watch()
     jwins.simulate(experiment(tmp_path / "b"), callbacks=[asked], stop=lambda: True)
     assert asked.calls[-1] == ("end", "interrupted")

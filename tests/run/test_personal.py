@@ -81,6 +81,7 @@ def test_every_partition_has_own_samples(partition: str) -> None:
 
 def test_a_specialist_is_better_on_its_own_samples(tmp_path: Path) -> None:
     sets = ["nodes.count=4", "topology.kind=ring", "sharing.kind=random_k", "sharing.fraction=0.001"]
+    sets += ["train.batching=loop"]
     sets += ["run.rounds=40", "run.eval_every=40", "run.eval_own=true", f"run.folder={tmp_path}"]
     last = jwins.simulate(jwins.load("digits", sets)).record.evaluations[-1]
     for own, common in zip(last.per_node["own_accuracy"], last.per_node["accuracy"], strict=True):
@@ -105,7 +106,13 @@ def test_labels_that_are_not_the_targets_are_no_labels_of_the_test_set() -> None
 
 def record_of(folder: Path, *per_node: list[float | None]) -> Record:
     """Of the nodes' values of a metric after so many evaluations."""
-    sets = ["nodes.count=2", "topology.kind=ring", "run.rounds=1", f"run.folder={folder}"]
+    sets = [
+        "nodes.count=2",
+        "topology.kind=ring",
+        "train.batching=loop",
+        "run.rounds=1",
+        f"run.folder={folder}",
+    ]
     done = jwins.simulate(jwins.load("digits", sets)).record
     evaluations = []
     for at, values in enumerate(per_node):
@@ -138,7 +145,7 @@ def test_tables_have_the_worst_tenth(tmp_path: Path) -> None:
 
     file = tmp_path / "c.toml"
     file.write_text(
-        "base = 'digits'\n[nodes]\ncount = 12\n[run]\nrounds = 2\neval_every = 1\n"
+        "base = 'digits'\n[nodes]\ncount = 12\n[train]\nbatching = 'loop'\n[run]\nrounds = 2\neval_every = 1\n"
         f"[compare]\nseeds = [1, 2]\nfinal_over = 2\nfolder = {json.dumps(str(tmp_path / 'out'))}\n"
         "[[variants]]\nname = 'all'\nsharing = { kind = 'full' }\n"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jwins.experiment import Experiment, NodesConfig, RunConfig
+from jwins.experiment.sections import TrainConfig
 from jwins.run.run import simulate
 
 if TYPE_CHECKING:
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 def test_result_and_progress_print_as_one_line(tmp_path: Path) -> None:
     seen: list[Progress] = []
     run = RunConfig(rounds=3, eval_every=1, eval_samples=20, folder=tmp_path / "run")
-    result = simulate(Experiment(name="tiny", nodes=NodesConfig(count=6), run=run), progress=seen.append)
+    train = TrainConfig(batching="loop")
+    tiny = Experiment(name="tiny", nodes=NodesConfig(count=6), train=train, run=run)
+    result = simulate(tiny, progress=seen.append)
     assert repr(result).startswith("<Result tiny, finished, round 3: ")
     assert f"accuracy {result.rows[-1]['accuracy_mean']:.4g}" in repr(result)
     assert str(tmp_path / "run") in repr(result)

@@ -14,6 +14,7 @@ from jwins.engines.sharing_check import check_sharing
 from jwins.errors import UsageError
 from jwins.experiment import Experiment, NodesConfig, RunConfig
 from jwins.experiment.plugins import JwinsConfig
+from jwins.experiment.sections import TrainConfig
 from jwins.run.assembly import build
 from jwins.run.run import simulate
 from jwins.sharing import Full, jwins
@@ -23,7 +24,8 @@ from jwins.topology import Ring
 
 def experiment(sharing: Any, tmp_path: Path) -> Experiment:
     run = RunConfig(rounds=3, eval_samples=20, folder=tmp_path / "run")
-    return Experiment(name="own", nodes=NodesConfig(count=6), run=run, sharing=sharing)
+    train = TrainConfig(batching="loop")
+    return Experiment(name="own", nodes=NodesConfig(count=6), train=train, run=run, sharing=sharing)
 
 
 @dataclasses.dataclass(frozen=True)

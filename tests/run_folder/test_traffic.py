@@ -49,6 +49,7 @@ def test_damaged_files_are_refused(text: str, problem: str, tmp_path: Path) -> N
 def test_the_end_row_of_a_dynamic_graph_holds_no_edges(tmp_path: Path) -> None:
     """Every pair of 12 nodes has exchanged something; the row that ends the log has none of it."""
     settings = ["nodes.count=12", "topology.dynamic=true", "run.rounds=12", "run.eval_samples=20"]
+    settings += ["train.batching=loop"]
     result = jwins.simulate(
         jwins.load("digits", [*settings, f"run.folder={json.dumps(str(tmp_path / 'run'))}"])
     )
