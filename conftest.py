@@ -1,7 +1,10 @@
 """What has no examples to try where an extra is missing; and no test of a property fails by its time."""
 
+import gc
 import importlib.util
+from collections.abc import Generator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)
@@ -16,6 +19,18 @@ _NEEDED = {
     "transformers": ("src/jwins/integrations/transformers.py",),
     "lightning": ("src/jwins/integrations/lightning.py",),
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep the million objects of all tests and modules out of every later search for reference cycles."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
 
 collect_ignore = [
     path for library, paths in _NEEDED.items() if not importlib.util.find_spec(library) for path in paths
