@@ -73,24 +73,28 @@ def test_attackers_are_not_measured_and_train_on(tmp_path: Path) -> None:
     assert len(list((tmp_path / "final").glob("*.safetensors"))) == 8
 
 
-@pytest.mark.parametrize("attack", ["sign_flip", "gaussian", "little", "label_flip"])
-@pytest.mark.parametrize("batching", ["loop", "stacked"])
+@pytest.mark.parametrize(
+    ("attack", "batching"),
+    [
+        *((attack, "loop") for attack in ("sign_flip", "gaussian", "little", "label_flip")),
+        *((attack, "stacked") for attack in ("gaussian", "label_flip")),  # one of models and one of samples
+    ],
+)
 def test_a_run_that_goes_on_is_attacked_alike(attack: str, batching: str, tmp_path: Path) -> None:
     made = experiment(attack, rounds=5, eval_every=1, checkpoint_every=1).changed({"train.batching": batching})
     whole = jwins.simulate(made.changed({"run.folder": tmp_path / "whole"}))
     if batching == "loop":
-        assert build(made, groups=2).driver.run().rows[:-1] == build(made).driver.run().rows[:-1]
-    for last in (2, 4):
-        part = made.changed({"run.folder": tmp_path / str(last)})
-        rounds: list[int] = []
-        jwins.simulate(
-            part,
-            stop=lambda rounds=rounds, last=last: bool(rounds) and rounds[-1] >= last,  # type: ignore[misc]
-            progress=lambda now, rounds=rounds: rounds.append(now.round),
-        )  # type: ignore[misc]
-        again = jwins.simulate(part, resume=True)
-        assert again.sha256 == whole.sha256
-        assert again.record.evaluations == whole.record.evaluations
+        assert tuple(build(made, groups=2).driver.run().rows[1:-1]) == whole.record.evaluations
+    part = made.changed({"run.folder": tmp_path / "part"})
+    rounds: list[int] = []
+    jwins.simulate(
+        part,
+        stop=lambda: bool(rounds) and rounds[-1] >= 3,
+        progress=lambda now: rounds.append(now.round),
+    )
+    again = jwins.simulate(part, resume=True)
+    assert again.sha256 == whole.sha256
+    assert again.record.evaluations == whole.record.evaluations
 
 
 def test_honest_nodes_without_attackers_near_them_are_as_before() -> None:

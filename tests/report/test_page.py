@@ -427,7 +427,6 @@ def test_a_single_run_without_full_sharing(single: Path) -> None:
     Page(text)
 
 
-@pytest.mark.usefixtures("unseen_figures")
 @pytest.mark.parametrize("rows", [2, 3])
 def test_a_run_that_is_not_finished(single: Path, rows: int) -> None:
     lines = (single / "metrics.jsonl").read_text().splitlines(keepends=True)
