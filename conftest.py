@@ -2,7 +2,10 @@
 
 import gc
 import importlib.util
+import sys
+import traceback
 from collections.abc import Generator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -28,8 +31,20 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        _trace_without_stacks()
         gc.freeze()
         gc.enable()
+
+
+def _trace_without_stacks() -> None:
+    """Have torch keep no call stack, deep as it is in tests, of each tensor in a stacked step that it records.
+
+    They are for debugging, and took half of the time.
+    """
+    if "torch" in sys.modules:
+        from torch._subclasses import fake_tensor
+
+        fake_tensor.traceback = SimpleNamespace(extract_stack=list, format_list=traceback.format_list)
 
 
 collect_ignore = [
