@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import jwins
 from jwins.cli import app
 from jwins.errors import ConfigError
-from jwins.run.forecast import _calibrate, _small, forecast
+from jwins.run.forecast import Calibration, _apart, _calibrate, _small, forecast
 from jwins.tasks import Dataset, Task
 from jwins.training.trainer import Trainer
 
@@ -69,12 +69,22 @@ def test_an_evaluation_is_counted_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(found.round_s.values()) == {0.0}
 
 
-def test_actors_share_what_nodes_need(tmp_path: Path) -> None:
+def test_actors_share_what_nodes_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, Calibration] = {}
+
+    def once(small: jwins.Experiment) -> Calibration:
+        """Both plans calibrate the same runs."""
+        if (key := repr(small)) not in known:
+            known[key] = _apart(small)
+        return known[key]
+
+    monkeypatch.setattr("jwins.run.forecast._apart", once)
     many = experiment(
         tmp_path / "run", nodes={"count": 4000}, topology={"kind": "ring"}, sharing={"kind": "full"}
     )
     whole, half = forecast(many), forecast(many, jwins.Ray(actors=2))
     assert half.actors == 2
+    assert len(known) == 2
     assert 0.3 < (half.memory_bytes - 250e6) / (whole.memory_bytes - 250e6) < 0.8, "all but the process"
     assert half.stored_bytes == pytest.approx(4 * half.frame_bytes), (
         "a ring is cut twice, and both directions count"
