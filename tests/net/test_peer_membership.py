@@ -193,7 +193,7 @@ def test_a_joiner_has_to_say_whose_model_it_begins_with(tmp_path: Path) -> None:
     carol = member(tmp_path, 2, "carol")
     key = tmp_path / "carol.key"
     without_room = roster.with_member(carol, from_round=10)
-    with pytest.raises(ConfigError, match=r"roster\.places = None: carol joins a run that has no room"):
+    with pytest.raises(ConfigError, match=r"roster\.places = None: carol joins a run without a free place"):
         jwins.Peer(model(), roster=without_room, key=key, bootstrap_from="alice")
     joined = roster.model_copy(update={"places": 3}).with_member(carol, from_round=10)
     for bootstrap_from in (None, []):

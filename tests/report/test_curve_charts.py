@@ -92,7 +92,7 @@ def test_the_axis_shows_where_the_curves_end() -> None:
     assert (95.0 - 93.0) / (high - low) > 0.07  # with the beginning in sight it was 0.02
     assert low < 93.0 < 95.0 < high
     caption = chart(groups).caption
-    assert f"The axis begins at {low:.4g} %; what came before is lower." in caption
+    assert f"The axis begins at {low:.4g} %; earlier values are lower." in caption
     assert {
         one.figure.axes[0].get_ylim() for one in (drawn(groups, x_axis) for x_axis in (ROUNDS, SENT, seconds()))
     } == {(low, high)}
@@ -121,7 +121,7 @@ def test_the_end_of_a_loss_is_at_the_bottom() -> None:
     groups = [group(f"{i}", "jwins", [record(fall, metric="loss")]) for i, fall in enumerate(falls)]
     low, high = drawn(groups, y_axis=y_axis).figure.axes[0].get_ylim()
     assert low < 0.27 < 0.29 < high < 1.0
-    assert f"The axis ends at {high:.4g}; what came before is higher." in chart(groups, y_axis=y_axis).caption
+    assert f"The axis ends at {high:.4g}; earlier values are higher." in chart(groups, y_axis=y_axis).caption
 
 
 @pytest.mark.parametrize(
