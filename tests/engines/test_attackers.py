@@ -141,5 +141,5 @@ def test_targets_that_are_no_labels_cannot_be_flipped() -> None:
 
 
 def test_attacks_are_played_by_the_simulator_alone() -> None:
-    with pytest.raises(ConfigError, match="a script of faults is played by the virtual clock"):
+    with pytest.raises(ConfigError, match="simulate scripted faults; remove them"):
         for_network(experiment("sign_flip"))

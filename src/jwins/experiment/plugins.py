@@ -485,7 +485,7 @@ class FullConfig(SharingTable):
     values: Values = "float32"
     robust: Robust | None = Field(
         default=None,
-        description="merge that stands attackers among the neighbours; left out: mixing weights alone",
+        description="robust merge, against attackers among the neighbours; left out: mixing weights alone",
     )
 
 

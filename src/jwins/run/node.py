@@ -79,13 +79,13 @@ def for_network(experiment: Experiment) -> Experiment:
     """Return the experiment for processes with one node each: nodes train in a loop.
 
     Raises:
-        ConfigError: it has settings that need a virtual clock.
+        ConfigError: it has settings for the simulator only.
     """
     if experiment.train.batching == "stacked":
         problem = "a process holds one node, which trains in a loop; write loop or auto"
         raise ConfigError("train.batching", "stacked", problem)
     if experiment.faults:
-        problem = "a script of faults is played by the virtual clock; remove it, and let real faults happen"
+        problem = "only `jwins run` and `jwins compare` simulate scripted faults; remove them"
         raise ConfigError("faults", f"{len(experiment.faults)} tables", problem)
     if experiment.run.stop is not None:
         problem = "no node knows the mean over all nodes; remove it, or use `jwins run`"
