@@ -193,11 +193,11 @@ def _run_member(
     state, experiment = folder_state(experiment, place)
     if state is FolderState.COMPLETE:
         return NodeResult(place, "finished", experiment.run.rounds, was_complete=True)
-    components = for_real_time(assemble(experiment, nodes=[node]))
+    fixed = for_real_time(assemble(experiment, nodes=[node]))
     private_folder(place)
     with locked(place, f"node {member.name}"), interrupts() as interrupted:
         if state is FolderState.ABSENT:
-            write_atomically(place / "config.toml", components.experiment.to_toml(place).encode())
+            write_atomically(place / "config.toml", fixed.experiment.to_toml(place).encode())
         journal = Journal(member.name)
         membership = Membership(
             roster_file,
@@ -205,11 +205,11 @@ def _run_member(
             member.id,
             key_file,
             num_nodes=experiment.nodes.count,
-            build=lambda count: _graph_of(components, count),
+            build=lambda count: _graph_of(fixed, count),
             folder=place / "rosters",
             journal=journal,
         )
-        components = replace(components, rules=replace(components.rules, topology=membership.topology))
+        components = replace(fixed, rules=replace(fixed.rules, topology=membership.topology))
         asked_to_stop = options.stop
         options = replace(options, stop=lambda: interrupted() or asked_to_stop())
         handler = write_journal(place / "log.jsonl")
