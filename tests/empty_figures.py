@@ -26,7 +26,7 @@ def _written(figure: Any, target: io.BytesIO | io.StringIO, **options: Any) -> N
 
 @contextlib.contextmanager
 def empty_figures() -> Iterator[None]:
-    """Figures are drawn, and the files of them have one pixel; in a page they have what a pointer shows."""
+    """Figures are drawn, and the files of them have one pixel."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", _written)
         yield

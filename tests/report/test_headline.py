@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_up import group, record, study
 
 from jwins.report.comparison_table import head_and_rows, metrics_table, page_table
-from jwins.report.headline import tiles, verdict
+from jwins.report.headline import verdict
 from jwins.report.seed_groups import Group
 from jwins.report.studies import Study
 
@@ -43,22 +43,13 @@ def test_who_is_best_comes_first_even_if_it_is_not_jwins() -> None:
         "Full sharing ends at 95.5 % accuracy (± 0.7 over 2 seeds), the highest of 3 variants"
     )
     assert "CHOCO-SGD needs the fewest bytes to the target of 50.0 %: 9 kB per node, 0.45 times" in text
-    ahead = "has higher accuracy and sends fewer bytes than JWINS (90.1 %, 20 kB)"
-    assert f"CHOCO-SGD (94.9 %, 18 kB per node) {ahead}" in text
-    assert tiles(demo(0.5))[0].numbers == [
-        ("highest final accuracy: full sharing", "95.5 %"),
-        ("fewest bytes per node to 50.0 % accuracy: CHOCO-SGD", "9 kB"),
-    ]
 
 
 def test_jwins_is_said_to_be_best_where_it_is() -> None:
     found = study([one("full sharing", "full", 0.90, sent=2000), one("JWINS", "jwins", 0.95)], 0.5)
-    first, second, *ahead = verdict(found)
-    assert first.startswith(
-        "JWINS ends at 95.0 % accuracy, the highest of 2 variants, and sends 50.0 % fewer bytes"
-    )
+    first, second = verdict(found)
+    assert first == "JWINS ends at 95.0 % accuracy, the highest of 2 variants."
     assert second.startswith("JWINS needs the fewest bytes to the target of 50.0 %")
-    assert ahead == []
 
 
 def test_what_the_seeds_cannot_tell_apart_is_said() -> None:
@@ -74,8 +65,7 @@ def test_equal_values_share_the_first_place() -> None:
         "JWINS ends at 90.0 % accuracy, the highest of 2 variants, shared with full"
     )
     turned = study([one("JWINS", "jwins", 0.9), one("top-k", "top_k", 0.9, sent=500)])
-    ahead = "Top-k (90.0 %, 10 kB per node) has the same accuracy and sends fewer bytes than JWINS"
-    assert ahead in " ".join(verdict(turned))
+    assert verdict(turned)[0].startswith("Top-k ends at 90.0 % accuracy")  # with fewer bytes
 
 
 def test_lower_can_be_better() -> None:
@@ -89,7 +79,6 @@ def test_lower_can_be_better() -> None:
     ]
     text = " ".join(verdict(study(runs, 0.6, metric="squared_error", lower_is_better=True)))
     assert text.startswith("Full sharing ends at 0.3000 squared error, the lowest of 3 variants")
-    assert "Top-k (0.4000, 8 kB per node) has lower squared error and sends fewer bytes than JWINS" in text
 
 
 def test_a_target_that_some_seeds_miss_wins_nothing() -> None:
@@ -98,9 +87,7 @@ def test_a_target_that_some_seeds_miss_wins_nothing() -> None:
 
 
 def test_one_variant_is_not_best_of_anything() -> None:
-    text = " ".join(verdict(study([one("JWINS", "jwins", 0.9)])))
-    assert text.startswith("JWINS ends at 90.0 % accuracy and sends 50.0 % fewer bytes")
-    assert "highest" not in text
+    assert verdict(study([one("JWINS", "jwins", 0.9)])) == ["JWINS ends at 90.0 % accuracy."]
 
 
 # --- Differences agree with the rounded numbers beside them -----------------------------------------------
@@ -119,8 +106,8 @@ def test_differences_agree_with_the_final_values_as_shown(finals: list[tuple[flo
     full = one("full sharing", "full", *(a for a, _ in finals))
     other = one("JWINS", "jwins", *(b for _, b in finals))
     found = study([full, other])
-    table = page_table(found.table(), found.target, found.full)
-    final, apart = table.head.index("final accuracy"), table.head.index("difference to full")
+    table = page_table(found.table(), found.target)
+    final, apart = table.head.index("final accuracy"), table.head.index("difference to full sharing [95 %]")
     whole, mine = table.rows
     expected = round(shown_number(mine[final]) - shown_number(whole[final]), 1)
     assert shown_number(mine[apart]) == expected
@@ -136,7 +123,7 @@ def test_differences_agree_with_the_final_values_as_shown(finals: list[tuple[flo
 def test_a_difference_is_that_of_the_rounded_values() -> None:
     """95.85 and 95.44 differ by 0.41, but 95.9 and 95.4 by half a point."""
     found = study([one("full sharing", "full", 0.9585001), one("JWINS", "jwins", 0.9544)])
-    assert page_table(found.table(), found.target, found.full).rows[1][3].startswith("-0.5")
+    assert page_table(found.table(), found.target).rows[1][5].startswith("-0.5")
 
 
 def test_values_over_other_seeds_are_not_made_to_agree() -> None:
@@ -145,4 +132,4 @@ def test_values_over_other_seeds_are_not_made_to_agree() -> None:
     found = study([full, mine])
     line = found.table()[1]
     assert line.difference == pytest.approx(-0.05)
-    assert page_table(found.table(), found.target, found.full).rows[1][3].startswith("-5.0")
+    assert page_table(found.table(), found.target).rows[1][5].startswith("-5.0")

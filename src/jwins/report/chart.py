@@ -1,19 +1,18 @@
 """Figures: drawn once, written into the page, as PDF and as PNG.
 
 In the page's picture, colours are CSS variables, so that a figure follows the reader's light or dark theme.
-Text is text. Measured points show their numbers to a pointer that rests on them.
+Text is text. Numbers are in the tables beside the figures.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from jwins.report.templating import templates
 from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH_IN = 5.3
@@ -65,40 +63,6 @@ _STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class HoverTarget:
-    """Place in a figure with a text for the pointer: a circle, or a box of data coordinates.
-
-    Attributes:
-        axes: axes of the coordinates.
-        x: centre of the circle, or left edge of the box.
-        y: centre of the circle, or one edge of the box.
-        text: the text.
-        width: width of the box; 0 for a circle.
-        height: height of the box.
-    """
-
-    axes: Axes
-    x: float
-    y: float
-    text: str
-    width: float = 0.0
-    height: float = 0.0
-
-
-@dataclass
-class Drawing:
-    """A drawn figure.
-
-    Attributes:
-        figure: matplotlib's figure.
-        hover_targets: places with texts, in the page's version.
-    """
-
-    figure: Figure
-    hover_targets: list[HoverTarget] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class Chart:
     """A figure that can be drawn for the page and for paper.
 
@@ -106,15 +70,13 @@ class Chart:
         slug: name of its files.
         title: its heading.
         caption: notes for readers.
-        alt: its content in words, for readers who cannot see it.
         draw: function that draws it; True is for paper, where the figure needs its own legend.
     """
 
     slug: str
     title: str
     caption: str
-    alt: str
-    draw: Callable[[bool], Drawing]
+    draw: Callable[[bool], Figure]
 
     def named(self, slug: str) -> Chart:
         """Return the same figure with another name of its files."""
@@ -150,14 +112,14 @@ def blank(width_in: float, height_in: float, *, dpi: int) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width_in, height_in), dpi=dpi)
+    figure = Figure(figsize=(width_in, height_in), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def page_figure(height_in: float, *, paper: bool) -> Figure:
-    """Make an empty figure of the page's width."""
-    return blank(WIDTH_IN, height_in, dpi=220 if paper else 72)
+def page_figure(height_in: float, *, paper: bool, legend_rows: int = 0) -> Figure:
+    """Make an empty figure of the page's width; on paper it has room for a legend."""
+    return blank(WIDTH_IN, height_in + paper * 0.21 * legend_rows, dpi=220 if paper else 72)
 
 
 def steps(count: int, *, least: int = 2, only_whole: bool = False) -> Any:
@@ -171,17 +133,6 @@ def steps(count: int, *, least: int = 2, only_whole: bool = False) -> Any:
 # --- In the page ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
-    """Hover target in the picture's own coordinates; a circle has no width."""
-
-    text: str
-    x: str
-    y: str
-    width: str = ""
-    height: str = ""
-
-
 def as_svg(chart: Chart, prefix: str) -> Markup:
     """Return the figure as an ``<svg>`` element for the page.
 
@@ -190,12 +141,10 @@ def as_svg(chart: Chart, prefix: str) -> Markup:
         prefix: prefix of all ids in it, so that several figures can be on one page.
     """
     with drawing_style():
-        drawing = chart.draw(False)
         buffer = io.StringIO()
-        drawing.figure.savefig(
+        chart.draw(False).savefig(
             buffer, format="svg", facecolor="none", metadata={"Date": None, "Creator": None, "Format": None}
         )
-        spots = [spot for hit in drawing.hover_targets if (spot := _spot(drawing, hit)) is not None]
     text = buffer.getvalue()
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None
@@ -211,7 +160,7 @@ def as_svg(chart: Chart, prefix: str) -> Markup:
     body = re.sub(r'(style="[^"]*")', lambda match: _themed(match[1]), body)
     body = re.sub(r"\s*\n\s*", "\n", body)
     template = templates().get_template("figure.svg.jinja")
-    return Markup(template.render(box=box[1], alt=chart.alt, body=Markup(body), spots=spots))
+    return Markup(template.render(box=box[1], title=chart.title, body=Markup(body)))
 
 
 def _themed(style: str) -> str:
@@ -222,30 +171,13 @@ def _themed(style: str) -> str:
     return re.sub(r"#[0-9a-fA-F]{6}\b", variable, style)
 
 
-def _spot(drawing: Drawing, hit: HoverTarget) -> _Spot | None:
-    """Return the place of a hover target in the picture, None outside its axes."""
-    height = drawing.figure.bbox.height
-    x, y = hit.axes.transData.transform((hit.x, hit.y))
-    if not (math.isfinite(x) and math.isfinite(y)):
-        return None
-    if not hit.width:
-        frame = hit.axes.bbox
-        if not (frame.x0 - 1 <= x <= frame.x1 + 1 and frame.y0 - 1 <= y <= frame.y1 + 1):
-            return None
-        return _Spot(hit.text, f"{x:.1f}", f"{height - y:.1f}")
-    right, top = hit.axes.transData.transform((hit.x + hit.width, hit.y + hit.height))
-    left, right = sorted((x, right))
-    below, above = sorted((height - y, height - top))
-    return _Spot(hit.text, f"{left:.1f}", f"{below:.1f}", f"{right - left:.1f}", f"{above - below:.1f}")
-
-
 # --- For papers -------------------------------------------------------------------------------------------
 
 
 def save(chart: Chart, folder: Path) -> list[Path]:
     """Write ``<slug>.png`` and ``<slug>.pdf`` and return both paths."""
     with drawing_style():
-        return save_figure(chart.draw(True).figure, folder / chart.slug)
+        return save_figure(chart.draw(True), folder / chart.slug)
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

@@ -16,13 +16,12 @@ from jwins.report.formatting import (
     NEVER,
     describe_target,
     difference_text,
-    difference_texts,
     final_text,
     is_percent,
-    minus,
     of_seeds,
     share,
     size,
+    spaced,
     spread_text,
 )
 from jwins.report.seed_groups import Group, Target, TargetOutcome
@@ -32,36 +31,21 @@ from jwins.run_folder.record import ended_well
 
 
 class TableCell(str):
-    """Cell of a table: a text of one line, and its layout in two lines for the page.
+    """Text of a cell, with its looks in the page.
 
     Attributes:
-        value: the main part.
-        aside: small text below it.
         kind: a class of the style sheet: ``bad`` or ``code``.
         tip: text for a pointer that rests on it.
     """
 
-    __slots__ = ("aside", "kind", "tip", "value")
-    value: str
-    aside: str
+    __slots__ = ("kind", "tip")
     kind: str
     tip: str
 
-    def __new__(
-        cls, text: str, aside: str = "", *, value: str | None = None, kind: str = "", tip: str = ""
-    ) -> TableCell:
-        """Make a cell.
-
-        Args:
-            text: the whole text in one line.
-            aside: small text below the main part.
-            value: main part; None for ``text``.
-            kind: a class of the style sheet.
-            tip: text for a pointer.
-        """
+    def __new__(cls, text: str, *, kind: str = "", tip: str = "") -> TableCell:
+        """Make a cell."""
         cell = super().__new__(cls, text)
-        cell.value = text if value is None else value
-        cell.aside, cell.kind, cell.tip = aside, kind, tip
+        cell.kind, cell.tip = kind, tip
         return cell
 
 
@@ -73,7 +57,7 @@ class Table:
         name: name of its CSV file and of its entry in ``summary.json``.
         title: its title.
         head: headings.
-        rows: texts, or a :class:`TableCell` for two lines in the page.
+        rows: texts; a :class:`TableCell` has looks of its own in the page.
         data: the rows in full precision, one flat dict each.
         notes: sentences below the table.
     """
@@ -89,142 +73,64 @@ class Table:
 # --- The main table ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One line of the main table, with its references.
-
-    Attributes:
-        line: line of the variant.
-        percent: whether the metric is a fraction shown in percent.
-        full: the line of full sharing, None without one and for itself.
-        reference: line that its difference refers to, None without one.
-        mixed: whether differences refer to different variants.
-    """
-
-    line: SummaryRow
-    percent: bool
-    full: SummaryRow | None = None
-    reference: SummaryRow | None = None
-    mixed: bool = False
-
-    def variant(self) -> TableCell:
-        line = self.line
-        tuned = f" ({line.tuned})" if line.tuned else ""
-        return TableCell(line.variant + tuned, line.tuned, value=line.variant)
-
-    def seeds(self) -> TableCell:
-        return TableCell(str(self.line.seeds))
-
-    def final(self) -> TableCell:
-        line = self.line
-        text = spread_text(line.final, line.final_sd, percent=self.percent)
-        beside = (
-            []
-            if line.final_sd is None
-            else [f"± {final_text(line.final_sd, percent=self.percent, unit=False)}"]
-        )
-        beside += [f"{line.counted} of {line.seeds} seeds"] if 0 < line.counted < line.seeds else []
-        return TableCell(
-            text + of_seeds(line.counted, line.seeds),
-            ", ".join(beside),
-            value=final_text(line.final, percent=self.percent),
-        )
-
-    def difference(self) -> TableCell:
-        line, percent = self.line, self.percent
-        if line.difference is None or math.isnan(line.difference):
-            return TableCell(NEVER)
-        stated = shown_difference(line, self.reference, percent=percent)
-        text = difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
-        value, low, high = map(
-            minus, difference_texts(line.difference, line.difference_half, percent=percent, stated=stated)
-        )
-        to = f" (to {line.reference})" if self.mixed else ""
-        return TableCell(
-            text, f"one seed{to}" if line.difference_half is None else f"{low} to {high}{to}", value=value
-        )
-
-    def sent(self) -> TableCell:
-        return TableCell(size(self.line.bytes_per_node))
-
-    def bits(self) -> TableCell:
-        link, whole = self.line.bits_per_link, self.line.bits_per_node
-        if link is None or whole is None:
-            return TableCell(NEVER)
-        return TableCell(f"{link:.3g} ({whole:.3g})", f"{whole:.3g} in all", value=f"{link:.3g}")
-
-    def saving_raw(self) -> TableCell:
-        return TableCell(share(self.line.saving_raw))
-
-    def saving_codec(self) -> TableCell:
-        return TableCell(NEVER if self.line.saving_codec is None else share(self.line.saving_codec))
-
-    def bytes_to_target(self) -> TableCell:
-        line = self.line
-        if line.bytes_to_target is None:
-            return TableCell(NEVER, value="never reached", kind="bad")
-        beside = []
-        if self.full is not None and self.full.bytes_to_target:
-            beside = [f"{line.bytes_to_target / self.full.bytes_to_target:.2f} × full"]
-        beside += [] if line.reached == line.seeds else [f"{line.reached} of {line.seeds} seeds"]
-        return self._to_target(size(line.bytes_to_target), ", ".join(beside))
-
-    def rounds_to_target(self) -> TableCell:
-        rounds = self.line.rounds_to_target
-        return TableCell(NEVER) if rounds is None else self._to_target(f"{rounds:.0f}")
-
-    def seconds_to_target(self) -> TableCell:
-        seconds, full = self.line.seconds_to_target, self.full
-        if seconds is None:
-            return TableCell(NEVER)
-        times = ""
-        if full is not None and full.seconds_to_target:
-            times = f"{seconds / full.seconds_to_target:.2f} × full"
-        return self._to_target(f"{seconds:.1f}", times)
-
-    def _to_target(self, value: str, aside: str = "") -> TableCell:
-        return TableCell(value + of_seeds(self.line.reached, self.line.seeds), aside, value=value)
-
-    def overhead(self) -> TableCell:
-        return TableCell(NEVER if self.line.overhead is None else share(self.line.overhead))
-
-    def worst(self) -> TableCell:
-        worst, sd = self.line.worst, self.line.node_sd
-        if worst is None:
-            return TableCell(NEVER)
-        value = final_text(worst, percent=self.percent)
-        beside = "" if sd is None else f"sd {final_text(sd, percent=self.percent, unit=False)} over nodes"
-        return TableCell(f"{value} ({beside})" if beside else value, beside, value=value)
-
-    def status(self) -> TableCell:
-        return TableCell(self.line.status, kind="" if ended_well(self.line.status) else "bad")
-
-
-_IN_ONE_LINE: tuple[tuple[str, Callable[[_Row], TableCell]], ...] = (
-    ("variant", _Row.variant),
-    ("final {metric}", _Row.final),
-    ("bytes/node", _Row.sent),
-    ("saving vs raw", _Row.saving_raw),
-    ("saving vs codec", _Row.saving_codec),
-    ("bytes to target", _Row.bytes_to_target),
-    ("rounds", _Row.rounds_to_target),
-    ("seconds", _Row.seconds_to_target),
-    ("difference{to} [95 %]", _Row.difference),
-    ("other / training", _Row.overhead),
-    ("bits/parameter, step and link (node)", _Row.bits),
-    ("worst 10 % of nodes", _Row.worst),
-    ("status", _Row.status),
+_HEADINGS = (
+    "variant",
+    "final {metric}",
+    "bytes/node",
+    "saving vs raw",
+    "saving vs codec",
+    "bytes to target",
+    "rounds",
+    "seconds",
+    "difference{to} [95 %]",
+    "other / training",
+    "bits/parameter, step and link (node)",
+    "worst 10 % of nodes",
+    "status",
 )
-"""Headings and cells of the main table with one line per cell; :func:`page_table` is for the page."""
+
+
+def table_cells(line: SummaryRow, *, percent: bool, reference: SummaryRow | None = None) -> list[str]:
+    """Return the texts below ``_HEADINGS``; the difference agrees with both final values as shown."""
+
+    def to_target(value: float | None, text: Callable[[float], str]) -> str:
+        return NEVER if value is None else text(value) + of_seeds(line.reached, line.seeds)
+
+    worst = NEVER if line.worst is None else final_text(line.worst, percent=percent)
+    if line.worst is not None and line.node_sd is not None:
+        worst += f" (sd {final_text(line.node_sd, percent=percent, unit=False)} over nodes)"
+    link, whole = line.bits_per_link, line.bits_per_node
+    bits = NEVER if link is None or whole is None else f"{link:.3g} ({whole:.3g})"
+    return [
+        line.variant + (f" ({line.tuned})" if line.tuned else ""),
+        _final(line, percent=percent),
+        size(line.bytes_per_node),
+        share(line.saving_raw),
+        NEVER if line.saving_codec is None else share(line.saving_codec),
+        to_target(line.bytes_to_target, size),
+        to_target(line.rounds_to_target, lambda value: f"{value:.0f}"),
+        to_target(line.seconds_to_target, lambda value: f"{value:.1f}"),
+        _difference(line, reference, percent=percent),
+        NEVER if line.overhead is None else share(line.overhead),
+        bits,
+        worst,
+        TableCell(line.status, kind="" if ended_well(line.status) else "bad"),
+    ]
+
+
+def _final(line: SummaryRow, *, percent: bool) -> str:
+    return spread_text(line.final, line.final_sd, percent=percent) + of_seeds(line.counted, line.seeds)
+
+
+def _difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> str:
+    if line.difference is None:
+        return NEVER
+    stated = shown_difference(line, reference, percent=percent)
+    return difference_text(line.difference, line.difference_half, percent=percent, stated=stated)
 
 
 def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent: bool) -> float | None:
     """Return the difference of two final values as tables show them, so that it agrees with them.
-
-    Args:
-        line: line of the variant.
-        reference: line of its reference.
-        percent: whether the metric is a fraction shown in percent.
 
     Returns:
         The difference, or None if the final values are means over other seeds.
@@ -238,77 +144,23 @@ def shown_difference(line: SummaryRow, reference: SummaryRow | None, *, percent:
     return (own - other) / scale
 
 
-def columns(target: Target, reference: str | None = None) -> list[str]:
-    """Return headings of the main table with one line per cell.
-
-    Args:
-        target: target, which names the metric.
-        reference: common reference of all differences, if there is one.
-    """
-    to = f" to {reference}" if reference else ""
-    return [heading.format(metric=target.metric, to=to) for heading, _ in _IN_ONE_LINE]
-
-
-def table_cells(line: SummaryRow, *, percent: bool, reference: SummaryRow | None = None) -> list[str]:
-    """Return one line of the main table, with one line of text per cell.
-
-    Args:
-        line: the line.
-        percent: whether the metric is a fraction shown in percent.
-        reference: line that its difference refers to; the difference then agrees with both final values.
-    """
-    row = _Row(line, percent, reference=reference)
-    return [cell(row) for _, cell in _IN_ONE_LINE]
-
-
 def head_and_rows(table: Sequence[SummaryRow], target: Target) -> tuple[list[str], list[list[str]]]:
-    """Return headings and lines of the main table as text, for the terminal, Markdown and LaTeX.
-
-    Args:
-        table: the lines.
-        target: the target.
-    """
-    percent, by_name = is_percent(target), {line.variant: line for line in table}
-    rows = [table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table]
-    return columns(target, common_reference(table)), rows
-
-
-def page_table(table: Sequence[SummaryRow], target: Target, full: str | None, clock: str = "virtual") -> Table:
-    """Return the main table for the page, without empty columns.
-
-    Args:
-        table: the lines.
-        target: the target; its value is NaN without one.
-        full: name of the variant with full sharing that savings refer to.
-        clock: kind of the seconds.
-    """
-    metric, by_name = target.metric.replace("_", " "), {line.variant: line for line in table}
-    whole = by_name.get(full or "")
-    compared = any(line.difference is not None for line in table)
-    mixed = any(line.reference not in (None, full) for line in table)
-    chosen = [("variant", _Row.variant), ("seeds", _Row.seeds), (f"final {metric}", _Row.final)]
-    chosen += [("difference" if mixed else "difference to full", _Row.difference)] if compared else []
-    chosen.append(("bytes per node", _Row.sent))
-    counted = any(line.bits_per_link is not None for line in table)
-    chosen += [("bits per parameter, local step and link", _Row.bits)] if counted else []
-    chosen.append(("saving against raw", _Row.saving_raw))
-    chosen += [("saving, same codec", _Row.saving_codec)] if whole is not None else []
-    if math.isfinite(target.value):
-        chosen += [
-            ("bytes to target", _Row.bytes_to_target),
-            ("rounds to target", _Row.rounds_to_target),
-            (f"{clock} s to target".strip(), _Row.seconds_to_target),
-        ]
-    chosen += [("worst 10 % of nodes", _Row.worst)] if any(line.worst is not None for line in table) else []
-    chosen.append(("status", _Row.status))
-    rows = [
-        _Row(
-            line, is_percent(target), None if line is whole else whole, by_name.get(line.reference or ""), mixed
-        )
-        for line in table
+    """Return headings and rows of the main table."""
+    common, by_name = common_reference(table), {line.variant: line for line in table}
+    head = [h.format(metric=target.metric, to=f" to {common}" if common else "") for h in _HEADINGS]
+    percent = is_percent(target)
+    return head, [
+        table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table
     ]
-    body: list[list[str]] = [[cell(row) for _, cell in chosen] for row in rows]
-    return Table("table", f"Final {metric}, bytes and savings", [name for name, _ in chosen], body)
+
+
+def page_table(table: Sequence[SummaryRow], target: Target) -> Table:
+    """Return the main table for the page, without empty columns and real time, which has its own."""
+    head, rows = head_and_rows(table, target)
+    real = _HEADINGS.index("other / training")
+    used = [i for i in range(len(head)) if i != real and any(row[i] != NEVER for row in rows)]
+    title = f"Final {spaced(target.metric)}, bytes and savings"
+    return Table("table", title, [head[i] for i in used], [[row[i] for i in used] for row in rows])
 
 
 def targets_of(table: Sequence[SummaryRow], target: Target) -> list[str]:
@@ -343,7 +195,7 @@ def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
         rows.append(
             [
                 row.variant,
-                TableCell(f"{value} ({row.meaning})" if row.meaning else value, row.meaning, value=value),
+                f"{value} ({row.meaning})" if row.meaning else value,
                 f"{row.reached}/{row.seeds}" if row.reached else "never",
                 NEVER if row.bytes_per_node is None else size(row.bytes_per_node),
                 NEVER if row.rounds is None else f"{row.rounds:.0f}",
@@ -375,8 +227,9 @@ def metrics_table(
             other = (
                 None if reference is None else summary_row(reference, target, full=None, final_over=final_over)
             )
-            row = _Row(line, is_percent(target), reference=other)
-            rows.append([metric, group.name, row.final(), row.difference()])
+            percent = is_percent(target)
+            final, apart = _final(line, percent=percent), _difference(line, other, percent=percent)
+            rows.append([metric, group.name, final, apart])
             data.append(
                 {
                     "metric": metric,
@@ -449,16 +302,7 @@ def save_tables(
     further: Sequence[Table] = (),
     notes: Sequence[str] = (),
 ) -> None:
-    """Write ``summary.json``, all tables as ``table.md`` and ``table.tex``, each as a CSV file.
-
-    Args:
-        folder: an existing folder.
-        table: the lines.
-        target: the target.
-        about: further entries of ``summary.json``.
-        further: tables below the main one.
-        notes: sentences below the main table.
-    """
+    """Write ``summary.json``, all tables as ``table.md`` and ``table.tex``, each as a CSV file."""
     text = markdown(table, target) if table else ""
     tabulars = [latex(*head_and_rows(table, target))] if table else []
     text += "".join(f"{note}\n" for note in notes)

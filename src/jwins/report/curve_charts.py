@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from jwins.report.chart import Chart, Drawing, HoverTarget, blank, drawing_style, page_figure, steps
+from jwins.report.chart import Chart, blank, drawing_style, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
 from jwins.report.formatting import metric_percent, number, size, spaced
 from jwins.report.seed_groups import Group, Target
@@ -99,20 +99,7 @@ class YAxis:
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
-    """One variant's curve.
-
-    Attributes:
-        name: name of the variant.
-        lost: its diverged runs, as text; "" for none.
-        style: its style.
-        place: number of curves that are drawn before it.
-        x: values along the axis, mean over seeds.
-        mean: mean over seeds, on the axis.
-        low: values of the lowest seed.
-        high: values of the highest seed.
-        rounds: rounds of the evaluations.
-        seeds: number of runs.
-    """
+    """One variant's curve."""
 
     name: str
     lost: str
@@ -364,64 +351,21 @@ def curve_chart(
     x_axis: XAxis,
     y_axis: YAxis,
 ) -> Chart:
-    """Return a chart of one measurement against another.
-
-    Args:
-        slug: name of its files.
-        title: its heading.
-        caption: its caption.
-        groups: the variants.
-        styles: styles of the variants.
-        x_axis: the horizontal axis.
-        y_axis: the vertical axis.
-    """
+    """Return a chart of one measurement against another."""
     curves = _curves(groups, styles, x_axis, y_axis)
     limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)  # the same for every horizontal axis
-    ends = "; ".join(
-        f"{c.name} ends at {number(float(c.mean[-1]) / y_axis.scale, percent=y_axis.percent)}"
-        f" at {size(c.x[-1]) if x_axis.in_bytes else f'{c.x[-1]:.4g}'}{' and diverged' if c.diverged else ''}"
-        for c in curves
-    )
-    alt = f"Line chart: {y_axis.label} against {x_axis.label}. {ends or 'Nothing was measured'}."
     caption = f"{caption} {_cut_note(limits, y_axis)}".strip()
 
-    def draw(paper: bool) -> Drawing:
-        rows = math.ceil(len(curves) / 2) if paper else 0
-        height = 3.46 + 0.21 * rows
-        drawn = page_figure(height, paper=paper)
-        axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.55 / height))
+    def draw(paper: bool) -> Figure:
+        drawn = page_figure(3.46, paper=paper, legend_rows=math.ceil(len(curves) / 2))
+        axes = drawn.add_subplot()
         axes.set_title(y_axis.label, color=MUTED)
         _draw_panel(axes, curves, limits, x_axis, y_axis, size=10.8)
         if paper and curves:
-            drawn.legend(
-                *axes.get_legend_handles_labels(),
-                loc="upper left",
-                bbox_to_anchor=(0.1, 1.0),
-                ncols=2,
-                handlelength=3.0,
-                borderaxespad=0.3,
-            )
-        return Drawing(drawn, [hit for curve in curves for hit in _hits(axes, curve, x_axis, y_axis)])
+            drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, handlelength=3.0)
+        return drawn
 
-    return Chart(slug, title, caption, alt, draw)
-
-
-def _hits(axes: Axes, curve: _Curve, x_axis: XAxis, y_axis: YAxis) -> list[HoverTarget]:
-    step = max(1, math.ceil(len(curve.x) / 40))
-    found = []
-    for i in sorted({*range(0, len(curve.x), step), len(curve.x) - 1}):
-        if not math.isfinite(curve.mean[i]):
-            continue
-        at = size(float(curve.x[i])) if x_axis.in_bytes else f"{curve.x[i]:.4g}"
-        low, mean, high = (
-            number(float(v[i]) / y_axis.scale, percent=y_axis.percent)
-            for v in (curve.low, curve.mean, curve.high)
-        )
-        text = f"{curve.name}, round {curve.rounds[i]}"
-        text += f", {at}" if x_axis.in_bytes or f"{curve.rounds[i]}" != at else ""
-        text += f": {mean}" + (f" ({low} to {high})" if curve.seeds > 1 else "")
-        found.append(HoverTarget(axes, float(curve.x[i]), float(curve.mean[i]), text))
-    return found
+    return Chart(slug, title, caption, draw)
 
 
 def _say(axes: Axes, text: str) -> None:
@@ -435,14 +379,7 @@ def _say(axes: Axes, text: str) -> None:
 
 
 def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title: str = "") -> Figure:
-    """Draw the metric against rounds, against bytes per node (log axis) and against virtual seconds.
-
-    Args:
-        groups: the variants.
-        target: target for a dotted line, if there is one.
-        metric: metric to draw.
-        title: title of the figure.
-    """
+    """Draw the metric against rounds, against bytes per node (log axis) and against virtual seconds."""
     lower = target is not None and target.lower_is_better
     y_axis = YAxis.of_metric(Target(metric, math.nan if target is None else target.value, lower))
     styles = styles_of([group.algorithm for group in groups])
@@ -456,18 +393,7 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         panels[1].set_xlabel(f"{SENT.label} (log)")
         panels[0].set_ylabel(y_axis.label)
         handles, names = panels[0].get_legend_handles_labels()
-        rows = math.ceil(len(names) / 5)
-        drawn.legend(
-            handles,
-            names,
-            loc="upper left",
-            bbox_to_anchor=(0.045, 0.93 if title else 1.0),
-            ncols=math.ceil(len(names) / rows) if rows else 1,
-            handlelength=3.0,
-            columnspacing=1.8,
-        )
+        drawn.legend(handles, names, loc="outside upper left", ncols=5, handlelength=3.0, columnspacing=1.8)
         if title:
-            drawn.text(0.052, 0.975, title, ha="left", va="top", fontsize=12.5, fontweight="bold", color=TEXT)
-        top = (0.90 if title else 0.97) - 0.055 * rows
-        drawn.subplots_adjust(left=0.06, right=0.985, bottom=0.13, top=top, wspace=0.1)
+            drawn.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=TEXT)
     return drawn

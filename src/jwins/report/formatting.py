@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jwins.report.seed_groups import Target
@@ -44,10 +42,8 @@ def of_seeds(some: int, seeds: int) -> str:
     return f" ({some}/{seeds})" if 0 < some < seeds else ""
 
 
-def difference_texts(
-    mean: float, half: float | None, *, percent: bool, stated: float | None = None
-) -> tuple[str, str, str]:
-    """Return a difference and the ends of its interval as texts; those of percentages are in points.
+def difference_text(mean: float, half: float | None, *, percent: bool, stated: float | None = None) -> str:
+    """Return a difference and its 95 % interval as text; those of percentages are in points.
 
     Args:
         mean: the difference.
@@ -55,35 +51,20 @@ def difference_texts(
         percent: whether it is a difference of fractions shown in percent.
         stated: shown in place of ``mean``; the interval is extended to cover it if necessary.
 
-    >>> difference_texts(-0.0117, 0.02, percent=True, stated=-0.011)
-    ('-1.1', '-3.2', '+0.8')
-    """
-    scale, digits = (100.0, 1) if percent else (1.0, 4)
-    shown_mean, half = mean if stated is None else stated, half or 0.0
-    values = (shown_mean, min(shown_mean, mean - half), max(shown_mean, mean + half))
-    text, low, high = (fixed(value * scale, digits, sign=True) for value in values)
-    return text, low, high
-
-
-def difference_text(mean: float, half: float | None, *, percent: bool, stated: float | None = None) -> str:
-    """Return a difference and its interval in one line; see :func:`difference_texts`.
-
-    >>> difference_text(-0.012, 0.02, percent=True)
-    '-1.2 [-3.2, +0.8]'
+    >>> difference_text(-0.0117, 0.02, percent=True, stated=-0.011)
+    '-1.1 [-3.2, +0.8]'
     """
     if math.isnan(mean):
         return NEVER
-    text, low, high = difference_texts(mean, half, percent=percent, stated=stated)
-    return text if half is None else f"{text} [{low}, {high}]"
-
-
-def minus(text: str) -> str:
-    """Replace hyphens before numbers by minus signs.
-
-    >>> minus("-1.2 to +0.8, top-k")
-    '−1.2 to +0.8, top-k'
-    """
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    scale, digits = (100.0, 1) if percent else (1.0, 4)
+    shown_mean = mean if stated is None else stated
+    values = (
+        [shown_mean]
+        if half is None
+        else [shown_mean, min(shown_mean, mean - half), max(shown_mean, mean + half)]
+    )
+    text, *ends = (fixed(value * scale, digits, sign=True) for value in values)
+    return f"{text} [{', '.join(ends)}]" if ends else text
 
 
 def number(value: float, *, percent: bool = False, digits: int | None = None) -> str:
@@ -186,21 +167,3 @@ def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def without_paths(text: str, folder: Path) -> str:
-    """Return a message without the folders of its files.
-
-    Args:
-        text: the message.
-        folder: the run folder; the files are in it or beside it.
-
-    >>> without_paths("/home/you/runs/a/../my_task.py: no such file", Path("/home/you/runs/a"))
-    'my_task.py: no such file'
-    >>> without_paths("path = '/home/you/my graphs/a.txt': cannot be read", Path("run"))
-    "path = 'a.txt': cannot be read"
-    """
-    for place in (folder.resolve(), folder):
-        text = text.replace(f"{place}/", "").replace(f"{place}\\", "")
-    text = re.sub(r"(['\"])[^'\"\n]*[/\\](?=[^'\"/\\\n]+\1)", r"\1", text)
-    return re.sub(r"[^\s'\"(]*[/\\](?=[^\s/\\])", "", text)

@@ -10,20 +10,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from jwins.report import provenance
 from jwins.report.bar_charts import kinds_sent
 from jwins.report.chart import Chart, as_svg, load_matplotlib, save
 from jwins.report.colours import KIND_COLOURS, ON_PAGE, THEME, Style, styles_of
-from jwins.report.comparison_table import Table, page_table
-from jwins.report.figures import Figures, figures_of
+from jwins.report.comparison_table import page_table
+from jwins.report.figures import figures_of
 from jwins.report.formatting import and_list, capital, spaced
-from jwins.report.headline import Tiles, tiles, verdict
+from jwins.report.headline import verdict
 from jwins.report.page_tables import bytes_table, evaluations_table, further_tables, savings_notes, spread_table
 from jwins.report.studies import Study, gather
 from jwins.report.templating import templates
@@ -76,7 +73,7 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
         view = _view(study, index)
         views.append(view)
         prefix = "" if len(studies) == 1 else f"{_slug(study.name) or 'study'}-{index}-"
-        charts += [(prefix + chart.slug, chart) for chart in view.figures.all]
+        charts += [(prefix + chart.slug, chart) for chart in view["figures"].all]
     text = (
         templates()
         .get_template("page.html.jinja")
@@ -113,88 +110,37 @@ def _slug(text: str) -> str:
 # --- Data of the template ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class LegendEntry:
-    """A line of the legend: a variant's name, and its line and marker as a picture of 34 x 12.
-
-    Attributes:
-        name: name and status of the variant.
-        colour: colour as CSS.
-        dash: SVG's ``stroke-dasharray``; "" for a solid line.
-        shapes: points of the marker's polygons.
-    """
-
-    name: str
-    colour: str
-    dash: str
-    shapes: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class StudyView:
-    """Data of one study for the template."""
-
-    index: int
-    name: str
-    what: str
-    verdict: list[str]
-    notes: tuple[str, ...]
-    tiles: list[Tiles]
-    settings: list[tuple[str, str]]
-    metric: str
-    legend: list[LegendEntry]
-    figures: Figures
-    pictures: dict[str, Markup]
-    evaluations: Table
-    savings: Table
-    savings_notes: str
-    alike: bool
-    alike_words: str
-    further: list[tuple[Table, bool]]
-    byte_kinds: list[tuple[str, str]]
-    bytes: Table
-    spreads: list[Table]
-    wall: Table | None
-    differences: Table | None
-    runs: Table
-    fingerprints: Table
-    versions: list[tuple[str, str]]
-    configurations: list[tuple[str, str]]
-
-
-def _view(study: Study, index: int) -> StudyView:
+def _view(study: Study, index: int) -> dict[str, Any]:
     styles = styles_of([group.algorithm for group in study.groups])
     figures = figures_of(study, styles)
     metric, others = study.target.metric, list(study.records[0].evaluations[-1].metrics)
     alike, alike_words = provenance.alike(study)
-    return StudyView(
-        index=index,
-        name=study.name,
-        what=_subtitle(study),
-        verdict=verdict(study),
-        notes=study.notes,
-        tiles=tiles(study),
-        settings=provenance.common_settings(study),
-        metric=capital(spaced(metric)),
-        legend=[_entry(study, i, style) for i, style in enumerate(styles)],
-        figures=figures,
-        pictures={chart.slug: as_svg(chart, f"s{index}f{i}") for i, chart in enumerate(figures.all)},
-        evaluations=evaluations_table(study),
-        savings=page_table(study.table(), study.target, study.full, study.clock),
-        savings_notes=savings_notes(study),
-        alike=alike,
-        alike_words=alike_words,
-        further=further_tables(study),
-        byte_kinds=[(kind, f"var(--{THEME[KIND_COLOURS[kind]][0]})") for kind in kinds_sent(study.groups)],
-        bytes=bytes_table(study),
-        spreads=[spread_table(study, name) for name in [metric, *(m for m in others if m != metric)]],
-        wall=provenance.wall_clock_table(study),
-        differences=provenance.differences_table(study),
-        runs=provenance.runs_table(study),
-        fingerprints=provenance.fingerprints_table(study),
-        versions=provenance.versions(study),
-        configurations=[(v.group.name, provenance.configuration(v)) for v in study.variants],
-    )
+    return {
+        "index": index,
+        "name": study.name,
+        "what": _subtitle(study),
+        "verdict": verdict(study),
+        "notes": study.notes,
+        "settings": provenance.common_settings(study),
+        "metric": capital(spaced(metric)),
+        "legend": [_entry(study, i, style) for i, style in enumerate(styles)],
+        "figures": figures,
+        "pictures": {chart.slug: as_svg(chart, f"s{index}f{i}") for i, chart in enumerate(figures.all)},
+        "evaluations": evaluations_table(study),
+        "savings": page_table(study.table(), study.target),
+        "savings_notes": savings_notes(study),
+        "alike": alike,
+        "alike_words": alike_words,
+        "further": further_tables(study),
+        "byte_kinds": [(kind, f"var(--{THEME[KIND_COLOURS[kind]][0]})") for kind in kinds_sent(study.groups)],
+        "bytes": bytes_table(study),
+        "spreads": [spread_table(study, name) for name in [metric, *(m for m in others if m != metric)]],
+        "wall": provenance.wall_clock_table(study),
+        "differences": provenance.differences_table(study),
+        "runs": provenance.runs_table(study),
+        "versions": provenance.versions(study),
+        "configurations": [(v.group.name, provenance.configuration(v)) for v in study.variants],
+    }
 
 
 def _subtitle(study: Study) -> str:
@@ -205,17 +151,18 @@ def _subtitle(study: Study) -> str:
     return f"{who} on {nodes} nodes, {seeds} seed{'s' if seeds != 1 else ''}."
 
 
-def _entry(study: Study, index: int, style: Style) -> LegendEntry:
+def _entry(study: Study, index: int, style: Style) -> dict[str, Any]:
+    """Return a line of the legend: a variant's name, and its line and marker as a picture of 34 x 12."""
     load_matplotlib()
     from matplotlib.markers import MarkerStyle
 
     group = study.groups[index]
     mark = ", ✕" if group.diverged == "diverged" else ""
     marker = MarkerStyle(style.marker)
-    polygons: Any = marker.get_path().transformed(marker.get_transform()).to_polygons()
-    return LegendEntry(
-        group.name + (f" ({group.diverged}{mark})" if group.diverged else ""),
-        style.variable,
-        "" if style.dash == "-" else " ".join(f"{2 * length:g}" for length in style.dash[1]),
-        [" ".join(f"{17 + x * 6.5:.1f},{6 - y * 6.5:.1f}" for x, y in polygon) for polygon in polygons],
-    )
+    polygons = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    return {
+        "name": group.name + (f" ({group.diverged}{mark})" if group.diverged else ""),
+        "colour": style.variable,
+        "dash": "" if style.dash == "-" else " ".join(f"{2 * length:g}" for length in style.dash[1]),
+        "shapes": [" ".join(f"{17 + x * 6.5:.1f},{6 - y * 6.5:.1f}" for x, y in shape) for shape in polygons],
+    }

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from jwins.report.bar_charts import bytes_by_kind, kinds_sent
 from jwins.report.colours import KIND_COLOURS
-from jwins.report.comparison_table import Table, TableCell, metrics_table, target_table
+from jwins.report.comparison_table import Table, metrics_table, target_table
 from jwins.report.curve_charts import YAxis, means
 from jwins.report.formatting import (
     NEVER,
@@ -58,7 +58,7 @@ def savings_notes(study: Study) -> str:
             "Difference: of the final values as shown, paired by seed, with a 95 % interval (Student’s t)."
         )
     if study.has_target:
-        says.append(describe_target(study.target) + " “Never reached” counts no bytes.")
+        says.append(describe_target(study.target))
     elif all(line.variant != study.full for line in table):
         says.append("There is no run with full sharing, so nothing is stated against it.")
     elif len(table) < 2:
@@ -98,8 +98,8 @@ def bytes_table(study: Study) -> Table:
     for group in study.groups:
         by_kind = bytes_by_kind(group)
         total = sum(by_kind.values())
-        shares = [f"{by_kind[kind] / total * 100:.1f} %" if total else "" for kind in sent]
-        cells = [TableCell(size(by_kind[kind]), share) for kind, share in zip(sent, shares, strict=True)]
+        shares = [f" ({by_kind[kind] / total * 100:.1f} %)" if total else "" for kind in sent]
+        cells = [size(by_kind[kind]) + share for kind, share in zip(sent, shares, strict=True)]
         rows.append([group.name, *cells, size(total)])
     meaning = {
         "header": "header: frame headers, lengths and checksums",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from jwins.report.chart import Chart, Drawing, HoverTarget, page_figure, steps
+from jwins.report.chart import Chart, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
 from jwins.report.curve_charts import YAxis, byte_ticks, mark_level
 from jwins.report.formatting import and_list, final_text, size
@@ -22,6 +22,7 @@ from jwins.report.seed_groups import Group, Target, deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _FAR = 8.0
 """Points farther from the best than this multiple of the typical distance are named instead of drawn,"""
@@ -108,14 +109,10 @@ def pareto_chart(
     best = front(points, lower_is_better=target.lower_is_better)
     level = next((point for point in near if point.name == full), None)
     title = f"Final {y_axis.label.partition(' in %')[0].partition(',')[0]} against bytes"
-    ends = "; ".join(f"{_said(point, y_axis)}{' (on the front)' if point in best else ''}" for point in points)
-    alt = f"Scatter chart: final {y_axis.label} against bytes sent per node, log axis. {ends}."
 
-    def draw(paper: bool) -> Drawing:
-        rows = math.ceil(len(near) / 2) if paper else 0
-        height = 3.66 + 0.21 * rows
-        drawn = page_figure(height, paper=paper)
-        axes = drawn.add_axes((0.115, 0.55 / height, 0.83, 2.75 / height))
+    def draw(paper: bool) -> Figure:
+        drawn = page_figure(3.66, paper=paper, legend_rows=math.ceil(len(near) / 2))
+        axes = drawn.add_subplot()
         _set_limits(axes, near, y_axis)
         for algorithm in dict.fromkeys(point.algorithm for point in near):
             _join(axes, [point for point in near if point.algorithm == algorithm], algorithm, y_axis)
@@ -128,19 +125,10 @@ def pareto_chart(
             name = name if len(name) < 32 else "full sharing"
             mark_level(axes, level.final * y_axis.scale, name, size=10.8, at_end=False, above=True)
         if paper:
-            drawn.legend(
-                *axes.get_legend_handles_labels(),
-                loc="upper left",
-                bbox_to_anchor=(0.1, 1.0),
-                ncols=2,
-                borderaxespad=0.3,
-            )
-        hover_targets = [
-            HoverTarget(axes, point.sent, point.final * y_axis.scale, _said(point, y_axis)) for point in near
-        ]
-        return Drawing(drawn, hover_targets)
+            drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        return drawn
 
-    return Chart(slug, title, _caption(points, near, y_axis), alt, draw)
+    return Chart(slug, title, _caption(points, near, y_axis), draw)
 
 
 def _near(points: Sequence[Point], full: str | None, *, lower_is_better: bool) -> list[Point]:

@@ -130,9 +130,7 @@ def wall_clock_table(study: Study) -> Table | None:
         for name, ended in walls.items()
         if ended
     }
-    activities = [
-        a for a in named if a != "total" and any(f"{mean[a]:.1f}" != "0.0" for mean in means.values())
-    ]
+    activities = [a for a in named if a != "total" and any(mean[a] >= 0.05 for mean in means.values())]
     if not means:
         return None
     overheads = {line.variant: line.overhead for line in study.table()}
@@ -145,8 +143,6 @@ def wall_clock_table(study: Study) -> Table | None:
     notes = ["Of the process that ended the run; a resumed run counts from where it was resumed."]
     if any(record.clock != "virtual" for group in study.groups for record in group.records):
         notes += ["Of launched nodes: sums over their processes, but for the total."]
-    idle = [a for a in named if a != "total" and a not in activities]
-    notes += [f"Less than 0.05 s in every variant, and left out: {', '.join(idle)}."] if idle else []
     return Table("wall", "Wall-clock seconds by activity, mean over seeds", head, rows, notes=notes)
 
 
@@ -171,10 +167,10 @@ def runs_table(study: Study) -> Table:
             reason = record.end.reason if record.end is not None else ""
             rows.append(
                 [
-                    TableCell(group.name, f"seed {record.start.seed}"),
-                    TableCell(record.status, reason, kind="" if ended_well(record.status) else "bad"),
+                    f"{group.name}, seed {record.start.seed}",
+                    TableCell(record.status, kind="" if ended_well(record.status) else "bad", tip=reason),
                     str(record.rounds),
-                    TableCell(f"{record.evaluations[-1].time_s:.1f}", "" if study.clock else record.clock),
+                    f"{record.evaluations[-1].time_s:.1f}{'' if study.clock else f' ({record.clock})'}",
                     TableCell(record.start.digest, kind="code"),
                     TableCell(sha if len(sha) < 20 else sha[:16] + "…", kind="code", tip=sha),
                     record.start.batching,
@@ -184,20 +180,6 @@ def runs_table(study: Study) -> Table:
     seconds = f"{study.clock} s".strip()
     head = ["run", "status", "rounds", seconds, "digest", "SHA-256 of all parameters", "batching", "folder"]
     return Table("runs", "Every run", head, rows)
-
-
-def fingerprints_table(study: Study) -> Table:
-    """Return the properties that every run shares, by name."""
-    names = list(dict.fromkeys(name for record in study.records for name in record.start.fingerprints))
-    rows: list[list[str]] = [
-        [
-            TableCell(group.name, f"seed {record.start.seed}"),
-            *(TableCell(record.start.fingerprints.get(name, NEVER), kind="code") for name in names),
-        ]
-        for group in study.groups
-        for record in group.records
-    ]
-    return Table("fingerprints", "Fingerprints of every run", ["run", *names], rows)
 
 
 def versions(study: Study) -> list[tuple[str, str]]:

@@ -141,14 +141,7 @@ class TargetOutcome:
 def target_outcomes(
     group: Group, targets: Sequence[Target], baseline: Group | None = None, label: str | None = None
 ) -> list[TargetOutcome]:
-    """Return the cost for a variant to reach each target.
-
-    Args:
-        group: the variant's runs.
-        targets: the targets.
-        baseline: runs of the variant that ratios refer to.
-        label: the variant's group in the comparison.
-    """
+    """Return the cost for a variant to reach each target."""
     if baseline is not None and baseline.name == group.name:
         baseline = None
     found = []

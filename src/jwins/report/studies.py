@@ -31,12 +31,7 @@ from jwins.run_folder.record import Record, samples_note, start_and_end
 
 @dataclass(frozen=True)
 class StudyVariant:
-    """The runs of one experiment over its seeds.
-
-    Attributes:
-        group: name, algorithm and records.
-        tables: resolved configuration of the first run.
-    """
+    """The runs of one experiment over its seeds."""
 
     group: Group
     tables: Mapping[str, Any]
@@ -106,8 +101,7 @@ class Study:
 
     def reference(self, group: Group) -> Group | None:
         """Return the baseline of a variant's final value."""
-        other = self.group(self.references.get(group.name, self.full))
-        return None if other is group else other
+        return self.group(self.references.get(group.name, self.full))
 
     def table(self) -> list[SummaryRow]:
         """Return one line per variant."""

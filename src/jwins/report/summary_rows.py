@@ -94,15 +94,7 @@ def summary_rows(
     final_over: int = 1,
     reference: str | None = None,
 ) -> list[SummaryRow]:
-    """Return the main table.
-
-    Args:
-        groups: the variants that have been run.
-        target: target for bytes, rounds and seconds.
-        full: name of the full sharing that savings refer to; None without one.
-        final_over: number of last evaluations whose mean is the final value.
-        reference: name of the variant that differences refer to; None for ``full``.
-    """
+    """Return the main table."""
     by_name = {group.name: group for group in groups}
     whole = by_name.get(full or "")
     other = by_name.get(reference or full or "")
@@ -119,17 +111,7 @@ def summary_row(
     label: str | None = None,
     tuned: str = "",
 ) -> SummaryRow:
-    """Return one line of the main table.
-
-    Args:
-        group: the variant's runs.
-        target: target for bytes, rounds and seconds.
-        full: runs with full sharing that savings refer to.
-        reference: runs that the difference refers to.
-        final_over: number of last evaluations whose mean is the final value.
-        label: the variant's group in the comparison.
-        tuned: its chosen settings.
-    """
+    """Return one line of the main table."""
     counted = group.counted
     finals = [record.final(target.metric, final_over) for record in counted.records]
     sent = [record.bytes_per_node()[-1] for record in counted.records]
