@@ -30,7 +30,7 @@ from jwins.report.formatting import difference_text, share
 from jwins.report.page import render
 from jwins.report.seed_groups import Group, Target
 from jwins.report.studies import gather
-from jwins.report.summary_rows import summary_row, summary_rows
+from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record, flat_rows, samples_note
 from jwins.run_folder.rows import Spread, TrafficSplit
@@ -612,6 +612,11 @@ def test_diverged_run_is_a_result(write: Write) -> None:
     assert table["too fast"].status.startswith("diverged @ ")
     assert table_cells(table["too fast"], percent=True)[-1] == table["too fast"].status
     json.loads((comparison.folder / "summary.json").read_text())
+
+
+def summary_rows(groups: list[Group], target: Target, *, full: str | None) -> list[SummaryRow]:
+    whole = next((group for group in groups if group.name == full), None)
+    return [summary_row(group, target, full=whole, reference=whole) for group in groups]
 
 
 def record(values: list[float], *, seed: int = 1, done: bool = True, source: Record) -> Record:

@@ -86,21 +86,6 @@ class SummaryRow:
     bits_per_node: float | None = None
 
 
-def summary_rows(
-    groups: Sequence[Group],
-    target: Target,
-    *,
-    full: str | None,
-    final_over: int = 1,
-    reference: str | None = None,
-) -> list[SummaryRow]:
-    """Return the main table."""
-    by_name = {group.name: group for group in groups}
-    whole = by_name.get(full or "")
-    other = by_name.get(reference or full or "")
-    return [summary_row(group, target, full=whole, reference=other, final_over=final_over) for group in groups]
-
-
 def summary_row(
     group: Group,
     target: Target,
