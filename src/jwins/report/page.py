@@ -159,7 +159,7 @@ def _entry(study: Study, index: int, style: Style) -> dict[str, Any]:
     group = study.groups[index]
     mark = ", ✕" if group.diverged == "diverged" else ""
     marker = MarkerStyle(style.marker)
-    polygons = marker.get_path().transformed(marker.get_transform()).to_polygons()
+    polygons: Any = marker.get_path().transformed(marker.get_transform()).to_polygons()
     return {
         "name": group.name + (f" ({group.diverged}{mark})" if group.diverged else ""),
         "colour": style.variable,

@@ -58,6 +58,7 @@ def _draw_map(axes: Axes, partition: PartitionCounts) -> None:
     counts = np.ma.masked_equal(np.array(partition.counts).T, 0)
     cells = axes.imshow(counts, cmap=shades, vmin=1, aspect="auto", interpolation="none")
     key = axes.figure.colorbar(cells, ax=axes, label="samples", ticks=steps(5, only_whole=True))
+    assert key.solids is not None
     key.solids.set_rasterized(True)
     key.outline.set_visible(False)
     labels = partition.labels
