@@ -16,7 +16,7 @@ import pytest
 import jwins
 from jwins.errors import ConfigError, ResumeError, UsageError
 from jwins.experiment import Experiment
-from jwins.run.fork_server import ForkServer, can_fork
+from jwins.run.fork_server import can_fork, start_forked
 from jwins.run.launch import Launched, NodeFailedError, _Nodes, _Process, free_ports, launch
 
 SHARINGS: dict[str, dict[str, Any]] = {
@@ -302,28 +302,24 @@ def test_a_stopped_process_is_not_waited_for_and_is_readmitted(tmp_path: Path) -
     assert mine.metrics["accuracy"].mean >= theirs.metrics["accuracy"].mean - 0.03
 
 
-@pytest.mark.skipif(not can_fork(), reason="needs fork")
-@pytest.mark.parametrize("forked", [True, False], ids=["forked from here", "a process of its own"])
-def test_processes_share_one_import(forked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jwins.run.fork_server._may_fork", lambda: forked)
-    server = ForkServer()
-    try:
-        processes = [server.start(["list"], tmp_path / f"{i}.out") for i in range(2)]
-        assert [process.wait(60.0) for process in processes] == [0, 0]
-        assert "digits-compare" in (tmp_path / "1.out").read_text()
-        wrong = server.start(["node", "nowhere.toml", "--as", "a"], tmp_path / "wrong.out")
-        assert wrong.wait(60.0) == 2
-        (tmp_path / "other").symlink_to(tmp_path / "precious")
-        stopped = server.start(["list"], tmp_path / "other")
-        assert stopped.wait(60.0) == 1, "it follows no link"
-        assert not (tmp_path / "precious").exists()
-        killed = server.start(["list"], tmp_path / "killed.out")
-        os.kill(killed.pid, signal.SIGSTOP)
-        assert _parent_of(killed.pid) == server._pid
-        killed.kill()
-        assert killed.wait(60.0) == -signal.SIGKILL
-    finally:
-        server.close()
+@pytest.mark.skipif(not can_fork(), reason="needs multiprocessing's fork server")
+def test_processes_share_one_import(tmp_path: Path) -> None:
+    processes = [start_forked(["list"], tmp_path / f"{i}.out") for i in range(2)]
+    assert [process.wait(60.0) for process in processes] == [0, 0]
+    assert "digits-compare" in (tmp_path / "1.out").read_text()
+    wrong = start_forked(["node", "nowhere.toml", "--as", "a"], tmp_path / "wrong.out")
+    assert wrong.wait(60.0) == 2
+    (tmp_path / "other").symlink_to(tmp_path / "precious")
+    stopped = start_forked(["list"], tmp_path / "other")
+    assert stopped.wait(60.0) == 1, "it follows no link"
+    assert not (tmp_path / "precious").exists()
+    killed = [start_forked(["list"], tmp_path / f"killed-{i}.out") for i in range(2)]
+    for process in killed:
+        os.kill(process.pid, signal.SIGSTOP)
+    assert _parent_of(killed[0].pid) == _parent_of(killed[1].pid) != os.getpid()
+    for process in killed:
+        process.kill()
+        assert process.wait(60.0) == -signal.SIGKILL
 
 
 def _parent_of(pid: int) -> int:

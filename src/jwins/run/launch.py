@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
 from jwins.run.builders import partition_counts
 from jwins.run.folder import FolderState, folder_state
-from jwins.run.fork_server import ForkServer, Process, can_fork
+from jwins.run.fork_server import Forked, can_fork, start_forked
 from jwins.run.node import for_network, for_real_time, node_folder, timeout_of
 from jwins.run.result import Result
 from jwins.run_folder import checkpoint, traffic
@@ -142,29 +142,15 @@ def launch(
         return Result(experiment, folder, record.end.status, record, was_complete=True)
     components = for_real_time(assemble(experiment, nodes=[0]))
     folder.mkdir(parents=True, exist_ok=True)
-    server = ForkServer() if can_fork() else None  # before anything is open that its processes would inherit
     # Nodes are not in the terminal's process group, so this process ends them when the terminal closes.
-    with (
-        _closed(server),
-        locked(folder, "this experiment"),
-        interrupts("SIGTERM", "SIGHUP") as interrupted,
-    ):
+    with locked(folder, "this experiment"), interrupts("SIGTERM", "SIGHUP") as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", components.experiment.to_toml(folder).encode())
             counts = partition_counts(components.task, components.partition)
             write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
-        with _Nodes(components, folder, least_s, server) as nodes, _Collected(components, folder) as collected:
+        with _Nodes(components, folder, least_s) as nodes, _Collected(components, folder) as collected:
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
     return Result(components.experiment, folder, status, Record.read(folder))
-
-
-@contextlib.contextmanager
-def _closed(server: ForkServer | None) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if server is not None:
-            server.close()
 
 
 def _watch(
@@ -197,16 +183,14 @@ def _watch(
 class _Process:
     """Process of a node, and the time to start the next one if it was killed."""
 
-    popen: Process | None = None
+    popen: Forked | subprocess.Popen[bytes] | None = None
     again_at: float = 0.0
 
 
 class _Nodes:
     """The processes of all nodes."""
 
-    def __init__(
-        self, components: Components, folder: Path, timeout_s: float, server: ForkServer | None
-    ) -> None:
+    def __init__(self, components: Components, folder: Path, timeout_s: float) -> None:
         self._folder, self._timeout_s = folder, timeout_s
         self._threads = components.experiment.run.threads or 1
         count = components.experiment.nodes.count
@@ -214,7 +198,6 @@ class _Nodes:
         self.views = [NodeView(name) for name in self.names]
         self._processes = [_Process() for _ in range(count)]
         self._statuses: dict[int, str] = {}
-        self._server = server
 
     def __enter__(self) -> _Nodes:
         return self
@@ -249,7 +232,7 @@ class _Nodes:
         write_roster(Roster(members=tuple(members)), path)
         return path
 
-    def _spawn(self, node: int, roster: Path) -> Process:
+    def _spawn(self, node: int, roster: Path) -> Forked | subprocess.Popen[bytes]:
         name, place = self.names[node], node_folder(self._folder, node).resolve()
         arguments = [
             *("node", str(self._folder / "config.toml")),
@@ -260,7 +243,8 @@ class _Nodes:
             *("--neighbour-timeout", str(self._timeout_s)),
         ]
         out = self._folder / "nodes" / f"{node}.out"
-        process = _popen(arguments, out) if self._server is None else self._server.start(arguments, out)
+        start = start_forked if can_fork() else _popen
+        process: Forked | subprocess.Popen[bytes] = start(arguments, out)
         self.views[node].pid = process.pid
         return process
 
@@ -309,7 +293,7 @@ class _Nodes:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 popen.wait(max(0.0, until - time.monotonic()))
 
-    def _running(self) -> list[Process]:
+    def _running(self) -> list[Forked | subprocess.Popen[bytes]]:
         return [p.popen for p in self._processes if p.popen is not None and p.popen.poll() is None]
 
 
@@ -326,7 +310,7 @@ def read_status(path: Path, view: NodeView) -> None:
         view.state = found["status"]
 
 
-def _popen(arguments: list[str], out: Path) -> Process:
+def _popen(arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
     with open_own(out) as file:
         return subprocess.Popen(
             [sys.executable, "-m", "jwins", *arguments],
