@@ -75,7 +75,7 @@ def launch(
     """Run all nodes of an experiment as processes on this machine, over real connections."""
     with reported_errors():
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, "1")  # the nodes have the processors; and a single thread can be forked
+            os.environ.setdefault(name, "1")  # the nodes have the processors
         further = [*([] if experiment is None else [experiment]), *context.args]
         console = console_of()
         if script is not None:
@@ -193,7 +193,7 @@ def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launch
             measured["round"] = now.row.round
         live.update(_table(experiment.name, now, measured), refresh=True)
 
-    with Live(console=console, auto_refresh=False) as live:  # a thread of it would keep nodes from being forked
+    with Live(console=console, auto_refresh=False) as live:
         yield on_progress
 
 
