@@ -36,7 +36,7 @@ _EXPONENTS = _LARGER_BY_DENSITY + _DENSITIES * 2
 _WEIGHTS = _EXPONENTS + _MAX_EXPONENT
 _NUM_CONTEXTS = _WEIGHTS + _NEAR * 2
 _PACES = np.array([(1 << 16) // (count + 4) for count in range(_SLOWEST + 1)], dtype=np.int64)
-_CLASSES = np.array([(density >> 3).bit_length() for density in range((2 << 12) + 1)], dtype=np.int8)
+_CLASSES = np.array([eighth.bit_length() for eighth in range((2 << 9) + 1)], dtype=np.int8)
 
 Symbols = npt.NDArray[np.int32]
 Data = npt.NDArray[np.uint8]
@@ -92,6 +92,7 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
         if b == 1 or (b > 1 and runs[b - 1] < runs[b]):
             parents, shift = symbols[start - runs[b - 1] : start], min(b - 1, 1)
         start += runs[b]
+        around = _around(parents, (len(own) - 1 >> shift) + 1)
         band = min(b, _BANDS - 1)
         left = left2 = 0
         for begin in range(0, len(own), _BLOCK):
@@ -103,16 +104,14 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                 return at
             waiting = False
             if density < _SPARSE:
-                above = bit = 0
-                for k in range(begin >> shift, min((end - 1 >> shift) + 1, len(parents))):
-                    above += parents[k] != 0
+                bit = 0
                 if decoding is None:
-                    for i in range(begin, end):
-                        bit |= own[i] != 0
+                    bit = min(_nonzero(own[begin:end]), 1)
+                above = _nonzero(parents[begin >> shift : (end - 1 >> shift) + 1])
                 above = min(above, _ABOVE - 1)
-                c = _BLOCKS + _CLASSES[density] * _ABOVE + above
+                c = _BLOCKS + _CLASSES[density >> 3] * _ABOVE + above
                 other = _BLOCKS_BY_BAND + (band * _ABOVE + above) * 2 + min(left + left2, 1)
-                p = table[c, 0] + table[other, 0] >> 1
+                p = (table[c] >> 8) + (table[other] >> 8) >> 1
                 low, width, at, bit = _put(low, width, at, data, p, bit, decoding)
                 _learn(table, c, bit)
                 _learn(table, other, bit)
@@ -122,24 +121,23 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                     continue
                 waiting = True
             for i in range(begin, end):
-                near, k = 2 * left + left2, i >> shift
-                if k < len(parents):
-                    near += 2 * abs(np.int64(parents[k]))
-                    if k > 0:
-                        near += abs(np.int64(parents[k - 1]))
-                    if k + 1 < len(parents):
-                        near += abs(np.int64(parents[k + 1]))
-                near = min(near, _NEAR - 1)
-                bit = np.int64(own[i] != 0)
-                if not waiting:
-                    c, other = _CLASSES[density] * _NEAR + near, _BY_BAND + band * _NEAR + near
-                    p = table[c, 0] + table[other, 0] >> 1
+                near = min(2 * left + left2 + around[np.uint64(i >> shift)], _NEAR - 1)
+                bit = np.int64(own[np.uint64(i)] != 0)
+                if not waiting:  # most of the time goes here; an unsigned index cannot count from the end
+                    of_density = np.uint64(_CLASSES[np.uint64(density >> 3)] * _NEAR + near)
+                    of_band = np.uint64(_BY_BAND + band * _NEAR + near)
+                    state, of_other = table[of_density], table[of_band]
+                    p = (state >> 8) + (of_other >> 8) >> 1
                     low, width, at, bit = _put(low, width, at, data, p, bit, decoding)
-                    _learn(table, c, bit)
-                    _learn(table, other, bit)
+                    if bit == 0:
+                        table[of_density], table[of_band] = _less(state), _less(of_other)
+                        density -= density + 31 >> 5
+                        left2, left = left, 0
+                        continue
+                    table[of_density], table[of_band] = _more(state), _more(of_other)
                 elif i < end - 1:
                     c = _LATE + (end - 1 - i) * _LATE_NEAR + min(near, _LATE_NEAR - 1)
-                    low, width, at, bit = _put(low, width, at, data, table[c, 0], bit, decoding)
+                    low, width, at, bit = _put(low, width, at, data, table[c] >> 8, bit, decoding)
                     _learn(table, c, bit)
                 else:
                     bit = 1
@@ -147,9 +145,9 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
                 if bit:
                     waiting = False
                     c = _sign(own, i - 1) * 3 + _sign(own, i - 2)
-                    c = _SIGNS + (band * 9 + c) * 3 + _sign(parents, k)
+                    c = _SIGNS + (band * 9 + c) * 3 + _sign(parents, i >> shift)
                     negative = np.int64(own[i] < 0)
-                    low, width, at, negative = _put(low, width, at, data, table[c, 0], negative, decoding)
+                    low, width, at, negative = _put(low, width, at, data, table[c] >> 8, negative, decoding)
                     _learn(table, c, negative)
                     low, width, at, magnitude = _magnitude(
                         low, width, at, data, abs(np.int64(own[i])), near, density, table, decoding
@@ -169,22 +167,48 @@ def _code(  # noqa: PLR0915  the decisions of a symbol, with all state in local 
 
 @kernel
 def _contexts(first: int) -> Table:
-    """Return the initial table: for each context of each kind, its probability and its number of decisions."""
-    table = np.zeros((_NUM_CONTEXTS, 2), dtype=np.int64)
-    table[:_BLOCKS, 1] = _START
-    table[_BLOCKS:, 0] = _HALF
-    table[_LARGER:_EXPONENTS, 0] = _HALF >> 1
-    table[_WEIGHTS:, 0] = _EQUAL
+    """Return the initial table: for each context, its probability times 2^8 plus its number of decisions."""
+    table = np.zeros(_NUM_CONTEXTS, dtype=np.int64)
+    table[_BLOCKS:] = _HALF << 8
+    table[_LARGER:_EXPONENTS] = _HALF >> 1 << 8
+    table[_WEIGHTS:] = _EQUAL
     for near in range(_NEAR):
         for density in range(_DENSITIES):
-            table[density * _NEAR + near, 0] = min((38 << density) * (3 + near) // 3, _MAX_P)
+            table[density * _NEAR + near] = min((38 << density) * (3 + near) // 3, _MAX_P) << 8 | _START
         for band in range(_BANDS):
-            table[_BY_BAND + band * _NEAR + near, 0] = min(first * (3 + near) // 3, _MAX_P)
+            table[_BY_BAND + band * _NEAR + near] = min(first * (3 + near) // 3, _MAX_P) << 8 | _START
     for left in range(1, _BLOCK):
         for near in range(_LATE_NEAR):
             p = min((1 << 16) * (3 + near) // (3 * left + 3), _MAX_P)
-            table[_LATE + left * _LATE_NEAR + near, 0] = p
+            table[_LATE + left * _LATE_NEAR + near] = p << 8 | _START
     return table
+
+
+@kernel
+def _around(parents: Symbols, count: int) -> Data:
+    """Return for each parent twice its magnitude plus those beside it, at most ``_NEAR - 1``."""
+    found = np.zeros(count, dtype=np.uint8)
+    known = min(count, len(parents))
+    last = np.int64(0)
+    here = _few(parents[0]) if known else np.int64(0)
+    for k in range(known):
+        following = _few(parents[k + 1]) if k + 1 < len(parents) else np.int64(0)
+        found[k] = min(last + 2 * here + following, _NEAR - 1)
+        last, here = here, following
+    return found
+
+
+@kernel
+def _few(symbol: np.int32) -> Any:
+    return min(abs(np.int64(symbol)), _NEAR - 1)
+
+
+@kernel
+def _nonzero(symbols: Symbols) -> int:
+    count = 0
+    for symbol in symbols:
+        count += symbol != 0
+    return count
 
 
 @kernel
@@ -196,14 +220,14 @@ def _magnitude(
     while magnitude <= _UNARY:
         more = np.int64(known > magnitude)
         later = min(magnitude - 1, 1)
-        c, other = _LARGER + near * 2 + later, _LARGER_BY_DENSITY + _CLASSES[density] * 2 + later
-        p, q, weight = table[c, 0], table[other, 0], table[_WEIGHTS + near * 2 + later, 0]
+        c, other = _LARGER + near * 2 + later, _LARGER_BY_DENSITY + _CLASSES[density >> 3] * 2 + later
+        p, q, weight = table[c] >> 8, table[other] >> 8, table[_WEIGHTS + near * 2 + later]
         mean = weight * p + (2 * _EQUAL - weight) * q >> 6
         low, width, at, more = _put(low, width, at, data, mean, more, decoding)
         if p != q:
             weight += 1 if (p > q) == (more != 0) else -1
             weight = min(max(weight, _MIN_WEIGHT), 2 * _EQUAL - _MIN_WEIGHT)
-            table[_WEIGHTS + near * 2 + later, 0] = weight
+            table[_WEIGHTS + near * 2 + later] = weight
         _learn(table, c, more)
         _learn(table, other, more)
         if more == 0:
@@ -213,7 +237,7 @@ def _magnitude(
     while exponent < _MAX_EXPONENT:
         more = np.int64(rest >> exponent + 1 != 0)
         c = _EXPONENTS + exponent
-        low, width, at, more = _put(low, width, at, data, table[c, 0], more, decoding)
+        low, width, at, more = _put(low, width, at, data, table[c] >> 8, more, decoding)
         _learn(table, c, more)
         if more == 0:
             break
@@ -237,10 +261,23 @@ def _sign(symbols: Symbols, i: int) -> Any:
 @kernel
 def _learn(table: Table, context: int, bit: int) -> None:
     """Move a probability towards the decision; each step is smaller."""
-    p, count = table[context, 0], table[context, 1]
-    p += ((bit << 16) - p) * _PACES[count] >> 16
-    table[context, 0] = min(max(p, _MIN_P), (1 << 16) - _MIN_P)
-    table[context, 1] = min(count + 1, _SLOWEST)
+    table[context] = _more(table[context]) if bit else _less(table[context])
+
+
+@kernel
+def _more(state: Any) -> Any:
+    """Return the state of a context after a decision of 1."""
+    p, count = state >> 8, state & 255
+    p += ((1 << 16) - p) * _PACES[count] >> 16
+    return min(p, (1 << 16) - _MIN_P) << 8 | min(count + 1, _SLOWEST)
+
+
+@kernel
+def _less(state: Any) -> Any:
+    """Return the state of a context after a decision of 0."""
+    p, count = state >> 8, state & 255
+    p -= p * _PACES[count] + 0xFFFF >> 16
+    return max(p, _MIN_P) << 8 | min(count + 1, _SLOWEST)
 
 
 @kernel
