@@ -145,32 +145,39 @@ def test_all_values_are_mixed_as_torch_does(length: int, seed: int, weight: floa
 @given(lengths, seeds, weights, st.floats(0, 1))
 @quick
 def test_some_values_are_mixed_as_torch_does(length: int, seed: int, weight: float, part: float) -> None:
-    change, values, own = (vector(length, seed + i) for i in range(3))
+    start, values, own = (vector(length, seed + i) for i in range(3))
     positions = np.flatnonzero(np.random.default_rng(seed).random(length) < part)
     filled = own.copy()
     filled[positions] = values[positions]
-    expected = torch.from_numpy(change.copy()).add_(torch.from_numpy(filled - own), alpha=weight).numpy()
-    assert mixing.add_some(change, positions + 7, 7, values[positions], own, np.float32(weight))
-    assert same(change, expected)
+    for change in (start, start + np.float32(0)):  # with -0.0, and without
+        expected = torch.from_numpy(change.copy()).add_(torch.from_numpy(filled - own), alpha=weight).numpy()
+        assert mixing.add_some(change, positions + 7, 7, values[positions], own, np.float32(weight))
+        assert same(change, expected)
 
 
 @pytest.mark.parametrize("positions", [[1, 1], [2, 1], [0, 9], [-1, 0]])
 def test_positions_out_of_order_or_range_are_refused(positions: list[int]) -> None:
-    change, own, values = np.zeros((3, 9), dtype=np.float32)
+    own, values = np.zeros((2, 9), dtype=np.float32)
     at = np.array(positions)
-    assert not mixing.add_some(change, at, 0, values[:2], own, np.float32(1))
+    for zero in (np.float32(0), np.float32(-0.0)):
+        assert not mixing.add_some(np.full(9, zero), at, 0, values[:2], own, np.float32(1))
 
 
 @given(lengths, seeds, weights)
 @quick
 def test_replicas_are_mixed_as_torch_does(length: int, seed: int, weight: float) -> None:
-    change, theirs, own = vector(length, seed), units(length, seed + 1), units(length, seed + 2)
-    w = np.float32(weight)
-    expected = fma((theirs - own).astype(np.float32), w, change)
-    by_torch = torch.from_numpy(change.copy()).add_(torch.from_numpy(theirs - own), alpha=weight).numpy()
-    mixing.add_replica(change, theirs, own, w)
+    change, own = vector(length, seed), units(length, seed + 2)
+    one, other = units(length, seed + 1), units(length, seed + 3)
+    w, v = np.float32(weight), np.float32(weight / 3)
+    expected = fma((other - own).astype(np.float32), v, fma((one - own).astype(np.float32), w, change))
+    by_torch = torch.from_numpy(change.copy()).add_(torch.from_numpy(one - own), alpha=weight)
+    by_torch.add_(torch.from_numpy(other - own), alpha=weight / 3)
+    alone, of_one = change.copy(), fma((one - own).astype(np.float32), w, change)
+    mixing.add_replicas(change, one, w, other, v, own)
     assert same(change, expected)
-    assert same(change, by_torch)
+    assert same(change, by_torch.numpy())
+    mixing.add_replicas(alone, one, w, own, np.float32(-0.0), own)
+    assert same(alone, of_one)
 
 
 @given(lengths, seeds, weights, st.floats(0, 1))
@@ -194,12 +201,11 @@ def test_what_is_held_back_is_what_torch_holds_back(length: int, seed: int, weig
 
 @given(lengths, seeds)
 @quick
-def test_squares(length: int, seed: int) -> None:
-    x, out = vector(length, seed), np.empty(length)
-    with np.errstate(all="ignore"):
-        expected = (x * x).astype(np.float64)
-    replicas.squares(x, out)
-    assert same(out, expected)
+def test_sum_of_squares(length: int, seed: int) -> None:
+    for x in (vector(length, seed), np.tile(vector(length, seed).clip(-1e9, 1e9), 9)):
+        with np.errstate(all="ignore"):
+            expected = (x * x).astype(np.float64).sum()
+        assert same(np.array(replicas.sum_of_squares(x)), np.array(expected))
 
 
 @given(lengths, seeds, weights)
@@ -225,11 +231,13 @@ def test_symbols_of_a_dead_zone(length: int, seed: int, step: float, width: floa
     expected = (v.abs() * (1.0 / step)).round_().clamp_(min=1.0, max=float(most))
     expected = expected.mul_(torch.sign(v)).mul_(v.abs().ge_(threshold)).to(torch.int32)
     symbols, after = np.empty_like(n), np.empty_like(n)
-    given_ = np.float32(1.0 / step), np.float32(threshold), np.float32(most), np.int32(1 << shift)
-    replicas.quantize(x, n, *given_, symbols, after)
+    coefficients, unit = vector(length, seed + 2), np.float32(step / 3)
+    given_ = unit, np.float32(1.0 / step), np.float32(threshold), np.float32(most), np.int32(1 << shift)
+    replicas.quantize(x, coefficients, n, *given_, symbols, after)
     assert same(symbols, expected.numpy())
     with np.errstate(over="ignore"):
         assert same(after, n + symbols * np.int32(1 << shift))
+    assert same(x, coefficients - after.astype(np.float32) * unit)
 
 
 @given(lengths, seeds, st.integers(0, 29), st.integers(1, 2**30 - 1))

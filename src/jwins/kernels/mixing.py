@@ -33,6 +33,14 @@ def add_some(
         False if the positions do not increase or one is out of range; ``change`` is invalid then.
     """
     at = 0
+    if not _has_negative_zero(change):  # so that adding 0 changes nothing
+        for k in range(len(positions)):
+            position = positions[k] - first
+            if position < at or position >= len(change):
+                return False
+            change[position] = fma(values[k] - own[position], weight, change[position])
+            at = position + 1
+        return True
     for k in range(len(positions)):
         position = positions[k] - first
         if position < at or position >= len(change):
@@ -47,10 +55,21 @@ def add_some(
 
 
 @kernel
-def add_replica(change: Vector, theirs: Units, own: Units, weight: np.float32) -> None:
-    """Compute ``change += weight * (theirs - own)`` of whole numbers, all (C,)."""
+def _has_negative_zero(numbers: Vector) -> bool:
+    found = False
+    for bits in numbers.view(np.int32):
+        found |= bits == np.int32(-0x80000000)
+    return found
+
+
+@kernel
+def add_replicas(
+    change: Vector, one: Units, weight: np.float32, other: Units, of_other: np.float32, own: Units
+) -> None:
+    """Compute ``change += weight * (one - own)`` and the same of the other, of whole numbers, all (C,)."""
     for i in range(len(change)):
-        change[i] = fma(np.float32(np.int32(theirs[i] - own[i])), weight, change[i])
+        total = fma(np.float32(np.int32(one[i] - own[i])), weight, change[i])
+        change[i] = fma(np.float32(np.int32(other[i] - own[i])), of_other, total)
 
 
 @kernel

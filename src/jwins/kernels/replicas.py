@@ -12,10 +12,27 @@ Units = npt.NDArray[np.int32]
 
 
 @kernel
-def squares(x: Vector, out: npt.NDArray[np.float64]) -> None:
-    """Return the square of each number, rounded to float32."""
-    for i in range(len(x)):
-        out[i] = np.float32(x[i] * x[i])
+def sum_of_squares(x: Vector) -> float:
+    """Return the sum of the squares, each rounded to float32. Adds pairwise, in the order of numpy."""
+    if len(x) < 8:
+        total = 0.0
+        for value in x:
+            total += np.float64(np.float32(value * value))
+        return total
+    if len(x) > 128:
+        half = len(x) // 2
+        half -= half % 8
+        return sum_of_squares(x[:half]) + sum_of_squares(x[half:])
+    of_eight = np.zeros(8)
+    whole = len(x) - len(x) % 8
+    for start in range(0, whole, 8):
+        for k in range(8):
+            of_eight[k] += np.float64(np.float32(x[start + k] * x[start + k]))
+    a, b, c, d, e, f, g, h = of_eight
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    for value in x[whole:]:
+        total += np.float64(np.float32(value * value))
+    return total
 
 
 @kernel
@@ -37,7 +54,9 @@ def error(coefficients: Vector, replica: Units, unit: np.float32, out: Vector) -
 @kernel
 def quantize(
     wanted: Vector,
+    coefficients: Vector,
     replica: Units,
+    unit: np.float32,
     per_step: np.float32,
     threshold: np.float32,
     most: np.float32,
@@ -48,8 +67,10 @@ def quantize(
     """Compute whole steps of ``wanted``, 0 in a dead zone and at least one outside, and the replica after them.
 
     Args:
-        wanted: (C,), difference to the replica.
+        wanted: (C,), difference of the coefficients to the replica; overwritten with that to the next replica.
+        coefficients: (C,).
         replica: (C,).
+        unit: of the replica.
         per_step: 1 / step.
         threshold: end of the dead zone.
         most: largest magnitude of a symbol; below 2^31.
@@ -63,7 +84,9 @@ def quantize(
         symbol = np.int32(steps) if magnitude >= threshold and magnitude > 0 else np.int32(0)
         symbol = np.int32(-symbol) if wanted[i] < 0 else symbol
         symbols[i] = symbol
-        after[i] = np.int32(replica[i] + np.int32(multiple * symbol))
+        units = np.int32(replica[i] + np.int32(multiple * symbol))
+        after[i] = units
+        wanted[i] = coefficients[i] - np.float32(units) * unit
 
 
 @kernel

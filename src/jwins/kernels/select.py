@@ -79,3 +79,12 @@ def _bucket(counts: npt.NDArray[np.int64], k: int) -> tuple[int, int]:
         above += counts[bucket]
         bucket -= 1
     return bucket, above
+
+
+@kernel
+def copy_some(
+    source: npt.NDArray[np.float32], positions: npt.NDArray[np.int64], target: npt.NDArray[np.float32]
+) -> None:
+    """Copy the numbers at ``positions``, which must be in range, from one vector to another."""
+    for position in positions:
+        target[position] = source[position]

@@ -18,7 +18,7 @@ from jwins.errors import UsageError
 from jwins.kernels import mixing as kernels
 from jwins.ops.arrays import array, kernels_pay
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,12 @@ def mixed_replicas(own: Tensor, replicas: Sequence[Tensor], weights: Sequence[fl
         return change
     total, mine = array(change), array(own)
     others = [(array(r), np.float32(w)) for r, w in zip(replicas, weights, strict=True)]
+    if len(others) % 2:
+        others.append((mine, np.float32(-0.0)))  # adds -0.0, which changes no number
     for start in range(0, len(mine), _BLOCK):
         block = slice(start, start + _BLOCK)
-        for theirs, of_theirs in others:
-            kernels.add_replica(total[block], theirs[block], mine[block], of_theirs)
+        for (one, of_one), (other, of_other) in zip(others[::2], others[1::2], strict=True):
+            kernels.add_replicas(total[block], one[block], of_one, other[block], of_other, mine[block])
     return change
 
 

@@ -35,37 +35,47 @@ def error(coefficients: Tensor, replica: Tensor, unit: float) -> tuple[Tensor, f
     return wanted, largest
 
 
-def stepped(
-    wanted: Tensor, replica: Tensor, step: float, threshold: float, most: int, multiple: int
-) -> tuple[Tensor, Tensor]:
-    """Quantize as :func:`quantize_with_dead_zone`, and return the resulting replica, too.
+def stepped_(
+    wanted: Tensor,
+    coefficients: Tensor,
+    replica: Tensor,
+    unit: float,
+    threshold: float,
+    most: int,
+    multiple: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize as :func:`quantize_with_dead_zone`, and return the resulting replica and the error, too.
 
     Args:
-        wanted: (C,) float32.
+        wanted: (C,) float32, the :func:`error` of the replica; its memory is used for the result.
+        coefficients: (C,) float32.
         replica: (C,) int32.
-        step: step of the quantizer.
+        unit: a float32.
         threshold: values below it in magnitude become 0; others become at least one step.
         most: largest magnitude of a symbol.
         multiple: a step in units of the replica; ``most * multiple`` is below 2^30.
 
     Returns:
-        Symbols and ``replica + multiple * symbols``, both (C,) int32.
+        Symbols and ``replica + multiple * symbols``, both (C,) int32, and the error of that, (C,) float32.
     """
     if not kernels_pay(wanted):
-        symbols = quantize_with_dead_zone(wanted, step, threshold, most)
-        return symbols, torch.add(replica, symbols, alpha=multiple)
+        symbols = quantize_with_dead_zone(wanted, unit * multiple, threshold, most)
+        after = torch.add(replica, symbols, alpha=multiple)
+        return symbols, after, error(coefficients, after, unit)[0]
     symbols, after = torch.empty_like(replica), torch.empty_like(replica)
     kernels.quantize(
         array(wanted),
+        array(coefficients),
         array(replica),
-        np.float32(1.0 / step),
+        np.float32(unit),
+        np.float32(1.0 / (unit * multiple)),
         np.float32(threshold),
         np.float32(_largest(most)),
         np.int32(multiple),
         array(symbols),
         array(after),
     )
-    return symbols, after
+    return symbols, after, wanted
 
 
 def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = 2**30 - 1) -> Tensor:
@@ -147,9 +157,7 @@ def mean_square(values: Tensor) -> float:
     """Return the mean of the squares of (k,) float32. Squares are rounded to float32 and summed in float64."""
     if not kernels_pay(values):
         return float(values.square().mean(dtype=torch.float64))
-    squares = torch.empty(len(values), dtype=torch.float64, device="cpu")
-    kernels.squares(array(values), array(squares))
-    return float(squares.mean())
+    return kernels.sum_of_squares(array(values)) / len(values)
 
 
 def _largest(most: int) -> int:

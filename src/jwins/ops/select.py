@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.kernels import select as kernels
-from jwins.ops.arrays import kernels_pay
+from jwins.ops.arrays import array, kernels_pay
 
 
 def count_of(fraction: float, size: int) -> int:
@@ -69,6 +69,15 @@ def largest_k(score: Tensor, k: int) -> Tensor:
     ties = torch.nonzero(magnitude == smallest).squeeze(-1)
     chosen[ties[: k - int(chosen.sum())]] = True
     return torch.nonzero(chosen).squeeze(-1)
+
+
+def overwritten(vector: Tensor, positions: Tensor, source: Tensor) -> Tensor:
+    """Return ``vector`` (C,) with the entries of ``source`` (C,) at ``positions`` (k,), which are in range."""
+    if not kernels_pay(vector):
+        return vector.index_copy(0, positions, source.index_select(0, positions))
+    after = vector.clone()
+    kernels.copy_some(array(source), array(positions), array(after))
+    return after
 
 
 def _largest_of_few(magnitude: npt.NDArray[np.float32], k: int) -> Tensor:

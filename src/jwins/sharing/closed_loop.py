@@ -32,7 +32,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.ops.mixing import mixed_replicas
-from jwins.ops.replicas import error, hold_back, stepped
+from jwins.ops.replicas import error, hold_back, stepped_
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
@@ -128,19 +128,21 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         self, state: ClosedLoopState, params: Tensor, ctx: RoundContext
     ) -> tuple[Update, ClosedLoopState]:
         """Quantize the difference between the model and the replica that neighbours hold."""
-        moved = params - state.origin
-        coefficients = moved if self.transform is None else self.transform.forward(moved)
+        coefficients = self._forward(params - state.origin)
         wanted, largest = error(coefficients, state.x_hat, self.grid.unit)
         subbands = self._subbands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
         step = self.grid.unit * multiple
         threshold = max(self.dead_zone * width, 0.5 * step)
-        symbols, x_hat = stepped(wanted, state.x_hat, step, threshold, LIMIT // multiple, multiple)
+        symbols, x_hat, unsent = stepped_(
+            wanted, coefficients, state.x_hat, self.grid.unit, threshold, LIMIT // multiple, multiple
+        )
         if largest > self.grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             symbols = torch.minimum(torch.maximum(symbols, room[1]), room[0])
             x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
+            unsent = error(coefficients, x_hat, self.grid.unit)[0]
         past_replicas = state.past_replicas
         if state.shared is not None and self.history:
             latest = sorted(past_replicas)[-(self.history - 1) :] if self.history > 1 else []
@@ -152,7 +154,6 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             base=state.shared,
             check=hash_of(x_hat),
         )
-        unsent = error(coefficients, x_hat, self.grid.unit)[0] if self.residual_rate < 1.0 else None
         return update, replace(
             state,
             x_hat=x_hat,
@@ -160,7 +161,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             pace=pace,
             multiple=multiple,
             past_replicas=past_replicas,
-            unsent=unsent,
+            unsent=unsent if self.residual_rate < 1.0 else None,
         )
 
     def merge(
@@ -227,6 +228,9 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             state.x_hat - state.past_replicas[round], self._subbands(len(state.origin))
         )
         return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
+
+    def _forward(self, change: Tensor) -> Tensor:
+        return change if self.transform is None else self.transform.forward(change)
 
     def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
         """Return the step in units, and the step that the dead zone is measured in.

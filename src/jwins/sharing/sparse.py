@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from jwins.errors import ConfigError, UsageError
-from jwins.ops.select import count_of, largest_k
+from jwins.ops.select import count_of, largest_k, overwritten
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import (
@@ -308,7 +308,7 @@ def _fraction_of(cutoff: Cutoff, ctx: RoundContext) -> float:
 
 def _overwrite(vector: Tensor, positions: Tensor | None, source: Tensor) -> Tensor:
     """Return ``vector`` with the entries of ``source`` at ``positions`` (None: all of them)."""
-    return source.clone() if positions is None else place(vector, positions, source.index_select(0, positions))
+    return source.clone() if positions is None else overwritten(vector, positions, source)
 
 
 def _merge_params(state: OwnState, params: Tensor, received: Sequence[Received]) -> tuple[Tensor, OwnState]:

@@ -157,6 +157,16 @@ class Quantized:
         runs = torch.tensor(self.runs, dtype=torch.int64, device=self.scales.device)
         return steps * torch.repeat_interleave(self.scales, runs).to(steps.device)
 
+    def largest_of_one_scale(self) -> float | None:
+        """Return the largest magnitude of :meth:`dense` without it: of symbols of one scale, without a dither.
+
+        A larger symbol has no smaller value, because each operation rounds monotonically.
+        """
+        if self.dither is not None or not len(self.symbols) or bool((self.scales != self.scales[0]).any()):
+            return None
+        ends = torch.stack(torch.aminmax(self.symbols))
+        return largest_magnitude(Quantized(ends, self.scales[:1], (2,), offset=self.offset).dense())
+
 
 def dense_of(values: Tensor | Quantized) -> Tensor:
     """Return values of any form as (k,) float32; float32 is returned as it is."""
@@ -230,7 +240,9 @@ class Update:
     def largest(self) -> float:
         """Return the largest magnitude of a value: 0 without values, NaN if one is NaN. Computed once."""
         if self._largest is None:
-            object.__setattr__(self, "_largest", largest_magnitude(self.dense_values()))
+            found = self.values.largest_of_one_scale() if isinstance(self.values, Quantized) else None
+            found = largest_magnitude(self.dense_values()) if found is None else found
+            object.__setattr__(self, "_largest", found)
         assert self._largest is not None
         return self._largest
 
