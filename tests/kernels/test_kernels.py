@@ -253,6 +253,17 @@ def test_a_replica_advances_within_its_limit(length: int, seed: int, shift: int,
         assert np.array_equal(after, exact)
 
 
+@given(lengths, seeds)
+@quick
+def test_nonzero_symbols(length: int, seed: int) -> None:
+    symbols = units(length, seed)
+    expected = np.flatnonzero(symbols)
+    positions, values = np.empty((2, len(expected) + 1), dtype=np.int32)
+    replicas.nonzero(symbols, positions, values)
+    assert np.array_equal(positions[:-1], expected)
+    assert np.array_equal(values[:-1], symbols[expected])
+
+
 def test_a_symbol_of_the_largest_magnitude_is_no_step() -> None:
     n, symbols = np.zeros(3, dtype=np.int32), np.array([0, -(2**31), 0], dtype=np.int32)
     for multiple in (1, 2, 2**29):

@@ -85,3 +85,27 @@ def test_a_neighbour_follows_a_change_longer_than_a_replica_is_wide(step: float,
         assert not loop.stale_peers(there)
         if number in (2, 5):
             torch.testing.assert_close(loop.grid.values(here.x_hat), params, rtol=1e-5, atol=2 * step)
+
+
+@pytest.mark.parametrize("moving", [10, 900])
+def test_the_history_takes_memory_for_nonzero_symbols_and_leads_to_the_same_replica(moving: int) -> None:
+    """More than half of all coefficients are kept as a vector."""
+    loop = closed_loop(STEP, wavelet=None, residual_rate=1.0, history=3)
+    params = torch.zeros(1000)
+    state, replicas = loop.init(params), {}
+    for number in range(6):
+        params = params.index_fill(0, torch.arange(moving) + 7 * number, 3.2 * STEP * (number + 1))
+        context = RoundContext(seed=1, node=0, round=number)
+        _, state = loop.share(state, params, context)
+        _, state = loop.merge(state, params, [], context)
+        replicas[number] = state.x_hat.clone()
+    assert list(state.increments) == [2, 3, 4]
+    for increment in state.increments.values():
+        assert (increment.positions is None) == (moving > 500)
+        assert len(increment.units) == (1000 if increment.positions is None else len(increment.positions))
+        assert increment.positions is None or moving <= len(increment.units) <= moving + 7
+    for base in (2, 3, 4):
+        missed = loop.delta_since(state, base, context)
+        assert missed is not None
+        assert torch.equal(loop.grid.advanced(replicas[base], missed), state.x_hat)
+    assert loop.delta_since(state, 1, context) is None

@@ -90,6 +90,22 @@ def quantize(
 
 
 @kernel
+def nonzero(symbols: Units, positions: Units, values: Units) -> None:
+    """Find the k nonzero symbols.
+
+    Args:
+        symbols: (C,).
+        positions: (k + 1,), of which the first k are written.
+        values: (k + 1,), likewise.
+    """
+    found = 0
+    for i in range(len(symbols)):
+        positions[found] = i
+        values[found] = symbols[i]
+        found += symbols[i] != 0
+
+
+@kernel
 def advance(replica: Units, symbols: Units, multiple: np.int32, limit: int, after: Units) -> bool:
     """Add ``multiple * symbols`` to a replica.
 

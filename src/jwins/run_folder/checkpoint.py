@@ -29,7 +29,7 @@ from jwins.errors import DataError, ResumeError, UsageError
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.own_files import private_folder
 
-FORMAT = "jwins-state-2"
+FORMAT = "jwins-state-3"
 
 
 _NO_BYTES = torch.zeros(0, dtype=torch.uint8)

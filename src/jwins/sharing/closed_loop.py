@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from jwins.errors import UsageError
+from jwins.ops.arrays import array
 from jwins.ops.mixing import mixed_replicas
-from jwins.ops.replicas import error, hold_back, stepped_
+from jwins.ops.replicas import error, hold_back, nonzero, stepped_
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
@@ -47,8 +48,21 @@ DEFAULT_STEP_RATIO = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Increment:
+    """Change of a replica by one share, on the CPU.
+
+    Attributes:
+        positions: (k,) int32, strictly increasing; or None for all.
+        units: (k,) int32.
+    """
+
+    positions: Tensor | None
+    units: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ClosedLoopState:
-    """State of a node: (4 + history + neighbours) vectors of 4 bytes per parameter.
+    """State of a node: (4 + neighbours) vectors of 4 bytes per parameter, and 8 bytes per kept symbol.
 
     Attributes:
         origin: (P,) float32, the common initial parameters of all nodes.
@@ -57,7 +71,7 @@ class ClosedLoopState:
         shared: the round of this node's last share, or None.
         pace: state of the rate control.
         multiple: the step of the last share, in units; 0 before the first.
-        past_replicas: this node's own replica after earlier shares, by round.
+        increments: changes of this node's own replica by the latest shares, by the round of the share before.
         replicas: replicas of the neighbours, by node.
         stale_peers: neighbours with a missed update.
         residual: (C,) float32, quantization errors that were held back and are still to be returned.
@@ -70,7 +84,7 @@ class ClosedLoopState:
     shared: int | None = None
     pace: Pace = field(default_factory=Pace)
     multiple: int = 0
-    past_replicas: Mapping[int, Tensor] = field(default_factory=dict)
+    increments: Mapping[int, Increment] = field(default_factory=dict)
     replicas: Mapping[int, Replica] = field(default_factory=dict)
     stale_peers: frozenset[int] = frozenset()
     residual: Tensor | None = None
@@ -89,7 +103,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         dead_zone: half-width of the dead zone, in steps.
         residual_rate: fraction of the accumulated residual that is returned per round, in [0, 1].
         transform: the wavelet transform, or None to work on the parameters themselves.
-        history: number of earlier rounds whose own replica is kept, for neighbours that missed updates.
+        history: number of latest shares whose increments are kept, for neighbours that missed updates.
     """
 
     rule: StepRule
@@ -100,7 +114,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     history: int
     remembers_peers: ClassVar[bool] = True
     needs_common_start: ClassVar[bool] = True
-    state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Pace, Replica)
+    state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Increment, Pace, Replica)
 
     def __post_init__(self) -> None:
         GAMMA.check("sharing.gamma", self.gamma)
@@ -143,10 +157,10 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             symbols = torch.minimum(torch.maximum(symbols, room[1]), room[0])
             x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
             unsent = error(coefficients, x_hat, self.grid.unit)[0]
-        past_replicas = state.past_replicas
+        increments = state.increments
         if state.shared is not None and self.history:
-            latest = sorted(past_replicas)[-(self.history - 1) :] if self.history > 1 else []
-            past_replicas = {r: past_replicas[r] for r in latest} | {state.shared: state.x_hat}
+            latest = sorted(increments)[-(self.history - 1) :] if self.history > 1 else []
+            increments = {r: increments[r] for r in latest} | {state.shared: _increment(symbols, multiple)}
         update = Update(
             len(x_hat),
             None,
@@ -160,7 +174,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
             shared=ctx.round,
             pace=pace,
             multiple=multiple,
-            past_replicas=past_replicas,
+            increments=increments,
             unsent=unsent if self.residual_rate < 1.0 else None,
         )
 
@@ -221,13 +235,19 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         return None if replica is None else replica.round
 
     def delta_since(self, state: ClosedLoopState, round: int, ctx: RoundContext) -> Update | None:
-        """Return all increments since ``round`` as one, or None if the replica of that round is not kept."""
-        if round not in state.past_replicas:
+        """Return all increments since ``round`` as one, or None if they are not kept."""
+        if round not in state.increments:
             return None
-        change = self.grid.quantized(
-            state.x_hat - state.past_replicas[round], self._subbands(len(state.origin))
-        )
-        return Update(len(state.x_hat), None, change, base=round, check=hash_of(state.x_hat))
+        change = torch.zeros(len(state.x_hat), dtype=torch.int32, device="cpu")
+        for since, increment in state.increments.items():
+            if since < round:
+                continue
+            if increment.positions is None:
+                change.add_(increment.units)
+            else:
+                change.index_add_(0, increment.positions, increment.units)
+        values = self.grid.quantized(change, self._subbands(len(state.origin)))
+        return Update(len(state.x_hat), None, values, base=round, check=hash_of(state.x_hat))
 
     def _forward(self, change: Tensor) -> Tensor:
         return change if self.transform is None else self.transform.forward(change)
@@ -247,6 +267,15 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 
     def _subbands(self, num_params: int) -> tuple[int, ...]:
         return (num_params,) if self.transform is None else self.transform.subbands(num_params)
+
+
+def _increment(symbols: Tensor, multiple: int) -> Increment:
+    """Return an increment of ``symbols`` (C,), without its zeros if that takes less memory."""
+    symbols = symbols.cpu()
+    if len(symbols) >= 2**31 or 2 * int(np.count_nonzero(array(symbols))) > len(symbols):
+        return Increment(None, symbols * multiple)
+    positions, units = nonzero(symbols)
+    return Increment(positions, units.mul_(multiple))
 
 
 def closed_loop(
@@ -284,7 +313,8 @@ def closed_loop(
         levels: depth of the transform, 0 (none) to 24.
         mode: boundary handling; "periodization" gives exactly as many coefficients as parameters, padded to
             a multiple of ``2**levels``.
-        history: rounds that a neighbour may miss before it needs a keyframe; each takes 4 bytes per parameter.
+        history: rounds that a neighbour may miss before it needs a keyframe. Each takes 8 bytes per nonzero
+            symbol, and at most 4 per parameter.
 
     Raises:
         ConfigError: an argument is out of range, or several of the step, the budgets and the ratio are given.
