@@ -242,7 +242,7 @@ class Peer:
         Raises:
             ConfigError: ``count`` is not a whole number.
         """
-        if not isinstance(count, SupportsIndex) or isinstance(count, bool):
+        if isinstance(count, bool) or not isinstance(count, SupportsIndex):
             raise ConfigError("count", count, "expected the number of rounds, a whole number such as 100")
         return self._left(count)
 
