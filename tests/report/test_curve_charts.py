@@ -153,3 +153,13 @@ def test_widths_and_markers_are_in_the_legend_on_paper() -> None:
     legend = drawing.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == ["full 0", "choco 1"]
     assert [handle.get_marker() for handle in legend.get_lines()] == ["o", "s"]
+
+
+def test_a_title_is_above_the_names_of_the_variants() -> None:
+    drawn = figure(variants(RISE, RISE), None, metric="accuracy", title="digits")
+    drawn.draw_without_rendering()
+    (legend,) = drawn.legends
+    assert legend.get_title().get_text() == "digits"
+    names = [text.get_window_extent() for text in legend.get_texts()]
+    assert legend.get_title().get_window_extent().y0 >= max(box.y1 for box in names)
+    assert min(box.y0 for box in names) >= max(axes.get_tightbbox().y1 for axes in drawn.axes)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.report.chart import Chart, blank, drawing_style, page_figure, steps
-from jwins.report.colours import MUTED, PAGE, TEXT, Style, styles_of
+from jwins.report.colours import MUTED, PAGE, Style, styles_of
 from jwins.report.formatting import metric_percent, number, size, spaced
 from jwins.report.seed_groups import Group, Target
 from jwins.run_folder.record import Record
@@ -393,7 +393,15 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
         panels[1].set_xlabel(f"{SENT.label} (log)")
         panels[0].set_ylabel(y_axis.label)
         handles, names = panels[0].get_legend_handles_labels()
-        drawn.legend(handles, names, loc="outside upper left", ncols=5, handlelength=3.0, columnspacing=1.8)
-        if title:
-            drawn.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=TEXT)
+        drawn.legend(
+            handles,
+            names,
+            loc="outside upper left",
+            ncols=5,
+            handlelength=3.0,
+            columnspacing=1.8,
+            title=title,
+            title_fontproperties={"size": 12.5, "weight": "bold"},
+            alignment="left",
+        )
     return drawn
