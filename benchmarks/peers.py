@@ -1,11 +1,12 @@
 """Peers in loops of one's own over real TLS: restarts, other settings, waits and hostile members.
 
-    python -m benchmarks.peers [--only restart,scratch,settings,wait,hostile] [--times 20] [--seconds 20]
+    python -m benchmarks.peers [--only restart,scratch,settings,wait,hostile,launch] [--times 20] [--seconds 20]
 
 ``restart``, ``scratch`` and ``settings`` are tried ``--times`` times, each with other times in between.
 ``wait`` is CPU seconds and polls of a peer that waits for a minute. ``hostile`` has a victim and an honest
 neighbour of a million parameters, each a process, and a third member that attacks for ``--seconds``: memory,
-rounds and bytes of the log beside those with a third member that is silent.
+rounds and bytes of the log beside those with a third member that is silent. ``launch`` is CPU seconds of all
+processes of ``jwins launch digits`` with eight nodes, until all have begun and until the end of one round.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -211,6 +213,33 @@ def wait(folder: Path, seconds: float) -> None:
             f"{count / seconds:.1f} polls a second, round {alice.round}",
             flush=True,
         )
+
+
+def cpu_of(session: int) -> float:
+    """CPU seconds of the processes of a session, with children that have ended."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15])) if int(fields[3]) == session else 0
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def launched(folder: Path) -> None:
+    """Eight nodes of digits for a round."""
+    settings = ["nodes.count=8", "run.rounds=1", f"run.folder={folder / 'run'}"]
+    command = [sys.executable, "-m", "jwins", "launch", "digits", "--quiet"]
+    command += [word for text in settings for word in ("--set", text)]
+    folder.mkdir()
+    begun = newest = 0.0
+    with subprocess.Popen(command, start_new_session=True) as process:
+        while process.poll() is None:
+            newest = max(newest, cpu_of(process.pid))
+            logs = [path.read_text() for path in (folder / "run").glob("nodes/*/log.jsonl")]
+            if not begun and len(logs) == 8 and all("started" in log for log in logs):
+                begun = newest
+            time.sleep(0.02)
+    print(f"launch: {begun:.1f} CPU s until 8 nodes had begun, {newest:.1f} to the end of a round", flush=True)
 
 
 # --- Hostile members --------------------------------------------------------------------------------------
@@ -448,7 +477,7 @@ def hostile(folder: Path, seconds: float, only: str) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--only", default="restart,scratch,settings,wait,hostile")
+    parser.add_argument("--only", default="restart,scratch,settings,wait,hostile,launch")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each attack")
     parser.add_argument("--attack", default="", help="a part of its name")
@@ -465,6 +494,7 @@ def main() -> None:
             ),
             "settings": lambda: repeated("settings", given.times, refused, folder),
             "wait": lambda: wait(folder / "wait", 60.0),
+            "launch": lambda: launched(folder / "launch"),
             "hostile": lambda: hostile(folder, given.seconds, given.attack),
         }
         for part in only:
