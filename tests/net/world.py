@@ -48,7 +48,8 @@ SHORT = {"cut", "kill", "quit", "clock", "late_start", "new_certificate", "secon
 
 KINDS = (
     *("cut", "half_open", "silence", "slow", "pause", "kill", "full_disk", "new_certificate", "clock", "quit"),
-    *("second_key", "other_settings", "other_version", "hostile", "late_start", "join", "leave"),
+    *("second_key", "other_settings", "other_version", "hostile", "hostile", "hostile", "late_start"),
+    *("join", "leave"),
 )
 ALONE = ("other_settings", "other_version", "hostile", "join", "leave")
 """Of these kinds a schedule has one fault at most."""
@@ -106,8 +107,8 @@ class Schedule:
         faults = tuple(sorted(_fault(draws, nodes) for _ in range(draws.choice((1, 1, 2, 2, 3, 4)))))
         is_long = max(fault.seconds for fault in faults) > 15.0
         usual = 2.0 if is_long else draws.choice((0.5, 1.0, 2.0))  # few rounds pass during a long fault
-        if sum(fault.kind in ALONE for fault in faults) > 1:
-            faults = tuple(fault for fault in faults if fault.kind not in ALONE)
+        first = next((fault for fault in faults if fault.kind in ALONE), None)
+        faults = tuple(fault for fault in faults if fault is first or fault.kind not in ALONE)
         if any(fault.kind in ("join", "leave") for fault in faults):
             nodes += 1
         elif draws.random() < 0.02:  # one of two starts hours later
@@ -387,8 +388,9 @@ class World:
             toy.node.restore(chosen[0])
             session.restore(chosen[1], max(0.0, self.now + self.clock_s[node] - chosen[1].saved_at))
             process.has_model = not chosen[1].fresh
-            frames = [f for known in session.peers.values() for f in known.buffer.frames.values() if f.counted]
-            not_sent = sum(frame.packed.size_bytes for frame in frames)  # each counts when it is made
+            frames = [frame for kept in chosen[1].send_buffer.values() for frame in kept.values()]
+            # Each counts when it is made.
+            not_sent = sum(frame.packed.size_bytes for frame in frames if frame.counted and not frame.sent)
             process.counted_before = session.traffic.total_bytes() - not_sent
         else:
             saved.clear()
@@ -530,14 +532,16 @@ class World:
                     if event == "rejoining" and not process.has_model:
                         raise ViolationError(f"node {node} takes the round of others with a model from scratch")
                     self.reports[node].append((self.now, event, dict(fields)))
+                    if event == "bye":
+                        check_farewell(self, node, fields)
                 case ev.KeepCut(peer, reason):
                     self.cuts[node] = {**self.cuts[node], peer: reason}
                 case ev.Failed(reason):
                     process.failed = reason
-                    if event == "bye":
-                        check_farewell(self, node, fields)
                 case ev.Ended(status, _, reason):
                     self.said[node].add(status)
+                    if self.schedule.rounds == ENDLESS and status == "finished" and node not in self.hostile:
+                        raise ViolationError(f"node {node} jumped to the end of the run")
                     if status != "finished":
                         process.failed = f"{status} {reason}"
         until = process.session.wait_until
@@ -824,6 +828,26 @@ def _is_excused(reason: str, known: PeerSession) -> bool:
     return reason in ("timed out", "ahead", "other roster", *others)
 
 
+def _check_calm(world: World) -> None:
+    """One hostile member makes nobody jump, and a short loss of a connection loses nothing."""
+    faults, train_s = world.schedule.faults, world.schedule.train_s
+    kinds = {fault.kind for fault in faults if fault.kind not in ("full_disk", "second_key")}
+    for node, process in enumerate(world.processes):
+        if process is None or node in world.hostile:
+            continue
+        skipped = process.session.skipped_rounds
+        if kinds == {"hostile"} and world.schedule.nodes > 2 and skipped:
+            raise ViolationError(f"node {node} left out {skipped} rounds")
+        short = all(fault.seconds <= 1.0 for fault in faults if fault.kind == "cut")
+        alike = max(train_s) - min(train_s) < 1.0
+        if kinds <= {"cut", "half_open", "new_certificate"} and short and alike:
+            lost = {peer: known.timed_out for peer, known in process.session.peers.items() if known.timed_out}
+            if lost or skipped:
+                raise ViolationError(
+                    f"node {node} waited in vain, by peer: {lost}, or left out {skipped} rounds"
+                )
+
+
 def _check_timeouts(world: World) -> None:
     """Neither start-up nor downtime makes the next wait longer."""
     most_s = TIMEOUT_S + 8 * max(world.schedule.train_s)
@@ -886,6 +910,7 @@ def check_end(world: World) -> None:
                 raise ViolationError(f"node {node} does not name the setting: {problem!r}")
     if world.schedule.nodes == 2 and {fault.kind for fault in world.schedule.faults} <= SHORT:
         _check_timeouts(world)
+    _check_calm(world)
     if not healed(world) and not world.hostile:  # a hostile one may keep others apart for long, but ends nobody
         rows = [
             (i, p.toy.round, p.toy.waiting_for, {q: s.state.value for q, s in p.session.peers.items()})

@@ -322,7 +322,7 @@ class Session:
         for peer, known in self.peers.items():
             frames = state.send_buffer[peer].items()
             known.buffer.frames = {
-                at: BufferedFrame(f.packed, f.purpose, False, not f.sent) for at, f in frames
+                at: BufferedFrame(f.packed, f.purpose, False, f.counted and not f.sent) for at, f in frames
             }
             known.refused = state.refused[peer]
             known.ever_connected = peer in state.ever_connected
