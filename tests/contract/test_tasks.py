@@ -877,6 +877,7 @@ def test_owners_with_few_images_cannot_be_tested(name: str, tmp_path: Path) -> N
         (b"1,7,3,5,0", 7, "line 7: 5 fields, but the header has 4"),
         (b"x,7,3,0", 7, "line 7: 'x' in column userId is not a whole number"),
         (b"1,7.0,3,0", 7, "line 7: '7.0' in column movieId is not a whole number"),
+        (b"1_0,7,3,0", 7, "line 7: '1_0' in column userId is not a whole number"),
         (b"1,,3,0", 7, "line 7: '' in column movieId is not a whole number"),
         (b"1,7,,0", 7, "line 7: could not read '' in column rating"),
         (b"1,7,nan,0", 7, "line 7: a rating of nan"),
@@ -956,6 +957,15 @@ def test_a_line_that_is_no_name_is_said_not_to_be_one(
     make_task("shakespeare", data=tmp_path)
     assert repr(line)[:80] in caplog.text
     assert str(tmp_path / "play.txt") in caplog.text
+
+
+def test_names_without_an_empty_line_before_are_said_to_count_as_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    speech = "so it is " * 20
+    (tmp_path / "play.txt").write_text(f"ANNA:\n{speech}\nBERT:\n{speech}\nHe said:\nno", encoding="utf-8")
+    make_task("shakespeare", data=tmp_path)
+    assert "1 lines look like names of roles but follow no empty line; the first is 'BERT:'" in caplog.text
 
 
 @pytest.mark.parametrize(

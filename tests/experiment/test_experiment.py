@@ -856,3 +856,25 @@ def test_every_key_has_a_meaning_and_is_documented() -> None:
         cells = [f"`{key.path}`", key.when, key.type, default, key.meaning]
         line = f"| {' | '.join(cells)} |".replace("|  |", "| |")
         assert line in text, f"docs/reference/settings.md lacks:\n{line}"
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"run.rounds": 3, "run": {"rounds": 2}}, "run = .*: another key sets the same; remove one of the two"),
+        ({"run": {"rounds": 2}, "run.rounds": 3}, "run.rounds = 3: another key sets the same"),
+        ({3: 3}, "3 = 3: unknown key"),
+        ({"run.folder": ""}, "run.folder = '': expected a path"),
+        ({"run.folder": "a\0b"}, "expected a path"),
+        ({"name": "x" * 300}, "expected a name that can be a folder's name"),
+    ],
+)
+def test_keys_paths_and_names_without_a_meaning_are_refused(tables: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load("digits").changed(tables)
+
+
+def test_two_keys_of_one_table_are_both_taken() -> None:
+    made = load("digits").changed({"run.stop.metric": "loss", "run": {"stop": {"patience": 3}, "rounds": 4}})
+    assert made.run.stop is not None
+    assert (made.run.rounds, made.run.stop.metric, made.run.stop.patience) == (4, "loss", 3)

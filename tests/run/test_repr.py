@@ -27,3 +27,7 @@ def test_result_and_progress_print_as_one_line(tmp_path: Path) -> None:
     for text in (repr(result), *shown):
         assert "\n" not in text
         assert len(text) < 300
+    page = result._repr_html_()
+    assert "<td>tiny</td><td>finished</td><td>3</td>" in page
+    assert f"<td>{result.rows[-1]['accuracy_mean']:.4g}</td>" in page
+    assert len(page) < 500

@@ -17,9 +17,9 @@ from jwins.experiment.plugins import JwinsConfig
 from jwins.experiment.sections import TrainConfig
 from jwins.run.assembly import build
 from jwins.run.run import simulate
-from jwins.sharing import Full, jwins
+from jwins.sharing import Full, jwins, mix
 from jwins.sharing.update import Update
-from jwins.topology import Ring
+from jwins.topology import Graph, Ring
 
 
 def experiment(sharing: Any, tmp_path: Path) -> Experiment:
@@ -108,6 +108,24 @@ MISTAKES = {
     "init in place": ({"init": in_place_init}, r"Own\.init changed params in place"),
     "share in place": ({"share": in_place_share}, r"Own\.share changed params in place"),
     "merge in place": ({"merge": in_place_merge}, r"Own\.merge changed params in place"),
+    "merge adds in place": (
+        {"merge": lambda state, params, received, ctx: (params.add_(mix(params, received)), state)},
+        r"Own\.merge changed params in place",
+    ),
+    "merge keeps a gradient": (
+        {"merge": lambda state, params, received, ctx: (params.clone().requires_grad_() * 1, state)},
+        r"Own\.merge returned parameters with a gradient: use \.detach",
+    ),
+    "share draws from a global generator": (
+        {"share": lambda state, params, ctx: share(state, params + torch.randn(len(params)), ctx)},
+        r"Own\.share returned two updates for the same arguments; draw from ctx\.rng",
+    ),
+    "stale_peers fails": ({"stale_peers": fails}, r"Own\.stale_peers failed: KeyError: 'gamma'"),
+    "stale_peers gives a list": (
+        {"stale_peers": lambda state: [1]},
+        r"Own\.stale_peers returned a list: expected a frozenset of nodes",
+    ),
+    "one type for state_types": ({"state_types": Mine}, r"Own\.state_types is no tuple"),
     "received in place": (
         {"merge": in_place_received},
         r"Own\.merge changed the update of a neighbour in place",
@@ -183,5 +201,51 @@ def test_the_check_leaves_algorithm_and_generators_as_they_were(tmp_path: Path) 
 
     before = torch.get_rng_state()
     build(experiment(Own(share=counting), tmp_path))
-    assert len(calls) == 1
+    assert len(calls) == 2  # with the same arguments
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def changed(**rows: Any) -> Callable[[int], Graph]:
+    return lambda at: dataclasses.replace(Ring(num_nodes=6, seed=1).at(at), **rows)
+
+
+ROWS = Ring(num_nodes=6, seed=1).at(0).senders
+GRAPHS = {
+    "fails": (fails, r"^Mesh\.at\(0\) failed: KeyError: 'gamma'"),
+    "none": (lambda at: None, r"Mesh\.at\(0\) returned a NoneType: expected a jwins\.topology\.Graph"),
+    "none later": (
+        lambda at: Ring(num_nodes=6, seed=1).at(at) if at < 2 else None,
+        r"Mesh\.at\(2\) returned a NoneType",
+    ),
+    "of three nodes": (Ring(num_nodes=3, seed=1).at, r"Mesh\.at\(0\)\.senders has 3 rows: expected 6"),
+    "heavy": (
+        changed(senders=tuple(dict.fromkeys(row, 0.6) for row in ROWS)),
+        r"senders\[0\] has weights of 1.2 in all: expected at most 1; the rest stays on the node",
+    ),
+    "negative": (
+        changed(senders=tuple(dict.fromkeys(row, -0.1) for row in ROWS)),
+        r"senders\[0\]\[\d\] = -0.1: expected a weight in \(0, 1\]",
+    ),
+    "NaN": (
+        changed(senders=tuple(dict.fromkeys(row, float("nan")) for row in ROWS)),
+        "= nan: expected a weight",
+    ),
+    "itself": (changed(senders=({0: 0.1}, *ROWS[1:])), r"senders\[0\] names node 0: expected another node"),
+    "beyond": (changed(senders=({9: 0.1}, *ROWS[1:])), r"senders\[0\] names node 9: expected another node"),
+    "one way": (changed(senders=({}, *ROWS[1:])), r"recipients\[1\] names node 0: expected nodes that have"),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_topology_without_a_graph_to_mix_over_is_named(name: str, tmp_path: Path) -> None:
+    at, message = GRAPHS[name]
+
+    class Mesh:
+        num_nodes = 6
+
+        def at(self, round: int) -> Any:
+            return at(round)
+
+    with pytest.raises(UsageError, match=message):
+        simulate(experiment(Full(), tmp_path).changed({"topology": Mesh()}))
+    assert not (tmp_path / "run").exists()

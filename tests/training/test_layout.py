@@ -143,6 +143,16 @@ def test_memory_under_two_names_is_refused(tie, buffers):
         Layout.of(model, buffers)
 
 
+@pytest.mark.parametrize("values", [torch.zeros(1).expand(3, 3), torch.zeros(5).as_strided((3, 3), (1, 1))])
+def test_numbers_of_one_parameter_on_one_memory_are_refused(values):
+    model = nn.Sequential(nn.Linear(3, 3))
+    model[0].weight.data = values
+    with pytest.raises(
+        UsageError, match=r"parameter '0.weight' of shape \(3, 3\): several of its numbers share"
+    ):
+        Layout.of(model, "local")
+
+
 def test_neighbours_in_one_memory_are_not_the_same():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     store = torch.zeros(24)

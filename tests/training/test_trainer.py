@@ -931,3 +931,25 @@ def test_a_model_with_two_parameters_on_one_memory_is_refused(batching):
 
     with pytest.raises(UsageError, match=r"'0\.weight' and parameter '1\.weight' share memory|'1\.weight' and"):
         make(tied, batching=batching)
+
+
+class Replacing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.inner.weight = nn.Parameter(self.inner.weight.detach().clone())
+        return self.inner(x)
+
+
+class Growing(Replacing):
+    def forward(self, x):
+        self.outer = nn.Linear(3, 3)
+        return self.outer(self.inner(x))
+
+
+@pytest.mark.parametrize(("build", "name"), [(Replacing, "inner.weight"), (Growing, "outer.weight")])
+def test_a_model_that_makes_parameters_in_a_step_is_refused(build, name):
+    with pytest.raises(UsageError, match=f"parameter '{name}' is another after a step; make all parameters in"):
+        Trainer(Toy(build), [np.arange(30)], seed=1, local_steps=1, batch_size=4, optimizer=Optimizer())

@@ -59,19 +59,35 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
     noise = torch.randn(len(initial), generator=torch.Generator().manual_seed(0)).to(initial.device)
     trained = initial + 0.01 * noise  # a step of training; without it all scores would be 0
     params = trained.clone()
-    update, state = call_share(sharing, state, params, ctx, sharing.update_dim(len(initial)))
+    dim = sharing.update_dim(len(initial))
+    again, _ = call_share(sharing, state, trained.clone(), ctx, dim)
+    update, state = call_share(sharing, state, params, ctx, dim)
     _check_same(sharing, "share", "params", params, trained)
     _check_state(sharing, "share", state)
     if not update.is_finite():
         raise UsageError(f"{method_name(sharing, 'share')} returned an update with a value that is not finite")
+    if not torch.equal(again.dense_values(), update.dense_values()):
+        problem = "returned two updates for the same arguments; draw from ctx.rng(purpose), and change nothing"
+        raise UsageError(f"{method_name(sharing, 'share')} {problem}")
     if isinstance(update.values, Tensor):  # as a received update: with its own memory
         update = dataclasses.replace(update, values=update.values.clone())
     sent = update.dense_values().clone()
     received = [Received(sender, 0, weight, update) for sender, weight in sorted(ctx.weights.items())]
-    _, state = call_merge(sharing, state, params, received, ctx)
-    _check_same(sharing, "merge", "params", params, trained)
+    apart = trained + 0.01 * noise.flip(0)  # not what was sent, so that a merge changes it
+    params = apart.clone()
+    merged, state = call_merge(sharing, state, params, received, ctx)
+    _check_same(sharing, "merge", "params", params, apart)
+    if merged.requires_grad:
+        raise UsageError(f"{method_name(sharing, 'merge')} returned parameters with a gradient: use .detach()")
     _check_same(sharing, "merge", "the update of a neighbour", update.dense_values(), sent)
     _check_state(sharing, "merge", state)
+    name = method_name(sharing, "stale_peers")
+    try:
+        stale = sharing.stale_peers(state)
+    except Exception as error:
+        raise UsageError(f"{name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(stale, frozenset | set):
+        raise UsageError(f"{name} returned a {type(stale).__name__}: expected a frozenset of nodes")
 
 
 def _check_same(sharing: Sharing[Any], method: str, what: str, found: Tensor, before: Tensor) -> None:
@@ -83,6 +99,9 @@ def _check_same(sharing: Sharing[Any], method: str, what: str, found: Tensor, be
 
 def _check_state(sharing: Sharing[Any], method: str, state: object) -> None:
     name = method_name(sharing, method)
+    if not isinstance(sharing.state_types, tuple):
+        cls = type(sharing).__name__
+        raise UsageError(f"{cls}.state_types is no tuple; write state_types = ({cls}State,), with a comma")
     known = {*STATE_TYPES, *sharing.state_types}
     if strange := next((cls for cls in _dataclasses_in(state) if cls not in known), None):
         raise UsageError(

@@ -118,7 +118,7 @@ class Experiment(Settings):
     @field_validator("name")
     @classmethod
     def _printable(cls, name: str) -> str:
-        if not name.isprintable() or "/" in name or name.strip(". ") != name:
+        if not name.isprintable() or "/" in name or name.strip(". ") != name or len(name.encode()) > 200:
             raise refuse("", name, "expected a name that can be a folder's name")
         return name
 

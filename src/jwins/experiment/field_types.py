@@ -154,6 +154,8 @@ def from_home(path: str) -> str:
 def _from_home(path: Any) -> Any:
     if not isinstance(path, str | Path):
         return path
+    if not str(path) or "\0" in str(path):
+        raise _problem("expected a path")
     try:
         return Path(from_home(str(path)))
     except ValueError as error:

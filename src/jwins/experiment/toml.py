@@ -91,17 +91,17 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert dotted keys to nested tables; later entries replace earlier ones.
+    """Convert dotted keys to nested tables.
 
     Raises:
-        ConfigError: a dotted key continues a value that is not a table.
+        ConfigError: a dotted key continues a value that is not a table, or two keys set the same.
 
     >>> nested({"run.rounds": 3, "run": {"seed": 2}})
     {'run': {'rounds': 3, 'seed': 2}}
     """
     found: dict[str, Any] = {}
     for key, value in tables.items():
-        steps, inner = key.split("."), value
+        steps, inner = str(key).split("."), value
         if not all(steps):
             raise ConfigError(key, value, "expected a key such as run.rounds")
         at: Any = found
@@ -111,10 +111,19 @@ def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(
                     key, value, f"{step} was set to {at!r} before, so it has no keys; remove one of the two"
                 )
+        if steps[-1] in at and _overlap(at[steps[-1]], value):
+            raise ConfigError(key, value, "another key sets the same; remove one of the two")
         for step in reversed(steps[1:]):
             inner = {step: inner}
         found = merge(found, {steps[0]: inner})
     return found
+
+
+def _overlap(a: object, b: object) -> bool:
+    """Whether two values of one key are not tables with different keys."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return any(_overlap(a[key], b[key]) for key in a.keys() & b.keys())
+    return True
 
 
 def write_toml(tables: Mapping[str, Any]) -> str:

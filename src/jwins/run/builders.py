@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
@@ -17,6 +20,7 @@ from jwins.experiment.plugins import (
     TopologyTable,
 )
 from jwins.experiment.sections import RunConfig
+from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,6 +59,7 @@ def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
     Raises:
         ConfigError: no such graph exists.
     """
+    from jwins.topology.graph import check_topology
     from jwins.topology.participation import Participation
 
     config, nodes = experiment.topology, experiment.nodes
@@ -63,6 +68,9 @@ def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
         if isinstance(config, TopologyTable)
         else config
     )
+    own = not type(topology).__module__.startswith("jwins.")
+    if own and topology.num_nodes == nodes.count:
+        check_topology(topology, nodes.count, experiment.run.rounds + experiment.run.consensus_rounds)
     if nodes.participation == 1.0 or of_all:
         return topology
     senders = topology.at(0).senders
@@ -122,7 +130,7 @@ def advice(experiment: Experiment) -> list[str]:
     return [
         f"neighbours change from round to round, and sharing.kind = {kind!r} keeps replicas of them: "
         "each new neighbour is sent the whole replica, which is most of the bytes. Where bytes count, "
-        "take sharing.kind = 'stateless' or 'jwins', or a topology that stays"
+        "take sharing.kind = 'stateless' or 'jwins', or a topology that stays",
     ]
 
 
@@ -190,7 +198,7 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
         num_samples=len(task.train),
         num_nodes=experiment.nodes.count,
         labels=task.partition_labels(),
-        keys=task.train.keys,
+        keys=None if task.train.keys is None else task.train.keys.copy(),
         rng=stream(experiment.run.seed, "partition"),
     )
 
@@ -362,6 +370,21 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
                 for own in partition
             ]
     return found
+
+
+def write_partition(folder: Path, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> None:
+    """Write the number of samples of each node, by class, and the node of each sample; not over a file."""
+    import numpy as np
+
+    if not (path := folder / "partition.json").is_file():
+        write_atomically(path, (json.dumps(partition_counts(task, partition)) + "\n").encode())
+    if not (path := folder / "partition.npz").is_file():
+        holder = np.full(len(task.train), -1, dtype=np.int32)
+        for node, part in enumerate(partition):
+            holder[part] = node
+        file = io.BytesIO()
+        np.savez_compressed(file, node=holder)
+        write_atomically(path, file.getvalue())
 
 
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:

@@ -29,7 +29,7 @@ from jwins.engines.eval_reduce import PartialSum, average, reduce_results, squar
 from jwins.errors import DataError, JwinsError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
-from jwins.run.builders import partition_counts
+from jwins.run.builders import write_partition
 from jwins.run.folder import FolderState, folder_state
 from jwins.run.fork_server import Forked, can_fork, start_forked
 from jwins.run.node import for_network, for_real_time, node_folder, timeout_of
@@ -146,8 +146,7 @@ def launch(
     with locked(folder, "this experiment"), interrupts("SIGTERM", "SIGHUP") as interrupted:
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", components.experiment.to_toml(folder).encode())
-            counts = partition_counts(components.task, components.partition)
-            write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
+            write_partition(folder, components.task, components.partition)
         with _Nodes(components, folder, least_s) as nodes, _Collected(components, folder) as collected:
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
     return Result(components.experiment, folder, status, Record.read(folder))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,8 @@ from jwins.run_folder import traffic
 from jwins.run_folder.record import Record, flat_rows
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor, nn
 
 
@@ -45,6 +50,18 @@ class Result:
         measured = [f"round {row.round}: {row.means_text()}" for row in self.record.evaluations[-1:]]
         return f"<Result {', '.join([self.experiment.name, self.status, *measured, repr(str(self.folder))])}>"
 
+    def _repr_html_(self) -> str:
+        """Return the same for notebooks, with a table of the last evaluation."""
+        cells: dict[str, object] = {"run": self.experiment.name, "status": self.record.status}
+        for row in self.record.evaluations[-1:]:
+            cells |= {"round": row.round, "MB per node": f"{self.record.bytes_per_node()[-1] / 1e6:.3g}"}
+            cells |= {
+                name: "—" if (s := spread.mean) is None else f"{s:.4g}" for name, spread in row.metrics.items()
+            }
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in cells)
+        body = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells.values())
+        return f"<table><tr>{head}</tr><tr>{body}</tr></table>"
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat dict per evaluation, with ``round``, ``accuracy_mean``, ``bytes_total``, ..."""
@@ -72,6 +89,23 @@ class Result:
             | {f"bytes_{kind}": size_bytes for kind, size_bytes in edge.bytes.by_kind().items()}
             for edge in edges
         ]
+
+    @property
+    def partition(self) -> list[npt.NDArray[np.int64]]:
+        """Return the positions of each node's training samples in ``task.train``, increasing.
+
+        Raises:
+            DataError: the folder has no readable ``partition.npz``, as those of older runs.
+        """
+        import numpy as np
+
+        path = self.folder / "partition.npz"
+        try:
+            holder = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)["node"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            problem = "cannot be read; build_partition of jwins.run.builders draws the partition again"
+            raise DataError(f"{path}: {problem} ({error})") from error
+        return [np.flatnonzero(holder == node) for node in range(self.experiment.nodes.count)]
 
     @property
     def sha256(self) -> str | None:

@@ -1,15 +1,14 @@
 """Run experiments in run folders.
 
-A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` (number of samples of each
-node), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end, ``final/node-<i>.safetensors``. The
-experiment's digest decides whether it can be continued.
+A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` and ``partition.npz`` (the
+samples of each node), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end,
+``final/node-<i>.safetensors``. The experiment's digest decides whether it can be continued.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from jwins.errors import ActorLostError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build
-from jwins.run.builders import partition_counts
+from jwins.run.builders import write_partition
 from jwins.run.extend import extend as make_longer
 from jwins.run.folder import FolderState, check_task_unchanged, folder_state
 from jwins.run.result import Result
@@ -237,9 +236,7 @@ def _simulate(
             )
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", assembled.experiment.to_toml(folder).encode())
-        if not (folder / "partition.json").is_file():
-            counts = partition_counts(assembled.task, assembled.partition)
-            write_atomically(folder / "partition.json", (json.dumps(counts) + "\n").encode())
+        write_partition(folder, assembled.task, assembled.partition)
         going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
         if going_on:
             check_task_unchanged(folder, assembled.start)

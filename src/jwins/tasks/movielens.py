@@ -183,7 +183,7 @@ def _check_text(text: str) -> None:
 
 def _identifier(text: str, column: str) -> int:
     try:
-        number = int(text)
+        number = int("" if "_" in text else text)  # int() would read 1_0 as 10
     except ValueError:
         raise ValueError(f"{text[:60]!r} in column {column} is not a whole number") from None
     if not -(2**63) <= number < 2**63:

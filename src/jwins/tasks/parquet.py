@@ -67,7 +67,7 @@ class Rows:
         if kind is int:
             return self.cells(column, lambda c: type(c) is int and c in _INT64, "a whole number of 64 bits")
         return self.cells(
-            column, lambda c: type(c) is str, "a name, as text or as a whole number, in all files"
+            column, lambda c: type(c) is str and c != "", "a name, as text or as a whole number, in all files"
         )
 
     def place(self, column: str, row: int) -> str:

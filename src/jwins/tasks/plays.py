@@ -80,7 +80,7 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
     speeches: dict[tuple[int, str], list[str]] = {}
     for number, play in enumerate(plays):
         speaker = None
-        no_names = []
+        no_names, within = [], []
         for paragraph in _BLANK.split(play.strip()):
             first, _, rest = paragraph.partition("\n")
             name = _ROLE.fullmatch(first)
@@ -88,6 +88,7 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
                 speaker, paragraph = (number, unicodedata.normalize("NFC", name[1])), rest
             elif first.rstrip().endswith((":", "：")):
                 no_names.append(first)
+            within += [line for line in rest.split("\n") if line.isupper() and _ROLE.fullmatch(line)]
             # a paragraph without a name continues the speech; before the first it is a stage direction
             if speaker is not None:
                 speeches.setdefault(speaker, []).append(paragraph + "\n")
@@ -97,6 +98,12 @@ def speeches(task: str, plays: Sequence[str], names: Sequence[object]) -> list[s
                 "first is %r. A name begins with a letter or a digit, has up to 61 characters and ends in "
                 "':'. These lines count as text of the previous role",
                 *(task, names[number], len(no_names), no_names[0][:80]),
+            )
+        if within:
+            _log.warning(
+                "%s: %s: %d lines look like names of roles but follow no empty line; the first is %r. They "
+                "count as text of the previous role",
+                *(task, names[number], len(within), within[0][:80]),
             )
     if not speeches:
         raise DataError(f"{task}: {names[0]}: no speech; expected lines such as 'HAMLET:' after an empty line")

@@ -82,6 +82,49 @@ class Graph:
         return Graph(num_nodes, senders, recipients)
 
 
+def check_topology(topology: Topology, num_nodes: int, rounds: int) -> None:
+    """Refuse a topology of a user of which one of the first graphs is none to mix over.
+
+    Args:
+        topology: returns the graphs.
+        num_nodes: N of the experiment.
+        rounds: rounds of the run, of which the first few are looked at.
+
+    Raises:
+        UsageError: ``at`` fails, or returns something that is no graph of these nodes: a row for each node,
+            edges that both ends know, and weights above 0, of which a node gives at most 1 in all.
+    """
+    for at in range(min(rounds, _CHECKED_ROUNDS)):
+        where = f"{type(topology).__name__}.at({at})"
+        try:
+            graph = topology.at(at)
+        except Exception as error:
+            raise UsageError(f"{where} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(graph, Graph):
+            raise UsageError(f"{where} returned a {type(graph).__name__}: expected a jwins.topology.Graph")
+        for name, rows in (("senders", graph.senders), ("recipients", graph.recipients)):
+            if len(rows) != num_nodes:
+                raise UsageError(f"{where}.{name} has {len(rows)} rows: expected {num_nodes}, one per node")
+        known = [frozenset(row) for row in graph.recipients]
+        for i, row in enumerate(graph.senders):
+            for j, weight in row.items():
+                if j == i or not 0 <= j < num_nodes or i not in known[j]:
+                    problem = "expected another node, which has this one in its recipients"
+                    raise UsageError(f"{where}.senders[{i}] names node {j}: {problem}")
+                if not 0.0 < weight <= 1.0:
+                    raise UsageError(f"{where}.senders[{i}][{j}] = {weight}: expected a weight in (0, 1]")
+            if (total := sum(row.values())) > 1.0 + 1e-6:
+                problem = "expected at most 1; the rest stays on the node"
+                raise UsageError(f"{where}.senders[{i}] has weights of {total:.6g} in all: {problem}")
+        for j, others in enumerate(graph.recipients):
+            if missing := [i for i in others if not 0 <= i < num_nodes or j not in graph.senders[i]]:
+                problem = "expected nodes that have this one in their senders"
+                raise UsageError(f"{where}.recipients[{j}] names node {missing[0]}: {problem}")
+
+
+_CHECKED_ROUNDS = 8
+
+
 class Topology(Protocol):
     """Protocol of a topology: the graph of each round."""
 

@@ -260,6 +260,9 @@ def _check_storage(model: nn.Module) -> None:
         first = int(tensor.storage_offset()) * tensor.element_size()
         end = first + int(span) * tensor.element_size()
         trains = what == "parameter" and tensor.requires_grad
+        if trains and span < tensor.numel():
+            problem = "several of its numbers share memory, as after expand(); clone it in model()"
+            raise UsageError(f"parameter {name!r} of shape {tuple(tensor.shape)}: {problem}")
         taken.append((store, first, end, trains, f"{what} {name!r}"))
     reach: dict[tuple[int, bool], tuple[int, str]] = {}
     for store, first, end, trains, name in sorted(taken):

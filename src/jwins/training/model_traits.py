@@ -122,7 +122,7 @@ class TraitProbe:
         context = self._context
         model = context.fresh_model().train()
         self._check_frozen(model, "differs between two calls of model(); draw it from torch's own generator")
-        batch = self._batch(0, None)
+        batch, before_step = self._batch(0, None), dict(model.named_parameters())
         generator = context.generator("loss", 0, 0)
         loss_generator = generator.get_state()
         with context.preserved_generators():
@@ -140,6 +140,13 @@ class TraitProbe:
                     context.metrics_of(model(context.task.prepare(inputs)), targets)
             after = context.global_state()
         self._check_frozen(model, "changes in a step; register it as a buffer in model()")
+        after_step = dict(model.named_parameters())
+        for name in {**before_step, **after_step}:
+            if before_step.get(name) is not after_step.get(name):
+                problem = (
+                    "is another after a step; make all parameters in model(), and change their values only"
+                )
+                raise UsageError(f"parameter {name!r} {problem}")
         buffers = list(model.buffers())
         return ModelTraits(
             training=_differ(before, between),
