@@ -73,6 +73,20 @@ def test_a_launch_writes_what_a_simulation_writes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_noise_of_privacy_is_the_same_in_every_process(tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    private = {"train": {"privacy": {"epsilon": 8.0}}}
+    simulated = jwins.simulate(digits(tmp_path / "virtual", sharing="full").changed(private))
+    launched = launch(digits(tmp_path / "wall", sharing="full").changed(private), timeout_s=120.0)
+    same(simulated, launched)
+    spent = [[row.epsilon for row in result.record.evaluations] for result in (simulated, launched)]
+    assert spent[0] == spent[1]
+    assert 7.9 < spent[0][-1] <= 8.0  # type: ignore[operator]
+    for mine, theirs in zip(simulated.partition, launched.partition, strict=True):
+        assert mine.tolist() == theirs.tolist()
+
+
+@pytest.mark.slow
 def test_a_schedule_is_the_same_in_every_process(tmp_path: Path) -> None:
     long = {
         "local_steps": 4,

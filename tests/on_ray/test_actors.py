@@ -92,6 +92,7 @@ CASES: dict[str, dict[str, Any]] = {
             "outer": {"kind": "nesterov", "lr": 0.7, "momentum": 0.5},
         },
     },
+    "privacy": {"sharing": FULL, "train": {"privacy": {"noise_multiplier": 1.0}}},
     "uneven": {"compute": {"step_ms": 5.0, "spread": 0.5}, "links": {"uplink_mbps": 50, "latency_ms": 1}},
     "faults": {
         "sharing": CHOCO,
@@ -103,6 +104,8 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_actors_on_a_cluster_measure_the_same(machines: Any, case: str, tmp_path: Path) -> None:
+    if case == "privacy":
+        pytest.importorskip("opacus")
     reference = jwins.simulate(experiment(tmp_path / "here", **CASES[case]))
     for actors in (1, 2, 4) if case in ("jwins", "choco") else (2,):
         spread = jwins.simulate(

@@ -65,3 +65,8 @@ def test_the_samples_of_each_node_are_in_the_run_folder(tmp_path: Path) -> None:
     file.write_bytes(before[:40])
     with pytest.raises(DataError, match=r"partition.npz: cannot be read"):
         _ = result.partition
+
+
+def test_a_seed_that_all_know_is_said_to_protect_from_others_alone() -> None:
+    (note,) = advice(jwins.load("digits", ["train.privacy={noise_multiplier=1.0}"]))
+    assert note == "train.privacy: noise is drawn from run.seed; epsilon holds against those who do not know it"

@@ -163,6 +163,10 @@ def print_result(console: Console, result: Result) -> None:
     clock = "virtual seconds" if result.record.start.clock == "virtual" else "seconds"
     if result.was_complete:
         console.print("this run is complete; nothing to do")
+        if result.record.end is not None and not any((result.folder / "final").glob("*.safetensors")):
+            console.print(
+                "its final models are gone; remove the folder and run again to have them", soft_wrap=True
+            )
     means = {name: spread.mean for name, spread in last.metrics.items()}
     traffic = last.traffic
     console.print(
@@ -178,6 +182,8 @@ def print_result(console: Console, result: Result) -> None:
         f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}",
         soft_wrap=True,
     )
+    if last.epsilon is not None and (privacy := result.experiment.train.privacy) is not None:
+        console.print(f"privacy spent per sample: epsilon {last.epsilon:.2f} at delta {privacy.delta:g}")
     if result.record.end is not None and not result.was_complete:
         console.print(_seconds_text(result.record.end.wall_s), soft_wrap=True)
     console.print(f"written to {result.folder}", soft_wrap=True)

@@ -185,6 +185,7 @@ class EvalResult:
         losses: mean training loss of each node's last round.
         squares: squared distance of each node to the average model.
         of_average: metrics of the average model, from the node group that tested it.
+        epsilon: privacy that each node has spent; empty without ``train.privacy``.
     """
 
     metrics: Mapping[str, Mapping[int, float]]
@@ -193,6 +194,7 @@ class EvalResult:
     losses: Mapping[int, float]
     squares: Mapping[int, float]
     of_average: Mapping[str, float] | None = None
+    epsilon: Mapping[int, float] = field(default_factory=dict)
 
 
 def reduce_results(
@@ -245,6 +247,7 @@ def reduce_results(
             for name, values in _by_node([result.early for result in results]).items()
         },
         consensus_rounds=consensus_rounds,
+        epsilon=max((value for result in results for value in result.epsilon.values()), default=None),
     )
 
 

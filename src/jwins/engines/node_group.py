@@ -512,7 +512,16 @@ class NodeGroup:
             losses={node: loss for node in nodes if (loss := models[node].loss) is not None},
             squares={} if round == 0 else self._squares(models, average),
             of_average=of_average if test_average else None,
+            epsilon=self._epsilon(round, nodes),
         )
+
+    def _epsilon(self, round: int, nodes: Sequence[int]) -> dict[int, float]:
+        """The privacy that these nodes have spent; of all rounds in which they trained, if they missed none."""
+        privacy = self.trainer.privacy
+        if privacy is None:
+            return {}
+        trained = {node: sum(self.rules.trains(node, at) for at in range(round)) for node in nodes}
+        return {node: privacy.epsilon(node, self.local_steps[node] * trained[node]) for node in nodes}
 
     def _common_requests(
         self, round: int, models: Mapping[int, WaitingModel], used: EvaluationSamples

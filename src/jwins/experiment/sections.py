@@ -231,6 +231,29 @@ class NesterovOuterConfig(Plugin):
         return Nesterov(**self.arguments())
 
 
+class PrivacyConfig(Settings):
+    """DP-SGD; needs the extra `privacy`. Give one of ``epsilon`` and ``noise_multiplier``."""
+
+    epsilon: Annotated[float, Within("a budget", 0, open_low=True)] | None = Field(
+        default=None, description="privacy that a node has spent after all rounds; the noise follows from it"
+    )
+    noise_multiplier: Annotated[float, Within("a noise multiplier", 0, open_low=True)] | None = Field(
+        default=None, description="standard deviation of the noise of a step, over clip_norm"
+    )
+    delta: Annotated[float, Within("a probability", 0, 0.5, open_low=True)] = Field(
+        default=1e-5, description="probability with which epsilon may be exceeded; below 1 / samples of a node"
+    )
+    clip_norm: Annotated[float, NORM] = Field(
+        default=1.0, description="largest norm of the gradient of a sample, over all parameters together"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise refuse("", self.model_dump(exclude_none=True), "expected one of epsilon and noise_multiplier")
+        return self
+
+
 class TrainConfig(Settings):
     """Local training, the same on every node."""
 
@@ -265,6 +288,9 @@ class TrainConfig(Settings):
         default=None,
         description="largest norm of the gradient of a step, over all parameters together; left out: any",
     )
+    privacy: PrivacyConfig | None = Field(
+        default=None, description="differential privacy of the training samples; left out: none"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="operations of the model in training; bfloat16: torch autocast, with float32 parameters",
@@ -281,6 +307,16 @@ class TrainConfig(Settings):
         default="auto",
         description="loop: train nodes one by one; stacked: as one stacked model; auto: choose by a fixed rule",
     )
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        if self.privacy is not None and self.clip_norm is not None:
+            problem = "train.privacy clips the gradient of each sample by its own clip_norm; remove one of both"
+            raise refuse("clip_norm", self.clip_norm, problem)
+        if self.privacy is not None and self.batching == "stacked":
+            problem = "train.privacy takes the gradients of single samples, node by node; write loop or auto"
+            raise refuse("batching", self.batching, problem)
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -149,9 +149,12 @@ def head_and_rows(table: Sequence[SummaryRow], target: Target) -> tuple[list[str
     common, by_name = common_reference(table), {line.variant: line for line in table}
     head = [h.format(metric=target.metric, to=f" to {common}" if common else "") for h in _HEADINGS]
     percent = is_percent(target)
-    return head, [
-        table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table
-    ]
+    rows = [table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table]
+    if any(line.epsilon is not None for line in table):
+        head.insert(-1, "epsilon")
+        for line, row in zip(table, rows, strict=True):
+            row.insert(-1, NEVER if line.epsilon is None else f"{line.epsilon:.2f}")
+    return head, rows
 
 
 def page_table(table: Sequence[SummaryRow], target: Target) -> Table:

@@ -56,6 +56,8 @@ class SummaryRow:
         bits_per_link: bits per parameter and local step that a node sends to one neighbour; None if the local
             steps are unknown.
         bits_per_node: bits per parameter and local step that a node sends and receives in all.
+        epsilon: privacy spent by the node that has spent most, in the seed where that is most; None without
+            ``train.privacy``.
     """
 
     variant: str
@@ -84,6 +86,7 @@ class SummaryRow:
     node_sd: float | None = None
     bits_per_link: float | None = None
     bits_per_node: float | None = None
+    epsilon: float | None = None
 
 
 def summary_row(
@@ -136,6 +139,7 @@ def summary_row(
         node_sd=_mean_of_all(node_sd),
         bits_per_link=_mean_of_all([None if found is None else found[0] for found in counts]),
         bits_per_node=_mean_of_all([None if found is None else found[1] for found in counts]),
+        epsilon=max((e for r in group.records if (e := r.evaluations[-1].epsilon) is not None), default=None),
     )
 
 

@@ -12,6 +12,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import ClosedLoopConfig, JwinsConfig, StatelessConfig
 from jwins.run.builders import (
     build_partition,
+    build_privacy,
     build_sharing,
     build_stop_rule,
     build_task,
@@ -278,6 +279,7 @@ def build_trainer(
         threads=_threads(experiment),
         chunk=chunk,
         precision=train.precision,
+        privacy=build_privacy(experiment, held, steps),
     )
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jwins.tasks import Task
     from jwins.tasks.local_data import LocalChange
     from jwins.topology.graph import Topology
+    from jwins.training.privacy import Privacy
 
 
 def build_task(experiment: Experiment) -> Task:
@@ -121,13 +122,19 @@ def advice(experiment: Experiment) -> list[str]:
     Raises:
         ConfigError: no such wavelet, or the topology has another number of nodes.
     """
+    notes = []
+    if experiment.train.privacy is not None:
+        notes.append(
+            "train.privacy: noise is drawn from run.seed; epsilon holds against those who do not know it"
+        )
     if not (experiment.topology_changes and build_sharing(experiment).remembers_peers):
-        return []
+        return notes
     topology = build_topology(experiment)
     if topology.at(0) == topology.at(1):
-        return []  # an object of the user
+        return notes  # an object of the user
     kind = getattr(experiment.sharing, "kind", type(experiment.sharing).__name__)
     return [
+        *notes,
         f"neighbours change from round to round, and sharing.kind = {kind!r} keeps replicas of them: "
         "each new neighbour is sent the whole replica, which is most of the bytes. Where bytes count, "
         "take sharing.kind = 'stateless' or 'jwins', or a topology that stays",
@@ -212,6 +219,41 @@ def local_steps(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64
     # 0.1 passes over 240 samples are 3 steps of 8, although 0.1 * 240 / 8 may round to more than 3.
     each = (train.local_epochs * len(own) / train.batch_size for own in partition)
     return [max(1, math.ceil(steps - 1e-9)) for steps in each]
+
+
+def build_privacy(
+    experiment: Experiment, parts: Mapping[int, npt.NDArray[np.int64]], steps: Sequence[int]
+) -> Privacy | None:
+    """Return the differential privacy of these nodes' training; None without ``train.privacy``.
+
+    Args:
+        experiment: the experiment.
+        parts: training samples of each node, by node.
+        steps: local steps in a round, of each node of the run.
+
+    Raises:
+        ConfigError: opacus is not installed, or no noise keeps the budget.
+    """
+    from jwins.topology.participation import Participation
+    from jwins.training.privacy import Privacy, noise_for, opacus, sampling_rate
+
+    config, batch_size = experiment.train.privacy, experiment.train.batch_size
+    if config is None:
+        return None
+    opacus()  # it counts what is spent, however much noise there is
+    samples = {node: len(part) for node, part in parts.items()}
+    if config.noise_multiplier is not None:
+        noise = dict.fromkeys(samples, config.noise_multiplier)
+        return Privacy(config.clip_norm, noise, samples, batch_size, config.delta)
+    assert config.epsilon is not None
+    topology, noise = build_topology(experiment), {}
+    for node, count in samples.items():
+        rounds = experiment.run.rounds
+        if isinstance(topology, Participation):
+            rounds = sum(node in topology.active(at) for at in range(rounds))
+        rate = sampling_rate(count, batch_size)
+        noise[node] = noise_for(config.epsilon, rate, rounds * steps[node], config.delta)
+    return Privacy(config.clip_norm, noise, samples, batch_size, config.delta)
 
 
 def local_changes(experiment: Experiment, task: Task) -> dict[int, LocalChange]:

@@ -75,6 +75,9 @@ def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:
     if (schedule := experiment.train.schedule).kind != "constant":
         problem = "depends on the number of rounds, so the finished rounds would differ; choose another folder"
         raise ConfigError("train.schedule.kind", schedule.kind, problem)
+    if (privacy := experiment.train.privacy) is not None and privacy.epsilon is not None:
+        problem = "was shared out over the rounds that there were; write noise_multiplier, which is kept"
+        raise ConfigError("train.privacy.epsilon", privacy.epsilon, problem)
     for key, problem in (
         ("consensus_rounds", "its consensus rounds followed the last round of training"),
         ("eval_samples_early", "its last evaluations used more samples"),

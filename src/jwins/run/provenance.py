@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from jwins.tasks import Dataset, Task
 
-_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx")
+_LIBRARIES = ("jwins", "torch", "numpy", "PyWavelets", "pcodec", "networkx", "opacus")
 
 
 def fingerprints(

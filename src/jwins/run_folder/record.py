@@ -207,6 +207,8 @@ def flat_rows(record: Record) -> list[dict[str, Any]]:
                 flat[f"{metric}_{field}"] = getattr(spread, field)
             if both:
                 flat[f"{metric}_early"] = row.early.get(metric, spread.mean)
+        if row.epsilon is not None:
+            flat["epsilon"] = row.epsilon
         flat["bytes_total"] = row.traffic.total
         flat |= {f"bytes_{kind}": size_bytes for kind, size_bytes in row.traffic.by_kind().items()}
         flat["bytes_per_node"] = row.traffic.total / record.start.num_nodes

@@ -131,6 +131,8 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
         early: each metric's mean over nodes on the samples of earlier evaluations, if those are a subset of
             these; else empty.
         consensus_rounds: number of rounds at the end without training.
+        epsilon: privacy spent up to this round by the measured node that has spent most; None without
+            ``train.privacy``.
     """
 
     round: int
@@ -144,6 +146,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
     samples: int
     early: dict[str, float | None] = {}
     consensus_rounds: int = 0
+    epsilon: float | None = None
 
     def means_text(self) -> str:
         """Return each metric's mean over nodes as one line of text."""

@@ -87,6 +87,7 @@ def scalars(row: EvalRow) -> dict[str, float]:
             found[f"{metric}/{field}"] = getattr(spread, field)
     found["train/loss"] = row.train_loss
     found["train/consensus_distance"] = row.consensus_distance
+    found["train/epsilon"] = row.epsilon
     found["time/virtual_s"] = row.time_s
     found["bytes/total"] = row.traffic.total
     found |= {f"bytes/{kind}": size_bytes for kind, size_bytes in row.traffic.by_kind().items()}

@@ -44,18 +44,21 @@ class Shuffle:
         partition: (n,) int64, the node's samples, n >= 1.
         seed: seed of the experiment.
         node: number of the node.
+
+    Attributes:
+        partition: as given.
     """
 
-    __slots__ = ("_epoch", "_node", "_order", "_partition", "_seed")
+    __slots__ = ("_epoch", "_node", "_order", "_seed", "partition")
 
     def __init__(self, partition: Indices, seed: int, node: int) -> None:
-        self._partition, self._seed, self._node = partition, seed, node
+        self.partition, self._seed, self._node = partition, seed, node
         self._epoch = -1
         self._order = partition
 
     def take(self, start: int, count: int) -> Indices:
         """Return samples ``start`` to ``start + count`` of the stream, (count,) int64."""
-        n = len(self._partition)
+        n = len(self.partition)
         epoch, offset = divmod(start, n)
         if offset + count <= n:
             return self._permutation(epoch)[offset : offset + count]
@@ -71,7 +74,7 @@ class Shuffle:
     def _permutation(self, epoch: int) -> Indices:
         if epoch != self._epoch:
             generator = stream(self._seed, "shuffle", node=self._node, round=epoch)
-            self._order = self._partition[generator.permutation(len(self._partition))]
+            self._order = self.partition[generator.permutation(len(self.partition))]
             self._epoch = epoch
         return self._order
 

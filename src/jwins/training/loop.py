@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from jwins.tasks.base import Batch
 from jwins.training.batches import Indices
 from jwins.training.node_store import NodeStore
 from jwins.training.optimizer import Optimizer, optimizer_step
+from jwins.training.privacy import Privacy
+from jwins.training.stacked import StackedModel
 from jwins.training.training_context import TrainingContext, training_error
 from jwins.training.worker_module import WorkerModule
 
@@ -23,6 +28,9 @@ class LoopTrainer:
         modules: a module for each worker.
         optimizer: optimizer of every node.
         seeds_global: whether the task draws from torch's own generator in training.
+        model: gives the gradients of single samples, as a stack of models of one sample each; None without
+            ``privacy``.
+        privacy: differential privacy of the nodes' samples; None for none.
     """
 
     def __init__(
@@ -33,23 +41,26 @@ class LoopTrainer:
         optimizer: Optimizer,
         *,
         seeds_global: bool,
+        model: StackedModel | None = None,
+        privacy: Privacy | None = None,
     ) -> None:
         self._context, self._store, self._modules = context, store, modules
         self._optimizer, self._seeds_global = optimizer, seeds_global
+        self._model, self._privacy = model, privacy
         self._rebuild = optimizer.state == "reset" and optimizer.has_state()
         self._built = [self._of(module) for module in modules]
 
-    def train(self, worker: int, node: int, round: int, indices: Indices) -> float:
+    def train(self, worker: int, node: int, round: int, indices: Sequence[Indices]) -> float:
         """Train one node for one round.
 
         Args:
             worker: whose module to use.
             node: number of the node.
             round: the round, for generators and errors.
-            indices: (steps, batch_size) int64, samples of each step.
+            indices: for each step, (n,) int64 samples; as many in each but with ``privacy``.
 
         Returns:
-            Mean loss over the steps.
+            Mean loss over the steps; NaN if no step has samples.
 
         Raises:
             TrainingError: a step failed.
@@ -64,18 +75,23 @@ class LoopTrainer:
         if self._seeds_global:
             context.seed_global("draws", node, round)
         generator = context.generator("loss", node, round)
-        index = torch.from_numpy(indices).to(context.device)
+        noise = context.generator("privacy noise", node, round)
+        index = torch.from_numpy(np.concatenate(indices)).to(context.device)
         started = store.optimizer.scalars.get("started")
         losses: list[Tensor] = []
         stage = "batch"
         try:
-            for step in range(len(index)):
+            for step, drawn in enumerate(torch.split(index, [len(drawn) for drawn in indices])):
                 stage = "batch"
-                batch = context.gather(index[step])
+                batch = context.gather(drawn)
                 stage = "loss"
-                loss = context.loss(module.model, batch, generator)
-                stage = "backward"
-                loss.backward()  # type: ignore[no-untyped-call]
+                if self._privacy is None:
+                    loss = context.loss(module.model, batch, generator)
+                    stage = "backward"
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    losses.append(loss.detach())
+                else:
+                    losses += self._private_gradient(self._privacy, module, node, batch, generator, noise)
                 stage = "optimizer"
                 if self._optimizer.clip_norm is not None:
                     parameters = [parameter for parameter, _ in module.trained]
@@ -86,11 +102,36 @@ class LoopTrainer:
                 if started is not None:
                     started[row] = 1
                 optimizer.zero_grad()
-                losses.append(loss.detach())
             module.collect(vector, buffers)
         except Exception as error:
             raise training_error(node, round, stage, error) from error
-        return float(torch.stack(losses).double().mean())
+        return float(torch.stack(losses).double().mean()) if losses else math.nan
+
+    def _private_gradient(
+        self,
+        privacy: Privacy,
+        module: WorkerModule,
+        node: int,
+        batch: Batch,
+        generator: torch.Generator,
+        noise: torch.Generator,
+    ) -> list[Tensor]:
+        """Set the gradient of a step from those of its samples, and return their mean loss, or nothing."""
+        assert self._model is not None
+        size, losses = len(batch.inputs), list[Tensor]()
+        of_samples: dict[str, Tensor | None] = {}
+        if size:
+            vector, buffers = self._store.rows[self._store.row(node)], self._store.buffers_of(node)
+            each, of_samples = self._model.of_samples(module, vector, buffers, batch, generator)
+            losses.append(each.mean())
+        gradients = {}
+        for parameter, slot in module.trained:
+            found = of_samples.get(slot.name)
+            gradients[slot.name] = parameter.new_zeros(size, *slot.shape) if found is None else found
+        noisy = privacy.noisy_mean(node, gradients, noise)
+        for parameter, slot in module.trained:
+            parameter.grad = noisy[slot.name]
+        return losses
 
     def _of(self, module: WorkerModule) -> torch.optim.Optimizer:
         dims = [len(slot.shape) for _, slot in module.trained]

@@ -100,6 +100,31 @@ class TraitProbe:
         problem = self._why_not_stacked()
         return ("loop", f"torch.func cannot stack this model: {problem}") if problem else ("stacked", "")
 
+    def why_not_private(self, model: nn.Module) -> str:
+        """Return why the gradient of a batch is not the mean of those of its samples; empty if it is."""
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                problem = "mixes the samples of a batch, so that no gradient is of one sample alone"
+                return f"layer {name} ({type(layer).__name__}) {problem}; use GroupNorm or LayerNorm"
+        problem = self._why_not_stacked()
+        if problem:
+            return f"the gradients of single samples need torch.func, which cannot stack this model: {problem}"
+        context = self._context
+        module = WorkerModule(context.fresh_model(), self._layout)
+        batch, generator = self._batch(0, None), context.generator("loss", 0, 0)
+        other = context.fresh_model().train()
+        before = {name: buffer.clone() for name, buffer in other.named_buffers()}
+        with context.preserved_generators():
+            whole = float(context.loss(other, batch, generator).detach())
+            for name, buffer in other.named_buffers():
+                if not torch.equal(before[name], buffer):
+                    return f"buffer {name} changes in training, and would leave the node without noise"
+            losses, _ = self._model.of_samples(module, self._initial, self._buffers, batch, generator)
+        apart = abs(float(losses.mean()) - whole) > _TOLERANCE[context.precision] * abs(whole) + 1e-6
+        if apart and not (self.traits.training or self.traits.loss_generator):
+            return "the loss of a batch is not the mean of the losses of its samples; change task.loss"
+        return ""
+
     def flat_step(self, chunk: int) -> torch.fx.GraphModule | None:
         """Return the step of a whole chunk as its tensor operations only; None if that does not work."""
         if self.traits.loss_generator:  # a generator is not a tensor, so the recording would fix it

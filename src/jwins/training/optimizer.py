@@ -278,7 +278,11 @@ def clipped(gradients: Mapping[str, Tensor | None], max_norm: float) -> dict[str
     Returns:
         The same, as ``torch.nn.utils.clip_grad_norm_`` has it for each row.
     """
-    squares = [g.reshape(len(g), -1).square().sum(dim=1) for g in gradients.values() if g is not None]
+    squares = [
+        g.reshape(len(g), math.prod(g.shape[1:])).square().sum(dim=1)
+        for g in gradients.values()
+        if g is not None
+    ]
     if not squares:
         return dict(gradients)
     factor = (max_norm / (torch.stack(squares).sum(dim=0).sqrt() + 1e-6)).clamp(max=1.0)

@@ -113,6 +113,22 @@ class StackedModel:
             dict(zip(self._changing, rest[count:], strict=True)),
         )
 
+    def of_samples(
+        self,
+        module: WorkerModule,
+        vector: Tensor,
+        buffers: Mapping[str, Tensor],
+        batch: Batch,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """Return the loss (B,) and the gradients (B, *shape) of each sample, by a stack of equal models."""
+        size = len(batch.inputs)
+        same = [tensor.expand(size, *tensor.shape) for tensor in buffers.values()]
+        values = values_of(self._layout, self._layout.views(vector.expand(size, -1)), same)
+        step = self.step(module, generator)
+        losses, gradients, _ = self.outcome(step(batch.inputs[:, None], batch.targets[:, None], *values))
+        return losses, gradients
+
     def outputs(self, module: WorkerModule, values: Sequence[Tensor], inputs: Tensor) -> Any:
         """Return the outputs of all rows' models, in evaluation mode, for the same test samples."""
         prepared = self._context.task.prepare(inputs)
@@ -304,7 +320,7 @@ class StackedTrainer:
         return node // self._chunk
 
     def train(
-        self, worker: int, number: int, rounds: Mapping[int, int], indices: Mapping[int, Indices]
+        self, worker: int, number: int, rounds: Mapping[int, int], indices: Mapping[int, Sequence[Indices]]
     ) -> dict[int, float]:
         """Train some nodes of a chunk. The others take the same steps on some data and are restored.
 
@@ -312,7 +328,7 @@ class StackedTrainer:
             worker: worker whose module is used.
             number: index of the chunk.
             rounds: rounds of the nodes that train; the same for all if the task draws.
-            indices: for each of them, (local_steps, batch_size) int64.
+            indices: for each of them, by step, (batch_size,) int64.
 
         Returns:
             Mean loss over the steps, by node.

@@ -30,7 +30,8 @@ from jwins.training.loop import LoopTrainer
 from jwins.training.model_traits import Batching, TraitProbe, is_slow_stacked
 from jwins.training.node_store import LocalState, NodeStore
 from jwins.training.optimizer import Optimizer
-from jwins.training.stacked import MIN_STACK, StackedTrainer, chunk_nodes
+from jwins.training.privacy import Privacy, poisson_batches
+from jwins.training.stacked import MIN_STACK, StackedModel, StackedTrainer, chunk_nodes
 from jwins.training.training_context import Device, Precision, TrainingContext
 from jwins.training.worker_module import WorkerModule
 
@@ -70,6 +71,7 @@ class Trainer:
         threads: number of workers, each with one intra-op thread; CUDA uses one.
         chunk: largest number of nodes in one stack, see :func:`~jwins.training.stacked.chunk_nodes`.
         precision: precision of the model in training; see :data:`~jwins.training.training_context.Precision`.
+        privacy: differential privacy of the nodes' samples, with which they train in a loop; None for none.
 
     Attributes:
         batching: ``loop`` or ``stacked``, as chosen.
@@ -82,6 +84,7 @@ class Trainer:
         steps: local steps per round of each node of this process.
         task: as given.
         optimizer: as given.
+        privacy: as given.
         recorded: recorded step of a chunk for each worker; empty if recording was impossible.
         local_buffers: for each buffer that stays on its node, (n, *shape), in the order of ``nodes``.
         threads: number of workers for training and evaluation.
@@ -89,7 +92,8 @@ class Trainer:
         traits: generators of the task, and whether the model is stateful.
 
     Raises:
-        ConfigError: a number is out of range, or there is no CUDA device.
+        ConfigError: a number is out of range, there is no CUDA device, or the model has no gradients of single
+            samples for ``privacy``.
         UsageError: the model has no parameters that train, trains others than float32, or changes frozen
             ones; a node has no samples; a chunk is incomplete in this process.
         TrainingError: the model, the loss or the backward pass fails on the first batch of the first node.
@@ -118,6 +122,7 @@ class Trainer:
         threads: int = 1,
         chunk: int | None = None,
         precision: Precision = "float32",
+        privacy: Privacy | None = None,
     ) -> None:
         every = [local_steps] if isinstance(local_steps, int) else list(local_steps)
         _check(every, batch_size, threads, chunk, batching)
@@ -126,7 +131,7 @@ class Trainer:
         )
         if not by_node:
             raise UsageError("Trainer: no nodes; expected the training samples of at least one")
-        self.task, self.optimizer = task, optimizer
+        self.task, self.optimizer, self.privacy, self._seed = task, optimizer, privacy, seed
         self.nodes = tuple(by_node)
         self.num_nodes = len(by_node) if num_nodes is None else num_nodes
         if self.nodes[0] < 0 or self.nodes[-1] >= self.num_nodes:
@@ -159,7 +164,10 @@ class Trainer:
         first = self._shuffles[self.nodes[0]]
         probe = TraitProbe(context, self.layout, self._initial, found, self.frozen, first)
         self.traits = probe.traits
-        self.batching, self.reason = _for_steps(every, batching, *probe.batching(batching, model))
+        if privacy is None:
+            self.batching, self.reason = _for_steps(every, batching, *probe.batching(batching, model))
+        else:
+            self.batching, self.reason = _for_privacy(batching, probe.why_not_private(model))
         stacked = self.batching == "stacked"
         self.chunk = chunk_nodes(self.num_nodes, self.layout.size, self.device, chunk) if stacked else 1
 
@@ -190,7 +198,15 @@ class Trainer:
                 seeds_global=seeds_global,
             )
         else:
-            self._loop = LoopTrainer(context, self._store, modules, optimizer, seeds_global=seeds_global)
+            self._loop = LoopTrainer(
+                context,
+                self._store,
+                modules,
+                optimizer,
+                seeds_global=seeds_global,
+                model=StackedModel(context, self.layout),
+                privacy=privacy,
+            )
         self._evaluation = Evaluation(
             context,
             self.layout,
@@ -326,10 +342,18 @@ class Trainer:
         """
         return 0 if self._stacked is None or self.threads > 1 else self._stacked.number_of(node)
 
-    def indices(self, node: int, round: int) -> Indices:
-        """Return the samples that a node trains on in a round, (steps of the node, batch_size) int64."""
-        count = self.steps[node] * self._context.batch_size
-        return self._shuffles[node].take(round * count, count).reshape(self.steps[node], -1)
+    def indices(self, node: int, round: int) -> list[Indices]:
+        """Return the samples that a node trains on in a round, int64, ``batch_size`` for each of its steps.
+
+        With ``privacy`` they are as many in the mean.
+        """
+        steps, size = self.steps[node], self._context.batch_size
+        if self.privacy is not None:
+            part = self._shuffles[node].partition
+            return poisson_batches(
+                part, seed=self._seed, node=node, round=round, local_steps=steps, batch_size=size
+            )
+        return list(self._shuffles[node].take(round * steps * size, steps * size).reshape(steps, -1))
 
     def evaluate(
         self,
@@ -413,6 +437,16 @@ def _for_steps(
         problem = "nodes with different numbers of local steps train one by one; write loop or auto"
         raise ConfigError("train.batching", asked, problem)
     return "loop", reason or ("nodes take different numbers of local steps" if found == "stacked" else "")
+
+
+def _for_privacy(asked: Batching, problem: str) -> tuple[Literal["loop"], str]:
+    """The batching, and why not ``stacked``, where gradients are clipped for each sample."""
+    if asked == "stacked":
+        remedy = "train.privacy takes the gradients of single samples, node by node; write loop or auto"
+        raise ConfigError("train.batching", asked, remedy)
+    if problem:
+        raise ConfigError("train.privacy", True, problem)
+    return "loop", "gradients are clipped for each sample"
 
 
 def _check(local_steps: Sequence[int], batch_size: int, threads: int, chunk: int | None, batching: str) -> None:
