@@ -52,18 +52,18 @@ def test_the_samples_of_each_node_are_in_the_run_folder(tmp_path: Path) -> None:
     for found, part in zip(result.partition, wanted, strict=True):
         assert np.array_equal(found, part)
     assert sum(map(len, wanted)) == sum(json.loads((result.folder / "partition.json").read_text())["samples"])
-    file = result.folder / "partition.npz"
+    file = result.folder / "partition.safetensors"
     assert file.stat().st_size < 4 * sum(map(len, wanted))
     before = file.read_bytes()
     file.unlink()
     with pytest.raises(
-        DataError, match=r"partition.npz: cannot be read; build_partition of jwins.run.builders draws"
+        DataError, match=r"partition.safetensors: cannot be read; build_partition of jwins.run.builders draws"
     ):
         _ = result.partition
     write_partition(result.folder, build_task(experiment), wanted)
     assert file.read_bytes() == before
     file.write_bytes(before[:40])
-    with pytest.raises(DataError, match=r"partition.npz: cannot be read"):
+    with pytest.raises(DataError, match=r"partition.safetensors: cannot be read"):
         _ = result.partition
 
 

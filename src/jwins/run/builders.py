@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -417,16 +416,15 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
 def write_partition(folder: Path, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> None:
     """Write the number of samples of each node, by class, and the node of each sample; not over a file."""
     import numpy as np
+    from safetensors.numpy import save
 
     if not (path := folder / "partition.json").is_file():
         write_atomically(path, (json.dumps(partition_counts(task, partition)) + "\n").encode())
-    if not (path := folder / "partition.npz").is_file():
-        holder = np.full(len(task.train), -1, dtype=np.int32)
+    if not (path := folder / "partition.safetensors").is_file():
+        holder = np.full(len(task.train), -1, dtype=np.min_scalar_type(-len(partition)))
         for node, part in enumerate(partition):
             holder[part] = node
-        file = io.BytesIO()
-        np.savez_compressed(file, node=holder)
-        write_atomically(path, file.getvalue())
+        write_atomically(path, save({"node": holder}))
 
 
 def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,14 +93,16 @@ class Result:
         """Return the positions of each node's training samples in ``task.train``, increasing.
 
         Raises:
-            DataError: the folder has no readable ``partition.npz``, as those of older runs.
+            DataError: the folder has no readable ``partition.safetensors``, as those of older runs.
         """
         import numpy as np
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
 
-        path = self.folder / "partition.npz"
+        path = self.folder / "partition.safetensors"
         try:
-            holder = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)["node"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            holder = load(path.read_bytes())["node"]
+        except (OSError, KeyError, SafetensorError) as error:
             problem = "cannot be read; build_partition of jwins.run.builders draws the partition again"
             raise DataError(f"{path}: {problem} ({error})") from error
         return [np.flatnonzero(holder == node) for node in range(self.experiment.nodes.count)]

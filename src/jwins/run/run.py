@@ -1,8 +1,8 @@
 """Run experiments in run folders.
 
-A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` and ``partition.npz`` (the
-samples of each node), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in the end,
-``final/node-<i>.safetensors``. The experiment's digest decides whether it can be continued.
+A run folder has ``config.toml`` (the experiment, resolved), ``partition.json`` and
+``partition.safetensors`` (the samples of each node), ``metrics.jsonl`` (append-only), ``checkpoints/`` and, in
+the end, ``final/node-<i>.safetensors``. The experiment's digest decides whether it can be continued.
 """
 
 from __future__ import annotations
