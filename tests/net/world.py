@@ -43,6 +43,7 @@ RESTART_S = 0.5  # an operator starts a process again, at the earliest
 HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
 LINES_AT_ONCE = 10
+LOSSES = ("cut", "half_open", "new_certificate")
 SHORT = {"cut", "kill", "quit", "clock", "late_start", "new_certificate", "second_key"}
 """After these alone no frame takes long while its sender is connected and waits for nobody else."""
 
@@ -114,7 +115,10 @@ class Schedule:
         elif draws.random() < 0.02:  # one of two starts hours later
             faults = (Fault(0.0, "late_start", 1, seconds=draws.uniform(3600.0, 9000.0)),)
             nodes, usual = 2, 40.0
-        factors = (1.0, 1.0, 1.0, 1.3, 3.0 if usual <= 2.0 else 1.3)
+        elif draws.random() < 0.05:  # short losses of connections alone
+            faults = tuple(sorted(_short_loss(draws, nodes) for _ in range(3)))
+        alike = usual > 2.0 or {fault.kind for fault in faults} <= set(LOSSES)
+        factors = (1.0, 1.0, 1.0, 1.3, 1.3 if alike else 3.0)
         train_s = tuple(usual * draws.choice(factors) for _ in range(nodes))
         sharing = draws.choice(("full", "full", "full", "choco"))
         ends = draws.random() < 0.25 and not any(fault.kind in ("join", "leave") for fault in faults)
@@ -129,6 +133,11 @@ class Schedule:
             f"    sharing={self.sharing!r}, rounds={self.rounds},\n"
             f"    train_s={self.train_s},\n    faults=({lines}\n    ),\n)"
         )
+
+
+def _short_loss(draws: random.Random, nodes: int) -> Fault:
+    node, other = draws.sample(range(nodes), 2)
+    return Fault(round(draws.uniform(0.0, 10.0), 2), draws.choice(LOSSES), node, other, 0.5)
 
 
 def _fault(draws: random.Random, nodes: int) -> Fault:
@@ -298,6 +307,7 @@ class World:
         self.clock_s = [0.0] * n
         self.weights: dict[tuple[int, int, int], float] = {}
         self.merges: list[dict[int, frozenset[int]]] = [{} for _ in range(n)]
+        self.calm_from = [ENDLESS] * n  # the first round that was merged after the last fault
         self.wakes = [0] * n
         self.reports: list[list[tuple[float, str, dict[str, Any]]]] = [[] for _ in range(n)]
         self.quiet_from = 0.0
@@ -395,6 +405,7 @@ class World:
         else:
             saved.clear()
         self.merges[node] = {}
+        self.calm_from[node] = ENDLESS
         self.do(node, session.start(self.now, resumed=chosen is not None))
         for other in range(self.schedule.nodes):
             if other != node:
@@ -759,6 +770,8 @@ def check(world: World, node: int) -> None:
     for at in [at for at in session.rounds.merged if at not in world.merges[node]]:
         world.merges[node][at] = frozenset(session.rounds.merged[at].merged_with)
         world.merges[node].pop(at - 50, None)
+        if world.now > world.quiet_from:
+            world.calm_from[node] = min(world.calm_from[node], at)
         process.has_model = process.has_model or not session.fresh
         world.tally.rounds += 1
         _check_merge(world, node, at, process)
@@ -840,7 +853,7 @@ def _check_calm(world: World) -> None:
             raise ViolationError(f"node {node} left out {skipped} rounds")
         short = all(fault.seconds <= 1.0 for fault in faults if fault.kind == "cut")
         alike = max(train_s) - min(train_s) < 1.0
-        if kinds <= {"cut", "half_open", "new_certificate"} and short and alike:
+        if kinds <= set(LOSSES) and short and alike:
             lost = {peer: known.timed_out for peer, known in process.session.peers.items() if known.timed_out}
             if lost or skipped:
                 raise ViolationError(
@@ -879,7 +892,11 @@ def healed(world: World) -> bool:
         return False
     for node in well:
         newest = sorted(world.merges[node])[-HEALED_ROUNDS:]
-        if len(newest) < HEALED_ROUNDS or newest[-1] - newest[0] != HEALED_ROUNDS - 1:
+        if (
+            len(newest) < HEALED_ROUNDS
+            or newest[0] < world.calm_from[node]
+            or newest[-1] - newest[0] != HEALED_ROUNDS - 1
+        ):
             return False
         for at in newest:
             if {p for p in world.topologies[node].at(at).senders[node] if p in well} - world.merges[node][at]:
