@@ -225,3 +225,14 @@ def test_a_dead_zone_and_an_offset_pay_for_laplacian_values() -> None:
 def test_arguments_out_of_range_name_their_path(build: Any, path: str) -> None:
     with pytest.raises(ConfigError, match=f"sharing.values.{path}"):
         build()
+
+
+@pytest.mark.parametrize("symbols", [[0, 3, -5], [0, 0], [2**31 - 1, -(2**31)], [7]])
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+@pytest.mark.parametrize("scale", [0.01, 1e-30, 1e37])
+def test_the_largest_magnitude_is_that_of_the_values(symbols: list[int], offset: float, scale: float) -> None:
+    """Also beyond float32, where it is infinite; it is computed from the largest symbol alone."""
+    scales = torch.full((2,), scale)
+    values = Quantized(torch.tensor(symbols, dtype=torch.int32), scales, (1, len(symbols) - 1), offset=offset)
+    update = Update(len(symbols), None, values)
+    assert update.largest() == float(update.dense_values().abs().max())

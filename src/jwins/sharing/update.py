@@ -162,10 +162,13 @@ class Quantized:
 
         A larger symbol has no smaller value, because each operation rounds monotonically.
         """
-        if self.dither is not None or not len(self.symbols) or bool((self.scales != self.scales[0]).any()):
+        scales = self.scales.cpu().numpy()
+        if self.dither is not None or not len(self.symbols) or not bool((scales == scales[0]).all()):
             return None
-        ends = torch.stack(torch.aminmax(self.symbols))
-        return largest_magnitude(Quantized(ends, self.scales[:1], (2,), offset=self.offset).dense())
+        least, most = torch.aminmax(self.symbols)
+        steps = np.float32(max(-int(least), int(most)))
+        with np.errstate(over="ignore"):  # as torch multiplies
+            return float((steps - np.float32(self.offset) if steps else steps) * scales[0])
 
 
 def dense_of(values: Tensor | Quantized) -> Tensor:
