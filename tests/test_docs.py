@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
@@ -312,6 +313,10 @@ NOTEBOOKS = sorted((ROOT / "docs").rglob("*.ipynb"))
 def test_notebook_runs(notebook: Path, tmp_path: Path) -> None:
     copy = tmp_path / notebook.name
     copy.write_bytes(notebook.read_bytes())
+    if importlib.util.find_spec("wandb") is None:  # a stand-in, which the kernel finds beside the notebook
+        (tmp_path / "wandb.py").write_text(
+            "from unittest.mock import MagicMock\n\n\ndef init(**options):\n    return MagicMock()\n"
+        )
     execute = [str(Path(sys.executable).with_name("jupyter-execute")), copy.name]
     ended = subprocess.run(
         execute,
