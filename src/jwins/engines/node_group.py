@@ -516,7 +516,7 @@ class NodeGroup:
         )
 
     def _epsilon(self, round: int, nodes: Sequence[int]) -> dict[int, float]:
-        """The privacy that these nodes have spent; of all rounds in which they trained, if they missed none."""
+        """Return the epsilon of each node, as if it had trained in all its rounds so far."""
         privacy = self.trainer.privacy
         if privacy is None:
             return {}

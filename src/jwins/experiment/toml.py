@@ -120,7 +120,7 @@ def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _overlap(a: object, b: object) -> bool:
-    """Whether two values of one key are not tables with different keys."""
+    """Return whether two values of one key conflict: they are not tables with different keys."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return any(_overlap(a[key], b[key]) for key in a.keys() & b.keys())
     return True

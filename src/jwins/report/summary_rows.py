@@ -56,7 +56,7 @@ class SummaryRow:
         bits_per_link: bits per parameter and local step that a node sends to one neighbour; None if the local
             steps are unknown.
         bits_per_node: bits per parameter and local step that a node sends and receives in all.
-        epsilon: privacy spent by the node that has spent most, in the seed where that is most; None without
+        epsilon: largest epsilon of all nodes and seeds; None without
             ``train.privacy``.
     """
 

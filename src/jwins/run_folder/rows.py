@@ -131,7 +131,7 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
         early: each metric's mean over nodes on the samples of earlier evaluations, if those are a subset of
             these; else empty.
         consensus_rounds: number of rounds at the end without training.
-        epsilon: privacy spent up to this round by the measured node that has spent most; None without
+        epsilon: largest epsilon of the measured nodes up to this round; None without
             ``train.privacy``.
     """
 

@@ -107,7 +107,7 @@ def spent(noise_multiplier: float, rate: float, steps: int, delta: float) -> flo
 
 @lru_cache(maxsize=1024)
 def _renyi(noise_multiplier: float, rate: float) -> tuple[Sequence[float], Any]:
-    """The orders, and the Renyi divergence of one step at each; those of several steps add up."""
+    """Return the orders and the Renyi divergence of one step at each; divergences of steps add up."""
     accountants = opacus()
     orders = accountants.RDPAccountant.DEFAULT_ALPHAS
     found = accountants.analysis.rdp.compute_rdp(

@@ -440,7 +440,7 @@ def _for_steps(
 
 
 def _for_privacy(asked: Batching, problem: str) -> tuple[Literal["loop"], str]:
-    """The batching, and why not ``stacked``, where gradients are clipped for each sample."""
+    """Return the batching for gradients that are clipped per sample, and the reason why not ``stacked``."""
     if asked == "stacked":
         remedy = "train.privacy takes the gradients of single samples, node by node; write loop or auto"
         raise ConfigError("train.batching", asked, remedy)
