@@ -175,10 +175,10 @@ def refused(folder: Path, draws: random.Random) -> str:
     return "" if len(named) == 2 else f"{name}: {failures}"
 
 
-def repeated(what: str, times: int, play: Callable[[Path, random.Random], str], folder: Path) -> None:
+def repeated(what: str, times: range, play: Callable[[Path, random.Random], str], folder: Path) -> None:
     good = 0
     begun = time.process_time()
-    for number in range(times):
+    for number in times:
         try:
             problem = play(folder / f"{what}-{number}", random.Random(number))
         except Exception as error:
@@ -186,7 +186,8 @@ def repeated(what: str, times: int, play: Callable[[Path, random.Random], str], 
         good += not problem
         if problem:
             print(f"{what} {number}: {problem}", flush=True)
-    print(f"{what}: {good} of {times}, {(time.process_time() - begun) / times:.1f} CPU s each", flush=True)
+    each_s = (time.process_time() - begun) / len(times)
+    print(f"{what}: {good} of {len(times)}, {each_s:.1f} CPU s each", flush=True)
 
 
 def wait(folder: Path, seconds: float) -> None:
@@ -479,12 +480,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--only", default="restart,scratch,settings,wait,hostile,launch")
     parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first time")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each attack")
     parser.add_argument("--attack", default="", help="a part of its name")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder, only = Path(name), given.only.split(",")
+        times = range(given.first, given.first + given.times)
         parts: dict[str, Callable[[], None]] = {
             "restart": lambda: repeated(
                 "restart", given.times, lambda p, d: restarted(p, d, keeps=True), folder
@@ -492,7 +495,7 @@ def main() -> None:
             "scratch": lambda: repeated(
                 "scratch", given.times, lambda p, d: restarted(p, d, keeps=False), folder
             ),
-            "settings": lambda: repeated("settings", given.times, refused, folder),
+            "settings": lambda: repeated("settings", times, refused, folder),
             "wait": lambda: wait(folder / "wait", 60.0),
             "launch": lambda: launched(folder / "launch"),
             "hostile": lambda: hostile(folder, given.seconds, given.attack),
