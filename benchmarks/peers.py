@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -47,13 +48,21 @@ from jwins.wire.frame import Bye, Frame, Hello, StateRequest, Wire, max_frame_by
 
 NAMES = ("alice", "bob", "mallory", "dave")
 FORK = get_context("fork")
-PORTS = itertools.count(28600)
 TRAIN_S, TIMEOUT_S = 0.02, 1.0
+
+
+def free_port() -> int:
+    """A port that nothing listens on, below those of outgoing connections."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def roster_in(folder: Path, count: int) -> Roster:
     folder.mkdir()
-    members = [Member.new(i, NAMES[i], f"127.0.0.1:{next(PORTS)}", folder) for i in range(count)]
+    members = [Member.new(i, NAMES[i], f"127.0.0.1:{free_port()}", folder) for i in range(count)]
     roster = Roster(members=tuple(members))
     write_roster(roster, folder / "roster.toml")
     return roster
@@ -470,8 +479,6 @@ def hostile(folder: Path, seconds: float, only: str) -> None:
         process.join(30.0)
         process.kill()
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-        for _ in range(10):
-            next(PORTS)
     print(table(columns, rows), flush=True)
 
 
