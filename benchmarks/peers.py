@@ -496,12 +496,8 @@ def main() -> None:
         folder, only = Path(name), given.only.split(",")
         times = range(given.first, given.first + given.times)
         parts: dict[str, Callable[[], None]] = {
-            "restart": lambda: repeated(
-                "restart", given.times, lambda p, d: restarted(p, d, keeps=True), folder
-            ),
-            "scratch": lambda: repeated(
-                "scratch", given.times, lambda p, d: restarted(p, d, keeps=False), folder
-            ),
+            "restart": lambda: repeated("restart", times, lambda p, d: restarted(p, d, keeps=True), folder),
+            "scratch": lambda: repeated("scratch", times, lambda p, d: restarted(p, d, keeps=False), folder),
             "settings": lambda: repeated("settings", times, refused, folder),
             "wait": lambda: wait(folder / "wait", 60.0),
             "launch": lambda: launched(folder / "launch"),
