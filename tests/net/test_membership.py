@@ -452,9 +452,8 @@ def test_a_member_joins_a_run_under_way(sharing: str, provider: str | None, site
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", ["jwins", "choco"])
-def test_a_member_leaves_and_is_cut_at_once(sharing: str, site: Any) -> None:
-    run = site(4, 4, sharing)
+def test_a_member_leaves_and_is_cut_at_once(site: Any) -> None:
+    run = site(4, 4, "choco")
     run.until(lambda: run.round() >= 20)
     run.change(lambda roster, at: roster.without("bob", from_round=at))
     run.end()
