@@ -152,6 +152,7 @@ def test_who_has_said_bye_is_not_waited_for_again_on_the_same_connection() -> No
     world.run(3.0)
     process = world.processes[0]
     assert process is not None
+    world.said[1].add("finished")
     for message in (Bye(1, 2, "finished"), Hello(1, 2, 3, "raw", {}, b"x0", None)):
         world.feed(0, ev.MessageReceived(1, world.rules.wire.pack(message).data))
     assert process.session.peers[1].state is State.LEFT
