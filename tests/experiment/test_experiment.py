@@ -647,7 +647,8 @@ class Everywhere:
             {"sharing": Forgetful()},
             "sharing",
             "has no keyframe, stale_peers, replica_round, delta_since, update_dim, projected, "
-            "remembers_peers, state_types; derive its class from jwins.sharing.Sharing",
+            "for_model, for_peer, remembers_peers, per_peer, state_types; derive its class from "
+            "jwins.sharing.Sharing",
         ),
         (
             {"topology": Everywhere()},
