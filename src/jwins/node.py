@@ -571,6 +571,14 @@ class Node:
     # --- One method per cell of the transition table ------------------------------------------------------
 
     def _on_trained(self, event: Trained, now: float) -> list[Command]:
+        frame = self.share(event)
+        return self.send(frame, self.rules.wire.pack(frame), now) if isinstance(frame, Frame) else frame
+
+    def share(self, event: Trained) -> Frame | list[Command]:
+        """Take over the trained model, and return the frame for :meth:`send`, or the commands of a failure.
+
+        The two are :meth:`handle` in a node that is training; the frame can be encoded elsewhere in between.
+        """
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
         trained, outer = event.params, self.rules.outer
@@ -582,18 +590,19 @@ class Node:
         start, self.params = self.params, trained
         if _diverged(trained):
             return self._fail("parameters are not finite after local training")
-        ctx = self._context()
-        update, self.state = self._share(start, ctx)
+        update, self.state = self._share(start, self._context())
         if not _is_finite(update):
             return self._fail(f"{method_name(self._sharing, 'share')} returned a value that is not finite")
         if self._scale is not None:
             self._scale.shared(self.params, update.largest())
         self._shared = self.round
-        self._outgoing = self.rules.wire.pack(
-            Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
-        )
-        self._sent_bytes = len(self._outgoing.data)
-        stands_alone = update.base is None
+        return Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
+
+    def send(self, frame: Frame, packed: Packed, now: float) -> list[Command]:
+        """Send the frame of :meth:`share`, encoded as ``packed``, and wait for those of the neighbours."""
+        self._outgoing = packed
+        self._sent_bytes = packed.size_bytes
+        stands_alone = frame.update.base is None
         recipients = [j for j in self._topology.at(self.round).recipients[self.id] if self._takes_part(j)]
         follow = tuple(j for j in recipients if stands_alone or j in self._informed)
         lack = tuple(j for j in recipients if not stands_alone and j not in self._informed)
@@ -601,7 +610,7 @@ class Node:
         if self._sharing.per_peer:
             commands += [self._send_own(j) for j in follow]
         elif follow:
-            commands.append(Send(follow, self.round, self._outgoing, keyframe=False))
+            commands.append(Send(follow, self.round, packed, keyframe=False))
         commands += self._send_missed(lack)
         self._informed = set(recipients)
         self.phase = Phase.WAITING

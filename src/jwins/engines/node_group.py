@@ -61,10 +61,13 @@ from jwins.training.evaluation import EvalRequest
 from jwins.training.node_store import LocalState
 from jwins.training.thread_pool import ThreadPool
 from jwins.training.trainer import Trainer
+from jwins.wire.codec import Raw
 from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
 SERIAL_BELOW = 16_384
 """Below this dimension, passing a node's work to a thread takes longer than the work."""
+ENCODED_APART_FROM = 2048
+"""From this dimension on, compressing an update takes several times as long as passing it to a thread."""
 
 # --- The interface between driver and node group ------------------------------------------------------------
 
@@ -288,7 +291,11 @@ class NodeGroup:
         self._final: Mapping[int, WaitingModel] = {}
         self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
         self._kept: dict[int, Frame | KeyframeRequest] = {}
-        self._pool = ThreadPool(threads if rules.wire.dim >= SERIAL_BELOW else 1, "jwins-node")
+        self._pool = ThreadPool(threads, "jwins-node")
+        self._threads = threads if rules.wire.dim >= SERIAL_BELOW else 1
+        # Threads that train also encode. Where fewer train, as stacks do, the others encode meanwhile.
+        compresses = rules.wire.codec.name != Raw.name and rules.wire.dim >= ENCODED_APART_FROM
+        self._encodes_apart = compresses and trainer.threads < threads
 
     # --- Rounds ---------------------------------------------------------------------------------------------
 
@@ -328,18 +335,32 @@ class NodeGroup:
         for index, item in enumerate(due):
             work.setdefault(item.node, []).append(index)
         commands: list[list[Command]] = [[] for _ in due]
+        encoding: list[tuple[Frame, Callable[[], Packed], list[int]]] = []
 
         def handle_all(worker: int, indices: list[int]) -> None:
-            for index in indices:
+            for at, index in enumerate(indices):
                 item = due[index]
-                node = self._machine(item.node)
-                commands[index] = node.handle(self._event(item), item.time)
+                node, event = self._machine(item.node), self._event(item)
+                if self._encodes_apart and isinstance(event, Trained) and node.phase is Phase.TRAINING:
+                    frame = node.share(event)
+                    if isinstance(frame, Frame):  # the node goes on when its frame is encoded
+                        packed = self._pool.submit(self.rules.wire.pack, frame)
+                        encoding.append((frame, packed, indices[at:]))
+                        return
+                    commands[index] = frame
+                else:
+                    commands[index] = node.handle(event, item.time)
                 self._prepare(item.node, commands[index])
 
         if train := self._due_to_train(due, train or {}):
             self._train(train, lambda node: handle_all(0, work.pop(node, [])))
         with self._timed("share and merge"):
-            self._pool.run(list(work.values()), handle_all)
+            self._pool.run(list(work.values()), handle_all, self._threads)
+            for frame, packed, (index, *later) in encoding:
+                node = self._machine(frame.sender)
+                commands[index] = node.send(frame, packed(), due[index].time)
+                self._prepare(frame.sender, commands[index])
+                handle_all(0, later)
         return commands
 
     def _due_to_train(self, due: Sequence[ScheduledEvent], train: Mapping[int, int]) -> dict[int, int]:
@@ -436,7 +457,7 @@ class NodeGroup:
             self._messages[envelope] = message
 
         fresh = [envelope for envelope in dict.fromkeys(envelopes) if envelope not in self._messages]
-        self._pool.run(fresh, decode)
+        self._pool.run(fresh, decode, self._threads)
 
     # --- Measuring ------------------------------------------------------------------------------------------
 

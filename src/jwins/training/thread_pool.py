@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 J = TypeVar("J")
+R = TypeVar("R")
 
 
 class ThreadPool:
@@ -44,8 +45,7 @@ class ThreadPool:
             for job in jobs:
                 work(0, job)
             return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads - 1, self._name)
+        pool = self._executor()
         counter = itertools.count()
         failures: dict[int, BaseException] = {}
 
@@ -57,7 +57,7 @@ class ThreadPool:
                 except BaseException as error:
                     failures[i] = error
 
-        futures: list[Future[None]] = [self._pool.submit(drain, worker) for worker in range(1, workers)]
+        futures: list[Future[None]] = [pool.submit(drain, worker) for worker in range(1, workers)]
         try:
             drain(0)
             wait(futures)
@@ -66,6 +66,20 @@ class ThreadPool:
             wait(futures)
         if failures:
             raise failures[min(failures)]
+
+    def submit(self, work: Callable[[J], R], job: J) -> Callable[[], R]:
+        """Begin a job on another thread, of which there must be one.
+
+        Returns:
+            Function that waits for the result, or does the job itself if no thread has begun it.
+        """
+        future = self._executor().submit(work, job)
+        return lambda: work(job) if future.cancel() else future.result()
+
+    def _executor(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads - 1, self._name)
+        return self._pool
 
     def close(self) -> None:
         """Stop the threads; the next ``run`` starts new ones."""
