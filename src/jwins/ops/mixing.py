@@ -50,16 +50,18 @@ def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
         UsageError: a term does not fit ``own``.
     """
     for term in terms:
-        if term.positions is None and len(term.values) != len(own):
+        if term.positions is None and term.values.shape != own.shape:
             raise UsageError(f"{len(term.values)} values for a vector of {len(own)}")
-        if term.positions is not None and len(term.values) != len(term.positions):
+        if term.positions is not None and term.values.shape != term.positions.shape:
             raise UsageError(f"{len(term.values)} values for {len(term.positions)} positions")
     change = torch.zeros_like(own)
     if kernels_pay(own) and own.dtype == torch.float32:
         _mix_on_cpu(array(change), array(own), terms)
         return change
     for term in terms:
-        values, positions = term.values.to(own.device), term.positions
+        values, positions = term.values, term.positions
+        if values.device != own.device:
+            values = values.to(own.device)
         if positions is not None and positions.device.type == "cpu":
             _check_positions(positions, len(own))
         # Filling in is faster than gathering on a GPU.

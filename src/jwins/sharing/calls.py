@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ def call_init(sharing: Sharing[Any], params: Tensor) -> Any:
     Raises:
         UsageError: ``init`` fails.
     """
-    with _named(method_name(sharing, "init")):
-        return sharing.init(params)
+    return _call(method_name(sharing, "init"), sharing.init, params)
 
 
 def call_share(
@@ -34,9 +32,7 @@ def call_share(
         UsageError: it fails, or returns a wrong type or length.
     """
     where = _place(sharing, "share", ctx)
-    with _named(where):
-        found: Any = sharing.share(state, params, ctx)
-    update, after = _pair(found, where, "an update and a state")
+    update, after = _pair(_call(where, sharing.share, state, params, ctx), where, "an update and a state")
     if not isinstance(update, Update):
         raise UsageError(
             f"{where} returned {_described(update)} as its update: expected a jwins.sharing.update.Update"
@@ -57,9 +53,9 @@ def call_merge(
         UsageError: it fails, or returns a wrong type or length.
     """
     where = _place(sharing, "merge", ctx)
-    with _named(where):
-        found: Any = sharing.merge(state, params, received, ctx)
-    merged, after = _pair(found, where, "parameters and a state")
+    merged, after = _pair(
+        _call(where, sharing.merge, state, params, received, ctx), where, "parameters and a state"
+    )
     if not isinstance(merged, Tensor) or merged.shape != params.shape or merged.dtype != torch.float32:
         raise UsageError(
             f"{where} returned {_described(merged)} as its parameters: "
@@ -77,10 +73,9 @@ def _place(sharing: object, method: str, ctx: RoundContext) -> str:
     return f"node {ctx.node}, round {ctx.round}: {method_name(sharing, method)}"
 
 
-@contextmanager
-def _named(where: str) -> Iterator[None]:
+def _call(where: str, method: Callable[..., Any], *arguments: object) -> Any:
     try:
-        yield
+        return method(*arguments)
     except JwinsError as error:
         error.add_note(f"in {where}")
         raise
