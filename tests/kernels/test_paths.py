@@ -50,9 +50,20 @@ def models(algorithm: Sharing[Any], dim: int, rounds: int = 6) -> list[torch.Ten
 def test_both_paths_end_in_the_same_models(name: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "KERNELS_FROM", 1)
     compiled = models(ALGORITHMS[name], dim)
-    monkeypatch.setattr(arrays, "KERNELS_FROM", dim + 1000)  # a vector has some more coefficients than numbers
+    for name_of_limit in ("KERNELS_FROM", "LOADED_KERNELS_FROM"):
+        monkeypatch.setattr(
+            arrays, name_of_limit, dim + 1000
+        )  # a vector has some more coefficients than numbers
     for got, expected in zip(compiled, models(ALGORITHMS[name], dim), strict=True):
         assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
+
+
+def test_kernels_handle_short_vectors_when_others_have_handled_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "LOAD_AFTER", 3000)
+    monkeypatch.setattr(arrays, "_handled", 0)
+    assert [arrays.kernels_pay(torch.zeros(1500)) for _ in range(3)] == [False, False, True]
+    assert not arrays.kernels_pay(torch.zeros(1000))
+    assert not arrays.kernels_pay(torch.zeros(1 << 20, device="meta"))
 
 
 @pytest.mark.parametrize("kernels_from", [1, 6])

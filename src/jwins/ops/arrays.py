@@ -8,11 +8,16 @@ import numpy.typing as npt
 from torch import Tensor
 
 KERNELS_FROM = 1 << 15
-"""Minimum length of vectors for the kernels. Torch, numpy and PyWavelets handle shorter ones.
+"""Length of vectors from which the kernels handle them at once."""
+LOADED_KERNELS_FROM = 1 << 10
+"""Length from which they do so when :data:`LOAD_AFTER` numbers have been handled without them."""
+LOAD_AFTER = 1 << 25
+"""Numbers of shorter vectors that torch, numpy and PyWavelets handle first, in this process.
 
 A process takes a second to load compiled loops, and the first one on a machine twelve seconds to compile them.
-With short vectors a run of some hundred rounds saves less time than that.
+A short run saves less than that; a long one loses at most as much again before it begins to save.
 """
+_handled = 0
 
 
 def kernels_pay(vector: Tensor) -> bool:
@@ -24,7 +29,14 @@ def kernels_pay(vector: Tensor) -> bool:
     Args:
         vector: (..., n).
     """
-    return vector.device.type == "cpu" and vector.shape[-1] >= KERNELS_FROM
+    global _handled
+    length = vector.shape[-1]
+    if vector.device.type != "cpu" or length < min(KERNELS_FROM, LOADED_KERNELS_FROM):
+        return False
+    if length >= KERNELS_FROM or _handled >= LOAD_AFTER:
+        return True
+    _handled += vector.numel()
+    return False
 
 
 def array(tensor: Tensor) -> npt.NDArray[Any]:
