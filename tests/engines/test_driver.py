@@ -155,7 +155,8 @@ def test_looking_ahead_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         outcome = sim.run()
         return end(outcome).sha256, [*evals(outcome), outcome.traffic]
 
-    monkeypatch.setattr("jwins.engines.node_group.SERIAL_BELOW", 0)
+    for limit in ("SERIAL_BELOW", "ENCODE_APART_FROM", "DECODE_APART_FROM"):
+        monkeypatch.setattr(f"jwins.engines.node_group.{limit}", 0)
     reference = run(one_by_one=True, threads=1)
     assert run(one_by_one=False, threads=1) == reference
     assert run(one_by_one=False, threads=3) == reference

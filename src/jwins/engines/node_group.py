@@ -66,8 +66,10 @@ from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
 
 SERIAL_BELOW = 16_384
 """Below this dimension, passing a node's work to a thread takes longer than the work."""
-ENCODED_APART_FROM = 2048
+ENCODE_APART_FROM = 2048
 """From this dimension on, compressing an update takes several times as long as passing it to a thread."""
+DECODE_APART_FROM = 8192
+"""The same of decompressing it."""
 
 # --- The interface between driver and node group ------------------------------------------------------------
 
@@ -294,7 +296,7 @@ class NodeGroup:
         self._pool = ThreadPool(threads, "jwins-node")
         self._threads = threads if rules.wire.dim >= SERIAL_BELOW else 1
         # Threads that train also encode. Where fewer train, as stacks do, the others encode meanwhile.
-        compresses = rules.wire.codec.name != Raw.name and rules.wire.dim >= ENCODED_APART_FROM
+        compresses = rules.wire.codec.name != Raw.name and rules.wire.dim >= ENCODE_APART_FROM
         self._encodes_apart = compresses and trainer.threads < threads
 
     # --- Rounds ---------------------------------------------------------------------------------------------
@@ -457,7 +459,7 @@ class NodeGroup:
             self._messages[envelope] = message
 
         fresh = [envelope for envelope in dict.fromkeys(envelopes) if envelope not in self._messages]
-        self._pool.run(fresh, decode, self._threads)
+        self._pool.run(fresh, decode, None if self.rules.wire.dim >= DECODE_APART_FROM else 1)
 
     # --- Measuring ------------------------------------------------------------------------------------------
 
