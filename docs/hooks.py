@@ -33,7 +33,8 @@ LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".csv": "text", ".tx
 
 def settings_table(name: str) -> str:
     """Return the table of all keys of an experiment or of a section of a comparison."""
-    from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
+    from jwins.compare.settings import CompareConfig, VariantTable
+    from jwins.compare.tuning import TuneConfig
     from jwins.experiment.experiment import Experiment
     from jwins.experiment.reference import settings_docs
 

@@ -11,7 +11,7 @@ import pytest
 from jwins.compare import compare
 from jwins.compare.comparison import Comparison, load_comparison
 from jwins.compare.plan import at_edge, plan
-from jwins.compare.settings import TuningGrid
+from jwins.compare.tuning import TuningGrid
 from jwins.errors import ConfigError
 
 FILE = """

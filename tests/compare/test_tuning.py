@@ -21,7 +21,7 @@ from empty_figures import empty_figures
 from jwins.compare import compare, runner, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, load_comparison
 from jwins.compare.plan import Trial, at_edge, ended, plan, rank
-from jwins.compare.settings import TuningGrid
+from jwins.compare.tuning import TuningGrid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.formatting import difference_text
 from jwins.report.intervals import paired, student_t_quantile

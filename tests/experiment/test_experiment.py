@@ -231,7 +231,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["task.file=my_task.py"], "expected file and class"),
     (["task.own=x"], "task.own = 'x': only Python code can pass a task object"),
     (["rounds"], "--set = 'rounds': expected KEY=VALUE"),
-    (["run=3", "run.rounds=4"], "run was set to 3 before"),
+    (["run=3", "run.rounds=4"], "run already has the value 3"),
     (["sharing.kind=object"], "was made with a Python object here; pass the object from Python again"),
 ]
 
@@ -842,7 +842,8 @@ def test_a_run_is_the_same_whatever_the_callers_torch_takes_for_granted(tmp_path
 
 
 def test_every_key_has_a_meaning_and_is_documented() -> None:
-    from jwins.compare.settings import CompareConfig, TuneConfig, VariantTable
+    from jwins.compare.settings import CompareConfig, VariantTable
+    from jwins.compare.tuning import TuneConfig
 
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "reference" / "settings.md").read_text(encoding="utf-8")

@@ -11,16 +11,9 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from jwins.compare.direction import lower_is_better
-from jwins.compare.settings import (
-    CompareConfig,
-    FingerprintKind,
-    TuneConfig,
-    TuningGrid,
-    VariantTable,
-    look_up,
-    setting_texts,
-    settings_slug,
-)
+from jwins.compare.setting_paths import look_up, setting_texts, settings_slug
+from jwins.compare.settings import CompareConfig, FingerprintKind, VariantTable
+from jwins.compare.tuning import TuneConfig, TuningGrid
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, merge_experiment

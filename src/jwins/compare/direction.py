@@ -37,10 +37,9 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
         if (direction := declared.get(metric, declared.get(_plain(metric)))) is not None:
             found.add(direction)
     if not found:
-        problem = (
-            f"the task declares a direction for {', '.join(known)} only{nearest(metric, list(known))}; for "
-        )
-        problem += f"another, write better = {{{metric!r}: 'lower'}} (or 'higher') in its class, or set "
+        problem = f"the task declares only for {', '.join(known)} whether lower is better"
+        problem += f"{nearest(metric, list(known))}; for this metric, write better = {{{metric!r}: 'lower'}} "
+        problem += "(or 'higher') in its class, or set "
         raise ConfigError("compare.metric", metric, f"{problem}compare.lower_is_better")
     if len(found) == 1:
         return found == {"lower"}

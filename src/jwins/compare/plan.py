@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jwins.compare.comparison import Cell, Comparison, Variant
-from jwins.compare.settings import (
-    CompareConfig,
-    TargetConfig,
-    TuningGrid,
-    look_up,
-    setting_texts,
-    settings_slug,
-)
+from jwins.compare.setting_paths import look_up, setting_texts, settings_slug
+from jwins.compare.settings import CompareConfig, TargetConfig
+from jwins.compare.tuning import TuningGrid
 from jwins.errors import ResumeError
 from jwins.experiment.plugins import RandomKConfig
 from jwins.experiment.toml import read_toml

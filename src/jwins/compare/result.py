@@ -12,7 +12,7 @@ from typing import Any
 from jwins.compare.comparability import TaskChangeCheck, check_comparable, version_note
 from jwins.compare.comparison import Cell, Comparison, Variant
 from jwins.compare.plan import Plan, Trial, ended, plan, target_of
-from jwins.compare.settings import setting_text, setting_texts
+from jwins.compare.setting_paths import setting_text, setting_texts
 from jwins.errors import DataError
 from jwins.experiment.toml import write_toml
 from jwins.report.chart import save, save_figure

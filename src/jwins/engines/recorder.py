@@ -104,7 +104,8 @@ class Recorder:
             groups = _merged([checkpoint.read_shard(folder, name, known) for name in saved.shards])
             for node, held in groups.nodes.items():
                 if rounds is not None and held.node.phase == Phase.DONE and held.node.round < rounds:
-                    raise DataError(f"node {node} had ended the run after {held.node.round} rounds")
+                    finished = f"node {node} has finished at round {held.node.round}"
+                    raise DataError(f"{finished}, so it cannot go on to round {rounds}")
             return saved, groups
 
         found: tuple[CheckpointManifest, NodeGroupState] = checkpoint.latest(folder, known, complete)[0]

@@ -114,7 +114,7 @@ class OrWord:
 
 @dataclass(frozen=True, slots=True)
 class OrWords:
-    """Union of tables that also accepts some words: ``Annotated[one_of(TABLES), OrWords("a", "b")]``."""
+    """One of several tables, or one of these words: ``Annotated[one_of(TABLES), OrWords("a", "b")]``."""
 
     words: tuple[str, ...]
 

@@ -55,7 +55,7 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
                 raise ConfigError(
                     "--set",
                     assignment,
-                    f"{step} was set to {inner!r} before, so it has no keys; remove one of the two",
+                    f"{step} already has the value {inner!r}, so it has no keys; remove one of the two",
                 )
             table = inner
         table[steps[-1]] = toml_value(text.strip())

@@ -1,4 +1,4 @@
-"""Waiting: awaited peers, timeouts, and taking over the round of others."""
+"""Decide how long a node waits for its peers, and when it takes over their round."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SOON_S = 0.001
 
 @dataclass(slots=True)
 class Wait:
-    """The node waits in a round; times are seconds awake."""
+    """The node waits in a round. Its times leave out what the machine slept."""
 
     round: int
     since: float

@@ -1,1 +1,1 @@
-"""."""
+"""Numerical operations on parameter vectors."""

@@ -167,7 +167,7 @@ def page_table(table: Sequence[SummaryRow], target: Target) -> Table:
 
 
 def targets_of(table: Sequence[SummaryRow], target: Target) -> list[str]:
-    """Return a sentence about the target, or one for each of different targets."""
+    """Return one sentence for each distinct target."""
     variants_of: dict[str, list[str]] = {}
     for line in table:
         own = describe_target(Target(target.metric, line.target, target.lower_is_better, line.meaning))

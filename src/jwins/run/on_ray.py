@@ -85,9 +85,7 @@ def placing(engine: Ray) -> Iterator[Place]:
             experiment: Experiment, rules: Rules, chunk: int
         ) -> tuple[Sequence[RemoteNodeGroup], CallAll]:
             if not rules.wire.codec.accepts_foreign:
-                problem = (
-                    "decodes only what its own process encoded; use another codec, or leave out the engine"
-                )
+                problem = "cannot be used by several processes; use another codec, or leave out --engine ray"
                 raise ConfigError("wire.codec", rules.wire.codec.name, problem)
             cores = experiment.run.threads or 1
             there = pack_experiment(experiment.changed({"run": {"threads": cores}}), FileSharing())

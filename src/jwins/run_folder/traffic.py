@@ -48,7 +48,7 @@ def read(folder: Path) -> list[Traffic] | None:
         try:
             source, target, *sent = map(int, line)
             if len(sent) != len(TrafficSplit.KINDS):
-                raise ValueError(f"{len(line)} numbers")
+                raise ValueError(f"expected {2 + len(TrafficSplit.KINDS)} numbers, found {len(line)}")
         except ValueError as error:
             raise DataError(f"{path}, line {number}: not an edge ({error})") from None
         edges.append(Traffic(source, target, TrafficSplit(*sent)))

@@ -397,7 +397,7 @@ def read_payload(data: bytes | memoryview, *, dim: int) -> Payload:
         (offset,) = _OFFSET.unpack_from(view, at)
         at += 4
         if not 0.0 < offset < 0.5:
-            raise CodecError(f"offset {offset}: expected steps above 0 and below 1/2")
+            raise CodecError(f"offset {offset}: expected more than 0 and less than 0.5 quantizer steps")
     kind = _POSITIONS_KINDS[positions_code]
     if count > dim or (kind is PositionsKind.ALL and count != dim):
         raise CodecError(f"{count} values for a vector of {dim}")

@@ -292,7 +292,7 @@ def peek(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> 
 
 def _check_digest(header: _Header, digest: bytes) -> None:
     if header.digest != digest:
-        raise FrameError(f"a frame of experiment {header.digest.hex()}, this one is {digest.hex()}")
+        raise FrameError(f"the frame is from experiment {header.digest.hex()}, but this run is {digest.hex()}")
 
 
 def _check_update(header: _Header, codec: Codec, dim: int) -> None:
@@ -485,13 +485,15 @@ def _encode_body(body: _HelloBody | _ByeBody) -> bytes:
     try:
         payload = msgspec.msgpack.encode(body)
     except (TypeError, ValueError) as error:  # a value of another type, or text that UTF-8 cannot encode
-        raise UsageError(f"{body}: {error}") from None
+        raise UsageError(f"this message cannot be sent, {body}: {error}") from None
     try:
         msgspec.msgpack.decode(payload, type=type(body))  # the limits that receivers check
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{body}: {error}") from None
+        raise UsageError(f"this message cannot be sent, {body}: {error}") from None
     if len(payload) > MAX_CONTROL_BYTES:
-        raise UsageError(f"{body}: {len(payload)} bytes, at most {MAX_CONTROL_BYTES}")
+        raise UsageError(
+            f"this message cannot be sent, {body}: {len(payload)} bytes, at most {MAX_CONTROL_BYTES}"
+        )
     return payload
 
 

@@ -1,0 +1,38 @@
+"""Settings by their TOML paths, such as ``sharing.gamma``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from jwins.experiment.toml import toml_text
+from jwins.validation import MISSING, Within
+
+Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
+SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
+
+
+def setting_texts(settings: Mapping[str, Any]) -> list[str]:
+    """Return texts such as ``["lr = 0.1", "gamma = 0.4"]``."""
+    return [f"{key.rpartition('.')[2]} = {setting_text(value)}" for key, value in settings.items()]
+
+
+def setting_text(value: Any) -> str:
+    """Return a setting's value as a text for people."""
+    return toml_text(value).strip('"') if value is not None else "none"
+
+
+def settings_slug(settings: Mapping[str, Any]) -> str:
+    """Return the name of a folder for settings."""
+    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(setting_texts(settings)).replace(" = ", "="))
+
+
+def look_up(tables: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a TOML path, MISSING without one."""
+    place: Any = tables
+    for step in key.split("."):
+        place = place.get(step, MISSING) if isinstance(place, Mapping) else MISSING
+    return place
