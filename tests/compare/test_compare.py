@@ -265,7 +265,16 @@ def test_variants_without_ascii_letters_have_folders_of_their_own(write: Write, 
 
 @pytest.mark.parametrize(
     "name",
-    ["summary.json", "Summary.JSON", "table.md", "comparison.png", "report.html", "tuning.csv", "x" * 400],
+    [
+        "summary.json",
+        "Summary.JSON",
+        "table.md",
+        "comparison.png",
+        "report.html",
+        "tuning.csv",
+        "x" * 400,
+        "lr 0.",
+    ],
 )
 def test_a_variant_may_be_called_like_a_file_of_the_comparison(write: Write, name: str) -> None:
     comparison = write(f"[[variants]]\nname = '{name}'\n", "compare.seeds=[1]", "run.rounds=1")

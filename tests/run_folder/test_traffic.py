@@ -34,7 +34,7 @@ def test_edges_come_back(tmp_path: Path) -> None:
     [
         ("", "does not begin with source,target,"),
         ("from,to\n", "does not begin with source,target,"),
-        ("HEAD\n0,1,1,2,3,4\n", r"line 2: not an edge \(6 numbers\)"),
+        ("HEAD\n0,1,1,2,3,4\n", r"line 2: not an edge \(expected 7 numbers, found 6\)"),
         ("HEAD\n0,1,1,2,3,4,5\n0,2,a,0,0,0,0\n", "line 3: not an edge"),
         ("HEAD\n7\n", "line 2: not an edge"),
     ],

@@ -16,7 +16,7 @@ from jwins.compare.settings import CompareConfig, FingerprintKind, VariantTable
 from jwins.compare.tuning import TuneConfig, TuningGrid
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
-from jwins.experiment.experiment import Experiment, merge_experiment
+from jwins.experiment.experiment import Experiment, is_folder_name, merge_experiment
 from jwins.experiment.field_types import refuse
 from jwins.experiment.load import from_here, read
 from jwins.experiment.plugins import FullConfig, RandomKConfig
@@ -310,6 +310,8 @@ class Comparison(Settings):
                 run |= {"eval_samples": self.rule.eval_samples, "eval_samples_early": None}
         run["folder"] = folder / f"seed-{seed}"
         name = f"{self.name}: {variant.name}".replace("/", "-")
+        if not is_folder_name(name):
+            name = variant.slug
         experiment = variant.experiment.changed(settings).changed({"name": name, "run": run})
         return Cell(variant, seed, experiment, dict(settings), tuning, to_end)
 

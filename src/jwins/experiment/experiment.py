@@ -62,6 +62,11 @@ else:  # torch is not loaded only to read a configuration
     Sharing = Topology = Any
 
 
+def is_folder_name(name: str) -> bool:
+    """Return whether a name can be a folder's on any system, with some room for what is added to it."""
+    return name.isprintable() and "/" not in name and name.strip(". ") == name and len(name.encode()) <= 200
+
+
 class Experiment(Settings):
     """All settings of a run, as in a TOML file.
 
@@ -118,7 +123,7 @@ class Experiment(Settings):
     @field_validator("name")
     @classmethod
     def _printable(cls, name: str) -> str:
-        if not name.isprintable() or "/" in name or name.strip(". ") != name or len(name.encode()) > 200:
+        if not is_folder_name(name):
             raise refuse("", name, "expected a name that can be a folder's name")
         return name
 

@@ -7,6 +7,7 @@ a downloaded run refers to.
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -60,7 +62,7 @@ def task_class(file: str, folder: Path) -> type[Task]:
         )
     # A separate name in sys.modules, so that files of the same name do not collide and pickle finds the class.
     module_name = f"jwins_task_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
+    spec = importlib.util.spec_from_file_location(module_name, path, loader=_FromSource(module_name, str(path)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -84,6 +86,13 @@ def task_class(file: str, folder: Path) -> type[Task]:
     if inspect.isabstract(cls):
         raise ConfigError("task.file", file, f"{cls_name} in {path} lacks {_absent(cls)}")
     return cls
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles the file itself. Cached bytecode may be of an older text of the same second and length."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def own_task(own: object, options: Mapping[str, object], data: Path | None) -> Task:
