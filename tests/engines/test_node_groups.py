@@ -28,26 +28,34 @@ from jwins.training.optimizer import Optimizer
 
 NODES = 10
 GRAPH = Regular(num_nodes=NODES, seed=1, degree=3)
+
+
+def _of_ten(case: dict[str, Any]) -> dict[str, Any]:
+    """Return a case of four nodes with a graph of ten."""
+    match case.get("topology"):
+        case None:
+            return case
+        case Participation(graph, share, seed):
+            return case | {"topology": Participation(dataclasses.replace(graph, num_nodes=NODES), share, seed)}
+        case graph:
+            return case | {"topology": dataclasses.replace(graph, num_nodes=NODES)}
+
+
 SPREADS: dict[str, dict[str, Any]] = {
-    **{name: case for name, case in CASES.items() if name not in ("codec-paper", "jwins-stacked")},
+    **{name: _of_ten(case) for name, case in CASES.items() if name not in ("codec-paper", "jwins-stacked")},
     "choco-dynamic": CASES["choco-dynamic"] | {"topology": dataclasses.replace(GRAPH, dynamic=True)},
-    "choco-faults": CASES["choco-faults"] | {"topology": GRAPH},
-    "closed-loop-faults": CASES["closed-loop-faults"] | {"topology": GRAPH},
     "stateless-dynamic": CASES["stateless-dynamic"] | {"topology": dataclasses.replace(GRAPH, dynamic=True)},
     "stacked": {"sharing": jwins(), "train": {"batching": "stacked", "chunk": 4}},
     "stacked-adam": {
         "sharing": jwins(),
         "train": {"batching": "stacked", "chunk": 3, "optimizer": Optimizer("adam", {"lr": 0.01})},
     },
-    "quasi-global-faults": CASES["quasi-global-faults"] | {"topology": GRAPH},
     "uneven-steps": {
         "sharing": jwins(),
         "train": {"local_steps": [1, 4, 2, 3, 1, 2, 5, 1, 3, 2], "optimizer": QUASI_GLOBAL},
     },
-    "participation": CASES["participation"] | {"topology": Participation(GRAPH, 0.5, seed=1)},
     "schedule-stacked": CASES["schedule-stacked"]
     | {"topology": GRAPH, "train": CASES["schedule-stacked"]["train"] | {"chunk": 4}},
-    "outer-faults": CASES["outer-faults"] | {"topology": GRAPH},
     "quasi-global-stacked": {
         "sharing": jwins(),
         "train": {"batching": "stacked", "chunk": 4, "optimizer": QUASI_GLOBAL},
