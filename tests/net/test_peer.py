@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import subprocess
 import sys
@@ -430,6 +431,10 @@ def test_a_loop_over_the_rounds_that_are_left_cannot_be_wrong(tmp_path: Path, wi
     with pytest.raises(UsageError, match="round 4 ended without an exchange"):
         for _ in open_peers[0].rounds(6):
             pass
+    left = open_peers[0].rounds(9)
+    assert next(left) == 4
+    open_peers[0]._next = 7  # as after an exchange that took over the round of the others
+    assert list(itertools.islice(left, 1)) == [7]
     for wrong in ("3", 3.0, None, True):
         with pytest.raises(ConfigError, match=r"count = .*: expected the number of rounds"):
             open_peers[0].rounds(wrong)  # type: ignore[arg-type]
