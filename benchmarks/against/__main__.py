@@ -75,7 +75,7 @@ def measured(command: list[str]) -> tuple[float, float, float]:
             seconds, resident = snapshot(token.encode())
             spent |= seconds
             peak = max(peak, resident)
-            time.sleep(0.2)
+            time.sleep(0.5)
         wall = time.perf_counter() - started
         if process.returncode:
             log.seek(0)
@@ -132,6 +132,7 @@ def main() -> None:
                 short, long = (measured([*each[name], place, str(given.nodes), str(n)]) for n in (few, many))
                 wall, cpu = ((long[i] - short[i]) / (many - few) for i in (0, 1))
                 taken[name].append((wall, cpu, short[0] - few * wall, long[2]))
+                print(f"{name}: {wall:.2f} s and {cpu:.2f} CPU s per round", file=sys.stderr, flush=True)
     medians = {
         name: [statistics.median(column) for column in zip(*of, strict=True)] for name, of in taken.items()
     }
