@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -302,6 +303,18 @@ def test_power_gossip_goes_on_after_a_lost_frame() -> None:
     assert np.delete(moved, 3).max() < 1e-5
 
 
+def test_power_gossip_draws_anew_after_missed_rounds() -> None:
+    """Vectors of an edge for the other side of the matrices are of no use."""
+    algorithm, params = power_gossip().for_model(SHAPES), torch.from_numpy(STARTS[0]).float()
+    contexts = [RoundContext(1, 0, at, {1: 0.5}) for at in range(3)]
+    sent, state = algorithm.share(algorithm.init(params), params, contexts[0])
+    _, state = algorithm.merge(state, params, [Received(1, 0, 0.5, sent)], contexts[0])
+    assert len(state.vectors[1]) == 2 + 1  # for round 1
+    update, state = algorithm.share(state, params, contexts[2])
+    assert update.count == 2 + 4 + 1
+    assert len(state.vectors[1]) == 3 + 2
+
+
 # --- NoLoCo -----------------------------------------------------------------------------------------------
 
 
@@ -351,7 +364,8 @@ def test_sparse_loco_of_its_paper_on_a_complete_graph() -> None:
     assert np.ptp(found, axis=1).max() == 0.0  # all nodes have the same model, bit for bit
 
 
-def test_sparse_loco_makes_up_for_a_lost_frame_by_its_keyframe() -> None:
+@pytest.mark.parametrize("drifted", [False, True])
+def test_sparse_loco_makes_up_for_a_lost_frame_by_its_keyframe(drifted: bool) -> None:
     algorithm, start = sparse_loco(3 / P), torch.from_numpy(STARTS[0]).float()
     states = {i: algorithm.init(start) for i in range(3)}
     params = dict.fromkeys(range(3), start)
@@ -363,16 +377,20 @@ def test_sparse_loco_makes_up_for_a_lost_frame_by_its_keyframe() -> None:
             sent[i], states[i] = algorithm.share(states[i], trained, ctx)
             params[i] = trained
         if r == 2:
-            assert algorithm.stale_peers(states[1]) == frozenset()
+            assert algorithm.stale_peers(states[1]) == frozenset({0} if drifted else ())
         for i, ctx in contexts.items():
             updates = {j: sent[j] for j in ctx.weights if (r, j, i) != (1, 0, 1)}
+            if drifted and (r, i) == (1, 1):  # its replica is another, as the hash tells
+                updates[0] = dataclasses.replace(sent[0], check=sent[0].check ^ 1)
             if (r, i) == (3, 1):
                 updates[0] = algorithm.keyframe(states[0], contexts[0])
             received = [Received(j, r, 1 / 3, update) for j, update in updates.items()]
             params[i], states[i] = algorithm.merge(states[i], params[i], received, ctx)
         apart = float((params[1] - params[0]).abs().max())
         assert (apart > 1e-3) is (r in (1, 2))
-        assert algorithm.stale_peers(states[1]) == (frozenset({0}) if r == 2 else frozenset())
+        assert algorithm.stale_peers(states[1]) == (
+            frozenset({0}) if r == 2 or (drifted and r == 1) else frozenset()
+        )
     torch.testing.assert_close(params[1], params[2], rtol=0, atol=1e-6)
 
 

@@ -87,8 +87,7 @@ class PowerGossip(Sharing[PowerGossipState]):
             vectors[j] = self._vector(state.vectors.get(j), params, j, ctx)
             units = iter(self._units(vectors[j], params, ctx))
             products = [
-                part.reshape(-1) if part.dim() < 2 else torch.mv(part, next(units))
-                for part in self._parts(params, ctx)
+                part if part.dim() < 2 else torch.mv(part, next(units)) for part in self._parts(params, ctx)
             ]
             runs = tuple(len(product) for product in products)
             sent[j] = quantize(self.values, torch.cat(products), runs, ctx)
@@ -162,6 +161,8 @@ class PowerGossip(Sharing[PowerGossipState]):
     def _vector(self, known: Tensor | None, params: Tensor, peer: int, ctx: RoundContext) -> Tensor:
         """Return the vectors of an edge; those that are not known, or zero, are drawn."""
         sizes = [part.shape[1] for part in self._parts(params, ctx) if part.dim() == 2]
+        if known is not None and len(known) != sum(sizes):
+            known = None  # those of the other side: this node has missed rounds
         if known is not None and all(bool(part.any()) for part in torch.split(known, sizes)):
             return known
         edge = f"power gossip {min(ctx.node, peer)} {max(ctx.node, peer)}"

@@ -174,11 +174,12 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
         residual = (params - state.start).add_(state.residual, alpha=self.decay)
         positions, subbands = _chosen(residual, self.fraction, self.chunk)
         values = TwoBits()(residual.index_select(0, positions), subbands, ctx)
-        x_hat = added(state.x_hat, positions, values)
+        change = values.dense()
+        x_hat = added(state.x_hat, positions, change)
         update = Update(len(params), positions, values, base=state.shared, check=hash_of(x_hat))
         return update, replace(
             state,
-            residual=added(residual, positions, -values.dense()),
+            residual=added(residual, positions, -change),
             x_hat=x_hat,
             newest=x_hat - state.x_hat,
             shared=ctx.round,
@@ -200,12 +201,14 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
         common = state.common.clone()
         for j in sorted(moved):
             common.add_(moved[j][0], alpha=moved[j][1])
+        # What x has of neighbours whose replicas have drifted counts until their keyframes come.
+        counted = {j: replica for j, replica in state.replicas.items() if j in followed.stale_peers}
         merged = common if followed.received_weights else params
         return merged.clone(), replace(
             state,
             start=merged.clone(),
             common=common,
-            replicas=followed.replicas,
+            replicas={**counted, **followed.replicas},
             stale_peers=followed.stale_peers,
         )
 
