@@ -714,8 +714,9 @@ def test_several_targets_and_baselines(compared: Path, tmp_path: Path) -> None:
 def test_a_partition_that_was_not_recorded_is_said_to_be_missing(single: Path) -> None:
     recorded = json.loads((single / "partition.json").read_text())
     assert f"{sum(recorded['samples']):,} samples" in rendered(single)
-    (single / "partition.json").write_text("{")
-    assert "partition.json of the run is damaged" in rendered(single)
+    for damaged in (b"{", b"\xff"):
+        (single / "partition.json").write_bytes(damaged)
+        assert "partition.json of the run is damaged" in rendered(single)
     (single / "partition.json").unlink()
     assert "The partition is not drawn: the run has no partition.json" in rendered(single)
 

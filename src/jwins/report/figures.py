@@ -160,5 +160,5 @@ def _partition(record: Record) -> PartitionCounts | str:
         return "the run has no partition.json"
     try:
         return msgspec.json.decode(read_text(path), type=PartitionCounts)
-    except msgspec.DecodeError:
+    except ValueError:  # not UTF-8, not JSON, or of another form
         return f"{path.name} of the run is damaged"
