@@ -17,7 +17,6 @@ import itertools
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,8 @@ from jwins.net.peer_settings import digest_of_run, hash_of_layout, settings_of_r
 from jwins.net.roster import Member, Roster, write_roster
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected, MessageReceived
+from jwins.run.launch import free_ports
+from jwins.run.memory import peak_bytes
 from jwins.sharing import closed_loop, full
 from jwins.sharing.update import Update
 from jwins.training.layout import Layout
@@ -51,19 +52,10 @@ FORK = get_context("fork")
 TRAIN_S, TIMEOUT_S = 0.02, 1.0
 
 
-def free_port() -> int:
-    """A port that nothing listens on, below those of outgoing connections."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
-
-
 def roster_in(folder: Path, count: int) -> Roster:
     folder.mkdir()
-    members = [Member.new(i, NAMES[i], f"127.0.0.1:{free_port()}", folder) for i in range(count)]
-    roster = Roster(members=tuple(members))
+    places = [f"127.0.0.1:{port}" for port in free_ports(count)]
+    roster = Roster(members=tuple(Member.new(i, NAMES[i], places[i], folder) for i in range(count)))
     write_roster(roster, folder / "roster.toml")
     return roster
 
@@ -121,7 +113,11 @@ def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def restarted(folder: Path, draws: random.Random, *, keeps: bool) -> str:
-    """One of two peers ends at round 5 and returns when the other is past round 26; return what went wrong."""
+    """One of two peers ends after 3 to 8 rounds and returns when the other has made 26 to 40.
+
+    Returns:
+        A text on what went wrong, or "".
+    """
     roster_in(folder, 2)
     place = {"folder": folder / "alice"} if keeps else {}
     bob = Loop(peer(folder, 1, model()), 10_000)
@@ -129,7 +125,8 @@ def restarted(folder: Path, draws: random.Random, *, keeps: bool) -> str:
         bob.start()
         ended = Loop(first, draws.randint(3, 8))
         ended.run()
-    until(lambda: bob.peer.round >= draws.randint(26, 40))
+    back_at = draws.randint(26, 40)
+    until(lambda: bob.peer.round >= back_at)
     time.sleep(draws.uniform(0.0, 1.0))
     before, behind = len(bob.least), ended.peer.round
     with peer(folder, 0, model(), **place) as second:
@@ -211,9 +208,12 @@ def wait(folder: Path, seconds: float) -> None:
             return poll(timeout_s)
 
         alice._transport.poll = counted  # type: ignore[method-assign]
-        threading.Thread(
-            target=lambda: contextlib.suppress(Exception) and alice.exchange(), daemon=True
-        ).start()
+
+        def exchange() -> None:
+            with contextlib.suppress(JwinsError):  # the peer is closed meanwhile
+                alice.exchange()
+
+        threading.Thread(target=exchange, daemon=True).start()
         time.sleep(3.0)
         cpu, count = time.process_time(), next(polls)
         time.sleep(seconds)
@@ -258,11 +258,6 @@ WIDTH = 999  # 999,000 parameters
 VICTIM, HONEST, HOSTILE, JOINER = range(4)
 
 
-def memory_mb(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
-
-
 def member(pipe: Any, folder: Path, number: int, options: dict[str, Any]) -> None:
     """A process of an honest member, which answers each line with where it is."""
     stderr = os.open(folder / f"{NAMES[number]}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -278,7 +273,7 @@ def member(pipe: Any, folder: Path, number: int, options: dict[str, Any]) -> Non
             pipe.send(
                 {
                     "round": here.round,
-                    "peak": memory_mb("VmHWM"),
+                    "peak": peak_bytes() / 1e6,
                     "cpu": time.process_time(),
                     "log": sum(path.stat().st_size for path in logs),
                     "skipped": here._driver.session.skipped_rounds,

@@ -39,7 +39,7 @@ def play_batch(first: int, count: int) -> tuple[Counter[str], Counter[str], str]
             break
     counts = Counter(
         {
-            "schedules": count,
+            "schedules": seed - first + 1,
             "events": tally.events,
             "rounds of a node": tally.rounds,
             "neighbours left out of a round": tally.partial,
@@ -67,7 +67,7 @@ def simulate(schedules: int, seconds: float, jobs: int, first: int) -> int:
                 now = time.monotonic()
                 if not failed and now < begun + seconds and (seed := next(seeds, None)) is not None:
                     running.add(pool.submit(play_batch, seed, BATCH))
-                if now > told + TOLD_EVERY_S:
+                if not failed and now > told + TOLD_EVERY_S:
                     told = now
                     played = f"{counts['schedules']:,} schedules, {counts['rounds of a node']:,} rounds"
                     print(f"{now - begun:.0f} s: {played}, no violation", file=sys.stderr, flush=True)
