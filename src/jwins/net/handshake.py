@@ -143,12 +143,11 @@ def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
     here, there = _unpacked(ours), _unpacked(theirs)
     if there is None or here is None:
         return f"it runs another experiment (greeting {theirs[:8].hex() or 'empty'}, here {ours[:8].hex()})"
-    told_all = there[1] and here[1]
-    if there[0] == here[0] and not (told_all and there[1].get(FORMAT) != here[1].get(FORMAT)):
+    names: list[str] = []
+    if there[1] and here[1]:
+        names = [name for name in {**here[1], **there[1]} if here[1].get(name) != there[1].get(name)]
+    if there[0] == here[0] and FORMAT not in names:
         return ""
-    if not told_all:
-        return f"it runs another experiment (digest {plain(there[0][:16])} there, {here[0]} here)"
-    names = [name for name in {**here[1], **there[1]} if here[1].get(name) != there[1].get(name)]
     if not names:
         return f"it runs another experiment (digest {plain(there[0][:16])} there, {here[0]} here)"
     differences = [
