@@ -311,8 +311,8 @@ class World:
         self.wakes = [0] * n
         self.reports: list[list[tuple[float, str, dict[str, Any]]]] = [[] for _ in range(n)]
         self.quiet_from = 0.0
-        joins = {fault.node for fault in schedule.faults if fault.kind == "join"}
-        members = tuple(node for node in range(n) if node not in joins)
+        self.joins = {fault.node for fault in schedule.faults if fault.kind == "join"}
+        members = tuple(node for node in range(n) if node not in self.joins)
         self.roster = Roster(0, 0, members)
         self.files = [self.roster] * n
         self.kept: list[list[Roster]] = [[self.roster] for _ in range(n)]
@@ -322,8 +322,7 @@ class World:
         fixed = Fixed(n, self._build(n).at(0))
         rules = Rules(algorithm, wire, fixed, schedule.rounds, 1, checkpoint_every=1)
         self.rules = rules.among_strangers(1e6, changing=False)
-        self.topologies: list[Topology] = [fixed] * n
-        self._begin(joins)
+        self._begin()
 
     def _build(self, count: int) -> Topology:
         return (Ring if self.schedule.ring and count > 2 else FullyConnected)(num_nodes=count, seed=1)
@@ -341,7 +340,7 @@ class World:
             action()
         self.now = max(self.now, until if not done() else self.now)
 
-    def _begin(self, joins: set[int]) -> None:
+    def _begin(self) -> None:
         n, starts = self.schedule.nodes, [0.05 * i for i in range(self.schedule.nodes)]
         for fault in self.schedule.faults:
             self.tally.faults[f"{fault.kind}, {fault.how}" if fault.how else fault.kind] += 1
@@ -357,7 +356,7 @@ class World:
                 back_s = max(fault.seconds, RESTART_S) if fault.kind == "quit" else fault.seconds
                 self.quiet_from = max(self.quiet_from, fault.at + back_s)
         for node in range(n):
-            if node in joins:
+            if node in self.joins:
                 continue
             if node in self.hostile:
                 self.at(starts[node], Hostile(self, node).begin)
@@ -373,7 +372,7 @@ class World:
         if not saved or checkpoint == "none":  # without a folder it knows what its file says
             self.kept[node] = [self.files[node]]
         if node not in self.files[node].members:
-            if not self._joined(node):
+            if node not in self.joins:
                 self.ended[node] = "removed"
             return
         rules = replace(self.rules, topology=self._topology_of(node)) if self.changes else self.rules
@@ -384,7 +383,8 @@ class World:
             greeting = greeting.replace(b'"wire format":"', b'"wire format":"1')
         handshake = Handshake(DIM, "raw", b"x0", greeting=greeting)
         settings = SessionSettings(TIMEOUT_S, handshake, max_step_s=MAX_STEP_S, cut=self.cuts[node])
-        if (since := self.roster.from_round if self._joined(node) else None) is not None and not saved:
+        if node in self.joins and not saved:
+            since = self.roster.from_round
             others = tuple(member for member in self.roster.members if member != node)
             settings = replace(settings, joins_at=since, bootstrap_from=others, from_round=since)
         session = Session(toy, settings, self.now)
@@ -416,11 +416,7 @@ class World:
         versions = RosterVersions(self.schedule.nodes, self._build)
         for roster in self.kept[node]:
             versions.add(roster.version, roster.from_round, roster.members)
-        self.topologies[node] = versions
         return versions
-
-    def _joined(self, node: int) -> bool:
-        return any(fault.kind == "join" and fault.node == node for fault in self.schedule.faults)
 
     def give_roster(self, node: int) -> None:
         """The newest roster reaches a machine."""
@@ -438,7 +434,7 @@ class World:
         )
         if node not in removed:
             self.kept[node].append(replace(self.roster, from_round=from_round))
-            versions = self.topologies[node]
+            versions = process.toy.rules.topology
             assert isinstance(versions, RosterVersions)
             versions.add(self.roster.version, from_round, self.roster.members)
         change = Change(self.roster.version, from_round, frozenset(joined), frozenset(removed))
@@ -507,9 +503,7 @@ class World:
         """The run of a node is over: it stays for those who may need its last frames, as the driver does."""
         if process.lingers_until == float("inf"):
             process.lingers_until = self.now + TIMEOUT_S
-            self.at(
-                process.lingers_until, lambda: self.feed(node, ev.TimePassed()) if not process.failed else None
-            )
+            self.at(process.lingers_until, partial(self.feed, node, ev.TimePassed()))
             self.ended[node] = process.session.end.status if process.session.end else ""
             self.tally.ended += 1
         stays = any(known.may_come_back for known in process.session.peers.values())
@@ -534,7 +528,7 @@ class World:
                     else:
                         todo.extend(process.session.handle(ev.NotQueued(peer, label, round), self.now))
                 case ev.StartTraining(round):
-                    self._train(node, round, process.born)
+                    self._train(node, round, process)
                 case ev.SaveCheckpoint():
                     self._save(node, process)
                 case ev.LogLine(_, event, fields):
@@ -567,17 +561,14 @@ class World:
             process.wake_at = float("inf")
             self.feed(node, ev.TimePassed())
 
-    def _train(self, node: int, round: int, born: int) -> None:
+    def _train(self, node: int, round: int, process: Process) -> None:
         seconds = self.schedule.train_s[node] * self.draws.uniform(0.9, 1.1)
         if self.hostile.get(node) == "just in time":
             seconds += 0.9 * TIMEOUT_S
-        trains = self.processes[node]
-        assert trains is not None
-        trains.training = round
+        process.training = round
 
         def over() -> None:
-            process = self.processes[node]
-            if process is not None and process.born == born and process.training == round:
+            if self.processes[node] is process and process.training == round:
                 process.training = None
                 self.feed(node, ev.TrainingDone(round))
 
@@ -845,15 +836,15 @@ def _check_calm(world: World) -> None:
     """One hostile member makes nobody jump, and a short loss of a connection loses nothing."""
     faults, train_s = world.schedule.faults, world.schedule.train_s
     kinds = {fault.kind for fault in faults if fault.kind not in ("full_disk", "second_key")}
+    short = all(fault.seconds <= 1.0 for fault in faults if fault.kind == "cut")
+    calm = kinds <= set(LOSSES) and short and max(train_s) - min(train_s) < 1.0
     for node, process in enumerate(world.processes):
         if process is None or node in world.hostile:
             continue
         skipped = process.session.skipped_rounds
         if kinds == {"hostile"} and world.schedule.nodes > 2 and skipped:
             raise ViolationError(f"node {node} left out {skipped} rounds")
-        short = all(fault.seconds <= 1.0 for fault in faults if fault.kind == "cut")
-        alike = max(train_s) - min(train_s) < 1.0
-        if kinds <= set(LOSSES) and short and alike:
+        if calm:
             lost = {peer: known.timed_out for peer, known in process.session.peers.items() if known.timed_out}
             if lost or skipped:
                 raise ViolationError(
@@ -898,8 +889,9 @@ def healed(world: World) -> bool:
             or newest[-1] - newest[0] != HEALED_ROUNDS - 1
         ):
             return False
+        topology = world.processes[node].toy.rules.topology  # type: ignore[union-attr]
         for at in newest:
-            if {p for p in world.topologies[node].at(at).senders[node] if p in well} - world.merges[node][at]:
+            if {p for p in topology.at(at).senders[node] if p in well} - world.merges[node][at]:
                 return False
             if world.changes and at < world.roster.from_round:
                 return False
@@ -934,7 +926,8 @@ def check_end(world: World) -> None:
             for i, p in enumerate(world.processes)
             if p is not None
         ]
-        raise ViolationError(f"not healed {HEAL_S:.0f} s after the last fault: {rows}, ended {world.ended}")
+        late_s = world.now - world.quiet_from
+        raise ViolationError(f"not healed {late_s:.0f} s after the last fault: {rows}, ended {world.ended}")
     if world.schedule.rounds < ENDLESS:
         for node, status in world.ended.items():
             if node not in world.hostile and status != "finished":
