@@ -65,14 +65,14 @@ def contestants() -> dict[str, list[str]]:
 
 def measured(command: list[str]) -> tuple[float, float, float]:
     """Return wall seconds, CPU seconds and the peak of resident MiB, of all processes that a command starts."""
-    token = f"{_MARK}={uuid.uuid4().hex}"
-    settings = os.environ | {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
-    settings |= dict([token.split("=")])
+    mark = uuid.uuid4().hex
+    settings = os.environ | {_MARK: mark, "OMP_NUM_THREADS": "1"}
+    settings |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
     started, spent, peak = time.perf_counter(), {}, 0.0
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, env=settings, cwd=ROOT, stdout=log, stderr=log)
         while process.poll() is None:
-            seconds, resident = snapshot(token.encode())
+            seconds, resident = snapshot(f"{_MARK}={mark}".encode())
             spent |= seconds
             peak = max(peak, resident)
             time.sleep(0.5)

@@ -28,8 +28,7 @@ def given() -> work.Work:
 @cache
 def data(node: int) -> tuple[torch.Tensor, torch.Tensor, Iterator[torch.Tensor]]:
     inputs, targets = given().of(node)
-    batches = torch.randperm(len(targets)).split(work.BATCH)[: len(targets) // work.BATCH]
-    return inputs, targets, itertools.cycle(batches)
+    return inputs, targets, work.batches(len(targets))
 
 
 @client.train()

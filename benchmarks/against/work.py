@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,11 @@ def model() -> nn.Module:
     )
 
 
+def batches(count: int) -> Iterator[Tensor]:
+    """Return the numbers of a node's images in random batches, over and over."""
+    return itertools.cycle(torch.randperm(count).split(BATCH)[: count // BATCH])
+
+
 def loss(of: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean loss of a batch of images."""
     return functional.cross_entropy(of(inputs.float() / 127.5 - 1.0), targets)
@@ -80,13 +86,13 @@ def main() -> None:
     data = [work.of(node) for node in range(work.nodes)]
     models = [model() for _ in data]
     optimizers = [torch.optim.SGD(of.parameters(), lr=LEARNING_RATE) for of in models]
-    batches = [itertools.cycle(torch.randperm(len(t)).split(BATCH)[: len(t) // BATCH]) for _, t in data]
+    streams = [batches(len(targets)) for _, targets in data]
 
     def train(node: int) -> None:
         torch.set_num_threads(1)
         inputs, targets = data[node]
         for _ in range(STEPS):
-            at = next(batches[node])
+            at = next(streams[node])
             loss(models[node], inputs[at], targets[at]).backward()
             optimizers[node].step()
             optimizers[node].zero_grad()
