@@ -13,6 +13,7 @@ node groups in other processes, and the same node group serves the simulated dri
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -543,7 +544,7 @@ class NodeGroup:
         privacy = self.trainer.privacy
         if privacy is None:
             return {}
-        trained = {node: sum(self.rules.trains(node, at) for at in range(round)) for node in nodes}
+        trained = Counter(node for at in range(round) for node in nodes if self.rules.trains(node, at))
         return {node: privacy.epsilon(node, self.local_steps[node] * trained[node]) for node in nodes}
 
     def _common_requests(

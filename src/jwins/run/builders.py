@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -243,15 +244,18 @@ def build_privacy(
     samples = {node: len(part) for node, part in parts.items()}
     if config.noise_multiplier is not None:
         noise = dict.fromkeys(samples, config.noise_multiplier)
-        return Privacy(config.clip_norm, noise, samples, batch_size, config.delta)
-    assert config.epsilon is not None
-    topology, noise = build_topology(experiment), {}
-    for node, count in samples.items():
-        rounds = experiment.run.rounds
+    else:
+        assert config.epsilon is not None
+        topology, rounds = build_topology(experiment), experiment.run.rounds
+        trained: Mapping[int, int] = dict.fromkeys(samples, rounds)
         if isinstance(topology, Participation):
-            rounds = sum(node in topology.active(at) for at in range(rounds))
-        rate = sampling_rate(count, batch_size)
-        noise[node] = noise_for(config.epsilon, rate, rounds * steps[node], config.delta)
+            trained = Counter(node for at in range(rounds) for node in topology.active(at))
+        noise = {
+            node: noise_for(
+                config.epsilon, sampling_rate(count, batch_size), trained[node] * steps[node], config.delta
+            )
+            for node, count in samples.items()
+        }
     return Privacy(config.clip_norm, noise, samples, batch_size, config.delta)
 
 
