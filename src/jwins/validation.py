@@ -122,6 +122,7 @@ DEAD_ZONE = Within("a number of steps", 0.5, 4)
 RATE = Within("a fraction", 0, 1)
 HISTORY = Within("a number of rounds", 0, 64)
 MOMENTUM = Within("a factor", 0, 0.999)
+LEARNING_RATE = Within("a learning rate", 0, open_low=True)
 NORM = Within("a norm", 0, open_low=True)
 
 MAX_LEVELS = 24

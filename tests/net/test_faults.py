@@ -286,12 +286,12 @@ class Hostile:
         at = changes.get("round", 0)
         self.say(dataclasses.replace(hello, **{"resend_from": at, **changes}), to=to)
 
-    def wait_until_refused(self) -> None:
-        """Wait until node 1 has refused all messages of the hostile member."""
+    def wait_until_read(self) -> None:
+        """Wait until node 1 has read all messages of the hostile member."""
         known = self.drivers[0].peers[0]
         refused = known.refused
         self.wires.inject(0, 1, b"garbage")  # comes last
-        self.running.wait_until(lambda: known.refused > refused, "all messages are refused")
+        self.running.wait_until(lambda: known.refused > refused, "all messages are read")
 
     def frame(self, round: int, value: float = 0.0, **changes: Any) -> Frame:
         return Frame(0, round, Update(self.dim, None, torch.full((self.dim,), value)), **changes)
@@ -395,11 +395,11 @@ def test_a_repeated_hello_is_answered_with_frames_once_in_a_round(wires: Wires) 
     hostile.run()
     hostile.running.wait_until(lambda: 0 in known.buffer.frames, "a frame for it")
     hostile.hello()
-    hostile.wait_until_refused()
+    hostile.wait_until_read()
     assert sent == [0]
     for _ in range(50):
         hostile.hello()
-    hostile.wait_until_refused()
+    hostile.wait_until_read()
     assert sent == [0, 0]
     hostile.say(hostile.frame(0))  # the round ends, and what was asked for meanwhile is due
     hostile.running.wait_until(lambda: 1 in sent, "the frame of the next round")
@@ -428,7 +428,7 @@ def test_a_member_that_asks_again_is_sent_one_model_in_sixteen_rounds(wires: Wir
 
     def ask(from_round: int) -> None:
         hostile.say(StateRequest(0, from_round))
-        hostile.wait_until_refused()
+        hostile.wait_until_read()
 
     wires.fate = fate
     hostile.run()

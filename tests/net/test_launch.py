@@ -39,7 +39,7 @@ def digits(folder: Path, count: int = 3, sharing: str = "jwins", **run: Any) -> 
 
 
 def same(simulated: jwins.Result, launched: jwins.Result) -> None:
-    """Return the columns that must be equal under both drivers."""
+    """Check that the results that must be equal under both drivers are."""
     assert launched.status == simulated.status == "finished"
     assert launched.sha256 == simulated.sha256
     for mine, theirs in zip(launched.record.evaluations, simulated.record.evaluations, strict=True):

@@ -15,11 +15,10 @@ from jwins.experiment.toml import flat
 from jwins.validation import MISSING, Within
 
 
-def _check_values(values: Sequence[Any]) -> None:
+def _repeat(values: Sequence[Any]) -> int | None:
+    """Return the index of the first value that is in the list already."""
     texts = [setting_text(value) for value in values]
-    for index, text in enumerate(texts):
-        if text in texts[:index]:
-            raise refuse(f"values[{index}]", values[index], "is in the list already")
+    return next((index for index, text in enumerate(texts) if text in texts[:index]), None)
 
 
 def _dotted(grid: Any) -> Any:
@@ -32,17 +31,19 @@ Grid = Annotated[dict[SettingPath, Values], BeforeValidator(_dotted)]
 Budget = Annotated[int, Within("a whole number", 1)] | None
 
 
-def _check_grid(grid: Mapping[str, tuple[Any, ...]], key: str | None, budget: int | None) -> None:
+def _check(table: TuningGrid | TuneConfig) -> None:
+    grid, key, budget, values = table.grid, table.key, table.budget, table.values
     if grid and key is not None:
         raise refuse(
             "grid", list(grid), f"key = {key!r} is tuned by key and values; move it into grid, or remove grid"
         )
     if budget is not None and not grid:
         raise refuse("budget", budget, "needs a grid; add one, or remove budget")
-    for name, values in grid.items():
-        texts = [setting_text(value) for value in values]
-        if len(set(texts)) < len(texts):
-            raise refuse(f"grid.{name}", list(values), "has a value twice; remove one")
+    for name, tried in grid.items():
+        if _repeat(tried) is not None:
+            raise refuse(f"grid.{name}", list(tried), "has a value twice; remove one")
+    if (index := _repeat(values)) is not None:
+        raise refuse(f"values[{index}]", values[index], "is in the list already")
 
 
 class TuningGrid(Settings):
@@ -65,8 +66,7 @@ class TuningGrid(Settings):
         if not self.grid and (self.key is None or not self.values):
             missing = "key" if self.key is None else "values"
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values, or a grid")
-        _check_grid(self.grid, self.key, self.budget)
-        _check_values(self.values)
+        _check(self)
         return self
 
     @property
@@ -139,8 +139,7 @@ class TuneConfig(Settings):
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
         if self.sensitivity and self.key is None:
             raise refuse("sensitivity", True, "needs key and values: the setting to vary")
-        _check_grid(self.grid, self.key, self.budget)
-        _check_values(self.values)
+        _check(self)
         return self
 
     @property

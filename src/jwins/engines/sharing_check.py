@@ -16,7 +16,7 @@ from jwins.errors import UsageError
 from jwins.rng import RoundContext
 from jwins.run_folder.checkpoint import dump
 from jwins.sharing import Sharing
-from jwins.sharing.calls import call_init, call_merge, call_share, method_name
+from jwins.sharing.calls import call, call_init, call_merge, call_share, method_name
 from jwins.sharing.update import Received
 from jwins.topology.graph import Topology
 
@@ -82,10 +82,7 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
     _check_same(sharing, "merge", "the update of a neighbour", update.dense_values(), sent)
     _check_state(sharing, "merge", state)
     name = method_name(sharing, "stale_peers")
-    try:
-        stale = sharing.stale_peers(state)
-    except Exception as error:
-        raise UsageError(f"{name} failed: {type(error).__name__}: {error}") from error
+    stale = call(name, sharing.stale_peers, state)
     if not isinstance(stale, frozenset | set):
         raise UsageError(f"{name} returned a {type(stale).__name__}: expected a frozenset of nodes")
 

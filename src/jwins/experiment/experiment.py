@@ -63,7 +63,7 @@ else:  # torch is not loaded only to read a configuration
 
 
 def is_folder_name(name: str) -> bool:
-    """Return whether a name can be a folder's on any system, with some room for what is added to it."""
+    """Return whether a name can be a folder's on Linux and macOS, with some room for what is added to it."""
     return name.isprintable() and "/" not in name and name.strip(". ") == name and len(name.encode()) <= 200
 
 

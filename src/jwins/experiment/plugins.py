@@ -23,6 +23,7 @@ from jwins.validation import (
     DEAD_ZONE,
     GAMMA,
     HISTORY,
+    LEARNING_RATE,
     LEVELS,
     MBPS,
     MISSING,
@@ -671,9 +672,7 @@ class NoLoCoConfig(SharingTable):
     """NoLoCo: send all parameters, and take an outer step with momentum and a consensus term."""
 
     kind: Literal["noloco"] = "noloco"
-    lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
-        default=0.7, description="learning rate of the outer step"
-    )
+    lr: Annotated[float, LEARNING_RATE] = Field(default=0.7, description="learning rate of the outer step")
     momentum: Annotated[float, MOMENTUM] = Field(
         default=0.5, description="decay of the outer momentum from round to round"
     )

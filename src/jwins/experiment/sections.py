@@ -44,7 +44,7 @@ from jwins.scenario import (
     Links,
     Sending,
 )
-from jwins.validation import MISSING, MOMENTUM, NORM, RATE, Within
+from jwins.validation import LEARNING_RATE, MISSING, MOMENTUM, NORM, RATE, Within
 
 if TYPE_CHECKING:
     from jwins.sharing import Nesterov
@@ -135,9 +135,7 @@ class OptimizerConfig(Settings):
     model_config = ConfigDict(extra="allow")
 
     kind: str = Field(default="sgd", description='optimizer of torch.optim, such as "sgd" or "adamw"')
-    lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
-        default=0.05, description="learning rate"
-    )
+    lr: Annotated[float, LEARNING_RATE] = Field(default=0.05, description="learning rate")
     quasi_global: Annotated[float, MOMENTUM] | None = Field(
         default=None,
         description="decay per round of the momentum of the merged models, from which local steps of sgd with "
@@ -217,7 +215,7 @@ class NesterovOuterConfig(Plugin):
     """Nesterov's step on the change of a round, taken before the model is shared; DiLoCo's outer optimizer."""
 
     kind: Literal["nesterov"] = "nesterov"
-    lr: Annotated[float, Within("a learning rate", 0, open_low=True)] = Field(
+    lr: Annotated[float, LEARNING_RATE] = Field(
         default=0.7, description="learning rate of the outer step; 1 with momentum 0 changes nothing"
     )
     momentum: Annotated[float, MOMENTUM] = Field(

@@ -9,8 +9,6 @@ from pathlib import Path
 from jwins.errors import ConfigError
 from jwins.run_folder.atomic import write_atomically
 
-__all__ = ["NAME", "Cuts"]
-
 NAME = "cut.json"
 
 

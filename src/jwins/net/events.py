@@ -43,7 +43,7 @@ class NotQueued:
 
 @dataclass(frozen=True, slots=True)
 class MembersChanged:
-    """Handle changed members."""
+    """A change of the members."""
 
     change: Change
 

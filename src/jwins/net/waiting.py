@@ -25,7 +25,7 @@ SOON_S = 0.001
 
 @dataclass(slots=True)
 class Wait:
-    """The node waits in a round. Its times leave out what the machine slept."""
+    """A wait of the node in a round; its times are seconds for which this process was awake."""
 
     round: int
     since: float

@@ -99,16 +99,16 @@ def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most:
     return symbols.to(torch.int32)
 
 
-def nonzero(symbols: Tensor) -> tuple[Tensor, Tensor]:
+def nonzero(symbols: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the positions (k,) int32 of nonzero symbols, and these symbols, (k,) int32.
 
     Args:
         symbols: (C,) int32 on the CPU; C < 2^31.
+        count: k.
     """
     if not kernels_pay(symbols):
         positions = torch.nonzero(symbols).squeeze(-1)
         return positions.to(torch.int32), symbols[positions]
-    count = int(np.count_nonzero(array(symbols)))
     found, values = np.empty(count + 1, dtype=np.int32), np.empty(count + 1, dtype=np.int32)
     kernels.nonzero(array(symbols), found, values)
     return torch.from_numpy(found[:count]), torch.from_numpy(values[:count])

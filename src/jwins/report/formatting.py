@@ -24,7 +24,7 @@ def spread_text(mean: float, sd: float | None, *, percent: bool) -> str:
 
 
 def fixed(value: float, digits: int, *, sign: bool = False) -> str:
-    """Return a number with ``decimals`` decimals; a number that rounds to zero has no sign.
+    """Return a number with ``digits`` decimals; a number that rounds to zero has no sign.
 
     >>> fixed(-0.04, 1), fixed(0.26, 1, sign=True)
     ('0.0', '+0.3')

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Group:
         if len(records) == len(self.records):
             return self
         raw = [raw for record, raw in zip(self.records, self.raw_bytes, strict=True) if not record.ended_early]
-        return Group(self.name, self.algorithm, tuple(records), tuple(raw), self.steps)
+        return replace(self, records=tuple(records), raw_bytes=tuple(raw))
 
     @property
     def diverged(self) -> str:

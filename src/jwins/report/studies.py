@@ -466,12 +466,12 @@ def _direction(metric: str, variant: StudyVariant) -> str | None:
 
 def _raw_bytes(record: Record, tables: Mapping[str, Any]) -> float:
     try:
-        return raw_bytes_per_node(network(record, tables), record.start.dim, record.rounds)
+        return raw_bytes_per_node(_network(record, tables), record.start.dim, record.rounds)
     except (JwinsError, OSError, KeyError, TypeError):  # a topology object, or a missing file
         return 4.0 * record.start.dim * record.start.neighbours_mean * record.rounds
 
 
-def network(record: Record, tables: Mapping[str, Any]) -> Experiment:
+def _network(record: Record, tables: Mapping[str, Any]) -> Experiment:
     """Return an experiment with the run's nodes and topology, for any task."""
     topology = dict(tables["topology"])
     if "path" in topology:

@@ -17,6 +17,8 @@ from importlib.machinery import ModuleSpec
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from jwins.run_folder.own_files import open_own
+
 
 def can_fork() -> bool:
     """Return whether this system supports the server."""
@@ -27,7 +29,7 @@ def start_forked(arguments: Sequence[str], out: Path) -> Forked:
     """Start ``jwins ARGUMENTS`` in its own process group; its output is appended to ``out``."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["jwins.run.preloaded"])
-    process = context.Process(target=_run, args=(list(arguments), str(out), dict(os.environ)))
+    process = context.Process(target=_run, args=(list(arguments), out, dict(os.environ)))
     main = sys.modules["__main__"]
     spec, main.__spec__ = main.__spec__, ModuleSpec("jwins.__main__", None)
     try:
@@ -66,14 +68,13 @@ class Forked:
         return code
 
 
-def _run(arguments: Sequence[str], out: str, environment: dict[str, str]) -> None:
+def _run(arguments: Sequence[str], out: Path, environment: dict[str, str]) -> None:
     """Run the command in this process, a child of the server."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    opened = os.open(out, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    for target in (1, 2):
-        os.dup2(opened, target)
-    os.close(opened)
+    with open_own(out, mode=0o600) as opened:
+        for target in (1, 2):
+            os.dup2(opened.fileno(), target)
     os.environ.clear()
     os.environ.update(environment | {"OMP_NUM_THREADS": "1"})
     sys.argv = ["jwins", *arguments]

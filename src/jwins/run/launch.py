@@ -1,8 +1,9 @@
 """Run all nodes of an experiment as processes of this machine, and combine their measurements.
 
-The run folder has the same form as the simulator's: ``config.toml``, ``partition.json``, ``metrics.jsonl``
-with rows over all nodes, ``traffic.csv`` and ``final/``. Each node has its own result in ``nodes/<i>``,
-checkpoints included, and ``keys/`` has the identities that were made for this machine alone.
+The run folder has the same form as the simulator's: ``config.toml``, ``partition.json``,
+``partition.safetensors``, ``metrics.jsonl`` with rows over all nodes, ``traffic.csv`` and ``final/``. Each node
+has its own result in ``nodes/<i>``, checkpoints included, and ``keys/`` has the identities that were made for
+this machine alone.
 """
 
 from __future__ import annotations

@@ -147,22 +147,25 @@ def run_node(
         ResumeError: the folder holds another experiment, or another process runs this node.
         PeerError: no member sent a model.
     """
+    from jwins.net.roster import providers_of
+
     experiment = for_network(experiment)
     least_s = timeout_of(experiment, timeout_s)
     _check_places(experiment, roster)
     member = roster.named(name)
+    providers = providers_of(roster, member, bootstrap_from)
     options = _Options(
-        least_s, bootstrap_from, member.since_round, listen, keep_models, metrics_port, progress, stop
+        least_s, providers, member.since_round, listen, keep_models, metrics_port, progress, stop
     )
     return _run_member(experiment, roster, member, key_file, folder, roster_file, options)
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """Arguments of :func:`run_node` that are passed on to the driver."""
+    """Settings of a node's driver beside the experiment and its members."""
 
     timeout_s: float
-    bootstrap_from: Sequence[str]
+    providers: Sequence[int]
     since_round: int
     listen: str | None
     keep_models: bool
@@ -184,9 +187,7 @@ def _run_member(
     from jwins.engines.interrupts import interrupts
     from jwins.net.journal import Journal, write_journal
     from jwins.net.membership import Membership
-    from jwins.net.roster import providers_of
 
-    providers = providers_of(roster, member, options.bootstrap_from)
     node = roster.ids_ever.index(member.id)
     _check_reachable(experiment, roster)
     place = node_folder(experiment.folder, node) if folder is None else folder
@@ -214,7 +215,7 @@ def _run_member(
         options = replace(options, stop=lambda: interrupted() or asked_to_stop())
         handler = write_journal(place / "log.jsonl")
         try:
-            return _run(components, membership, journal, place, providers, options)
+            return _run(components, membership, journal, place, options)
         finally:
             logging.getLogger("jwins.net").removeHandler(handler)
             handler.close()
@@ -225,7 +226,6 @@ def _run(
     membership: Membership,
     journal: Journal,
     folder: Path,
-    providers: Sequence[int],
     options: _Options,
 ) -> NodeResult:
     from jwins.engines.recorder import Recorder
@@ -245,7 +245,7 @@ def _run(
             options.progress(now, membership.names)
 
     (group,) = components.node_groups()
-    asked = [] if going_on else providers
+    asked = [] if going_on else options.providers
     greeting = greeting_of(components.experiment)
     changing = components.experiment.topology_changes
     transport = membership.connect(

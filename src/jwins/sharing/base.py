@@ -4,7 +4,7 @@ A sharing algorithm is a frozen object without state of its own. Its memory is p
 optax. One round of node i, from parameters x at its start, is
 
     y       <- a few local steps from x    (not in the algorithm)
-    u_i, s  <- share(s, y, ctx)            the same update for all neighbours
+    u_i, s  <- share(s, y, ctx)            one update for all neighbours, unless per_peer
     x, s    <- merge(s, y, [updates of the neighbours], ctx)
 
 Neither function does I/O, reads a clock or draws from a global generator: randomness comes from ``ctx``.
@@ -126,7 +126,8 @@ class Sharing(Protocol[S]):
             ctx: the round.
 
         Returns:
-            One update, the same for every neighbour, and the state for ``merge``.
+            One update for every neighbour, and the state for ``merge``. With ``per_peer`` the updates that are
+            sent come from ``for_peer``.
         """
         ...
 

@@ -20,7 +20,7 @@ def call_init(sharing: Sharing[Any], params: Tensor) -> Any:
     Raises:
         UsageError: ``init`` fails.
     """
-    return _call(method_name(sharing, "init"), sharing.init, params)
+    return call(method_name(sharing, "init"), sharing.init, params)
 
 
 def call_share(
@@ -32,7 +32,7 @@ def call_share(
         UsageError: it fails, or returns a wrong type or length.
     """
     where = _place(sharing, "share", ctx)
-    update, after = _pair(_call(where, sharing.share, state, params, ctx), where, "an update and a state")
+    update, after = _pair(call(where, sharing.share, state, params, ctx), where, "an update and a state")
     if not isinstance(update, Update):
         raise UsageError(
             f"{where} returned {_described(update)} as its update: expected a jwins.sharing.update.Update"
@@ -54,7 +54,7 @@ def call_merge(
     """
     where = _place(sharing, "merge", ctx)
     merged, after = _pair(
-        _call(where, sharing.merge, state, params, received, ctx), where, "parameters and a state"
+        call(where, sharing.merge, state, params, received, ctx), where, "parameters and a state"
     )
     if not isinstance(merged, Tensor) or merged.shape != params.shape or merged.dtype != torch.float32:
         raise UsageError(
@@ -73,7 +73,8 @@ def _place(sharing: object, method: str, ctx: RoundContext) -> str:
     return f"node {ctx.node}, round {ctx.round}: {method_name(sharing, method)}"
 
 
-def _call(where: str, method: Callable[..., Any], *arguments: object) -> Any:
+def call(where: str, method: Callable[..., Any], *arguments: object) -> Any:
+    """Call a method of an algorithm; its errors name ``where``."""
     try:
         return method(*arguments)
     except JwinsError as error:

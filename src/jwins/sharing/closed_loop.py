@@ -272,9 +272,10 @@ class ClosedLoop(Sharing[ClosedLoopState]):
 def _increment(symbols: Tensor, multiple: int) -> Increment:
     """Return an increment of ``symbols`` (C,), without its zeros if that takes less memory."""
     symbols = symbols.cpu()
-    if len(symbols) >= 2**31 or 2 * int(np.count_nonzero(array(symbols))) > len(symbols):
+    count = int(np.count_nonzero(array(symbols)))
+    if len(symbols) >= 2**31 or 2 * count > len(symbols):
         return Increment(None, symbols * multiple)
-    positions, units = nonzero(symbols)
+    positions, units = nonzero(symbols, count)
     return Increment(positions, units.mul_(multiple))
 
 

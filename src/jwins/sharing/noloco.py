@@ -26,9 +26,8 @@ from torch import Tensor
 
 from jwins.rng import RoundContext
 from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
-from jwins.sharing.outer import OUTER_LR
 from jwins.sharing.update import Received, Update, dense_of
-from jwins.validation import GAMMA, MOMENTUM
+from jwins.validation import GAMMA, LEARNING_RATE, MOMENTUM
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +66,7 @@ class NoLoCo(Sharing[NoLoCoState]):
     state_types: ClassVar[tuple[type, ...]] = (NoLoCoState,)
 
     def __post_init__(self) -> None:
-        OUTER_LR.check("sharing.lr", self.lr)
+        LEARNING_RATE.check("sharing.lr", self.lr)
         MOMENTUM.check("sharing.momentum", self.momentum)
         GAMMA.check("sharing.gamma", self.gamma)
         check_quantizer(self.values)

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from jwins.validation import MOMENTUM, Within
-
-OUTER_LR = Within("a learning rate", 0, open_low=True)
+from jwins.validation import LEARNING_RATE, MOMENTUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Nesterov:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        OUTER_LR.check("train.outer.lr", self.lr)
+        LEARNING_RATE.check("train.outer.lr", self.lr)
         MOMENTUM.check("train.outer.momentum", self.momentum)
 
     def step(self, start: Tensor, trained: Tensor, momentum: Tensor | None) -> tuple[Tensor, Tensor]:

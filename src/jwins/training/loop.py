@@ -75,7 +75,9 @@ class LoopTrainer:
         if self._seeds_global:
             context.seed_global("draws", node, round)
         generator = context.generator("loss", node, round)
-        noise = context.generator("privacy noise", node, round)
+        private = None
+        if self._privacy is not None:
+            private = self._privacy, context.generator("privacy noise", node, round)
         index = torch.from_numpy(np.concatenate(indices)).to(context.device)
         started = store.optimizer.scalars.get("started")
         losses: list[Tensor] = []
@@ -85,13 +87,13 @@ class LoopTrainer:
                 stage = "batch"
                 batch = context.gather(drawn)
                 stage = "loss"
-                if self._privacy is None:
+                if private is None:
                     loss = context.loss(module.model, batch, generator)
                     stage = "backward"
                     loss.backward()  # type: ignore[no-untyped-call]
                     losses.append(loss.detach())
                 else:
-                    losses += self._private_gradient(self._privacy, module, node, batch, generator, noise)
+                    losses += self._private_gradient(*private, module, node, batch, generator)
                 stage = "optimizer"
                 if self._optimizer.clip_norm is not None:
                     parameters = [parameter for parameter, _ in module.trained]
@@ -110,11 +112,11 @@ class LoopTrainer:
     def _private_gradient(
         self,
         privacy: Privacy,
+        noise: torch.Generator,
         module: WorkerModule,
         node: int,
         batch: Batch,
         generator: torch.Generator,
-        noise: torch.Generator,
     ) -> list[Tensor]:
         """Set the gradient of a step from those of its samples, and return their mean loss, or nothing."""
         assert self._model is not None

@@ -68,7 +68,8 @@ class TraitProbe:
         traits: traits of the model.
 
     Raises:
-        UsageError: frozen parameters differ between two models, or change in a step.
+        UsageError: frozen parameters differ between two models or change in a step, or a step replaces
+            a parameter.
         TrainingError: the model, the loss or the backward pass fails.
     """
 

@@ -147,7 +147,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
 
         Args:
             parameters: parameters of the model, or of many as stacks.
-            dims: number of dimensions of each in the model; None for those of ``params``.
+            dims: number of dimensions of each in the model; None for those of ``parameters``.
         """
         options = _torch_options(self.options)
         if self.weight_decay_on == "all":

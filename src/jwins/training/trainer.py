@@ -131,7 +131,7 @@ class Trainer:
         )
         if not by_node:
             raise UsageError("Trainer: no nodes; expected the training samples of at least one")
-        self.task, self.optimizer, self.privacy, self._seed = task, optimizer, privacy, seed
+        self.task, self.optimizer, self.privacy = task, optimizer, privacy
         self.nodes = tuple(by_node)
         self.num_nodes = len(by_node) if num_nodes is None else num_nodes
         if self.nodes[0] < 0 or self.nodes[-1] >= self.num_nodes:
@@ -204,7 +204,7 @@ class Trainer:
                 modules,
                 optimizer,
                 seeds_global=seeds_global,
-                model=StackedModel(context, self.layout),
+                model=None if privacy is None else StackedModel(context, self.layout),
                 privacy=privacy,
             )
         self._evaluation = Evaluation(
@@ -351,7 +351,7 @@ class Trainer:
         if self.privacy is not None:
             part = self._shuffles[node].partition
             return poisson_batches(
-                part, seed=self._seed, node=node, round=round, local_steps=steps, batch_size=size
+                part, seed=self._context.seed, node=node, round=round, local_steps=steps, batch_size=size
             )
         return list(self._shuffles[node].take(round * steps * size, steps * size).reshape(steps, -1))
 

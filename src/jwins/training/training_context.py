@@ -107,7 +107,7 @@ class TrainingContext:
             torch.cuda.manual_seed(value)
 
     def generator(self, purpose: str, node: int, round: int) -> torch.Generator:
-        """Return the generator for a task's loss."""
+        """Return the generator of a node in a round for one purpose."""
         return torch_generator(self.seed, purpose, node=node, round=round, device=self.device)
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> Tensor:
