@@ -18,7 +18,6 @@ import itertools
 import os
 import re
 import shlex
-import socket
 import threading
 import tomllib
 from collections.abc import Iterator
@@ -85,6 +84,7 @@ def two_peers(folder: Path) -> Iterator[dict[str, Any]]:
 
     import jwins
     from jwins.net.roster import Member, Roster, write_roster
+    from jwins.run.launch import free_ports
 
     def model() -> nn.Module:
         torch.manual_seed(1)
@@ -92,8 +92,8 @@ def two_peers(folder: Path) -> Iterator[dict[str, Any]]:
 
     members = []
     (folder / "keys").mkdir()
-    for name in ("alice", "bob"):
-        address = f"127.0.0.1:{free_ports(1)[0]}"
+    for name, port in zip(("alice", "bob"), free_ports(2), strict=True):
+        address = f"127.0.0.1:{port}"
         members.append(Member.new(len(members), name, address, folder / "keys"))
         (folder / f"{name}.key").write_bytes((folder / "keys" / f"{name}.key").read_bytes())
         (folder / f"{name}.key").chmod(0o600)
@@ -260,15 +260,6 @@ def check_jwins(words: list[str]) -> None:
     changed = [value for option, value in itertools.pairwise(rest) if option == "--set"]
     if command.name in {"run", "launch"} and rest[0] in bundled():
         load(rest[0], changed)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
 
 
 def environment(root: Path, folder: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ import pytest
 
 import doc_blocks
 from jwins.errors import UsageError
+from jwins.run.launch import free_ports
 from jwins.run_folder.archive import find, read_text
 
 ROOT = Path(__file__).parents[1]
@@ -217,7 +218,7 @@ def test_commands_are_known(page: Path) -> None:
 def test_the_tutorial_of_two_machines(tmp_path: Path) -> None:
     """Every step, word by word, in two folders; Alice and Bob train at the same time."""
     folders = {name: tmp_path / "two-machines" / name for name in ("alice", "bob")}
-    ports = doc_blocks.free_ports(2)
+    ports = free_ports(2)
     running: list[tuple[subprocess.Popen[bytes], Path]] = []
 
     def output_of(process: subprocess.Popen[bytes], log: Path) -> str:

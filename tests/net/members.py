@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -31,16 +32,27 @@ def _ports() -> Iterator[int]:
 
 
 _PORTS = _ports()
+_BOUND: deque[socket.socket] = deque()
 
 
 def free_port() -> int:
-    """A port that nothing listens on, and that no other test is given."""
+    """A port that nothing listens on, and that no other test is given.
+
+    A socket stays bound to it, so that no outgoing connection takes it before the test listens: Linux then
+    gives the port only to those that bind it with ``SO_REUSEADDR``, as nodes do.
+    """
     for port in _PORTS:
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                sock.bind(("127.0.0.1", port))
-                return port
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            sock.close()
+            continue
+        _BOUND.append(sock)
+        if len(_BOUND) > 100:
+            _BOUND.popleft().close()
+        return port
     raise AssertionError("no port is free")
 
 
@@ -101,7 +113,7 @@ def forked(ports: Collection[int]) -> Iterator[int]:
     """A process forked from this one lives as long as the block.
 
     Yields:
-        How many of its sockets have to do with these ports.
+        How many of its sockets listen on these ports, or are connections from or to them.
     """
     mine, its = socket.socketpair()
     with mine, its:
@@ -119,8 +131,8 @@ def forked(ports: Collection[int]) -> Iterator[int]:
 
 
 def _sockets_at(ports: Collection[int]) -> int:
-    count = 0
-    for number in range(4096):
+    count, bound = 0, {sock.fileno() for sock in _BOUND}
+    for number in set(range(4096)) - bound:
         with contextlib.suppress(OSError):
             sock = socket.socket(fileno=number)
             try:

@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))  # doc_blocks.py
 
 import doc_blocks
+from jwins.run.launch import free_ports
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("alice", "bob", "carol")
@@ -44,7 +45,7 @@ def test_the_commands_train_three_peers(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     shell, flags, script = found["keys"]["command"]
-    for name, port in zip(NAMES, doc_blocks.free_ports(3), strict=True):
+    for name, port in zip(NAMES, free_ports(3), strict=True):
         script = script.replace(f"{name}:7420", f"127.0.0.1:{port}")
     subprocess.run([shell, flags, script], cwd=state, env=environment, check=True, timeout=120)
     running = [

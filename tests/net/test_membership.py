@@ -236,7 +236,7 @@ def test_a_joiner_begins_with_the_model_of_a_provider_in_the_round_in_which_it_j
             found = models.unpack(data)
             assert isinstance(found, Frame)
             sent.append(found)
-        return 0.0 if sent else 0.01  # so that the request comes before round 12, as a rule
+        return 0.01  # so that the request comes before round 12, as a rule
 
     wires.fate = fate
     for driver in drivers:  # a member by its roster
