@@ -694,7 +694,7 @@ def test_nodes_are_tested_on_their_own_users(tmp_path: Path) -> None:
     import torch
 
     from jwins.run.assembly import build
-    from jwins.run.builders import own_evaluation_samples, own_test_samples
+    from jwins.run.evaluation_plan import own_evaluation_samples, own_test_samples
 
     (tmp_path / "data").mkdir()
     tasks_of_the_contract().movielens_files(tmp_path / "data")
@@ -737,7 +737,7 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     import torch
 
     from jwins.run.assembly import build
-    from jwins.run.builders import evaluation_samples
+    from jwins.run.evaluation_plan import evaluation_samples
 
     def of(**run: Any) -> Any:
         run = {"rounds": 8, "eval_every": 2, "eval_own": False, **run}

@@ -14,7 +14,13 @@ import torch
 from test_resume import CASES, QUASI_GLOBAL, KilledError
 from worlds import Lines, end, evals, simulator
 
-from jwins.engines.eval_reduce import EvaluationPlan, EvaluationSamples, PartialSum, tree_sums, tree_total
+from jwins.engines.evaluation_results import (
+    EvaluationPlan,
+    EvaluationSamples,
+    PartialSum,
+    tree_sums,
+    tree_total,
+)
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, ScheduledEvent, TrainingDone
 from jwins.engines.simulator import Faults, Outcome, Progress, SimulatedDriver
 from jwins.errors import ConfigError, UsageError

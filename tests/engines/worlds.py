@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from jwins.engines.eval_reduce import EvaluationPlan
+from jwins.engines.evaluation_results import EvaluationPlan
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, SimulatedDriver

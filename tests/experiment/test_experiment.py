@@ -24,7 +24,8 @@ from jwins.experiment.reference import settings_docs
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import merge, parse_overrides, read_toml, write_toml
 from jwins.run.assembly import build
-from jwins.run.builders import build_sharing, build_task, build_topology, evaluation_rounds
+from jwins.run.builders import build_sharing, build_task, build_topology
+from jwins.run.evaluation_plan import evaluation_rounds
 from jwins.run.run import simulate
 from jwins.run_folder import archive
 from jwins.tasks import partition

@@ -16,7 +16,8 @@ from torch import nn
 
 import jwins
 from jwins.errors import ConfigError
-from jwins.run.builders import build_partition, build_task, own_evaluation_samples, own_test_samples
+from jwins.run.builders import build_partition, build_task
+from jwins.run.evaluation_plan import own_evaluation_samples, own_test_samples
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import Spread
 from jwins.tasks import Dataset, Task

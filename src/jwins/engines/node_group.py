@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from jwins.engines.eval_reduce import (
+from jwins.engines.evaluation_results import (
     AverageModel,
     EvalResult,
     EvaluationPlan,

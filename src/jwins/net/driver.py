@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from jwins.engines import node_group
-from jwins.engines.eval_reduce import EvalResult, average, reduce_results
+from jwins.engines.evaluation_results import EvalResult, average, reduce_results
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, PeerError, UsageError

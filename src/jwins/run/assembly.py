@@ -17,13 +17,10 @@ from jwins.run.builders import (
     build_stop_rule,
     build_task,
     build_topology,
-    evaluation_rounds,
-    evaluation_samples,
-    first_of_last,
     local_changes,
     local_steps,
-    own_evaluation_samples,
 )
+from jwins.run.evaluation_plan import evaluation_plan, evaluation_rounds
 from jwins.run.memory import check_batch_fits
 from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from jwins.engines.callbacks import MeasuredModels
-    from jwins.engines.eval_reduce import EvaluationPlan
+    from jwins.engines.evaluation_results import EvaluationPlan
     from jwins.engines.node_group import NodeGroup, NodeGroupLike
     from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
     from jwins.node import Rules
@@ -120,7 +117,7 @@ def assemble(
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
     partition = build_partition(experiment, task)
-    tests = _tests(experiment, task, partition)
+    tests = evaluation_plan(experiment, task, partition)
 
     check_batch_fits(experiment, task, at_once=1)  # making a trainer takes one step
     if nodes is not None:
@@ -327,21 +324,6 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
         participation=topology if isinstance(topology, Participation) else None,
         attacks=experiment.attacks(),
         outer=None if experiment.train.outer is None else experiment.train.outer.build(),
-    )
-
-
-def _tests(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> EvaluationPlan:
-    from jwins.engines.eval_reduce import EvaluationPlan, EvaluationSamples
-
-    common, early = evaluation_samples(experiment, task)
-    own, own_early = (
-        own_evaluation_samples(experiment, task, partition) if experiment.run.eval_own else (None, None)
-    )
-    few = experiment.run.eval_samples_early is not None
-    return EvaluationPlan(
-        EvaluationSamples(common, own),
-        EvaluationSamples(early, own_early) if few else None,
-        first_of_last(experiment),
     )
 
 

@@ -19,13 +19,11 @@ from jwins.experiment.plugins import (
     SharingTable,
     TopologyTable,
 )
-from jwins.experiment.sections import RunConfig
 from jwins.run_folder.atomic import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from torch import Tensor
 
     from jwins.engines.stop_rule import StopRule
     from jwins.sharing import Sharing
@@ -139,53 +137,6 @@ def advice(experiment: Experiment) -> list[str]:
         "each new neighbour is sent the whole replica, which is most of the bytes. Where bytes count, "
         "take sharing.kind = 'stateless' or 'jwins', or a topology that stays",
     ]
-
-
-def evaluation_rounds(experiment: Experiment) -> frozenset[int]:
-    """Return the numbers of completed rounds with an evaluation, always including 0 and the last one.
-
-    If rounds of consensus follow, the last round of training is included, too.
-    """
-    run = experiment.run
-    last = run.rounds + run.consensus_rounds
-    return frozenset({*range(0, run.rounds, run.eval_every), run.rounds, *run.eval_at, last})
-
-
-def first_of_last(experiment: Experiment) -> int:
-    """Return the completed rounds at the first of the last ``run.eval_last`` evaluations before consensus."""
-    trained = [at for at in evaluation_rounds(experiment) if at <= experiment.run.rounds]
-    return sorted(trained)[-experiment.run.eval_last :][0]
-
-
-def evaluation_samples(experiment: Experiment, task: Task) -> tuple[Tensor | None, Tensor | None]:
-    """Return the test samples of the last evaluations, and of earlier ones; None for all.
-
-    Returns:
-        Two vectors of increasing int64; the second is a subset of the first, or the same.
-
-    Raises:
-        ConfigError: more samples than the test set has.
-    """
-    from jwins.rng import stream
-
-    run = experiment.run
-    if run.eval_samples == "all" and run.eval_samples_early is None:
-        return None, None
-    wanted = len(task.test) if run.eval_samples == "all" else run.eval_samples
-    if wanted > len(task.test):
-        problem = f'the test set has {len(task.test)} samples; write at most as many, or "all"'
-        raise ConfigError("run.eval_samples", run.eval_samples, problem)
-    drawn = stream(run.seed, "evaluation").choice(len(task.test), wanted, replace=False)
-    last, early = _last_and_early(drawn, run)
-    return None if run.eval_samples == "all" else last, early
-
-
-def _last_and_early(drawn: npt.NDArray[np.int64], run: RunConfig) -> tuple[Tensor, Tensor]:
-    """Return all of these shuffled test samples, and the first few for early evaluations; both increasing."""
-    import torch
-
-    samples = torch.from_numpy(drawn)
-    return samples.sort().values, samples[: run.eval_samples_early].sort().values
 
 
 def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.int64]]:
@@ -315,80 +266,6 @@ def _shift(experiment: Experiment, task: Task, node: int) -> LocalChange:
             "task.feature_shift.kind", "noise", f"inputs are of type {inputs.dtype}; leave it out"
         )
     return NoisyInputs(config.sd * place * float(inputs.float().std()), experiment.run.seed, node)
-
-
-def own_test_samples(
-    task: Task, partition: Sequence[npt.NDArray[np.int64]], seed: int = 0
-) -> list[npt.NDArray[np.int64]]:
-    """Return, for each node, the test samples that are like its training samples, increasing.
-
-    Where samples have natural owners, these are all test samples of the owners of its training samples.
-    Elsewhere they are drawn from the seed in the proportions of the node's labels, as many as there are.
-
-    Raises:
-        ConfigError: the task's samples have neither owners nor labels.
-    """
-    import numpy as np
-
-    from jwins.rng import stream
-    from jwins.tasks.base import labels_of
-
-    train, test = task.train.keys, task.test.keys
-    if train is not None and test is not None:
-        return [np.flatnonzero(np.isin(test, np.unique(train[own]))) for own in partition]
-    labels, of_test, targets = task.partition_labels(), labels_of(task.test), labels_of(task.train)
-    if labels is None or of_test is None or targets is None or not np.array_equal(labels, targets):
-        problem = (
-            "the task's samples have no natural owner, and their targets are not labels; remove it, or set "
-            "keys in task.train and task.test"
-        )
-        raise ConfigError("run.eval_own", True, problem)
-    by_label = {label: np.flatnonzero(of_test == label) for label in np.unique(of_test).tolist()}
-    return [
-        _like(labels[own], by_label, stream(seed, "own test samples", node=node))
-        for node, own in enumerate(partition)
-    ]
-
-
-def _like(
-    labels: npt.NDArray[np.int64], by_label: Mapping[int, npt.NDArray[np.int64]], rng: np.random.Generator
-) -> npt.NDArray[np.int64]:
-    """Return as many test samples as possible in the proportions of these labels.
-
-    Labels without a test sample do not count.
-    """
-    import numpy as np
-
-    found, counts = np.unique(labels, return_counts=True)
-    shares = dict(zip(found.tolist(), counts.tolist(), strict=True))
-    shares = {label: count for label, count in shares.items() if label in by_label}
-    if not shares:
-        return np.zeros(0, dtype=np.int64)
-    size = min(len(by_label[label]) / count for label, count in shares.items())
-    drawn = [
-        rng.choice(by_label[label], max(1, int(size * count + 1e-9)), replace=False)
-        for label, count in shares.items()
-    ]
-    return np.sort(np.concatenate(drawn))
-
-
-def own_evaluation_samples(
-    experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return each node's own test samples at the last evaluations, and at earlier ones; see ``run.eval_own``.
-
-    Raises:
-        ConfigError: the task's samples have neither owners nor labels.
-    """
-    from jwins.rng import stream
-
-    run = experiment.run
-    most = None if run.eval_samples == "all" else run.eval_samples
-    pairs = [
-        _last_and_early(stream(run.seed, "own evaluation", node=node).permutation(own)[:most], run)
-        for node, own in enumerate(own_test_samples(task, partition, run.seed))
-    ]
-    return [last for last, _ in pairs], [early for _, early in pairs]
 
 
 _MAX_LABELS = 1000

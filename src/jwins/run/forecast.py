@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
-from jwins.run.builders import build_topology, evaluation_rounds
+from jwins.run.builders import build_topology
+from jwins.run.evaluation_plan import evaluation_rounds
 from jwins.run.memory import peak_bytes
 from jwins.run.placement import node_blocks
 from jwins.run.run import Ray

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jwins.engines.eval_reduce import PartialSum, average, reduce_results, squared_distance
+from jwins.engines.evaluation_results import PartialSum, average, reduce_results, squared_distance
 from jwins.errors import DataError, JwinsError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
@@ -465,7 +465,7 @@ class _Collected:
 
 
 def _read(path: Path) -> NodeEvaluation:
-    from jwins.engines.eval_reduce import EvalResult
+    from jwins.engines.evaluation_results import EvalResult
     from jwins.net.driver import NodeEvaluation
 
     found = checkpoint.load(path.read_bytes(), (NodeEvaluation, EvalResult))

@@ -25,7 +25,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
-from jwins.engines.eval_reduce import AverageModel, EvalResult, PartialSum
+from jwins.engines.evaluation_results import AverageModel, EvalResult, PartialSum
 from jwins.engines.node_group import (
     STATE_TYPES,
     Envelope,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from jwins.engines import node_group
 from jwins.engines.callbacks import MeasuredModels
-from jwins.engines.eval_reduce import average, reduce_results
+from jwins.engines.evaluation_results import average, reduce_results
 from jwins.engines.gc_tuning import raised_gc_threshold
 from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
 from jwins.engines.recorder import Recorder
