@@ -126,4 +126,4 @@ def end(outcome: Outcome) -> EndRow:
 def state_of(simulator: SimulatedDriver, node: int) -> Any:
     """Return the state of a node's algorithm."""
     (group,) = [group for group in simulator.groups if node in group.nodes]
-    return group.sharing_state(node)
+    return group.machine(node).state

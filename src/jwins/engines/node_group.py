@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
@@ -57,13 +57,15 @@ from jwins.node import (
     Train,
     Trained,
 )
-from jwins.run_folder.checkpoint import Dumped
 from jwins.training.evaluation import EvalRequest
 from jwins.training.node_store import LocalState
 from jwins.training.thread_pool import ThreadPool
 from jwins.training.trainer import Trainer
 from jwins.wire.codec import Raw
 from jwins.wire.frame import Frame, KeyframeRequest, Message, Packed
+
+if TYPE_CHECKING:
+    from jwins.engines.ray.node_group import RemoteNodeGroup
 
 SERIAL_BELOW = 16_384
 """Below this dimension, passing a node's work to a thread takes longer than the work."""
@@ -184,75 +186,6 @@ STATE_TYPES: tuple[type, ...] = (
     WaitingModel,
 )
 """Types in a node group's shard of a checkpoint, besides the ``state_types`` of its algorithm."""
-
-
-# --- The node group's functions for a driver ----------------------------------------------------------------
-
-
-class NodeGroupLike(Protocol):
-    """Protocol of a node group: a :class:`NodeGroup` in this process, or one elsewhere."""
-
-    @property
-    def nodes(self) -> tuple[int, ...]:
-        """Return the nodes' numbers, increasing."""
-
-    @property
-    def rules(self) -> Rules:
-        """Return the common rules of all nodes of the run."""
-
-    @property
-    def local_steps(self) -> Mapping[int, int]:
-        """Return the number of optimizer steps per round, by node."""
-
-    @property
-    def wall_s(self) -> Mapping[str, float]:
-        """Return real seconds so far, by activity."""
-
-    def start(self, now: float) -> dict[int, list[Command]]:
-        """Begin round 0, and return each node's commands."""
-
-    def handle(
-        self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
-    ) -> list[list[Command]]:
-        """Deliver events to nodes, and return the commands for each event."""
-
-    def num_samples(self, round: int) -> int:
-        """Return the number of common test samples of the evaluation after ``round`` rounds."""
-
-    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
-        """Return sums of parameters, and local buffers, of the models that wait for an evaluation."""
-
-    def measure(
-        self, round: int, average: AverageModel, *, test_average: bool, keep: bool = False
-    ) -> EvalResult:
-        """Test the models that wait for an evaluation."""
-
-    def end_with_measured(self) -> None:
-        """Make the models of the last evaluation the final ones."""
-
-    def measured_file(self, node: int) -> bytes:
-        """Return a node's model at the last evaluation as a safetensors file."""
-
-    def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """Return the waiting nodes among these, with their round and the missing senders."""
-
-    def parameters(self, node: int) -> Tensor:
-        """Return a node's parameters, (P,) float32 on the CPU."""
-
-    def model_file(self, node: int) -> bytes:
-        """Return a node's model as a safetensors file."""
-
-    def with_bytes(self, envelopes: Sequence[Envelope]) -> Sequence[Envelope]:
-        """Return envelopes of these nodes with their bytes, for a checkpoint."""
-
-    def snapshot(self, under_way: Sequence[Envelope] = ()) -> NodeGroupState | Dumped:
-        """Return the state for :meth:`restore`, or the bytes of it."""
-
-    def restore(self, state: NodeGroupState) -> None:
-        """Continue from a snapshot of these nodes, and perhaps others."""
-
-    def close(self) -> None:
-        """Release threads and other resources."""
 
 
 # --- The node group -----------------------------------------------------------------------------------------
@@ -589,10 +522,6 @@ class NodeGroup:
         final = self._final.get(node)
         return (self._nodes[node].params if final is None else final.params).cpu()
 
-    def sharing_state(self, node: int) -> Any:
-        """Return the state of a node's algorithm."""
-        return self._nodes[node].state
-
     def model_file(self, node: int) -> bytes:
         """Return a node's model as a safetensors file for ``load_state_dict``."""
         final = self._final.get(node)
@@ -672,6 +601,10 @@ class NodeGroup:
             yield
         finally:
             self.wall_s[activity] += time.perf_counter() - started
+
+
+NodeGroupLike: TypeAlias = "NodeGroup | RemoteNodeGroup"
+"""A node group of this process, or the proxy of one elsewhere: both have the methods that a driver calls."""
 
 
 def _listed(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dict[int, float]]:

@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import uuid4
 from weakref import finalize
 
@@ -42,6 +42,7 @@ from jwins.run_folder.checkpoint import Dumped
 from jwins.training.allocator import keep_freed_memory
 from jwins.wire.frame import Packed
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 FrameKey = tuple[int, int]
@@ -167,9 +168,9 @@ class NodeGroupActor:
         self._machine_of = dict(machine_of)
         return dict(self._group.local_steps)
 
-    def start(self, now: float) -> dict[int, list[Command]]:
-        """Begin round 0; nodes send nothing yet."""
-        return self._group.start(now)
+    def call(self, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the node group."""
+        return getattr(self._group, method)(*args, **options)
 
     def handle(
         self,
@@ -228,30 +229,6 @@ class NodeGroupActor:
     def packed(self, serials: Sequence[int]) -> list[Packed]:
         """Return frames of these nodes that are under way."""
         return [self._own[serial] for serial in serials]
-
-    def num_samples(self, round: int) -> int:
-        """Return the number of common test samples of the evaluation after ``round`` rounds."""
-        return self._group.num_samples(round)
-
-    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
-        """Return sums of parameters, and local buffers, of the models that wait for an evaluation."""
-        return self._group.sums(round)
-
-    def measure(self, round: int, average: AverageModel, test_average: bool, keep: bool) -> EvalResult:
-        """Test the models that wait for an evaluation."""
-        return self._group.measure(round, average, test_average=test_average, keep=keep)
-
-    def end_with_measured(self) -> None:
-        """Make the models of the last evaluation the final ones."""
-        self._group.end_with_measured()
-
-    def measured_file(self, node: int) -> bytes:
-        """Return a node's model at the last evaluation as a safetensors file."""
-        return self._group.measured_file(node)
-
-    def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """Return the waiting nodes among these, with their round and the missing senders."""
-        return self._group.stalled(nodes)
 
     def parameters(self) -> npt.NDArray[np.float32]:
         """Return the parameters of all nodes here, (n, P)."""
@@ -348,8 +325,7 @@ class RemoteNodeGroup:
 
     def start(self, now: float) -> dict[int, list[Command]]:
         """Begin round 0."""
-        commands: dict[int, list[Command]] = self._call("start", now)
-        return commands
+        return self._of_group(NodeGroup.start, now)
 
     def handle(
         self, due: Sequence[ScheduledEvent], train: Mapping[int, int] | None = None
@@ -411,28 +387,25 @@ class RemoteNodeGroup:
 
     def num_samples(self, round: int) -> int:
         """Return the number of common test samples of the evaluation after ``round`` completed rounds."""
-        return int(self._call("num_samples", round))
+        return self._of_group(NodeGroup.num_samples, round)
 
     def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """Return the contributions of the waiting models to the average."""
-        found: tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]] = self._call("sums", round)
-        return found
+        return self._of_group(NodeGroup.sums, round)
 
     def measure(
         self, round: int, average: AverageModel, *, test_average: bool, keep: bool = False
     ) -> EvalResult:
         """Test the models that wait for an evaluation."""
-        result: EvalResult = self._call("measure", round, average, test_average, keep)
-        return result
+        return self._of_group(NodeGroup.measure, round, average, test_average=test_average, keep=keep)
 
     def end_with_measured(self) -> None:
         """Make the models of the last evaluation the final ones."""
-        self._call("end_with_measured")
+        self._of_group(NodeGroup.end_with_measured)
 
     def measured_file(self, node: int) -> bytes:
         """Return a node's model at the last evaluation as a safetensors file."""
-        data: bytes = self._call("measured_file", node)
-        return data
+        return self._of_group(NodeGroup.measured_file, node)
 
     # --- End and resuming -----------------------------------------------------------------------------------
 
@@ -444,8 +417,7 @@ class RemoteNodeGroup:
 
     def stalled(self, nodes: Sequence[int]) -> dict[int, tuple[int, tuple[int, ...]]]:
         """Return the waiting nodes among these."""
-        waiting: dict[int, tuple[int, tuple[int, ...]]] = self._call("stalled", nodes)
-        return waiting
+        return self._of_group(NodeGroup.stalled, nodes)
 
     def parameters(self, node: int) -> Tensor:
         """Return a node's parameters at the end, (P,) float32."""
@@ -482,11 +454,16 @@ class RemoteNodeGroup:
     def close(self) -> None:
         """Do nothing: the code that made the actor ends it."""
 
-    def _call(self, method: str, *args: Any) -> Any:
-        return _got(getattr(self._actor, method).remote(*args), self._who())
+    def _of_group(
+        self, method: Callable[Concatenate[NodeGroup, P], T], *args: P.args, **options: P.kwargs
+    ) -> T:
+        """Call a method of the actor's node group."""
+        found: T = self._call("call", method.__name__, *args, **options)
+        return found
 
-    def _who(self) -> str:
-        return f"actor {self.number} with {len(self.nodes)} nodes from {self.nodes[0]}"
+    def _call(self, method: str, *args: Any, **options: Any) -> Any:
+        who = f"actor {self.number} with {len(self.nodes)} nodes from {self.nodes[0]}"
+        return _got(getattr(self._actor, method).remote(*args, **options), who)
 
 
 def _got(reference: Any, who: str) -> Any:
