@@ -13,7 +13,7 @@ from jwins.errors import ConfigError
 from jwins.experiment import Experiment
 from jwins.run.builders import build_partition
 from jwins.tasks import make_task
-from jwins.tasks.partition import PARTITIONERS, checked_split, make_partitioner
+from jwins.tasks.partition import PARTITIONERS, checked_split
 
 TABLE = {
     "iid": {},
@@ -31,7 +31,7 @@ KEYS = np.random.default_rng(2).integers(60, size=1000) * 7 - 20  # neither dens
 
 
 def split(row: str, num_nodes: int = 16, seed: int = 3) -> list[np.ndarray]:
-    partitioner = make_partitioner(row.split(",")[0], TABLE[row])
+    partitioner = PARTITIONERS[row.split(",")[0]](**TABLE[row])
     rng = np.random.default_rng(seed)
     return partitioner.split(num_samples=1000, num_nodes=num_nodes, labels=LABELS, keys=KEYS, rng=rng)
 
@@ -64,7 +64,7 @@ class TestEveryPartitioner:
         np.testing.assert_array_equal(keys, KEYS)
 
     def test_picklable_and_printable(self, row: str) -> None:
-        partitioner = make_partitioner(row.split(",")[0], TABLE[row])
+        partitioner = PARTITIONERS[row.split(",")[0]](**TABLE[row])
         assert pickle.loads(pickle.dumps(partitioner)) == partitioner
         assert repr(partitioner)
 
@@ -75,7 +75,7 @@ def test_iid_parts_are_even() -> None:
 
 def test_shards_limit_the_labels_of_a_node() -> None:
     labels = np.repeat(np.arange(10), 100)
-    partitioner = make_partitioner("shards", {"shards_per_node": 2})
+    partitioner = PARTITIONERS["shards"](shards_per_node=2)
     rng = np.random.default_rng(1)
     parts = partitioner.split(num_samples=1000, num_nodes=20, labels=labels, keys=None, rng=rng)
     assert {len(part) for part in parts} == {50}
@@ -86,9 +86,7 @@ def test_shards_mix_the_samples_of_a_label() -> None:
     """A shard is a random part of its label's samples, not a run of the file."""
     labels = np.zeros(100, dtype=np.int64)
     rng = np.random.default_rng(1)
-    parts = make_partitioner("shards", {}).split(
-        num_samples=100, num_nodes=5, labels=labels, keys=None, rng=rng
-    )
+    parts = PARTITIONERS["shards"]().split(num_samples=100, num_nodes=5, labels=labels, keys=None, rng=rng)
     assert all(part[-1] - part[0] > 40 for part in parts)
 
 
@@ -96,7 +94,7 @@ def test_shards_mix_the_samples_of_a_label() -> None:
 def test_dirichlet_concentrates_as_alpha_falls(alpha: float) -> None:
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(10), 500)
-    parts = make_partitioner("dirichlet", {"alpha": alpha}).split(
+    parts = PARTITIONERS["dirichlet"](alpha=alpha).split(
         num_samples=5000, num_nodes=8, labels=labels, keys=None, rng=rng
     )
     largest = [np.bincount(labels[part]).max() / len(part) for part in parts]
@@ -116,9 +114,6 @@ def test_by_key_keeps_owners_together() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "num_nodes", "path", "remedy"),
     [
-        ("sorted", {}, 4, "task.partition.kind", "expected one of iid, shards, dirichlet, quantity, by_key"),
-        ("iid", {"alpha": 1.0}, 4, "task.partition.alpha", "takes no other keys"),
-        ("shards", {"alpha": 1.0}, 4, "task.partition.alpha", "takes only shards_per_node"),
         ("shards", {"shards_per_node": 0}, 4, "task.partition.shards_per_node", "at least 1"),
         ("dirichlet", {"alpha": 0.0}, 4, "task.partition.alpha", "above 0"),
         ("dirichlet", {"alpha": float("nan")}, 4, "task.partition.alpha", "above 0"),
@@ -134,7 +129,7 @@ def test_impossible_partitions_are_refused(
     kind: str, options: dict[str, object], num_nodes: int, path: str, remedy: str
 ) -> None:
     with pytest.raises(ConfigError, match=remedy) as caught:
-        make_partitioner(kind, options).split(
+        PARTITIONERS[kind](**options).split(
             num_samples=10,
             num_nodes=num_nodes,
             labels=np.arange(10) % 2,
@@ -145,12 +140,26 @@ def test_impossible_partitions_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("table", "path", "remedy"),
+    [
+        ({"kind": "sorted"}, "task.partition.kind", "kinds: iid, shards, dirichlet, quantity, by_key"),
+        ({"kind": "iid", "alpha": 1.0}, "task.partition.alpha", "this key is for kind"),
+        ({"kind": "shards", "alpha": 1.0}, "task.partition.alpha", 'kind = "dirichlet" or "quantity"'),
+    ],
+)
+def test_tables_of_no_partitioner_are_refused(table: dict[str, Any], path: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy) as caught:
+        Experiment(task={"name": "digits", "partition": table})  # type: ignore[arg-type]
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
     ("kind", "remedy"),
     [("shards", "no labels"), ("dirichlet", r"partition_labels\(\)"), ("by_key", "no natural owner")],
 )
 def test_what_the_task_does_not_have(kind: str, remedy: str) -> None:
     with pytest.raises(ConfigError, match=remedy):
-        make_partitioner(kind, {}).split(
+        PARTITIONERS[kind]().split(
             num_samples=10, num_nodes=2, labels=None, keys=None, rng=np.random.default_rng(0)
         )
 

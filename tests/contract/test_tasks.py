@@ -24,7 +24,7 @@ from torch import nn
 
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, parquet, source
-from jwins.tasks.partition import make_partitioner
+from jwins.tasks.partition import PARTITIONERS
 from jwins.tasks.plays import bundled_plays, codes
 from jwins.training.optimizer import Optimizer
 from jwins.training.trainer import Trainer
@@ -308,7 +308,7 @@ class TestEveryTask:
         if (labels is None and kind in ("shards", "dirichlet")) or (keys is None and kind == "by_key"):
             return
         num_nodes = min(2, TABLE[row].owners or 2)
-        parts = make_partitioner(kind, {}).split(
+        parts = PARTITIONERS[kind]().split(
             num_samples=len(task.train),
             num_nodes=num_nodes,
             labels=labels,
@@ -436,7 +436,7 @@ def test_gpt_sees_no_later_character() -> None:
 
 def test_gpt_reports_bits_and_perplexity_of_the_whole_test_set() -> None:
     task = make_task("gpt", options=TINY_GPT)
-    parts = make_partitioner("contiguous", {}).split(
+    parts = PARTITIONERS["contiguous"]().split(
         num_samples=len(task.train), num_nodes=4, labels=None, keys=None, rng=np.random.default_rng(1)
     )
     optimizer = Optimizer("adamw", {"lr": 3e-3})
@@ -1216,7 +1216,7 @@ def test_owners_may_be_a_tensor() -> None:
     assert data.keys.dtype == np.int64
     assert data.keys.tolist() == [7, 8, 7]
     assert pickle.loads(pickle.dumps(data)).keys.tolist() == [7, 8, 7]
-    parts = make_partitioner("by_key", {}).split(
+    parts = PARTITIONERS["by_key"]().split(
         num_samples=3, num_nodes=2, labels=None, keys=data.keys, rng=np.random.default_rng(0)
     )
     assert sorted(part.tolist() for part in parts) == [[0, 2], [1]]

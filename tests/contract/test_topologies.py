@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import pytest
 
 from jwins.errors import ConfigError, UsageError
-from jwins.topology import TOPOLOGIES, Graph, Regular, Topology, Torus, make_topology
+from jwins.experiment import Experiment
+from jwins.topology import TOPOLOGIES, Graph, Regular, Topology, Torus
 from jwins.topology.participation import Participation
 
 EDGES = (
@@ -36,6 +38,14 @@ TABLE = {
     "finite_time, degree 3": ({"degree": 3}, True, False, False),
     "edge_list": ({"path": "edges.txt"}, True, True, True),
 }
+
+
+def make_topology(
+    kind: str, options: dict[str, Any], *, num_nodes: int, seed: int, folder: Path = Path()
+) -> Topology:
+    """Make a topology; a relative path starts in ``folder``."""
+    place = {key: folder / value for key, value in options.items() if key == "path"}
+    return TOPOLOGIES[kind](num_nodes=num_nodes, seed=seed, **options | place)
 
 
 def build(row: str, folder: Path, seed: int = 1) -> Topology:
@@ -142,9 +152,6 @@ def test_small_graphs() -> None:
 @pytest.mark.parametrize(
     ("kind", "num_nodes", "options", "path", "remedy"),
     [
-        ("hexagon", 8, {}, "topology.kind", "expected one of ring, fully_connected"),
-        ("ring", 8, {"degree": 2}, "topology.degree", "takes no other keys"),
-        ("regular", 8, {"rewire": 0.1}, "topology.rewire", "takes only degree, dynamic"),
         ("ring", 0, {}, "nodes.count", "at least 1"),
         ("regular", 8, {"degree": 8}, "topology.degree", "at most 7 neighbours"),
         ("regular", 8, {"degree": 0}, "topology.degree", "at least 1"),
@@ -158,7 +165,6 @@ def test_small_graphs() -> None:
         ("one_peer_exponential", 1, {}, "nodes.count", "at least 2"),
         ("torus", 12, {"rows": 5}, "topology.rows", r"\[2, 3, 4, 6\]"),
         ("torus", 13, {}, "topology.rows", "use ring"),
-        ("edge_list", 8, {}, "topology.path", "name of a file"),
         ("edge_list", 8, {"path": "nowhere.txt"}, "topology.path", "cannot be read"),
     ],
 )
@@ -167,6 +173,21 @@ def test_impossible_graphs_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=remedy) as caught:
         make_topology(kind, options, num_nodes=num_nodes, seed=0)
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("table", "path", "remedy"),
+    [
+        ({"kind": "hexagon"}, "topology.kind", "kinds: ring, fully_connected"),
+        ({"kind": "ring", "degree": 2}, "topology.degree", "this key is for kind"),
+        ({"kind": "regular", "rewire": 0.1}, "topology.rewire", 'this key is for kind = "small_world"'),
+        ({"kind": "edge_list"}, "topology.path", "required"),
+    ],
+)
+def test_tables_of_no_topology_are_refused(table: dict[str, Any], path: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy) as caught:
+        Experiment(topology=table)  # type: ignore[arg-type]
     assert caught.value.path == path
 
 

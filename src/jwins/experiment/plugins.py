@@ -84,9 +84,9 @@ class PartitionTable(Plugin):
 
     def build(self) -> Partitioner:
         """Build the partitioner of this name in :data:`jwins.tasks.partition.PARTITIONERS`."""
-        from jwins.tasks.partition import make_partitioner
+        from jwins.tasks.partition import PARTITIONERS
 
-        return make_partitioner(self.kind, self.arguments())
+        return PARTITIONERS[self.kind](**self.arguments())
 
 
 class IidConfig(PartitionTable):
@@ -194,10 +194,10 @@ class TopologyTable(Plugin):
         Raises:
             ConfigError: no such graph exists.
         """
-        from jwins.topology import make_topology
+        from jwins.topology import TOPOLOGIES
 
         given = {key: value for key, value in self.arguments().items() if value is not None}
-        return make_topology(self.kind, given, num_nodes=num_nodes, seed=seed)
+        return TOPOLOGIES[self.kind](num_nodes=num_nodes, seed=seed, **given)
 
 
 class RingConfig(TopologyTable):

@@ -7,11 +7,12 @@ empty. If that is impossible, it raises a :class:`~jwins.errors.ConfigError` wit
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import Generator
 
 from jwins.errors import ConfigError, JwinsError
 
@@ -25,13 +26,7 @@ class Partitioner(Protocol):
     """Protocol of a partitioner, which divides the samples of a data set among nodes."""
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node.
 
@@ -63,13 +58,7 @@ class Iid:
     """
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node."""
         _check_enough("iid", num_samples, num_nodes)
@@ -90,13 +79,7 @@ class Contiguous:
     """
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node."""
         _check_enough("contiguous", num_samples, num_nodes)
@@ -122,13 +105,7 @@ class Shards:
             raise ConfigError("task.partition.shards_per_node", self.shards_per_node, "expected at least 1")
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node."""
         labels = _check_labels("shards", labels)
@@ -166,13 +143,7 @@ class Dirichlet:
         _check_concentration(self.alpha, self.min_samples)
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node."""
         labels = _check_labels("dirichlet", labels)
@@ -225,13 +196,7 @@ class Quantity:
         _check_concentration(self.alpha, self.min_samples)
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node."""
         free = num_samples - num_nodes * self.min_samples
@@ -256,13 +221,7 @@ class ByKey:
     """
 
     def split(
-        self,
-        *,
-        num_samples: int,
-        num_nodes: int,
-        labels: Indices | None,
-        keys: Indices | None,
-        rng: np.random.Generator,
+        self, *, num_samples: int, num_nodes: int, labels: Indices | None, keys: Indices | None, rng: Generator
     ) -> list[Indices]:
         """Return the samples of each node."""
         if keys is None:
@@ -300,27 +259,6 @@ PARTITIONERS: Mapping[str, type[Partitioner]] = {
 """Partitioners by their name in ``task.partition.kind``."""
 
 
-def make_partitioner(kind: str, options: Mapping[str, object]) -> Partitioner:
-    """Build the partitioner of a ``[task] partition`` table.
-
-    Args:
-        kind: a key of :data:`PARTITIONERS`.
-        options: the other keys of the table, the constructor's argument names.
-
-    Raises:
-        ConfigError: no such kind, or an unknown key.
-    """
-    if kind not in PARTITIONERS:
-        raise ConfigError("task.partition.kind", kind, f"expected one of {', '.join(PARTITIONERS)}")
-    cls = PARTITIONERS[kind]
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for key, value in options.items():
-        if key not in known:
-            takes = f"takes only {', '.join(known)}" if known else "takes no other keys"
-            raise ConfigError(f"task.partition.{key}", value, f"unknown key; kind = {kind!r} {takes}")
-    return cls(**options)
-
-
 def checked_split(
     partitioner: Partitioner,
     *,
@@ -328,7 +266,7 @@ def checked_split(
     num_nodes: int,
     labels: Indices | None,
     keys: Indices | None,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> list[Indices]:
     """Call a partitioner, and check its result by the rules of :meth:`Partitioner.split`.
 

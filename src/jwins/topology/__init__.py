@@ -13,7 +13,6 @@ from jwins.topology.kinds import (
     SmallWorld,
     Star,
     Torus,
-    make_topology,
 )
 
 __all__ = [
@@ -30,5 +29,4 @@ __all__ = [
     "Star",
     "Topology",
     "Torus",
-    "make_topology",
 ]

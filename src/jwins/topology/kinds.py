@@ -2,9 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import networkx as nx
 import numpy as np
@@ -321,7 +320,7 @@ class OnePeerExponential:
         )
 
 
-TOPOLOGIES: Mapping[str, type[Topology]] = {
+TOPOLOGIES: Mapping[str, Callable[..., Topology]] = {
     "ring": Ring,
     "fully_connected": FullyConnected,
     "star": Star,
@@ -334,37 +333,6 @@ TOPOLOGIES: Mapping[str, type[Topology]] = {
     "edge_list": EdgeList,
 }
 """Topologies by their name in ``topology.kind``."""
-
-
-def make_topology(
-    kind: str, options: Mapping[str, object], *, num_nodes: int, seed: int, folder: Path | None = None
-) -> Topology:
-    """Build the topology of a ``[topology]`` table.
-
-    Args:
-        kind: a key of :data:`TOPOLOGIES`.
-        options: the other keys of the table, the constructor's argument names.
-        num_nodes: N.
-        seed: the experiment's seed.
-        folder: start of a relative ``path``; None is the current folder.
-
-    Raises:
-        ConfigError: no such kind, an unknown key, or an impossible graph.
-    """
-    if kind not in TOPOLOGIES:
-        raise ConfigError("topology.kind", kind, f"expected one of {', '.join(TOPOLOGIES)}")
-    cls = TOPOLOGIES[kind]
-    known = [f.name for f in fields(cls) if f.init and f.name not in ("num_nodes", "seed")]  # type: ignore[arg-type]
-    for key, value in options.items():
-        if key not in known:
-            takes = f"takes only {', '.join(known)}" if known else "takes no other keys"
-            raise ConfigError(f"topology.{key}", value, f"unknown key; kind = {kind!r} {takes}")
-    arguments = dict(options)
-    if kind == "edge_list":
-        if not isinstance(options.get("path"), str | Path):
-            raise ConfigError("topology.path", options.get("path"), "expected the name of a file of edges")
-        arguments["path"] = (folder or Path()) / Path(str(options["path"]))
-    return cls(num_nodes=num_nodes, seed=seed, **arguments)  # type: ignore[call-arg]
 
 
 def _check_degree(degree: int, num_nodes: int) -> None:
