@@ -181,7 +181,7 @@ def test_a_run_goes_on_with_other_actors(machines: Any, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_spread_is_refused(machines: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"wire\.codec = 'paper': decodes only what its own process"):
+    with pytest.raises(ConfigError, match=r"wire\.codec = 'paper': cannot be used by several processes"):
         jwins.simulate(experiment(tmp_path / "codec", wire={"codec": "paper"}), engine=jwins.Ray())
     with pytest.raises(
         UsageError, match=r"too small: 5 actors of 1 core, .* of memory each do not fit, 4 would"
