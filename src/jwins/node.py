@@ -17,13 +17,13 @@ deadline leaves its weight with the node. Frames of later rounds are kept until 
 rounds go to the next merge with weight 0, for algorithms that remember their peers.
 
 A neighbour without this node's replica (a new one, one that returned or one that asks) gets the keyframe, or
-all increments since the replica that it still has, *in place of* the next update. A keyframe beside the updates
-could be overtaken by an update that builds on it, in every round, and the neighbour would never catch up. In
-place of the update, it is the frame that the neighbour waits for.
+all increments since the replica that it still has, *in place of* the next update. An additional keyframe could
+arrive after an update that builds on it, in every round, and the neighbour would never catch up. In place of
+the update, it is the frame that the neighbour waits for.
 
 Members may change while nodes run. The topology then has another graph from some round on, with a higher
-roster version, and a node may learn of it late. Frames have the roster version of their round. A frame of
-another version than the receiver's has weight 0, on both sides of an edge, so that mixing weights stay doubly
+roster version, and a node may learn of it late. Every frame states the roster version of its round. If two
+neighbours use different versions, both give the other's frame weight 0, so that mixing weights stay doubly
 stochastic.
 """
 
@@ -67,25 +67,25 @@ EARLY_FRAMES = 6
 """Further rounds that a neighbour may be ahead if neighbours change from round to round: the diameter of the
 union of such graphs."""
 FRAMES_OF_STRANGERS = 2
-"""Frames of a node that is not a neighbour that may wait: a newer roster may make it one, from this round or
-the next."""
+"""Frames that may wait although their sender is not a neighbour: a newer roster may make it one, from this
+round or the next."""
 
 MAX_PARAMETER = 1e30
 """Parameters beyond this have diverged, even if they are finite. They are far from any real model, and so near
 the largest float32, 3.4e38, that differences, wavelet coefficients or bfloat16 roundings soon overflow."""
 
 MAX_MAGNITUDE_RATIO = 1e6
-"""``Rules.max_magnitude_ratio`` between machines. No round of training and no transform takes an honest
-model so far from a neighbour's, before or after its own training. A damaged number usually is that far."""
+"""``Rules.max_magnitude_ratio`` between machines. Honest models never differ by this factor, whatever training
+and transforms did in between. A damaged number usually does."""
 
 
 MAX_GROWTH = 1e3
-"""``Rules.max_growth`` between machines. What honest neighbours send grows as this node's own model does by its
-own training; factors of ten between partitions are usual, of a thousand are not."""
+"""``Rules.max_growth`` between machines. Honest neighbours' values grow about as this node's model grows by its
+own training. A factor of ten between partitions is usual, a factor of a thousand is not."""
 
 INFLATION = 100.0
-"""No honest node exceeds this multiple of that limit, even if another node has inflated its model, because it
-merges nothing beyond the limit."""
+"""No honest node exceeds the limit of ``Rules.max_growth`` by this factor, even if another node has inflated
+its model, because it merges nothing beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +100,19 @@ class Rules:
         seed: seed of the experiment.
         evaluate_at: numbers of completed rounds at which a node requests an evaluation.
         checkpoint_every: interval of rounds at which a node requests a checkpoint; 0 for never.
-        deadline_s: time to wait for neighbours after the own frame is sent; None for no limit.
+        deadline_s: time to wait for neighbours after the node has sent its frame; None for no limit.
         consensus_rounds: number of rounds at the end that share the merged model without training.
         max_magnitude_ratio: frames are refused if a value exceeds this multiple of the node's own largest
             parameter, or of 1 if that is larger.
         inbox_frames: largest number of frames of one sender that wait for a merge.
-        inbox_bytes: limit of the decoded size of more than three of them; infinite between nodes that trust
+        inbox_bytes: limit on their decoded size, from the fourth frame on; infinite between nodes that trust
             each other, where ``inbox_frames`` does not apply either.
-        rounds_ahead: frames of rounds further ahead are refused.
+        rounds_ahead: number of rounds that a frame may be ahead of the node; later frames are refused.
         max_growth: frames are also refused if a value exceeds this multiple of the node's own scale, which
             others cannot raise (see :class:`~jwins.sharing.own_scale.OwnScale`).
         project: applied in place to merged parameters, e.g. ``Layout.project_``; None for nothing to do.
         participation: the nodes that take part in a round, as in ``topology``; None for all.
-        attacks: attacks by node; such nodes are not measured.
+        attacks: attack of each attacker, by node; attackers are left out of evaluations.
         outer: step on the change of a round before it is shared; None to share the trained model.
     """
 
@@ -229,10 +229,10 @@ class RosterChanged:
 
 @dataclass(frozen=True, slots=True)
 class Rejoin:
-    """Rejoin after a crash: continue from the state of the crash at ``round`` of the others.
+    """Rejoin after a crash: continue with the state before the crash, in the others' ``round``.
 
-    Earlier frames are dropped, and the neighbours' replicas count as lost. A round that was shared but not
-    merged ends without received updates, as at a deadline.
+    Earlier frames are dropped, and neighbours count as having lost their replica of this node. A round that was
+    shared but not merged ends without received updates, as at a deadline.
 
     Attributes:
         round: first round in which the node takes part again.
@@ -259,7 +259,7 @@ class TimedOut:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """End after the current merge, or at once if nothing was trained since."""
+    """End after the merge that the node waits for, or at once if it waits for none."""
 
 
 Event = (
@@ -351,7 +351,7 @@ class FrameRefused:
         sender: sender of the frame.
         round: the sender's round.
         reason: reason as text.
-        inflated: whether a value is larger than any of an honest node, except by damage.
+        inflated: whether a value is larger than an honest node sends; it may also be damaged.
     """
 
     sender: int
@@ -397,8 +397,8 @@ class NodeState:
         sent_bytes: length of the previous update's frame.
         deadline: deadline on the clock of ``now``, while waiting, if there is one.
         stopping: whether :class:`Stop` was received.
-        replica_rounds: round of this node's replica at each peer that asked.
-        answered: round in which a peer last received the increments since that replica.
+        replica_rounds: round of this node's replica at each peer that has requested increments.
+        answered: round in which each such peer was last sent increments, or a keyframe in their place.
         spread: standard deviation of each parameter over the models that an attacker last received.
         momentum: (P,) of the outer optimizer; None before its first step, or without one.
     """
@@ -577,7 +577,7 @@ class Node:
     def share(self, event: Trained) -> Frame | list[Command]:
         """Take over the trained model, and return the frame for :meth:`send`, or the commands of a failure.
 
-        The two are :meth:`handle` in a node that is training; the frame can be encoded elsewhere in between.
+        Both together do what :meth:`handle` does for ``event``; the frame can be encoded elsewhere in between.
         """
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
@@ -620,14 +620,13 @@ class Node:
         return commands + self._merge_if_ready(now)
 
     def _share(self, start: Tensor, ctx: RoundContext) -> tuple[Update, Any]:
-        """Return the update to send and the state for the merge; of an attacker, an update of a false model."""
+        """Return the update to send and the state for the merge; an attacker's update is of a false model."""
         update, state = call_share(self._sharing, self.state, self.params, ctx, self.update_dim)
         if self._attack is None or self.round < self._attack.round:
             return update, state
         false = attacked(self._attack, start, self.params, self._spread, ctx)
         update, after = call_share(self._sharing, self.state, false, ctx, self.update_dim)
-        # It merges as an honest node does, except with an algorithm whose state is the neighbours' replica of
-        # it.
+        # An attacker merges as an honest node does, unless the state must agree with its neighbours' replicas.
         return update, after if self._sharing.remembers_peers or self._sharing.per_peer else state
 
     def _on_frame(self, event: FrameReceived, now: float) -> list[Command]:
@@ -792,7 +791,7 @@ class Node:
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
 
     def _send_own(self, peer: int) -> Send:
-        """Send ``peer`` the update that is its own."""
+        """Send ``peer`` the update of :meth:`Sharing.for_peer`."""
         update = self._sharing.for_peer(self.state, peer)
         frame = Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
         return Send((peer,), self.round, self.rules.wire.pack(frame), keyframe=False)

@@ -125,7 +125,7 @@ MISTAKES = {
         {"stale_peers": lambda state: [1]},
         r"Own\.stale_peers returned a list: expected a frozenset of nodes",
     ),
-    "one type for state_types": ({"state_types": Mine}, r"Own\.state_types is no tuple"),
+    "one type for state_types": ({"state_types": Mine}, r"Own\.state_types is not a tuple"),
     "received in place": (
         {"merge": in_place_received},
         r"Own\.merge changed the update of a neighbour in place",

@@ -1,4 +1,4 @@
-"""Tables of a comparison's file; its table ``[tune]`` is in tuning.py."""
+"""Settings in a comparison's TOML file, except for the table ``[tune]`` (tuning.py)."""
 
 from __future__ import annotations
 

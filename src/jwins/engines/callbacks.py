@@ -1,4 +1,4 @@
-"""Callbacks of the user, which a run calls between its steps."""
+"""Callbacks of a user, called between the steps of a run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class MeasuredModels(Mapping[int, dict[str, Tensor]]):
-    """The models of an evaluation by node, each a state dict of copies; read when they are asked for.
+    """Models of an evaluation by node, each a state dict of copies that is read when the node is looked up.
 
-    They are there as long as the call that handed them over.
+    They can be read only during the call of ``on_evaluation`` that receives them.
 
     Args:
         nodes: measured nodes.
@@ -57,7 +57,7 @@ class Callback:
     """Base class of the entries of ``simulate(..., callbacks=[...])``; write the methods that you need.
 
     All are called in the process that called ``simulate``, between two steps of the run. An exception ends the
-    run. A run that continues from a checkpoint reports repeated measurements again.
+    run. A run that continues from a checkpoint reports the evaluations again that it repeats.
 
     Example::
 

@@ -25,8 +25,9 @@ class EvaluationSamples:
 
     Attributes:
         common: (m,) increasing int64, for all nodes; None for all samples.
-        own: for each node, (m_i,) int64, samples of its own owners, for the metrics ``own_<name>``. A node
-            without such samples lacks these metrics. None for no such metrics.
+        own: for each node, (m_i,) int64, test samples like its own training data: of the same owners, or with
+            the same shares of labels. They give the metrics ``own_<name>``, which a node without such samples
+            lacks. None to leave out these metrics.
     """
 
     common: Tensor | None = None
@@ -39,9 +40,9 @@ class EvaluationPlan:
 
     Attributes:
         samples: samples of evaluations after ``early_before`` or more rounds.
-        early: samples of earlier evaluations, a subset of ``samples``. Later evaluations report their result on
-            these, too (``EvalRow.early``). None for no difference.
-        early_before: a number of completed rounds.
+        early: samples of evaluations after fewer rounds, a subset of ``samples``. Later evaluations report
+            their result on these, too (``EvalRow.early``). None if all evaluations use ``samples``.
+        early_before: number of completed rounds from which on evaluations use ``samples``.
     """
 
     samples: EvaluationSamples = field(default_factory=EvaluationSamples)
@@ -53,7 +54,7 @@ class EvaluationPlan:
         return self.early if self.early is not None and round < self.early_before else self.samples
 
     def common_early(self, round: int, num_test: int) -> Tensor | None:
-        """Mark the early samples among the common ones of a late evaluation, (m,) bool; else return None."""
+        """Return which common samples of a later evaluation are early, (m,) bool; None if there are none."""
         if self.early is None or self.of(round) is self.early:
             return None
         common = torch.arange(num_test) if self.samples.common is None else self.samples.common
@@ -61,7 +62,7 @@ class EvaluationPlan:
         return _mask_of(common, some, "common samples")
 
     def own_early(self, round: int, node: int) -> Tensor | None:
-        """Mark the early ones of a node's own samples of a late evaluation, (m_i,) bool; else return None."""
+        """Return the same for a node's own samples, (m_i,) bool or None."""
         if self.early is None or self.of(round) is self.early:
             return None
         if self.early.own is None or self.samples.own is None:
@@ -181,7 +182,7 @@ class EvalResult:
     Attributes:
         metrics: values by metric and node.
         own: the same on the nodes' own test samples; nodes without any are left out.
-        early: means on the samples of earlier evaluations, by metric, by node; ``own_<metric>`` too.
+        early: values on the samples of early evaluations, by metric and node; ``own_<metric>``, too.
         losses: mean training loss of each node's last round.
         squares: squared distance of each node to the average model.
         of_average: metrics of the average model, from the node group that tested it.

@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _OBJECTS_PER_NODE = 10
-"""Objects per node. A node has about thirty objects between its share and its merge, which no collection frees.
-Python examines the youngest 700; with thousands of nodes it would examine all of them several times in vain."""
+"""New objects per node before Python searches for cycles. Between share and merge, a node has about thirty
+objects that no collection frees. Python's default is 700 new objects in all: with thousands of nodes, it would
+examine each object several times in vain."""
 
 
 @contextmanager
 def raised_gc_threshold(num_nodes: int) -> Iterator[None]:
     """Within the block, collect reference cycles less often, in proportion to the number of nodes.
 
-    Objects of the package have no cycles. Those of a task's own model are found later, but only with
-    many nodes, whose models are small. The setting applies to the process. A setting that collects less often,
-    or never, is not changed.
+    Objects of the package have no cycles. Cycles in a task's own model are found later, but only with many
+    nodes, whose models are small. The setting applies to the process. A setting that collects less often, or
+    never, is not changed.
     """
     before = gc.get_threshold()
     if before[0] > 0:

@@ -13,8 +13,8 @@ def interrupts(*also: str) -> Iterator[Callable[[], bool]]:
     """Within the block, remember Ctrl-C; a second one raises KeyboardInterrupt at once.
 
     Args:
-        also: names of other signals that are remembered, too, any number of times. Signals that are ignored, as
-            under nohup, or that the program handles are left alone.
+        also: names of other signals to remember, too; they never raise. A signal that is ignored, as under
+            nohup, or that has a handler of the program is left alone.
 
     Yields:
         A function that returns whether a signal arrived. Outside the main thread, where Python delivers no

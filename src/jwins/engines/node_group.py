@@ -72,7 +72,7 @@ SERIAL_BELOW = 16_384
 ENCODE_APART_FROM = 2048
 """From this dimension on, compressing an update takes several times as long as passing it to a thread."""
 DECODE_APART_FROM = 8192
-"""The same of decompressing it."""
+"""The same for decompressing it."""
 
 # --- The interface between driver and node group ------------------------------------------------------------
 
@@ -84,7 +84,7 @@ class Envelope:
     Attributes:
         number: number of the message, unique in a run.
         sender: the sending node.
-        packed: its bytes and their numbers by kind; shared by all receivers.
+        packed: its bytes, and their count by kind; shared by all receivers.
     """
 
     number: int
@@ -170,7 +170,7 @@ class NodeGroupState:
 
     Attributes:
         nodes: state of each node.
-        messages: by number, messages under way whose bytes only the packing process may decode.
+        messages: decoded messages under way, by number, if only the process that encoded them can decode them.
     """
 
     nodes: Mapping[int, NodeSnapshot]
@@ -244,7 +244,7 @@ class NodeGroup:
         return found
 
     def train(self, rounds: Mapping[int, int]) -> None:
-        """Train these nodes; each receives :class:`TrainingDone`.
+        """Train these nodes. Each then has to receive a :class:`TrainingDone`.
 
         Args:
             rounds: the round of each node that trains, as in its last command.
@@ -259,8 +259,8 @@ class NodeGroup:
         Args:
             due: events in order of time, for nodes of this node group.
             train: the round of each node that may train from now on, as in :meth:`train`. It trains when its
-                :class:`TrainingDone` or that of another node of its stack is due. A node continues as soon as
-                its own training has ended: its row is still in the cache then, and the thread needs no other.
+                :class:`TrainingDone` or that of another node of its stack is due. A node continues on the same
+                thread as soon as its own training has ended, while its row is still in the cache.
 
         Returns:
             The node's commands for each event.
@@ -511,9 +511,9 @@ class NodeGroup:
         return self._nodes[node].round
 
     def end_with_measured(self) -> None:
-        """Make the models of the last evaluation the final ones, of the nodes that were measured.
+        """Make the models of the last evaluation the final ones of the nodes that were measured.
 
-        When an evaluation is complete, some nodes are rounds ahead of it.
+        When an evaluation is complete, some nodes are already rounds ahead.
         """
         self._final = self._measured
 
@@ -567,7 +567,7 @@ class NodeGroup:
         )
 
     def restore(self, state: NodeGroupState) -> None:
-        """Continue from a snapshot of these nodes, and perhaps others, in this process or another.
+        """Continue from a snapshot that contains these nodes, and perhaps others, of this process or another.
 
         Raises:
             UsageError: a node of this node group is not in the snapshot.

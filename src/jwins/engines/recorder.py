@@ -68,7 +68,8 @@ class Recorder:
 
         Args:
             types: the dataclasses that the driver's state and the node groups' shards may contain.
-            rounds: rounds of the run, of which no node may have ended before; None for any.
+            rounds: rounds of the run. A checkpoint in which a node has finished earlier cannot be used. None
+                for no such check.
 
         Returns:
             The driver's state, and the node groups' shards combined, by node.
@@ -123,7 +124,7 @@ class Recorder:
         return row if isinstance(row, EvalRow) else None
 
     def save(self, round: int, driver: object, shards: Sequence[NodeGroupState | Dumped]) -> None:
-        """Write a checkpoint, after the rows that it refers to. Without a folder, do nothing.
+        """Flush the log, then write a checkpoint that refers to its rows. Without a folder, do nothing.
 
         Raises:
             OSError: e.g. a full disk; existing checkpoints are intact.

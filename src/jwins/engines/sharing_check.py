@@ -23,10 +23,10 @@ from jwins.topology.graph import Topology
 
 def is_own(sharing: Sharing[Any]) -> bool:
     """Return whether the class of the algorithm or of a component is from outside this package."""
-    parts: list[object] = [sharing]
+    components: list[object] = [sharing]
     if dataclasses.is_dataclass(sharing):
-        parts += [getattr(sharing, field.name) for field in dataclasses.fields(sharing)]
-    modules = [str(getattr(part, "__module__", type(part).__module__)) for part in parts]
+        components += [getattr(sharing, field.name) for field in dataclasses.fields(sharing)]
+    modules = [str(getattr(one, "__module__", type(one).__module__)) for one in components]
     return any(not module.startswith(("jwins.", "builtins")) for module in modules)
 
 
@@ -98,7 +98,7 @@ def _check_state(sharing: Sharing[Any], method: str, state: object) -> None:
     name = method_name(sharing, method)
     if not isinstance(sharing.state_types, tuple):
         cls = type(sharing).__name__
-        raise UsageError(f"{cls}.state_types is no tuple; write state_types = ({cls}State,), with a comma")
+        raise UsageError(f"{cls}.state_types is not a tuple; write state_types = ({cls}State,), with a comma")
     known = {*STATE_TYPES, *sharing.state_types}
     if strange := next((cls for cls in _dataclasses_in(state) if cls not in known), None):
         raise UsageError(

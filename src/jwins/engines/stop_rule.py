@@ -14,7 +14,7 @@ class StopRule:
     """Ends a run by its evaluations alone, so that a resumed run ends where an uninterrupted one does.
 
     Attributes:
-        metric: whose mean over the nodes counts.
+        metric: name of the metric; its mean over the nodes counts.
         lower_is_better: direction of the metric.
         target: end when it is reached; None for no target.
         patience: end after this many evaluations in a row without a better value; None for never.

@@ -129,11 +129,11 @@ def pack_greeting(digest: bytes, settings: Mapping[str, str]) -> bytes:
 
 
 def greeting_mismatch(theirs: bytes, ours: bytes) -> str:
-    """Return a difference between two runs, with both values, or "".
+    """Return the settings in which two runs differ, with both values, as text; "" if they are the same run.
 
     Args:
         theirs: the peer's greeting; may be any bytes.
-        ours: settings of this node.
+        ours: this node's greeting.
 
     >>> greeting_mismatch(pack_greeting(b"1", {"codec": "raw"}), pack_greeting(b"2", {"codec": "pco"}))
     'its codec is raw, here it is pco'

@@ -295,7 +295,7 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
 
 
 def write_partition(folder: Path, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> None:
-    """Write the number of samples of each node, by class, and the node of each sample; not over a file."""
+    """Write each node's number of samples by class, and the node of each sample. Existing files are kept."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -316,7 +316,7 @@ def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
 
 
 def mean_local_steps(train: Mapping[str, Any]) -> float | None:
-    """Return the local steps of a round, mean over nodes, from ``[train]``; None where samples decide."""
+    """Return the mean number of local steps over the nodes, from ``[train]``; None with ``local_epochs``."""
     steps = train.get("local_steps", 3)
     if train.get("local_epochs") is not None:
         return None

@@ -29,7 +29,8 @@ def attacked(
         attack: kind and scale.
         start: (P,) float32, the node's model at the start of the round.
         trained: (P,) float32, after training.
-        spread: (P,) float32, of :func:`deviation`; None if nothing was received yet, which is no attack.
+        spread: (P,) float32, of :func:`deviation`; None if the node last received fewer than two models, and
+            then ``little`` is no attack.
         ctx: the round.
 
     Returns:

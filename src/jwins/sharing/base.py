@@ -34,11 +34,11 @@ Precision = Literal["float32", "bfloat16"]
 
 
 SelfTerm = Literal["sent", "exact"]
-"""Form of the own model that a node compares with received ones: as sent, or exact.
+"""Form of a node's own model that it compares with received ones: as sent, or exact.
 
 ``sent`` preserves the mean over the nodes exactly, but a node moves by its own rounding errors. With ``exact``
-the mean moves by the nodes' rounding errors, and a node only by those of its neighbours. It takes
-fewer bits."""
+the mean moves by the nodes' rounding errors, and a node only by those of its neighbours; updates take fewer
+bits."""
 
 
 class Quantizer(Protocol):
@@ -46,8 +46,8 @@ class Quantizer(Protocol):
 
     Implementations are frozen, hashable, picklable and printable.
 
-    Encoding is lossless after that: neighbours receive the returned values bit for bit, and the sender
-    continues with the same values.
+    Nothing else is lost: encoding preserves every bit, so neighbours receive the returned values, and the
+    sender continues with the same values.
     """
 
     def __call__(self, values: Tensor, subbands: tuple[int, ...], ctx: RoundContext) -> Tensor | Quantized:
@@ -55,8 +55,8 @@ class Quantizer(Protocol):
 
         Args:
             values: (k,) float32; must not be changed.
-            subbands: number of values in each subband of their vector, in order, coarsest first; parameters
-                have one subband. They sum to k, and some may be 0.
+            subbands: number of values in each subband of their vector, coarsest first; parameters without a
+                transform are one subband. The numbers sum to k, and some may be 0.
             ctx: the round. Random numbers come from ``ctx.rng(purpose)``.
 
         Returns:
@@ -92,8 +92,8 @@ class Sharing(Protocol[S]):
     remembers_peers: ClassVar[bool] = False
     """Whether the state holds replicas of neighbours, which lost frames would make stale."""
     needs_common_start: ClassVar[bool] = False
-    """Whether updates are measured from the common initial parameters of all nodes. A node that takes a
-    neighbour's model then needs them, too; ``projected`` returns the state for that model."""
+    """Whether updates are measured from the common initial parameters of all nodes. If so, a node needs them
+    even if it begins with a neighbour's model; ``projected`` returns the state for that model."""
     per_peer: ClassVar[bool] = False
     """Whether each neighbour gets an update of its own, from ``for_peer``."""
     state_types: ClassVar[tuple[type, ...]] = ()
@@ -194,7 +194,7 @@ class Sharing(Protocol[S]):
 
 
 def mix(own: Tensor, received: Sequence[Received]) -> Tensor:
-    """Return the neighbours' change of a vector: ``sum_j W_ij (v_j - v_i)`` at the positions that each sent.
+    """Return the change of a vector by mixing: ``sum_j W_ij (v_j - v_i)`` at the positions that each sent.
 
     A coefficient that a neighbour did not send counts as the receiver's own, so its difference is 0. Adding
     differences preserves the mean over the nodes exactly if every node sends everything.

@@ -1,8 +1,7 @@
-"""BEER and MoTEF: gradient tracking with compressed differences, against the bias of D-PSGD on unlike data.
+"""BEER and MoTEF: gradient tracking with compressed differences, to remove D-PSGD's bias on unlike data.
 
-With local steps, the gradient of a round is minus the change by its training. Parameters are x at the round's
-start and y after training. Nodes and their neighbours hold replicas h of x and g of the tracker v, all 0 at
-first:
+The change of the parameters by a round's training, from x to y, stands for the gradient with its sign reversed.
+A node and its neighbours hold the same replicas h of x and g of the tracker v, all 0 at first:
 
     d  = y - x
     m' = (1 - momentum) m + momentum d          d itself in the first round
@@ -12,8 +11,8 @@ first:
     v += gamma sum_j W_ij (g_j - g_i)
 
 The mean of v over the nodes always equals that of m. With ``momentum = 1`` this is BEER; below 1 it is MoTEF,
-which needs no large batches. A node that receives nothing keeps its trained parameters y. The update is one
-vector of 2 P entries, x before v, and sends the largest entries of each half.
+which needs no large batches. A node that receives nothing keeps its trained parameters y. An update has one
+vector of 2 P entries, x before v. The largest entries of each half are sent.
 
 Sources: H. Zhao, B. Li, Z. Li, P. Richtárik, Y. Chi, "BEER: Fast O(1/T) Rate for Decentralized Nonconvex
 Optimization with Communication Compression", NeurIPS 2022, algorithm 1; R. Islamov, Y. Gao, S. U. Stich,
@@ -90,7 +89,7 @@ class Beer(Sharing[BeerState]):
         check_quantizer(self.values)
 
     def update_dim(self, num_params: int) -> int:
-        """Return 2 P: updates have parameters and tracker."""
+        """Return 2 P, for parameters and tracker."""
         return 2 * num_params
 
     def init(self, params: Tensor) -> BeerState:
@@ -98,7 +97,7 @@ class Beer(Sharing[BeerState]):
         return BeerState(params.clone(), torch.zeros_like(params).repeat(2))
 
     def share(self, state: BeerState, params: Tensor, ctx: RoundContext) -> tuple[Update, BeerState]:
-        """Send the largest differences of the round's start and of the tracker to the own replicas."""
+        """Send the largest differences between the round's start, the tracker and this node's replicas."""
         trained, dim = params - state.start, len(params)
         if state.change is None or state.tracker is None:
             change = tracker = trained
@@ -142,7 +141,7 @@ class Beer(Sharing[BeerState]):
         return replace(state, start=params.clone())
 
     def keyframe(self, state: BeerState, ctx: RoundContext) -> Update:
-        """Return the own replicas, without the zeros if that is shorter."""
+        """Return this node's replicas, without the zeros if that is shorter."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         return keyframe_of(state.x_hat)

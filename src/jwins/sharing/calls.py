@@ -1,4 +1,4 @@
-"""Calls of an algorithm; errors name its class and method, and node and round if there are any."""
+"""Call an algorithm's methods; errors name class and method, and node and round if there are any."""
 
 from __future__ import annotations
 

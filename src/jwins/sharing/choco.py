@@ -79,7 +79,7 @@ class Choco(Sharing[ChocoState]):
         return ChocoState(torch.zeros_like(params))
 
     def share(self, state: ChocoState, params: Tensor, ctx: RoundContext) -> tuple[Update, ChocoState]:
-        """Send the largest differences to the own replica."""
+        """Send the largest differences between the parameters and this node's replica."""
         difference = params - state.x_hat
         positions, subbands = self.chosen(difference)
         chosen = difference if positions is None else difference.index_select(0, positions)
@@ -96,7 +96,7 @@ class Choco(Sharing[ChocoState]):
     def merge(
         self, state: ChocoState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ChocoState]:
-        """Update the replicas, then take one gossip step with those of the round's received updates."""
+        """Update the replicas, then take one gossip step with those whose update arrived in this round."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=params)
         change = torch.zeros_like(params)
         for j, weight in followed.received_weights.items():
@@ -107,7 +107,7 @@ class Choco(Sharing[ChocoState]):
         )
 
     def keyframe(self, state: ChocoState, ctx: RoundContext) -> Update:
-        """Return the own replica, without the zeros if that is shorter."""
+        """Return this node's replica, without the zeros if that is shorter."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         return keyframe_of(state.x_hat)

@@ -1,8 +1,8 @@
 """Closed loop: coarse steps towards a replica that all neighbours keep, in the wavelet domain, entropy coded.
 
-Node i and all its neighbours hold the same vector n_i of whole numbers of a unit u. It approximates the wavelet
-coefficients of the model's distance from the common initial parameters x_0. Per round, after local training
-to y:
+Node i and all its neighbours hold the same vector n_i of whole numbers. With the unit u and the wavelet
+transform T, u n_i approximates T(y_i - x_0), where x_0 are the common initial parameters. Per round, after
+local training to y:
 
     d    = T(y_i - x_0) - u n_i            change that the neighbours do not have
     q    = round(d / step), 0 in the dead zone
@@ -71,7 +71,8 @@ class ClosedLoopState:
         shared: the round of this node's last share, or None.
         pace: state of the rate control.
         multiple: the step of the last share, in units; 0 before the first.
-        increments: changes of this node's own replica by the latest shares, by the round of the share before.
+        increments: changes of this node's own replica by its latest shares. Each has the round of the share
+            before it as its key.
         replicas: replicas of the neighbours, by node.
         stale_peers: neighbours with a missed update.
         residual: (C,) float32, quantization errors that were held back and are still to be returned.
@@ -181,7 +182,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def merge(
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ClosedLoopState]:
-        """Update the replicas, then take one gossip step with those of the round's received updates."""
+        """Update the replicas, then take one gossip step with those whose update arrived in this round."""
         followed = follow(
             state.replicas,
             state.stale_peers,
@@ -217,7 +218,7 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         return replace(state, start=params.clone())
 
     def keyframe(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
-        """Return the own replica in the coarsest step that divides it: exact, and far shorter than float32."""
+        """Return this node's replica in the coarsest step that divides it: exact, and shorter than float32."""
         if state.shared is None:
             raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         subbands = self._subbands(len(state.origin))
@@ -252,18 +253,17 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     def _forward(self, change: Tensor) -> Tensor:
         return change if self.transform is None else self.transform.forward(change)
 
-    def _multiple(self, latest: int, wish: float) -> tuple[int, float]:
+    def _multiple(self, latest: int, wanted: float) -> tuple[int, float]:
         """Return the step in units, and the step that the dead zone is measured in.
 
         Switching between two steps resends information, so the step of a steady rule changes only after a
         drift by a factor of two. Until then a longer wanted step makes the dead zone wider.
         """
         if not self.rule.steady:
-            return self.grid.multiple(wish), wish
-        multiple = (
-            latest if latest and 0.5 < wish / (self.grid.unit * latest) < 2.0 else self.grid.multiple(wish)
-        )
-        return multiple, max(wish, self.grid.unit * multiple)
+            return self.grid.multiple(wanted), wanted
+        near = latest and 0.5 < wanted / (self.grid.unit * latest) < 2.0
+        multiple = latest if near else self.grid.multiple(wanted)
+        return multiple, max(wanted, self.grid.unit * multiple)
 
     def _subbands(self, num_params: int) -> tuple[int, ...]:
         return (num_params,) if self.transform is None else self.transform.subbands(num_params)

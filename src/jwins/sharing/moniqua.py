@@ -1,4 +1,4 @@
-"""Moniqua: parameters modulo a range, which a receiver decodes by its own parameters. There is no memory.
+"""Moniqua: parameters modulo a range, which a receiver decodes with its own parameters. There is no memory.
 
 Let b be the bits, theta a bound on the difference of neighbours' parameters, and step = 2 theta / (2^b - 1):
 
@@ -8,10 +8,10 @@ Let b be the bits, theta a bound on the difference of neighbours' parameters, an
     x_i = y_i + step sum_j W_ij (n_j - n_i)
 
 The range 2^b step is the paper's B = 2 theta / (1 - 2 delta) for a quantizer of error delta = 2^-b / 2. As long
-as no parameter of two neighbours differs by more than theta less a step, every n_j is the sender's, and the
-mean over nodes does not change. A parameter that differs by more may be decoded to a wrong value, a whole range
-away. So the update has a hash of the sender's n_i. If the hash does not match, the receiver ignores that
-neighbour in the round. If it ignores many, theta is too small.
+as no parameter of two neighbours differs by more than theta minus one step, a receiver's n_j equals the
+sender's own, and the mean over nodes does not change. A parameter that differs by more may be decoded to a
+wrong value, a whole range away. So the update has a hash of the sender's own n. If the hash does not match, the
+receiver ignores that neighbour in the round. If it ignores many, theta is too small.
 
 Source: Y. Lu, C. De Sa, "Moniqua: Modulo Quantized Communication in Decentralized SGD", ICML 2020, algorithm 1,
 where theta follows from the learning rate and there is no hash.
@@ -63,7 +63,7 @@ class Moniqua(Sharing[None]):
         """Return None: there is no memory."""
 
     def share(self, state: None, params: Tensor, ctx: RoundContext) -> tuple[Update, None]:
-        """Send all parameters in steps, modulo the range."""
+        """Send all parameters as numbers of steps, modulo the range."""
         whole = to_nearest(params / self.step)
         runs = (len(params),)
         values = Quantized(self._wrapped(whole).cpu(), one_scale(self.step, runs), runs)
@@ -72,7 +72,7 @@ class Moniqua(Sharing[None]):
     def merge(
         self, state: None, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, None]:
-        """Decode the received updates by the own parameters, and mix those whose hash matches."""
+        """Decode the received updates with this node's parameters, and mix those whose hash matches."""
         own = to_nearest(params / self.step)
         change = torch.zeros_like(params)
         for item in received:
@@ -82,7 +82,7 @@ class Moniqua(Sharing[None]):
         return params + change, None
 
     def _apart(self, own: Tensor, update: Update) -> Tensor | None:
-        """Return the steps between a neighbour and ``own``, (P,) int32; None if a wrap is wrong."""
+        """Return a neighbour's distance from ``own`` in steps, (P,) int32; None if the hash does not match."""
         values = update.values
         if update.positions is not None or not isinstance(values, Quantized) or len(values.symbols) != len(own):
             return None
@@ -90,7 +90,7 @@ class Moniqua(Sharing[None]):
         return apart if hash_of(own + apart) == update.check else None
 
     def _wrapped(self, whole: Tensor) -> Tensor:
-        """Return the numbers from -2^(b-1) to 2^(b-1) - 1 that are equal to ``steps`` modulo 2^b."""
+        """Return the numbers from -2^(b-1) to 2^(b-1) - 1 that are equal to ``whole`` modulo 2^b."""
         half = 1 << (self.bits - 1)
         return torch.remainder(whole + half, 2 * half) - half
 

@@ -7,9 +7,9 @@ node and partner:
     m  = momentum m + sum_j W_ij v_j - gamma x_i
     x += m
 
-The sum is over the node and its neighbours. The paper sends y - x and x; the receiver needs no more than their
-sum v, so half of the bytes are enough. A node that receives nothing keeps y and m. Its own weight and those of
-neighbours without an update go to v_i.
+The sum is over the node and its neighbours. v_i has the node's own weight and those of neighbours without an
+update. The paper sends y - x and x; the receiver needs only their weighted sum v, so half of the bytes are
+enough. A node that receives nothing keeps y and m.
 
 Source: J. Kolehmainen, N. Blagoev, J. Donaghy, O. Ersoy, C. Nies, "NoLoCo: No-all-reduce Low Communication
 Training Method for Large Models", 2025, arXiv 2506.10911.
@@ -53,7 +53,7 @@ class NoLoCo(Sharing[NoLoCoState]):
         lr: learning rate of the outer step, above 0.
         momentum: factor on the momentum from round to round, in [0, 0.999].
         gamma: rate of the consensus, in (0, 1].
-        values: quantizer of what is sent, or "float32" or "bfloat16".
+        values: quantizer of the sent vector, or "float32" or "bfloat16".
 
     Raises:
         ConfigError: an argument is out of range.
@@ -76,7 +76,7 @@ class NoLoCo(Sharing[NoLoCoState]):
         return NoLoCoState(params.clone(), torch.zeros_like(params))
 
     def share(self, state: NoLoCoState, params: Tensor, ctx: RoundContext) -> tuple[Update, NoLoCoState]:
-        """Send the change of the round and its start, weighted."""
+        """Send the weighted sum of the round's change and its start."""
         own = (params - state.start).mul_(self.lr).add_(state.start, alpha=self.gamma)
         values = quantize(self.values, own, (len(own),), ctx)
         return Update(len(own), None, values), replace(state, sent=dense_of(values))

@@ -1,4 +1,4 @@
-"""An outer optimizer: a round's local steps are one gradient, whose step is taken before the model is shared.
+"""An outer optimizer: it takes the change by a round's local steps as one gradient, and steps before sharing.
 
 With x the model at the start of a round, y the one after its local steps, and W the mixing weights::
 
@@ -7,11 +7,11 @@ With x the model at the start of a round, y the one after its local steps, and W
     z = x - lr (g + momentum m)            Nesterov's step; z is shared in place of y
     x = mixed z                            by whatever algorithm
 
-With equal weights on a complete graph and full sharing every node has the mean of all z, which is x less the
-step of the mean pseudo-gradient: this is DiLoCo (Douillard et al., "DiLoCo: Distributed Low-Communication
-Training of Language Models", 2023, arXiv 2311.08105), without a server and its copy of the model. On other
-graphs each node has a momentum of its own, which mixing follows only through the model: gossip with outer
-momentum, of the kind of GASLoC. Mixing enters the momentum of :mod:`jwins.sharing.noloco`, too.
+With full sharing on a complete graph with equal weights, every node gets the mean of all z: x minus the step
+for the mean pseudo-gradient. This is DiLoCo (Douillard et al., "DiLoCo: Distributed Low-Communication Training
+of Language Models", 2023, arXiv 2311.08105), without a server and its copy of the model. On other graphs each
+node has a momentum of its own, which mixing affects only through the model; this is gossip with outer momentum,
+as in GASLoC. In :mod:`jwins.sharing.noloco`, by contrast, neighbours' updates enter the momentum itself.
 """
 
 from __future__ import annotations

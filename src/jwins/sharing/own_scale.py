@@ -13,10 +13,10 @@ def scale_of(params: Tensor) -> float:
 
 
 class OwnScale:
-    """A running scale of a node's own: its largest value, raised by its own training and not by merging.
+    """Running bound on a node's values, which its own training raises and merging does not.
 
-    A sender that inflates its values raises the models of all its neighbours, and so whatever a receiver
-    compares its next values with, if that is the receiver's model.
+    A sender that inflates its values inflates the models of its neighbours. If these compared its next values
+    with their models, it could raise the limit from round to round.
 
     Args:
         params: (P,) at the start.
@@ -37,7 +37,7 @@ class OwnScale:
 
     @property
     def own(self) -> float:
-        """Return the largest magnitude that own training explains, for values of updates; at least 1."""
+        """Return the largest magnitude of an update's values that the node's training explains; at least 1."""
         return self._params * self._gain
 
     def trained(self, before: Tensor, after: Tensor) -> None:

@@ -8,12 +8,13 @@ length of a row of M, and in odd rounds that of a column; M then stands for its 
     M += W_ij (p_neighbour - p) u'
     v  = p_j - p_i                              warm start of the next round, on the other side
 
-So v converges to the direction in which the two models differ most, and nothing is to be tuned. Tensors of one
-dimension are mixed as they are, and those of more than two as matrices of ``shape[0]`` rows. Each neighbour
+So v converges to the direction in which the two models differ most, and there is nothing to tune. Tensors of
+one dimension are mixed as they are, and those of more than two as matrices of ``shape[0]`` rows. Each neighbour
 gets an update of its own.
 
-The first v of an edge is drawn from seed, edge and round. An update has a hash of v. Where two nodes differ in
-it, because a frame was lost or late, they mix nothing over that edge in that round and draw v anew in the next.
+The first v of an edge is drawn from seed, edge and round. An update has a hash of v. If the hashes of two nodes
+differ, because a frame was lost or late, they mix nothing over that edge in that round and draw v again in the
+next.
 
 Source: T. Vogels, S. P. Karimireddy, M. Jaggi, "Practical Low-Rank Communication Compression in Decentralized
 Deep Learning", NeurIPS 2020, with rank 1 and one step of power iteration per round.
@@ -42,8 +43,8 @@ class PowerGossipState:
 
     Attributes:
         dim: P.
-        vectors: the vectors v of an edge, one after another, by neighbour.
-        sent: the values of a round that were sent, by neighbour; empty after the merge.
+        vectors: the vectors v of each edge, concatenated, by neighbour.
+        sent: the values sent in this round, by neighbour; empty after the merge.
     """
 
     dim: int
@@ -56,9 +57,9 @@ class PowerGossip(Sharing[PowerGossipState]):
     """PowerGossip; see the module's docstring for the algorithm.
 
     Attributes:
-        values: quantizer of what is sent, or "float32" or "bfloat16".
-        shapes: shapes of the model's tensors, from :meth:`for_model`. Without them the vector counts as one
-            square matrix, and the rest that does not fit as a vector.
+        values: quantizer of the sent products, or "float32" or "bfloat16".
+        shapes: shapes of the model's tensors, from :meth:`for_model`. Without them, the parameters count as the
+            largest square matrix that they fill and a vector with the rest.
     """
 
     values: Precision | Quantizer = "float32"
@@ -112,7 +113,7 @@ class PowerGossip(Sharing[PowerGossipState]):
     def merge(
         self, state: PowerGossipState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, PowerGossipState]:
-        """Add the low-rank differences to the neighbours whose vectors are the same."""
+        """Add the low-rank differences from the neighbours whose vectors are the same."""
         merged, vectors = params.clone(), {}
         for item in received:
             j = item.sender
@@ -175,10 +176,10 @@ class PowerGossip(Sharing[PowerGossipState]):
 
 
 def power_gossip(*, values: Precision | Quantizer = "float32") -> PowerGossip:
-    """PowerGossip.
+    """Return PowerGossip.
 
     Args:
-        values: quantizer of what is sent, or "float32" or "bfloat16".
+        values: quantizer of the sent products, or "float32" or "bfloat16".
 
     Raises:
         ConfigError: not a quantizer.

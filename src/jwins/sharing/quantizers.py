@@ -37,8 +37,8 @@ class UniformQuantizer:
     """Integer multiples of one step, for an entropy coder: most symbols are 0.
 
     Attributes:
-        step: the error is at most half of it, or all of it with ``stochastic``. A dead zone and an offset
-            increase the error.
+        step: distance between two neighbouring values. The error is at most half of it, or all of it with
+            ``stochastic``. A dead zone and an offset increase the error.
         rounding: see :data:`Rounding`.
         dead_zone: with ``nearest``: values nearer to zero than this number of steps become 0, in [1/2, 1].
         offset: with ``nearest``: shift of the value of a nonzero symbol towards zero, in steps, in
@@ -80,7 +80,7 @@ class UniformQuantizer:
 
 @dataclass(frozen=True, slots=True)
 class AbsmaxQuantizer:
-    """A fixed number of bits per value; in each block the largest value has the largest symbol.
+    """A fixed number of bits per value, with a step for each block: its largest value has the largest symbol.
 
     Attributes:
         bits: 2 to 8; symbols are -(2^(bits-1) - 1) to 2^(bits-1) - 1, so 2 bits are -1, 0 and 1.

@@ -1,7 +1,7 @@
-"""Step of a quantizer: fixed, proportional to a round's change by training, or by a budget.
+"""Step of a quantizer: fixed, proportional to a round's change by training, or set by a budget.
 
-Each node decides by its own measurements. The step of a rule is the *wanted* step: an algorithm
-may round it, for example to a power of two.
+Each node decides from its own measurements. A rule returns the *wanted* step, which an algorithm may round, for
+example to a power of two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _HORIZON = 20
 """Number of rounds over which a budget's controller spreads a surplus or a debt."""
 
 _NOTHING_YET = 1e-9
-"""The step as long as nothing has changed; a budget cannot choose one then."""
+"""The step of a budget while no value has changed, so that there is no entropy to measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ class Budget:
     """A step that adapts until frames have a given length on average, header included.
 
     The first step is the one whose symbols have the entropy of the budget. In later rounds the step is
-    multiplied by the fourth root of the ratio of sent to allowed bytes, in which a surplus or a debt of
-    earlier rounds is spread over the next 20.
+    multiplied by the fourth root of sent over allowed bytes. The allowed bytes include a surplus or debt of
+    earlier rounds, spread over the next 20.
 
     Attributes:
         bits: bits per parameter of each frame to a neighbour; or None.
@@ -192,7 +192,7 @@ def _first_step(wanted: Tensor, bits: float, largest: float) -> float:
     """Return the step whose symbols have an entropy of ``bits`` each, within a few per cent.
 
     Values that did not change at all do not count. Otherwise, if few values changed, as at the start of a
-    factorization, the step would be far too short for them.
+    factorization, the step would be far too small for them.
     """
     if largest == 0.0:
         return _NOTHING_YET

@@ -25,8 +25,9 @@ class Replica:
     """Replica of another node.
 
     Attributes:
-        x_hat: (C,) float32, or int32 steps of a grid.
-        round: round of the update after which the replica is right.
+        x_hat: (C,) float32 values, or int32 multiples of the unit of a
+            :class:`~jwins.sharing.step_grid.StepGrid`.
+        round: round of the newest update in it.
     """
 
     x_hat: Tensor
@@ -39,10 +40,10 @@ class Followed:
 
     Attributes:
         replicas: replicas of the round's neighbours, by node. The replica of a neighbour in ``stale_peers`` is
-            right, but older than the neighbour's last update.
-        stale_peers: neighbours with missed updates, or that must send their keyframe.
+            correct, but older than the neighbour's last update.
+        stale_peers: neighbours whose missed increments or keyframe are needed.
         received_weights: mixing weights of the neighbours whose update arrived in this round and whose replica
-            is right, by node in increasing order.
+            is up to date, by node in increasing order.
     """
 
     replicas: Mapping[int, Replica]

@@ -7,7 +7,7 @@ With y_i the node's own model, y_j those of its n neighbours, and b the number o
     median           of each parameter, the median of y_i and all y_j
 
 Clipped gossip preserves the mean over honest nodes where it does not clip. The other two use no mixing weights
-and do not preserve the mean, so they cost accuracy without attackers, too, if nodes hold different data.
+and do not preserve the mean. If nodes hold different data, they cost accuracy even without attackers.
 
 Sources: He, Karimireddy, Jaggi, "Byzantine-Robust Decentralized Learning via ClippedGossip", arXiv 2202.01545,
 2022; Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", ICML 2018.

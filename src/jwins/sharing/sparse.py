@@ -59,7 +59,8 @@ ScoreRule = Literal["since_sent", "reference", "training_only"]
 - ``reference``: T(y) - r, r = T(x) at the *start* of that round. The authors' public code computes this.
 - ``training_only``: the sum of T(y) - T(x) over the rounds since then; changes by merging do not count.
 
-In all three, r starts at T of the initial parameters (sums at 0), and sending everything resets r (or sums).
+In all three, r starts at T of the initial parameters, or the sum at 0. Sending everything resets all of r, or
+all sums.
 """
 
 
@@ -85,7 +86,7 @@ class Full(Sharing[OwnState]):
 
     Attributes:
         values: quantizer of the sent parameters, or "float32" or "bfloat16".
-        robust: merges in place of the mixing weights alone, to stand attackers; None for D-PSGD.
+        robust: a merge that withstands attackers, in place of the weighted mean; None for D-PSGD.
 
     >>> full()
     Full(values='float32')
@@ -345,7 +346,7 @@ def jwins(
     dense_above: float = 0.5,
     values: Precision | Quantizer = "float32",
 ) -> Jwins:
-    """Return JWINS with the paper's values as defaults. records/score-rule decided the default score rule.
+    """Return JWINS with the paper's values as defaults. The default score rule follows from records/score-rule.
 
     Args:
         cutoff: fraction for each node and round; None is ``RandomCutoff(PAPER_FRACTIONS)``.

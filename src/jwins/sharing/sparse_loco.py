@@ -7,10 +7,10 @@ On a complete graph all nodes start a round from one model x, as in the paper. A
     e = e - q
     x = x + sum_j W_ij q_j                      the mean of all nodes' q
 
-Every node holds the sum of all q of each other node, a replica without a start. After a lost frame the keyframe
-brings this sum, and x moves by what was missed. A node that receives nothing in a round trains on from y, and
-returns to x with the next frame. A node that begins with another's model does not know what of it the others
-still send, and keeps that difference.
+Every node holds the sum of all q of each other node as its replica. After a lost frame, the keyframe has this
+sum, and x moves by the missed q. A node that receives nothing in a round trains on from y, and returns to x
+with the next frame. A node that begins with another node's model does not know which q that model contains
+already. So it adds none of the earlier ones, and the resulting difference to the others' x stays.
 
 On other graphs there is no common model. In its place, every node i has a replica x_hat_i that its neighbours
 hold, too. As in CHOCO-SGD it starts at 0. After local training to y:
@@ -78,7 +78,7 @@ class SparseLoco(Choco):
 
     Attributes:
         decay: factor of the residual from round to round, in [0, 1].
-        chunk: length of the chunks of which the largest values are sent, at least 16.
+        chunk: length of a chunk, at least 16; the largest values of each chunk are sent.
     """
 
     values: Precision | Quantizer = TwoBits()
@@ -148,7 +148,7 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
     Attributes:
         fraction: fraction of each chunk to send per round, in (0, 1].
         decay: factor of the residual from round to round, in [0, 1].
-        chunk: length of the chunks of which the largest values are sent, at least 16.
+        chunk: length of a chunk, at least 16; the largest values of each chunk are sent.
     """
 
     fraction: float = 1 / 64
@@ -201,7 +201,7 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
         common = state.common.clone()
         for j in sorted(moved):
             common.add_(moved[j][0], alpha=moved[j][1])
-        # What x has of neighbours whose replicas have drifted counts until their keyframes come.
+        # Drifted replicas are kept until their keyframes come, because x contains them.
         counted = {j: replica for j, replica in state.replicas.items() if j in followed.stale_peers}
         merged = common if followed.received_weights else params
         return merged.clone(), replace(
@@ -236,7 +236,7 @@ def sparse_loco(
         fraction: fraction of each chunk to send per round, in (0, 1].
         gamma: consensus step size, in (0, 1]; smaller for smaller fractions. None for a complete graph.
         decay: factor of the residual from round to round, in [0, 1]; 1 keeps all of it.
-        chunk: length of the chunks of which the largest values are sent, at least 16.
+        chunk: length of a chunk, at least 16; the largest values of each chunk are sent.
 
     Raises:
         ConfigError: an argument is out of range.

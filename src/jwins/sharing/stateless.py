@@ -9,10 +9,10 @@ x_0 be the common initial parameters, y the parameters after local training and 
     x_i = y_i + T^-1( sum_j W_ij (v_j - v_i) )                        self_term = "sent", with a dither only
 
 With "carry", the rounding error is carried over to the next round, as in DeepSqueeze and in sigma-delta
-modulation. The errors of a round cancel those of the round before: if all updates arrive, they sum to half a
-step. With "dither", sender and receivers draw z from the same seed. v - c is uniform within half a step and
-independent of the coefficients (Schuchman, 1964). It is unbiased, but errors accumulate, and small
-coefficients take more bits. See docs/explanation/rate-distortion.md.
+modulation. The errors of a round cancel those of the round before: if all updates arrive, their sum stays
+within half a step. With "dither", sender and receivers draw z from the same seed. The error v - c is uniform
+within half a step, unbiased and independent of the coefficients (Schuchman, 1964), but errors accumulate, and
+small coefficients take more bits. See docs/explanation/rate-distortion.md.
 """
 
 from __future__ import annotations

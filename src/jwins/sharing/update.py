@@ -158,7 +158,9 @@ class Quantized:
         return steps * torch.repeat_interleave(self.scales, runs).to(steps.device)
 
     def largest_of_one_scale(self) -> float | None:
-        """Return the largest magnitude of :meth:`dense` without it: of symbols of one scale, without a dither.
+        """Return the largest magnitude in :meth:`dense` without computing it, or None.
+
+        It is None without symbols, with several scales or with a dither.
 
         A larger symbol has no smaller value, because each operation rounds monotonically.
         """

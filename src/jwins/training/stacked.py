@@ -196,7 +196,8 @@ class Chunk:
         """Prepare the steps of a round.
 
         Args:
-            reset_to: makes an optimizer without memory; None keeps the present one.
+            reset_to: settings from which a new optimizer, with an empty state, is made; None keeps the present
+                one.
             rounds: the round of each row that trains.
             local_steps: steps of the round.
         """

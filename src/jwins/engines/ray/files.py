@@ -38,7 +38,7 @@ class SharedPath:
 
 
 class FileSharing:
-    """Server of files to all machines, each content once, as long as this object exists."""
+    """Files in the object store for all machines, each content once, as long as this object exists."""
 
     def __init__(self) -> None:
         self._sent: dict[Path, SharedPath] = {}

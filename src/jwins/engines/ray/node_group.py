@@ -264,7 +264,7 @@ class RemoteFrame:
         size_bytes: bytes of the whole message.
         positions_bytes: bytes of the positions' section.
         values_bytes: bytes of the values' section.
-        bundles: by machine, the object with the frame for it.
+        bundles: the object that brings the frame to a machine, by machine.
         known: node groups that have the frame.
     """
 
@@ -362,7 +362,7 @@ class RemoteNodeGroup:
         return packed.key
 
     def forget(self, key: FrameKey) -> None:
-        """Discard a frame; its actors learn of it with their next call."""
+        """Discard a frame; the actor learns of it with its next call."""
         self.forgotten.append(key)
 
     def _with_remote(self, command: Command, bundles: Mapping[str, Any]) -> Command:
@@ -439,7 +439,7 @@ class RemoteNodeGroup:
         return Dumped(self._call("snapshot"))
 
     def restore(self, state: NodeGroupState) -> None:
-        """Continue from a snapshot of these nodes, and perhaps others.
+        """Continue from a snapshot that contains these nodes, and perhaps others.
 
         Raises:
             UsageError: a node of this node group is not in the snapshot.
@@ -537,6 +537,6 @@ def start_actors(
 
 @contextlib.contextmanager
 def parallel_calls(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
-    """Return the function by which the driver calls several node groups in parallel."""
+    """Within the block, provide a function that calls several node groups in parallel."""
     with ThreadPoolExecutor(count, "jwins-group") as pool:
         yield lambda calls: list(pool.map(lambda call: call(), calls))

@@ -1,4 +1,4 @@
-"""Rounds that all nodes that are up have reported."""
+"""Wait until all nodes that are up have reported a round."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class Members:
-    """Nodes of a simulation that are up, and the round since which they are.
+    """Nodes of a simulation that are up, and the round in which each came up.
 
     Args:
         num_nodes: N; all are up from round 0 on.
 
     Attributes:
-        down: the nodes that have crashed and not come back.
-        joined: the round in which each node came back; 0 if it was never down.
+        down: the nodes that have crashed and not returned.
+        joined: the round in which each node last returned; 0 if it was never down.
     """
 
     def __init__(self, num_nodes: int) -> None:
@@ -28,7 +28,7 @@ class Members:
         self._late = sum(map(bool, self.joined))  # number of nodes that joined after round 0
 
     def rejoin(self, node: int, round: int) -> None:
-        """Count a node that was down from ``round`` on."""
+        """Mark a node that was down as up from ``round`` on."""
         self.down.discard(node)
         self._late += not self.joined[node]
         self.joined[node] = round
@@ -44,11 +44,11 @@ class Members:
         return frozenset(range(len(self.joined))) - self.down
 
     def expected(self, round: int) -> set[int]:
-        """Return the nodes that will complete ``round`` rounds, or have."""
+        """Return the nodes that have completed ``round`` rounds or will."""
         return {node for node in self.up if self.joined[node] < max(round, 1)}
 
     def are_all(self, nodes: Collection[int], round: int) -> bool:
-        """Return whether these are all nodes that will complete ``round`` rounds, or have.
+        """Return whether ``nodes`` contains all nodes that have completed ``round`` rounds or will.
 
         The count is compared first: with thousands of nodes, comparing all nodes each time takes long.
         """
@@ -57,7 +57,7 @@ class Members:
 
 
 class Barrier(Generic[T]):
-    """Reports of nodes on rounds, each round until all nodes have reported that will complete it.
+    """Reports of nodes by round, kept until all nodes that will complete the round have reported it.
 
     Attributes:
         reports: by number of completed rounds, then by node.

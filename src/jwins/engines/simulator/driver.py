@@ -1,10 +1,9 @@
-"""The simulated driver: all nodes of a run on a virtual clock, with the :class:`~jwins.node.Node` of every
-engine.
+"""The simulated driver: all nodes of a run on a virtual clock.
 
-It drives one node group, or several that share the nodes, from one event queue. Local training takes
-the time of :class:`Compute`, sending the time of :class:`Links`, and everything else none. Real time has no
-effect. Every frame is encoded, its bytes are counted once per recipient, and each node group decodes it once
-for all its nodes.
+The nodes are those of every engine (:class:`~jwins.node.Node`). One event queue drives one node group, or
+several that share the nodes. Local training takes the time of :class:`Compute`, sending the time of
+:class:`Links`, and everything else none. Real time has no effect. Every frame is encoded, its bytes are counted
+once per recipient, and each node group decodes it once for all its nodes.
 
 Two properties make it fast without changing any result:
 
@@ -96,7 +95,7 @@ class SimulatedDriverState:
         queue: scheduled events.
         uplinks: state of each node's uplink.
         crashed: nodes that are down.
-        joined: the round in which each node returned; 0 if it was never down.
+        joined: the round in which each node last returned; 0 if it was never down.
         rounds: completed rounds of each node.
         fired: numbers of the faults that have happened.
         untrained: the round of each node whose training has not run yet.
@@ -156,8 +155,8 @@ class Outcome:
     """Measurements of a simulation.
 
     Attributes:
-        status: ``finished``, ``stopped`` by its rule, ``diverged``, ``interrupted``, or ``stalled`` if all
-            nodes went down.
+        status: ``finished``, ``stopped`` (by the stop rule), ``diverged``, ``interrupted``, or ``stalled`` if
+            all nodes went down.
         rows: all rows of the run, including those before an interruption.
         params: (N, P) float32 final parameters; None if interrupted.
         refused: (receiver, sender, round, reason) of each frame that a node did not accept.
@@ -421,7 +420,7 @@ class SimulatedDriver:
                 self._queue.push(now + self._links.latency_ms * 1e-3, NodeEvent(peer, PeerLost(node)))
         for completed in sorted(self._completions.reports):
             self._evaluate_if_complete(completed)
-        for completed in sorted(self._votes.reports):  # those who are left may be all who ask for a checkpoint
+        for completed in sorted(self._votes.reports):  # all remaining nodes may have requested a checkpoint
             self._count_votes(completed)
 
     def _count_votes(self, round: int) -> None:
@@ -644,7 +643,7 @@ def _check(
     if held != list(range(n)):
         raise UsageError(f"the node groups hold nodes {held}: expected each of 0 to {n - 1} once")
     if rules.topology.num_nodes != n:
-        raise ConfigError("topology", rules.topology.num_nodes, f"expected {n} nodes, as nodes.count")
+        raise ConfigError("topology", rules.topology.num_nodes, f"expected nodes.count = {n} nodes")
     if len(groups) > 1 and not rules.wire.codec.accepts_foreign:
         problem = "decodes only frames of its own process; use another codec, or one node group"
         raise ConfigError("wire.codec", rules.wire.codec.name, problem)

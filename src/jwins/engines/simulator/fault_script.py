@@ -12,7 +12,7 @@ class FrameFault(NamedTuple):
     """Fault of a frame on its way to one receiver.
 
     Attributes:
-        extra_s: seconds that it arrives later.
+        extra_s: additional seconds until it arrives.
         dropped: whether it uses the uplink but never arrives.
     """
 
@@ -24,7 +24,7 @@ NO_FRAME_FAULT = FrameFault()
 
 
 class FaultScript:
-    """Player of faults, each crash and rejoin once.
+    """Player of scripted faults; it plays each crash and rejoin once.
 
     Args:
         faults: scripted faults.

@@ -17,11 +17,11 @@ class Flow:
     """A transfer on an uplink.
 
     Attributes:
-        finish: its end, on the uplink's own scale of bits served per flow.
-        order: its number on this uplink; of transfers that end at once, the earlier one is first.
+        finish: value of the uplink's ``served`` at which the transfer ends.
+        order: its number on this uplink; of transfers that end at the same time, the lower number is first.
         to: the receiver.
         envelope: the transferred message.
-        extra_s: seconds that it arrives later, by a fault.
+        extra_s: additional seconds until it arrives, by a fault.
         dropped: whether it never arrives, by a fault.
     """
 
@@ -48,15 +48,16 @@ class UplinkState:
 class SimulatedUplink:
     """Fair sharing of one uplink: n simultaneous transfers each get 1/n of the rate.
 
-    ``served`` counts the bits of a transfer that is present all the time. So a transfer of b bits that joins
-    now ends when ``served`` has grown by b, whatever other transfers begin and end in between. With
-    ``in_turn`` it counts all bits that were served, and a transfer ends b bits after the one before it.
+    ``served`` counts the bits that a transfer would have sent if it had been under way all the time. So a
+    transfer of b bits that begins now ends when ``served`` has grown by b, whatever other transfers begin and
+    end in between. With ``in_turn`` it counts all sent bits, and a transfer ends b bits after the one before
+    it.
 
     Attributes:
         rate: bits per second.
         in_turn: whether one transfer at a time gets the whole rate.
         time: time of ``served``, in seconds on the clock.
-        served: bits per transfer so far.
+        served: bits so far, as above.
         version: increases whenever transfers begin or end, so that an outdated :class:`TransferDone` is
             recognised.
         orders: number of transfers that have begun.
