@@ -23,7 +23,7 @@ from jwins.cli.app import (
     leave,
     reported_errors,
 )
-from jwins.cli.progress import PlainComparison, live_comparison
+from jwins.cli.progress import comparison_progress
 from jwins.cli.run import data_override
 from jwins.errors import ConfigError, UsageError
 
@@ -139,16 +139,11 @@ def compare(
             compared = summarize(chosen, partial=True)
         elif quiet:
             compared = run_comparison(chosen, jobs=jobs, engine=chosen_engine, only=names)
-        elif console.is_terminal:
-            with live_comparison(console, chosen, names) as on_progress:
+        else:
+            with comparison_progress(console, chosen, names) as on_progress:
                 compared = run_comparison(
                     chosen, jobs=jobs, engine=chosen_engine, progress=on_progress, only=names, log=log
                 )
-        else:
-            on_progress = PlainComparison(console, chosen, names)
-            compared = run_comparison(
-                chosen, jobs=jobs, engine=chosen_engine, progress=on_progress, only=names, log=log
-            )
         if compared.status == "interrupted":
             leave("run the same command to go on", INTERRUPTED)
         if not quiet:

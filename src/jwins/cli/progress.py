@@ -64,8 +64,12 @@ class _Clock:
 
 
 @contextmanager
-def live_run(console: Console, experiment: Experiment) -> Iterator[Callable[[Progress], None]]:
-    """Show a bar for one run; yield the function to call with its progress."""
+def run_progress(console: Console, experiment: Experiment) -> Iterator[Callable[[Progress], None]]:
+    """Show a bar for one run, or lines without a terminal; yield the function to call with its progress."""
+    if not console.is_terminal:
+        console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
+        yield PlainRun(console)
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -129,7 +133,7 @@ def size_text(number: float) -> str:
 class PlainComparison:
     """One line per finished cell."""
 
-    def __init__(self, console: Console, comparison: Comparison, only: Sequence[str] = ()) -> None:
+    def __init__(self, console: Console, comparison: Comparison, only: Sequence[str]) -> None:
         self.console_of = console
         self._runs, _ = comparison.expected(only)
         self._done = 0
@@ -149,10 +153,14 @@ class PlainComparison:
 
 
 @contextmanager
-def live_comparison(
-    console: Console, comparison: Comparison, only: Sequence[str] = ()
+def comparison_progress(
+    console: Console, comparison: Comparison, only: Sequence[str]
 ) -> Iterator[Callable[[CellProgress], None]]:
-    """Show bars for all runs and for each running cell; yield the function to call with progress."""
+    """Print a line for each run that ends, and show bars on a terminal; yield the function to call."""
+    ended = PlainComparison(console, comparison, only)
+    if not console.is_terminal:
+        yield ended
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
@@ -163,7 +171,7 @@ def live_comparison(
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    clock, ended = _Clock(), PlainComparison(console, comparison, only)
+    clock = _Clock()
     rounds: dict[int, int] = {}
     running: dict[int, Any] = {}
     with Bar(*columns, console=console, refresh_per_second=8) as bar:

@@ -25,7 +25,7 @@ from jwins.cli.app import (
     leave,
     reported_errors,
 )
-from jwins.cli.progress import PlainRun, live_run, metrics_text, size_text
+from jwins.cli.progress import metrics_text, run_progress, size_text
 from jwins.errors import DataError
 
 if TYPE_CHECKING:
@@ -128,11 +128,8 @@ def _run(
         return simulate(experiment, engine=engine, resume=resume, extend=extend)
     for note in advice(experiment):
         console.print(f"note: {note}", soft_wrap=True, markup=False)
-    if console.is_terminal:
-        with live_run(console, experiment) as on_progress:
-            return simulate(experiment, engine=engine, resume=resume, extend=extend, progress=on_progress)
-    console.print(f"{experiment.name}: {experiment.nodes.count} nodes, {experiment.run.rounds} rounds")
-    return simulate(experiment, engine=engine, resume=resume, extend=extend, progress=PlainRun(console))
+    with run_progress(console, experiment) as on_progress:
+        return simulate(experiment, engine=engine, resume=resume, extend=extend, progress=on_progress)
 
 
 def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) -> None:

@@ -22,13 +22,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jwins.compare.workers import CellProgress, Job, OnProgress, run_job, with_one_thread
 from jwins.engines.interrupts import interrupts
-from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
+from jwins.engines.ray.cluster import Demand, check_capacity
 from jwins.engines.ray.files import FileSharing
 from jwins.errors import JwinsError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import read_toml
 from jwins.run.memory import memory_needed
-from jwins.run.on_ray import RemoteExperiment, pack_experiment
+from jwins.run.on_ray import RemoteExperiment, cluster_of, pack_experiment
 from jwins.run.run import Ray
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.own_files import open_own
@@ -41,21 +41,10 @@ _PULSE_S = 0.3
 _LOG, _CONFIG = "metrics.jsonl", "config.toml"
 
 
-@dataclass(frozen=True, slots=True)
-class RayWorkers:
-    """Workers on the machines of a Ray cluster; each run has one thread.
-
-    Attributes:
-        engine: the cluster, and the number of times that a run continues after the loss of its machine.
-    """
-
-    engine: Ray
-
-    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """Carry out all runs."""
-        with connected(self.engine.address):
-            check_versions()
-            return _Runs([with_one_thread(job) for job in jobs], self.engine.restarts, on_progress).run()
+def on_cluster(jobs: Sequence[Job], on_progress: OnProgress, *, engine: Ray) -> list[str]:
+    """Carry out runs on the machines of a Ray cluster, each with one thread."""
+    with cluster_of(engine):
+        return _Runs([with_one_thread(job) for job in jobs], engine.restarts, on_progress).run()
 
 
 # --- Copies of run folders ----------------------------------------------------------------------------------
@@ -102,22 +91,6 @@ class _Watch:
     def _stamps(self) -> dict[str, tuple[int, int]]:
         stats = {name: path.stat() for name, path in _files(self._folder).items() if name != _LOG}
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
-
-
-def _together(deltas: Sequence[Delta]) -> Delta:
-    """Combine successive changes; a file that was added and removed disappears."""
-    start, log = deltas[0].log_from, b""
-    files: dict[str, bytes] = {}
-    gone: dict[str, None] = {}
-    for delta in deltas:
-        start, log = min(start, delta.log_from), log[: max(0, delta.log_from - start)] + delta.log
-        for name, content in delta.files.items():
-            files[name] = content
-            gone.pop(name, None)
-        for name in delta.gone:
-            files.pop(name, None)
-            gone[name] = None
-    return Delta(start, log, files, tuple(gone))
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -319,15 +292,12 @@ class _Runs:
         self._running[reference] = run
 
     def _take_in(self, reports: Sequence[RunReport]) -> None:
-        deltas: dict[int, list[Delta]] = {}
         progress_made: list[CellProgress] = []
         for report in reports:
-            if report.attempt == self._newest[report.index].attempt:
-                deltas.setdefault(report.index, []).append(report.delta)
+            run = self._newest[report.index]
+            if report.attempt == run.attempt:
+                _apply(report.delta, run.job.experiment.folder, run.job.experiment)
                 progress_made += report.progress
-        for index, of in deltas.items():
-            experiment = self._newest[index].job.experiment
-            _apply(_together(of), experiment.folder, experiment)
         for progress in progress_made:
             if self._error is None:
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from jwins.compare.comparability import TaskChangeCheck, version_note
@@ -10,7 +11,15 @@ from jwins.compare.comparison import Cell, Comparison
 from jwins.compare.plan import plan, set_aside
 from jwins.compare.result import ComparisonResult, summarize
 from jwins.compare.settings import CompareConfig
-from jwins.compare.workers import CellProgress, InProcess, Job, Processes, Workers, last_progress, runs_that_fit
+from jwins.compare.workers import (
+    CellProgress,
+    Job,
+    Workers,
+    in_process,
+    last_progress,
+    runs_that_fit,
+    side_by_side,
+)
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.error_messages import nearest
 from jwins.run.folder import FolderState, check_folder, folder_state
@@ -107,7 +116,7 @@ def _compare(
                 f"its folder and run again"
             )
         done |= {job.name for job in todo}
-        statuses = (workers or _on_this_machine(todo, jobs, log_line)).run(todo, report_on)
+        statuses = (workers or _on_this_machine(todo, jobs, log_line))(todo, report_on)
         if "interrupted" in statuses:
             return ComparisonResult(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
@@ -164,14 +173,14 @@ def _check_metrics(settings: CompareConfig, measured: Collection[str]) -> None:
 
 
 def _on_ray(engine: Ray) -> Workers:
-    from jwins.compare.on_ray import RayWorkers  # imports ray, which is an extra
+    from jwins.compare.on_ray import on_cluster  # imports ray, which is an extra
 
-    return RayWorkers(engine)
+    return partial(on_cluster, engine=engine)
 
 
 def _on_this_machine(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> Workers:
     count = _workers(todo, wanted, log)
-    return Processes(count) if count > 1 else InProcess()
+    return partial(side_by_side, workers=count) if count > 1 else in_process
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> int:

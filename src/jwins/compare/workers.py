@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from jwins.engines.interrupts import interrupts
 from jwins.errors import ResumeError
@@ -73,44 +73,24 @@ def last_progress(job: Job, record: Record) -> CellProgress:
     return CellProgress(job.index, record.rounds, job.experiment.run.rounds, sent, metrics, status, job.name)
 
 
-class Workers(Protocol):
-    """Protocol of workers. Each run's folder is on this machine at the end, even if it ran elsewhere."""
+Workers = Callable[[Sequence[Job], OnProgress], list[str]]
+"""Function that carries out runs, and returns their ends, fewer if interrupted.
 
-    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """Carry out all runs, and return their ends; fewer if interrupted.
-
-        Args:
-            jobs: the jobs in the order of their start; an interrupted run in a folder continues.
-            on_progress: called with the progress, on the calling thread; an error of it ends all runs.
-
-        Raises:
-            JwinsError: raised by a run; the others then stop with a checkpoint.
-            ResumeError: a worker died, and its run cannot continue elsewhere.
-        """
+Runs start in this order; an interrupted run in a folder continues. At the end each run's folder is on this
+machine, even if it ran elsewhere. Progress is reported on the calling thread, and an error there ends all
+runs. If a run raises a JwinsError, the others stop with a checkpoint. A ResumeError means that a worker died,
+and that its run cannot continue elsewhere.
+"""
 
 
-class InProcess:
-    """Worker for one run after the other in this process, with the experiment's number of threads."""
-
-    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """Carry out all runs."""
-        statuses = []
-        for job in jobs:
-            statuses.append(run_job(job, on_progress))
-            if statuses[-1] == "interrupted":
-                break
-        return statuses
-
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """Workers that carry out runs in parallel on this machine, each in a process with one thread."""
-
-    count: int
-
-    def run(self, jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
-        """Carry out all runs."""
-        return _side_by_side([with_one_thread(job) for job in jobs], self.count, on_progress)
+def in_process(jobs: Sequence[Job], on_progress: OnProgress) -> list[str]:
+    """Carry out one run after the other in this process, with the experiment's number of threads."""
+    statuses = []
+    for job in jobs:
+        statuses.append(run_job(job, on_progress))
+        if statuses[-1] == "interrupted":
+            break
+    return statuses
 
 
 def with_one_thread(job: Job) -> Job:
@@ -181,7 +161,8 @@ def _work(job: Job) -> str:
     return run_job(job, _to_parent.put, _stop.is_set)
 
 
-def _side_by_side(jobs: Sequence[Job], workers: int, on_progress: OnProgress) -> list[str]:
+def side_by_side(jobs: Sequence[Job], on_progress: OnProgress, *, workers: int) -> list[str]:
+    """Carry out runs in parallel on this machine, each in a process with one thread."""
     context = multiprocessing.get_context("spawn")
     messages, stop = context.SimpleQueue(), context.Event()  # messages of a worker arrive before its result
     pool = ProcessPoolExecutor(
@@ -189,7 +170,7 @@ def _side_by_side(jobs: Sequence[Job], workers: int, on_progress: OnProgress) ->
     )
     futures: set[Future[str]] = set()
     try:
-        futures = {pool.submit(_work, job) for job in jobs}
+        futures = {pool.submit(_work, with_one_thread(job)) for job in jobs}
         waiting = set(futures)
         done: list[Future[str]] = []
         with interrupts() as interrupted:
