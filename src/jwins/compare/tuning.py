@@ -27,46 +27,46 @@ def _dotted(grid: Any) -> Any:
 
 
 Values = Annotated[tuple[Any, ...], Field(strict=False, min_length=1)]
-Grid = Annotated[dict[SettingPath, Values], BeforeValidator(_dotted)]
-Budget = Annotated[int, Within("a whole number", 1)] | None
 
 
-def _check(table: TuningGrid | TuneConfig) -> None:
-    grid, key, budget, values = table.grid, table.key, table.budget, table.values
-    if grid and key is not None:
-        raise refuse(
-            "grid", list(grid), f"key = {key!r} is tuned by key and values; move it into grid, or remove grid"
-        )
-    if budget is not None and not grid:
-        raise refuse("budget", budget, "needs a grid; add one, or remove budget")
-    for name, tried in grid.items():
-        if _repeat(tried) is not None:
-            raise refuse(f"grid.{name}", list(tried), "has a value twice; remove one")
-    if (index := _repeat(values)) is not None:
-        raise refuse(f"values[{index}]", values[index], "is in the list already")
-
-
-class TuningGrid(Settings):
-    """Values to try for one setting, or for several at once; the best are used."""
+class _Tried(Settings):
+    """Values to try, for one setting or for several."""
 
     key: SettingPath | None = Field(default=None, description='path of the setting, such as "sharing.gamma"')
     values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
         default=(), description="values to try for key, in order"
     )
-    grid: Grid = Field(
+    grid: Annotated[dict[SettingPath, Values], BeforeValidator(_dotted)] = Field(
         default_factory=dict,
         description="values by path of several settings, in place of key; all combinations",
     )
-    budget: Budget = Field(
+    budget: Annotated[int, Within("a whole number", 1)] | None = Field(
         default=None, description="number of combinations of the grid to try, drawn at random; left out: all"
     )
 
     @model_validator(mode="after")
     def _different(self) -> Self:
+        if self.grid and self.key is not None:
+            problem = f"key = {self.key!r} is tuned by key and values; move it into grid, or remove grid"
+            raise refuse("grid", list(self.grid), problem)
+        if self.budget is not None and not self.grid:
+            raise refuse("budget", self.budget, "needs a grid; add one, or remove budget")
+        for name, tried in self.grid.items():
+            if _repeat(tried) is not None:
+                raise refuse(f"grid.{name}", list(tried), "has a value twice; remove one")
+        if (index := _repeat(self.values)) is not None:
+            raise refuse(f"values[{index}]", self.values[index], "is in the list already")
+        return self
+
+
+class TuningGrid(_Tried):
+    """Values to try for one setting, or for several at once; the best are used."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
         if not self.grid and (self.key is None or not self.values):
             missing = "key" if self.key is None else "values"
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values, or a grid")
-        _check(self)
         return self
 
     @property
@@ -87,8 +87,8 @@ class TuningGrid(Settings):
         return [every[number] for number in sorted(drawn.tolist())]
 
 
-class TuneConfig(Settings):
-    """The tuning rule, and one setting that is tuned on one variant for all variants."""
+class TuneConfig(_Tried):
+    """The tuning rule, and settings that are tuned on one variant for all variants."""
 
     seeds: Annotated[tuple[Seed, ...], Field(strict=False, min_length=1)] = Field(
         default=(101,), description="seeds of tuning runs; none may be a seed of the comparison"
@@ -108,22 +108,9 @@ class TuneConfig(Settings):
         default="final",
         description="criterion; final: best final value; bytes, seconds: fewest to the first target",
     )
-    key: SettingPath | None = Field(
-        default=None, description='path of a setting that all variants share, such as "train.optimizer.lr"'
-    )
-    values: Annotated[tuple[Any, ...], Field(strict=False)] = Field(
-        default=(), description="values to try for key, in order; the best final value wins"
-    )
-    grid: Grid = Field(
-        default_factory=dict,
-        description="values by path of several settings that all variants share, in place of key",
-    )
-    budget: Budget = Field(
-        default=None, description="number of combinations of the grid to try, drawn at random; left out: all"
-    )
     on: str | None = Field(
         default=None,
-        description="variant on which key is tuned; left out: the variant from which savings are counted",
+        description="variant on which these are tuned, by final value; left out: that of which savings are counted",
     )
     sensitivity: bool = Field(
         default=False, description="also run the variants with every value of key, with the first of the seeds"
@@ -139,7 +126,6 @@ class TuneConfig(Settings):
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
         if self.sensitivity and self.key is None:
             raise refuse("sensitivity", True, "needs key and values: the setting to vary")
-        _check(self)
         return self
 
     @property
