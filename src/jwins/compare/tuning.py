@@ -110,7 +110,7 @@ class TuneConfig(_Tried):
     )
     on: str | None = Field(
         default=None,
-        description="variant on which these are tuned, by final value; left out: that of which savings are counted",
+        description="variant on which these are tuned, by final value; left out: the one of compare.full",
     )
     sensitivity: bool = Field(
         default=False, description="also run the variants with every value of key, with the first of the seeds"
