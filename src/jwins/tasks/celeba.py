@@ -6,14 +6,13 @@ Caldas et al., "LEAF: A Benchmark for Federated Settings", 2018, arXiv 1812.0109
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from jwins.tasks.base import Task
-from jwins.tasks.parquet import images_by_owner, owned_datasets
-from jwins.tasks.source import decoded_once, hub_files
+from jwins.tasks.parquet import images_by_owner
+from jwins.tasks.source import hub_files
 
 _REPO = "flwrlabs/celeba"
 _SPLITS = ("train", "valid", "test")
@@ -41,9 +40,18 @@ class Celeba(Task):
     def __init__(self, *, data: Path | None = None, celebrities: int | None = None) -> None:
         self.name = "celeba"
         files = hub_files(self.name, _REPO, data, _SPLITS)
-        together = [file for split in _SPLITS for file in files[split]]
-        tensors = decoded_once(self.name, files, celebrities, lambda: _read(together, celebrities))
-        self.train, self.test = owned_datasets(self.name, tensors)
+        self.train, self.test = images_by_owner(
+            self.name,
+            files,
+            image="image",
+            owner="celeb_id",
+            label="Smiling",  # stored as a bool, which is 0 or 1
+            num_classes=2,
+            option="celebrities",
+            count=celebrities,
+            mode="RGB",
+            size=(_SIZE, _SIZE),
+        )
 
     def model(self) -> nn.Module:
         """Make a LEAF CNN; pooling reduces the side from 84 to 42, 21, 10 and 5 pixels."""
@@ -58,18 +66,3 @@ class Celeba(Task):
     def prepare(self, inputs: Tensor) -> Tensor:
         """Convert (B, 3, 84, 84) uint8 to float32 in [-1, 1]."""
         return inputs.float() / 127.5 - 1.0
-
-
-def _read(files: Sequence[Path], celebrities: int | None) -> dict[str, Tensor]:
-    return images_by_owner(
-        "celeba",
-        files,
-        image="image",
-        owner="celeb_id",
-        label="Smiling",  # stored as a bool, which is 0 or 1
-        num_classes=2,
-        option="celebrities",
-        count=celebrities,
-        mode="RGB",
-        size=(_SIZE, _SIZE),
-    )

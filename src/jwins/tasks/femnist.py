@@ -6,14 +6,13 @@ Source: Caldas, Duddu, Wu, Li, Konecny, McMahan, Smith, Talwalkar, "LEAF: A Benc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from jwins.tasks.base import Task
-from jwins.tasks.parquet import images_by_owner, owned_datasets
-from jwins.tasks.source import decoded_once, hub_files
+from jwins.tasks.parquet import images_by_owner
+from jwins.tasks.source import hub_files
 
 _REPO = "flwrlabs/femnist"
 _CLASSES = 62
@@ -38,8 +37,18 @@ class Femnist(Task):
     def __init__(self, *, data: Path | None = None, writers: int | None = None) -> None:
         self.name = "femnist"
         files = hub_files(self.name, _REPO, data, ("train",))
-        tensors = decoded_once(self.name, files, writers, lambda: _read(files["train"], writers))
-        self.train, self.test = owned_datasets(self.name, tensors)
+        self.train, self.test = images_by_owner(
+            self.name,
+            files,
+            image="image",
+            owner="writer_id",
+            label="character",
+            num_classes=_CLASSES,
+            option="writers",
+            count=writers,
+            mode="L",
+            size=(28, 28),
+        )
 
     def model(self) -> nn.Module:
         """Make a LEAF CNN."""
@@ -52,18 +61,3 @@ class Femnist(Task):
     def prepare(self, inputs: Tensor) -> Tensor:
         """Convert (B, 1, 28, 28) uint8 to float32 in [-1, 1]."""
         return inputs.float() / 127.5 - 1.0
-
-
-def _read(files: Sequence[Path], writers: int | None) -> dict[str, Tensor]:
-    return images_by_owner(
-        "femnist",
-        files,
-        image="image",
-        owner="writer_id",
-        label="character",
-        num_classes=_CLASSES,
-        option="writers",
-        count=writers,
-        mode="L",
-        size=(28, 28),
-    )

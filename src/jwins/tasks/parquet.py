@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jwins.errors import DataError
 from jwins.tasks.base import Dataset
-from jwins.tasks.source import chosen_keys, key_numbers, split_within_keys
+from jwins.tasks.source import chosen_keys, decoded_once, key_numbers, split_within_keys
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -218,7 +218,7 @@ def labels_of(task: str, files: Sequence[Path], column: str, num_classes: int) -
 
 def images_by_owner(
     task: str,
-    files: Sequence[Path],
+    files: Mapping[str, Sequence[Path]],
     *,
     image: str,
     owner: str,
@@ -228,12 +228,12 @@ def images_by_owner(
     count: int | None,
     mode: str,
     size: tuple[int, int],
-) -> dict[str, Tensor]:
-    """Read labelled images of some owners; 10 % of each owner's images are for testing, as in LEAF.
+) -> tuple[Dataset, Dataset]:
+    """Read labelled images of some owners once; 10 % of each owner's images are for testing, as in LEAF.
 
     Args:
         task: the task's name.
-        files: parquet files with the next three columns.
+        files: parquet files with the next three columns, by published split; all splits are joined.
         image: column of the images.
         owner: column of the owners.
         label: column of the labels.
@@ -244,31 +244,31 @@ def images_by_owner(
         size: see :func:`decode_images`.
 
     Returns:
-        ``{train,test}_{images,labels,keys}``.
-    """
-    labels = labels_of(task, files, label, num_classes)
-    owners: list[Any] = []
-    for batch in read_rows(task, files, (owner,)):
-        owners += batch.owners(owner, owners)
-    keys = key_numbers(owners)
-    kept = chosen_keys(task, option, keys, count)
-    tensors = {}
-    for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
-        rows = kept[chosen]
-        tensors[f"{split}_images"] = decode_images(task, files, image, rows, mode=mode, size=size)
-        tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
-        tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
-    return tensors
-
-
-def owned_datasets(task: str, tensors: Mapping[str, Tensor]) -> tuple[Dataset, Dataset]:
-    """Make training and test samples from a result of :func:`images_by_owner`.
+        Training and test samples.
 
     Raises:
         DataError: no test samples.
     """
+
+    def read() -> dict[str, Tensor]:
+        together = [file for split in files.values() for file in split]
+        labels = labels_of(task, together, label, num_classes)
+        owners: list[Any] = []
+        for batch in read_rows(task, together, (owner,)):
+            owners += batch.owners(owner, owners)
+        keys = key_numbers(owners)
+        kept = chosen_keys(task, option, keys, count)
+        tensors = {}
+        for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
+            rows = kept[chosen]
+            tensors[f"{split}_images"] = decode_images(task, together, image, rows, mode=mode, size=size)
+            tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
+            tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
+        return tensors
+
+    tensors = decoded_once(task, files, count, read)
     train, test = (
-        Dataset(tensors[f"{split}_images"], tensors[f"{split}_labels"], tensors[f"{split}_keys"].numpy())
+        Dataset(tensors[f"{split}_images"], tensors[f"{split}_labels"], tensors[f"{split}_keys"])
         for split in ("train", "test")
     )
     if not len(test):
