@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx as nx
@@ -41,10 +41,16 @@ class _Drawn(ABC):
 
     num_nodes: int
     dynamic: bool
+    seed: int
 
     def at(self, round: int) -> Graph:
         """Return the graph of ``round``, or the same graph if it is static."""
         return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
+
+    def _seeds(self, round: int) -> Iterator[int]:
+        """Yield the seeds of attempts to draw the graph of a round."""
+        rng = stream(self.seed, "topology", round=round)
+        return (int(rng.integers(2**63)) for _ in range(_DRAWS))
 
     @abstractmethod
     def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
@@ -190,9 +196,8 @@ class Regular(_Drawn):
             )
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
-        rng = stream(self.seed, "topology", round=round)
-        for _ in range(_DRAWS):
-            graph = nx.random_regular_graph(self.degree, self.num_nodes, seed=_int_seed(rng))
+        for seed in self._seeds(round):
+            graph = nx.random_regular_graph(self.degree, self.num_nodes, seed=seed)
             if self.dynamic or nx.is_connected(graph):
                 return list(graph.edges)
         raise _never_connected("topology.degree", self.degree, "use 3 or more, or a ring")
@@ -236,9 +241,8 @@ class SmallWorld(_Drawn):
         self.at(0)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
-        rng = stream(self.seed, "topology", round=round)
-        for _ in range(_DRAWS):
-            graph = nx.watts_strogatz_graph(self.num_nodes, self.degree, self.rewire, seed=_int_seed(rng))
+        for seed in self._seeds(round):
+            graph = nx.watts_strogatz_graph(self.num_nodes, self.degree, self.rewire, seed=seed)
             if nx.is_connected(graph):
                 return list(graph.edges)
         raise _never_connected("topology.rewire", self.rewire, "use a smaller one, or a higher topology.degree")
@@ -274,9 +278,8 @@ class ErdosRenyi(_Drawn):
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         if self.p == 1.0:  # the fast sampler divides by log(1 - p)
             return FullyConnected(self.num_nodes)._edges(round)
-        rng = stream(self.seed, "topology", round=round)
-        for _ in range(_DRAWS):
-            graph = nx.fast_gnp_random_graph(self.num_nodes, self.p, seed=_int_seed(rng))
+        for seed in self._seeds(round):
+            graph = nx.fast_gnp_random_graph(self.num_nodes, self.p, seed=seed)
             if nx.is_connected(graph):
                 return list(graph.edges)
         threshold = math.log(self.num_nodes) / self.num_nodes
@@ -348,10 +351,6 @@ def _check_degree(degree: int, num_nodes: int) -> None:
 
 def _never_connected(path: str, value: object, remedy: str) -> ConfigError:
     return ConfigError(path, value, f"none of {_DRAWS} draws was a connected graph; {remedy}")
-
-
-def _int_seed(rng: np.random.Generator) -> int:
-    return int(rng.integers(2**63))
 
 
 def _cycle(nodes: Sequence[int]) -> Iterable[tuple[int, int]]:
