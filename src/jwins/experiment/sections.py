@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -393,9 +392,11 @@ class ComputeConfig(Settings):
 class FaultTable(Plugin):
     """A fault, the recovery from one, or an attack."""
 
-    @abstractmethod
     def build(self) -> Fault | Attack:
         """Return the engine's form of these settings."""
+        given = self.arguments()
+        node = given.pop("node" if "node" in given else "sender")
+        return Fault(self.kind, node, **given)  # type: ignore[arg-type]
 
 
 class CrashConfig(FaultTable):
@@ -405,10 +406,6 @@ class CrashConfig(FaultTable):
     node: Index = Field(description="id of the node")
     round: Index = Field(description="round of the crash, counted from 0")
 
-    def build(self) -> Fault:
-        """Return the driver's form of the fault."""
-        return Fault("crash", self.node, self.round)
-
 
 class RejoinConfig(FaultTable):
     """A crashed node comes back with the state it had at the crash."""
@@ -416,10 +413,6 @@ class RejoinConfig(FaultTable):
     kind: Literal["rejoin"] = "rejoin"
     node: Index = Field(description="id of the node")
     round: Index = Field(description="the node comes back when the first other node begins this round")
-
-    def build(self) -> Fault:
-        """Return the driver's form of the fault."""
-        return Fault("rejoin", self.node, self.round)
 
 
 class DropConfig(FaultTable):
@@ -432,10 +425,6 @@ class DropConfig(FaultTable):
     )
     round: Index = Field(description="round of the sender")
 
-    def build(self) -> Fault:
-        """Return the driver's form of the fault."""
-        return Fault("drop", self.sender, self.round, self.receiver)
-
 
 class DelayConfig(FaultTable):
     """A frame arrives late."""
@@ -447,10 +436,6 @@ class DelayConfig(FaultTable):
     )
     round: Index = Field(description="round of the sender")
     seconds: Annotated[float, DELAY_S] = Field(description="delay in virtual seconds")
-
-    def build(self) -> Fault:
-        """Return the driver's form of the fault."""
-        return Fault("delay", self.sender, self.round, self.receiver, self.seconds)
 
 
 class AttackConfig(FaultTable):
