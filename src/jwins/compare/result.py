@@ -241,7 +241,7 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
 def _after_consensus(comparison: Comparison, groups: Mapping[str, Group]) -> Iterator[str]:
     """Return the effect of consensus rounds on the final models."""
     metric = comparison.compare.metric
-    percent = is_percent(Target(metric, 0.0))
+    percent = is_percent(metric)
     for name, group in groups.items():
         ended = [record for record in group.counted.records if record.consensus]
         after = [value for record in ended if (value := record.after_consensus(metric)) is not None]
@@ -258,7 +258,7 @@ def _bytes(group: Group) -> float:
 
 def _tuning_tables(comparison: Comparison, found: Plan) -> list[Table]:
     settings, rule = comparison.compare, comparison.rule
-    percent = is_percent(Target(settings.metric, 0.0))
+    percent = is_percent(settings.metric)
     tables = []
     if found.trials:
         rows = [

@@ -148,7 +148,7 @@ def head_and_rows(table: Sequence[SummaryRow], target: Target) -> tuple[list[str
     """Return headings and rows of the main table."""
     common, by_name = common_reference(table), {line.variant: line for line in table}
     head = [h.format(metric=target.metric, to=f" to {common}" if common else "") for h in _HEADINGS]
-    percent = is_percent(target)
+    percent = is_percent(target.metric)
     rows = [table_cells(line, percent=percent, reference=by_name.get(line.reference or "")) for line in table]
     if any(line.epsilon is not None for line in table):
         head.insert(-1, "epsilon")
@@ -188,7 +188,7 @@ def common_reference(table: Sequence[SummaryRow]) -> str | None:
 
 def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
     """Return the table of bytes, rounds and seconds to several targets, with ratios to a baseline's."""
-    percent = is_percent(target)
+    percent = is_percent(target.metric)
     head = ["variant", f"{target.metric} to reach", "reached", "bytes/node", "rounds", "seconds"]
     head += ["bytes / baseline's", "seconds / baseline's", "baseline"]
     rows: list[list[str]] = []
@@ -230,7 +230,7 @@ def metrics_table(
             other = (
                 None if reference is None else summary_row(reference, target, full=None, final_over=final_over)
             )
-            percent = is_percent(target)
+            percent = is_percent(metric)
             final, apart = _final(line, percent=percent), _difference(line, other, percent=percent)
             rows.append([metric, group.name, final, apart])
             data.append(

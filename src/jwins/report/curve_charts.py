@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from jwins.report.chart import Chart, blank, drawing_style, page_figure, steps
 from jwins.report.colours import MUTED, PAGE, Style, styles_of
-from jwins.report.formatting import metric_percent, number, size, spaced
+from jwins.report.formatting import is_percent, number, size, spaced
 from jwins.report.seed_groups import Group, Target
 from jwins.run_folder.record import Record
 
@@ -83,7 +83,7 @@ class YAxis:
     @classmethod
     def of_metric(cls, target: Target) -> YAxis:
         """Return the axis of a comparison's metric, with its target if that has a value."""
-        percent = metric_percent(target.metric)
+        percent = is_percent(target.metric)
         return cls(
             f"{spaced(target.metric)}{' in %' if percent else ''}, mean over nodes",
             lambda record: record.series(target.metric),

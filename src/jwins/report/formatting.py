@@ -113,12 +113,7 @@ def share(fraction: float) -> str:
     return NEVER if math.isnan(fraction) else f"{fixed(fraction * 100, 1)} %"
 
 
-def is_percent(target: Target) -> bool:
-    """Return whether the metric is shown in percent."""
-    return metric_percent(target.metric)
-
-
-def metric_percent(metric: str) -> bool:
+def is_percent(metric: str) -> bool:
     """Return whether a metric with this name is shown in percent."""
     return metric == "accuracy" or metric.endswith("_accuracy")
 
@@ -127,7 +122,7 @@ def describe_target(target: Target) -> str:
     """Return a sentence about the target."""
     if math.isnan(target.value):
         return f"Target: unknown ({target.meaning})."
-    value = f"{target.value * 100:.1f} %" if is_percent(target) else f"{target.value:.4g}"
+    value = f"{target.value * 100:.1f} %" if is_percent(target.metric) else f"{target.value:.4g}"
     return f"Target: {target.metric} {value}{f' ({target.meaning})' if target.meaning else ''}."
 
 

@@ -15,7 +15,7 @@ from jwins.report.formatting import (
     capital,
     describe_target,
     final_text,
-    metric_percent,
+    is_percent,
     number,
     shown,
     size,
@@ -116,7 +116,7 @@ def bytes_table(study: Study) -> Table:
 
 def spread_table(study: Study, metric: str) -> Table:
     """Return the table of a metric over the nodes at the end, mean over seeds."""
-    percent = metric_percent(metric)
+    percent = is_percent(metric)
     worst = metric.removeprefix("own_") == study.target.metric.removeprefix("own_")  # whose direction is known
 
     def mean_text(values: Iterable[float | None]) -> str:

@@ -17,7 +17,7 @@ from jwins.errors import ConfigError, DataError, JwinsError, UsageError
 from jwins.experiment.catalogue import OTHER_DIRECTIONS, USUAL_DIRECTIONS
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import flat, read_toml
-from jwins.report.formatting import and_list, metric_percent, shown
+from jwins.report.formatting import and_list, is_percent, shown
 from jwins.report.seed_groups import Group, Target
 from jwins.report.settings import compared_settings, differing_keys
 from jwins.report.summary_rows import SummaryRow, summary_row
@@ -88,7 +88,7 @@ class Study:
     @property
     def percent(self) -> bool:
         """Return whether the metric is shown in percent."""
-        return metric_percent(self.target.metric)
+        return is_percent(self.target.metric)
 
     @property
     def has_target(self) -> bool:
