@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jwins.net.driver import NodeEvaluation, NodeOutcome, NodeProgress
     from jwins.net.journal import Journal
     from jwins.net.membership import Membership
-    from jwins.net.roster import Member, Roster
+    from jwins.net.roster import Roster
     from jwins.topology import Topology
 
 
@@ -147,6 +147,9 @@ def run_node(
         ResumeError: the folder holds another experiment, or another process runs this node.
         PeerError: no member sent a model.
     """
+    from jwins.engines.interrupts import interrupts
+    from jwins.net.journal import Journal, write_journal
+    from jwins.net.membership import Membership
     from jwins.net.roster import providers_of
 
     experiment = for_network(experiment)
@@ -154,40 +157,6 @@ def run_node(
     _check_places(experiment, roster)
     member = roster.named(name)
     providers = providers_of(roster, member, bootstrap_from)
-    options = _Options(
-        least_s, providers, member.since_round, listen, keep_models, metrics_port, progress, stop
-    )
-    return _run_member(experiment, roster, member, key_file, folder, roster_file, options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """Settings of a node's driver beside the experiment and its members."""
-
-    timeout_s: float
-    providers: Sequence[int]
-    since_round: int
-    listen: str | None
-    keep_models: bool
-    metrics_port: int | None
-    progress: Callable[[NodeProgress, Sequence[str]], None] | None
-    stop: Callable[[], bool]
-
-
-def _run_member(
-    experiment: Experiment,
-    roster: Roster,
-    member: Member,
-    key_file: Path,
-    folder: Path | None,
-    roster_file: Path | None,
-    options: _Options,
-) -> NodeResult:
-    """Take the folder of the node, and run it there."""
-    from jwins.engines.interrupts import interrupts
-    from jwins.net.journal import Journal, write_journal
-    from jwins.net.membership import Membership
-
     node = roster.ids_ever.index(member.id)
     _check_reachable(experiment, roster)
     place = node_folder(experiment.folder, node) if folder is None else folder
@@ -211,14 +180,36 @@ def _run_member(
             journal=journal,
         )
         components = replace(fixed, rules=replace(fixed.rules, topology=membership.topology))
-        asked_to_stop = options.stop
-        options = replace(options, stop=lambda: interrupted() or asked_to_stop())
+        options = _Options(
+            least_s,
+            providers,
+            member.since_round,
+            listen,
+            keep_models,
+            metrics_port,
+            progress,
+            lambda: interrupted() or stop(),
+        )
         handler = write_journal(place / "log.jsonl")
         try:
             return _run(components, membership, journal, place, options)
         finally:
             logging.getLogger("jwins.net").removeHandler(handler)
             handler.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """Settings of a node's driver beside the experiment and its members."""
+
+    timeout_s: float
+    providers: Sequence[int]
+    since_round: int
+    listen: str | None
+    keep_models: bool
+    metrics_port: int | None
+    progress: Callable[[NodeProgress, Sequence[str]], None] | None
+    stop: Callable[[], bool]
 
 
 def _run(
