@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from jwins.errors import CodecError, ConfigError, UsageError
-from jwins.sharing.update import Quantized, Sampled, Update, identical
+from jwins.sharing.update import Quantized, Sampled, Update
 from jwins.wire import CODECS, MAX_RUNS, Encoded, Frame, codec, max_payload_bytes, pack, unpack
 from jwins.wire.codec import Paper, PositionsKind, ValuesKind, read_payload
+from updates import identical
 
 DIGEST = b"contract"
 DIM = 3000

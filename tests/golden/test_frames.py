@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from jwins.sharing.update import Quantized, Sampled, Update, dither, identical
+from jwins.sharing.update import Quantized, Sampled, Update, dither
 from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec, pack, unpack
 from jwins.wire.codec import ValuesKind, read_payload
+from updates import identical
 
 FOLDER = Path(__file__).parent / "frames"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "wire.md"

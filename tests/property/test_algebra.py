@@ -20,8 +20,9 @@ from jwins.ops.select import count_of, largest_k
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext, stream
 from jwins.sharing import PAPER_FRACTIONS, FixedCutoff, RandomCutoff, choco, full, jwins, random_k, top_k
-from jwins.sharing.update import Quantized, Received, Sampled, Update, dither, identical
+from jwins.sharing.update import Quantized, Received, Sampled, Update, dither
 from jwins.topology import ErdosRenyi, FullyConnected, Ring, Star
+from updates import identical
 
 P = 53
 TOPOLOGIES = [Ring(5), Star(6), FullyConnected(4), ErdosRenyi(7, p=0.5, seed=2)]

@@ -17,8 +17,9 @@ from jwins.errors import ConfigError
 from jwins.ops.quantize import MAX_STEPS, absmax_scales, blocks, to_dithered, to_either_side, to_nearest
 from jwins.rng import RoundContext
 from jwins.sharing import AbsmaxQuantizer, UniformQuantizer
-from jwins.sharing.update import Quantized, Update, dither, identical
+from jwins.sharing.update import Quantized, Update, dither
 from jwins.wire import codec
+from updates import identical
 
 quick = settings(max_examples=80, deadline=None)
 steps = st.lists(st.floats(-1e4, 1e4, width=32), max_size=50).map(

@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jwins.errors import CodecError, FrameError, UsageError
-from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update, identical
+from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update
 from jwins.wire import (
     HEADER_BYTES,
     Bye,
@@ -35,6 +35,7 @@ from jwins.wire.elias import (
     encode_integers,
     encode_positions,
 )
+from updates import identical
 
 CODEC_NAMES = ["pco", "raw", *(["paper"] if importlib.util.find_spec("fpzip") else [])]
 DIGEST = b"property"
