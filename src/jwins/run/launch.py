@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from jwins.engines.node_group import NodeGroup
     from jwins.net.driver import NodeEvaluation
 
-_LOOK_EVERY_S = 0.2
-_MAX_RESTARTS = 100
+LOOK_EVERY_S = 0.2
+MAX_RESTARTS = 100
 """Maximum number of restarts of a node that was killed by a signal."""
-_RESTART_AFTER_S = 1.0
+RESTART_AFTER_S = 1.0
 _FIRST_PORT, _PORTS = 20_000, 12_768
-_INTERRUPT_S = 60.0
+INTERRUPT_S = 60.0
 """Time for all nodes together to end with a checkpoint."""
 
 
@@ -169,7 +169,7 @@ def _watch(
         if stop():
             nodes.interrupt()
             return "interrupted"
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(LOOK_EVERY_S)
     row = collected.look(nodes.ended())
     if progress is not None:
         progress(Launched(collected.rounds, tuple(nodes.views), row))
@@ -218,19 +218,8 @@ class _Nodes:
             self._processes[node].popen = self._spawn(node, roster)
 
     def _make_roster(self) -> Path:
-        from jwins.net.roster import Member, Roster, write_roster
-
-        keys = self._folder / "keys"
-        shutil.rmtree(keys, ignore_errors=True)
-        keys.mkdir(mode=0o700)
-        ports = free_ports(len(self.names))
-        members = [
-            Member.new(node, name, f"127.0.0.1:{port}", keys)
-            for node, (name, port) in enumerate(zip(self.names, ports, strict=True))
-        ]
-        path = self._folder / "roster.toml"
-        write_roster(Roster(members=tuple(members)), path)
-        return path
+        shutil.rmtree(self._folder / "keys", ignore_errors=True)
+        return make_roster(self._folder, self.names)
 
     def _spawn(self, node: int, roster: Path) -> Forked | subprocess.Popen[bytes]:
         name, place = self.names[node], node_folder(self._folder, node).resolve()
@@ -265,8 +254,8 @@ class _Nodes:
                 view.state = "starting"
                 (node_folder(self._folder, node) / "status.json").unlink(missing_ok=True)
                 process.popen = self._spawn(node, self._folder / "roster.toml")
-            elif code is not None and code < 0 and sum(v.restarts for v in self.views) < _MAX_RESTARTS:
-                process.popen, process.again_at = None, time.monotonic() + _RESTART_AFTER_S
+            elif code is not None and code < 0 and sum(v.restarts for v in self.views) < MAX_RESTARTS:
+                process.popen, process.again_at = None, time.monotonic() + RESTART_AFTER_S
                 view.state = "killed"
             elif code is not None:
                 self._statuses[node] = view.state = self._how_it_ended(node, code)
@@ -286,7 +275,7 @@ class _Nodes:
 
     def interrupt(self) -> None:
         """Ask all nodes to end with a checkpoint, and wait for them."""
-        running, until = self._running(), time.monotonic() + _INTERRUPT_S
+        running, until = self._running(), time.monotonic() + INTERRUPT_S
         for popen in running:
             popen.send_signal(signal.SIGINT)
         for popen in running:
@@ -321,6 +310,23 @@ def _popen(arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
             # One SIGINT each: with the terminal's own at Ctrl-C it would be the second.
             process_group=None if os.name == "nt" else 0,
         )
+
+
+def make_roster(folder: Path, names: Sequence[str]) -> Path:
+    """Make keys and a roster of nodes on this machine in ``folder``; return the roster's file.
+
+    Raises:
+        UsageError: too few ports are free.
+    """
+    from jwins.net.roster import Member, Roster, write_roster
+
+    keys, path = private_folder(folder / "keys"), folder / "roster.toml"
+    members = [
+        Member.new(node, name, f"127.0.0.1:{port}", keys)
+        for node, (name, port) in enumerate(zip(names, free_ports(len(names)), strict=True))
+    ]
+    write_roster(Roster(members=tuple(members)), path)
+    return path
 
 
 def free_ports(count: int) -> list[int]:

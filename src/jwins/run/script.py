@@ -17,19 +17,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from jwins.errors import ConfigError
 from jwins.net.peer_settings import FOLDER, KEY, ROSTER
-from jwins.run.launch import NodeFailedError, NodeView, free_ports, read_status
+from jwins.run.launch import (
+    INTERRUPT_S,
+    LOOK_EVERY_S,
+    MAX_RESTARTS,
+    RESTART_AFTER_S,
+    NodeFailedError,
+    NodeView,
+    make_roster,
+    read_status,
+)
 from jwins.run_folder.own_files import private_folder
 
 MAX_NODES = 256
-LOOK_EVERY_S = 0.2
-RESTART_AFTER_S = 1.0
-MAX_RESTARTS = 100
-INTERRUPT_S = 60.0
-"""Time for all processes together to end."""
 MAX_LINE_BYTES = 1 << 16
 
 
@@ -107,7 +110,7 @@ class _Peers:
         self._folder, self._line = folder, line
         self._command = [sys.executable, str(script.resolve()), *arguments]
         self.views = [NodeView(f"node-{i}") for i in range(count)]
-        self._roster = _make_roster(folder, [view.name for view in self.views])
+        self._roster = _roster_in(folder, [view.name for view in self.views])
         self._processes = [_Process() for _ in self.views]
         self._outputs = selectors.DefaultSelector()
         self._ended: set[int] = set()
@@ -117,9 +120,7 @@ class _Peers:
             self._start(node)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End all processes."""
         for node, process in enumerate(self._processes):
             if process.popen is not None:
@@ -229,19 +230,13 @@ class _Peers:
             self._pass_on(LOOK_EVERY_S)
 
 
-def _make_roster(folder: Path, names: Sequence[str]) -> Path:
+def _roster_in(folder: Path, names: Sequence[str]) -> Path:
     """Make keys and a roster for this machine, unless the folder has those of the same number of peers."""
-    from jwins.net.roster import Member, Roster, read_roster, write_roster
+    from jwins.net.roster import read_roster
 
     path = folder / "roster.toml"
-    if path.exists():
-        if [member.name for member in read_roster(path).members] == list(names):
-            return path
-        raise ConfigError("--folder", str(folder), "has the roster of other peers; choose another folder")
-    keys = private_folder(folder / "keys")
-    members = [
-        Member.new(node, name, f"127.0.0.1:{port}", keys)
-        for node, (name, port) in enumerate(zip(names, free_ports(len(names)), strict=True))
-    ]
-    write_roster(Roster(members=tuple(members)), path)
-    return path
+    if not path.exists():
+        return make_roster(folder, names)
+    if [member.name for member in read_roster(path).members] == list(names):
+        return path
+    raise ConfigError("--folder", str(folder), "has the roster of other peers; choose another folder")
