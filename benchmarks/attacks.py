@@ -86,7 +86,7 @@ def node(folder: Path, number: int, lifted: bool) -> None:
     greeting = components.experiment.digest()
     key = folder / f"{NAMES[number]}.key"
     transport = TlsTransport(roster, number, key, greeting=greeting, limits=limits)
-    (group,) = components.node_groups()
+    group = components.node_group()
     over = threading.Event()
     driver = RealTimeDriver(
         group, transport, start=components.start, names=NAMES, timeout_s=TIMEOUT_S, stop=over.is_set
@@ -295,7 +295,7 @@ def measure(folder: Path, frames: int, limited_frames: int, calm_s: float) -> in
 
     make_members(folder)
     components = for_real_time(assemble(experiment(folder), nodes=[ATTACKER]))
-    dims, digest = (components.trainers[0].layout.size, components.rules.wire.dim), components.rules.wire.digest
+    dims, digest = (components.trainer.layout.size, components.rules.wire.dim), components.rules.wire.digest
     print(f"without an attack: {calm(folder, calm_s):.2f} rounds per second", flush=True)
     rows, passed = [], True
     for what, count, lifted in (("limit lifted", frames, True), ("limit as always", limited_frames, False)):

@@ -12,7 +12,8 @@ import torch
 
 import jwins
 from jwins.errors import ConfigError
-from jwins.run.assembly import build
+from jwins.node import Rules
+from jwins.run.assembly import build, build_node_group
 from jwins.run.builders import build_task, local_changes
 from jwins.run.node import for_network
 from jwins.tasks import Dataset, Task
@@ -84,7 +85,12 @@ def test_a_run_that_goes_on_is_attacked_alike(attack: str, batching: str, tmp_pa
     made = experiment(attack, rounds=5, eval_every=1, checkpoint_every=1).changed({"train.batching": batching})
     whole = jwins.simulate(made.changed({"run.folder": tmp_path / "whole"}))
     if batching == "loop":
-        assert tuple(build(made, groups=2).driver.run().rows[1:-1]) == whole.record.evaluations
+        halves = [range(4), range(4, 8)]
+
+        def place(resolved: jwins.Experiment, rules: Rules, chunk: int) -> Any:
+            return [build_node_group(resolved, own) for own in halves], lambda calls: [call() for call in calls]
+
+        assert tuple(build(made, place=place).driver.run().rows[1:-1]) == whole.record.evaluations
     part = made.changed({"run.folder": tmp_path / "part"})
     rounds: list[int] = []
     jwins.simulate(

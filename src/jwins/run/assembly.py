@@ -22,7 +22,6 @@ from jwins.run.builders import (
 )
 from jwins.run.evaluation_plan import evaluation_plan, evaluation_rounds
 from jwins.run.memory import check_batch_fits
-from jwins.run.placement import spread
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.run_folder.rows import EvalRow, StartRow
 from jwins.tasks import Task
@@ -48,25 +47,6 @@ returns the node groups, and the function that calls several of them at once.
 
 
 @dataclass(frozen=True)
-class AssembledRun:
-    """Parts of an assembled experiment.
-
-    Attributes:
-        experiment: experiment with the chosen ``train.batching`` and ``run.device``.
-        task: the task.
-        partition: training samples of each node.
-        driver: driver, ready to run.
-        start: first row of its log.
-    """
-
-    experiment: Experiment
-    task: Task
-    partition: Sequence[npt.NDArray[np.int64]]
-    driver: SimulatedDriver
-    start: StartRow
-
-
-@dataclass(frozen=True)
 class Components:
     """Parts of an experiment that every engine needs, for the nodes that one process holds.
 
@@ -74,7 +54,7 @@ class Components:
         experiment: experiment with the chosen ``train.batching`` and ``run.device``.
         task: the task.
         partition: training samples of each node.
-        trainers: trainer of each group of nodes in this process.
+        trainer: trainer of the nodes in this process.
         rules: common rules of all nodes.
         tests: samples of evaluations.
         start: first row of a log.
@@ -83,28 +63,33 @@ class Components:
     experiment: Experiment
     task: Task
     partition: Sequence[npt.NDArray[np.int64]]
-    trainers: Sequence[Trainer]
+    trainer: Trainer
     rules: Rules
     tests: EvaluationPlan
     start: StartRow
 
-    def node_groups(self) -> list[NodeGroup]:
-        """Make a node group for each of the trainers."""
+    def node_group(self) -> NodeGroup:
+        """Make the node group of the nodes in this process."""
         from jwins.engines.node_group import NodeGroup
 
-        threads = _threads(self.experiment)
-        return [NodeGroup(own, self.rules, tests=self.tests, threads=threads) for own in self.trainers]
+        return NodeGroup(self.trainer, self.rules, tests=self.tests, threads=_threads(self.experiment))
+
+
+@dataclass(frozen=True)
+class AssembledRun(Components):
+    """Parts of an experiment, and its driver, ready to run."""
+
+    driver: SimulatedDriver
 
 
 def assemble(
-    experiment: Experiment, *, groups: int = 1, nodes: Sequence[int] | None = None, remote_nodes: bool = False
+    experiment: Experiment, *, nodes: Sequence[int] | None = None, remote_nodes: bool = False
 ) -> Components:
     """Build the parts of an experiment except the driver.
 
     Args:
         experiment: the experiment.
-        groups: number of node groups.
-        nodes: only these, in one group; None for all.
+        nodes: only these; None for all.
         remote_nodes: whether other processes hold the nodes. This process then has only a few, to find out how
             they train.
 
@@ -120,13 +105,10 @@ def assemble(
     tests = evaluation_plan(experiment, task, partition)
 
     check_batch_fits(experiment, task, at_once=1)  # making a trainer takes one step
-    if nodes is not None:
-        trainers = [build_trainer(experiment, task, partition, nodes)]
-    elif remote_nodes:
-        trainers = [_probe(experiment, task, partition)]
+    if remote_nodes:
+        trainer = _probe(experiment, task, partition)
     else:
-        trainers = _trainers(experiment, task, partition, groups)
-    trainer = trainers[0]
+        trainer = build_trainer(experiment, task, partition, nodes)
     check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, len(trainer.nodes)))
     resolved = experiment.changed({"run": {"device": trainer.device.type, "folder": experiment.folder}})
     if experiment.train.batching == "auto":
@@ -152,14 +134,13 @@ def assemble(
     )
     shapes = tuple(slot.shape for slot in trainer.layout.slots)
     rules = _rules(experiment, sharing.for_model(shapes), topology, trainer)
-    return Components(resolved, task, partition, trainers, rules, tests, start)
+    return Components(resolved, task, partition, trainer, rules, tests, start)
 
 
 def build(
     experiment: Experiment,
     *,
     folder: Path | None = None,
-    groups: int = 1,
     place: Place | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -171,8 +152,7 @@ def build(
     Args:
         experiment: the experiment.
         folder: folder of the run; None keeps everything in memory.
-        groups: number of node groups, all in this process; results do not depend on it.
-        place: makes the node groups in other processes; ``groups`` is then ignored.
+        place: makes several node groups, as in other processes; results do not depend on it. None for one group.
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
         on_evaluation: called with each new evaluation and its models; None for nothing.
@@ -186,12 +166,12 @@ def build(
     from jwins.engines.simulator.driver import SimulatedDriver
     from jwins.training.stacked import chunk_nodes
 
-    components = assemble(experiment, groups=groups, remote_nodes=place is not None)
+    components = assemble(experiment, remote_nodes=place is not None)
     call_all: CallAll | None = None
     if place is None:
-        held: Sequence[NodeGroupLike] = components.node_groups()
+        held: Sequence[NodeGroupLike] = [components.node_group()]
     else:
-        trainer, num_nodes = components.trainers[0], len(components.partition)
+        trainer, num_nodes = components.trainer, len(components.partition)
         stacked = trainer.batching == "stacked"
         chunk = chunk_nodes(num_nodes, trainer.layout.size, trainer.device) if stacked else 1
         held, call_all = place(components.experiment, components.rules, chunk)
@@ -209,7 +189,7 @@ def build(
         startup_s=startup_s(),
         call_all=call_all,
     )
-    return AssembledRun(components.experiment, components.task, components.partition, driver, components.start)
+    return AssembledRun(**vars(components), driver=driver)
 
 
 def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
@@ -223,7 +203,7 @@ def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    return assemble(experiment, nodes=nodes).node_groups()[0]
+    return assemble(experiment, nodes=nodes).node_group()
 
 
 def build_trainer(
@@ -232,7 +212,6 @@ def build_trainer(
     partition: Sequence[npt.NDArray[np.int64]],
     nodes: Sequence[int] | None = None,
     *,
-    batching: str | None = None,
     chunk: int | None = None,
 ) -> Trainer:
     """Build the trainer of some of an experiment's nodes.
@@ -242,7 +221,6 @@ def build_trainer(
         task: its task.
         partition: training samples of each node of the run.
         nodes: nodes of this process; None for all.
-        batching: batching that was chosen earlier; None to choose it.
         chunk: largest number of nodes in one stack; None for the best number.
     """
     from jwins.tasks.local_data import with_local_data
@@ -271,25 +249,13 @@ def build_trainer(
             train.schedule.build(run.rounds * max(steps)),
         ),
         buffers=train.buffers,
-        batching=batching or train.batching,  # type: ignore[arg-type]
+        batching=train.batching,
         device=run.device,
         threads=_threads(experiment),
         chunk=chunk,
         precision=train.precision,
         privacy=build_privacy(experiment, held, steps),
     )
-
-
-def _trainers(
-    experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]], groups: int
-) -> list[Trainer]:
-    probe = build_trainer(experiment, task, partition)
-    if groups == 1:
-        return [probe]
-    return [
-        build_trainer(experiment, task, partition, nodes, batching=probe.batching)
-        for nodes in spread(len(partition), groups, probe.chunk)
-    ]
 
 
 def _probe(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> Trainer:

@@ -409,7 +409,7 @@ class _Collected:
         results = [found.result for found in every]
         if round > 0:
             if self._group is None:
-                (self._group,) = self._components.node_groups()
+                self._group = self._components.node_group()
             results = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
             results.append(self._group.measure(round, mean, test_average=True))
         for found in every:
@@ -461,7 +461,7 @@ class _Collected:
         """Return the hash of all final parameters, as the simulator computes it."""
         from safetensors.torch import load_file
 
-        layout = self._components.trainers[0].layout
+        layout = self._components.trainer.layout
         digest = hashlib.sha256()
         for node in range(self._count):
             tensors = load_file(self._folder / "final" / f"node-{node}.safetensors")

@@ -235,7 +235,7 @@ def _run(
         if options.progress is not None:
             options.progress(now, membership.names)
 
-    (group,) = components.node_groups()
+    group = components.node_group()
     asked = [] if going_on else options.providers
     greeting = greeting_of(components.experiment)
     changing = components.experiment.topology_changes
