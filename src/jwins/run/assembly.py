@@ -152,7 +152,7 @@ def build(
     Args:
         experiment: the experiment.
         folder: folder of the run; None keeps everything in memory.
-        place: makes several node groups, as in other processes; results do not depend on it. None for one group.
+        place: makes several node groups, as in other processes, with the same results; None for one.
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
         on_evaluation: called with each new evaluation and its models; None for nothing.
