@@ -28,11 +28,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jwins.errors import UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
-from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
+from jwins.sharing.base import Precision, Quantizer, check_quantizer, quantize
+from jwins.sharing.replicas import OnReplicas, Replica, added, follow, hash_of
 from jwins.sharing.update import Received, Update
 from jwins.validation import FRACTION, GAMMA
 
@@ -61,7 +60,7 @@ class BeerState:
 
 
 @dataclass(frozen=True, slots=True)
-class Beer(Sharing[BeerState]):
+class Beer(OnReplicas[BeerState]):
     """BEER with a top-k compressor, or MoTEF with ``momentum`` below 1. The module's docstring has the
     algorithm.
 
@@ -79,7 +78,6 @@ class Beer(Sharing[BeerState]):
     gamma: float
     momentum: float = 1.0
     values: Precision | Quantizer = "float32"
-    remembers_peers: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (BeerState, Replica)
 
     def __post_init__(self) -> None:
@@ -139,16 +137,6 @@ class Beer(Sharing[BeerState]):
     def projected(self, state: BeerState, params: Tensor) -> BeerState:
         """Take ``params`` as the start of the round."""
         return replace(state, start=params.clone())
-
-    def keyframe(self, state: BeerState, ctx: RoundContext) -> Update:
-        """Return this node's replicas, without the zeros if that is shorter."""
-        if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
-        return keyframe_of(state.x_hat)
-
-    def stale_peers(self, state: BeerState) -> frozenset[int]:
-        """Return the neighbours with a gap in their updates or a wrong hash."""
-        return state.stale_peers
 
 
 beer = Beer

@@ -21,11 +21,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jwins.errors import UsageError
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
-from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
+from jwins.sharing.base import Precision, Quantizer, check_quantizer, quantize
+from jwins.sharing.replicas import OnReplicas, Replica, added, follow, hash_of
 from jwins.sharing.update import Received, Update
 from jwins.validation import FRACTION, GAMMA
 
@@ -48,7 +47,7 @@ class ChocoState:
 
 
 @dataclass(frozen=True, slots=True)
-class Choco(Sharing[ChocoState]):
+class Choco(OnReplicas[ChocoState]):
     """CHOCO-SGD with a top-k compressor; see the module's docstring for the algorithm.
 
     Attributes:
@@ -66,7 +65,6 @@ class Choco(Sharing[ChocoState]):
     fraction: float
     gamma: float
     values: Precision | Quantizer = "float32"
-    remembers_peers: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ChocoState, Replica)
 
     def __post_init__(self) -> None:
@@ -105,16 +103,6 @@ class Choco(Sharing[ChocoState]):
             params + self.gamma * change,
             replace(state, replicas=followed.replicas, stale_peers=followed.stale_peers),
         )
-
-    def keyframe(self, state: ChocoState, ctx: RoundContext) -> Update:
-        """Return this node's replica, without the zeros if that is shorter."""
-        if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
-        return keyframe_of(state.x_hat)
-
-    def stale_peers(self, state: ChocoState) -> frozenset[int]:
-        """Return the neighbours with a gap in their updates or a wrong hash."""
-        return state.stale_peers
 
 
 choco = Choco

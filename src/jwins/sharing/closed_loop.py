@@ -30,15 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jwins.errors import UsageError
 from jwins.ops.arrays import array
 from jwins.ops.mixing import mixed_replicas
 from jwins.ops.replicas import error, hold_back, nonzero, stepped_
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import Sharing
 from jwins.sharing.rate import FixedStep, Pace, StepRule, step_rule
-from jwins.sharing.replicas import Replica, follow, hash_of
+from jwins.sharing.replicas import OnReplicas, Replica, follow, hash_of
 from jwins.sharing.step_grid import FINEST, LIMIT, StepGrid
 from jwins.sharing.update import Received, Update
 from jwins.validation import DEAD_ZONE, GAMMA, HISTORY, RATE
@@ -93,7 +91,7 @@ class ClosedLoopState:
 
 
 @dataclass(frozen=True, slots=True)
-class ClosedLoop(Sharing[ClosedLoopState]):
+class ClosedLoop(OnReplicas[ClosedLoopState]):
     """The closed loop; see the module's docstring for the algorithm.
 
     Attributes:
@@ -113,7 +111,6 @@ class ClosedLoop(Sharing[ClosedLoopState]):
     residual_rate: float
     transform: Wavelet | None
     history: int
-    remembers_peers: ClassVar[bool] = True
     needs_common_start: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Increment, Pace, Replica)
 
@@ -217,18 +214,12 @@ class ClosedLoop(Sharing[ClosedLoopState]):
         """Take ``params`` as the start of the round."""
         return replace(state, start=params.clone())
 
-    def keyframe(self, state: ClosedLoopState, ctx: RoundContext) -> Update:
+    def whole(self, state: ClosedLoopState) -> Update:
         """Return this node's replica in the coarsest step that divides it: exact, and shorter than float32."""
-        if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
         subbands = self._subbands(len(state.origin))
         return Update(
             len(state.x_hat), None, self.grid.quantized(state.x_hat, subbands), check=hash_of(state.x_hat)
         )
-
-    def stale_peers(self, state: ClosedLoopState) -> frozenset[int]:
-        """Return the neighbours with a missed update."""
-        return state.stale_peers
 
     def replica_round(self, state: ClosedLoopState, sender: int) -> int | None:
         """Return the round of this node's replica of ``sender``, or None."""

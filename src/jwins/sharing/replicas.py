@@ -13,10 +13,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from jwins.errors import UsageError
+from jwins.rng import RoundContext
+from jwins.sharing.base import S, Sharing
 from jwins.sharing.update import Quantized, Received, Update, dense_of
 
 
@@ -49,6 +53,31 @@ class Followed:
     replicas: Mapping[int, Replica]
     stale_peers: frozenset[int]
     received_weights: Mapping[int, float] = field(default_factory=dict)
+
+
+class OnReplicas(Sharing[S]):
+    """Base of the algorithms whose neighbours keep replicas of each other.
+
+    Their states have ``x_hat`` (this node's replica, as its neighbours hold it), ``shared`` (the round of the
+    last share, or None) and ``stale_peers``.
+    """
+
+    remembers_peers: ClassVar[bool] = True
+
+    def keyframe(self, state: Any, ctx: RoundContext) -> Update:
+        """Return this node's replica as an update that stands alone."""
+        if state.shared is None:
+            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
+        return self.whole(state)
+
+    def whole(self, state: Any) -> Update:
+        """Return this node's replica, without its zeros if that is shorter."""
+        return keyframe_of(state.x_hat)
+
+    def stale_peers(self, state: Any) -> frozenset[int]:
+        """Return the neighbours with a gap in their updates or a wrong hash."""
+        found: frozenset[int] = state.stale_peers
+        return found
 
 
 def follow(

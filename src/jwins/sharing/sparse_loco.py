@@ -40,13 +40,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from jwins.errors import UsageError
 from jwins.ops.quantize import absmax_scales
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer, Sharing
+from jwins.sharing.base import Precision, Quantizer
 from jwins.sharing.choco import Choco, ChocoState
-from jwins.sharing.replicas import Replica, added, follow, hash_of, keyframe_of
+from jwins.sharing.replicas import OnReplicas, Replica, added, follow, hash_of
 from jwins.sharing.update import Quantized, Received, Update
 from jwins.validation import FRACTION, RATE, Within
 
@@ -142,7 +141,7 @@ class CommonSparseLocoState:
 
 
 @dataclass(frozen=True, slots=True)
-class CommonSparseLoco(Sharing[CommonSparseLocoState]):
+class CommonSparseLoco(OnReplicas[CommonSparseLocoState]):
     """SparseLoCo on a complete graph; see the module's docstring for the algorithm.
 
     Attributes:
@@ -154,7 +153,6 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
     fraction: float = 1 / 64
     decay: float = 0.95
     chunk: int = 4096
-    remembers_peers: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (CommonSparseLocoState, Replica)
 
     def __post_init__(self) -> None:
@@ -215,16 +213,6 @@ class CommonSparseLoco(Sharing[CommonSparseLocoState]):
     def projected(self, state: CommonSparseLocoState, params: Tensor) -> CommonSparseLocoState:
         """Take ``params`` as the start of the round."""
         return replace(state, start=params.clone(), common=state.common + (params - state.start))
-
-    def keyframe(self, state: CommonSparseLocoState, ctx: RoundContext) -> Update:
-        """Return the sum of all that was sent, without the zeros if that is shorter."""
-        if state.shared is None:
-            raise UsageError(f"node {ctx.node} has shared nothing yet, so its first update is its keyframe")
-        return keyframe_of(state.x_hat)
-
-    def stale_peers(self, state: CommonSparseLocoState) -> frozenset[int]:
-        """Return the neighbours with a gap in their updates or a wrong hash."""
-        return state.stale_peers
 
 
 def sparse_loco(
