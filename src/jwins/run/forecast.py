@@ -11,7 +11,7 @@ import math
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -30,7 +30,6 @@ from jwins.run.run import Ray
 if TYPE_CHECKING:
     from jwins.engines.simulator.driver import Progress
     from jwins.run.assembly import AssembledRun
-    from jwins.topology.graph import Graph
 
 _ROUNDS = 6
 """Rounds of a calibration. The first does not count, because it allocates memory and records steps."""
@@ -155,14 +154,10 @@ def forecast(experiment: Experiment, engine: Ray | None = None) -> Forecast:
         experiment = experiment.changed({"run": {"threads": threads}})
     fewer, more = _SAMPLES
     few = _apart(_small(experiment, 4, degree, more))
-    much = _nodes_for(few.dim, experiment.nodes.count)
+    wanted = math.ceil(_LARGER_BYTES / (4 * few.dim * _GUESSED_VECTORS))
+    much = min(experiment.nodes.count, max(_MIN_NODES, min(_MAX_NODES, wanted)))
     many = _apart(_small(experiment, much, degree, fewer))
     return _extrapolated(experiment, degree, few, many, 1 if engine is None else engine.actors)
-
-
-def _nodes_for(dim: int, most: int) -> int:
-    wanted = math.ceil(_LARGER_BYTES / (4 * dim * _GUESSED_VECTORS))
-    return min(most, max(_MIN_NODES, min(_MAX_NODES, wanted)))
 
 
 def _small(experiment: Experiment, nodes: int, degree: float, samples: int) -> Experiment:
@@ -276,7 +271,8 @@ def _extrapolated(
     topology = build_topology(experiment)
     blocks = node_blocks(topology, actors, 1)
     largest = max(map(len, blocks))
-    senders = [_senders(topology.at(0), block) for block in blocks]
+    graph = topology.at(0)
+    senders = [{sender for node in block for sender in graph.senders[node]} for block in blocks]
     per_degree = degree / many.degree if many.degree else 1.0
 
     def line(value: Callable[[Calibration], float], at: float) -> float:
@@ -313,7 +309,7 @@ def _extrapolated(
         checkpoint_s=line(lambda m: m.checkpoint_s, num_nodes),
         checkpoints=(run.rounds - 1) // run.checkpoint_every,
         frame_bytes=frame_bytes,
-        round_bytes=frame_bytes * sum(map(len, topology.at(0).recipients)),
+        round_bytes=frame_bytes * sum(map(len, graph.recipients)),
         stored_bytes=frame_bytes * crossing,
     )
 
@@ -324,8 +320,3 @@ def _model_test_s(few: Calibration, many: Calibration, samples: float) -> float:
     apart = few.samples - many.samples
     slope = min(max(0.0, (more - less) / apart), less / many.samples) if apart else less / many.samples
     return less + slope * (samples - many.samples)
-
-
-def _senders(graph: Graph, block: Sequence[int]) -> set[int]:
-    """Return the senders to the nodes of an actor."""
-    return {sender for node in block for sender in graph.senders[node]}
