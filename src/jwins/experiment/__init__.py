@@ -4,10 +4,9 @@ from jwins.experiment.experiment import (
     Experiment,
     digest_of,
     identity_settings,
-    merge_experiment,
     result_settings,
 )
-from jwins.experiment.load import BUNDLED, bundled, load, read
+from jwins.experiment.load import bundled, load
 from jwins.experiment.plugins import (
     ByKeyConfig,
     ChocoConfig,
@@ -47,7 +46,6 @@ from jwins.experiment.sections import (
 )
 
 __all__ = [
-    "BUNDLED",
     "ByKeyConfig",
     "ChocoConfig",
     "ComputeConfig",
@@ -84,9 +82,7 @@ __all__ = [
     "WireConfig",
     "bundled",
     "digest_of",
-    "merge_experiment",
     "load",
-    "read",
     "result_settings",
     "identity_settings",
 ]
