@@ -74,23 +74,17 @@ def hub_files(task: str, repo: str, data: Path | None, splits: Sequence[str]) ->
     Raises:
         DataError: the files are missing and cannot be downloaded; the message has the remedy.
     """
-    if data is not None:
-        found = _splits_in(task, data, splits) if data.is_dir() else {}
-        absent = [split for split in splits if not found.get(split)]
-        if absent:
-            problem = f"has no {absent[0]}-*.parquet" if data.is_dir() else "is not a folder"
-            raise DataError(f"{task}: {data} {problem}; {_what_to_get(repo, splits)} into that folder")
-        return found
-    folder = cache_folder() / "hub" / repo.replace("/", "--")
-    if not folder.is_dir():
+    folder = cache_folder() / "hub" / repo.replace("/", "--") if data is None else data
+    if data is None and not folder.is_dir():
         _download_hub(task, repo, folder, splits)
-    found = _splits_in(task, folder, splits)
+    found = _splits_in(task, folder, splits) if folder.is_dir() else {}
     absent = [split for split in splits if not found.get(split)]
-    if absent:
-        raise DataError(
-            f"{task}: {folder} has no {absent[0]}-*.parquet; remove the folder to download it again"
-        )
-    return found
+    if not absent:
+        return found
+    problem = f"has no {absent[0]}-*.parquet" if folder.is_dir() else "is not a folder"
+    again = "remove the folder to download it again"
+    remedy = again if data is None else f"{_what_to_get(repo, splits)} into that folder"
+    raise DataError(f"{task}: {folder} {problem}; {remedy}")
 
 
 def zip_member(task: str, url: str, member: str) -> Path:
