@@ -10,8 +10,9 @@ Results do not depend on the assignment.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
+
+import numpy as np
 
 from jwins.errors import ConfigError
 from jwins.topology.graph import Graph, Topology
@@ -90,28 +91,17 @@ def _grown(graph: Graph, sizes: Sequence[int], chunk: int) -> list[list[int]]:
             if one != other:
                 between[one][other] = between[one].get(other, 0) + 1
                 between[other][one] = between[other].get(one, 0) + 1
-    free, blocks = set(range(units)), []
+    free, blocks = np.ones(units, dtype=bool), []
     for size in sizes:
         held: list[int] = []
-        edges: dict[int, int] = {}
-        waiting: list[tuple[int, int]] = []
+        edges = np.zeros(units, dtype=np.int64)
         while len(held) < size:
-            unit = _next(waiting, edges, free)
-            free.remove(unit)
+            unit = int(np.where(free, edges, -1).argmax())  # the first of equal ones
+            free[unit] = False
             held.append(unit)
             for other, count in between[unit].items():
-                if other in free:
-                    edges[other] = edges.get(other, 0) + count
-                    heapq.heappush(waiting, (-edges[other], other))
+                edges[other] += count
         blocks.append(
             sorted(n for unit in held for n in range(unit * chunk, min((unit + 1) * chunk, num_nodes)))
         )
     return blocks
-
-
-def _next(waiting: list[tuple[int, int]], edges: dict[int, int], free: set[int]) -> int:
-    while waiting:
-        count, unit = heapq.heappop(waiting)
-        if unit in free and edges[unit] == -count:
-            return unit
-    return min(free)
