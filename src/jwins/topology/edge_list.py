@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import networkx as nx
 
 from jwins.errors import ConfigError
 from jwins.topology.drawing import check_nodes, static_graph
@@ -100,15 +101,7 @@ def _read_edges(path: Path, num_nodes: int) -> tuple[tuple[int, int], ...]:
 
 
 def _first_unreached(num_nodes: int, edges: Iterable[tuple[int, int]]) -> int | None:
-    neighbours: list[list[int]] = [[] for _ in range(num_nodes)]
-    for i, j in edges:
-        neighbours[i].append(j)
-        neighbours[j].append(i)
-    reached = {0}
-    waiting = deque([0])
-    while waiting:
-        for j in neighbours[waiting.popleft()]:
-            if j not in reached:
-                reached.add(j)
-                waiting.append(j)
+    graph = nx.Graph(edges)
+    graph.add_nodes_from(range(num_nodes))
+    reached = nx.node_connected_component(graph, 0)
     return next((i for i in range(num_nodes) if i not in reached), None)
