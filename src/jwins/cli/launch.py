@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jwins.cli.app import (
-    DIVERGED,
     EPILOG,
     INTERRUPTED,
     Data,
@@ -25,7 +24,7 @@ from jwins.cli.app import (
 )
 from jwins.cli.node import NeighbourTimeoutOption
 from jwins.cli.progress import metrics_text, size_text
-from jwins.cli.run import data_override, divergence, print_result
+from jwins.cli.run import data_override, end_command
 from jwins.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,12 +92,7 @@ def launch(
 
         chosen = load(experiment, [*(overrides or []), *data_override(data)])
         result = _launch(chosen, console, resume=resume, timeout_s=neighbour_timeout, quiet=quiet)
-        if result.status == "interrupted":
-            leave("continue with --resume", INTERRUPTED)
-        if not quiet:
-            print_result(console, result)
-        if result.status == "diverged":
-            leave(divergence(result), DIVERGED)
+        end_command(console, result, quiet=quiet)
 
 
 def _only_of_experiments(

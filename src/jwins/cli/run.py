@@ -94,15 +94,7 @@ def run(
             return
         longer = extend is not None
         result = _run(chosen, console, chosen_engine, resume=resume, extend=longer, quiet=quiet)
-        if result.status == "interrupted":
-            leave("continue with --resume", INTERRUPTED)
-        if not quiet:
-            print_result(console, result)
-        if result.status == "diverged":
-            leave(divergence(result), DIVERGED)
-        if result.status == "stalled":
-            assert result.record.end is not None
-            leave(f"stalled in round {result.record.end.round}: {result.record.end.reason}", FAILED)
+        end_command(console, result, quiet=quiet)
 
 
 def data_override(data: Path | None) -> list[str]:
@@ -153,7 +145,21 @@ def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) ->
         console.print(line, soft_wrap=True, markup=False)
 
 
-def print_result(console: Console, result: Result) -> None:
+def end_command(console: Console, result: Result, *, quiet: bool) -> None:
+    """Print a result, and leave with the exit code of a run that did not finish."""
+    if result.status == "interrupted":
+        leave("continue with --resume", INTERRUPTED)
+    if not quiet:
+        _print_result(console, result)
+    end = result.record.end
+    if end is not None and result.status == "diverged":
+        reason = f": {end.reason}" if end.reason else ""
+        leave(f"diverged in round {end.round}{reason}; try a smaller train.optimizer.lr", DIVERGED)
+    if end is not None and result.status == "stalled":
+        leave(f"stalled in round {end.round}: {end.reason}", FAILED)
+
+
+def _print_result(console: Console, result: Result) -> None:
     """Print how a run ended, its last measurements and the bytes sent."""
     last = result.record.evaluations[-1]
     nodes = result.record.start.num_nodes
@@ -196,11 +202,3 @@ def _seconds_text(wall_s: Mapping[str, float]) -> str:
     longest_first = sorted(spent.items(), key=lambda item: -item[1])
     listed = ", ".join(f"{name} {seconds:.1f}" for name, seconds in longest_first)
     return f"{whole:.1f} seconds here{of_all}: {listed}"
-
-
-def divergence(result: Result) -> str:
-    """Return the reason why a run diverged, and a remedy."""
-    end = result.record.end
-    assert end is not None
-    reason = f": {end.reason}" if end.reason else ""
-    return f"diverged in round {end.round}{reason}; try a smaller train.optimizer.lr"
