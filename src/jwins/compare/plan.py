@@ -380,14 +380,10 @@ def _is_end(key: str, values: Sequence[Any], best: Any) -> bool:
 
 def ended(cell: Cell) -> Record | None:
     """Return the record of a run that has ended, None for any other."""
-    with contextlib.suppress(ResumeError):
-        if folder_state(cell.experiment, cell.folder)[0] is FolderState.COMPLETE:
-            return Record.read(cell.folder)
-    earlier = _earlier(cell)
-    if earlier is not None:
+    for folder in (cell.folder, _earlier(cell)):
         with contextlib.suppress(ResumeError):
-            if folder_state(cell.experiment, earlier)[0] is FolderState.COMPLETE:
-                return Record.read(earlier)
+            if folder is not None and folder_state(cell.experiment, folder)[0] is FolderState.COMPLETE:
+                return Record.read(folder)
     return None
 
 
