@@ -25,7 +25,7 @@ from jwins.engines.node_group import Envelope, MessageArrived, NodeGroup, Schedu
 from jwins.engines.simulator import Faults, Outcome, Progress, SimulatedDriver
 from jwins.errors import ConfigError, UsageError
 from jwins.node import PeerLost, PeerUp, Rejoin, RosterChanged, Tick
-from jwins.run.assembly import spread
+from jwins.run.placement import spread
 from jwins.run_folder.rows import read_rows
 from jwins.sharing import jwins
 from jwins.topology import Regular

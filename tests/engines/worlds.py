@@ -15,7 +15,7 @@ from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, SimulatedDriver
 from jwins.node import Rules
-from jwins.run.assembly import spread
+from jwins.run.placement import spread
 from jwins.run_folder.rows import EndRow, EvalRow, StartRow
 from jwins.sharing import Nesterov, Sharing, full
 from jwins.tasks.base import Dataset, Task
