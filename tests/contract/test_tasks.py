@@ -10,6 +10,7 @@ import pickle
 import re
 import shutil
 import sys
+import unicodedata
 import urllib.error
 import zipfile
 from collections.abc import Callable, Iterator
@@ -666,6 +667,11 @@ def test_bad_downloads_are_not_kept(case: str, tmp_path: Path, monkeypatch: pyte
             lambda d: next(d.rglob("*.csv")).write_text("a,b\n1,2\n"),
             "line 1: 'userId' is not in list",
         ),
+        (
+            "movielens",
+            lambda d: next(d.rglob("*.csv")).write_text(RATINGS.replace("timestamp", "rating")),
+            "line 1: 2 columns 'rating'; keep one",
+        ),
         ("movielens", lambda d: next(d.rglob("*.csv")).write_text(RATINGS + "1,7,x,0\n"), "line 7: could not"),
         (
             "movielens",
@@ -753,6 +759,64 @@ def test_files_without_shard_numbers_are_read_together(tmp_path: Path) -> None:
     images = [image(np.random.default_rng(8), 32, 32) for _ in range(5)]
     write_parquet(train.with_name("train-1.parquet"), {"img": images, "label": [1] * 5})
     assert len(make_task("cifar10", data=tmp_path).train) == 35
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "to"),
+    [
+        ("cifar10", "train-00000-of-00001", "test-00000-of-00001"),
+        ("cifar10", "train-00000-of-00001", "train-1"),
+        ("femnist", "train-00000-of-00002", "train-00001-of-00002"),
+        ("celeba", "train-00000-of-00001", "valid-00000-of-00001"),
+        ("shakespeare, parquet", "train-00000-of-00001", "train-1"),
+    ],
+)
+@pytest.mark.parametrize("rows", ["same bytes", "compressed", "backwards", "most of them"])
+def test_rows_are_never_read_twice(name: str, source: str, to: str, rows: str, tmp_path: Path) -> None:
+    pq = pytest.importorskip("pyarrow.parquet")
+    TABLE[name].files(tmp_path)  # type: ignore[misc]
+    file = next(tmp_path.rglob(f"{source}.parquet"))
+    if to == "train-1":  # not one of a numbered set
+        file = file.rename(file.with_stem("train-0"))
+    table = pq.read_table(file)
+    if rows == "backwards":
+        table = table.take(list(range(len(table)))[::-1])
+    elif rows == "most of them":
+        table = table.slice(0, len(table) - 2)
+    other = next(tmp_path.rglob(f"{to}.parquet"), file.with_stem(to))
+    if rows == "same bytes":
+        shutil.copy(file, other)
+    else:
+        pq.write_table(table, other, compression="gzip", row_group_size=7)
+    with pytest.raises(DataError, match=r"read twice, from .*parquet and .*parquet") as caught:
+        make_task(name.split(",")[0], data=tmp_path)
+    assert str(file) in str(caught.value)
+    assert str(other) in str(caught.value)
+
+
+def test_a_file_of_images_may_repeat_some_of_another(tmp_path: Path) -> None:
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    femnist_files(tmp_path)
+    first, other = (pq.read_table(file) for file in sorted(tmp_path.rglob("train*")))
+    pq.write_table(pa.concat_tables([first.slice(0, 15), other]), sorted(tmp_path.rglob("train*"))[1])
+    task = make_task("femnist", data=tmp_path)
+    assert len(task.train) + len(task.test) == 75
+
+
+@pytest.mark.parametrize("name", ["shakespeare", "gpt"])
+@pytest.mark.parametrize("change", ["line ends", "byte order mark", "encoding of accents", "joined"])
+def test_texts_are_not_read_twice_either(name: str, change: str, tmp_path: Path) -> None:
+    shakespeare_text(tmp_path)
+    text = (tmp_path / "plays.txt").read_text(encoding="utf-8")
+    other = {
+        "line ends": text.replace("\n", "\r\n"),
+        "byte order mark": "\ufeff" + text,
+        "encoding of accents": unicodedata.normalize("NFD", text),
+        "joined": text + "\n" + text.replace("B", "C").replace("Line", "A line"),
+    }[change]
+    (tmp_path / "all.txt").write_bytes(other.encode())
+    with pytest.raises(DataError, match=r"read twice, from .*all.txt and .*plays.txt"):
+        make_task(name, data=tmp_path)
 
 
 @pytest.mark.parametrize("to", ["{} (1).txt", "backup/{}.txt", "again.txt"])
@@ -883,6 +947,7 @@ def test_owners_with_few_images_cannot_be_tested(name: str, tmp_path: Path) -> N
         (b"1,7,nan,0", 7, "line 7: a rating of nan"),
         (b"9223372036854775808,7,3,0", 7, "line 7: 9223372036854775808 in column userId does not fit"),
         (b"1,-9223372036854775809,3,0", 7, "line 7: -9223372036854775809 in column movieId does not fit"),
+        (b"1,5,3,0", 7, "line 7: a second rating of movieId 5 by userId 1, after that in line 6;"),
         (b'1,7,"3,0', 7, "line 7: a quotation mark that is not closed"),
         (b'1,7,3,"0', 7, "line 7: a quotation mark that is not closed"),
         (b'1,7,3,"0\n1,8,3,0"', 7, "line 7: a quotation mark that is not closed"),

@@ -143,6 +143,61 @@ def test_memory_under_two_names_is_refused(tie, buffers):
         Layout.of(model, buffers)
 
 
+class Counters(nn.Module):
+    """Two layers with a running mean each, on one memory or not."""
+
+    def __init__(self, second=None, **options):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("other", torch.zeros(3) if second is None else second(self.mean), **options)
+
+
+@pytest.mark.parametrize(
+    "second", [lambda mean: mean.data, lambda mean: mean[1:], lambda mean: mean.view(3, 1)]
+)
+@pytest.mark.parametrize("persistent", [True, False])
+@pytest.mark.parametrize("buffers", ["local", "shared"])
+def test_buffers_on_one_memory_are_refused(second, persistent, buffers):
+    model = Counters(second, persistent=persistent)
+    with pytest.raises(UsageError, match=r"buffer '\w+' and buffer '\w+' share memory"):
+        Layout.of(model, buffers)
+    table = torch.zeros(3, 3)
+    layer = nn.Linear(1, 1)
+    for name in ("rows", "again"):  # constants: the model does not save them
+        layer.register_buffer(name, table[:2], persistent=False)
+    assert Layout.of(layer, buffers).local == ("rows", "again")
+
+
+def test_numbers_of_a_shared_buffer_on_one_memory_are_refused():
+    model = Counters(lambda mean: torch.zeros(1).expand(3))
+    assert "other" in Layout.of(model).local
+    with pytest.raises(UsageError, match=r"buffer 'other' of shape \(3,\): several of its numbers share"):
+        Layout.of(model, "shared")
+
+
+@pytest.mark.parametrize("buffers", ["local", "shared"])
+def test_one_buffer_under_two_names_is_saved_under_both(buffers):
+    model = Counters(lambda mean: mean)
+    layout = Layout.of(model, buffers)
+    model.mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    local = {name: buffer for name, buffer in model.named_buffers() if name in layout.local}
+    assert layout.tied == (("other", "mean"),)
+    assert layout.size == (12 if buffers == "local" else 15)
+    plain = Counters()
+    plain.load_state_dict(load(save(layout.state_dict(layout.flatten(model), local))))
+    assert plain.other.tolist() == plain.mean.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_buffer_that_is_saved_under_its_second_name_only_is_saved_there():
+    model = Counters()
+    model.register_buffer("third", model.mean)
+    model.register_buffer("mean", model.mean, persistent=False)
+    layout = Layout.of(model)
+    saved = layout.state_dict(layout.flatten(model), dict(model.named_buffers()))
+    assert saved.keys() == model.state_dict().keys() == {"layer.weight", "layer.bias", "other", "third"}
+
+
 @pytest.mark.parametrize("values", [torch.zeros(1).expand(3, 3), torch.zeros(5).as_strided((3, 3), (1, 1))])
 def test_numbers_of_one_parameter_on_one_memory_are_refused(values):
     model = nn.Sequential(nn.Linear(3, 3))

@@ -933,6 +933,25 @@ def test_a_model_with_two_parameters_on_one_memory_is_refused(batching):
         make(tied, batching=batching)
 
 
+@pytest.mark.parametrize("batching", ["loop", "stacked"])
+@pytest.mark.parametrize("buffers", ["local", "shared"])
+def test_one_norm_in_two_places_trains_as_in_torch_and_is_saved_under_both_names(batching, buffers):
+    def build():
+        norm = nn.BatchNorm1d(6)
+        return nn.Sequential(nn.Linear(6, 6), norm, nn.Linear(6, 6), norm, nn.Linear(6, 3))
+
+    trainer = make(build, num_nodes=4, batching=batching, buffers=buffers)
+    trainer.train(everyone(trainer, 0))
+    row, local = trainer.row(1).clone(), trainer.state(1).buffers
+    plain = build()
+    plain.load_state_dict(trainer.layout.state_dict(row, local))
+    assert int(plain[3].num_batches_tracked) == 2 * STEPS
+    scores = trainer.evaluate(trainer.params, trainer.nodes)
+    data = trainer._context.task.test
+    expected = functional.cross_entropy(plain.eval()(data.inputs), data.targets)
+    assert float(scores["loss"][1]) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
 class Replacing(nn.Module):
     def __init__(self):
         super().__init__()

@@ -55,11 +55,10 @@ class Cifar10(Task):
 
 
 def _read(files: Mapping[str, Sequence[Path]]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for split in ("train", "test"):
-        labels = labels_of("cifar10", files[split], "label", _CLASSES)
-        images = decode_images(
-            "cifar10", files[split], "img", np.arange(len(labels)), mode="RGB", size=(32, 32)
-        )
-        tensors |= {f"{split}_labels": labels, f"{split}_images": images}
-    return tensors
+    labels = {split: labels_of("cifar10", files[split], "label", _CLASSES) for split in ("train", "test")}
+    together = [file for split in labels for file in files[split]]
+    rows = np.arange(sum(len(own) for own in labels.values()))
+    images = decode_images("cifar10", together, "img", rows, mode="RGB", size=(32, 32))
+    count = len(labels["train"])
+    tensors = {f"{split}_labels": own for split, own in labels.items()}
+    return tensors | {"train_images": images[:count].clone(), "test_images": images[count:].clone()}

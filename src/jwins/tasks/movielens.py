@@ -133,7 +133,7 @@ def _find(data: Path | None) -> Path:
 
 def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Read (n, 2) user and film identifiers, and (n,) ratings."""
-    names: list[tuple[int, int]] = []
+    lines: dict[tuple[int, int], int] = {}
     ratings: list[float] = []
     line = 1
     try:
@@ -144,6 +144,8 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
             for name in ("userId", "movieId", "rating"):
                 if name not in header:
                     raise ValueError(f"{name!r} is not in list {','.join(header)}")
+                if header.count(name) > 1:
+                    raise ValueError(f"{header.count(name)} columns {name!r}; keep one")
             user, film, rating = (header.index(name) for name in ("userId", "movieId", "rating"))
             line = rows.line_num + 1
             for row in rows:
@@ -154,7 +156,10 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
                     raise ValueError("a quotation mark that is not closed on its line")
                 if len(row) != len(header):
                     raise ValueError(f"{len(row)} fields, but the header has {len(header)}")
-                names.append((_identifier(row[user], "userId"), _identifier(row[film], "movieId")))
+                pair = _identifier(row[user], "userId"), _identifier(row[film], "movieId")
+                if (before := lines.setdefault(pair, line)) != line:
+                    problem = f"a second rating of movieId {pair[1]} by userId {pair[0]}"
+                    raise ValueError(f"{problem}, after that in line {before}; keep one of the two")
                 ratings.append(_stars(row[rating]))
                 line = rows.line_num + 1
     except csv.Error as error:
@@ -167,7 +172,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         raise DataError(f"movielens: {path} cannot be read ({error})") from error
     if not ratings:
         raise DataError(f"movielens: {path} holds no ratings; download {URL} again")
-    return np.array(names, dtype=np.int64), np.array(ratings, dtype=np.float32)
+    return np.array(list(lines), dtype=np.int64), np.array(ratings, dtype=np.float32)
 
 
 def _wrong(path: Path, line: int, problem: str) -> DataError:

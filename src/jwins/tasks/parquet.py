@@ -17,7 +17,7 @@ from torch import Tensor
 
 from jwins.errors import DataError
 from jwins.tasks.base import Dataset
-from jwins.tasks.source import chosen_keys, decoded_once, key_numbers, split_within_keys
+from jwins.tasks.source import chosen_keys, decoded_once, key_numbers, refuse_repeats, split_within_keys
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -149,9 +149,11 @@ def decode_images(
         (n, 3 or 1, height, width) uint8.
 
     Raises:
-        DataError: a file is damaged, lacks the column, or holds an image that cannot be decoded.
+        DataError: a file is damaged, lacks the column, or holds an image that cannot be decoded; or two files
+            have the same images.
     """
     height, width = size
+    hashes: dict[Path, list[int]] = {file: [] for file in files}
     images = np.empty((len(rows), len(mode), height, width), dtype=np.uint8)
     first = 0
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # Pillow decodes without the GIL
@@ -163,7 +165,9 @@ def decode_images(
                 pool.map(lambda found: decode_image(found[0], found[1], mode, width, height), wanted), lo
             ):
                 images[number] = pixels
+                hashes[batch.file].append(hash(images[number].tobytes()))
             first += len(cells)
+    refuse_repeats(task, hashes)
     return torch.from_numpy(images)
 
 

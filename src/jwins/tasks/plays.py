@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jwins.errors import DataError
+from jwins.tasks.source import refuse_repeats
 
 _ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 """Alphabet: printable ASCII. All other characters share one more class, the last."""
@@ -53,7 +54,7 @@ def read_plays(task: str, paths: Sequence[Path]) -> list[str]:
     """Return the text of each file, without byte order marks.
 
     Raises:
-        DataError: a file cannot be read, or is not UTF-8.
+        DataError: a file cannot be read or is not UTF-8, or two files have the same lines.
     """
     found = []
     for path in paths:
@@ -63,6 +64,9 @@ def read_plays(task: str, paths: Sequence[Path]) -> list[str]:
             raise DataError(f"{task}: {path} cannot be read as a UTF-8 text ({error})") from error
         # Byte order marks are also between files that were joined.
         found.append(text.replace("\ufeff", ""))
+    lines = [unicodedata.normalize("NFC", text).split("\n") for text in found]
+    hashes = [[hash(line.strip()) for line in own if line.strip()] for own in lines]
+    refuse_repeats(task, dict(zip(paths, hashes, strict=True)))
     return found
 
 

@@ -24,6 +24,7 @@ from jwins.tasks.source import (
     hub_files,
     key_numbers,
     refuse_copies,
+    refuse_repeats,
     split_within_keys,
 )
 
@@ -141,12 +142,15 @@ def _windows(of_roles: Sequence[str], roles: int | None, stride: int) -> dict[st
 def _sequences(files: Sequence[Path], roles: int | None, stride: int) -> dict[str, Tensor]:
     names: list[str] = []
     windows = [np.empty((0, _LENGTH + 1), dtype=np.uint8)]
+    hashes: dict[Path, list[int]] = {file: [] for file in files}
     for rows in read_rows("shakespeare", files, ("character_id", "x", "y")):
         x = rows.cells("x", lambda c: isinstance(c, str) and len(c) == _LENGTH, _SCHEMA)
         y = rows.cells("y", lambda c: isinstance(c, str) and len(c) == 1, _SCHEMA)
         names += rows.owners("character_id", names)
-        texts = map(str.__add__, x, y)
+        texts = list(map(str.__add__, x, y))
+        hashes[rows.file] += map(hash, texts)
         windows.append(codes("".join(texts)).reshape(-1, _LENGTH + 1))
+    refuse_repeats("shakespeare", hashes)
     keys = key_numbers(names)
     kept = chosen_keys("shakespeare", "roles", keys, roles)
     kept = kept[np.argsort(keys[kept], kind="stable")]

@@ -39,6 +39,8 @@ _DECODER = "1"
 """Part of the names of decoded files; change it whenever their meaning changes."""
 
 _TIMEOUT_S = 30.0
+_MOST_COMMON = 0.75
+"""Fraction of the smaller file's rows above which two files count as copies of the same samples."""
 
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
 _COPY = re.compile(r"(.+?)(?: ?\(\d+\)|(?: -)?[-_. ](?:copy|backup|bak|old|orig)\b.*)", re.IGNORECASE)
@@ -134,8 +136,8 @@ def _splits_in(task: str, folder: Path, splits: Sequence[str]) -> dict[str, list
     found = {split: sorted(folder.rglob(f"{split}*.parquet")) for split in splits}
     for files in found.values():
         _refuse_other_shards(task, files)
-        refuse_copies(task, files)
         _check_all_shards(files)
+    refuse_copies(task, [file for files in found.values() for file in files])
     return found
 
 
@@ -161,6 +163,27 @@ def refuse_copies(task: str, files: Sequence[Path]) -> None:
                 raise _twice(task, other, file)
     except OSError as error:
         raise DataError(f"{task}: {error.filename} cannot be read ({error})") from error
+
+
+def refuse_repeats(task: str, hashes: Mapping[Path, Sequence[int]]) -> None:
+    """Refuse two files of which one has most rows of the other, such as a copy that was written anew.
+
+    Args:
+        task: the task's name.
+        hashes: 64-bit hashes of each file's rows.
+
+    Raises:
+        DataError: the files have more than :data:`_MOST_COMMON` of the smaller one's rows in common.
+    """
+    files = list(hashes)
+    each = [np.unique(np.asarray(own, dtype=np.int64)) for own in hashes.values()]
+    holder = np.repeat(np.arange(len(files)), [len(own) for own in each])
+    _, first, inverse = np.unique(np.concatenate(each), return_index=True, return_inverse=True)
+    pairs, counts = np.unique(holder[first[inverse]] * len(files) + holder, return_counts=True)
+    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        one, other = divmod(pair, len(files))
+        if one != other and count > _MOST_COMMON * min(len(each[one]), len(each[other])):
+            raise _twice(task, files[one], files[other])
 
 
 def _refuse_other_shards(task: str, files: Sequence[Path]) -> None:

@@ -7,7 +7,7 @@ not in the vector: they keep their initial values.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,8 +50,8 @@ class Layout:
         local: names of the buffers that stay on their node. Integer buffers always do, and so do buffers
             that the model does not save (``persistent=False``): those are constants.
         size: P, the length of the vector.
-        tied: for each further name of a parameter with several names, that name and the one in
-            ``slots``.
+        tied: for each further name of a parameter or saved buffer with several names, that name and the one
+            in ``slots``, ``local`` or ``frozen``.
         transient: names of the buffers in ``local`` that the model does not save.
         frozen: names of the parameters with ``requires_grad`` False, which are not in the vector.
 
@@ -72,15 +72,15 @@ class Layout:
         """Return the layout of a model.
 
         Args:
-            model: with at least one parameter that trains; all that do are float32. A parameter held under
-                several names counts once.
+            model: with at least one parameter that trains; all that do are float32. A parameter or buffer
+                held under several names counts once.
             buffers: ``local`` or ``shared``; see :data:`BufferPolicy`.
             convert: whether other floating-point types are accepted, too: :meth:`flatten` converts them to
                 float32, and :meth:`write` rounds to the nearest number of their own type.
 
         Raises:
             UsageError: no parameters, none that trains, a lazy one, a tensor that cannot be part of a float32
-                vector, or one that shares memory with a parameter that trains and is not the same parameter.
+                vector, or two that share memory and are not the same, unless neither can change.
             ConfigError: an unknown policy.
         """
         if buffers not in ("local", "shared"):
@@ -109,12 +109,14 @@ class Layout:
         if offset == 0:
             raise UsageError(f"{type(model).__name__} has no parameters: there is nothing to train and share")
 
-        _check_storage(model)
         variances = _variance_names(model)
         saved = set(model.state_dict(keep_vars=True))
         local = []
-        for name, buffer in model.named_buffers():
-            if buffers == "shared" and buffer.is_floating_point() and name in saved:
+        for name, buffer in model.named_buffers(remove_duplicate=False):
+            if (first := first_name.setdefault(id(buffer), name)) != name:
+                if name in saved:
+                    tied.append((name, first))
+            elif buffers == "shared" and buffer.is_floating_point() and name in saved:
                 _check_type("buffer", name, buffer, convert)
                 slots.append(
                     Slot(name, tuple(buffer.shape), offset, buffer.numel(), "buffer", name in variances)
@@ -123,6 +125,7 @@ class Layout:
             else:
                 local.append(name)
         transient = tuple(name for name in local if name not in saved)
+        _check_storage(model, {slot.name for slot in slots}, transient)
         return Layout(tuple(slots), tuple(local), offset, tuple(tied), transient, tuple(frozen))
 
     def flatten(self, model: nn.Module) -> Tensor:
@@ -216,8 +219,9 @@ class Layout:
             raise UsageError(f"Layout.state_dict: frozen parameters missing: {', '.join(missing)}")
         found = self.views(vector.detach())
         found.update({name: constant[name].detach() for name in self.frozen})
+        found.update({name: local[name].detach() for name in self.local if name in local})
         found.update({name: found[first] for name, first in self.tied})
-        found.update({name: local[name].detach() for name in self.local if name not in self.transient})
+        found = {name: tensor for name, tensor in found.items() if name not in self.transient}
         return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in found.items()}
 
     def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
@@ -240,14 +244,18 @@ class Layout:
             )
 
 
-def _check_storage(model: nn.Module) -> None:
-    """Refuse a tensor that shares memory with a trained parameter: both would train, but only one would be
-    saved.
+_VECTOR, _BUFFER, _CONSTANT, _FROZEN = 3, 2, 1, 0
+"""Kinds of tensors: in the vector, a local buffer that is saved or not, a parameter that does not train. Two on
+one memory are refused if their sum is 3 or more, because one of them may change."""
 
-    For the model, a tie by ``.data``, a transpose and a slice are several parameters. One parameter under
-    several names counts once, and is allowed.
+
+def _check_storage(model: nn.Module, in_vector: Collection[str], constants: Collection[str]) -> None:
+    """Refuse tensors that share memory and may change: each would change alone, or only one would be saved.
+
+    For the model, a tie by ``.data``, a transpose and a slice are several tensors. One tensor under several
+    names counts once, and is allowed.
     """
-    taken: list[tuple[int, int, int, bool, str]] = []
+    taken: list[tuple[int, int, int, int, str]] = []
     every: list[tuple[str, str, Tensor]] = [("parameter", *named) for named in model.named_parameters()]
     every += [("buffer", *named) for named in model.named_buffers()]
     for what, name, tensor in every:
@@ -259,21 +267,22 @@ def _check_storage(model: nn.Module) -> None:
         span = 1 + sum((size - 1) * stride for size, stride in strides)
         first = int(tensor.storage_offset()) * tensor.element_size()
         end = first + int(span) * tensor.element_size()
-        trains = what == "parameter" and tensor.requires_grad
-        if trains and span < tensor.numel():
+        local = _CONSTANT if name in constants else _BUFFER
+        kind = _VECTOR if name in in_vector else _FROZEN if what == "parameter" else local
+        if kind == _VECTOR and span < tensor.numel():
             problem = "several of its numbers share memory, as after expand(); clone it in model()"
-            raise UsageError(f"parameter {name!r} of shape {tuple(tensor.shape)}: {problem}")
-        taken.append((store, first, end, trains, f"{what} {name!r}"))
-    reach: dict[tuple[int, bool], tuple[int, str]] = {}
-    for store, first, end, trains, name in sorted(taken):
-        for of_others in (True, False) if trains else (True,):
+            raise UsageError(f"{what} {name!r} of shape {tuple(tensor.shape)}: {problem}")
+        taken.append((store, first, end, kind, f"{what} {name!r}"))
+    reach: dict[tuple[int, int], tuple[int, str]] = {}
+    for store, first, end, kind, name in sorted(taken):
+        for of_others in range(_VECTOR - kind, _VECTOR + 1):
             other_end, other = reach.get((store, of_others), (0, ""))
             if first < other_end:
                 raise UsageError(
-                    f"{other} and {name} share memory and are not the same parameter; make them one "
-                    "nn.Parameter under both names (module.b = module.a), or clone one"
+                    f"{other} and {name} share memory and are not the same tensor; make them one under both "
+                    "names (module.b = module.a), or clone one"
                 )
-        reach[store, trains] = max(reach.get((store, trains), (0, "")), (end, name))
+        reach[store, kind] = max(reach.get((store, kind), (0, "")), (end, name))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
