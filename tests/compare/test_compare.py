@@ -8,6 +8,8 @@ import math
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -501,6 +503,59 @@ def test_side_by_side_gives_the_same(write: Write, done: comparing.ComparisonRes
     ours = [group.records[0].end.sha256 for group in other.groups if group.records[0].end]
     theirs = [group.records[0].end.sha256 for group in done.groups if group.records[0].end]
     assert ours == theirs
+
+
+SCRIPT = """
+from dataclasses import dataclass
+from pathlib import Path
+import torch
+from jwins.compare import compare
+from jwins.compare.comparison import Comparison, Variant
+from jwins.experiment import Experiment, JwinsConfig
+from jwins.sharing import Full
+from jwins.tasks import Dataset, Task
+from jwins.tasks.partition import Iid
+from jwins.topology import Ring
+
+class Blobs(Task):
+    def __init__(self):
+        inputs = torch.arange(40.0).reshape(20, 2) / 40
+        self.train = self.test = Dataset(inputs, torch.arange(20) % 2)
+    def model(self):
+        return torch.nn.Linear(2, 2)
+
+class Half:
+    def __call__(self, ctx):
+        return 0.5
+
+class Split:
+    split = staticmethod(Iid().split)
+
+class Graph:
+    num_nodes = 3
+    at = staticmethod(Ring(num_nodes=3).at)
+
+@dataclass(frozen=True)
+class Mine(Full):
+    cutoff: object = Half
+
+if __name__ == "__main__":
+    tables = {"task": {"own": Blobs, "partition": Split()}, "nodes": {"count": 3}, "topology": Graph()}
+    base = Experiment().changed({**tables, "sharing": Mine(), "run": {"rounds": 2}})
+    half = base.changed({"sharing": JwinsConfig(cutoff=Half())})
+    variants = [Variant(name="mine", experiment=base), Variant(name="half", experiment=half)]
+    settings = {"seeds": [1, 2], "target": {"accuracy": 0.5}, "folder": Path("here")}
+    print(compare(Comparison(name="c", variants=variants, compare=settings), jobs=2).status)
+"""
+
+
+@pytest.mark.slow
+def test_objects_of_a_script_are_compared_in_parallel(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "finished\n", done.stderr
 
 
 @pytest.mark.slow

@@ -731,6 +731,22 @@ def test_an_object_handed_over_again_is_the_same_experiment() -> None:
     assert "0x" not in Experiment(sharing=e.JwinsConfig(cutoff=lambda ctx: 0.5)).to_toml()
 
 
+def test_classes_of_the_script_have_one_name_in_the_processes_that_it_spawns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def experiment(module: str) -> Experiment:
+        monkeypatch.setattr(Half, "__module__", module)
+        return Experiment(task={"own": Half()}, sharing=e.JwinsConfig(cutoff=Half()))  # type: ignore[arg-type]
+
+    class Half:
+        def __call__(self, ctx: Any) -> float:
+            return 0.5
+
+    here, there = experiment("__main__").resolved(), experiment("__mp_main__").resolved()
+    assert here == there
+    assert here["task"]["own"].startswith("__main__.")
+
+
 @pytest.mark.parametrize("kind", ["full", "random_k", "top_k", "choco", "jwins"])
 def test_every_kind_of_sharing_is_built(kind: str) -> None:
     given = {

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from jwins.experiment.field_types import OrObject, refuse
+from jwins.experiment.field_types import OrObject, described, refuse
 from jwins.experiment.plugins import (
     ALGORITHMS,
     RATE_KEYS,
@@ -245,8 +245,8 @@ class Experiment(Settings):
                 together with its files; None does not change paths.
         """
         tables: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
-        if self.task.own is not None:
-            tables["task"]["own"] = _describe_task(self.task.own)
+        if (own := self.task.own) is not None:
+            tables["task"]["own"] = described(own if isinstance(own, type) else type(own))
         _drop_step_ratio_(tables["sharing"])
         if self.train.local_epochs is not None:
             del tables["train"]["local_steps"]
@@ -365,11 +365,6 @@ def digest_of(tables: Mapping[str, Any]) -> bytes:
     """Return BLAKE2b, 8 bytes, of :func:`identity_settings`, for frames and the start row of a log."""
     text = json.dumps(identity_settings(tables), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).digest()
-
-
-def _describe_task(own: object) -> str:
-    cls = own if isinstance(own, type) else type(own)
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def rewrite_paths_(tables: dict[str, Any], change: Callable[[str], str]) -> None:

@@ -67,12 +67,17 @@ class OrObject:
         return handler(value)
 
     def _serialize(self, value: Any, handler: Callable[[Any], Any]) -> Any:
-        return {"kind": "object", "object": _described(value)} if self.matches(value) else handler(value)
+        return {"kind": "object", "object": described(value)} if self.matches(value) else handler(value)
 
 
-def _described(value: object) -> str:
-    """Describe an object by a text without its memory address, so that it is the same in every process."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+def described(value: object) -> str:
+    """Describe an object by a text that is the same in every process.
+
+    It has no memory address, and names the user's script as the process does that the user started:
+    multiprocessing calls it ``__mp_main__`` in the processes that it spawns.
+    """
+    text = f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else repr(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text).replace("__mp_main__.", "__main__.")
 
 
 @dataclass(frozen=True, slots=True)
