@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pickle
 import runpy
@@ -665,6 +666,44 @@ def test_an_object_that_lacks_something_is_refused(settings: Any, path: str, pro
     with pytest.raises(ConfigError, match=problem) as caught:
         Experiment(**settings)
     assert caught.value.path == path
+
+
+class Sub(sharing.Full):
+    def __init__(self, fraction: float) -> None:
+        super().__init__()
+        object.__setattr__(self, "fraction", fraction)
+
+
+class Chord:
+    num_nodes = 4
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def at(self, round: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer(sharing.Full):
+    inner: Any = None
+
+
+@pytest.mark.parametrize(
+    ("settings", "cls"),
+    [
+        ({"sharing": Sub(0.1)}, "Sub"),
+        ({"sharing": Outer(inner=Chord(1))}, "Chord"),
+        ({"topology": Chord(1)}, "Chord"),
+    ],
+)
+def test_an_object_whose_repr_hides_its_arguments_is_refused(settings: Any, cls: str) -> None:
+    problem = (
+        f"the repr of {cls} does not name its arguments, .*; make {cls} a dataclass, or give it a __repr__"
+    )
+    with pytest.raises(ConfigError, match=problem) as caught:
+        Experiment(**settings)
+    assert caught.value.path == next(iter(settings))
+    assert Experiment(sharing=Outer(inner=0.1)).digest() != Experiment(sharing=Outer(inner=0.2)).digest()
 
 
 def test_a_derived_algorithm_must_have_the_three_functions() -> None:

@@ -590,11 +590,19 @@ class Careless(Sharing[int]):
         return params.clone(), state
 
 
+class Hidden(Careless):
+    def __init__(self, step: float) -> None:
+        object.__setattr__(self, "step", step)
+
+
 def test_a_mistake_in_an_algorithm_of_ones_own_is_named_before_a_port_is_opened(tmp_path: Path) -> None:
     peers = Peers(tmp_path, 2, None)
+    with pytest.raises(UsageError, match=r"^Peer\.sharing = .*make Hidden a dataclass"):
+        peers.peer(0, model(), sharing=Hidden(0.1))
     with pytest.raises(UsageError, match=r"Careless\.share changed params in place"):
         peers.peer(0, model(), sharing=Careless())
     with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # fails if a socket listens
         sock.bind(peers.roster.members[0].host_and_port)
 
 

@@ -41,6 +41,9 @@ class Own(Full):
         for name, method in methods.items():
             object.__setattr__(self, name, method)
 
+    def __repr__(self) -> str:
+        return "Own()"
+
     def __deepcopy__(self, memo: Any) -> Own:
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -54,6 +55,8 @@ class OrObject:
         if isinstance(value, Mapping) and value.get("kind") == "object":
             raise _problem("this run was made with a Python object here; pass the object from Python again")
         if self.matches(value):
+            if cls := nameless(value):
+                raise _problem(NAMELESS.format(cls=cls))
             return value
         missing = self._missing(value)
         if len(missing) < len(self.methods + self.attributes) and not isinstance(
@@ -68,6 +71,27 @@ class OrObject:
 
     def _serialize(self, value: Any, handler: Callable[[Any], Any]) -> Any:
         return {"kind": "object", "object": described(value)} if self.matches(value) else handler(value)
+
+
+NAMELESS = (
+    "the repr of {cls} does not name its arguments, so runs with different ones would count as the same; make "
+    "{cls} a dataclass, or give it a __repr__ with its arguments"
+)
+
+
+def nameless(value: object) -> str:
+    """Return the class, of an object or of one in its fields, that has a newer constructor than repr; or ""."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            if cls := nameless(getattr(value, field.name)):
+                return cls
+    for cls in type(value).__mro__:
+        if "__repr__" in vars(cls):
+            return ""
+        own = vars(cls).get("__init__", object.__init__)
+        if own is not object.__init__ and not getattr(cls, "_is_protocol", False):
+            return type(value).__name__
+    return ""
 
 
 def described(value: object) -> str:

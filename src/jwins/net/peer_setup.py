@@ -13,6 +13,7 @@ from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.sharing_check import check_sharing, is_own
 from jwins.errors import ConfigError
+from jwins.experiment.field_types import NAMELESS, nameless
 from jwins.experiment.plugins import FullyConnectedConfig
 from jwins.net.driver import RealTimeDriver
 from jwins.net.external_training import ExternalTraining
@@ -95,6 +96,8 @@ class PeerSetup:
             problem = "left out, it needs a complete graph; give it, or use a roster of kind fully_connected"
             raise ConfigError("sharing.gamma", None, problem)
         if is_own(self._sharing):  # before a port is opened
+            if cls := nameless(self._sharing):
+                raise ConfigError("Peer.sharing", self._sharing, NAMELESS.format(cls=cls))
             check_sharing(self._sharing, self._initial, self._membership.topology, self._roster.seed)
         self._digest = digest_of_run(self._roster, self._sharing, given.codec, given.outer)
         self._agreed = {"layout": hash_of_layout(self.layout)}
