@@ -336,7 +336,7 @@ BUGS = (
     ),
     Bug(
         "the model before training is not evaluated",
-        "run/builders.py",
+        "run/evaluation_plan.py",
         "frozenset({*range(0, run.rounds, run.eval_every)",
         "frozenset({*range(run.eval_every, run.rounds, run.eval_every)",
         "run engines/test_driver.py",

@@ -37,7 +37,7 @@ class Arrivals:
         if self._session.joiner is not None:
             self._session.joiner.on_connected(peer)
         if self._session.joiner is None or not self._session.joiner.at_start:
-            self._session.outbox.say_hello(peer)
+            self._session.outbox.send_hello(peer)
 
     def on_disconnected(self, peer: int, reason: str) -> None:
         """Handle the end of a connection."""
@@ -72,7 +72,7 @@ class Arrivals:
             header = decode(lambda: node.rules.wire.peek(data))
             if header is None:
                 message, event = decode(lambda: node.read(peer, data))
-            else:  # decoded when it is to be merged, and only then
+            else:  # a frame, which is decoded only when it is due
                 message = header
         except CodecError as error:
             self._session.refuse(peer, str(error))
@@ -80,12 +80,12 @@ class Arrivals:
         if message.sender != peer:
             self._session.refuse(peer, f"sends a message in the name of node {message.sender}")
         elif known.state is State.INCOMPATIBLE:
-            self._session.refuse(peer, "speaks though it does not fit", quietly=True)
+            self._session.refuse(peer, "sends messages although it is incompatible", quietly=True)
         elif isinstance(message, StateRequest):
             self._session.provider.on_request(peer, message.round)
         elif isinstance(message, Hello):
-            if known.bye_received:  # no second Bye would end what it begins
-                self._session.refuse(peer, "says Hello after its Bye", quietly=True)
+            if known.bye_received:  # a second Bye is ignored, so it could not end a session that begins here
+                self._session.refuse(peer, "sends a Hello after its Bye", quietly=True)
             else:
                 self._on_hello(peer, message)
         elif isinstance(message, Bye) and (known.is_introduced or self._session.holds):
@@ -93,7 +93,7 @@ class Arrivals:
         elif not known.is_introduced:
             self._session.refuse(peer, "sends a message before its Hello")
         elif isinstance(message, KeyframeRequest):
-            self._session.rounds.tell_node(event)
+            self._session.rounds.deliver(event)
         elif isinstance(message, FrameHeader):
             self._on_frame(peer, message, data)
 
@@ -141,7 +141,7 @@ class Arrivals:
             )
             if known.skipped_until > at:
                 known.skipped_until = 0
-                self._session.rounds.tell_node(PeerUp(peer, at))
+                self._session.rounds.deliver(PeerUp(peer, at))
 
     def _on_bye(self, peer: int, bye: Bye) -> None:
         known = self._session.peers[peer]
@@ -155,7 +155,7 @@ class Arrivals:
             self._session.apply(peer, Signal.BYE)
 
     def readmit(self, peer: int) -> None:
-        """Wait for a peer again; unless it is on time for a round, the next time after a longer pause."""
+        """Wait for a peer again; the back-off until the next readmission doubles unless a frame is on time."""
         known = self._session.peers[peer]
         known.backoff = min(2 * known.backoff, MAX_ROUNDS_AHEAD)
         known.readmit_from = self._session.node.round + known.backoff
@@ -171,7 +171,7 @@ class Arrivals:
             return
         if frame.round < at - MAX_ROUNDS_AHEAD:
             self._session.refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
-            self._tell_where_we_are(peer)
+            self._send_round(peer)
             return
         if frame.round > at + self._session.node.rules.rounds_ahead:
             self._note_ahead(peer, frame.round)
@@ -182,7 +182,7 @@ class Arrivals:
         known.settled = known.settled or frame.round > known.round
         known.round = max(known.round, frame.round)
         self._observe(peer, frame.round)
-        if frame.round > at:  # whether it can be taken in shows in its round
+        if frame.round > at:  # the node accepts or refuses it in its round
             if awaited or peer in self._session.node.awaited:
                 self._note_ahead(peer, frame.round)
         elif frame.round == at:
@@ -193,7 +193,7 @@ class Arrivals:
             self._on_late(peer)
 
     def _accept(self, peer: int, frame: FrameHeader, data: bytes) -> bool:
-        """Hand a frame of this round or before to the node, and keep one of a later round packed."""
+        """Pass a frame of this round or an earlier one to the node, and keep one of a later round encoded."""
         known, node = self._session.peers[peer], self._session.node
         problem, is_ahead = node.objection(frame), frame.round > node.round
         if problem is None and is_ahead:
@@ -214,7 +214,7 @@ class Arrivals:
                 self._on_time(peer)
 
     def _hand_over(self, peer: int, data: bytes, *, is_late: bool) -> bool:
-        """Decode a frame for the node; a few bytes can be much work, so there is a limit in each round."""
+        """Decode a frame for the node. A few bytes can take long, so the number per round is limited."""
         known, node = self._session.peers[peer], self._session.node
         if known.decoded_in != node.round:
             known.decoded_in, known.decoded = node.round, [0, 0]
@@ -228,7 +228,7 @@ class Arrivals:
             self._session.refuse(peer, str(error))
             return False
         refused = known.refused
-        self._session.rounds.tell_node(event)
+        self._session.rounds.deliver(event)
         return known.refused == refused
 
     def _note_ahead(self, peer: int, round: int) -> None:
@@ -247,30 +247,30 @@ class Arrivals:
             self._session.apply(peer, Signal.ON_TIME)
         if not was_awaited:
             self._session.log("info", "readmitted", peer=peer, round=self._session.node.round)
-            self._session.outbox.say_hello(peer)
+            self._session.outbox.send_hello(peer)
 
     def _on_late(self, peer: int) -> None:
-        """Handle a late frame, which shows that the peer is alive, as a Hello does."""
+        """Handle a late frame. Like a Hello, it shows that the peer is alive."""
         known = self._session.peers[peer]
         if known.state is State.SLOW:
             known.wants_readmission = True
             if self._session.node.round >= known.readmit_from:
                 self.readmit(peer)
-                self._session.outbox.say_hello(peer)
+                self._session.outbox.send_hello(peer)
         if known.state is State.BEHIND:
-            self._tell_where_we_are(peer)
+            self._send_round(peer)
 
-    def _tell_where_we_are(self, peer: int) -> None:
-        """Send this node's round to a peer that stood still and does not know the others' rounds."""
+    def _send_round(self, peer: int) -> None:
+        """Send this node's round to a peer that is far behind and may not know it."""
         known = self._session.peers[peer]
         if self._session.end is not None:
             return  # the peer has the Bye
         if known.hello_sent_in != self._session.node.round and known.is_introduced:
             known.hello_sent_in = self._session.node.round
-            self._session.outbox.say_hello(peer, answer=True)
+            self._session.outbox.send_hello(peer, answer=True)
 
     def _observe(self, peer: int, round: int) -> None:
-        """Record the duration of a frame, if its peer was connected without interruption."""
+        """Record the response time of a frame, if its peer was connected without interruption."""
         known, shared = self._session.peers[peer], self._session.rounds.shared.at.get(round)
         if known.present_from is None or round > self._session.node.round:
             return

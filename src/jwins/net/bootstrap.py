@@ -48,7 +48,7 @@ def pack_state(wire: Wire, sender: int, round: int, params: Tensor) -> Packed:
 
 
 class Joiner:
-    """Joiner, which asks one member after the other for its model, until one sends it.
+    """Request for a model, to one member after the other until one of them sends it.
 
     A provider that has not reached the round yet sends Hellos, and the joiner waits for it. The joiner asks the
     next one if a provider does not answer in time, disconnects for long, ends, or is incompatible.
@@ -116,7 +116,7 @@ class Joiner:
             self._ask()
 
     def take_pending(self) -> bool:
-        """Continue with the received model, unless the node is past it; return whether it does."""
+        """Continue with the received model and return True, unless the node is past its round."""
         session, pending = self._session, self._pending
         if pending is None:
             return False
@@ -141,7 +141,7 @@ class Joiner:
         return True
 
     def _end_without(self, reason: str) -> None:
-        """Handle the lack of a model: end, unless only one of several neighbours claims that it is needed."""
+        """End without a model, unless it was needed only because of one of several neighbours."""
         session = self._session
         session.joiner = None
         neighbours = session.node.rules.topology.at(session.node.round).senders[session.node.id]
@@ -186,7 +186,7 @@ class Joiner:
             self._give_up(problem)
 
     def on_message(self, peer: int, data: bytes) -> bool:
-        """Take a model; return whether the message was one."""
+        """Handle a message if it is a model; return whether it is one."""
         try:
             header = self._wire.peek(data)
         except CodecError:  # something else
@@ -248,11 +248,11 @@ class Joiner:
         session.begin(found.round, found.update.dense_values())
         for other, known in session.peers.items():
             if known.connected and known.state is not State.INCOMPATIBLE:
-                session.outbox.say_hello(other)
+                session.outbox.send_hello(other)
 
 
 class Provider:
-    """Provider, which sends this node's model to permitted members."""
+    """Sender of this node's model to members that may have it."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -265,14 +265,14 @@ class Provider:
             session.outbox.transmit(peer, session.outbox.bye(session.end.status), "control")
             return
         if session.joiner is not None:
-            return  # it has none itself
+            return  # this node has no model itself
         if not self._may_have(peer):
             session.refuse(peer, "requests a model that it may not have")
             return
         known.requested_from = from_round
         self.provide(peer)
         if known.requested_from is not None:
-            session.outbox.say_hello(peer, answer=True)  # this node is there, and not in that round yet
+            session.outbox.send_hello(peer, answer=True)  # this node runs, but has not reached that round
 
     def _may_have(self, peer: int) -> bool:
         session = self._session

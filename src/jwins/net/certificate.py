@@ -34,7 +34,7 @@ class Certificate:
         pem: the certificate itself.
         name: common name of its subject.
         fingerprint: SHA-256 of its DER bytes, 64 hexadecimal digits.
-        not_before: begin of its validity, UTC.
+        not_before: start of its validity, UTC.
         not_after: end of its validity, UTC.
         public_key: DER bytes of its public key.
     """

@@ -38,11 +38,11 @@ _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 _quiet = logging.getLogger("jwins.net.websockets")
-_quiet.setLevel(logging.ERROR)  # the library's account of every frame; ours is in jwins.net
+_quiet.setLevel(logging.ERROR)  # the library logs every frame
 
 
-class PeerRefused(PeerError):  # noqa: N818  said of a peer, not of a program
-    """A peer broke a rule. It receives the reason, and the case is counted."""
+class PeerRefused(PeerError):  # noqa: N818  the name describes a peer, not an error of the program
+    """A peer broke a rule. It receives the reason, and the refusal is counted."""
 
 
 class ChannelHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="hello"):

@@ -1,4 +1,4 @@
-"""Connections: the choice of one per pair, reading and writing on it, and its end."""
+"""Connections: choosing one per pair of nodes, reading and writing on it, and ending it."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ log = logging.getLogger("jwins.net")
 
 TICK_S = 0.5
 MAX_TICK_S = 2.0
-"""Of a longer standstill of this process, no more than this counts as silence of the others."""
+"""Maximum time that counts as silence of the others if this process stood still."""
 
 TWIN_S = 2.0
 """Time in which the connection of another process with the same key must show that it is alive."""
 
 STABLE_S = 10.0
-"""A connection that lasted so long ends the doubling of pauses between attempts."""
+"""A connection that lasted longer resets the pause between attempts to connect."""
 
 KEY_IN_USE = "another process with the key of this node is connected; a node runs once"
 
 MIN_LOOK_S, MAX_LOOK_S = 0.001, 0.02
-"""Interval between looks whether a message has left."""
+"""Interval between two checks whether a message has left."""
 
 _Work: TypeAlias = Callable[[Link, PeerState], Coroutine[Any, Any, None]]
 
 
 class Connections:
-    """Connections of a transport that are authenticated; in the thread of the loop."""
+    """Authenticated connections of a transport. All methods run in the thread of its event loop."""
 
     def __init__(self, core: TransportCore) -> None:
         self._core = core
 
     async def tick(self) -> None:
-        """Watch all connections from time to time."""
+        """Check all connections every ``TICK_S`` seconds."""
         before = self._core.loop.time()
         while True:
             await asyncio.sleep(TICK_S)
@@ -83,7 +83,11 @@ class Connections:
                 state.dial.set()
 
     async def admit(self, hello: ChannelHello, state: PeerState, address: str) -> None:
-        """Return if a new connection is allowed beside a present one; else refuse it."""
+        """Return if a new connection may replace a present one.
+
+        Raises:
+            PeerRefused: it may not.
+        """
         while (link := state.link) is not None:
             if link.instance == hello.instance:
                 if self._core.id < hello.id and not self._core.is_silent(link):
@@ -105,7 +109,7 @@ class Connections:
     def attach(
         self, peer: int, state: PeerState, channel: Channel, hello: ChannelHello, fingerprint: str, address: str
     ) -> None:
-        """Take a connection in place of the one that there may be."""
+        """Use a new connection with a peer in place of an existing one."""
         if (
             self._core.closing
             or self._core.peers.get(peer) is not state
@@ -140,7 +144,7 @@ class Connections:
             self.lose(link, in_words(error))
 
     def cut(self, link: Link, reason: str) -> None:
-        """End a connection, and say why."""
+        """End a connection, and send the reason."""
         link.channel.close(reason, refused=True)
         self.lose(link, reason)
         link.channel.abort()
@@ -195,7 +199,7 @@ class Connections:
                     state.round_trip_s = self._core.loop.time() - link.pinged
             elif isinstance(found, KeyInUse) and not link.warned:
                 link.warned = True
-                self._core.tell(
+                self._core.add_event(
                     KeyUsedElsewhere(link.peer, f"refused at {found.address}, as this one is connected")
                 )
             elif isinstance(found, Control):
@@ -224,7 +228,7 @@ class Connections:
         while True:
             link.wake.clear()
             link.writing_since = self._core.awake_s
-            self._write_signs(link)
+            self._write_keep_alives(link)
             await link.channel.drained()
             link.writing_since = None
             if not state.queue:
@@ -244,7 +248,7 @@ class Connections:
         link.channel.write(Begin(len(data)))
         view = memoryview(data)
         for start in range(0, len(data), CHUNK_BYTES):
-            self._write_signs(link)
+            self._write_keep_alives(link)
             link.writing_since = self._core.awake_s
             await link.channel.write_piece(view[start : start + CHUNK_BYTES])
             link.writing_since = None
@@ -259,19 +263,19 @@ class Connections:
         while link.channel.waiting_bytes:
             if (arrived := link.channel.arrived_bytes) > most:
                 most, link.writing_since = arrived, self._core.awake_s
-            self._write_signs(link)
+            self._write_keep_alives(link)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_LOOK_S)
         link.writing_since = None
 
     def _nudge(self, link: Link) -> None:
-        """Request a keep-alive, unless the peer does not read."""
+        """Have due keep-alives written: at once if the connection is idle, else between pieces of a message."""
         if link.in_line and not link.channel.unsent_bytes:
-            self._write_signs(link)
+            self._write_keep_alives(link)
         else:
             link.wake.set()
 
-    def _write_signs(self, link: Link) -> None:
+    def _write_keep_alives(self, link: Link) -> None:
         if link.ping_due:
             link.ping_due = False
             link.pings, link.pinged = link.pings + 1, self._core.loop.time()

@@ -1,4 +1,4 @@
-"""Members that a node has cut off for hostile conduct, in a file of its folder that outlives the process."""
+"""Members that a node has cut off for hostile conduct, kept in a file for later processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Cuts:
         return {place: self._reasons[name] for place, name in enumerate(names) if name in self._reasons}
 
     def add(self, name: str, reason: str) -> None:
-        """Keep a cut.
+        """Record that a member was cut off.
 
         Raises:
             OSError: e.g. a full disk.

@@ -1,4 +1,4 @@
-"""Dialling: there is a connection with each peer that can be reached, or an attempt to have one."""
+"""Dialling: keep a connection with each peer that can be reached, or keep trying."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("jwins.net")
 
 
 class Dialler:
-    """Connects with peers; in the thread of the loop."""
+    """Connects with peers, in the thread of the event loop."""
 
     def __init__(self, core: TransportCore, connections: Connections) -> None:
         self._core, self._connections = core, connections
@@ -27,7 +27,7 @@ class Dialler:
         """Connect whenever there is no connection, or only a silent one."""
         limits = self._core.limits
         both_dial = self._core.id > peer and self._core.me.reachable
-        pause = limits.retry_s * (4 if both_dial else 1)  # lets the other side send first
+        pause = limits.retry_s * (4 if both_dial else 1)  # lets the other side dial first
         while True:
             await state.dial.wait()
             if state.stable:
@@ -47,7 +47,7 @@ class Dialler:
                         if self._core.may_log("cannot connect", peer):
                             log.info("cannot connect peer=%d reason=%r", peer, words)
                         if KEY_IN_USE in words:
-                            self._core.tell(
+                            self._core.add_event(
                                 KeyUsedElsewhere(
                                     peer, "it is connected with the other process, and refuses this one"
                                 )

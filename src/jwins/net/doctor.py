@@ -25,7 +25,7 @@ from jwins.net.tls import Contexts, in_words, presented_fingerprint
 TIMEOUT_S = 5.0
 MEASURE_S = 20.0
 CLOCK_S = 60.0
-"""Clocks that differ by more than this let certificates be refused before long."""
+"""If clocks differ by more than this, certificates may soon be refused."""
 
 PINGS = 3
 SMALL_BYTES, LARGE_BYTES = 1 << 18, 1 << 23

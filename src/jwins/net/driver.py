@@ -110,10 +110,10 @@ class NodeOutcome:
     Attributes:
         status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
         round: completed rounds.
-        rows: all rows of the node, of before an interruption, too.
+        rows: all rows of the node, including those before an interruption.
         params: (P,) float32, the node's parameters.
-        refused: by peer, messages that were not accepted.
-        timed_out: by peer, rounds that waited for it in vain.
+        refused: number of messages that were not accepted, by peer.
+        timed_out: number of rounds in which the peer timed out, by peer.
         traffic: bytes by directed edge.
         skipped_rounds: number of rounds in which the node took no part, because it was behind.
     """
@@ -151,7 +151,7 @@ class RealTimeDriver:
         on_progress: called after every event.
         on_evaluated: called with each evaluation of this node.
         stop: called after every event; True ends the run with a checkpoint.
-        farewell: called for the reason of the stop, which the Bye contains.
+        farewell: returns the reason of the stop, for the Bye.
         journal: receiver of log lines.
 
     Raises:
@@ -239,7 +239,7 @@ class RealTimeDriver:
 
     @property
     def timed_out(self) -> dict[int, int]:
-        """Return the rounds in which each peer timed out."""
+        """Return the number of rounds in which each peer timed out."""
         return {peer: known.timed_out for peer, known in self.peers.items()}
 
     @property
@@ -324,21 +324,21 @@ class RealTimeDriver:
     def _step(self) -> None:
         if (change := self._changes(self.round + 1)) is not None:
             self._removed = self.node in change.removed
-            self._tell(ev.MembersChanged(change))
+            self._deliver(ev.MembersChanged(change))
         due = min(self.session.wait_until, time.monotonic() + MAX_POLL_S)
         trained = self._training is not None and self._training[1].done()
         event = self.transport.poll(0.0 if trained else max(0.0, due - time.monotonic()))
         if event is not None:
-            self._tell(event)
+            self._deliver(event)
         if self._training is not None and self._training[1].done():
             self._on_trained()
         now = time.monotonic()
         if now >= min(self.session.wait_until, self._ticked + MAX_POLL_S):
             self._ticked = now
-            self._tell(ev.TimePassed())
+            self._deliver(ev.TimePassed())
         self._report_progress()
 
-    def _tell(self, event: ev.Event) -> None:
+    def _deliver(self, event: ev.Event) -> None:
         self._carry_out(self.session.handle(event, time.monotonic()))
 
     def _carry_out(self, commands: list[ev.Command]) -> None:
@@ -346,7 +346,7 @@ class RealTimeDriver:
             match command:
                 case ev.Transmit(peer, data, label, round, beside):
                     if not self.transport.send(peer, data, beside=beside):
-                        self._tell(ev.NotQueued(peer, label, round))
+                        self._deliver(ev.NotQueued(peer, label, round))
                 case ev.StartTraining(round):
                     job = self._worker.submit(self.group.train, {self.node: round})
                     job.add_done_callback(lambda _: self.transport.wake())
@@ -375,7 +375,7 @@ class RealTimeDriver:
             if not self._stop():
                 raise
             return
-        self._tell(ev.TrainingDone(trained))
+        self._deliver(ev.TrainingDone(trained))
 
     def _report_progress(self) -> None:
         if self._on_progress is None:
@@ -387,7 +387,7 @@ class RealTimeDriver:
     # --- The end, and coming back -------------------------------------------------------------------------
 
     def _settle(self) -> bool:
-        """Wait for training, whose result is in the checkpoint; return whether a checkpoint is possible."""
+        """Wait for the training that a checkpoint must contain; return whether a checkpoint is possible."""
         self.session.stop_training()
         if self._training is None:
             return True
@@ -424,7 +424,7 @@ class RealTimeDriver:
             self.journal.error("cut not kept", peer=self.names[peer], problem=error.strerror or str(error))
 
     def _write_end(self, end: Finished) -> None:
-        """Write the end before it is sent. Others may leave after that, so no round could be repeated."""
+        """Write the end before it is sent: afterwards others may leave, and no round could be repeated."""
         wall_s = {name: round(seconds, 3) for name, seconds in self.group.wall_s.items()}
         row = EndRow(end.status, end.round, self.now, end.reason, "", wall_s)
         self.recorder.finish([self.group], row, self.session.traffic.edges())
@@ -439,7 +439,7 @@ class RealTimeDriver:
             if not any(known.may_come_back for known in self.peers.values()):
                 return
             event = self.transport.poll(min(left, MAX_POLL_S))
-            self._tell(ev.TimePassed() if event is None else event)
+            self._deliver(ev.TimePassed() if event is None else event)
 
     def _outcome(self, status: str) -> NodeOutcome:
         refused = {peer: known.refused for peer, known in self.peers.items()}
@@ -465,7 +465,7 @@ def _evaluate(
 
 
 def _write(line: ev.LogLine, journal: Journal, names: Sequence[str]) -> None:
-    """Write a line of the session, in which peers are numbers, with their names."""
+    """Write a session's log line, with the names of peers in place of their numbers."""
     fields = dict(line.fields)
     if isinstance(peer := fields.get("peer"), int) and peer < len(names):
         fields["peer"] = names[peer]

@@ -1,4 +1,4 @@
-"""Frames of later rounds, which stay packed until their round, so that a sender can use little memory."""
+"""Frames of later rounds, which stay encoded until their round, so that a peer can fill little memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def decode(read: Callable[[], _T]) -> _T:
     """Decode a peer's message; a lack of memory counts as the peer's fault.
 
     Raises:
-        CodecError: as ``read``, and where it could not allocate.
+        CodecError: raised by ``read``, or there is not enough memory.
     """
     try:
         return read()

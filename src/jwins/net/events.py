@@ -86,7 +86,7 @@ class Transmit:
 
 @dataclass(frozen=True, slots=True)
 class StartTraining:
-    """Train, beside everything else, and report :class:`TrainingDone`."""
+    """Train in the background, then report :class:`TrainingDone`."""
 
     round: int
 
@@ -107,7 +107,7 @@ class SaveCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class KeepCut:
-    """Keep for later processes that a peer was cut off, and why."""
+    """Record for later processes that a peer was cut off, and why."""
 
     peer: int
     reason: str

@@ -23,8 +23,8 @@ class WithdrawnError(JwinsError):
 class ExternalTraining:
     """Trainer of one node whose parameters the user trains.
 
-    The driver's training thread waits in :meth:`train` for :meth:`hand_over`; the user's waits in
-    :meth:`take_merged` for the next ``train``, which comes once the round is merged.
+    The driver's training thread waits in :meth:`train` for :meth:`hand_over`. The user's thread waits in
+    :meth:`take_merged` until the round is merged and the driver calls :meth:`train` for the next one.
 
     Args:
         node: number of the node.

@@ -24,7 +24,7 @@ BOOTSTRAPPED = b""
 """Replacement for the hash of the initial parameters if the model came from a neighbour."""
 
 FORMAT = "wire format"
-"""Name among the settings of a greeting for the version of all messages that follow it."""
+"""Setting of a greeting that has the version of all later messages."""
 
 _MAX_VALUE_CHARS = 80
 _MAX_NAMED = 4

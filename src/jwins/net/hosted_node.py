@@ -75,5 +75,5 @@ class HostedNode:
         envelope = Envelope(self._envelopes, peer, Packed(data, 0, 0))
         message = self.group.read(envelope)
         if isinstance(message, Frame):
-            message.update.largest()  # the check takes its memory here, and not in the node
+            message.update.largest()  # computed here, where a lack of memory is the peer's fault
         return message, MessageArrived(envelope)

@@ -18,7 +18,7 @@ class Journal:
     """Events of one node, for the logger ``jwins.net``.
 
     Each record has ``event``, ``node`` and ``fields`` as attributes, so that any handler can use them; its
-    message is the same for people.
+    message has the same content as text.
 
     Args:
         node: name of the node.
@@ -32,22 +32,22 @@ class Journal:
         self.last_error = ""
 
     def debug(self, event: str, **fields: object) -> None:
-        """Log an event that only matters in a search for a fault."""
-        self._say(logging.DEBUG, event, fields)
+        """Log an event that only helps to find a fault."""
+        self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: object) -> None:
         """Log a normal event."""
-        self._say(logging.INFO, event, fields)
+        self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: object) -> None:
         """Log a problem that the run handles itself."""
-        self._say(logging.WARNING, event, fields)
+        self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: object) -> None:
         """Log a problem that needs the operator."""
-        self._say(logging.ERROR, event, fields)
+        self._log(logging.ERROR, event, fields)
 
-    def _say(self, level: int, event: str, fields: dict[str, object]) -> None:
+    def _log(self, level: int, event: str, fields: dict[str, object]) -> None:
         words = " ".join(f"{key}={plain(value)}" for key, value in fields.items())
         text = f"{event}: {words}" if words else event
         if level >= logging.ERROR:
@@ -77,7 +77,7 @@ MAX_FILES = 4
 
 
 class _OwnFile(logging.handlers.RotatingFileHandler):
-    """A log that is rotated, and follows no link."""
+    """A log file that is rotated, and never opened through a link."""
 
     def _open(self) -> TextIOWrapper:
         return TextIOWrapper(
@@ -86,7 +86,7 @@ class _OwnFile(logging.handlers.RotatingFileHandler):
 
 
 def write_journal(path: Path, node: str | None = None) -> logging.Handler:
-    """Append events of this process to a file of JSON lines, which is kept below 16 MB with three older ones.
+    """Append events of this process to a file of JSON lines, rotated at 16 MiB; three older files are kept.
 
     Args:
         path: the file.

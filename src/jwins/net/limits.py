@@ -26,22 +26,23 @@ class Limits:
 
     Attributes:
         message_bytes: longest message; a longer one is refused when it is announced, before any of it is kept.
-        queue_bytes: most bytes that wait to be sent to a peer; one message may always wait.
+        queue_bytes: maximum of bytes that wait to be sent to a peer; one message may always wait.
         undelivered_bytes: while more than this of a peer waits for ``poll``, nothing is read from it.
         undelivered_messages: the same for their number, because small ones take far more memory than their
             bytes.
-        messages_per_s: most pieces and control messages of a peer per second; beyond it is read slowly.
-        bytes_per_s: most bytes of a peer per second; beyond it is read slowly; None for no limit.
+        messages_per_s: maximum rate at which pieces and control messages are read from a peer.
+        bytes_per_s: maximum rate at which bytes are read from a peer; None for no limit.
         connections_per_s: largest rate of connections of a peer, with bursts of ten.
         measurements_per_s: largest rate of measurements (`jwins doctor`) of a peer, with bursts of five.
-        handshake_s: within this time a connection must be authenticated.
+        handshake_s: time limit for the authentication of a connection.
         pending: largest number of connections that are not authenticated yet.
         pending_per_address: largest number of these from one address.
         heartbeat_s: longest interval between messages to a peer.
         silent_s: a peer that is silent for this time is dialled again beside the present connection.
-        dead_s: a peer that is silent, or does not read, for this time is cut off. Longer than native code may
-            keep the interpreter of the other side.
-        retry_s: time until the second attempt to connect; it doubles with each, and is varied by half.
+        dead_s: a peer that is silent, or does not read, for this time is cut off. It must be longer than native
+            code may block the interpreter of the other side.
+        retry_s: time until the second attempt to connect; it doubles with each attempt, and varies by half at
+            random.
         max_retry_s: longest time between two attempts.
     """
 
@@ -84,7 +85,7 @@ class Bucket:
 
     Attributes:
         rate: tokens per second.
-        most: tokens that gather when none are taken.
+        most: number of tokens in a full bucket.
         tokens: available tokens, negative for a debt.
         at: time of the last change, seconds.
 

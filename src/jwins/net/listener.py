@@ -1,4 +1,4 @@
-"""Being dialled: connections are accepted, authenticated, and handed over or measured."""
+"""Incoming connections: accept and authenticate them, then attach them or answer a measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBE_S = 30.0
 
 
 class Listener:
-    """Listener for incoming connections; in the thread of the loop."""
+    """Listener for incoming connections, in the thread of the event loop."""
 
     def __init__(self, core: TransportCore, connections: Connections) -> None:
         self._core, self._connections = core, connections
@@ -110,11 +110,9 @@ class Listener:
                 f"it speaks another version of the protocol ({hello.version} there, {VERSION} here)"
             )
         if hello.id not in self._core.roster or (hello.id == self._core.id and not hello.probe):
-            raise PeerRefused("the id that it claims belongs to no other member of the roster here")
+            raise PeerRefused("it claims an id that no other member of the roster here has")
         if fingerprint != self._core.roster[hello.id].x509.fingerprint:
-            raise PeerRefused(
-                "its certificate differs from the one in the roster here for the id that it claims"
-            )
+            raise PeerRefused("its certificate differs from the one that the roster here has for its id")
         if hello.to != self._core.id:
             ids = f"{hello.to} there, {self._core.id} here"
             raise PeerRefused(f"it looks for another node; an address in a roster is wrong ({ids})")

@@ -31,7 +31,7 @@ class Change:
 
     Attributes:
         roster_version: version of the new roster.
-        from_round: the round from which this node mixes by it.
+        from_round: the round from which this node uses its graph.
         joined: new nodes.
         removed: removed nodes.
     """
@@ -48,12 +48,12 @@ class Membership:
     A change that cannot be followed is an error in the journal, and the node continues as before.
 
     Args:
-        path: path of the file; looked at once a second. None to go by ``roster`` until the end.
+        path: path of the file, which is checked once a second. None to use ``roster`` until the end.
         roster: the present roster.
         id: id of this node.
         key_file: file of its private key.
         num_nodes: largest number of members, including former and future ones.
-        build: gives the topology of a number of nodes.
+        build: returns the topology for a number of nodes.
         folder: folder for the used rosters, which a restart needs; None keeps none.
         journal: receiver of a log line for each change.
 
@@ -63,7 +63,7 @@ class Membership:
         topology: the graphs.
 
     Raises:
-        ConfigError: the roster does not follow those that are kept, or has no graph.
+        ConfigError: the roster cannot follow those in ``folder``, or has no graph.
         OSError: the roster cannot be kept.
     """
 
@@ -114,9 +114,9 @@ class Membership:
 
         Args:
             wire: wire of the experiment: its longest frame is the longest message.
-            greeting: see :func:`~jwins.net.handshake.pack_greeting`; left out: the digest.
+            greeting: see :func:`~jwins.net.handshake.pack_greeting`; b"" for the digest alone.
             listen: host:port to listen on, if it is not the roster's.
-            changing: whether neighbours are others from round to round, so that all members are dialled.
+            changing: whether neighbours change from round to round, so that all members are dialled.
             also: other nodes to dial, until the roster changes.
 
         Raises:
@@ -145,7 +145,7 @@ class Membership:
         return {roster.ids_ever[node] for node in self.topology.neighbours(self.node, round)}
 
     def look(self, next_round: int) -> Change | None:
-        """Follow the file if it has changed; without one, the roster that was given if another was kept.
+        """Change to the file's roster if the file has changed; without a file, to the given one, once.
 
         Args:
             next_round: the first round for which this node has not shared anything yet.
@@ -216,11 +216,11 @@ class Membership:
 
 
 def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
-    """Refuse a roster that nodes which go by another cannot take up while they run.
+    """Refuse a roster to which running nodes cannot change.
 
     Args:
-        old: by which they go.
-        new: the roster that follows.
+        old: the roster that the nodes use.
+        new: the next roster.
         num_nodes: largest number of nodes.
 
     Raises:
@@ -249,7 +249,7 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
 def common_of(roster: Roster) -> tuple[dict[str, Any], int]:
     """Return the settings in the roster that peers in their own loops must share."""
     topology = roster.topology.model_dump(mode="json")
-    topology.pop("path", None)  # of one file on every machine, wherever it lies there
+    topology.pop("path", None)  # the file is the same on every machine, but its path may differ
     return topology, roster.seed
 
 
@@ -260,7 +260,7 @@ def names_of(roster: Roster, num_nodes: int) -> list[str]:
 
 
 def keep_roster(roster: Roster, from_round: int, folder: Path) -> None:
-    """Keep a roster for a restart of this node, with the round in which the node takes it up.
+    """Keep a roster for a restart of this node, with the round from which the node uses it.
 
     Raises:
         OSError: e.g. a full disk.

@@ -16,7 +16,7 @@ SUSPECT_AFTER = 3
 """Number of rounds in a row with a timeout after which a node stops waiting for a connected neighbour."""
 
 MAX_FACTOR = 20.0
-"""Maximum wait in timeouts, for every neighbour and for one that never connected."""
+"""Maximum wait for any neighbour, and the wait for one that never connected, in multiples of ``timeout_s``."""
 
 OTHERS_FACTOR = 4.0
 """Maximum wait for a neighbour as a multiple of the others' median, or ``timeout_s``. So a neighbour that
@@ -30,7 +30,7 @@ MAX_STEP_S = 2.0
 
 
 class NeighbourTimeout:
-    """Timeout of one neighbour, from a smoothed mean and deviation of its frames' times.
+    """Timeout of one neighbour, from the smoothed mean and deviation of its response times.
 
     A wait begins when the node has sent its own frame. Its limit is ``max(timeout_s, min(mean + 4 deviation,
     20 timeout_s, 4 median))`` with the mean and deviation of this neighbour's times and the median of the

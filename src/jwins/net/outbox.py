@@ -21,11 +21,11 @@ class Outbox:
         self._session = session
 
     def flush(self, peer: int) -> None:
-        """Pass frames to the transport that the open connection has not taken yet."""
+        """Pass those frames to the transport that the open connection has not taken yet."""
         known = self._session.peers[peer]
         if known.hello_due and known.connected:
             known.hello_due = False
-            self.say_hello(peer)
+            self.send_hello(peer)
         if not known.is_introduced:
             return
         for at, frame in known.buffer.unsent():
@@ -50,8 +50,8 @@ class Outbox:
         )
         self._session.out.append(ev.Transmit(peer, packed.data, label, beside=beside))
 
-    def say_hello(self, peer: int, *, answer: bool = False) -> None:
-        """Send this node's round; unless this answers a Hello, request missing frames."""
+    def send_hello(self, peer: int, *, answer: bool = False) -> None:
+        """Send a Hello with this node's round. Unless it is an answer, it requests missing frames."""
         known, at = self._session.peers[peer], self._session.node.round
         resend_from = None
         if not answer:
@@ -64,7 +64,7 @@ class Outbox:
         self.transmit(peer, self._session.node.rules.wire.pack(hello), "hello")
 
     def bye(self, reason: str) -> Packed:
-        """Send a Bye of this node."""
+        """Return this node's Bye, encoded."""
         return self._session.node.rules.wire.pack(Bye(self._session.node.id, self._session.node.round, reason))
 
     def resend(self, peer: int) -> None:
@@ -73,7 +73,7 @@ class Outbox:
         if known.resend_due is None or known.resent_in == self._session.node.round or not known.is_introduced:
             return
         resend_from, known.resend_due, known.resent_in = known.resend_due, None, self._session.node.round
-        self.say_hello(peer, answer=True)
+        self.send_hello(peer, answer=True)
         known.buffer.retransmit_from(resend_from)
         self.flush(peer)
 

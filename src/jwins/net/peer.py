@@ -42,7 +42,7 @@ class Exchanged:
         seconds: duration of the call.
         bytes_sent: bytes sent since the last exchange.
         bytes_total: bytes sent since the start.
-        timed_out: names of the neighbours that merges since the last exchange lack.
+        timed_out: names of the neighbours that timed out since the last exchange.
         suspect: names of the peers that the node does not wait for now.
         incompatible: names of the peers that cannot take part, each with the reason.
         roster_version: version of the roster whose graph the peer uses now.

@@ -1,4 +1,4 @@
-"""The session with one peer: its state, the table that names the next one, and frames to send again.
+"""The session with one peer: its state, the table of transitions, and the frames that may be sent again.
 
 A peer is always in one :class:`State`. Every event is a :class:`Signal`, and :data:`TRANSITIONS` has the next
 state. A signal that the table does not list for a state is an error of the caller.
@@ -23,23 +23,23 @@ class State(StrEnum):
     """State of the session with a peer."""
 
     CONNECTING = "connecting"
-    """Not introduced since this process began. The wait is long, because people start nodes one by one."""
+    """No Hello accepted since this process began. The wait is long, because people start nodes one by one."""
     ACTIVE = "active"
-    """Introduced on the open connection; the node waits for it within its timeout."""
+    """A Hello was accepted on the open connection. The node waits for the peer until its timeout."""
     BEHIND = "behind"
-    """As ACTIVE, but in a round whose frames are no longer kept, so that it must rejoin."""
+    """As ACTIVE, but in a round whose frames are no longer kept, so that the peer must rejoin."""
     SLOW = "slow"
-    """Connected, but the node does not wait: it timed out three rounds in a row, or returned too often."""
+    """Connected, but the peer timed out three times in a row, or returned too often. The node does not wait."""
     LOST = "lost"
-    """Disconnected; the node waits for it within its timeout."""
+    """Disconnected. The node waits for the peer until its timeout."""
     SUSPECT = "suspect"
-    """Disconnected and timed out; the node does not wait for it."""
+    """Disconnected and timed out. The node does not wait for the peer."""
     INCOMPATIBLE = "incompatible"
-    """Other settings, another model or another start, or cut because it inflated its values."""
+    """Other settings, another model or another start; or cut off, because the peer inflated its values."""
     LEFT = "left"
-    """It has sent a Bye."""
+    """The peer has sent a Bye."""
     REMOVED = "removed"
-    """No longer in the roster."""
+    """The peer is no longer in the roster."""
 
 
 class Signal(StrEnum):
@@ -70,8 +70,9 @@ _GOES = {
     Signal.REMOVED: State.REMOVED,
 }
 
-# State -> signal -> next state. Waited for are CONNECTING, ACTIVE, BEHIND and LOST; frames go to ACTIVE, BEHIND
-# and SLOW. DISCONNECTED in a state without a connection is that of one on which no Hello was accepted.
+# State -> signal -> next state. The node waits for peers in CONNECTING, ACTIVE, BEHIND and LOST. It sends frames
+# to those in ACTIVE, BEHIND and SLOW. In a state without a connection, DISCONNECTED is the end of a connection
+# on which no Hello was accepted.
 TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.CONNECTING: {
         **_ARRIVES,
@@ -158,8 +159,8 @@ class BufferedFrame:
     Attributes:
         packed: the frame.
         purpose: as in the traffic counter.
-        sent: whether the connection that is open has taken it.
-        counted: whether its bytes were counted; each sending counts.
+        sent: whether the open connection has taken it.
+        counted: whether the bytes of this sending are counted already; every sending counts.
     """
 
     packed: Packed
@@ -209,28 +210,30 @@ class PeerSession:
         state: state of the session.
         connected: whether a connection is open, introduced or not.
         ever_connected: whether its Hello was ever accepted, by this process or before its checkpoint.
-        greeted: whether a Hello was accepted on it.
-        bye_received: whether it said Bye on it.
-        settled: whether the peer has merged since it last rejoined, as far as it says; else it is no witness.
-        round: the newest round that it named.
-        ahead_from: the first round of which its frames can still come, if that is later than this node's.
-        skipped_until: the round from which on it is waited for again, because earlier frames cannot come.
+        greeted: whether a Hello was accepted on the open connection.
+        bye_received: whether the peer has sent a Bye on it.
+        settled: whether the peer states that it has merged since it last rejoined; otherwise its round does not
+            show that this node is behind.
+        round: the newest round that the peer has named.
+        ahead_from: the first round whose frames the peer can still send, if it is later than this node's.
+        skipped_until: the round from which on the node waits for the peer again, because earlier frames cannot
+            come.
         synced: whether messages arrive in the order of rounds; not between a repeated Hello and its answer.
-        present_from: awake seconds since when it was there without interruption, or None.
-        timeouts: rounds in a row in which it timed out.
-        timed_out_in: the newest round of this node in which it timed out, or None.
-        merged_in: the newest round of this node whose merge it was in, or -1.
-        timed_out: rounds in which it timed out, in all.
-        refused: messages of the peer that were not accepted.
+        present_from: time since which the peer was connected without interruption, in seconds awake, or None.
+        timeouts: number of rounds in a row in which the peer timed out.
+        timed_out_in: the newest round of this node in which the peer timed out, or None.
+        merged_in: the newest round of this node whose merge had an update of the peer, or -1.
+        timed_out: number of all rounds in which the peer timed out.
+        refused: number of messages of the peer that were not accepted.
         mismatch: why it cannot take part, or "".
         inflated: number of its frames with values that no honest node has.
         cut: why nothing is exchanged with it any more, or "".
-        wants_readmission: it spoke while it was SLOW.
+        wants_readmission: whether it has sent a Hello or a late frame before it may be readmitted.
         backoff: rounds until its next readmission; doubles with each, and is 1 again when a frame is on time.
         readmit_from: the round of this node from which on it is readmitted.
-        requested_from: it waits for the model of this round or a later one; None if it does not.
-        provided_in: the round in which it was sent the model last, or None.
-        resend_due: the round from which on it asks for frames again, or None.
+        requested_from: the peer waits for a model of this round or a later one; None if it waits for none.
+        provided_in: the round in which the peer was last sent a model, or None.
+        resend_due: the first round whose frames the peer has requested again, or None.
         resent_in: the round of this node in which it was last sent frames again, or None.
         hello_due: whether a Hello could not be queued.
         hello_sent_in: the round of this node in which a peer that is far behind was last sent a Hello.
@@ -238,8 +241,8 @@ class PeerSession:
         buffer: frames for it.
         seen: (round, keyframe) of its frames that were accepted.
         early: those of ``seen`` that are of later rounds.
-        decoded_in: the round of this node in which a frame of it was last decoded.
-        decoded: frames that were decoded in it: on time, and late.
+        decoded_in: the round of this node in which a frame of the peer was last decoded.
+        decoded: number of its frames decoded in that round: those on time, and late ones.
     """
 
     timeout: NeighbourTimeout
@@ -309,7 +312,7 @@ class PeerSession:
         return before != self.is_awaited
 
     def opened(self) -> None:
-        """Note a new connection without messages yet."""
+        """Record a new connection, on which no message has arrived yet."""
         self.connected, self.greeted, self.bye_received, self.synced = True, False, False, True
         self.ahead_from, self.mismatch = None, ""
 

@@ -61,7 +61,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         if not fits(value):
             raise ConfigError(name, value, f"expected {expected}")
     if given["outer"] is not None and isinstance(given["sharing"], NoLoCo):
-        raise ConfigError("outer", given["outer"], "noloco has an outer step of its own; remove one of both")
+        raise ConfigError("outer", given["outer"], "noloco has an outer step of its own; remove one of the two")
     if given["outer"] is not None and given["buffers"] == "shared":
         problem = "the outer step would extrapolate statistics in buffers; use 'local', or remove outer"
         raise ConfigError("buffers", given["buffers"], problem)
@@ -121,7 +121,7 @@ _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "listen": (lambda value: value is None or isinstance(value, str), "an address, such as '0.0.0.0:7420'"),
 }
-"""For each argument a test of its value and the description of a right one."""
+"""By argument: a test of its value, and the description of a valid one."""
 
 
 def selected(layout: Layout, wanted: Collection[str] | Callable[[str], bool] | None) -> Layout:

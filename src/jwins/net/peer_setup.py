@@ -60,14 +60,14 @@ class PeerSetup:
     """A peer's components before it starts: no thread runs, no port is open, and no file is written.
 
     Args:
-        given: by the user.
+        given: the user's arguments.
 
     Attributes:
         me: this member.
         layout: layout of the exchanged vector.
         place: the folder, or None.
         going_on: whether the folder has a checkpoint.
-        providers: numbers of those whose model to begin with.
+        providers: numbers of the members that may provide the model to begin with.
         names: names of all members, by number.
         training: exchange of models between the user's loop and the driver.
         transport: transport to the others.

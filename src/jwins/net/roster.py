@@ -196,7 +196,7 @@ class Roster(Settings):
         return head
 
     def named(self, name: str, place: str = "NAME") -> Member:
-        """Return the member with this name; errors name the place where it stands.
+        """Return the member with this name; ``place`` is the setting that errors name.
 
         Raises:
             ConfigError: there is none.
@@ -277,7 +277,7 @@ class Roster(Settings):
             yield str(error)
 
     def warnings(self, now: datetime.datetime | None = None) -> Iterator[str]:
-        """Return the problems that will keep them from it before long."""
+        """Return a text for each certificate that expires within 30 days."""
         now = now or datetime.datetime.now(datetime.UTC)
         for member in self.members:
             expires = member.x509.not_after

@@ -40,14 +40,14 @@ class _RosterVersion:
 
 
 class RosterVersions:
-    """A :class:`~jwins.topology.Topology` of nodes of which only some take part, others in other rounds.
+    """A :class:`~jwins.topology.Topology` in which the members of the roster version in effect take part.
 
-    The members take the places of their ranks in a graph of their number, and all other nodes are alone.
+    The members, by rank, are the nodes of a graph of their number. All other nodes have no neighbours.
     The first version that is added covers all rounds before its own, too.
 
     Args:
         num_nodes: largest number of nodes.
-        build: gives the topology of a number of nodes.
+        build: returns the topology for a number of nodes.
 
     >>> from jwins.topology import FullyConnected
     >>> versions = RosterVersions(3, lambda count: FullyConnected(num_nodes=count, seed=1))

@@ -31,12 +31,12 @@ MAX_INFLATED = 3
 """Number of frames with inflated values after which a peer is cut; a single one may be damage."""
 
 PACE_FACTOR = 10.0
-"""Largest speed of others relative to this node; rounds that would need more are not believed."""
+"""Largest plausible speed of others relative to this node; later rounds are not believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """End of a round.
+    """Report of a round's merge.
 
     Attributes:
         merged_with: neighbours that had a weight in the merge.
@@ -50,7 +50,7 @@ class MergeReport:
 
 @dataclass(slots=True)
 class RoundTimes:
-    """Duration of this node's rounds, and the rounds that can have passed.
+    """Duration of this node's rounds, and the number of rounds that others can have completed.
 
     Attributes:
         training_s: smoothed seconds awake of a training.
@@ -63,16 +63,16 @@ class RoundTimes:
     merged_at: float = 0.0
 
     def trained(self, awake: float) -> None:
-        """Take in the end of a training."""
+        """Record the end of a training."""
         self.training_s = _smoothed(self.training_s, awake - self.trained_from)
 
     def merged(self, awake: float) -> None:
-        """Take in the end of a round."""
+        """Record the end of a round."""
         self.round_s = _smoothed(self.round_s, awake - self.merged_at)
         self.merged_at = awake
 
     def possible_rounds(self, seconds: float) -> float:
-        """Return the rounds that others can have made in a time; unbounded if this node has made none."""
+        """Return how many rounds others can have completed in a time; inf before this node's first merge."""
         return MAX_ROUNDS_AHEAD + PACE_FACTOR * seconds / self.round_s if self.round_s else float("inf")
 
 
@@ -102,7 +102,7 @@ class Rounds:
         self.shared = Shared()
         self.merged_at = session.now
 
-    def tell_node(self, event: Any) -> None:
+    def deliver(self, event: Any) -> None:
         """Deliver an event to the node, and carry out its commands."""
         before = self._session.node.round
         commands = self._session.node.handle(event, self._session.now)
@@ -145,7 +145,7 @@ class Rounds:
         if self._session.joiner is not None and self._session.joiner.take_pending():
             return
         if self._session.leaving:
-            return  # a restart begins with it
+            return  # after a restart the node begins with this training
         for peer in self._session.peers:
             self._send_due(peer, round)
         for peer in self._session.peers:
@@ -161,13 +161,13 @@ class Rounds:
         self._session.outbox.resend(peer)
         if known.is_introduced and known.joins_at == round + self._session.node.rules.rounds_ahead:
             # Its first frame, which was refused if it came before, can be kept now.
-            self._session.outbox.say_hello(peer)
+            self._session.outbox.send_hello(peer)
         if known.state is State.SLOW and round % PROBE_EVERY == 0:
             # Two peers that are SLOW for each other send no frames; the answer to this Hello ends that.
-            self._session.outbox.say_hello(peer)
+            self._session.outbox.send_hello(peer)
         if known.state is State.SLOW and known.wants_readmission and round >= known.readmit_from:
             self._session.arrivals.readmit(peer)
-            self._session.outbox.say_hello(peer)
+            self._session.outbox.send_hello(peer)
 
     def on_trained(self, round: int) -> None:
         """Handle the end of training: the node shares."""
@@ -176,7 +176,7 @@ class Rounds:
             return
         self.times.trained(self._session.awake)
         self.shared.add(round, self._session.awake)
-        self.tell_node(ev.TrainingDone(round))
+        self.deliver(ev.TrainingDone(round))
 
     def _on_merged(self, round: int) -> None:
         """Handle a complete round."""
@@ -189,7 +189,7 @@ class Rounds:
         for peer in merged_with:
             known = self._session.peers[peer]
             known.merged_in, known.skipped_until = round, 0
-            if known.round <= round + self._session.keeps:  # not with a frame of long ago
+            if known.round <= round + self._session.keeps:  # not if the peer is far beyond its frame
                 self._session.settled, self._session.fresh, self.merged_at = True, False, self._session.now
         if neighbours and not merged_with:
             self._session.log("warning", "merged with nobody", round=round, without=without)
@@ -207,7 +207,7 @@ class Rounds:
         self._session.end, self._session.waiting.wait = end, None
         packed = self._session.outbox.bye(end.status)
         peers = self._session.peers.items()
-        # One that has ended may stay for this node's Bye.
+        # A peer that has ended may wait for this node's Bye.
         recipients = [peer for peer, known in peers if known.is_introduced or known.state is State.LEFT]
         for peer in recipients:
             if self._session.peers[peer].is_introduced:

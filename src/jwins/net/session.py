@@ -6,11 +6,12 @@ carries out the commands in order. The session reads no clock, opens no connecti
 
 It drives one :class:`~jwins.node.Node`, which handles rounds and models, and adds the state of the peers:
 
-- On every connection both sides first say Hello: their round, and from which round on they want frames. Newest
-  frames are kept for each peer and sent again from there, so that a broken connection, or a process that is
-  restarted within the others' timeout, loses nothing. See ``outbox.py`` and ``arrivals.py``.
-- :data:`~jwins.net.peer_session.TRANSITIONS` says for whom the node waits. One that times out keeps its mixing
-  weight with the node, and the merge is partial. See ``waiting.py``.
+- On every connection both sides first send a Hello with their round, and with the round from which they need
+  frames. The newest frames are kept for each peer and sent again from that round, so that a broken connection,
+  or a process that is restarted within the others' timeout, loses nothing. See ``outbox.py`` and
+  ``arrivals.py``.
+- :data:`~jwins.net.peer_session.TRANSITIONS` decides for which peers the node waits. The mixing weight of a
+  neighbour that times out stays with the node, and the merge is partial. See ``waiting.py``.
 - Frames of one connection come in the order of rounds. When most of the expected neighbours send frames of
   later rounds only, this node is behind: it takes their round, and a node that has never merged takes a model
   from one of them, too. See ``bootstrap.py``.
@@ -93,11 +94,11 @@ class NodeHandle(Protocol):
         """Return the largest number of frames like this one that may wait."""
 
     def read(self, peer: int, data: bytes) -> tuple[Message, Any]:
-        """Decode a message, and make the event by which the node takes it in.
+        """Decode a message, and make the event that delivers it to the node.
 
         Raises:
-            CodecError: it is none of this experiment.
-            MemoryError: also torch's RuntimeError of a failed allocation.
+            CodecError: it is not a message of this experiment.
+            MemoryError: there is too little memory; torch raises a RuntimeError.
         """
 
 
@@ -106,14 +107,14 @@ class SessionSettings:
     """Settings of a session.
 
     Attributes:
-        timeout_s: the least time to wait for a neighbour.
+        timeout_s: minimum time to wait for a neighbour.
         handshake: this node's settings, to be compared with the peers'.
-        joins_at: the round in which the node begins, if others began before it; None for the first.
-        bootstrap_from: members whose model to begin with, in order.
-        from_round: a member from this round on.
-        may_provide: whether a peer may have this node's model; None for neighbours and joiners.
-        max_step_s: a longer time between two events is one in which this process stood still.
-        cut: why peers were cut off by earlier processes.
+        joins_at: the round in which the node begins, if others began before it; None for the first round.
+        bootstrap_from: members to request a model from, in this order.
+        from_round: earliest round of that model.
+        may_provide: returns whether a peer may have this node's model; None permits neighbours and joiners.
+        max_step_s: a longer time between two events counts as a standstill of this process.
+        cut: why earlier processes cut peers off, by peer.
     """
 
     timeout_s: float
@@ -128,15 +129,15 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SessionState:
-    """A session's part of a checkpoint.
+    """State of a session in a checkpoint.
 
     Attributes:
         now: real seconds since the start of the run.
         x0: hash of the initial parameters.
-        edges: bytes that were counted.
+        edges: bytes by kind of each directed edge.
         send_buffer: frames by peer and round.
-        suspect: peers that were not waited for.
-        refused: messages that were not accepted, by peer.
+        suspect: peers for which the node did not wait.
+        refused: number of messages that were not accepted, by peer.
         ever_connected: peers whose Hello was accepted at some time.
         skipped_rounds: rounds in which the node did not take part.
         fresh: whether the node had not merged with any peer yet.
@@ -218,7 +219,7 @@ class Session:
         return self._taken()
 
     def begin(self, at: int | None = None, params: Tensor | None = None) -> None:
-        """Begin in a round, with a model or the initial one."""
+        """Begin in round ``at``, or in the node's own, with a received model or the node's own."""
         commands = self.node.start(self.now)
         if at is not None:
             commands = [c for c in commands if isinstance(c, Evaluate)]
@@ -363,9 +364,9 @@ class Session:
             return
         if known.is_awaited:
             known.skipped_until = 0
-            self.rounds.tell_node(PeerUp(peer, self.node.round))
+            self.rounds.deliver(PeerUp(peer, self.node.round))
         else:
-            self.rounds.tell_node(PeerLost(peer))
+            self.rounds.deliver(PeerLost(peer))
 
     def refuse(self, peer: int, reason: str, *, quietly: bool = False) -> None:
         """Count a message that is not accepted."""
@@ -384,7 +385,7 @@ class Session:
             self.apply(peer, Signal.MISMATCH)
 
     def log(self, level: str, event: str, **fields: Any) -> None:
-        """Report an event, unless the same of the same peer was reported too often of late."""
+        """Log an event, unless the same event of the same peer was logged too often recently."""
         if (suppressed := self._limits.take(event, fields.get("peer"), self.now)) is None:
             return
         if suppressed:

@@ -102,8 +102,8 @@ def keep_from_children(owner: T, numbers: Callable[[T], Iterable[int]]) -> None:
 
     Args:
         owner: owner of the sockets; not kept alive.
-        numbers: gives the file descriptors of those that are open. Called in the child, where a lock may be
-            held forever by a thread that is not there.
+        numbers: returns the file descriptors of its open sockets. Called in the child, so it must not take a
+            lock: a thread that exists only in the parent may hold it.
     """
     _OWNERS[owner] = numbers
 
@@ -114,7 +114,7 @@ def _let_go() -> None:
     _OWNERS.clear()
     if not every:
         return
-    # The objects that have these numbers are here, too, and close them sometime: so the numbers stay taken.
+    # The child has copies of the objects, which will close these numbers. So the numbers must stay in use.
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in every:
         with contextlib.suppress(OSError, ValueError):  # closed

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jwins.net.driver import NodeProgress, RealTimeDriver
 
 ENDLESS = 2**31
-"""Number of rounds of a peer without an end."""
+"""Number of rounds of a peer whose run has no planned end."""
 
 
 REQUEST_S = 5.0
@@ -30,8 +30,8 @@ REQUEST_S = 5.0
 MAX_REQUESTS = 16
 
 HOSTS = ("localhost", "127.0.0.1", "[::1]")
-"""Names by which the page may be asked for. A browser asks by another one where a site, whose name was made to
-point to this machine, wants to read the page."""
+"""Host names in accepted requests. Otherwise a web site could let its own name point to this machine, and read
+the page through the operator's browser."""
 
 
 @contextmanager
@@ -39,8 +39,8 @@ def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
     """Answer on 127.0.0.1 until the end of the block.
 
     Args:
-        driver: whose state is shown.
-        port: where; 0 for any that is free.
+        driver: driver of the node whose state is shown.
+        port: port to listen on; 0 for any free one.
 
     Yields:
         The port.
@@ -94,7 +94,7 @@ def serve(driver: RealTimeDriver, port: int) -> Iterator[int]:
 
 
 class _FewAtOnce(ThreadingHTTPServer):
-    """A thread for each request, and no more than a few: one that is half-open ends after :data:`REQUEST_S`."""
+    """Server with a thread for each of a few requests at a time; :data:`REQUEST_S` ends those that stall."""
 
     daemon_threads = True
 
@@ -269,6 +269,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
-    first = next((at for at, (count, _) in enumerate(parts) if count), 3)
-    return " ".join(f"{count} {unit}" for count, unit in parts[first : first + 2])
+    counts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
+    first = next((at for at, (count, _) in enumerate(counts) if count), 3)
+    return " ".join(f"{count} {unit}" for count, unit in counts[first : first + 2])

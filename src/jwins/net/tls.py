@@ -33,7 +33,8 @@ class Contexts:
         Compare :func:`presented_fingerprint` on every connection.
 
         Raises:
-            ConfigError: the key is not the one of the member's certificate, or that is not valid now.
+            ConfigError: the key does not belong to the member's certificate, or the certificate is not valid
+                now.
         """
         certificate = member.x509
         if read_key(key_file) != certificate.public_key:
@@ -68,7 +69,7 @@ def _context(side: int, anchors: str, certificate_file: Path, key_file: Path) ->
     )  # certificates that an authority issued are anchors, too
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     if side == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # no connection is taken up again: each shows its certificate
+        context.num_tickets = 0  # no resumption: every connection presents its certificate
     context.load_verify_locations(cadata=anchors)
     context.load_cert_chain(certificate_file, key_file)
     return context

@@ -5,8 +5,8 @@ only delays it: the operating system continues to acknowledge data, peers tolera
 ``Limits.dead_s``, and time in which this process itself stood still does not count as silence of others.
 
 A pair agrees on one connection as follows. Both sides may dial, and each connection begins with a `Hello` in
-both directions. The side with the lower id then sends `Go` on one of them, and refuses the others. Nothing else
-is sent before, so no message is lost if two connections meet.
+both directions. The side with the lower id then sends `Go` on one of them, and refuses the others. No message
+is sent before `Go`, so none is lost if both sides dial at once.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class TlsTransport:
         key_file: private key of this node's certificate in the roster.
         greeting: at most 4096 bytes for every connecting member, such as the digest of the experiment.
         limits: limits for peers.
-        listen: host:port to listen on, if not the port of the roster's address on all interfaces (on loopback
-            alone, where the address is of it). Without it, a node that is not reachable does not listen.
+        listen: host:port to listen on. None for the port of the roster's address: on all interfaces, or on
+            loopback only if that is its address, or not at all if the node is not reachable.
         dial: members to keep connections with; None for all. Every member may connect.
 
     Raises:

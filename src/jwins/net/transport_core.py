@@ -30,7 +30,7 @@ MEASUREMENTS_AT_ONCE = 5.0
 
 
 class TransportCore:
-    """State of a transport: of the thread of its loop, but for what ``changed`` guards.
+    """State of a transport, for the thread of its event loop only, except for fields that ``changed`` guards.
 
     Args:
         id: id of this node.
@@ -50,7 +50,7 @@ class TransportCore:
         strangers: connections that ended before they were authenticated, by reason.
         log_limits: limits of log lines that others can cause.
         pending: connections that are not authenticated yet, by address.
-        tasks: all that run.
+        tasks: all running tasks.
         awake_s: seconds for which this process was awake.
         closing: whether the end has begun.
         draws: generator for pauses between attempts.
@@ -82,7 +82,7 @@ class TransportCore:
         self.draws = secrets.SystemRandom()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run beside everything else."""
+        """Run ``work`` as a task that is cancelled at the end."""
         task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
@@ -101,7 +101,7 @@ class TransportCore:
         """Return this node's first message to a peer."""
         return ChannelHello(VERSION, self.id, peer, self.instance, False, self.greeting, time.time())
 
-    def tell(self, event: LinkEvent) -> None:
+    def add_event(self, event: LinkEvent) -> None:
         """Add an event."""
         with self.changed:
             self.emit(event)
@@ -122,7 +122,7 @@ class TransportCore:
         return too_many or state.undelivered_bytes > limits.undelivered_bytes
 
     def note(self, peer: int, error: str) -> None:
-        """Keep why there is no connection with a peer."""
+        """Record why there is no connection with a peer."""
         if (state := self.peers.get(peer)) is not None:
             with self.changed:
                 state.last_error = error

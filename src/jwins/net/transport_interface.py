@@ -96,7 +96,7 @@ class Transport(Protocol):
         """Begin to listen and to dial in the background; returns once listening.
 
         Raises:
-            UsageError: the own address cannot be listened on.
+            UsageError: it cannot listen on this node's address.
         """
         ...
 

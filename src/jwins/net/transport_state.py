@@ -91,8 +91,8 @@ class Queued(NamedTuple):
     """A message that waits to be sent.
 
     Attributes:
-        data: all of it.
-        beside: whether messages to others do not wait for it, nor it for them.
+        data: the whole message.
+        beside: whether it and messages to others do not wait for each other.
     """
 
     data: bytes
@@ -101,7 +101,7 @@ class Queued(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PeerState:
-    """State that outlives connections. The lock of the transport guards what other threads touch.
+    """State of a peer over all connections. The transport's lock guards the fields that other threads use.
 
     Attributes:
         arrivals: rate limit of the peer's connections.
@@ -120,11 +120,11 @@ class PeerState:
         round_trip_s: round trip of the last keep-alive.
         refused: number of refusals by reason.
         link: the connection, if there is one.
-        stable: whether the last connection held.
+        stable: whether the last connection lasted long enough to reset the pause between attempts.
         probed: whether the peer measures now.
         room: set when messages were taken.
         dial: set when there may be a reason to dial.
-        dialler: the task that does.
+        dialler: the task that dials.
     """
 
     arrivals: Bucket

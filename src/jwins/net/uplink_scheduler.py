@@ -3,8 +3,8 @@
 Sent together, all of a round's frames arrive when the last one does. Sent in turn, the last arrives at the same
 time and the others earlier, so neighbours whose own frames are short continue sooner.
 
-Nobody waits for a connection that is slow by itself, as when the other side does not read or has a slow way in:
-a message that leaves at much less than the best rate of this node does not keep the next one waiting.
+A connection may be slow for another reason: the other side does not read, or its downlink is slow. So a message
+that leaves at much less than this node's best rate does not keep the next one waiting.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Waiting:
             self._session.joiner.review()
         while self.ticks and self.ticks[0] <= self._session.now:
             self.ticks.pop(0)
-            self._session.rounds.tell_node(Tick())
+            self._session.rounds.deliver(Tick())
         while not self._session.holds and self._session.end is None and not self._session.leaving:
             missing = self._session.node.waiting_for
             if missing is None:
@@ -84,9 +84,10 @@ class Waiting:
                 return
 
     def _gives_up(self, peer: int) -> bool:
-        """Return whether to stop waiting for a connected peer, because another one was merged as recently.
+        """Return whether to stop waiting for a connected peer, because another neighbour is less often late.
 
-        A node that gave up all of its connected neighbours would run ahead of them, ever further, alone.
+        At least one remains: a node that gave up all of its connected neighbours would run ahead of them,
+        alone.
         """
         session, known = self._session, self._session.peers[peer]
         if not known.is_introduced or known.timeouts < SUSPECT_AFTER:
@@ -116,10 +117,10 @@ class Waiting:
             if self._is_ahead(peer) and known.ahead_from is not None:
                 self._session.log("warning", "skipped", peer=peer, round=at, frame=known.ahead_from)
                 known.skipped_until = at + 1
-                self._session.rounds.tell_node(PeerUp(peer, at + 1))
+                self._session.rounds.deliver(PeerUp(peer, at + 1))
             if self._session.node.round != at:
                 return
-        self._session.rounds.tell_node(TimedOut(at))
+        self._session.rounds.deliver(TimedOut(at))
 
     def _rejoin_if_behind(self) -> bool:
         """Take over the others' round if most of the expected neighbours are past this one."""
@@ -162,13 +163,13 @@ class Waiting:
             known.buffer.frames.clear()
             if known.ahead_from is not None and known.ahead_from <= target:
                 known.ahead_from = None
-        self._session.rounds.tell_node(Rejoin(target, params=params, keep_newer=True))
+        self._session.rounds.deliver(Rejoin(target, params=params, keep_newer=True))
         for peer, known in self._session.peers.items():
             if known.is_awaited:
                 known.skipped_until = 0
-                self._session.rounds.tell_node(PeerUp(peer, target))
+                self._session.rounds.deliver(PeerUp(peer, target))
             if known.is_introduced:
-                self._session.outbox.say_hello(peer)
+                self._session.outbox.send_hello(peer)
 
     def next_time(self) -> float:
         """Return the latest time of the next review."""

@@ -14,8 +14,8 @@ T = TypeVar("T")
 class Worker:
     """Worker that does jobs in order.
 
-    Its thread is a daemon, unlike those of ``ThreadPoolExecutor``, which Python waits for at its end: work may
-    itself wait for something that a program that has ended never does.
+    Its thread is a daemon. Python waits for the threads of a ``ThreadPoolExecutor`` when a program ends, but a
+    job here may wait for a call that the program will then never make.
 
     Args:
         name: name of the thread.
