@@ -269,7 +269,7 @@ class Connections:
         link.writing_since = None
 
     def _nudge(self, link: Link) -> None:
-        """Have due keep-alives written: at once if the connection is idle, else between pieces of a message."""
+        """Have due keep-alives written, even while the sending task waits for its turn on the uplink."""
         if link.in_line and not link.channel.unsent_bytes:
             self._write_keep_alives(link)
         else:

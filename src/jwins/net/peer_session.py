@@ -70,9 +70,9 @@ _GOES = {
     Signal.REMOVED: State.REMOVED,
 }
 
-# State -> signal -> next state. The node waits for peers in CONNECTING, ACTIVE, BEHIND and LOST. It sends frames
-# to those in ACTIVE, BEHIND and SLOW. In a state without a connection, DISCONNECTED is the end of a connection
-# on which no Hello was accepted.
+# State -> signal -> next state. The node waits for peers in CONNECTING, ACTIVE, BEHIND and LOST. Frames go to
+# those in ACTIVE, BEHIND and SLOW. In a state without a connection, DISCONNECTED is the end of a connection on
+# which no Hello was accepted.
 TRANSITIONS: dict[State, dict[Signal, State]] = {
     State.CONNECTING: {
         **_ARRIVES,
