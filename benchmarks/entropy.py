@@ -99,7 +99,7 @@ def coders() -> dict[str, tuple[Callable[[Symbols, Runs], bytes], Callable[[byte
     found: dict[str, Any] = {
         "ours": (
             coded,
-            lambda data, count, runs: quantized.decode(memoryview(data), count=count, most_runs=MAX_RUNS)[0],
+            lambda data, count, runs: quantized.decode(memoryview(data), count=count, max_runs=MAX_RUNS)[0],
         ),
         "ours, symbols": (
             encode_symbols,

@@ -56,7 +56,7 @@ TARGETS: dict[str, Callable[[bytes, int], object]] = {
     "raw": lambda data, dim: codec("raw").decode(data, dim=dim),
     "paper": lambda data, dim: Paper().decode(data, dim=dim),
     "elias": lambda data, dim: decode_positions(data[4:], count=int.from_bytes(data[:4], "little"), dim=dim),
-    "symbols": lambda data, dim: quantized.decode(memoryview(data), count=dim, most_runs=MAX_RUNS),
+    "symbols": lambda data, dim: quantized.decode(memoryview(data), count=dim, max_runs=MAX_RUNS),
     "frame pco": lambda data, dim: unpack(data, codec("pco"), DIGEST, dim=dim),
     "frame raw": lambda data, dim: unpack(data, codec("raw"), DIGEST, dim=dim),
 }
@@ -118,10 +118,10 @@ def bombs(dim: int) -> list[bytes]:
             some.append(struct.pack("<BII", 0xC8, claimed, 0) + struct.pack("<Qf", 7, 0.25) + symbols)
             some += [struct.pack("<BII", 0x0C, claimed, 0) + coded for coded in SYMBOL_BOMBS]
             some.append(struct.pack("<BII", 1, claimed, 2**32 - 1))
-    most_runs = (
+    max_runs = (
         struct.pack("<I", 1 << 16) + np.ones(1 << 16, "<f4").tobytes() + np.zeros(1 << 16, "<u4").tobytes()
     )
-    some.append(struct.pack("<BII", 9, 0, 0) + most_runs)
+    some.append(struct.pack("<BII", 9, 0, 0) + max_runs)
     return some
 
 

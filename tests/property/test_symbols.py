@@ -152,19 +152,19 @@ def test_sections_come_back(section: Any) -> None:
     before = some.copy()
     data = quantized.encode(some, scales, runs)
     assert np.array_equal(some, before)
-    found = quantized.decode(memoryview(data), count=len(some), most_runs=len(runs))
+    found = quantized.decode(memoryview(data), count=len(some), max_runs=len(runs))
     assert np.array_equal(found[0], some)
     assert found[0].dtype == np.int32
     assert found[1].tobytes() == scales.tobytes()
     assert found[2] == runs
     for cut in range(0, len(data), 7):
         with pytest.raises(CodecError):
-            quantized.decode(memoryview(data[:cut]), count=len(some), most_runs=len(runs))
+            quantized.decode(memoryview(data[:cut]), count=len(some), max_runs=len(runs))
     if len(runs):
         with pytest.raises(CodecError):
-            quantized.decode(memoryview(data), count=len(some), most_runs=len(runs) - 1)
+            quantized.decode(memoryview(data), count=len(some), max_runs=len(runs) - 1)
     with pytest.raises(CodecError):
-        quantized.decode(memoryview(data + b"\1"), count=len(some), most_runs=len(runs))
+        quantized.decode(memoryview(data + b"\1"), count=len(some), max_runs=len(runs))
 
 
 @given(st.binary(max_size=200), st.integers(0, 3000))

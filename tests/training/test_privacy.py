@@ -206,7 +206,7 @@ def test_without_opacus_a_run_is_refused_before_it_begins(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "opacus.accountants", None)
     wanted = jwins.load("digits", ["train.privacy={noise_multiplier=0.123}", f"run.folder={tmp_path / 'run'}"])
-    with pytest.raises(ConfigError, match=r"counted by opacus; needs an extra: pip install 'jwins\[privacy\]'"):
+    with pytest.raises(ConfigError, match=r"needs opacus to count the budget: pip install 'jwins\[privacy\]'"):
         jwins.simulate(wanted)
     assert not (tmp_path / "run").exists()
 

@@ -422,7 +422,7 @@ def test_auto_is_a_rule_of_model_and_device(monkeypatch):
     convolution = make(Convolution, batching="auto")
     assert (convolution.batching, convolution.reason) == ("loop", "Conv1d is faster in a loop on CPU")
     assert make(Recurrent, batching="auto").reason == "LSTM is faster in a loop on CPU"
-    assert make(batching="loop").reason == "loop was asked for"
+    assert make(batching="loop").reason == "loop was requested"
     monkeypatch.setattr(jwins.training.model_traits, "STACKED_MAX_PARAMETERS", 10)
     assert make(batching="auto").batching == "loop"
     assert make(batching="stacked").batching == "stacked"
@@ -970,5 +970,5 @@ class Growing(Replacing):
 
 @pytest.mark.parametrize(("build", "name"), [(Replacing, "inner.weight"), (Growing, "outer.weight")])
 def test_a_model_that_makes_parameters_in_a_step_is_refused(build, name):
-    with pytest.raises(UsageError, match=f"parameter '{name}' is another after a step; make all parameters in"):
+    with pytest.raises(UsageError, match=f"parameter '{name}' is replaced in a step; make all parameters in"):
         Trainer(Toy(build), [np.arange(30)], seed=1, local_steps=1, batch_size=4, optimizer=Optimizer())

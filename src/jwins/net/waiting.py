@@ -84,10 +84,10 @@ class Waiting:
                 return
 
     def _gives_up(self, peer: int) -> bool:
-        """Return whether to stop waiting for a connected peer, because another neighbour is more reliable.
+        """Return whether to give up a connected peer, because another neighbour is more reliable.
 
-        That neighbour was merged more recently, or has timed out fewer times in a row. So at least one remains: a
-        node that gave up all of its connected neighbours would run ahead of them, ever further, alone.
+        That neighbour was merged more recently, or has timed out fewer times in a row. So at least one remains:
+        a node that gave up all of its connected neighbours would run ahead of them, ever further, alone.
         """
         session, known = self._session, self._session.peers[peer]
         if not known.is_introduced or known.timeouts < SUSPECT_AFTER:

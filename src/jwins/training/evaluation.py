@@ -1,4 +1,4 @@
-"""Evaluation of models, one by one or in stacks; the threads share all models and their batches."""
+"""Evaluation of models, one by one or in stacks, whose batches are divided among threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jwins.training.training_context import TrainingContext, wrap_errors
 from jwins.training.worker_module import WorkerModule
 
 _MIN_JOBS_PER_THREAD = 16
-"""Minimum number of jobs for each thread, so that none waits long for the last one."""
+"""Minimum number of jobs for each thread, so that no thread is idle for long at the end."""
 
 Sums = dict[str, tuple[float, float]]
 
@@ -32,7 +32,7 @@ class EvalRequest:
         nodes: node of each row; -1 for the average of all.
         buffers: local buffers of each row, by name.
         samples: (m,) int64 positions in the test set; None for all.
-        some: (m,) bool, the samples of the second of the two means; None for no second mean.
+        some: (m,) bool, the samples of a second mean; None for no second mean.
         stacked: whether models of the same chunk are tested as a stack.
     """
 
@@ -75,8 +75,8 @@ class Evaluation:
         layout: layout of the parameter vector.
         modules: a module for each worker.
         traits: generators of the task, and whether the model is stateful.
-        chunk: nodes of a chunk; 0 for no stacks.
-        threads: workers.
+        chunk: number of nodes in a chunk; 0 for no stacks.
+        threads: number of workers.
     """
 
     def __init__(

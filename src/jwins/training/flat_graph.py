@@ -1,12 +1,12 @@
-"""Cheap training steps of models that are stacked with ``torch.func.vmap``.
+"""Fast training steps of models that are stacked with ``torch.func.vmap``.
 
 With small models, the Python calls of a step take longer than its tensor operations. :func:`flatten_graph`
-records the operations once and repeats them without the calls. :class:`StackedKernels` replaces two functions
-while they are recorded. The results are the same up to rounding:
+records the operations once, so that they can be repeated without the calls. :class:`StackedKernels` replaces
+two functions during the recording. The results are the same up to rounding:
 
 - ``linear`` of vmap leaves the gradient of the weight transposed in memory, which makes the
   optimizer slow. The replacement returns it in order.
-- ``cross_entropy`` is decomposed by vmap in Python, step by step; the replacement has the few remaining steps.
+- ``cross_entropy`` is decomposed by vmap into many small steps in Python; the replacement needs only a few.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MIN_LARGE_NUMEL = 2**16
 
 
 def flatten_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """Record the tensor operations of a function, and return them without the Python around them.
+    """Record the tensor operations of a function, and return a function that repeats only these.
 
     The example fixes everything but the tensors: shapes, strides, the branches taken, and all numbers
     that are not in an argument. Draws from torch's global generator remain draws.

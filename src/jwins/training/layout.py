@@ -30,7 +30,7 @@ class Slot:
         offset: position of its first number in the vector.
         size: number of its numbers.
         kind: ``parameter``, or ``buffer`` for a shared one.
-        nonnegative: a variance, which must not fall below 0 in a merge.
+        nonnegative: whether it is a variance, which must not fall below 0 in a merge.
     """
 
     name: str
@@ -46,12 +46,12 @@ class Layout:
     """The order of a model's tensors in its flat vector.
 
     Attributes:
-        slots: the parameters that train in the order of ``model.named_parameters()``, then the shared buffers.
+        slots: the trained parameters, in the order of ``model.named_parameters()``, then the shared buffers.
         local: names of the buffers that stay on their node. Integer buffers always do, and so do buffers
             that the model does not save (``persistent=False``): those are constants.
         size: P, the length of the vector.
-        tied: for each further name of a parameter or saved buffer with several names, that name and the one
-            in ``slots``, ``local`` or ``frozen``.
+        tied: for each parameter or saved buffer with several names, pairs of another name and its name in
+            ``slots``, ``local`` or ``frozen``.
         transient: names of the buffers in ``local`` that the model does not save.
         frozen: names of the parameters with ``requires_grad`` False, which are not in the vector.
 
@@ -72,8 +72,8 @@ class Layout:
         """Return the layout of a model.
 
         Args:
-            model: with at least one parameter that trains; all that do are float32. A parameter or buffer
-                held under several names counts once.
+            model: a model with at least one trained parameter; trained parameters are float32. A parameter or
+                buffer held under several names counts once.
             buffers: ``local`` or ``shared``; see :data:`BufferPolicy`.
             convert: whether other floating-point types are accepted, too: :meth:`flatten` converts them to
                 float32, and :meth:`write` rounds to the nearest number of their own type.
@@ -233,7 +233,7 @@ class Layout:
                 found = "not there any more" if tensor is None else f"of shape {tuple(tensor.shape)} now"
                 raise UsageError(
                     f"{slot.kind} {slot.name!r} is {found}: it had the shape {slot.shape} at the start; "
-                    "change the structure of a model before that"
+                    "change the structure of a model only before the start"
                 )
         return tensors
 

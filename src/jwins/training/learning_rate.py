@@ -23,14 +23,14 @@ class LearningRateSchedule:
         1 - (1 - f) p                                   linear, p = (t - W) / (T - W)
         f + (1 - f) (1 + cos(pi p)) / 2                 cosine
 
-    It follows from the number of the step alone, so that a run that goes on from a checkpoint, or a node that
-    missed rounds, is where the others are.
+    The factor depends on the number of the step alone. So it is the same after a restart from a checkpoint, and
+    a node that missed rounds has the same factor as the others.
 
     Attributes:
         kind: the shape after warming up.
         total_steps: T, at least 1.
         warmup_steps: W, from 0 to T - 1.
-        final_fraction: f, in [0, 1]; without meaning for ``constant``.
+        final_fraction: f, in [0, 1]; not used by ``constant``.
 
     Raises:
         ConfigError: out of range, at ``train.schedule``.
@@ -57,7 +57,7 @@ class LearningRateSchedule:
         RATE.check("train.schedule.final_fraction", self.final_fraction)
 
     def factor(self, step: int) -> float:
-        """Return the factor at a step, counted from 0; after the last step, that of the end."""
+        """Return the factor at a step, counted from 0; after the last step, the final one."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         passed = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))

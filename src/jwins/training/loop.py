@@ -20,7 +20,7 @@ from jwins.training.worker_module import WorkerModule
 
 
 class LoopTrainer:
-    """Trains one node at a time on each worker, in the rows themselves.
+    """Trains one node at a time on each worker, in place in the node's row.
 
     Args:
         context: task, data and generators.
@@ -28,7 +28,7 @@ class LoopTrainer:
         modules: a module for each worker.
         optimizer: optimizer of every node.
         seeds_global: whether the task draws from torch's own generator in training.
-        model: gives the gradients of single samples, as a stack of models of one sample each; None without
+        model: returns the gradients of single samples, as a stack of models with one sample each; None without
             ``privacy``.
         privacy: differential privacy of the nodes' samples; None for none.
     """
@@ -54,10 +54,10 @@ class LoopTrainer:
         """Train one node for one round.
 
         Args:
-            worker: whose module to use.
+            worker: number of the worker whose module is used.
             node: number of the node.
             round: the round, for generators and errors.
-            indices: for each step, (n,) int64 samples; as many in each but with ``privacy``.
+            indices: for each step, (n,) int64 samples; n varies from step to step only with ``privacy``.
 
         Returns:
             Mean loss over the steps; NaN if no step has samples.

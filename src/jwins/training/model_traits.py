@@ -26,19 +26,20 @@ STACKED_MAX_PARAMETERS = 100_000
 """``auto`` on CPU: larger models gain little from stacking, if anything."""
 
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.05}
-"""Of a stacked step, relative to the largest number of a tensor: what rounding may do, and no mistake does."""
+"""Largest difference of a stacked step from a loop's, relative to the largest number of a tensor: rounding
+stays below it, and a mistake does not."""
 
 _SLOW_WHEN_STACKED = (nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """Generators that a task draws from, and whether evaluating changes the model.
+    """Generators from which a task draws, and whether evaluation changes the model.
 
     Attributes:
-        training: torch's own generator, in training.
-        evaluation: torch's own generator, in evaluation.
-        loss_generator: the generator that is handed to the loss.
+        training: whether training draws from torch's own generator.
+        evaluation: whether evaluation draws from torch's own generator.
+        loss_generator: whether the loss draws from the generator that is passed to it.
         stateful: whether evaluation changes buffers, so that batches may depend on earlier ones.
     """
 
@@ -88,9 +89,9 @@ class TraitProbe:
         self.traits = self._find_traits()
 
     def batching(self, asked: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
-        """Choose the way of training, and say why not stacked; see :class:`~jwins.training.trainer.Trainer`."""
+        """Return loop or stacked, and the reason if loop; see :class:`~jwins.training.trainer.Trainer`."""
         if asked == "loop":
-            return "loop", "loop was asked for"
+            return "loop", "loop was requested"
         if asked == "auto" and self._context.device.type == "cpu":
             slow = is_slow_stacked(model)
             if slow is not None:
@@ -127,7 +128,7 @@ class TraitProbe:
         return ""
 
     def flat_step(self, chunk: int) -> torch.fx.GraphModule | None:
-        """Return the step of a whole chunk as its tensor operations only; None if that does not work."""
+        """Return the recorded step of a whole chunk; None if it cannot be recorded."""
         if self.traits.loss_generator:  # a generator is not a tensor, so the recording would fix it
             return None
         context = self._context
@@ -138,7 +139,7 @@ class TraitProbe:
             warnings.simplefilter("ignore")
             try:
                 flat = flatten_graph(step, example)
-                # On another batch, so that nothing of the first can have become a part of the step.
+                # Compare on another batch: the recording must not contain numbers of the first.
                 return None if self._differs_from_loop(flat, chunk, 1) else flat
             except Exception:  # some steps cannot be recorded; they keep all their calls
                 return None
@@ -169,9 +170,7 @@ class TraitProbe:
         after_step = dict(model.named_parameters())
         for name in {**before_step, **after_step}:
             if before_step.get(name) is not after_step.get(name):
-                problem = (
-                    "is another after a step; make all parameters in model(), and change their values only"
-                )
+                problem = "is replaced in a step; make all parameters in model(), and change their values only"
                 raise UsageError(f"parameter {name!r} {problem}")
         buffers = list(model.buffers())
         return ModelTraits(
@@ -182,7 +181,7 @@ class TraitProbe:
         )
 
     def _check_frozen(self, model: nn.Module, problem: str) -> None:
-        """Refuse a model that changes frozen parameters or makes them anew each time."""
+        """Refuse a model whose frozen parameters change, or differ from model to model."""
         parameters = dict(model.named_parameters())
         for name, before in self._frozen.items():
             if not torch.allclose(parameters[name], before, rtol=0, atol=0, equal_nan=True):
@@ -212,7 +211,7 @@ class TraitProbe:
         return ""
 
     def _differs_from_loop(self, step: Step, rows: int, number: int) -> str:
-        """Return the results of a stacked step that a loop step does not confirm; empty for random models."""
+        """Return the first result of a stacked step that differs from a loop step; empty if the model draws."""
         context = self._context
         with torch.no_grad():
             losses, gradients, buffers = self._model.outcome(

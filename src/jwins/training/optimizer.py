@@ -44,20 +44,21 @@ class Optimizer:
     Attributes:
         kind: a name in :data:`OPTIMIZERS`.
         options: arguments of the optimizer by torch's names, e.g. ``{"lr": 0.05, "momentum": 0.9}``.
-        state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts without.
-        quasi_global: factor of a quasi-global momentum, in which case the momentum that local steps start from
-            is that of the merged models, see :class:`~jwins.training.quasi_global.QuasiGlobal`; only of ``sgd``
-            with ``momentum``. None for a momentum of the node's own steps.
-        weight_decay_on: ``all`` parameters, or ``matrices``: not those of fewer than two dimensions, which are
-            biases and the scales of norms.
-        clip_norm: largest norm of a step's gradient, over all parameters together; a longer one is scaled down
-            to it. None for any.
+        state: ``keep``: each node keeps its momenta from round to round; ``reset``: each round starts without
+            them.
+        quasi_global: factor of a quasi-global momentum, for ``sgd`` with ``momentum`` only: local steps start
+            from a momentum of the merged models, see :class:`~jwins.training.quasi_global.QuasiGlobal`. None
+            for a momentum of the node's own steps.
+        weight_decay_on: ``all`` parameters, or ``matrices``: all except those of fewer than two dimensions,
+            such as biases and the scales of norms.
+        clip_norm: largest norm of a step's gradient, over all parameters together; a longer gradient is scaled
+            down to it. None for no limit.
         schedule: schedule of the learning rate; None to leave it as it is.
 
     Raises:
-        ConfigError: an unknown name, or a value torch does not accept, at ``train.optimizer.<key>``; a
-            quasi-global momentum where there is nothing that it could be the momentum of, or where the learning
-            rate changes; nothing that decays where ``matrices`` are to.
+        ConfigError: an unknown name, or a value that torch does not accept, at ``train.optimizer.<key>``; a
+            quasi-global momentum without ``sgd``, momentum, a kept state or a constant learning rate above 0;
+            ``matrices`` without weight decay.
 
     >>> Optimizer("sgd", {"lr": 0.05, "momentum": 0.9})
     Optimizer(kind='sgd', options={'lr': 0.05, 'momentum': 0.9}, state='keep', quasi_global=None, \
@@ -203,7 +204,7 @@ class OptimizerState:
         optimizer: optimizer of every node.
         rows: number of nodes.
         stride: length of a row, at least P.
-        tensors: parameters of the model.
+        tensors: number of parameter tensors of the model.
         device: device of the moments.
 
     Attributes:
@@ -249,7 +250,8 @@ def optimizer_step(built: torch.optim.Optimizer, first: bool, lr: float | None =
 
     Args:
         built: an optimizer of torch whose tensors have gradients.
-        first: only of kept SGD with dampening, whose buffers hold zeros where torch has none.
+        first: whether it is the first step of a node with kept SGD and dampening, whose buffers then hold
+            zeros, where torch would have none.
         lr: the learning rate from now on; None to leave it as it is.
     """
     if lr is not None:
@@ -276,7 +278,7 @@ def clipped(gradients: Mapping[str, Tensor | None], max_norm: float) -> dict[str
         max_norm: above 0.
 
     Returns:
-        The same, as ``torch.nn.utils.clip_grad_norm_`` has it for each row.
+        The scaled gradients, by parameter, as ``torch.nn.utils.clip_grad_norm_`` would scale each row.
     """
     squares = [
         g.reshape(len(g), math.prod(g.shape[1:])).square().sum(dim=1)

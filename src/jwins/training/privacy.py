@@ -29,7 +29,7 @@ class Privacy:
         clip_norm: largest norm of the gradient of a sample, over all parameters together.
         noise_multiplier: standard deviation of the noise over ``clip_norm``, by node.
         samples: number of training samples, by node.
-        batch_size: mean number of samples of a local step, where a node has as many.
+        batch_size: mean number of samples of a local step, if a node has that many.
         delta: probability with which the budget may be exceeded.
     """
 
@@ -47,11 +47,11 @@ class Privacy:
     def noisy_mean(
         self, node: int, gradients: Mapping[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the gradient of a node's batch of which one sample reveals little.
+        """Return a noisy gradient of a node's batch, which reveals little about any one sample.
 
-        It is the sum of the samples' gradients, each of a norm of at most ``clip_norm``, with Gaussian noise of
-        standard deviation ``noise_multiplier * clip_norm``, divided by the mean size of a batch: the true size
-        would reveal who is in it.
+        The samples' gradients are clipped to ``clip_norm`` and summed. Gaussian noise of standard deviation
+        ``noise_multiplier * clip_norm`` is added. The sum is divided by the mean size of a batch, because the
+        true size would reveal something about the samples in it.
 
         Args:
             node: the node.
@@ -68,7 +68,7 @@ class Privacy:
 
 
 def sampling_rate(num_samples: int, batch_size: int) -> float:
-    """Return the probability of a sample to be in a batch; 1 where a batch takes all samples."""
+    """Return the probability with which a sample is in a batch; 1 if a batch takes all samples."""
     return min(1.0, batch_size / num_samples)
 
 
@@ -77,8 +77,8 @@ def poisson_batches(
 ) -> list[Indices]:
     """Return the samples of each local step of a round, drawn as the accountant assumes.
 
-    Each step takes each sample of the node by itself with the probability :func:`sampling_rate`, so the batches
-    differ in size and may be empty.
+    Each step takes each sample of the node independently, with the probability of :func:`sampling_rate`. So
+    batches differ in size and may be empty.
 
     >>> import numpy as np
     >>> drawn = poisson_batches(np.arange(40), seed=1, node=0, round=0, local_steps=4, batch_size=8)
@@ -147,7 +147,7 @@ def noise_for(epsilon: float, rate: float, steps: int, delta: float) -> float:
             )[1]
             return least([order for order in orders if 0.8 * best <= order <= 1.25 * best])
         except ValueError:
-            problem = f"no noise is enough for delta = {delta:g} and {steps} steps; write a larger one"
+            problem = f"no noise is enough for delta = {delta:g} and {steps} steps; write a larger epsilon"
             raise ConfigError("train.privacy.epsilon", epsilon, problem) from None
 
 
@@ -161,6 +161,6 @@ def opacus() -> Any:
         import opacus.accountants
         import opacus.accountants.utils
     except ImportError:
-        problem = "the budget is counted by opacus; needs an extra: pip install 'jwins[privacy]'"
+        problem = "needs opacus to count the budget: pip install 'jwins[privacy]'"
         raise ConfigError("train.privacy", True, problem) from None
     return opacus.accountants

@@ -11,7 +11,7 @@ _NOT_TRAINED = -1  # round of a node that has not trained yet
 
 
 class QuasiGlobal:
-    """Momentum of each node's *merged* model, from which local steps start in every round.
+    """Momentum of each node's *merged* model. The local steps of every round start with it.
 
     With x_t the model at the start of round t, after merging, eta the learning rate, H the local steps and mu
     the factor, at the start of round t::
@@ -24,7 +24,7 @@ class QuasiGlobal:
     gradient g both momenta have the fixed point g / (1 - momentum). With H = 1, a merge after every step, this
     is QG-DSGDm and QG-DSGDm-N of Lin, Karimireddy, Stich and Jaggi, "Quasi-Global Momentum", ICML 2021.
 
-    If the node missed the previous round, for example after a crash, there is no d, and m does not change.
+    If the node missed the previous round, for example after a crash, d is not known, and m does not change.
 
     Args:
         factor: mu, in [0, 1).

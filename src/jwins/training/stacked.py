@@ -1,8 +1,8 @@
 """Training and evaluating nodes as stacks, with ``torch.func.vmap``.
 
 Nodes 0 to N - 1 are divided into chunks of equal size in the order of their numbers, the last one padded. A
-chunk always trains as one whole stack, so that no result depends on other nodes that train or on the place of
-other chunks.
+chunk always trains as one whole stack. So no result depends on which other nodes train, or on which process
+holds other chunks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHUNK_NUMBERS = {"cpu": 3 * 2**18, "cuda": 2**23}
 """Maximum number of parameters of all nodes of one stack. On the CPU these are 3 MB, and the same for
 gradients, which stay in the cache from step to step; on CUDA 32 MB, which keep the device busy."""
 CHUNK_NODES = 128
-"""Maximum number of nodes in one stack. More save few calls, and a straggler's step takes a whole stack."""
+"""Maximum number of nodes in one stack. More would save few calls, and a late node takes as long as a stack."""
 MIN_STACK = 3
 """Minimum number of rows: with one or two, the matrix product takes other paths and changes the last bits."""
 
@@ -81,7 +81,7 @@ class StackedModel:
         self._changing = [slot.name for slot in layout.slots if slot.kind == "buffer"] + list(layout.local)
 
     def step(self, module: WorkerModule, generator: torch.Generator) -> Step:
-        """Return losses (rows,), gradients and changed buffers, from a batch and all tensors of the rows."""
+        """Return a function from a batch and the rows' tensors to losses (rows,), gradients and buffers."""
         module.model.train()
         context, names, changing = self._context, self._names, self._changing
 

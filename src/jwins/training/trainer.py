@@ -61,8 +61,8 @@ class Trainer:
             nodes 0, 1, 2 and so on.
         num_nodes: N, of the whole run; None for the nodes of ``partition``. Chunks are cut from it.
         seed: seed of the experiment.
-        local_steps: steps per round, at least 1; one number, or one per node of the whole run, of which those
-            with different numbers train in a loop.
+        local_steps: steps per round, at least 1; one number, or one per node of the whole run. If these differ,
+            nodes train in a loop.
         batch_size: samples per step, at least 1.
         optimizer: optimizer of every node.
         buffers: see :data:`jwins.training.layout.BufferPolicy`.
@@ -345,14 +345,12 @@ class Trainer:
     def indices(self, node: int, round: int) -> list[Indices]:
         """Return the samples that a node trains on in a round, int64, ``batch_size`` for each of its steps.
 
-        With ``privacy`` they are as many in the mean.
+        With ``privacy``, ``batch_size`` is the mean number per step.
         """
         steps, size = self.steps[node], self._context.batch_size
         if self.privacy is not None:
-            part = self._shuffles[node].partition
-            return poisson_batches(
-                part, seed=self._context.seed, node=node, round=round, local_steps=steps, batch_size=size
-            )
+            own, seed = self._shuffles[node].partition, self._context.seed
+            return poisson_batches(own, seed=seed, node=node, round=round, local_steps=steps, batch_size=size)
         return list(self._shuffles[node].take(round * steps * size, steps * size).reshape(steps, -1))
 
     def evaluate(

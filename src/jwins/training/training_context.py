@@ -17,13 +17,13 @@ from jwins.training.thread_pool import ThreadPool
 Device = Literal["cpu", "cuda", "auto"]
 
 Precision = Literal["float32", "bfloat16"]
-"""Of a model's operations in training; bfloat16 as torch's autocast has it. Parameters, gradients, losses,
-optimizers and evaluations are float32 either way."""
+"""Precision of a model's operations in training; bfloat16 as in torch's autocast. Parameters, gradients,
+losses, optimizers and evaluations are float32 either way."""
 
 EVALUATION_BATCH = 256
 """Maximum number of test samples per forward pass, which limits the memory of evaluation."""
 EVALUATION_BATCH_CPU = 2**17
-"""On the CPU, total numbers in the test samples of a forward pass, so that activations stay in the cache."""
+"""On the CPU, maximum of numbers in the inputs of a forward pass, so that activations stay in the cache."""
 
 
 class TrainingError(JwinsError):
@@ -40,8 +40,8 @@ class TrainingContext:
         seed: seed of the experiment.
         local_steps: steps per round.
         batch_size: samples per step.
-        device: where parameters and data live; ``auto`` is CUDA where there is one.
-        threads: workers, at most.
+        device: device of parameters and data; ``auto`` is CUDA if available.
+        threads: maximum number of workers.
         precision: precision of the model in training.
 
     Raises:
@@ -111,7 +111,7 @@ class TrainingContext:
         return torch_generator(self.seed, purpose, node=node, round=round, device=self.device)
 
     def loss(self, model: nn.Module, batch: Batch, generator: torch.Generator | None) -> Tensor:
-        """Return the task's loss of a batch, whose model runs in the precision of training.
+        """Return the task's loss of a batch, with the model in the precision of training.
 
         Raises:
             UsageError: it is not a scalar.
@@ -213,7 +213,8 @@ def _check_precision(precision: str, device: torch.device) -> None:
     if precision not in get_args(Precision):
         raise ConfigError("train.precision", precision, "expected float32 or bfloat16")
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise ConfigError("train.precision", precision, "the CUDA device here does not have it; write float32")
+        problem = "the CUDA device here does not support it; write float32"
+        raise ConfigError("train.precision", precision, problem)
 
 
 def check_scalar(loss: object) -> None:

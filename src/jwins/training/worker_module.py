@@ -59,7 +59,7 @@ class WorkerModule:
         self.shared = [slot for slot in layout.slots if slot.kind == "buffer"]
 
     def bind(self, row: Tensor, buffers: Mapping[str, Tensor]) -> None:
-        """Make the module's tensors views of ``row`` (P,), and its local buffers these."""
+        """Make the module's tensors views of ``row`` (P,), and ``buffers`` its local buffers."""
         for parameter, slot in self.trained:
             parameter.data = row[slot.offset : slot.offset + slot.size].view(slot.shape)
         for name, tensor in self._buffers_of(row, buffers):

@@ -66,8 +66,8 @@ class Codec(Protocol):
 
         Args:
             data: a payload, bytes or a memoryview of bytes.
-            dim: length of the receiver's dense vector. Decoding takes at most 16 bytes per
-                element, and 16 MB.
+            dim: length of the receiver's dense vector. Decoding takes at most 16 bytes of memory per element,
+                plus 16 MB.
 
         Raises:
             CodecError: the bytes are not a payload of this codec. No other exception is raised.
@@ -164,7 +164,7 @@ def codec(name: str) -> Codec:
 
 
 def max_payload_bytes(dim: int) -> int:
-    """Return the longest payload of an update of ``dim`` elements; longer ones are refused."""
+    """Return the maximum length of a payload for vectors of ``dim``; longer ones are refused."""
     return 12 * dim + (1 << 20)
 
 
@@ -200,7 +200,7 @@ _POSITIONS_KINDS, _VALUES_KINDS = tuple(PositionsKind), tuple(ValuesKind)  # by 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """A payload taken apart, its sections not yet decoded.
+    """The fields of a payload and its sections, which are not decoded yet.
 
     Attributes:
         positions_kind: encoding of the positions.
@@ -208,7 +208,7 @@ class Payload:
         count: number of values.
         base: see :class:`~jwins.sharing.update.Update`.
         check: see :class:`~jwins.sharing.update.Update`.
-        dither: see :class:`~jwins.sharing.update.Quantized`; None for values that are no symbols.
+        dither: see :class:`~jwins.sharing.update.Quantized`; None for values that are not symbols.
         offset: see :class:`~jwins.sharing.update.Quantized`.
         positions: the section of the positions.
         values: the section of the values.
@@ -419,7 +419,7 @@ def _decode(data: bytes | memoryview, dim: int, arrays: _Arrays, *, coded: bool 
     if payload.values_kind is ValuesKind.QUANTIZED:
         values = _decode_quantized(payload, arrays)
     elif payload.values_kind is ValuesKind.CODED:
-        symbols, scales, runs = quantized.decode(payload.values, count=count, most_runs=MAX_RUNS)
+        symbols, scales, runs = quantized.decode(payload.values, count=count, max_runs=MAX_RUNS)
         _check_scales(scales)
         values = Quantized(
             torch.from_numpy(symbols), torch.from_numpy(scales), runs, payload.dither, payload.offset

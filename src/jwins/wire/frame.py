@@ -101,7 +101,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """A frame that is not decoded: its fields as in :class:`Frame`, and the number of values of its update."""
+    """Header of a frame that is not decoded: fields as in :class:`Frame`, and the update's number of values."""
 
     sender: int
     round: int
@@ -149,7 +149,7 @@ Message: TypeAlias = Hello | Frame | KeyframeRequest | StateRequest | Bye
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A message as bytes, with their numbers by kind.
+    """A message as bytes, with their count by kind.
 
     Attributes:
         data: header and payload.
@@ -354,7 +354,7 @@ class Wire:
 
 
 def max_frame_bytes(dim: int) -> int:
-    """Return the longest frame for vectors of ``dim``; a transport may refuse longer ones unread."""
+    """Return the maximum length of a frame for vectors of ``dim``; a transport may refuse a longer one."""
     return HEADER_BYTES + max(MAX_CONTROL_BYTES, max_payload_bytes(dim))
 
 
@@ -454,8 +454,8 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
     longest = max_payload_bytes(dim) if kind == _FRAME else controls
     if length != len(view) - HEADER_BYTES or length > longest:
         raise FrameError(
-            f"{_KINDS[kind]} with {len(view) - HEADER_BYTES} bytes behind the header, which announces {length} "
-            f"and may announce {longest}"
+            f"{_KINDS[kind]} with {len(view) - HEADER_BYTES} bytes after the header, which announces {length}; "
+            f"at most {longest} are allowed"
         )
     payload = view[HEADER_BYTES:]
     (checksum,) = _CHECKSUM.unpack_from(view, _FIELDS.size)

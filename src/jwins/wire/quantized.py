@@ -51,14 +51,14 @@ def encode(symbols: npt.NDArray[np.int32], scales: npt.NDArray[np.float32], runs
 
 
 def decode(
-    data: memoryview, *, count: int, most_runs: int
+    data: memoryview, *, count: int, max_runs: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], tuple[int, ...]]:
     """Decode the arguments of :func:`encode`.
 
     Args:
         data: any bytes.
         count: expected number of symbols.
-        most_runs: largest number of runs.
+        max_runs: largest number of runs.
 
     Raises:
         CodecError: the bytes are invalid.
@@ -74,8 +74,8 @@ def decode(
     if run_kind > _RUNS_EQUAL or not num_runs:
         raise CodecError(f"quantized values begin with the unknown byte {data[0]:#04x}")
     end = at + _scale_bytes(scale_kind, num_runs)
-    if num_runs > most_runs or end > len(data):
-        raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {most_runs}")
+    if num_runs > max_runs or end > len(data):
+        raise CodecError(f"{num_runs} runs in {len(data)} bytes: expected at most {max_runs}")
     scales = _scales(scale_kind, num_runs, data[at:end])
     at = end
     if run_kind == _RUNS_OCTAVES:
@@ -114,7 +114,7 @@ def _scales(kind: int, num_runs: int, data: memoryview) -> npt.NDArray[np.float3
 
 
 def _octaves(count: int, num_runs: int) -> tuple[int, ...]:
-    """Return lengths of wavelet subbands, coarsest first; from the end, each is half of the rest."""
+    """Return lengths of wavelet subbands, coarsest first: from the end, each has half of the rest."""
     lengths: list[int] = []
     for _ in range(min(num_runs - 1, count.bit_length() + 1)):
         lengths.append(count // 2)

@@ -29,7 +29,7 @@ _HALF, _MIN_P, _MAX_P = 1 << 15, 32, 45875
 _START = 4  # a context with a prior probability begins as if it had made 4 decisions
 _SLOWEST = 160  # a probability is an average over about the last 160 decisions at most
 _MIN_WIDTH = 1 << 24
-_MAX_PAST_END = 4  # bytes 0 that an encoder leaves out
+_MAX_PAST_END = 4  # zero bytes that an encoder leaves out at the end
 
 _BLOCK = 16
 _SPARSE = (1 << 12) // 32  # a mean magnitude below which blocks of zeros are skipped
