@@ -94,7 +94,7 @@ class Compute:
             slowness *= _lognormal(_stream(seed, node=node, round=round), self.jitter)
         return step_ms * 1e-3 * local_steps * slowness
 
-    def least_seconds(self, local_steps: int) -> float:
+    def min_seconds(self, local_steps: int) -> float:
         """Return a lower bound of :meth:`seconds` for all nodes and rounds."""
         least = min(self.step_ms) if isinstance(self.step_ms, tuple) else self.step_ms
         return least * 1e-3 * local_steps / (8 if self.spread else 1) / (8 if self.jitter else 1)

@@ -128,7 +128,7 @@ def test_compute_factors_are_repeatable_and_bounded() -> None:
     compute = Compute(step_ms=10.0, spread=2.0, jitter=2.0)
     drawn = [compute.seconds(1, node, r, 3) for node in range(20) for r in range(20)]
     assert drawn == [compute.seconds(1, node, r, 3) for node in range(20) for r in range(20)]
-    assert min(drawn) >= compute.least_seconds(3)
+    assert min(drawn) >= compute.min_seconds(3)
     assert max(drawn) <= 0.030 * 64
     assert len(set(drawn)) > 200
     still = Compute(step_ms=10.0, spread=0.5)

@@ -85,27 +85,27 @@ class Bucket:
 
     Attributes:
         rate: tokens per second.
-        most: number of tokens in a full bucket.
+        capacity: number of tokens in a full bucket.
         tokens: available tokens, negative for a debt.
         at: time of the last change, seconds.
 
-    >>> bucket = Bucket.full(rate=10, most=5, now=0.0)
+    >>> bucket = Bucket.full(rate=10, capacity=5, now=0.0)
     >>> bucket.take(5, now=0.0), bucket.take(10, now=0.0)
     (0.0, 1.0)
     """
 
     rate: float
-    most: float
+    capacity: float
     tokens: float
     at: float
 
     @classmethod
-    def full(cls, rate: float, most: float, now: float) -> Bucket:
+    def full(cls, rate: float, capacity: float, now: float) -> Bucket:
         """Return a full bucket."""
-        return cls(rate, most, most, now)
+        return cls(rate, capacity, capacity, now)
 
     def take(self, count: float, now: float) -> float:
         """Take tokens, and return the seconds to wait now."""
-        self.tokens = min(self.most, self.tokens + (now - self.at) * self.rate) - count
+        self.tokens = min(self.capacity, self.tokens + (now - self.at) * self.rate) - count
         self.at = now
         return max(0.0, -self.tokens / self.rate)

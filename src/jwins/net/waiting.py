@@ -138,7 +138,7 @@ class Waiting:
         if target <= at:
             return False
         if self._session.fresh:
-            self._session.log("warning", "asks for a model", round=at, others=target)
+            self._session.log("warning", "needs a model", round=at, others=target)
             self._session.joiner = Joiner(self._session, tuple(ahead), at + 1, at_start=False)
             self._session.joiner.review()
             return True

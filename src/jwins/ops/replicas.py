@@ -41,7 +41,7 @@ def stepped_(
     replica: Tensor,
     unit: float,
     threshold: float,
-    most: int,
+    limit: int,
     multiple: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize as :func:`quantize_with_dead_zone`, and return the resulting replica and the error, too.
@@ -52,14 +52,14 @@ def stepped_(
         replica: (C,) int32.
         unit: a float32.
         threshold: values below it in magnitude become 0; others become at least one step.
-        most: largest magnitude of a symbol.
-        multiple: a step in units of the replica; ``most * multiple`` is below 2^30.
+        limit: largest magnitude of a symbol.
+        multiple: a step in units of the replica; ``limit * multiple`` is below 2^30.
 
     Returns:
         Symbols and ``replica + multiple * symbols``, both (C,) int32, and the error of that, (C,) float32.
     """
     if not kernels_pay(wanted):
-        symbols = quantize_with_dead_zone(wanted, unit * multiple, threshold, most)
+        symbols = quantize_with_dead_zone(wanted, unit * multiple, threshold, limit)
         after = torch.add(replica, symbols, alpha=multiple)
         return symbols, after, error(coefficients, after, unit)[0]
     symbols, after = torch.empty_like(replica), torch.empty_like(replica)
@@ -70,7 +70,7 @@ def stepped_(
         np.float32(unit),
         np.float32(1.0 / (unit * multiple)),
         np.float32(threshold),
-        np.float32(_largest(most)),
+        np.float32(_largest(limit)),
         np.int32(multiple),
         array(symbols),
         array(after),
@@ -78,14 +78,14 @@ def stepped_(
     return symbols, after, wanted
 
 
-def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most: int = 2**30 - 1) -> Tensor:
+def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, limit: int = 2**30 - 1) -> Tensor:
     """Return symbols of a uniform quantizer with a dead zone.
 
     Args:
         values: (k,) float32.
         step: step of the quantizer.
         threshold: values below it in magnitude become 0; others become at least one step.
-        most: largest magnitude of a symbol; the rest follows in the next round.
+        limit: largest magnitude of a symbol; the rest follows in the next round.
 
     Returns:
         (k,) int32.
@@ -94,7 +94,7 @@ def quantize_with_dead_zone(values: Tensor, step: float, threshold: float, most:
     tensor([-1,  0,  1,  1,  3], dtype=torch.int32)
     """
     magnitude = values.abs()
-    symbols = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(_largest(most)))
+    symbols = (magnitude * (1.0 / step)).round_().clamp_(min=1.0, max=float(_largest(limit)))
     symbols.mul_(torch.sign(values)).mul_(magnitude.ge_(threshold))  # 1.0 or 0.0
     return symbols.to(torch.int32)
 
@@ -175,9 +175,9 @@ def mean_square(values: Tensor) -> float:
     return kernels.sum_of_squares(array(values)) / len(values)
 
 
-def _largest(most: int) -> int:
-    """Return the largest float32 that is at most ``most``."""
-    return most if most < 1 << 24 else most - 64
+def _largest(limit: int) -> int:
+    """Return the largest float32 that is at most ``limit``."""
+    return limit if limit < 1 << 24 else limit - 64
 
 
 def _within(units: Tensor, limit: int) -> bool:

@@ -47,23 +47,23 @@ def savings_notes(study: Study) -> str:
     """Return the notes for readers of the main table."""
     table, over = study.table(), study.final_over
     last = "a run’s last evaluation" if over == 1 else f"the mean of a run’s last {over} evaluations"
-    says = [
+    sentences = [
         f"Final: {last}; mean ± standard deviation over seeds.",
         "Raw: full sharing at 4 bytes per parameter and recipient, in as many rounds.",
     ]
     if any(line.counted < line.seeds for line in table):
-        says.append("Runs that diverged have no final value, and their bytes are not counted.")
+        sentences.append("Runs that diverged have no final value, and their bytes are not counted.")
     if any(line.difference is not None for line in table):
-        says.append(
+        sentences.append(
             "Difference: of the final values as shown, paired by seed, with a 95 % interval (Student’s t)."
         )
     if study.has_target:
-        says.append(describe_target(study.target))
+        sentences.append(describe_target(study.target))
     elif all(line.variant != study.full for line in table):
-        says.append("There is no run with full sharing, so nothing is stated against it.")
+        sentences.append("There is no run with full sharing, so nothing is stated against it.")
     elif len(table) < 2:
-        says.append("There is nothing to compare full sharing with.")
-    return " ".join(says)
+        sentences.append("There is nothing to compare full sharing with.")
+    return " ".join(sentences)
 
 
 def further_tables(study: Study) -> list[tuple[Table, bool]]:

@@ -85,7 +85,7 @@ class AssembledRun(Components):
 def assemble(
     experiment: Experiment, *, nodes: Sequence[int] | None = None, remote_nodes: bool = False
 ) -> Components:
-    """Build the parts of an experiment except the driver.
+    """Build the components of an experiment except the driver.
 
     Args:
         experiment: the experiment.
@@ -147,7 +147,7 @@ def build(
     on_evaluation: Callable[[EvalRow, MeasuredModels], None] | None = None,
     startup_s: Callable[[], float] = lambda: 0.0,
 ) -> AssembledRun:
-    """Build all parts of an experiment.
+    """Build all components of an experiment.
 
     Args:
         experiment: the experiment.

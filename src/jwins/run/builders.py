@@ -173,13 +173,13 @@ def local_steps(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64
 
 
 def build_privacy(
-    experiment: Experiment, parts: Mapping[int, npt.NDArray[np.int64]], steps: Sequence[int]
+    experiment: Experiment, partition: Mapping[int, npt.NDArray[np.int64]], steps: Sequence[int]
 ) -> Privacy | None:
     """Return the differential privacy of these nodes' training; None without ``train.privacy``.
 
     Args:
         experiment: the experiment.
-        parts: training samples of each node, by node.
+        partition: training samples of each node, by node.
         steps: local steps in a round, of each node of the run.
 
     Raises:
@@ -192,7 +192,7 @@ def build_privacy(
     if config is None:
         return None
     opacus()  # it counts what is spent, however much noise there is
-    samples = {node: len(part) for node, part in parts.items()}
+    samples = {node: len(own) for node, own in partition.items()}
     if config.noise_multiplier is not None:
         noise = dict.fromkeys(samples, config.noise_multiplier)
     else:
@@ -303,8 +303,8 @@ def write_partition(folder: Path, task: Task, partition: Sequence[npt.NDArray[np
         write_atomically(path, (json.dumps(partition_counts(task, partition)) + "\n").encode())
     if not (path := folder / "partition.safetensors").is_file():
         holder = np.full(len(task.train), -1, dtype=np.min_scalar_type(-len(partition)))
-        for node, part in enumerate(partition):
-            holder[part] = node
+        for node, own in enumerate(partition):
+            holder[own] = node
         write_atomically(path, save({"node": holder}))
 
 

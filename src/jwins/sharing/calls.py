@@ -39,7 +39,7 @@ def call_share(
         )
     if update.dim != dim:
         raise UsageError(
-            f"{where} returned an update with dim = {update.dim}: expected {dim}, as update_dim says"
+            f"{where} returned an update with dim = {update.dim}: expected {dim}, as update_dim returns"
         )
     return update, after
 

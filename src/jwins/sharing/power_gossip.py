@@ -88,7 +88,8 @@ class PowerGossip(Sharing[PowerGossipState]):
             vectors[j] = self._vector(state.vectors.get(j), params, j, ctx)
             units = iter(self._units(vectors[j], params, ctx))
             products = [
-                part if part.dim() < 2 else torch.mv(part, next(units)) for part in self._parts(params, ctx)
+                tensor if tensor.dim() < 2 else torch.mv(tensor, next(units))
+                for tensor in self._tensors(params, ctx)
             ]
             runs = tuple(len(product) for product in products)
             sent[j] = quantize(self.values, torch.cat(products), runs, ctx)
@@ -125,54 +126,54 @@ class PowerGossip(Sharing[PowerGossipState]):
             apart = item.update.dense_values().to(own.device) - own
             units = iter(self._units(state.vectors[j], params, ctx))
             kept, begin = [], 0
-            for part in self._parts(merged, ctx):
-                change = apart[begin : begin + len(part)]
-                begin += len(part)
-                if part.dim() < 2:
-                    part.add_(change, alpha=item.weight)
+            for tensor in self._tensors(merged, ctx):
+                change = apart[begin : begin + len(tensor)]
+                begin += len(tensor)
+                if tensor.dim() < 2:
+                    tensor.add_(change, alpha=item.weight)
                 else:
-                    part.add_(torch.outer(change, next(units)), alpha=item.weight)
+                    tensor.add_(torch.outer(change, next(units)), alpha=item.weight)
                     kept.append(change)
             empty = [params[:0]]
             vectors[j] = torch.cat(kept or empty) * (1.0 if ctx.node < j else -1.0)
         return merged, PowerGossipState(state.dim, vectors)
 
-    def _parts(self, params: Tensor, ctx: RoundContext) -> Iterator[Tensor]:
+    def _tensors(self, params: Tensor, ctx: RoundContext) -> Iterator[Tensor]:
         """Yield views of matrices, transposed in odd rounds, and of vectors, in their order in ``params``."""
         square = math.isqrt(len(params))
         shapes = ((square, square), (len(params) - square * square,)) if self.shapes is None else self.shapes
         begin = 0
         for shape in shapes:
             size = math.prod(shape)
-            part = params[begin : begin + size]
+            tensor = params[begin : begin + size]
             begin += size
             if len(shape) > 1 and size:
-                part = part.view(shape[0], -1)
-                part = part.t() if ctx.round % 2 else part
-            yield part
+                tensor = tensor.view(shape[0], -1)
+                tensor = tensor.t() if ctx.round % 2 else tensor
+            yield tensor
 
     def _units(self, vectors: Tensor, params: Tensor, ctx: RoundContext) -> Iterator[Tensor]:
         begin = 0
-        for part in self._parts(params, ctx):
-            if part.dim() == 2:
-                vector = vectors[begin : begin + part.shape[1]]
-                begin += part.shape[1]
+        for tensor in self._tensors(params, ctx):
+            if tensor.dim() == 2:
+                vector = vectors[begin : begin + tensor.shape[1]]
+                begin += tensor.shape[1]
                 yield vector / torch.linalg.vector_norm(vector)
 
     def _vector(self, known: Tensor | None, params: Tensor, peer: int, ctx: RoundContext) -> Tensor:
         """Return the vectors of an edge; those that are not known, or zero, are drawn."""
-        sizes = [part.shape[1] for part in self._parts(params, ctx) if part.dim() == 2]
+        sizes = [tensor.shape[1] for tensor in self._tensors(params, ctx) if tensor.dim() == 2]
         if known is not None and len(known) != sum(sizes):
             known = None  # those of the other side: this node has missed rounds
-        if known is not None and all(bool(part.any()) for part in torch.split(known, sizes)):
+        if known is not None and all(bool(tensor.any()) for tensor in torch.split(known, sizes)):
             return known
         edge = f"power gossip {min(ctx.node, peer)} {max(ctx.node, peer)}"
         numbers = stream(ctx.seed, edge, round=ctx.round).standard_normal(sum(sizes), dtype="float32")
         drawn = torch.from_numpy(numbers).to(params.device)
         if known is None:
             return drawn
-        parts = zip(torch.split(known, sizes), torch.split(drawn, sizes), strict=True)
-        return torch.cat([old if bool(old.any()) else new for old, new in parts])
+        pairs = zip(torch.split(known, sizes), torch.split(drawn, sizes), strict=True)
+        return torch.cat([old if bool(old.any()) else new for old, new in pairs])
 
 
 def power_gossip(*, values: Precision | Quantizer = "float32") -> PowerGossip:

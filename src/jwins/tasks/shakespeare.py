@@ -107,7 +107,7 @@ class Shakespeare(Task):
 
 
 def _dataset(tensors: Mapping[str, Tensor], split: str) -> Dataset:
-    inputs, targets, keys = (tensors[f"{split}_{part}"] for part in ("inputs", "targets", "keys"))
+    inputs, targets, keys = (tensors[f"{split}_{field}"] for field in ("inputs", "targets", "keys"))
     return Dataset(inputs, targets, keys.numpy())
 
 
@@ -161,8 +161,8 @@ def _sequences(files: Sequence[Path], roles: int | None, stride: int) -> dict[st
 
 def _divided(windows: npt.NDArray[np.uint8], keys: npt.NDArray[np.int64]) -> dict[str, Tensor]:
     tensors = {}
-    parts = split_within_keys("shakespeare", keys, _TEST_FRACTION, last=True)
-    for split, rows in zip(("train", "test"), parts, strict=True):
+    rows_of = split_within_keys("shakespeare", keys, _TEST_FRACTION, last=True)
+    for split, rows in zip(("train", "test"), rows_of, strict=True):
         tensors[f"{split}_inputs"] = torch.from_numpy(windows[rows, :-1])
         tensors[f"{split}_targets"] = torch.from_numpy(windows[rows, -1].astype(np.int64))
         tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])

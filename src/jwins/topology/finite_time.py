@@ -95,24 +95,24 @@ def _simple(nodes: Sequence[int], base: int) -> list[Step]:
     """Return the simple base-(k+1) sequence, by the digits of the number of nodes."""
     if _smooth_part(len(nodes), base) == len(nodes):
         return _averaging(nodes, base)
-    parts, pieces, begin = [], [], 0
+    groups, pieces, begin = [], [], 0
     for digit, size in _digits(len(nodes), base):
-        part = nodes[begin : begin + digit * size]
-        parts.append(part)
-        pieces.append([part[a * size : (a + 1) * size] for a in range(digit)])
-        begin += len(part)
-    first = _side_by_side([_averaging(part, base) for part in parts])
-    exchanges: list[list[Step]] = [[] for _ in parts]
+        group = nodes[begin : begin + digit * size]
+        groups.append(group)
+        pieces.append([group[a * size : (a + 1) * size] for a in range(digit)])
+        begin += len(group)
+    first = _side_by_side([_averaging(group, base) for group in groups])
+    exchanges: list[list[Step]] = [[] for _ in groups]
     begin = 0
-    for index, part in enumerate(parts[:-1]):
-        later = nodes[begin + len(part) :]
-        weight = len(pieces[index][0]) / (len(part) + len(later))
+    for index, group in enumerate(groups[:-1]):
+        later = nodes[begin + len(group) :]
+        weight = len(pieces[index][0]) / (len(group) + len(later))
         exchange = {
             _edge(node, piece[place]): weight for place, node in enumerate(later) for piece in pieces[index]
         }
         spread = _side_by_side([_averaging(piece, base) for piece in pieces[index]])
         exchanges[index] = [*([{}] * index), exchange, *spread]
-        begin += len(part)
+        begin += len(group)
     return first + _side_by_side(exchanges)
 
 

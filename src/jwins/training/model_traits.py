@@ -88,11 +88,11 @@ class TraitProbe:
         self._model = StackedModel(context, layout)
         self.traits = self._find_traits()
 
-    def batching(self, asked: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
+    def batching(self, requested: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
         """Return loop or stacked, and the reason if loop; see :class:`~jwins.training.trainer.Trainer`."""
-        if asked == "loop":
+        if requested == "loop":
             return "loop", "loop was requested"
-        if asked == "auto" and self._context.device.type == "cpu":
+        if requested == "auto" and self._context.device.type == "cpu":
             slow = is_slow_stacked(model)
             if slow is not None:
                 return "loop", f"{type(slow).__name__} is faster in a loop on CPU"

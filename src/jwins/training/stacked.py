@@ -36,22 +36,22 @@ MIN_STACK = 3
 """Minimum number of rows: with one or two, the matrix product takes other paths and changes the last bits."""
 
 
-def chunk_nodes(num_nodes: int, size: int, device: torch.device, most: int | None = None) -> int:
+def chunk_nodes(num_nodes: int, size: int, device: torch.device, max_nodes: int | None = None) -> int:
     """Return the number of nodes in each chunk, which the bits of a stacked result depend on.
 
     Args:
         num_nodes: N, of the whole run.
         size: P, parameters per node.
         device: device of the training.
-        most: largest number of nodes in a chunk; None for :data:`CHUNK_NODES`, or fewer by
+        max_nodes: largest number of nodes in a chunk; None for :data:`CHUNK_NODES`, or fewer by
             :data:`CHUNK_NUMBERS`.
 
     >>> chunk_nodes(200, 50_000, torch.device("cpu"))
     15
     """
-    if most is None:
-        most = max(MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS[device.type] // size))
-    return max(MIN_STACK, -(-num_nodes // -(-num_nodes // most)))
+    if max_nodes is None:
+        max_nodes = max(MIN_STACK, min(CHUNK_NODES, CHUNK_NUMBERS[device.type] // size))
+    return max(MIN_STACK, -(-num_nodes // -(-num_nodes // max_nodes)))
 
 
 def values_of(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[Tensor]) -> list[Tensor]:

@@ -426,22 +426,22 @@ def _steps_by_node(every: Sequence[int], nodes: Sequence[int], num_nodes: int) -
 
 
 def _for_steps(
-    every: Sequence[int], asked: Batching, found: Literal["loop", "stacked"], reason: str
+    every: Sequence[int], requested: Batching, found: Literal["loop", "stacked"], reason: str
 ) -> tuple[Literal["loop", "stacked"], str]:
     """Return the batching for these numbers of steps, and the reason if it cannot be ``stacked``."""
     if len(set(every)) == 1:
         return found, reason
-    if asked == "stacked":
+    if requested == "stacked":
         problem = "nodes with different numbers of local steps train one by one; write loop or auto"
-        raise ConfigError("train.batching", asked, problem)
+        raise ConfigError("train.batching", requested, problem)
     return "loop", reason or ("nodes take different numbers of local steps" if found == "stacked" else "")
 
 
-def _for_privacy(asked: Batching, problem: str) -> tuple[Literal["loop"], str]:
+def _for_privacy(requested: Batching, problem: str) -> tuple[Literal["loop"], str]:
     """Return the batching for gradients that are clipped per sample, and the reason why not ``stacked``."""
-    if asked == "stacked":
+    if requested == "stacked":
         remedy = "train.privacy takes the gradients of single samples, node by node; write loop or auto"
-        raise ConfigError("train.batching", asked, remedy)
+        raise ConfigError("train.batching", requested, remedy)
     if problem:
         raise ConfigError("train.privacy", True, problem)
     return "loop", "gradients are clipped for each sample"

@@ -143,7 +143,7 @@ def decode_positions(data: bytes | memoryview, *, count: int, dim: int) -> Int64
     return gaps
 
 
-def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[Int64, Int64]:
+def _code_words(block: npt.NDArray[np.uint8], start: int, max_words: int) -> tuple[Int64, Int64]:
     """Return the starts of a block's code words, from bit ``start`` on, and their numbers of leading zeros.
 
     For every bit, compute the start of the next code word as if one started at this bit. Following these links
@@ -163,7 +163,7 @@ def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[In
     anchors: list[int] = []
     leap: memoryview[int] = links[-1].data.cast("B").cast("i")
     place = start
-    while place < stop and len(anchors) * _STRIDE < most:
+    while place < stop and len(anchors) * _STRIDE < max_words:
         anchors.append(place)
         place = leap[place]
     table = np.empty((len(anchors), _STRIDE), dtype=np.int32)
@@ -171,7 +171,7 @@ def _code_words(block: npt.NDArray[np.uint8], start: int, most: int) -> tuple[In
     for power in reversed(range(len(links) - 1)):
         step = 1 << power
         table[:, step :: 2 * step] = links[power][table[:, :: 2 * step]]
-    num_words = min(int(np.searchsorted(table.ravel(), stop)), most)
+    num_words = min(int(np.searchsorted(table.ravel(), stop)), max_words)
     chain: Int64 = table.ravel()[:num_words].astype(np.int64)
     leading: Int64 = zeros[chain].astype(np.int64)
     if int(leading.max()) > _MAX_ZEROS:

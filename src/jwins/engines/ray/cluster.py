@@ -158,13 +158,13 @@ def check_versions() -> None:
 
     there = machines()
     task = ray.remote(num_cpus=0, max_retries=0)(probe)
-    asked = {
+    probes = {
         task.options(
             name="jwins: versions", scheduling_strategy=NodeAffinitySchedulingStrategy(m.id, soft=False)
         ).remote(_COMPARED_LIBRARIES): m
         for m in there
     }
-    for reference, machine in asked.items():
+    for reference, machine in probes.items():
         try:
             found = ray.get(reference, timeout=_PROBE_S)
         except ray.exceptions.RayError as error:

@@ -246,7 +246,7 @@ class SimulatedDriver:
         deadline_s = self.rules.deadline_s
         fewest = min(min(group.local_steps.values()) for group in self.groups)
         local_steps = 1 if self.rules.consensus_rounds else fewest
-        least = min(self._links.latency_ms * 1e-3, self._compute.least_seconds(local_steps))
+        least = min(self._links.latency_ms * 1e-3, self._compute.min_seconds(local_steps))
         return least if deadline_s is None else min(least, deadline_s)
 
     # --- Running ------------------------------------------------------------------------------------------
@@ -272,7 +272,7 @@ class SimulatedDriver:
                         self._save(self._checkpoint_due)
                     self._report()
                 if self._queue and self._failure is None:
-                    self._save(self._least_round())
+                    self._save(self._min_round())
                     return self._outcome("interrupted", None)
                 if self._failure is None:
                     self._check_not_stalled()
@@ -500,9 +500,9 @@ class SimulatedDriver:
         row = self.recorder.newest(self._rows_shown)
         self._rows_shown = len(self.recorder.rows)
         sent = self._traffic.total_bytes()
-        self.on_progress(Progress(self._least_round(), self.rules.rounds, self._now, sent, row))
+        self.on_progress(Progress(self._min_round(), self.rules.rounds, self._now, sent, row))
 
-    def _least_round(self) -> int:
+    def _min_round(self) -> int:
         """Return the number of rounds completed by every live node, or by the last one that went down."""
         self._live_at = +self._live_at  # without those that are zero
         return min(self._live_at, default=max(self._rounds))
@@ -522,7 +522,7 @@ class SimulatedDriver:
     # --- End and resuming -------------------------------------------------------------------------
 
     def _end(self) -> Outcome:
-        failure = self._failure or self._all_down() or Finished("finished", self._least_round())
+        failure = self._failure or self._all_down() or Finished("finished", self._min_round())
         if self._stopped is not None:
             self._call_all([group.end_with_measured for group in self.groups])
         ended_at = self._now if self._stopped is None else self._stopped.time_s
