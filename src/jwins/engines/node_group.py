@@ -511,7 +511,7 @@ class NodeGroup:
         return self._nodes[node].round
 
     def end_with_measured(self) -> None:
-        """Make the models of the last evaluation the final ones of the nodes that were measured.
+        """Use the models of the last evaluation as the final models of the measured nodes.
 
         When an evaluation is complete, some nodes are already rounds ahead.
         """

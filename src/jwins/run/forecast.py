@@ -276,7 +276,7 @@ def _extrapolated(
     per_degree = degree / many.degree if many.degree else 1.0
 
     def line(value: Callable[[Calibration], float], at: float) -> float:
-        """Extrapolate two measurements linearly; in proportion if the line would begin below 0."""
+        """Extrapolate two measurements linearly, or in proportion if the line would be negative for 0 nodes."""
         most = value(many) / many.nodes
         apart = many.nodes - few.nodes
         slope = min(max(0.0, (value(many) - value(few)) / apart), most) if apart else most

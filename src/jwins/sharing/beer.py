@@ -1,7 +1,7 @@
 """BEER and MoTEF: gradient tracking with compressed differences, to remove D-PSGD's bias on unlike data.
 
-The change of the parameters by a round's training, from x to y, stands for the gradient with its sign reversed.
-A node and its neighbours hold the same replicas h of x and g of the tracker v, all 0 at first:
+A round's training changes the parameters from x to y. This change takes the place of the negative gradient. A
+node and its neighbours hold the same replicas h of x and g of the tracker v, all 0 at first:
 
     d  = y - x
     m' = (1 - momentum) m + momentum d          d itself in the first round

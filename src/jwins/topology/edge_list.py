@@ -28,8 +28,8 @@ class EdgeList:
         seed: not used; the graph is fixed.
 
     Raises:
-        ConfigError: the file is missing or of another number of nodes, a line is not an edge (the message names
-            file and line), or the graph is not connected.
+        ConfigError: the file is missing or has another number of nodes, a line is not an edge (the message
+            names file and line), or the graph is not connected.
     """
 
     num_nodes: int
