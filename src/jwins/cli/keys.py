@@ -31,7 +31,7 @@ def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
         key, file, certificate = new_identity(name, folder, days)
         console = console_of()
         console.print(f"key:         {key} (mode 0600; keep it on this machine)", soft_wrap=True, markup=False)
-        _say(file, certificate)
+        _print_identity(file, certificate)
 
 
 @keys.command(epilog=EPILOG)
@@ -44,7 +44,7 @@ def renew(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
         certificate = renewed(name, folder / f"{name}.key", days)
         file = folder / f"{name}.crt"
         write_atomically(file, certificate.pem.encode())
-        _say(file, certificate)
+        _print_identity(file, certificate)
 
 
 @keys.command(epilog=EPILOG)
@@ -57,10 +57,10 @@ def show(
     with reported_errors():
         from jwins.net.certificate import certificate_in
 
-        _say(certificate, certificate_in(certificate))
+        _print_identity(certificate, certificate_in(certificate))
 
 
-def _say(file: Path, certificate: Certificate) -> None:
+def _print_identity(file: Path, certificate: Certificate) -> None:
     console = console_of()
     for line in (
         f"certificate: {file} (send it to the keeper of the roster)",

@@ -409,14 +409,14 @@ class ClippedGossipConfig(RobustTable):
 
 
 class TrimmedMeanConfig(RobustTable):
-    """Of each parameter the mean without the lowest and the highest values."""
+    """Mean of each parameter without its lowest and highest values."""
 
     kind: Literal["trimmed_mean"] = "trimmed_mean"
     attackers: Attackers = 1
 
 
 class MedianConfig(RobustTable):
-    """Of each parameter the median of the own and all received values."""
+    """Median of each parameter over the node's own and all received values."""
 
     kind: Literal["median"] = "median"
 

@@ -29,8 +29,8 @@ class MlflowCallback(Callback):
     are tags.
 
     Args:
-        options: of ``mlflow.start_run``; ``run_name`` is the experiment's name unless it is given. Where MLflow
-            writes to is set as always, with ``mlflow.set_tracking_uri`` and ``mlflow.set_experiment``.
+        options: options of ``mlflow.start_run``; ``run_name`` is the experiment's name unless it is given. Set
+            the destination as usual, with ``mlflow.set_tracking_uri`` and ``mlflow.set_experiment``.
 
     Raises:
         UsageError: MLflow is not installed.
@@ -61,7 +61,7 @@ class MlflowCallback(Callback):
         self._mlflow.log_metrics(scalars(row), step=row.round)
 
     def on_end(self, result: Result) -> None:
-        """Set the tags and end the run; not of a run that was complete before."""
+        """Set the tags and end the run, unless it was complete before."""
         if not self._running:
             return
         self._mlflow.set_tags({"status": result.status, "sha256": result.sha256 or ""})

@@ -24,8 +24,8 @@ class WandbCallback(Callback):
     The experiment's settings are the run's ``config``, its status and the hash of its parameters the summary.
 
     Args:
-        options: of ``wandb.init``, such as ``project="graphs"``, ``mode="offline"`` or, for a run that is to go
-            on, ``id="7", resume="allow"``. ``name`` and ``config`` are the experiment's unless they are given.
+        options: options of ``wandb.init``, such as ``project="graphs"``, ``mode="offline"`` or, to continue a
+            run, ``id="7", resume="allow"``. ``name`` and ``config`` are the experiment's unless they are given.
 
     Attributes:
         run: result of ``wandb.init``; None before the start.
@@ -57,7 +57,7 @@ class WandbCallback(Callback):
         self.run.log(scalars(row), step=row.round)
 
     def on_end(self, result: Result) -> None:
-        """Write the summary and end the run; not of a run that was complete before."""
+        """Write the summary and end the run, unless it was complete before."""
         if self.run is None:
             return
         self.run.summary["status"] = result.status

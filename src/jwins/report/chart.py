@@ -1,7 +1,7 @@
 """Figures: drawn once, written into the page, as PDF and as PNG.
 
 In the page's picture, colours are CSS variables, so that a figure follows the reader's light or dark theme.
-Text is text. Numbers are in the tables beside the figures.
+Its text can be selected and searched. Numbers are in the tables beside the figures.
 """
 
 from __future__ import annotations

@@ -284,13 +284,13 @@ def _draw_panel(
     if x_axis.in_bytes and curves:
         _byte_ticks(axes, curves, limits)
     elif x_axis.in_bytes:
-        _say(axes, "nothing was sent")
+        _write_text(axes, "nothing was sent")
     elif curves:
         axes.set_xlim(0, max(float(c.x[-1]) for c in curves) * 1.03 or 1.0)
         axes.xaxis.set_major_locator(steps(6, only_whole=x_axis.whole))
     if not any(np.isfinite(curve.mean).any() for curve in curves):
         if not x_axis.in_bytes or curves:
-            _say(axes, "nothing measured yet")
+            _write_text(axes, "nothing measured yet")
     elif y_axis.target is not None:
         name = f"target {number(y_axis.target, percent=y_axis.percent)}"
         # At their ends curves have passed the target, so its other side is empty.
@@ -368,7 +368,7 @@ def curve_chart(
     return Chart(slug, title, caption, draw)
 
 
-def _say(axes: Axes, text: str) -> None:
+def _write_text(axes: Axes, text: str) -> None:
     """Write a text in place of curves."""
     axes.set_xticks([])
     axes.set_yticks([])

@@ -48,7 +48,7 @@ returns the node groups, and the function that calls several of them at once.
 
 @dataclass(frozen=True)
 class Components:
-    """Parts of an experiment that every engine needs, for the nodes that one process holds.
+    """Components of an experiment that every engine needs, for the nodes that one process holds.
 
     Attributes:
         experiment: experiment with the chosen ``train.batching`` and ``run.device``.

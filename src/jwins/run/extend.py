@@ -19,18 +19,18 @@ from jwins.run_folder.record import Record
 
 
 def extend(experiment: Experiment, folder: Path) -> None:
-    """Make ``folder`` one in which the experiment is unfinished, if it differs in its end alone.
+    """Change the folder of an experiment that differs only in its end into one of this experiment, unfinished.
 
-    The run then goes on from its newest checkpoint in which no node had ended, or from the start if there is
-    none, to the result of a run that had as many rounds from the start. It may be killed at any time: until the
-    configuration is written, last of all, the folder is that of the shorter run.
+    The run then continues from its newest checkpoint in which no node had finished, or else from the start. Its
+    result is that of a run of this experiment from the start. The process may be killed at any time: the
+    configuration is written last, and until then the folder is that of the shorter run.
 
     Args:
-        experiment: with more rounds, or another ``run.stop``, than the run that is there.
+        experiment: the experiment with more rounds, or another ``run.stop``, than the run in the folder.
         folder: folder of the run; nothing is done if there is none.
 
     Raises:
-        ConfigError: fewer rounds, or settings with which the end is more than the number of rounds.
+        ConfigError: fewer rounds, or settings by which the finished rounds depend on the number of rounds.
         ResumeError: the folder holds another experiment, or a run that diverged, stalled or was launched.
     """
     config = folder / "config.toml"
@@ -98,7 +98,7 @@ def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:
 
 
 def _drop_end(folder: Path) -> None:
-    """Make a run that has ended one that has not."""
+    """Remove the last row and the files that mark the end of a run."""
     log = folder / "metrics.jsonl"
     write_atomically(log, b"".join(log.read_bytes().splitlines(keepends=True)[:-1]))
     (folder / traffic.FILE).unlink(missing_ok=True)

@@ -287,7 +287,7 @@ class _Nodes:
 
 
 def read_status(path: Path, view: NodeView) -> None:
-    """Bring a view up to date with the file in which a node says where it is, if there is one."""
+    """Update a view from the node's status file, if there is one."""
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError):

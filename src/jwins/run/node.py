@@ -97,7 +97,7 @@ def for_network(experiment: Experiment) -> Experiment:
 
 
 def for_real_time(components: Components) -> Components:
-    """Return the same for real time: another start row, no virtual deadline, and limits on other nodes."""
+    """Return the components for real time: another start row, no virtual deadline, limits on other nodes."""
     return replace(
         components,
         rules=components.rules.among_strangers(

@@ -201,9 +201,9 @@ class _Peers:
                 if len(process.unread) > MAX_LINE_BYTES:
                     lines, process.unread = [*lines, process.unread], b""
                 for raw in lines:
-                    self._say(node, raw)
+                    self._print_line(node, raw)
 
-    def _say(self, node: int, raw: bytes) -> None:
+    def _print_line(self, node: int, raw: bytes) -> None:
         text = raw.decode(errors="replace").rstrip("\r")
         self._processes[node].last_lines = [*self._processes[node].last_lines[-9:], text]
         self._line(self.views[node].name, text)
@@ -215,7 +215,7 @@ class _Peers:
         if process.popen.stdout.closed:
             return
         if process.unread:
-            self._say(node, process.unread)
+            self._print_line(node, process.unread)
         with contextlib.suppress(KeyError):
             self._outputs.unregister(process.popen.stdout)
         process.popen.stdout.close()

@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
 class Dataset:
-    """Samples, which are in memory once; nodes have arrays of indices.
+    """Samples, kept in memory once; nodes have arrays of indices.
 
     Attributes:
         inputs: (n, ...) of any type; store images as uint8 and convert in :meth:`Task.prepare`.
@@ -183,8 +183,8 @@ class Task(abc.ABC):
     def transform(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the metrics to report, from the means over the whole test set; by default the same.
 
-        For metrics that are no means of samples. F1, for example, is ``2 tp / (2 tp + fp + fn)`` of the means
-        of three numbers that are 0 or 1 for each sample.
+        Override it for metrics that are not means over samples. F1, for example, is ``2 tp / (2 tp + fp + fn)``
+        of the means of three numbers that are 0 or 1 for each sample.
 
         Args:
             means: means of each metric of :meth:`metrics`, (models,) float64, to be transformed one by one.

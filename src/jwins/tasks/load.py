@@ -89,7 +89,7 @@ def task_class(file: str, folder: Path) -> type[Task]:
 
 
 class _FromSource(importlib.machinery.SourceFileLoader):
-    """Compiles the file itself. Cached bytecode may be of an older text of the same second and length."""
+    """Loader that compiles the file: cached bytecode may be of an older text of the same second and length."""
 
     def get_code(self, fullname: str) -> CodeType:
         return self.source_to_code(self.get_data(self.path), self.path)
@@ -215,7 +215,7 @@ def _of_type(path: str, value: object, hint: Any) -> object:
 
 
 def _try(task: Task, named: _Named) -> None:
-    """Run every part of a user's task once, so that mistakes are reported before round 1."""
+    """Run every method of a user's task once, so that mistakes are reported before round 1."""
 
     def lacks(problem: str) -> ConfigError:
         return named.error(f"{type(task).__name__} {problem}")

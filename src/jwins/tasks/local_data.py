@@ -1,4 +1,4 @@
-"""Samples that a node alone trains on: copies of its share of the data, changed."""
+"""Samples of single nodes: changed copies of their share of the data."""
 
 from __future__ import annotations
 
@@ -114,16 +114,16 @@ def _as(values: Tensor, like: Tensor) -> Tensor:
 def with_local_data(
     task: Task, partition: Mapping[int, npt.NDArray[np.int64]], changes: Mapping[int, LocalChange]
 ) -> tuple[Task, dict[int, npt.NDArray[np.int64]]]:
-    """Return a task whose training data end in changed copies of some nodes' samples, and where these are.
+    """Append changed copies of some nodes' samples to the training data of a copy of the task.
 
     Args:
-        task: stays as it is.
+        task: the task; not changed.
         partition: training samples of the nodes that are held here.
-        changes: by node; of nodes that are not held here, without effect.
+        changes: changes by node; those of nodes that are not held here have no effect.
 
     Returns:
         A copy of the task that shares everything but ``train``, and for each node the samples to train on, in
-        the order of those that they stand for.
+        the order of the samples that they replace.
     """
     moved = dict(partition)
     changed = sorted(changes.keys() & moved.keys())

@@ -186,7 +186,7 @@ class Quantity:
 
     Args:
         alpha: concentration, > 0: 0.1 gives few nodes most samples, 100 gives all nodes about as many.
-        min_samples: fewest samples of a node, at least 1.
+        min_samples: minimum number of samples of a node, at least 1.
     """
 
     alpha: float = 0.5

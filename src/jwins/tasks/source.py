@@ -262,7 +262,7 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def decoded_once(
     task: str, files: Mapping[str, Sequence[Path]], options: object, build: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return ``build``'s result of files, cached under a hash of their content.
+    """Return the result of ``build``, cached under a hash of the content of ``files``.
 
     Args:
         task: the task's name.

@@ -132,7 +132,7 @@ def _averaging(nodes: Sequence[int], base: int) -> list[Step]:
 
 
 def _side_by_side(sequences: Sequence[Sequence[Step]]) -> list[Step]:
-    """Combine sequences over different nodes, or that are empty in each other's rounds, into one."""
+    """Combine sequences into one; no two have edges of the same node in the same round."""
     length = max(map(len, sequences), default=0)
     return [
         {edge: weight for steps in sequences if r < len(steps) for edge, weight in steps[r].items()}

@@ -83,16 +83,18 @@ class Graph:
 
 
 def check_topology(topology: Topology, num_nodes: int, rounds: int) -> None:
-    """Refuse a topology of a user of which one of the first graphs is none to mix over.
+    """Refuse a user's topology if one of its first graphs cannot be used for mixing.
+
+    A graph must have a row for each node, list each edge at both ends, and have weights above 0 that sum to at
+    most 1 at each node.
 
     Args:
-        topology: returns the graphs.
+        topology: the user's topology.
         num_nodes: N of the experiment.
-        rounds: rounds of the run, of which the first few are looked at.
+        rounds: rounds of the run, of which the first few are checked.
 
     Raises:
-        UsageError: ``at`` fails, or returns something that is no graph of these nodes: a row for each node,
-            edges that both ends know, and weights above 0, of which a node gives at most 1 in all.
+        UsageError: ``at`` fails, or its result is not such a graph.
     """
     for at in range(min(rounds, _CHECKED_ROUNDS)):
         where = f"{type(topology).__name__}.at({at})"

@@ -11,7 +11,7 @@ from jwins.topology.graph import Graph, Topology
 
 @dataclass(frozen=True)
 class Participation:
-    """A topology of whose nodes a fixed share takes part in a round, drawn anew from the seed.
+    """A topology in which a fixed share of the nodes takes part in each round, drawn from the seed.
 
     A node that does not take part neither trains nor exchanges anything. Edges between the others keep their
     mixing weights, so that the weights stay doubly stochastic.
