@@ -606,7 +606,7 @@ def test_a_mistake_in_an_algorithm_of_ones_own_is_named_before_a_port_is_opened(
         sock.bind(peers.roster.members[0].host_and_port)
 
 
-def test_who_did_not_fit_and_is_started_anew_is_met(tmp_path: Path, wires: Wires) -> None:
+def test_a_peer_that_did_not_fit_is_connected_after_a_restart(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
     models = [model(), model(seed=1)]
     alice, bob = (peers.peer(rank, models[rank], timeout_s=60.0) for rank in range(2))
