@@ -94,9 +94,7 @@ def test_a_port_that_drops_everything(tmp_path: Path, monkeypatch: pytest.Monkey
     """A full backlog of a socket that accepts nothing is as silent as a firewall."""
     monkeypatch.setattr(doctor, "TIMEOUT_S", 1.0)
     roster = roster_of(tmp_path, 2)
-    with socket.socket() as listening, contextlib.ExitStack() as stack:
-        listening.bind(roster[1].host_and_port)
-        listening.listen(0)
+    with socket.create_server(roster[1].host_and_port, backlog=0), contextlib.ExitStack() as stack:
         for _ in range(4):
             sock = stack.enter_context(socket.socket())
             sock.setblocking(False)
