@@ -7,7 +7,6 @@ the run continues elsewhere from the checkpoint that is here.
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import tempfile
@@ -31,7 +30,6 @@ from jwins.run.memory import memory_needed
 from jwins.run.on_ray import RemoteExperiment, cluster_of, pack_experiment
 from jwins.run.run import Ray
 from jwins.run_folder.atomic import write_atomically
-from jwins.run_folder.own_files import open_own
 from jwins.training.allocator import keep_freed_memory, trim_freed_memory
 from jwins.training.training_context import resolve_device
 
@@ -55,14 +53,10 @@ class Delta:
     """Changes in a run's folder.
 
     Attributes:
-        log_from: length of the log that the receiver has.
-        log: bytes after that.
-        files: other new or changed files, by name.
+        files: new or changed files, by name.
         gone: files that were removed.
     """
 
-    log_from: int
-    log: bytes
     files: Mapping[str, bytes]
     gone: tuple[str, ...]
 
@@ -73,23 +67,17 @@ class _Watch:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen = self._stamps()
-        self._log_bytes = 0
 
     def changes(self) -> Delta:
-        """Return all changes; the first call returns the whole log."""
-        log, start, path = b"", self._log_bytes, self._folder / _LOG
-        if path.exists():
-            with path.open("rb") as file:
-                file.seek(start)
-                log = file.read()
+        """Return all changes."""
         now = self._stamps()
         changed = [name for name in now if self._seen.get(name) != now[name]]
         gone = tuple(name for name in self._seen if name not in now)
-        self._seen, self._log_bytes = now, start + len(log)
-        return Delta(start, log, {name: (self._folder / name).read_bytes() for name in changed}, gone)
+        self._seen = now
+        return Delta({name: (self._folder / name).read_bytes() for name in changed}, gone)
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
-        stats = {name: path.stat() for name, path in _files(self._folder).items() if name != _LOG}
+        stats = {name: path.stat() for name, path in _files(self._folder).items()}
         return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
@@ -106,25 +94,17 @@ def _apply(delta: Delta, folder: Path, experiment: Experiment) -> None:
     refers to earlier rows, and is written after its shards.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    late = (_LOG, "checkpoints/shard-", "checkpoints/round-")
 
-    def write(name: str) -> None:
+    def place(name: str) -> int:
+        return next((k for k, start in enumerate(late, 2) if name.startswith(start)), int(name != _CONFIG))
+
+    for name in sorted(delta.files, key=place):
         content = delta.files[name]
         if name == _CONFIG:
             content = _as_from_here(content, experiment).encode()
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / name, content)
-
-    checkpoints = sorted(name for name in delta.files if name.startswith("checkpoints/"))
-    for name in sorted(delta.files.keys() - set(checkpoints), key=lambda name: (name != _CONFIG, name)):
-        write(name)
-    with open_own(folder / _LOG) as file:
-        file.truncate(delta.log_from)
-        file.seek(0, os.SEEK_END)
-        file.write(delta.log)
-        file.flush()
-        os.fsync(file.fileno())
-    for name in checkpoints:
-        write(name)
     for name in delta.gone:
         (folder / name).unlink(missing_ok=True)
 
