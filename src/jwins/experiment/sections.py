@@ -254,15 +254,9 @@ class PrivacyConfig(Settings):
 class TrainConfig(Settings):
     """Local training, the same on every node."""
 
-    if TYPE_CHECKING:
-        local_steps: int | tuple[int, ...] = 3
-    else:
-        local_steps: Annotated[int | tuple[int, ...], OneOrMany(Within("a whole number", 1), whole=True)] = (
-            Field(
-                default=3,
-                description="optimizer steps between two rounds of sharing, one number or one per node",
-            )
-        )
+    local_steps: Annotated[int | tuple[int, ...], OneOrMany(Within("a whole number", 1), whole=True)] = Field(
+        default=3, description="optimizer steps between two rounds of sharing, one number or one per node"
+    )
     local_epochs: Annotated[float, Within("a number of passes", 0, open_low=True)] | None = Field(
         default=None,
         description="passes over the samples of a node between two rounds, in place of local_steps: a node "
@@ -346,13 +340,10 @@ class WireConfig(Settings):
 class LinksConfig(Settings):
     """The simulated network."""
 
-    if TYPE_CHECKING:
-        uplink_mbps: float | tuple[float, ...] = 100.0
-    else:
-        uplink_mbps: Annotated[float | tuple[float, ...], OneOrMany(UPLINK_MBPS)] = Field(
-            default=100.0,
-            description="uplink of a node in Mbit/s, one number or one per node; simultaneous sends share it",
-        )
+    uplink_mbps: Annotated[float | tuple[float, ...], OneOrMany(UPLINK_MBPS)] = Field(
+        default=100.0,
+        description="uplink of a node in Mbit/s, one number or one per node; simultaneous sends share it",
+    )
     latency_ms: Annotated[float, LATENCY_MS] = Field(
         default=20.0, description="milliseconds from the last byte sent to the arrival of the frame"
     )
@@ -369,12 +360,9 @@ class LinksConfig(Settings):
 class ComputeConfig(Settings):
     """The simulated duration of local training."""
 
-    if TYPE_CHECKING:
-        step_ms: float | tuple[float, ...] = 10.0
-    else:
-        step_ms: Annotated[float | tuple[float, ...], OneOrMany(STEP_MS)] = Field(
-            default=10.0, description="virtual milliseconds of one local step, one number or one per node"
-        )
+    step_ms: Annotated[float | tuple[float, ...], OneOrMany(STEP_MS)] = Field(
+        default=10.0, description="virtual milliseconds of one local step, one number or one per node"
+    )
     spread: Annotated[float, SPREAD] = Field(
         default=0.0,
         description="standard deviation over nodes of the logarithm of their step time; drawn from the seed",
