@@ -176,13 +176,11 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf") else _escaped(letter)
+        letter
+        if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cf")
+        else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -125,7 +125,7 @@ def _launch_script(
         from rich.live import Live
 
         with Live(console=console, auto_refresh=False) as live:
-            status = run(lambda views: live.update(_peers_table(script.name, views), refresh=True))
+            status = run(lambda views: live.update(_table(script.name, "round", views), refresh=True))
     if status == "interrupted":
         leave("", INTERRUPTED)
 
@@ -179,28 +179,20 @@ def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launch
     """Show a table with a line for each node."""
     from rich.live import Live
 
-    measured: dict[str, Any] = {}
+    measured: dict[str, str] = {}
 
     def on_progress(now: Launched) -> None:
         if now.row is not None:
-            measured["means"] = {name: spread.mean for name, spread in now.row.metrics.items()}
-            measured["round"] = now.row.round
-        live.update(_table(experiment.name, now, measured), refresh=True)
+            means = {name: spread.mean for name, spread in now.row.metrics.items()}
+            measured["caption"] = f"after {now.row.round} rounds: {metrics_text(means)}"
+        table = _table(experiment.name, f"round of {now.rounds}", now.nodes, measured.get("caption"))
+        live.update(table, refresh=True)
 
     with Live(console=console, auto_refresh=False) as live:
         yield on_progress
 
 
-def _table(name: str, now: Launched, measured: dict[str, Any]) -> Table:
-    caption = f"after {measured['round']} rounds: {metrics_text(measured['means'])}" if measured else None
-    return _nodes_table(name, f"round of {now.rounds}", now.nodes, caption)
-
-
-def _peers_table(name: str, views: tuple[NodeView, ...]) -> Table:
-    return _nodes_table(name, "round", views)
-
-
-def _nodes_table(name: str, round_head: str, views: tuple[NodeView, ...], caption: str | None = None) -> Table:
+def _table(name: str, round_head: str, views: tuple[NodeView, ...], caption: str | None = None) -> Table:
     from rich.table import Table
 
     table = Table(title=name, caption=caption)

@@ -80,19 +80,14 @@ def summarize(comparison: Comparison, *, partial: bool = False, only: Collection
     if undecided and not partial and not only:
         raise DataError(f"{comparison.folder}: tuning of {undecided[0]!r} has not ended; run `jwins compare`")
     check_comparable(comparison, records)
-    _check_unchanged(found)
-    groups = _groups(comparison, cells, records)
-    missing = len(comparison.variants) * len(comparison.compare.seeds) - len(records)
-    return _written(comparison, found, groups, missing)
-
-
-def _check_unchanged(found: Plan) -> None:
-    """Check that code and data of the task did not change between a variant's runs, including tuning."""
-    unchanged = TaskChangeCheck()
+    unchanged = TaskChangeCheck()  # between a variant's runs, including tuning
     for cell in found.cells:
         record = ended(cell)
         if record is not None:
             unchanged.check(cell, record.start)
+    groups = _groups(comparison, cells, records)
+    missing = len(comparison.variants) * len(comparison.compare.seeds) - len(records)
+    return _written(comparison, found, groups, missing)
 
 
 def _groups(

@@ -116,7 +116,11 @@ def _compare(
                 f"its folder and run again"
             )
         done |= {job.name for job in todo}
-        statuses = (workers or _on_this_machine(todo, jobs, log_line))(todo, report_on)
+        run = workers
+        if run is None:
+            count = _workers(todo, jobs, log_line)
+            run = partial(side_by_side, workers=count) if count > 1 else in_process
+        statuses = run(todo, report_on)
         if "interrupted" in statuses:
             return ComparisonResult(comparison, comparison.folder, [], None, [], "interrupted")
     return summarize(comparison, only=only)
@@ -176,11 +180,6 @@ def _on_ray(engine: Ray) -> Workers:
     from jwins.compare.on_ray import on_cluster  # imports ray, which is an extra
 
     return partial(on_cluster, engine=engine)
-
-
-def _on_this_machine(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> Workers:
-    count = _workers(todo, wanted, log)
-    return partial(side_by_side, workers=count) if count > 1 else in_process
 
 
 def _workers(todo: Sequence[Job], wanted: int | None, log: Callable[[str], None]) -> int:

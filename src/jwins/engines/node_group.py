@@ -462,12 +462,13 @@ class NodeGroup:
                 own_found.setdefault(name, {})[node] = float(values[0])
             for name, values in score.some.items():
                 early_found.setdefault(f"own_{name}", {})[node] = float(values[0])
+        mean = average.params.to(device)
         return EvalResult(
             metrics=found,
             own=own_found,
             early=early_found,
             losses={node: loss for node in nodes if (loss := models[node].loss) is not None},
-            squares={} if round == 0 else self._squares(models, average),
+            squares={node: squared_distance(models[node].params, mean) for node in nodes if round > 0},
             of_average=of_average if test_average else None,
             epsilon=self._epsilon(round, nodes),
         )
@@ -490,10 +491,6 @@ class NodeGroup:
         buffers = [model.buffers for model in models.values()]
         names = list(models) if round > 0 else [0]  # the same draws on every node group that tests the model
         return [EvalRequest(rows, names, buffers, used.common, early, stacked=round > 0)]
-
-    def _squares(self, models: Mapping[int, WaitingModel], average: AverageModel) -> dict[int, float]:
-        mean = average.params.to(self.trainer.device)
-        return {node: squared_distance(model.params, mean) for node, model in models.items()}
 
     # --- End and resuming -----------------------------------------------------------------------------------
 

@@ -346,8 +346,8 @@ def _cell(value: Any) -> Any:
 
 
 def _finite_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _finite(value) for name, value in row.items()}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Return a row with None for numbers that are not finite, which JSON cannot express."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

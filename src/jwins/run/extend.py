@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
@@ -37,7 +35,8 @@ def extend(experiment: Experiment, folder: Path) -> None:
     if not config.is_file():
         return
     stored = read_toml(config.read_text(encoding="utf-8"), str(config)).get("run", {})
-    shorter = _with_end_of(experiment, stored)
+    end = {"rounds": stored.get("rounds", experiment.run.rounds), "stop": stored.get("stop")}
+    shorter = experiment.changed({"run": end})
     if shorter == experiment:
         return
     _, resolved = folder_state(shorter, folder)
@@ -52,19 +51,9 @@ def extend(experiment: Experiment, folder: Path) -> None:
             write_atomically(log, b"".join([first.replace(old, new, 1), *rows]))  # as long as it was
         if not _can_go_on(experiment, folder):
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        end = {"rounds": experiment.run.rounds, "stop": _stop_of(experiment)}
+        stop = experiment.run.stop
+        end = {"rounds": experiment.run.rounds, "stop": stop and stop.model_dump(exclude_none=True)}
         write_atomically(config, resolved.changed({"run": end}).to_toml(folder).encode())
-
-
-def _with_end_of(experiment: Experiment, stored: Mapping[str, Any]) -> Experiment:
-    """Return the experiment with the end of the run in the folder."""
-    rounds = stored.get("rounds", experiment.run.rounds)
-    return experiment.changed({"run": {"rounds": rounds, "stop": stored.get("stop")}})
-
-
-def _stop_of(experiment: Experiment) -> dict[str, Any] | None:
-    stop = experiment.run.stop
-    return None if stop is None else stop.model_dump(exclude_none=True)
 
 
 def _check(experiment: Experiment, shorter: Experiment, folder: Path) -> None:

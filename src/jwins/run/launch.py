@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -410,7 +410,10 @@ class _Collected:
         if round > 0:
             if self._group is None:
                 self._group = self._components.node_group()
-            results = [_with_square(found, squared_distance(found.params, mean.params)) for found in every]
+            results = [
+                replace(found.result, squares={found.node: squared_distance(found.params, mean.params)})
+                for found in every
+            ]
             results.append(self._group.measure(round, mean, test_average=True))
         for found in every:
             self._sent[found.node] = TrafficSplit(*found.sent)
@@ -478,12 +481,6 @@ def _read(path: Path) -> NodeEvaluation:
     if not isinstance(found, NodeEvaluation):
         raise DataError(f"{path}: not a node's measurements; remove the file and run again")
     return found
-
-
-def _with_square(found: NodeEvaluation, square: float) -> Any:
-    from dataclasses import replace
-
-    return replace(found.result, squares={found.node: square})
 
 
 def _end_of(folder: Path) -> EndRow:

@@ -226,7 +226,7 @@ class Layout:
 
     def _tensors_of(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the model's tensors by name; raise UsageError if one is missing or has another shape."""
-        tensors = _tensors(model)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for slot in self.slots:
             tensor = tensors.get(slot.name)
             if tensor is None or tensor.shape != slot.shape:
@@ -283,10 +283,6 @@ def _check_storage(model: nn.Module, in_vector: Collection[str], constants: Coll
                     "names (module.b = module.a), or clone one"
                 )
         reach[store, kind] = max(reach.get((store, kind), (0, "")), (end, name))
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def _variance_names(model: nn.Module) -> set[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -141,7 +142,8 @@ def check_versions() -> None:
     Raises:
         UsageError: a machine has other versions, or does not answer.
     """
-    here = _versions(_COMPARED_LIBRARIES)
+    versions = {name: metadata.version(name) for name in _COMPARED_LIBRARIES}
+    here = {"python": platform.python_version(), **versions}
 
     # not part of a module, so that it runs on machines without jwins
     def probe(names: Sequence[str]) -> dict[str, str]:
@@ -177,12 +179,6 @@ def check_versions() -> None:
                 f"{machine.name}: {', '.join(differ)}; install the same versions on all machines, for example "
                 f"with one constraints file; other versions may change results"
             )
-
-
-def _versions(names: Sequence[str]) -> Mapping[str, str]:
-    import platform
-
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
 
 
 def _gigabytes(size_bytes: float) -> str:
