@@ -38,6 +38,7 @@ def measure(options: Sequence[str]) -> dict[str, float]:
         synthetic_parts,
     )
     from jwins.training.allocator import keep_freed_memory
+    from jwins.training.evaluation import EvalRequest
 
     if "--hand-back" not in options:
         keep_freed_memory()
@@ -47,10 +48,11 @@ def measure(options: Sequence[str]) -> dict[str, float]:
     task.test = task.train
     trainer = make_trainer(task, synthetic_parts(NODES), batching="loop", threads=1)
     rows, nodes, samples = trainer.initial()[None].repeat(NODES, 1), list(range(NODES)), torch.arange(SAMPLES)
+    request = EvalRequest(rows, nodes, [trainer.buffers(node) for node in nodes], samples)
     found = {"evaluation": [], "training": []}
     for turn in range(3):
         start = time.perf_counter()
-        trainer.evaluate(rows, nodes, samples)
+        trainer.evaluate_all([request])
         middle = time.perf_counter()
         trainer.train(dict.fromkeys(nodes, turn))
         end = time.perf_counter()

@@ -18,6 +18,7 @@ import pytest
 
 import jwins
 from empty_figures import empty_figures
+from evaluation import evaluate
 from jwins.compare import compare, runner, summarize, workers
 from jwins.compare.comparison import Cell, Comparison, load_comparison
 from jwins.compare.plan import Trial, at_edge, ended, plan, rank
@@ -758,7 +759,7 @@ def test_early_evaluations_use_some_of_the_samples(tmp_path: Path) -> None:
     complete = {row.round: row for row in plain.driver.run().rows if hasattr(row, "samples")}
     assert [rows[r].metrics == complete[r].metrics for r in (0, 2, 4, 6, 8)] == [False] * 3 + [True] * 2
     (group,) = assembled.driver.groups
-    at_8 = [group.trainer.evaluate(group.parameters(node)[None], [0], early) for node in group.nodes]
+    at_8 = [evaluate(group.trainer, group.parameters(node)[None], [0], early) for node in group.nodes]
     assert float(at_8[0]["accuracy"][0]) * 25 == pytest.approx(round(float(at_8[0]["accuracy"][0]) * 25))
     assert rows[8].early == {
         name: pytest.approx(statistics.fmean(float(found[name][0]) for found in at_8))

@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation import evaluate
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, parquet, source
 from jwins.tasks.partition import PARTITIONERS
@@ -457,10 +458,10 @@ def test_gpt_reports_bits_and_perplexity_of_the_whole_test_set() -> None:
     assert trainers["auto"].batching == "stacked", trainers["auto"].reason
     found = {}
     for batching, trainer in trainers.items():
-        before = trainer.evaluate(trainer.params[:1], [0], torch.arange(200))
+        before = evaluate(trainer, trainer.params[:1], [0], torch.arange(200))
         trainer.train(dict.fromkeys(range(4), 0))
         trainer.train(dict.fromkeys(range(4), 1))
-        found[batching] = trainer.evaluate(trainer.params, list(range(4)), torch.arange(200))
+        found[batching] = evaluate(trainer, trainer.params, list(range(4)), torch.arange(200))
         assert float(found[batching]["loss"].max()) < 0.8 * float(before["loss"])
         torch.testing.assert_close(found[batching]["perplexity"], found[batching]["loss"].exp())
         bits = found[batching]["loss"] / np.log(2.0)

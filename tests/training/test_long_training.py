@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evaluation import evaluate
 from jwins.errors import ConfigError
 from jwins.tasks.base import Dataset, Task
 from jwins.training.batches import batch_indices
@@ -225,7 +226,7 @@ def test_a_model_runs_in_bfloat16_and_its_loss_in_float32() -> None:
     seen.clear()
     own.train({0: 0})
     assert seen == [torch.bfloat16]
-    own.evaluate(own.params[:1], [0])
+    evaluate(own, own.params[:1], [0])
     assert seen[-1] == torch.float32
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 import jwins.training.model_traits
 import jwins.training.trainer
 import jwins.training.training_context
+from evaluation import evaluate
 from jwins.errors import ConfigError, UsageError
 from jwins.rng import stream
 from jwins.tasks.base import Dataset, Task
@@ -236,7 +237,7 @@ def test_stacked_agrees_with_loop_after_one_round(build, buffers):
     scores = []
     for trainer in (loop, stacked):
         every = [trainer.buffers(node) for node in range(7)]
-        scores.append(trainer.evaluate(rows, [*range(7), 0], buffers=[*every, mean_buffers(every)]))
+        scores.append(evaluate(trainer, rows, [*range(7), 0], buffers=[*every, mean_buffers(every)]))
     for name in ("accuracy", "loss"):
         torch.testing.assert_close(scores[0][name], scores[1][name], atol=1e-5, rtol=0)
 
@@ -379,7 +380,7 @@ def test_dropout_differs_between_nodes_and_rounds_and_leaves_the_global_generato
     assert trainer.traits.training
     assert not trainer.traits.evaluation
     trainer.train(everyone(trainer, 0))
-    trainer.evaluate(trainer.params, range(4))
+    evaluate(trainer, trainer.params, range(4))
     assert torch.equal(torch.get_rng_state(), before)
     # The samples of a step are the same up to their order, so only dropout can tell nodes apart.
     assert float((trainer.params[0] - trainer.params[1]).abs().max()) > 1e-3
@@ -538,7 +539,7 @@ def test_batch_norm_statistics_stay_on_their_node(batching):
     _, model = plain(trainer, 1, 1, build=normed)
     torch.testing.assert_close(mean[1], model[1].running_mean, atol=1e-5, rtol=0)
     before = digest(trainer)
-    score = trainer.evaluate(trainer.params[1:4], [1, 1, 2])["loss"]
+    score = evaluate(trainer, trainer.params[1:4], [1, 1, 2])["loss"]
     assert digest(trainer) == before  # evaluation changes nothing
     with torch.no_grad():
         expected = functional.cross_entropy(model.eval()(trainer.task.test.inputs), trainer.task.test.targets)
@@ -557,7 +558,7 @@ def test_the_average_model_uses_average_buffers(batching):
     with torch.no_grad():
         expected = functional.cross_entropy(model(trainer.task.test.inputs), trainer.task.test.targets)
     own = [mean_buffers([trainer.buffers(node) for node in trainer.nodes])]
-    found = trainer.evaluate(average[None], [0], buffers=own)["loss"]
+    found = evaluate(trainer, average[None], [0], buffers=own)["loss"]
     assert float(found) == pytest.approx(float(expected), abs=1e-5)
 
 
@@ -570,7 +571,7 @@ def test_shared_statistics_are_part_of_the_row(batching):
     assert row[2].any()
     assert not row[0].any()
     before = trainer.params.clone()
-    trainer.evaluate(trainer.params, range(5))
+    evaluate(trainer, trainer.params, range(5))
     assert torch.equal(trainer.params, before)
 
 
@@ -584,7 +585,7 @@ def test_evaluation_is_the_mean_over_the_chosen_samples(batching, monkeypatch):
     trainer.train(everyone(trainer, 0))
     samples = torch.tensor([1, 4, 9, 0, 2, 3, 19])
     for chosen in (None, samples):
-        scores = trainer.evaluate(trainer.params, range(5), chosen)
+        scores = evaluate(trainer, trainer.params, range(5), chosen)
         assert scores["accuracy"].dtype == torch.float64
         for node in range(5):
             model = mlp()
@@ -597,17 +598,17 @@ def test_evaluation_is_the_mean_over_the_chosen_samples(batching, monkeypatch):
             accuracy = (outputs.argmax(dim=1) == test.targets[index]).double().mean()
             assert float(scores["loss"][node]) == pytest.approx(float(loss), abs=1e-5)
             assert float(scores["accuracy"][node]) == pytest.approx(float(accuracy))
-    assert trainer.evaluate(trainer.params[:0], []) == {}
+    assert evaluate(trainer, trainer.params[:0], []) == {}
 
 
 def test_evaluation_refuses_what_does_not_fit():
     trainer = make()
     with pytest.raises(UsageError, match=r"expected \(2, "):
-        trainer.evaluate(trainer.params, [0, 1])
+        evaluate(trainer, trainer.params, [0, 1])
     with pytest.raises(UsageError, match="node 5 is not among the 5 nodes held here"):
-        trainer.evaluate(trainer.params[:1], [5])
+        evaluate(trainer, trainer.params[:1], [5])
     with pytest.raises(UsageError, match="no test samples"):
-        trainer.evaluate(trainer.params[:1], [0], torch.zeros(0, dtype=torch.int64))
+        evaluate(trainer, trainer.params[:1], [0], torch.zeros(0, dtype=torch.int64))
 
 
 # Mistakes and failures
@@ -812,8 +813,8 @@ def test_frozen_parameters_have_no_place_in_the_row_and_stay(state):
         plain.load_state_dict(trainer.layout.state_dict(vector, {}, trainer.frozen), strict=True)
         outputs = plain(trainer.task.test.inputs)
         losses = functional.cross_entropy(outputs, trainer.task.test.targets)
-        assert float(trainer.evaluate(vector[None], [3])["loss"][0]) == pytest.approx(losses.item(), abs=1e-5)
-        scores = trainer.evaluate(trainer.params, range(5))
+        assert float(evaluate(trainer, vector[None], [3])["loss"][0]) == pytest.approx(losses.item(), abs=1e-5)
+        scores = evaluate(trainer, trainer.params, range(5))
         assert float(scores["loss"][3]) == pytest.approx(losses.item(), abs=1e-5)
     torch.testing.assert_close(rows["stacked"], rows["loop"], atol=1e-4, rtol=0)
 
@@ -872,7 +873,7 @@ def test_cuda_trains_as_the_cpu_does(build):
         before = torch.cuda.get_rng_state()
         losses = trainer.train(everyone(trainer, 0))
         assert torch.equal(torch.cuda.get_rng_state(), before)
-        scores = trainer.evaluate(trainer.params, range(5), torch.arange(7))
+        scores = evaluate(trainer, trainer.params, range(5), torch.arange(7))
         assert scores["loss"].device.type == "cpu"
         if build is not dropping:
             on_cpu.params.copy_(on_cpu.initial())
@@ -904,8 +905,8 @@ def test_nodes_get_the_same_bits_whoever_else_is_held(build, batching):
         for trainer in some:
             assert trainer.train(dict.fromkeys(trainer.nodes, r)) == {i: losses[i] for i in trainer.nodes}
     for trainer in some:
-        scores = trainer.evaluate(trainer.params, trainer.nodes)
-        expected = whole.evaluate(whole.params, whole.nodes)
+        scores = evaluate(trainer, trainer.params, trainer.nodes)
+        expected = evaluate(whole, whole.params, whole.nodes)
         for row, node in enumerate(trainer.nodes):
             assert torch.equal(trainer.row(node), whole.row(node))
             assert torch.equal(trainer.params[row], whole.params[node])

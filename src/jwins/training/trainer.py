@@ -103,7 +103,6 @@ class Trainer:
         sgd = Optimizer("sgd", {"lr": 0.05})
         trainer = Trainer(task, partition, seed=1, local_steps=3, batch_size=8, optimizer=sgd)
         losses = trainer.train({node: 0 for node in trainer.nodes})
-        scores = trainer.evaluate(trainer.params, trainer.nodes, samples=None)
     """
 
     def __init__(
@@ -352,38 +351,6 @@ class Trainer:
             own, seed = self._shuffles[node].partition, self._context.seed
             return poisson_batches(own, seed=seed, node=node, round=round, local_steps=steps, batch_size=size)
         return list(self._shuffles[node].take(round * steps * size, steps * size).reshape(steps, -1))
-
-    def evaluate(
-        self,
-        rows: Tensor,
-        nodes: Sequence[int],
-        samples: Tensor | None = None,
-        *,
-        buffers: Sequence[Mapping[str, Tensor]] | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the mean of each of the task's metrics over the test set.
-
-        The models are in evaluation mode; nothing is changed.
-
-        Args:
-            rows: (n, P) float32, models.
-            nodes: for each row, the node whose local buffers are used.
-            samples: (m,) int64 positions in the test set, m >= 1; None for all.
-            buffers: for each row, the local buffers to use instead of those that ``nodes`` names, as
-                :meth:`buffers` returned them earlier.
-
-        Returns:
-            By metric, (n,) float64 on the CPU.
-
-        Raises:
-            UsageError: shapes do not fit, or no such node here.
-            TrainingError: the model or a metric failed.
-        """
-        if not len(rows) and not len(nodes):
-            return {}
-        found = [self.buffers(node) for node in nodes] if buffers is None else buffers
-        stacked = len(rows) >= MIN_STACK
-        return self.evaluate_all([EvalRequest(rows, list(nodes), found, samples, stacked=stacked)])[0].all
 
     def evaluate_all(self, requests: Sequence[EvalRequest]) -> list[MetricMeans]:
         """Evaluate several requests at once, so that all their models share the threads.
