@@ -118,7 +118,30 @@ def _difference(mine: dict[str, Any], stored: dict[str, Any], path: str = "") ->
     return ""
 
 
-def check_task_unchanged(folder: Path, start: StartRow) -> None:
+def check_resume(folder: Path, state: FolderState, resume: bool) -> None:
+    """Refuse a run that is in its folder already, unless it is to be resumed."""
+    if state is not FolderState.ABSENT and not resume:
+        verb = "read it" if state is FolderState.COMPLETE else "continue"
+        raise ResumeError(
+            f"{folder}: this experiment is {state.value} there; {verb} with --resume (resume=True), choose "
+            "another run.folder, or remove it"
+        )
+
+
+def goes_on(folder: Path, start: StartRow) -> bool:
+    """Return whether a run continues from a checkpoint; if it does not, its log is removed.
+
+    Raises:
+        ResumeError: the task or its data have changed.
+    """
+    if any((folder / "checkpoints").glob("round-*.safetensors")):
+        _check_task_unchanged(folder, start)
+        return True
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    return False
+
+
+def _check_task_unchanged(folder: Path, start: StartRow) -> None:
     """Refuse to continue a run whose task or data have changed, which the digest does not cover.
 
     The initial model is not compared, because its last bits may depend on the processor. The task's code is not

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from jwins.engines.evaluation_results import PartialSum, average, reduce_results, squared_distance
-from jwins.errors import DataError, JwinsError, ResumeError, UsageError
+from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Components, assemble
 from jwins.run.builders import write_partition
-from jwins.run.folder import FolderState, folder_state
+from jwins.run.folder import FolderState, check_resume, folder_state
 from jwins.run.fork_server import Forked, can_fork, start_forked
 from jwins.run.node import for_network, for_real_time, node_folder, timeout_of
 from jwins.run.result import Result
@@ -132,11 +132,7 @@ def launch(
     least_s = timeout_of(experiment, timeout_s)
     folder = experiment.folder
     state, experiment = folder_state(experiment, folder)
-    if state is not FolderState.ABSENT and not resume:
-        raise ResumeError(
-            f"{folder}: this experiment is {state.value} there; continue with --resume (resume=True), choose "
-            "another run.folder, or remove it"
-        )
+    check_resume(folder, state, resume)
     if state is FolderState.COMPLETE:
         record = Record.read(folder)
         assert record.end is not None

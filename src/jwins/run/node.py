@@ -21,7 +21,7 @@ from jwins.experiment.experiment import Experiment, identity_settings
 from jwins.experiment.plugins import TopologyTable
 from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Components, assemble
-from jwins.run.folder import FolderState, check_task_unchanged, folder_state
+from jwins.run.folder import FolderState, folder_state, goes_on
 from jwins.run_folder import checkpoint
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.lock import locked
@@ -223,11 +223,7 @@ def _run(
     from jwins.net.driver import RealTimeDriver
     from jwins.net.status_file import StatusFile
 
-    going_on = any((folder / "checkpoints").glob("round-*.safetensors"))
-    if going_on:
-        check_task_unchanged(folder, components.start)
-    else:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    going_on = goes_on(folder, components.start)
     status = StatusFile(folder / "status.json", membership.names)
 
     def on_progress(now: NodeProgress) -> None:

@@ -21,7 +21,7 @@ from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build
 from jwins.run.builders import write_partition
 from jwins.run.extend import extend as make_longer
-from jwins.run.folder import FolderState, check_task_unchanged, folder_state
+from jwins.run.folder import FolderState, check_resume, folder_state, goes_on
 from jwins.run.result import Result
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.lock import locked
@@ -109,16 +109,7 @@ def simulate(
     if extend:
         make_longer(experiment, folder)
     state, experiment = folder_state(experiment, folder)
-    if state is not FolderState.ABSENT and not resume and not extend:
-        raise ResumeError(
-            f"{folder}: this experiment is {state.value} there; "
-            + (
-                "read it with --resume (resume=True), "
-                if state is FolderState.COMPLETE
-                else "continue with --resume (resume=True), "
-            )
-            + "choose another run.folder, or remove it"
-        )
+    check_resume(folder, state, resume or extend)
     if state is FolderState.COMPLETE:
         record = Record.read(folder)
         assert record.end is not None
@@ -237,11 +228,7 @@ def _simulate(
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", assembled.experiment.to_toml(folder).encode())
         write_partition(folder, assembled.task, assembled.partition)
-        going_on = state is FolderState.UNFINISHED and any((folder / "checkpoints").glob("round-*.safetensors"))
-        if going_on:
-            check_task_unchanged(folder, assembled.start)
-        else:
-            (folder / "metrics.jsonl").unlink(missing_ok=True)
+        going_on = goes_on(folder, assembled.start)
         for callback in callbacks:
             callback.on_start(assembled.experiment)
         outcome = assembled.driver.run(resume=going_on)
