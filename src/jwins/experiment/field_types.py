@@ -83,8 +83,8 @@ def nameless(value: object) -> str:
     """Return the class, of an object or of one in its fields, that has a newer constructor than repr; or ""."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            if cls := nameless(getattr(value, field.name)):
-                return cls
+            if found := nameless(getattr(value, field.name)):
+                return found
     for cls in type(value).__mro__:
         if "__repr__" in vars(cls):
             return ""
