@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jwins.compare.comparison import Comparison, load_comparison
 from jwins.compare.plan import at_edge, plan
 from jwins.compare.tuning import TuningGrid
 from jwins.errors import ConfigError
+from jwins.sharing import Full
 
 FILE = """
 name = "grids"
@@ -150,3 +152,31 @@ def test_the_best_combination_is_used_by_all_variants(tmp_path: Path) -> None:
     assert rows[0]["key"] == f"{LR}, {STEPS}"
     assert "point" not in rows[0]
     assert compare(comparison, jobs=1).table == found.table
+
+
+@dataclass(frozen=True)
+class Mine(Full):
+    beta1: float = 0.5
+
+
+def test_fields_of_an_algorithm_of_ones_own_are_tuned(tmp_path: Path) -> None:
+    own = load(tmp_path).variants[0].experiment.changed({"sharing": Mine()})
+
+    def tuned(*values: float) -> Comparison:
+        tune = TuningGrid(key="sharing.beta1", values=values)
+        settings = {"seeds": [1], "target": {"accuracy": 0.15}, "folder": tmp_path / "out"}
+        return Comparison(
+            name="own", variants=[{"name": "mine", "experiment": own, "tune": tune}], compare=settings
+        )  # type: ignore[list-item, arg-type]
+
+    first = tuned(0.1)
+    compare(first, jobs=1)
+    (cell,) = plan(first).cells
+    assert cell.experiment.sharing == Mine(beta1=0.1)
+    compare(tuned(0.2), jobs=1)
+    (earlier,) = (tmp_path / "out" / "mine" / "earlier").glob("beta1=*beta1=0.1*/seed-1")
+    before = (earlier / "metrics.jsonl").read_bytes()
+    compare(first, jobs=1)
+    assert (cell.folder / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="Mine has no such field; its fields: values, robust, beta1"):
+        own.changed({"sharing.beta": 1})

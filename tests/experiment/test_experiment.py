@@ -706,6 +706,40 @@ def test_an_object_whose_repr_hides_its_arguments_is_refused(settings: Any, cls:
     assert Experiment(sharing=Outer(inner=0.1)).digest() != Experiment(sharing=Outer(inner=0.2)).digest()
 
 
+def test_fields_of_a_dataclass_are_set_by_path() -> None:
+    own = Experiment(sharing=Outer(inner=sharing.FixedCutoff(0.5)))
+    changed = own.changed({"sharing.inner.fraction": 0.25, "sharing.values": "bfloat16"})
+    assert changed.sharing == Outer("bfloat16", inner=sharing.FixedCutoff(0.25))
+    table = Experiment(sharing=e.JwinsConfig(cutoff=sharing.FixedCutoff(0.5)))
+    assert table.changed({"sharing.cutoff.fraction": 0.25}).sharing.cutoff == sharing.FixedCutoff(0.25)  # type: ignore[union-attr]
+    assert own.changed({"sharing": {"kind": "full"}}).sharing == e.FullConfig()
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "problem"),
+    [
+        (
+            {"sharing.fraktion": 0.2},
+            "sharing.fraktion",
+            "Outer has no such field; its fields: values, robust, inner",
+        ),
+        (
+            {"topology.seed": 2},
+            "topology",
+            r"is an object \(Everywhere\) and no dataclass, .*; pass a new object",
+        ),
+        ({"sharing.inner.fraction": 2.0}, "sharing.cutoff.fraction", "expected"),
+    ],
+)
+def test_a_field_that_cannot_be_set_is_refused_by_path(settings: Any, path: str, problem: str) -> None:
+    mesh = Everywhere()
+    mesh.num_nodes = 16  # type: ignore[attr-defined]
+    own = Experiment(sharing=Outer(inner=sharing.FixedCutoff(0.5)), topology=mesh)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=problem) as caught:
+        own.changed(settings)
+    assert caught.value.path == path
+
+
 def test_a_derived_algorithm_must_have_the_three_functions() -> None:
     class NoMerge(sharing.Sharing[None]):
         def init(self, params: Any) -> None: ...

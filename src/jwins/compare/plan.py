@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.compare.comparison import Cell, Comparison, Variant
-from jwins.compare.setting_paths import look_up, setting_texts, settings_slug
+from jwins.compare.setting_paths import is_object, look_up, setting_texts, settings_slug
 from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.compare.tuning import TuningGrid
 from jwins.errors import ResumeError
@@ -389,9 +389,11 @@ def ended(cell: Cell) -> Record | None:
 
 def _earlier(cell: Cell) -> Path | None:
     """Return the folder for a run that was compared before another value was chosen."""
-    if not cell.settings or cell.tuning:
-        return None
-    return cell.folder.parent / "earlier" / settings_slug(_written(cell)) / cell.folder.name
+    return _folder_of(cell, _written(cell)) if cell.settings and not cell.tuning else None
+
+
+def _folder_of(cell: Cell, settings: Mapping[str, Any]) -> Path:
+    return cell.folder.parent / "earlier" / settings_slug(settings) / cell.folder.name
 
 
 def _written(cell: Cell) -> dict[str, Any]:
@@ -415,10 +417,9 @@ def set_aside(cell: Cell) -> None:
         before = _of(stored, cell.settings)
         if before == _written(cell):
             return
-        old = replace(cell, experiment=cell.experiment.changed(before), settings=before)
-        folder_state(old.experiment, cell.folder)  # differs in more than the chosen settings: an error
-        aside = _earlier(old)
-        assert aside is not None
+        if not any(map(is_object, before.values())):  # whose fields are not stored
+            folder_state(cell.experiment.changed(before), cell.folder)  # differs in more: an error
+        aside = _folder_of(cell, before)
         aside.parent.mkdir(parents=True, exist_ok=True)
         cell.folder.rename(aside)
     if earlier.is_dir():

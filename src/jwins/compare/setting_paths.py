@@ -12,7 +12,7 @@ from jwins.experiment.toml import toml_text
 from jwins.validation import MISSING, Within
 
 Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
-SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)+$")]
+SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[A-Za-z_]\w*)+$")]
 
 
 def setting_texts(settings: Mapping[str, Any]) -> list[str]:
@@ -30,9 +30,16 @@ def settings_slug(settings: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(setting_texts(settings)).replace(" = ", "="))
 
 
+def is_object(value: object) -> bool:
+    """Return whether a value of ``config.toml`` is the text of a Python object."""
+    return isinstance(value, Mapping) and value.get("kind") == "object"
+
+
 def look_up(tables: Mapping[str, Any], key: str) -> Any:
-    """Return the value at a TOML path, MISSING without one."""
+    """Return the value at a TOML path, MISSING without one; for a field of an object the object's table."""
     place: Any = tables
     for step in key.split("."):
+        if is_object(place):
+            return place
         place = place.get(step, MISSING) if isinstance(place, Mapping) else MISSING
     return place

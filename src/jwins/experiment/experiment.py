@@ -272,6 +272,8 @@ class Experiment(Settings):
     def changed(self, tables: Mapping[str, Any]) -> Experiment:
         """Return a copy with some keys changed: ``{"run": {"seed": 2}}`` as in TOML, or ``{"run.seed": 2}``.
 
+        Of a dataclass in place of a table, ``{"sharing.fraction": 0.2}`` changes the field ``fraction``.
+
         Raises:
             ConfigError: the result is not a valid experiment.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import tomllib
@@ -71,10 +72,15 @@ def toml_value(text: str) -> Any:
     return parsed["value"] if list(parsed) == ["value"] else text
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Merge the keys of ``over`` over those of ``base``, table by table.
 
-    A table whose ``kind`` changes is replaced, because its keys mean nothing to the other kind.
+    A table whose ``kind`` changes is replaced, because its keys mean nothing to the other kind. A dataclass in
+    place of a table gets other fields.
+
+    Raises:
+        ConfigError: with the path from ``path`` on, if another object is in place of a table, or the dataclass
+            refuses the fields.
 
     >>> merge({"a": {"kind": "x", "p": 1}, "b": 1}, {"a": {"kind": "y"}})
     {'a': {'kind': 'y'}, 'b': 1}
@@ -84,10 +90,33 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             replaced = "kind" in value and value["kind"] != old.get("kind", value["kind"])
-            merged[key] = dict(value) if replaced else merge(old, value)
+            merged[key] = dict(value) if replaced else merge(old, value, f"{path}{key}.")
+        elif isinstance(value, Mapping) and "kind" not in value and not isinstance(old, _PLAIN):
+            merged[key] = _with_fields(old, value, f"{path}{key}")
         else:
             merged[key] = value
     return merged
+
+
+_PLAIN = (type(None), str, int, float, list, tuple, Path)
+
+
+def _with_fields(old: Any, given: Mapping[str, Any], path: str) -> Any:
+    """Return a copy of a dataclass with some fields changed."""
+    name = type(old).__name__
+    if not dataclasses.is_dataclass(old) or isinstance(old, type):
+        problem = f"is an object ({name}) and no dataclass, so its fields cannot be set; pass a new object"
+        raise ConfigError(path, old, problem)
+    now = {own.name: getattr(old, own.name) for own in dataclasses.fields(old) if own.init}
+    if strange := [key for key in given if key not in now]:
+        problem = f"{name} has no such field; its fields: {', '.join(now) or 'none'}"
+        raise ConfigError(f"{path}.{strange[0]}", given[strange[0]], problem)
+    try:
+        return dataclasses.replace(old, **merge(now, given, f"{path}."))
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(path, dict(given), f"{name}: {error}") from error
 
 
 def nested(tables: Mapping[str, Any]) -> dict[str, Any]:
