@@ -288,7 +288,7 @@ def test_changes_count_versions(tmp_path: Path) -> None:
     assert roster.without("bob").roster_version == 0
     once = roster.without("bob", from_round=10)
     assert (once.roster_version, once.from_round, once.ids) == (1, 10, (0, 2))
-    with pytest.raises(ConfigError, match="expected a round after 10"):
+    with pytest.raises(ConfigError, match="the last change is of round 10; name a later round"):
         once.without("carol", from_round=10)
     with pytest.raises(ConfigError, match="use --replace"):
         roster.with_member(roster[1])

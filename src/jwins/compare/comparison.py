@@ -270,7 +270,7 @@ class Comparison(Settings):
         """Return the compared runs, all variants of a seed before the next seed.
 
         Args:
-            chosen: settings that tuning has chosen, by variant and TOML path; None for none.
+            chosen: settings that tuning has chosen, by variant and TOML path, or None.
         """
         settings = chosen or {}
         return [

@@ -107,7 +107,7 @@ class Peer:
         codec: "pco" or "raw".
         timeout_s: minimum time to wait for a neighbour; all other times are derived from it.
         folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
-        metrics_port: port for a status page and ``/metrics``, on loopback; None for none.
+        metrics_port: port for a status page and ``/metrics``, on loopback; None serves neither.
         listen: host:port to listen on, if it is not the roster's.
         transport: a transport that replaces the connections of the roster; for tests.
 

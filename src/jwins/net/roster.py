@@ -322,9 +322,8 @@ class Roster(Settings):
         roster_version = self.roster_version if from_round is None else self.roster_version + 1
         start = self.from_round if from_round is None else from_round
         if from_round is not None and from_round <= self.from_round and self.roster_version > 0:
-            raise ConfigError(
-                "--from-round", from_round, f"expected a round after {self.from_round}, the last change's"
-            )
+            problem = f"the last change is of round {self.from_round}; name a later round"
+            raise ConfigError("--from-round", from_round, problem)
         members = tuple(sorted(members, key=lambda m: m.id))
         gone = set() if from_round is None else set(self.ids) - {member.id for member in members}
         return Roster(

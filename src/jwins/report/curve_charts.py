@@ -63,7 +63,7 @@ class YAxis:
         label: label with the unit.
         values: values of each evaluation of a run; NaN leaves a gap.
         percent: whether it is a fraction shown in percent.
-        target: level of a dotted line, None for none.
+        target: level of a dotted line, or None.
         compared: whether variants are compared by it, so that the axis must show their ends.
         lower_is_better: whether smaller values are better.
     """

@@ -97,7 +97,7 @@ def pareto_chart(
         groups: the variants.
         styles: styles of the variants.
         target: target whose metric is shown; its value is not used.
-        full: variant whose final value is drawn as a line, None for none.
+        full: variant whose final value is drawn as a line, or None.
         over: number of last evaluations whose mean is a final value.
         slug: name of its files.
     """

@@ -76,7 +76,7 @@ def timeout_of(experiment: Experiment, timeout_s: float | None) -> float:
 
 
 def for_network(experiment: Experiment) -> Experiment:
-    """Return the experiment for processes with one node each: nodes train in a loop.
+    """Return the experiment with the settings of a process that holds one node, which trains in a loop.
 
     Raises:
         ConfigError: it has settings for the simulator only.
@@ -135,7 +135,7 @@ def run_node(
         listen: host:port to listen on, if it is not the roster's.
         keep_models: keep the model of each evaluation in ``models/``, so that all nodes' measurements can be
             combined.
-        metrics_port: port for status and metrics, on loopback; None for none.
+        metrics_port: port for status and metrics, on loopback; None serves neither.
         progress: called after every event, with the current names of the nodes.
         stop: called after every event; True ends the node with a checkpoint.
         roster_file: file of ``roster``, which is watched for changes; None to keep this roster until the end.

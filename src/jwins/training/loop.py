@@ -30,7 +30,7 @@ class LoopTrainer:
         seeds_global: whether the task draws from torch's own generator in training.
         model: returns the gradients of single samples, as a stack of models with one sample each; None without
             ``privacy``.
-        privacy: differential privacy of the nodes' samples; None for none.
+        privacy: differential privacy of the nodes' samples, or None.
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class Trainer:
         threads: number of workers, each with one intra-op thread; CUDA uses one.
         chunk: largest number of nodes in one stack, see :func:`~jwins.training.stacked.chunk_nodes`.
         precision: precision of the model in training; see :data:`~jwins.training.training_context.Precision`.
-        privacy: differential privacy of the nodes' samples, with which they train in a loop; None for none.
+        privacy: differential privacy of the nodes' samples; nodes then train in a loop. None trains without it.
 
     Attributes:
         batching: ``loop`` or ``stacked``, as chosen.

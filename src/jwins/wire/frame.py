@@ -118,7 +118,7 @@ class KeyframeRequest:
         sender: the requesting node.
         round: the sender's round.
         replica_round: round of the receiver's replica that the sender still has, so that increments since then
-            are enough; None for none.
+            are enough. None if it has no replica.
     """
 
     sender: int

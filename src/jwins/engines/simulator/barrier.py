@@ -44,13 +44,13 @@ class Members:
         return frozenset(range(len(self.joined))) - self.down
 
     def expected(self, round: int) -> set[int]:
-        """Return the nodes that have completed ``round`` rounds or will."""
+        """Return the nodes that have completed ``round`` rounds, or still will."""
         return {node for node in self.up if self.joined[node] < max(round, 1)}
 
     def are_all(self, nodes: Collection[int], round: int) -> bool:
-        """Return whether ``nodes`` contains all nodes that have completed ``round`` rounds or will.
+        """Return whether ``nodes`` contains all nodes that :meth:`expected` returns.
 
-        The count is compared first: with thousands of nodes, comparing all nodes each time takes long.
+        It compares the counts first: with thousands of nodes, comparing the sets each time is slow.
         """
         least = len(self.joined) - len(self.down) - self._late
         return len(nodes) >= least and self.expected(round) <= set(nodes)
