@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class MeasuredModels(Mapping[int, dict[str, Tensor]]):
-    """Models of an evaluation by node, each a state dict of copies that is read when the node is looked up.
+    """Models of an evaluation, by node. Looking up a node reads its model: a state dict of copies.
 
     They can be read only during the call of ``on_evaluation`` that receives them.
 

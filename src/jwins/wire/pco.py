@@ -36,7 +36,7 @@ def max_bytes(count: int, itemsize: int) -> int:
 
 
 def encode_positions(positions: npt.NDArray[np.int64]) -> bytes:
-    """Encode as one byte for the width, then pcodec of the number of positions skipped before each one.
+    """Encode positions by pcodec, as the number skipped before each; the first byte is the width.
 
     Args:
         positions: (k,) int64, strictly increasing, each in [0, 2**32).
