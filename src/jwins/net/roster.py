@@ -231,7 +231,7 @@ class Roster(Settings):
             ConfigError: there is no such graph, or it joins two members that cannot dial each other.
         """
         if not self.members:
-            raise ConfigError("members", [], "expected at least one; add them with `jwins roster add`")
+            raise ConfigError("members", [], "expected at least one; add members with `jwins roster add`")
         topology = self.topology.build(num_nodes=len(self.members), seed=self.seed)
         apart = {rank for rank, node in enumerate(self.ids) if not self[node].reachable}
         for i, j in sorted(pair for pair in self._pairs(topology) if apart.issuperset(pair)):

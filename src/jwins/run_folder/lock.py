@@ -12,7 +12,7 @@ from jwins.run_folder.own_files import open_own
 
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """Within the block, keep other processes out of the folder. The lock ends with the process in any case.
+    """Within the block, keep other processes out of the folder. A killed process loses the lock, too.
 
     Raises:
         ResumeError: another process holds the lock.

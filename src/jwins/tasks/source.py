@@ -1,6 +1,6 @@
 """Data of tasks: from a local folder, the cache or a download.
 
-A task's files are searched in the user's folder, or without one in the cache, which a download fills once.
+A task's files are in the user's folder or, if none is named, in the cache, which a download fills once.
 Images are decoded once and kept in the cache as safetensors. The cache is in the platform's folder for caches,
 or at ``$JWINS_DATA``.
 """
