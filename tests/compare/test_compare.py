@@ -19,12 +19,14 @@ import msgspec
 import pytest
 
 from jwins import compare as comparing
+from jwins import sharing
 from jwins.compare import compare, workers
 from jwins.compare.comparability import check_comparable
-from jwins.compare.comparison import Comparison, load_comparison
+from jwins.compare.comparison import Comparison, Variant, load_comparison
 from jwins.compare.plan import target_of
 from jwins.compare.settings import CompareConfig, TargetConfig
 from jwins.errors import ConfigError, DataError, ResumeError
+from jwins.experiment import Experiment, FullConfig
 from jwins.report.chart import save_figure
 from jwins.report.comparison_table import latex, markdown, metrics_table, table_cells
 from jwins.report.curve_charts import figure
@@ -347,8 +349,20 @@ def test_a_file_in_the_place_of_the_folder_is_refused(write: Write, tmp_path: Pa
 def test_relative_target_needs_full_sharing(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('base = "digits"\n[[variants]]\nname = "JWINS"\n')
-    with pytest.raises(ConfigError, match=r"no variant has sharing\.kind = 'full'"):
+    with pytest.raises(
+        ConfigError, match=r"no variant has sharing\.kind = 'full'.* name a variant in compare\.full"
+    ):
         load_comparison(path)
+
+
+def test_full_sharing_may_be_an_object() -> None:
+    names = {"random": sharing.random_k(0.2), "full": sharing.full(), "table": FullConfig()}
+    variants = tuple(Variant(name=name, experiment=Experiment(sharing=one)) for name, one in names.items())
+    for these, full in ((variants, "full"), (variants[::2], "table")):
+        comparison = Comparison(name="objects", variants=these)
+        assert comparison.full is not None
+        assert comparison.full.name == full
+        assert comparison.full_of(these[0]) is comparison.full
 
 
 # --- Numbers ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from jwins.experiment.error_messages import nearest
 from jwins.experiment.experiment import Experiment, is_folder_name, merge_experiment
 from jwins.experiment.field_types import refuse
 from jwins.experiment.load import from_here, read
-from jwins.experiment.plugins import FullConfig, RandomKConfig
+from jwins.experiment.plugins import FullConfig, RandomKConfig, SharingTable
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import parse_overrides
 from jwins.run.folder import variant_folder
@@ -110,7 +110,7 @@ class Comparison(Settings):
                     "compare.target",
                     wanted.model_dump(exclude_none=True),
                     "refers to full sharing, but no variant has sharing.kind = 'full'; write "
-                    "{ accuracy = 0.9 }",
+                    "{ accuracy = 0.9 }, or name a variant in compare.full",
                 )
         for index, variant in enumerate(self.variants):
             self._check_alike(index, variant)
@@ -219,7 +219,7 @@ class Comparison(Settings):
     def full_of(self, variant: Variant) -> Variant | None:
         """Return the full sharing for a variant's savings and targets: its group's, or the comparison's."""
         for other in self.variants:
-            if other.group == variant.group and isinstance(other.experiment.sharing, FullConfig):
+            if other.group == variant.group and _is_full(other):
                 if variant.group is None and self.compare.full is not None:
                     break
                 return other
@@ -259,7 +259,7 @@ class Comparison(Settings):
         """Return the variant that savings refer to."""
         if self.compare.full is not None:
             return next(variant for variant in self.variants if variant.name == self.compare.full)
-        return next((v for v in self.variants if isinstance(v.experiment.sharing, FullConfig)), None)
+        return next((variant for variant in self.variants if _is_full(variant)), None)
 
     @property
     def folder(self) -> Path:
@@ -363,6 +363,16 @@ class Comparison(Settings):
         """Return whether the variant is run at every value of the shared setting."""
         rule = self.rule
         return rule.sensitivity and (not rule.sensitivity_of or variant.name in rule.sensitivity_of)
+
+
+def _is_full(variant: Variant) -> bool:
+    """Return whether a variant's algorithm is full sharing, as a table or as an object."""
+    sharing = variant.experiment.sharing
+    if isinstance(sharing, SharingTable):
+        return isinstance(sharing, FullConfig)
+    from jwins.sharing import Full  # imports torch, as the object's module has done
+
+    return type(sharing) is Full
 
 
 def load_comparison(
