@@ -356,7 +356,7 @@ class Peer:
             problems = "; ".join(f"{self._names[peer]}: {why}" for peer, why in incompatible.items())
             raise PeerError(
                 f"{self.name} is incompatible with all other peers ({problems}); "
-                "all must use the same model and initial parameters"
+                "all must use the same model, initial parameters, sharing and codec"
             )
         now = driver.progress()
         timed_out = dict(driver.timed_out)
