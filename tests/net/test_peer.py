@@ -642,7 +642,8 @@ def test_where_nobody_else_is_left_that_is_said(tmp_path: Path, wires: Wires) ->
         for _ in range(3):
             alice.exchange()
 
-    with pytest.raises(PeerError, match=r"is incompatible with all other peers .*; all must use the same model, initial parameters, sharing and"):
+    problem = "incompatible with all other peers .*; all must use the same model, initial parameters, sharing"
+    with pytest.raises(PeerError, match=problem):
         a_few()
     alice.close()
     bob.close()

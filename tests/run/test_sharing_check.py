@@ -15,9 +15,11 @@ from jwins.errors import UsageError
 from jwins.experiment import Experiment, NodesConfig, RunConfig
 from jwins.experiment.plugins import JwinsConfig
 from jwins.experiment.sections import TrainConfig
+from jwins.ops.select import largest_k
 from jwins.run.assembly import build
 from jwins.run.run import simulate
 from jwins.sharing import Full, jwins, mix
+from jwins.sharing.sparse import OwnState
 from jwins.sharing.update import Update
 from jwins.topology import Graph, Ring
 
@@ -71,6 +73,29 @@ def in_place_received(state: Any, params: Any, received: Any, ctx: Any) -> Any:
     return params, state
 
 
+def in_place_state_share(state: Any, params: Any, ctx: Any) -> Any:
+    state.mul_(2)
+    return Full().share(OwnState(), params, ctx)[0], state.clone()
+
+
+def in_place_state_merge(state: Any, params: Any, received: Any, ctx: Any) -> Any:
+    state.mul_(2)
+    return params.clone(), state
+
+
+def disordered(state: Any, params: Any, ctx: Any) -> Any:
+    return Update(len(params), torch.tensor([1, 0]), params[:2]), state
+
+
+def with_state(**methods: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
+    """Return methods of an algorithm whose state is a tensor."""
+    return {
+        "init": lambda params: params.clone(),
+        "share": lambda state, params, ctx: (Full().share(OwnState(), params, ctx)[0], params.clone()),
+        **methods,
+    }
+
+
 def in_place_init(params: Any) -> Any:
     return params.zero_()
 
@@ -115,6 +140,30 @@ MISTAKES = {
         {"merge": lambda state, params, received, ctx: (params.add_(mix(params, received)), state)},
         r"Own\.merge changed params in place",
     ),
+    "share changes its state": (
+        with_state(share=in_place_state_share),
+        r"^Own\.share changed its state in place: return a new one",
+    ),
+    "merge changes its state": (
+        with_state(merge=in_place_state_merge),
+        r"^Own\.merge changed its state in place: return a new one",
+    ),
+    "merge gives NaN": (
+        {"merge": lambda state, params, received, ctx: (params * float("nan"), state)},
+        r"^Own\.merge returned parameters with a value that is not finite",
+    ),
+    "share gives positions out of order": (
+        {"share": disordered},
+        r"^Own\.share: positions: expected strictly increasing ones",
+    ),
+    "share gives no update": (
+        {"share": lambda state, params, ctx: (Update(len(params), None, params[:2]), state)},
+        r"^node 0, round 0: Own\.share: Update: 2 values for \d+ positions",
+    ),
+    "too many are chosen": (
+        {"share": lambda state, params, ctx: (largest_k(params, 10**9), state)},
+        r"^node 0, round 0: Own\.share: k = 1000000000: expected 0 <= k <=",
+    ),
     "merge keeps a gradient": (
         {"merge": lambda state, params, received, ctx: (params.clone().requires_grad_() * 1, state)},
         r"Own\.merge returned parameters with a gradient: use \.detach",
@@ -151,6 +200,19 @@ def test_a_mistake_is_named_before_the_run_has_a_folder(name: str, tmp_path: Pat
     with pytest.raises(UsageError, match=message):
         simulate(experiment(Own(**methods), tmp_path))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_state_may_keep_the_vector_that_merge_returns(tmp_path: Path) -> None:
+    def compared(state: Any, params: Any, ctx: Any) -> Any:
+        assert torch.equal(state["kept"], state["copy"])
+        return share(None, params, ctx)[0], state
+
+    def kept(state: Any, params: Any, received: Any, ctx: Any) -> Any:
+        merged = params + mix(params, received)
+        return merged, {"kept": merged, "copy": merged.clone()}
+
+    own = Own(init=lambda params: {"kept": params, "copy": params.clone()}, share=compared, merge=kept)
+    assert simulate(experiment(own, tmp_path)).status == "finished"
 
 
 def test_a_start_that_is_not_finite_is_no_mistake_of_the_algorithm() -> None:

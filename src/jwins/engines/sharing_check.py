@@ -13,6 +13,7 @@ from torch import Tensor
 
 from jwins.engines.node_group import STATE_TYPES
 from jwins.errors import UsageError
+from jwins.ops.mixing import check_positions
 from jwins.rng import RoundContext
 from jwins.run_folder.checkpoint import dump
 from jwins.sharing import Sharing
@@ -55,15 +56,18 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
     start = initial.clone()
     state = call_init(sharing, start)
     _check_same(sharing, "init", "params", start, initial)
-    _check_state(sharing, "init", state)
+    stored = _check_state(sharing, "init", state)
     noise = torch.randn(len(initial), generator=torch.Generator().manual_seed(0)).to(initial.device)
     trained = initial + 0.01 * noise  # a step of training; without it all scores would be 0
     params = trained.clone()
     dim = sharing.update_dim(len(initial))
     again, _ = call_share(sharing, state, trained.clone(), ctx, dim)
-    update, state = call_share(sharing, state, params, ctx, dim)
+    update, shared = call_share(sharing, state, params, ctx, dim)
     _check_same(sharing, "share", "params", params, trained)
-    _check_state(sharing, "share", state)
+    _check_kept(sharing, "share", state, stored)
+    stored = _check_state(sharing, "share", shared)
+    if isinstance(update.positions, Tensor):
+        call(method_name(sharing, "share"), check_positions, update.positions, dim)
     if not update.is_finite():
         raise UsageError(f"{method_name(sharing, 'share')} returned an update with a value that is not finite")
     if not torch.equal(again.dense_values(), update.dense_values()):
@@ -75,11 +79,15 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
     received = [Received(sender, 0, weight, update) for sender, weight in sorted(ctx.weights.items())]
     apart = trained + 0.01 * noise.flip(0)  # not what was sent, so that a merge changes it
     params = apart.clone()
-    merged, state = call_merge(sharing, state, params, received, ctx)
+    merged, state = call_merge(sharing, shared, params, received, ctx)
     _check_same(sharing, "merge", "params", params, apart)
     if merged.requires_grad:
         raise UsageError(f"{method_name(sharing, 'merge')} returned parameters with a gradient: use .detach()")
+    if not torch.isfinite(merged).all():
+        name = method_name(sharing, "merge")
+        raise UsageError(f"{name} returned parameters with a value that is not finite")
     _check_same(sharing, "merge", "the update of a neighbour", update.dense_values(), sent)
+    _check_kept(sharing, "merge", shared, stored)
     _check_state(sharing, "merge", state)
     name = method_name(sharing, "stale_peers")
     stale = call(name, sharing.stale_peers, state)
@@ -94,7 +102,13 @@ def _check_same(sharing: Sharing[Any], method: str, what: str, found: Tensor, be
         )
 
 
-def _check_state(sharing: Sharing[Any], method: str, state: object) -> None:
+def _check_kept(sharing: Sharing[Any], method: str, state: object, stored: bytes) -> None:
+    if dump(state) != stored:
+        raise UsageError(f"{method_name(sharing, method)} changed its state in place: return a new one")
+
+
+def _check_state(sharing: Sharing[Any], method: str, state: object) -> bytes:
+    """Return the state as in a checkpoint."""
     name = method_name(sharing, method)
     if not isinstance(sharing.state_types, tuple):
         cls = type(sharing).__name__
@@ -106,7 +120,7 @@ def _check_state(sharing: Sharing[Any], method: str, state: object) -> None:
             f"set state_types = ({strange.__name__},) in {type(sharing).__name__}"
         )
     try:
-        dump(state)
+        return dump(state)
     except UsageError as error:
         raise UsageError(f"{name} returned a state that a checkpoint cannot hold: {error}") from None
 

@@ -63,7 +63,7 @@ def mixed(own: Tensor, terms: Sequence[Term]) -> Tensor:
         if values.device != own.device:
             values = values.to(own.device)
         if positions is not None and positions.device.type == "cpu":
-            _check_positions(positions, len(own))
+            check_positions(positions, len(own))
         # Filling in is faster than gathering on a GPU.
         theirs = values if positions is None else own.index_copy(0, positions.to(own.device), values)
         change.add_(theirs - own, alpha=term.weight)
@@ -97,7 +97,8 @@ def mixed_replicas(own: Tensor, replicas: Sequence[Tensor], weights: Sequence[fl
     return change
 
 
-def _check_positions(positions: Tensor, size: int) -> None:
+def check_positions(positions: Tensor, size: int) -> None:
+    """Refuse positions out of range or order."""
     if not len(positions):
         return
     if int(positions[0]) < 0 or int(positions[-1]) >= size:

@@ -78,6 +78,8 @@ def call(where: str, method: Callable[..., Any], *arguments: object) -> Any:
     try:
         return method(*arguments)
     except JwinsError as error:
+        if type(error) is UsageError:  # such as that of an update's constructor
+            raise UsageError(f"{where}: {error}") from error
         error.add_note(f"in {where}")
         raise
     except Exception as error:
