@@ -73,8 +73,8 @@ class Sharing(Protocol[S]):
     the parameter vector itself.
 
     ``params`` is the node's own copy, which no other code changes. An algorithm may keep it in its state or
-    in an update, but must not change it. The vector that ``merge`` returns is trained in place, so nothing else
-    may share its memory.
+    in an update, but must not change it. The vector that ``merge`` returns is copied before it is trained, so
+    the state may keep it, too.
 
     >>> import torch
     >>> from jwins.sharing import top_k
