@@ -446,6 +446,13 @@ def test_latex_escapes_what_it_would_take_for_commands() -> None:
     ]
 
 
+def test_rows_of_a_comparison_name_variant_and_seed(done: comparing.ComparisonResult) -> None:
+    assert {(row["variant"], row["seed"]) for row in done.rows} == {
+        (group.name, seed) for group in done.groups for seed in (1, 2)
+    }
+    assert [row["round"] for row in done.rows[:3]] == [0, 2, 4]
+
+
 def test_flat_rows_fit_pandas(done: comparing.ComparisonResult) -> None:
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(flat_rows(done.groups[2].records[0]))

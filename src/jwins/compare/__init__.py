@@ -1,4 +1,9 @@
-"""Comparisons: variants of an experiment over seeds."""
+"""Comparisons: variants of an experiment over seeds.
+
+- :class:`Comparison` of :class:`Variant` objects, or :func:`load_comparison` from TOML
+- :func:`compare`, which runs it and calls back with :class:`CellProgress`; :func:`summarize`, which only reads
+- :class:`ComparisonResult`, with tables and rows
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,26 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jwins.compare.comparison import load_comparison
+    from jwins.compare.comparison import Comparison, Variant, load_comparison
     from jwins.compare.result import ComparisonResult, summarize
     from jwins.compare.runner import compare
     from jwins.compare.workers import CellProgress
 
-__all__ = ["CellProgress", "ComparisonResult", "compare", "load_comparison", "summarize"]
+__all__ = [
+    "CellProgress",
+    "Comparison",
+    "ComparisonResult",
+    "Variant",
+    "compare",
+    "load_comparison",
+    "summarize",
+]
 
 _HOMES = {
     "CellProgress": "jwins.compare.workers",
+    "Comparison": "jwins.compare.comparison",
     "ComparisonResult": "jwins.compare.result",
+    "Variant": "jwins.compare.comparison",
     "compare": "jwins.compare.runner",
     "load_comparison": "jwins.compare.comparison",
     "summarize": "jwins.compare.result",

@@ -25,7 +25,7 @@ from jwins.report.seed_groups import Group, Target, deviation, target_outcomes
 from jwins.report.summary_rows import SummaryRow, summary_row
 from jwins.run.builders import mean_local_steps, raw_bytes_per_node
 from jwins.run_folder.archive import beside
-from jwins.run_folder.record import Record, samples_note
+from jwins.run_folder.record import Record, flat_rows, samples_note
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ComparisonResult:
             ``.pdf``: the comparison's, or that of its archive.
         table: one line per variant.
         target: target for bytes, rounds and seconds.
-        groups: the runs.
+        groups: the runs of each variant, as :class:`~jwins.report.seed_groups.Group`.
         status: ``finished``, ``partial`` if runs are missing, or ``interrupted`` with an empty table.
         further: tables beside the main one: several targets, further metrics, tuning, sensitivity.
         notes: notes for readers of the table.
@@ -52,6 +52,12 @@ class ComparisonResult:
     status: str
     further: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat dict per evaluation of each run, with its ``variant``, for ``pandas.DataFrame``."""
+        runs = [(group.name, record) for group in self.groups for record in group.records]
+        return [{"variant": name} | row for name, record in runs for row in flat_rows(record)]
 
 
 def summarize(comparison: Comparison, *, partial: bool = False, only: Collection[str] = ()) -> ComparisonResult:
