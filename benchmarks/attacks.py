@@ -34,7 +34,7 @@ from jwins.net.handshake import BOOTSTRAPPED
 from jwins.net.limits import Limits
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected
-from jwins.wire import Frame, Hello, KeyframeRequest, codec, pack
+from jwins.wire import Frame, Hello, KeyframeRequest, Wire, codec
 
 VICTIM, HONEST, ATTACKER = range(3)
 NAMES = ("victim", "honest", "attacker")
@@ -172,7 +172,8 @@ def inputs(dim: int, digest: bytes) -> list[bytes]:
         Hello(ATTACKER, 0, dim, "pco", {"jwins": "0.1.0"}, BOOTSTRAPPED),
         KeyframeRequest(ATTACKER, 0),
     ]
-    packed = [pack(message, codec("pco"), digest).data for message in messages]
+    wire = Wire(codec("pco"), digest, dim)
+    packed = [wire.pack(message).data for message in messages]
     return [data for data in packed if len(data) <= MAX_BYTES]
 
 
@@ -221,7 +222,7 @@ def flood(folder: Path, frames: int, lifted: bool, dims: tuple[int, int], digest
             process.until_round(3)  # the absent member is no longer waited for
         with attacker(folder, digest) as transport:
             hello = Hello(ATTACKER, 0, num_params, "pco", {}, BOOTSTRAPPED)
-            transport.send(VICTIM, pack(hello, codec("pco"), digest).data)
+            transport.send(VICTIM, Wire(codec("pco"), digest, dim).pack(hello).data)
             before = victim.ask()
             begun = time.monotonic()
             sent_bytes = transport.report()[VICTIM].bytes_out

@@ -37,7 +37,7 @@ from jwins.errors import CodecError, FrameError
 from jwins.ops.quantize import blocks
 from jwins.run.memory import peak_bytes
 from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update
-from jwins.wire import MAX_RUNS, VERSION, Bye, Frame, Hello, KeyframeRequest, codec, pack, quantized, unpack
+from jwins.wire import MAX_RUNS, VERSION, Bye, Frame, Hello, KeyframeRequest, Wire, codec, quantized
 from jwins.wire.codec import Paper
 from jwins.wire.elias import decode_positions, encode_positions
 
@@ -57,8 +57,8 @@ TARGETS: dict[str, Callable[[bytes, int], object]] = {
     "paper": lambda data, dim: Paper().decode(data, dim=dim),
     "elias": lambda data, dim: decode_positions(data[4:], count=int.from_bytes(data[:4], "little"), dim=dim),
     "symbols": lambda data, dim: quantized.decode(memoryview(data), count=dim, max_runs=MAX_RUNS),
-    "frame pco": lambda data, dim: unpack(data, codec("pco"), DIGEST, dim=dim),
-    "frame raw": lambda data, dim: unpack(data, codec("raw"), DIGEST, dim=dim),
+    "frame pco": lambda data, dim: Wire(codec("pco"), DIGEST, dim).unpack(data),
+    "frame raw": lambda data, dim: Wire(codec("raw"), DIGEST, dim).unpack(data),
 }
 
 
@@ -147,7 +147,9 @@ class Corpus:
                 Bye(1, 2, "done"),
                 KeyframeRequest(1, 2),
             ]
-            inputs[f"frame {name}"] = [pack(message, codec(name), DIGEST).data for message in messages]
+            inputs[f"frame {name}"] = [
+                Wire(codec(name), DIGEST, dim).pack(message).data for message in messages
+            ]
             inputs[f"frame {name}"] += [reframed(framed(payload, name, dim)) for payload in bombs(dim)]
         inputs["paper"] = inputs["raw"]
         for update in some:

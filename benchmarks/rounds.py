@@ -38,7 +38,7 @@ from jwins.sharing.update import Received
 from jwins.topology import Regular
 from jwins.training.trainer import Trainer
 from jwins.wire.codec import codec
-from jwins.wire.frame import Frame, Wire, pack, unpack
+from jwins.wire.frame import Frame, Wire
 
 DIGEST = b"\0" * 8
 WARM_UP = 2
@@ -172,19 +172,20 @@ def step_rows(sizes: tuple[int, ...] = (89_834, 1_690_046), repetitions: int = 3
         generator = torch.Generator().manual_seed(1)
         x = 0.05 * torch.randn(params, generator=generator)
         y = x + 0.01 * torch.randn(params, generator=generator)
-        algorithm, wire = jwins(FixedCutoff(0.3)), codec("pco")
+        algorithm = jwins(FixedCutoff(0.3))
         ctx = RoundContext(seed=1, node=0, round=0, weights=dict.fromkeys(range(1, 5), 0.2))
         before = algorithm.init(x)
         update, after = algorithm.share(before, y, ctx)
-        packed = pack(Frame(0, 0, update), wire, DIGEST)
+        wire = Wire(codec("pco"), DIGEST, update.dim)
+        packed = wire.pack(Frame(0, 0, update))
         received = [Received(j, 0, 0.2, update) for j in range(1, 5)]
         scores = y - x
         few = torch.where(torch.rand(params, generator=generator) < 0.6, 0.0, scores)
         k = count_of(0.3, params)
         steps: dict[str, Callable[[], object]] = {
             "share": lambda a=algorithm, b=before, y=y, c=ctx: a.share(b, y, c),
-            "encode": lambda u=update, w=wire: pack(Frame(0, 0, u), w, DIGEST),
-            "decode": lambda p=packed, w=wire, d=update.dim: unpack(p.data, w, DIGEST, dim=d),
+            "encode": lambda u=update, w=wire: w.pack(Frame(0, 0, u)),
+            "decode": lambda p=packed, w=wire: w.unpack(p.data),
             "merge": lambda a=algorithm, s=after, y=y, r=received, c=ctx: a.merge(s, y, r, c),
             "choose": lambda s=scores, k=k: largest_k(s, k),
             "choose, 60 % zeros": lambda s=few, k=k: largest_k(s, k),

@@ -1,4 +1,4 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # doc_blocks.py, empty_figures.py, updates.py, evaluation.py
+sys.path.insert(0, str(Path(__file__).parent))  # doc_blocks.py, frames.py, updates.py ...

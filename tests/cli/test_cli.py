@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
+from frames import pack
 from jwins.cli.app import app, reported_errors
 from jwins.sharing.update import Update
 from jwins.wire.codec import codec
-from jwins.wire.frame import Bye, Frame, pack
+from jwins.wire.frame import Bye, Frame
 
 TINY = ["nodes.count=4", "topology.kind=ring", "run.rounds=3", "run.eval_every=2", "run.checkpoint_every=1"]
 TINY += ["train.batching=loop"]  # a stack's step is recorded first, which takes longer than these rounds

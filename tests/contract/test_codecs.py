@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from frames import pack, unpack
 from jwins.errors import CodecError, ConfigError, UsageError
 from jwins.sharing.update import Quantized, Sampled, Update
-from jwins.wire import CODECS, MAX_RUNS, Encoded, Frame, codec, max_payload_bytes, pack, unpack
+from jwins.wire import CODECS, MAX_RUNS, Encoded, Frame, codec, max_payload_bytes
 from jwins.wire.codec import Paper, PositionsKind, ValuesKind, read_payload
 from updates import identical
 

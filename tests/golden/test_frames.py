@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from frames import pack, unpack
 from jwins.sharing.update import Quantized, Sampled, Update, dither
-from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec, pack, unpack
+from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec
 from jwins.wire.codec import ValuesKind, read_payload
 from updates import identical
 

@@ -14,6 +14,7 @@ from members import roster_of
 from wires import End, Killed, Running, Wires, World, accuracy
 from worlds import DIGEST, Lines
 
+from frames import pack
 from jwins.errors import CodecError, ConfigError
 from jwins.net.bootstrap import PROVIDE_EVERY, state_wire
 from jwins.net.driver import NodeOutcome, RealTimeDriver
@@ -29,7 +30,7 @@ from jwins.run_folder.rows import EvalRow
 from jwins.sharing import choco, full, jwins
 from jwins.sharing.update import Update
 from jwins.topology import Regular, Ring
-from jwins.wire.frame import Bye, Frame, Hello, StateRequest, pack
+from jwins.wire.frame import Bye, Frame, Hello, StateRequest
 
 ALGORITHMS = {"full": full(), "jwins": jwins(), "choco": choco(0.3, 0.5)}
 

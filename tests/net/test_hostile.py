@@ -27,7 +27,7 @@ from jwins.sharing.own_scale import OwnScale
 from jwins.sharing.update import Sampled, Update
 from jwins.topology import FullyConnected, Ring
 from jwins.wire.codec import codec
-from jwins.wire.frame import Bye, Frame, Hello, Message, StateRequest, Wire, peek, unpack
+from jwins.wire.frame import Bye, Frame, Hello, Message, StateRequest, Wire
 
 HOSTILE, HONEST = 2, 1
 
@@ -192,7 +192,7 @@ def test_an_error_of_ones_own_is_not_taken_for_a_failed_allocation(monkeypatch: 
 def test_a_header_says_the_same_as_the_frame() -> None:
     wire = Wire(codec("raw"), b"testtest", 100)
     data = wire.pack(Frame(3, 7, Update(100, Sampled(1, 5), torch.zeros(5)), True, 9)).data
-    header, frame = peek(data, wire.codec, wire.digest, dim=100), unpack(data, wire.codec, wire.digest, dim=100)
+    header, frame = wire.peek(data), wire.unpack(data)
     assert header is not None
     assert isinstance(frame, Frame)
     assert (header.sender, header.round, header.keyframe, header.roster_version, header.count) == (

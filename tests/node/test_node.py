@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from frames import unpack
 from jwins.errors import UsageError
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
@@ -40,7 +41,7 @@ from jwins.run_folder import checkpoint
 from jwins.sharing import Full, choco, closed_loop, full, jwins, random_k, stateless, top_k
 from jwins.sharing.update import Quantized, Update
 from jwins.topology import FullyConnected, Graph, OnePeerExponential, Ring
-from jwins.wire import Frame, Packed, codec, unpack
+from jwins.wire import Frame, Packed, codec
 from jwins.wire.frame import Wire
 
 DIGEST = b"node-run"

@@ -16,6 +16,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from frames import unpack
 from jwins.node import (
     Command,
     Event,
@@ -38,7 +39,7 @@ from jwins.node import (
 from jwins.rng import stream
 from jwins.sharing import Choco, ClosedLoop, choco, closed_loop, full, jwins
 from jwins.topology import FullyConnected, OnePeerExponential, Regular, Ring
-from jwins.wire import Frame, KeyframeRequest, codec, unpack
+from jwins.wire import Frame, KeyframeRequest, codec
 from jwins.wire.frame import Wire
 
 DIGEST = b"recovery"

@@ -14,6 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from frames import pack, unpack
 from jwins.errors import CodecError, FrameError, UsageError
 from jwins.sharing.update import MAX_DIM, Quantized, Sampled, Update
 from jwins.wire import (
@@ -25,8 +26,6 @@ from jwins.wire import (
     codec,
     describe,
     max_frame_bytes,
-    pack,
-    unpack,
 )
 from jwins.wire.elias import (
     LARGEST,

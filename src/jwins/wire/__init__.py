@@ -12,10 +12,9 @@ from jwins.wire.frame import (
     KeyframeRequest,
     Message,
     Packed,
+    Wire,
     describe,
     max_frame_bytes,
-    pack,
-    unpack,
 )
 
 __all__ = [
@@ -31,10 +30,9 @@ __all__ = [
     "KeyframeRequest",
     "Message",
     "Packed",
+    "Wire",
     "codec",
     "describe",
     "max_frame_bytes",
     "max_payload_bytes",
-    "pack",
-    "unpack",
 ]

@@ -172,146 +172,6 @@ class Packed:
         return self.size_bytes - self.positions_bytes - self.values_bytes
 
 
-def pack(message: Message, codec: Codec, digest: bytes) -> Packed:
-    """Encode a message.
-
-    Args:
-        message: the message to send.
-        codec: codec of updates.
-        digest: 8 bytes that identify the experiment.
-
-    Raises:
-        UsageError: a number, name or payload is larger than the format allows.
-
-    >>> from jwins.wire.codec import codec
-    >>> packed = pack(KeyframeRequest(sender=1, round=7), codec("raw"), b"8 bytes.")
-    >>> len(packed.data), packed.header_bytes
-    (36, 36)
-    >>> unpack(packed.data, codec("raw"), b"8 bytes.", dim=10)
-    KeyframeRequest(sender=1, round=7, replica_round=None)
-    """
-    if len(digest) != DIGEST_BYTES:
-        raise UsageError(f"digest of {len(digest)} bytes: expected {DIGEST_BYTES}")
-    if not 0 <= message.sender <= _U32 or not 0 <= message.round <= _U32:
-        raise UsageError(f"sender {message.sender}, round {message.round}: expected unsigned 32-bit integers")
-    code = flags = dim = positions_bytes = values_bytes = 0
-    if isinstance(message, Frame):
-        encoded = codec.encode(message.update)
-        if not 0 <= message.roster_version < ROSTER_VERSIONS:
-            raise UsageError(
-                f"Frame.roster_version = {message.roster_version}: expected 0 to {ROSTER_VERSIONS - 1}"
-            )
-        flags = _KEYFRAME_FLAG * message.keyframe | message.roster_version << 1
-        kind, code, dim = _FRAME, codec.code, message.update.dim
-        payload, positions_bytes, values_bytes = encoded.data, encoded.positions_bytes, encoded.values_bytes
-        if len(payload) > _U32:
-            raise UsageError(f"an update of {len(payload)} bytes does not fit a frame: at most {_U32}")
-    elif isinstance(message, Hello):
-        if not 0 <= message.dim <= MAX_DIM:
-            raise UsageError(f"Hello.dim = {message.dim}: expected 0 to {MAX_DIM}")
-        kind, dim = _HELLO, message.dim
-        payload = _encode_body(
-            _HelloBody(message.codec, message.versions, message.x0, message.resend_from, message.settled)
-        )
-    elif isinstance(message, StateRequest):
-        kind, payload = _STATE_REQUEST, b""
-    elif isinstance(message, Bye):
-        kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
-    else:
-        if message.replica_round is not None and not 0 <= message.replica_round <= _U32:
-            raise UsageError(
-                f"KeyframeRequest.replica_round = {message.replica_round}: "
-                "expected None or an unsigned 32-bit round"
-            )
-        kind, payload = (
-            _KEYFRAME_REQUEST,
-            b"" if message.replica_round is None else _ROUND.pack(message.replica_round),
-        )
-    fields = _FIELDS.pack(
-        MAGIC, VERSION, kind, code, flags, message.sender, message.round, digest, dim, len(payload)
-    )
-    checksum = _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(fields)))
-    return Packed(b"".join((fields, checksum, payload)), positions_bytes, values_bytes)
-
-
-def unpack(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> Message:
-    """Decode the message of a frame; ``data`` may be any bytes.
-
-    A Hello is returned with any vector length and codec: the receiver compares them.
-
-    Args:
-        data: header and payload, nothing after them.
-        codec: the codec that frames of this experiment use.
-        digest: 8 bytes that identify the experiment.
-        dim: length of the vectors of this experiment.
-
-    Raises:
-        FrameError: the bytes are not a frame of this experiment and codec, or were damaged on the way.
-        CodecError: the frame is valid, but its payload is not.
-    """
-    header, payload = _read_header(data)
-    _check_digest(header, digest)
-    if header.kind == _HELLO:
-        hello = _decode_body(payload, _HelloBody)
-        return Hello(
-            header.sender,
-            header.round,
-            header.dim,
-            hello.codec,
-            hello.versions,
-            hello.x0,
-            hello.resend_from,
-            hello.settled,
-        )
-    if header.kind == _BYE:
-        return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
-    if header.kind == _STATE_REQUEST:
-        return StateRequest(header.sender, header.round)
-    if header.kind == _KEYFRAME_REQUEST:
-        return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
-    _check_update(header, codec, dim)
-    # memoryview: a payload is as large as the vector, and a second copy would exceed the promised memory
-    update = codec.decode(payload, dim=dim)  # type: ignore[arg-type]
-    return Frame(header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)
-
-
-def peek(data: bytes | memoryview, codec: Codec, digest: bytes, *, dim: int) -> FrameHeader | None:
-    """Read the header of a frame without decoding; return None for any other message.
-
-    Arguments and exceptions are those of :func:`unpack`; sections of the payload are not read.
-    """
-    header, payload = _read_header(data)
-    _check_digest(header, digest)
-    if header.kind != _FRAME:
-        return None
-    _check_update(header, codec, dim)
-    count = read_payload(payload, dim=dim).count
-    keyframe, roster_version = bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1
-    return FrameHeader(header.sender, header.round, keyframe, roster_version, count)
-
-
-def _check_digest(header: _Header, digest: bytes) -> None:
-    if header.digest != digest:
-        raise FrameError(f"the frame is from experiment {header.digest.hex()}, but this run is {digest.hex()}")
-
-
-def _check_update(header: _Header, codec: Codec, dim: int) -> None:
-    if header.codec != codec.code:
-        raise FrameError(f"a frame in codec {header.codec}, this experiment uses {codec.code} ({codec.name})")
-    if header.dim != dim:
-        raise FrameError(f"an update of a vector of {header.dim}, expected {dim}")
-
-
-def _replica_round_of(payload: memoryview) -> int | None:
-    """Return the payload of a KeyframeRequest, if it has one."""
-    if not len(payload):
-        return None
-    if len(payload) != _ROUND.size:
-        raise FrameError(f"a KeyframeRequest with {len(payload)} bytes of payload: expected none, or 4")
-    (replica_round,) = _ROUND.unpack(payload)
-    return int(replica_round)
-
-
 @dataclass(frozen=True, slots=True)
 class Wire:
     """Encoder and decoder of the messages of one experiment.
@@ -332,16 +192,105 @@ class Wire:
     dim: int
 
     def pack(self, message: Message) -> Packed:
-        """Encode a message."""
-        return pack(message, self.codec, self.digest)
+        """Encode a message.
 
-    def unpack(self, data: bytes) -> Message:
-        """Decode the message of a frame."""
-        return unpack(data, self.codec, self.digest, dim=self.dim)
+        Raises:
+            UsageError: a number, name or payload is larger than the format allows.
+        """
+        if len(self.digest) != DIGEST_BYTES:
+            raise UsageError(f"digest of {len(self.digest)} bytes: expected {DIGEST_BYTES}")
+        if not 0 <= message.sender <= _U32 or not 0 <= message.round <= _U32:
+            raise UsageError(
+                f"sender {message.sender}, round {message.round}: expected unsigned 32-bit integers"
+            )
+        code = flags = dim = positions_bytes = values_bytes = 0
+        if isinstance(message, Frame):
+            encoded = self.codec.encode(message.update)
+            if not 0 <= message.roster_version < ROSTER_VERSIONS:
+                raise UsageError(
+                    f"Frame.roster_version = {message.roster_version}: expected 0 to {ROSTER_VERSIONS - 1}"
+                )
+            flags = _KEYFRAME_FLAG * message.keyframe | message.roster_version << 1
+            kind, code, dim = _FRAME, self.codec.code, message.update.dim
+            payload, positions_bytes, values_bytes = encoded.data, encoded.positions_bytes, encoded.values_bytes
+            if len(payload) > _U32:
+                raise UsageError(f"an update of {len(payload)} bytes does not fit a frame: at most {_U32}")
+        elif isinstance(message, Hello):
+            if not 0 <= message.dim <= MAX_DIM:
+                raise UsageError(f"Hello.dim = {message.dim}: expected 0 to {MAX_DIM}")
+            kind, dim = _HELLO, message.dim
+            payload = _encode_body(
+                _HelloBody(message.codec, message.versions, message.x0, message.resend_from, message.settled)
+            )
+        elif isinstance(message, StateRequest):
+            kind, payload = _STATE_REQUEST, b""
+        elif isinstance(message, Bye):
+            kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
+        else:
+            if message.replica_round is not None and not 0 <= message.replica_round <= _U32:
+                raise UsageError(
+                    f"KeyframeRequest.replica_round = {message.replica_round}: "
+                    "expected None or an unsigned 32-bit round"
+                )
+            kind, payload = (
+                _KEYFRAME_REQUEST,
+                b"" if message.replica_round is None else _ROUND.pack(message.replica_round),
+            )
+        fields = _FIELDS.pack(
+            MAGIC, VERSION, kind, code, flags, message.sender, message.round, self.digest, dim, len(payload)
+        )
+        checksum = _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(fields)))
+        return Packed(b"".join((fields, checksum, payload)), positions_bytes, values_bytes)
 
-    def peek(self, data: bytes) -> FrameHeader | None:
-        """Read the header of a frame; return None for any other message."""
-        return peek(data, self.codec, self.digest, dim=self.dim)
+    def unpack(self, data: bytes | memoryview) -> Message:
+        """Decode the message of a frame; ``data`` may be any bytes, with nothing after the payload.
+
+        A Hello is returned with any vector length and codec: the receiver compares them.
+
+        Raises:
+            FrameError: the bytes are not a frame of this experiment and codec, or were damaged on the way.
+            CodecError: the frame is valid, but its payload is not.
+        """
+        header, payload = _read_header(data)
+        self._check_digest(header)
+        if header.kind == _HELLO:
+            hello = _decode_body(payload, _HelloBody)
+            return Hello(
+                header.sender,
+                header.round,
+                header.dim,
+                hello.codec,
+                hello.versions,
+                hello.x0,
+                hello.resend_from,
+                hello.settled,
+            )
+        if header.kind == _BYE:
+            return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
+        if header.kind == _STATE_REQUEST:
+            return StateRequest(header.sender, header.round)
+        if header.kind == _KEYFRAME_REQUEST:
+            return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
+        self._check_update(header)
+        # memoryview: a payload is as large as the vector, and a second copy would exceed the promised memory
+        update = self.codec.decode(payload, dim=self.dim)  # type: ignore[arg-type]
+        return Frame(
+            header.sender, header.round, update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1
+        )
+
+    def peek(self, data: bytes | memoryview) -> FrameHeader | None:
+        """Read the header of a frame without decoding; return None for any other message.
+
+        Exceptions are those of :meth:`unpack`; sections of the payload are not read.
+        """
+        header, payload = _read_header(data)
+        self._check_digest(header)
+        if header.kind != _FRAME:
+            return None
+        self._check_update(header)
+        count = read_payload(payload, dim=self.dim).count
+        keyframe, roster_version = bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1
+        return FrameHeader(header.sender, header.round, keyframe, roster_version, count)
 
     def renewed(self, packed: Packed) -> Packed:
         """Return the message with the digest of this run, for messages under way when a run is extended."""
@@ -351,6 +300,28 @@ class Wire:
         fields, payload = _FIELDS.pack(*header[:7], self.digest, *header[8:]), packed.data[HEADER_BYTES:]
         checksum = _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(fields)))
         return replace(packed, data=fields + checksum + payload)
+
+    def _check_digest(self, header: _Header) -> None:
+        if header.digest != self.digest:
+            theirs, ours = header.digest.hex(), self.digest.hex()
+            raise FrameError(f"the frame is from experiment {theirs}, but this run is {ours}")
+
+    def _check_update(self, header: _Header) -> None:
+        code, name = self.codec.code, self.codec.name
+        if header.codec != code:
+            raise FrameError(f"a frame in codec {header.codec}, this experiment uses {code} ({name})")
+        if header.dim != self.dim:
+            raise FrameError(f"an update of a vector of {header.dim}, expected {self.dim}")
+
+
+def _replica_round_of(payload: memoryview) -> int | None:
+    """Return the payload of a KeyframeRequest, if it has one."""
+    if not len(payload):
+        return None
+    if len(payload) != _ROUND.size:
+        raise FrameError(f"a KeyframeRequest with {len(payload)} bytes of payload: expected none, or 4")
+    (replica_round,) = _ROUND.unpack(payload)
+    return int(replica_round)
 
 
 def max_frame_bytes(dim: int) -> int:
