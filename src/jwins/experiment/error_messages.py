@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jwins.errors import ConfigError
-from jwins.experiment.reference import join, kind_of, models_in, settings_docs
+from jwins.experiment.reference import join, kind_of, models_of, settings_docs
 from jwins.experiment.toml import toml_value
 from jwins.validation import MISSING
 
@@ -93,7 +93,7 @@ def _explain_one(
 def _as_table(name: str, value: object, models: list[type[BaseModel]]) -> str:
     """Return the remedy for another value in place of the table ``name``."""
     fields = [m.model_fields[name] for m in models if name in m.model_fields]
-    keys = list(dict.fromkeys(key for f in fields for m in models_in(f.annotation) for key in m.model_fields))
+    keys = list(dict.fromkeys(key for f in fields for m in models_of(f) for key in m.model_fields))
     if isinstance(value, str) and "kind" in keys:
         return f'; write {name} = {{ kind = "{value}" }}'
     return f"; its keys: {', '.join(keys)}" if keys else ""
@@ -121,7 +121,7 @@ def _locate(
         if fields or present or (at_end and isinstance(here, Mapping) and not branch):
             path, last = join(path, step), models
             here = here.get(step) if isinstance(here, Mapping) else None
-            models = [m for field in fields for m in models_in(field.annotation)]
+            models = [m for field in fields for m in models_of(field)]
         else:  # the branch of a union
             models = last = [m for m in models if kind_of(m) == step] or models
     return path, last
@@ -129,7 +129,7 @@ def _locate(
 
 def _tags(models: list[type[BaseModel]], name: str) -> list[str]:
     fields = [m.model_fields[name] for m in models if name in m.model_fields]
-    return [tag for field in fields for m in models_in(field.annotation) if (tag := kind_of(m))]
+    return [tag for field in fields for m in models_of(field) if (tag := kind_of(m))]
 
 
 def _unknown_key(path: str, name: str, models: list[type[BaseModel]], root: type[BaseModel]) -> str:

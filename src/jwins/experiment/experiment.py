@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from jwins.experiment.field_types import OrObject, described, refuse
+from jwins.experiment.field_types import OneOf, OrObject, described, refuse
 from jwins.experiment.plugins import (
     ALGORITHMS,
     RATE_KEYS,
@@ -36,7 +36,6 @@ from jwins.experiment.plugins import (
     SharingTable,
     SparseLocoConfig,
     TopologyTable,
-    one_of,
 )
 from jwins.experiment.sections import (
     FAULT_TABLES,
@@ -58,8 +57,10 @@ from jwins.validation import MISSING
 if TYPE_CHECKING:
     from jwins.sharing import Sharing
     from jwins.topology.graph import Topology
+
+    AnySharing = Sharing[Any]
 else:  # torch is not loaded only to read a configuration
-    Sharing = Topology = Any
+    AnySharing = Topology = Any
 
 
 def is_folder_name(name: str) -> bool:
@@ -79,45 +80,39 @@ class Experiment(Settings):
     )
     task: TaskConfig = TaskConfig(name="digits")
     nodes: NodesConfig = NodesConfig()
-    if TYPE_CHECKING:
-        topology: TopologyTable | Topology = RegularConfig()
-    else:
-        topology: Annotated[
-            one_of(TOPOLOGY_TABLES), OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology")
-        ] = Field(default=RegularConfig(), description="communication graph of the nodes")
+    topology: Annotated[
+        TopologyTable | Topology,
+        OneOf(TOPOLOGY_TABLES),
+        OrObject(("at",), ("num_nodes",), base="jwins.topology.Topology"),
+    ] = Field(default=RegularConfig(), description="communication graph of the nodes")
     train: TrainConfig = TrainConfig()
-    if TYPE_CHECKING:
-        sharing: SharingTable | Sharing[Any] = JwinsConfig()
-    else:
-        sharing: Annotated[
-            one_of(ALGORITHMS),
-            OrObject(
-                (
-                    "init",
-                    "share",
-                    "merge",
-                    "keyframe",
-                    "stale_peers",
-                    "replica_round",
-                    "delta_since",
-                    "update_dim",
-                    "projected",
-                    "for_model",
-                    "for_peer",
-                ),
-                ("remembers_peers", "per_peer", "state_types"),
-                base="jwins.sharing.Sharing",
+    sharing: Annotated[
+        SharingTable | AnySharing,
+        OneOf(ALGORITHMS),
+        OrObject(
+            (
+                "init",
+                "share",
+                "merge",
+                "keyframe",
+                "stale_peers",
+                "replica_round",
+                "delta_since",
+                "update_dim",
+                "projected",
+                "for_model",
+                "for_peer",
             ),
-        ] = Field(default=JwinsConfig(), description="sharing algorithm")
+            ("remembers_peers", "per_peer", "state_types"),
+            base="jwins.sharing.Sharing",
+        ),
+    ] = Field(default=JwinsConfig(), description="sharing algorithm")
     wire: WireConfig = WireConfig()
     links: LinksConfig = LinksConfig()
     compute: ComputeConfig = ComputeConfig()
-    if TYPE_CHECKING:
-        faults: tuple[FaultTable, ...] = ()
-    else:
-        faults: Annotated[tuple[one_of(FAULT_TABLES), ...], Field(strict=False)] = Field(
-            default=(), description="faults, an array of tables"
-        )
+    faults: Annotated[tuple[Annotated[FaultTable, OneOf(FAULT_TABLES)], ...], Field(strict=False)] = Field(
+        default=(), description="faults, an array of tables"
+    )
     run: RunConfig = RunConfig()
 
     @field_validator("name")

@@ -8,13 +8,25 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
 from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 from jwins.errors import ConfigError
 from jwins.validation import FRACTION, Within
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OneOf:
+    """One of several tables, distinguished by ``kind``: ``Annotated[Table, OneOf(TABLES)]``."""
+
+    tables: Mapping[str, type[BaseModel]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Validate by the tables, whatever the annotation is for readers of types."""
+        union: Any = Union[tuple(self.tables.values())]  # noqa: UP007
+        return handler.generate_schema(Annotated[union, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +155,7 @@ class OrWord:
 
 @dataclass(frozen=True, slots=True)
 class OrWords:
-    """One of several tables, or one of these words: ``Annotated[one_of(TABLES), OrWords("a", "b")]``."""
+    """One of several tables, or one of these words: ``Annotated[Table | str, OneOf(TABLES), OrWords("a")]``."""
 
     words: tuple[str, ...]
 

@@ -11,11 +11,11 @@ Nothing here imports torch or networkx before something is built.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jwins.experiment.field_types import Count, Fraction, OrObject, OrWords, TomlPath, refuse
+from jwins.experiment.field_types import Count, Fraction, OneOf, OrObject, OrWords, TomlPath, refuse
 from jwins.experiment.settings import Settings
 from jwins.validation import (
     BITS,
@@ -69,11 +69,6 @@ P = TypeVar("P", bound=Plugin)
 def by_kind(*tables: type[P]) -> dict[str, type[P]]:
     """Return the tables by their ``kind``."""
     return {table.name(): table for table in tables}
-
-
-def one_of(tables: Mapping[str, type[Plugin]]) -> Any:
-    """Return the annotation of a key that takes one of these tables, distinguished by ``kind``."""
-    return Annotated[Union[tuple(tables.values())], Field(discriminator="kind")]  # noqa: UP007
 
 
 # --- Partitioners -----------------------------------------------------------------------------------------
@@ -435,27 +430,23 @@ WaveletMode = Annotated[
     Literal["symmetric", "periodization"],
     Field(description="extension of the signal beyond its ends, as in PyWavelets"),
 ]
+AnyCutoff = Annotated[
+    CutoffTable | Cutoff,
+    OneOf(CUTOFF_TABLES),
+    Field(description="fraction of the coefficients that is sent"),
+    OrObject(()),
+]
+Robust = Annotated[RobustTable | RobustMerge, OneOf(ROBUST_TABLES), OrObject(())]
+Values = Annotated[
+    Literal["float32", "bfloat16"] | QuantizerTable | Quantizer,
+    OneOf(QUANTIZER_TABLES),
+    Field(description="number format or quantizer of the values that are sent"),
+    OrWords("float32", "bfloat16"),
+    OrObject(()),
+]
 if TYPE_CHECKING:
-    AnyCutoff = CutoffTable | Cutoff
-    Robust = RobustTable | RobustMerge
-    Values = Literal["float32", "bfloat16"] | QuantizerTable | Quantizer
     WaveletName = str | None
 else:
-    AnyCutoff = Annotated[
-        one_of(CUTOFF_TABLES),
-        Field(description="fraction of the coefficients that is sent"),
-        OrObject(()),
-    ]
-    Robust = Annotated[
-        one_of(ROBUST_TABLES),
-        OrObject(()),
-    ]
-    Values = Annotated[
-        one_of(QUANTIZER_TABLES),
-        Field(description="number format or quantizer of the values that are sent"),
-        OrWords("float32", "bfloat16"),
-        OrObject(()),
-    ]
     WaveletName = Annotated[
         str,
         BeforeValidator(lambda name: "none" if name is None else name),

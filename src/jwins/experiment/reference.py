@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from jwins.experiment.field_types import OneOrMany, OrWord, OrWords
+from jwins.experiment.field_types import OneOf, OneOrMany, OrWord, OrWords
 from jwins.experiment.toml import toml_text
 from jwins.validation import Within
 
@@ -29,11 +29,16 @@ def kind_of(model: type[BaseModel]) -> str | None:
     )
 
 
-def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the settings classes of an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in models_in(part)]
+def models_of(field: FieldInfo) -> list[type[BaseModel]]:
+    """Return the settings classes that a field may have."""
+    return _models_in((*field.metadata, field.annotation))
+
+
+def _models_in(parts: tuple[Any, ...]) -> list[type[BaseModel]]:
+    if tables := [part.tables.values() for part in parts if isinstance(part, OneOf)]:
+        return [model for models in tables for model in models]
+    models = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+    return models + [model for part in parts for model in _models_in(get_args(part))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ def settings_docs(model: type[BaseModel], prefix: str = "", when: str = "") -> I
         if field.exclude:
             continue
         path = join(prefix, name)
-        models = models_in(field.annotation)
+        models = models_of(field)
         if models and len(models) == 1 and kind_of(models[0]) is None:
             yield from settings_docs(models[0], path, when)
             continue

@@ -12,6 +12,7 @@ from jwins.experiment.field_types import (
     Count,
     Fraction,
     Index,
+    OneOf,
     OneOrMany,
     OrObject,
     OrWord,
@@ -27,7 +28,6 @@ from jwins.experiment.plugins import (
     PartitionTable,
     Plugin,
     by_kind,
-    one_of,
 )
 from jwins.experiment.settings import Settings
 from jwins.scenario import (
@@ -76,24 +76,19 @@ class TaskConfig(Settings):
         dict[str, Any], Field(description='arguments of the task\'s constructor, such as `{ model = "cnn" }`')
     ] = Field(default_factory=dict)
     data: TomlPath | None = Field(default=None, description="folder with the data, for tasks that need one")
-    if TYPE_CHECKING:
-        partition: PartitionTable | Partitioner = IidConfig()
-    else:
-        partition: Annotated[
-            one_of(PARTITION_TABLES), OrObject(("split",), base="jwins.tasks.partition.Partitioner")
-        ] = Field(default=IidConfig(), description="division of the training samples among the nodes")
+    partition: Annotated[
+        PartitionTable | Partitioner,
+        OneOf(PARTITION_TABLES),
+        OrObject(("split",), base="jwins.tasks.partition.Partitioner"),
+    ] = Field(default=IidConfig(), description="division of the training samples among the nodes")
     label_noise: Annotated[float, Within("a fraction", 0, 1)] = Field(
         default=0.0,
         description="fraction of the training labels of the last node that are replaced by others; node i of N "
         "has the fraction i / (N - 1) of it",
     )
-    if TYPE_CHECKING:
-        feature_shift: FeatureShiftTable | None = None
-    else:
-        feature_shift: one_of(FEATURE_SHIFT_TABLES) | None = Field(
-            default=None,
-            description="change of the training inputs that grows from node to node; left out: none",
-        )
+    feature_shift: Annotated[FeatureShiftTable, OneOf(FEATURE_SHIFT_TABLES)] | None = Field(
+        default=None, description="change of the training inputs that grows from node to node; left out: none"
+    )
 
     @model_validator(mode="after")
     def _one_task(self) -> Self:
@@ -264,13 +259,9 @@ class TrainConfig(Settings):
     )
     batch_size: Count = Field(default=8, description="samples per step")
     optimizer: OptimizerConfig = OptimizerConfig()
-    if TYPE_CHECKING:
-        schedule: ScheduleTable = ConstantScheduleConfig()
-    else:
-        schedule: one_of(SCHEDULE_TABLES) = Field(
-            default=ConstantScheduleConfig(),
-            description="learning rate over the local steps of the whole run",
-        )
+    schedule: Annotated[ScheduleTable, OneOf(SCHEDULE_TABLES)] = Field(
+        default=ConstantScheduleConfig(), description="learning rate over the local steps of the whole run"
+    )
     outer: NesterovOuterConfig | None = Field(
         default=None,
         description="step on the change of a round before it is shared; left out: share the trained model",

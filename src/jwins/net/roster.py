@@ -13,8 +13,8 @@ from pydantic import Field, model_validator
 
 from jwins.errors import ConfigError, UsageError
 from jwins.experiment.error_messages import nearest
-from jwins.experiment.field_types import Index
-from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, TopologyTable, one_of
+from jwins.experiment.field_types import Index, OneOf
+from jwins.experiment.plugins import TOPOLOGY_TABLES, FullyConnectedConfig, TopologyTable
 from jwins.experiment.settings import Settings
 from jwins.experiment.toml import read_toml, toml_text, write_toml
 from jwins.net.certificate import Certificate, check_name, new_identity, read_certificate
@@ -105,12 +105,9 @@ class Roster(Settings):
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="seed of the topology and of all other draws that nodes have in common"
     )
-    if TYPE_CHECKING:
-        topology: TopologyTable = FullyConnectedConfig()
-    else:
-        topology: one_of(TOPOLOGY_TABLES) = Field(
-            default=FullyConnectedConfig(), description="communication graph, as in an experiment"
-        )
+    topology: Annotated[TopologyTable, OneOf(TOPOLOGY_TABLES)] = Field(
+        default=FullyConnectedConfig(), description="communication graph, as in an experiment"
+    )
     members: Annotated[tuple[Member, ...], Field(strict=False, max_length=MAX_MEMBERS)] = Field(
         default=(), description="members, one table each"
     )
