@@ -444,16 +444,11 @@ Values = Annotated[
     OrWords("float32", "bfloat16"),
     OrObject(()),
 ]
-if TYPE_CHECKING:
-    WaveletName = str | None
-else:
-    WaveletName = Annotated[
-        str,
-        BeforeValidator(lambda name: "none" if name is None else name),
-        Field(
-            description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform'
-        ),
-    ]
+WaveletName = Annotated[
+    str | None,
+    BeforeValidator(lambda name: "none" if name is None else name),
+    Field(description='name of a discrete wavelet of PyWavelets; "none" sends parameters without a transform'),
+]
 
 
 class SharingTable(Plugin):
