@@ -611,6 +611,11 @@ def test_objects_may_stand_for_tables() -> None:
     assert build_sharing(own_cutoff.changed({"run": {"seed": 2}})) == jwins(cutoff=FixedCutoff(0.5))
 
 
+def test_a_task_in_place_of_its_table_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ConfigError, match=r"^task = .*; a task of your own goes into task = {'own': \.\.\.}"):
+        Experiment(task=Everywhere())  # type: ignore[arg-type]
+
+
 def test_a_quantizer_may_stand_for_a_precision() -> None:
     class Halves:
         def __call__(self, values: Any, subbands: Any, ctx: Any) -> Any:

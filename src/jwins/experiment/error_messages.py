@@ -96,7 +96,8 @@ def _as_table(name: str, value: object, models: list[type[BaseModel]]) -> str:
     keys = list(dict.fromkeys(key for f in fields for m in models_of(f) for key in m.model_fields))
     if isinstance(value, str) and "kind" in keys:
         return f'; write {name} = {{ kind = "{value}" }}'
-    return f"; its keys: {', '.join(keys)}" if keys else ""
+    own = "; a task of your own goes into task = {'own': ...}" if "own" in keys else ""
+    return f"; its keys: {', '.join(keys)}{own}" if keys else ""
 
 
 def _locate(
