@@ -33,19 +33,10 @@ LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "sh", ".csv": "text", ".tx
 
 def settings_table(name: str) -> str:
     """Return the table of all keys of an experiment or of a section of a comparison."""
-    from jwins.compare.settings import CompareConfig, VariantTable
-    from jwins.compare.tuning import TuneConfig
-    from jwins.experiment.experiment import Experiment
-    from jwins.experiment.reference import settings_docs
+    from jwins.cli.list import documented
 
-    keys = {
-        "experiment": lambda: settings_docs(Experiment),
-        "compare": lambda: settings_docs(CompareConfig, "compare"),
-        "variants": lambda: settings_docs(VariantTable, "variants"),
-        "tune": lambda: settings_docs(TuneConfig, "tune"),
-    }[name]()
     rows = ["| key | for kind | type and range | default | meaning |", "|---|---|---|---|---|"]
-    for key in keys:
+    for key in documented()[name]:
         default = f"`{key.default}`" if key.default else ""
         cells = [f"`{key.path}`", key.when, key.type, default, key.meaning]
         rows.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))

@@ -396,6 +396,8 @@ def test_list_has_everything_that_has_a_name() -> None:
     assert (
         "run.rounds = 200\n    a whole number of at least 1; number of rounds of training and sharing" in keys
     )
+    for key in ("compare.final_over", "variants.bytes_as", "tune.sensitivity"):
+        assert f"\n{key}" in keys
 
 
 # --- As a process -----------------------------------------------------------------------------------------

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jwins.cli.app import EPILOG, app, console_of, reported_errors
 
+if TYPE_CHECKING:
+    from jwins.experiment.reference import SettingDoc
+
 
 @app.command("list", epilog=EPILOG)
 def list_(
-    keys: Annotated[bool, typer.Option("--keys", help="Show all settings of an experiment instead.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="Show all settings of experiments and comparisons instead.")
+    ] = False,
 ) -> None:
     """Show bundled experiments, tasks, algorithms, quantizers, topologies, partitioners and codecs."""
     with reported_errors():
         console = console_of()
         if keys:
-            from jwins.experiment.experiment import Experiment
-            from jwins.experiment.reference import settings_docs
-
-            for key in settings_docs(Experiment):
+            for key in chain.from_iterable(documented().values()):
                 when = f" ({key.when})" if key.when else ""
                 default = f" = {key.default}" if key.default else ""
                 kind = key.type.replace("\\|", "|")
@@ -33,6 +36,21 @@ def list_(
             width = max(map(len, entries))
             for name, meaning in entries.items():
                 console.print(f"  {name:<{width}}  {meaning}", soft_wrap=True, markup=False)
+
+
+def documented() -> dict[str, Iterator[SettingDoc]]:
+    """Return the settings of experiments and of the sections of a comparison."""
+    from jwins.compare.settings import CompareConfig, VariantTable
+    from jwins.compare.tuning import TuneConfig
+    from jwins.experiment.experiment import Experiment
+    from jwins.experiment.reference import settings_docs
+
+    return {
+        "experiment": settings_docs(Experiment),
+        "compare": settings_docs(CompareConfig, "compare"),
+        "variants": settings_docs(VariantTable, "variants"),
+        "tune": settings_docs(TuneConfig, "tune"),
+    }
 
 
 def _catalogue() -> list[tuple[str, dict[str, str]]]:
