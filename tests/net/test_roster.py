@@ -318,6 +318,7 @@ def test_from_keys_to_a_roster(tmp_path: Path) -> None:
             "roster", "add", roster, tmp_path / f"{name}.crt", "--address", f"{name}.example.org:7420"
         )
         assert added.exit_code == 0, added.output
+        assert ("give this file to every member" in added.stdout) == (name == "bob")
         shown = jwins("keys", "show", tmp_path / f"{name}.crt").stdout
         fingerprint = certificate_in(tmp_path / f"{name}.crt").fingerprint
         assert fingerprint in made.stdout
@@ -329,6 +330,16 @@ def test_from_keys_to_a_roster(tmp_path: Path) -> None:
     checked = jwins("roster", "check", roster)
     assert checked.exit_code == 0, checked.output
     assert read_roster(roster).digest in checked.stdout
+
+    assert jwins("keys", "new", "carol", "--folder", tmp_path).exit_code == 0
+    joins = ("roster", "add", roster, tmp_path / "carol.crt", "--address", "c:1", "--from-round", 5)
+    text = roster.read_text()
+    full = jwins(*joins)
+    assert full.exit_code == 2
+    assert "places = 2: a run has no place for another member; set places" in full.stderr
+    roster.write_text(f"places = 3\n{text}")
+    assert jwins(*joins).exit_code == 0
+    roster.write_text(text)
 
     again = jwins("roster", "add", roster, tmp_path / "bob.crt", "--address", "b:1")
     assert again.exit_code == 2

@@ -52,6 +52,7 @@ def add(
 ) -> None:
     """Add a member, or change its entry; create the file if it does not exist."""
     with reported_errors():
+        from jwins.errors import ConfigError
         from jwins.net.certificate import certificate_in
         from jwins.net.roster import Member, Roster, read_roster, write_roster
 
@@ -61,6 +62,9 @@ def add(
         old = next((member for member in found.members if member.name == name), None)
         if id_ is None:
             id_ = old.id if old is not None else max(found.ids_ever, default=-1) + 1
+        if from_round is not None and old is None and len(found.ids_ever) >= found.num_places:
+            problem = "a run has no place for another member; set places at the head of its first roster"
+            raise ConfigError("places", found.num_places, f"{problem} to the final number of members")
         member = Member(
             id=id_,
             name=name,
@@ -73,9 +77,9 @@ def add(
         write_roster(changed, file)
         console = console_of()
         console.print(f"{name} has id {id_}; fingerprint {seen.fingerprint}", soft_wrap=True, markup=False)
-        console.print(
-            "give this file to every member, and compare the output of `jwins roster check`", soft_wrap=True
-        )
+        if len(changed.members) > 1:
+            hint = "give this file to every member, and compare the output of `jwins roster check`"
+            console.print(hint, soft_wrap=True)
 
 
 @roster.command(epilog=EPILOG)
