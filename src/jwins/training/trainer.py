@@ -277,28 +277,29 @@ class Trainer:
                 )
         losses: dict[int, float] = {}
         threads = 1 if self.traits.training else self.threads
+        loop, stacked = self._loop, self._stacked
         with self._context.preserved_generators():
-            if self._loop is not None:
-                work = self._node_job(self._loop, rounds, losses, then)
-                self._context.pool.run(sorted(rounds), work, threads)
-            elif self._stacked is not None:
-                jobs = self._chunk_jobs(self._stacked, rounds)
-                self._context.pool.run(jobs, self._chunk_job(self._stacked, rounds, losses, then), threads)
+            if loop is not None:
+
+                def train_node(worker: int, node: int) -> None:
+                    losses[node] = loop.train(worker, node, rounds[node], self.indices(node, rounds[node]))
+                    if then is not None:
+                        then(node, losses[node])
+
+                self._context.pool.run(sorted(rounds), train_node, threads)
+            elif stacked is not None:
+
+                def train_chunk(worker: int, groups: list[list[int]]) -> None:
+                    for nodes in groups:
+                        own = {node: rounds[node] for node in nodes}
+                        indices = {node: self.indices(node, at) for node, at in own.items()}
+                        losses.update(stacked.train(worker, stacked.number_of(nodes[0]), own, indices))
+                    if then is not None:
+                        for node in itertools.chain(*groups):
+                            then(node, losses[node])
+
+                self._context.pool.run(self._chunk_jobs(stacked, rounds), train_chunk, threads)
         return {node: losses[node] for node in rounds}
-
-    def _node_job(
-        self,
-        loop: LoopTrainer,
-        rounds: Mapping[int, int],
-        losses: dict[int, float],
-        then: Callable[[int, float], None] | None,
-    ) -> Callable[[int, int], None]:
-        def work(worker: int, node: int) -> None:
-            losses[node] = loop.train(worker, node, rounds[node], self.indices(node, rounds[node]))
-            if then is not None:
-                then(node, losses[node])
-
-        return work
 
     def _chunk_jobs(self, trainer: StackedTrainer, rounds: Mapping[int, int]) -> list[list[list[int]]]:
         """Return the nodes that train together, by chunk.
@@ -314,24 +315,6 @@ class Trainer:
         for number, at in sorted(groups):
             by_chunk.setdefault(number, []).append(groups[number, at])
         return list(by_chunk.values())
-
-    def _chunk_job(
-        self,
-        trainer: StackedTrainer,
-        rounds: Mapping[int, int],
-        losses: dict[int, float],
-        then: Callable[[int, float], None] | None,
-    ) -> Callable[[int, list[list[int]]], None]:
-        def work(worker: int, groups: list[list[int]]) -> None:
-            for nodes in groups:
-                own = {node: rounds[node] for node in nodes}
-                indices = {node: self.indices(node, at) for node, at in own.items()}
-                losses.update(trainer.train(worker, trainer.number_of(nodes[0]), own, indices))
-            if then is not None:
-                for node in itertools.chain(*groups):
-                    then(node, losses[node])
-
-        return work
 
     def train_batch_of(self, node: int) -> int:
         """Return the index of the batch a node trains in; its nodes train together at no extra cost.
