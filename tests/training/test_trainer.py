@@ -947,7 +947,7 @@ def test_one_norm_in_two_places_trains_as_in_torch_and_is_saved_under_both_names
     plain = build()
     plain.load_state_dict(trainer.layout.state_dict(row, local))
     assert int(plain[3].num_batches_tracked) == 2 * STEPS
-    scores = trainer.evaluate(trainer.params, trainer.nodes)
+    scores = evaluate(trainer, trainer.params, trainer.nodes)
     data = trainer._context.task.test
     expected = functional.cross_entropy(plain.eval()(data.inputs), data.targets)
     assert float(scores["loss"][1]) == pytest.approx(float(expected.detach()), rel=1e-5)
