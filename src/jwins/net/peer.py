@@ -102,10 +102,10 @@ class Peer:
             with ``requires_grad``. The same on all peers.
         buffers: see above.
         bootstrap_from: names of members to request a model from, one after the other. None for ``model``
-            itself, which is only possible for members from the first round on. Not used if ``folder`` has a
-            checkpoint.
+            itself, which is only possible for members from the first round on; one that finds most neighbours
+            ahead before its first merge still takes the model of one. Not used if ``folder`` has a checkpoint.
         codec: "pco" or "raw".
-        timeout_s: minimum time to wait for a neighbour; all other times are derived from it.
+        timeout_s: minimum time to wait for a neighbour, 30 by default; all other times are derived from it.
         folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
         metrics_port: port for a status page and ``/metrics``, on loopback; None serves neither.
         listen: host:port to listen on, if it is not the roster's.
@@ -170,7 +170,8 @@ class Peer:
         )
         of = (roster, key, sharing, outer, params, buffers, bootstrap_from, codec, timeout_s, folder, listen)
         setup = PeerSetup(Arguments(model, *of, transport))
-        self.name, self.model = setup.me.name, model
+        self.name: str = setup.me.name
+        self.model: nn.Module = model
         self._layout, self._names = setup.layout, setup.names
         self._training, self._transport = setup.training, setup.transport
         self._closing, self._farewell = False, "ended"
