@@ -44,7 +44,6 @@ class _Tried(Settings):
         default=None, description="number of combinations of the grid to try, drawn at random; left out: all"
     )
 
-    @model_validator(mode="after")
     def _different(self) -> Self:
         if self.grid and self.key is not None:
             problem = f"key = {self.key!r} is tuned by key and values; move it into grid, or remove grid"
@@ -67,7 +66,7 @@ class TuningGrid(_Tried):
         if not self.grid and (self.key is None or not self.values):
             missing = "key" if self.key is None else "values"
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values, or a grid")
-        return self
+        return self._different()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -126,7 +125,7 @@ class TuneConfig(_Tried):
             raise refuse(missing, MISSING, "required: the setting that is tuned and its values belong together")
         if self.sensitivity and self.key is None:
             raise refuse("sensitivity", True, "needs key and values: the setting to vary")
-        return self
+        return self._different()
 
     @property
     def shared(self) -> TuningGrid | None:
