@@ -43,7 +43,15 @@ from jwins.rng import RoundContext
 from jwins.scenario import Attack
 from jwins.sharing.attacks import attacked, deviation
 from jwins.sharing.base import Sharing
-from jwins.sharing.calls import call_init, call_merge, call_share, method_name
+from jwins.sharing.calls import (
+    call_for_peer,
+    call_init,
+    call_keyframe,
+    call_merge,
+    call_share,
+    check_state_types,
+    method_name,
+)
 from jwins.sharing.outer import Nesterov
 from jwins.sharing.own_scale import OwnScale, scale_of
 from jwins.sharing.update import Quantized, Received, Sampled, Update, largest_magnitude
@@ -516,7 +524,13 @@ class Node:
         return method(self, event, now)
 
     def snapshot(self) -> NodeState:
-        """Return the state for :meth:`restore`."""
+        """Return the state for :meth:`restore`.
+
+        Raises:
+            UsageError: the algorithm's state has a type that no checkpoint restores.
+        """
+        where = f"node {self.id}, round {self.round}: {method_name(self._sharing, 'merge')}"
+        check_state_types(self._sharing, where, self.state, STATE_TYPES)
         return NodeState(
             self.phase.value,
             self.round,
@@ -608,7 +622,12 @@ class Node:
         lack = tuple(j for j in recipients if not stands_alone and j not in self._informed)
         commands: list[Command] = []
         if self._sharing.per_peer:
-            commands += [self._send_own(j) for j in follow]
+            own = {j: self._own_update(j) for j in follow}
+            if not all(map(_is_finite, own.values())):
+                return self._fail(
+                    f"{method_name(self._sharing, 'for_peer')} returned a value that is not finite"
+                )
+            commands += [self._send_own(j, update) for j, update in own.items()]
         elif follow:
             commands.append(Send(follow, self.round, packed, keyframe=False))
         commands += self._send_missed(lack)
@@ -653,7 +672,7 @@ class Node:
         if self._sharing.remembers_peers:
             return [self._send_keyframe((event.peer,))]
         if self._sharing.per_peer:
-            return [self._send_own(event.peer)]
+            return [self._send_own(event.peer, self._own_update(event.peer))]
         return [Send((event.peer,), self.round, self._outgoing, keyframe=False)]
 
     def _on_peer_lost(self, event: PeerLost, now: float) -> list[Command]:
@@ -790,9 +809,11 @@ class Node:
         """Return whether frames are exchanged with ``peer`` in this round."""
         return peer not in self._down and self._expected_from.get(peer, 0) <= self.round
 
-    def _send_own(self, peer: int) -> Send:
+    def _own_update(self, peer: int) -> Update:
+        return call_for_peer(self._sharing, self.state, peer, self._context(), self.update_dim)
+
+    def _send_own(self, peer: int, update: Update) -> Send:
         """Send ``peer`` the update of :meth:`Sharing.for_peer`."""
-        update = self._sharing.for_peer(self.state, peer)
         frame = Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
         return Send((peer,), self.round, self.rules.wire.pack(frame), keyframe=False)
 
@@ -816,7 +837,7 @@ class Node:
     def _send_keyframe(self, to: tuple[int, ...], missed: Update | None = None) -> Send:
         """Bring ``to`` up to date with this node's last share: by a keyframe, or by the missed increments."""
         assert self._shared is not None
-        keyframe = missed or self._sharing.keyframe(self.state, self._context())
+        keyframe = missed or call_keyframe(self._sharing, self.state, self._context(), self.update_dim)
         frame = Frame(
             self.id, self._shared, keyframe, keyframe=True, roster_version=self._roster_version(self._shared)
         )

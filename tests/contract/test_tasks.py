@@ -26,6 +26,7 @@ from torch import nn
 from evaluation import evaluate
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.tasks import TASKS, Batch, Dataset, Task, make_task, movielens, own_task, parquet, source
+from jwins.tasks.base import partition_labels_of
 from jwins.tasks.partition import PARTITIONERS
 from jwins.tasks.plays import bundled_plays, codes
 from jwins.training.optimizer import Optimizer
@@ -1187,6 +1188,36 @@ def test_what_is_missing_is_said(file: str, code: str, problem: str, tmp_path: P
         assert caught.value.path == "task.file"
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 0, 1], torch.tensor([0, 1, 0, 1]), np.array([0, 1, 0, 1], "uint8")])
+def test_labels_to_divide_by_may_be_a_list_an_array_or_a_tensor(labels: Any) -> None:
+    found = partition_labels_of(labelled(labels))
+    assert found is not None
+    assert (found.tolist(), found.dtype) == ([0, 1, 0, 1], np.int64)
+
+
+@pytest.mark.parametrize(
+    "labels", [[0, 1], np.zeros((4, 1), int), np.full(4, np.nan), [0.5] * 4, ["a"] * 4, [[0], []]]
+)
+def test_labels_that_are_none_are_refused_by_name(labels: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"^Labelled\.partition_labels\(\) (returned .*expected \(4,\) int|failed)"
+    ):
+        partition_labels_of(labelled(labels))
+
+
+def labelled(labels: Any) -> Task:
+    class Labelled(Task):
+        train = test = Dataset(torch.zeros(4, 1), torch.zeros(4))
+
+        def model(self) -> torch.nn.Module:
+            return torch.nn.Linear(1, 1)
+
+        def partition_labels(self) -> Any:
+            return labels
+
+    return Labelled()
+
+
 def test_what_is_missing_in_a_task_from_python_is_said_as_well() -> None:
     class Whole(Task):
         def __init__(self, classes: int = 2) -> None:
@@ -1203,6 +1234,22 @@ def test_what_is_missing_in_a_task_from_python_is_said_as_well() -> None:
         def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"loss": outputs.mean()}
 
+    class Nameless(Whole):
+        name = "two\nlines"
+
+    class OddMetric(Whole):
+        def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> Any:
+            return {**super().metrics(outputs, targets), 3: outputs[:, 0]}
+
+    class InPlace(Whole):
+        def prepare(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs.add_(1)
+
+    class TargetsInPlace(Whole):
+        def metrics(self, outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+            targets.fill_(1)
+            return super().metrics(outputs, targets)
+
     class NoModel(Task):
         pass
 
@@ -1213,6 +1260,10 @@ def test_what_is_missing_in_a_task_from_python_is_said_as_well() -> None:
         (NoTest, "NoTest does not set self.test; set it to a"),
         (NoTest(), "NoTest does not set self.test; set it to a"),
         (Scalar, r"Scalar returns \(\) as metrics\(\)\['loss'\]; expected one value per sample"),
+        (Nameless, r"Nameless sets self\.name to 'two\\nlines'; expected a text of one line"),
+        (OddMetric, "OddMetric returns a metric called 3; expected a name of printable characters"),
+        (InPlace, r"InPlace changes inputs of test samples in place in prepare\(\) or metrics\(\)"),
+        (TargetsInPlace, "TargetsInPlace changes targets of test samples in place"),
         (NoModel, r"NoModel lacks model\(\)"),
         (torch.nn.Linear, "Linear does not subclass jwins.tasks.Task"),
         (3, "int does not subclass jwins.tasks.Task"),

@@ -133,6 +133,29 @@ def test_what_is_no_callback_is_refused(tmp_path: Path) -> None:
     assert not tmp_path.joinpath("config.toml").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(("experiment", "digits"), ("experiment", {}), ("callbacks", jwins.Callback()), ("progress", 3)),
+        *(("stop", True), ("engine", "ray")),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_named(argument: str, value: Any, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"experiment": experiment(tmp_path), argument: value}
+    with pytest.raises(UsageError, match=rf"simulate: {argument} = .*: expected"):
+        jwins.simulate(**arguments)
+
+
+def test_a_callback_changes_neither_rows_nor_the_mode_of_autograd(tmp_path: Path) -> None:
+    class Clears(jwins.Callback):
+        def on_evaluation(self, row: EvalRow, models: Mapping[int, Mapping[str, Tensor]]) -> None:
+            row.metrics.clear()  # type: ignore[attr-defined]
+
+    with torch.inference_mode():
+        result = jwins.simulate(experiment(tmp_path, rounds=1), callbacks=[Clears()])
+    assert "accuracy" in result.record.evaluations[-1].metrics
+
+
 # --- Trackers ------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from jwins.sharing import Full, jwins, mix
 from jwins.sharing.sparse import OwnState
 from jwins.sharing.update import Update
 from jwins.topology import Graph, Ring
+from jwins.topology.graph import CheckedTopology
 
 
 def experiment(sharing: Any, tmp_path: Path) -> Experiment:
@@ -100,6 +101,9 @@ def in_place_init(params: Any) -> Any:
     return params.zero_()
 
 
+SIZE = 12010
+"""Parameters of the model of the digits."""
+
 MISTAKES = {
     "init fails": ({"init": fails}, r"^Own\.init failed: KeyError: 'gamma'"),
     "share fails": ({"share": fails}, r"node 0, round 0: Own\.share failed: KeyError: 'gamma'"),
@@ -171,6 +175,40 @@ MISTAKES = {
     "share draws from a global generator": (
         {"share": lambda state, params, ctx: share(state, params + torch.randn(len(params)), ctx)},
         r"Own\.share returned two updates for the same arguments; draw from ctx\.rng",
+    ),
+    "merge draws from a global generator": (
+        {"merge": lambda state, params, received, ctx: (params + torch.randn(len(params)), state)},
+        r"Own\.merge returned two models for the same arguments; draw from ctx\.rng",
+    ),
+    "stale_peers names a stranger": (
+        {"stale_peers": lambda state: frozenset([99])},
+        r"Own\.stale_peers names 99: expected neighbours of the node",
+    ),
+    "no keyframe": (
+        {"remembers_peers": True},
+        r"Own\.keyframe failed: TypeError: Own has no keyframe, .*define one",
+    ),
+    "keyframe gives a tensor": (
+        {"remembers_peers": True, "keyframe": lambda state, ctx: torch.zeros(3)},
+        r"Own\.keyframe returned a float32 tensor of shape \(3,\) as its update",
+    ),
+    "no for_peer": ({"per_peer": True}, r"Own\.for_peer failed: TypeError: Own has one update for all"),
+    "for_peer gives nothing": (
+        {"per_peer": True, "for_peer": lambda state, peer: None},
+        r"node 0, round 0: Own\.for_peer returned None as its update",
+    ),
+    "for_peer gives another length": (
+        {"per_peer": True, "for_peer": lambda state, peer: Update(3, None, torch.zeros(3))},
+        r"Own\.for_peer returned an update with dim = 3: expected \d+",
+    ),
+    "for_peer gives NaN": (
+        {"per_peer": True, "for_peer": lambda state, peer: Update(SIZE, None, torch.full((SIZE,), torch.nan))},
+        r"Own\.for_peer returned a value that is not finite",
+    ),
+    "for_model fails": ({"for_model": fails}, r"^Own\.for_model failed: KeyError: 'gamma'"),
+    "for_model gives nothing": (
+        {"for_model": lambda shapes: None},
+        r"Own\.for_model returned None: expected an algo",
     ),
     "stale_peers fails": ({"stale_peers": fails}, r"Own\.stale_peers failed: KeyError: 'gamma'"),
     "stale_peers gives a list": (
@@ -257,6 +295,35 @@ def test_a_mistake_in_a_later_round_names_node_and_round(tmp_path: Path) -> None
         simulate(experiment(Own(merge=late), tmp_path))
 
 
+def test_a_type_that_appears_in_a_later_round_is_named_at_the_next_checkpoint(tmp_path: Path) -> None:
+    def late(state: Any, params: Any, received: Any, ctx: Any) -> Any:
+        return params, {"a": Mine(1)} if ctx.round == 1 else state
+
+    own = experiment(Own(merge=late), tmp_path).changed({"run": {"checkpoint_every": 1}})
+    with pytest.raises(UsageError, match=r"^node 0, round 2: Own\.merge .* with a Mine, .*set state_types"):
+        simulate(own)
+
+
+@pytest.mark.parametrize("found", [None, [1.0], "numpy"])
+def test_a_quantizer_that_returns_no_tensor_is_named(found: Any, tmp_path: Path) -> None:
+    class Mute:
+        def __call__(self, values: Any, subbands: Any, ctx: Any) -> Any:
+            return values.numpy() if found == "numpy" else found
+
+    with pytest.raises(UsageError, match=r"the quantizer Mute returned a .*: expected a tensor or Quantized"):
+        simulate(experiment(Full(values=Mute()), tmp_path))
+
+
+@pytest.mark.parametrize("merge", [lambda own, *_: own[1:], lambda *_: None, lambda own, *_: own.zero_()])
+def test_a_robust_merge_that_breaks_the_protocol_is_named(merge: Any, tmp_path: Path) -> None:
+    class Odd:
+        def __call__(self, *arguments: Any) -> Any:
+            return merge(*arguments)
+
+    with pytest.raises(UsageError, match=r"the robust merge Odd changed its .* or returned no tensor of shape"):
+        simulate(experiment(Full(robust=Odd()), tmp_path))
+
+
 def test_the_check_leaves_algorithm_and_generators_as_they_were(tmp_path: Path) -> None:
     calls = []
 
@@ -299,6 +366,37 @@ GRAPHS = {
     "beyond": (changed(senders=({9: 0.1}, *ROWS[1:])), r"senders\[0\] names node 9: expected another node"),
     "one way": (changed(senders=({}, *ROWS[1:])), r"recipients\[1\] names node 0: expected nodes that have"),
 }
+
+
+@pytest.mark.parametrize("name", ["fails", "none", "NaN"])
+def test_a_graph_of_a_later_round_is_named_too(name: str) -> None:
+    at, message = GRAPHS[name]
+
+    class Mesh:
+        num_nodes = 6
+
+        def at(self, round: int) -> Any:
+            return Ring(num_nodes=6, seed=1).at(0) if round < 50 else at(round)
+
+    checked = CheckedTopology(Mesh(), 100)
+    assert [len(checked.at(at).senders) for at in range(50)] == [6] * 50
+    with pytest.raises(UsageError, match=message.replace("0", "50", 1) if "at" in message else message):
+        checked.at(50)
+
+
+def test_a_topology_with_two_graphs_for_a_round_is_named() -> None:
+    class Wavering:
+        num_nodes = 6
+        calls = 0
+
+        def at(self, round: int) -> Any:
+            self.calls += 1
+            return Ring(num_nodes=6, seed=1).at(0) if self.calls % 2 else Graph.metropolis_hastings(6, [(0, 1)])
+
+    with pytest.raises(
+        UsageError, match=r"Wavering\.at\(0\) returned two graphs; draw from jwins\.rng\.stream"
+    ):
+        CheckedTopology(Wavering(), 3)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

@@ -721,7 +721,9 @@ def test_a_failure_in_a_thread_names_node_and_round(threads):
     )
     trainer.train({0: 0, 1: 0})
     task.failing = True
-    with pytest.raises(TrainingError, match=r"node [12], round 5, loss: ArithmeticError: no luck"):
+    with pytest.raises(
+        TrainingError, match=r"node [12], round 5, loss: .*: no luck \(test_trainer.py, line \d+\)$"
+    ):
         trainer.train({1: 5, 2: 5})
     task.failing = False
     trainer.train({1: 5, 2: 5})
@@ -932,6 +934,55 @@ def test_a_model_with_two_parameters_on_one_memory_is_refused(batching):
 
     with pytest.raises(UsageError, match=r"'0\.weight' and parameter '1\.weight' share memory|'1\.weight' and"):
         make(tied, batching=batching)
+
+
+def test_a_model_that_is_made_once_is_refused():
+    once = mlp()
+    with pytest.raises(UsageError, match=r"task\.model\(\) returns the same Linear at each call"):
+        make(lambda: once)
+
+
+def test_parameters_of_another_generator_are_refused():
+    draws = np.random.default_rng(1)
+
+    def arbitrary():
+        model = mlp()
+        model[0].weight = nn.Parameter(torch.from_numpy(draws.random((8, 6), "float32")))
+        return model
+
+    with pytest.raises(
+        UsageError, match=r"task\.model\(\) returns other parameters at each call; draw them from"
+    ):
+        make(arbitrary)
+
+
+def test_a_trial_leaves_buffers_that_the_task_keeps_as_they_are():
+    mean = torch.zeros(6)
+
+    def build():
+        model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+        model[0].running_mean = mean
+        return model
+
+    trainer = make(build, batching="auto")
+    trainer.train(everyone(trainer, 0))
+    assert not mean.any()
+    assert trainer.state(0).buffers["0.running_mean"].any()
+
+
+def test_metrics_that_differ_between_batches_are_refused():
+    class Wavering(Toy):
+        def metrics(self, outputs, targets):
+            found = super().metrics(outputs, targets)
+            return found | {"few": found["loss"]} if len(targets) == 44 else found
+
+    task = Wavering(samples=300)
+    task.test = task.train  # 300 samples are tested in two batches
+    trainer = Trainer(
+        task, [np.arange(300)], seed=1, local_steps=1, batch_size=4, optimizer=Optimizer(), device="cpu"
+    )
+    with pytest.raises(UsageError, match=r"other metrics for some batches than for others: .*few"):
+        trainer.evaluate(trainer.params, trainer.nodes)
 
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])

@@ -91,5 +91,12 @@ def test_a_wrong_transform_is_named() -> None:
         TrainingError, match=r"task.transform: metric 'loss' is \(\): expected one number per model"
     ):
         build(experiment(Scalar)).driver.run()
-    with pytest.raises(TrainingError, match=r"KeyError.*los"):
+
+    class Mute(Rare):
+        def transform(self, means: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(TrainingError, match=r"task.transform returned a NoneType: expected metrics by name"):
+        build(experiment(Mute)).driver.run()
+    with pytest.raises(TrainingError, match=r"KeyError.*los.* \(test_transform.py, line \d+\)$"):
         build(experiment(Broken)).driver.run()

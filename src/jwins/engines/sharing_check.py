@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,16 @@ from jwins.ops.mixing import check_positions
 from jwins.rng import RoundContext
 from jwins.run_folder.checkpoint import dump
 from jwins.sharing import Sharing
-from jwins.sharing.calls import call, call_init, call_merge, call_share, method_name
+from jwins.sharing.calls import (
+    call,
+    call_for_peer,
+    call_init,
+    call_keyframe,
+    call_merge,
+    call_share,
+    check_state_types,
+    method_name,
+)
 from jwins.sharing.update import Received
 from jwins.topology.graph import Topology
 
@@ -77,8 +85,11 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
         update = dataclasses.replace(update, values=update.values.clone())
     sent = update.dense_values().clone()
     received = [Received(sender, 0, weight, update) for sender, weight in sorted(ctx.weights.items())]
+    _check_for_some(sharing, shared, ctx, dim)
     apart = trained + 0.01 * noise.flip(0)  # not what was sent, so that a merge changes it
     params = apart.clone()
+    first, _ = call_merge(sharing, shared, apart.clone(), received, ctx)
+    first = first.clone()
     merged, state = call_merge(sharing, shared, params, received, ctx)
     _check_same(sharing, "merge", "params", params, apart)
     if merged.requires_grad:
@@ -88,11 +99,25 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
         raise UsageError(f"{name} returned parameters with a value that is not finite")
     _check_same(sharing, "merge", "the update of a neighbour", update.dense_values(), sent)
     _check_kept(sharing, "merge", shared, stored)
+    if not torch.equal(first, merged):
+        problem = "returned two models for the same arguments; draw from ctx.rng(purpose), and change nothing"
+        raise UsageError(f"{method_name(sharing, 'merge')} {problem}")
     _check_state(sharing, "merge", state)
     name = method_name(sharing, "stale_peers")
     stale = call(name, sharing.stale_peers, state)
     if not isinstance(stale, frozenset | set):
         raise UsageError(f"{name} returned a {type(stale).__name__}: expected a frozenset of nodes")
+    if strange := [peer for peer in stale if peer not in ctx.weights]:
+        raise UsageError(f"{name} names {strange[0]!r}: expected neighbours of the node")
+
+
+def _check_for_some(sharing: Sharing[Any], state: Any, ctx: RoundContext, dim: int) -> None:
+    """Make the updates that only some neighbours get."""
+    own = [call_for_peer(sharing, state, peer, ctx, dim) for peer in ctx.weights if sharing.per_peer]
+    if not all(update.is_finite() for update in own):
+        raise UsageError(f"{method_name(sharing, 'for_peer')} returned a value that is not finite")
+    if sharing.remembers_peers:
+        call_keyframe(sharing, state, ctx, dim)
 
 
 def _check_same(sharing: Sharing[Any], method: str, what: str, found: Tensor, before: Tensor) -> None:
@@ -113,26 +138,8 @@ def _check_state(sharing: Sharing[Any], method: str, state: object) -> bytes:
     if not isinstance(sharing.state_types, tuple):
         cls = type(sharing).__name__
         raise UsageError(f"{cls}.state_types is not a tuple; write state_types = ({cls}State,), with a comma")
-    known = {*STATE_TYPES, *sharing.state_types}
-    if strange := next((cls for cls in _dataclasses_in(state) if cls not in known), None):
-        raise UsageError(
-            f"{name} returned a state with a {strange.__name__}, which a checkpoint cannot restore: "
-            f"set state_types = ({strange.__name__},) in {type(sharing).__name__}"
-        )
+    check_state_types(sharing, name, state, STATE_TYPES)
     try:
         return dump(state)
     except UsageError as error:
         raise UsageError(f"{name} returned a state that a checkpoint cannot hold: {error}") from None
-
-
-def _dataclasses_in(value: object) -> Iterator[type]:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        yield type(value)
-        for field in dataclasses.fields(value):
-            yield from _dataclasses_in(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for inner in (*value, *value.values()):
-            yield from _dataclasses_in(inner)
-    elif isinstance(value, list | tuple | set | frozenset):
-        for inner in value:
-            yield from _dataclasses_in(inner)

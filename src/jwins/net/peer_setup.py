@@ -29,6 +29,7 @@ from jwins.node import MAX_MAGNITUDE_RATIO, Rules
 from jwins.run_folder.rows import StartRow
 from jwins.sharing import CommonSparseLoco, Nesterov, Sharing
 from jwins.sharing import jwins as jwins_sharing
+from jwins.sharing.calls import call_for_model
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.codec import codec as codec_named
 from jwins.wire.frame import Wire
@@ -98,7 +99,7 @@ class PeerSetup:
         if is_own(self._sharing):  # before a port is opened
             if cls := nameless(self._sharing):
                 raise ConfigError("Peer.sharing", self._sharing, NAMELESS.format(cls=cls))
-            check_sharing(self._sharing, self._initial, self._membership.topology, self._roster.seed)
+            check_sharing(self._for_model(), self._initial, self._membership.topology, self._roster.seed)
         self._digest = digest_of_run(self._roster, self._sharing, given.codec, given.outer)
         self._agreed = {"layout": hash_of_layout(self.layout)}
         if self.place is not None and self.going_on:
@@ -129,10 +130,13 @@ class PeerSetup:
             journal=self._journal,
         )
 
+    def _for_model(self) -> Sharing[Any]:
+        return call_for_model(self._sharing, tuple(slot.shape for slot in self.layout.slots))
+
     def _make_rules(self) -> Rules:
         layout = self.layout
         return Rules(
-            self._sharing.for_model(tuple(slot.shape for slot in layout.slots)),
+            self._for_model(),
             Wire(codec_named(self._given.codec), self._digest, self._sharing.update_dim(layout.size)),
             self._membership.topology,
             rounds=ENDLESS,

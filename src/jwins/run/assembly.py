@@ -98,6 +98,7 @@ def assemble(
         DataError: data are missing.
     """
     from jwins.engines.sharing_check import check_sharing, is_own
+    from jwins.sharing.calls import call_for_model
 
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
@@ -115,6 +116,7 @@ def assemble(
         resolved = resolved.changed({"train": {"batching": trainer.batching}})
     dim = trainer.layout.size
     _check_padding(experiment, sharing, dim)
+    sharing = call_for_model(sharing, tuple(slot.shape for slot in trainer.layout.slots))
     if is_own(sharing):
         check_sharing(sharing, trainer.initial(), topology, experiment.run.seed)
     start = StartRow(
@@ -132,8 +134,7 @@ def assemble(
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
         better=dict(type(task).directions().items() - Task.directions().items()),
     )
-    shapes = tuple(slot.shape for slot in trainer.layout.slots)
-    rules = _rules(experiment, sharing.for_model(shapes), topology, trainer)
+    rules = _rules(experiment, sharing, topology, trainer)
     return Components(resolved, task, partition, trainer, rules, tests, start)
 
 

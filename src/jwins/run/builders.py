@@ -58,7 +58,7 @@ def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
     Raises:
         ConfigError: no such graph exists.
     """
-    from jwins.topology.graph import check_topology
+    from jwins.topology.graph import CheckedTopology
     from jwins.topology.participation import Participation
 
     config, nodes = experiment.topology, experiment.nodes
@@ -67,9 +67,10 @@ def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
         if isinstance(config, TopologyTable)
         else config
     )
-    own = not type(topology).__module__.startswith("jwins.")
-    if own and topology.num_nodes == nodes.count:
-        check_topology(topology, nodes.count, experiment.run.rounds + experiment.run.consensus_rounds)
+    if not type(topology).__module__.startswith("jwins."):
+        if topology.num_nodes != nodes.count:
+            raise ConfigError("topology", topology.num_nodes, f"expected {nodes.count} nodes, as nodes.count")
+        topology = CheckedTopology(topology, experiment.run.rounds + experiment.run.consensus_rounds)
     if nodes.participation == 1.0 or of_all:
         return topology
     senders = topology.at(0).senders
@@ -147,6 +148,7 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
             breaks the rules.
     """
     from jwins.rng import stream
+    from jwins.tasks.base import partition_labels_of
     from jwins.tasks.partition import checked_split
 
     config = experiment.task.partition
@@ -155,7 +157,7 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
         partition,
         num_samples=len(task.train),
         num_nodes=experiment.nodes.count,
-        labels=task.partition_labels(),
+        labels=partition_labels_of(task),
         keys=None if task.train.keys is None else task.train.keys.copy(),
         rng=stream(experiment.run.seed, "partition"),
     )
@@ -281,8 +283,10 @@ def partition_counts(task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> 
     """
     import numpy as np
 
+    from jwins.tasks.base import partition_labels_of
+
     found: dict[str, Any] = {"samples": [len(own) for own in partition]}
-    labels = task.partition_labels()
+    labels = partition_labels_of(task)
     if labels is not None:
         values = np.unique(labels)
         if len(values) <= _MAX_LABELS:

@@ -79,12 +79,12 @@ def own_test_samples(
     import numpy as np
 
     from jwins.rng import stream
-    from jwins.tasks.base import labels_of
+    from jwins.tasks.base import labels_of, partition_labels_of
 
     train, test = task.train.keys, task.test.keys
     if train is not None and test is not None:
         return [np.flatnonzero(np.isin(test, np.unique(train[own]))) for own in partition]
-    labels, of_test, targets = task.partition_labels(), labels_of(task.test), labels_of(task.train)
+    labels, of_test, targets = partition_labels_of(task), labels_of(task.test), labels_of(task.train)
     if labels is None or of_test is None or targets is None or not np.array_equal(labels, targets):
         problem = (
             "the task's samples have no natural owner, and their targets are not labels; remove it, or set "

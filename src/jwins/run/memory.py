@@ -122,11 +122,11 @@ def _bytes_per_sample(task: Task) -> float:
     import torch
     from torch.autograd.graph import saved_tensors_hooks
 
-    from jwins.tasks import Batch
+    from jwins.tasks.base import Batch, with_own_buffers
 
-    batch = Batch(task.train.inputs[:2], task.train.targets[:2])
+    batch = Batch(task.train.inputs[:2].clone(), task.train.targets[:2].clone())
     with torch.random.fork_rng(devices=[]):
-        model = task.model()
+        model = with_own_buffers(task.model())
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:

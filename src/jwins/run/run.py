@@ -8,6 +8,7 @@ the end, ``final/node-<i>.safetensors``. The experiment's digest decides whether
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -99,11 +100,11 @@ def simulate(
         DataError: data are missing.
         ResumeError: the folder has another experiment, or this one without ``resume``.
         ActorLostError: actors were lost more often than ``engine.restarts``.
-        UsageError: no such cluster exists, or it is unsuitable; an entry of ``callbacks`` is no callback.
+        UsageError: no such cluster exists, or it is unsuitable; an argument has a wrong type.
     """
     from jwins.engines.interrupts import interrupts
 
-    _check_callbacks(callbacks)
+    _check_arguments(experiment, progress, callbacks, stop, engine)
     started = time.perf_counter()
     folder = experiment.folder
     if extend:
@@ -143,7 +144,18 @@ def simulate(
         )
 
 
-def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+def _check_arguments(
+    experiment: object, progress: object, callbacks: Sequence[Callback], stop: object, engine: object
+) -> None:
+    for name, value, fits, expected in (
+        ("experiment", experiment, isinstance(experiment, Experiment), "an Experiment, as of jwins.load"),
+        ("progress", progress, progress is None or callable(progress), "a function"),
+        ("callbacks", callbacks, isinstance(callbacks, list | tuple), "a list of callbacks"),
+        ("stop", stop, callable(stop), "a function"),
+        ("engine", engine, engine is None or isinstance(engine, Ray), "jwins.Ray(...)"),
+    ):
+        if not fits:
+            raise UsageError(f"simulate: {name} = {value!r}: expected {expected}")
     for index, callback in enumerate(callbacks):
         methods = ("on_start", "on_round", "on_evaluation", "on_end")
         missing = [name for name in methods if not callable(getattr(callback, name, None))]
@@ -188,7 +200,11 @@ def _usual_torch() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
     elsewhere = torch.get_default_device().type != "cpu"  # otherwise a context only slows calls
     try:
-        with torch.device("cpu") if elsewhere else contextlib.nullcontext():
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.device("cpu") if elsewhere else contextlib.nullcontext(),
+        ):
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -208,7 +224,7 @@ def _simulate(
 ) -> Result:
     def on_evaluation(row: EvalRow, models: MeasuredModels) -> None:
         for callback in callbacks:
-            callback.on_evaluation(row, models)
+            callback.on_evaluation(copy.deepcopy(row), models)
 
     assembled = build(
         experiment,

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal, Protocol, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from jwins.errors import ConfigError
+from jwins.errors import ConfigError, UsageError
 from jwins.ops.mixing import Term, mixed
 from jwins.rng import RoundContext
 from jwins.sharing.update import Quantized, Received, Update
@@ -228,7 +228,11 @@ def quantize(
 ) -> Tensor | Quantized:
     """Return ``values`` (k,) as they are sent. A quantizer that is given by name needs no ``subbands``."""
     if not isinstance(quantizer, str):
-        return quantizer(values, subbands, ctx)
+        found: object = quantizer(values, subbands, ctx)
+        if not isinstance(found, Tensor | Quantized):
+            name, problem = type(quantizer).__name__, f"returned a {type(found).__name__}"
+            raise UsageError(f"the quantizer {name} {problem}: expected a tensor or Quantized")
+        return found
     return values if quantizer == "float32" else values.to(torch.bfloat16)
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -123,7 +123,11 @@ class Full(Sharing[OwnState]):
         own = params if state.own is None else state.own
         counted = [item for item in received if item.weight != 0.0]
         others = [item.update.dense_values() for item in counted]
-        merged = self.robust(own, others, [item.weight for item in counted])
+        before = own._version
+        merged: Any = self.robust(own, others, [item.weight for item in counted])
+        if own._version != before or not isinstance(merged, Tensor) or merged.shape != own.shape:
+            problem = f"changed its arguments in place, or returned no tensor of shape {tuple(own.shape)}"
+            raise UsageError(f"the robust merge {type(self.robust).__name__} {problem}")
         return params + (merged - own), replace(state, own=None)
 
 

@@ -95,6 +95,34 @@ def labels_of(samples: Dataset) -> npt.NDArray[np.int64] | None:
     return targets.numpy().astype(np.int64)
 
 
+def with_own_buffers(model: nn.Module) -> nn.Module:
+    """Give the buffers of a model memory of their own, for a trial; they may be tensors that the task keeps."""
+    copies = {id(buffer): buffer.clone() for buffer in model.buffers() if not nn.parameter.is_lazy(buffer)}
+    for module in model.modules():
+        module._buffers |= {name: copies.get(id(own), own) for name, own in module._buffers.items()}
+    return model
+
+
+def partition_labels_of(task: Task) -> npt.NDArray[np.int64] | None:
+    """Return ``task.partition_labels()``, an array, a tensor or a list, as (n,) int64; None for no labels.
+
+    Raises:
+        UsageError: it fails, or returns anything but one integer per training sample.
+    """
+    where = f"{type(task).__name__}.partition_labels()"
+    try:
+        labels = task.partition_labels()
+        found = np.zeros(0) if labels is None else np.asarray(labels)
+    except Exception as error:
+        raise UsageError(f"{where} failed: {type(error).__name__}: {error}") from error
+    if labels is None:
+        return None
+    if found.dtype.kind not in "biu" or found.shape != (len(task.train),):
+        problem = f"{found.dtype} of shape {found.shape}"
+        raise UsageError(f"{where} returned {problem}: expected ({len(task.train)},) integers, one per sample")
+    return found.astype(np.int64)
+
+
 class Task(abc.ABC):
     """Base class of a task. Subclasses set ``train`` and ``test`` in ``__init__`` and define :meth:`model`.
 

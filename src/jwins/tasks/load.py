@@ -23,7 +23,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from jwins.errors import ConfigError, JwinsError
-from jwins.tasks.base import Batch, Dataset, Task
+from jwins.tasks.base import Batch, Dataset, Task, with_own_buffers
 
 
 def named_class(name: str, tasks: Mapping[str, type[Task]]) -> type[Task]:
@@ -228,6 +228,9 @@ def _try(task: Task, named: _Named) -> None:
             raise lacks(f"sets self.{split} to a {type(found).__name__}; expected a jwins.tasks.Dataset")
         if not len(found):
             raise lacks(f"sets self.{split} to an empty data set")
+    name: object = task.name
+    if not isinstance(name, str) or not name.isprintable():
+        raise lacks(f"sets self.name to {name!r}; expected a text of one line")
     type(task).directions()
     if "better" in getattr(task, "__dict__", {}):
         raise lacks("sets self.better; declare it in the class, beside the methods")
@@ -240,17 +243,25 @@ def _try(task: Task, named: _Named) -> None:
                 raise lacks(f"returns a {type(model).__name__} from model(); expected a torch.nn.Module")
             if not any(p.requires_grad for p in model.parameters()):
                 raise lacks("returns a model without parameters to train from model()")
+            with_own_buffers(model)
             stage = "loss()"
-            batch = Batch(task.train.inputs[:2], task.train.targets[:2])
+            batch = Batch(task.train.inputs[:2].clone(), task.train.targets[:2].clone())
             loss: object = task.loss(model, batch, None)
             if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
                 raise lacks("returns no scalar to differentiate from loss()")
             stage = "metrics()"
-            targets = task.test.targets[:2]
+            test = Batch(task.test.inputs[:2], task.test.targets[:2])
+            inputs, targets = (tensor.clone() for tensor in test)
             with torch.no_grad():
-                outputs = model.eval()(task.prepare(task.test.inputs[:2]))
-                metrics: dict[str, object] = dict(task.metrics(outputs, targets))
+                outputs = model.eval()(task.prepare(inputs))
+                metrics: dict[Any, object] = dict(task.metrics(outputs, targets))
+            for name, before, after in zip(("inputs", "targets"), test, (inputs, targets), strict=True):
+                if not torch.allclose(before, after, rtol=0, atol=0, equal_nan=True):
+                    problem = "work on a copy, since every evaluation would change them further"
+                    raise lacks(f"changes {name} of test samples in place in prepare() or metrics(); {problem}")
             for name, values in metrics.items():
+                if not isinstance(name, str) or not name or not name.isprintable():
+                    raise lacks(f"returns a metric called {name!r}; expected a name of printable characters")
                 if not isinstance(values, Tensor) or values.shape != (len(targets),):
                     shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                     raise lacks(

@@ -82,24 +82,41 @@ class Graph:
         return Graph(num_nodes, senders, recipients)
 
 
-def check_topology(topology: Topology, num_nodes: int, rounds: int) -> None:
-    """Refuse a user's topology if one of its first graphs cannot be used for mixing.
+class CheckedTopology:
+    """A user's topology, whose graphs are checked when they are first needed.
 
     A graph must have a row for each node, list each edge at both ends, and have weights above 0 that sum to at
     most 1 at each node.
 
     Args:
         topology: the user's topology.
-        num_nodes: N of the experiment.
-        rounds: rounds of the run, of which the first few are checked.
+        rounds: rounds of the run, of which the first few are checked at once.
 
     Raises:
-        UsageError: ``at`` fails, or its result is not such a graph.
+        UsageError: the topology's ``at`` fails, its result is not such a graph, or two calls differ. The method
+            ``at`` raises it, too.
     """
-    for at in range(min(rounds, _CHECKED_ROUNDS)):
-        where = f"{type(topology).__name__}.at({at})"
+
+    def __init__(self, topology: Topology, rounds: int) -> None:
+        self._topology, self.num_nodes = topology, topology.num_nodes
+        self._graphs: dict[int, Graph] = {}
+        for at in range(min(rounds, _CHECKED_ROUNDS)):
+            if self.at(at) != self._checked(at):
+                problem = "returned two graphs; draw from jwins.rng.stream(seed, 'name', round=round)"
+                raise UsageError(f"{type(topology).__name__}.at({at}) {problem}")
+
+    def at(self, round: int) -> Graph:
+        """Return the graph of a round."""
+        if round not in self._graphs:
+            if len(self._graphs) == _KEPT_GRAPHS:
+                self._graphs.clear()
+            self._graphs[round] = self._checked(round)
+        return self._graphs[round]
+
+    def _checked(self, round: int) -> Graph:
+        where, num_nodes = f"{type(self._topology).__name__}.at({round})", self.num_nodes
         try:
-            graph = topology.at(at)
+            graph = self._topology.at(round)
         except Exception as error:
             raise UsageError(f"{where} failed: {type(error).__name__}: {error}") from error
         if not isinstance(graph, Graph):
@@ -122,9 +139,11 @@ def check_topology(topology: Topology, num_nodes: int, rounds: int) -> None:
             if missing := [i for i in others if not 0 <= i < num_nodes or j not in graph.senders[i]]:
                 problem = "expected nodes that have this one in their senders"
                 raise UsageError(f"{where}.recipients[{j}] names node {missing[0]}: {problem}")
+        return graph
 
 
 _CHECKED_ROUNDS = 8
+_KEPT_GRAPHS = 16
 
 
 class Topology(Protocol):

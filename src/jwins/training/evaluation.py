@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from jwins.errors import UsageError
 from jwins.rng import EVERY_ROUND
 from jwins.training.layout import Layout
 from jwins.training.model_traits import ModelTraits
@@ -222,6 +223,9 @@ class Evaluation:
 
 
 def _add(total: Sums, batch: Sums) -> None:
+    if total and total.keys() != batch.keys():
+        names = " and ".join(", ".join(sums) for sums in (total, batch))
+        raise UsageError(f"task.metrics returned other metrics for some batches than for others: {names}")
     for name, (everything, some) in batch.items():
         before = total.get(name, (0.0, 0.0))
         total[name] = before[0] + everything, before[1] + some

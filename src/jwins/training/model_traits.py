@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jwins.errors import UsageError
-from jwins.tasks.base import Batch
+from jwins.tasks.base import Batch, with_own_buffers
 from jwins.training.batches import Shuffle
 from jwins.training.flat_graph import flatten_graph
 from jwins.training.layout import Layout
@@ -64,13 +64,14 @@ class TraitProbe:
         buffers: local buffers at the start, by name.
         frozen: parameters that do not train, by name.
         shuffle: a node's stream of samples.
+        first: the model that all of these are from.
 
     Attributes:
         traits: traits of the model.
 
     Raises:
-        UsageError: frozen parameters differ between two models or change in a step, or a step replaces
-            a parameter.
+        UsageError: parameters differ between two models, two models have layers in common, frozen parameters
+            change in a step, or a step replaces a parameter.
         TrainingError: the model, the loss or the backward pass fails.
     """
 
@@ -82,11 +83,12 @@ class TraitProbe:
         buffers: Mapping[str, Tensor],
         frozen: Mapping[str, Tensor],
         shuffle: Shuffle,
+        first: nn.Module,
     ) -> None:
         self._context, self._layout, self._initial = context, layout, initial
         self._buffers, self._frozen, self._shuffle = buffers, frozen, shuffle
         self._model = StackedModel(context, layout)
-        self.traits = self._find_traits()
+        self.traits = self._find_traits(first)
 
     def batching(self, requested: Batching, model: nn.Module) -> tuple[Literal["loop", "stacked"], str]:
         """Return loop or stacked, and the reason if loop; see :class:`~jwins.training.trainer.Trainer`."""
@@ -114,7 +116,7 @@ class TraitProbe:
         context = self._context
         module = WorkerModule(context.fresh_model(), self._layout)
         batch, generator = self._batch(0, None), context.generator("loss", 0, 0)
-        other = context.fresh_model().train()
+        other = self._trial_model()
         before = {name: buffer.clone() for name, buffer in other.named_buffers()}
         with context.preserved_generators():
             whole = float(context.loss(other, batch, generator).detach())
@@ -144,10 +146,20 @@ class TraitProbe:
             except Exception:  # some steps cannot be recorded; they keep all their calls
                 return None
 
-    def _find_traits(self) -> ModelTraits:
+    def _trial_model(self) -> nn.Module:
+        return with_own_buffers(self._context.fresh_model().train())
+
+    def _find_traits(self, first: nn.Module) -> ModelTraits:
         """Run one step and a small evaluation of a new model, and observe their effects."""
         context = self._context
-        model = context.fresh_model().train()
+        model = self._trial_model()
+        changing = {id(layer) for layer in first.modules() if _changes(layer)}
+        if common := next((layer for layer in model.modules() if id(layer) in changing), None):
+            problem = "at each call, but every worker trains one of its own; make all layers in model()"
+            raise UsageError(f"task.model() returns the same {type(common).__name__} {problem}")
+        if not torch.allclose(self._layout.flatten(model), self._initial, rtol=0, atol=0, equal_nan=True):
+            problem = "at each call; draw them from torch's own generator, which is seeded before"
+            raise UsageError(f"task.model() returns other parameters {problem}")
         self._check_frozen(model, "differs between two calls of model(); draw it from torch's own generator")
         batch, before_step = self._batch(0, None), dict(model.named_parameters())
         generator = context.generator("loss", 0, 0)
@@ -219,7 +231,7 @@ class TraitProbe:
             )
         if self.traits.training or self.traits.loss_generator:
             return ""
-        model = context.fresh_model().train()
+        model = self._trial_model()
         inputs, targets = self._batch(number, 1)
         loss = context.loss(model, Batch(inputs[0], targets[0]), context.generator("loss", 0, 0))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -252,6 +264,11 @@ class TraitProbe:
         if rows is not None:
             index = index.expand(rows, -1)
         return self._context.gather(index.to(self._context.device))
+
+
+def _changes(layer: nn.Module) -> bool:
+    """Return whether training changes a layer itself, besides those in it."""
+    return bool(layer._buffers) or any(p is not None and p.requires_grad for p in layer._parameters.values())
 
 
 def _differ(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:

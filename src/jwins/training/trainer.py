@@ -161,7 +161,7 @@ class Trainer:
         local = set(self.layout.local)
         found = {name: buffer.detach() for name, buffer in model.named_buffers() if name in local}
         first = self._shuffles[self.nodes[0]]
-        probe = TraitProbe(context, self.layout, self._initial, found, self.frozen, first)
+        probe = TraitProbe(context, self.layout, self._initial, found, self.frozen, first, model)
         self.traits = probe.traits
         if privacy is None:
             self.batching, self.reason = _for_steps(every, batching, *probe.batching(batching, model))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -185,6 +188,8 @@ class TrainingContext:
 def _checked_means(found: Mapping[str, Any], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the metrics of ``task.transform`` as (models,) float64."""
     (models,) = next(iter(given.values())).shape
+    if not isinstance(found, Mapping):
+        raise UsageError(f"task.transform returned a {type(found).__name__}: expected metrics by name")
     for name, values in found.items():
         if not isinstance(values, Tensor) or values.shape != (models,):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -228,8 +233,23 @@ def check_scalar(loss: object) -> None:
 def training_error(node: object, round: int | None, stage: str, error: Exception) -> TrainingError:
     """Describe an error with its node, round and stage."""
     at = "" if round is None else f", round {round}"
-    what = str(error) if isinstance(error, JwinsError) else f"{type(error).__name__}: {error}"
-    return TrainingError(f"node {node}{at}, {stage}: {what}")
+    return TrainingError(f"node {node}{at}, {stage}: {_described(error)}")
+
+
+_NOT_THE_USERS = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+
+
+def _described(error: Exception) -> str:
+    """Describe an error in one line, with the last line of the user's own files in its traceback."""
+    if isinstance(error, JwinsError):
+        return str(error)
+    reason = (str(error).strip().splitlines() or [""])[0]
+    places = [
+        f" ({Path(frame.filename).name}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith(".py") and not frame.filename.startswith(_NOT_THE_USERS)
+    ]
+    return f"{type(error).__name__}: {reason}".removesuffix(": ") + "".join(places[-1:])
 
 
 @contextmanager
