@@ -6,6 +6,10 @@ wrong, :class:`PeerError` that *a remote peer* did. Catching :class:`JwinsError`
 
 from __future__ import annotations
 
+import sys
+import traceback
+from pathlib import Path
+
 
 class JwinsError(Exception):
     """Base of every exception raised on purpose by this package."""
@@ -60,3 +64,19 @@ class CodecError(PeerError):
 
 class FrameError(CodecError):
     """Bytes are not a frame of this experiment: bad magic, version, checksum, digest or length."""
+
+
+_NOT_THE_USERS = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))
+
+
+def described(error: Exception) -> str:
+    """Describe an error in one line, with the last line of the user's own files in its traceback."""
+    if isinstance(error, JwinsError):
+        return str(error)
+    reason = (str(error).strip().splitlines() or [""])[0]
+    places = [
+        f" ({Path(frame.filename).name}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename.endswith(".py") and not frame.filename.startswith(_NOT_THE_USERS)
+    ]
+    return f"{type(error).__name__}: {reason}".removesuffix(": ") + "".join(places[-1:])

@@ -1205,6 +1205,17 @@ def test_labels_that_are_none_are_refused_by_name(labels: Any) -> None:
         partition_labels_of(labelled(labels))
 
 
+def test_an_error_in_partition_labels_is_one_line_with_its_place() -> None:
+    task = labelled([0] * 4)
+
+    def fails() -> Any:
+        raise KeyError("two\nlines") from None
+
+    task.partition_labels = fails  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match=r"failed: KeyError: 'two\\nlines' \(test_tasks.py, line \d+\)$"):
+        partition_labels_of(task)
+
+
 def labelled(labels: Any) -> Task:
     class Labelled(Task):
         train = test = Dataset(torch.zeros(4, 1), torch.zeros(4))

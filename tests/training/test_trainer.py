@@ -982,7 +982,7 @@ def test_metrics_that_differ_between_batches_are_refused():
         task, [np.arange(300)], seed=1, local_steps=1, batch_size=4, optimizer=Optimizer(), device="cpu"
     )
     with pytest.raises(UsageError, match=r"other metrics for some batches than for others: .*few"):
-        trainer.evaluate(trainer.params, trainer.nodes)
+        evaluate(trainer, trainer.params, trainer.nodes)
 
 
 @pytest.mark.parametrize("batching", ["loop", "stacked"])

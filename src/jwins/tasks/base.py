@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jwins.errors import ConfigError, UsageError
+from jwins.errors import ConfigError, UsageError, described
 
 
 class Batch(NamedTuple):
@@ -114,7 +114,7 @@ def partition_labels_of(task: Task) -> npt.NDArray[np.int64] | None:
         labels = task.partition_labels()
         found = np.zeros(0) if labels is None else np.asarray(labels)
     except Exception as error:
-        raise UsageError(f"{where} failed: {type(error).__name__}: {error}") from error
+        raise UsageError(f"{where} failed: {described(error)}") from error
     if labels is None:
         return None
     if found.dtype.kind not in "biu" or found.shape != (len(task.train),):

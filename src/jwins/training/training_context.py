@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from jwins.errors import ConfigError, JwinsError, UsageError
+from jwins.errors import ConfigError, JwinsError, UsageError, described
 from jwins.rng import EVERY_NODE, EVERY_ROUND, torch_generator
 from jwins.tasks.base import Batch, Task
 from jwins.training.thread_pool import ThreadPool
@@ -233,23 +230,7 @@ def check_scalar(loss: object) -> None:
 def training_error(node: object, round: int | None, stage: str, error: Exception) -> TrainingError:
     """Describe an error with its node, round and stage."""
     at = "" if round is None else f", round {round}"
-    return TrainingError(f"node {node}{at}, {stage}: {_described(error)}")
-
-
-_NOT_THE_USERS = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
-
-
-def _described(error: Exception) -> str:
-    """Describe an error in one line, with the last line of the user's own files in its traceback."""
-    if isinstance(error, JwinsError):
-        return str(error)
-    reason = (str(error).strip().splitlines() or [""])[0]
-    places = [
-        f" ({Path(frame.filename).name}, line {frame.lineno})"
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.endswith(".py") and not frame.filename.startswith(_NOT_THE_USERS)
-    ]
-    return f"{type(error).__name__}: {reason}".removesuffix(": ") + "".join(places[-1:])
+    return TrainingError(f"node {node}{at}, {stage}: {described(error)}")
 
 
 @contextmanager
