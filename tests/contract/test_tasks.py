@@ -1010,6 +1010,15 @@ def test_a_role_may_have_any_name(names: tuple[str, ...], tmp_path: Path) -> Non
     assert sorted("".join(sorted(set(text) & set("012"))) for text in texts.values()) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("mark", ["\u200b", "\u200f", "\u200e\u2060"])
+def test_marks_of_direction_and_width_before_a_name_are_no_part_of_it(mark: str, tmp_path: Path) -> None:
+    plays = (
+        f"{before}{role}:\n{role * 100}\n\n" for before, role in (("", "ANNA"), (mark, "BERT"), (mark, "ANNA"))
+    )
+    (tmp_path / "play.txt").write_text("".join(plays), encoding="utf-8")
+    assert len(np.unique(make_task("shakespeare", data=tmp_path).train.keys)) == 2
+
+
 def test_a_name_is_one_however_its_accent_is_written(tmp_path: Path) -> None:
     speech = "so it is said " * 10
     (tmp_path / "play.txt").write_text(f"\u00c9LISE:\n{speech}\n\nE\u0301LISE:\n{speech}", encoding="utf-8")

@@ -25,7 +25,7 @@ CLASSES = len(_ALPHABET) + 1
 _CODES = np.full(256, CLASSES - 1, dtype=np.uint8)
 _CODES[np.frombuffer(_ALPHABET.encode("ascii"), dtype=np.uint8)] = np.arange(len(_ALPHABET), dtype=np.uint8)
 
-_ROLE = re.compile(r"(\w[^:\n]{0,60}):\s*")
+_ROLE = re.compile(r"[\u200b-\u200f\u2060]*(\w[^:\n]{0,60}):\s*")  # marks of direction and width are no letters
 _BLANK = re.compile(r"\n[^\S\n]*\n\s*")
 _NEXT_PLAY = "\f\n"
 
