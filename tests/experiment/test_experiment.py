@@ -711,6 +711,63 @@ def test_an_object_whose_repr_hides_its_arguments_is_refused(settings: Any, cls:
     assert Experiment(sharing=Outer(inner=0.1)).digest() != Experiment(sharing=Outer(inner=0.2)).digest()
 
 
+class Fixed4:
+    num_nodes = 4
+
+    def __init__(self) -> None:
+        self.cache: dict[int, Any] = {}
+
+    def at(self, round: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    num_nodes: int
+    ready: Any = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ready", Chord(self.num_nodes))
+
+    def at(self, round: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unset:
+    num_nodes: int
+    ready: Any = dataclasses.field(init=False, repr=False)
+
+    def at(self, round: int) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    chord: Chord
+    num_nodes: int = 4
+
+    def __repr__(self) -> str:
+        return f"Told({self.chord.seed})"
+
+    def at(self, round: int) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"), [(Fixed4, []), (Prepared, [4]), (Unset, [4]), (Told, [Chord(1)])]
+)
+def test_an_object_whose_repr_names_what_it_was_made_of_is_accepted(cls: Any, arguments: list[Any]) -> None:
+    topology = cls(*arguments)
+    experiment = Experiment(topology=topology)
+    assert experiment.topology is topology
+    assert experiment.digest() == Experiment(topology=cls(*arguments)).digest()
+
+
+def test_subclasses_of_full_sharing_that_are_no_dataclasses_count_as_different() -> None:
+    class Mine(sharing.Full):
+        pass
+
+    digests = {Experiment(sharing=own).digest() for own in (sharing.Full(), Mine(), Mine("bfloat16"))}
+    assert len(digests) == 3
+
+
 def test_fields_of_a_dataclass_are_set_by_path() -> None:
     own = Experiment(sharing=Outer(inner=sharing.FixedCutoff(0.5)))
     changed = own.changed({"sharing.inner.fraction": 0.25, "sharing.values": "bfloat16"})

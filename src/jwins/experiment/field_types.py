@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -92,17 +93,18 @@ NAMELESS = (
 
 
 def nameless(value: object) -> str:
-    """Return the class, of an object or of one in its fields, that has a newer constructor than repr; or ""."""
+    """Return the class, of an object or of an argument in its repr, whose repr hides its arguments; or ""."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
-            if found := nameless(getattr(value, field.name)):
+            argument = getattr(value, field.name) if field.init else None
+            if (found := nameless(argument)) and repr(argument) in repr(value):
                 return found
     for cls in type(value).__mro__:
         if "__repr__" in vars(cls):
             return ""
         own = vars(cls).get("__init__", object.__init__)
         if own is not object.__init__ and not getattr(cls, "_is_protocol", False):
-            return type(value).__name__
+            return type(value).__name__ if len(inspect.signature(own).parameters) > 1 else ""
     return ""
 
 

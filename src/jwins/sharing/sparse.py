@@ -103,7 +103,7 @@ class Full(Sharing[OwnState]):
 
     def __repr__(self) -> str:
         robust = "" if self.robust is None else f", robust={self.robust!r}"
-        return f"Full(values={self.values!r}{robust})"
+        return f"{type(self).__qualname__}(values={self.values!r}{robust})"
 
     def init(self, params: Tensor) -> OwnState:
         """Return the empty state: there is no memory."""
