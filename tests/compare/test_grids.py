@@ -157,13 +157,15 @@ def test_the_best_combination_is_used_by_all_variants(tmp_path: Path) -> None:
 @dataclass(frozen=True)
 class Mine(Full):
     beta1: float = 0.5
+    beta2: float = 0.5
+    remark: str = "a long text " * 15
 
 
 def test_fields_of_an_algorithm_of_ones_own_are_tuned(tmp_path: Path) -> None:
     own = load(tmp_path).variants[0].experiment.changed({"sharing": Mine()})
 
-    def tuned(*values: float) -> Comparison:
-        tune = TuningGrid(key="sharing.beta1", values=values)
+    def tuned(value: float) -> Comparison:
+        tune = TuningGrid(grid={"sharing.beta1": (value,), "sharing.beta2": (value,)})
         settings = {"seeds": [1], "target": {"accuracy": 0.15}, "folder": tmp_path / "out"}
         return Comparison(
             name="own", variants=[{"name": "mine", "experiment": own, "tune": tune}], compare=settings
@@ -172,9 +174,9 @@ def test_fields_of_an_algorithm_of_ones_own_are_tuned(tmp_path: Path) -> None:
     first = tuned(0.1)
     compare(first, jobs=1)
     (cell,) = plan(first).cells
-    assert cell.experiment.sharing == Mine(beta1=0.1)
+    assert cell.experiment.sharing == Mine(beta1=0.1, beta2=0.1)
     compare(tuned(0.2), jobs=1)
-    (earlier,) = (tmp_path / "out" / "mine" / "earlier").glob("beta1=*beta1=0.1*/seed-1")
+    (earlier,) = (tmp_path / "out" / "mine" / "earlier").glob("beta1=*/seed-1")
     before = (earlier / "metrics.jsonl").read_bytes()
     compare(first, jobs=1)
     assert (cell.folder / "metrics.jsonl").read_bytes() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -15,6 +16,10 @@ Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
 SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[A-Za-z_]\w*)+$")]
 
 
+_LONGEST = 255
+"""Maximum length of a file's name on the usual file systems."""
+
+
 def setting_texts(settings: Mapping[str, Any]) -> list[str]:
     """Return texts such as ``["lr = 0.1", "gamma = 0.4"]``."""
     return [f"{key.rpartition('.')[2]} = {setting_text(value)}" for key, value in settings.items()]
@@ -26,8 +31,12 @@ def setting_text(value: Any) -> str:
 
 
 def settings_slug(settings: Mapping[str, Any]) -> str:
-    """Return the name of a folder for settings."""
-    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", ",".join(setting_texts(settings)).replace(" = ", "="))
+    """Return the name of a folder for settings; one that is too long, as of objects, ends in its hash."""
+    text = ",".join(setting_texts(settings)).replace(" = ", "=")
+    slug = re.sub(r"[^A-Za-z0-9._=,-]+", "-", text)
+    if len(slug) <= _LONGEST:
+        return slug
+    return f"{slug[:100]}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def is_object(value: object) -> bool:
