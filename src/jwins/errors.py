@@ -6,7 +6,7 @@ wrong, :class:`PeerError` that *a remote peer* did. Catching :class:`JwinsError`
 
 from __future__ import annotations
 
-import sys
+import os
 import traceback
 from pathlib import Path
 
@@ -66,17 +66,21 @@ class FrameError(CodecError):
     """Bytes are not a frame of this experiment: bad magic, version, checksum, digest or length."""
 
 
-_NOT_THE_USERS = (sys.prefix, sys.base_prefix, str(Path(__file__).parent))
+_NOT_THE_USERS = (str(Path(os.__file__).parent) + os.sep, str(Path(__file__).parent) + os.sep)
+_INSTALLED = ("site-packages", "dist-packages")
 
 
 def described(error: Exception) -> str:
     """Describe an error in one line, with the last line of the user's own files in its traceback."""
     if isinstance(error, JwinsError):
         return str(error)
-    reason = (str(error).strip().splitlines() or [""])[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    reason = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
     places = [
         f" ({Path(frame.filename).name}, line {frame.lineno})"
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename.endswith(".py") and not frame.filename.startswith(_NOT_THE_USERS)
+        if frame.filename.endswith(".py")
+        and not frame.filename.startswith(_NOT_THE_USERS)
+        and not any(folder in Path(frame.filename).parts for folder in _INSTALLED)
     ]
     return f"{type(error).__name__}: {reason}".removesuffix(": ") + "".join(places[-1:])
