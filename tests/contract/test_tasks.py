@@ -805,6 +805,17 @@ def test_a_file_of_images_may_repeat_some_of_another(tmp_path: Path) -> None:
     assert len(task.train) + len(task.test) == 75
 
 
+def test_a_few_equal_samples_do_not_make_a_file_a_copy(tmp_path: Path) -> None:
+    pq, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    femnist_files(tmp_path)
+    first, other = sorted(tmp_path.rglob("train*"))
+    table = pq.read_table(first)
+    pq.write_table(pa.concat_tables([table, *[table.slice(0, 1)] * 20]), first)  # as often blank
+    pq.write_table(pa.concat_tables([table.slice(0, 1)] * 20), other)
+    task = make_task("femnist", data=tmp_path)
+    assert len(task.train) + len(task.test) == len(table) + 40
+
+
 @pytest.mark.parametrize("name", ["shakespeare", "gpt"])
 @pytest.mark.parametrize("change", ["line ends", "byte order mark", "encoding of accents", "joined"])
 def test_texts_are_not_read_twice_either(name: str, change: str, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ _DECODER = "1"
 _TIMEOUT_S = 30.0
 _MOST_COMMON = 0.75
 """Fraction of the smaller file's rows above which two files count as copies of the same samples."""
+_FEWEST_ROWS = 5
+"""Different rows of a file below which equal ones prove nothing: blank images, or the few rows of an owner."""
 
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
 _COPY = re.compile(r"(.+?)(?: ?\(\d+\)|(?: -)?[-_. ](?:copy|backup|bak|old|orig)\b.*)", re.IGNORECASE)
@@ -173,7 +175,8 @@ def refuse_repeats(task: str, hashes: Mapping[Path, Sequence[int]]) -> None:
         hashes: 64-bit hashes of each file's rows.
 
     Raises:
-        DataError: the files have more than :data:`_MOST_COMMON` of the smaller one's rows in common.
+        DataError: the files have more than :data:`_MOST_COMMON` of the smaller one's rows in common, and these
+            are not just a few.
     """
     files = list(hashes)
     each = [np.unique(np.asarray(own, dtype=np.int64)) for own in hashes.values()]
@@ -182,7 +185,8 @@ def refuse_repeats(task: str, hashes: Mapping[Path, Sequence[int]]) -> None:
     pairs, counts = np.unique(holder[first[inverse]] * len(files) + holder, return_counts=True)
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         one, other = divmod(pair, len(files))
-        if one != other and count > _MOST_COMMON * min(len(each[one]), len(each[other])):
+        smaller = min(len(each[one]), len(each[other]))
+        if one != other and smaller >= _FEWEST_ROWS and count > _MOST_COMMON * smaller:
             raise _twice(task, files[one], files[other])
 
 
