@@ -970,6 +970,19 @@ def test_a_trial_leaves_buffers_that_the_task_keeps_as_they_are():
     assert trainer.state(0).buffers["0.running_mean"].any()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_model_in_torchscript_trains_as_its_module():
+    def build():
+        return nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))
+
+    found = []
+    for own in (build, lambda: torch.jit.script(build())):
+        trainer = make(own, batching="loop")
+        trainer.train(everyone(trainer, 0))
+        found.append(torch.cat([trainer.row(0), trainer.state(0).buffers["0.running_mean"]]))
+    assert torch.allclose(*found, atol=1e-6)
+
+
 def test_metrics_that_differ_between_batches_are_refused():
     class Wavering(Toy):
         def metrics(self, outputs, targets):

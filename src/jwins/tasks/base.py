@@ -99,7 +99,9 @@ def with_own_buffers(model: nn.Module) -> nn.Module:
     """Give the buffers of a model memory of their own, for a trial; they may be tensors that the task keeps."""
     copies = {id(buffer): buffer.clone() for buffer in model.buffers() if not nn.parameter.is_lazy(buffer)}
     for module in model.modules():
-        module._buffers |= {name: copies.get(id(own), own) for name, own in module._buffers.items()}
+        for name, own in list(module._buffers.items()):
+            if id(own) in copies:
+                module._buffers[name] = copies[id(own)]
     return model
 
 
