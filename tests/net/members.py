@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import random
@@ -33,6 +34,7 @@ def _ports() -> Iterator[int]:
 
 _PORTS = _ports()
 _BOUND: deque[socket.socket] = deque()
+atexit.register(lambda: [sock.close() for sock in _BOUND])
 
 
 def free_port() -> int:
