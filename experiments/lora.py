@@ -40,7 +40,7 @@ def samples(texts: list[str], folder: str | None, length: int = 64) -> list[dict
 def train(model: Any, texts: list[str], callbacks: list[Any], folder: str | None, steps: int) -> float:
     """Train the adapters on these texts but for their ends, and return the loss on the ends of all plays."""
     arguments = transformers.TrainingArguments(
-        max_steps=steps, learning_rate=3e-3, report_to=[], save_strategy="no"
+        max_steps=steps, learning_rate=3e-3, report_to=[], save_strategy="no", disable_tqdm=True
     )
     training = samples([text[: -len(text) // 10] for text in texts], folder)
     test = samples([play[-len(play) // 10 :] for play in bundled_plays()], folder)
