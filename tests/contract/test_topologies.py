@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from jwins.errors import ConfigError, UsageError
 from jwins.experiment import Experiment
 from jwins.topology import TOPOLOGIES, Graph, Regular, Topology, Torus
+from jwins.topology.graph import CheckedTopology
 from jwins.topology.participation import Participation
 
 EDGES = (
@@ -271,3 +275,35 @@ def test_the_weights_of_those_who_take_part_are_doubly_stochastic(
     assert again == some
     assert again.at(5) == some.at(5)
     assert [Participation(whole, share, seed=4).active(r) for r in range(8)] != drawn or share == 1
+
+
+class Meeting:
+    """A ring whose graphs are counted; where two threads ask for a graph, both wait for the other."""
+
+    num_nodes = 4
+
+    def __init__(self) -> None:
+        self.graphs: list[weakref.ref[Graph]] = []
+        self.both: threading.Barrier | None = None
+
+    def at(self, round: int) -> Graph:
+        if self.both is not None:
+            self.both.wait(timeout=30)
+        graph = Graph.metropolis_hastings(4, [(0, 1), (1, 2), (2, 3), (3, 0)])
+        self.graphs.append(weakref.ref(graph))
+        return graph
+
+
+def test_graphs_of_a_topology_of_ones_own_are_kept_for_a_few_rounds() -> None:
+    own = Meeting()
+    topology = CheckedTopology(own, rounds=8)
+    for at in range(15):
+        topology.at(at)
+    own.both = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(topology.at, (15, 16)))
+    own.both = None
+    for at in range(17, 100):
+        topology.at(at)
+        assert topology.at(at) is topology.at(at)
+    assert sum(graph() is not None for graph in own.graphs) <= 17

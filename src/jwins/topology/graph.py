@@ -107,11 +107,13 @@ class CheckedTopology:
 
     def at(self, round: int) -> Graph:
         """Return the graph of a round."""
-        if round not in self._graphs:
-            if len(self._graphs) == _KEPT_GRAPHS:
+        graph = self._graphs.get(round)
+        if graph is None:
+            graph = self._checked(round)
+            if len(self._graphs) >= _KEPT_GRAPHS:  # more if threads were here with different rounds
                 self._graphs.clear()
-            self._graphs[round] = self._checked(round)
-        return self._graphs[round]
+            self._graphs[round] = graph
+        return graph
 
     def _checked(self, round: int) -> Graph:
         where, num_nodes = f"{type(self._topology).__name__}.at({round})", self.num_nodes
