@@ -48,8 +48,8 @@ BUGS = (
     Bug(
         "a frame loses the version of its roster",
         "wire/frame.py",
-        "bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1)",
-        "bool(header.flags & _KEYFRAME_FLAG), 0)",
+        "update, bool(header.flags & _KEYFRAME_FLAG), header.flags >> 1",
+        "update, bool(header.flags & _KEYFRAME_FLAG), 0",
         "property/test_wire.py golden",
     ),
     Bug(

@@ -128,3 +128,14 @@ def loaded() -> frozenset[str]:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
     )
     return frozenset(result.stdout.split())
+
+
+def test_the_lines_that_deliberate_bugs_replace_stand_once() -> None:
+    """``python -m benchmarks.check_tests`` would end at one that has changed."""
+    sys.path.insert(0, str(SOURCE.parents[1]))
+    try:
+        from benchmarks.check_tests import BUGS
+    finally:
+        sys.path.pop(0)
+    counts = {bug.name: (SOURCE / bug.file).read_text(encoding="utf-8").count(bug.old) for bug in BUGS}
+    assert {name: count for name, count in counts.items() if count != 1} == {}
