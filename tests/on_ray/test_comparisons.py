@@ -229,7 +229,7 @@ def test_a_cluster_that_will_not_do_is_refused(
             UsageError, match=r"too small: 1 runs of 1 core, 1e\+04 GB of memory each do not fit"
         ):
             compare(comparison(tmp_path / "large"), engine=Ray())
-    versions = dict(cluster._versions(cluster._COMPARED_LIBRARIES))
-    monkeypatch.setattr(cluster, "_versions", lambda names: versions | {"torch": "1.0"})
+    version = cluster.metadata.version
+    monkeypatch.setattr(cluster.metadata, "version", lambda name: "1.0" if name == "torch" else version(name))
     with pytest.raises(UsageError, match=r"torch is .* there, 1\.0 here; install the same versions"):
         compare(comparison(tmp_path / "versions"), engine=Ray())
