@@ -39,10 +39,10 @@ _DECODER = "1"
 """Part of the names of decoded files; change it whenever their meaning changes."""
 
 _TIMEOUT_S = 30.0
-_MOST_COMMON = 0.75
-"""Fraction of the smaller file's rows above which two files count as copies of the same samples."""
-_FEWEST_ROWS = 5
-"""Different rows of a file below which equal ones prove nothing: blank images, or the few rows of an owner."""
+_MAX_SHARED_FRACTION = 0.75
+"""Fraction of the smaller file's rows that two different files may share. With more they are copies."""
+_MIN_ROWS = 5
+"""Different rows that both files need: fewer may be blank images, or the few rows of an owner."""
 
 _SHARD = re.compile(r"(.*-)(\d+)-of-(\d+)\.parquet")
 _COPY = re.compile(r"(.+?)(?: ?\(\d+\)|(?: -)?[-_. ](?:copy|backup|bak|old|orig)\b.*)", re.IGNORECASE)
@@ -138,8 +138,8 @@ def _splits_in(task: str, folder: Path, splits: Sequence[str]) -> dict[str, list
     found = {split: sorted(folder.rglob(f"{split}*.parquet")) for split in splits}
     for files in found.values():
         _refuse_other_shards(task, files)
+        refuse_copies(task, files)
         _check_all_shards(files)
-    refuse_copies(task, [file for files in found.values() for file in files])
     return found
 
 
@@ -175,8 +175,8 @@ def refuse_repeats(task: str, hashes: Mapping[Path, Sequence[int]]) -> None:
         hashes: 64-bit hashes of each file's rows.
 
     Raises:
-        DataError: the files have more than :data:`_MOST_COMMON` of the smaller one's rows in common, and these
-            are not just a few.
+        DataError: two files share more than three quarters of the smaller one's different rows, and each has at
+            least five of them.
     """
     files = list(hashes)
     each = [np.unique(np.asarray(own, dtype=np.int64)) for own in hashes.values()]
@@ -186,7 +186,7 @@ def refuse_repeats(task: str, hashes: Mapping[Path, Sequence[int]]) -> None:
     for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
         one, other = divmod(pair, len(files))
         smaller = min(len(each[one]), len(each[other]))
-        if one != other and smaller >= _FEWEST_ROWS and count > _MOST_COMMON * smaller:
+        if one != other and smaller >= _MIN_ROWS and count > _MAX_SHARED_FRACTION * smaller:
             raise _twice(task, files[one], files[other])
 
 
@@ -273,6 +273,9 @@ def decoded_once(
         files: the files that ``build`` reads.
         options: other dependencies; their ``repr`` enters the name.
         build: makes the tensors.
+
+    Raises:
+        DataError: two files are copies, such as one for training and one for testing.
     """
     key = hashlib.blake2b(f"{_DECODER} {options!r}".encode(), digest_size=16)
     for split, paths in sorted(files.items()):
@@ -285,6 +288,7 @@ def decoded_once(
         except (SafetensorError, OSError) as error:
             _log.warning("%s is damaged (%s) and is made again", path, error)
     tensors = build()
+    refuse_copies(task, [file for paths in files.values() for file in paths])  # after errors that say more
     try:
         _write_whole(path, lambda partial: save_file(tensors, partial))
     except OSError as error:
