@@ -69,7 +69,7 @@ def build_topology(experiment: Experiment, *, of_all: bool = False) -> Topology:
     )
     if not type(topology).__module__.startswith("jwins."):
         if topology.num_nodes != nodes.count:
-            raise ConfigError("topology", topology.num_nodes, f"expected {nodes.count} nodes, as nodes.count")
+            raise ConfigError("topology", topology.num_nodes, f"expected nodes.count = {nodes.count} nodes")
         topology = CheckedTopology(topology, experiment.run.rounds + experiment.run.consensus_rounds)
     if nodes.participation == 1.0 or of_all:
         return topology
