@@ -70,7 +70,7 @@ _NOT_THE_USERS = (str(Path(os.__file__).parent) + os.sep, str(Path(__file__).par
 _INSTALLED = ("site-packages", "dist-packages")
 
 
-def described(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Describe an error in one line, with the last line of the user's own files in its traceback."""
     if isinstance(error, JwinsError):
         return str(error)
@@ -83,4 +83,6 @@ def described(error: Exception) -> str:
         and not frame.filename.startswith(_NOT_THE_USERS)
         and not any(folder in Path(frame.filename).parts for folder in _INSTALLED)
     ]
+    if isinstance(error, SyntaxError) and error.filename:  # its text ends with the place
+        places = []
     return f"{type(error).__name__}: {reason}".removesuffix(": ") + "".join(places[-1:])

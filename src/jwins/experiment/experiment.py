@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from jwins.experiment.field_types import OneOf, OrObject, described, refuse
+from jwins.experiment.field_types import OneOf, OrObject, identity_text, refuse
 from jwins.experiment.plugins import (
     ALGORITHMS,
     RATE_KEYS,
@@ -241,7 +241,7 @@ class Experiment(Settings):
         """
         tables: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if (own := self.task.own) is not None:
-            tables["task"]["own"] = described(own if isinstance(own, type) else type(own))
+            tables["task"]["own"] = identity_text(own if isinstance(own, type) else type(own))
         _drop_step_ratio_(tables["sharing"])
         if self.train.local_epochs is not None:
             del tables["train"]["local_steps"]

@@ -83,7 +83,7 @@ class OrObject:
         return handler(value)
 
     def _serialize(self, value: Any, handler: Callable[[Any], Any]) -> Any:
-        return {"kind": "object", "object": described(value)} if self.matches(value) else handler(value)
+        return {"kind": "object", "object": identity_text(value)} if self.matches(value) else handler(value)
 
 
 NAMELESS = (
@@ -108,7 +108,7 @@ def nameless(value: object) -> str:
     return ""
 
 
-def described(value: object) -> str:
+def identity_text(value: object) -> str:
     """Describe an object by a text that is the same in every process.
 
     It has no memory address, and names the user's script as the process does that the user started:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from torch import nn
 
 from jwins.errors import ConfigError, ResumeError, UsageError
-from jwins.experiment.field_types import described
+from jwins.experiment.field_types import identity_text
 from jwins.net.handshake import flat_settings
 from jwins.net.membership import common_of
 from jwins.net.roster import Roster
@@ -169,7 +169,7 @@ def hash_of_layout(layout: Layout) -> str:
 def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None) -> bytes:
     """Return the digest of all settings that peers must share, except the model, which has its own check."""
     topology, seed = common_of(roster)
-    text = described((seed, sorted(topology.items()), roster.num_places, sharing, codec))
+    text = identity_text((seed, sorted(topology.items()), roster.num_places, sharing, codec))
     text += "" if outer is None else repr(outer)
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 

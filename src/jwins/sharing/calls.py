@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jwins.errors import JwinsError, UsageError, described
+from jwins.errors import JwinsError, UsageError, error_text
 from jwins.rng import RoundContext
 from jwins.sharing.base import Sharing
 from jwins.sharing.update import Received, Update
@@ -148,7 +148,7 @@ def call(where: str, method: Callable[..., Any], *arguments: object) -> Any:
         error.add_note(f"in {where}")
         raise
     except Exception as error:
-        raise UsageError(f"{where} failed: {described(error)}") from error
+        raise UsageError(f"{where} failed: {error_text(error)}") from error
 
 
 def _pair(found: object, where: str, expected: str) -> tuple[Any, Any]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from jwins.errors import ConfigError, UsageError, described
+from jwins.errors import ConfigError, UsageError, error_text
 
 
 class Batch(NamedTuple):
@@ -116,7 +116,7 @@ def partition_labels_of(task: Task) -> npt.NDArray[np.int64] | None:
         labels = task.partition_labels()
         found = np.zeros(0) if labels is None else np.asarray(labels)
     except Exception as error:
-        raise UsageError(f"{where} failed: {described(error)}") from error
+        raise UsageError(f"{where} failed: {error_text(error)}") from error
     if labels is None:
         return None
     if found.dtype.kind not in "biu" or found.shape != (len(task.train),):

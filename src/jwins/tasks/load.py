@@ -11,7 +11,6 @@ import importlib.machinery
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from jwins.errors import ConfigError, JwinsError
+from jwins.errors import ConfigError, JwinsError, error_text
 from jwins.tasks.base import Batch, Dataset, Task, with_own_buffers
 
 
@@ -71,7 +70,7 @@ def task_class(file: str, folder: Path) -> type[Task]:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[module_name]
-        raise ConfigError("task.file", file, f"{path} does not run: {_where(error, path)}") from error
+        raise ConfigError("task.file", file, f"{path} does not run: {error_text(error)}") from error
     cls = getattr(module, cls_name, None)
     if cls is None:
         present = [
@@ -159,7 +158,7 @@ def _built(cls: type[Task], options: Mapping[str, object], data: Path | None, na
     except JwinsError:
         raise
     except Exception as error:
-        raise named.error(f"{cls.__name__} cannot be built: {_where(error, cls)}") from error
+        raise named.error(f"{cls.__name__} cannot be built: {error_text(error)}") from error
     _try(task, named)
     return task
 
@@ -272,22 +271,4 @@ def _try(task: Task, named: _Named) -> None:
         except JwinsError:
             raise
         except Exception as error:
-            raise lacks(f"fails in {stage} on the first two samples: {_where(error, type(task))}") from error
-
-
-def _where(error: Exception, place: Path | type[Task]) -> str:
-    """Describe an error and the last line of the user's file in its traceback."""
-    try:
-        path = place if isinstance(place, Path) else Path(inspect.getfile(place))
-    except (OSError, TypeError):  # a class of an interactive session has no file
-        path = Path()
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == path.resolve()
-    ]
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == path.resolve():
-        lines.append(error.lineno)
-    reason = str(error).strip().splitlines()
-    summary = f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__
-    return f"{summary} ({path.name}, line {lines[-1]})" if lines else summary
+            raise lacks(f"fails in {stage} on the first two samples: {error_text(error)}") from error

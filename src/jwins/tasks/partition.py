@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
-from jwins.errors import ConfigError, JwinsError, described
+from jwins.errors import ConfigError, JwinsError, error_text
 
 Indices = npt.NDArray[np.int64]
 
@@ -292,7 +292,7 @@ def checked_split(
     except JwinsError:
         raise
     except Exception as error:
-        raise wrong(f"raises {described(error)}") from error
+        raise wrong(f"raises {error_text(error)}") from error
     if not isinstance(partition, list | tuple) or len(partition) != num_nodes:
         count = f" of {len(partition)}" if isinstance(partition, list | tuple) else ""
         raise wrong(

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from jwins.errors import UsageError, described
+from jwins.errors import UsageError, error_text
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class CheckedTopology:
         try:
             graph = self._topology.at(round)
         except Exception as error:
-            raise UsageError(f"{where} failed: {described(error)}") from error
+            raise UsageError(f"{where} failed: {error_text(error)}") from error
         if not isinstance(graph, Graph):
             raise UsageError(f"{where} returned a {type(graph).__name__}: expected a jwins.topology.Graph")
         for name, rows in (("senders", graph.senders), ("recipients", graph.recipients)):

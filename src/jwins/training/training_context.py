@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from jwins.errors import ConfigError, JwinsError, UsageError, described
+from jwins.errors import ConfigError, JwinsError, UsageError, error_text
 from jwins.rng import EVERY_NODE, EVERY_ROUND, torch_generator
 from jwins.tasks.base import Batch, Task
 from jwins.training.thread_pool import ThreadPool
@@ -230,7 +230,7 @@ def check_scalar(loss: object) -> None:
 def training_error(node: object, round: int | None, stage: str, error: Exception) -> TrainingError:
     """Describe an error with its node, round and stage."""
     at = "" if round is None else f", round {round}"
-    return TrainingError(f"node {node}{at}, {stage}: {described(error)}")
+    return TrainingError(f"node {node}{at}, {stage}: {error_text(error)}")
 
 
 @contextmanager
