@@ -295,7 +295,7 @@ def _draw_panel(
         name = f"target {number(y_axis.target, percent=y_axis.percent)}"
         # At their ends curves have passed the target, so its other side is empty.
         above = y_axis.lower_is_better
-        mark_level(axes, y_axis.target * y_axis.scale, name, size=size, at_end=True, above=above)
+        mark_level(axes, y_axis.target * y_axis.scale, name, size=size, at=1.0, above=above)
 
 
 def _byte_ticks(axes: Axes, curves: Sequence[_Curve], limits: _Limits | None) -> None:
@@ -322,15 +322,24 @@ def byte_ticks(axes: Axes, low: float, high: float) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def mark_level(axes: Axes, y: float, name: str, *, size: float, at_end: bool, above: bool) -> None:
-    """Draw a dotted horizontal line with a label of ``size`` points at one end, above or below it."""
+def mark_level(axes: Axes, y: float, name: str, *, size: float, at: float, above: bool) -> None:
+    """Draw a dotted horizontal line with a label above or below it.
+
+    Args:
+        axes: axes of the chart.
+        y: height of the line, in data.
+        name: the label.
+        size: size of the label in points.
+        at: place of the label, from 0 at the left end to 1 at the right end.
+        above: whether the label is above the line.
+    """
     axes.annotate(
         name,
-        (float(at_end), y),
+        (at, y),
         xycoords=("axes fraction", "data"),
-        xytext=(-4 if at_end else 4, 3 if above else -3),
+        xytext=(4 - 8 * at, 3 if above else -3),
         textcoords="offset points",
-        ha="right" if at_end else "left",
+        ha="left" if at == 0.0 else "right" if at == 1.0 else "center",
         va="bottom" if above else "top",
         fontsize=size,
         color=MUTED,

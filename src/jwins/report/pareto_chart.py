@@ -7,6 +7,7 @@ exceeds them with fewer bytes.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -123,7 +124,7 @@ def pareto_chart(
         if level is not None:
             name = f"{level.name} {final_text(level.final, percent=y_axis.percent)}"
             name = name if len(name) < 32 else "full sharing"
-            mark_level(axes, level.final * y_axis.scale, name, size=10.8, at_end=False, above=True)
+            mark_level(axes, level.final * y_axis.scale, name, size=10.8, at=_gap(axes, near), above=True)
         if paper:
             drawn.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
         return drawn
@@ -173,6 +174,15 @@ def _set_limits(axes: Axes, points: Sequence[Point], y_axis: YAxis) -> None:
     axes.set_ylim(low - margin, high + margin)
     axes.yaxis.set_major_locator(steps(6, least=3))
     byte_ticks(axes, min(point.sent for point in points) / 1.3, max(point.sent for point in points) * 1.3)
+
+
+def _gap(axes: Axes, points: Sequence[Point]) -> float:
+    """Return the place of a label in the widest gap between points, as :func:`mark_level` takes it."""
+    low, high = map(math.log, axes.get_xlim())
+    places = sorted([0.0, *((math.log(point.sent) - low) / (high - low) for point in points), 1.0])
+    left, right = max(itertools.pairwise(places), key=lambda gap: gap[1] - gap[0])
+    middle = (left + right) / 2
+    return middle if 0.3 < middle < 0.7 else float(round(middle))  # long labels start at an end
 
 
 def _join(axes: Axes, points: Sequence[Point], algorithm: str, y_axis: YAxis) -> None:
