@@ -1,12 +1,15 @@
 """Peers in loops of one's own over real TLS: restarts, other settings, waits and hostile members.
 
     python -m benchmarks.peers [--only restart,scratch,settings,wait,hostile,launch] [--times 20] [--seconds 20]
+    python -m benchmarks.peers --only memory [--millions 1,11] [--members 2] [--checkpoints]
 
 ``restart``, ``scratch`` and ``settings`` are tried ``--times`` times, each with other times in between.
 ``wait`` is CPU seconds and polls of a peer that waits for a minute. ``hostile`` has a victim and an honest
 neighbour of a million parameters, each a process, and a third member that attacks for ``--seconds``: memory,
 rounds and bytes of the log beside those with a third member that is silent. ``launch`` is CPU seconds of all
 processes of ``jwins launch digits`` with eight nodes, until all have begun and until the end of one round.
+``memory`` is memory and CPU seconds of one of some peers, each a process, in multiples of the model and beside
+what the peer states at its start; the user's own model is not counted.
 """
 
 from __future__ import annotations
@@ -39,15 +42,17 @@ from jwins.net.peer_settings import digest_of_run, hash_of_layout, settings_of_r
 from jwins.net.roster import Member, Roster, write_roster
 from jwins.net.transport import TlsTransport
 from jwins.net.transport_interface import Connected, MessageReceived
+from jwins.rng import RoundContext
 from jwins.run.launch import free_ports
 from jwins.run.memory import peak_bytes
-from jwins.sharing import closed_loop, full
-from jwins.sharing.update import Update
+from jwins.sharing import Sharing, closed_loop, full
+from jwins.sharing.update import Received, Update
+from jwins.training.allocator import trim_freed_memory
 from jwins.training.layout import Layout
 from jwins.wire.codec import codec
 from jwins.wire.frame import Bye, Frame, Hello, StateRequest, Wire, max_frame_bytes
 
-NAMES = ("alice", "bob", "mallory", "dave")
+NAMES = ("alice", "bob", "mallory", "dave", "erin")
 FORK = get_context("fork")
 TRAIN_S, TIMEOUT_S = 0.02, 1.0
 
@@ -477,6 +482,83 @@ def hostile(folder: Path, seconds: float, only: str) -> None:
     print(table(columns, rows), flush=True)
 
 
+# --- Memory -----------------------------------------------------------------------------------------------
+
+EXCHANGES = 6
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    rows = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(row.split()[1]) for row in rows if row.startswith(field))
+
+
+@torch.no_grad()
+def jitter_(own: nn.Module) -> None:
+    """Train without memory for it."""
+    for param in own.parameters():
+        for piece in param.view(-1).split(1 << 16):
+            piece.add_(torch.randn(len(piece)), alpha=0.01)
+
+
+def measured_peer(pipe: Any, folder: Path, number: int, name: str, width: int, checkpoints: bool) -> None:
+    sharing = MEASURED[name]()
+    params = torch.randn(1 << 17)
+    wire, state = Wire(codec("pco"), bytes(8), sharing.update_dim(len(params))), sharing.init(params)
+    for at in range(10):  # loads compiled kernels and libraries
+        ctx = RoundContext(1, 0, at, {1: 0.5})
+        update, state = sharing.share(state, params + 0.01 * torch.randn(len(params)), ctx)
+        frame = wire.unpack(wire.pack(Frame(0, at, update)).data)
+        assert isinstance(frame, Frame)
+        params, state = sharing.merge(state, params, [Received(1, at, 0.5, frame.update)], ctx)
+    del params, state, update, frame
+    torch.manual_seed(1)
+    own = nn.Linear(width, width, bias=False)
+    size = 4 * width * width
+    trim_freed_memory()
+    before = resident_bytes()
+    place = {"folder": folder / NAMES[number]} if checkpoints else {}
+    steady, cpu = [], []
+    with peer(folder, number, own, sharing=sharing, **place) as here:
+        for _ in here.rounds(EXCHANGES):
+            jitter_(own)
+            begun = time.process_time()
+            here.exchange()
+            cpu.append(time.process_time() - begun)
+            time.sleep(1.0)  # until all threads are idle
+            trim_freed_memory()
+            steady.append((resident_bytes() - before) / size)
+        pipe.send((cpu[-1], steady[-1], (peak_bytes() - before) / size))
+        pipe.recv()
+    os._exit(0)
+
+
+MEASURED: dict[str, Callable[[], Sharing[Any]]] = {"closed loop": closed_loop, "JWINS": jwins.sharing.jwins}
+
+
+def memory(folder: Path, millions: list[float], members: int, checkpoints: bool) -> None:
+    columns = ["", "parameters", "CPU s", "resident", "peak"]
+    rows: list[list[object]] = []
+    for name, count in itertools.product(MEASURED, millions):
+        place, width = folder / f"memory-{len(rows)}", round((1e6 * count) ** 0.5)
+        roster_in(place, members)
+        ends = [FORK.Pipe() for _ in range(members)]
+        processes = [
+            FORK.Process(target=measured_peer, args=(theirs, place, i, name, width, checkpoints))
+            for i, (_, theirs) in enumerate(ends)
+        ]
+        for process in processes:
+            process.start()
+        found = [ours.recv() for ours, _ in ends]
+        for ours, _ in ends:
+            ours.send(None)
+        for process in processes:
+            process.join()
+        cpu, steady, peak = found[0]
+        rows.append([name, f"{width * width:,}", f"{cpu:.2f}", f"{steady:.1f}", f"{peak:.1f}"])
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    print(table(columns, rows), flush=True)
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -485,10 +567,16 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first time")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each attack")
     parser.add_argument("--attack", default="", help="a part of its name")
+    parser.add_argument("--millions", default="1,11", help="parameters of the models of memory")
+    parser.add_argument(
+        "--members", type=int, default=2, help="peers of memory, each a neighbour of all others"
+    )
+    parser.add_argument("--checkpoints", action="store_true", help="peers of memory write checkpoints")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder, only = Path(name), given.only.split(",")
+        sizes = [float(text) for text in given.millions.split(",")]
         times = range(given.first, given.first + given.times)
         parts: dict[str, Callable[[], None]] = {
             "restart": lambda: repeated("restart", times, lambda p, d: restarted(p, d, keeps=True), folder),
@@ -497,6 +585,7 @@ def main() -> None:
             "wait": lambda: wait(folder / "wait", 60.0),
             "launch": lambda: launched(folder / "launch"),
             "hostile": lambda: hostile(folder, given.seconds, given.attack),
+            "memory": lambda: memory(folder, sizes, given.members, given.checkpoints),
         }
         for part in only:
             parts[part]()
