@@ -300,7 +300,8 @@ def write(path, data):
     global writes
     writes += 1
     if writes == 3 and moment == "half written":
-        path.with_name(f".{{path.name}}.{{os.getpid()}}.partial").write_bytes(data[: len(data) // 2])
+        whole = b"".join(data)
+        path.with_name(f".{{path.name}}.{{os.getpid()}}.partial").write_bytes(whole[: len(whole) // 2])
         die()
     real(path, data)
     if writes == 3 and moment == "renamed":

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from jwins.run_folder.own_files import open_own
 
 
-def write_atomically(path: Path, data: bytes, *, sync: bool = True, mode: int = 0o666) -> None:
+def write_atomically(
+    path: Path, data: bytes | Sequence[bytes | memoryview], *, sync: bool = True, mode: int = 0o666
+) -> None:
     """Write a file so that ``path`` is either unchanged or complete, even if the process is killed.
 
     A link in its place is replaced, not followed.
 
     Args:
         path: the file.
-        data: content of the file.
+        data: content of the file, in one piece or in several.
         sync: whether to flush it to the disk.
         mode: permissions, less those of the umask.
 
@@ -28,7 +31,7 @@ def write_atomically(path: Path, data: bytes, *, sync: bool = True, mode: int = 
         partial.unlink()  # left by a killed process with the same number
     try:
         with open_own(partial, new=True, mode=mode) as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             if sync:
                 os.fsync(file.fileno())

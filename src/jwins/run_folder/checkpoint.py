@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -32,7 +31,22 @@ from jwins.run_folder.own_files import private_folder
 FORMAT = "jwins-state-3"
 
 
-_NO_BYTES = torch.zeros(0, dtype=torch.uint8)
+_DTYPES = {
+    torch.uint64: "U64",
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.uint32: "U32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.uint16: "U16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Types of tensors, in the order in which safetensors files have them."""
 
 
 _NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
@@ -47,7 +61,7 @@ class Dumped:
 
 
 def dump(state: object) -> bytes:
-    """Encode a state as the bytes of a safetensors file.
+    """Encode a state as the bytes of a safetensors file, which :func:`write` does without a copy of the state.
 
     Equal states give equal bytes. Tensors and bytes that are the same object are stored once and restored as
     one object. Dataclass fields with ``init=False`` are caches and are left out.
@@ -55,20 +69,36 @@ def dump(state: object) -> bytes:
     Raises:
         UsageError: a type in the state cannot be stored; the message names its place.
     """
-    tensors: dict[str, Tensor] = {}
-    seen: dict[int, str] = {}
-    tree = _pack(state, "state", tensors, seen)
+    return b"".join(_pieces(state))
+
+
+def _pieces(state: object) -> list[bytes | memoryview]:
+    """Return the header and the memory of all tensors, as safetensors orders them; nothing is copied."""
+    tensors: dict[str, Tensor | bytes] = {}
+    tree = _pack(state, "state", tensors, {})
     # One metadata entry, because safetensors does not keep the order of several.
     text = json.dumps({"format": FORMAT, "state": tree}, separators=(",", ":"))
-    return _saved(tensors, {"jwins": text})
+    header: dict[str, object] = {"__metadata__": {"jwins": text}}
+    pieces: list[bytes | memoryview] = []
+    order, end = {dtype: at for at, dtype in enumerate(_DTYPES)}, 0
+    for name, value in sorted(tensors.items(), key=lambda item: (order[_dtype(item[1])], item[0])):
+        piece = value if isinstance(value, bytes) else _memory(value)
+        shape = [len(value)] if isinstance(value, bytes) else list(value.shape)
+        begin, end = end, end + len(piece)
+        header[name] = {"dtype": _DTYPES[_dtype(value)], "shape": shape, "data_offsets": [begin, end]}
+        pieces.append(piece)
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return [len(head).to_bytes(8, "little") + head, *pieces]
 
 
-def _saved(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Save tensors or arrays with the same bytes; torch's function keeps a ctypes type for each length."""
-    if any(tensor.dtype == torch.bfloat16 for tensor in tensors.values()):
-        return safetensors.torch.save(dict(tensors), metadata)
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    return safetensors.numpy.save(arrays, metadata)
+def _memory(tensor: Tensor) -> memoryview:
+    array = (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _dtype(value: Tensor | bytes) -> torch.dtype:
+    return torch.uint8 if isinstance(value, bytes) else value.dtype
 
 
 def load(data: bytes, classes: Iterable[type]) -> Any:
@@ -140,9 +170,12 @@ def write_shard(folder: Path, round: int, number: int, state: object) -> str:
 
 def _write(folder: Path, label: str, state: object) -> Path:
     private_folder(folder)
-    data = state.data if isinstance(state, Dumped) else dump(state)
-    path = folder / f"{label}-{hashlib.sha256(data).hexdigest()[:16]}.safetensors"
-    write_atomically(path, data)
+    pieces = [state.data] if isinstance(state, Dumped) else _pieces(state)
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    path = folder / f"{label}-{digest.hexdigest()[:16]}.safetensors"
+    write_atomically(path, pieces)
     return path
 
 
@@ -210,7 +243,7 @@ def _all(folder: Path) -> list[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int, str]) -> object:
+def _pack(value: object, where: str, tensors: dict[str, Tensor | bytes], seen: dict[int, str]) -> object:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
@@ -218,10 +251,11 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
     if isinstance(value, Tensor):
         name = seen.get(id(value))
         if name is None:
+            if value.dtype not in _DTYPES:
+                raise UsageError(f"{where}: a tensor of {value.dtype} cannot be part of a checkpoint")
             name = f"t{len(tensors)}"
             seen[id(value)] = name
-            # clone: safetensors refuses tensors that share memory
-            tensors[name] = value.detach().cpu().contiguous().clone()
+            tensors[name] = value.detach().cpu().contiguous()
         return {"t": name}
     if isinstance(value, np.ndarray):
         try:  # of a copy: torch warns of read-only arrays, and ascontiguousarray changes shape () to (1,)
@@ -236,7 +270,7 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor], seen: dict[int,
         if name is None:
             name = f"t{len(tensors)}"
             seen[id(value)] = name
-            tensors[name] = torch.frombuffer(bytearray(value), dtype=torch.uint8) if value else _NO_BYTES
+            tensors[name] = value
         return {"b": name}
     if isinstance(value, Mapping):
         return {
