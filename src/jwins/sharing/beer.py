@@ -128,7 +128,7 @@ class Beer(OnReplicas[BeerState]):
             tracker = tracker + mixed[len(params) :]
         return merged, replace(
             state,
-            start=merged.clone(),
+            start=merged,
             tracker=tracker,
             replicas=followed.replicas,
             stale_peers=followed.stale_peers,

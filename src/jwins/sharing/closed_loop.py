@@ -203,7 +203,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         merged.add_(params)
         return merged, replace(
             state,
-            start=merged.clone(),
+            start=merged,
             replicas=followed.replicas,
             stale_peers=followed.stale_peers,
             residual=residual,

@@ -87,13 +87,14 @@ class NoLoCo(Sharing[NoLoCoState]):
         """Take one step of the momentum, towards the received updates."""
         counted = [item for item in received if item.weight > 0.0 and item.update.count == len(params)]
         if not counted or state.sent is None:
-            return params.clone(), NoLoCoState(params.clone(), state.momentum)
+            kept = params.clone()
+            return kept, NoLoCoState(kept, state.momentum)
         mean = state.sent * (1.0 - sum(item.weight for item in counted))
         for item in counted:
             mean.add_(item.update.dense_values().to(mean.device), alpha=item.weight)
         momentum = mean.sub_(state.start, alpha=self.gamma).add_(state.momentum, alpha=self.momentum)
         merged = state.start + momentum
-        return merged, NoLoCoState(merged.clone(), momentum)
+        return merged, NoLoCoState(merged, momentum)
 
     def projected(self, state: NoLoCoState, params: Tensor) -> NoLoCoState:
         """Take ``params`` as the start of the round."""

@@ -258,8 +258,9 @@ class Jwins(Sharing[ScoreState]):
         """Mix the received coefficients, and transform the change back."""
         own = self._forward(params) if state.own is None else state.own
         change = mix(own, received)
-        merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
-        start = None if state.start is None else self._kept(merged)
+        merged = change if self.transform is None else self.transform.inverse(change, len(params))
+        merged.add_(params)
+        start = None if state.start is None else self._forward(merged)
         return merged, ScoreState(state.since, start)
 
     def projected(self, state: ScoreState, params: Tensor) -> ScoreState:

@@ -201,10 +201,10 @@ class CommonSparseLoco(OnReplicas[CommonSparseLocoState]):
             common.add_(moved[j][0], alpha=moved[j][1])
         # Drifted replicas are kept until their keyframes come, because x contains them.
         counted = {j: replica for j, replica in state.replicas.items() if j in followed.stale_peers}
-        merged = common if followed.received_weights else params
-        return merged.clone(), replace(
+        merged = common if followed.received_weights else params.clone()
+        return merged, replace(
             state,
-            start=merged.clone(),
+            start=merged,
             common=common,
             replicas={**counted, **followed.replicas},
             stale_peers=followed.stale_peers,

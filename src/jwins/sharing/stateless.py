@@ -120,8 +120,9 @@ class Stateless(Sharing[StatelessState]):
         """Mix the received coefficients, and transform the change back."""
         self_term = self._forward(params - state.origin) if state.self_term is None else state.self_term
         change = mix(self_term, received)
-        merged = params + (change if self.transform is None else self.transform.inverse(change, len(params)))
-        return merged, replace(state, start=merged.clone(), self_term=None)
+        merged = change if self.transform is None else self.transform.inverse(change, len(params))
+        merged.add_(params)
+        return merged, replace(state, start=merged, self_term=None)
 
     def projected(self, state: StatelessState, params: Tensor) -> StatelessState:
         """Take ``params`` as the start of the round."""
