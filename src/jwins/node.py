@@ -586,7 +586,11 @@ class Node:
 
     def _on_trained(self, event: Trained, now: float) -> list[Command]:
         frame = self.share(event)
-        return self.send(frame, self.rules.wire.pack(frame), now) if isinstance(frame, Frame) else frame
+        if not isinstance(frame, Frame):
+            return frame
+        base, packed = frame.update.base, self.rules.wire.pack(frame)
+        del frame  # its vectors are not needed in the merge
+        return self.send(base, packed, now)
 
     def share(self, event: Trained) -> Frame | list[Command]:
         """Take over the trained model, and return the frame for :meth:`send`, or the commands of a failure.
@@ -601,7 +605,8 @@ class Node:
             trained, self._momentum = outer.step(self.params, trained, self._momentum)
         if self._scale is not None:
             self._scale.trained(self.params, trained)
-        start, self.params = self.params, trained
+        start = trained if self._attack is None else self.params  # only an attacker's vector is kept meanwhile
+        self.params = trained
         if _diverged(trained):
             return self._fail("parameters are not finite after local training")
         update, self.state = self._share(start, self._context())
@@ -612,11 +617,17 @@ class Node:
         self._shared = self.round
         return Frame(self.id, self.round, update, roster_version=self._roster_version(self.round))
 
-    def send(self, frame: Frame, packed: Packed, now: float) -> list[Command]:
-        """Send the frame of :meth:`share`, encoded as ``packed``, and wait for those of the neighbours."""
+    def send(self, base: int | None, packed: Packed, now: float) -> list[Command]:
+        """Send the frame of :meth:`share`, encoded as ``packed``, and wait for those of the neighbours.
+
+        Args:
+            base: ``base`` of its update.
+            packed: the frame.
+            now: as for :meth:`handle`.
+        """
         self._outgoing = packed
         self._sent_bytes = packed.size_bytes
-        stands_alone = frame.update.base is None
+        stands_alone = base is None
         recipients = [j for j in self._topology.at(self.round).recipients[self.id] if self._takes_part(j)]
         follow = tuple(j for j in recipients if stands_alone or j in self._informed)
         lack = tuple(j for j in recipients if not stands_alone and j not in self._informed)

@@ -294,7 +294,7 @@ class NodeGroup:
             self._pool.run(list(work.values()), handle_all, self._threads)
             for frame, packed, (index, *later) in encoding:
                 node = self._machine(frame.sender)
-                commands[index] = node.send(frame, packed(), due[index].time)
+                commands[index] = node.send(frame.update.base, packed(), due[index].time)
                 self._prepare(frame.sender, commands[index])
                 handle_all(0, later)
         return commands
@@ -349,8 +349,7 @@ class NodeGroup:
         match item.event:
             case TrainingDone(round):
                 self._trained.discard(item.node)
-                # A copy: the node and its algorithm may keep it, and the row is trained further.
-                return Trained(round, self.trainer.row(item.node).clone())
+                return Trained(round, self.trainer.take_row(item.node))
             case MessageArrived(envelope):
                 message = self._messages[envelope]
                 if isinstance(message, Frame):
@@ -363,7 +362,7 @@ class NodeGroup:
         """Copy the data that commands refer to, before the node handles another event."""
         for command in commands:
             if isinstance(command, Train):
-                self.trainer.row(node).copy_(self._nodes[node].params)
+                self.trainer.load_row_(node, self._nodes[node].params)
             elif isinstance(command, Evaluate) and node not in self.rules.attacks:
                 model = WaitingModel(
                     self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node)
@@ -558,7 +557,7 @@ class NodeGroup:
         return NodeSnapshot(
             self._nodes[node].snapshot(),
             self.trainer.state(node),
-            self.trainer.row(node).clone() if node in self._trained else None,
+            self.trainer.take_row(node) if node in self._trained else None,
             self._losses.get(node),
             models,
         )
@@ -579,7 +578,7 @@ class NodeGroup:
             machine = self._nodes[node]
             machine.restore(held.node)
             self.trainer.load_state_(node, held.local)
-            self.trainer.row(node).copy_(machine.params if held.trained is None else held.trained)
+            self.trainer.load_row_(node, machine.params if held.trained is None else held.trained)
             if held.trained is not None:
                 self._trained.add(node)
             if held.loss is not None:

@@ -26,6 +26,8 @@ class ExternalTraining:
     The driver's training thread waits in :meth:`train` for :meth:`hand_over`. The user's thread waits in
     :meth:`take_merged` until the round is merged and the driver calls :meth:`train` for the next one.
 
+    Neither side writes into a vector of the other, so none is copied.
+
     Args:
         node: number of the node.
         layout: layout of the exchanged vector.
@@ -40,8 +42,7 @@ class ExternalTraining:
         self.nodes, self.steps, self.threads = (node,), {node: 1}, 1
         self.device, self.frozen = torch.device("cpu"), dict[str, Tensor]()
         self.layout = layout
-        self._initial = initial
-        self._row = initial.clone()
+        self._row = initial
         self._changed = threading.Condition()
         self._given: Tensor | None = None
         self._merged: tuple[int, Tensor] | None = None
@@ -50,12 +51,16 @@ class ExternalTraining:
     # --- For the node group -----------------------------------------------------------------------------------
 
     def initial(self) -> Tensor:
-        """Return a copy of the node's start, (P,) float32."""
-        return self._initial.clone()
-
-    def row(self, node: int) -> Tensor:
-        """Return the node's parameters, (P,) float32."""
+        """Return the node's start, (P,) float32."""
         return self._row
+
+    def take_row(self, node: int) -> Tensor:
+        """Return the result of the newest training, (P,) float32."""
+        return self._row
+
+    def load_row_(self, node: int, params: Tensor) -> None:
+        """Take over the parameters to begin with, (P,) float32, without a copy."""
+        self._row = params
 
     def buffers(self, node: int) -> dict[str, Tensor]:
         """Return no buffers: those that are not exchanged stay in the user's model."""
@@ -82,13 +87,12 @@ class ExternalTraining:
         """
         ((node, number),) = rounds.items()
         with self._changed:
-            self._merged = (number, self._row.clone())
+            self._merged = (number, self._row)
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._given is not None or self._failure is not None)
             if self._given is None:
                 raise WithdrawnError("the peer was closed")
-            self._row.copy_(self._given)
-            self._given = None
+            self._row, self._given = self._given, None
         if then is not None:
             then(node, 0.0)
         return {node: 0.0}

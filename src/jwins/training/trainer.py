@@ -234,6 +234,14 @@ class Trainer:
         """
         return self._store.rows[self._store.row(node)]
 
+    def take_row(self, node: int) -> Tensor:
+        """Return a node's parameters, (P,) float32, which the node and its algorithm may keep."""
+        return self.row(node).clone()
+
+    def load_row_(self, node: int, params: Tensor) -> None:
+        """Set the parameters from which a node trains."""
+        self.row(node).copy_(params)
+
     def buffers(self, node: int) -> dict[str, Tensor]:
         """Copy a node's local buffers."""
         return {name: tensor.clone() for name, tensor in self._store.buffers_of(node).items()}
