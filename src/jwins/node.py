@@ -25,6 +25,17 @@ Members may change while nodes run. The topology then has another graph from som
 roster version, and a node may learn of it late. Every frame states the roster version of its round. If two
 neighbours use different versions, both give the other's frame weight 0, so that mixing weights stay doubly
 stochastic.
+
+In an asynchronous run a node does not wait: with y the model that it shared in round r,
+
+    share y --> train y to z --> merge y with the newest frames that came meanwhile, to m --> share m + (z - y)
+
+The merge of round r thus takes place at the end of the next training, whose change is added to its result. Each
+update is compared with the model that the node had shared before it came, so a late update does not undo the
+training since. Two neighbours merge each other about as often as the slower of them completes a round, which
+nearly preserves the mean over the nodes. After its last share a node waits for a frame of each neighbour, but
+no longer than its last round took. Source of the overlap: J. Wang, H. Liang, G. Joshi, "Overlap Local-SGD",
+ICASSP 2020.
 """
 
 from __future__ import annotations
@@ -97,6 +108,28 @@ its model, because it merges nothing beyond the limit."""
 
 
 @dataclass(frozen=True, slots=True)
+class Staleness:
+    """Rule for the weights of updates in an asynchronous run.
+
+    Attributes:
+        largest: updates of a higher staleness get weight 0.
+        power: the weight of an update of staleness s is divided by (1 + s) to this power. Source: C. Xie, S.
+            Koyejo, I. Gupta, "Asynchronous Federated Optimization", 2019, whose polynomial weight this is.
+    """
+
+    largest: int
+    power: float = 0.0
+
+    def factor(self, staleness: int) -> float:
+        """Return the factor of a mixing weight.
+
+        >>> Staleness(largest=8, power=0.5).factor(3), Staleness(largest=2).factor(3)
+        (0.5, 0.0)
+        """
+        return 0.0 if staleness > self.largest else float((1 + staleness) ** -self.power)
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """Common rules of all nodes of a run.
 
@@ -122,6 +155,8 @@ class Rules:
         participation: the nodes that take part in a round, as in ``topology``; None for all.
         attacks: attack of each attacker, by node; attackers are left out of evaluations.
         outer: step on the change of a round before it is shared; None to share the trained model.
+        staleness: weights of updates in an asynchronous run, whose nodes do not wait for each other; None for
+            rounds in which they wait.
     """
 
     sharing: Sharing[Any]
@@ -142,6 +177,7 @@ class Rules:
     participation: Participation | None = None
     attacks: Mapping[int, Attack] = field(default_factory=dict)
     outer: Nesterov | None = None
+    staleness: Staleness | None = None
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
         """Return the rules between machines, where a frame may contain anything.
@@ -151,6 +187,8 @@ class Rules:
         frames = min(
             self.checkpoint_every + FREE_FRAMES + (EARLY_FRAMES if changing else 0), MAX_ROUNDS_AHEAD + 1
         )
+        if self.asynchronous:
+            frames = MAX_ROUNDS_AHEAD + 1
         return replace(
             self,
             deadline_s=None,
@@ -160,6 +198,11 @@ class Rules:
             rounds_ahead=frames - 1,
             max_growth=MAX_GROWTH,
         )
+
+    @property
+    def asynchronous(self) -> bool:
+        """Return whether nodes do not wait for each other."""
+        return self.staleness is not None
 
     @property
     def training_rounds(self) -> int:
@@ -409,6 +452,9 @@ class NodeState:
         answered: round in which each such peer was last sent increments, or a keyframe in their place.
         spread: standard deviation of each parameter over the models that an attacker last received.
         momentum: (P,) of the outer optimizer; None before its first step, or without one.
+        merged: (P,) in an asynchronous run, the model after the newest merge; None before it.
+        merged_rounds: of each sender in an asynchronous run, this node's round of the newest merge of its
+            update, and the round of that update.
     """
 
     phase: str
@@ -428,6 +474,8 @@ class NodeState:
     answered: Mapping[int, int] = field(default_factory=dict)
     spread: Tensor | None = None
     momentum: Tensor | None = None
+    merged: Tensor | None = None
+    merged_rounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
@@ -471,6 +519,7 @@ class Node:
         self.state: Any
         self._scale: OwnScale | None
         self._momentum: Tensor | None
+        self._round_began: float | None = None
         self.restore(NodeState(Phase.NEW.value, 0, params, call_init(rules.sharing, params)))
 
     # --- Driving ------------------------------------------------------------------------------------------
@@ -481,11 +530,14 @@ class Node:
             commands: list[Command] = []
             if 0 in self.rules.evaluate_at:
                 commands.append(Evaluate(0))
+            self._round_began = now
             return commands + self._next_round()
         if self.phase is Phase.TRAINING:
             return [Train(self.round)]
         if self.phase is Phase.FAILED:
             return self._fail("parameters were not finite before the restart")
+        if self.phase is Phase.WAITING and self.rules.asynchronous:
+            return self._merge_if_ready(now, timed_out=True)
         if self.phase is Phase.WAITING and self._deadline is not None:
             return [WakeAt(self._deadline)]
         return []
@@ -549,6 +601,8 @@ class Node:
             dict(self._answered),
             self._spread,
             self._momentum,
+            self._merged,
+            dict(self._merged_rounds),
         )
 
     def restore(self, state: NodeState) -> None:
@@ -570,7 +624,14 @@ class Node:
         self._answered = dict(state.answered)
         self._spread = state.spread
         self._momentum = state.momentum
+        self._merged = state.merged
+        self._merged_rounds = dict(state.merged_rounds)
         self._scale = OwnScale(state.params) if math.isfinite(self.rules.max_growth) else None
+
+    @property
+    def model(self) -> Tensor:
+        """Return the newest merged model, (P,) float32, or the initial one."""
+        return self.params if self._merged is None else self._merged
 
     @property
     def inbox(self) -> Mapping[tuple[int, int], Frame]:
@@ -605,6 +666,8 @@ class Node:
             trained, self._momentum = outer.step(self.params, trained, self._momentum)
         if self._scale is not None:
             self._scale.trained(self.params, trained)
+        if self.rules.asynchronous and self._outgoing is not None:
+            trained = self._merge_previous(trained - self.params)
         start = trained if self._attack is None else self.params  # only an attacker's vector is kept meanwhile
         self.params = trained
         if _diverged(trained):
@@ -643,11 +706,24 @@ class Node:
             commands.append(Send(follow, self.round, packed, keyframe=False))
         commands += self._send_missed(lack)
         self._informed = set(recipients)
+        deadline_s = self.rules.deadline_s
+        if self.rules.asynchronous:
+            began, self._round_began = self._round_began, now
+            deadline_s = 0.0 if began is None else now - began
+            if self.round + 1 < self.rules.rounds and not self._stopping:
+                return commands + self._keyframe_requests() + self._end_round()
         self.phase = Phase.WAITING
-        if self.rules.deadline_s is not None:
-            self._deadline = now + self.rules.deadline_s
+        if deadline_s is not None:
+            self._deadline = now + deadline_s
             commands.append(WakeAt(self._deadline))
         return commands + self._merge_if_ready(now)
+
+    def _merge_previous(self, change: Tensor) -> Tensor:
+        """Merge the model that was shared last, and return the result plus the ``change`` by training since."""
+        assert self._shared is not None
+        self._merge_received(self._shared)
+        after = self.params + change
+        return after if self.rules.project is None else self.rules.project(after)
 
     def _share(self, start: Tensor, ctx: RoundContext) -> tuple[Update, Any]:
         """Return the update to send and the state for the merge; an attacker's update is of a false model."""
@@ -664,15 +740,25 @@ class Node:
         reason = self._objection(frame)
         if reason is not None:
             return [FrameRefused(frame.sender, frame.round, reason, self._is_inflated(frame))]
+        if self.rules.asynchronous and not self._sharing.remembers_peers:
+            frame = self._joined(frame)
         there = self._inbox.get((frame.sender, frame.round))
         # A keyframe replaces an update that did not match.
         if there is None or (frame.keyframe and not there.keyframe):
             self._inbox[frame.sender, frame.round] = frame
         return self._merge_if_ready(now)
 
+    def _joined(self, frame: Frame) -> Frame:
+        """Join a frame with the sender's frames that still wait: at each position the newest value counts."""
+        for name in sorted(name for name in self._inbox if name[0] == frame.sender):
+            waiting = self._inbox.pop(name)
+            older, newer = sorted((waiting, frame), key=lambda one: one.round)
+            frame = replace(newer, update=newer.update.over(older.update))
+        return frame
+
     def _on_peer_up(self, event: PeerUp, now: float) -> list[Command]:
         self._down.discard(event.peer)
-        self._expected_from[event.peer] = event.round
+        self._expected_from[event.peer] = 0 if self.rules.asynchronous else event.round
         if not self._takes_part(event.peer):
             return self._merge_if_ready(now)  # the node may have waited for its frame only
         if self._outgoing is None or event.peer in self._informed:
@@ -702,12 +788,18 @@ class Node:
         return commands
 
     def _on_keyframe_requested(self, event: KeyframeRequested, now: float) -> list[Command]:
-        if event.replica_round is not None and event.round < self._answered.get(event.peer, 0):
+        replica_round, answered = event.replica_round, self._answered.get(event.peer, 0)
+        if replica_round is not None and self.rules.asynchronous:
+            if (
+                replica_round < answered
+            ):  # the answer may be under way or lost; a keyframe is right in both cases
+                replica_round = None
+        elif replica_round is not None and event.round < answered:
             return []  # the requested frame is under way already
         self._informed.discard(event.peer)
         self._replica_rounds.pop(event.peer, None)
-        if event.replica_round is not None:
-            self._replica_rounds[event.peer] = event.replica_round
+        if replica_round is not None:
+            self._replica_rounds[event.peer] = replica_round
         return []
 
     def _on_tick(self, event: Tick, now: float) -> list[Command]:
@@ -745,6 +837,9 @@ class Node:
     def _awaited(self) -> Iterator[int]:
         at, inbox = self.round, self._inbox
         senders = self._topology.at(at).senders[self.id]
+        if self.rules.asynchronous:
+            present = {j for j, _ in inbox}
+            return (j for j in senders if j not in present and self._takes_part(j))
         return (j for j in senders if (j, at) not in inbox and self._takes_part(j))
 
     def _merge_if_ready(self, now: float, timed_out: bool = False) -> list[Command]:
@@ -753,23 +848,24 @@ class Node:
         timed_out = timed_out or (self._deadline is not None and now >= self._deadline)
         if not timed_out and any(True for _ in self._awaited()):
             return []
-        ctx, roster_version = self._context(), self._roster_version(self.round)
-        merged_with: list[int] = []
-        due = sorted((j, r) for j, r in self._inbox if r <= self.round)
-        received = []
-        for j, r in due:
-            frame = self._inbox.pop((j, r))
-            counts = r == self.round and frame.roster_version == roster_version and j in ctx.weights
-            if counts:
-                merged_with.append(j)
-            received.append(Received(j, r, ctx.weights.get(j, 0.0) if counts else 0.0, frame.update))
+        self._merge_received(self.round)
+        if _diverged(self.params):
+            return self._fail("parameters are not finite after merging")
+        return self._keyframe_requests() + self._end_round()
+
+    def _merge_received(self, round: int) -> None:
+        """Merge what has come for the model that was shared in ``round``."""
+        ctx = self._context(round)
+        received = self._due(ctx)
         if self._attack is not None and self._attack.kind == "little":
             self._spread = deviation([item.update.dense_values() for item in received if item.weight > 0.0])
         self._merge(received, ctx)
-        self.merged_with = tuple(merged_with)
-        if _diverged(self.params):
-            return self._fail("parameters are not finite after merging")
-        commands: list[Command] = [
+        self.merged_with = tuple(item.sender for item in received if item.weight > 0.0)
+        if self.rules.asynchronous:
+            self._merged = self.params
+
+    def _keyframe_requests(self) -> list[Command]:
+        return [
             RequestKeyframe(
                 j,
                 self.rules.wire.pack(
@@ -778,12 +874,41 @@ class Node:
             )
             for j in sorted(self._sharing.stale_peers(self.state) - self._down)
         ]
+
+    def _end_round(self) -> list[Command]:
+        commands: list[Command] = []
         self.round += 1
         if self.round in self.rules.evaluate_at:
             commands.append(Evaluate(self.round))
         if self.rules.checkpoint_every and self.round % self.rules.checkpoint_every == 0:
             commands.append(Checkpoint(self.round))
         return commands + self._next_round()
+
+    def _due(self, ctx: RoundContext) -> list[Received]:
+        """Take the frames that this round merges out of the inbox, by (sender, round), with their weights."""
+        asynchronous, roster_version = self.rules.asynchronous, self._roster_version(self.round)
+        due = sorted((j, r) for j, r in self._inbox if asynchronous or r <= self.round)
+        newest = dict(due) if asynchronous else {}
+        received = []
+        for j, r in due:
+            frame, weight = self._inbox.pop((j, r)), 0.0
+            if r == newest.get(j, self.round) and frame.roster_version == roster_version:
+                weight = ctx.weights.get(j, 0.0)
+                if asynchronous:
+                    weight *= self._staleness_factor(j, r)
+            received.append(Received(j, r, weight, frame.update))
+        return received
+
+    def _staleness_factor(self, sender: int, round: int) -> float:
+        """Return the factor of the sender's mixing weight, and remember that its update of ``round`` is merged.
+
+        The staleness is the number of rounds, of this node or of the sender, that have ended between the merges
+        of two updates of the sender: the larger one, so that both ends of an edge find about the same.
+        """
+        assert self.rules.staleness is not None
+        mine, theirs = self._merged_rounds.get(sender, (self.round - 1, round - 1))
+        self._merged_rounds[sender] = (self.round, round)
+        return self.rules.staleness.factor(max(self.round - mine, round - theirs, 1) - 1)
 
     def _merge(self, received: list[Received], ctx: RoundContext) -> None:
         self.params, self.state = call_merge(self._sharing, self.state, self.params, received, ctx)
@@ -808,9 +933,10 @@ class Node:
         where = f"node {self.id}, round {self.round}: {reason}"
         return [Finished("diverged", self.round, where)]
 
-    def _context(self) -> RoundContext:
-        weights = self._topology.at(self.round).senders[self.id]
-        return RoundContext(self.rules.seed, self.id, self.round, weights, self._sent_bytes)
+    def _context(self, round: int | None = None) -> RoundContext:
+        at = self.round if round is None else round
+        weights = self._topology.at(at).senders[self.id]
+        return RoundContext(self.rules.seed, self.id, at, weights, self._sent_bytes)
 
     def _roster_version(self, round: int) -> int:
         """Return the roster version as in frames."""
@@ -860,7 +986,7 @@ class Node:
             return "the sender is not another node of this topology"
         if not 0 <= frame.round < self.rules.rounds:
             return f"the run has {self.rules.rounds} rounds"
-        if frame.round > self.round + self.rules.rounds_ahead:
+        if not self.rules.asynchronous and frame.round > self.round + self.rules.rounds_ahead:
             return f"{frame.round - self.round} rounds ahead; at most {self.rules.rounds_ahead} are kept"
         if not self._is_neighbour(frame) and not self._is_of_another_roster(frame):
             return "the sender is not a neighbour in that round"
@@ -881,7 +1007,7 @@ class Node:
         """Return why no further frame of a sender may wait for a merge, or None."""
         if math.isinf(self.rules.inbox_bytes):
             return None
-        if frame.round < self.round - MAX_ROUNDS_AHEAD:
+        if not self.rules.asynchronous and frame.round < self.round - MAX_ROUNDS_AHEAD:
             return f"{self.round - frame.round} rounds old; at most {MAX_ROUNDS_AHEAD} are accepted"
         waiting = [f for (sender, at), f in self._inbox.items() if sender == frame.sender and at != frame.round]
         counts = [f.update.count for f in waiting]

@@ -199,11 +199,11 @@ class Faults:
         """Return the kinds of the faults, in order."""
         return [fault.kind for fault in self.script]
 
-    def check(self, num_nodes: int, rounds: int, deadline_s: float | None) -> None:
-        """Raise a ConfigError for an impossible script."""
+    def check(self, num_nodes: int, rounds: int, deadline_s: float | None, *, waits: bool = True) -> None:
+        """Raise a ConfigError for an impossible script; ``waits`` as in :func:`check_scenario`."""
         for index, fault in enumerate(self.script):
             fault.check(f"faults[{index}]", num_nodes, rounds)
-            if fault.kind == "drop" and deadline_s is None:
+            if fault.kind == "drop" and deadline_s is None and waits:
                 problem = (
                     f"required when frames are dropped (faults[{index}].kind = 'drop'), because a node would "
                     f"wait for them forever; set for example run.deadline_s = 1.0"
@@ -224,7 +224,14 @@ class Faults:
 
 
 def check_scenario(
-    *, num_nodes: int, rounds: int, links: Links, compute: Compute, faults: Faults, deadline_s: float | None
+    *,
+    num_nodes: int,
+    rounds: int,
+    links: Links,
+    compute: Compute,
+    faults: Faults,
+    deadline_s: float | None,
+    waits: bool = True,
 ) -> None:
     """Check the settings that depend on the numbers of nodes and of rounds.
 
@@ -235,6 +242,7 @@ def check_scenario(
         compute: one time per step, or N.
         faults: scripted faults.
         deadline_s: virtual seconds for which a node waits for its neighbours' frames; None for no limit.
+        waits: whether nodes wait for each other at all.
 
     Raises:
         ConfigError: names the TOML path, the value and the remedy.
@@ -245,4 +253,4 @@ def check_scenario(
             raise ConfigError(path, list(value), problem)
     if deadline_s is not None:
         DEADLINE_S.check("run.deadline_s", deadline_s)
-    faults.check(num_nodes, rounds, deadline_s)
+    faults.check(num_nodes, rounds, deadline_s, waits=waits)

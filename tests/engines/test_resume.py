@@ -18,6 +18,7 @@ from worlds import Lines, end, evals, simulator
 from jwins.engines.interrupts import interrupts
 from jwins.engines.simulator import Compute, Faults, Outcome, Progress
 from jwins.errors import DataError, ResumeError
+from jwins.node import Staleness
 from jwins.run_folder import checkpoint
 from jwins.run_folder.rows import EndRow, read_rows
 from jwins.sharing import (
@@ -113,6 +114,20 @@ CASES: dict[str, dict[str, Any]] = {
     "noloco-pairs": {
         "sharing": noloco(),
         "topology": Regular(num_nodes=4, seed=1, degree=1, dynamic=True),
+    },
+    "asynchronous": {
+        "sharing": full(),
+        "staleness": Staleness(16),
+        "compute": Compute((10.0, 10.0, 10.0, 50.0)),
+        "train": {"task": Lines(batch_norm=True), "buffers": "shared"},
+    },
+    "asynchronous-faults": {
+        "sharing": closed_loop(budget=4.0),
+        "staleness": Staleness(2, power=0.5),
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
+        "compute": Compute(10.0, spread=0.5, jitter=0.5),
+        "faults": Faults().crash(1, 2).rejoin(1, 5).drop(0, 3).delay(2, 7, 0.3),
+        "train": {"task": Lines(batch_norm=True)},
     },
     "codec-paper": {"sharing": jwins(), "codec": "paper"},
     "batch-norm-jitter": {

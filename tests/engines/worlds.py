@@ -14,7 +14,7 @@ from jwins.engines.evaluation_results import EvaluationPlan
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator import Outcome, SimulatedDriver
-from jwins.node import Rules
+from jwins.node import Rules, Staleness
 from jwins.run.placement import spread
 from jwins.run_folder.rows import EndRow, EvalRow, StartRow
 from jwins.sharing import Nesterov, Sharing, full
@@ -81,6 +81,7 @@ def simulator(
     eval_at: Iterable[int] | None = None,
     consensus_rounds: int = 0,
     outer: Nesterov | None = None,
+    staleness: Staleness | None = None,
     **options: Any,
 ) -> SimulatedDriver:
     """A simulator, with the nodes spread over so many node groups."""
@@ -104,6 +105,7 @@ def simulator(
         consensus_rounds=consensus_rounds,
         participation=topology if isinstance(topology, Participation) else None,
         outer=outer,
+        staleness=staleness,
     )
     return SimulatedDriver(
         [NodeGroup(own, rules, tests=tests, threads=threads) for own in trainers],

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -41,6 +41,7 @@ from jwins.node import (
     Command,
     Evaluate,
     Event,
+    Finished,
     FrameReceived,
     KeyframeRequested,
     Node,
@@ -154,6 +155,7 @@ class NodeSnapshot:
         trained: (P,) float32, result of a training that the node has not received yet; else None.
         loss: mean training loss of its last round.
         models: its models that wait for an evaluation, by completed rounds.
+        present: in an asynchronous run, its model at the start of the round.
     """
 
     node: NodeState
@@ -161,6 +163,7 @@ class NodeSnapshot:
     trained: Tensor | None
     loss: float | None
     models: Mapping[int, WaitingModel]
+    present: WaitingModel | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,6 +226,7 @@ class NodeGroup:
         self._trained: set[int] = set()
         self._untrained: dict[int, dict[int, int]] = {}
         self._waiting: dict[int, dict[int, WaitingModel]] = {}
+        self._present: dict[int, WaitingModel] = {}
         self._measured: Mapping[int, WaitingModel] = {}
         self._final: Mapping[int, WaitingModel] = {}
         self._messages: WeakKeyDictionary[Envelope, Frame | KeyframeRequest] = WeakKeyDictionary()
@@ -363,11 +367,15 @@ class NodeGroup:
         for command in commands:
             if isinstance(command, Train):
                 self.trainer.load_row_(node, self._nodes[node].params)
-            elif isinstance(command, Evaluate) and node not in self.rules.attacks:
-                model = WaitingModel(
-                    self._nodes[node].params, self.trainer.buffers(node), self._losses.get(node)
-                )
-                self._waiting.setdefault(command.round, {})[node] = model
+            if node in self.rules.attacks:
+                continue
+            if isinstance(command, Evaluate) and not self.rules.asynchronous:
+                self._waiting.setdefault(command.round, {})[node] = self._model_of(node)
+            elif isinstance(command, Train | Finished) and self.rules.asynchronous:
+                self._present[node] = self._model_of(node)  # before it trains, which changes its buffers
+
+    def _model_of(self, node: int) -> WaitingModel:
+        return WaitingModel(self._nodes[node].model, self.trainer.buffers(node), self._losses.get(node))
 
     def read(self, envelope: Envelope) -> Message:
         """Decode an envelope of another machine before a node sees it.
@@ -401,12 +409,20 @@ class NodeGroup:
         common = self._tests.of(round).common
         return len(self.trainer.task.test) if common is None else len(common)
 
-    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
+    def sums(
+        self, round: int, present: Collection[int] = ()
+    ) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """Return the contributions of the waiting models to the average.
+
+        Args:
+            round: completed rounds.
+            present: nodes of which the present models are used, in an asynchronous run.
 
         Returns:
             Sums of parameters, and each node's local buffers.
         """
+        for node in self._present.keys() & present:
+            self._waiting.setdefault(round, {})[node] = self._present[node]
         models = self._waiting.get(round, {})
         with self._timed("evaluation"):
             leaves = ((node, models[node].params if node in models else None) for node in self.nodes)
@@ -477,7 +493,8 @@ class NodeGroup:
         privacy = self.trainer.privacy
         if privacy is None:
             return {}
-        trained = Counter(node for at in range(round) for node in nodes if self.rules.trains(node, at))
+        ended = {node: self.round(node) if self.rules.asynchronous else round for node in nodes}
+        trained = Counter(node for node in nodes for at in range(ended[node]) if self.rules.trains(node, at))
         return {node: privacy.epsilon(node, self.local_steps[node] * trained[node]) for node in nodes}
 
     def _common_requests(
@@ -560,6 +577,7 @@ class NodeGroup:
             self.trainer.take_row(node) if node in self._trained else None,
             self._losses.get(node),
             models,
+            self._present.get(node),
         )
 
     def restore(self, state: NodeGroupState) -> None:
@@ -585,6 +603,8 @@ class NodeGroup:
                 self._losses[node] = held.loss
             for at, model in held.models.items():
                 self._waiting.setdefault(at, {})[node] = model
+            if held.present is not None:
+                self._present[node] = held.present
 
     def close(self) -> None:
         """End the threads."""

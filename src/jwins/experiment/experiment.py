@@ -131,6 +131,7 @@ class Experiment(Settings):
             compute=self.compute.build(),
             faults=self.fault_script(),
             deadline_s=self.run.deadline_s,
+            waits=self.run.mode == "sync",
         )
         self._check_training()
         self._check_attacks()
@@ -174,6 +175,12 @@ class Experiment(Settings):
 
     def _check_graph(self) -> None:
         sharing, topology = self.sharing, self.topology
+        if self.run.mode == "async" and self.nodes.participation < 1.0:
+            problem = 'chooses the nodes of a round, and with run.mode = "async" nodes have no rounds in common'
+            raise refuse("nodes.participation", self.nodes.participation, f"{problem}; remove it")
+        if self.run.mode == "async" and isinstance(topology, TopologyTable) and topology.changes:
+            problem = 'run.mode = "async" needs the same neighbours in all rounds; take another'
+            raise refuse("topology.kind", topology.kind, f"{problem}, or remove dynamic")
         if isinstance(sharing, SparseLocoConfig) and sharing.gamma is None:
             whole = isinstance(topology, FullyConnectedConfig) and self.nodes.participation == 1.0
             if not whole:
@@ -322,6 +329,10 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
     for key in ("consensus_rounds", "eval_own"):
         if not run.get(key):
             run.pop(key, None)
+    if run.get("mode", "sync") == "sync":
+        run.pop("mode", None)
+        run.pop("max_staleness", None)
+        run.pop("staleness_power", None)
     if run.get("eval_samples_early") is None:
         run.pop("eval_samples_early", None)
         run.pop("eval_last", None)

@@ -46,6 +46,7 @@ from jwins.scenario import (
 from jwins.validation import LEARNING_RATE, MISSING, MOMENTUM, NORM, RATE, Within
 
 if TYPE_CHECKING:
+    from jwins.node import Staleness
     from jwins.sharing import Nesterov
     from jwins.tasks.partition import Partitioner
     from jwins.training.learning_rate import LearningRateSchedule
@@ -506,6 +507,19 @@ class RunConfig(Settings):
     seed: Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)] = Field(
         default=1, description="seed of all random choices"
     )
+    mode: Literal["sync", "async"] = Field(
+        default="sync",
+        description="sync: a node waits for the frames of its neighbours; async: it merges what has arrived, "
+        "and rounds of the run are those that more than half of the nodes have completed",
+    )
+    max_staleness: Count = Field(
+        default=16,
+        description="async: largest staleness of a frame that is merged: the rounds that its sender or its "
+        "receiver has completed between two merges of the sender's frames, less 1",
+    )
+    staleness_power: Annotated[float, Within("a power", 0)] = Field(
+        default=0.0, description="async: divide the weight of a frame by (1 + its staleness) to this power"
+    )
     stop: StopConfig | None = None
     deadline_s: Annotated[float, DEADLINE_S] | None = Field(
         default=None,
@@ -528,6 +542,22 @@ class RunConfig(Settings):
         default=False,
         description="also write TensorBoard event files to the run folder; needs the extra `tensorboard`",
     )
+
+    def staleness(self) -> Staleness | None:
+        """Return the nodes' rule for stale updates; None if they wait for each other."""
+        from jwins.node import Staleness
+
+        return Staleness(self.max_staleness, self.staleness_power) if self.mode == "async" else None
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if self.mode == "async" and self.deadline_s is not None:
+            problem = 'with run.mode = "async" no node waits; remove it'
+            raise refuse("deadline_s", self.deadline_s, problem)
+        if self.mode == "async" and self.consensus_rounds:
+            problem = 'with run.mode = "async" nodes have no rounds in common; remove it'
+            raise refuse("consensus_rounds", self.consensus_rounds, problem)
+        return self
 
     @model_validator(mode="after")
     def _stop_fits(self) -> Self:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
     from jwins.node import Rules
     from jwins.sharing import Sharing
+    from jwins.topology.graph import Topology
     from jwins.training.trainer import Trainer
 
 Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
@@ -270,12 +271,14 @@ def _threads(experiment: Experiment) -> int:
     return experiment.run.threads or cores()
 
 
-def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer: Trainer) -> Rules:
+def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Topology, trainer: Trainer) -> Rules:
     from jwins.node import Rules
     from jwins.topology.participation import Participation
     from jwins.wire.codec import codec
     from jwins.wire.frame import Wire
 
+    if experiment.run.mode == "async":
+        _check_asynchronous(sharing, topology)
     layout = trainer.layout
     return Rules(
         sharing,
@@ -291,7 +294,22 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Any, trainer
         participation=topology if isinstance(topology, Participation) else None,
         attacks=experiment.attacks(),
         outer=None if experiment.train.outer is None else experiment.train.outer.build(),
+        staleness=experiment.run.staleness(),
     )
+
+
+def _check_asynchronous(sharing: Sharing[Any], topology: Topology) -> None:
+    if not getattr(sharing, "asynchronous", False):
+        problem = (
+            f"{type(sharing).__name__} needs updates of the same round; take another algorithm, such as "
+            f"closed_loop, or the class's `asynchronous = True` if this is not so"
+        )
+        raise ConfigError("run.mode", "async", problem)
+    if any(topology.at(0) != topology.at(at) for at in range(1, 4)):
+        problem = (
+            f"needs the same neighbours in all rounds, and {type(topology).__name__}.at does not return them"
+        )
+        raise ConfigError("run.mode", "async", problem)
 
 
 _PADDING_UNNOTICED = 2**16

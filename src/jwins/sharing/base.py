@@ -96,6 +96,9 @@ class Sharing(Protocol[S]):
     even if it begins with a neighbour's model; ``projected`` returns the state for that model."""
     per_peer: ClassVar[bool] = False
     """Whether each neighbour gets an update of its own, from ``for_peer``."""
+    asynchronous: ClassVar[bool] = False
+    """Whether neighbours may be in different rounds. Each update then either stands alone, and at its positions
+    replaces the sender's earlier values, or builds on a replica."""
     state_types: ClassVar[tuple[type, ...]] = ()
     """Dataclasses of the state; only these are read back from a checkpoint."""
 

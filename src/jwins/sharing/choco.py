@@ -65,6 +65,7 @@ class Choco(OnReplicas[ChocoState]):
     fraction: float
     gamma: float
     values: Precision | Quantizer = "float32"
+    asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ChocoState, Replica)
 
     def __post_init__(self) -> None:

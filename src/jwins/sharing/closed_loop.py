@@ -112,6 +112,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
     transform: Wavelet | None
     history: int
     needs_common_start: ClassVar[bool] = True
+    asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ClosedLoopState, Increment, Pace, Replica)
 
     def __post_init__(self) -> None:

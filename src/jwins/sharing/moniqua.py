@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class Moniqua(Sharing[None]):
 
     theta: float
     bits: int = 8
+    asynchronous: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         STEP.check("sharing.theta", self.theta)

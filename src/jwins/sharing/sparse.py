@@ -94,6 +94,7 @@ class Full(Sharing[OwnState]):
 
     values: Precision | Quantizer = "float32"
     robust: RobustMerge | None = None
+    asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
@@ -145,6 +146,7 @@ class RandomK(Sharing[OwnState]):
 
     fraction: float
     values: Precision | Quantizer = "float32"
+    asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (OwnState,)
 
     def __post_init__(self) -> None:
@@ -211,6 +213,7 @@ class Jwins(Sharing[ScoreState]):
     accumulate: bool = True
     dense_above: float = 0.5
     values: Precision | Quantizer = "float32"
+    asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (ScoreState,)
 
     def __post_init__(self) -> None:

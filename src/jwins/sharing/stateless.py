@@ -74,6 +74,7 @@ class Stateless(Sharing[StatelessState]):
     self_term: SelfTerm = "exact"
     rounding: Rounding = "carry"
     needs_common_start: ClassVar[bool] = True
+    asynchronous: ClassVar[bool] = True
     state_types: ClassVar[tuple[type, ...]] = (StatelessState, Pace)
 
     def __post_init__(self) -> None:

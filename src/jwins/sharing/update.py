@@ -245,6 +245,23 @@ class Update:
             object.__setattr__(self, "_drawn", self.positions.positions(self.dim))
         return self._drawn
 
+    def over(self, earlier: Update) -> Update:
+        """Return one update with the values of this one, and those of ``earlier`` at all other positions.
+
+        Args:
+            earlier: update of the same dimension; both stand alone.
+        """
+        positions, old_positions = self.indices(), earlier.indices()
+        if positions is None:
+            return self
+        values, old_values = self.dense_values(), earlier.dense_values()
+        if old_positions is None:
+            return Update(self.dim, None, old_values.index_copy(0, positions, values))
+        joined, first = np.unique(torch.cat([positions, old_positions]).numpy(), return_index=True)
+        return Update(
+            self.dim, torch.from_numpy(joined), torch.cat([values, old_values])[torch.from_numpy(first)]
+        )
+
     def largest(self) -> float:
         """Return the largest magnitude of a value: 0 without values, NaN if one is NaN. Computed once."""
         if self._largest is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -389,9 +389,11 @@ class RemoteNodeGroup:
         """Return the number of common test samples of the evaluation after ``round`` completed rounds."""
         return self._of_group(NodeGroup.num_samples, round)
 
-    def sums(self, round: int) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
+    def sums(
+        self, round: int, present: Collection[int] = ()
+    ) -> tuple[list[PartialSum], dict[int, Mapping[str, Tensor]]]:
         """Return the contributions of the waiting models to the average."""
-        return self._of_group(NodeGroup.sums, round)
+        return self._of_group(NodeGroup.sums, round, present)
 
     def measure(
         self, round: int, average: AverageModel, *, test_average: bool, keep: bool = False

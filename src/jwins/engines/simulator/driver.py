@@ -103,6 +103,7 @@ class SimulatedDriverState:
         votes: the nodes that have requested a checkpoint, by completed rounds.
         edges: bytes by kind of each directed edge.
         refused: (receiver, sender, round, reason) of each frame that was not accepted.
+        median: in an asynchronous run, number of rounds that more than half of the live nodes have completed.
     """
 
     now: float
@@ -118,6 +119,7 @@ class SimulatedDriverState:
     votes: Mapping[int, frozenset[int]]
     edges: Mapping[tuple[int, int], tuple[int, ...]]
     refused: tuple[tuple[int, int, int, str], ...]
+    median: int = -1
 
 
 STATE_TYPES: tuple[type, ...] = (
@@ -132,7 +134,7 @@ class Progress:
     """Progress of a running simulation.
 
     Attributes:
-        round: rounds completed by every live node.
+        round: rounds completed by every live node; in an asynchronous run, by more than half of them.
         rounds: number of rounds of the whole run.
         time_s: virtual seconds.
         bytes_total: bytes sent so far by all nodes.
@@ -229,6 +231,7 @@ class SimulatedDriver:
         self._members = Members(n)
         self._rounds = [0] * n
         self._live_at = Counter({0: n})  # number of live nodes by completed rounds
+        self._median = -1
         self._untrained: dict[int, int] = {}
         self._completions: Barrier[RoundCompletion] = Barrier(self._members)
         self._votes: Barrier[None] = Barrier(self._members)
@@ -362,9 +365,10 @@ class SimulatedDriver:
                 case RequestKeyframe(to, packed):
                     self._traffic.count(node, (to,), packed, "control")
                     self.network.send(now, self._envelope(node, packed), (to,), {})
+                case Evaluate() | Checkpoint() if self.rules.asynchronous:
+                    pass  # they follow from the median round
                 case Evaluate(round):
-                    sent = tuple(self._traffic.sent(node).by_kind().values())
-                    self._completions.report(round, node, RoundCompletion(now, sent))
+                    self._completions.report(round, node, self._completion(node, now))
                     self._evaluate_if_complete(round)
                 case Checkpoint(round):
                     self._votes.report(round, node, None)
@@ -383,6 +387,31 @@ class SimulatedDriver:
         self._live_at[self._rounds[node]] -= 1
         self._rounds[node] = round
         self._live_at[round] += 1
+        if self.rules.asynchronous:
+            self._advance_median()
+
+    def _completion(self, node: int, now: float) -> RoundCompletion:
+        return RoundCompletion(now, tuple(self._traffic.sent(node).by_kind().values()))
+
+    def _advance_median(self) -> None:
+        """Evaluate and save an asynchronous run as soon as more than half of the live nodes are far enough.
+
+        An evaluation uses the present models of all live nodes, in whatever round they are. That of the last
+        round ends the run.
+        """
+        rules = self.rules
+        while not self._members.all_down and self._failure is None:
+            beyond = sum(count for at, count in self._live_at.items() if at > self._median)
+            if 2 * beyond <= self.num_nodes - len(self._members.down):
+                return
+            self._median += 1
+            if self._median in rules.evaluate_at:
+                self._evaluate(
+                    self._median, {node: self._completion(node, self._now) for node in self._members.up}
+                )
+            if rules.checkpoint_every and 0 < self._median < rules.rounds:
+                due = self._median % rules.checkpoint_every == 0
+                self._checkpoint_due = self._median if due else self._checkpoint_due
 
     def _on_train(self, node: int, round: int, now: float) -> None:
         self._completed(node, round)
@@ -418,6 +447,8 @@ class SimulatedDriver:
         for peer in range(self.num_nodes):
             if peer != node and peer not in self._members.down:
                 self._queue.push(now + self._links.latency_ms * 1e-3, NodeEvent(peer, PeerLost(node)))
+        if self.rules.asynchronous:
+            self._advance_median()
         for completed in sorted(self._completions.reports):
             self._evaluate_if_complete(completed)
         for completed in sorted(self._votes.reports):  # all remaining nodes may have requested a checkpoint
@@ -429,7 +460,11 @@ class SimulatedDriver:
             self._checkpoint_due = round if round < self.rules.rounds else None
 
     def _rejoin(self, node: int, round: int, now: float) -> None:
-        """Announce a node to all others before it trains, so that they expect it from ``round`` on."""
+        """Announce a node to all others before it trains, so that they expect it from ``round`` on.
+
+        In an asynchronous run it continues in its own round.
+        """
+        at = self._rounds[node] if self.rules.asynchronous else round
 
         def goes_on(item: QueueItem) -> bool:
             if isinstance(item, TransferDone):
@@ -439,13 +474,13 @@ class SimulatedDriver:
             return item.node != node
 
         self._queue.keep(goes_on)
-        self._members.rejoin(node, round)
+        self._members.rejoin(node, at)
         self._live_at[self._rounds[node]] += 1
         live = self._members.up
-        self._deliver(ScheduledEvent(node, now, RosterChanged(live - {node}, round)))
+        self._deliver(ScheduledEvent(node, now, RosterChanged(live - {node}, at)))
         for peer in sorted(live - {node}):
-            self._deliver(ScheduledEvent(peer, now, PeerUp(node, round)))
-        self._deliver(ScheduledEvent(node, now, Rejoin(round)))
+            self._deliver(ScheduledEvent(peer, now, PeerUp(node, at)))
+        self._deliver(ScheduledEvent(node, now, Rejoin(at)))
 
     def _deliver(self, due: ScheduledEvent) -> None:
         (commands,) = self._group_of[due.node].handle([due])
@@ -455,16 +490,21 @@ class SimulatedDriver:
 
     def _evaluate_if_complete(self, round: int) -> None:
         completions = self._completions.take(round) if self._stopped is None else None
-        if completions is None:
-            return
+        if completions is not None:
+            self._evaluate(round, completions)
+
+    def _evaluate(self, round: int, completions: Mapping[int, RoundCompletion]) -> None:
+        """Measure the models of the nodes in ``completions``."""
+        asynchronous = self.rules.asynchronous
         honest = sorted(completions.keys() - self.rules.attacks.keys())
         if not honest:  # all others are down
             return
-        found = self._call_all([partial(group.sums, round) for group in self.groups])
+        present = honest if asynchronous else ()
+        found = self._call_all([partial(group.sums, round, present) for group in self.groups])
         buffers = {node: own for _, every in found for node, own in every.items()}
         mean = average([sums for sums, _ in found], len(honest), buffers)
         tester = self._group_of[honest[0]]
-        keep = self._stop_rule is not None or self._on_evaluation is not None
+        keep = asynchronous or self._stop_rule is not None or self._on_evaluation is not None
         results = self._call_all(
             [
                 partial(group.measure, round, mean, test_average=group is tester, keep=keep)
@@ -490,9 +530,12 @@ class SimulatedDriver:
             models = MeasuredModels(tuple(row.nodes), lambda node: self._group_of[node].measured_file(node))
             self._on_evaluation(row, models)
             models.end()
-        goes_on = self._failure is None and round < self.rules.rounds
-        if goes_on and (reason := self._reason_to_stop(self.recorder.rows)):
+        if self._failure is not None:
+            return
+        if round < self.rules.rounds and (reason := self._reason_to_stop(self.recorder.rows)):
             self._stopped, self._failure = row, Finished("stopped", round, reason)
+        elif round == self.rules.rounds and asynchronous:
+            self._stopped, self._failure = row, Finished("finished", round)
 
     def _report(self) -> None:
         if self.on_progress is None:
@@ -503,7 +546,12 @@ class SimulatedDriver:
         self.on_progress(Progress(self._min_round(), self.rules.rounds, self._now, sent, row))
 
     def _min_round(self) -> int:
-        """Return the number of rounds completed by every live node, or by the last one that went down."""
+        """Return the number of rounds completed by every live node, or by the last one that went down.
+
+        In an asynchronous run it is the median round.
+        """
+        if self.rules.asynchronous:
+            return max(self._median, 0)
         self._live_at = +self._live_at  # without those that are zero
         return min(self._live_at, default=max(self._rounds))
 
@@ -581,6 +629,7 @@ class SimulatedDriver:
             votes={at: frozenset(votes) for at, votes in self._votes.reports.items()},
             edges=self._traffic.snapshot(),
             refused=tuple(self._refused),
+            median=self._median,
         )
 
     def _restore(self, state: SimulatedDriverState) -> None:
@@ -607,6 +656,7 @@ class SimulatedDriver:
         self._votes.reports = {at: dict.fromkeys(votes) for at, votes in state.votes.items()}
         self._traffic = TrafficCounter(state.edges)
         self._refused = list(state.refused)
+        self._median = state.median
 
     @contextmanager
     def _timed(self, activity: str) -> Iterator[None]:
@@ -654,4 +704,5 @@ def _check(
         compute=compute,
         faults=faults,
         deadline_s=rules.deadline_s,
+        waits=not rules.asynchronous,
     )
