@@ -147,6 +147,36 @@ def test_a_member_that_claims_to_be_far_ahead_makes_no_node_jump() -> None:
             assert process.session.end is None
 
 
+def test_after_it_took_over_a_model_a_node_believes_no_round_that_cannot_be_reached() -> None:
+    """It has no round of its own yet that shows how fast others can be."""
+    faults = (Fault(0.0, "hostile", 1, 0, 1.4, "far ahead"), Fault(1.46, "quit", 0, 1, 11.7))
+    world = play(Schedule(772, 2, sharing="choco", train_s=(2.0, 6.0), faults=faults))
+    assert events(world, 0, "bootstrapped")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_members_join_leave_and_renew_certificates_while_one_reads_its_file_late(seed: int) -> None:
+    faults = (
+        Fault(3.0, "join", 4, other=0, seconds=8.0, how="bootstraps"),
+        Fault(6.0, "leave", 1, other=2, seconds=8.0),
+        Fault(9.0, "new_certificate", 3, other=4, seconds=8.0),
+        Fault(12.0, "kill", 2, seconds=1.0, how="newest"),
+    )
+    world = play(Schedule(seed, 5, train_s=(1.0,) * 5, faults=faults))
+    assert world.ended == {1: "removed"}
+    assert events(world, 4, "bootstrapped")
+    for node in (0, 2, 3, 4):
+        process = world.processes[node]
+        assert process is not None
+        assert process.rosters[-1].version == 3
+        assert process.session.peers[1].state is State.REMOVED
+
+
+@pytest.mark.parametrize("commands", range(1, 6))
+def test_killed_after_any_command_a_node_goes_on_from_its_checkpoint(commands: int) -> None:
+    play(with_faults(THREE, Fault(4.0, "kill", 0, other=commands, seconds=1.0, how="newest")))
+
+
 def test_who_has_said_bye_is_not_waited_for_again_on_the_same_connection() -> None:
     world = World(TWO)
     world.run(3.0)

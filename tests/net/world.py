@@ -11,10 +11,10 @@ import copy
 import heapq
 import itertools
 import random
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -23,37 +23,54 @@ from jwins.net import events as ev
 from jwins.net.bootstrap import PROVIDE_EVERY, pack_state, state_wire
 from jwins.net.handshake import Handshake, pack_greeting
 from jwins.net.membership import Change
-from jwins.net.peer_session import INTRODUCED, PeerSession, State
+from jwins.net.neighbour_timeout import SUSPECT_AFTER
+from jwins.net.peer_session import INTRODUCED, State
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.session import Session, SessionSettings
-from jwins.node import FrameReceived, KeyframeRequested, Node, NodeState, Phase, Rules, Trained
+from jwins.node import (
+    MAX_ROUNDS_AHEAD,
+    FrameReceived,
+    KeyframeRequested,
+    Node,
+    NodeState,
+    Phase,
+    Rules,
+    Trained,
+)
 from jwins.sharing import choco, full
+from jwins.sharing.replicas import hash_of
 from jwins.sharing.update import Update
 from jwins.topology import FullyConnected, Graph, Ring, Topology
 from jwins.wire.codec import codec
 from jwins.wire.frame import Bye, Frame, FrameHeader, Hello, Message, StateRequest, Wire
 
 TIMEOUT_S = 4.0
-MAX_STEP_S = 20.0
 POLL_S = 10.0
 DIM = 3
 ENDLESS = 1_000_000
-HEAL_S = 900.0
+HEAL_TIMEOUTS, HEAL_ROUNDS = 20, 100  # after the last fault
+HOSTILE_S = 100.0
 RESTART_S = 0.5  # an operator starts a process again, at the earliest
 HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
 LINES_AT_ONCE = 10
-LOSSES = ("cut", "half_open", "new_certificate")
-SHORT = {"cut", "kill", "quit", "clock", "late_start", "new_certificate", "second_key"}
+MAX_QUEUED = 1  # messages for a peer that reads nothing
+LOSSES = ("cut", "half_open", "slow")
+ROSTERS = ("join", "leave", "new_certificate")
+SHORT = {"cut", "kill", "quit", "clock", "late_start", "second_key"}
 """After these alone no frame takes long while its sender is connected and waits for nobody else."""
 
 KINDS = (
-    *("cut", "half_open", "silence", "slow", "pause", "kill", "full_disk", "new_certificate", "clock", "quit"),
+    *("delay", "cut", "half_open", "silence", "slow", "pause", "kill", "kill", "full_disk", "clock", "quit"),
     *("second_key", "other_settings", "other_version", "hostile", "hostile", "hostile", "late_start"),
-    *("join", "leave"),
+    *("join", "leave", "new_certificate"),
 )
-ALONE = ("other_settings", "other_version", "hostile", "join", "leave")
+RESTARTS = ("kill", "clock", "quit")
+"""Only nodes with these have checkpoints."""
+ALONE = ("other_settings", "other_version", "hostile")
 """Of these kinds a schedule has one fault at most."""
+HOURS = ("late_start", "pause", "silence", "kill", "clock", "quit")
+"""These may last for hours."""
 
 
 @dataclass(frozen=True, order=True)
@@ -64,10 +81,12 @@ class Fault:
         at: when, in simulated seconds.
         kind: one of :data:`KINDS`.
         node: to whom.
-        other: the other end, for faults of a connection.
+        other: the other end, for faults of a connection; of a change of members: the node whose file is late;
+            of ``kill``: the number of commands that it still carries out.
         seconds: for how long.
         how: of ``kill``: the checkpoint it restarts from, newest, older or none; of ``clock``: where its wall
-            clock jumps while it is down; of ``hostile``: what it does.
+            clock jumps while it is down; of ``silence``: whether the connection breaks after it; of ``join``:
+            which model it begins with; of ``hostile``: what it does.
     """
 
     at: float
@@ -105,24 +124,22 @@ class Schedule:
         """The schedule of a seed."""
         draws = random.Random(seed)
         nodes = draws.choice((2, 3, 3, 4))
-        faults = tuple(sorted(_fault(draws, nodes) for _ in range(draws.choice((1, 1, 2, 2, 3, 4)))))
-        is_long = max(fault.seconds for fault in faults) > 15.0
-        usual = 2.0 if is_long else draws.choice((0.5, 1.0, 2.0))  # few rounds pass during a long fault
-        first = next((fault for fault in faults if fault.kind in ALONE), None)
-        faults = tuple(fault for fault in faults if fault is first or fault.kind not in ALONE)
-        if any(fault.kind in ("join", "leave") for fault in faults):
-            nodes += 1
-        elif draws.random() < 0.02:  # one of two starts hours later
-            faults = (Fault(0.0, "late_start", 1, seconds=draws.uniform(3600.0, 9000.0)),)
-            nodes, usual = 2, 40.0
+        drawn = sorted(_fault(draws, nodes) for _ in range(draws.choice((1, 1, 2, 2, 3, 4))))
+        first = next((fault for fault in drawn if fault.kind in ALONE), None)
+        drawn = [fault for fault in drawn if fault is first or fault.kind not in ALONE]
+        usual = 2.0 if max(fault.seconds for fault in drawn) > 15.0 else draws.choice((0.5, 1.0, 2.0))
+        if draws.random() < 0.02:  # few rounds pass during a long fault
+            nodes, usual, drawn = 2, 40.0, [_long(draws)]
         elif draws.random() < 0.05:  # short losses of connections alone
-            faults = tuple(sorted(_short_loss(draws, nodes) for _ in range(3)))
+            drawn = sorted(_short_loss(draws, nodes) for _ in range(3))
+        faults, nodes = _with_members(drawn, nodes)
         alike = usual > 2.0 or {fault.kind for fault in faults} <= set(LOSSES)
         factors = (1.0, 1.0, 1.0, 1.3, 1.3 if alike else 3.0)
         train_s = tuple(usual * draws.choice(factors) for _ in range(nodes))
         sharing = draws.choice(("full", "full", "full", "choco"))
-        ends = draws.random() < 0.25 and not any(fault.kind in ("join", "leave") for fault in faults)
-        rounds = draws.choice((5, 10, 20, 40)) if ends else ENDLESS
+        rounds = draws.choice((1, 5, 10, 20)) if draws.random() < 0.25 else ENDLESS
+        if rounds < ENDLESS and any(fault.kind in ROSTERS for fault in faults):
+            rounds = 30
         return Schedule(seed, nodes, draws.random() < 0.3, sharing, train_s, faults, rounds)
 
     def script(self) -> str:
@@ -140,34 +157,65 @@ def _short_loss(draws: random.Random, nodes: int) -> Fault:
     return Fault(round(draws.uniform(0.0, 10.0), 2), draws.choice(LOSSES), node, other, 0.5)
 
 
+def _long(draws: random.Random) -> Fault:
+    kind = draws.choice(HOURS)
+    at = 0.0 if kind == "late_start" else 100.0
+    return Fault(at, kind, 1, 0, round(draws.uniform(3600.0, 9000.0)), _way(draws, kind))
+
+
+def _with_members(drawn: list[Fault], nodes: int) -> tuple[tuple[Fault, ...], int]:
+    """Number joiners after the others, and leave two of the first members."""
+    if any(fault.kind == "leave" for fault in drawn):
+        nodes += 1
+    count, faults, gone = nodes, [], set[int]()
+    for fault in drawn:
+        if fault.kind == "join":
+            fault, count = replace(fault, node=count), count + 1
+        elif fault.kind == "leave":
+            if fault.node in gone or len(gone) >= nodes - 2:
+                continue
+            gone.add(fault.node)
+        faults.append(fault)
+    return tuple(faults), count
+
+
 def _fault(draws: random.Random, nodes: int) -> Fault:
     kind = draws.choice(KINDS)
     node, other = draws.sample(range(nodes), 2)
     at = round(draws.uniform(0.0, 10.0), 2)
     seconds = round(draws.choice((0.1, 1.0, 3.0, 8.0, 15.0, 30.0)) * draws.uniform(0.5, 1.5), 2)
-    how = ""
-    if kind == "kill":
-        how = draws.choice(("newest", "newest", "older", "none"))
-    elif kind == "clock":
-        how = draws.choice(("ahead", "back"))
-    elif kind == "hostile":
-        how = draws.choice(tuple(HOSTILE))
-        at = 0.0
-    elif kind in ("late_start", "other_settings", "other_version"):
+    if kind in ("late_start", "other_settings", "other_version", "hostile"):
         at = 0.0
         seconds *= draws.choice((1.0, 1.0, 5.0)) if kind == "late_start" else 1.0
-    return Fault(at, kind, node, other, seconds, how)
+    return Fault(at, kind, node, other, seconds, _way(draws, kind))
+
+
+def _way(draws: random.Random, kind: str) -> str:
+    ways: dict[str, tuple[str, ...]] = {
+        "kill": ("newest", "newest", "older", "none"),
+        "clock": ("ahead", "back"),
+        "silence": ("", "breaks"),
+        "join": ("bootstraps", "bootstraps", "begins as the first"),
+        "hostile": tuple(HOSTILE),
+    }
+    return draws.choice(ways.get(kind, ("",)))
 
 
 # --- A node -----------------------------------------------------------------------------------------------
 
 
 class ToyNode:
-    """The node that a session drives, without an engine around it."""
+    """The node that a session drives, without an engine around it.
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
+    Args:
+        node: the node.
+        shared: hashes of the replicas that it had of itself, by round.
+    """
+
+    def __init__(self, node: Node, shared: dict[int, set[int]]) -> None:
+        self.node, self.shared = node, shared
         self.id, self.rules = node.id, node.rules
+        self._step = torch.full((DIM,), 0.01 * (1 + node.id))
 
     @property
     def round(self) -> int:
@@ -194,8 +242,11 @@ class ToyNode:
 
     def handle(self, event: Any, now: float) -> list[Any]:
         if isinstance(event, ev.TrainingDone):
-            step = torch.full((DIM,), 0.01 * (1 + self.id))
-            return self.node.handle(Trained(event.round, self.node.params * 0.9 + step), now)
+            trained = torch.add(self._step, self.node.params, alpha=0.9)
+            commands = self.node.handle(Trained(event.round, trained), now)
+            if self.rules.sharing.remembers_peers:
+                self.shared.setdefault(event.round, set()).add(hash_of(self.node.state.x_hat))
+            return commands
         return self.node.handle(event, now)
 
     def objection(self, frame: FrameHeader) -> str | None:
@@ -212,6 +263,15 @@ class ToyNode:
         return message, KeyframeRequested(peer, message.round, replica_round)
 
 
+class ToyWire:
+    """A wire that decodes equal bytes once."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.codec, self.digest, self.dim = wire.codec, wire.digest, wire.dim
+        self.pack, self.renewed = wire.pack, wire.renewed
+        self.peek, self.unpack = lru_cache(64)(wire.peek), lru_cache(64)(wire.unpack)
+
+
 @dataclass(frozen=True)
 class Fixed:
     """A topology of one graph, which is asked for some times in every event."""
@@ -225,11 +285,25 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Roster:
-    """Contents of a roster file that an operator distributes to all machines."""
+    """Contents of a roster file that an operator distributes to all machines.
+
+    Attributes:
+        version: its version.
+        from_round: the round from which it is in effect.
+        members: numbers of the members.
+        departed: numbers of former members.
+        certified: versions with a new certificate, by member.
+    """
 
     version: int
     from_round: int
     members: tuple[int, ...]
+    departed: frozenset[int] = frozenset()
+    certified: tuple[tuple[int, int], ...] = ()
+
+    def certificate(self, node: int) -> int:
+        """The version from which a member's certificate is."""
+        return max((version for member, version in self.certified if member == node), default=0)
 
 
 @dataclass(slots=True)
@@ -237,6 +311,7 @@ class Process:
     """A process of a node; killed, another takes its place.
 
     Attributes:
+        rosters: that it has read, with the rounds from which it uses them.
         failed: why it handles no more events, or "".
         lingers_until: when it ends at the latest, if its run is over.
         counted_before: bytes that its checkpoint had counted.
@@ -244,11 +319,17 @@ class Process:
         delivered: bytes that arrived.
         provided_in: rounds in which it sent its model, by receiver.
         lines: of its log, by event and peer.
+        restored: whether it began with a checkpoint.
+        dies: a kill under way, and the number of commands that it has carried out since.
+        has_begun, round, skipped_rounds: as they were after the event before.
+        waits_from: when it sent its newest frame.
+        tries_again: whether it will soon try to send again.
     """
 
     session: Session
     toy: ToyNode
     born: int
+    rosters: list[Roster]
     links: set[int] = field(default_factory=set)
     paused_until: float = 0.0
     disk_full_until: float = 0.0
@@ -263,6 +344,19 @@ class Process:
     delivered: int = 0
     provided_in: dict[int, int] = field(default_factory=dict)
     lines: Counter[tuple[str, object]] = field(default_factory=Counter)
+    restored: bool = False
+    dies: Fault | None = None
+    carried_out: int = 0
+    has_begun: bool = False
+    round: int = 0
+    skipped_rounds: int = 0
+    waits_from: float = 0.0
+    tries_again: bool = False
+
+    def version_at(self, at: int) -> int:
+        """The version of the roster that is in effect in a round."""
+        found = (roster.version for roster in reversed(self.rosters) if roster.from_round <= at)
+        return next(found, self.rosters[0].version)
 
 
 class ViolationError(AssertionError):
@@ -298,27 +392,36 @@ class World:
         self.arrives: dict[tuple[int, int], float] = {}
         self.cut_until: dict[tuple[int, int], float] = {}
         self.silent_until: dict[tuple[int, int], float] = {}
+        self.delayed_until: dict[tuple[int, int], float] = {}
+        self.under_way: Counter[tuple[int, int]] = Counter()
         self.slow_until = [0.0] * n
         self.misfits: dict[int, str] = {}
         self.hostile: dict[int, str] = {}
+        self.forged: set[bytes] = set()
         self.ended: dict[int, str] = {}
         self.said: list[set[str]] = [set() for _ in range(n)]
         self.cuts: list[dict[int, str]] = [{} for _ in range(n)]
         self.clock_s = [0.0] * n
+        self.poll_s = max(POLL_S, 2 * max(schedule.train_s))
+        self.sent: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        self.shared: list[dict[int, set[int]]] = [{} for _ in range(n)]
+        self.furthest = [0] * n
         self.weights: dict[tuple[int, int, int], float] = {}
         self.merges: list[dict[int, frozenset[int]]] = [{} for _ in range(n)]
         self.calm_from = [ENDLESS] * n  # the first round that was merged after the last fault
         self.wakes = [0] * n
         self.reports: list[list[tuple[float, str, dict[str, Any]]]] = [[] for _ in range(n)]
         self.quiet_from = 0.0
-        self.joins = {fault.node for fault in schedule.faults if fault.kind == "join"}
+        self.joins = {fault.node: fault.how for fault in schedule.faults if fault.kind == "join"}
         members = tuple(node for node in range(n) if node not in self.joins)
         self.roster = Roster(0, 0, members)
         self.files = [self.roster] * n
         self.kept: list[list[Roster]] = [[self.roster] for _ in range(n)]
-        self.changes = any(fault.kind in ("join", "leave") for fault in schedule.faults)
-        algorithm: Any = {"full": full(), "choco": choco(0.5, 0.5)}[schedule.sharing]
-        wire = Wire(codec("raw"), b"testtest", DIM)
+        self.restarts = {fault.node for fault in schedule.faults if fault.kind in RESTARTS}
+        self.changes = any(fault.kind in ROSTERS for fault in schedule.faults)
+        self.since: dict[int, int] = {}
+        algorithm: Any = {"full": full(), "choco": choco(1.0, 0.5)}[schedule.sharing]
+        wire: Any = ToyWire(Wire(codec("raw"), b"testtest", DIM))
         fixed = Fixed(n, self._build(n).at(0))
         rules = Rules(algorithm, wire, fixed, schedule.rounds, 1, checkpoint_every=1)
         self.rules = rules.among_strangers(1e6, changing=False)
@@ -376,19 +479,20 @@ class World:
                 self.ended[node] = "removed"
             return
         rules = replace(self.rules, topology=self._topology_of(node)) if self.changes else self.rules
-        toy = ToyNode(Node(node, torch.zeros(DIM), rules))
+        toy = ToyNode(Node(node, torch.zeros(DIM), rules), self.shared[node])
         other = self.misfits.get(node) == "other_settings"
         greeting = pack_greeting(b"another!" if other else b"testtest", {"codec": "other" if other else "raw"})
         if self.misfits.get(node) == "other_version":
             greeting = greeting.replace(b'"wire format":"', b'"wire format":"1')
         handshake = Handshake(DIM, "raw", b"x0", greeting=greeting)
-        settings = SessionSettings(TIMEOUT_S, handshake, max_step_s=MAX_STEP_S, cut=self.cuts[node])
-        if node in self.joins and not saved:
-            since = self.roster.from_round
-            others = tuple(member for member in self.roster.members if member != node)
+        settings = SessionSettings(TIMEOUT_S, handshake, max_step_s=2 * self.poll_s, cut=self.cuts[node])
+        roster = self.kept[node][-1]
+        if (since := self.since.get(node)) is not None:
+            asks = not saved and self.joins[node] == "bootstraps"
+            others = tuple(member for member in roster.members if member != node) if asks else ()
             settings = replace(settings, joins_at=since, bootstrap_from=others, from_round=since)
         session = Session(toy, settings, self.now)
-        process = self.processes[node] = Process(session, toy, next(self._numbers))
+        process = self.processes[node] = Process(session, toy, next(self._numbers), [*self.kept[node]])
         chosen = None
         if saved and checkpoint == "newest":
             chosen = saved[-1]
@@ -406,7 +510,13 @@ class World:
             saved.clear()
         self.merges[node] = {}
         self.calm_from[node] = ENDLESS
-        self.do(node, session.start(self.now, resumed=chosen is not None))
+        process.restored, process.waits_from = chosen is not None, self.now
+        self.do(node, session.start(self.now, resumed=process.restored))
+        process.round, process.skipped_rounds = toy.round, session.skipped_rounds
+        process.has_begun = session.has_begun
+        self.furthest[node] = max(self.furthest[node], toy.round)
+        if self.changes:
+            self._look(node, roster.departed)
         for other in range(self.schedule.nodes):
             if other != node:
                 self._dial_soon(node, other)
@@ -418,29 +528,38 @@ class World:
             versions.add(roster.version, roster.from_round, roster.members)
         return versions
 
-    def give_roster(self, node: int) -> None:
-        """The newest roster reaches a machine."""
-        process, old = self.processes[node], self.kept[node][-1]
-        if old.version >= self.roster.version:
+    def give_roster(self, node: int, roster: Roster) -> None:
+        """A roster reaches a machine."""
+        if roster.version > self.files[node].version:
+            self.files[node] = roster
+            self._look(node)
+
+    def _look(self, node: int, departed: frozenset[int] = frozenset()) -> None:
+        """A process reads its file, as :class:`jwins.net.membership.Membership` does."""
+        process = self.processes[node]
+        if process is None or process.failed or process.session.end is not None:
             return
-        self.files[node] = self.roster
-        if process is None or self.now < process.paused_until:
-            self.at(self.now + 1.0, partial(self.give_roster, node))
+        if self.now < process.paused_until:
+            self.at(process.paused_until, partial(self._look, node, departed))
             return
-        from_round = max(self.roster.from_round, process.toy.round + 1)
-        joined, removed = (
-            set(self.roster.members) - set(old.members),
-            set(old.members) - set(self.roster.members),
-        )
-        if node not in removed:
-            self.kept[node].append(replace(self.roster, from_round=from_round))
+        old, new = process.rosters[-1], self.files[node]
+        removed = frozenset({*old.members, *departed} - {*new.members})
+        if new.version == old.version and not removed:
+            return
+        from_round = max(new.from_round, process.toy.round + 1)
+        if node in new.members and new.version > old.version:
             versions = process.toy.rules.topology
             assert isinstance(versions, RosterVersions)
-            versions.add(self.roster.version, from_round, self.roster.members)
-        change = Change(self.roster.version, from_round, frozenset(joined), frozenset(removed))
-        self.feed(node, ev.MembersChanged(change))
-        for peer in removed - {node}:
-            self.drop(node, peer, "removed")
+            versions.add(new.version, from_round, new.members)
+            process.rosters.append(replace(new, from_round=from_round))
+            if self.now >= process.disk_full_until:
+                self.kept[node].append(process.rosters[-1])
+        joined = frozenset({*new.members} - {*old.members})
+        self.feed(node, ev.MembersChanged(Change(new.version, from_round, joined, removed)))
+        for peer in list(process.links):
+            stays = all(new.certificate(end) == old.certificate(end) for end in (node, peer))
+            if peer in removed or not stays:
+                self.drop(node, peer, "another roster")
         if node in removed:
             self.leave(node, "removed", self.now)
 
@@ -466,6 +585,13 @@ class World:
         else:
             self.at(max(back_at, self.now + RESTART_S), partial(self.start, node, "newest"))
 
+    def die(self, node: int, fault: Fault) -> None:
+        """A process is killed, and started again later."""
+        self.kill(node)
+        self.quiet_from = max(self.quiet_from, self.now + fault.seconds)
+        if node not in self.hostile:
+            self.at(self.now + fault.seconds, partial(self.start, node, fault.how))
+
     def kill(self, node: int) -> None:
         process, self.processes[node] = self.processes[node], None
         if process is None:
@@ -482,7 +608,7 @@ class World:
             self.feed(node, ev.TimePassed())
         process = self.processes[node]
         if process is not None:
-            self.at(self.now + POLL_S, lambda: self._poll(node, born))
+            self.at(self.now + self.poll_s, lambda: self._poll(node, born))
 
     def feed(self, node: int, event: Any) -> None:
         """Something happens to a process; if it stands still, later."""
@@ -494,6 +620,8 @@ class World:
             return
         if isinstance(event, ev.MessageReceived):
             process.delivered += len(event.data)
+        elif isinstance(event, ev.TrainingDone):
+            process.waits_from = self.now
         self.do(node, process.session.handle(event, self.now))
         check(self, node)
         if process.session.end is not None:
@@ -517,16 +645,25 @@ class World:
         assert process is not None
         todo = deque(commands)
         while todo:
+            if process.dies is not None and process.carried_out >= process.dies.other:
+                self.die(node, process.dies)
+                return
+            process.carried_out += process.dies is not None
             command = todo.popleft()
             match command:
                 case ev.Transmit(peer, data, label, round):
-                    if peer in process.links:
+                    if peer in process.links and self._has_room(node, peer):
                         process.transmitted += len(data)
+                        if label == "frame":
+                            self.sent[node, peer].add(round)
+                            if self.hostile.get(node) == "no frames":
+                                continue
                         self._carry(node, peer, data)
                         if label == "state":
                             check_model_sent(process, node, peer)
                     else:
                         todo.extend(process.session.handle(ev.NotQueued(peer, label, round), self.now))
+                        self._try_later(node, process)
                 case ev.StartTraining(round):
                     self._train(node, round, process)
                 case ev.SaveCheckpoint():
@@ -540,9 +677,14 @@ class World:
                     if event == "bye":
                         check_farewell(self, node, fields)
                 case ev.KeepCut(peer, reason):
+                    if peer not in self.hostile:
+                        raise ViolationError(f"node {node} cut off node {peer}: {reason}")
                     self.cuts[node] = {**self.cuts[node], peer: reason}
                 case ev.Failed(reason):
                     process.failed = reason
+                    if node in self.joins and self.ended:
+                        self.ended[node] = "too late"
+                        self.at(self.now + 0.2, partial(self.kill, node))
                 case ev.Ended(status, _, reason):
                     self.said[node].add(status)
                     if self.schedule.rounds == ENDLESS and status == "finished" and node not in self.hostile:
@@ -554,6 +696,16 @@ class World:
             process.wake_at = until
             if until < float("inf"):
                 self.at(max(until, self.now), lambda: self._wake(node, process))
+
+    def _try_later(self, node: int, process: Process) -> None:
+        def again() -> None:
+            process.tries_again = False
+            if self.processes[node] is process:
+                self.feed(node, ev.TimePassed())
+
+        if not process.tries_again:
+            process.tries_again = True
+            self.at(self.now + 1.0, again)
 
     def _wake(self, node: int, process: Process) -> None:
         if self.processes[node] is process and self.now >= process.wake_at - 1e-9:
@@ -575,7 +727,7 @@ class World:
         self.at(self.now + seconds, over)
 
     def _save(self, node: int, process: Process) -> None:
-        if self.now >= process.disk_full_until:
+        if node in self.restarts and self.now >= process.disk_full_until:
             wall_s = self.now + self.clock_s[node]
             state = process.session.snapshot(self.now, wall_s)
             for frames in state.send_buffer.values():
@@ -587,19 +739,25 @@ class World:
 
     def _carry(self, sender: int, receiver: int, data: bytes) -> None:
         """TCP: what is sent arrives in order, or the connection breaks."""
+        if self.hostile.get(sender) == "silent":
+            return
         number = self.connections.get(_pair(sender, receiver))
         way = (sender, receiver)
         if "other_version" in (self.misfits.get(sender), self.misfits.get(receiver)):
             data = data[:4] + bytes([data[4] + 1]) + data[5:]
         latency = self.draws.choice((0.01, 0.02, 0.05))
+        if self.now < self.delayed_until.get(_pair(sender, receiver), 0.0):
+            latency = self.draws.uniform(0.2, 1.5 * TIMEOUT_S)
         time = max(self.arrives.get(way, 0.0), self.now + latency, self.silent_until.get(way, 0.0))
         time = max(time, self.slow_until[receiver])
         self.arrives[way] = time
+        self.under_way[way] += 1
 
         def arrive() -> None:
             process = self.processes[receiver]
             if self.connections.get(_pair(sender, receiver)) != number or process is None:
                 return
+            self.under_way[way] -= 1
             if sender in process.links:
                 before = process.session.peers[sender].refused
                 self.feed(receiver, ev.MessageReceived(sender, data))
@@ -607,6 +765,9 @@ class World:
                     check_refused(self, receiver, process, sender, data, before)
 
         self.at(time, arrive)
+
+    def _has_room(self, sender: int, receiver: int) -> bool:
+        return self.now >= self.slow_until[receiver] or self.under_way[sender, receiver] < MAX_QUEUED
 
     def drop(self, node: int, other: int, reason: str, *, half: bool = False) -> None:
         """The connection breaks; ``half``: the other side does not notice for a while."""
@@ -636,7 +797,7 @@ class World:
         pair = _pair(node, other)
         if pair in self.connections or any(end is None or end.failed for end in ends):
             return
-        if self.changes and not (self._knows(node, other) and self._knows(other, node)):
+        if self.changes and not self._may_connect(node, other):
             self._dial_soon(node, other)
             return
         if self.now < self.cut_until.get(pair, 0.0) or any(self.now < e.paused_until for e in ends if e):
@@ -644,6 +805,7 @@ class World:
             return
         self.connections[pair] = next(self._numbers)
         self.arrives[node, other] = self.arrives[other, node] = self.now
+        self.under_way[node, other] = self.under_way[other, node] = 0
         for end, peer in ((node, other), (other, node)):
             process = self.processes[end]
             assert process is not None
@@ -656,8 +818,13 @@ class World:
             greeting = b"" if process is None else process.session.handshake.greeting
             self.feed(end, ev.Connected(peer, greeting))
 
-    def _knows(self, node: int, other: int) -> bool:
-        return other in self.kept[node][-1].members
+    def _may_connect(self, node: int, other: int) -> bool:
+        rosters = [process.rosters[-1] for process in (self.processes[node], self.processes[other]) if process]
+        return all(
+            end in roster.members and roster.certificate(end) == rosters[0].certificate(end)
+            for roster in rosters
+            for end in (node, other)
+        )
 
 
 def _pair(a: int, b: int) -> tuple[int, int]:
@@ -672,21 +839,26 @@ def play_fault(world: World, fault: Fault) -> None:
     node, other, until = fault.node, fault.other, world.now + fault.seconds
     process = world.processes[node]
     match fault.kind:
-        case "cut" | "new_certificate":
-            world.cut_until[_pair(node, other)] = until if fault.kind == "cut" else world.now + 0.2
+        case "delay":
+            world.delayed_until[_pair(node, other)] = until
+        case "cut":
+            world.cut_until[_pair(node, other)] = until
             world.drop(node, other, "cut")
         case "half_open":
             world.drop(node, other, "half open", half=True)
         case "silence":
             world.silent_until[node, other] = until
+            if fault.how == "breaks":
+                world.at(until - 0.001, lambda: world.drop(node, other, "silent"))
         case "slow":
             world.slow_until[node] = until
         case "pause" if process is not None:
             process.paused_until = until
             world.at(until, lambda: _resume(world, node, process))
+        case "kill" if process is not None and fault.other:
+            process.dies = fault
         case "kill":
-            world.kill(node)
-            world.at(until, lambda: world.start(node, fault.how) if node not in world.hostile else None)
+            world.die(node, fault)
         case "full_disk" if process is not None:
             process.disk_full_until = until
         case "clock":
@@ -700,22 +872,35 @@ def play_fault(world: World, fault: Fault) -> None:
             told = any(event == "key in use" for _, event, _ in world.reports[node])
             if world.now >= process.paused_until and not told:
                 raise ViolationError(f"node {node} did not report that its key is in use")
-        case "join" | "leave":
+        case "join" | "leave" | "new_certificate":
             _change_members(world, fault)
 
 
 def _change_members(world: World, fault: Fault) -> None:
     """An operator writes a new roster, which reaches each machine at another time."""
+    old, node = world.roster, fault.node
     rounds = [process.toy.round for process in world.processes if process is not None]
-    from_round = max(rounds, default=0) + world.draws.choice((1, 3, 10))
-    members = set(world.roster.members) ^ {fault.node}
-    world.roster = Roster(world.roster.version + 1, from_round, tuple(sorted(members)))
-    for node in range(world.schedule.nodes):
-        slow_s = min(fault.seconds, 20.0) if node == fault.other else 0.0
-        world.at(world.now + world.draws.uniform(0.0, 2.0) + slow_s, partial(world.give_roster, node))
+    from_round = max(max(rounds, default=0) + world.draws.choice((1, 3, 10)), old.from_round + 1)
+    if from_round >= world.schedule.rounds - 5:  # too late, as `jwins roster` says
+        if fault.kind == "join":
+            world.ended[node] = "too late"
+        return
+    version, members, departed, certified = old.version + 1, old.members, old.departed, old.certified
+    match fault.kind:
+        case "join":
+            members, world.since[node] = (*members, node), from_round
+        case "leave":
+            members, departed = tuple(member for member in members if member != node), departed | {node}
+        case _:
+            certified = (*certified, (node, version))
+    world.roster = Roster(version, from_round, members, departed, certified)
+    for member in range(world.schedule.nodes):
+        slow_s = min(fault.seconds, 20.0) if member == fault.other else 0.0
+        arrives = world.now + world.draws.uniform(0.0, 2.0) + slow_s
+        world.at(arrives, partial(world.give_roster, member, world.roster))
     if fault.kind == "join":
-        world.files[fault.node] = world.roster
-        world.at(world.now + world.draws.choice((0.5, 10.0)), partial(world.start, fault.node, "none"))
+        world.files[node] = world.roster
+        world.at(world.now + world.draws.choice((0.5, 10.0)), partial(world.start, node, "none"))
 
 
 def _resume(world: World, node: int, process: Process) -> None:
@@ -735,7 +920,7 @@ def check(world: World, node: int) -> None:
     process = world.processes[node]
     if process is None or process.failed:
         return
-    session = process.session
+    session, toy = process.session, process.toy
     if session.wait_until <= world.now and session.end is None:
         raise ViolationError(
             f"node {node} asks to be woken at {session.wait_until:.3f}, and it is {world.now:.3f}"
@@ -751,14 +936,36 @@ def check(world: World, node: int) -> None:
     for peer in world.cuts[node]:
         if (state := session.peers[peer].state) in INTRODUCED:
             raise ViolationError(f"node {node} has cut node {peer} off and holds it for {state.value}")
-    by_sender = Counter(sender for sender, _ in process.toy.node.inbox)
-    if any(count > world.rules.inbox_frames for count in by_sender.values()):
-        raise ViolationError(f"node {node} keeps {by_sender} frames")
-    if early := [at for _, at in process.toy.node.inbox if at > process.toy.round]:
+    if world.hostile or toy.round != process.round:
+        _check_buffers(world, node, process)
+    if toy.round != process.round or session.skipped_rounds != process.skipped_rounds:
+        _check_rounds(world, node, process)
+
+
+def _check_buffers(world: World, node: int, process: Process) -> None:
+    most, inbox = world.rules.inbox_frames, process.toy.node.inbox
+    if early := [at for _, at in inbox if at > process.toy.round]:
         raise ViolationError(f"node {node} decoded frames of rounds {early} before their time")
-    if any(len(known.early) > world.rules.inbox_frames for known in session.peers.values()):
-        raise ViolationError(f"node {node} keeps too many early frames")
-    for at in [at for at in session.rounds.merged if at not in world.merges[node]]:
+    if len(inbox) > most and max(by_sender := Counter(sender for sender, _ in inbox).values()) > most:
+        raise ViolationError(f"node {node} keeps {by_sender} frames")
+    for peer in process.rosters[-1].departed - {node}:
+        known = process.session.peers[peer]
+        if known.state is not State.REMOVED or known.buffer.frames or len(known.early):
+            raise ViolationError(f"node {node} keeps frames of node {peer}, which is {known.state.value}")
+    for known in process.session.peers.values():
+        if len(known.early) > most:
+            raise ViolationError(f"node {node} keeps too many early frames")
+        if len(known.buffer.frames) > process.session.keeps:
+            raise ViolationError(f"node {node} keeps {len(known.buffer.frames)} frames to send again")
+        if len(known.seen) > 2 * (MAX_ROUNDS_AHEAD + most + 1):
+            raise ViolationError(f"node {node} remembers {len(known.seen)} names of frames")
+
+
+def _check_rounds(world: World, node: int, process: Process) -> None:
+    """Each round is merged and reported, or skipped and counted."""
+    session, now = process.session, process.toy.round
+    merged = [at for at in range(process.round, now) if at in session.rounds.merged]
+    for at in merged:
         world.merges[node][at] = frozenset(session.rounds.merged[at].merged_with)
         world.merges[node].pop(at - 50, None)
         if world.now > world.quiet_from:
@@ -767,27 +974,54 @@ def check(world: World, node: int) -> None:
         world.tally.rounds += 1
         _check_merge(world, node, at, process)
         _check_log(world, node, process)
+    skipped, jumped = session.skipped_rounds - process.skipped_rounds, now - process.round - len(merged)
+    if process.has_begun and skipped != jumped:
+        raise ViolationError(
+            f"node {node} went from round {process.round} to {now}, merged {merged} and skipped {skipped}"
+        )
+    process.round, process.skipped_rounds, process.has_begun = now, session.skipped_rounds, session.has_begun
+    world.furthest[node] = max(world.furthest[node], now)
 
 
 def _check_merge(world: World, node: int, at: int, process: Process) -> None:
-    senders = process.toy.rules.topology.at(at).senders[node]
-    merged_with = world.merges[node][at]
+    graph = process.toy.rules.topology.at(at)
+    senders = graph.senders[node]
+    if graph.roster_version != process.version_at(at):
+        raise ViolationError(f"node {node} used version {graph.roster_version} of the roster in round {at}")
+    merged_with, without = world.merges[node][at], process.session.rounds.merged[at].without
+    if {*merged_with, *without} != senders.keys() or merged_with & without.keys():
+        raise ViolationError(f"node {node} reports {merged_with} and {without} of {set(senders)}")
     for peer in merged_with:
         world.weights[at, node, peer] = senders[peer]
         back = world.weights.get((at, peer, node))
         if back is not None and back != senders[peer]:
             raise ViolationError(f"round {at}: nodes {node} and {peer} mix with {senders[peer]} and {back}")
-    for peer, reason in process.session.rounds.merged[at].without.items():
+        if peer not in world.hostile and at not in world.sent[peer, node]:
+            raise ViolationError(f"node {node} merged with node {peer}, which sent nothing in round {at}")
+    _check_replicas(world, node, at, process)
+    for peer, reason in without.items():
         world.tally.partial += 1
-        known = process.session.peers[peer]
-        if peer not in world.hostile and not _is_excused(reason, known):
+        if peer not in world.hostile and not _is_excused(world, node, at, peer, reason):
             raise ViolationError(
                 f"node {node} completed round {at} at {world.now:.2f} without node {peer} ({reason}), which is "
-                f"{known.state.value}, in round {_round_of(world, peer)}"
+                f"{process.session.peers[peer].state.value}, in round {_round_of(world, peer)}"
             )
     told = any(event == "merged with nobody" for _, event, _ in world.reports[node])
     if senders and not merged_with and not told:
         raise ViolationError(f"node {node} merged with nobody in round {at} and did not report it")
+
+
+def _check_replicas(world: World, node: int, at: int, process: Process) -> None:
+    """A replica is equal to the one that its node has itself."""
+    if world.schedule.sharing == "full":
+        return
+    state = process.toy.node.state
+    for peer in world.merges[node][at]:
+        replica = state.replicas.get(peer)
+        if replica is None or peer in world.hostile:
+            continue
+        if hash_of(replica.x_hat) not in world.shared[peer].get(replica.round, ()):
+            raise ViolationError(f"node {node} has a replica of node {peer} that it never had")
 
 
 def _check_log(world: World, node: int, process: Process) -> None:
@@ -820,36 +1054,72 @@ def check_refused(world: World, node: int, process: Process, sender: int, data: 
     known = process.session.peers[sender]
     if process.failed or world.now < process.paused_until or not known.connected:
         return
-    if data in GARBAGE and known.refused == before and process.session.joiner is None:
+    if data not in world.forged or known.state is State.REMOVED:
+        return
+    if world.hostile[sender] == "unfit":
+        if known.state is not State.INCOMPATIBLE:
+            raise ViolationError(f"node {node} holds node {sender}, which is unfit, for {known.state.value}")
+    elif known.refused == before:
         raise ViolationError(f"node {node} did not count what node {sender} sent as refused")
 
 
-def _is_excused(reason: str, known: PeerSession) -> bool:
+def _is_excused(world: World, node: int, at: int, peer: int, reason: str) -> bool:
     """Return whether a node may complete a round without a neighbour for this reason."""
-    if reason in (State.SUSPECT, State.SLOW):
-        return known.timed_out > 0 or reason == State.SUSPECT or bool(known.mismatch)
-    others = (State.LEFT, State.INCOMPATIBLE, State.REMOVED)
-    return reason in ("timed out", "ahead", "other roster", *others)
+    process = world.processes[node]
+    assert process is not None
+    known = process.session.peers[peer]
+    misfit = bool(known.mismatch) or not {node, peer}.isdisjoint(world.misfits)
+    match reason:
+        case "timed out":
+            return world.now - process.waits_from >= TIMEOUT_S - 0.01
+        case "ahead":
+            return world.furthest[peer] > at
+        case "other roster":
+            there = world.processes[peer]
+            return world.changes and (there is None or there.version_at(at) != process.version_at(at))
+        case State.SUSPECT:
+            return known.timed_out > 0 or process.restored or misfit
+        case State.SLOW:
+            return known.timed_out > 0
+        case State.LEFT:
+            return bool(world.said[peer])
+        case State.INCOMPATIBLE:
+            return misfit
+        case State.REMOVED:
+            return peer in process.rosters[-1].departed
+    return False
 
 
 def _check_calm(world: World) -> None:
     """One hostile member makes nobody jump, and a short loss of a connection loses nothing."""
     faults, train_s = world.schedule.faults, world.schedule.train_s
     kinds = {fault.kind for fault in faults if fault.kind not in ("full_disk", "second_key")}
-    short = all(fault.seconds <= 1.0 for fault in faults if fault.kind == "cut")
+    short = all(fault.seconds <= 1.0 for fault in faults if fault.kind in ("cut", "slow"))
     calm = kinds <= set(LOSSES) and short and max(train_s) - min(train_s) < 1.0
     for node, process in enumerate(world.processes):
         if process is None or node in world.hostile:
             continue
         skipped = process.session.skipped_rounds
-        if kinds == {"hostile"} and world.schedule.nodes > 2 and skipped:
-            raise ViolationError(f"node {node} left out {skipped} rounds")
+        if kinds == {"hostile"} and world.schedule.nodes > 2:
+            if skipped and "silent" not in world.hostile.values():  # its neighbours wait long for it to start
+                raise ViolationError(f"node {node} left out {skipped} rounds")
+            _check_pace(world, node, process)
         if calm:
             lost = {peer: known.timed_out for peer, known in process.session.peers.items() if known.timed_out}
             if lost or skipped:
                 raise ViolationError(
                     f"node {node} waited in vain, by peer: {lost}, or left out {skipped} rounds"
                 )
+
+
+def _check_pace(world: World, node: int, process: Process) -> None:
+    """One hostile member makes the others wait for as long as an absent or a slow one would, not longer."""
+    (how,) = world.hostile.values()
+    first_s = HEAL_TIMEOUTS * TIMEOUT_S if how == "silent" else SUSPECT_AFTER * TIMEOUT_S
+    round_s = 1.2 * max(world.schedule.train_s) + (TIMEOUT_S if how == "just in time" else 0.0)
+    least = min(world.schedule.rounds, int((world.now - first_s) / round_s) - 2)
+    if process.toy.round < least:
+        raise ViolationError(f"node {node} is in round {process.toy.round} of {least} at least, beside {how}")
 
 
 def _check_timeouts(world: World) -> None:
@@ -879,7 +1149,7 @@ def healed(world: World) -> bool:
     rounds = [world.processes[i].toy.round for i in well]  # type: ignore[union-attr]
     if not rounds or max(rounds) - min(rounds) > len(rounds):
         return False
-    if world.changes and set(well) != set(world.roster.members) - world.hostile.keys():
+    if world.changes and not {*world.roster.members} <= {*well, *world.misfits, *world.hostile}:
         return False
     for node in well:
         newest = sorted(world.merges[node])[-HEALED_ROUNDS:]
@@ -889,7 +1159,13 @@ def healed(world: World) -> bool:
             or newest[-1] - newest[0] != HEALED_ROUNDS - 1
         ):
             return False
-        topology = world.processes[node].toy.rules.topology  # type: ignore[union-attr]
+        process = world.processes[node]
+        assert process is not None
+        if world.changes and process.rosters[-1].version < world.roster.version:
+            return False
+        if world.schedule.sharing != "full" and process.toy.node.state.stale_peers & {*well}:
+            return False
+        topology = process.toy.rules.topology
         for at in newest:
             if {p for p in topology.at(at).senders[node] if p in well} - world.merges[node][at]:
                 return False
@@ -930,13 +1206,16 @@ def check_end(world: World) -> None:
         raise ViolationError(f"not healed {late_s:.0f} s after the last fault: {rows}, ended {world.ended}")
     if world.schedule.rounds < ENDLESS:
         for node, status in world.ended.items():
-            if node not in world.hostile and status != "finished":
+            left = status == "removed" and node not in world.roster.members
+            if node not in world.hostile and not left and status not in ("finished", "too late"):
                 raise ViolationError(f"node {node} ended as {status}")
 
 
 # --- A hostile member -------------------------------------------------------------------------------------
 
 GARBAGE = (b"garbage" * 9, b"")
+FORGED = ("garbage", "names of others", "unfit")
+"""All that such a member makes is refused."""
 HOSTILE: dict[str, Callable[[Hostile, int], list[Message | bytes]]] = {}
 
 
@@ -951,7 +1230,8 @@ class Hostile:
     def begin(self) -> None:
         self.world.start(self.node, "none")
         process = self.world.processes[self.node]
-        assert process is not None
+        if process is None:
+            return  # removed before
         process.failed = ""
         self.born = process.born
         self._go_on()
@@ -966,6 +1246,8 @@ class Hostile:
             at = 0 if there is None else there.toy.round
             for message in HOSTILE[self.world.hostile[self.node]](self, at):
                 data = message if isinstance(message, bytes) else self.wire.pack(message).data
+                if self.world.hostile[self.node] in FORGED:
+                    self.world.forged.add(data)
                 self.world._carry(self.node, peer, data)
             if self.world.hostile[self.node] == "asks and reconnects" and self.count % 10 == 0:
                 self.world.drop(self.node, peer, "hostile")
@@ -994,7 +1276,10 @@ HOSTILE |= {
     "bad models": lambda h, at: [h.model((2**32 - 1, at, h.world.schedule.rounds - 1)[h.count % 3], 1e38)],
     "just in time": lambda h, at: [],
     "silent": lambda h, at: [],
+    "no frames": lambda h, at: [],
     "inflates": lambda h, at: [h.frame(at, min(1e30, 1.3**h.count))],
+    "unfit": lambda h, at: [replace(h.hello(at), codec="other")],
+    "names of others": lambda h, at: [replace(h.frame(at), sender=h.node + 1), replace(h.hello(at), sender=9)],
     "keyframes": lambda h, at: [replace(h.frame(at + 1 + h.count % 9), keyframe=True)],
 }
 
@@ -1011,7 +1296,8 @@ def play(schedule: Schedule, tally: Tally | None = None) -> World:
     world = World(schedule, tally)
     try:
         world.run(world.quiet_from)
-        heal_s = max(HEAL_S, 30 * max(schedule.train_s)) if not world.hostile else HEAL_S / 9
+        heal_s = HEAL_TIMEOUTS * TIMEOUT_S + HEAL_ROUNDS * max(schedule.train_s)
+        heal_s = HOSTILE_S if world.hostile else heal_s
         if schedule.rounds < ENDLESS:
             heal_s += 2 * schedule.rounds * max(schedule.train_s)
         world.run(world.now + heal_s, lambda: healed(world))

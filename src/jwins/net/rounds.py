@@ -72,8 +72,9 @@ class RoundTimes:
         self.merged_at = awake
 
     def possible_rounds(self, seconds: float) -> float:
-        """Return how many rounds others can have completed in a time; inf before this node's first merge."""
-        return MAX_ROUNDS_AHEAD + PACE_FACTOR * seconds / self.round_s if self.round_s else float("inf")
+        """Return how many rounds others can have completed in a time; inf before this node's first training."""
+        round_s = self.round_s or self.training_s
+        return MAX_ROUNDS_AHEAD + PACE_FACTOR * seconds / round_s if round_s else float("inf")
 
 
 def _smoothed(before: float, seconds: float) -> float:
