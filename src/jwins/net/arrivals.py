@@ -112,7 +112,8 @@ class Arrivals:
             known.buffer.retransmit_from(hello.round if hello.resend_from is None else hello.resend_from)
         elif hello.resend_from is not None:
             known.resend_due = hello.resend_from
-        if hello.round > self._session.node.round + self._session.node.rules.rounds_ahead:
+        rules = self._session.node.rules
+        if hello.round > self._session.node.round + rules.rounds_ahead and not rules.asynchronous:
             known.ahead_from = hello.round  # its later frames are refused as too far ahead
         self._apply_hello(peer, hello)
         if self._session.joiner is not None:
@@ -136,9 +137,8 @@ class Arrivals:
                 known.backoff = min(2 * known.backoff, MAX_ROUNDS_AHEAD)
                 known.readmit_from, known.timeouts = at + known.backoff, 0
                 self._session.log("info", "readmitted", peer=peer, round=at)
-            self._session.apply(
-                peer, Signal.HELLO_BEHIND if hello.round < at - self._session.keeps else Signal.HELLO
-            )
+            behind = hello.round < at - self._session.keeps and not self._session.node.rules.asynchronous
+            self._session.apply(peer, Signal.HELLO_BEHIND if behind else Signal.HELLO)
             if known.skipped_until > at:
                 known.skipped_until = 0
                 self._session.rounds.deliver(PeerUp(peer, at))
@@ -169,6 +169,9 @@ class Arrivals:
         if name in known.seen:
             self._session.refuse(peer, f"frame of round {frame.round}: received before", quietly=True)
             return
+        if self._session.node.rules.asynchronous:
+            self._on_frame_of_any_round(peer, frame, data)
+            return
         if frame.round < at - MAX_ROUNDS_AHEAD:
             self._session.refuse(peer, f"frame of round {frame.round}: more than {MAX_ROUNDS_AHEAD} rounds old")
             self._send_round(peer)
@@ -191,6 +194,18 @@ class Arrivals:
         else:
             self._session.log("info", "late", peer=peer, round=frame.round, rounds_late=at - frame.round)
             self._on_late(peer)
+
+    def _on_frame_of_any_round(self, peer: int, frame: FrameHeader, data: bytes) -> None:
+        """Handle a frame of an asynchronous run, where each is due at once."""
+        known = self._session.peers[peer]
+        if (problem := self._session.node.objection(frame)) is not None:
+            self._session.refuse(peer, f"frame of round {frame.round}: {problem}")
+        elif self._hand_over(peer, data, is_late=False):
+            oldest = frame.round - MAX_ROUNDS_AHEAD
+            known.seen = {seen for seen in known.seen if seen[0] >= oldest} | {(frame.round, frame.keyframe)}
+            known.settled = known.settled or frame.round > known.round
+            known.round = max(known.round, frame.round)
+            self._on_time(peer)
 
     def _accept(self, peer: int, frame: FrameHeader, data: bytes) -> bool:
         """Pass a frame of this round or an earlier one to the node, and keep one of a later round encoded."""

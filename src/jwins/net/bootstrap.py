@@ -97,7 +97,7 @@ class Joiner:
         """Ask a provider, repeat the request or ask the next; begin with a received model when possible."""
         session = self._session
         if self._pending is not None:
-            if session.node.waiting_for is not None:
+            if session.node.waiting_for is not None or session.rounds.held is not None:
                 self.take_pending()
             return
         if not self.at_start and not session.fresh:

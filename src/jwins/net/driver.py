@@ -454,7 +454,7 @@ def _evaluate(
 ) -> NodeEvaluation:
     """Measure the model of a group's only node, and record the result."""
     (node,) = group.nodes
-    sums, buffers = group.sums(round)
+    sums, buffers = group.sums(round, group.nodes if group.rules.asynchronous else ())
     mean = average([sums], 1, buffers)
     result = group.measure(round, mean, test_average=round == 0)
     samples = group.num_samples(round)

@@ -57,6 +57,8 @@ class Outbox:
         if not answer:
             seen = {of_round for of_round, _ in known.seen}
             resend_from = at
+            if self._session.node.rules.asynchronous:
+                resend_from = max(seen, default=0)
             while resend_from in seen:
                 resend_from += 1
             known.synced = not known.greeted  # until the answer, older frames may still be under way

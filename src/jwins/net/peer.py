@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsIndex, cast
+from typing import Any, Literal, SupportsIndex, cast
 
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ from jwins.net.peer_setup import Arguments, PeerSetup
 from jwins.net.roster import Roster
 from jwins.net.status import serve
 from jwins.net.transport_interface import Transport
+from jwins.node import Staleness
 from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import private_folder
 from jwins.sharing import Nesterov, Sharing
@@ -109,6 +110,10 @@ class Peer:
         folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
         metrics_port: port for a status page and ``/metrics``, on loopback; None serves neither.
         listen: host:port to listen on, if it is not the roster's.
+        mode: "async" for an exchange that never waits, the same on all peers: it merges the updates that came
+            since the last exchange into the model that was shared then, and adds the training since.
+        max_staleness: with "async", an update is left out if its sender or this peer has completed more than
+            this number of rounds since the sender's previous one was merged; the same on all peers.
         transport: a transport that replaces the connections of the roster; for tests.
 
     Attributes:
@@ -148,6 +153,8 @@ class Peer:
         folder: Path | str | None = None,
         metrics_port: int | None = None,
         listen: str | None = None,
+        mode: Literal["sync", "async"] = "sync",
+        max_staleness: int = 16,
         transport: Transport | None = None,
     ) -> None:
         roster, key, folder = from_environment(roster, key, folder)
@@ -166,10 +173,13 @@ class Peer:
                 "folder": folder,
                 "metrics_port": metrics_port,
                 "listen": listen,
+                "mode": mode,
+                "max_staleness": max_staleness,
             }
         )
+        staleness = Staleness(max_staleness) if mode == "async" else None
         of = (roster, key, sharing, outer, params, buffers, bootstrap_from, codec, timeout_s, folder, listen)
-        setup = PeerSetup(Arguments(model, *of, transport))
+        setup = PeerSetup(Arguments(model, *of, staleness, transport))
         self.name: str = setup.me.name
         self.model: nn.Module = model
         self._layout, self._names = setup.layout, setup.names
@@ -264,7 +274,8 @@ class Peer:
         Args:
             wait: True: return when the neighbours' updates have arrived or timed out. False: return at once;
                 the next exchange adds the neighbours' change to the model, on top of training in between. The
-                same applies if waiting is interrupted, for example by Ctrl-C.
+                same applies if waiting is interrupted, for example by Ctrl-C. With ``mode="async"`` there is
+                nothing to wait for.
 
         Raises:
             ConfigError: ``wait`` is neither True nor False.

@@ -17,9 +17,11 @@ from jwins.experiment.field_types import identity_text
 from jwins.net.handshake import flat_settings
 from jwins.net.membership import common_of
 from jwins.net.roster import Roster
+from jwins.node import Staleness
 from jwins.run_folder.own_files import private_folder
 from jwins.run_folder.rows import StartRow, read_rows
 from jwins.sharing import Nesterov, NoLoCo, Sharing
+from jwins.sharing.base import NOT_ASYNCHRONOUS
 from jwins.training.layout import BufferPolicy, Layout
 from jwins.wire.frame import DIGEST_BYTES
 
@@ -65,6 +67,12 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     if given["outer"] is not None and given["buffers"] == "shared":
         problem = "the outer step would extrapolate statistics in buffers; use 'local', or remove outer"
         raise ConfigError("buffers", given["buffers"], problem)
+    if (
+        given["mode"] == "async"
+        and given["sharing"] is not None
+        and not getattr(given["sharing"], "asynchronous", False)
+    ):
+        raise ConfigError("mode", "async", NOT_ASYNCHRONOUS.format(name=type(given["sharing"]).__name__))
     if given["folder"] is not None:
         try:
             private_folder(Path(given["folder"]))
@@ -120,6 +128,11 @@ _ARGUMENTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a port from 0 (any free one) to 65535",
     ),
     "listen": (lambda value: value is None or isinstance(value, str), "an address, such as '0.0.0.0:7420'"),
+    "mode": (lambda value: value in ("sync", "async"), "'sync' or 'async'"),
+    "max_staleness": (
+        lambda value: isinstance(value, int) and _is_number(value) and value > 0,
+        "a number of rounds of at least 1",
+    ),
 }
 """By argument: a test of its value, and the description of a valid one."""
 
@@ -166,21 +179,35 @@ def hash_of_layout(layout: Layout) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_of_run(roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None) -> bytes:
+def digest_of_run(
+    roster: Roster,
+    sharing: Sharing[Any],
+    codec: str,
+    outer: Nesterov | None = None,
+    staleness: Staleness | None = None,
+) -> bytes:
     """Return the digest of all settings that peers must share, except the model, which has its own check."""
     topology, seed = common_of(roster)
     text = identity_text((seed, sorted(topology.items()), roster.num_places, sharing, codec))
     text += "" if outer is None else repr(outer)
+    text += "" if staleness is None else repr(staleness)
     return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def settings_of_run(
-    roster: Roster, sharing: Sharing[Any], codec: str, outer: Nesterov | None = None
+    roster: Roster,
+    sharing: Sharing[Any],
+    codec: str,
+    outer: Nesterov | None = None,
+    staleness: Staleness | None = None,
 ) -> dict[str, str]:
     """Return the settings of :func:`digest_of_run` by name, so that peers can report their differences."""
     topology, seed = common_of(roster)
     found = flat_settings(sharing, "sharing") | {"codec": codec, "roster.seed": str(seed)}
     found |= {} if outer is None else flat_settings(outer, "outer")
+    found |= (
+        {"mode": "sync"} if staleness is None else flat_settings(staleness, "staleness") | {"mode": "async"}
+    )
     return found | flat_settings(topology, "roster.topology") | {"roster.places": str(roster.num_places)}
 
 

@@ -25,7 +25,7 @@ from jwins.net.roster import Member, Roster, providers_of, read_roster
 from jwins.net.status import ENDLESS
 from jwins.net.status_file import StatusFile
 from jwins.net.transport_interface import Transport
-from jwins.node import MAX_MAGNITUDE_RATIO, Rules
+from jwins.node import MAX_MAGNITUDE_RATIO, Rules, Staleness
 from jwins.run_folder.rows import StartRow
 from jwins.sharing import CommonSparseLoco, Nesterov, Sharing
 from jwins.sharing import jwins as jwins_sharing
@@ -54,6 +54,7 @@ class Arguments:
     timeout_s: float
     folder: Path | str | None
     listen: str | None
+    staleness: Staleness | None
     transport: Transport | None
 
 
@@ -100,13 +101,15 @@ class PeerSetup:
             if cls := nameless(self._sharing):
                 raise ConfigError("Peer.sharing", self._sharing, NAMELESS.format(cls=cls))
             check_sharing(self._for_model(), self._initial, self._membership.topology, self._roster.seed)
-        self._digest = digest_of_run(self._roster, self._sharing, given.codec, given.outer)
+        if given.staleness is not None and self._roster.topology.changes:
+            problem = "needs the same neighbours in all rounds; use a roster whose topology does not change"
+            raise ConfigError("mode", "async", problem)
+        run = (self._roster, self._sharing, given.codec, given.outer, given.staleness)
+        self._digest = digest_of_run(*run)
         self._agreed = {"layout": hash_of_layout(self.layout)}
         if self.place is not None and self.going_on:
             check_resumable(self.place, self._digest, self._agreed)
-        self._greeting = pack_greeting(
-            self._digest, settings_of_run(self._roster, self._sharing, given.codec, given.outer)
-        )
+        self._greeting = pack_greeting(self._digest, settings_of_run(*run))
         self._rules = self._make_rules()
         self.transport = given.transport or self._membership.connect(
             self._rules.wire,
@@ -143,6 +146,7 @@ class PeerSetup:
             seed=self._roster.seed,
             checkpoint_every=0 if self.place is None else 1,
             outer=self._given.outer,
+            staleness=self._given.staleness,
             project=layout.project_ if layout.has_variances else None,
         ).among_strangers(MAX_MAGNITUDE_RATIO, changing=self._roster.topology.changes)
 

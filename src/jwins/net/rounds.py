@@ -41,7 +41,7 @@ class MergeReport:
     Attributes:
         merged_with: neighbours that had a weight in the merge.
         without: the other neighbours of the round, each with the reason: ``timed out``, ``ahead``,
-            ``other roster``, or the state of its session.
+            ``other roster``, ``nothing new`` in an asynchronous run, or the state of its session.
     """
 
     merged_with: tuple[int, ...]
@@ -102,6 +102,7 @@ class Rounds:
         self.times = RoundTimes()
         self.shared = Shared()
         self.merged_at = session.now
+        self.held: int | None = None  # a round that was trained while the node asked for a model
 
     def deliver(self, event: Any) -> None:
         """Deliver an event to the node, and carry out its commands."""
@@ -175,9 +176,17 @@ class Rounds:
         self._session.training = False
         if self._session.leaving and round != self._session.node.round:
             return
+        if self._session.node.rules.asynchronous and self._session.joiner is not None:
+            self.held = round
+            return
         self.times.trained(self._session.awake)
         self.shared.add(round, self._session.awake)
         self.deliver(ev.TrainingDone(round))
+
+    def take_held(self) -> int | None:
+        """Return the round whose training was held back, and forget it; None if the node is past it."""
+        held, self.held = self.held, None
+        return held if held == self._session.node.round else None
 
     def _on_merged(self, round: int) -> None:
         """Handle a complete round."""
@@ -190,9 +199,12 @@ class Rounds:
         for peer in merged_with:
             known = self._session.peers[peer]
             known.merged_in, known.skipped_until = round, 0
-            if known.round <= round + self._session.keeps:  # not if the peer is far beyond its frame
+            if (
+                rules.asynchronous or known.round <= round + self._session.keeps
+            ):  # not if the peer is far beyond its frame
                 self._session.settled, self._session.fresh, self.merged_at = True, False, self._session.now
-        if neighbours and not merged_with:
+        silent = not rules.asynchronous or self._session.now > self.merged_at + self._session.settings.timeout_s
+        if neighbours and not merged_with and silent:
             self._session.log("warning", "merged with nobody", round=round, without=without)
 
     def _why_without(self, peer: int, round: int) -> str:
@@ -201,6 +213,8 @@ class Rounds:
             return known.state.value
         if known.timed_out_in == round:
             return "timed out"
+        if self._session.node.rules.asynchronous:
+            return "nothing new"
         return "ahead" if known.skipped_until > round else "other roster"
 
     def finish(self, end: Finished) -> None:

@@ -47,6 +47,9 @@ class Waiting:
         while self.ticks and self.ticks[0] <= self._session.now:
             self.ticks.pop(0)
             self._session.rounds.deliver(Tick())
+        if self._session.node.rules.asynchronous:
+            self._request_if_fresh()
+            return
         while not self._session.holds and self._session.end is None and not self._session.leaving:
             missing = self._session.node.waiting_for
             if missing is None:
@@ -63,6 +66,42 @@ class Waiting:
                 else:
                     self._notice(missing)
                     return
+
+    def _request_if_fresh(self) -> None:
+        """Ask for a model if a node has merged with nobody, and is stale for most neighbours.
+
+        Its own model would be that of a beginner. A training that has ended is held back meanwhile.
+        """
+        session, staleness = self._session, self._session.node.rules.staleness
+        if session.end is not None or session.leaving or staleness is None:
+            return
+        oldest = session.node.round + staleness.largest
+        if session.fresh and session.joiner is None:
+            expected = self._expected_neighbours()
+            ahead = [
+                peer
+                for peer in expected
+                if session.peers[peer].is_introduced
+                and session.peers[peer].settled
+                and session.peers[peer].round > oldest
+            ]
+            if 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected)):
+                self._request_model(ahead)
+        if session.joiner is None and (held := session.rounds.take_held()) is not None:
+            session.rounds.on_trained(held)
+
+    def _request_model(self, ahead: list[int]) -> None:
+        session, at = self._session, self._session.node.round
+        others = statistics.median_low(session.peers[peer].round for peer in ahead)
+        session.log("warning", "needs a model", round=at, others=others)
+        session.joiner = Joiner(session, tuple(ahead), at + 1, at_start=False)
+        session.joiner.review()
+
+    def _expected_neighbours(self) -> list[int]:
+        """Return the neighbours of this round that may still take part."""
+        session, never = self._session, (State.LEFT, State.INCOMPATIBLE, State.REMOVED, State.SUSPECT)
+        senders = session.node.rules.topology.at(session.node.round).senders[session.node.id]
+        return [peer for peer in senders if session.peers[peer].state not in never]
 
     def _is_resolved(self, peer: int) -> bool:
         return self._is_ahead(peer) or self._session.peers[peer].timed_out_in == self._session.node.round
@@ -124,9 +163,7 @@ class Waiting:
 
     def _rejoin_if_behind(self) -> bool:
         """Take over the others' round if most of the expected neighbours are past this one."""
-        at, never = self._session.node.round, (State.LEFT, State.INCOMPATIBLE, State.REMOVED, State.SUSPECT)
-        senders = self._session.node.rules.topology.at(at).senders[self._session.node.id]
-        expected = [peer for peer in senders if self._session.peers[peer].state not in never]
+        at, expected = self._session.node.round, self._expected_neighbours()
         missing = self._session.node.waiting_for or ()
         ahead = [
             peer for peer in expected if peer in missing and self._is_ahead(peer) and self._is_witness(peer)
@@ -138,9 +175,7 @@ class Waiting:
         if target <= at:
             return False
         if self._session.fresh:
-            self._session.log("warning", "needs a model", round=at, others=target)
-            self._session.joiner = Joiner(self._session, tuple(ahead), at + 1, at_start=False)
-            self._session.joiner.review()
+            self._request_model(ahead)
             return True
         self.rejoin(target)
         return True

@@ -299,12 +299,10 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Topology, tr
 
 
 def _check_asynchronous(sharing: Sharing[Any], topology: Topology) -> None:
+    from jwins.sharing.base import NOT_ASYNCHRONOUS
+
     if not getattr(sharing, "asynchronous", False):
-        problem = (
-            f"{type(sharing).__name__} needs updates of the same round; take another algorithm, such as "
-            f"closed_loop, or the class's `asynchronous = True` if this is not so"
-        )
-        raise ConfigError("run.mode", "async", problem)
+        raise ConfigError("run.mode", "async", NOT_ASYNCHRONOUS.format(name=type(sharing).__name__))
     if any(topology.at(0) != topology.at(at) for at in range(1, 4)):
         problem = (
             f"needs the same neighbours in all rounds, and {type(topology).__name__}.at does not return them"

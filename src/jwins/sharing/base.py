@@ -41,6 +41,13 @@ the mean moves by the nodes' rounding errors, and a node only by those of its ne
 bits."""
 
 
+NOT_ASYNCHRONOUS = (
+    "{name} needs updates of the same round; take another algorithm, such as closed_loop, or set "
+    "`asynchronous = True` in a class of your own for which this is not so"
+)
+"""Why an algorithm cannot be used in an asynchronous run."""
+
+
 class Quantizer(Protocol):
     """Protocol of a quantizer, which rounds values before they are sent.
 
