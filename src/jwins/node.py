@@ -155,6 +155,7 @@ class Rules:
         participation: the nodes that take part in a round, as in ``topology``; None for all.
         attacks: attack of each attacker, by node; attackers are left out of evaluations.
         outer: step on the change of a round before it is shared; None to share the trained model.
+        change_factor: factor of the change by training, of each node for which it is not 1.
         staleness: weights of updates in an asynchronous run, whose nodes do not wait for each other; None for
             rounds in which they wait.
     """
@@ -178,6 +179,7 @@ class Rules:
     attacks: Mapping[int, Attack] = field(default_factory=dict)
     outer: Nesterov | None = None
     staleness: Staleness | None = None
+    change_factor: Mapping[int, float] = field(default_factory=dict)
 
     def among_strangers(self, max_magnitude_ratio: float, *, changing: bool) -> Rules:
         """Return the rules between machines, where a frame may contain anything.
@@ -661,6 +663,8 @@ class Node:
         if event.round != self.round:
             raise UsageError(f"node {self.id}: trained round {event.round} in round {self.round}")
         trained, outer = event.params, self.rules.outer
+        if (factor := self.rules.change_factor.get(self.id)) is not None:
+            trained = self.params + factor * (trained - self.params)
         if outer is not None and self.rules.trains(self.id, self.round):
             # self.params is still the model at the start of the round
             trained, self._momentum = outer.step(self.params, trained, self._momentum)

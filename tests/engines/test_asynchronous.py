@@ -9,8 +9,11 @@ import pytest
 import torch
 from worlds import end, evals, simulator, state_of, trainer
 
+import jwins as jwins_package
 from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
+from jwins.errors import ConfigError
 from jwins.node import Staleness
+from jwins.run.assembly import assemble
 from jwins.sharing import Sharing, choco, closed_loop, full, jwins, moniqua, random_k, stateless
 from jwins.topology import FullyConnected, Regular
 
@@ -97,6 +100,17 @@ def test_an_evaluation_is_of_the_merged_models_of_all_nodes_that_are_up() -> Non
     assert nodes[12] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    "table", ["kind='beer',fraction=0.2,gamma=0.5", "kind='power_gossip'", "kind='noloco'"]
+)
+def test_algorithms_of_equal_rounds_are_refused(table: str) -> None:
+    experiment = jwins_package.load("digits", [f"sharing={{{table}}}", "run.mode=async", "nodes.count=8"])
+    with pytest.raises(
+        ConfigError, match=r"run.mode = 'async': \w+ needs updates of the same round; take another"
+    ):
+        assemble(experiment)
+
+
 def test_a_frame_beyond_the_largest_staleness_is_not_merged() -> None:
     """The slow node completes one round in five, so with a bound of 3 it stays apart."""
 
@@ -149,3 +163,18 @@ def test_replicas_agree_under_any_schedule_of_delays(seeds: range) -> None:
                 owner = state_of(driver, peer)
                 if replica.round == owner.shared:
                     assert torch.equal(replica.x_hat, owner.x_hat), (seed, node, peer)
+
+
+def test_a_change_is_weighed_before_it_is_shared() -> None:
+    """Two nodes train alike; one counts half, so their mean moves by three quarters."""
+    options: dict[str, Any] = {"topology": FullyConnected(2, 1), "rounds": 1, "sharing": full()}
+    half = simulator(2, change_factor={1: 0.5}, **options)
+    whole = simulator(2, **options)
+    start = trainer().initial()
+    moved = [driver.run().params for driver in (whole, half)]
+    own = trainer(2)
+    own.train({0: 0, 1: 0})
+    first, second = (own.row(node).clone() - start for node in range(2))
+    for params, expected in zip(moved, (first + second, first + 0.5 * second), strict=True):
+        assert params is not None
+        assert torch.allclose(params[0], start + expected / 2, atol=1e-6)

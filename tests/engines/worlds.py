@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ def simulator(
     consensus_rounds: int = 0,
     outer: Nesterov | None = None,
     staleness: Staleness | None = None,
+    change_factor: Mapping[int, float] | None = None,
     **options: Any,
 ) -> SimulatedDriver:
     """A simulator, with the nodes spread over so many node groups."""
@@ -106,6 +107,7 @@ def simulator(
         participation=topology if isinstance(topology, Participation) else None,
         outer=outer,
         staleness=staleness,
+        change_factor=change_factor or {},
     )
     return SimulatedDriver(
         [NodeGroup(own, rules, tests=tests, threads=threads) for own in trainers],

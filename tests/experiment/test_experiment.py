@@ -219,6 +219,26 @@ WRONG: list[tuple[list[str], str]] = [
         ["train.local_epochs=1.0", "train.schedule={kind='cosine'}"],
         "train.schedule.kind = 'cosine': needs the same number of local steps at all nodes",
     ),
+    (
+        ["train.balanced=true", "train.local_epochs=1.0"],
+        "train.balanced = True: needs one number of local_steps, that of a node of median speed; remove one",
+    ),
+    (
+        ["run.mode=async", "run.deadline_s=1.0"],
+        'run.deadline_s = 1.0: with run.mode = "async" no node waits; remove it',
+    ),
+    (
+        ["run.mode=async", "run.consensus_rounds=2"],
+        'run.consensus_rounds = 2: with run.mode = "async" nodes have no rounds in common; remove it',
+    ),
+    (
+        ["run.mode=async", "nodes.participation=0.5"],
+        "nodes.participation = 0.5: chooses the nodes of a round, and with run.mode",
+    ),
+    (
+        ["run.mode=async", "topology.dynamic=true"],
+        "topology.kind = 'regular': run.mode = \"async\" needs the same neighbours in all rounds; take another",
+    ),
     (["train.local_epochs=0"], "train.local_epochs = 0: expected a number of passes above 0"),
     (["nodes.participation=0"], "nodes.participation = 0: expected a fraction in (0, 1]"),
     (["nodes.participation=50.0"], "expected a fraction in (0, 1]; did you mean 0.5?"),
@@ -480,6 +500,9 @@ def test_override_values_are_toml_or_text() -> None:
         ("run.eval_every=7", False),
         ("run.stop={target=0.9}", False),
         ("train.local_epochs=1.0", False),
+        ("run.mode=async", False),
+        ("run.max_staleness=4", True),  # without effect in a synchronous run
+        ("train.balanced=true", False),
         ("train.local_steps=[3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 4]", False),
         ("faults=[{kind='attack', form='sign_flip', nodes=[1]}]", False),
         ("nodes.participation=1.0", True),

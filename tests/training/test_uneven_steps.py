@@ -11,7 +11,7 @@ import torch
 
 import jwins
 from jwins.errors import ConfigError, UsageError
-from jwins.run.builders import build_partition, build_task, local_steps
+from jwins.run.builders import build_partition, build_task, change_factors, local_steps
 from jwins.tasks import make_task
 from jwins.training.optimizer import Optimizer
 from jwins.training.trainer import Trainer
@@ -63,6 +63,16 @@ def test_epochs_are_steps_by_the_samples_of_a_node() -> None:
     assert local_steps(experiment.changed({"train.local_epochs": 2}), parts) == [1, 4, 5, 40, 41]
     tenth = experiment.changed({"train.local_epochs": 0.1})
     assert local_steps(tenth, [np.arange(240)]) == [3]
+
+
+def test_slow_nodes_take_the_steps_that_fit_into_the_time_of_the_median_and_count_alike() -> None:
+    parts = [np.arange(8)] * 5
+    experiment = jwins.load("digits", ["nodes.count=5", "train.local_steps=10", "train.balanced=true"])
+    assert local_steps(experiment, parts) == [10] * 5
+    uneven = experiment.changed({"compute.step_ms": [10.0, 5.0, 10.0, 34.0, 1000.0]})
+    assert local_steps(uneven, parts) == [10, 20, 10, 2, 1]
+    assert change_factors(uneven, parts) == pytest.approx({0: 0.86, 1: 0.43, 2: 0.86, 3: 4.3, 4: 8.6})
+    assert change_factors(uneven.changed({"train.balanced": False}), parts) == {}
 
 
 @pytest.mark.parametrize("key", ["train.local_epochs=0.3", "train.local_steps=[1, 5, 2, 3]"])

@@ -338,6 +338,8 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
         run.pop("eval_last", None)
     if links.get("sending") == "together":
         links.pop("sending")
+    if not train.get("balanced"):
+        train.pop("balanced", None)
     if train.get("precision") == "float32":
         train.pop("precision")
     if train.get("schedule") == {"kind": "constant", "warmup_steps": 0}:

@@ -258,6 +258,11 @@ class TrainConfig(Settings):
         description="passes over the samples of a node between two rounds, in place of local_steps: a node "
         "with more samples takes more steps, rounded up; left out: local_steps",
     )
+    balanced: bool = Field(
+        default=False,
+        description="give each node as many local steps as fit into the time of local_steps at a node of "
+        "median speed, and weigh its change so that all nodes count alike",
+    )
     batch_size: Count = Field(default=8, description="samples per step")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: Annotated[ScheduleTable, OneOf(SCHEDULE_TABLES)] = Field(
@@ -308,6 +313,9 @@ class TrainConfig(Settings):
                 f"local_steps = {self.local_steps} already sets how much a node trains; remove one of them"
             )
             raise refuse("local_epochs", self.local_epochs, problem)
+        if self.balanced and (self.local_epochs is not None or isinstance(self.local_steps, tuple)):
+            problem = "needs one number of local_steps, that of a node of median speed; remove one of them"
+            raise refuse("balanced", True, problem)
         if self.uneven and self.batching == "stacked":
             problem = "nodes with different numbers of local steps train one by one; write loop or auto"
             raise refuse("batching", self.batching, problem)
@@ -316,7 +324,7 @@ class TrainConfig(Settings):
     @property
     def uneven(self) -> bool:
         """Return whether the number of local steps may differ between nodes."""
-        return self.local_epochs is not None or isinstance(self.local_steps, tuple)
+        return self.balanced or self.local_epochs is not None or isinstance(self.local_steps, tuple)
 
 
 class WireConfig(Settings):

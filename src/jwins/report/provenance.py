@@ -63,6 +63,8 @@ def _training(value: Any) -> str:
     length = f"{steps} local step{'s' if steps != 1 else ''}"
     if epochs is not None:
         length = f"{epochs:g} local epoch{'s' if epochs != 1 else ''}"
+    if value.get("balanced"):
+        length += " on a node of median speed"
     return f"{length} of batch {batch}; {described(optimizer)}"
 
 

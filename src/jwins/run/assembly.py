@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from jwins.run.builders import (
     build_stop_rule,
     build_task,
     build_topology,
+    change_factors,
     local_changes,
     local_steps,
 )
@@ -135,7 +136,7 @@ def assemble(
         batching=trainer.batching + (f" ({trainer.reason})" if trainer.reason else ""),
         better=dict(type(task).directions().items() - Task.directions().items()),
     )
-    rules = _rules(experiment, sharing, topology, trainer)
+    rules = _rules(experiment, sharing, topology, trainer, change_factors(experiment, partition))
     return Components(resolved, task, partition, trainer, rules, tests, start)
 
 
@@ -271,7 +272,13 @@ def _threads(experiment: Experiment) -> int:
     return experiment.run.threads or cores()
 
 
-def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Topology, trainer: Trainer) -> Rules:
+def _rules(
+    experiment: Experiment,
+    sharing: Sharing[Any],
+    topology: Topology,
+    trainer: Trainer,
+    change_factor: Mapping[int, float],
+) -> Rules:
     from jwins.node import Rules
     from jwins.topology.participation import Participation
     from jwins.wire.codec import codec
@@ -295,6 +302,7 @@ def _rules(experiment: Experiment, sharing: Sharing[Any], topology: Topology, tr
         attacks=experiment.attacks(),
         outer=None if experiment.train.outer is None else experiment.train.outer.build(),
         staleness=experiment.run.staleness(),
+        change_factor=change_factor,
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,12 +168,31 @@ def build_partition(experiment: Experiment, task: Task) -> list[npt.NDArray[np.i
 def local_steps(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64]]) -> list[int]:
     """Return the optimizer steps of each node between two rounds."""
     train = experiment.train
+    if train.balanced:
+        assert isinstance(train.local_steps, int)
+        compute = replace(experiment.compute.build(), jitter=0.0)
+        each_s = [compute.seconds(experiment.run.seed, node, 0, 1) for node in range(len(partition))]
+        time_s = train.local_steps * statistics.median(each_s)
+        return [max(1, math.floor(time_s / step_s + 1e-9)) for step_s in each_s]
     if train.local_epochs is None:
         steps = train.local_steps
         return list(steps) if isinstance(steps, tuple) else [steps] * len(partition)
     # 0.1 passes over 240 samples are 3 steps of 8, although 0.1 * 240 / 8 may round to more than 3.
     each = (train.local_epochs * len(own) / train.batch_size for own in partition)
     return [max(1, math.ceil(steps - 1e-9)) for steps in each]
+
+
+def change_factors(experiment: Experiment, partition: Sequence[npt.NDArray[np.int64]]) -> dict[int, float]:
+    """Return the factor of each node's change by which nodes with fewer local steps count alike.
+
+    Source: J. Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated
+    Optimization", NeurIPS 2020 (FedNova), for plain SGD.
+    """
+    if not experiment.train.balanced:
+        return {}
+    steps = local_steps(experiment, partition)
+    mean = sum(steps) / len(steps)
+    return {node: mean / own for node, own in enumerate(steps) if own != mean}
 
 
 def build_privacy(
@@ -320,9 +341,9 @@ def raw_bytes_per_node(experiment: Experiment, dim: int, rounds: int) -> float:
 
 
 def mean_local_steps(train: Mapping[str, Any]) -> float | None:
-    """Return the mean number of local steps over the nodes, from ``[train]``; None with ``local_epochs``."""
+    """Return the mean number of local steps over nodes, from ``[train]``; None if it depends on more."""
     steps = train.get("local_steps", 3)
-    if train.get("local_epochs") is not None:
+    if train.get("local_epochs") is not None or train.get("balanced"):
         return None
     return float(steps) if isinstance(steps, int) else sum(steps) / len(steps)
 
