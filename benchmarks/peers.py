@@ -35,6 +35,7 @@ from torch import nn
 
 import jwins
 from benchmarks.report import table
+from jwins.engines.memory import ExchangeMemory
 from jwins.errors import JwinsError, PeerError
 from jwins.net.bootstrap import pack_state, state_wire
 from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
@@ -536,7 +537,7 @@ MEASURED: dict[str, Callable[[], Sharing[Any]]] = {"closed loop": closed_loop, "
 
 
 def memory(folder: Path, millions: list[float], members: int, checkpoints: bool) -> None:
-    columns = ["", "parameters", "CPU s", "resident", "peak"]
+    columns = ["", "parameters", "CPU s", "stated resident", "measured", "stated peak", "measured"]
     rows: list[list[object]] = []
     for name, count in itertools.product(MEASURED, millions):
         place, width = folder / f"memory-{len(rows)}", round((1e6 * count) ** 0.5)
@@ -554,7 +555,11 @@ def memory(folder: Path, millions: list[float], members: int, checkpoints: bool)
         for process in processes:
             process.join()
         cpu, steady, peak = found[0]
-        rows.append([name, f"{width * width:,}", f"{cpu:.2f}", f"{steady:.1f}", f"{peak:.1f}"])
+        stated = ExchangeMemory.of(MEASURED[name](), width * width, members - 1)
+        steady_stated = stated.steady_bytes / stated.model_bytes
+        peak_stated = steady_stated + stated.peak_bytes / stated.model_bytes
+        numbers = (cpu, steady_stated, steady, peak_stated, peak)
+        rows.append([name, f"{width * width:,}", *(f"{number:.1f}" for number in numbers)])
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print(table(columns, rows), flush=True)
 

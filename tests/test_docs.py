@@ -18,6 +18,7 @@ import doc_blocks
 from jwins.errors import UsageError
 from jwins.run.launch import free_ports
 from jwins.run_folder.archive import find, read_text
+from jwins.sharing import choco, closed_loop, full, jwins, random_k, stateless, top_k
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("records/*/README.md")})
@@ -338,6 +339,31 @@ def test_notebook_is_kept_with_its_results(notebook: Path) -> None:
     kinds = {kind for cell in code for output in cell["outputs"] for kind in output.get("data", {})}
     assert {"text/html", "image/png"} <= kinds
     assert notebook.stat().st_size < 200_000
+
+
+def test_the_table_of_memory_is_what_algorithms_state() -> None:
+    page = (ROOT / "docs" / "explanation" / "assumptions.md").read_text()
+    table = {
+        "full sharing": full(),
+        "random sampling of a fifth": random_k(0.2),
+        "top-k without accumulation": top_k(0.1),
+        "JWINS, `since_sent`": jwins(score="since_sent"),
+        "JWINS, `reference`, `training_only`": jwins(),
+        "CHOCO-SGD": choco(0.2, 0.5),
+        "closed loop, `history = 0`": closed_loop(history=0),
+        "closed loop": closed_loop(),
+        "stateless": stateless(),
+    }
+    for label, algorithm in table.items():
+        none, one = algorithm.vectors(0), algorithm.vectors(1)
+        cells = [sum_text(a, b - a) for a, b in zip(none, one, strict=True)]
+        assert f"| {label} | {' | '.join(cells)} |" in page.splitlines()
+
+
+def sum_text(constant: float, each: float) -> str:
+    """A number, and one for each of d neighbours, as in the table."""
+    term = "" if not each else "d" if each == 1 else f"{each:.3g} d"
+    return f"{constant:.3g} + {term}" if term else f"{constant:.3g}"
 
 
 def test_the_site_shows_what_the_code_says() -> None:

@@ -325,6 +325,18 @@ def test_results_do_not_alias_the_parameters(algorithm: Any) -> None:
     assert bits(params) == given
 
 
+def test_states_the_memory_of_its_state(algorithm: Any) -> None:
+    """As in the table of docs/explanation/assumptions.md, which tests/test_docs.py compares."""
+    pair = played(algorithm)
+    kept = {
+        t.data_ptr(): t.numel() * t.element_size() for t in tensors(pair.state[0]) if t is not pair.params[0]
+    }
+    vectors = sum(kept.values()) / 4 / algorithm.update_dim(P)
+    stated = algorithm.vectors(len(WEIGHTS)).state
+    history = getattr(algorithm, "history", 0)  # with so few parameters the share of zeros varies
+    assert stated - 1.1 - history <= vectors <= stated + 0.1 + 0.5 * history
+
+
 def test_keeps_dtypes_and_shapes(algorithm: Any) -> None:
     pair = played(algorithm)
     for update, merged in zip(pair.updates, pair.merged, strict=True):

@@ -15,6 +15,7 @@ from members import Node, member, roster_of
 from typer.testing import CliRunner, Result
 
 from jwins.cli.app import app
+from jwins.engines.memory import ExchangeMemory
 from jwins.experiment import load
 from jwins.net import doctor
 from jwins.net.certificate import Certificate
@@ -22,6 +23,7 @@ from jwins.net.doctor import Finding, examine
 from jwins.net.handshake import pack_greeting
 from jwins.net.limits import Limits
 from jwins.net.roster import Member, Roster, write_roster
+from jwins.sharing import full
 
 GREETING = b"the experiment's digest"
 
@@ -80,6 +82,24 @@ def test_a_node_that_runs_already_is_no_problem(tmp_path: Path) -> None:
             assert bob.transport.report()[0].connected
         finally:
             alice.transport.close()
+
+
+def test_memory_is_stated_and_compared_if_the_model_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roster = roster_of(tmp_path, 2)
+    (stated,) = found(roster, tmp_path, "memory")
+    assert stated.good
+    assert "JWINS 5.0 + 9.5, closed_loop 6.2 + 9.2" in stated.detail
+    monkeypatch.setattr(doctor, "memory_free", lambda: 30e6)
+    fits, exceeds = (
+        found(roster, tmp_path, "memory", exchange=ExchangeMemory.of(full(), dim, 1))[0]
+        for dim in (800_000, 900_000)
+    )
+    assert (fits.good, fits.remedy) == (True, "")
+    assert exceeds.good is False
+    assert "10.8 MB (3.0 x the model) between rounds, 21.6 MB (6.0 x the model) more" in exceeds.detail
+    assert "30 MB are free" in exceeds.detail
 
 
 def test_a_closed_port(tmp_path: Path) -> None:
@@ -257,6 +277,7 @@ def test_the_command_compares_experiments(tmp_path: Path) -> None:
     with running(roster, 1, tmp_path, digest):
         same = jwins(*command, "run.rounds=7", "--set", "run.folder=elsewhere")
         assert same.exit_code == 0, same.output
+        assert "ok    memory: the exchange takes 0.2 MB (5.0 x the model) between rounds" in same.stdout
         other = jwins(*command, "train.local_steps=7")
     assert other.exit_code == 2
     assert f"FAIL  bob: it runs another experiment (digest {digest.hex()} there" in other.stdout

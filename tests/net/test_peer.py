@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import socket
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from torch import nn
 from wires import Wires
 
 import jwins
+from jwins.engines import memory
 from jwins.errors import ConfigError, PeerError, ResumeError, UsageError
+from jwins.net import driver
 from jwins.net.peer_session import State
 from jwins.net.roster import Roster, write_roster
 from jwins.rng import RoundContext
@@ -108,6 +111,24 @@ def test_two_lines_in_a_loop_average_the_models(tmp_path: Path, wires: Wires) ->
         assert reports[-1].bytes_total >= sum(report.bytes_sent for report in reports) > 4 * 4 * len(start)
     for found in models:
         torch.testing.assert_close(flat(found), start + 4.0)
+
+
+def test_memory_is_stated_before_it_is_taken(
+    tmp_path: Path, wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers, stated = Peers(tmp_path, 2, wires), "3.0 x the model) between rounds, 0.0 MB (6.0 x the model) more"
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "memory_free", lambda: 4.0 * 34 * 3 - 1)
+        with pytest.raises(ConfigError) as refused:
+            peers.peer(0, model())
+    assert refused.value.path == "Peer.model"
+    assert f"'34 parameters': the exchange takes 0.0 MB ({stated}" in str(refused.value)
+    assert "0.0 MB are free" in str(refused.value)
+    monkeypatch.setattr(driver, "memory_free", lambda: 4.0 * 34 * 8)
+    peers.peer(0, model(), folder=tmp_path / "alice").close()
+    lines = [json.loads(line) for line in (tmp_path / "alice" / "log.jsonl").read_text().splitlines()]
+    logged = [(line["level"], line["event"]) for line in lines if stated in line.get("exchange", "")]
+    assert logged == [("info", "memory"), ("warning", "memory may not suffice")]
 
 
 def test_an_outer_step_is_taken_before_sharing_and_goes_on_after_a_restart(

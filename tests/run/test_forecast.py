@@ -141,5 +141,9 @@ def test_the_command_line_says_it_and_runs_nothing(tmp_path: Path, monkeypatch: 
     assert said.exit_code == 0, said.output
     first, *lines = said.stdout.splitlines()
     assert re.fullmatch(r"digits: 16 nodes of 12,010 parameters in 1 process, 40 rounds", first)
-    assert [line.split()[0] for line in lines] == ["memory", "seconds", "bytes"]
+    assert [line.split()[0] for line in lines] == ["memory", "exchange", "seconds", "bytes"]
+    stated = (
+        "0.2 MB (5.0 x the model) between rounds, 0.8 MB (17.0 x the model) more in an exchange, for each node"
+    )
+    assert lines[1] == f"exchange {stated}"
     assert not list(tmp_path.iterdir())

@@ -126,6 +126,7 @@ def _run(
 
 def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) -> None:
     from jwins.run.forecast import forecast
+    from jwins.run.memory import exchange_of
 
     found = forecast(experiment, engine)
     each = "of each actor" if found.actors > 1 else "of the process"
@@ -134,6 +135,7 @@ def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) ->
         f"{experiment.name}: {found.num_nodes} nodes of {found.dim:,} parameters in {found.actors} "
         f"process{'es' if found.actors > 1 else ''}, {found.rounds} rounds",
         f"memory   {size_text(found.memory_bytes)} {each} at its peak",
+        f"exchange {exchange_of(experiment, found.dim)}, for each node",
         f"seconds  {sum(found.round_s.values()):.3g} per round ({by_activity}), {found.evaluation_s:.3g} per "
         f"evaluation, {found.checkpoint_s:.3g} per checkpoint; {found.total_s:.3g} in all",
         f"bytes    {size_text(found.frame_bytes)} per frame, {size_text(found.round_bytes)} per round, "

@@ -20,10 +20,11 @@ from jwins.compare.workers import (
     runs_that_fit,
     side_by_side,
 )
+from jwins.engines.memory import memory_free
 from jwins.errors import ConfigError, DataError, ResumeError, UsageError
 from jwins.experiment.error_messages import nearest
 from jwins.run.folder import FolderState, check_folder, folder_state
-from jwins.run.memory import memory_free, memory_needed
+from jwins.run.memory import memory_needed
 from jwins.run.provenance import cores
 from jwins.run.run import Ray
 from jwins.run_folder.lock import locked

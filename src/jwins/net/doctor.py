@@ -11,7 +11,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from jwins.engines.memory import ExchangeMemory, memory_free
 from jwins.errors import ConfigError, PeerError, UsageError
 from jwins.net.certificate import read_key
 from jwins.net.channel import VERSION, Begin, Channel, ChannelHello, Ping, Pong, Sunk
@@ -21,6 +23,7 @@ from jwins.net.limits import CHUNK_BYTES
 from jwins.net.roster import Member, Roster
 from jwins.net.sockets import listening_sockets
 from jwins.net.tls import Contexts, in_words, presented_fingerprint
+from jwins.sharing import Sharing, closed_loop, jwins
 
 TIMEOUT_S = 5.0
 MEASURE_S = 20.0
@@ -52,8 +55,15 @@ class Finding:
 Judge = Callable[[bytes], str | None]
 
 
-def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = None) -> Iterator[Finding]:
-    """Check a member's key, certificate, clock and port, then each neighbour.
+def examine(
+    roster: Roster,
+    name: str,
+    key_file: Path,
+    *,
+    judge: Judge | None = None,
+    exchange: ExchangeMemory | None = None,
+) -> Iterator[Finding]:
+    """Check a member's key, certificate, clock, port and memory, then each neighbour.
 
     Args:
         roster: the members.
@@ -62,6 +72,7 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
         judge: returns a problem of a neighbour's greeting as text, or None; for example another experiment.
             Without it, greetings are compared with that of the node on this machine, in `jwins node` or in a
             user's loop.
+        exchange: memory that the exchange of the model takes; None if the model is not known.
 
     Yields:
         Findings, one after the other.
@@ -77,6 +88,7 @@ def examine(roster: Roster, name: str, key_file: Path, *, judge: Judge | None = 
     fits = all(finding.good for finding in own)
     yield _clock(roster)
     yield _port(roster, me, key_file if fits else None)
+    yield _memory(exchange, len(_neighbours(roster, me)))
     if not fits:
         yield Finding("neighbours", None, "not checked: no peer answers without a valid key and certificate")
         return
@@ -161,6 +173,20 @@ def _port(roster: Roster, me: Member, key_file: Path | None) -> Finding:
         remedy = "stop the program that uses it, or choose another port and change the roster on every machine"
         return Finding("port", False, f"{me.address}: another program uses the port", remedy)
     return Finding("port", True, f"{me.address}: free; nothing is running yet")
+
+
+def _memory(exchange: ExchangeMemory | None, neighbours: int) -> Finding:
+    """Compare the memory of the exchange with that which is free, or state it in multiples of the model."""
+    free = memory_free()
+    available = "" if free is None else f"; {free / 1e6:,.0f} MB are free"
+    if exchange is not None:
+        fits = free is None or exchange.steady_bytes + exchange.peak_bytes <= free
+        remedy = "" if fits else "end other programs, exchange fewer parameters, or choose another sharing"
+        return Finding("memory", fits, f"the exchange takes {exchange}{available}", remedy)
+    names: dict[str, Sharing[Any]] = {"JWINS": jwins(), "closed_loop": closed_loop()}
+    stated = (f"{name} {ExchangeMemory.of(names[name], 10**6, neighbours).multiples}" for name in names)
+    detail = f"multiples of the model, between rounds + more in an exchange: {', '.join(stated)}{available}"
+    return Finding("memory", True, detail)
 
 
 async def _is_me(me: Member, contexts: Contexts) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from jwins.engines import node_group
 from jwins.engines.evaluation_results import EvalResult, average, reduce_results
+from jwins.engines.memory import ExchangeMemory, memory_free
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError, PeerError, UsageError
@@ -319,7 +320,18 @@ class RealTimeDriver:
             self.recorder.begin(self._start)
             dim = self.session.handshake.dim
             self.journal.info("started", rounds=self.rules.rounds, parameters=dim)
+        self._state_memory()
         return self.session.start(time.monotonic(), resumed=resume)
+
+    def _state_memory(self) -> None:
+        """Log the memory that the exchange will take, and warn if it is not free."""
+        dim, at = self.session.handshake.dim, max(self.round, self.session.settings.joins_at or 0)
+        needed = ExchangeMemory.of(self.rules.sharing, dim, len(self.rules.topology.at(at).senders[self.node]))
+        free = memory_free()
+        fields = {"exchange": str(needed)} | ({} if free is None else {"free": f"{free / 1e6:,.1f} MB"})
+        self.journal.info("memory", **fields)
+        if free is not None and free < needed.steady_bytes + needed.peak_bytes:
+            self.journal.warning("memory may not suffice", **fields)
 
     def _step(self) -> None:
         if (change := self._changes(self.round + 1)) is not None:

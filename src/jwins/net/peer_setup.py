@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from jwins.engines.memory import ExchangeMemory
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.recorder import Recorder
 from jwins.engines.sharing_check import check_sharing, is_own
@@ -111,6 +112,8 @@ class PeerSetup:
             check_resumable(self.place, self._digest, self._agreed)
         self._greeting = pack_greeting(self._digest, settings_of_run(*run))
         self._rules = self._make_rules()
+        senders = self._membership.topology.at(self.me.since_round).senders[self._membership.node]
+        ExchangeMemory.of(self._for_model(), self.layout.size, len(senders)).check("Peer.model")
         self.transport = given.transport or self._membership.connect(
             self._rules.wire,
             self._greeting,

@@ -1,4 +1,4 @@
-"""Memory: the need of a run, the free amount, the largest batch that fits, and the peak of this process."""
+"""Memory: the need of a run, the largest batch that fits, and the peak of this process."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jwins.engines.memory import ExchangeMemory, memory_free
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.run.builders import build_sharing, build_task, build_topology
@@ -21,17 +22,16 @@ if TYPE_CHECKING:
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
 
-
-_VECTORS = 20
-"""Vectors of float32 per node: parameters before and after training, the trainer's row, its gradient, an
-algorithm's state, sent and decoded updates, evaluated models; and all of it again for a checkpoint."""
+_VECTORS = 4
+"""Vectors of float32 per node beside those of its exchange: trainer's row, gradient, evaluated models."""
 
 
 def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
     """Return the bytes that the largest of some runs may take, estimated rather too high.
 
-    It counts the data once, and N x C numbers for each of about 20 vectors, more with momenta (two per
-    parameter for all optimizers but plain SGD) and with replicas of neighbours.
+    It counts the data twice, and for each node the vectors of training, of momenta (two per parameter for all
+    optimizers but plain SGD, and copies of them for a checkpoint) and of an exchange. One decoded update per
+    node is enough, because it serves all neighbours here. Actors also send their state for a checkpoint.
 
     Args:
         experiments: experiments of the runs.
@@ -40,8 +40,6 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
     Raises:
         DataError: a task's data are missing.
     """
-    import torch
-
     tasks: dict[str, tuple[float, int]] = {}
     largest = 0.0
     for experiment in experiments:
@@ -49,40 +47,36 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
         key = json.dumps(config.model_dump(mode="json", exclude={"partition"})) + repr(config.own)
         if key not in tasks:
             task = build_task(experiment)
-            with torch.random.fork_rng(devices=[]):
-                parameters = list(task.model().parameters())
-            dim = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-            frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+            dim, frozen = trained_parameters(task)
             tensors = [task.train.inputs, task.train.targets, task.test.inputs, task.test.targets, *frozen]
             tasks[key] = (float(sum(t.numel() * t.element_size() for t in tensors)), dim)
         data_bytes, dim = tasks[key]
         optimizer = experiment.train.optimizer
         plain = optimizer.kind == "sgd" and not optimizer.options.get("momentum")
         vectors = _VECTORS + (0 if plain else 4) + (0 if experiment.train.outer is None else 4)
-        sharing = build_sharing(experiment)
-        if sharing.remembers_peers:
-            recipients = build_topology(experiment, of_all=True).at(0).recipients
-            vectors += 2 * (1 + max(map(len, recipients)))
+        steady = exchange_of(experiment, dim).steady_bytes * (1 if actors == 1 else 2)
+        peak = ExchangeMemory.of(build_sharing(experiment), dim, 1).peak_bytes
         nodes = -(-experiment.nodes.count // actors)
-        size_bytes = 4.0 * nodes * sharing.update_dim(dim) * vectors
-        largest = max(largest, _PROCESS_BYTES + 2.0 * data_bytes + size_bytes)
+        largest = max(
+            largest, _PROCESS_BYTES + 2.0 * data_bytes + nodes * (4.0 * dim * vectors + steady + peak)
+        )
     return largest
 
 
-def memory_free() -> float | None:
-    """Return the free bytes of the machine, or up to this process's limit; None if unknown."""
-    free: list[float] = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        words = Path("/proc/meminfo").read_text(encoding="ascii").split()
-        free.append(float(words[words.index("MemAvailable:") + 1]) * 1024)
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit = float((group / "memory.max").read_text(encoding="ascii"))  # "max" is not a number
-        used = float((group / "memory.current").read_text(encoding="ascii"))
-        counted = (group / "memory.stat").read_text(encoding="ascii").split()
-        cache = float(counted[counted.index("inactive_file") + 1]) if "inactive_file" in counted else 0.0
-        free.append(limit - used + cache)
-    return min(free) if free else None
+def trained_parameters(task: Task) -> tuple[int, list[Tensor]]:
+    """Return the number of trained parameters of a task's model, and its frozen parameters."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        parameters = list(task.model().parameters())
+    frozen: list[Tensor] = [parameter for parameter in parameters if not parameter.requires_grad]
+    return sum(parameter.numel() for parameter in parameters if parameter.requires_grad), frozen
+
+
+def exchange_of(experiment: Experiment, dim: int) -> ExchangeMemory:
+    """Return the memory of the exchange of the node with the most neighbours in the first round."""
+    senders = build_topology(experiment, of_all=True).at(0).senders
+    return ExchangeMemory.of(build_sharing(experiment), dim, max(map(len, senders)))
 
 
 _UNQUESTIONED = 128

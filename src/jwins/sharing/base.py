@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, Protocol, TypeVar, get_args
+from typing import ClassVar, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -46,6 +46,20 @@ NOT_ASYNCHRONOUS = (
     "`asynchronous = True` in a class of your own for which this is not so"
 )
 """Why an algorithm cannot be used in an asynchronous run."""
+
+
+class Vectors(NamedTuple):
+    """Memory of an algorithm at one node, in vectors of ``update_dim`` numbers of 4 bytes.
+
+    Attributes:
+        state: the state between rounds, without the vector that ``merge`` returned.
+        exchange: at most further from ``share`` to the end of ``merge``, with the neighbours' decoded updates.
+        frame: an encoded update.
+    """
+
+    state: float
+    exchange: float
+    frame: float = 1.0
 
 
 class Quantizer(Protocol):
@@ -112,6 +126,15 @@ class Sharing(Protocol[S]):
     def update_dim(self, num_params: int) -> int:
         """Return the length of the vector that updates refer to, for models of ``num_params`` parameters."""
         return num_params
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory that a node with this number of neighbours takes, for estimates before a run.
+
+        The default is for an algorithm of one's own with up to three vectors in its state, and replicas of the
+        node and of each neighbour if it remembers peers.
+        """
+        replicas = 1 + neighbours if self.remembers_peers else 0
+        return Vectors(3 + replicas, 6 + 2 * neighbours + replicas)
 
     def for_model(self, shapes: tuple[tuple[int, ...], ...]) -> Sharing[S]:
         """Return this algorithm for a model whose tensors have these shapes, in the order of the vector."""

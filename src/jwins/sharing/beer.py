@@ -30,7 +30,7 @@ from torch import Tensor
 
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer, check_quantizer, quantize
+from jwins.sharing.base import Precision, Quantizer, Vectors, check_quantizer, quantize
 from jwins.sharing.replicas import OnReplicas, Replica, added, follow, hash_of
 from jwins.sharing.update import Received, Update
 from jwins.validation import FRACTION, GAMMA
@@ -89,6 +89,10 @@ class Beer(OnReplicas[BeerState]):
     def update_dim(self, num_params: int) -> int:
         """Return 2 P, for parameters and tracker."""
         return 2 * num_params
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        return Vectors(2 + neighbours, 6 + 3 * neighbours)
 
     def init(self, params: Tensor) -> BeerState:
         """Return replicas of 0, which need no message."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from jwins.ops.quantize import to_nearest
 from jwins.rng import RoundContext
-from jwins.sharing.base import Sharing
+from jwins.sharing.base import Sharing, Vectors
 from jwins.sharing.replicas import hash_of
 from jwins.sharing.update import Quantized, Received, Update, one_scale
 from jwins.validation import STEP, Within
@@ -60,6 +60,10 @@ class Moniqua(Sharing[None]):
     def step(self) -> float:
         """Return the difference between two symbols."""
         return 2.0 * self.theta / ((1 << self.bits) - 1)
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        return Vectors(0, 5 + 2 * neighbours, self.bits / 32)
 
     def init(self, params: Tensor) -> None:
         """Return None: there is no memory."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
+from jwins.sharing.base import Precision, Quantizer, Sharing, Vectors, check_quantizer, quantize
 from jwins.sharing.update import Received, Update, dense_of
 from jwins.validation import GAMMA, LEARNING_RATE, MOMENTUM
 
@@ -70,6 +70,10 @@ class NoLoCo(Sharing[NoLoCoState]):
         MOMENTUM.check("sharing.momentum", self.momentum)
         GAMMA.check("sharing.gamma", self.gamma)
         check_quantizer(self.values)
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        return Vectors(1, 3 + (1 if self.values == "float32" else 2) * (1 + neighbours))
 
     def init(self, params: Tensor) -> NoLoCoState:
         """Return a momentum of 0."""

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.rng import RoundContext, stream
-from jwins.sharing.base import Precision, Quantizer, Sharing, check_quantizer, quantize
+from jwins.sharing.base import Precision, Quantizer, Sharing, Vectors, check_quantizer, quantize
 from jwins.sharing.replicas import hash_of
 from jwins.sharing.update import Quantized, Received, Update, dense_of
 
@@ -73,6 +73,10 @@ class PowerGossip(Sharing[PowerGossipState]):
     def for_model(self, shapes: tuple[tuple[int, ...], ...]) -> PowerGossip:
         """Return the algorithm for tensors of these shapes."""
         return replace(self, shapes=shapes)
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of products, which are short unless the model has few matrices."""
+        return Vectors(0.25 * neighbours, 3 + neighbours, 0.25)
 
     def init(self, params: Tensor) -> PowerGossipState:
         """Return a state without edges."""

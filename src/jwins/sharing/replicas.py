@@ -20,7 +20,7 @@ from torch import Tensor
 
 from jwins.errors import UsageError
 from jwins.rng import RoundContext
-from jwins.sharing.base import S, Sharing
+from jwins.sharing.base import S, Sharing, Vectors
 from jwins.sharing.update import Quantized, Received, Update, dense_of
 
 
@@ -63,6 +63,10 @@ class OnReplicas(Sharing[S]):
     """
 
     remembers_peers: ClassVar[bool] = True
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of replicas, and of an exchange of updates with up to a third of the values."""
+        return Vectors(1 + neighbours, 5 + 2 * neighbours)
 
     def keyframe(self, state: Any, ctx: RoundContext) -> Update:
         """Return this node's replica as an update that stands alone."""

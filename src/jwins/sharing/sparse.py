@@ -42,6 +42,7 @@ from jwins.sharing.base import (
     Precision,
     Quantizer,
     Sharing,
+    Vectors,
     check_quantizer,
     mix,
     place,
@@ -106,6 +107,12 @@ class Full(Sharing[OwnState]):
         robust = "" if self.robust is None else f", robust={self.robust!r}"
         return f"{type(self).__qualname__}(values={self.values!r}{robust})"
 
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        if self.robust is not None:
+            return Vectors(0, 4 + 4 * neighbours)
+        return Vectors(0, 2 + neighbours if self.values == "float32" else 3 + 2 * neighbours)
+
     def init(self, params: Tensor) -> OwnState:
         """Return the empty state: there is no memory."""
         return OwnState()
@@ -152,6 +159,10 @@ class RandomK(Sharing[OwnState]):
     def __post_init__(self) -> None:
         FRACTION.check("sharing.fraction", self.fraction)
         check_quantizer(self.values)
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        return Vectors(0, 5 + 3 * self.fraction * (1 + neighbours), self.fraction)
 
     def init(self, params: Tensor) -> OwnState:
         """Return the empty state: there is no memory."""
@@ -227,6 +238,11 @@ class Jwins(Sharing[ScoreState]):
         """Return C, the number of coefficients."""
         return num_params if self.transform is None else self.transform.size(num_params)
 
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        start = self.transform is not None and not (self.accumulate and self.score == "since_sent")
+        return Vectors(self.accumulate + start, 5 + 1.5 * neighbours)
+
     def init(self, params: Tensor) -> ScoreState:
         """Return r = T(x_0): scores start at zero."""
         start = self._kept(params)
@@ -274,7 +290,7 @@ class Jwins(Sharing[ScoreState]):
         return params if self.transform is None else self.transform.forward(params)
 
     def _kept(self, params: Tensor) -> Tensor:
-        """Return T(params) as a copy, because ``params`` itself is trained in place."""
+        """Return T(params), never ``params`` itself, which belongs to the caller."""
         return params.clone() if self.transform is None else self.transform.forward(params)
 
     def _subbands(self, positions: Tensor | None, count: int, num_params: int) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ from torch import Tensor
 from jwins.ops.quantize import absmax_scales
 from jwins.ops.select import count_of, largest_k
 from jwins.rng import RoundContext
-from jwins.sharing.base import Precision, Quantizer
+from jwins.sharing.base import Precision, Quantizer, Vectors
 from jwins.sharing.choco import Choco, ChocoState
 from jwins.sharing.replicas import OnReplicas, Replica, added, follow, hash_of
 from jwins.sharing.update import Quantized, Received, Update
@@ -159,6 +159,10 @@ class CommonSparseLoco(OnReplicas[CommonSparseLocoState]):
         FRACTION.check("sharing.fraction", self.fraction)
         RATE.check("sharing.decay", self.decay)
         _CHUNK.check_whole("sharing.chunk", self.chunk)
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state, which has x itself besides at a node that received nothing."""
+        return Vectors(4 + neighbours, 6 + 3 * neighbours, self.fraction)
 
     def init(self, params: Tensor) -> CommonSparseLocoState:
         """Return sums of 0, which need no message."""

@@ -27,7 +27,7 @@ from jwins.errors import ConfigError
 from jwins.ops.quantize import to_dithered, to_nearest
 from jwins.ops.wavelet import Wavelet
 from jwins.rng import RoundContext
-from jwins.sharing.base import SelfTerm, Sharing, mix
+from jwins.sharing.base import SelfTerm, Sharing, Vectors, mix
 from jwins.sharing.rate import Budget, Pace, StepRule, step_rule
 from jwins.sharing.update import Quantized, Received, Update, dither, one_scale
 
@@ -88,6 +88,10 @@ class Stateless(Sharing[StatelessState]):
     def update_dim(self, num_params: int) -> int:
         """Return C, the number of coefficients."""
         return num_params if self.transform is None else self.transform.size(num_params)
+
+    def vectors(self, neighbours: int) -> Vectors:
+        """Return the memory of the state and of an exchange."""
+        return Vectors(2 if self.rounding == "carry" else 1, 6 + 2 * neighbours, 0.25)
 
     def init(self, params: Tensor) -> StatelessState:
         """Return a state that measures changes from the common initial parameters."""
