@@ -122,7 +122,7 @@ class Peer:
         model: the model.
 
     Raises:
-        ConfigError: roster, key or an argument cannot be used.
+        ConfigError: roster, key or an argument cannot be used, or too little memory is free for the exchange.
         ResumeError: the folder belongs to a run with another model or algorithm, another process uses it, or
             its checkpoints cannot be read.
         UsageError: the model has nothing to exchange, the user's algorithm fails in a trial round

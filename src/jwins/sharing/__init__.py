@@ -3,7 +3,7 @@
 Read :mod:`jwins.sharing.sparse` first; it holds full sharing, random-k, top-k and JWINS on one screen each.
 """
 
-from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, mix, place
+from jwins.sharing.base import Cutoff, Precision, Quantizer, Sharing, Vectors, mix, place
 from jwins.sharing.beer import Beer, beer
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
@@ -65,6 +65,7 @@ __all__ = [
     "StepRule",
     "TrimmedMean",
     "UniformQuantizer",
+    "Vectors",
     "beer",
     "choco",
     "closed_loop",

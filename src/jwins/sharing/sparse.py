@@ -276,9 +276,7 @@ class Jwins(Sharing[ScoreState]):
     ) -> tuple[Tensor, ScoreState]:
         """Mix the received coefficients, and transform the change back."""
         own = self._forward(params) if state.own is None else state.own
-        change = mix(own, received)
-        merged = change if self.transform is None else self.transform.inverse(change, len(params))
-        merged.add_(params)
+        merged = self._inverse(mix(own, received), len(params)).add_(params)
         start = None if state.start is None else self._forward(merged)
         return merged, ScoreState(state.since, start)
 
@@ -288,6 +286,9 @@ class Jwins(Sharing[ScoreState]):
 
     def _forward(self, params: Tensor) -> Tensor:
         return params if self.transform is None else self.transform.forward(params)
+
+    def _inverse(self, change: Tensor, num_params: int) -> Tensor:
+        return change if self.transform is None else self.transform.inverse(change, num_params)
 
     def _kept(self, params: Tensor) -> Tensor:
         """Return T(params), never ``params`` itself, which belongs to the caller."""
