@@ -111,6 +111,7 @@ class Within:
 
 FRACTION = Within("a fraction", 0, 1, open_low=True)
 GAMMA = Within("a consensus step size", 0, 1, open_low=True)
+COUNT = Within("a whole number", 1)
 
 STEP = Within("a step", 1e-12, 1e5)
 STEP_RATIO = Within("a multiple", 0, 1000, open_low=True)

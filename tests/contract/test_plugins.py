@@ -20,6 +20,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "beer": {"fraction": 0.3, "gamma": 0.5},
     "sparse_loco": {"fraction": 0.3, "gamma": 0.5},
     "moniqua": {"theta": 0.5},
+    "demo": {"gamma": 0.5},
 }
 QUANTIZERS: dict[str, dict[str, Any]] = {"uniform": {"step": 0.01}, "absmax": {"bits": 4}}
 TABLES: list[type[plugins.Plugin]] = [

@@ -27,6 +27,7 @@ from jwins.sharing import (
     beer,
     choco,
     closed_loop,
+    demo,
     full,
     jwins,
     moniqua,
@@ -131,6 +132,12 @@ ALGORITHMS: dict[str, Any] = {
     "noloco": noloco(),
     "noloco, bfloat16": noloco(lr=1.0, momentum=0.0, gamma=0.5, values="bfloat16"),
     "noloco, quantized": noloco(values=Steps()),
+    "demo": demo(gamma=0.5, k=4, block=4),
+    "demo, all": demo(gamma=1.0, k=64, block=7, decay=0.0),
+    "demo, quantized": demo(gamma=0.5, k=8, block=5, values=Steps()),
+    "demo, common": demo(0.1, k=4),
+    "demo, common, all": demo(1.0, sign=False, k=64, decay=0.9),
+    "demo, common, bfloat16": demo(1.0, sign=False, k=2, block=3, values="bfloat16"),
     "moniqua": moniqua(2.0),
     "moniqua, 4 bits": moniqua(2.0, bits=4),
     "power_gossip": power_gossip(),
@@ -147,7 +154,7 @@ for name, quantizer in QUANTIZERS.items():
     }
 RATED = {name: algorithm for name, algorithm in ALGORITHMS.items() if hasattr(algorithm, "rule")}
 """Those that always send symbols, of changes since the common start."""
-OWN_FORM = ("beer", "moniqua", "noloco", "power_gossip", "sparse_loco")
+OWN_FORM = ("beer", "demo", "moniqua", "noloco", "power_gossip", "sparse_loco")
 """Those whose updates mean something of their own; tests/sharing/test_baselines.py has what they are."""
 WEIGHTS = {1: 0.25, 4: 0.5}
 ROUNDS = 5

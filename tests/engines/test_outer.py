@@ -19,6 +19,7 @@ from jwins.sharing import (
     beer,
     choco,
     closed_loop,
+    demo,
     full,
     jwins,
     moniqua,
@@ -107,6 +108,7 @@ ALGORITHMS: dict[str, Sharing[Any]] = {
     "stateless": stateless(),
     "beer": beer(0.3, 0.3),
     "sparse_loco": sparse_loco(0.3, 0.5),
+    "demo": demo(gamma=0.5),
     "moniqua": moniqua(2.0),
 }
 

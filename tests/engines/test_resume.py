@@ -25,6 +25,7 @@ from jwins.sharing import (
     Nesterov,
     choco,
     closed_loop,
+    demo,
     full,
     jwins,
     noloco,
@@ -108,6 +109,13 @@ CASES: dict[str, dict[str, Any]] = {
     "sparse-loco-faults": {
         "sharing": sparse_loco(0.2),
         "topology": FullyConnected(num_nodes=4),
+        "faults": Faults().crash(1, 2).rejoin(1, 5),
+        "deadline_s": 0.1,
+    },
+    "demo-common": {"sharing": demo(0.01, k=2, block=4), "topology": FullyConnected(num_nodes=4)},
+    "demo-faults": {
+        "sharing": demo(gamma=0.5, k=2, block=4),
+        "topology": Regular(num_nodes=4, seed=1, degree=3),
         "faults": Faults().crash(1, 2).rejoin(1, 5),
         "deadline_s": 0.1,
     },

@@ -107,6 +107,30 @@ WRONG: list[tuple[list[str], str]] = [
         "train.outer = 'nesterov': sharing.kind = \"noloco\" has an outer step of its own; remove one",
     ),
     (
+        ["train.outer={}", "sharing={kind='demo', lr=0.01}"],
+        "train.outer = 'nesterov': sharing.kind = \"demo\" has an outer step of its own; remove one",
+    ),
+    (
+        ["train.buffers=shared", "sharing={kind='demo', lr=0.01}"],
+        "train.buffers = 'shared': sharing.lr would extrapolate statistics in buffers; write \"local\", or",
+    ),
+    (["sharing={kind='demo'}"], "sharing.lr = <missing>: expected lr on a complete graph, as in the paper, or"),
+    (["sharing={kind='demo', lr=0.1, gamma=0.5}"], "sharing.lr = 0.1: belongs to the outer step"),
+    (["sharing={kind='demo', sign=true, gamma=0.5}"], "sharing.sign = True: belongs to the outer step"),
+    (["sharing={kind='demo', lr=0.1}"], "needs all nodes as neighbours in every round"),
+    (
+        ["sharing={kind='demo', lr=0.1}", "topology={kind='fully_connected'}", "run.deadline_s=1.0"],
+        'run.deadline_s = 1.0: sharing.kind = "demo" without gamma needs every frame; remove this, or set',
+    ),
+    (
+        [
+            "sharing={kind='demo', lr=0.1}",
+            "topology={kind='fully_connected'}",
+            "faults=[{kind='crash', node=1, round=2}]",
+        ],
+        "faults[0].kind = 'crash': sharing.kind = \"demo\" without gamma needs every frame; remove this, or",
+    ),
+    (
         ["sharing={kind='sparse_loco'}", "topology={kind='ring'}"],
         "needs all nodes as neighbours in every round",
     ),

@@ -161,6 +161,8 @@ def test_an_outer_step_is_taken_before_sharing_and_goes_on_after_a_restart(
         peers.peer(0, models[0], outer=Nesterov(0.7, 0.9), buffers="shared")
     with pytest.raises(ConfigError, match=r"outer = Nesterov.*noloco has an outer step of its own; remove one"):
         peers.peer(0, models[0], outer=Nesterov(0.7, 0.9), sharing=jwins.sharing.noloco())
+    with pytest.raises(ConfigError, match=r"sharing.gamma = None: left out, each lost frame would change"):
+        peers.peer(0, models[0], sharing=jwins.sharing.demo(0.1))
 
 
 def test_each_neighbour_gets_an_update_of_its_own(tmp_path: Path, wires: Wires) -> None:

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from jwins.errors import ConfigError
+from jwins.ops.dct import BlockDct
 from jwins.ops.quantize import absmax_scales
 from jwins.rng import RoundContext, stream
-from jwins.sharing import beer, choco, full, moniqua, noloco, power_gossip, sparse_loco
+from jwins.sharing import beer, choco, demo, full, moniqua, noloco, power_gossip, sparse_loco
 from jwins.sharing.sparse_loco import TwoBits
 from jwins.sharing.update import Quantized, Received, Update
 from jwins.topology import FullyConnected, Regular, Ring, Topology
@@ -394,6 +395,120 @@ def test_sparse_loco_makes_up_for_a_lost_frame_by_its_keyframe(drifted: bool) ->
     torch.testing.assert_close(params[1], params[2], rtol=0, atol=1e-6)
 
 
+# --- DeMo -------------------------------------------------------------------------------------------------
+
+MATRIX = ((3, 3), (3,))  # in blocks of 2: the matrix has four of 2 x 2, 2 x 1, 1 x 2 and 1 x 1
+BLOCKS = [[[0, 1], [3, 4]], [[2], [5]], [[6, 7]], [[8]], [[9, 10]], [[11]]]
+
+
+def cosines(size: int) -> Array:
+    """The transform of a row by its definition: each frequency is a cosine of length 1."""
+    rows = [[np.cos(np.pi * f * (place + 0.5) / size) for place in range(size)] for f in range(size)]
+    return np.stack([np.array(row) / np.linalg.norm(row) for row in rows])
+
+
+def transform_of_blocks() -> Array:
+    rows = np.zeros((P, P))
+    begin = 0
+    for block in BLOCKS:
+        at = np.array(block)
+        rows[begin : begin + at.size, at.ravel()] = np.kron(cosines(at.shape[0]), cosines(at.shape[1]))
+        begin += at.size
+    return rows
+
+
+T = transform_of_blocks()
+
+
+def largest_of_blocks(coefficients: Array, k: int) -> Array:
+    sizes = np.cumsum([np.size(block) for block in BLOCKS])
+    return np.concatenate([top(part, k) for part in np.split(coefficients, sizes[:-1], axis=1)], axis=1)
+
+
+@pytest.mark.parametrize(("lr", "sign", "k"), [(0.02, True, 1), (0.02, None, 2), (0.7, False, 1)])
+def test_demo_is_the_rule_of_its_authors_on_a_complete_graph(lr: float, sign: bool | None, k: int) -> None:
+    """A momentum at each worker that loses what is sent, and a mean over those who sent a coefficient."""
+    decay, rounds = 0.8, 8
+    x, M, expected = STARTS[0], np.zeros_like(STARTS), [STARTS]
+    for _ in range(rounds):
+        M = decay * M - 0.1 * (x - TARGETS)
+        sent = largest_of_blocks(M @ T.T, k)
+        M = M - sent @ T
+        mean = sent.sum(axis=0) / np.maximum(np.count_nonzero(sent, axis=0), 1)
+        step = mean @ T
+        x = x + lr * (step if sign is False else np.sign(step))
+        expected.append(np.tile(x, (N, 1)))
+    algorithm = demo(lr, sign=sign, decay=decay, k=k, block=2).for_model(MATRIX)
+    found = run(algorithm, rounds, topology=FullyConnected(N))
+    np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+    assert np.ptp(found, axis=1).max() == 0.0  # all nodes have the same model, bit for bit
+
+
+def test_demo_on_a_graph_is_its_equations() -> None:
+    gamma, decay, rounds = 0.4, 0.7, 10
+    X, expected = STARTS, [STARTS]
+    M = pull = hats = np.zeros_like(STARTS)
+    for _ in range(rounds):
+        M = decay * M - 0.1 * (X - TARGETS) @ T.T + gamma * pull
+        sent = largest_of_blocks(M, 1)
+        M, hats = M - sent, hats + sent
+        pull = (MIXING - np.eye(N)) @ hats
+        X = STARTS + (hats + pull) @ T
+        expected.append(X)
+    algorithm = demo(gamma=gamma, decay=decay, k=1, block=2).for_model(MATRIX)
+    np.testing.assert_allclose(run(algorithm, rounds), np.stack(expected), atol=1e-5)
+
+
+def test_demo_with_all_coefficients_and_gamma_1_is_d_psgd() -> None:
+    """The sums are then the models themselves."""
+    np.testing.assert_allclose(run(demo(gamma=1.0, k=9, block=5), 6), run(full(), 6), atol=1e-5)
+
+
+def test_demo_on_a_graph_holds_nodes_together_with_half_of_the_coefficients() -> None:
+    found = run(demo(gamma=0.5, k=1, block=2).for_model(MATRIX), 200)[-1]
+    assert spread(found) < 2 * spread(run(full(), 200)[-1])
+    assert np.linalg.norm(found.mean(axis=0) - TARGETS.mean(axis=0)) < 0.01  # the mean follows the training
+
+
+def test_a_node_that_joins_with_a_model_sends_all_of_it_first() -> None:
+    algorithm = demo(gamma=0.5, k=1, block=2).for_model(MATRIX)
+    start, model = torch.zeros(P), torch.from_numpy(TARGETS[0]).float()
+    state = algorithm.projected(algorithm.init(start), model)
+    update, state = algorithm.share(state, model * 1.1, RoundContext(1, 0, 4, {1: 0.5}))
+    assert update.positions is None
+    expected = torch.from_numpy(T @ TARGETS[0]).float() * (0.999 + 0.1)
+    torch.testing.assert_close(update.values, expected, atol=1e-5, rtol=0)
+    update, _ = algorithm.share(state, model, RoundContext(1, 0, 5, {1: 0.5}))
+    assert update.count <= len(BLOCKS)
+
+
+@pytest.mark.parametrize("block", [1, 2, 4, 64])
+def test_a_transform_of_blocks_keeps_lengths_and_has_an_inverse(block: int) -> None:
+    shapes = ((5, 7), (), (0, 3), (6,), (4, 2, 3), (1, 9))
+    size = 35 + 1 + 6 + 24 + 9
+    vector = torch.from_numpy(np.random.default_rng(2).normal(size=size)).float()
+    dct = BlockDct(shapes, block)
+    coefficients = dct.forward(vector)
+    torch.testing.assert_close(dct.inverse(coefficients), vector, atol=1e-5, rtol=0)
+    assert float(coefficients.norm()) == pytest.approx(float(vector.norm()), rel=1e-5)
+    if block == 2:
+        matrix = vector.numpy()[-9:].reshape(1, 9)[:, 6:8] @ cosines(2).T
+        np.testing.assert_allclose(coefficients.numpy()[-3:-1], matrix[0], atol=1e-6)
+
+
+def test_the_largest_of_blocks_have_an_order_even_if_they_tie() -> None:
+    dct = BlockDct(((4,), (2, 3)), 2)
+    coefficients = torch.tensor([1.0, -1.0, 0.0, 2.0, 3.0, 3.0, 3.0, -3.0, 0.0, 0.0])
+    positions, counts = dct.largest(coefficients, 1)
+    assert positions is not None
+    assert (positions.tolist(), counts) == ([0, 3, 4], (2, 1, 0))
+    positions, counts = dct.largest(coefficients, 2)
+    assert positions is not None
+    assert (positions.tolist(), counts) == ([0, 1, 3, 4, 5], (3, 2, 0))
+    positions, counts = dct.largest(coefficients + 9.0, 64)
+    assert (positions, counts) == (None, (4, 4, 2))
+
+
 # --- All ----------------------------------------------------------------------------------------------------
 
 
@@ -438,6 +553,15 @@ def test_the_mean_follows_the_training(algorithm: Any) -> None:
         (lambda: sparse_loco(0.2, 0.5, chunk=64.0), "sharing.chunk = 64.0"),  # type: ignore[arg-type]
         (lambda: sparse_loco(2.0), "sharing.fraction = 2.0"),
         (lambda: sparse_loco(decay=1.5), "sharing.decay = 1.5"),
+        (lambda: demo(), "sharing.lr = None: expected lr on a complete graph"),
+        (lambda: demo(0.1, 0.5), "sharing.lr = 0.1: belongs to the outer step"),
+        (lambda: demo(gamma=0.5, sign=True), "sharing.sign = True: belongs to the outer step"),
+        (lambda: demo(-0.1), "sharing.lr = -0.1"),
+        (lambda: demo(gamma=1.5), "sharing.gamma = 1.5"),
+        (lambda: demo(0.1, decay=1.0), "sharing.decay = 1.0"),
+        (lambda: demo(0.1, k=0), "sharing.k = 0"),
+        (lambda: demo(0.1, block=2.0), "sharing.block = 2.0"),  # type: ignore[arg-type]
+        (lambda: demo(0.1, values="int8"), "sharing.values = 'int8'"),  # type: ignore[arg-type]
         (lambda: noloco(lr=0.0), "sharing.lr = 0.0"),
         (lambda: noloco(momentum=1.0), "sharing.momentum = 1.0"),
         (lambda: noloco(gamma=2.0), "sharing.gamma = 2.0"),

@@ -26,6 +26,7 @@ from jwins.experiment.plugins import (
     ALGORITHMS,
     RATE_KEYS,
     TOPOLOGY_TABLES,
+    DemoConfig,
     FullConfig,
     FullyConnectedConfig,
     JwinsConfig,
@@ -164,13 +165,14 @@ class Experiment(Settings):
         if optimizer.quasi_global is not None and train.outer is not None:
             problem = "train.outer also applies momentum to the merged models; remove one of the two"
             raise refuse("train.optimizer.quasi_global", optimizer.quasi_global, problem)
-        if train.outer is not None and isinstance(self.sharing, NoLoCoConfig):
-            problem = 'sharing.kind = "noloco" has an outer step of its own; remove one of both'
+        signs = isinstance(self.sharing, DemoConfig) and self.sharing.lr is not None
+        if train.outer is not None and (signs or isinstance(self.sharing, NoLoCoConfig)):
+            kind = "demo" if signs else "noloco"
+            problem = f'sharing.kind = "{kind}" has an outer step of its own; remove one of both'
             raise refuse("train.outer", train.outer.kind, problem)
-        if train.outer is not None and train.buffers == "shared":
-            problem = (
-                'train.outer would extrapolate statistics in buffers; write "local", or remove train.outer'
-            )
+        if (signs or train.outer is not None) and train.buffers == "shared":
+            name = "sharing.lr" if signs else "train.outer"
+            problem = f'{name} would extrapolate statistics in buffers; write "local", or remove {name}'
             raise refuse("train.buffers", train.buffers, problem)
 
     def _check_graph(self) -> None:
@@ -181,7 +183,7 @@ class Experiment(Settings):
         if self.run.mode == "async" and isinstance(topology, TopologyTable) and topology.changes:
             problem = 'run.mode = "async" needs the same neighbours in all rounds; take another'
             raise refuse("topology.kind", topology.kind, f"{problem}, or remove dynamic")
-        if isinstance(sharing, SparseLocoConfig) and sharing.gamma is None:
+        if isinstance(sharing, SparseLocoConfig | DemoConfig) and sharing.gamma is None:
             whole = isinstance(topology, FullyConnectedConfig) and self.nodes.participation == 1.0
             if not whole:
                 problem = (
@@ -189,6 +191,13 @@ class Experiment(Settings):
                     'round; set topology.kind = "fully_connected" without nodes.participation, or gamma'
                 )
                 raise refuse("sharing.gamma", MISSING, problem)
+        if isinstance(sharing, DemoConfig) and sharing.gamma is None:
+            needs = 'sharing.kind = "demo" without gamma needs every frame; remove this, or set sharing.gamma'
+            if self.run.deadline_s is not None:
+                raise refuse("run.deadline_s", self.run.deadline_s, needs)
+            for index, fault in enumerate(self.faults):
+                if fault.kind == "crash":
+                    raise refuse(f"faults[{index}].kind", fault.kind, needs)
         if isinstance(sharing, PowerGossipConfig) and isinstance(topology, OnePeerExponentialConfig):
             problem = 'its edges have a direction; take another, such as "finite_time"'
             raise refuse("topology.kind", topology.kind, f'sharing.kind = "power_gossip": {problem}')

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, core_schema
 
 from jwins.errors import ConfigError
-from jwins.validation import FRACTION, Within
+from jwins.validation import COUNT, FRACTION, Within
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,7 +209,7 @@ TomlPath = Annotated[Path, Field(strict=False), BeforeValidator(_from_home)]
 """A path, which may begin with ``~``; a string in TOML."""
 
 Fraction = Annotated[float, FRACTION]
-Count = Annotated[int, Within("a whole number", 1)]
+Count = Annotated[int, COUNT]
 Index = Annotated[int, Within("a whole number", 0)]
 
 

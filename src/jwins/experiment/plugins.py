@@ -666,6 +666,41 @@ class NoLoCoConfig(SharingTable):
     values: Values = "float32"
 
 
+class DemoConfig(SharingTable):
+    """DeMo: send the largest cosine coefficients of blocks of a momentum, which loses them."""
+
+    kind: Literal["demo"] = "demo"
+    lr: Annotated[float, LEARNING_RATE] | None = Field(
+        default=None,
+        description="learning rate of the outer step, as in the paper, on a complete graph; excludes gamma",
+    )
+    gamma: Annotated[float, GAMMA] | None = Field(
+        default=None, description="consensus step size on a graph, without an outer step; excludes lr and sign"
+    )
+    sign: bool | None = Field(
+        default=None,
+        description="outer step; true, or left out: lr times the sign of the mean change; false: lr "
+        "times the mean change itself",
+    )
+    decay: Annotated[float, MOMENTUM] = Field(
+        default=0.999, description="factor on the momentum from round to round"
+    )
+    k: Count = Field(default=32, description="number of coefficients of each block that are sent")
+    block: Count = Field(default=64, description="rows and columns of a matrix in a block")
+    values: Values = "float32"
+
+    @model_validator(mode="after")
+    def _lr_or_gamma(self) -> Self:
+        if self.gamma is None and self.lr is None:
+            problem = "expected lr on a complete graph, as in the paper, or gamma on any graph"
+            raise refuse("lr", MISSING, problem)
+        for name in ("lr", "sign"):
+            if self.gamma is not None and getattr(self, name) is not None:
+                problem = "belongs to the outer step, which there is none of with gamma; remove one of both"
+                raise refuse(name, getattr(self, name), problem)
+        return self
+
+
 class MoniquaConfig(SharingTable):
     """Moniqua: send parameters modulo a range; the receiver resolves them with its own."""
 
@@ -691,5 +726,6 @@ ALGORITHMS: Mapping[str, type[SharingTable]] = by_kind(
     MoniquaConfig,
     PowerGossipConfig,
     NoLoCoConfig,
+    DemoConfig,
 )
 """Tables by ``sharing.kind``."""

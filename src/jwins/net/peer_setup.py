@@ -28,7 +28,7 @@ from jwins.net.status_file import StatusFile
 from jwins.net.transport_interface import Transport
 from jwins.node import MAX_MAGNITUDE_RATIO, Rules, Staleness
 from jwins.run_folder.rows import StartRow
-from jwins.sharing import CommonSparseLoco, Nesterov, Sharing
+from jwins.sharing import CommonDemo, CommonSparseLoco, Nesterov, Sharing
 from jwins.sharing import jwins as jwins_sharing
 from jwins.sharing.calls import call_for_model
 from jwins.training.layout import BufferPolicy, Layout
@@ -97,6 +97,9 @@ class PeerSetup:
         topology = self._roster.topology
         if isinstance(self._sharing, CommonSparseLoco) and not isinstance(topology, FullyConnectedConfig):
             problem = "left out, it needs a complete graph; give it, or use a roster of kind fully_connected"
+            raise ConfigError("sharing.gamma", None, problem)
+        if isinstance(self._sharing, CommonDemo):
+            problem = "left out, each lost frame would change this peer's model for good; give gamma, not lr"
             raise ConfigError("sharing.gamma", None, problem)
         if is_own(self._sharing):  # before a port is opened
             if cls := nameless(self._sharing):

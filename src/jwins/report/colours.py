@@ -41,6 +41,7 @@ ALGORITHMS = {
     "moniqua": ("#6c9a56", "*"),
     "power_gossip": ("#a86090", "d"),
     "noloco": ("#a878fc", "<"),
+    "demo": ("#e61ac4", ">"),
 }
 """Colour and marker of the curves of each ``sharing.kind``.
 

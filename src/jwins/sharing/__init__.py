@@ -8,6 +8,7 @@ from jwins.sharing.beer import Beer, beer
 from jwins.sharing.choco import Choco, choco
 from jwins.sharing.closed_loop import ClosedLoop, closed_loop
 from jwins.sharing.cutoff import CUTOFFS, PAPER_FRACTIONS, FixedCutoff, RandomCutoff
+from jwins.sharing.demo import CommonDemo, Demo, demo
 from jwins.sharing.moniqua import Moniqua, moniqua
 from jwins.sharing.noloco import NoLoCo, noloco
 from jwins.sharing.outer import Nesterov
@@ -30,6 +31,7 @@ from jwins.sharing.stateless import Stateless, stateless
 
 __all__ = [
     "CUTOFFS",
+    "CommonDemo",
     "CommonSparseLoco",
     "PAPER_FRACTIONS",
     "QUANTIZERS",
@@ -42,6 +44,7 @@ __all__ = [
     "ClosedLoop",
     "CoordinateMedian",
     "Cutoff",
+    "Demo",
     "FixedCutoff",
     "FixedStep",
     "Full",
@@ -69,6 +72,7 @@ __all__ = [
     "beer",
     "choco",
     "closed_loop",
+    "demo",
     "full",
     "jwins",
     "mix",
