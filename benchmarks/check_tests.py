@@ -90,9 +90,23 @@ BUGS = (
     Bug(
         "an update that comes late is merged with its weight",
         "node.py",
-        "ctx.weights.get(j, 0.0) if counts else 0.0",
-        "ctx.weights.get(j, 0.0)",
+        "if r == newest.get(j, self.round) and frame.roster_version == roster_version:",
+        "if frame.roster_version == roster_version:",
         "node",
+    ),
+    Bug(
+        "an asynchronous node adds the training to the model that it shared, not to the merged one",
+        "node.py",
+        "        after = self.params + change",
+        "        after = self.params",
+        "engines/test_asynchronous.py",
+    ),
+    Bug(
+        "the staleness of a sender is counted since the first merge",
+        "node.py",
+        "        self._merged_rounds[sender] = (self.round, round)",
+        "        self._merged_rounds.setdefault(sender, (self.round, round))",
+        "engines/test_asynchronous.py",
     ),
     Bug(
         "bytes to several receivers count once",

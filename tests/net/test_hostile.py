@@ -42,7 +42,9 @@ class Scene:
         rules = Rules(full(), self.wire, topology, rounds, 1, checkpoint_every=1)
         self.node = Node(0, torch.zeros(dim), rules.among_strangers(1e6, changing=False))
         handshake = Handshake(dim, "raw", b"x0")
-        self.session = Session(ToyNode(self.node), SessionSettings(TIMEOUT_S, handshake, **settings), self.now)
+        self.session = Session(
+            ToyNode(self.node, {}), SessionSettings(TIMEOUT_S, handshake, **settings), self.now
+        )
         self.sent: list[ev.Transmit] = []
         self.reports: list[ev.LogLine] = []
         self.take(self.session.start(self.now))
