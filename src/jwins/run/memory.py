@@ -54,8 +54,12 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
         optimizer = experiment.train.optimizer
         plain = optimizer.kind == "sgd" and not optimizer.options.get("momentum")
         vectors = _VECTORS + (0 if plain else 4) + (0 if experiment.train.outer is None else 4)
-        steady = exchange_of(experiment, dim).steady_bytes * (1 if actors == 1 else 2)
-        peak = ExchangeMemory.of(build_sharing(experiment), dim, 1).peak_bytes
+        sharing = build_sharing(experiment)
+        exchange = ExchangeMemory.of(sharing, dim, 1)
+        peak = exchange.peak_bytes
+        if sharing.remembers_peers:  # a graph of many nodes takes long to draw
+            exchange = exchange_of(experiment, dim)
+        steady = exchange.steady_bytes * (1 if actors == 1 else 2)
         nodes = -(-experiment.nodes.count // actors)
         largest = max(
             largest, _PROCESS_BYTES + 2.0 * data_bytes + nodes * (4.0 * dim * vectors + steady + peak)
