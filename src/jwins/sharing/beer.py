@@ -92,7 +92,7 @@ class Beer(OnReplicas[BeerState]):
 
     def vectors(self, neighbours: int) -> Vectors:
         """Return the memory of the state and of an exchange."""
-        return Vectors(2 + neighbours, 6 + 3 * neighbours)
+        return Vectors(2 + neighbours, 4 + 2 * neighbours)
 
     def init(self, params: Tensor) -> BeerState:
         """Return replicas of 0, which need no message."""

@@ -162,7 +162,7 @@ class CommonSparseLoco(OnReplicas[CommonSparseLocoState]):
 
     def vectors(self, neighbours: int) -> Vectors:
         """Return the memory of the state, which has x itself besides at a node that received nothing."""
-        return Vectors(4 + neighbours, 6 + 3 * neighbours, self.fraction)
+        return Vectors(4 + neighbours, 4 + 2 * neighbours, self.fraction)
 
     def init(self, params: Tensor) -> CommonSparseLocoState:
         """Return sums of 0, which need no message."""

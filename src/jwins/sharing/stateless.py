@@ -91,7 +91,7 @@ class Stateless(Sharing[StatelessState]):
 
     def vectors(self, neighbours: int) -> Vectors:
         """Return the memory of the state and of an exchange."""
-        return Vectors(2 if self.rounding == "carry" else 1, 6 + 2 * neighbours, 0.25)
+        return Vectors(2 if self.rounding == "carry" else 1, 8 + 2 * neighbours, 0.25)
 
     def init(self, params: Tensor) -> StatelessState:
         """Return a state that measures changes from the common initial parameters."""
