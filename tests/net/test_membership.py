@@ -134,6 +134,28 @@ def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
     assert again.look(6) is None
 
 
+def test_after_a_restart_those_who_joined_may_still_ask_for_a_model(tmp_path: Path) -> None:
+    """Also if this node took up the roster in an earlier process, or later than others."""
+    roster = roster_of(tmp_path, 2).model_copy(update={"places": 3})
+    joined = roster.with_member(member(tmp_path, 2, "carol"), from_round=10)
+    write_roster(joined, tmp_path / "roster.toml")
+    for kept, from_round in ((roster, 0), (joined, 12)):
+        keep_roster(kept, from_round, tmp_path / "rosters")
+    again = Membership(
+        tmp_path / "roster.toml",
+        joined,
+        0,
+        tmp_path / "alice.key",
+        num_nodes=3,
+        build=lambda count: FullyConnected(num_nodes=count),
+        folder=tmp_path / "rosters",
+        journal=Journal("alice"),
+    )
+    assert again.look(5) == Change(1, 10, frozenset({2}), frozenset())
+    again._look_at = 0.0
+    assert again.look(6) is None
+
+
 REFUSED: dict[str, tuple[Callable[[Roster, Path], Roster], str]] = {
     "older": (
         lambda old, _: old.model_copy(update={"roster_version": 0}),
@@ -240,7 +262,7 @@ def test_a_joiner_begins_with_the_model_of_a_provider_in_the_round_in_which_it_j
 
     wires.fate = fate
     for driver in drivers:  # a member by its roster
-        driver.peers[3].joins_at = 12
+        driver.peers[3].joined_later, driver.peers[3].joins_at = True, 12
     running = Running()
     for driver in (*drivers, joiner):
         running.start(driver.node, driver)

@@ -172,6 +172,26 @@ def test_members_join_leave_and_renew_certificates_while_one_reads_its_file_late
         assert process.session.peers[1].state is State.REMOVED
 
 
+def test_restarted_before_the_round_in_which_another_joins_a_node_sends_it_a_model() -> None:
+    """The earlier process read the roster; this one knows of it from the file that it kept."""
+    faults = (
+        Fault(4.83, "join", 3, other=1, seconds=4.37, how="bootstraps"),
+        Fault(9.22, "kill", 0, other=2, seconds=31.04, how="newest"),
+    )
+    world = play(Schedule(107, 4, ring=True, train_s=(2.0, 2.0, 2.6, 2.0), faults=faults))
+    assert events(world, 3, "bootstrapped")
+
+
+def test_back_from_before_a_change_of_the_graph_a_node_asks_its_neighbours_of_today_for_a_model() -> None:
+    faults = (
+        Fault(1.13, "quit", 2, seconds=42.62),
+        Fault(5.64, "slow", 0, seconds=4.21),
+        Fault(9.93, "join", 3, seconds=0.08, how="bootstraps"),
+    )
+    world = play(Schedule(648, 4, ring=True, train_s=(2.0, 2.6, 2.6, 2.0), faults=faults))
+    assert not events(world, 2, "no model")
+
+
 @pytest.mark.parametrize("commands", range(1, 6))
 def test_killed_after_any_command_a_node_goes_on_from_its_checkpoint(commands: int) -> None:
     play(with_faults(THREE, Fault(4.0, "kill", 0, other=commands, seconds=1.0, how="newest")))

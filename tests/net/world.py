@@ -54,6 +54,7 @@ RESTART_S = 0.5  # an operator starts a process again, at the earliest
 HEALED_ROUNDS = 3
 MAX_WAKES_PER_S = 4.0
 LINES_AT_ONCE = 10
+USUAL_REFUSALS = ("received before", "rounds ahead", "rounds old", "wait for a merge", "were decoded")
 MAX_QUEUED = 1  # messages for a peer that reads nothing
 LOSSES = ("cut", "half_open", "slow")
 ROSTERS = ("join", "leave", "new_certificate")
@@ -516,7 +517,7 @@ class World:
         process.has_begun = session.has_begun
         self.furthest[node] = max(self.furthest[node], toy.round)
         if self.changes:
-            self._look(node, roster.departed)
+            self._look(node, begins=True)
         for other in range(self.schedule.nodes):
             if other != node:
                 self._dial_soon(node, other)
@@ -534,27 +535,29 @@ class World:
             self.files[node] = roster
             self._look(node)
 
-    def _look(self, node: int, departed: frozenset[int] = frozenset()) -> None:
+    def _look(self, node: int, *, begins: bool = False) -> None:
         """A process reads its file, as :class:`jwins.net.membership.Membership` does."""
         process = self.processes[node]
         if process is None or process.failed or process.session.end is not None:
             return
         if self.now < process.paused_until:
-            self.at(process.paused_until, partial(self._look, node, departed))
+            self.at(process.paused_until, partial(self._look, node))
             return
         old, new = process.rosters[-1], self.files[node]
-        removed = frozenset({*old.members, *departed} - {*new.members})
-        if new.version == old.version and not removed:
+        known = {*old.members} - self.since.keys() if begins else {*old.members}
+        joined = frozenset({*new.members} - known)
+        removed = frozenset({*old.members, *(new.departed if begins else ())} - {*new.members})
+        if new.version == old.version and not joined and not removed:
             return
-        from_round = max(new.from_round, process.toy.round + 1)
-        if node in new.members and new.version > old.version:
+        is_new = new.version > old.version
+        from_round = max(new.from_round, process.toy.round + 1 if is_new else 0)
+        if node in new.members and is_new:
             versions = process.toy.rules.topology
             assert isinstance(versions, RosterVersions)
             versions.add(new.version, from_round, new.members)
             process.rosters.append(replace(new, from_round=from_round))
             if self.now >= process.disk_full_until:
                 self.kept[node].append(process.rosters[-1])
-        joined = frozenset({*new.members} - {*old.members})
         self.feed(node, ev.MembersChanged(Change(new.version, from_round, joined, removed)))
         for peer in list(process.links):
             stays = all(new.certificate(end) == old.certificate(end) for end in (node, peer))
@@ -674,6 +677,8 @@ class World:
                     if event == "rejoining" and not process.has_model:
                         raise ViolationError(f"node {node} takes the round of others with a model from scratch")
                     self.reports[node].append((self.now, event, dict(fields)))
+                    if event == "refused":
+                        check_refusal(self, node, fields)
                     if event == "bye":
                         check_farewell(self, node, fields)
                 case ev.KeepCut(peer, reason):
@@ -1039,6 +1044,14 @@ def check_farewell(world: World, node: int, fields: Mapping[str, Any]) -> None:
         raise ViolationError(
             f"node {node} read the reason {reason!r} of node {peer}, which said {world.said[peer]}"
         )
+
+
+def check_refusal(world: World, node: int, fields: Mapping[str, Any]) -> None:
+    """Of a member that keeps to the rules only frames of other rounds, and repeated ones, are refused."""
+    peer, reason = fields["peer"], fields["reason"]
+    strange = {node, peer} & {*world.hostile, *world.misfits}
+    if not strange and not world.said[peer] and not any(usual in reason for usual in USUAL_REFUSALS):
+        raise ViolationError(f"node {node} refused what node {peer} sent: {reason}")
 
 
 def check_model_sent(process: Process, node: int, peer: int) -> None:

@@ -280,7 +280,7 @@ class Provider:
             return session.settings.may_provide(peer)
         graph = session.node.rules.topology.at(session.node.round)
         neighbours = {*graph.senders[session.node.id], *graph.recipients[session.node.id]}
-        return peer in neighbours or session.peers[peer].joins_at is not None
+        return peer in neighbours or session.peers[peer].joined_later
 
     def provide(self, peer: int) -> None:
         """Send the model to a waiting peer, in pieces between this node's own messages."""

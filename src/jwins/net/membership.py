@@ -177,13 +177,15 @@ class Membership:
         old = self._roster
         check_follows(old, new, self._num_nodes)
         number = {member: at for at, member in enumerate(new.ids_ever)}
-        # A killed process may have kept the roster, but not the removal of a member.
-        before, self._begins = new.ids_ever if self._begins else old.ids, False
-        joined = frozenset(number[member] for member in set(new.ids) - set(old.ids))
-        removed = frozenset(number[member] for member in set(before) - set(new.ids))
+        known = before = set(old.ids)
+        if self._begins:  # an earlier process may have kept the roster, but not who joined and who was removed
+            known, before = {member.id for member in new.members if not member.since_round}, set(new.ids_ever)
+        self._begins = False
+        joined = frozenset(number[member] for member in set(new.ids) - known)
+        removed = frozenset(number[member] for member in before - set(new.ids))
+        from_round = max(new.from_round, next_round if new.roster_version > old.roster_version else 0)
         if new == old:
-            return Change(new.roster_version, new.from_round, joined, removed) if removed else None
-        from_round = max(new.from_round, next_round)
+            return Change(new.roster_version, from_round, joined, removed) if joined or removed else None
         if self._id in new:
             if new.roster_version > old.roster_version:
                 self._take_up(new, from_round, [number[member] for member in new.ids])

@@ -237,7 +237,8 @@ class PeerSession:
         resent_in: the round of this node in which it was last sent frames again, or None.
         hello_due: whether a Hello could not be queued.
         hello_sent_in: the round of this node in which a peer that is far behind was last sent a Hello.
-        joins_at: the round from which it is a member, if it came while nodes ran.
+        joined_later: whether it came while nodes ran, so that it may need a model.
+        joins_at: the round from which it is a member, if that was still to come when this node knew of it.
         buffer: frames for it.
         seen: (round, keyframe) of its frames that were accepted.
         early: those of ``seen`` that are of later rounds.
@@ -274,6 +275,7 @@ class PeerSession:
     resent_in: int | None = None
     hello_due: bool = False
     hello_sent_in: int | None = None
+    joined_later: bool = False
     joins_at: int | None = None
     buffer: SendBuffer = field(default_factory=SendBuffer)
     seen: set[tuple[int, bool]] = field(default_factory=set)

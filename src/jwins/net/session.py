@@ -348,7 +348,9 @@ class Session:
     def _on_roster(self, change: Change) -> None:
         """Handle changed members."""
         for peer in change.joined - {self.node.id}:
-            self.peers[peer].joins_at = change.from_round
+            self.peers[peer].joined_later = True
+            if change.from_round > self.node.round:
+                self.peers[peer].joins_at = change.from_round
         for peer in change.removed - {self.node.id}:
             known = self.peers[peer]
             known.lost()

@@ -94,7 +94,11 @@ class Waiting:
         session, at = self._session, self._session.node.round
         others = statistics.median_low(session.peers[peer].round for peer in ahead)
         session.log("warning", "needs a model", round=at, others=others)
-        session.joiner = Joiner(session, tuple(ahead), at + 1, at_start=False)
+        # Only the neighbours of that round send their model; a newer roster may have given the node others.
+        there = session.node.rules.topology.at(others).senders[session.node.id]
+        connected = [peer for peer in there if session.peers[peer].is_introduced]
+        providers = [peer for peer in ahead if peer in there] or connected or ahead
+        session.joiner = Joiner(session, tuple(providers), at + 1, at_start=False)
         session.joiner.review()
 
     def _expected_neighbours(self) -> list[int]:
