@@ -86,8 +86,9 @@ class Fault:
             of ``kill``: the number of commands that it still carries out.
         seconds: for how long.
         how: of ``kill``: the checkpoint it restarts from, newest, older or none; of ``clock``: where its wall
-            clock jumps while it is down; of ``silence``: whether the connection breaks after it; of ``join``:
-            which model it begins with; of ``hostile``: what it does.
+            clock jumps while it is down; of ``silence``: whether the connection breaks after it; of ``slow``:
+            whether no message for it fits the queue any more; of ``join``: which model it begins with; of
+            ``hostile``: what it does.
     """
 
     at: float
@@ -155,7 +156,8 @@ class Schedule:
 
 def _short_loss(draws: random.Random, nodes: int) -> Fault:
     node, other = draws.sample(range(nodes), 2)
-    return Fault(round(draws.uniform(0.0, 10.0), 2), draws.choice(LOSSES), node, other, 0.5)
+    kind = draws.choice(LOSSES)
+    return Fault(round(draws.uniform(0.0, 10.0), 2), kind, node, other, 0.5, _way(draws, kind))
 
 
 def _long(draws: random.Random) -> Fault:
@@ -196,6 +198,7 @@ def _way(draws: random.Random, kind: str) -> str:
         "kill": ("newest", "newest", "older", "none"),
         "clock": ("ahead", "back"),
         "silence": ("", "breaks"),
+        "slow": ("", "with a full queue"),
         "join": ("bootstraps", "bootstraps", "begins as the first"),
         "hostile": tuple(HOSTILE),
     }
@@ -396,6 +399,7 @@ class World:
         self.delayed_until: dict[tuple[int, int], float] = {}
         self.under_way: Counter[tuple[int, int]] = Counter()
         self.slow_until = [0.0] * n
+        self.full_until = [0.0] * n
         self.misfits: dict[int, str] = {}
         self.hostile: dict[int, str] = {}
         self.forged: set[bytes] = set()
@@ -772,6 +776,8 @@ class World:
         self.at(time, arrive)
 
     def _has_room(self, sender: int, receiver: int) -> bool:
+        if self.now < self.full_until[receiver]:
+            return False
         return self.now >= self.slow_until[receiver] or self.under_way[sender, receiver] < MAX_QUEUED
 
     def drop(self, node: int, other: int, reason: str, *, half: bool = False) -> None:
@@ -857,6 +863,7 @@ def play_fault(world: World, fault: Fault) -> None:
                 world.at(until - 0.001, lambda: world.drop(node, other, "silent"))
         case "slow":
             world.slow_until[node] = until
+            world.full_until[node] = until if fault.how else 0.0
         case "pause" if process is not None:
             process.paused_until = until
             world.at(until, lambda: _resume(world, node, process))
