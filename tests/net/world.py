@@ -216,8 +216,8 @@ class ToyNode:
         shared: hashes of the replicas that it had of itself, by round.
     """
 
-    def __init__(self, node: Node, shared: dict[int, set[int]]) -> None:
-        self.node, self.shared = node, shared
+    def __init__(self, node: Node, shared: dict[int, set[int]] | None = None) -> None:
+        self.node, self.shared = node, {} if shared is None else shared
         self.id, self.rules = node.id, node.rules
         self._step = torch.full((DIM,), 0.01 * (1 + node.id))
 
