@@ -16,8 +16,8 @@ from jwins.net.peer_session import AWAITED, TRANSITIONS, PeerSession, Signal, St
 from jwins.sharing.update import Update
 from jwins.wire.frame import VERSION, Bye, Frame, Hello
 
-BATCH = 100
-QUICK, ALL = 200, 1000
+BATCH = 50
+QUICK, ALL = 300, 1500
 """Seeds of `make test`, and with those of `make test-slow`; `make simulate` plays a million."""
 
 # --- The table --------------------------------------------------------------------------------------------

@@ -157,7 +157,7 @@ class Schedule:
 def _short_loss(draws: random.Random, nodes: int) -> Fault:
     node, other = draws.sample(range(nodes), 2)
     kind = draws.choice(LOSSES)
-    return Fault(round(draws.uniform(0.0, 10.0), 2), kind, node, other, 0.5, _way(draws, kind))
+    return Fault(round(draws.uniform(0.0, 6.0), 2), kind, node, other, 0.5, _way(draws, kind))
 
 
 def _long(draws: random.Random) -> Fault:
@@ -185,7 +185,7 @@ def _with_members(drawn: list[Fault], nodes: int) -> tuple[tuple[Fault, ...], in
 def _fault(draws: random.Random, nodes: int) -> Fault:
     kind = draws.choice(KINDS)
     node, other = draws.sample(range(nodes), 2)
-    at = round(draws.uniform(0.0, 10.0), 2)
+    at = round(draws.uniform(0.0, 6.0), 2)
     seconds = round(draws.choice((0.1, 1.0, 3.0, 8.0, 15.0, 30.0)) * draws.uniform(0.5, 1.5), 2)
     if kind in ("late_start", "other_settings", "other_version", "hostile"):
         at = 0.0
@@ -442,7 +442,12 @@ class World:
 
     @torch.no_grad()
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
-        while self._queue and self._queue[0][0] <= until and not done():
+        seen = None
+        while self._queue and self._queue[0][0] <= until:
+            counts = (self.tally.rounds, len(self.ended), self.processes.count(None))
+            if counts != seen and done():
+                break
+            seen = counts
             self.now, _, action = heapq.heappop(self._queue)
             self.tally.events += 1
             action()
@@ -580,6 +585,8 @@ class World:
             process.session.stop_training()
             if process.training is not None:
                 self.feed(node, ev.TrainingDone(process.training))
+            if self.processes[node] is not process:
+                return  # killed meanwhile
             if not process.failed and process.session.end is None:
                 self._save(node, process)
         if process.session.end is None:
@@ -691,7 +698,7 @@ class World:
                     self.cuts[node] = {**self.cuts[node], peer: reason}
                 case ev.Failed(reason):
                     process.failed = reason
-                    if node in self.joins and self.ended:
+                    if self.ended:  # a joiner, or one that begins again
                         self.ended[node] = "too late"
                         self.at(self.now + 0.2, partial(self.kill, node))
                 case ev.Ended(status, _, reason):
