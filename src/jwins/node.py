@@ -457,6 +457,7 @@ class NodeState:
         merged: (P,) in an asynchronous run, the model after the newest merge; None before it.
         merged_rounds: of each sender in an asynchronous run, this node's round of the newest merge of its
             update, and the round of that update.
+        round_began: start of the round in an asynchronous run, on the clock of ``now``.
     """
 
     phase: str
@@ -478,6 +479,7 @@ class NodeState:
     momentum: Tensor | None = None
     merged: Tensor | None = None
     merged_rounds: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    round_began: float = 0.0
 
 
 STATE_TYPES: tuple[type, ...] = (NodeState, Frame, Packed, Quantized, Sampled, Update)
@@ -521,18 +523,17 @@ class Node:
         self.state: Any
         self._scale: OwnScale | None
         self._momentum: Tensor | None
-        self._round_began: float | None = None
         self.restore(NodeState(Phase.NEW.value, 0, params, call_init(rules.sharing, params)))
 
     # --- Driving ------------------------------------------------------------------------------------------
 
     def start(self, now: float) -> list[Command]:
         """Begin round 0, or continue after :meth:`restore`: commands that were under way are issued again."""
+        self._round_began = now
         if self.phase is Phase.NEW:
             commands: list[Command] = []
             if 0 in self.rules.evaluate_at:
                 commands.append(Evaluate(0))
-            self._round_began = now
             return commands + self._next_round()
         if self.phase is Phase.TRAINING:
             return [Train(self.round)]
@@ -605,6 +606,7 @@ class Node:
             self._momentum,
             self._merged,
             dict(self._merged_rounds),
+            self._round_began,
         )
 
     def restore(self, state: NodeState) -> None:
@@ -628,6 +630,7 @@ class Node:
         self._momentum = state.momentum
         self._merged = state.merged
         self._merged_rounds = dict(state.merged_rounds)
+        self._round_began = state.round_began
         self._scale = OwnScale(state.params) if math.isfinite(self.rules.max_growth) else None
 
     @property
@@ -712,8 +715,7 @@ class Node:
         self._informed = set(recipients)
         deadline_s = self.rules.deadline_s
         if self.rules.asynchronous:
-            began, self._round_began = self._round_began, now
-            deadline_s = 0.0 if began is None else now - began
+            deadline_s, self._round_began = now - self._round_began, now
             if self.round + 1 < self.rules.rounds and not self._stopping:
                 return commands + self._keyframe_requests() + self._end_round()
         self.phase = Phase.WAITING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,18 @@ def test_several_node_groups_give_the_same_bits() -> None:
     one, two = (asynchronous(8, groups=groups, compute=slow(8), threads=2).run() for groups in (1, 2))
     assert end(one).sha256 == end(two).sha256
     assert evals(one) == evals(two)
+
+
+def test_a_run_interrupted_in_its_last_round_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    whole = asynchronous(compute=slow()).run()
+    reached: list[int] = []
+    first = asynchronous(
+        compute=slow(), folder=tmp_path, stop=lambda: 11 in reached, on_progress=lambda p: reached.append(p.round)
+    )
+    assert first.run().status == "interrupted"
+    resumed = asynchronous(compute=slow(), folder=tmp_path).run(resume=True)
+    assert end(resumed).sha256 == end(whole).sha256
+    assert evals(resumed) == evals(whole)
 
 
 @pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 1000), marks=pytest.mark.slow)])
