@@ -546,7 +546,7 @@ class Node:
         return []
 
     def begin_with(self, params: Tensor) -> None:
-        """Take another node's model before the first share, and forget the outer momentum.
+        """Take another node's model before the first share, and forget the outer momentum and the merges.
 
         Args:
             params: (P,) float32; kept, and never written into.
@@ -556,7 +556,8 @@ class Node:
         self.params = params
         if self._scale is not None:
             self._scale = OwnScale(params)
-        self._momentum = None
+        self._momentum = self._merged = None
+        self._merged_rounds.clear()
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Handle one event.
@@ -827,7 +828,7 @@ class Node:
         newer = {name: f for name, f in self._inbox.items() if event.keep_newer and name[1] >= event.round}
         self._inbox = newer
         self._informed.clear()
-        if self.phase is Phase.WAITING:  # no share without a merge: scores would count the training twice
+        if self._outgoing is not None:  # no share without a merge: scores would count the training twice
             self._merge([], self._context())
         if event.params is not None:
             self.begin_with(event.params)

@@ -13,7 +13,7 @@ from worlds import end, evals, simulator, state_of, trainer
 import jwins as jwins_package
 from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
 from jwins.errors import ConfigError
-from jwins.node import Staleness
+from jwins.node import PeerUp, Rejoin, Staleness, Trained
 from jwins.run.assembly import assemble
 from jwins.sharing import Sharing, choco, closed_loop, full, jwins, moniqua, random_k, stateless
 from jwins.topology import FullyConnected, Regular
@@ -138,7 +138,10 @@ def test_a_run_interrupted_in_its_last_round_ends_as_if_it_had_not_been(tmp_path
     whole = asynchronous(compute=slow()).run()
     reached: list[int] = []
     first = asynchronous(
-        compute=slow(), folder=tmp_path, stop=lambda: 11 in reached, on_progress=lambda p: reached.append(p.round)
+        compute=slow(),
+        folder=tmp_path,
+        stop=lambda: 11 in reached,
+        on_progress=lambda p: reached.append(p.round),
     )
     assert first.run().status == "interrupted"
     resumed = asynchronous(compute=slow(), folder=tmp_path).run(resume=True)
@@ -176,6 +179,19 @@ def test_replicas_agree_under_any_schedule_of_delays(seeds: range) -> None:
                 owner = state_of(driver, peer)
                 if replica.round == owner.shared:
                     assert torch.equal(replica.x_hat, owner.x_hat), (seed, node, peer)
+
+
+@pytest.mark.parametrize("sharing", [full(), choco(0.5, 0.5), jwins()], ids=lambda one: type(one).__name__)
+def test_a_node_that_takes_a_model_over_shares_nothing_of_its_own(sharing: Sharing[Any]) -> None:
+    node = asynchronous(2, sharing=sharing, topology=FullyConnected(2, 1)).groups[0].machine(0)
+    own = node.params
+    node.start(0.0)
+    node.handle(Trained(0, own + 1.0), 1.0)
+    node.handle(Rejoin(5, params=own + 10.0), 2.0)
+    assert torch.equal(node.model, own + 10.0)
+    assert node.handle(PeerUp(1, 5), 2.0) == []
+    node.handle(Trained(5, own + 11.0), 3.0)
+    assert torch.equal(node.params, own + 11.0)
 
 
 def test_a_change_is_weighed_before_it_is_shared() -> None:
