@@ -53,6 +53,10 @@ CASES: dict[str, dict[str, Any]] = {
         "faults": [{"kind": "crash", "node": 1, "round": 2}, {"kind": "rejoin", "node": 1, "round": 4}],
         "run": {"deadline_s": 0.5},
     },
+    "asynchronous": {
+        "compute": {"step_ms": [20.0, 25.0, 25.0, 25.0]},
+        "run": {"mode": "async", "checkpoint_every": 1},
+    },
 }
 
 

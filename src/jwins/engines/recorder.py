@@ -104,9 +104,14 @@ class Recorder:
                 raise DataError("written by another version of this package")
             groups = _merged([checkpoint.read_shard(folder, name, known) for name in saved.shards])
             for node, held in groups.nodes.items():
-                if rounds is not None and held.node.phase == Phase.DONE and held.node.round < rounds:
-                    finished = f"node {node} has finished at round {held.node.round}"
-                    raise DataError(f"{finished}, so it cannot go on to round {rounds}")
+                at, waits = held.node.round, held.node.phase == Phase.WAITING and held.present is not None
+                # In an asynchronous run a node waits in its last round only.
+                if rounds is not None and (
+                    (held.node.phase == Phase.DONE and at < rounds) or (waits and at + 1 < rounds)
+                ):
+                    raise DataError(
+                        f"node {node} has finished at round {at}, so it cannot go on to round {rounds}"
+                    )
             return saved, groups
 
         found: tuple[CheckpointManifest, NodeGroupState] = checkpoint.latest(folder, known, complete)[0]
