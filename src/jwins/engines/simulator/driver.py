@@ -384,11 +384,17 @@ class SimulatedDriver:
 
     def _completed(self, node: int, round: int) -> None:
         """Count a live node that has completed this number of rounds."""
-        self._live_at[self._rounds[node]] -= 1
+        self._leave_round(node)
         self._rounds[node] = round
         self._live_at[round] += 1
         if self.rules.asynchronous:
             self._advance_median()
+
+    def _leave_round(self, node: int) -> None:
+        at = self._rounds[node]
+        self._live_at[at] -= 1
+        if not self._live_at[at]:
+            del self._live_at[at]  # thousands of empty rounds would be summed in each step
 
     def _completion(self, node: int, now: float) -> RoundCompletion:
         return RoundCompletion(now, tuple(self._traffic.sent(node).by_kind().values()))
@@ -441,7 +447,7 @@ class SimulatedDriver:
 
     def _crash(self, node: int, now: float) -> None:
         self._members.down.add(node)
-        self._live_at[self._rounds[node]] -= 1
+        self._leave_round(node)
         self._untrained.pop(node, None)
         self.network.uplinks[node].clear(now)
         for peer in range(self.num_nodes):
@@ -552,7 +558,6 @@ class SimulatedDriver:
         """
         if self.rules.asynchronous:
             return max(self._median, 0)
-        self._live_at = +self._live_at  # without those that are zero
         return min(self._live_at, default=max(self._rounds))
 
     def _check_not_stalled(self) -> None:
