@@ -110,8 +110,9 @@ class Peer:
         folder: for checkpoints, ``log.jsonl`` and ``status.json``; None for that of ``JWINS_FOLDER``, or none.
         metrics_port: port for a status page and ``/metrics``, on loopback; None serves neither.
         listen: host:port to listen on, if it is not the roster's.
-        mode: "async" for an exchange that never waits, the same on all peers: it merges the updates that came
-            since the last exchange into the model that was shared then, and adds the training since.
+        mode: "async" for an exchange that does not wait, the same on all peers: it merges the updates that came
+            since the last exchange into the model that was shared then, and adds the training since. Only the
+            first exchange of a new peer waits for the neighbours' connections, for at most ``timeout_s``.
         max_staleness: with "async", an update is left out if its sender or this peer has completed more than
             this number of rounds since the sender's previous one was merged; the same on all peers.
         transport: a transport that replaces the connections of the roster; for tests.

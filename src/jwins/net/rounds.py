@@ -102,7 +102,9 @@ class Rounds:
         self.times = RoundTimes()
         self.shared = Shared()
         self.merged_at = session.now
-        self.held: int | None = None  # a round that was trained while the node asked for a model
+        self.held: int | None = (
+            None  # a round whose training has ended, and that may begin with a model of others
+        )
 
     def deliver(self, event: Any) -> None:
         """Deliver an event to the node, and carry out its commands."""
@@ -176,7 +178,9 @@ class Rounds:
         self._session.training = False
         if self._session.leaving and round != self._session.node.round:
             return
-        if self._session.node.rules.asynchronous and self._session.joiner is not None:
+        if self._session.node.rules.asynchronous and (
+            self._session.joiner is not None or self._session.waiting.may_be_late
+        ):
             self.held = round
             return
         self.times.trained(self._session.awake)

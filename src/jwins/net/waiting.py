@@ -87,8 +87,19 @@ class Waiting:
             ]
             if 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected)):
                 self._request_model(ahead)
-        if session.joiner is None and (held := session.rounds.take_held()) is not None:
+        if session.joiner is None and not self.may_be_late and (held := session.rounds.take_held()) is not None:
             session.rounds.on_trained(held)
+
+    @property
+    def may_be_late(self) -> bool:
+        """Return whether a node of an asynchronous run has sent nothing, and may find its neighbours far ahead.
+
+        It then waits for their connections, for at most ``timeout_s``.
+        """
+        session = self._session
+        begins = session.fresh and not session.rounds.shared.at and session.awake < session.settings.timeout_s
+        connecting = (session.peers[peer].state is State.CONNECTING for peer in self._expected_neighbours())
+        return begins and any(connecting)
 
     def _request_model(self, ahead: list[int]) -> None:
         session, at = self._session, self._session.node.round
@@ -215,6 +226,9 @@ class Waiting:
         times = list(self.ticks[:1])
         if self._session.joiner is not None:
             times.append(self._session.joiner.wait_until)
+        elif self._session.rounds.held is not None:
+            left_s = self._session.settings.timeout_s - self._session.awake
+            times.append(self._session.now + max(SOON_S, left_s))
         elif self.wait is not None and self._session.end is None:
             left = [self.limit_s(p) - self.waited_s for p in self._session.missing if not self._is_resolved(p)]
             left.append(self.wait.next_notice - self.waited_s)
