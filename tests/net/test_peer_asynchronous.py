@@ -102,6 +102,14 @@ def test_a_peer_from_scratch_takes_a_model_and_does_not_spread_its_own(tmp_path:
         assert float((found - start).min()) > 9.0
 
 
+def test_a_peer_whose_neighbour_is_absent_waits_once_and_counts_no_byte(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    with peers.peer(0, model(), mode="async", timeout_s=0.2) as peer:
+        reports = [peer.exchange() for _ in range(3)]
+    assert [report.round for report in reports] == [0, 1, 2]
+    assert reports[-1].bytes_total == 0
+
+
 def test_wrong_arguments_are_named(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
     with pytest.raises(ConfigError, match=r"mode = 'gossip': expected 'sync' or 'async'"):

@@ -83,8 +83,11 @@ class Outbox:
         """Buffer and send a frame of the node."""
         purpose: Purpose = "keyframe" if command.keyframe else "update"
         for peer in command.in_turn(self._session.node.id):
-            self._session.traffic.count(self._session.node.id, (peer,), command.packed, purpose)
-            self._session.peers[peer].buffer.add(
-                command.round, BufferedFrame(command.packed, purpose), self._session.keeps
-            )
+            known = self._session.peers[peer]
+            # Without timeouts, a peer may be gone for any time. Only the newest frames are sent to it then.
+            counted = known.is_introduced or not self._session.node.rules.asynchronous
+            if counted:
+                self._session.traffic.count(self._session.node.id, (peer,), command.packed, purpose)
+            frame = BufferedFrame(command.packed, purpose, counted=counted)
+            known.buffer.add(command.round, frame, self._session.keeps)
             self.flush(peer)
