@@ -110,6 +110,25 @@ def test_a_peer_whose_neighbour_is_absent_waits_once_and_counts_no_byte(tmp_path
     assert reports[-1].bytes_total == 0
 
 
+def test_a_restarted_peer_is_merged_from_its_first_round_on(tmp_path: Path, wires: Wires) -> None:
+    """Bob runs twice, each time from round 0; alice is 12 rounds further then."""
+    peers = Peers(tmp_path, 2, wires)
+    models = [model(), model()]
+    merged: list[int] = []
+    with peers.peer(0, models[0], mode="async") as alice:
+
+        def lives(rounds: int) -> None:
+            with peers.peer(1, models[1], mode="async") as bob:
+                for _ in range(rounds):
+                    bob.exchange()
+                    until(lambda: bool(alice._driver.group.machine(0).inbox))
+                    merged.append(len(alice.exchange().merged_with))
+
+        lives(12)
+        lives(4)
+    assert merged[12:] == [1] * 4
+
+
 def test_wrong_arguments_are_named(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
     with pytest.raises(ConfigError, match=r"mode = 'gossip': expected 'sync' or 'async'"):

@@ -106,13 +106,15 @@ class Arrivals:
         known.round, known.settled = hello.round, hello.settled
         if hello.resend_from is None:
             known.synced = True
+        rules = self._session.node.rules
         if first:
+            if rules.asynchronous:  # later frames are those of an earlier process, which had come further
+                known.seen = {seen for seen in known.seen if seen[0] < hello.round}
             self._session.log("info", "active", peer=peer, round=hello.round)
             known.present_from = self._session.awake
             known.buffer.retransmit_from(hello.round if hello.resend_from is None else hello.resend_from)
         elif hello.resend_from is not None:
             known.resend_due = hello.resend_from
-        rules = self._session.node.rules
         if hello.round > self._session.node.round + rules.rounds_ahead and not rules.asynchronous:
             known.ahead_from = hello.round  # its later frames are refused as too far ahead
         self._apply_hello(peer, hello)
@@ -201,7 +203,7 @@ class Arrivals:
         if (problem := self._session.node.objection(frame)) is not None:
             self._session.refuse(peer, f"frame of round {frame.round}: {problem}")
         elif self._hand_over(peer, data, is_late=False):
-            oldest = frame.round - MAX_ROUNDS_AHEAD
+            oldest = max(frame.round, known.round) - MAX_ROUNDS_AHEAD
             known.seen = {seen for seen in known.seen if seen[0] >= oldest} | {(frame.round, frame.keyframe)}
             known.settled = known.settled or frame.round > known.round
             known.round = max(known.round, frame.round)
