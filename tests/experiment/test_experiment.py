@@ -97,6 +97,10 @@ WRONG: list[tuple[list[str], str]] = [
         ["train.outer={}", "train.buffers=shared"],
         "train.buffers = 'shared': train.outer would extrapolate statistics in buffers; write \"local\", or",
     ),
+    (
+        ["train.balanced=true", "train.buffers=shared"],
+        "train.buffers = 'shared': train.balanced would extrapolate statistics in buffers; write \"local\", or",
+    ),
     (["train.outer={kind='adam'}"], "train.outer.kind = 'adam': expected \"nesterov\""),
     (
         ["train.outer={}", "train.optimizer={momentum=0.9, quasi_global=0.9}"],

@@ -170,8 +170,8 @@ class Experiment(Settings):
             kind = "demo" if signs else "noloco"
             problem = f'sharing.kind = "{kind}" has an outer step of its own; remove one of both'
             raise refuse("train.outer", train.outer.kind, problem)
-        if (signs or train.outer is not None) and train.buffers == "shared":
-            name = "sharing.lr" if signs else "train.outer"
+        given = {"sharing.lr": signs, "train.outer": train.outer is not None, "train.balanced": train.balanced}
+        if (name := next((name for name in given if given[name]), None)) and train.buffers == "shared":
             problem = f'{name} would extrapolate statistics in buffers; write "local", or remove {name}'
             raise refuse("train.buffers", train.buffers, problem)
 
