@@ -102,6 +102,18 @@ def test_a_peer_from_scratch_takes_a_model_and_does_not_spread_its_own(tmp_path:
         assert float((found - start).min()) > 9.0
 
 
+def test_the_first_share_waits_for_the_neighbour_to_connect(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    with peers.peer(0, model(), mode="async") as alice:
+        first = threading.Thread(target=alice.exchange)
+        first.start()
+        until(lambda: alice._driver.session.rounds.held == 0)
+        assert alice._driver.session.peers[1].buffer.frames == {}
+        with peers.peer(1, model(), mode="async"):
+            first.join(20.0)
+        assert not first.is_alive()
+
+
 def test_a_peer_whose_neighbour_is_absent_waits_once_and_counts_no_byte(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 2, wires)
     with peers.peer(0, model(), mode="async", timeout_s=0.2) as peer:
