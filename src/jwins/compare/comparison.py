@@ -240,7 +240,7 @@ class Comparison(Settings):
         """Refuse variants that their settings alone make incomparable, before anything runs."""
         first = self.variants[0]
         keys = {"wire.codec": "codec", "train.batch_size": "batches", "train.local_steps": "batches"}
-        keys |= {"task.label_noise": "data", "task.feature_shift": "data"}
+        keys |= {"task.label_noise": "data", "task.feature_shift": "data", "train.balanced": "batches"}
         keys |= {"train.local_epochs": "batches", "task.partition": "partition", "nodes.count": "partition"}
         for key, like in keys.items():
             section, _, name = key.partition(".")

@@ -401,16 +401,18 @@ def figure(groups: Sequence[Group], target: Target | None, *, metric: str, title
             _draw_panel(panel, _curves(groups, styles, x_axis, y_axis), limits, x_axis, y_axis, size=9.0)
         panels[1].set_xlabel(f"{SENT.label} (log)")
         panels[0].set_ylabel(y_axis.label)
-        handles, names = panels[0].get_legend_handles_labels()
-        drawn.legend(
-            handles,
-            names,
-            loc="outside upper left",
-            ncols=5,
-            handlelength=3.0,
-            columnspacing=1.8,
-            title=title,
-            title_fontproperties={"size": 12.5, "weight": "bold"},
-            alignment="left",
-        )
+        for columns in range(5, 0, -1):
+            legend = drawn.legend(
+                *panels[0].get_legend_handles_labels(),
+                loc="outside upper left",
+                ncols=columns,
+                handlelength=3.0,
+                columnspacing=1.8,
+                title=title,
+                title_fontproperties={"size": 12.5, "weight": "bold"},
+                alignment="left",
+            )
+            if columns == 1 or legend.get_window_extent().width <= drawn.bbox.width:
+                break
+            legend.remove()
     return drawn
