@@ -11,12 +11,16 @@ import torch
 from worlds import end, evals, simulator, state_of, trainer
 
 import jwins as jwins_package
+from jwins.engines.node_group import Envelope, MessageArrived
 from jwins.engines.simulator import Compute, Faults, Links, SimulatedDriver
+from jwins.engines.simulator.network import SimulatedNetwork
+from jwins.engines.simulator.queue import EventQueue, TransferDone
 from jwins.errors import ConfigError
 from jwins.node import PeerUp, Rejoin, Staleness, Trained
 from jwins.run.assembly import assemble
 from jwins.sharing import Sharing, choco, closed_loop, full, jwins, moniqua, random_k, stateless
 from jwins.topology import FullyConnected, Regular
+from jwins.wire.frame import Packed
 
 SHARED: dict[str, Sharing[Any]] = {
     "full": full(),
@@ -179,6 +183,22 @@ def test_replicas_agree_under_any_schedule_of_delays(seeds: range) -> None:
                 owner = state_of(driver, peer)
                 if replica.round == owner.shared:
                     assert torch.equal(replica.x_hat, owner.x_hat), (seed, node, peer)
+
+
+def test_a_short_frame_does_not_overtake_a_long_one_to_the_same_receiver() -> None:
+    queue = EventQueue()
+    network = SimulatedNetwork(Links(1.0, latency_ms=1.0), 3, queue, in_order=True)
+    for number, (size, to) in enumerate([(1000, 1), (10, 1), (10, 2)]):
+        network.send(0.001 * number, Envelope(number, 0, Packed(bytes(size), 0, 0)), (to,), {})
+    arrived = []
+    while queue:
+        for at, item in queue.pop_window(0.0):
+            if isinstance(item, TransferDone):
+                network.advance(item, at)
+            else:
+                assert isinstance(item.event, MessageArrived)
+                arrived.append(item.event.envelope.number)
+    assert arrived == [2, 0, 1]
 
 
 @pytest.mark.parametrize("sharing", [full(), choco(0.5, 0.5), jwins()], ids=lambda one: type(one).__name__)

@@ -225,7 +225,7 @@ class SimulatedDriver:
         self.window_s = self._lookahead()
         self._now = 0.0
         self._queue = EventQueue()
-        self.network = SimulatedNetwork(self._links, n, self._queue)
+        self.network = SimulatedNetwork(self._links, n, self._queue, in_order=rules.asynchronous)
         self._traffic = TrafficCounter()
         self._envelopes = 0
         self._members = Members(n)

@@ -56,6 +56,7 @@ class SimulatedUplink:
     Attributes:
         rate: bits per second.
         in_turn: whether one transfer at a time gets the whole rate.
+        in_order: whether transfers to one receiver follow each other, as on a connection.
         time: time of ``served``, in seconds on the clock.
         served: bits so far, as above.
         version: increases whenever transfers begin or end, so that an outdated :class:`TransferDone` is
@@ -66,6 +67,7 @@ class SimulatedUplink:
 
     rate: float
     in_turn: bool = False
+    in_order: bool = False
     time: float = 0.0
     served: float = 0.0
     version: int = 0
@@ -75,10 +77,8 @@ class SimulatedUplink:
     def add(self, now: float, bits: int, to: int, envelope: Envelope, extra_s: float, dropped: bool) -> None:
         """Begin a transfer of ``bits``."""
         self._advance(now)
-        start = (
-            max((finish for finish, _, _ in self.flows), default=self.served) if self.in_turn else self.served
-        )
-        flow = Flow(start + bits, self.orders, to, envelope, extra_s, dropped)
+        before = (f for f, _, flow in self.flows if self.in_turn or (self.in_order and flow.to == to))
+        flow = Flow(max(before, default=self.served) + bits, self.orders, to, envelope, extra_s, dropped)
         heapq.heappush(self.flows, (flow.finish, flow.order, flow))
         self.orders += 1
         self.version += 1
@@ -122,6 +122,8 @@ class SimulatedUplink:
 
     @property
     def _sharers(self) -> int:
+        if self.in_order and not self.in_turn:
+            return len({flow.to for _, _, flow in self.flows})
         return 1 if self.in_turn else len(self.flows)
 
 
@@ -132,11 +134,12 @@ class SimulatedNetwork:
         links: rates and latency.
         num_nodes: N.
         queue: queue for arrivals.
+        in_order: as of :class:`SimulatedUplink`, for nodes that share before their last frame has left.
     """
 
-    def __init__(self, links: Links, num_nodes: int, queue: EventQueue) -> None:
+    def __init__(self, links: Links, num_nodes: int, queue: EventQueue, *, in_order: bool = False) -> None:
         in_turn = links.sending == "in_turn"
-        self.uplinks = [SimulatedUplink(links.bits_per_s(node), in_turn) for node in range(num_nodes)]
+        self.uplinks = [SimulatedUplink(links.bits_per_s(node), in_turn, in_order) for node in range(num_nodes)]
         self._latency_s = links.latency_ms * 1e-3
         self._queue = queue
 
