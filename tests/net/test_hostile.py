@@ -21,7 +21,7 @@ from jwins.net.bootstrap import PROVIDE_EVERY, pack_state, state_wire
 from jwins.net.handshake import Handshake
 from jwins.net.peer_session import State
 from jwins.net.session import Session, SessionSettings
-from jwins.node import FREE_FRAMES, Node, Rules
+from jwins.node import FREE_FRAMES, MAX_ROUNDS_AHEAD, Node, Rules, Staleness
 from jwins.sharing import full
 from jwins.sharing.own_scale import OwnScale
 from jwins.sharing.update import Sampled, Update
@@ -35,11 +35,19 @@ HOSTILE, HONEST = 2, 1
 class Scene:
     """Node 0 with its session; the others are whatever a test says."""
 
-    def __init__(self, *, dim: int = DIM, ring: int = 0, rounds: int = ENDLESS, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int = DIM,
+        ring: int = 0,
+        rounds: int = ENDLESS,
+        staleness: Staleness | None = None,
+        **settings: Any,
+    ) -> None:
         self.dim, self.now = dim, 0.0
         self.wire = Wire(codec("raw"), b"testtest", dim)
         topology = Ring(num_nodes=ring, seed=1) if ring else FullyConnected(num_nodes=3, seed=1)
-        rules = Rules(full(), self.wire, topology, rounds, 1, checkpoint_every=1)
+        rules = Rules(full(), self.wire, topology, rounds, 1, checkpoint_every=1, staleness=staleness)
         self.node = Node(0, torch.zeros(dim), rules.among_strangers(1e6, changing=False))
         handshake = Handshake(dim, "raw", b"x0")
         self.session = Session(
@@ -161,6 +169,20 @@ def test_in_one_round_few_frames_of_a_sender_are_decoded(monkeypatch: pytest.Mon
         scene.frame(HOSTILE, 0, float("nan"))
     assert decoded == scene.node.rules.inbox_frames + FREE_FRAMES < 10
     assert scene.session.peers[HOSTILE].refused == 200
+
+
+def test_a_node_that_does_not_wait_keeps_little_of_a_member_that_sends_any_rounds() -> None:
+    scene = Scene(staleness=Staleness(16))
+    scene.connect(HOSTILE)
+    scene.connect(HONEST)
+    for at in (ENDLESS - 1, *range(1000, 0, -1)):
+        scene.frame(HOSTILE, at)
+        if at % 50 == 0:
+            scene.feed(ev.TrainingDone(scene.node.round))
+    assert scene.node.round == 20
+    assert len(scene.node.inbox) <= 1, "its frames are joined"
+    assert len(scene.session.peers[HOSTILE].seen) <= MAX_ROUNDS_AHEAD + 2
+    assert scene.session.joiner is None, "one of two neighbours made the node ask for a model"
 
 
 @pytest.mark.parametrize(
