@@ -523,6 +523,7 @@ class Node:
         self.state: Any
         self._scale: OwnScale | None
         self._momentum: Tensor | None
+        self._merged: Tensor | None
         self.restore(NodeState(Phase.NEW.value, 0, params, call_init(rules.sharing, params)))
 
     # --- Driving ------------------------------------------------------------------------------------------
