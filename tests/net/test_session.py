@@ -192,6 +192,11 @@ def test_back_from_before_a_change_of_the_graph_a_node_asks_its_neighbours_of_to
     assert not events(world, 2, "no model")
 
 
+@pytest.mark.parametrize("tenths", range(0, 40, 4))
+def test_a_full_queue_for_half_a_second_loses_nothing(tenths: int) -> None:
+    play(with_faults(THREE, Fault(tenths / 10, "slow", 0, seconds=0.5, how="with a full queue")))
+
+
 @pytest.mark.parametrize("commands", range(1, 6))
 def test_killed_after_any_command_a_node_goes_on_from_its_checkpoint(commands: int) -> None:
     play(with_faults(THREE, Fault(4.0, "kill", 0, other=commands, seconds=1.0, how="newest")))

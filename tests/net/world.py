@@ -1133,7 +1133,9 @@ def _check_calm(world: World) -> None:
         skipped = process.session.skipped_rounds
         if kinds == {"hostile"} and world.schedule.nodes > 2:
             (how,) = world.hostile.values()
-            if skipped and how != "silent" and (how != "no frames" or alike):  # these make their neighbours wait
+            if (
+                skipped and how != "silent" and (how != "no frames" or alike)
+            ):  # these make their neighbours wait
                 raise ViolationError(f"node {node} left out {skipped} rounds")
             _check_pace(world, node, process)
         if calm:
