@@ -88,3 +88,9 @@ def test_a_run_takes_the_time_of_its_slowest_node(key: str, tmp_path: Path) -> N
     again = jwins.simulate(jwins.load(tmp_path / "config.toml", [f"run.folder={tmp_path}"]), resume=True)
     assert again.was_complete
     assert again.experiment.train.batching == "loop"
+
+
+@pytest.mark.parametrize("setting", ["train.balanced=true", "train.local_steps=[2, 2, 2, 2]"])
+def test_settings_that_give_all_nodes_the_same_steps_are_no_error(setting: str, tmp_path: Path) -> None:
+    tables = ["nodes.count=4", "topology={kind='ring'}", "run.rounds=1", f"run.folder={tmp_path}", setting]
+    assert jwins.simulate(jwins.load("digits", tables)).status == "finished"

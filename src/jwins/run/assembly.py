@@ -233,6 +233,8 @@ def build_trainer(
     run, train = experiment.run, experiment.train
     optimizer = train.optimizer
     steps = local_steps(experiment, partition)
+    # The settings allow different numbers, and refuse "stacked", even if all turn out to be equal.
+    by_chance = train.batching == "auto" and train.uneven and len(set(steps)) == 1
     held = {node: partition[node] for node in (range(len(partition)) if nodes is None else nodes)}
     local_task, held = with_local_data(task, held, local_changes(experiment, task))
     return Trainer(
@@ -252,7 +254,7 @@ def build_trainer(
             train.schedule.build(run.rounds * max(steps)),
         ),
         buffers=train.buffers,
-        batching=train.batching,
+        batching="loop" if by_chance else train.batching,
         device=run.device,
         threads=_threads(experiment),
         chunk=chunk,
