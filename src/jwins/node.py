@@ -798,9 +798,7 @@ class Node:
     def _on_keyframe_requested(self, event: KeyframeRequested, now: float) -> list[Command]:
         replica_round, answered = event.replica_round, self._answered.get(event.peer, 0)
         if replica_round is not None and self.rules.asynchronous:
-            if (
-                replica_round < answered
-            ):  # the answer may be under way or lost; a keyframe is right in both cases
+            if replica_round < answered:  # the answer is under way or lost; a keyframe helps in both cases
                 replica_round = None
         elif replica_round is not None and event.round < answered:
             return []  # the requested frame is under way already

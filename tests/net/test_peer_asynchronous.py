@@ -54,7 +54,7 @@ def test_a_peer_that_stands_still_delays_nobody_and_is_merged_later(
     assert 0.3 < float((flat(models[2]) - start).mean()) < 1.3
 
 
-def test_synchronous_and_asynchronous_peers_are_told_the_difference(tmp_path: Path) -> None:
+def test_synchronous_and_asynchronous_peers_name_the_difference(tmp_path: Path) -> None:
     peers = Peers(tmp_path, 2, None)
     models = [model() for _ in range(2)]
     open_peers = [peers.peer(rank, models[rank], mode=("sync", "async")[rank]) for rank in range(2)]

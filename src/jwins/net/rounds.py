@@ -203,9 +203,8 @@ class Rounds:
         for peer in merged_with:
             known = self._session.peers[peer]
             known.merged_in, known.skipped_until = round, 0
-            if (
-                rules.asynchronous or known.round <= round + self._session.keeps
-            ):  # not if the peer is far beyond its frame
+            # A synchronous peer that is far beyond its frame shows that this node is behind.
+            if rules.asynchronous or known.round <= round + self._session.keeps:
                 self._session.settled, self._session.fresh, self.merged_at = True, False, self._session.now
         silent = not rules.asynchronous or self._session.now > self.merged_at + self._session.settings.timeout_s
         if neighbours and not merged_with and silent:

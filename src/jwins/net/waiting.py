@@ -75,7 +75,7 @@ class Waiting:
         session, staleness = self._session, self._session.node.rules.staleness
         if session.end is not None or session.leaving or staleness is None:
             return
-        oldest = session.node.round + staleness.largest
+        near = session.node.round + staleness.largest
         if session.fresh and session.joiner is None:
             expected = self._expected_neighbours()
             ahead = [
@@ -83,7 +83,7 @@ class Waiting:
                 for peer in expected
                 if session.peers[peer].is_introduced
                 and session.peers[peer].settled
-                and session.peers[peer].round > oldest
+                and session.peers[peer].round > near
             ]
             if 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected)):
                 self._request_model(ahead)
