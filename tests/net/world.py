@@ -968,7 +968,7 @@ def _check_buffers(world: World, node: int, process: Process) -> None:
     most, inbox = world.rules.inbox_frames, process.toy.node.inbox
     if early := [at for _, at in inbox if at > process.toy.round]:
         raise ViolationError(f"node {node} decoded frames of rounds {early} before their time")
-    if len(inbox) > most and max(by_sender := Counter(sender for sender, _ in inbox).values()) > most:
+    if len(inbox) > most and max((by_sender := Counter(sender for sender, _ in inbox)).values()) > most:
         raise ViolationError(f"node {node} keeps {by_sender} frames")
     for peer in process.rosters[-1].departed - {node}:
         known = process.session.peers[peer]
