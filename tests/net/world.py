@@ -1067,6 +1067,10 @@ def check_refusal(world: World, node: int, fields: Mapping[str, Any]) -> None:
     """Of a member that keeps to the rules only frames of other rounds, and repeated ones, are refused."""
     peer, reason = fields["peer"], fields["reason"]
     strange = {node, peer} & {*world.hostile, *world.misfits}
+    if "may not have" in reason and world.changes and peer not in world.since:
+        return  # it was far behind, and asks a neighbour of a former graph
+    if "from experiment" in reason and any(event == "requesting state" for _, event, _ in world.reports[node]):
+        return  # a second model, which comes when the node has one already
     if not strange and not world.said[peer] and not any(usual in reason for usual in USUAL_REFUSALS):
         raise ViolationError(f"node {node} refused what node {peer} sent: {reason}")
 
