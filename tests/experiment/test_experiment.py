@@ -245,7 +245,8 @@ WRONG: list[tuple[list[str], str]] = [
     ),
     (
         ["train.local_epochs=1.0", "train.schedule={kind='cosine'}"],
-        "train.schedule.kind = 'cosine': needs the same number of local steps at all nodes",
+        "train.schedule.kind = 'cosine': needs the same number of local steps at all nodes: one number of "
+        "train.local_steps, without train.local_epochs and train.balanced",
     ),
     (
         ["train.balanced=true", "train.local_epochs=1.0"],

@@ -149,7 +149,10 @@ class Experiment(Settings):
             problem = f"{len(each)} numbers for {self.nodes.count} nodes; write one per node, or one"
             raise refuse("train.local_steps", list(each), problem)
         if train.uneven and (schedule.kind != "constant" or schedule.warmup_steps):
-            problem = "needs the same number of local steps at all nodes; use one number"
+            problem = (
+                "needs the same number of local steps at all nodes: one number of train.local_steps, without "
+                "train.local_epochs and train.balanced"
+            )
             raise refuse("train.schedule.kind", schedule.kind, problem)
         steps = self.run.rounds * (max(each) if isinstance(each, tuple) else each)
         if schedule.warmup_steps >= steps:
