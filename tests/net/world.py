@@ -892,7 +892,8 @@ def play_fault(world: World, fault: Fault) -> None:
         case "second_key" if process is not None and not process.failed:
             world.feed(node, ev.KeyUsedElsewhere(other, "at another address"))
             told = any(event == "key in use" for _, event, _ in world.reports[node])
-            if world.now >= process.paused_until and not told:
+            lives = world.processes[node] is process  # it may have been killed between two commands
+            if lives and world.now >= process.paused_until and not told:
                 raise ViolationError(f"node {node} did not report that its key is in use")
         case "join" | "leave" | "new_certificate":
             _change_members(world, fault)
