@@ -1121,7 +1121,7 @@ def _is_excused(world: World, node: int, at: int, peer: int, reason: str) -> boo
         case State.INCOMPATIBLE:
             return misfit
         case State.REMOVED:
-            return peer in process.rosters[-1].departed
+            return peer in world.files[node].departed  # also if the node was removed with it
     return False
 
 
