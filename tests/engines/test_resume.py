@@ -126,7 +126,7 @@ CASES: dict[str, dict[str, Any]] = {
     "asynchronous": {
         "sharing": full(),
         "staleness": Staleness(16),
-        "compute": Compute((10.0, 10.0, 10.0, 50.0)),
+        "compute": Compute(10.0, spread=1.0),
         "train": {"task": Lines(batch_norm=True), "buffers": "shared"},
     },
     "asynchronous-faults": {
