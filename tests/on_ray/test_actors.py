@@ -75,6 +75,12 @@ CASES: dict[str, dict[str, Any]] = {
     "stacked": {"train": {"local_steps": 1, "batching": "stacked"}, "nodes": {"count": 150}},
     "stopped": {"run": {"stop": {"metric": "loss", "target": 2.28}, "eval_every": 1, "rounds": 30}},
     "uneven-steps": {"train": {"local_steps": (1, 2, 3, 2) * 4}},
+    "asynchronous": {
+        "compute": {"step_ms": 5.0, "spread": 1.0},
+        "train": {"balanced": True, "batching": "loop"},
+        "faults": [{"kind": "crash", "node": 1, "round": 2}, {"kind": "rejoin", "node": 1, "round": 4}],
+        "run": {"mode": "async"},
+    },
     "participation": {"nodes": {"count": 16, "participation": 0.5}, "sharing": CHOCO},
     "attackers": {
         "sharing": {"kind": "full", "robust": {"kind": "median"}},
