@@ -125,9 +125,7 @@ class Beer(OnReplicas[BeerState]):
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=state.x_hat)
         merged, tracker = params.clone(), state.tracker
         if followed.received_weights and tracker is not None:
-            mixed = torch.zeros_like(state.x_hat)
-            for j, weight in followed.received_weights.items():
-                mixed.add_(followed.replicas[j].x_hat - state.x_hat, alpha=self.gamma * weight)
+            mixed = followed.pull(state.x_hat, self.gamma)
             merged += (tracker - (params - state.start)) + mixed[: len(params)]
             tracker = tracker + mixed[len(params) :]
         return merged, replace(

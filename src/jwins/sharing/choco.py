@@ -97,11 +97,8 @@ class Choco(OnReplicas[ChocoState]):
     ) -> tuple[Tensor, ChocoState]:
         """Update the replicas, then take one gossip step with those whose update arrived in this round."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=params)
-        change = torch.zeros_like(params)
-        for j, weight in followed.received_weights.items():
-            change.add_(followed.replicas[j].x_hat - state.x_hat, alpha=weight)
         return (
-            params + self.gamma * change,
+            params + self.gamma * followed.pull(state.x_hat),
             replace(state, replicas=followed.replicas, stale_peers=followed.stale_peers),
         )
 

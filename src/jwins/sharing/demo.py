@@ -236,9 +236,7 @@ class Demo(_OfBlocks[DemoState], OnReplicas[DemoState]):
     ) -> tuple[Tensor, DemoState]:
         """Update the replicas, and move the model to the replica and the pull of those that arrived."""
         followed = follow(state.replicas, state.stale_peers, received, ctx.weights, like=params)
-        pull = torch.zeros_like(params)
-        for j, weight in followed.received_weights.items():
-            pull.add_(followed.replicas[j].x_hat - state.x_hat, alpha=weight)
+        pull = followed.pull(state.x_hat)
         merged = params.clone()
         if followed.received_weights:
             merged = state.origin + self.dct(params).inverse(state.x_hat + pull)

@@ -54,6 +54,18 @@ class Followed:
     stale_peers: frozenset[int]
     received_weights: Mapping[int, float] = field(default_factory=dict)
 
+    def pull(self, x_hat: Tensor, gamma: float = 1.0) -> Tensor:
+        """Return ``sum_j gamma W_ij (x_hat_j - x_hat)`` over those neighbours.
+
+        Args:
+            x_hat: (C,) float32, this node's own replica.
+            gamma: factor on the weights.
+        """
+        change = torch.zeros_like(x_hat)
+        for j, weight in self.received_weights.items():
+            change.add_(self.replicas[j].x_hat - x_hat, alpha=gamma * weight)
+        return change
+
 
 class OnReplicas(Sharing[S]):
     """Base of the algorithms whose neighbours keep replicas of each other.
