@@ -234,8 +234,8 @@ BUGS = (
     Bug(
         "session: one witness is enough",
         "net/waiting.py",
-        "if 2 * len(ahead) <= len(expected) or len(ahead) < min(2, len(expected)):",
-        "if not ahead:",
+        "return 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected))",
+        "return bool(ahead)",
     ),
     Bug(
         "session: any round is believed",

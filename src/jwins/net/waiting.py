@@ -32,6 +32,11 @@ class Wait:
     next_notice: float = FIRST_NOTICE_S
 
 
+def _is_quorum(ahead: list[int], expected: list[int]) -> bool:
+    """Return whether most of the expected neighbours are ahead, and two at least unless there is only one."""
+    return 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected))
+
+
 class Waiting:
     """Supervisor of a session's timeouts."""
 
@@ -85,7 +90,7 @@ class Waiting:
                 and session.peers[peer].settled
                 and session.peers[peer].round > near
             ]
-            if 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected)):
+            if _is_quorum(ahead, expected):
                 self._request_model(ahead)
         if session.joiner is None and not self.may_be_late and (held := session.rounds.take_held()) is not None:
             session.rounds.on_trained(held)
@@ -183,7 +188,7 @@ class Waiting:
         ahead = [
             peer for peer in expected if peer in missing and self._is_ahead(peer) and self._is_witness(peer)
         ]
-        if 2 * len(ahead) <= len(expected) or len(ahead) < min(2, len(expected)):
+        if not _is_quorum(ahead, expected):
             return False
         target = statistics.median_low(self._session.peers[peer].round for peer in ahead)
         target = min(target, self._session.node.rules.rounds - 1)
