@@ -111,6 +111,20 @@ def test_what_was_taken_up_is_known_after_a_restart(tmp_path: Path) -> None:
     ]
 
 
+def restarted(folder: Path, roster: Roster) -> Membership:
+    """Alice's membership after a restart, of three members at most."""
+    return Membership(
+        folder / "roster.toml",
+        roster,
+        0,
+        folder / "alice.key",
+        num_nodes=3,
+        build=lambda count: FullyConnected(num_nodes=count),
+        folder=folder / "rosters",
+        journal=Journal("alice"),
+    )
+
+
 def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
     """The roster was kept at once; that somebody is gone would have been in the next checkpoint."""
     roster = roster_of(tmp_path, 3)
@@ -118,16 +132,7 @@ def test_after_a_restart_those_who_left_are_lost_once(tmp_path: Path) -> None:
     write_roster(left, tmp_path / "roster.toml")
     for kept in (roster, left):
         keep_roster(kept, kept.from_round, tmp_path / "rosters")
-    again = Membership(
-        tmp_path / "roster.toml",
-        left,
-        0,
-        tmp_path / "alice.key",
-        num_nodes=3,
-        build=lambda count: FullyConnected(num_nodes=count),
-        folder=tmp_path / "rosters",
-        journal=Journal("alice"),
-    )
+    again = restarted(tmp_path, left)
     assert set(again.topology.at(9).senders[0]) == {1, 2}
     assert again.look(5) == Change(1, 10, frozenset(), frozenset({1}))
     again._look_at = 0.0
@@ -141,16 +146,7 @@ def test_after_a_restart_those_who_joined_may_still_ask_for_a_model(tmp_path: Pa
     write_roster(joined, tmp_path / "roster.toml")
     for kept, from_round in ((roster, 0), (joined, 12)):
         keep_roster(kept, from_round, tmp_path / "rosters")
-    again = Membership(
-        tmp_path / "roster.toml",
-        joined,
-        0,
-        tmp_path / "alice.key",
-        num_nodes=3,
-        build=lambda count: FullyConnected(num_nodes=count),
-        folder=tmp_path / "rosters",
-        journal=Journal("alice"),
-    )
+    again = restarted(tmp_path, joined)
     assert again.look(5) == Change(1, 10, frozenset({2}), frozenset())
     again._look_at = 0.0
     assert again.look(6) is None
