@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import doctest
+import functools
 import itertools
 import os
 import re
@@ -46,6 +47,7 @@ class Block:
     file: str = ""
 
 
+@functools.cache
 def blocks_of(page: Path) -> list[Block]:
     """All blocks of a page in order."""
     found = []

@@ -332,6 +332,7 @@ def test_bad_frames_are_refused_and_counted_and_never_end_a_run(attack: Any, wir
     wires.join(End(wires, 0))
     hostile.run()
     hostile.hello()
+    hostile.hello(to=2)
     attack(hostile)
     outcomes = hostile.running.join_all()
     assert outcomes[1].status == outcomes[2].status == "finished"
@@ -347,6 +348,7 @@ def test_refused_frames_do_not_readmit_a_suspect_peer(wires: Wires) -> None:
     wires.fate = lambda sender, receiver, data: 0.01  # so that the run is under way when the frame arrives
     hostile.run()
     hostile.hello()
+    hostile.hello(to=2)
     victim = hostile.drivers[0]
     hostile.running.wait_until(lambda: not victim.peers[0].is_awaited, "it is suspect")
     hostile.say(hostile.frame(victim.round + 20, float("nan")))
@@ -362,6 +364,7 @@ def test_repeated_hellos_are_readmitted_at_growing_intervals(wires: Wires) -> No
     wires.join(End(wires, 0))
     hostile.run()
     hostile.hello()
+    hostile.hello(to=2)
     victim = hostile.drivers[0]
     known = victim.peers[0]
     said_in: set[int] = set()

@@ -394,8 +394,9 @@ def test_a_joiner_begins_with_the_model_and_the_round_of_a_member_that_it_names(
 
 
 def test_eight_joiners_at_once_change_their_provider_when_it_dies_half_way(
-    tmp_path: Path, wires: Wires
+    tmp_path: Path, wires: Wires, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("jwins.net.bootstrap.AWAY_S", 0.3)  # the others need not wait long for the dead one
     peers = Peers(tmp_path, 10, wires)
     models = [model(seed=0 if rank < 2 else 7) for rank in range(10)]
     first = [peers.peer(rank, models[rank], timeout_s=0.1) for rank in (0, 1)]

@@ -81,7 +81,8 @@ def test_a_peer_from_scratch_takes_a_model_and_does_not_spread_its_own(tmp_path:
     def loop(rank: int) -> Any:
         if rank == 2:
             until(lambda: all(float((flat(one) - start).mean()) >= 10.0 for one in models[:2]))
-        with peers.peer(rank, models[rank], mode="async", max_staleness=4) as peer:
+        timeout_s = 20.0 if rank == 2 else 0.5  # the first share waits so long for carol
+        with peers.peer(rank, models[rank], mode="async", max_staleness=4, timeout_s=timeout_s) as peer:
             if rank == 2:
                 report = peer.exchange()
                 joined.set()

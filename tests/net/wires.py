@@ -43,7 +43,7 @@ class Wires:
         self._ends: dict[int, End] = {}
         self._cut: set[frozenset[int]] = set()
         self._lock = threading.RLock()
-        self._due: list[tuple[float, int, int, int, bytes]] = []
+        self._due: list[tuple[float, int, int, int, LinkEvent]] = []
         self._order = itertools.count()
         self._changed = threading.Condition(self._lock)
         self._open = True
@@ -61,12 +61,18 @@ class Wires:
             self._ends[end.node] = end
 
     def leave(self, end: End) -> None:
+        """Close the connections of a node; unless it was killed, after its messages that are under way."""
         with self._lock:
             if self._ends.get(end.node) is not end:
                 return
             del self._ends[end.node]
             for other, there in self._ends.items():
-                if frozenset({other, end.node}) not in self._cut:
+                if frozenset({other, end.node}) in self._cut:
+                    continue
+                last = [at for at, _, *pair, _ in self._due if pair == [end.node, other]]
+                if last and not end.killed:
+                    self._put_later(max(last), end.node, other, Disconnected(end.node, "closed"))
+                else:
                     there.events.put(Disconnected(end.node, "closed"))
 
     def cut(self, pairs: Iterable[tuple[int, int]]) -> None:
@@ -95,10 +101,12 @@ class Wires:
             if after is not None and after <= 0.0:
                 self._ends[receiver].events.put(MessageReceived(sender, data))
             elif after is not None:
-                entry = (time.monotonic() + after, next(self._order), sender, receiver, data)
-                heapq.heappush(self._due, entry)
-                self._changed.notify()
+                self._put_later(time.monotonic() + after, sender, receiver, MessageReceived(sender, data))
             return True
+
+    def _put_later(self, at: float, sender: int, receiver: int, event: LinkEvent) -> None:
+        heapq.heappush(self._due, (at, next(self._order), sender, receiver, event))
+        self._changed.notify()
 
     def inject(self, sender: int, receiver: int, data: bytes) -> None:
         """Bytes that ``sender`` did not say, over its connection."""
@@ -116,9 +124,10 @@ class Wires:
             while self._open:
                 now = time.monotonic()
                 while self._due and self._due[0][0] <= now:
-                    _, _, sender, receiver, data = heapq.heappop(self._due)
-                    if receiver in self._ends:
-                        self._ends[receiver].events.put(MessageReceived(sender, data))
+                    _, _, sender, receiver, event = heapq.heappop(self._due)
+                    again = isinstance(event, Disconnected) and sender in self._ends
+                    if receiver in self._ends and not again:
+                        self._ends[receiver].events.put(event)
                 self._changed.wait(max(0.0, self._due[0][0] - time.monotonic()) if self._due else None)
 
 
