@@ -226,6 +226,9 @@ def test_replicas_recover_from_random_loss(name: str, seed: int) -> None:
         assert not state_of(sim, node).stale_peers
         assert set(state_of(sim, node).replicas) == set(sim.rules.topology.at(0).senders[node])
     check_replicas(sim)
+    of_all = [(j, replica) for node in range(6) for j, replica in state_of(sim, node).replicas.items()]
+    newest = {(j, id(replica.x_hat)) for j, replica in of_all if replica.round == 19}
+    assert len(newest) == len({j for j, _ in newest}), "all receivers of a node hold one replica of it"
 
 
 def test_choco_on_dynamic_graphs_pays_for_keys() -> None:

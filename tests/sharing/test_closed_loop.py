@@ -109,3 +109,29 @@ def test_the_history_takes_memory_for_nonzero_symbols_and_leads_to_the_same_repl
         assert missed is not None
         assert torch.equal(loop.grid.advanced(replicas[base], missed), state.x_hat)
     assert loop.delta_since(state, 1, context) is None
+
+
+def test_receivers_with_equal_replicas_hold_one_and_a_drifted_one_is_noticed() -> None:
+    """Equal is by bits: replicas that a checkpoint restored apart become one again."""
+    loop = closed_loop(STEP, wavelet=None)
+    sender = loop.init(torch.zeros(100))
+    receivers = [loop.init(torch.zeros(100)) for _ in range(3)]
+    for number in range(3):
+        context = RoundContext(seed=1, node=0, round=number, weights={1: 0.25, 2: 0.25, 3: 0.25})
+        update, sender = loop.share(sender, torch.linspace(-1.0, 1.0, 100) * (number + 1), context)
+        _, sender = loop.merge(sender, torch.zeros(100), [], context)
+        if number == 2:
+            known = [state.replicas[0] for state in receivers]
+            restored, drifted = known[1].x_hat.clone(), known[2].x_hat.clone()
+            drifted[7] += 1
+            for at, x_hat in enumerate((known[0].x_hat, restored, drifted)):
+                receivers[at] = replace(receivers[at], replicas={0: replace(known[at], x_hat=x_hat)})
+        for at, state in enumerate(receivers):
+            of_receiver = RoundContext(seed=1, node=at + 1, round=number, weights={0: 0.25})
+            receivers[at] = loop.merge(
+                state, torch.zeros(100), [Received(0, number, 0.25, update)], of_receiver
+            )[1]
+    one, other, wrong = receivers
+    assert one.replicas[0].x_hat is other.replicas[0].x_hat
+    assert torch.equal(one.replicas[0].x_hat, sender.x_hat)
+    assert [loop.stale_peers(state) for state in (one, other, wrong)] == [frozenset(), frozenset(), {0}]

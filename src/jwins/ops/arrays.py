@@ -41,4 +41,6 @@ def kernels_pay(vector: Tensor) -> bool:
 
 def array(tensor: Tensor) -> npt.NDArray[Any]:
     """Return the contiguous memory of a tensor on the CPU; copy it only if it is not contiguous."""
-    return tensor.detach().contiguous().numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return (tensor if tensor.is_contiguous() else tensor.contiguous()).numpy()

@@ -30,8 +30,9 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
     """Return the bytes that the largest of some runs may take, estimated rather too high.
 
     It counts the data twice, and for each node the vectors of training, of momenta (two per parameter for all
-    optimizers but plain SGD, and copies of them for a checkpoint) and of an exchange. One decoded update per
-    node is enough, because it serves all neighbours here. Actors also send their state for a checkpoint.
+    optimizers but plain SGD, and copies of them for a checkpoint) and of an exchange. One decoded update and
+    one replica per node are enough, because they serve all neighbours in a process. Actors also send their
+    state for a checkpoint.
 
     Args:
         experiments: experiments of the runs.
@@ -40,6 +41,8 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
     Raises:
         DataError: a task's data are missing.
     """
+    from jwins.sharing.replicas import OnReplicas
+
     tasks: dict[str, tuple[float, int]] = {}
     largest = 0.0
     for experiment in experiments:
@@ -57,7 +60,8 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
         sharing = build_sharing(experiment)
         exchange = ExchangeMemory.of(sharing, dim, 1)
         peak = exchange.peak_bytes
-        if sharing.remembers_peers:  # a graph of many nodes takes long to draw
+        one_replica = actors == 1 and isinstance(sharing, OnReplicas)
+        if sharing.remembers_peers and not one_replica:  # a graph of many nodes takes long to draw
             exchange = exchange_of(experiment, dim)
         steady = exchange.steady_bytes * (1 if actors == 1 else 2)
         nodes = -(-experiment.nodes.count // actors)

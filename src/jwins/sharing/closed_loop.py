@@ -151,21 +151,22 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         self, state: ClosedLoopState, params: Tensor, ctx: RoundContext
     ) -> tuple[Update, ClosedLoopState]:
         """Quantize the difference between the model and the replica that neighbours hold."""
+        grid = self.grid
         coefficients = self._forward(params - state.origin)
-        wanted, largest = error(coefficients, state.x_hat, self.grid.unit)
+        wanted, largest = error(coefficients, state.x_hat, grid.unit)
         subbands = self._subbands(len(params))
         pace = self.rule.next(state.pace, params - state.start, wanted, subbands, ctx)
         multiple, width = self._multiple(state.multiple, pace.step)
-        step = self.grid.unit * multiple
+        step = grid.unit * multiple
         threshold = max(self.dead_zone * width, 0.5 * step)
         symbols, x_hat, unsent = stepped_(
-            wanted, coefficients, state.x_hat, self.grid.unit, threshold, LIMIT // multiple, multiple
+            wanted, coefficients, state.x_hat, grid.unit, threshold, LIMIT // multiple, multiple
         )
-        if largest > self.grid.unit * (LIMIT - 2 * multiple):
+        if largest > grid.unit * (LIMIT - 2 * multiple):
             room = (LIMIT - state.x_hat) // multiple, -((LIMIT + state.x_hat) // multiple)
             symbols = torch.minimum(torch.maximum(symbols, room[1]), room[0])
             x_hat = torch.add(state.x_hat, symbols, alpha=multiple)
-            unsent = error(coefficients, x_hat, self.grid.unit)[0]
+            unsent = error(coefficients, x_hat, grid.unit)[0]
         increments = state.increments
         if state.shared is not None and self.history:
             latest = sorted(increments)[-(self.history - 1) :] if self.history > 1 else []
@@ -173,7 +174,7 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         update = Update(
             len(x_hat),
             None,
-            self.grid.of_symbols(symbols, multiple, subbands),
+            grid.of_symbols(symbols, multiple, subbands),
             base=state.shared,
             check=hash_of(x_hat),
         )
@@ -191,20 +192,21 @@ class ClosedLoop(OnReplicas[ClosedLoopState]):
         self, state: ClosedLoopState, params: Tensor, received: Sequence[Received], ctx: RoundContext
     ) -> tuple[Tensor, ClosedLoopState]:
         """Update the replicas, then take one gossip step with those whose update arrived in this round."""
+        grid = self.grid
         followed = follow(
             state.replicas,
             state.stale_peers,
             received,
             ctx.weights,
             state.x_hat,
-            self.grid.advanced,
+            grid.advanced,
             keep_old=self.history > 0,
         )
         received_weights = followed.received_weights
         change = mixed_replicas(
             state.x_hat,
             [followed.replicas[j].x_hat for j in received_weights],
-            [self.gamma * self.grid.unit * weight for weight in received_weights.values()],
+            [self.gamma * grid.unit * weight for weight in received_weights.values()],
         )
         residual = state.residual
         if state.unsent is not None and received_weights:

@@ -153,14 +153,17 @@ def _after(
     """Return the sender's replica after ``item``, or None if it cannot be computed."""
     update = item.update
     if update.base is None:
-        x_hat = torch.zeros_like(like)
+        x_hat = None
     elif before is not None and before.round == update.base:
         x_hat = before.x_hat
     else:
         return None
-    after = advance(x_hat, update)
+    if (known := update.advanced_from(x_hat)) is not None:
+        return Replica(known, item.round)
+    after = advance(torch.zeros_like(like) if x_hat is None else x_hat, update)
     if after is None or (update.check is not None and hash_of(after) != update.check):
         return None
+    update.remember_advanced(x_hat, after)
     return Replica(after, item.round)
 
 

@@ -203,6 +203,7 @@ class Update:
     _largest: float | None = field(default=None, init=False, repr=False)
     _drawn: Tensor | None = field(default=None, init=False, repr=False)
     _dense: Tensor | None = field(default=None, init=False, repr=False)
+    _advanced: tuple[Tensor | None, Tensor] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.dim <= MAX_DIM:
@@ -284,6 +285,23 @@ class Update:
         assert self._dense is not None
         return self._dense
 
+    def advanced_from(self, replica: Tensor | None) -> Tensor | None:
+        """Return the sender's replica after this update, if another receiver in this process has computed it.
+
+        Such receivers then hold one tensor, not one each.
+
+        Args:
+            replica: (C,) float32 or int32, the replica before the update; None if the update stands alone.
+        """
+        if self._advanced is None:
+            return None
+        before, after = self._advanced
+        return after if _same_bits(before, replica) else None
+
+    def remember_advanced(self, replica: Tensor | None, after: Tensor) -> None:
+        """Keep ``after`` for :meth:`advanced_from`; it must not be written to from now on."""
+        object.__setattr__(self, "_advanced", (replica, after))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Received:
@@ -309,6 +327,14 @@ def largest_magnitude(values: Tensor) -> float:
         return 0.0
     least, largest = torch.aminmax(values)  # several times faster than isfinite; NaN if a value is NaN
     return max(-float(least), float(largest))
+
+
+def _same_bits(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is other:
+        return True
+    if one is None or other is None or one.device != other.device or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 def _describe(tensor: Tensor) -> str:
