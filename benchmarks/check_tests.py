@@ -132,7 +132,7 @@ BUGS = (
     Bug(
         "gradients pile up from step to step",
         "training/loop.py",
-        "                optimizer.zero_grad()\n",
+        "                zero_grad_(optimizer)\n",
         "                pass\n",
         "training/test_trainer.py",
     ),

@@ -1003,6 +1003,8 @@ def test_rooms_are_there_after_importing_the_package() -> None:
         "jwins.topology.Topology",
         "jwins.report; jwins.net; jwins.wire",
         "[getattr(jwins, name) for name in dir(jwins)]",
+        "from jwins.training.optimizer import Optimizer; Optimizer().has_state()\n"
+        "assert 'torch._dynamo' not in sys.modules, 'it takes as long as torch'",
     ]
     command = [sys.executable, "-c", IN_FRESH_PROCESSES, *programs]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -12,8 +12,6 @@ if sys.argv[:1] == ["-c"]:  # the server itself, which Ctrl-C and the end of its
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"
 
-    import torch._dynamo  # noqa: F401  the first optimizer of a process imports it, for seconds
-
     import jwins.experiment.load
     import jwins.net.driver
     import jwins.net.membership

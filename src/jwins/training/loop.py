@@ -12,7 +12,7 @@ from torch import Tensor
 from jwins.tasks.base import Batch
 from jwins.training.batches import Indices
 from jwins.training.node_store import NodeStore
-from jwins.training.optimizer import Optimizer, optimizer_step
+from jwins.training.optimizer import Optimizer, optimizer_step, zero_grad_
 from jwins.training.privacy import Privacy
 from jwins.training.stacked import StackedModel
 from jwins.training.training_context import TrainingContext, training_error
@@ -103,7 +103,7 @@ class LoopTrainer:
                 optimizer_step(optimizer, first, lr)
                 if started is not None:
                     started[row] = 1
-                optimizer.zero_grad()
+                zero_grad_(optimizer)
             module.collect(vector, buffers)
         except Exception as error:
             raise training_error(node, round, stage, error) from error
@@ -142,7 +142,7 @@ class LoopTrainer:
     def _bind_state(
         self, optimizer: torch.optim.Optimizer, module: WorkerModule, row: int, round: int, steps: int
     ) -> None:
-        optimizer.zero_grad()
+        zero_grad_(optimizer)
         state = self._store.optimizer
         if state.quasi_global is not None:
             own = slice(row, row + 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -100,7 +102,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         except (TypeError, ValueError) as error:
             for name, value in self.options.items():
                 try:
-                    OPTIMIZERS[self.kind]([torch.zeros(1)], **_torch_options({name: value}))
+                    _built(self.kind, [torch.zeros(1)], {name: value})
                 except (TypeError, ValueError) as alone:
                     raise ConfigError(f"train.optimizer.{name}", value, str(alone)) from None
             raise ConfigError("train.optimizer", dict(self.options), str(error)) from None
@@ -150,16 +152,15 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
             parameters: parameters of the model, or of many as stacks.
             dims: number of dimensions of each in the model; None for those of ``parameters``.
         """
-        options = _torch_options(self.options)
         if self.weight_decay_on == "all":
-            return OPTIMIZERS[self.kind](parameters, **options)
+            return _built(self.kind, parameters, self.options)
         in_model = [tensor.dim() for tensor in parameters] if dims is None else dims
         pairs = list(zip(parameters, in_model, strict=True))
         groups: list[dict[str, Any]] = [
             {"params": [tensor for tensor, count in pairs if count >= 2]},
             {"params": [tensor for tensor, count in pairs if count < 2], "weight_decay": 0.0},
         ]
-        return OPTIMIZERS[self.kind]([group for group in groups if group["params"]], **options)
+        return _built(self.kind, [group for group in groups if group["params"]], self.options)
 
     def lr_at(self, step: int) -> float | None:
         """Return the learning rate of a local step, counted over all rounds; None for that of the options."""
@@ -170,7 +171,7 @@ lr, momentum, dampening, weight_decay, nesterov, maximize
         sample = torch.zeros(1, requires_grad=True)
         sample.grad = torch.zeros(1)
         built = self.build([sample])
-        built.step()
+        optimizer_step(built, first=False)
         return {key: value for key, value in built.state[sample].items() if isinstance(value, Tensor)}
 
     def has_state(self) -> bool:
@@ -258,16 +259,52 @@ def optimizer_step(built: torch.optim.Optimizer, first: bool, lr: float | None =
         for group in built.param_groups:
             group["lr"] = lr
     if not first:
-        built.step()
+        _eager_step(built)
         return
     kept = [group["dampening"] for group in built.param_groups]
     for group in built.param_groups:
         group["dampening"] = 0
     try:
-        built.step()
+        _eager_step(built)
     finally:
         for group, dampening in zip(built.param_groups, kept, strict=True):
             group["dampening"] = dampening
+
+
+def _eager_step(built: torch.optim.Optimizer) -> None:
+    """Take torch's step without what torch has around it for its profiler and for ``torch.compile``."""
+    with torch.no_grad():
+        inspect.unwrap(type(built).step)(built)
+
+
+def zero_grad_(built: torch.optim.Optimizer) -> None:
+    """Remove all gradients, like torch's method, but without importing ``torch._dynamo``."""
+    for group in built.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def _built(kind: str, parameters: Any, options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    with _without_dynamo():
+        return OPTIMIZERS[kind](parameters, **_torch_options(options))
+
+
+@contextlib.contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """Build optimizers without importing ``torch._dynamo``, which takes as long as importing torch.
+
+    torch imports it to exclude a method from ``torch.compile``, unless that method is marked as excluded.
+    Within the block it is marked, but only if nobody has imported the module.
+    """
+    method, mark = inspect.unwrap(torch.optim.Optimizer.add_param_group), "__dynamo_disable"
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    setattr(method, mark, method)
+    try:
+        yield
+    finally:
+        vars(method).pop(mark, None)
 
 
 def clipped(gradients: Mapping[str, Tensor | None], max_norm: float) -> dict[str, Tensor | None]:
