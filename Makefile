@@ -23,6 +23,9 @@ unexport PYTHONDONTWRITEBYTECODE
 TEST_JOBS ?= 3
 SIDE_BY_SIDE := -n $(TEST_JOBS) --dist worksteal
 
+# What is installed besides the package's own dependencies; with ray, `make test-slow` runs the tests on Ray.
+EXTRAS ?= dev,docs,hf,paper
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -41,7 +44,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "[2/3] installing torch (the largest part)"
 	@$(PIP) install -c constraints.txt torch
 	@echo "[3/3] installing the package and what its tests need"
-	@$(PIP) install -c constraints.txt -e '.[dev,docs,hf,paper]'
+	@$(PIP) install -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 .PHONY: install
@@ -57,8 +60,8 @@ test: $(INSTALLED)  ## run the tests, but for those marked slow
 
 .PHONY: test-slow
 test-slow: $(INSTALLED)  ## run the tests marked slow
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and not alone"
-	@$(BIN)/python -m pytest -m "alone"
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow and not alone" tests
+	@$(BIN)/python -m pytest -m "alone" $$(grep -lr --include='*.py' 'mark\.alone' tests)
 
 .PHONY: simulate
 simulate: $(INSTALLED)  ## play a million schedules of faults against the session of a peer, or an hour of them

@@ -78,7 +78,7 @@ def both_ways(name: str, levels: int, mode: str, rows: np.ndarray, seed: int) ->
 
 
 @pytest.mark.parametrize("mode", ["symmetric", "periodization"])
-@pytest.mark.parametrize("name", ["haar", "sym2", "db3", "coif1", "bior2.2", "db4"])  # 2 to 8 taps
+@pytest.mark.parametrize("name", ["haar", "sym2", "db3", "coif1", "bior2.2"])  # 2 to 6 taps
 def test_wavelets_of_every_length(name: str, mode: str) -> None:
     for dim in [*range(1, 66), 333, 1024, 2001]:
         for levels in (1, 2, 3, 4, 9):

@@ -219,7 +219,8 @@ def test_a_clock_before_the_certificates(tmp_path: Path) -> None:
     assert "before a certificate" in bad(found(roster, tmp_path, "clock")).detail
 
 
-def test_a_port_that_another_program_uses(tmp_path: Path) -> None:
+def test_a_port_that_another_program_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jwins.net.doctor.TIMEOUT_S", 0.5)  # for the greeting that the program does not send
     roster = roster_of(tmp_path, 2)
     with socket.create_server(roster[0].host_and_port) as listening:
         answering = threading.Thread(target=lambda: listening.accept()[0].close())

@@ -660,7 +660,7 @@ def test_one_that_does_not_fit_is_no_reason_to_give_up_the_others(tmp_path: Path
 
 def test_where_nobody_else_is_left_that_is_said(tmp_path: Path, wires: Wires) -> None:
     peers = Peers(tmp_path, 3, wires)
-    alice, bob = peers.peer(0, model(), timeout_s=0.2), peers.peer(1, model(seed=1))
+    alice, bob = peers.peer(0, model(), timeout_s=0.05), peers.peer(1, model(seed=1))
 
     def a_few() -> None:
         for _ in range(3):

@@ -51,7 +51,8 @@ def test_the_page_is_not_for_a_site_whose_name_leads_here(wires: Wires) -> None:
         driver.transport.close()
 
 
-def test_half_open_requests_take_few_threads(wires: Wires) -> None:
+def test_half_open_requests_take_few_threads(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jwins.net.status._FewAtOnce.request_queue_size", 100)  # no connection is tried twice
     drivers = World(2, rounds=1, timeout_s=60.0).drivers(wires)
     before = threading.active_count()
     with serve(drivers[0], 0) as port, contextlib.ExitStack() as open_ones:

@@ -18,7 +18,11 @@ from jwins.run.result import Result
 
 ray = pytest.importorskip("ray")
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own leave sockets and files open
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own leave sockets and files open
+]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +117,7 @@ def test_actors_on_a_cluster_measure_the_same(machines: Any, case: str, tmp_path
     if case == "privacy":
         pytest.importorskip("opacus")
     reference = jwins.simulate(experiment(tmp_path / "here", **CASES[case]))
-    for actors in (1, 2, 4) if case in ("jwins", "choco") else (2,):
+    for actors in (1, 2, 4) if case == "choco" else (2,):
         spread = jwins.simulate(
             experiment(tmp_path / f"{actors}", **CASES[case]), engine=jwins.Ray(actors=actors)
         )

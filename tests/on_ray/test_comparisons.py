@@ -17,7 +17,11 @@ from jwins.errors import ConfigError, DataError, UsageError
 from jwins.run_folder.record import Record
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own leave sockets and files open
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.alone,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own leave sockets and files open
+]
 
 FILE = """
 name = "tiny"
@@ -92,7 +96,7 @@ def test_a_cluster_leaves_what_processes_leave(two_machines: Any, tmp_path: Path
 
 def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, tmp_path: Path) -> None:
     """One machine is lost, another one comes: the runs of the first go on elsewhere."""
-    whole = compare(comparison(tmp_path / "whole", 300), jobs=1)
+    whole = compare(comparison(tmp_path / "whole", 200), jobs=1)
     lost = add_machine(two_machines, tmp_path / "machine")
     told: list[CellProgress] = []
 
@@ -104,10 +108,10 @@ def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, t
             lost = None
             add_machine(two_machines, tmp_path / "other")
 
-    same(compare(comparison(tmp_path / "lost", 300), engine=Ray(), progress=watch), whole)
+    same(compare(comparison(tmp_path / "lost", 200), engine=Ray(), progress=watch), whole)
     again = 0
     for cell in range(4):
-        rounds = [progress.round for progress in told if progress.cell == cell and progress.round < 300]
+        rounds = [progress.round for progress in told if progress.cell == cell and progress.round < 200]
         for before, after in itertools.pairwise(rounds):
             if after <= before:
                 again += 1
@@ -116,7 +120,7 @@ def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, t
 
 
 def test_interrupted_on_a_cluster_and_finished_without(two_machines: Any, tmp_path: Path) -> None:
-    whole = compare(comparison(tmp_path / "whole", 200), jobs=1)
+    whole = compare(comparison(tmp_path / "whole", 120), jobs=1)
     begun: set[int] = set()
 
     def interrupt(progress: CellProgress) -> None:
@@ -125,7 +129,7 @@ def test_interrupted_on_a_cluster_and_finished_without(two_machines: Any, tmp_pa
             if len(begun) == 2:
                 signal.raise_signal(signal.SIGINT)
 
-    halves = comparison(tmp_path / "halves", 200)
+    halves = comparison(tmp_path / "halves", 120)
     assert compare(halves, engine=Ray(), progress=interrupt).status == "interrupted"
     left = [path.parent for path in halves.folder.glob("*/seed-*/checkpoints/round-*")]
     assert len(set(left)) >= 2, "runs that had begun have left a checkpoint"

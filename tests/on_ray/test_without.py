@@ -59,6 +59,7 @@ def test_numbers_out_of_range_are_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_address_without_a_cluster_is_named(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

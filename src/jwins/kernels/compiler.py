@@ -50,7 +50,7 @@ class Kernel(Generic[P, R]):
     def _first(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Compile, or load the code of another process; other processes wait."""
         dispatcher = compiled(self)
-        with self._starting, _one_at_a_time():
+        with self._starting, _one_at_a_time(self.plain.__module__):
             result: R = dispatcher(*args, **kwargs)
         self._dispatcher = dispatcher
         return result
@@ -127,15 +127,18 @@ def _private_folder() -> Path | None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let one process compile while others wait for its code on disk. Without file locks none waits."""
+def _one_at_a_time(module: str) -> Iterator[None]:
+    """Let one process compile a module's kernels while others wait for its code on disk.
+
+    Without file locks none waits.
+    """
     file: IO[bytes] | None = None
     try:
         import fcntl
 
         folder = _private_folder()
         if folder is not None:
-            file = (folder / "lock").open("ab")
+            file = (folder / f"{module}.lock").open("ab")
             fcntl.flock(file, fcntl.LOCK_EX)
     except (ImportError, OSError):
         pass
