@@ -73,9 +73,9 @@ def test_a_file_breaks_no_rule(
 
     Randomness comes from jwins.rng. The trainer seeds torch's generator for models that draw from it.
     """
-    tree = tree_of(path)
+    tree, file = tree_of(path), label(path)
     for node in ast.walk(tree):
-        where = f"{label(path)}:{getattr(node, 'lineno', 0)}"
+        where = f"{file}:{getattr(node, 'lineno', 0)}"
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{where} is relative"
         if isinstance(node, ast.Name):
             assert node.id not in UNSAFE_NAMES, f"{where} uses {node.id}"
@@ -86,9 +86,9 @@ def test_a_file_breaks_no_rule(
             assert name not in UNSAFE_CALLS, f"{where} calls {name}"
             assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"{where} allows pickle"
             if name in ("importlib.import_module", "importlib.util.spec_from_file_location"):
-                assert label(path) in OWN_CODE, f"{where} imports code by name"
+                assert file in OWN_CODE, f"{where} imports code by name"
     for line, module in imported(tree):
-        assert module.split(".")[0] not in UNSAFE_MODULES | {"random"}, f"{label(path)}:{line} imports {module}"
+        assert module.split(".")[0] not in UNSAFE_MODULES | {"random"}, f"{file}:{line} imports {module}"
 
 
 CORE = (
