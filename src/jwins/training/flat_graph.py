@@ -46,7 +46,7 @@ def flatten_graph(function: Callable[..., Any], example: Sequence[Tensor]) -> to
     >>> f(torch.full((2, 3), 5.0))[0][0]
     tensor([10., 10., 10.])
     """
-    module = make_fx(function)(*example)
+    module = make_fx(function)(*example)  # it imports torch._dynamo, for seconds, and only reads a setting
     for node in list(module.graph.nodes):
         if node.op == "call_function" and _changes_nothing(node):
             node.replace_all_uses_with(node.args[0])
