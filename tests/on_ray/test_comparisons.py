@@ -96,7 +96,7 @@ def test_a_cluster_leaves_what_processes_leave(two_machines: Any, tmp_path: Path
 
 def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, tmp_path: Path) -> None:
     """One machine is lost, another one comes: the runs of the first go on elsewhere."""
-    whole = compare(comparison(tmp_path / "whole", 200), jobs=1)
+    whole = compare(comparison(tmp_path / "whole", 300), jobs=1)
     lost = add_machine(two_machines, tmp_path / "machine")
     told: list[CellProgress] = []
 
@@ -108,10 +108,10 @@ def test_a_lost_machine_costs_the_rounds_since_a_checkpoint(two_machines: Any, t
             lost = None
             add_machine(two_machines, tmp_path / "other")
 
-    same(compare(comparison(tmp_path / "lost", 200), engine=Ray(), progress=watch), whole)
+    same(compare(comparison(tmp_path / "lost", 300), engine=Ray(), progress=watch), whole)
     again = 0
     for cell in range(4):
-        rounds = [progress.round for progress in told if progress.cell == cell and progress.round < 200]
+        rounds = [progress.round for progress in told if progress.cell == cell and progress.round < 300]
         for before, after in itertools.pairwise(rounds):
             if after <= before:
                 again += 1
