@@ -13,7 +13,7 @@ import torch
 import jwins
 from jwins.errors import ConfigError
 from jwins.node import Rules
-from jwins.run.assembly import build, build_node_group
+from jwins.run.assembly import assemble, build
 from jwins.run.builders import build_task, local_changes
 from jwins.run.node import for_network
 from jwins.tasks import Dataset, Task
@@ -88,7 +88,8 @@ def test_a_run_that_goes_on_is_attacked_alike(attack: str, batching: str, tmp_pa
         halves = [range(4), range(4, 8)]
 
         def place(resolved: jwins.Experiment, rules: Rules, chunk: int) -> Any:
-            return [build_node_group(resolved, own) for own in halves], lambda calls: [call() for call in calls]
+            groups = [assemble(resolved, nodes=own).node_group() for own in halves]
+            return groups, lambda calls: [call() for call in calls]
 
         assert tuple(build(made, place=place).driver.run().rows[1:-1]) == whole.record.evaluations
     part = made.changed({"run.folder": tmp_path / "part"})

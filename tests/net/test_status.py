@@ -131,12 +131,10 @@ def test_names_cannot_change_the_page(wires: Wires) -> None:
 
 
 def test_events_are_lines_of_json(tmp_path: Path) -> None:
-    handler = write_journal(tmp_path / "log.jsonl")
     journal = Journal("alice")
-    journal.info("active", peer="bob", round=3)
-    journal.error("no checkpoint", problem="No space left on device")
-    logging.getLogger("jwins.net").removeHandler(handler)
-    handler.close()
+    with write_journal(tmp_path / "log.jsonl"):
+        journal.info("active", peer="bob", round=3)
+        journal.error("no checkpoint", problem="No space left on device")
     first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
     time = first.pop("time")
     assert first == {"level": "info", "node": "alice", "event": "active", "peer": "bob", "round": 3}

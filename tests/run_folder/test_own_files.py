@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from pathlib import Path
@@ -53,18 +52,14 @@ def test_the_metrics_follow_no_link(folder: Path, precious: Path, keep_bytes: in
 
 def test_the_log_of_a_node_follows_no_link(folder: Path, precious: Path) -> None:
     (folder / "log.jsonl").symlink_to(precious)
-    with pytest.raises(OSError, match="is a symbolic link"):
-        write_journal(folder / "log.jsonl")
+    with pytest.raises(OSError, match="is a symbolic link"), write_journal(folder / "log.jsonl"):
+        pass
     assert precious.read_bytes() == PRECIOUS
 
 
 def test_the_log_of_a_node_is_written_and_only_its_owner_reads_it(folder: Path) -> None:
-    handler = write_journal(folder / "log.jsonl")
-    try:
+    with write_journal(folder / "log.jsonl"):
         Journal("alice").info("started", rounds=3)
-    finally:
-        logging.getLogger("jwins.net").removeHandler(handler)
-        handler.close()
     assert '"event":"started","rounds":3' in (folder / "log.jsonl").read_text()
     assert not (folder / "log.jsonl").stat().st_mode & 0o077
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from jwins.engines.callbacks import Callback
 from jwins.errors import UsageError
+from jwins.experiment.experiment import Experiment
 from jwins.experiment.toml import flat
+from jwins.run_folder.rows import EvalRow
 from jwins.run_folder.tensorboard import scalars
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from jwins.experiment.experiment import Experiment
     from jwins.run.result import Result
-    from jwins.run_folder.rows import EvalRow
 
 _MAX_CHARS = 500
 """Longest value of a parameter that every server of MLflow takes."""

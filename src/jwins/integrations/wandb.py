@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from jwins.engines.callbacks import Callback
 from jwins.errors import UsageError
+from jwins.experiment.experiment import Experiment
+from jwins.run_folder.rows import EvalRow
 from jwins.run_folder.tensorboard import scalars
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor
-
-    from jwins.experiment.experiment import Experiment
     from jwins.run.result import Result
-    from jwins.run_folder.rows import EvalRow
 
 
 class WandbCallback(Callback):

@@ -6,6 +6,8 @@ import json
 import logging
 import logging.handlers
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -85,15 +87,13 @@ class _OwnFile(logging.handlers.RotatingFileHandler):
         )
 
 
-def write_journal(path: Path, node: str | None = None) -> logging.Handler:
-    """Append events of this process to a file of JSON lines, rotated at 16 MiB; three older files are kept.
+@contextmanager
+def write_journal(path: Path, node: str | None = None) -> Iterator[None]:
+    """Within the block, append events to a file of JSON lines, rotated at 16 MiB; three older ones are kept.
 
     Args:
         path: the file.
-        node: only events of the node with this name; None for all.
-
-    Returns:
-        The handler, for ``logging.getLogger("jwins.net").removeHandler``.
+        node: only events of the node with this name; None for all of this process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = _OwnFile(path, maxBytes=MAX_BYTES, backupCount=MAX_FILES - 1, encoding="utf-8")
@@ -102,7 +102,11 @@ def write_journal(path: Path, node: str | None = None) -> logging.Handler:
     handler.setFormatter(JsonLines())
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.INFO)
-    return handler
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(handler)
+        handler.close()
 
 
 def plain(value: object) -> str:

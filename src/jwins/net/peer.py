@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -203,7 +202,7 @@ class Peer:
             try:
                 private_folder(setup.place)
                 opened.enter_context(locked(setup.place, "this peer"))
-                opened.callback(_end_of_journal, write_journal(setup.place / "log.jsonl", self.name))
+                opened.enter_context(write_journal(setup.place / "log.jsonl", self.name))
             except BaseException:
                 setup.transport.close()
                 raise
@@ -404,11 +403,6 @@ class Peer:
         self._reported_wall_s = now_s
         busy = {"sharing and merging": spent["share and merge"], "decoding": spent["decoding"]}
         return {"waiting": max(0.0, seconds - sum(busy.values())), **busy}
-
-
-def _end_of_journal(handler: logging.Handler) -> None:
-    logging.getLogger("jwins.net").removeHandler(handler)
-    handler.close()
 
 
 def _ended(outcome: NodeOutcome) -> JwinsError:

@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from jwins.engines.callbacks import MeasuredModels
+from jwins.engines.evaluation_results import EvaluationPlan
+from jwins.engines.node_group import NodeGroup, NodeGroupLike
+from jwins.engines.recorder import Recorder
+from jwins.engines.sharing_check import check_sharing, is_own
+from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import ClosedLoopConfig, JwinsConfig, StatelessConfig
+from jwins.node import Rules
 from jwins.run.builders import (
     build_partition,
     build_privacy,
@@ -25,22 +35,20 @@ from jwins.run.evaluation_plan import evaluation_plan, evaluation_rounds
 from jwins.run.memory import check_batch_fits
 from jwins.run.provenance import cores, fingerprints, machine, versions
 from jwins.run_folder.rows import EvalRow, StartRow
+from jwins.sharing import Sharing
+from jwins.sharing.base import NOT_ASYNCHRONOUS
+from jwins.sharing.calls import call_for_model
 from jwins.tasks import Task
+from jwins.tasks.local_data import with_local_data
+from jwins.topology.graph import Topology
+from jwins.topology.participation import Participation
+from jwins.training.optimizer import Optimizer
+from jwins.training.stacked import MIN_STACK, chunk_nodes
+from jwins.training.trainer import Trainer
+from jwins.wire.codec import codec
+from jwins.wire.frame import Wire
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from jwins.engines.callbacks import MeasuredModels
-    from jwins.engines.evaluation_results import EvaluationPlan
-    from jwins.engines.node_group import NodeGroup, NodeGroupLike
-    from jwins.engines.simulator.driver import CallAll, Progress, SimulatedDriver
-    from jwins.node import Rules
-    from jwins.sharing import Sharing
-    from jwins.topology.graph import Topology
-    from jwins.training.trainer import Trainer
-
-Place = Callable[["Experiment", "Rules", int], "tuple[Sequence[NodeGroupLike], CallAll]"]
+Place = Callable[[Experiment, Rules, int], tuple[Sequence[NodeGroupLike], CallAll]]
 """Function that makes node groups in other processes.
 
 Its arguments are a resolved experiment, its rules, and the number of nodes that must be on one node group. It
@@ -72,8 +80,6 @@ class Components:
 
     def node_group(self) -> NodeGroup:
         """Make the node group of the nodes in this process."""
-        from jwins.engines.node_group import NodeGroup
-
         return NodeGroup(self.trainer, self.rules, tests=self.tests, threads=_threads(self.experiment))
 
 
@@ -91,7 +97,7 @@ def assemble(
 
     Args:
         experiment: the experiment.
-        nodes: only these; None for all.
+        nodes: only these, in whole chunks of those that train in one stack; None for all.
         remote_nodes: whether other processes hold the nodes. This process then has only a few, to find out how
             they train.
 
@@ -99,17 +105,14 @@ def assemble(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    from jwins.engines.sharing_check import check_sharing, is_own
-    from jwins.sharing.calls import call_for_model
-
     sharing, topology = build_sharing(experiment), build_topology(experiment)
     task = build_task(experiment)
     partition = build_partition(experiment, task)
     tests = evaluation_plan(experiment, task, partition)
 
     check_batch_fits(experiment, task, at_once=1)  # making a trainer takes one step
-    if remote_nodes:
-        trainer = _probe(experiment, task, partition)
+    if remote_nodes:  # the fewest nodes that train in the same way as all of them, to find out this way
+        trainer = build_trainer(experiment, task, partition, range(min(MIN_STACK, len(partition))), chunk=1)
     else:
         trainer = build_trainer(experiment, task, partition, nodes)
     check_batch_fits(experiment, task, at_once=min(trainer.threads * trainer.chunk, len(trainer.nodes)))
@@ -165,10 +168,6 @@ def build(
         ConfigError: the experiment cannot be built as written.
         DataError: data are missing.
     """
-    from jwins.engines.recorder import Recorder
-    from jwins.engines.simulator.driver import SimulatedDriver
-    from jwins.training.stacked import chunk_nodes
-
     components = assemble(experiment, remote_nodes=place is not None)
     call_all: CallAll | None = None
     if place is None:
@@ -195,20 +194,6 @@ def build(
     return AssembledRun(**vars(components), driver=driver)
 
 
-def build_node_group(experiment: Experiment, nodes: Sequence[int]) -> NodeGroup:
-    """Build the node group of some of an experiment's nodes, in the calling process.
-
-    Args:
-        experiment: experiment with the chosen ``train.batching`` and ``run.device``.
-        nodes: nodes, in whole chunks of those that train in one stack.
-
-    Raises:
-        ConfigError: the experiment cannot be built as written.
-        DataError: data are missing.
-    """
-    return assemble(experiment, nodes=nodes).node_group()
-
-
 def build_trainer(
     experiment: Experiment,
     task: Task,
@@ -226,10 +211,6 @@ def build_trainer(
         nodes: nodes of this process; None for all.
         chunk: largest number of nodes in one stack; None for the best number.
     """
-    from jwins.tasks.local_data import with_local_data
-    from jwins.training.optimizer import Optimizer
-    from jwins.training.trainer import Trainer
-
     run, train = experiment.run, experiment.train
     optimizer = train.optimizer
     steps = local_steps(experiment, partition)
@@ -263,13 +244,6 @@ def build_trainer(
     )
 
 
-def _probe(experiment: Experiment, task: Task, partition: Sequence[npt.NDArray[np.int64]]) -> Trainer:
-    """Build a trainer of the fewest nodes that train in the same way as all of them, to find out this way."""
-    from jwins.training.stacked import MIN_STACK
-
-    return build_trainer(experiment, task, partition, range(min(MIN_STACK, len(partition))), chunk=1)
-
-
 def _threads(experiment: Experiment) -> int:
     return experiment.run.threads or cores()
 
@@ -281,11 +255,6 @@ def _rules(
     trainer: Trainer,
     change_factor: Mapping[int, float],
 ) -> Rules:
-    from jwins.node import Rules
-    from jwins.topology.participation import Participation
-    from jwins.wire.codec import codec
-    from jwins.wire.frame import Wire
-
     if experiment.run.mode == "async":
         _check_asynchronous(sharing, topology)
     layout = trainer.layout
@@ -309,8 +278,6 @@ def _rules(
 
 
 def _check_asynchronous(sharing: Sharing[Any], topology: Topology) -> None:
-    from jwins.sharing.base import NOT_ASYNCHRONOUS
-
     if not getattr(sharing, "asynchronous", False):
         raise ConfigError("run.mode", "async", NOT_ASYNCHRONOUS.format(name=type(sharing).__name__))
     if any(topology.at(0) != topology.at(at) for at in range(1, 4)):

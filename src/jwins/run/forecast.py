@@ -16,20 +16,20 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jwins.engines.simulator.driver import Progress
 from jwins.errors import ConfigError, ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.experiment.plugins import TopologyTable
+from jwins.run.assembly import AssembledRun, build
 from jwins.run.builders import build_topology
 from jwins.run.evaluation_plan import evaluation_rounds
 from jwins.run.memory import peak_bytes
 from jwins.run.placement import node_blocks
 from jwins.run.run import Ray
-
-if TYPE_CHECKING:
-    from jwins.engines.simulator.driver import Progress
-    from jwins.run.assembly import AssembledRun
+from jwins.run_folder.rows import EndRow, EvalRow
+from jwins.training.allocator import keep_freed_memory
 
 _ROUNDS = 6
 """Rounds of a calibration. The first does not count, because it allocates memory and records steps."""
@@ -210,9 +210,6 @@ def _apart(experiment: Experiment) -> Calibration:
 
 
 def _calibrate(experiment: Experiment) -> Calibration:
-    from jwins.run_folder.rows import EndRow, EvalRow
-    from jwins.training.allocator import keep_freed_memory
-
     keep_freed_memory()
     started = time.perf_counter()
     seen: dict[int, tuple[float, dict[str, float]]] = {}
@@ -254,8 +251,6 @@ def _calibrate(experiment: Experiment) -> Calibration:
 
 
 def _built(experiment: Experiment, folder: Path, look: Callable[[Progress], None]) -> AssembledRun:
-    from jwins.run.assembly import build
-
     try:
         return build(experiment, folder=folder, on_progress=look)
     except ConfigError as error:

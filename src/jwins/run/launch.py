@@ -22,13 +22,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from jwins.engines.evaluation_results import PartialSum, average, reduce_results, squared_distance
+from jwins.engines.evaluation_results import (
+    EvalResult,
+    PartialSum,
+    average,
+    reduce_results,
+    squared_distance,
+)
+from jwins.engines.interrupts import interrupts
+from jwins.engines.node_group import NodeGroup
 from jwins.errors import DataError, JwinsError, UsageError
 from jwins.experiment.experiment import Experiment
+from jwins.net.driver import NodeEvaluation
+from jwins.net.roster import Member, Roster, write_roster
 from jwins.run.assembly import Components, assemble
 from jwins.run.builders import write_partition
 from jwins.run.folder import FolderState, check_resume, folder_state
@@ -41,10 +52,6 @@ from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import open_own, private_folder
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import EndRow, EvalRow, MetricsLog, Traffic, TrafficSplit, read_rows
-
-if TYPE_CHECKING:
-    from jwins.engines.node_group import NodeGroup
-    from jwins.net.driver import NodeEvaluation
 
 LOOK_EVERY_S = 0.2
 MAX_RESTARTS = 100
@@ -126,8 +133,6 @@ def launch(
         ResumeError: the folder has another experiment, or this one without ``resume``.
         NodeFailedError: a node's process ended with an error.
     """
-    from jwins.engines.interrupts import interrupts
-
     experiment = for_network(experiment)
     least_s = timeout_of(experiment, timeout_s)
     folder = experiment.folder
@@ -314,8 +319,6 @@ def make_roster(folder: Path, names: Sequence[str]) -> Path:
     Raises:
         UsageError: too few ports are free.
     """
-    from jwins.net.roster import Member, Roster, write_roster
-
     keys, path = private_folder(folder / "keys"), folder / "roster.toml"
     members = [
         Member.new(node, name, f"127.0.0.1:{port}", keys)
@@ -458,8 +461,6 @@ class _Collected:
 
     def _sha256(self) -> str:
         """Return the hash of all final parameters, as the simulator computes it."""
-        from safetensors.torch import load_file
-
         layout = self._components.trainer.layout
         digest = hashlib.sha256()
         for node in range(self._count):
@@ -470,9 +471,6 @@ class _Collected:
 
 
 def _read(path: Path) -> NodeEvaluation:
-    from jwins.engines.evaluation_results import EvalResult
-    from jwins.net.driver import NodeEvaluation
-
     found = checkpoint.load(path.read_bytes(), (NodeEvaluation, EvalResult))
     if not isinstance(found, NodeEvaluation):
         raise DataError(f"{path}: not a node's measurements; remove the file and run again")

@@ -7,17 +7,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from jwins.engines.memory import ExchangeMemory, memory_free
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
 from jwins.run.builders import build_sharing, build_task, build_topology
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from jwins.tasks import Task
+from jwins.tasks import Task
+from jwins.tasks.base import Batch, with_own_buffers
 
 _PROCESS_BYTES = 700e6
 """Python, torch and the working memory of training and evaluation; 350 to 600 MB measured."""
@@ -73,8 +73,6 @@ def memory_needed(experiments: Sequence[Experiment], actors: int = 1) -> float:
 
 def trained_parameters(task: Task) -> tuple[int, list[Tensor]]:
     """Return the number of trained parameters of a task's model, and its frozen parameters."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         parameters = list(task.model().parameters())
     frozen: list[Tensor] = [parameter for parameter in parameters if not parameter.requires_grad]
@@ -101,8 +99,6 @@ def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
     Raises:
         ConfigError: the batch cannot fit; the message has the largest size that can.
     """
-    import torch
-
     train, nodes = experiment.train, experiment.nodes.count
     free = memory_free()
     if train.batch_size <= _UNQUESTIONED or free is None:
@@ -121,11 +117,6 @@ def check_batch_fits(experiment: Experiment, task: Task, at_once: int) -> None:
 
 def _bytes_per_sample(task: Task) -> float:
     """Return the bytes per sample of a training step: the sample, and the model's activations for it."""
-    import torch
-    from torch.autograd.graph import saved_tensors_hooks
-
-    from jwins.tasks.base import Batch, with_own_buffers
-
     batch = Batch(task.train.inputs[:2].clone(), task.train.targets[:2].clone())
     with torch.random.fork_rng(devices=[]):
         model = with_own_buffers(task.model())

@@ -7,18 +7,26 @@ A node that finds its own checkpoints there goes on from the newest.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from jwins.engines.interrupts import interrupts
+from jwins.engines.recorder import Recorder
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment, identity_settings
 from jwins.experiment.plugins import TopologyTable
+from jwins.net.driver import NodeEvaluation, NodeOutcome, NodeProgress, RealTimeDriver
+from jwins.net.handshake import flat_settings, pack_greeting
+from jwins.net.journal import Journal, write_journal
+from jwins.net.membership import Membership
+from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S, TIMEOUT_S
+from jwins.net.roster import Roster, providers_of
+from jwins.net.status import serve
+from jwins.net.status_file import StatusFile
 from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Components, assemble
 from jwins.run.folder import FolderState, folder_state, goes_on
@@ -26,15 +34,7 @@ from jwins.run_folder import checkpoint
 from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import private_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from jwins.net.driver import NodeEvaluation, NodeOutcome, NodeProgress
-    from jwins.net.journal import Journal
-    from jwins.net.membership import Membership
-    from jwins.net.roster import Roster
-    from jwins.topology import Topology
+from jwins.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,6 @@ def timeout_of(experiment: Experiment, timeout_s: float | None) -> float:
     Raises:
         ConfigError: a number out of range.
     """
-    from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S, TIMEOUT_S
-
     if timeout_s is not None:
         TIMEOUT_S.check("--neighbour-timeout", timeout_s)
         return timeout_s
@@ -147,11 +145,6 @@ def run_node(
         ResumeError: the folder holds another experiment, or another process runs this node.
         PeerError: no member sent a model.
     """
-    from jwins.engines.interrupts import interrupts
-    from jwins.net.journal import Journal, write_journal
-    from jwins.net.membership import Membership
-    from jwins.net.roster import providers_of
-
     experiment = for_network(experiment)
     least_s = timeout_of(experiment, timeout_s)
     _check_places(experiment, roster)
@@ -180,90 +173,43 @@ def run_node(
             journal=journal,
         )
         components = replace(fixed, rules=replace(fixed.rules, topology=membership.topology))
-        options = _Options(
-            least_s,
-            providers,
-            member.since_round,
-            listen,
-            keep_models,
-            metrics_port,
-            progress,
-            lambda: interrupted() or stop(),
-        )
-        handler = write_journal(place / "log.jsonl")
-        try:
-            return _run(components, membership, journal, place, options)
-        finally:
-            logging.getLogger("jwins.net").removeHandler(handler)
-            handler.close()
+        with write_journal(place / "log.jsonl"):
+            going_on = goes_on(place, components.start)
+            status = StatusFile(place / "status.json", membership.names)
 
+            def on_progress(now: NodeProgress) -> None:
+                status(now)
+                if progress is not None:
+                    progress(now, membership.names)
 
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """Settings of a node's driver beside the experiment and its members."""
-
-    timeout_s: float
-    providers: Sequence[int]
-    since_round: int
-    listen: str | None
-    keep_models: bool
-    metrics_port: int | None
-    progress: Callable[[NodeProgress, Sequence[str]], None] | None
-    stop: Callable[[], bool]
-
-
-def _run(
-    components: Components,
-    membership: Membership,
-    journal: Journal,
-    folder: Path,
-    options: _Options,
-) -> NodeResult:
-    from jwins.engines.recorder import Recorder
-    from jwins.net.driver import RealTimeDriver
-    from jwins.net.status_file import StatusFile
-
-    going_on = goes_on(folder, components.start)
-    status = StatusFile(folder / "status.json", membership.names)
-
-    def on_progress(now: NodeProgress) -> None:
-        status(now)
-        if options.progress is not None:
-            options.progress(now, membership.names)
-
-    group = components.node_group()
-    asked = [] if going_on else options.providers
-    greeting = greeting_of(components.experiment)
-    changing = components.experiment.topology_changes
-    transport = membership.connect(
-        group.rules.wire, greeting, listen=options.listen, changing=changing, also=asked
-    )
-    driver = RealTimeDriver(
-        group,
-        transport,
-        start=components.start,
-        names=membership.names,
-        greeting=greeting,
-        bootstrap_from=asked,
-        joins_at=options.since_round or None,
-        changes=membership.look,
-        timeout_s=options.timeout_s,
-        recorder=Recorder(folder),
-        on_progress=on_progress,
-        on_evaluated=_models_in(folder / "models") if options.keep_models else None,
-        stop=options.stop,
-        journal=journal,
-    )
-    with _served(driver, options.metrics_port):
-        outcome = driver.run(resume=going_on)
-    status(driver.progress(), outcome.status)
-    return NodeResult(folder, outcome.status, outcome.round, outcome=outcome)
+            group = components.node_group()
+            asked = [] if going_on else providers
+            greeting = greeting_of(components.experiment)
+            changing = components.experiment.topology_changes
+            driver = RealTimeDriver(
+                group,
+                membership.connect(group.rules.wire, greeting, listen=listen, changing=changing, also=asked),
+                start=components.start,
+                names=membership.names,
+                greeting=greeting,
+                bootstrap_from=asked,
+                joins_at=member.since_round or None,
+                changes=membership.look,
+                timeout_s=least_s,
+                recorder=Recorder(place),
+                on_progress=on_progress,
+                on_evaluated=_models_in(place / "models") if keep_models else None,
+                stop=lambda: interrupted() or stop(),
+                journal=journal,
+            )
+            with nullcontext() if metrics_port is None else serve(driver, metrics_port):
+                outcome = driver.run(resume=going_on)
+            status(driver.progress(), outcome.status)
+    return NodeResult(place, outcome.status, outcome.round, outcome=outcome)
 
 
 def greeting_of(experiment: Experiment) -> bytes:
     """Return the greeting of a node: the experiment's digest, and the settings that count."""
-    from jwins.net.handshake import flat_settings, pack_greeting
-
     return pack_greeting(experiment.digest(), flat_settings(identity_settings(experiment.resolved()), ""))
 
 
@@ -275,17 +221,6 @@ def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
         write_atomically(folder / f"round-{evaluation.round:08d}.safetensors", checkpoint.dump(evaluation))
 
     return keep
-
-
-@contextmanager
-def _served(driver: Any, port: int | None) -> Iterator[None]:
-    if port is None:
-        yield
-        return
-    from jwins.net.status import serve
-
-    with serve(driver, port):
-        yield
 
 
 def _graph_of(components: Components, count: int) -> Topology:
@@ -317,7 +252,5 @@ def _check_places(experiment: Experiment, roster: Roster) -> None:
 
 
 def _check_reachable(experiment: Experiment, roster: Roster) -> None:
-    from jwins.net.roster import Roster
-
     if isinstance(experiment.topology, TopologyTable):
         Roster(topology=experiment.topology, seed=experiment.run.seed, members=roster.members).build_topology()

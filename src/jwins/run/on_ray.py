@@ -7,22 +7,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jwins.engines.node_group import NodeGroup
 from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
 from jwins.engines.ray.files import FileSharing, SharedPath, local_copy
 from jwins.engines.ray.node_group import RemoteNodeGroup, parallel_calls, start_actors
+from jwins.engines.simulator.driver import CallAll
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
-from jwins.run.assembly import Place, build_node_group
+from jwins.node import Rules
+from jwins.run.assembly import Place, assemble
 from jwins.run.memory import memory_needed
 from jwins.run.placement import node_blocks
 from jwins.run.run import Ray
-
-if TYPE_CHECKING:
-    from jwins.engines.node_group import NodeGroup
-    from jwins.engines.simulator.driver import CallAll
-    from jwins.node import Rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +105,4 @@ def placing(engine: Ray) -> Iterator[Place]:
 
 
 def _made(there: RemoteExperiment, nodes: Sequence[int]) -> NodeGroup:
-    return build_node_group(there.unpack(), nodes)
+    return assemble(there.unpack(), nodes=nodes).node_group()

@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+from jwins.engines.callbacks import Callback, MeasuredModels
+from jwins.engines.interrupts import interrupts
+from jwins.engines.simulator.driver import Progress
 from jwins.errors import ActorLostError, ResumeError, UsageError
 from jwins.experiment.experiment import Experiment
 from jwins.run.assembly import Place, build
@@ -29,10 +33,6 @@ from jwins.run_folder.lock import locked
 from jwins.run_folder.record import Record
 from jwins.run_folder.rows import EvalRow
 from jwins.run_folder.tensorboard import TensorBoard
-
-if TYPE_CHECKING:
-    from jwins.engines.callbacks import Callback, MeasuredModels
-    from jwins.engines.simulator.driver import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,6 @@ def simulate(
         ActorLostError: actors were lost more often than ``engine.restarts``.
         UsageError: no such cluster exists, or it is unsuitable; an argument has a wrong type.
     """
-    from jwins.engines.interrupts import interrupts
-
     _check_arguments(experiment, progress, callbacks, stop, engine)
     started = time.perf_counter()
     folder = experiment.folder
@@ -194,8 +192,6 @@ def _usual_torch() -> Iterator[None]:
 
     Training sets torch to one thread; the caller's number is restored at the end.
     """
-    import torch
-
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     elsewhere = torch.get_default_device().type != "cpu"  # otherwise a context only slows calls

@@ -18,8 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jwins.engines.interrupts import interrupts
 from jwins.errors import ConfigError
 from jwins.net.peer_settings import FOLDER, KEY, ROSTER
+from jwins.net.roster import read_roster
 from jwins.run.launch import (
     INTERRUPT_S,
     LOOK_EVERY_S,
@@ -71,8 +73,6 @@ def launch_script(
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jwins-launch-")))
-        from jwins.engines.interrupts import interrupts
-
         interrupted = stack.enter_context(interrupts("SIGTERM", "SIGHUP"))
         peers = stack.enter_context(_Peers(private_folder(folder), script, arguments, count, line))
         while peers.look():
@@ -232,8 +232,6 @@ class _Peers:
 
 def _roster_in(folder: Path, names: Sequence[str]) -> Path:
     """Make keys and a roster for this machine, unless the folder has those of the same number of peers."""
-    from jwins.net.roster import read_roster
-
     path = folder / "roster.toml"
     if not path.exists():
         return make_roster(folder, names)
