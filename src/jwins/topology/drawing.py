@@ -1,42 +1,45 @@
-"""Graphs of rounds, made from edges and cached while they are in use."""
+"""Topologies that list undirected edges, and the cache of their graphs."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Protocol
 
 from jwins.errors import ConfigError, UsageError
 from jwins.rng import EVERY_ROUND
-from jwins.topology.graph import Graph, Topology
+from jwins.topology.graph import Graph
 
 _CACHED_GRAPHS = 16
 """Size of the cache. Nodes request a round's graph one by one, and faults may delay some by a few rounds."""
 
 
-class Undirected(Topology, Protocol):
-    """A topology that lists the undirected edges of a round."""
+class Undirected(ABC):
+    """A topology with undirected edges. Subclasses are frozen dataclasses, by whose fields graphs are cached.
 
+    Attributes:
+        num_nodes: N.
+        dynamic: whether the graph is drawn again in each round; else it is the same in all rounds.
+    """
+
+    num_nodes: int
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+
+    def at(self, round: int) -> Graph:
+        """Return the graph of ``round``, or the same graph for every round if it is static."""
+        check_round(round)
+        return _graph(self, round if self.dynamic else EVERY_ROUND)
+
+    @abstractmethod
     def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
-
-    def __hash__(self) -> int: ...
 
 
 @lru_cache(maxsize=_CACHED_GRAPHS)
 def _graph(topology: Undirected, round: int) -> Graph:
     return Graph.metropolis_hastings(topology.num_nodes, topology._edges(round))
-
-
-def static_graph(topology: Undirected, round: int) -> Graph:
-    """Return the graph of a static topology; ``round`` is only checked."""
-    check_round(round)
-    return _graph(topology, EVERY_ROUND)
-
-
-def drawn_graph(topology: Undirected, round: int) -> Graph:
-    """Return the graph of ``round`` of a topology that is drawn again in each round."""
-    check_round(round)
-    return _graph(topology, round)
 
 
 def check_round(round: int) -> None:

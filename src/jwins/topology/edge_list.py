@@ -10,12 +10,11 @@ from pathlib import Path
 import networkx as nx
 
 from jwins.errors import ConfigError
-from jwins.topology.drawing import check_nodes, static_graph
-from jwins.topology.graph import Graph
+from jwins.topology.drawing import Undirected, check_nodes
 
 
 @dataclass(frozen=True)
-class EdgeList:
+class EdgeList(Undirected):
     """The connected graph that a text file lists: two node numbers per line.
 
     Node numbers start at 0 and are separated by blanks, a comma or both. ``#`` starts a comment. An edge
@@ -50,10 +49,6 @@ class EdgeList:
                 f"node 0 and node {unreached} are not connected, so their models would never mix; "
                 f"add edges, or lower nodes.count to the nodes of the file",
             )
-
-    def at(self, round: int) -> Graph:
-        """Return the same graph for every round."""
-        return static_graph(self, round)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         return self._listed

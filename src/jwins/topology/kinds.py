@@ -1,7 +1,6 @@
 """The kinds of graphs: one frozen class for each."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from jwins.errors import ConfigError
 from jwins.rng import stream
-from jwins.topology.drawing import check_nodes, check_round, drawn_graph, static_graph
+from jwins.topology.drawing import Undirected, check_nodes, check_round
 from jwins.topology.edge_list import EdgeList
 from jwins.topology.finite_time import FiniteTime
 from jwins.topology.graph import Graph, Topology
@@ -20,44 +19,8 @@ _DRAWS = 200
 below it no number does."""
 
 
-class _Static(ABC):
-    """A topology whose graph is the same in every round."""
-
-    num_nodes: int
-
-    def __post_init__(self) -> None:
-        check_nodes(self.num_nodes)
-
-    def at(self, round: int) -> Graph:
-        """Return the same graph for every round."""
-        return static_graph(self, round)
-
-    @abstractmethod
-    def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
-
-
-class _Drawn(ABC):
-    """A topology that is drawn at random, anew in each round if it is ``dynamic``."""
-
-    num_nodes: int
-    dynamic: bool
-    seed: int
-
-    def at(self, round: int) -> Graph:
-        """Return the graph of ``round``, or the same graph if it is static."""
-        return drawn_graph(self, round) if self.dynamic else static_graph(self, round)
-
-    def _seeds(self, round: int) -> Iterator[int]:
-        """Yield the seeds of attempts to draw the graph of a round."""
-        rng = stream(self.seed, "topology", round=round)
-        return (int(rng.integers(2**63)) for _ in range(_DRAWS))
-
-    @abstractmethod
-    def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
-
-
 @dataclass(frozen=True)
-class Ring(_Static):
+class Ring(Undirected):
     """Each node has the two neighbours ``i - 1`` and ``i + 1`` (modulo N).
 
     Args:
@@ -76,7 +39,7 @@ class Ring(_Static):
 
 
 @dataclass(frozen=True)
-class FullyConnected(_Static):
+class FullyConnected(Undirected):
     """Each node has all others as its neighbours; one round of mixing is an exact average.
 
     Args:
@@ -92,7 +55,7 @@ class FullyConnected(_Static):
 
 
 @dataclass(frozen=True)
-class Star(_Static):
+class Star(Undirected):
     """Node 0 is the only neighbour of every other node.
 
     Args:
@@ -108,7 +71,7 @@ class Star(_Static):
 
 
 @dataclass(frozen=True)
-class Torus(_Static):
+class Torus(Undirected):
     """A grid that wraps around in both directions; node ``r * columns + c`` is in row r, column c.
 
     Args:
@@ -153,7 +116,7 @@ class Torus(_Static):
 
 
 @dataclass(frozen=True)
-class Regular(_Drawn):
+class Regular(Undirected):
     """A random graph in which every node has the same number of neighbours.
 
     A static graph is connected. A graph that is drawn again each round need not be connected in every round, so
@@ -196,7 +159,7 @@ class Regular(_Drawn):
             )
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
-        for seed in self._seeds(round):
+        for seed in _seeds(self.seed, round):
             graph = nx.random_regular_graph(self.degree, self.num_nodes, seed=seed)
             if self.dynamic or nx.is_connected(graph):
                 return list(graph.edges)
@@ -204,7 +167,7 @@ class Regular(_Drawn):
 
 
 @dataclass(frozen=True)
-class SmallWorld(_Drawn):
+class SmallWorld(Undirected):
     """Watts-Strogatz: a ring of ``degree`` nearest neighbours, each edge rewired with some probability.
 
     Always connected: disconnected draws are repeated. Source: Watts, Strogatz, "Collective dynamics of
@@ -241,7 +204,7 @@ class SmallWorld(_Drawn):
         self.at(0)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
-        for seed in self._seeds(round):
+        for seed in _seeds(self.seed, round):
             graph = nx.watts_strogatz_graph(self.num_nodes, self.degree, self.rewire, seed=seed)
             if nx.is_connected(graph):
                 return list(graph.edges)
@@ -249,7 +212,7 @@ class SmallWorld(_Drawn):
 
 
 @dataclass(frozen=True)
-class ErdosRenyi(_Drawn):
+class ErdosRenyi(Undirected):
     """Each pair of nodes is joined with probability p, given that the graph is connected.
 
     Disconnected draws are repeated, so the draw is from the connected graphs alone.
@@ -278,7 +241,7 @@ class ErdosRenyi(_Drawn):
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         if self.p == 1.0:  # the fast sampler divides by log(1 - p)
             return FullyConnected(self.num_nodes)._edges(round)
-        for seed in self._seeds(round):
+        for seed in _seeds(self.seed, round):
             graph = nx.fast_gnp_random_graph(self.num_nodes, self.p, seed=seed)
             if nx.is_connected(graph):
                 return list(graph.edges)
@@ -347,6 +310,12 @@ def _check_degree(degree: int, num_nodes: int) -> None:
             degree,
             f"each of {num_nodes} nodes has at most {num_nodes - 1} neighbours; use a lower one, or more nodes",
         )
+
+
+def _seeds(seed: int, round: int) -> Iterator[int]:
+    """Yield the seeds of attempts to draw the graph of a round."""
+    rng = stream(seed, "topology", round=round)
+    return (int(rng.integers(2**63)) for _ in range(_DRAWS))
 
 
 def _never_connected(path: str, value: object, remedy: str) -> ConfigError:
