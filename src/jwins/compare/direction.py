@@ -34,7 +34,7 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
                 raise
             continue  # the file no longer exists; the comparison has the direction
         known |= declared
-        if (direction := declared.get(metric, declared.get(_plain(metric)))) is not None:
+        if (direction := declared.get(metric, declared.get(metric.removeprefix("own_")))) is not None:
             found.add(direction)
     if not found:
         problem = f"the task declares only for {', '.join(known)} whether lower is better"
@@ -48,11 +48,6 @@ def lower_is_better(settings: CompareConfig, experiments: Iterable[Experiment]) 
         raise ConfigError("compare.lower_is_better", setting, problem)
     problem = "is to be higher in one variant's task and lower in another's; compare these separately"
     raise ConfigError("compare.metric", metric, problem)
-
-
-def _plain(metric: str) -> str:
-    """Return the task's name of a metric; on a node's own test samples it has the prefix ``own_``."""
-    return metric.removeprefix("own_")
 
 
 def _task_class(experiment: Experiment) -> type[Task]:

@@ -43,7 +43,6 @@ class Celeba(Task):
         self.train, self.test = images_by_owner(
             self.name,
             files,
-            image="image",
             owner="celeb_id",
             label="Smiling",  # stored as a bool, which is 0 or 1
             num_classes=2,

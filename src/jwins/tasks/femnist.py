@@ -40,7 +40,6 @@ class Femnist(Task):
         self.train, self.test = images_by_owner(
             self.name,
             files,
-            image="image",
             owner="writer_id",
             label="character",
             num_classes=_CLASSES,

@@ -224,7 +224,6 @@ def images_by_owner(
     task: str,
     files: Mapping[str, Sequence[Path]],
     *,
-    image: str,
     owner: str,
     label: str,
     num_classes: int,
@@ -237,8 +236,7 @@ def images_by_owner(
 
     Args:
         task: the task's name.
-        files: parquet files with the next three columns, by published split; all splits are joined.
-        image: column of the images.
+        files: parquet files with a column ``image`` and the next two, by published split; all are joined.
         owner: column of the owners.
         label: column of the labels.
         num_classes: number of labels.
@@ -265,7 +263,7 @@ def images_by_owner(
         tensors = {}
         for split, chosen in zip(("train", "test"), split_within_keys(task, keys[kept], 0.1), strict=True):
             rows = kept[chosen]
-            tensors[f"{split}_images"] = decode_images(task, together, image, rows, mode=mode, size=size)
+            tensors[f"{split}_images"] = decode_images(task, together, "image", rows, mode=mode, size=size)
             tensors[f"{split}_labels"] = labels[torch.from_numpy(rows)]
             tensors[f"{split}_keys"] = torch.from_numpy(keys[rows])
         return tensors
