@@ -56,7 +56,6 @@ class Cell:
     """One run of a comparison.
 
     Attributes:
-        variant: variant of the comparison.
         seed: a seed of the comparison or of tuning.
         experiment: experiment with seed, folder and all settings.
         settings: chosen or tried settings, by TOML path.
@@ -267,11 +266,7 @@ class Comparison(Settings):
         return self.compare.folder if self.compare.folder is not None else Path("runs") / self.name
 
     def cells(self, chosen: Mapping[str, Mapping[str, Any]] | None = None) -> list[Cell]:
-        """Return the compared runs, all variants of a seed before the next seed.
-
-        Args:
-            chosen: settings that tuning has chosen, by variant and TOML path, or None.
-        """
+        """Return the compared runs, all variants of a seed before the next seed."""
         settings = chosen or {}
         return [
             self.cell(variant, seed, settings.get(variant.name, {}))
@@ -328,9 +323,6 @@ class Comparison(Settings):
         """Return runs and rounds of the whole comparison, as far as they are known beforehand.
 
         Unknown are full-length runs of second-best values, and those of fractions that match bytes.
-
-        Args:
-            only: names of variants; empty for all.
         """
         rule, on = self.rule, self.tuned_on
         runs = rounds = 0

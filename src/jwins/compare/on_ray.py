@@ -54,7 +54,6 @@ class Delta:
 
     Attributes:
         files: new or changed files, by name.
-        gone: files that were removed.
     """
 
     files: Mapping[str, bytes]

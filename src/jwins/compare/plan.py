@@ -42,16 +42,11 @@ class Trial:
     Attributes:
         variant: variant on which it was tried.
         key: TOML path of the setting.
-        value: value of the setting.
-        seeds: number of runs.
         final: final metric, mean over seeds.
         reached: number of seeds that reached the first target.
         bytes_to_target: mean over the seeds that reached it, None without any.
         seconds_to_target: virtual seconds, mean over the same seeds.
-        status: status of the runs.
         to_end: final metric of full-length runs, which only the best values have; else None.
-        to_end_status: status of those runs.
-        chosen: whether it is the best.
         edge: whether it is the best and at an end of the grid, which is then too narrow.
         point: the settings by TOML path; several for a grid of several.
     """

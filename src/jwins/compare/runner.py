@@ -131,7 +131,6 @@ class _Alike:
     """Callback of progress that checks the first row of each run at once, not after all have ended.
 
     Args:
-        cells: cells by number.
         log: called once if versions differ.
 
     Raises:

@@ -23,7 +23,6 @@ class MeasuredModels(Mapping[int, dict[str, Tensor]]):
     They can be read only during the call of ``on_evaluation`` that receives them.
 
     Args:
-        nodes: measured nodes.
         read: returns a node's model as a safetensors file.
     """
 

@@ -153,13 +153,7 @@ class AverageModel:
 def average(
     sums: Sequence[Sequence[PartialSum]], count: int, buffers: Mapping[int, Mapping[str, Tensor]]
 ) -> AverageModel:
-    """Return the mean model.
-
-    Args:
-        sums: sums of parameters, from each node group.
-        count: number of measured nodes.
-        buffers: local buffers of each node that was measured.
-    """
+    """Return the mean model."""
     partials = sorted((p for group in sums for p in group), key=lambda p: p.index << p.level)
     total = tree_total(partials)
     assert total is not None, "an evaluation measures at least one node"
@@ -208,17 +202,7 @@ def reduce_results(
     samples: int,
     consensus_rounds: int = 0,
 ) -> EvalRow:
-    """Combine the results of all node groups into one row.
-
-    Args:
-        results: results of all node groups.
-        round: completed rounds.
-        time_s: time at which the last node completed the round.
-        nodes: measured nodes, increasing.
-        traffic: bytes of all nodes up to this round.
-        samples: number of test samples.
-        consensus_rounds: number of rounds at the end without training.
-    """
+    """Combine the results of all node groups into one row."""
     of_average: Mapping[str, float] = next((p.of_average for p in results if p.of_average is not None), {})
     metrics: dict[str, Spread] = {}
     per_node: dict[str, list[float | None]] = {}

@@ -84,7 +84,6 @@ class Envelope:
 
     Attributes:
         number: number of the message, unique in a run.
-        sender: the sending node.
         packed: its bytes, and their count by kind; shared by all receivers.
     """
 
@@ -117,9 +116,7 @@ class ScheduledEvent:
     """An event of a node at a time.
 
     Attributes:
-        node: the node.
         time: seconds on the clock.
-        event: the event.
     """
 
     node: int
@@ -199,14 +196,10 @@ class NodeGroup:
 
     Args:
         trainer: local training of these nodes.
-        rules: common rules of all nodes of the run.
-        tests: samples of evaluations.
         threads: Python threads for the nodes' own work (training has its own setting).
 
     Attributes:
         nodes: their numbers, increasing.
-        rules: as given.
-        trainer: as given.
         local_steps: optimizer steps per round, by node.
         wall_s: real seconds spent so far, by activity.
     """

@@ -27,7 +27,6 @@ class CheckpointManifest:
 
     Attributes:
         log_bytes: length of the log at that time.
-        driver: state of the driver.
         shards: names of the shard files, one per node group.
     """
 

@@ -15,7 +15,6 @@ class StopRule:
 
     Attributes:
         metric: name of the metric; its mean over the nodes counts.
-        lower_is_better: direction of the metric.
         target: end when it is reached; None for no target.
         patience: end after this many evaluations in a row without a better value; None for never.
     """

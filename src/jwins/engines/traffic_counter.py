@@ -28,14 +28,7 @@ class TrafficCounter:
             self._add(source, (target,), tuple(enumerate(columns)))
 
     def count(self, source: int, targets: Collection[int], packed: Packed, purpose: Purpose) -> None:
-        """Count one message from one node to some others.
-
-        Args:
-            source: the sender.
-            targets: the recipients, whether it arrives or not.
-            packed: the message; positions, values and the rest of an update are counted separately.
-            purpose: purpose of the message.
-        """
+        """Count one message from one node to some others, whether it arrives or not; an update by its parts."""
         if purpose == "update":
             sizes = (packed.positions_bytes, packed.values_bytes, packed.header_bytes)
             self._add(source, targets, tuple(zip(_UPDATE_COLUMNS, sizes, strict=True)))
@@ -79,8 +72,3 @@ class TrafficCounter:
             for source, own in self._edges.items()
             for target, columns in own.items()
         }
-
-
-def total(splits: Iterable[TrafficSplit]) -> TrafficSplit:
-    """Return the sum of some counts."""
-    return sum(splits, TrafficSplit())

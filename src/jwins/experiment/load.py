@@ -32,9 +32,6 @@ def bundled() -> dict[str, str]:
 def read(source: str | Path) -> tuple[dict[str, Any], str]:
     """Read the tables of a TOML file or a bundled experiment, and make their paths absolute.
 
-    Args:
-        source: a file, or the name of a bundled experiment.
-
     Returns:
         The tables, and the name of the source.
 

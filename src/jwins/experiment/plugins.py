@@ -182,10 +182,6 @@ class TopologyTable(Plugin):
     def build(self, *, num_nodes: int, seed: int) -> Topology:
         """Build the topology of this name in :data:`jwins.topology.TOPOLOGIES`.
 
-        Args:
-            num_nodes: N.
-            seed: the experiment's seed.
-
         Raises:
             ConfigError: no such graph exists.
         """

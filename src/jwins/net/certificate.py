@@ -31,7 +31,6 @@ class Certificate:
     """Content of an X.509 certificate.
 
     Attributes:
-        pem: the certificate itself.
         name: common name of its subject.
         fingerprint: SHA-256 of its DER bytes, 64 hexadecimal digits.
         not_before: start of its validity, UTC.
@@ -111,11 +110,6 @@ def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path,
 
 def renewed(name: str, key_file: Path, days: int = DAYS) -> Certificate:
     """Make another certificate for an existing key.
-
-    Args:
-        name: name of the node.
-        key_file: the private key.
-        days: validity of the certificate.
 
     Raises:
         ConfigError: the key cannot be used, or is not one on P-256.

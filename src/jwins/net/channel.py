@@ -49,12 +49,10 @@ class ChannelHello(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag=
     """First message of either side.
 
     Attributes:
-        version: version of the protocol.
         id: id of the sender; its certificate must be that of this id.
         to: id of the node that it expects.
         instance: random number of the process, which distinguishes a restarted node from one that dials twice.
         probe: whether the sender only measures; the node then does not learn of it.
-        greeting: greeting of the sender.
         clock: Unix time, so that people can find wrong clocks; nothing depends on it.
     """
 

@@ -32,8 +32,6 @@ class Change:
     Attributes:
         roster_version: version of the new roster.
         from_round: the round from which this node uses its graph.
-        joined: new nodes.
-        removed: removed nodes.
     """
 
     roster_version: int
@@ -49,18 +47,12 @@ class Membership:
 
     Args:
         path: path of the file, which is checked once a second. None to use ``roster`` until the end.
-        roster: the present roster.
-        id: id of this node.
-        key_file: file of its private key.
         num_nodes: largest number of members, including former and future ones.
         build: returns the topology for a number of nodes.
         folder: folder for the used rosters, which a restart needs; None keeps none.
-        journal: receiver of a log line for each change.
 
     Attributes:
-        node: this node's number.
         names: names of the nodes by number.
-        topology: the graphs.
 
     Raises:
         ConfigError: the roster cannot follow those in ``folder``, or has no graph.
@@ -219,11 +211,6 @@ class Membership:
 
 def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
     """Refuse a roster to which running nodes cannot change.
-
-    Args:
-        old: the roster that the nodes use.
-        new: the next roster.
-        num_nodes: largest number of nodes.
 
     Raises:
         ConfigError: with the problem and the remedy.

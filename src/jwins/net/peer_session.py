@@ -157,8 +157,6 @@ class BufferedFrame:
     """A frame for a peer, which may have to be sent again.
 
     Attributes:
-        packed: the frame.
-        purpose: as in the traffic counter.
         sent: whether the open connection has taken it.
         counted: whether the bytes of this sending are counted already; every sending counts.
     """
@@ -207,7 +205,6 @@ class PeerSession:
 
     Attributes:
         timeout: timeout from the response times of its frames.
-        state: state of the session.
         connected: whether a connection is open, introduced or not.
         ever_connected: whether its Hello was ever accepted, by this process or before its checkpoint.
         greeted: whether a Hello was accepted on the open connection.
@@ -239,7 +236,6 @@ class PeerSession:
         hello_sent_in: the round of this node in which a peer that is far behind was last sent a Hello.
         joined_later: whether it came while nodes ran, so that it may need a model.
         joins_at: the round from which it is a member, if that was still to come when this node knew of it.
-        buffer: frames for it.
         seen: (round, keyframe) of its frames that were accepted.
         early: those of ``seen`` that are of later rounds.
         decoded_in: the round of this node in which a frame of the peer was last decoded.

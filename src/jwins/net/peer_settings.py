@@ -52,9 +52,6 @@ def from_environment(
 def check_arguments(given: Mapping[str, Any]) -> None:
     """Refuse arguments of :class:`jwins.Peer` that are of a wrong type or out of range.
 
-    Args:
-        given: the arguments by name.
-
     Raises:
         ConfigError: for the first one that is wrong; it names the argument and the remedy.
     """

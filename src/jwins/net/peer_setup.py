@@ -62,18 +62,13 @@ class Arguments:
 class PeerSetup:
     """A peer's components before it starts: no thread runs, no port is open, and no file is written.
 
-    Args:
-        given: the user's arguments.
-
     Attributes:
-        me: this member.
         layout: layout of the exchanged vector.
         place: the folder, or None.
         going_on: whether the folder has a checkpoint.
         providers: numbers of the members that may provide the model to begin with.
         names: names of all members, by number.
         training: exchange of models between the user's loop and the driver.
-        transport: transport to the others.
 
     Raises:
         ConfigError, ResumeError, UsageError: as :class:`jwins.Peer`.

@@ -16,10 +16,8 @@ class _RosterVersion:
     """Members from a round on.
 
     Attributes:
-        number: number of the version.
         from_round: the first round.
         active: the nodes that take part, increasing.
-        topology: topology of the active nodes.
     """
 
     number: int
@@ -74,12 +72,7 @@ class RosterVersions:
         return self._every[-1].number if self._every else None
 
     def add(self, number: int, from_round: int, active: Sequence[int]) -> None:
-        """Add a version after those that were added.
-
-        Args:
-            number: number of the version.
-            from_round: the round from which it is in effect.
-            active: the nodes that take part, increasing.
+        """Add a version after those that were added, with the nodes that take part in it, increasing.
 
         Raises:
             ConfigError: no such graph of this number of nodes exists.

@@ -45,11 +45,8 @@ class TlsTransport:
     sides.
 
     Args:
-        roster: the members.
-        id: id of this node.
         key_file: private key of this node's certificate in the roster.
         greeting: at most 4096 bytes for every connecting member, such as the digest of the experiment.
-        limits: limits for peers.
         listen: host:port to listen on. None for the port of the roster's address: on all interfaces, or on
             loopback only if that is its address, or not at all if the node is not reachable.
         dial: members to keep connections with; None for all. Every member may connect.

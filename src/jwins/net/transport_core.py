@@ -33,15 +33,10 @@ class TransportCore:
     """State of a transport, for the thread of its event loop only, except for fields that ``changed`` guards.
 
     Args:
-        id: id of this node.
-        roster: the members.
-        contexts: TLS contexts.
         greeting: greeting for connecting members.
-        limits: limits for peers.
         loop: runs all connections.
 
     Attributes:
-        me: this node's entry in the roster.
         instance: random number of this process.
         changed: guards events, peers and counts, which other threads read, too.
         events: events that wait for ``poll``.
@@ -50,7 +45,6 @@ class TransportCore:
         strangers: connections that ended before they were authenticated, by reason.
         log_limits: limits of log lines that others can cause.
         pending: connections that are not authenticated yet, by address.
-        tasks: all running tasks.
         awake_s: seconds for which this process was awake.
         closing: whether the end has begun.
         draws: generator for pauses between attempts.

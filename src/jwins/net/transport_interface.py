@@ -12,7 +12,6 @@ class MessageReceived:
     """A whole message of an authenticated peer.
 
     Attributes:
-        peer: id of the node that sent it.
         data: the message, as it was given to the sender's :meth:`Transport.send`.
     """
 
@@ -25,7 +24,6 @@ class Connected:
     """An authenticated connection is open: messages that are sent from now on are queued for this peer.
 
     Attributes:
-        peer: id of the node.
         greeting: the peer's greeting to every member, such as the digest of its experiment.
     """
 
@@ -38,7 +36,6 @@ class Disconnected:
     """The connection has ended, and queued messages are lost. The transport dials again by itself.
 
     Attributes:
-        peer: id of the node.
         reason: why, in words.
     """
 

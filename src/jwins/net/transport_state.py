@@ -22,10 +22,7 @@ class Link:
     """An open connection. Times are seconds for which this process was awake.
 
     Attributes:
-        peer: number of the peer.
-        channel: the connection itself.
         instance: random number of the peer's process.
-        fingerprint: fingerprint of the certificate that it showed.
         opened: time at which the connection was accepted.
         last_received: time of the last bytes from the peer.
         received: number of control messages and pieces from the peer.
@@ -35,7 +32,6 @@ class Link:
         warned: whether the log has a warning that the node's key is in use elsewhere.
         in_line: whether a message waits for messages to other peers.
         ping_due: whether to write a ping next.
-        pings: number of pings written.
         pinged: time of the last ping, by the event loop's clock.
         pong_due: token of the pong to write next; only the last ping is answered.
         wake: set when there may be something to write.
@@ -91,7 +87,6 @@ class Queued(NamedTuple):
     """A message that waits to be sent.
 
     Attributes:
-        data: the whole message.
         beside: whether it and messages to others do not wait for each other.
     """
 
@@ -105,7 +100,6 @@ class PeerState:
 
     Attributes:
         arrivals: rate limit of the peer's connections.
-        measurements: rate limit of its measurements.
         rates: rate limits of reading from it.
         address: address of the open or last connection.
         greeting: greeting of the open or last connection.
@@ -116,7 +110,6 @@ class PeerState:
         undelivered_messages: number of messages that wait to be taken.
         bytes_in: received in whole messages.
         bytes_out: sent in whole messages.
-        connections: number of opened connections.
         round_trip_s: round trip of the last keep-alive.
         refused: number of refusals by reason.
         link: the connection, if there is one.
@@ -124,7 +117,6 @@ class PeerState:
         probed: whether the peer measures now.
         room: set when messages were taken.
         dial: set when there may be a reason to dial.
-        dialler: the task that dials.
     """
 
     arrivals: Bucket

@@ -68,8 +68,6 @@ class Chart:
 
     Attributes:
         slug: name of its files.
-        title: its heading.
-        caption: notes for readers.
         draw: function that draws it; True is for paper, where the figure needs its own legend.
     """
 

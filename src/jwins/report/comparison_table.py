@@ -55,8 +55,6 @@ class Table:
 
     Attributes:
         name: name of its CSV file and of its entry in ``summary.json``.
-        title: its title.
-        head: headings.
         rows: texts; a :class:`TableCell` has looks of its own in the page.
         data: the rows in full precision, one flat dict each.
         notes: sentences below the table.
@@ -214,13 +212,7 @@ def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
 def metrics_table(
     groups: Sequence[tuple[Group, Group | None]], metrics: Sequence[str], final_over: int = 1
 ) -> Table:
-    """Return the table of final values of several metrics, with differences to a reference.
-
-    Args:
-        groups: each variant's runs, and those of its reference.
-        metrics: names of the metrics.
-        final_over: number of last evaluations whose mean is the final value.
-    """
+    """Return the table of final values of several metrics, with differences to a reference."""
     rows: list[list[str]] = []
     data: list[dict[str, Any]] = []
     for metric in metrics:

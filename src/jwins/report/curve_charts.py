@@ -65,7 +65,6 @@ class YAxis:
         percent: whether it is a fraction shown in percent.
         target: level of a dotted line, or None.
         compared: whether variants are compared by it, so that the axis must show their ends.
-        lower_is_better: whether smaller values are better.
     """
 
     label: str

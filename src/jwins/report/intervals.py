@@ -20,9 +20,7 @@ class Difference:
     """A mean difference over pairs.
 
     Attributes:
-        mean: mean of the differences.
         half_width: half width of its confidence interval; None for one pair.
-        pairs: number of pairs.
     """
 
     mean: float

@@ -36,9 +36,7 @@ class Point:
     """End of a variant.
 
     Attributes:
-        name: name of the variant.
         algorithm: its algorithm, whose points are joined.
-        style: its style.
         sent: bytes per node, mean over seeds; above 0.
         final: value of the metric, mean over seeds; finite.
         deviation: deviation of the final value over seeds, None for one seed.

@@ -19,7 +19,6 @@ class Group:
     """One variant's runs.
 
     Attributes:
-        name: its name in tables.
         algorithm: ``kind`` of its sharing, which determines the colour.
         records: one per seed.
         raw_bytes: for each record, bytes per node of full sharing of uncompressed float32 parameters
@@ -57,8 +56,6 @@ class Target:
     """Value of the metric that variants must reach.
 
     Attributes:
-        metric: name of the metric.
-        value: value to reach.
         lower_is_better: whether the metric falls to it.
         meaning: description, e.g. "95 % of full sharing's final accuracy".
     """
@@ -108,11 +105,6 @@ class TargetOutcome:
     """Cost for a variant to reach one of several targets: means over the seeds that reached it, bytes per node.
 
     Attributes:
-        variant: name of the variant.
-        group: its group, if the comparison has any.
-        target: value of the metric.
-        meaning: description of the target.
-        seeds: number of runs.
         reached: number of runs that reached it.
         bytes_per_node: bytes sent until then, None if none reached it.
         rounds: rounds until then.

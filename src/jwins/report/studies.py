@@ -42,7 +42,6 @@ class Study:
     """Variants that are shown together: a comparison, or single runs with the same task and number of nodes.
 
     Attributes:
-        name: its heading.
         variants: variants in the order of the comparison, or as given.
         target: target for bytes, rounds and seconds; its value is NaN without one.
         full: name of the variant with full sharing that savings refer to, None without one.
@@ -51,8 +50,6 @@ class Study:
         targets: all targets of the comparison, if it has several.
         references: variants that final values are compared to; others are compared to ``full``.
         baselines: variants that ratios to the targets refer to.
-        also: further metrics of the comparison.
-        tuned: settings that were chosen for each variant.
         recorded: tables of the comparison's summary about the choice of settings, by title.
     """
 

@@ -26,30 +26,18 @@ class SummaryRow:
     """Row of one variant. Means are over seeds, bytes are per node.
 
     Attributes:
-        variant: name of the variant.
-        seeds: number of runs.
         counted: number of runs that did not diverge; final values, bytes and savings are means over these.
         final: final metric, mean over seeds; NaN if all diverged.
         final_sd: standard deviation over seeds (of a sample), None for one seed.
-        bytes_per_node: bytes sent in the whole run.
         saving_raw: 1 - bytes / bytes of full sharing of raw float32.
         saving_codec: 1 - bytes / bytes of full sharing through the same codec in the same number of rounds;
             None without full sharing in the comparison.
-        reached: number of seeds that reached the target.
         bytes_to_target: mean over the seeds that reached it, None without any.
-        rounds_to_target: mean of rounds over the same seeds.
-        seconds_to_target: mean of virtual seconds over the same seeds.
-        status: ``finished``, or another end.
         difference: final metric minus the reference variant's, mean over the seeds of both; None for the
             reference itself.
         difference_half: half the width of its 95 % interval (Student's t, paired by seed); None for one seed.
         difference_seeds: number of seeds that both ran.
-        reference: name of the reference variant.
         overhead: real seconds of everything but training and evaluation, per second of training.
-        group: its group, if the comparison has groups.
-        tuned: its chosen settings, such as ``gamma = 0.4``.
-        target: target value for bytes, rounds and seconds.
-        meaning: description of the target.
         worst: final metric over the worst tenth of the nodes, mean over the counted seeds; None where a run
             lacks it.
         node_sd: standard deviation of the final metric over the nodes, likewise.

@@ -62,12 +62,8 @@ class Components:
 
     Attributes:
         experiment: experiment with the chosen ``train.batching`` and ``run.device``.
-        task: the task.
         partition: training samples of each node.
         trainer: trainer of the nodes in this process.
-        rules: common rules of all nodes.
-        tests: samples of evaluations.
-        start: first row of a log.
     """
 
     experiment: Experiment

@@ -200,11 +200,6 @@ def build_privacy(
 ) -> Privacy | None:
     """Return the differential privacy of these nodes' training; None without ``train.privacy``.
 
-    Args:
-        experiment: the experiment.
-        partition: training samples of each node, by node.
-        steps: local steps in a round, of each node of the run.
-
     Raises:
         ConfigError: opacus is not installed, or no noise keeps the budget.
     """

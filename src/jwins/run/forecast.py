@@ -55,17 +55,11 @@ class Forecast:
     """Forecast of a run.
 
     Attributes:
-        num_nodes: N.
-        dim: parameters per model.
         actors: processes that share the nodes.
-        rounds: number of rounds.
-        evaluations: number of evaluations.
         memory_bytes: peak of each actor, including the process and the data of the task.
         start_s: seconds before the first round, including a process's imports.
         round_s: seconds per round of the slowest actor, by activity.
         evaluation_s: seconds of an evaluation of all nodes.
-        checkpoint_s: seconds of a checkpoint.
-        checkpoints: number of checkpoints.
         frame_bytes: mean length of a frame.
         round_bytes: bytes that all nodes send in a round.
         stored_bytes: bytes of these between actors, each frame once per actor.
@@ -104,16 +98,12 @@ class Calibration:
     """Result of a calibration.
 
     Attributes:
-        nodes: number of nodes.
-        dim: parameters per model.
         degree: mean number of recipients.
         samples: test samples of an evaluation.
         all_samples: test samples of the task.
-        peak_bytes: peak memory of the process.
         start_s: seconds of the process until everything was built.
         own_s: seconds of the calibration itself.
         round_s: seconds of the counted rounds, by activity.
-        evaluation_s: seconds of the evaluation at the end.
         checkpoint_s: seconds of the last checkpoint.
         sends: frames times recipients.
         sent_bytes: bytes of these.

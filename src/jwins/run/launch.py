@@ -71,15 +71,10 @@ class NodeView:
     """State of one node while it runs.
 
     Attributes:
-        name: name of the node.
         state: ``starting``, ``running``, ``killed``, or its end.
-        round: completed rounds.
         bytes_total: bytes that it has sent so far.
         waiting_for: names of the neighbours that it waits for.
-        waiting_s: seconds of waiting.
         suspect: names of the peers that it does not wait for.
-        restarts: number of restarts.
-        pid: id of its process.
     """
 
     name: str
@@ -98,8 +93,6 @@ class Launched:
     """Progress of a launch.
 
     Attributes:
-        rounds: number of rounds of the whole run.
-        nodes: the nodes in order.
         row: the newest evaluation, if there is a new one.
     """
 

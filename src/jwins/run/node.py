@@ -42,9 +42,7 @@ class NodeResult:
     """End of one node's run.
 
     Attributes:
-        folder: folder of the node.
         status: ``finished``, ``diverged``, ``interrupted``, or ``removed`` from the roster.
-        round: completed rounds.
         was_complete: whether the node had finished before, so that nothing had to be done.
         outcome: result of the driver; None if nothing had to be done.
     """

@@ -153,12 +153,6 @@ def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
 def write_shard(folder: Path, round: int, number: int, state: object) -> str:
     """Write a shard of a checkpoint before the checkpoint itself, which then names it.
 
-    Args:
-        folder: folder of checkpoints; made if it does not exist.
-        round: round of the checkpoint.
-        number: number of the shard, so that writers do not collide.
-        state: see :func:`dump`; or a result of it.
-
     Returns:
         The file's name, for :func:`read_shard`.
 

@@ -20,7 +20,6 @@ class Record:
     """The metrics of one run folder, which may be in an archive.
 
     Attributes:
-        folder: the run folder.
         start: first row.
         evaluations: in order of rounds, up to the last round of training.
         end: last row; None for a run that has not ended by itself.

@@ -84,10 +84,7 @@ class StartRow(msgspec.Struct, frozen=True, tag="start", tag_field="kind", omit_
     """The first row of a run.
 
     Attributes:
-        name: name of the experiment.
         digest: hash of all settings that affect the result, hex.
-        seed: the experiment's seed.
-        num_nodes: number of nodes.
         dim: parameters per model that are exchanged, P.
         neighbours_mean: mean number of recipients of a node in round 0.
         versions: versions of this package and of the libraries that compute results.
@@ -126,7 +123,6 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
         consensus_distance: root mean square over nodes of the distance to the average model; None if it is
             not finite.
         traffic: bytes of all nodes up to this round.
-        samples: number of test samples.
         early: each metric's mean over nodes on the samples of earlier evaluations, if those are a subset of
             these; else empty.
         consensus_rounds: number of rounds at the end without training.

@@ -33,11 +33,6 @@ class MatrixFactorization(nn.Module):
 
     Source: Koren, Bell, Volinsky, "Matrix Factorization Techniques for Recommender Systems", Computer 42(8),
     2009, equation 1.
-
-    Args:
-        num_users: rows of the users' table.
-        num_films: rows of the films' table.
-        factors: columns of both.
     """
 
     def __init__(self, num_users: int, num_films: int, factors: int) -> None:

@@ -30,8 +30,6 @@ class Rows:
     """Some rows of a parquet file.
 
     Attributes:
-        task: the task's name, for messages.
-        file: the file.
         first: index of the first row in the file, from 0.
         columns: the cells, by column.
     """
@@ -55,10 +53,6 @@ class Rows:
 
     def owners(self, column: str, before: Sequence[Any]) -> list[Any]:
         """Return the cells of a column of owners, which must be all text or all whole numbers.
-
-        Args:
-            column: name of the column.
-            before: owners of the rows before these.
 
         Raises:
             DataError: a cell is neither, or of another kind than those before.

@@ -42,11 +42,6 @@ class Shuffle:
 
     Args:
         partition: (n,) int64, the node's samples, n >= 1.
-        seed: seed of the experiment.
-        node: number of the node.
-
-    Attributes:
-        partition: as given.
     """
 
     __slots__ = ("_epoch", "_node", "_order", "_seed", "partition")

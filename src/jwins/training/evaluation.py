@@ -72,12 +72,8 @@ class Evaluation:
     """Evaluator of requests. The models are in evaluation mode and are not changed.
 
     Args:
-        context: task, data and generators.
-        layout: layout of the parameter vector.
         modules: a module for each worker.
-        traits: generators of the task, and whether the model is stateful.
         chunk: number of nodes in a chunk; 0 for no stacks.
-        threads: number of workers.
     """
 
     def __init__(

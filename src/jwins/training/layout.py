@@ -26,9 +26,7 @@ class Slot:
 
     Attributes:
         name: as in ``model.named_parameters()`` or ``model.named_buffers()``.
-        shape: shape of the tensor.
         offset: position of its first number in the vector.
-        size: number of its numbers.
         kind: ``parameter``, or ``buffer`` for a shared one.
         nonnegative: whether it is a variance, which must not fall below 0 in a merge.
     """

@@ -23,10 +23,7 @@ class LoopTrainer:
     """Trains one node at a time on each worker, in place in the node's row.
 
     Args:
-        context: task, data and generators.
-        store: the nodes.
         modules: a module for each worker.
-        optimizer: optimizer of every node.
         seeds_global: whether the task draws from torch's own generator in training.
         model: returns the gradients of single samples, as a stack of models with one sample each; None without
             ``privacy``.

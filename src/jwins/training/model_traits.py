@@ -58,16 +58,11 @@ class TraitProbe:
     """Runs steps of fresh models on the first batches of one node.
 
     Args:
-        context: task, data and generators.
-        layout: layout of the parameter vector.
         initial: (P,) float32, the common start.
         buffers: local buffers at the start, by name.
         frozen: parameters that do not train, by name.
         shuffle: a node's stream of samples.
         first: the model that all of these are from.
-
-    Attributes:
-        traits: traits of the model.
 
     Raises:
         UsageError: parameters differ between two models, two models have layers in common, frozen parameters

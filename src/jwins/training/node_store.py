@@ -47,10 +47,8 @@ class NodeStore:
     Args:
         nodes: numbers of the nodes, increasing.
         rows: number of rows, at least one per node; the others are padding.
-        layout: layout of the parameter vector.
         initial: (P,) float32, the common start.
         buffers: local buffers at the start, by name.
-        optimizer: optimizer of every node.
     """
 
     def __init__(

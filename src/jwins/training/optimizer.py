@@ -202,11 +202,8 @@ class OptimizerState:
     """Optimizer state of all nodes: a matrix for each kind of moment, shaped as the parameters.
 
     Args:
-        optimizer: optimizer of every node.
-        rows: number of nodes.
         stride: length of a row, at least P.
         tensors: number of parameter tensors of the model.
-        device: device of the moments.
 
     Attributes:
         moments: by torch's name, (rows, stride) float32.

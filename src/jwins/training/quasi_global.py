@@ -29,9 +29,7 @@ class QuasiGlobal:
     Args:
         factor: mu, in [0, 1).
         lr: eta, above 0.
-        rows: number of nodes.
         stride: length of a row, at least P.
-        device: device of momentum and models.
 
     Attributes:
         moments: momentum m, and model at the start of the last round, by name; (rows, stride) float32.

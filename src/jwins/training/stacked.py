@@ -67,12 +67,7 @@ def values_of(layout: Layout, tensors: Mapping[str, Tensor], buffers: Sequence[T
 
 
 class StackedModel:
-    """Steps and outputs of one model with many sets of parameters at once.
-
-    Args:
-        context: task and generators.
-        layout: layout of the parameter vector.
-    """
+    """Steps and outputs of one model with many sets of parameters at once."""
 
     def __init__(self, context: TrainingContext, layout: Layout) -> None:
         self._context, self._layout = context, layout
@@ -274,11 +269,7 @@ class StackedTrainer:
     """Trainer of chunks of a process's nodes.
 
     Args:
-        context: task, data and generators.
         store: the nodes; whole chunks only.
-        layout: layout of the parameter vector.
-        optimizer: optimizer of every node.
-        chunk: number of nodes in a chunk.
         num_nodes: N, of the whole run.
         modules: a module for each worker.
         recorded: the recorded step of a chunk for each worker; empty for none.

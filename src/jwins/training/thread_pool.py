@@ -21,7 +21,6 @@ class ThreadPool:
 
     Args:
         threads: number of threads, including the calling one.
-        name: name of the other threads.
     """
 
     def __init__(self, threads: int, name: str) -> None:

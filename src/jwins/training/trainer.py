@@ -60,7 +60,6 @@ class Trainer:
         partition: for each node, (n,) int64 indices of its training samples, n >= 1; by number, or a list for
             nodes 0, 1, 2 and so on.
         num_nodes: N, of the whole run; None for the nodes of ``partition``. Chunks are cut from it.
-        seed: seed of the experiment.
         local_steps: steps per round, at least 1; one number, or one per node of the whole run. If these differ,
             nodes train in a loop.
         batch_size: samples per step, at least 1.
@@ -77,14 +76,8 @@ class Trainer:
         batching: ``loop`` or ``stacked``, as chosen.
         reason: reason against ``stacked``; empty if it was chosen.
         chunk: number of nodes in a chunk, which must be in one process; 1 in a loop.
-        device: the chosen device.
-        layout: layout of the parameter vector.
         nodes: numbers of the nodes of this process, increasing.
-        num_nodes: N, of the whole run.
         steps: local steps per round of each node of this process.
-        task: as given.
-        optimizer: as given.
-        privacy: as given.
         recorded: recorded step of a chunk for each worker; empty if recording was impossible.
         local_buffers: for each buffer that stays on its node, (n, *shape), in the order of ``nodes``.
         threads: number of workers for training and evaluation.

@@ -36,13 +36,8 @@ class TrainingContext:
     The constructor sets the number of torch's intra-op threads to 1, for the rest of the process.
 
     Args:
-        task: data, model, loss and metrics.
-        seed: seed of the experiment.
-        local_steps: steps per round.
-        batch_size: samples per step.
         device: device of parameters and data; ``auto`` is CUDA if available.
         threads: maximum number of workers.
-        precision: precision of the model in training.
 
     Raises:
         ConfigError: no CUDA device, or one that has no bfloat16.

@@ -46,7 +46,6 @@ class WorkerModule:
     """Module of one worker. Its tensors can become views of any row; frozen parameters do not change.
 
     Attributes:
-        model: the module.
         trained: trained parameters, each with its place in a row.
         shared: places in a row of the shared buffers.
     """

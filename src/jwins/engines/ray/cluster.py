@@ -91,7 +91,6 @@ class Demand:
 
     Attributes:
         cores: one for each thread.
-        memory_bytes: estimated memory.
         gpus: 1, or 0.
     """
 

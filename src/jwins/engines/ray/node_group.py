@@ -72,7 +72,6 @@ class FrameBundle:
     """Frames of one step for one machine, in the object store.
 
     Attributes:
-        serials: serial numbers of the frames.
         splits: (2 per frame) bytes of positions and values.
         ends: end of each frame in ``data``.
         data: the frames, one after the other.
@@ -110,8 +109,6 @@ class NewFrame:
     """A frame that an actor's nodes have not received before.
 
     Attributes:
-        key: key of the frame.
-        sender: the sending node.
         source: index of its bundle; None for a frame of this actor; or its bytes.
     """
 
@@ -157,13 +154,7 @@ class NodeGroupActor:
     def begin(
         self, make: Callable[[], NodeGroup], number: int, machine_of: Mapping[int, str]
     ) -> dict[int, int]:
-        """Build the node group; return the optimizer steps of its nodes per round.
-
-        Args:
-            make: builds the node group.
-            number: number of this node group.
-            machine_of: machines of the nodes of other node groups.
-        """
+        """Build the node group; return the optimizer steps of its nodes per round."""
         self._group, self._number = make(), number
         self._machine_of = dict(machine_of)
         return dict(self._group.local_steps)
@@ -261,9 +252,6 @@ class RemoteFrame:
     Attributes:
         home: node group of the sender.
         serial: number of the frame at that node group.
-        size_bytes: bytes of the whole message.
-        positions_bytes: bytes of the positions' section.
-        values_bytes: bytes of the values' section.
         bundles: the object that brings the frame to a machine, by machine.
         known: node groups that have the frame.
     """
@@ -296,10 +284,7 @@ class RemoteNodeGroup:
 
     Args:
         actor: handle of a :class:`NodeGroupActor`.
-        number: number of this node group.
-        machine: machine of the actor.
         nodes: nodes of the node group, increasing.
-        rules: common rules of all nodes of the run.
         local_steps: optimizer steps per round, by node.
     """
 
@@ -441,16 +426,8 @@ class RemoteNodeGroup:
         return Dumped(self._call("snapshot"))
 
     def restore(self, state: NodeGroupState) -> None:
-        """Continue from a snapshot that contains these nodes, and perhaps others.
-
-        Raises:
-            UsageError: a node of this node group is not in the snapshot.
-        """
-        if missing := [node for node in self.nodes if node not in state.nodes]:
-            raise UsageError(
-                f"the checkpoint has no node {missing[0]}: it was written with another number of nodes"
-            )
-        own = NodeGroupState({node: state.nodes[node] for node in self.nodes})
+        """Continue from a snapshot that contains these nodes, and perhaps others."""
+        own = NodeGroupState({node: state.nodes[node] for node in self.nodes if node in state.nodes})
         self._call("restore", checkpoint.dump(own))
 
     def close(self) -> None:

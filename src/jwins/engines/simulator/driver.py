@@ -37,7 +37,7 @@ from jwins.engines.simulator.fault_script import FaultScript
 from jwins.engines.simulator.network import Flow, SimulatedNetwork, UplinkState
 from jwins.engines.simulator.queue import EventQueue, NodeEvent, QueueItem, QueueState, TransferDone
 from jwins.engines.stop_rule import StopRule
-from jwins.engines.traffic_counter import TrafficCounter, total
+from jwins.engines.traffic_counter import TrafficCounter
 from jwins.errors import ConfigError, JwinsError, ResumeError, UsageError
 from jwins.node import (
     Checkpoint,
@@ -92,9 +92,6 @@ class SimulatedDriverState:
     Attributes:
         now: virtual seconds.
         envelopes: number of messages sent so far.
-        queue: scheduled events.
-        uplinks: state of each node's uplink.
-        crashed: nodes that are down.
         joined: the round in which each node last returned; 0 if it was never down.
         rounds: completed rounds of each node.
         fired: numbers of the faults that have happened.
@@ -178,9 +175,6 @@ class SimulatedDriver:
     Args:
         groups: node groups with the nodes 0 to N - 1, each once.
         start: the first row of the log.
-        links: sending times.
-        compute: training times.
-        faults: scripted faults.
         recorder: recorder of measurements; None keeps them in memory.
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
@@ -527,7 +521,7 @@ class SimulatedDriver:
             round=round,
             time_s=max(completion.time for completion in completions.values()),
             nodes=honest,
-            traffic=total(sent),
+            traffic=sum(sent, TrafficSplit()),
             samples=tester.num_samples(round),
             consensus_rounds=max(0, round - self.rules.training_rounds),
         )

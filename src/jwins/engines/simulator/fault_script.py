@@ -24,12 +24,7 @@ NO_FRAME_FAULT = FrameFault()
 
 
 class FaultScript:
-    """Player of scripted faults; it plays each crash and rejoin once.
-
-    Args:
-        faults: scripted faults.
-        fired: numbers of faults that have happened.
-    """
+    """Player of scripted faults; it plays each crash and rejoin once."""
 
     def __init__(self, faults: Faults, fired: Collection[int] = ()) -> None:
         self._of_nodes: list[tuple[int, Fault]] = []

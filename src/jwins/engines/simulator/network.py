@@ -19,8 +19,6 @@ class Flow:
     Attributes:
         finish: value of the uplink's ``served`` at which the transfer ends.
         order: its number on this uplink; of transfers that end at the same time, the lower number is first.
-        to: the receiver.
-        envelope: the transferred message.
         extra_s: additional seconds until it arrives, by a fault.
         dropped: whether it never arrives, by a fault.
     """
@@ -131,9 +129,6 @@ class SimulatedNetwork:
     """Network that carries envelopes from node to node.
 
     Args:
-        links: rates and latency.
-        num_nodes: N.
-        queue: queue for arrivals.
         in_order: as of :class:`SimulatedUplink`, for nodes that share before their last frame has left.
     """
 
@@ -146,14 +141,7 @@ class SimulatedNetwork:
     def send(
         self, now: float, envelope: Envelope, to: Iterable[int], frame_faults: Mapping[int, FrameFault]
     ) -> None:
-        """Put an envelope on its sender's uplink, once for each receiver.
-
-        Args:
-            now: seconds.
-            envelope: the message.
-            to: receivers, in the order of sending.
-            frame_faults: faults on the way to some of them.
-        """
+        """Put an envelope on its sender's uplink, once for each receiver."""
         uplink, bits = self.uplinks[envelope.sender], 8 * envelope.packed.size_bytes
         # A transfer that has ended may not be handled yet, because the events of a window are handled at once.
         while uplink.flows and uplink.next_time() < now:

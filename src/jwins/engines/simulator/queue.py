@@ -26,7 +26,6 @@ class TransferDone:
     """End of the next transfer of a node's uplink; outdated if the version has changed.
 
     Attributes:
-        node: node of the uplink.
         version: version of the uplink when this was scheduled.
     """
 
