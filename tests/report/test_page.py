@@ -400,7 +400,7 @@ def test_every_figure_is_also_pdf_and_png(
     assert "folder ../figures" in page
     with empty_figures():
         name, chart = render(gather([compared]))[1][0]
-    again = save(chart, tmp_path)
+    again = save(chart, tmp_path / chart.slug)
     first = [path for path in written[1] if path.stem == name]
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in first]
 

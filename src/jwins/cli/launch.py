@@ -163,7 +163,7 @@ class _Lines:
             time.monotonic() - self._last >= _LINES_S or now.row.round in (0, now.rounds)
         ):
             self._last = time.monotonic()
-            means = {name: spread.mean for name, spread in now.row.metrics.items()}
+            means = now.row.means
             self._console.print(
                 f"round {now.row.round}/{now.rounds}  {metrics_text(means)}  "
                 f"{size_text(now.row.traffic.total)} sent  {now.row.time_s:.1f} s",
@@ -183,7 +183,7 @@ def _live(console: Console, experiment: Experiment) -> Iterator[Callable[[Launch
 
     def on_progress(now: Launched) -> None:
         if now.row is not None:
-            means = {name: spread.mean for name, spread in now.row.metrics.items()}
+            means = now.row.means
             measured["caption"] = f"after {now.row.round} rounds: {metrics_text(means)}"
         table = _table(experiment.name, f"round of {now.rounds}", now.nodes, measured.get("caption"))
         live.update(table, refresh=True)

@@ -150,7 +150,7 @@ class _Lines:
         self._last = time.monotonic()
         texts = [f"round {now.round}/{now.rounds}", f"{size_text(now.bytes_total)} sent", f"{now.time_s:.1f} s"]
         if now.row is not None:
-            texts.append(metrics_text({name: spread.mean for name, spread in now.row.metrics.items()}))
+            texts.append(metrics_text(now.row.means))
         if now.waiting_for and now.waiting_s >= _SAY_WAITING_AFTER_S:
             texts.append(f"waiting for {_listed(now.waiting_for, names)} for {now.waiting_s:.0f} s")
         if now.suspect:

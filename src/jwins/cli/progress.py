@@ -35,7 +35,7 @@ class PlainRun:
         if now - self._last < _PLAIN_LINES_S and progress.row.round != progress.rounds:
             return
         self._last = now
-        means = {name: spread.mean for name, spread in progress.row.metrics.items()}
+        means = progress.row.means
         left = self._clock.left(progress.round, progress.rounds)
         self.console_of.print(
             f"round {progress.row.round}/{progress.rounds}  {metrics_text(means)}  "
@@ -95,7 +95,7 @@ def run_progress(console: Console, experiment: Experiment) -> Iterator[Callable[
             nonlocal shown
             now = time.monotonic()
             if progress.row is not None:
-                means = {name: spread.mean for name, spread in progress.row.metrics.items()}
+                means = progress.row.means
                 bar.update(task, metrics=metrics_text(means))
             elif now - shown < 0.1 and progress.round < progress.rounds:
                 return

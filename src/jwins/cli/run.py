@@ -172,7 +172,7 @@ def _print_result(console: Console, result: Result) -> None:
             console.print(
                 "its final models are gone; remove the folder and run again to have them", soft_wrap=True
             )
-    means = {name: spread.mean for name, spread in last.metrics.items()}
+    means = last.means
     traffic = last.traffic
     console.print(
         f"{result.status} after {last.round} rounds, {last.time_s:.1f} {clock}: {metrics_text(means)}"

@@ -201,7 +201,7 @@ def _save_pareto(comparison: Comparison, groups: Sequence[Group], folder: Path) 
             slug="pareto" if len(set(labels.values())) == 1 else f"pareto-{index}",
         )
         if chart is not None:
-            save(chart, folder)
+            save(chart, folder / chart.slug)
 
 
 def _own_settings(comparison: Comparison, found: Plan, variant: Variant) -> dict[str, Any]:

@@ -15,18 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jwins.engines.interrupts import interrupts
+from jwins.engines.simulator.driver import Progress
 from jwins.errors import ResumeError
 from jwins.experiment.experiment import Experiment
 from jwins.report.formatting import size
 from jwins.run.run import simulate
 from jwins.run_folder.record import Record
 from jwins.training.allocator import keep_freed_memory
-
-if TYPE_CHECKING:
-    from jwins.engines.simulator.driver import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ OnProgress = Callable[[CellProgress], None]
 def last_progress(job: Job, record: Record) -> CellProgress:
     """Return the end of a run, or the round of its interruption."""
     last = record.evaluations[-1] if record.evaluations else None
-    metrics = {} if last is None else {name: spread.mean for name, spread in last.metrics.items()}
+    metrics = {} if last is None else last.means
     sent = 0 if last is None else last.traffic.total
     status = "interrupted" if record.end is None else record.end.status
     return CellProgress(job.index, record.rounds, job.experiment.run.rounds, sent, metrics, status, job.name)
@@ -100,34 +98,19 @@ def with_one_thread(job: Job) -> Job:
 
 def run_job(job: Job, send: OnProgress, stop: Callable[[], bool] = lambda: False) -> str:
     """Run one job in this process; the driver calls ``stop`` after every step."""
-    result = simulate(job.experiment, resume=True, progress=_Reporter(job, send), stop=stop)
+    newest, metrics = -1, dict[str, float | None]()
+
+    def report(now: Progress) -> None:
+        """Send one message per round and evaluation, in place of one per event."""
+        nonlocal newest, metrics
+        if now.row is None and now.round == newest:
+            return
+        newest, metrics = now.round, metrics if now.row is None else now.row.means
+        send(CellProgress(job.index, now.round, now.rounds, now.bytes_total, metrics, name=job.name))
+
+    result = simulate(job.experiment, resume=True, progress=report, stop=stop)
     send(last_progress(job, result.record))
     return result.status
-
-
-class _Reporter:
-    """Converter of a simulator's progress to a run's, with one message per round in place of one per event."""
-
-    def __init__(self, job: Job, send: OnProgress) -> None:
-        self._job, self._send = job, send
-        self._round = -1
-        self._metrics: dict[str, float | None] = {}
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.row is not None:
-            self._metrics = {name: spread.mean for name, spread in progress.row.metrics.items()}
-        if progress.row is not None or progress.round != self._round:
-            self._round = progress.round
-            self._send(
-                CellProgress(
-                    self._job.index,
-                    progress.round,
-                    progress.rounds,
-                    progress.bytes_total,
-                    dict(self._metrics),
-                    name=self._job.name,
-                )
-            )
 
 
 # They are no part of the terminal's process group, so Ctrl-C reaches the parent only, which sets ``stop``;

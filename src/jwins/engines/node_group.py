@@ -262,7 +262,7 @@ class NodeGroup:
         Returns:
             The node's commands for each event.
         """
-        with self._timed("decoding"):
+        with timed(self.wall_s, "decoding"):
             self._decode([item.event.envelope for item in due if isinstance(item.event, MessageArrived)])
         work: dict[int, list[int]] = {}
         for index, item in enumerate(due):
@@ -287,7 +287,7 @@ class NodeGroup:
 
         if train := self._due_to_train(due, train or {}):
             self._train(train, lambda node: handle_all(0, work.pop(node, [])))
-        with self._timed("share and merge"):
+        with timed(self.wall_s, "share and merge"):
             self._pool.run(list(work.values()), handle_all, self._threads)
             for frame, packed, (index, *later) in encoding:
                 node = self._machine(frame.sender)
@@ -378,7 +378,7 @@ class NodeGroup:
         Raises:
             CodecError: the bytes are not a message of this experiment.
         """
-        with self._timed("decoding"):
+        with timed(self.wall_s, "decoding"):
             message = self.rules.wire.unpack(envelope.packed.data)
         if isinstance(message, (Frame, KeyframeRequest)):
             self._messages[envelope] = message
@@ -417,7 +417,7 @@ class NodeGroup:
         for node in self._present.keys() & present:
             self._waiting.setdefault(round, {})[node] = self._present[node]
         models = self._waiting.get(round, {})
-        with self._timed("evaluation"):
+        with timed(self.wall_s, "evaluation"):
             leaves = ((node, models[node].params if node in models else None) for node in self.nodes)
             return tree_sums(leaves), {node: model.buffers for node, model in models.items()}
 
@@ -433,7 +433,7 @@ class NodeGroup:
             keep: whether to keep the models until the next evaluation, for :meth:`measured_file` and
                 :meth:`end_with_measured`.
         """
-        with self._timed("evaluation"):
+        with timed(self.wall_s, "evaluation"):
             models = self._waiting.pop(round, {})
             if keep:
                 self._measured = models
@@ -455,15 +455,9 @@ class NodeGroup:
         scores = self.trainer.evaluate_all(requests)
         common = scores[: len(requests) - len(own) - bool(test_average and round > 0)]
         metrics, early = ({}, {}) if not common else (common[0].all, common[0].some)
-        if round == 0:
-            found = _spread_to(nodes, metrics)
-            of_average = {name: float(values[0]) for name, values in metrics.items()}
-        else:
-            found = _listed(nodes, metrics)
-            of_average = (
-                {name: float(v[0]) for name, v in scores[len(common)].all.items()} if test_average else {}
-            )
-        early_found = _spread_to(nodes, early) if round == 0 else _listed(nodes, early)
+        by_node = _spread_to if round == 0 else _listed
+        found, early_found = by_node(nodes, metrics), by_node(nodes, early)
+        of_average = metrics if round == 0 else scores[len(common)].all if test_average else {}
         own_found: dict[str, dict[int, float]] = {}
         for node, score in zip(own, scores[len(scores) - len(own) :], strict=True):
             for name, values in score.all.items():
@@ -477,7 +471,7 @@ class NodeGroup:
             early=early_found,
             losses={node: loss for node in nodes if (loss := models[node].loss) is not None},
             squares={node: squared_distance(models[node].params, mean) for node in nodes if round > 0},
-            of_average=of_average if test_average else None,
+            of_average={name: float(v[0]) for name, v in of_average.items()} if test_average else None,
             epsilon=self._epsilon(round, nodes),
         )
 
@@ -603,13 +597,15 @@ class NodeGroup:
         """End the threads."""
         self._pool.close()
 
-    @contextmanager
-    def _timed(self, activity: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.wall_s[activity] += time.perf_counter() - started
+
+@contextmanager
+def timed(wall_s: dict[str, float], activity: str) -> Iterator[None]:
+    """Add the real seconds of the block to those of an activity."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        wall_s[activity] += time.perf_counter() - started
 
 
 NodeGroupLike: TypeAlias = "NodeGroup | RemoteNodeGroup"

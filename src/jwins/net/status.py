@@ -170,7 +170,7 @@ class _Collector:
 
 def _measured(driver: RealTimeDriver) -> dict[str, float | None]:
     rows = [row for row in driver.recorder.rows if isinstance(row, EvalRow)]
-    return {name: spread.mean for name, spread in rows[-1].metrics.items()} if rows else {}
+    return rows[-1].means if rows else {}
 
 
 _STYLE = """

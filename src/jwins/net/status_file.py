@@ -29,7 +29,7 @@ class StatusFile:
     def __call__(self, now: NodeProgress, status: str = "running") -> None:
         """Write the file if it is time, or if the node has ended."""
         if now.row is not None:
-            self._metrics = {name: spread.mean for name, spread in now.row.metrics.items()}
+            self._metrics = now.row.means
         if status == "running" and time.monotonic() - self._last < EVERY_S:
             return
         self._last = time.monotonic()

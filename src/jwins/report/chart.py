@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,10 +75,6 @@ class Chart:
     title: str
     caption: str
     draw: Callable[[bool], Figure]
-
-    def named(self, slug: str) -> Chart:
-        """Return the same figure with another name of its files."""
-        return replace(self, slug=slug)
 
 
 def load_matplotlib() -> None:
@@ -172,10 +168,10 @@ def _themed(style: str) -> str:
 # --- For papers -------------------------------------------------------------------------------------------
 
 
-def save(chart: Chart, folder: Path) -> list[Path]:
-    """Write ``<slug>.png`` and ``<slug>.pdf`` and return both paths."""
+def save(chart: Chart, path: Path) -> list[Path]:
+    """Write a figure for paper as PNG and as PDF, with the suffixes of both, and return their paths."""
     with drawing_style():
-        return save_figure(chart.draw(True), folder / chart.slug)
+        return save_figure(chart.draw(True), path)
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:

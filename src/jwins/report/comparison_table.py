@@ -209,6 +209,10 @@ def target_table(reached: Sequence[TargetOutcome], target: Target) -> Table:
     return Table("targets", "To each target", head, rows, [asdict(row) for row in reached])
 
 
+_FINALS = ("variant", "seeds", "counted", "final", "final_sd", "reference", "difference", "difference_half")
+"""Fields of a row of the main table that the table of further metrics has, too."""
+
+
 def metrics_table(
     groups: Sequence[tuple[Group, Group | None]], metrics: Sequence[str], final_over: int = 1
 ) -> Table:
@@ -225,19 +229,7 @@ def metrics_table(
             percent = is_percent(metric)
             final, apart = _final(line, percent=percent), _difference(line, other, percent=percent)
             rows.append([metric, group.name, final, apart])
-            data.append(
-                {
-                    "metric": metric,
-                    "variant": group.name,
-                    "seeds": line.seeds,
-                    "counted": line.counted,
-                    "final": line.final,
-                    "final_sd": line.final_sd,
-                    "reference": line.reference,
-                    "difference": line.difference,
-                    "difference_half": line.difference_half,
-                }
-            )
+            data.append({"metric": metric} | {name: getattr(line, name) for name in _FINALS})
     return Table("metrics", "Further metrics", ["metric", "variant", "final", "difference [95 %]"], rows, data)
 
 

@@ -151,12 +151,11 @@ def means(groups: Sequence[Group], y_axis: YAxis) -> list[dict[int, float]]:
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
-    """Range of an axis; ``begins`` or ``ends`` is set if it leaves out values there, else None."""
+    """Range of an axis, with a note if it leaves out the beginning of the curves."""
 
     low: float
     high: float
-    begins: float | None = None
-    ends: float | None = None
+    note: str = ""
 
 
 _ENDS_SHARE, _TARGET_SHARE = 0.4, 0.8
@@ -195,23 +194,12 @@ def _limits(curves: Sequence[_Curve], y_axis: YAxis) -> _Limits | None:
     if not 0.0 < view < 0.75 * (high - low):
         return whole
     step = 10 ** math.floor(math.log10(view)) / 2
-    margin = 0.06 * view
+    margin, unit = 0.06 * view, " %" if y_axis.percent else ""
     if y_axis.lower_is_better:
         top = math.ceil((low + view) / step) * step
-        return _Limits(low - margin, top, ends=top)
+        return _Limits(low - margin, top, f"The axis ends at {top:.4g}{unit}; earlier values are higher.")
     bottom = math.floor((high - view) / step) * step
-    return _Limits(bottom, high + margin, begins=bottom)
-
-
-def _cut_note(limits: _Limits | None, y_axis: YAxis) -> str:
-    """Return a note about an axis that leaves out the beginning of the curves."""
-    if limits is None:
-        return ""
-    level, word = (limits.begins, "begins") if limits.begins is not None else (limits.ends, "ends")
-    if level is None:
-        return ""
-    unit, before = " %" if y_axis.percent else "", "lower" if word == "begins" else "higher"
-    return f"The axis {word} at {level:.4g}{unit}; earlier values are {before}."
+    return _Limits(bottom, high + margin, f"The axis begins at {bottom:.4g}{unit}; earlier values are lower.")
 
 
 # --- Drawing ----------------------------------------------------------------------------------------------
@@ -322,15 +310,9 @@ def byte_ticks(axes: Axes, low: float, high: float) -> None:
 
 
 def mark_level(axes: Axes, y: float, name: str, *, size: float, at: float, above: bool) -> None:
-    """Draw a dotted horizontal line with a label above or below it.
+    """Draw a dotted line at the height ``y``, with a label of ``size`` points above or below it.
 
-    Args:
-        axes: axes of the chart.
-        y: height of the line, in data.
-        name: the label.
-        size: size of the label in points.
-        at: place of the label, from 0 at the left end to 1 at the right end.
-        above: whether the label is above the line.
+    The label is ``at`` 0, the left end, to 1, the right end.
     """
     axes.annotate(
         name,
@@ -362,7 +344,7 @@ def curve_chart(
     """Return a chart of one measurement against another."""
     curves = _curves(groups, styles, x_axis, y_axis)
     limits = _limits(_curves(groups, styles, ROUNDS, y_axis), y_axis)  # the same for every horizontal axis
-    caption = f"{caption} {_cut_note(limits, y_axis)}".strip()
+    caption = f"{caption} {limits.note if limits is not None else ''}".strip()
 
     def draw(paper: bool) -> Figure:
         drawn = page_figure(3.46, paper=paper, legend_rows=math.ceil(len(curves) / 2))

@@ -122,7 +122,7 @@ def describe_target(target: Target) -> str:
     """Return a sentence about the target."""
     if math.isnan(target.value):
         return f"Target: unknown ({target.meaning})."
-    value = f"{target.value * 100:.1f} %" if is_percent(target.metric) else f"{target.value:.4g}"
+    value = number(target.value, percent=is_percent(target.metric))
     return f"Target: {target.metric} {value}{f' ({target.meaning})' if target.meaning else ''}."
 
 

@@ -28,15 +28,10 @@ class Difference:
     pairs: int
 
 
-def paired(values: Sequence[float], reference: Sequence[float], confidence: float = 0.95) -> Difference:
-    """Return the mean of ``values - reference``, pair by pair, with Student's interval.
+def paired(values: Sequence[float], reference: Sequence[float]) -> Difference:
+    """Return the mean of ``values - reference``, pair by pair, with Student's 95 % interval.
 
     Pairing removes effects of a seed on both, such as the partition and the initial model.
-
-    Args:
-        values: one number per pair.
-        reference: one number per pair, in the same order.
-        confidence: confidence level of the interval, in (0, 1).
 
     Raises:
         UsageError: no pairs, or different numbers of values.
@@ -52,7 +47,7 @@ def paired(values: Sequence[float], reference: Sequence[float], confidence: floa
     if count == 1:
         return Difference(mean, None, 1)
     error = math.sqrt(math.fsum((d - mean) ** 2 for d in differences) / (count - 1) / count)
-    return Difference(mean, student_t_quantile(0.5 + confidence / 2, count - 1) * error, count)
+    return Difference(mean, student_t_quantile(0.975, count - 1) * error, count)
 
 
 def student_t_quantile(p: float, freedom: int) -> float:

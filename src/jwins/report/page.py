@@ -56,7 +56,7 @@ def write_page(
     beside.mkdir(parents=True, exist_ok=True)
     written = []
     for name, chart in charts:
-        written += save(chart.named(name), beside)
+        written += save(chart, beside / name)
     write_atomically(out, text.encode())
     return out, written
 

@@ -92,13 +92,8 @@ def pareto_chart(
 ) -> Chart | None:
     """Return the chart of the final metric against bytes per node; None for fewer than two points.
 
-    Args:
-        groups: the variants.
-        styles: styles of the variants.
-        target: target whose metric is shown; its value is not used.
-        full: variant whose final value is drawn as a line, or None.
-        over: number of last evaluations whose mean is a final value.
-        slug: name of its files.
+    Of the target only the metric counts. The final value of the variant ``full``, the mean of its last ``over``
+    evaluations, is drawn as a line.
     """
     points = _points(groups, styles, target.metric, over)
     if len(points) < 2:

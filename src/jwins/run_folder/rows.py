@@ -143,10 +143,15 @@ class EvalRow(msgspec.Struct, frozen=True, tag="eval", tag_field="kind", omit_de
     consensus_rounds: int = 0
     epsilon: float | None = None
 
+    @property
+    def means(self) -> dict[str, float | None]:
+        """Return each metric's mean over nodes."""
+        return {name: spread.mean for name, spread in self.metrics.items()}
+
     def means_text(self) -> str:
-        """Return each metric's mean over nodes as one line of text."""
-        means = ((name, spread.mean) for name, spread in self.metrics.items())
-        return ", ".join(f"{name} {'not finite' if mean is None else f'{mean:.4g}'}" for name, mean in means)
+        """Return the means as one line of text."""
+        texts = ((name, "not finite" if mean is None else f"{mean:.4g}") for name, mean in self.means.items())
+        return ", ".join(f"{name} {text}" for name, text in texts)
 
 
 class EndRow(msgspec.Struct, frozen=True, tag="end", tag_field="kind", omit_defaults=True):

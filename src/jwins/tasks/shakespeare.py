@@ -37,7 +37,7 @@ _TEST_FRACTION = 0.1
 
 
 class NextCharacter(nn.Module):
-    """Model with an embedding of 8, two stacked LSTM layers of 256 units, and a linear layer on the last state."""
+    """An embedding of 8, two stacked LSTM layers of 256 units, and a linear layer on the last state."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()

@@ -16,10 +16,8 @@ Two properties make it fast without changing any result:
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,7 +28,14 @@ from jwins.engines import node_group
 from jwins.engines.callbacks import MeasuredModels
 from jwins.engines.evaluation_results import average, reduce_results
 from jwins.engines.gc_tuning import raised_gc_threshold
-from jwins.engines.node_group import Envelope, MessageArrived, NodeGroupLike, ScheduledEvent, TrainingDone
+from jwins.engines.node_group import (
+    Envelope,
+    MessageArrived,
+    NodeGroupLike,
+    ScheduledEvent,
+    TrainingDone,
+    timed,
+)
 from jwins.engines.recorder import Recorder
 from jwins.engines.simulator.barrier import Barrier, Members
 from jwins.engines.simulator.fault_script import FaultScript
@@ -261,7 +266,7 @@ class SimulatedDriver:
             OSError: e.g. a full disk; the newest checkpoint is intact and can be resumed.
         """
         try:
-            with self._timed("total"), raised_gc_threshold(self.num_nodes):
+            with timed(self._wall_s, "total"), raised_gc_threshold(self.num_nodes):
                 self._begin(resume)
                 while self._queue and self._failure is None and not self._stop():
                     self._step()
@@ -601,7 +606,7 @@ class SimulatedDriver:
         self._checkpoint_due = None
         if self.recorder.folder is None:
             return
-        with self._timed("checkpoints"):
+        with timed(self._wall_s, "checkpoints"):
             arriving = [i.event for i in self._queue.items() if isinstance(i, NodeEvent)]
             under_way = [e.envelope for e in arriving if isinstance(e, MessageArrived)] + list(
                 self.network.envelopes()
@@ -656,14 +661,6 @@ class SimulatedDriver:
         self._traffic = TrafficCounter(state.edges)
         self._refused = list(state.refused)
         self._median = state.median
-
-    @contextmanager
-    def _timed(self, activity: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._wall_s[activity] += time.perf_counter() - started
 
 
 def _with_envelopes(

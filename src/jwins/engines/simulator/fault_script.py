@@ -26,7 +26,7 @@ NO_FRAME_FAULT = FrameFault()
 class FaultScript:
     """Player of scripted faults; it plays each crash and rejoin once."""
 
-    def __init__(self, faults: Faults, fired: Collection[int] = ()) -> None:
+    def __init__(self, faults: Faults) -> None:
         self._of_nodes: list[tuple[int, Fault]] = []
         self._of_frames: dict[tuple[int, int], list[Fault]] = {}
         for number, fault in enumerate(faults.script):
@@ -34,7 +34,7 @@ class FaultScript:
                 self._of_nodes.append((number, fault))
             else:
                 self._of_frames.setdefault((fault.node, fault.round), []).append(fault)
-        self.fired = set(fired)
+        self.fired: set[int] = set()
 
     def __bool__(self) -> bool:
         return bool(self._of_nodes or self._of_frames)
