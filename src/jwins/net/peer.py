@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, SupportsIndex, cast
 
 from torch import Tensor, nn
@@ -20,12 +19,11 @@ from jwins.errors import ConfigError, JwinsError, PeerError, RemovedError, Usage
 from jwins.net.driver import NodeOutcome, RealTimeDriver
 from jwins.net.journal import write_journal
 from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S
-from jwins.net.peer_settings import check_arguments, from_environment
+from jwins.net.peer_settings import from_environment
 from jwins.net.peer_setup import Arguments, PeerSetup
 from jwins.net.roster import Roster
 from jwins.net.status import serve
 from jwins.net.transport_interface import Transport
-from jwins.node import Staleness
 from jwins.run_folder.lock import locked
 from jwins.run_folder.own_files import private_folder
 from jwins.sharing import Nesterov, Sharing
@@ -158,28 +156,25 @@ class Peer:
         transport: Transport | None = None,
     ) -> None:
         roster, key, folder = from_environment(roster, key, folder)
-        check_arguments(
-            {
-                "model": model,
-                "sharing": sharing,
-                "outer": outer,
-                "roster": roster,
-                "key": key,
-                "params": params,
-                "buffers": buffers,
-                "bootstrap_from": bootstrap_from,
-                "codec": codec,
-                "timeout_s": timeout_s,
-                "folder": folder,
-                "metrics_port": metrics_port,
-                "listen": listen,
-                "mode": mode,
-                "max_staleness": max_staleness,
-            }
+        given = Arguments(
+            model=model,
+            roster=roster,
+            key=key,
+            sharing=sharing,
+            outer=outer,
+            params=params,
+            buffers=buffers,
+            bootstrap_from=bootstrap_from,
+            codec=codec,
+            timeout_s=timeout_s,
+            folder=folder,
+            metrics_port=metrics_port,
+            listen=listen,
+            mode=mode,
+            max_staleness=max_staleness,
+            transport=transport,
         )
-        staleness = Staleness(max_staleness) if mode == "async" else None
-        of = (roster, key, sharing, outer, params, buffers, bootstrap_from, codec, timeout_s, folder, listen)
-        setup = PeerSetup(Arguments(model, *of, staleness, transport))
+        setup = PeerSetup(given)
         self.name: str = setup.me.name
         self.model: nn.Module = model
         self._layout, self._names = setup.layout, setup.names
@@ -345,9 +340,7 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None:
             self._farewell = (
                 "interrupted" if issubclass(kind, KeyboardInterrupt) else f"failed: {kind.__name__}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -21,7 +21,14 @@ from jwins.net.external_training import ExternalTraining
 from jwins.net.handshake import BOOTSTRAPPED, pack_greeting
 from jwins.net.journal import Journal
 from jwins.net.membership import Membership
-from jwins.net.peer_settings import check_resumable, digest_of_run, hash_of_layout, selected, settings_of_run
+from jwins.net.peer_settings import (
+    check_arguments,
+    check_resumable,
+    digest_of_run,
+    hash_of_layout,
+    selected,
+    settings_of_run,
+)
 from jwins.net.roster import Member, Roster, providers_of, read_roster
 from jwins.net.status import ENDLESS
 from jwins.net.status_file import StatusFile
@@ -39,9 +46,13 @@ if TYPE_CHECKING:
     from jwins.training.trainer import Trainer
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Arguments:
-    """Arguments of :class:`jwins.Peer`, checked."""
+    """Arguments of :class:`jwins.Peer`.
+
+    Raises:
+        ConfigError: for the first one that is of a wrong type or out of range.
+    """
 
     model: nn.Module
     roster: Roster | Path | str
@@ -54,9 +65,19 @@ class Arguments:
     codec: str
     timeout_s: float
     folder: Path | str | None
+    metrics_port: int | None
     listen: str | None
-    staleness: Staleness | None
+    mode: Literal["sync", "async"]
+    max_staleness: int
     transport: Transport | None
+
+    def __post_init__(self) -> None:
+        check_arguments(vars(self))
+
+    @property
+    def staleness(self) -> Staleness | None:
+        """Return the rule for stale updates; None if peers wait for each other."""
+        return Staleness(self.max_staleness) if self.mode == "async" else None
 
 
 class PeerSetup:

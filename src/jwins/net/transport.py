@@ -253,13 +253,8 @@ class TlsTransport:
     async def _change(
         self, roster: Roster, member: Member, key_file: Path, contexts: Contexts, dial: Collection[int] | None
     ) -> None:
-        self._core.roster, self._core.me, self._key_file, self._core.contexts = (
-            roster,
-            member,
-            key_file,
-            contexts,
-        )
-        self._wanted = dial
+        self._core.roster, self._core.me, self._core.contexts = roster, member, contexts
+        self._key_file, self._wanted = key_file, dial
         for peer, state in list(self._core.peers.items()):
             link = state.link
             if peer not in roster:
