@@ -80,7 +80,6 @@ Address = Annotated[
         "--address",
         metavar="auto|HOST:PORT|ray://...",
         help="Address of a running Ray cluster. Default: $RAY_ADDRESS, or a new cluster of this machine.",
-        show_default=False,
     ),
 ]
 
@@ -165,6 +164,11 @@ def console_of(*, stderr: bool = False) -> Console:
             return super().render_str(visible(text), **how)
 
     return PlainConsole(stderr=stderr, highlight=False)
+
+
+def say(console: Console, text: str) -> None:
+    """Print a text as it is, neither wrapped nor read as markup."""
+    console.print(text, soft_wrap=True, markup=False)
 
 
 def visible(text: str) -> str:

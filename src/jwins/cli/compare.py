@@ -22,6 +22,7 @@ from jwins.cli.app import (
     engine_of,
     leave,
     reported_errors,
+    say,
 )
 from jwins.cli.progress import comparison_progress
 from jwins.cli.run import data_override
@@ -45,16 +46,12 @@ def compare(
     ],
     overrides: Overrides = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="1,2,3", help="Seeds that replace those of the file.")
+        str | None, typer.Option(metavar="1,2,3", help="Seeds that replace those of the file.")
     ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            "--jobs",
-            "-j",
-            min=1,
-            help="Number of parallel runs, each with one thread. Default: one per core.",
-            show_default=False,
+            "--jobs", "-j", min=1, help="Number of parallel runs, each with one thread. Default: one per core."
         ),
     ] = None,
     resume: Annotated[
@@ -66,9 +63,7 @@ def compare(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only",
-            metavar="VARIANT",
-            help="Run only this variant and the runs that its tuning needs; repeatable.",
+            metavar="VARIANT", help="Run only this variant and the runs that its tuning needs; repeatable."
         ),
     ] = None,
     report_only: Annotated[
@@ -77,9 +72,7 @@ def compare(
     cell: Annotated[
         str | None,
         typer.Option(
-            "--cell",
-            metavar="I",
-            help="Run a single run, given by its number or its folder in that of the comparison.",
+            metavar="I", help="Run a single run, given by its number or its folder in that of the comparison."
         ),
     ] = None,
     print_array: Annotated[
@@ -131,7 +124,7 @@ def compare(
         if cell is not None:
             _run_cell(chosen, cell, console, only or [], quiet=quiet)
             return
-        names, log = only or [], partial(console.print, soft_wrap=True, markup=False)
+        names, log = only or [], partial(say, console)
         for variant in () if report_only or quiet else chosen.variants:
             for note in advice(variant.experiment) if not names or variant.name in names else ():
                 log(f"note: {variant.name}: {note}")
@@ -171,7 +164,7 @@ def _run_cell(chosen: Comparison, cell: str, console: Console, only: Sequence[st
     def on_progress(progress: CellProgress) -> None:
         if not quiet and (progress.status != "running" or progress.round % 10 == 0):
             of = f"{progress.name}: {progress.status}, round {progress.round} of {progress.rounds}"
-            console.print(of, soft_wrap=True, markup=False)
+            say(console, of)
 
     if run_cell(chosen, cell, on_progress, only) == "interrupted":
         leave("run the same command to go on", INTERRUPTED)
@@ -195,15 +188,15 @@ def _print_comparison(console: Console, compared: ComparisonResult) -> None:
     if target is not None:
         print_table(console, *head_and_rows(compared.table, target))
         for sentence in targets_of(compared.table, target):
-            console.print(sentence, soft_wrap=True, markup=False)
+            say(console, sentence)
     for note in compared.notes:
-        console.print(note, soft_wrap=True, markup=False)
+        say(console, note)
     for other in compared.further:
         console.print(f"\n[bold]{other.title}[/]")
         print_table(console, other.head, other.rows)
         for note in other.notes:
-            console.print(note, soft_wrap=True, markup=False)
-    console.print(f"table and figure: {compared.folder}{os.sep}table.md, comparison.png", soft_wrap=True)
+            say(console, note)
+    say(console, f"table and figure: {compared.folder}{os.sep}table.md, comparison.png")
 
 
 def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -219,7 +212,7 @@ def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[s
         console.print(table)
     else:
         for text in _plain_table([head, *rows]):
-            console.print(text, soft_wrap=True, markup=False)
+            say(console, text)
 
 
 def _plain_table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, USAGE, Overrides, app, console_of, leave, reported_errors
+from jwins.cli.app import EPILOG, USAGE, Overrides, app, console_of, leave, reported_errors, say
 from jwins.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,20 +22,12 @@ def doctor(
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Name of this machine in the roster.")],
     key: Annotated[
         Path | None,
-        typer.Option(
-            "--key",
-            metavar="FILE",
-            help="Private key of NAME. Default: NAME.key beside the roster.",
-            show_default=False,
-        ),
+        typer.Option(metavar="FILE", help="Private key of NAME. Default: NAME.key beside the roster."),
     ] = None,
     experiment: Annotated[
         str | None,
         typer.Option(
-            "--experiment",
-            metavar="EXPERIMENT.toml|NAME",
-            help="Ask each neighbour whether it runs this experiment.",
-            show_default=False,
+            metavar="EXPERIMENT.toml|NAME", help="Ask each neighbour whether it runs this experiment."
         ),
     ] = None,
     sets: Overrides = None,
@@ -51,9 +43,9 @@ def doctor(
         key = key or roster.parent / f"{name}.key"
         for finding in examine(read_roster(roster), name, key, judge=judge, exchange=exchange):
             mark = {True: "ok  ", False: "FAIL", None: "-   "}[finding.good]
-            console.print(f"{mark}  {finding.about}: {finding.detail}", soft_wrap=True, markup=False)
+            say(console, f"{mark}  {finding.about}: {finding.detail}")
             if finding.remedy:
-                console.print(f"      remedy: {finding.remedy}", soft_wrap=True, markup=False)
+                say(console, f"      remedy: {finding.remedy}")
             problems += finding.good is False
         if problems:
             leave(f"{problems} problem{'' if problems == 1 else 's'}", USAGE)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, app, console_of, reported_errors
+from jwins.cli.app import EPILOG, app, console_of, reported_errors, say
 from jwins.errors import CodecError, ConfigError
 
 
@@ -31,4 +31,4 @@ def inspect(
         width = max(map(len, about))
         for key, value in about.items():
             shown = f"{value:.6g}" if isinstance(value, float) else value
-            console.print(f"{key:<{width}}  {shown}", soft_wrap=True, markup=False)
+            say(console, f"{key:<{width}}  {shown}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, app, console_of, reported_errors
+from jwins.cli.app import EPILOG, app, console_of, reported_errors, say
 
 if TYPE_CHECKING:
     from jwins.net.certificate import Certificate
@@ -30,7 +30,7 @@ def new(name: Name, folder: Folder = Path(), days: Days = 365) -> None:
 
         key, file, certificate = new_identity(name, folder, days)
         console = console_of()
-        console.print(f"key:         {key} (mode 0600; keep it on this machine)", soft_wrap=True, markup=False)
+        say(console, f"key:         {key} (mode 0600; keep it on this machine)")
         _print_identity(file, certificate)
 
 
@@ -68,4 +68,4 @@ def _print_identity(file: Path, certificate: Certificate) -> None:
         f"fingerprint: {certificate.fingerprint}",
         f"expires:     {certificate.not_after:%Y-%m-%d %H:%M} UTC",
     ):
-        console.print(line, soft_wrap=True, markup=False)
+        say(console, line)

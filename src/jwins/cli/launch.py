@@ -21,6 +21,7 @@ from jwins.cli.app import (
     console_of,
     leave,
     reported_errors,
+    say,
 )
 from jwins.cli.node import NeighbourTimeoutOption
 from jwins.cli.progress import metrics_text, size_text
@@ -114,7 +115,7 @@ def _launch_script(
         raise ConfigError("--nodes", None, "expected the number of peers, such as --nodes 3")
 
     def line(name: str, text: str) -> None:
-        console.print(f"{name} | {text}", soft_wrap=True, markup=False)
+        say(console, f"{name} | {text}")
 
     def run(progress: Callable[[tuple[NodeView, ...]], None] | None) -> str:
         return launch_script(script, arguments, count=nodes or 0, folder=folder, line=line, progress=progress)
@@ -140,11 +141,7 @@ def _launch(
     if console.is_terminal:
         with _live(console, experiment) as on_progress:
             return run(experiment, resume=resume, timeout_s=timeout_s, progress=on_progress)
-    console.print(
-        f"{experiment.name}: {experiment.nodes.count} processes, {experiment.run.rounds} rounds",
-        soft_wrap=True,
-        markup=False,
-    )
+    say(console, f"{experiment.name}: {experiment.nodes.count} processes, {experiment.run.rounds} rounds")
     return run(experiment, resume=resume, timeout_s=timeout_s, progress=_Lines(console))
 
 
@@ -164,13 +161,13 @@ class _Lines:
         ):
             self._last = time.monotonic()
             means = now.row.means
-            self._console.print(
+            say(
+                self._console,
                 f"round {now.row.round}/{now.rounds}  {metrics_text(means)}  "
                 f"{size_text(now.row.traffic.total)} sent  {now.row.time_s:.1f} s",
-                soft_wrap=True,
             )
         if gone and gone != self._printed:
-            self._console.print(gone, soft_wrap=True, markup=False)
+            say(self._console, gone)
         self._printed = gone
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, app, console_of, reported_errors
+from jwins.cli.app import EPILOG, app, console_of, reported_errors, say
 
 if TYPE_CHECKING:
     from jwins.experiment.reference import SettingDoc
@@ -28,14 +28,14 @@ def list_(
                 when = f" ({key.when})" if key.when else ""
                 default = f" = {key.default}" if key.default else ""
                 kind = key.type.replace("\\|", "|")
-                console.print(f"{key.path}{when}{default}", soft_wrap=True, markup=False)
-                console.print(f"    {kind}; {key.meaning}", soft_wrap=True, markup=False)
+                say(console, f"{key.path}{when}{default}")
+                say(console, f"    {kind}; {key.meaning}")
             return
         for heading, entries in _catalogue():
             console.print(f"[bold]{heading}[/]")
             width = max(map(len, entries))
             for name, meaning in entries.items():
-                console.print(f"  {name:<{width}}  {meaning}", soft_wrap=True, markup=False)
+                say(console, f"  {name:<{width}}  {meaning}")
 
 
 def documented() -> dict[str, Iterator[SettingDoc]]:

@@ -20,6 +20,7 @@ from jwins.cli.app import (
     console_of,
     leave,
     reported_errors,
+    say,
 )
 from jwins.cli.progress import metrics_text, size_text
 from jwins.cli.run import data_override
@@ -56,33 +57,26 @@ def node(
     roster: Annotated[
         Path,
         typer.Option(
-            "--roster",
             metavar="FILE",
             help="List of the members, the same file on all machines. A running node follows its changes.",
         ),
     ] = Path("roster.toml"),
     key: Annotated[
-        Path | None, typer.Option("--key", metavar="FILE", help="Private key of this node. Default: NAME.key.")
+        Path | None, typer.Option(metavar="FILE", help="Private key of this node. Default: NAME.key.")
     ] = None,
     overrides: Overrides = None,
     folder: Annotated[
         Path | None,
-        typer.Option(
-            "--folder", metavar="DIR", help="Folder of this node. Default: nodes/<i> in the run folder."
-        ),
+        typer.Option(metavar="DIR", help="Folder of this node. Default: nodes/<i> in the run folder."),
     ] = None,
     listen: Annotated[
         str | None,
-        typer.Option(
-            "--listen", metavar="HOST:PORT", help="Address to listen at, if it differs from the roster."
-        ),
+        typer.Option(metavar="HOST:PORT", help="Address to listen at, if it differs from the roster."),
     ] = None,
     neighbour_timeout: NeighbourTimeoutOption = None,
     metrics: Annotated[
         int | None,
-        typer.Option(
-            "--metrics", metavar="PORT", help="Port for a status page and /metrics, on loopback only."
-        ),
+        typer.Option(metavar="PORT", help="Port for a status page and /metrics, on loopback only."),
     ] = None,
     keep_models: Annotated[
         bool,
@@ -93,7 +87,6 @@ def node(
     bootstrap_from: Annotated[
         list[str] | None,
         typer.Option(
-            "--bootstrap-from",
             metavar="NAME",
             help="Member that provides the model and round to begin with; repeatable: if one does not, "
             "the next is asked. Default: the common initial parameters.",
@@ -131,7 +124,7 @@ def node(
             leave("run the same command to go on", INTERRUPTED)
         if not quiet:
             outcome = "this run is complete; nothing to do" if result.was_complete else result.status
-            console.print(f"{outcome}, {result.round} rounds; written to {result.folder}", soft_wrap=True)
+            say(console, f"{outcome}, {result.round} rounds; written to {result.folder}")
         if result.status == "diverged":
             leave(f"diverged in round {result.round}; try a smaller train.optimizer.lr", DIVERGED)
 
@@ -155,7 +148,7 @@ class _Lines:
             texts.append(f"waiting for {_listed(now.waiting_for, names)} for {now.waiting_s:.0f} s")
         if now.suspect:
             texts.append(f"without {_listed(now.suspect, names)}")
-        self._console.print("  ".join(texts), soft_wrap=True, markup=False)
+        say(self._console, "  ".join(texts))
 
 
 def _listed(peers: tuple[int, ...], names: Sequence[str]) -> str:

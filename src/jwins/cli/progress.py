@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from jwins.cli.app import say
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -37,10 +39,10 @@ class PlainRun:
         self._last = now
         means = progress.row.means
         left = self._clock.left(progress.round, progress.rounds)
-        self.console_of.print(
+        say(
+            self.console_of,
             f"round {progress.row.round}/{progress.rounds}  {metrics_text(means)}  "
             f"{size_text(progress.row.traffic.total)} sent  {progress.row.time_s:.1f} virtual s  {left} left",
-            soft_wrap=True,
         )
 
 
@@ -137,18 +139,17 @@ class PlainComparison:
         self.console_of = console
         self._runs, _ = comparison.expected(only)
         self._done = 0
-        console.print(f"{comparison.name}: {self._runs} runs", soft_wrap=True, markup=False)
+        say(console, f"{comparison.name}: {self._runs} runs")
 
     def __call__(self, progress: CellProgress) -> None:
         """Print a line if the cell is done."""
         if progress.status == "running":
             return
         self._done += 1
-        self.console_of.print(
+        say(
+            self.console_of,
             f"[{self._done}/{max(self._runs, self._done)}] {progress.name}: {progress.status}, "
             f"{metrics_text(dict(progress.metrics or {}))}, {size_text(progress.bytes_total)} sent",
-            soft_wrap=True,
-            markup=False,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, Quiet, app, console_of, reported_errors
+from jwins.cli.app import EPILOG, Quiet, app, console_of, reported_errors, say
 from jwins.errors import ConfigError
 from jwins.run_folder.archive import beside
 
@@ -24,28 +24,19 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            metavar="FILE.html",
-            help="File of the page. Default: report.html in the folder, if one is given.",
-            show_default=False,
+            metavar="FILE.html", help="File of the page. Default: report.html in the folder, if one is given."
         ),
     ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(
-            "--figures",
             metavar="DIR",
             help="Folder for the figures as PDF and PNG. Default: <page>-figures beside the page.",
-            show_default=False,
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(
-            "--metric",
-            metavar="NAME",
-            help="Metric to show; NAME:lower if lower is better. Default: the first.",
-        ),
+        typer.Option(metavar="NAME", help="Metric to show; NAME:lower if lower is better. Default: the first."),
     ] = None,
     open_: Annotated[
         str, typer.Option("--open", metavar="yes|no", help="Whether to open the page in a browser.")
@@ -65,11 +56,9 @@ def report(
         page, files = write_page(runs, out, figures=figures, metric=metric)
         if not quiet:
             console = console_of()
-            console.print(f"page: {page}", soft_wrap=True, markup=False)
+            say(console, f"page: {page}")
             if files:
-                console.print(
-                    f"{len(files)} figures (PDF, PNG): {files[0].parent}", soft_wrap=True, markup=False
-                )
+                say(console, f"{len(files)} figures (PDF, PNG): {files[0].parent}")
         if open_ == "yes":
             import webbrowser
 

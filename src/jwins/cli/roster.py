@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jwins.cli.app import EPILOG, USAGE, app, console_of, leave, reported_errors
+from jwins.cli.app import EPILOG, USAGE, app, console_of, leave, reported_errors, say
 
 roster = typer.Typer(
     help="Edit and check the roster, the list of the members.", no_args_is_help=True, epilog=EPILOG
@@ -31,15 +31,13 @@ def add(
     certificate: Annotated[
         Path, typer.Argument(metavar="CERTIFICATE", help="File of the certificate, such as alice.crt.")
     ],
-    address: Annotated[
-        str, typer.Option("--address", metavar="HOST:PORT", help="Address at which the others dial it.")
-    ],
+    address: Annotated[str, typer.Option(metavar="HOST:PORT", help="Address at which the others dial it.")],
     id_: Annotated[
         int | None, typer.Option("--id", metavar="N", help="Id that no member ever had. Default: the next.")
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", metavar="NAME", help="Name of the member. Default: that of the certificate."),
+        typer.Option(metavar="NAME", help="Name of the member. Default: that of the certificate."),
     ] = None,
     unreachable: Annotated[
         bool,
@@ -76,10 +74,10 @@ def add(
         changed = found.with_member(member, replace=replace, from_round=from_round)
         write_roster(changed, file)
         console = console_of()
-        console.print(f"{name} has id {id_}; fingerprint {seen.fingerprint}", soft_wrap=True, markup=False)
+        say(console, f"{name} has id {id_}; fingerprint {seen.fingerprint}")
         if len(changed.members) > 1:
             hint = "give this file to every member, and compare the output of `jwins roster check`"
-            console.print(hint, soft_wrap=True)
+            say(console, hint)
 
 
 @roster.command(epilog=EPILOG)
@@ -111,7 +109,7 @@ def list_(file: File) -> None:
         widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
         for row in columns:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            console.print(line.rstrip(), soft_wrap=True, markup=False)
+            say(console, line.rstrip())
 
 
 @roster.command(epilog=EPILOG)
@@ -124,13 +122,13 @@ def check(file: File) -> None:
         problems = list(found.problems())
         console = console_of()
         members = f"{len(found.members)} member{'' if len(found.members) == 1 else 's'}"
-        console.print(
+        say(
+            console,
             f"{members}, version {found.roster_version} from round {found.from_round}, "
             f"topology {found.topology.kind}, seed {found.seed}",
-            soft_wrap=True,
         )
-        console.print(f"digest {found.digest} (must be the same at every member)", soft_wrap=True)
+        say(console, f"digest {found.digest} (must be the same at every member)")
         for warning in found.warnings():
-            console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+            say(console, f"warning: {warning}")
         if problems:
             leave("\n".join(problems), USAGE)

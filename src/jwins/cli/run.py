@@ -24,6 +24,7 @@ from jwins.cli.app import (
     engine_of,
     leave,
     reported_errors,
+    say,
 )
 from jwins.cli.progress import metrics_text, run_progress, size_text
 from jwins.errors import DataError
@@ -49,7 +50,6 @@ def run(
     extend: Annotated[
         int | None,
         typer.Option(
-            "--extend",
             metavar="ROUNDS",
             min=1,
             help="Go on to this number of rounds where a shorter run has ended; the result is that of a run of "
@@ -64,9 +64,7 @@ def run(
     address: Address = None,
     actors: Annotated[
         int | None,
-        typer.Option(
-            "--actors", metavar="K", min=1, help="Number of processes of the cluster that share the nodes."
-        ),
+        typer.Option(metavar="K", min=1, help="Number of processes of the cluster that share the nodes."),
     ] = None,
     plan: Annotated[
         bool,
@@ -119,7 +117,7 @@ def _run(
     if quiet:
         return simulate(experiment, engine=engine, resume=resume, extend=extend)
     for note in advice(experiment):
-        console.print(f"note: {note}", soft_wrap=True, markup=False)
+        say(console, f"note: {note}")
     with run_progress(console, experiment) as on_progress:
         return simulate(experiment, engine=engine, resume=resume, extend=extend, progress=on_progress)
 
@@ -144,7 +142,7 @@ def _print_plan(console: Console, experiment: Experiment, engine: Ray | None) ->
     if found.actors > 1:
         lines.append(f"         {size_text(found.stored_bytes)} per round go from one actor to another")
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        say(console, line)
 
 
 def end_command(console: Console, result: Result, *, quiet: bool) -> None:
@@ -169,29 +167,26 @@ def _print_result(console: Console, result: Result) -> None:
     if result.was_complete:
         console.print("this run is complete; nothing to do")
         if result.record.end is not None and not any((result.folder / "final").glob("*.safetensors")):
-            console.print(
-                "its final models are gone; remove the folder and run again to have them", soft_wrap=True
-            )
+            say(console, "its final models are gone; remove the folder and run again to have them")
     means = last.means
     traffic = last.traffic
     console.print(
         f"{result.status} after {last.round} rounds, {last.time_s:.1f} {clock}: {metrics_text(means)}"
     )
     if result.status == "stopped" and result.record.end is not None:
-        console.print(f"run.stop: {result.record.end.reason}", soft_wrap=True, markup=False)
+        say(console, f"run.stop: {result.record.end.reason}")
     split = ", ".join(
         f"{kind} {size_text(getattr(traffic, kind))}"
         for kind in ("values", "positions", "header", "keyframe", "control")
     )
-    console.print(
-        f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}",
-        soft_wrap=True,
+    say(
+        console, f"{size_text(traffic.total / nodes)} sent per node, {size_text(traffic.total)} in all: {split}"
     )
     if last.epsilon is not None and (privacy := result.experiment.train.privacy) is not None:
         console.print(f"privacy spent per sample: epsilon {last.epsilon:.2f} at delta {privacy.delta:g}")
     if result.record.end is not None and not result.was_complete:
-        console.print(_seconds_text(result.record.end.wall_s), soft_wrap=True)
-    console.print(f"written to {result.folder}", soft_wrap=True)
+        say(console, _seconds_text(result.record.end.wall_s))
+    say(console, f"written to {result.folder}")
 
 
 def _seconds_text(wall_s: Mapping[str, float]) -> str:
