@@ -311,11 +311,6 @@ class NodeGroup:
                     found |= self._untrained.pop(stack)
         return found
 
-    def _train_untrained(self) -> None:
-        every, self._untrained = self._untrained, {}
-        for rounds in every.values():
-            self.train(rounds)
-
     def _train(self, rounds: Mapping[int, int], go_on: Callable[[int], None]) -> None:
         started, elsewhere = time.perf_counter(), []
 
@@ -549,7 +544,9 @@ class NodeGroup:
             under_way: envelopes that the driver will deliver again. If the codec decodes only bytes of its own
                 process, the state keeps the decoded messages.
         """
-        self._train_untrained()
+        for rounds in self._untrained.values():
+            self.train(rounds)
+        self._untrained = {}
         messages = {}
         if not self.rules.wire.codec.accepts_foreign:
             self._decode(under_way)

@@ -38,24 +38,17 @@ class StopRule:
             problem = f"expected a metric of the task: {', '.join(newest.metrics)}"
             raise ConfigError("run.stop.metric", self.metric, problem)
         values = [row.metrics[self.metric].mean for row in evaluations]
+        sign = 1.0 if self.lower_is_better else -1.0
         if self.target is not None:
             value = values[-1]
-            reached = value is not None and (
-                value <= self.target if self.lower_is_better else value >= self.target
-            )
+            reached = value is not None and sign * value <= sign * self.target
             return f"{self.metric} reached {self.target:g}: {value:.4g}" if reached else ""
         assert self.patience is not None
-        best = 0
-        for place, value in enumerate(values):
-            if value is not None and (values[best] is None or self._better(value, values[best])):
-                best = place
+        known = [(sign * value, place) for place, value in enumerate(values) if value is not None]
+        best = min(known)[1] if known else 0
         if len(values) - 1 - best < self.patience:
             return ""
         return (
             f"{self.metric} has not been better for {self.patience} evaluations than after "
             f"{evaluations[best].round} rounds"
         )
-
-    def _better(self, value: float, than: float | None) -> bool:
-        assert than is not None
-        return value < than if self.lower_is_better else value > than

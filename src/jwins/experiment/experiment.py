@@ -333,14 +333,30 @@ def result_settings(tables: Mapping[str, Any]) -> dict[str, Any]:
     return covered
 
 
+_WITHOUT_EFFECT = {
+    "run.consensus_rounds": 0,
+    "run.eval_own": False,
+    "links.sending": "together",
+    "train.balanced": False,
+    "train.precision": "float32",
+    "train.schedule": {"kind": "constant", "warmup_steps": 0},
+    "train.optimizer.weight_decay_on": "all",
+    "nodes.participation": 1.0,
+    "task.label_noise": 0.0,
+}
+"""Values of settings that older runs lack, with which a run is as theirs."""
+
+
 def drop_without_effect_(tables: Mapping[str, Any]) -> None:
     """Remove keys without effect from sections: keys that older runs lack, or have with an earlier default."""
-    run, links, sharing, train, nodes = (
-        tables.get(name, {}) for name in ("run", "links", "sharing", "train", "nodes")
-    )
-    for key in ("consensus_rounds", "eval_own"):
-        if not run.get(key):
-            run.pop(key, None)
+    for path, without_effect in _WITHOUT_EFFECT.items():
+        section, *inner, key = path.split(".")
+        table = tables.get(section, {})
+        for name in inner:
+            table = table.get(name, {})
+        if table.get(key) == without_effect:
+            del table[key]
+    run = tables.get("run", {})
     if run.get("mode", "sync") == "sync":
         run.pop("mode", None)
         run.pop("max_staleness", None)
@@ -348,21 +364,7 @@ def drop_without_effect_(tables: Mapping[str, Any]) -> None:
     if run.get("eval_samples_early") is None:
         run.pop("eval_samples_early", None)
         run.pop("eval_last", None)
-    if links.get("sending") == "together":
-        links.pop("sending")
-    if not train.get("balanced"):
-        train.pop("balanced", None)
-    if train.get("precision") == "float32":
-        train.pop("precision")
-    if train.get("schedule") == {"kind": "constant", "warmup_steps": 0}:
-        train.pop("schedule")
-    if train.get("optimizer", {}).get("weight_decay_on") == "all":
-        train["optimizer"].pop("weight_decay_on")
-    if nodes.get("participation") == 1.0:
-        nodes.pop("participation")
-    if tables.get("task", {}).get("label_noise") == 0.0:
-        tables["task"].pop("label_noise")
-    _drop_step_ratio_(sharing)
+    _drop_step_ratio_(tables.get("sharing", {}))
 
 
 def _drop_step_ratio_(sharing: dict[str, Any]) -> None:

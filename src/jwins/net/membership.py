@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jwins.errors import ConfigError
 from jwins.net.index_map import IndexMap
@@ -17,10 +17,8 @@ from jwins.net.limits import Limits
 from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.transport import TlsTransport
+from jwins.topology import Topology
 from jwins.wire.frame import Wire, max_frame_bytes
-
-if TYPE_CHECKING:
-    from jwins.topology import Topology
 
 _LOOK_EVERY_S = 1.0
 
@@ -244,7 +242,8 @@ def common_of(roster: Roster) -> tuple[dict[str, Any], int]:
 
 def names_of(roster: Roster, num_nodes: int) -> list[str]:
     """Return the nodes' names by number, those of future members included."""
-    names = roster.names_ever
+    known = {member.id: member.name for member in roster.members}
+    names = [known.get(member, f"id {member}, which left") for member in roster.ids_ever]
     return [*names, *(f"node {node}, to join" for node in range(len(names), num_nodes))]
 
 

@@ -162,12 +162,6 @@ class Roster(Settings):
         return len(self.ids_ever) if self.places is None else self.places
 
     @property
-    def names_ever(self) -> tuple[str, ...]:
-        """Return the names in the order of :attr:`ids_ever`."""
-        names = {member.id: member.name for member in self.members}
-        return tuple(names.get(member, f"id {member}, which left") for member in self.ids_ever)
-
-    @property
     def digest(self) -> str:
         """Return a hash of everything but addresses, 64 hexadecimal digits, for comparing rosters."""
         topology = self.topology.model_dump(mode="json")

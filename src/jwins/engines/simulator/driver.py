@@ -69,10 +69,6 @@ CallAll = Callable[[Sequence[Callable[[], Any]]], list[Any]]
 """Function that calls some node groups, once each, and returns their results in the same order."""
 
 
-def _one_after_another(calls: Sequence[Callable[[], Any]]) -> list[Any]:
-    return [call() for call in calls]
-
-
 class StalledError(JwinsError):
     """Nodes wait for frames that will never come, and there is no deadline."""
 
@@ -210,7 +206,7 @@ class SimulatedDriver:
         call_all: CallAll | None = None,
     ) -> None:
         self.groups = tuple(groups)
-        self._call_all = call_all or _one_after_another
+        self._call_all: CallAll = call_all or (lambda calls: [call() for call in calls])
         self.rules = rules = groups[0].rules
         self.recorder = recorder or Recorder(None)
         self.on_progress = on_progress
