@@ -105,11 +105,8 @@ def compare(
         given = [*(overrides or []), *data_override(data)]
         chosen = load_comparison(comparison, given, seeds=_seeds(seeds))
         if report_only and only:
-            raise ConfigError(
-                "--only",
-                ", ".join(only),
-                "contradicts --report-only, which runs nothing; leave out one of them",
-            )
+            problem = "contradicts --report-only, which runs nothing; leave out one of them"
+            raise ConfigError("--only", ", ".join(only), problem)
         if not resume and chosen.folder.exists() and not report_only:
             raise ConfigError(
                 "compare.folder", str(chosen.folder), "exists already; leave out --no-resume to continue"

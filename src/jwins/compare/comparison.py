@@ -96,11 +96,8 @@ class Comparison(Settings):
         for index, variant in enumerate(self.variants):
             if variant.slug in slugs:
                 other = self.variants[slugs[variant.slug]].name
-                raise refuse(
-                    f"variants[{index}].name",
-                    variant.name,
-                    f"has the same folder as {other!r}; choose another name",
-                )
+                problem = f"has the same folder as {other!r}; choose another name"
+                raise refuse(f"variants[{index}].name", variant.name, problem)
             slugs[variant.slug] = index
         self._check_names()
         for wanted in self.compare.all_targets:
@@ -115,11 +112,8 @@ class Comparison(Settings):
             self._check_alike(index, variant)
             run = variant.experiment.run
             if run.eval_samples_early is not None and self.compare.final_over > run.eval_last:
-                raise refuse(
-                    "compare.final_over",
-                    self.compare.final_over,
-                    f"only the last {run.eval_last} evaluations use all samples; raise run.eval_last",
-                )
+                problem = f"only the last {run.eval_last} evaluations use all samples; raise run.eval_last"
+                raise refuse("compare.final_over", self.compare.final_over, problem)
         self._check_tuning()
         return self
 

@@ -101,11 +101,8 @@ class TaskConfig(Settings):
                 given[1], getattr(self, given[1]), f"{given[0]} names a task already; remove one of them"
             )
         if isinstance(self.own, str):
-            raise refuse(
-                "own",
-                self.own,
-                'only Python code can pass a task object; in TOML write file = "my_task.py:MyTask"',
-            )
+            problem = 'only Python code can pass a task object; in TOML write file = "my_task.py:MyTask"'
+            raise refuse("own", self.own, problem)
         if self.own is not None and self.options and not isinstance(self.own, type):
             raise refuse("options", self.options, "the task is an object already; pass its class instead")
         if self.file is not None and not all(self.file.rpartition(":")[::2]):

@@ -53,11 +53,8 @@ def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
         for step in steps[:-1]:
             inner = table.setdefault(step, {})
             if not isinstance(inner, dict):
-                raise ConfigError(
-                    "--set",
-                    assignment,
-                    f"{step} already has the value {inner!r}, so it has no keys; remove one of the two",
-                )
+                problem = f"{step} already has the value {inner!r}, so it has no keys; remove one of the two"
+                raise ConfigError("--set", assignment, problem)
             table = inner
         table[steps[-1]] = toml_value(text.strip())
     return tables

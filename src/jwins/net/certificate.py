@@ -63,11 +63,8 @@ def fingerprint_of(der: bytes) -> str:
 def check_name(path: str, name: str) -> None:
     """Raise a ConfigError unless ``name`` is valid as the name of a node, a file and a certificate."""
     if not _NAME.fullmatch(name):
-        raise ConfigError(
-            path,
-            name,
-            "expected up to 63 letters, digits, dots, hyphens and underscores, a letter or digit first",
-        )
+        problem = "expected up to 63 letters, digits, dots, hyphens and underscores, a letter or digit first"
+        raise ConfigError(path, name, problem)
 
 
 def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path, Certificate]:

@@ -214,11 +214,8 @@ def check_follows(old: Roster, new: Roster, num_nodes: int) -> None:
         ConfigError: with the problem and the remedy.
     """
     if new.roster_version < old.roster_version:
-        raise ConfigError(
-            "roster_version",
-            new.roster_version,
-            f"nodes use roster version {old.roster_version} already; change the newest roster",
-        )
+        problem = f"nodes use roster version {old.roster_version} already; change the newest roster"
+        raise ConfigError("roster_version", new.roster_version, problem)
     if new.roster_version == old.roster_version and (new.ids, new.departed) != (old.ids, old.departed):
         problem = "members have changed without a new roster version; change the roster with --from-round"
         raise ConfigError("roster_version", new.roster_version, problem)

@@ -49,11 +49,8 @@ class Member(Settings):
         split_address("address", self.address)
         found = self.x509.fingerprint
         if plain(self.fingerprint) != found:
-            raise ConfigError(
-                "fingerprint",
-                self.fingerprint,
-                f"the certificate beside it has {found}; ask {self.name} which one is right",
-            )
+            problem = f"the certificate beside it has {found}; ask {self.name} which one is right"
+            raise ConfigError("fingerprint", self.fingerprint, problem)
         return self
 
     @classmethod
@@ -123,18 +120,12 @@ class Roster(Settings):
             for index, member in enumerate(self.members):
                 value = of(member)
                 if value in seen:
-                    raise ConfigError(
-                        f"members[{index}].{key}",
-                        value,
-                        f"members[{seen[value]}] has the same; each member needs its own",
-                    )
+                    problem = f"members[{seen[value]}] has the same; each member needs its own"
+                    raise ConfigError(f"members[{index}].{key}", value, problem)
                 seen[value] = index
         if used := sorted({member.id for member in self.members} & set(self.departed)):
-            raise ConfigError(
-                "departed",
-                used[0],
-                "is the id of a current member, too; ids are never reused, so give the member a new one",
-            )
+            problem = "is the id of a current member, too; ids are never reused, so give the member a new one"
+            raise ConfigError("departed", used[0], problem)
         return self
 
     def __contains__(self, id: object) -> bool:

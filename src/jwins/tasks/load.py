@@ -54,11 +54,8 @@ def task_class(file: str, folder: Path) -> type[Task]:
         )
     path = (folder / name).resolve()
     if not path.is_file():
-        raise ConfigError(
-            "task.file",
-            file,
-            f"there is no file {path}; a relative path starts at the folder of the experiment file",
-        )
+        problem = f"there is no file {path}; a relative path starts at the folder of the experiment file"
+        raise ConfigError("task.file", file, problem)
     # A separate name in sys.modules, so that files of the same name do not collide and pickle finds the class.
     module_name = f"jwins_task_{hashlib.blake2b(str(path).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(module_name, path, loader=_FromSource(module_name, str(path)))

@@ -338,11 +338,8 @@ def _check_concentration(alpha: float, min_samples: int) -> None:
 
 def _check_enough(kind: str, num_samples: int, num_nodes: int) -> None:
     if num_samples < num_nodes:
-        raise ConfigError(
-            "task.partition.kind",
-            kind,
-            f"{num_samples} training samples cannot fill {num_nodes} nodes; use fewer nodes",
-        )
+        problem = f"{num_samples} training samples cannot fill {num_nodes} nodes; use fewer nodes"
+        raise ConfigError("task.partition.kind", kind, problem)
 
 
 def _check_labels(kind: str, labels: Sequence[int] | Indices | None) -> Indices:

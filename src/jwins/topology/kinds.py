@@ -98,11 +98,8 @@ class Torus(Undirected):
                 if sides
                 else "change nodes.count to a product such as 16 = 4 x 4, or use ring"
             )
-            raise ConfigError(
-                "topology.rows",
-                self.rows,
-                f"{self.num_nodes} nodes do not form a grid with this number of rows; {remedy}",
-            )
+            problem = f"{self.num_nodes} nodes do not form a grid with this number of rows; {remedy}"
+            raise ConfigError("topology.rows", self.rows, problem)
 
     def _rows(self) -> int:
         if self.rows is not None:
@@ -152,11 +149,8 @@ class Regular(Undirected):
                 f"make one of them even",
             )
         if self.degree == 1 and self.num_nodes > 2 and not self.dynamic:
-            raise ConfigError(
-                "topology.degree",
-                1,
-                "with one neighbour each, nodes form separate pairs; use 2 or more, or dynamic = true",
-            )
+            problem = "with one neighbour each, nodes form separate pairs; use 2 or more, or dynamic = true"
+            raise ConfigError("topology.degree", 1, problem)
 
     def _edges(self, round: int) -> Iterable[tuple[int, int]]:
         for seed in _seeds(self.seed, round):
@@ -194,11 +188,8 @@ class SmallWorld(Undirected):
         check_nodes(self.num_nodes)
         _check_degree(self.degree, self.num_nodes)
         if self.degree % 2:
-            raise ConfigError(
-                "topology.degree",
-                self.degree,
-                "a small world has the same number of neighbours on both sides; use an even number",
-            )
+            problem = "a small world has the same number of neighbours on both sides; use an even number"
+            raise ConfigError("topology.degree", self.degree, problem)
         if not 0.0 <= self.rewire <= 1.0:
             raise ConfigError("topology.rewire", self.rewire, "expected a probability in [0, 1]")
         self.at(0)
