@@ -141,7 +141,6 @@ def compare(
 
 
 def _check_together(given: Mapping[str, bool]) -> None:
-    """Refuse more than one of these options."""
     wanted = [option for option, is_given in given.items() if is_given]
     if len(wanted) > 1:
         raise UsageError(f"{' and '.join(wanted)} exclude each other; keep only one")

@@ -154,7 +154,6 @@ class _Lines:
         self._printed = ""
 
     def __call__(self, now: Launched) -> None:
-        """Print a line for an evaluation, and when a node is killed."""
         gone = " ".join(f"{view.name} {view.state}" for view in now.nodes if view.state == "killed")
         if now.row is not None and (
             time.monotonic() - self._last >= _LINES_S or now.row.round in (0, now.rounds)

@@ -160,7 +160,6 @@ def end_command(console: Console, result: Result, *, quiet: bool) -> None:
 
 
 def _print_result(console: Console, result: Result) -> None:
-    """Print how a run ended, its last measurements and the bytes sent."""
     last = result.record.evaluations[-1]
     nodes = result.record.start.num_nodes
     clock = "virtual seconds" if result.record.start.clock == "virtual" else "seconds"

@@ -68,7 +68,6 @@ class _Watch:
         self._seen = self._stamps()
 
     def changes(self) -> Delta:
-        """Return all changes."""
         now = self._stamps()
         changed = [name for name in now if self._seen.get(name) != now[name]]
         gone = tuple(name for name in self._seen if name not in now)
@@ -185,7 +184,6 @@ class _Courier:
         self._stop, self._last, self._written = False, 0.0, 0
 
     def on_progress(self, progress: CellProgress) -> None:
-        """Keep the progress for the next report."""
         self._unsent.append(progress)
 
     def stop(self) -> bool:
@@ -239,7 +237,6 @@ class _Runs:
             self._submit(run)
 
     def run(self) -> list[str]:
-        """Return the ends of the runs."""
         try:
             with interrupts() as interrupted:
                 while self._running:

@@ -151,7 +151,6 @@ class _Planner:
     def _best(
         self, variant: Variant, grid: TuningGrid, settings: dict[str, Any], by: str
     ) -> dict[str, Any] | None:
-        """Return the best settings of a grid, None as long as they are unknown."""
         comparison = self._comparison
         points = comparison.points(grid)
         if len(points) == 1:
@@ -210,7 +209,6 @@ class _Planner:
             confirmed.add(best)
 
     def _tuning_targets(self, variant: Variant, by: str) -> dict[int, Target] | None:
-        """Return the target of each tuning seed; None as long as it is unknown."""
         settings, wanted = self._compare, self._compare.all_targets[0]
         seeds = self._comparison.rule.seeds
         if wanted.accuracy is not None:

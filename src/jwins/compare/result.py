@@ -116,7 +116,6 @@ def _groups(
 
 
 def _written(comparison: Comparison, found: Plan, groups: list[Group], missing: int) -> ComparisonResult:
-    """Compute the tables and write everything."""
     settings, folder = comparison.settings, beside(comparison.folder)
     by_name = {group.name: group for group in groups}
 
@@ -240,7 +239,6 @@ def _notes(comparison: Comparison, found: Plan, groups: Mapping[str, Group], mis
 
 
 def _after_consensus(comparison: Comparison, groups: Mapping[str, Group]) -> Iterator[str]:
-    """Return the effect of consensus rounds on the final models."""
     metric = comparison.compare.metric
     percent = is_percent(metric)
     for name, group in groups.items():

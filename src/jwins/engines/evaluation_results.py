@@ -237,7 +237,6 @@ def reduce_results(
 
 
 def _by_node(results: Sequence[Mapping[str, Mapping[int, float]]]) -> dict[str, dict[int, float]]:
-    """Merge the node groups' numbers, by name and node."""
     found: dict[str, dict[int, float]] = {}
     for result in results:
         for name, values in result.items():

@@ -614,5 +614,4 @@ def _listed(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dic
 
 
 def _spread_to(nodes: Sequence[int], values: Mapping[str, Tensor]) -> dict[str, dict[int, float]]:
-    """Copy one model's numbers for every node."""
     return {name: dict.fromkeys(nodes, float(found[0])) for name, found in values.items()}

@@ -112,7 +112,6 @@ def _check(sharing: Sharing[Any], initial: Tensor, ctx: RoundContext) -> None:
 
 
 def _check_for_some(sharing: Sharing[Any], state: Any, ctx: RoundContext, dim: int) -> None:
-    """Make the updates that only some neighbours get."""
     own = [call_for_peer(sharing, state, peer, ctx, dim) for peer in ctx.weights if sharing.per_peer]
     if not all(update.is_finite() for update in own):
         raise UsageError(f"{method_name(sharing, 'for_peer')} returned a value that is not finite")
@@ -133,7 +132,6 @@ def _check_kept(sharing: Sharing[Any], method: str, state: object, stored: bytes
 
 
 def _check_state(sharing: Sharing[Any], method: str, state: object) -> bytes:
-    """Return the state as in a checkpoint."""
     name = method_name(sharing, method)
     if not isinstance(sharing.state_types, tuple):
         cls = type(sharing).__name__

@@ -99,7 +99,6 @@ _PLAIN = (type(None), str, int, float, list, tuple, Path)
 
 
 def _with_fields(old: Any, given: Mapping[str, Any], path: str) -> Any:
-    """Return a copy of a dataclass with some fields changed."""
     name = type(old).__name__
     if not dataclasses.is_dataclass(old) or isinstance(old, type):
         problem = f"is an object ({name}) and no dataclass, so its fields cannot be set; pass a new object"

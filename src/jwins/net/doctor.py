@@ -121,7 +121,6 @@ async def _collect(findings: AsyncIterator[Finding]) -> list[Finding]:
 
 
 def _own(me: Member, key_file: Path) -> Iterator[Finding]:
-    """Check whether key and certificate can be used."""
     certificate = me.x509
     try:
         public = read_key(key_file)

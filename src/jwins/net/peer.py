@@ -390,7 +390,6 @@ class Peer:
         )
 
     def _split(self, seconds: float) -> dict[str, float]:
-        """Return the seconds of an exchange by activity."""
         now_s = dict(self._driver.group.wall_s)
         spent = {name: now_s[name] - self._reported_wall_s.get(name, 0.0) for name in now_s}
         self._reported_wall_s = now_s

@@ -359,7 +359,6 @@ def curve_chart(
 
 
 def _write_text(axes: Axes, text: str) -> None:
-    """Write a text in place of curves."""
     axes.set_xticks([])
     axes.set_yticks([])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)

@@ -179,7 +179,6 @@ def _gap(axes: Axes, points: Sequence[Point]) -> float:
 
 
 def _join(axes: Axes, points: Sequence[Point], algorithm: str, y_axis: YAxis) -> None:
-    """Draw a line through several points, in the colour of their algorithm."""
     if len(points) < 2:
         return
     (style,) = styles_of([algorithm])

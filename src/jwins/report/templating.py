@@ -47,5 +47,4 @@ def breakable(name: object) -> Markup:
 
 
 def _cells(row: Sequence[str]) -> list[TableCell]:
-    """Convert every text of a table's row to a cell."""
     return [text if isinstance(text, TableCell) else TableCell(text) for text in row]

@@ -69,7 +69,6 @@ class Forked:
 
 
 def _run(arguments: Sequence[str], out: Path, environment: dict[str, str]) -> None:
-    """Run the command in this process, a child of the server."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open_own(out, mode=0o600) as opened:

@@ -197,7 +197,6 @@ class _Nodes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End all processes."""
         running = self._running()
         for popen in running:
             popen.kill()
@@ -264,7 +263,6 @@ class _Nodes:
         return status
 
     def ended(self) -> Mapping[int, str]:
-        """Return the ends of the nodes that have ended."""
         return self._statuses
 
     def interrupt(self) -> None:
@@ -419,7 +417,6 @@ class _Collected:
         )
 
     def finish(self, nodes: _Nodes, total_s: float) -> str:
-        """Write the end of the run, and return it."""
         statuses = nodes.ended()
         if "interrupted" in statuses.values():
             return "interrupted"

@@ -212,7 +212,6 @@ def greeting_of(experiment: Experiment) -> bytes:
 
 
 def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
-    """Return a callback that keeps the model of each evaluation in a folder."""
 
     def keep(evaluation: NodeEvaluation) -> None:
         private_folder(folder)
@@ -222,7 +221,6 @@ def _models_in(folder: Path) -> Callable[[NodeEvaluation], None]:
 
 
 def _graph_of(components: Components, count: int) -> Topology:
-    """Return the topology of some of the nodes."""
     config, places = components.experiment.topology, components.experiment.nodes.count
     if count == places:
         return components.rules.topology

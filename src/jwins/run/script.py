@@ -121,7 +121,6 @@ class _Peers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End all processes."""
         for node, process in enumerate(self._processes):
             if process.popen is not None:
                 if process.popen.poll() is None:

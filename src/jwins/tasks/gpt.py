@@ -199,7 +199,6 @@ class Gpt(Task):
 
 
 def _texts(task: str, data: Path | None, owners: str) -> Sequence[str]:
-    """Return the text of each owner."""
     if data is None:
         plays, names = bundled_plays(), ["the plays of the package"] * len(bundled_plays())
     else:

@@ -304,7 +304,6 @@ def _check_degree(degree: int, num_nodes: int) -> None:
 
 
 def _seeds(seed: int, round: int) -> Iterator[int]:
-    """Yield the seeds of attempts to draw the graph of a round."""
     rng = stream(seed, "topology", round=round)
     return (int(rng.integers(2**63)) for _ in range(_DRAWS))
 

@@ -192,7 +192,6 @@ class Evaluation:
         return found
 
     def _sums(self, outputs: Any, targets: Tensor, request: EvalRequest, batch: slice) -> Sums:
-        """Return each metric's sum over all samples of a batch and over some of them."""
         some = None if request.some is None else request.some[batch]
         return {
             name: (

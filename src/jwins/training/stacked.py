@@ -363,7 +363,6 @@ class StackedTrainer:
         return {node: means[row] for node, row in zip(rounds, chosen, strict=True)}
 
     def _lrs(self, rounds: Mapping[int, int], step: int) -> dict[int, float | None]:
-        """Return the learning rate of a step for each row, by the row's round."""
         return {row: self._optimizer.lr_at(at * self._context.local_steps + step) for row, at in rounds.items()}
 
     def _chunk_of(self, number: int) -> Chunk:

@@ -436,7 +436,6 @@ class RemoteNodeGroup:
     def _of_group(
         self, method: Callable[Concatenate[NodeGroup, P], T], *args: P.args, **options: P.kwargs
     ) -> T:
-        """Call a method of the actor's node group."""
         found: T = self._call("call", method.__name__, *args, **options)
         return found
 
@@ -446,7 +445,6 @@ class RemoteNodeGroup:
 
 
 def _got(reference: Any, who: str) -> Any:
-    """Return the result of a call, or raise the error of the actor."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:

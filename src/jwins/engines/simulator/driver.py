@@ -378,7 +378,6 @@ class SimulatedDriver:
                         self._failure = self._failure or command
 
     def _completed(self, node: int, round: int) -> None:
-        """Count a live node that has completed this number of rounds."""
         self._leave_round(node)
         self._rounds[node] = round
         self._live_at[round] += 1
@@ -495,7 +494,6 @@ class SimulatedDriver:
             self._evaluate(round, completions)
 
     def _evaluate(self, round: int, completions: Mapping[int, RoundCompletion]) -> None:
-        """Measure the models of the nodes in ``completions``."""
         asynchronous = self.rules.asynchronous
         honest = sorted(completions.keys() - self.rules.attacks.keys())
         if not honest:  # all others are down
@@ -579,7 +577,6 @@ class SimulatedDriver:
         return self._outcome(failure.status, params)
 
     def _all_down(self) -> Finished | None:
-        """End a run in which no node is left."""
         if not self._members.all_down:
             return None
         at, sent = max(self._rounds), self._traffic.total_bytes()

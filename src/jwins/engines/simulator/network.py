@@ -161,7 +161,6 @@ class SimulatedNetwork:
             self._queue.push(uplink.next_time(), TransferDone(due.node, uplink.version))
 
     def _arrive(self, uplink: SimulatedUplink, now: float) -> None:
-        """Push the arrival of each frame that has left by ``now``."""
         for flow in uplink.pop(now):
             if not flow.dropped:
                 arrival = NodeEvent(flow.to, MessageArrived(flow.envelope))
