@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from jwins.compare.direction import lower_is_better
 from jwins.compare.setting_paths import look_up, setting_texts, settings_slug
-from jwins.compare.settings import CompareConfig, FingerprintKind, VariantTable
+from jwins.compare.settings import CompareConfig, VariantTable
 from jwins.compare.tuning import TuneConfig, TuningGrid
 from jwins.errors import ConfigError
 from jwins.experiment.error_messages import nearest
@@ -26,24 +26,12 @@ from jwins.run.folder import variant_folder
 from jwins.validation import MISSING
 
 
-class Variant(Settings):
-    """One variant of the comparison.
+class Variant(VariantTable):
+    """One variant of the comparison: the keys of its table, and its experiment without seed and folder."""
 
-    Attributes:
-        name: its name in table and figure.
-        experiment: its experiment, without seed and folder.
-        allow_different: aspects that may differ from the other variants.
-        group: variants of a group share a baseline, and full sharing if one of them has it.
-        tune: its own tuned setting.
-        bytes_as: for random sampling, the variant whose bytes it must match.
-    """
+    model_config = ConfigDict(extra="forbid")
 
-    name: str = Field(min_length=1)
     experiment: Experiment
-    allow_different: Annotated[tuple[FingerprintKind, ...], Field(strict=False)] = ()
-    group: str | None = None
-    tune: TuningGrid | None = None
-    bytes_as: str | None = None
 
     @property
     def slug(self) -> str:
