@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -90,10 +91,20 @@ def _compare(
     numbers: dict[tuple[Path, str], int] = {}
     cells: dict[int, Cell] = {}
     done: set[str] = set()
-    alike = _Alike(cells, log_line)
+    starts: dict[int, StartRow] = {}
+    unchanged, noted = TaskChangeCheck(), False
 
     def report_on(of: CellProgress) -> None:
-        alike(of)
+        """Check the first row of each run at once, not after all have ended, and pass the progress on."""
+        nonlocal noted
+        cell = cells[of.cell]
+        if of.cell not in starts and (start := _start_of(cell)) is not None:
+            starts[of.cell] = start
+            unchanged.check(cell, start)
+            note = version_note(starts.values())
+            if note is not None and not noted:
+                noted = True
+                log_line(note)
         on_progress(of)
 
     while True:
@@ -127,36 +138,11 @@ def _compare(
     return summarize(comparison, only=only)
 
 
-class _Alike:
-    """Callback of progress that checks the first row of each run at once, not after all have ended.
-
-    Args:
-        log: called once if versions differ.
-
-    Raises:
-        ConfigError: raised by the call if the task's code or its data have changed since an earlier run.
-    """
-
-    def __init__(self, cells: Mapping[int, Cell], log: Callable[[str], None]) -> None:
-        self._cells, self._log = cells, log
-        self._unchanged = TaskChangeCheck()
-        self._starts: dict[int, StartRow] = {}
-        self._said = False
-
-    def __call__(self, of: CellProgress) -> None:
-        if of.cell in self._starts:
-            return
-        cell = self._cells[of.cell]
-        try:
-            start = Record.read(cell.folder).start
-        except DataError:  # its first row has not arrived yet
-            return
-        self._starts[of.cell] = start
-        self._unchanged.check(cell, start)
-        note = version_note(self._starts.values())
-        if note is not None and not self._said:
-            self._said = True
-            self._log(note)
+def _start_of(cell: Cell) -> StartRow | None:
+    """Return the first row of a run; None if it has not arrived yet."""
+    with contextlib.suppress(DataError):
+        return Record.read(cell.folder).start
+    return None
 
 
 def _check_only(comparison: Comparison, only: Collection[str]) -> None:

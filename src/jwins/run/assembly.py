@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def build(
     on_progress: Callable[[Progress], None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_evaluation: Callable[[EvalRow, MeasuredModels], None] | None = None,
-    startup_s: Callable[[], float] = lambda: 0.0,
+    started: float | None = None,
 ) -> AssembledRun:
     """Build all components of an experiment.
 
@@ -158,7 +159,7 @@ def build(
         on_progress: called after every step of the driver.
         stop: called after every step; True ends the run with a checkpoint.
         on_evaluation: called with each new evaluation and its models; None for nothing.
-        startup_s: called when everything is built, for the real seconds since the start.
+        started: real time at the start, on ``time.perf_counter``; None if it does not count.
 
     Raises:
         ConfigError: the experiment cannot be built as written.
@@ -184,7 +185,7 @@ def build(
         stop=stop,
         stop_rule=build_stop_rule(components.experiment, components.task),
         on_evaluation=on_evaluation,
-        startup_s=startup_s(),
+        startup_s=0.0 if started is None else time.perf_counter() - started,
         call_all=call_all,
     )
     return AssembledRun(**vars(components), driver=driver)

@@ -156,18 +156,17 @@ def _watch(
     """Watch until all nodes have ended, and return the end of the run."""
     started = time.perf_counter()
     nodes.start()
-    while nodes.look():
+    while True:
+        running = nodes.look()
         row = collected.look(nodes.ended())
         if progress is not None:
             progress(Launched(collected.rounds, tuple(nodes.views), row))
+        if not running:
+            return collected.finish(nodes, time.perf_counter() - started)
         if stop():
             nodes.interrupt()
             return "interrupted"
         time.sleep(LOOK_EVERY_S)
-    row = collected.look(nodes.ended())
-    if progress is not None:
-        progress(Launched(collected.rounds, tuple(nodes.views), row))
-    return collected.finish(nodes, time.perf_counter() - started)
 
 
 # --- Processes --------------------------------------------------------------------------------------------

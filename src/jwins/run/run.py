@@ -131,12 +131,9 @@ def simulate(
         if progress is not None:
             progress(now)
 
-    def startup_s() -> float:
-        return time.perf_counter() - started
-
     with _usual_torch(), board, interrupts() as interrupted:
-        asked = partial(_simulate, experiment, folder, on_progress, lambda: interrupted() or stop(), startup_s)
-        once = partial(asked, callbacks=callbacks)
+        asked = experiment, folder, on_progress, lambda: interrupted() or stop(), started, callbacks
+        once = partial(_simulate, *asked)
         return _ended(
             callbacks, once(state) if engine is None else _on_cluster(once, engine, experiment, folder)
         )
@@ -212,11 +209,10 @@ def _simulate(
     folder: Path,
     on_progress: Callable[[Progress], None],
     stop: Callable[[], bool],
-    startup_s: Callable[[], float],
+    started: float,
+    callbacks: Sequence[Callback],
     state: FolderState,
     place: Place | None = None,
-    *,
-    callbacks: Sequence[Callback],
 ) -> Result:
     def on_evaluation(row: EvalRow, models: MeasuredModels) -> None:
         for callback in callbacks:
@@ -229,7 +225,7 @@ def _simulate(
         on_progress=on_progress,
         stop=stop,
         on_evaluation=on_evaluation if callbacks else None,
-        startup_s=startup_s,
+        started=started,
     )
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "this experiment"):

@@ -242,15 +242,14 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor | bytes], seen: d
         return value
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else {"f": str(value)}
-    if isinstance(value, Tensor):
+    if isinstance(value, (Tensor, bytes)):
         name = seen.get(id(value))
         if name is None:
-            if value.dtype not in _DTYPES:
+            if isinstance(value, Tensor) and value.dtype not in _DTYPES:
                 raise UsageError(f"{where}: a tensor of {value.dtype} cannot be part of a checkpoint")
-            name = f"t{len(tensors)}"
-            seen[id(value)] = name
-            tensors[name] = value.detach().cpu().contiguous()
-        return {"t": name}
+            name = seen[id(value)] = f"t{len(tensors)}"
+            tensors[name] = value if isinstance(value, bytes) else value.detach().cpu().contiguous()
+        return {"b" if isinstance(value, bytes) else "t": name}
     if isinstance(value, np.ndarray):
         try:  # of a copy: torch warns of read-only arrays, and ascontiguousarray changes shape () to (1,)
             tensor = torch.from_numpy(np.array(value, order="C"))
@@ -259,13 +258,6 @@ def _pack(value: object, where: str, tensors: dict[str, Tensor | bytes], seen: d
         return {"n": _pack(tensor, where, tensors, {})}
     if isinstance(value, (np.bool_, np.integer, np.floating)):
         return _pack(value.item(), where, tensors, seen)
-    if isinstance(value, bytes):
-        name = seen.get(id(value))
-        if name is None:
-            name = f"t{len(tensors)}"
-            seen[id(value)] = name
-            tensors[name] = value
-        return {"b": name}
     if isinstance(value, Mapping):
         return {
             "d": [

@@ -11,8 +11,8 @@ import importlib.machinery
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import CodeType
 from typing import Any, get_args, get_type_hints
@@ -105,15 +105,15 @@ def own_task(own: object, options: Mapping[str, object], data: Path | None) -> T
         DataError: raised by the constructor.
     """
     cls = own if inspect.isclass(own) else type(own)
-    named = _Named("task.own", f"{cls.__module__}.{cls.__qualname__}")
+    wrong = partial(ConfigError, "task.own", f"{cls.__module__}.{cls.__qualname__}")
     if not issubclass(cls, Task):
-        raise named.error(f"{cls.__name__} does not subclass jwins.tasks.Task")
+        raise wrong(f"{cls.__name__} does not subclass jwins.tasks.Task")
     if inspect.isabstract(cls):
-        raise named.error(f"{cls.__name__} lacks {_absent(cls)}")
+        raise wrong(f"{cls.__name__} lacks {_absent(cls)}")
     if isinstance(own, Task):
-        _try(own, named)
+        _try(own, wrong)
         return own
-    return _built(cls, options, data, named)
+    return _built(cls, options, data, wrong)
 
 
 def built(
@@ -134,29 +134,22 @@ def built(
     """
     if file is None:
         return cls(**_checked_arguments(cls, options, data))
-    return _built(cls, options, data, _Named("task.file", file))
+    return _built(cls, options, data, partial(ConfigError, "task.file", file))
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """Place where the experiment names a user's task."""
-
-    path: str
-    value: str
-
-    def error(self, problem: str) -> ConfigError:
-        return ConfigError(self.path, self.value, problem)
+Wrong = Callable[[str], ConfigError]
+"""Function that makes an error of a user's task, at the place where the experiment names it."""
 
 
-def _built(cls: type[Task], options: Mapping[str, object], data: Path | None, named: _Named) -> Task:
+def _built(cls: type[Task], options: Mapping[str, object], data: Path | None, wrong: Wrong) -> Task:
     arguments = _checked_arguments(cls, options, data)
     try:
         task = cls(**arguments)
     except JwinsError:
         raise
     except Exception as error:
-        raise named.error(f"{cls.__name__} cannot be built: {error_text(error)}") from error
-    _try(task, named)
+        raise wrong(f"{cls.__name__} cannot be built: {error_text(error)}") from error
+    _try(task, wrong)
     return task
 
 
@@ -210,11 +203,11 @@ def _of_type(path: str, value: object, hint: Any) -> object:
         raise ConfigError(path, value, f"expected {wanted or hint}") from None
 
 
-def _try(task: Task, named: _Named) -> None:
+def _try(task: Task, wrong: Wrong) -> None:
     """Run every method of a user's task once, so that mistakes are reported before round 1."""
 
     def lacks(problem: str) -> ConfigError:
-        return named.error(f"{type(task).__name__} {problem}")
+        return wrong(f"{type(task).__name__} {problem}")
 
     for split in ("train", "test"):
         found = getattr(task, split, None)
