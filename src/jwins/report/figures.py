@@ -86,32 +86,20 @@ def _metric_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
 
 
 def _training_curves(study: Study, styles: Sequence[Style]) -> list[Chart]:
-    def losses(record: Record) -> list[float]:
-        return [math.nan if row.train_loss is None else row.train_loss for row in record.evaluations]
+    def chart(slug: str, title: str, caption: str, field: str, label: str) -> Chart:
+        def values(record: Record) -> list[float]:
+            measured = [getattr(row, field) for row in record.evaluations]
+            return [math.nan if value is None else value for value in measured]
 
-    def distances(record: Record) -> list[float]:
-        measured = [row.consensus_distance for row in record.evaluations]
-        return [math.nan if distance is None else distance for distance in measured]
+        return curve_chart(slug, title, caption, study.groups, styles, ROUNDS, YAxis(label, values))
 
+    distance = "Root mean square distance of the nodes’ parameters from their average."
+    loss = "Of the last round’s batches before each evaluation, mean over nodes."
     return [
-        curve_chart(
-            "consensus",
-            "Consensus distance",
-            "Root mean square distance of the nodes’ parameters from their average.",
-            study.groups,
-            styles,
-            ROUNDS,
-            YAxis("distance from the average model", distances),
+        chart(
+            "consensus", "Consensus distance", distance, "consensus_distance", "distance from the average model"
         ),
-        curve_chart(
-            "training-loss",
-            "Training loss",
-            "Of the last round’s batches before each evaluation, mean over nodes.",
-            study.groups,
-            styles,
-            ROUNDS,
-            YAxis("training loss", losses),
-        ),
+        chart("training-loss", "Training loss", loss, "train_loss", "training loss"),
     ]
 
 

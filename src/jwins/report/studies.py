@@ -301,13 +301,11 @@ def _compared_study(
             own = [named[needed], *own]
             here = [needed, *here]
     asked = [row for row in summary.get("targets", []) if row.get("variant") in here]
-    targets = list(
-        dict.fromkeys(
-            Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
-            for row in asked
-            if row.get("target") is not None
-        )
-    )
+
+    def with_value(row: Mapping[str, Any]) -> Target:
+        return replace(target, value=float(row["target"]), meaning=str(row["meaning"]))
+
+    targets = list(dict.fromkeys(with_value(row) for row in asked if row.get("target") is not None))
     over = int(summary["final_over"])
     tuned = {n: str(rows[n]["tuned"]) for n in here if rows.get(n, {}).get("tuned")}
     if metric is not None and _stated(metric)[0] != target.metric:
@@ -316,7 +314,7 @@ def _compared_study(
     if not targets and here:  # each group has its own
         row = next((rows[n] for n in here if rows.get(n, {}).get("target") is not None), None)
         if row is not None:
-            target = Target(target.metric, float(row["target"]), target.lower_is_better, str(row["meaning"]))
+            target = with_value(row)
     recorded = {
         title: [row for row in summary.get(key, []) if row.get("variant") in here]
         for key, title in (("tuning", "Tuning: tried values"), ("sensitivity", "Sensitivity"))

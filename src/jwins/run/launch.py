@@ -142,7 +142,8 @@ def launch(
         if state is FolderState.ABSENT:
             write_atomically(folder / "config.toml", components.experiment.to_toml(folder).encode())
             write_partition(folder, components.task, components.partition)
-        with _Nodes(components, folder, least_s) as nodes, _Collected(components, folder) as collected:
+        with _Nodes(components, folder, least_s) as nodes, MetricsLog(folder / "metrics.jsonl") as log:
+            collected = _Collected(components, folder, log)
             status = _watch(nodes, collected, progress, lambda: interrupted() or stop())
     return Result(components.experiment, folder, status, Record.read(folder))
 
@@ -345,22 +346,15 @@ def free_ports(count: int) -> list[int]:
 class _Collected:
     """Rows over all nodes, made when all have measured the same round."""
 
-    def __init__(self, components: Components, folder: Path) -> None:
-        self._components, self._folder = components, folder
+    def __init__(self, components: Components, folder: Path, log: MetricsLog) -> None:
+        self._components, self._folder, self._log = components, folder, log
         self.rounds = components.experiment.run.rounds
         self._count = components.experiment.nodes.count
-        self._log = MetricsLog(folder / "metrics.jsonl")
         self._rows = list(read_rows(folder / "metrics.jsonl"))
         if not self._rows:
             self._append(components.start)
         self._sent = [TrafficSplit() for _ in range(self._count)]
         self._group: NodeGroup | None = None
-
-    def __enter__(self) -> _Collected:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._log.close()
 
     def _append(self, row: Any) -> None:
         self._log.append(row)
