@@ -43,11 +43,6 @@ def array_script(comparison: Comparison, command: Sequence[str], only: Collectio
     runs have ended. Each task names its run by its folder, so that the script remains right when other runs
     end.
 
-    Args:
-        comparison: the comparison.
-        command: words of the command line that runs the comparison, without ``--cell``.
-        only: names of variants; empty for all.
-
     Raises:
         DataError: data are missing.
         UsageError: no run is left.

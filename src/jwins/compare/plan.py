@@ -41,7 +41,6 @@ class Trial:
 
     Attributes:
         variant: variant on which it was tried.
-        key: TOML path of the setting.
         final: final metric, mean over seeds.
         reached: number of seeds that reached the first target.
         bytes_to_target: mean over the seeds that reached it, None without any.

@@ -41,9 +41,7 @@ class CellProgress:
     """Progress of a run.
 
     Attributes:
-        cell: number of the cell.
         round: completed rounds.
-        rounds: rounds of the whole run.
         bytes_total: bytes sent so far by all nodes.
         metrics: newest means over the nodes, by metric.
         status: ``running``, ``finished``, ``diverged`` or ``interrupted``.

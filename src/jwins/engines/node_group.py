@@ -147,10 +147,7 @@ class NodeSnapshot:
     """State of one node in a node group.
 
     Attributes:
-        node: state of its state machine.
-        local: optimizer and local buffers.
         trained: (P,) float32, result of a training that the node has not received yet; else None.
-        loss: mean training loss of its last round.
         models: its models that wait for an evaluation, by completed rounds.
         present: in an asynchronous run, its model at the start of the round.
     """
@@ -169,7 +166,6 @@ class NodeGroupState:
     with it.
 
     Attributes:
-        nodes: state of each node.
         messages: decoded messages under way, by number, if only the process that encoded them can decode them.
     """
 

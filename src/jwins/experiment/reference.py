@@ -47,9 +47,7 @@ class SettingDoc:
 
     Attributes:
         path: TOML path; ``when`` has the kind of a union's table.
-        type: type in words.
         default: default as in TOML, "required" or "" (none).
-        meaning: one sentence.
         when: the ``kind`` this key belongs to, or "".
     """
 

@@ -32,10 +32,7 @@ def read_toml(text: str, origin: str) -> dict[str, Any]:
 
 
 def parse_overrides(assignments: Iterable[str]) -> dict[str, Any]:
-    """Make tables from ``key=value`` assignments.
-
-    Args:
-        assignments: dotted keys and TOML values; other values are texts.
+    """Make tables from assignments of TOML values, or else texts, to dotted keys.
 
     Raises:
         ConfigError: an assignment without a key or without ``=``.

@@ -68,12 +68,7 @@ def check_name(path: str, name: str) -> None:
 
 
 def new_identity(name: str, folder: Path, days: int = DAYS) -> tuple[Path, Path, Certificate]:
-    """Make a key (ECDSA on P-256) and a certificate signed with it.
-
-    Args:
-        name: name of the node.
-        folder: folder for ``NAME.key`` (mode 0600) and ``NAME.crt``.
-        days: validity of the certificate.
+    """Make a key (ECDSA on P-256, mode 0600) and a certificate signed with it.
 
     Returns:
         The files of key and certificate, and the certificate's content.
@@ -168,11 +163,7 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 
 
 def read_certificate(pem: str, where: str) -> Certificate:
-    """Read a certificate.
-
-    Args:
-        pem: one certificate as text.
-        where: place of the text, for errors.
+    """Read one certificate from a text; errors name it ``where``.
 
     Raises:
         ConfigError: there is no certificate, or more than one.

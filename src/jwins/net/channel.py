@@ -94,11 +94,7 @@ class Sunk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sunk"):
 
 
 class KeyInUse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="key_in_use"):
-    """Another process tried to connect with the key of the receiver.
-
-    Attributes:
-        address: address of that process.
-    """
+    """Another process tried to connect with the key of the receiver."""
 
     address: Annotated[str, msgspec.Meta(max_length=128)]
 
@@ -112,11 +108,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class Channel:
-    """Connection after its TLS handshake.
-
-    Attributes:
-        protocol: the library's state of the connection.
-    """
+    """Connection after its TLS handshake."""
 
     def __init__(
         self,

@@ -220,8 +220,6 @@ class PeerSession:
         timeouts: number of rounds in a row in which the peer timed out.
         timed_out_in: the newest round of this node in which the peer timed out, or None.
         merged_in: the newest round of this node whose merge had an update of the peer, or -1.
-        timed_out: number of all rounds in which the peer timed out.
-        refused: number of messages of the peer that were not accepted.
         mismatch: why it cannot take part, or "".
         inflated: number of its frames with values that no honest node has.
         cut: why nothing is exchanged with it any more, or "".

@@ -88,8 +88,6 @@ class PeerSetup:
         place: the folder, or None.
         going_on: whether the folder has a checkpoint.
         providers: numbers of the members that may provide the model to begin with.
-        names: names of all members, by number.
-        training: exchange of models between the user's loop and the driver.
 
     Raises:
         ConfigError, ResumeError, UsageError: as :class:`jwins.Peer`.

@@ -46,7 +46,6 @@ class TransportCore:
         log_limits: limits of log lines that others can cause.
         pending: connections that are not authenticated yet, by address.
         awake_s: seconds for which this process was awake.
-        closing: whether the end has begun.
         draws: generator for pauses between attempts.
     """
 

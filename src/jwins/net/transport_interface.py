@@ -64,13 +64,10 @@ class LinkReport:
     """State of the connection with one peer.
 
     Attributes:
-        connected: whether it is open now.
         address: host:port at the other end, "" if there was no connection yet.
         greeting: greeting of the connection that is open, or was open last.
         bytes_in: length of the whole messages received since the start, over all connections.
         bytes_out: length of the messages handed to the operating system since the start, over all connections.
-        queued_bytes: length of the messages that wait to be sent.
-        connections: number of connections opened since the start.
         last_error: why the last connection ended or the last attempt failed, "" if neither happened.
         refused: number of refused messages and connections of this peer, by reason.
     """

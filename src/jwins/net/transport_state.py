@@ -26,10 +26,8 @@ class Link:
         opened: time at which the connection was accepted.
         last_received: time of the last bytes from the peer.
         received: number of control messages and pieces from the peer.
-        tasks: the reading and the writing task.
         reading: False while this side does not read.
         writing_since: time since which written bytes wait for the peer to read them; None if none wait.
-        warned: whether the log has a warning that the node's key is in use elsewhere.
         in_line: whether a message waits for messages to other peers.
         ping_due: whether to write a ping next.
         pinged: time of the last ping, by the event loop's clock.
@@ -101,18 +99,13 @@ class PeerState:
     Attributes:
         arrivals: rate limit of the peer's connections.
         rates: rate limits of reading from it.
-        address: address of the open or last connection.
-        greeting: greeting of the open or last connection.
         last_error: why there is or was no connection.
         queue: messages to be sent; the first may be under way.
         queued_bytes: memory of them, including overhead.
         undelivered_bytes: memory of messages that wait to be taken.
         undelivered_messages: number of messages that wait to be taken.
-        bytes_in: received in whole messages.
-        bytes_out: sent in whole messages.
         round_trip_s: round trip of the last keep-alive.
         refused: number of refusals by reason.
-        link: the connection, if there is one.
         stable: whether the last connection lasted long enough to reset the pause between attempts.
         probed: whether the peer measures now.
         room: set when messages were taken.

@@ -33,7 +33,6 @@ class XAxis:
     """Horizontal axis of curves.
 
     Attributes:
-        label: label with the unit.
         values: values of each evaluation of a run.
         in_bytes: whether these are bytes. The axis is then logarithmic and omits the start, where nothing was
             sent.
@@ -60,7 +59,6 @@ class YAxis:
     """Vertical axis of curves.
 
     Attributes:
-        label: label with the unit.
         values: values of each evaluation of a run; NaN leaves a gap.
         percent: whether it is a fraction shown in percent.
         target: level of a dotted line, or None.

@@ -62,12 +62,7 @@ def write_page(
 
 
 def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tuple[str, Chart]]]:
-    """Return the page as text, and its charts with the names of their files.
-
-    Args:
-        studies: the studies, at least one.
-        figures: folder with the figures as PDF and PNG; "" for none.
-    """
+    """Return the page as text, and its charts with the names of their files in ``figures``, if not ""."""
     views, charts = [], []
     for index, study in enumerate(studies, start=1):
         view = _view(study, index)

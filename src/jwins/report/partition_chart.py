@@ -23,7 +23,6 @@ class PartitionCounts:
     """Samples of each node.
 
     Attributes:
-        samples: training samples of each node.
         labels: the classes, if samples have any.
         counts: (nodes, classes) samples.
     """

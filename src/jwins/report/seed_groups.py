@@ -56,7 +56,6 @@ class Target:
     """Value of the metric that variants must reach.
 
     Attributes:
-        lower_is_better: whether the metric falls to it.
         meaning: description, e.g. "95 % of full sharing's final accuracy".
     """
 
@@ -107,8 +106,6 @@ class TargetOutcome:
     Attributes:
         reached: number of runs that reached it.
         bytes_per_node: bytes sent until then, None if none reached it.
-        rounds: rounds until then.
-        seconds: virtual seconds until then.
         baseline: variant that ratios refer to, None without one or if it is this one.
         pairs: seeds in which both reached it.
         bytes_ratio: bytes of this variant / bytes of the baseline, over those seeds; None without any.

@@ -42,11 +42,9 @@ class Study:
     """Variants that are shown together: a comparison, or single runs with the same task and number of nodes.
 
     Attributes:
-        variants: variants in the order of the comparison, or as given.
         target: target for bytes, rounds and seconds; its value is NaN without one.
         full: name of the variant with full sharing that savings refer to, None without one.
         final_over: number of last evaluations whose mean is the final value.
-        notes: notes for readers about the choice of runs.
         targets: all targets of the comparison, if it has several.
         references: variants that final values are compared to; others are compared to ``full``.
         baselines: variants that ratios to the targets refer to.

@@ -99,8 +99,6 @@ class Calibration:
 
     Attributes:
         degree: mean number of recipients.
-        samples: test samples of an evaluation.
-        all_samples: test samples of the task.
         start_s: seconds of the process until everything was built.
         own_s: seconds of the calibration itself.
         round_s: seconds of the counted rounds, by activity.

@@ -128,11 +128,7 @@ def load(data: bytes, classes: Iterable[type]) -> Any:
 def write(folder: Path, round: int, state: object, *, keep: int = 2) -> Path:
     """Add a checkpoint to ``folder`` and remove all but the newest ``keep``, with their shards.
 
-    Args:
-        folder: folder of checkpoints; made if it does not exist.
-        round: completed rounds, for the name and the order.
-        state: see :func:`dump`; may name shards that :func:`write_shard` has written for this round.
-        keep: number to keep; two, so that a damaged file does no harm.
+    Two are kept, so that a damaged file does no harm. The shards of this round have been written before.
 
     Raises:
         OSError: the disk is full; existing checkpoints are unchanged.

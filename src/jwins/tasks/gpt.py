@@ -71,11 +71,9 @@ class Transformer(nn.Module):
     """A decoder-only transformer; the matrix that reads characters also predicts them.
 
     Args:
-        layers: number of blocks.
         heads: attention heads in each block; they divide the width.
         width: width of each position's state.
         context: most characters at once.
-        dropout: fraction of activations set to 0 in training.
     """
 
     def __init__(self, *, layers: int, heads: int, width: int, context: int, dropout: float) -> None:

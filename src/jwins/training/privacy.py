@@ -26,11 +26,9 @@ class Privacy:
     """Differential privacy of each node's training.
 
     Attributes:
-        clip_norm: largest norm of the gradient of a sample, over all parameters together.
         noise_multiplier: standard deviation of the noise over ``clip_norm``, by node.
         samples: number of training samples, by node.
         batch_size: mean number of samples of a local step, if a node has that many.
-        delta: probability with which the budget may be exceeded.
     """
 
     clip_norm: float

@@ -62,9 +62,7 @@ class Trainer:
         num_nodes: N, of the whole run; None for the nodes of ``partition``. Chunks are cut from it.
         local_steps: steps per round, at least 1; one number, or one per node of the whole run. If these differ,
             nodes train in a loop.
-        batch_size: samples per step, at least 1.
         optimizer: optimizer of every node.
-        buffers: see :data:`jwins.training.layout.BufferPolicy`.
         batching: ``loop``, ``stacked`` or ``auto``.
         device: device of parameters and data; ``auto`` is CUDA if available.
         threads: number of workers, each with one intra-op thread; CUDA uses one.

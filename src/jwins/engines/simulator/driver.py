@@ -160,7 +160,6 @@ class Outcome:
         rows: all rows of the run, including those before an interruption.
         params: (N, P) float32 final parameters; None if interrupted.
         refused: (receiver, sender, round, reason) of each frame that a node did not accept.
-        traffic: bytes by directed edge so far.
     """
 
     status: str

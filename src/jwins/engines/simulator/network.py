@@ -59,7 +59,6 @@ class SimulatedUplink:
         served: bits so far, as above.
         version: increases whenever transfers begin or end, so that an outdated :class:`TransferDone` is
             recognised.
-        orders: number of transfers that have begun.
         flows: a heap of (finish, order, transfer).
     """
 
