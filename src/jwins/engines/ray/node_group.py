@@ -67,41 +67,8 @@ class FrameSizes:
     values_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class FrameBundle:
-    """Frames of one step for one machine, in the object store.
-
-    Attributes:
-        splits: (2 per frame) bytes of positions and values.
-        ends: end of each frame in ``data``.
-        data: the frames, one after the other.
-    """
-
-    serials: npt.NDArray[np.int64]
-    splits: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
-    data: npt.NDArray[np.uint8]
-
-    @staticmethod
-    def of(frames: Mapping[int, Packed]) -> FrameBundle:
-        """Combine frames into a bundle."""
-        packed = list(frames.values())
-        return FrameBundle(
-            np.array(list(frames), dtype=np.int64),
-            np.array([(one.positions_bytes, one.values_bytes) for one in packed], dtype=np.int64),
-            np.cumsum([len(one.data) for one in packed], dtype=np.int64),
-            np.frombuffer(b"".join(one.data for one in packed), dtype=np.uint8),
-        )
-
-    def unpacked(self) -> dict[int, Packed]:
-        """Return copies of the frames by serial number, so that the object store can release the bundle."""
-        ends = self.ends.tolist()
-        return {
-            serial: Packed(self.data[start:end].tobytes(), *split)
-            for serial, split, start, end in zip(
-                self.serials.tolist(), self.splits.tolist(), [0, *ends], ends, strict=False
-            )
-        }
+Bundle = Mapping[int, tuple[bytes, int, int]]
+"""Frames of one step for one machine, in the object store: by serial number the fields of :class:`Packed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +90,7 @@ class StepResult:
 
     Attributes:
         commands: commands of its nodes, by event; frames in them are :class:`FrameSizes`.
-        bundles: a :class:`FrameBundle` in the object store, by machine.
+        bundles: a :data:`Bundle` in the object store, by machine.
         stored_bytes: bytes of frames in these bundles.
     """
 
@@ -169,7 +136,7 @@ class NodeGroupActor:
         train: Mapping[int, int],
         new_frames: Sequence[NewFrame],
         forgotten: Sequence[FrameKey],
-        *bundles: FrameBundle,
+        *bundles: Bundle,
     ) -> StepResult:
         """Deliver events to nodes, as :meth:`NodeGroup.handle` does.
 
@@ -184,12 +151,13 @@ class NodeGroupActor:
             self._envelopes.pop(key, None)
             if key[0] == self._number:
                 self._own.pop(key[1], None)
-        opened = [bundle.unpacked() for bundle in bundles]
         for one in new_frames:
             if isinstance(one.source, Packed):
                 packed = one.source
+            elif one.source is None:
+                packed = self._own[one.key[1]]
             else:
-                packed = (self._own if one.source is None else opened[one.source])[one.key[1]]
+                packed = Packed(*bundles[one.source][one.key[1]])
             self._envelopes[one.key] = Envelope(one.key[1], one.sender, packed)
         events = [
             ScheduledEvent(
@@ -200,7 +168,7 @@ class NodeGroupActor:
         return self._step(self._group.handle(events, train))
 
     def _step(self, commands: list[list[Command]]) -> StepResult:
-        leaving: dict[str, dict[int, Packed]] = {}
+        leaving: dict[str, dict[int, tuple[bytes, int, int]]] = {}
 
         def without_bytes(command: Command) -> Command:
             if not isinstance(command, Send | RequestKeyframe):
@@ -209,13 +177,14 @@ class NodeGroupActor:
             self._own[serial] = packed
             receivers = command.to if isinstance(command, Send) else (command.to,)
             for machine in {self._machine_of[node] for node in receivers if node in self._machine_of}:
-                leaving.setdefault(machine, {})[serial] = packed
+                fields = packed.data, packed.positions_bytes, packed.values_bytes
+                leaving.setdefault(machine, {})[serial] = fields
             sizes = FrameSizes(serial, packed.size_bytes, packed.positions_bytes, packed.values_bytes)
             return replace(command, packed=cast(Packed, sizes))
 
         plain = [[without_bytes(command) for command in of] for of in commands]
-        stored = sum(packed.size_bytes for frames in leaving.values() for packed in frames.values())
-        return StepResult(plain, {m: ray.put(FrameBundle.of(frames)) for m, frames in leaving.items()}, stored)
+        stored = sum(len(data) for frames in leaving.values() for data, _, _ in frames.values())
+        return StepResult(plain, {machine: ray.put(frames) for machine, frames in leaving.items()}, stored)
 
     def packed(self, serials: Sequence[int]) -> list[Packed]:
         """Return frames of these nodes that are under way."""
