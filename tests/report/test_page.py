@@ -31,11 +31,11 @@ from jwins.cli.app import app
 from jwins.compare import compare
 from jwins.compare.comparison import load_comparison
 from jwins.errors import ConfigError, DataError, UsageError
+from jwins.report.bar_charts import PartitionCounts, partition_chart
 from jwins.report.chart import as_svg, drawing_style, save
 from jwins.report.colours import KIND_COLOURS, THEME, styles_of
 from jwins.report.headline import verdict
 from jwins.report.page import render, write_page
-from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.seed_groups import Target
 from jwins.report.studies import Study, StudyVariant, _direction, gather
 from jwins.report.templating import templates

@@ -10,7 +10,7 @@ import pytest
 
 from jwins.net.driver import NodeProgress
 from jwins.net.journal import Journal, write_journal
-from jwins.net.status_file import StatusFile
+from jwins.net.status import StatusFile
 from jwins.report.comparison_table import _write_csv
 from jwins.run_folder import checkpoint
 from jwins.run_folder.atomic import write_atomically

@@ -30,8 +30,7 @@ from jwins.net.peer_settings import (
     settings_of_run,
 )
 from jwins.net.roster import Member, Roster, providers_of, read_roster
-from jwins.net.status import ENDLESS
-from jwins.net.status_file import StatusFile
+from jwins.net.status import ENDLESS, StatusFile
 from jwins.net.transport_interface import Transport
 from jwins.node import MAX_MAGNITUDE_RATIO, Rules, Staleness
 from jwins.run_folder.rows import StartRow

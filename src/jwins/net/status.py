@@ -1,18 +1,24 @@
-"""Status page and ``/metrics`` in the format of Prometheus for the operator, on loopback only."""
+"""State of a node for its operator: page and ``/metrics`` of Prometheus, on loopback, and ``status.json``."""
 
 from __future__ import annotations
 
+import contextlib
 import html
+import json
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jwins.errors import UsageError
 from jwins.net.peer_session import State
 from jwins.net.sockets import keep_from_children
+from jwins.run_folder.atomic import write_atomically
 from jwins.run_folder.rows import EvalRow
 
 if TYPE_CHECKING:
@@ -272,3 +278,31 @@ def _duration(seconds: float) -> str:
     counts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
     first = next((at for at, (count, _) in enumerate(counts) if count), 3)
     return " ".join(f"{count} {unit}" for count, unit in counts[first : first + 2])
+
+
+# --- The file -------------------------------------------------------------------------------------------------
+
+EVERY_S = 0.5
+
+
+class StatusFile:
+    """Writer of the node's progress, at most twice a second."""
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        self._path, self._names = path, names
+        self._last = 0.0
+        self._metrics: dict[str, float | None] = {}
+
+    def __call__(self, now: NodeProgress, status: str = "running") -> None:
+        """Write the file if it is time, or if the node has ended."""
+        if now.row is not None:
+            self._metrics = now.row.means
+        if status == "running" and time.monotonic() - self._last < EVERY_S:
+            return
+        self._last = time.monotonic()
+        found = asdict(now) | {"status": status, "metrics": self._metrics}
+        del found["row"]
+        for key in ("waiting_for", "connected", "suspect"):
+            found[key] = [self._names[peer] for peer in found[key]]
+        with contextlib.suppress(OSError):  # a full disk must not end the run
+            write_atomically(self._path, (json.dumps(found) + "\n").encode(), sync=False, mode=0o600)

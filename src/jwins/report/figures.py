@@ -10,13 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from jwins.report.bar_charts import bytes_chart, nodes_chart
+from jwins.report.bar_charts import PartitionCounts, bytes_chart, nodes_chart, partition_chart
 from jwins.report.chart import Chart
 from jwins.report.colours import Style
 from jwins.report.curve_charts import ROUNDS, SENT, XAxis, YAxis, curve_chart, seconds
 from jwins.report.formatting import capital, spaced
 from jwins.report.pareto_chart import pareto_chart
-from jwins.report.partition_chart import PartitionCounts, partition_chart
 from jwins.report.settings import described
 from jwins.report.studies import Study
 from jwins.run_folder.archive import is_file, read_text

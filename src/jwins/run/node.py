@@ -25,8 +25,7 @@ from jwins.net.journal import Journal, write_journal
 from jwins.net.membership import Membership
 from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S, TIMEOUT_S
 from jwins.net.roster import Roster, providers_of
-from jwins.net.status import serve
-from jwins.net.status_file import StatusFile
+from jwins.net.status import StatusFile, serve
 from jwins.node import MAX_MAGNITUDE_RATIO
 from jwins.run.assembly import Components, assemble
 from jwins.run.folder import FolderState, folder_state, goes_on

@@ -10,7 +10,7 @@ from pathlib import Path
 import networkx as nx
 
 from jwins.errors import ConfigError
-from jwins.topology.drawing import Undirected, check_nodes
+from jwins.topology.graph import Undirected, check_nodes
 
 
 @dataclass(frozen=True)

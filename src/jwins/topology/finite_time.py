@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from jwins.errors import ConfigError
-from jwins.topology.drawing import check_nodes, check_round
-from jwins.topology.graph import Graph
+from jwins.topology.graph import Graph, check_nodes, check_round
 
 Step = Mapping[tuple[int, int], float]
 """Undirected edges (lower node first) of one round and their weights."""

@@ -12,14 +12,17 @@ consensus with least-mean-square deviation", J. Parallel Distrib. Comput. 67(1),
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from jwins.errors import UsageError, error_text
+from jwins.errors import ConfigError, UsageError, error_text
+from jwins.rng import EVERY_ROUND
 
 
 @dataclass(frozen=True)
@@ -159,3 +162,47 @@ class Topology(Protocol):
     def at(self, round: int) -> Graph:
         """Return the graph of a round, counted from 0. The same arguments must always give the same graph."""
         ...
+
+
+_CACHED_GRAPHS = 16
+"""Size of the cache. Nodes request a round's graph one by one, and faults may delay some by a few rounds."""
+
+
+class Undirected(ABC):
+    """A topology with undirected edges. Subclasses are frozen dataclasses, by whose fields graphs are cached.
+
+    Attributes:
+        num_nodes: N.
+        dynamic: whether the graph is drawn again in each round; else it is the same in all rounds.
+    """
+
+    num_nodes: int
+    dynamic: bool = False
+
+    def __post_init__(self) -> None:
+        check_nodes(self.num_nodes)
+
+    def at(self, round: int) -> Graph:
+        """Return the graph of ``round``, or the same graph for every round if it is static."""
+        check_round(round)
+        return _graph(self, round if self.dynamic else EVERY_ROUND)
+
+    @abstractmethod
+    def _edges(self, round: int) -> Iterable[tuple[int, int]]: ...
+
+
+@lru_cache(maxsize=_CACHED_GRAPHS)
+def _graph(topology: Undirected, round: int) -> Graph:
+    return Graph.metropolis_hastings(topology.num_nodes, topology._edges(round))
+
+
+def check_round(round: int) -> None:
+    """Raise a UsageError for a round before the first."""
+    if round < 0:
+        raise UsageError(f"round = {round}: rounds count from 0")
+
+
+def check_nodes(num_nodes: int) -> None:
+    """Raise a ConfigError for an experiment without nodes."""
+    if num_nodes < 1:
+        raise ConfigError("nodes.count", num_nodes, "expected at least 1 node")

@@ -9,10 +9,9 @@ import numpy as np
 
 from jwins.errors import ConfigError
 from jwins.rng import stream
-from jwins.topology.drawing import Undirected, check_nodes, check_round
 from jwins.topology.edge_list import EdgeList
 from jwins.topology.finite_time import FiniteTime
-from jwins.topology.graph import Graph, Topology
+from jwins.topology.graph import Graph, Topology, Undirected, check_nodes, check_round
 
 _DRAWS = 200
 """Attempts to draw a connected random graph. Above the threshold of connectivity one or two draws suffice; far
