@@ -371,7 +371,7 @@ BUGS = (
     ),
     Bug(
         "an interval is of single differences, not of their mean",
-        "report/intervals.py",
+        "report/seed_groups.py",
         "/ (count - 1) / count)",
         "/ (count - 1))",
         "compare/test_tuning.py",

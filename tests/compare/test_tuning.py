@@ -25,8 +25,7 @@ from jwins.compare.plan import Trial, at_edge, ended, plan, rank
 from jwins.compare.tuning import TuningGrid
 from jwins.errors import ConfigError, DataError, UsageError
 from jwins.report.formatting import difference_text
-from jwins.report.intervals import paired, student_t_quantile
-from jwins.report.seed_groups import overhead
+from jwins.report.seed_groups import overhead, paired, student_t_quantile
 from jwins.run import memory
 from jwins.run_folder import archive
 from jwins.run_folder.record import Record

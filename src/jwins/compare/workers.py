@@ -177,9 +177,8 @@ def side_by_side(jobs: Sequence[Job], on_progress: OnProgress, *, workers: int) 
         ) from None
     finally:
         stop.set()
-        while wait(
-            futures, timeout=0.1
-        ).not_done:  # if ``on_progress`` raised; a full pipe would block the workers
+        # If ``on_progress`` raised, a full pipe would block the workers.
+        while wait(futures, timeout=0.1).not_done:
             for _ in _drain(messages):
                 pass
         pool.shutdown(cancel_futures=True)

@@ -290,9 +290,8 @@ class Channel:
 
     def _flush(self) -> None:
         for data in self.protocol.data_to_send():
-            if (
-                data and not self._writer.is_closing()
-            ):  # b"" marks the end of the stream, which TLS does not have
+            # b"" marks the end of the stream, which TLS does not have.
+            if data and not self._writer.is_closing():
                 self._writer.write(data)
                 self._written_bytes += len(data)
 

@@ -46,17 +46,12 @@ class Contexts:
             remedy = f"make a new one with `jwins keys renew {member.name}` and give it to the others"
             raise ConfigError("certificate", member.name, f"{why}; {remedy}")
         anchors = "".join(other.x509.pem for other in roster.members)
-        with tempfile.NamedTemporaryFile(
-            "w", suffix=".crt"
-        ) as file:  # the library takes certificates from files only
+        sides = ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT
+        # The library takes certificates from files only.
+        with tempfile.NamedTemporaryFile("w", suffix=".crt") as file:
             file.write(certificate.pem)
             file.flush()
-            return Contexts(
-                *(
-                    _context(side, anchors, Path(file.name), key_file)
-                    for side in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
-                )
-            )
+            return Contexts(*(_context(side, anchors, Path(file.name), key_file) for side in sides))
 
 
 def _context(side: int, anchors: str, certificate_file: Path, key_file: Path) -> ssl.SSLContext:
@@ -64,9 +59,8 @@ def _context(side: int, anchors: str, certificate_file: Path, key_file: Path) ->
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # names are not what identifies a member
     context.verify_mode = ssl.CERT_REQUIRED
-    context.verify_flags |= (
-        ssl.VERIFY_X509_PARTIAL_CHAIN
-    )  # certificates that an authority issued are anchors, too
+    # Certificates that an authority issued are anchors, too.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     if side == ssl.PROTOCOL_TLS_SERVER:
         context.num_tickets = 0  # no resumption: every connection presents its certificate

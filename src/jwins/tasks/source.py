@@ -231,9 +231,8 @@ def _download_hub(task: str, repo: str, folder: Path, splits: Sequence[str]) -> 
         raise DataError(
             f"{task}: no data, and the download needs an extra: pip install 'jwins[hf]'; or {remedy}"
         ) from error
-    partial = folder.with_name(
-        f"{folder.name}.partial"
-    )  # kept after a failure, so that the next attempt continues there
+    # It is kept after a failure, so that the next attempt continues there.
+    partial = folder.with_name(f"{folder.name}.partial")
     try:
         huggingface_hub.snapshot_download(  # shows progress, checks sizes
             repo, repo_type="dataset", allow_patterns="*.parquet", local_dir=partial
