@@ -136,22 +136,6 @@ INTRODUCED = frozenset({State.ACTIVE, State.BEHIND, State.SLOW})
 """States in which a Hello was accepted on the open connection, so that frames may be sent."""
 
 
-def diagram() -> str:
-    """Return the table as a Mermaid diagram, for docs/explanation/faults.md.
-
-    >>> print(diagram().splitlines()[1])
-        [*] --> connecting
-    """
-    lines = ["stateDiagram-v2", f"    [*] --> {State.CONNECTING}"]
-    for state, row in TRANSITIONS.items():
-        by_target: dict[State, list[str]] = {}
-        for signal, target in row.items():
-            if target is not state:
-                by_target.setdefault(target, []).append(signal.value)
-        lines += [f"    {state} --> {target}: {' / '.join(names)}" for target, names in by_target.items()]
-    return "\n".join([*lines, f"    {State.REMOVED} --> [*]"]) + "\n"
-
-
 @dataclass(slots=True)
 class BufferedFrame:
     """A frame for a peer, which may have to be sent again.
