@@ -159,7 +159,7 @@ def _watch(
     nodes.start()
     while True:
         running = nodes.look()
-        row = collected.look(nodes.ended())
+        row = collected.look(nodes.ended)
         if progress is not None:
             progress(Launched(collected.rounds, tuple(nodes.views), row))
         if not running:
@@ -191,7 +191,7 @@ class _Nodes:
         self.names = [f"node-{node}" for node in range(count)]
         self.views = [NodeView(name) for name in self.names]
         self._processes = [_Process() for _ in range(count)]
-        self._statuses: dict[int, str] = {}
+        self.ended: dict[int, str] = {}
 
     def __enter__(self) -> _Nodes:
         return self
@@ -238,7 +238,7 @@ class _Nodes:
         """
         for node, process in enumerate(self._processes):
             view = self.views[node]
-            if node in self._statuses:
+            if node in self.ended:
                 continue
             read_status(node_folder(self._folder, node) / "status.json", view)
             code = None if process.popen is None else process.popen.poll()
@@ -251,8 +251,8 @@ class _Nodes:
                 process.popen, process.again_at = None, time.monotonic() + RESTART_AFTER_S
                 view.state = "killed"
             elif code is not None:
-                self._statuses[node] = view.state = self._how_it_ended(node, code)
-        return len(self._statuses) < len(self._processes)
+                self.ended[node] = view.state = self._how_it_ended(node, code)
+        return len(self.ended) < len(self._processes)
 
     def _how_it_ended(self, node: int, code: int) -> str:
         status = {0: "finished", 3: "diverged", 130: "interrupted"}.get(code)
@@ -261,9 +261,6 @@ class _Nodes:
             last = out.read_text(errors="replace").strip().splitlines()[-3:]
             raise NodeFailedError(f"{self.names[node]} ended with code {code}: {' '.join(last)} (see {out})")
         return status
-
-    def ended(self) -> Mapping[int, str]:
-        return self._statuses
 
     def interrupt(self) -> None:
         """Ask all nodes to end with a checkpoint, and wait for them."""
@@ -410,7 +407,7 @@ class _Collected:
         )
 
     def finish(self, nodes: _Nodes, total_s: float) -> str:
-        statuses = nodes.ended()
+        statuses = nodes.ended
         if "interrupted" in statuses.values():
             return "interrupted"
         status = "diverged" if "diverged" in statuses.values() else "finished"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 from jwins.engines.node_group import NodeGroup
 from jwins.engines.ray.cluster import Demand, check_capacity, check_versions, connected
 from jwins.engines.ray.files import FileSharing, SharedPath, local_copy
-from jwins.engines.ray.node_group import RemoteNodeGroup, parallel_calls, start_actors
+from jwins.engines.ray.node_group import RemoteNodeGroup, start_actors
 from jwins.engines.simulator.driver import CallAll
 from jwins.errors import ConfigError
 from jwins.experiment.experiment import Experiment
@@ -99,7 +100,8 @@ def placing(engine: Ray) -> Iterator[Place]:
                     name=f"{experiment.name}, seed {experiment.run.seed}",
                 )
             )
-            return actors, stack.enter_context(parallel_calls(len(actors)))
+            pool = stack.enter_context(ThreadPoolExecutor(len(actors), "jwins-group"))
+            return actors, lambda calls: list(pool.map(lambda call: call(), calls))
 
         yield place
 

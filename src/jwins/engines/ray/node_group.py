@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import uuid4
@@ -479,10 +478,3 @@ def start_actors(
         for actor in actors:
             ray.kill(actor)
         remove_placement_group(reserved)
-
-
-@contextlib.contextmanager
-def parallel_calls(count: int) -> Iterator[Callable[[Sequence[Callable[[], T]]], list[T]]]:
-    """Within the block, provide a function that calls several node groups in parallel."""
-    with ThreadPoolExecutor(count, "jwins-group") as pool:
-        yield lambda calls: list(pool.map(lambda call: call(), calls))
