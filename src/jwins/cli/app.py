@@ -26,12 +26,10 @@ if TYPE_CHECKING:
 
 OK, FAILED, USAGE, DIVERGED, NO_DATA, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
-
 EPILOG = (
     "Exit codes: 0 done; 1 unexpected failure; 2 wrong usage or configuration; 3 the run diverged; "
     "4 data are missing; 130 interrupted (continue with --resume)."
 )
-
 
 app = typer.Typer(
     name="jwins",
@@ -43,14 +41,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
 ExperimentFile = Annotated[
     str,
     typer.Argument(
         metavar="EXPERIMENT.toml|NAME", help="File, or name of a bundled experiment (see `jwins list`)."
     ),
 ]
-
 
 Overrides = Annotated[
     list[str] | None,
@@ -59,20 +55,16 @@ Overrides = Annotated[
     ),
 ]
 
-
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
-
 
 Data = Annotated[
     Path | None, typer.Option("--data", metavar="DIR", help="Folder with the data, for tasks that need one.")
 ]
 
-
 EngineName = Annotated[
     str | None,
     typer.Option("--engine", metavar="ray", help="Run on the machines of a Ray cluster (extra: ray)."),
 ]
-
 
 Address = Annotated[
     str | None,

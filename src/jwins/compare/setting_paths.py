@@ -15,7 +15,6 @@ from jwins.validation import MISSING, Within
 Seed = Annotated[int, Within("a signed 64-bit number", -(2**63), 2**63 - 1)]
 SettingPath = Annotated[str, Field(pattern=r"^[a-z_]+(\.[A-Za-z_]\w*)+$")]
 
-
 _LONGEST = 255
 """Maximum length of a file's name on the usual file systems."""
 

@@ -115,7 +115,6 @@ def run_job(job: Job, send: OnProgress, stop: Callable[[], bool] = lambda: False
 # every run then ends with a checkpoint. If the parent is killed, they go, too.
 _to_parent: Any = None
 
-
 _stop: Any = None
 
 

@@ -58,9 +58,20 @@ class Plugin(Settings):
         """Return the constructor's arguments: every key but ``kind``, with objects built from tables."""
         given = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
         return {
-            name: value.build() if isinstance(value, CutoffTable | QuantizerTable | RobustTable) else value
-            for name, value in given.items()
+            name: value.build() if isinstance(value, ComponentTable) else value for name, value in given.items()
         }
+
+
+class ComponentTable(Plugin):
+    """A component of an algorithm, in a table within that of the algorithm."""
+
+    registry: ClassVar[str]
+
+    def build(self) -> Any:
+        """Build the object of this name in the registry of :mod:`jwins.sharing`."""
+        from jwins import sharing
+
+        return getattr(sharing, self.registry)[self.kind](**self.arguments())
 
 
 P = TypeVar("P", bound=Plugin)
@@ -290,14 +301,10 @@ TOPOLOGY_TABLES: Mapping[str, type[TopologyTable]] = by_kind(
 # --- Cut-offs of JWINS -----------------------------------------------------------------------
 
 
-class CutoffTable(Plugin):
+class CutoffTable(ComponentTable):
     """The fraction of the coefficients that is sent."""
 
-    def build(self) -> Cutoff:
-        """Build the cut-off of this name in :data:`jwins.sharing.CUTOFFS`."""
-        from jwins.sharing import CUTOFFS
-
-        return CUTOFFS[self.kind](**self.arguments())
+    registry = "CUTOFFS"
 
 
 class RandomCutoffConfig(CutoffTable):
@@ -323,14 +330,10 @@ CUTOFF_TABLES: Mapping[str, type[CutoffTable]] = by_kind(RandomCutoffConfig, Fix
 # --- Quantizers of sent values ---------------------------------------------------------
 
 
-class QuantizerTable(Plugin):
+class QuantizerTable(ComponentTable):
     """The rounding of values before they are sent."""
 
-    def build(self) -> Quantizer:
-        """Build the quantizer of this name in :data:`jwins.sharing.QUANTIZERS`."""
-        from jwins.sharing import QUANTIZERS
-
-        return QUANTIZERS[self.kind](**self.arguments())
+    registry = "QUANTIZERS"
 
 
 class UniformConfig(QuantizerTable):
@@ -374,14 +377,10 @@ QUANTIZER_TABLES: Mapping[str, type[QuantizerTable]] = by_kind(UniformConfig, Ab
 # --- Robust merges -----------------------------------------------------------------
 
 
-class RobustTable(Plugin):
+class RobustTable(ComponentTable):
     """A robust merge."""
 
-    def build(self) -> RobustMerge:
-        """Return the merge of this name in :data:`jwins.sharing.ROBUST_MERGES`."""
-        from jwins.sharing import ROBUST_MERGES
-
-        return ROBUST_MERGES[self.kind](**self.arguments())
+    registry = "ROBUST_MERGES"
 
 
 Attackers = Annotated[Count, Field(description="number of neighbours of a node that may attack")]

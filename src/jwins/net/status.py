@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 ENDLESS = 2**31
 """Number of rounds of a peer whose run has no planned end."""
 
-
 REQUEST_S = 5.0
 """A request that is not complete after this time is dropped."""
 

@@ -30,7 +30,6 @@ from jwins.run_folder.own_files import private_folder
 
 FORMAT = "jwins-state-3"
 
-
 _DTYPES = {
     torch.uint64: "U64",
     torch.int64: "I64",
@@ -47,7 +46,6 @@ _DTYPES = {
     torch.bool: "BOOL",
 }
 """Types of tensors, in the order in which safetensors files have them."""
-
 
 _NAME = re.compile(r"round-(\d{8})-([0-9a-f]{16})\.safetensors")
 _SHARD = re.compile(r"shard-(\d{8})-\d+-([0-9a-f]{16})\.safetensors")

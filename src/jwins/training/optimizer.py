@@ -32,9 +32,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {
 }
 """Elementwise optimizers by name: each number of a vector is updated independently, so nodes can be stacked."""
 
-
 _IMPLEMENTATION_OPTIONS = frozenset({"params", "foreach", "fused", "capturable", "differentiable"})
-
 
 _SCALAR_START = {"step": 0.0, "mu_product": 1.0}  # torch's scalars per parameter before the first step
 
