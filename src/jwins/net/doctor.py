@@ -128,12 +128,9 @@ def _own(me: Member, key_file: Path) -> Iterator[Finding]:
         yield Finding("key", False, f"{key_file} {error.problem}")
         return
     if public != certificate.public_key:
-        yield Finding(
-            "key",
-            False,
-            f"{key_file} is not the key of the certificate that the roster has for {me.name}",
-            f"pass the right key with --key, or send {me.name}.crt to the keeper of the roster",
-        )
+        detail = f"{key_file} is not the key of the certificate that the roster has for {me.name}"
+        remedy = f"pass the right key with --key, or send {me.name}.crt to the keeper of the roster"
+        yield Finding("key", False, detail, remedy)
         return
     yield Finding("key", True, f"{key_file} matches the certificate in the roster; only its owner can read it")
     if (problem := certificate.problem()) is not None:
