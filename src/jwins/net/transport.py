@@ -92,13 +92,6 @@ class TlsTransport:
         """Return the port that it listens on; 0 for none."""
         return int(self._sockets[0].getsockname()[1]) if self._sockets else 0
 
-    @property
-    def round_trips_s(self) -> Mapping[int, float]:
-        """Return the round trip of the last keep-alive of each connected peer."""
-        with self._core.changed:
-            peers = self._core.peers.items()
-            return {peer: p.round_trip_s for peer, p in peers if p.link and p.round_trip_s is not None}
-
     def strangers(self) -> Mapping[str, int]:
         """Return the number of connections that ended before they were authenticated, by reason."""
         with self._core.changed:

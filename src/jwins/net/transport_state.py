@@ -30,7 +30,6 @@ class Link:
         writing_since: time since which written bytes wait for the peer to read them; None if none wait.
         in_line: whether a message waits for messages to other peers.
         ping_due: whether to write a ping next.
-        pinged: time of the last ping, by the event loop's clock.
         pong_due: token of the pong to write next; only the last ping is answered.
         wake: set when there may be something to write.
         ended: set when the connection is gone.
@@ -50,7 +49,6 @@ class Link:
     in_line: bool = False
     ping_due: bool = False
     pings: int = 0
-    pinged: float = 0.0
     pong_due: int | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -104,7 +102,6 @@ class PeerState:
         queued_bytes: memory of them, including overhead.
         undelivered_bytes: memory of messages that wait to be taken.
         undelivered_messages: number of messages that wait to be taken.
-        round_trip_s: round trip of the last keep-alive.
         refused: number of refusals by reason.
         stable: whether the last connection lasted long enough to reset the pause between attempts.
         probed: whether the peer measures now.
@@ -125,7 +122,6 @@ class PeerState:
     bytes_in: int = 0
     bytes_out: int = 0
     connections: int = 0
-    round_trip_s: float | None = None
     refused: Counter[str] = field(default_factory=Counter)
     link: Link | None = None
     stable: bool = False
