@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import runpy
@@ -379,8 +380,8 @@ def test_the_site_shows_what_the_code_says() -> None:
 def test_no_machine_or_registry_is_named() -> None:
     archives = sorted(ROOT.glob("records/*/runs.tar.xz"))
     assert archives
-    members = [member for path in archives for depth in range(6) for member in find(path, "*/" * depth + "*")]
-    for path in (*SOURCES, *members):
+    members = (member for path in archives for depth in range(6) for member in find(path, "*/" * depth + "*"))
+    for path in itertools.chain(SOURCES, members):
         text = read_text(path)
         for pattern in (MACHINE, REGISTRY):
             found = pattern.search(text)
