@@ -562,6 +562,7 @@ class Mine(Full):
 
 if __name__ == "__main__":
     tables = {"task": {"own": Blobs, "partition": Split()}, "nodes": {"count": 3}, "topology": Graph()}
+    tables["train"] = {"batching": "loop"}  # takes fewer imports
     base = Experiment().changed({**tables, "sharing": Mine(), "run": {"rounds": 2}})
     half = base.changed({"sharing": JwinsConfig(cutoff=Half())})
     variants = [Variant(name="mine", experiment=base), Variant(name="half", experiment=half)]
