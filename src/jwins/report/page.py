@@ -67,7 +67,8 @@ def render(studies: Sequence[Study], *, figures: str = "") -> tuple[str, list[tu
     for index, study in enumerate(studies, start=1):
         view = _view(study, index)
         views.append(view)
-        prefix = "" if len(studies) == 1 else f"{_slug(study.name) or 'study'}-{index}-"
+        slug = re.sub(r"[^a-z0-9]+", "-", study.name.lower()).strip("-")[:40] or "study"
+        prefix = "" if len(studies) == 1 else f"{slug}-{index}-"
         charts += [(prefix + chart.slug, chart) for chart in view["figures"].all]
     text = (
         templates()
@@ -96,10 +97,6 @@ def _title(names: Sequence[str]) -> str:
     if len(names) > 1 and all(name.startswith(f"{common}: ") for name in names):
         return common
     return and_list(names) if len(names) < 4 else f"{len(names)} studies: {and_list(names[:2])}, …"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 
 # --- Data of the template ---------------------------------------------------------------------------

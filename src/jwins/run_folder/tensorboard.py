@@ -6,6 +6,7 @@ event files. They are written again from the measurements, so no step occurs twi
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,19 @@ class TensorBoard:
     def add(self, row: EvalRow) -> None:
         """Write one evaluation; the first call also writes all earlier ones of ``metrics.jsonl``."""
         if self._writer is None:
-            self._begin()
-            for earlier in _evaluations(self._folder):
-                if earlier.round < row.round:
-                    self._write(earlier)
+            self.replay(before=row.round)
         self._write(row)
         self._writer.flush()
 
-    def replay(self) -> None:
-        """Write the evaluations of ``metrics.jsonl``, for a complete run."""
-        self._begin()
+    def replay(self, before: float = math.inf) -> None:
+        """Write the evaluations of ``metrics.jsonl`` after fewer than ``before`` rounds in new files."""
+        self.close()
+        place = self._folder / FOLDER
+        shutil.rmtree(place, ignore_errors=True)
+        self._writer = self._make(log_dir=str(place))
         for row in _evaluations(self._folder):
-            self._write(row)
+            if row.round < before:
+                self._write(row)
 
     def close(self) -> None:
         """Close the files."""
@@ -64,12 +66,6 @@ class TensorBoard:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _begin(self) -> None:
-        self.close()
-        place = self._folder / FOLDER
-        shutil.rmtree(place, ignore_errors=True)
-        self._writer = self._make(log_dir=str(place))
 
     def _write(self, row: EvalRow) -> None:
         for name, value in scalars(row).items():
