@@ -242,6 +242,16 @@ def test_a_node_that_has_ended_answers_a_late_frame_with_no_hello() -> None:
     assert second == []
 
 
+def test_nothing_arrives_that_was_sent_into_a_connection_that_had_ended() -> None:
+    """One side of it notices the end late; its messages do not arrive before the Hello of a later one."""
+    faults = (
+        Fault(0.0, "hostile", 2, how="bad models"),
+        Fault(2.35, "silence", 1, seconds=21.69, how="breaks"),
+        Fault(5.15, "half_open", 0, other=1, seconds=4.09),
+    )
+    play(Schedule(9006094, 3, ring=True, train_s=(2.6, 2.6, 2.0), faults=faults))
+
+
 # --- Schedules --------------------------------------------------------------------------------------------
 
 

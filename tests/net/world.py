@@ -771,8 +771,9 @@ class World:
 
         def arrive() -> None:
             process = self.processes[receiver]
-            if self.connections.get(_pair(sender, receiver)) != number or process is None:
-                return
+            open_now = self.connections.get(_pair(sender, receiver))
+            if number is None or open_now != number or process is None:
+                return  # without a number it was sent into a connection that had ended at the other side
             self.under_way[way] -= 1
             if sender in process.links:
                 before = process.session.peers[sender].refused
