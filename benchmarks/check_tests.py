@@ -174,8 +174,8 @@ BUGS = (
     Bug(
         "session: a frame of a later round is no evidence that its sender is ahead",
         "net/arrivals.py",
-        "if known.synced and (",
-        "if False and (",
+        "            known.ahead_from = round\n",
+        "            pass\n",
     ),
     Bug(
         "session: a node that has never merged keeps its own model",
@@ -240,8 +240,29 @@ BUGS = (
     Bug(
         "session: any round is believed",
         "net/waiting.py",
-        "known.round <= self._session.node.round + possible",
-        "known.round <= 2**40",
+        "round <= session.node.round + possible",
+        "round <= 2**40",
+    ),
+    Bug(
+        "session: who fell behind together asks nobody for signed rounds",
+        "net/waiting.py",
+        "            self._session.witnesses.ask(passed)\n",
+        "",
+        "net/test_witnesses.py",
+    ),
+    Bug(
+        "session: a signature of anybody counts as that of a member",
+        "net/witnesses.py",
+        "return is_possible and self._signatures.verify(member, text, signed.signature)",
+        "return is_possible",
+        "net/test_witnesses.py",
+    ),
+    Bug(
+        "session: a node that has just skipped rounds is a witness",
+        "net/witnesses.py",
+        "if self._signatures is None or session.fresh or not session.settled:",
+        "if self._signatures is None:",
+        "net/test_witnesses.py",
     ),
     Bug(
         "session: a slow peer is never waited for again",

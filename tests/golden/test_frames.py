@@ -16,6 +16,7 @@ from frames import pack, unpack
 from jwins.sharing.update import Quantized, Sampled, Update, dither
 from jwins.wire import HEADER_BYTES, Bye, Frame, Hello, KeyframeRequest, codec
 from jwins.wire.codec import ValuesKind, read_payload
+from jwins.wire.frame import RoundRequest, SignedRound
 from updates import identical
 
 FOLDER = Path(__file__).parent / "frames"
@@ -69,6 +70,8 @@ def messages() -> dict[str, tuple[str, object]]:
     }
     some["hello"] = ("pco", Hello(3, 7, DIM, "pco", {"jwins": "0.1.0", "torch": "2.6.0"}, bytes(range(32))))
     some["keyframe_request"] = ("pco", KeyframeRequest(3, 7))
+    some["round_request"] = ("pco", RoundRequest(3, 7, 3, bytes(range(16))))
+    some["signed_round"] = ("pco", SignedRound(3, 7, 2, 5, bytes(range(70))))
     some["bye"] = ("pco", Bye(3, 7, "stopped: Zürich"))
     return some
 

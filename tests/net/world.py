@@ -8,11 +8,13 @@ every event, and at the end that all who are up have found each other again, or 
 from __future__ import annotations
 
 import copy
+import hashlib
 import heapq
 import itertools
 import random
+import struct
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -27,6 +29,7 @@ from jwins.net.neighbour_timeout import SUSPECT_AFTER
 from jwins.net.peer_session import INTRODUCED, State
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.session import Session, SessionSettings
+from jwins.net.witnesses import PURPOSE
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
     FrameReceived,
@@ -42,7 +45,18 @@ from jwins.sharing.replicas import hash_of
 from jwins.sharing.update import Update
 from jwins.topology import FullyConnected, Graph, Ring, Topology
 from jwins.wire.codec import codec
-from jwins.wire.frame import Bye, Frame, FrameHeader, Hello, Message, StateRequest, Wire
+from jwins.wire.frame import (
+    NONCE_BYTES,
+    Bye,
+    Frame,
+    FrameHeader,
+    Hello,
+    Message,
+    RoundRequest,
+    SignedRound,
+    StateRequest,
+    Wire,
+)
 
 TIMEOUT_S = 4.0
 POLL_S = 10.0
@@ -277,6 +291,41 @@ class ToyWire:
 
 
 @dataclass(frozen=True)
+class ToySignatures:
+    """Signatures that only their node can make: a hostile member here uses no key but its own."""
+
+    node: int
+    process: int
+    members: Callable[[], Collection[int]]
+
+    @property
+    def nonce(self) -> bytes:
+        return self.process.to_bytes(NONCE_BYTES, "little")
+
+    def sign(self, data: bytes) -> bytes:
+        return hashlib.blake2b(data, key=self.node.to_bytes(4, "little")).digest()
+
+    def verify(self, node: int, data: bytes, signature: bytes) -> bool:
+        return node in self.members() and signature == replace(self, node=node).sign(data)
+
+
+def signed_round(
+    key: ToySignatures,
+    sender: int,
+    at: int,
+    member: int,
+    asker: int,
+    nonce: bytes,
+    *,
+    digest: bytes = b"testtest",
+    roster_version: int = 0,
+) -> SignedRound:
+    """A round signed with any key, for any asker, experiment and roster."""
+    text = PURPOSE + digest + struct.pack("<IIII", roster_version, member, at, asker) + nonce
+    return SignedRound(sender, at, member, asker, key.sign(text))
+
+
+@dataclass(frozen=True)
 class Fixed:
     """A topology of one graph, which is asked for some times in every event."""
 
@@ -495,7 +544,13 @@ class World:
         if self.misfits.get(node) == "other_version":
             greeting = greeting.replace(b'"wire format":"', b'"wire format":"1')
         handshake = Handshake(DIM, "raw", b"x0", greeting=greeting)
-        settings = SessionSettings(TIMEOUT_S, handshake, max_step_s=2 * self.poll_s, cut=self.cuts[node])
+        settings = SessionSettings(
+            TIMEOUT_S,
+            handshake,
+            max_step_s=2 * self.poll_s,
+            cut=self.cuts[node],
+            signatures=ToySignatures(node, next(self._numbers), lambda: self._members(node)),
+        )
         roster = self.kept[node][-1]
         if (since := self.since.get(node)) is not None:
             asks = not saved and self.joins[node] == "bootstraps"
@@ -531,6 +586,11 @@ class World:
             if other != node:
                 self._dial_soon(node, other)
         self._poll(node, process.born)
+
+    def _members(self, node: int) -> tuple[int, ...]:
+        """The members of the newest roster that a process has read."""
+        process = self.processes[node]
+        return (self.files[node] if process is None else process.rosters[-1]).members
 
     def _topology_of(self, node: int) -> Topology:
         versions = RosterVersions(self.schedule.nodes, self._build)
@@ -1071,6 +1131,10 @@ def check_refusal(world: World, node: int, fields: Mapping[str, Any]) -> None:
     strange = {node, peer} & {*world.hostile, *world.misfits}
     if "may not have" in reason and world.changes and peer not in world.since:
         return  # it was far behind, and asks a neighbour of a former graph
+    if "signed round" in reason and (world.changes or world.restarts or "too often" in reason):
+        return  # the roster of one is newer, or the asker is a new process; or a request was delayed
+    if "a value of" in reason and "inflates" in world.hostile.values():
+        return  # it merged such a value, which was not too large for it
     if "from experiment" in reason and any(event == "requesting state" for _, event, _ in world.reports[node]):
         return  # a second model, which comes when the node has one already
     if not strange and not world.said[peer] and not any(usual in reason for usual in USUAL_REFUSALS):
@@ -1298,6 +1362,19 @@ class Hostile:
     def hello(self, round: int) -> Hello:
         return Hello(self.node, round, DIM, "raw", {}, b"x0", round)
 
+    def signed(self, at: int) -> list[Message | bytes]:
+        """For each asker its own round, far ahead, and one in the name of another that it signs itself."""
+        others = [node for node in range(self.world.schedule.nodes) if node != self.node]
+        found: list[Message | bytes] = []
+        for asker in others:
+            process = self.world.processes[asker]
+            signatures = None if process is None else process.session.settings.signatures
+            for member in (self.node, others[self.count % len(others)]):
+                if signatures is not None:
+                    key = ToySignatures(self.node, 0, tuple)
+                    found.append(signed_round(key, self.node, at, member, asker, signatures.nonce))
+        return found
+
     def model(self, round: int, value: float) -> bytes:
         return pack_state(state_wire(b"testtest", DIM), self.node, round, torch.full((DIM,), value)).data
 
@@ -1321,6 +1398,11 @@ HOSTILE |= {
     "inflates": lambda h, at: [h.frame(at, min(1e30, 1.3**h.count))],
     "unfit": lambda h, at: [replace(h.hello(at), codec="other")],
     "names of others": lambda h, at: [replace(h.frame(at), sender=h.node + 1), replace(h.hello(at), sender=9)],
+    "signs rounds": lambda h, at: [
+        h.hello(at + 40),
+        *h.signed(at + 40),
+        *(RoundRequest(h.node, 0, asker, bytes(NONCE_BYTES)) for asker in range(h.world.schedule.nodes)),
+    ],
     "keyframes": lambda h, at: [replace(h.frame(at + 1 + h.count % 9), keyframe=True)],
 }
 

@@ -34,6 +34,7 @@ from jwins.wire.elias import (
     encode_integers,
     encode_positions,
 )
+from jwins.wire.frame import MAX_SIGNATURE_BYTES, RoundRequest, SignedRound
 from updates import identical
 
 CODEC_NAMES = ["pco", "raw", *(["paper"] if importlib.util.find_spec("fpzip") else [])]
@@ -149,6 +150,8 @@ messages = st.one_of(
         st.binary(max_size=64),
     ),
     st.builds(KeyframeRequest, words, words),
+    st.builds(RoundRequest, words, words, words, st.binary(min_size=16, max_size=16)),
+    st.builds(SignedRound, words, words, words, words, st.binary(max_size=MAX_SIGNATURE_BYTES)),
     st.builds(Bye, words, words, st.text(st.characters(exclude_categories=["Cs"]), max_size=500)),
 )
 
@@ -172,6 +175,9 @@ def test_control_messages_come_back(message):
         Hello(0, 0, 1, "pco", {str(i): "" for i in range(17)}, b""),
         Hello(0, 0, 1, "pco", {str(i): "\N{PILE OF POO}" * 64 for i in range(16)}, b""),
         Hello(0, 0, 1, "pco", {}, bytes(65)),
+        RoundRequest(0, 0, 0, bytes(15)),
+        SignedRound(0, 0, 0, 0, bytes(MAX_SIGNATURE_BYTES + 1)),
+        SignedRound(0, 0, 2**32, 0, b""),
         Bye(0, 0, "x" * 501),
         Bye(0, 0, "\ud800"),
     ],

@@ -96,6 +96,8 @@ class Arrivals:
             self._session.rounds.deliver(event)
         elif isinstance(message, FrameHeader):
             self._on_frame(peer, message, data)
+        else:
+            self._session.witnesses.on_message(peer, message)
 
     def _on_hello(self, peer: int, hello: Hello) -> None:
         known = self._session.peers[peer]
@@ -251,9 +253,11 @@ class Arrivals:
     def _note_ahead(self, peer: int, round: int) -> None:
         """Note that no frames of earlier rounds will arrive, because frames arrive in order."""
         known = self._session.peers[peer]
-        if known.synced and (known.ahead_from is None or known.ahead_from <= self._session.node.round):
+        if not known.synced:
+            return
+        if known.ahead_from is None or known.ahead_from <= self._session.node.round:
             known.ahead_from = round
-            known.round = max(known.round, round)
+        known.round = max(known.round, round)
 
     def _on_time(self, peer: int) -> None:
         known = self._session.peers[peer]

@@ -9,7 +9,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jwins.errors import ConfigError
 
@@ -221,6 +221,41 @@ def read_key(path: Path) -> bytes:
         .public_key()
         .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     )
+
+
+def sign(key_file: Path, data: bytes) -> bytes:
+    """Return the signature of ``data`` with the private key in a file.
+
+    Raises:
+        ConfigError: as for :func:`read_key`.
+    """
+    key: Any = _load_key(key_file)
+    return bytes(key.sign(data, *_scheme(key)))
+
+
+def is_signature(signature: bytes, data: bytes, public_key: bytes) -> bool:
+    """Return whether a signature of ``data`` was made with the private key of a public one, DER bytes."""
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+    key: Any = load_der_public_key(public_key)
+    try:
+        key.verify(signature, data, *_scheme(key))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _scheme(key: Any) -> tuple[Any, ...]:
+    """Return the arguments by which this kind of key signs and verifies."""
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+    if isinstance(key, ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey):
+        return (ec.ECDSA(hashes.SHA256()),)
+    if isinstance(key, rsa.RSAPrivateKey | rsa.RSAPublicKey):
+        return (padding.PKCS1v15(), hashes.SHA256())
+    return ()  # Ed25519 and Ed448
 
 
 def _load_key(path: Path) -> PrivateKeyTypes:

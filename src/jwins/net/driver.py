@@ -33,6 +33,7 @@ from jwins.net.neighbour_timeout import DEFAULT_TIMEOUT_S
 from jwins.net.peer_session import BufferedFrame, PeerSession
 from jwins.net.session import Session, SessionSettings, SessionState
 from jwins.net.transport_interface import Transport
+from jwins.net.witnesses import Signatures
 from jwins.net.worker import Worker
 from jwins.node import Finished
 from jwins.run_folder.rows import EndRow, EvalRow, Row, StartRow, Traffic, TrafficSplit
@@ -181,6 +182,7 @@ class RealTimeDriver:
         stop: Callable[[], bool] = lambda: False,
         farewell: Callable[[], str] = lambda: "interrupted",
         journal: Journal | None = None,
+        signatures: Signatures | None = None,
     ) -> None:
         if len(group.nodes) != 1:
             raise UsageError(f"RealTimeDriver: a node group of {len(group.nodes)} nodes; expected one")
@@ -210,6 +212,7 @@ class RealTimeDriver:
             tuple(bootstrap_from),
             joins_at or 0,
             cut=self._cuts.of(self.names),
+            signatures=signatures,
         )
         self.session = Session(HostedNode(group), settings, time.monotonic())
         self._start, self._stop, self._farewell = start, stop, farewell

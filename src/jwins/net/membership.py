@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jwins.errors import ConfigError
+from jwins.net.certificate import is_signature, sign
 from jwins.net.index_map import IndexMap
 from jwins.net.journal import Journal
 from jwins.net.limits import Limits
@@ -18,7 +19,7 @@ from jwins.net.roster import Roster, read_roster, write_roster
 from jwins.net.roster_versions import RosterVersions
 from jwins.net.transport import TlsTransport
 from jwins.topology import Topology
-from jwins.wire.frame import Wire, max_frame_bytes
+from jwins.wire.frame import NONCE_BYTES, Wire, max_frame_bytes
 
 _LOOK_EVERY_S = 1.0
 
@@ -51,6 +52,7 @@ class Membership:
 
     Attributes:
         names: names of the nodes by number.
+        nonce: random bytes of this process, see :class:`~jwins.net.witnesses.Signatures`.
 
     Raises:
         ConfigError: the roster cannot follow those in ``folder``, or has no graph.
@@ -90,6 +92,7 @@ class Membership:
         self._seen: tuple[int, ...] = ()
         self._problem = ""
         self._begins = True
+        self.nonce = os.urandom(NONCE_BYTES)
 
     def connect(
         self,
@@ -133,6 +136,19 @@ class Membership:
         if self._changing:
             return None
         return {roster.ids_ever[node] for node in self.topology.neighbours(self.node, round)}
+
+    def sign(self, data: bytes) -> bytes:
+        """Return this node's signature, or b"" if its key cannot be read now."""
+        try:
+            return sign(self._key_file, data)
+        except ConfigError:
+            return b""
+
+    def verify(self, node: int, data: bytes, signature: bytes) -> bool:
+        """Return whether a node, a member of the newest roster, has signed ``data``."""
+        roster, ids = self._roster, self._roster.ids_ever
+        is_member = node < len(ids) and ids[node] in roster
+        return is_member and is_signature(signature, data, roster[ids[node]].x509.public_key)
 
     def look(self, next_round: int) -> Change | None:
         """Change to the file's roster if the file has changed; without a file, to the given one, once.

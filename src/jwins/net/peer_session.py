@@ -204,6 +204,7 @@ class PeerSession:
         timeouts: number of rounds in a row in which the peer timed out.
         timed_out_in: the newest round of this node in which the peer timed out, or None.
         merged_in: the newest round of this node whose merge had an update of the peer, or -1.
+        merged_at: when that was, on the session's clock; before, when this process or its checkpoint began.
         mismatch: why it cannot take part, or "".
         inflated: number of its frames with values that no honest node has.
         cut: why nothing is exchanged with it any more, or "".
@@ -239,6 +240,7 @@ class PeerSession:
     timeouts: int = 0
     timed_out_in: int | None = None
     merged_in: int = -1
+    merged_at: float = 0.0
     timed_out: int = 0
     refused: int = 0
     mismatch: str = ""

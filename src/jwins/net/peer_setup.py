@@ -191,6 +191,7 @@ class PeerSetup:
             stop=stop,
             farewell=farewell,
             journal=self._journal,
+            signatures=self._membership,
         )
 
     def _start_row(self) -> StartRow:

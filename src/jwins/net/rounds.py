@@ -202,7 +202,7 @@ class Rounds:
         self.times.merged(self._session.awake)
         for peer in merged_with:
             known = self._session.peers[peer]
-            known.merged_in, known.skipped_until = round, 0
+            known.merged_in, known.merged_at, known.skipped_until = round, self._session.now, 0
             # A synchronous peer that is far beyond its frame shows that this node is behind.
             if rules.asynchronous or known.round <= round + self._session.keeps:
                 self._session.settled, self._session.fresh, self.merged_at = True, False, self._session.now

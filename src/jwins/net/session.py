@@ -14,7 +14,8 @@ It drives one :class:`~jwins.node.Node`, which handles rounds and models, and ad
   neighbour that times out stays with the node, and the merge is partial. See ``waiting.py``.
 - Frames of one connection come in the order of rounds. When most of the expected neighbours send frames of
   later rounds only, this node is behind: it takes their round, and a node that has never merged takes a model
-  from one of them, too. See ``bootstrap.py``.
+  from one of them, too. See ``bootstrap.py``. If too few neighbours are ahead, the node asks them for signed
+  rounds of other members. See ``witnesses.py``.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from jwins.net.outbox import Outbox
 from jwins.net.peer_session import TRANSITIONS, BufferedFrame, PeerSession, Signal, State
 from jwins.net.rounds import Rounds
 from jwins.net.waiting import Waiting
+from jwins.net.witnesses import Signatures, Witnesses
 from jwins.node import (
     MAX_ROUNDS_AHEAD,
     Evaluate,
@@ -115,6 +117,7 @@ class SessionSettings:
         may_provide: returns whether a peer may have this node's model; None permits neighbours and joiners.
         max_step_s: a longer time between two events counts as a standstill of this process.
         cut: why earlier processes cut peers off, by peer.
+        signatures: signs and verifies rounds; None, and this node neither gives nor uses signed rounds.
     """
 
     timeout_s: float
@@ -125,6 +128,7 @@ class SessionSettings:
     may_provide: Callable[[int], bool] | None = None
     max_step_s: float = MAX_STEP_S
     cut: Mapping[int, str] = field(default_factory=dict)
+    signatures: Signatures | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,6 +178,7 @@ class Session:
         rounds: results of the newest rounds.
         waiting: the neighbours that the node waits for, and since when.
         outbox, arrivals: sending, and handling of received messages.
+        witnesses: signed rounds of other members.
         joiner: asks for a model, or None.
         fresh: whether the node has not merged with any peer yet.
         settled: whether it has merged since it last took over the round of others.
@@ -184,7 +189,9 @@ class Session:
         self.node, self.settings = node, settings
         count = node.rules.topology.num_nodes
         self.peers = {
-            peer: PeerSession(NeighbourTimeout(settings.timeout_s)) for peer in range(count) if peer != node.id
+            peer: PeerSession(NeighbourTimeout(settings.timeout_s), merged_at=now)
+            for peer in range(count)
+            if peer != node.id
         }
         self.traffic = TrafficCounter()
         self.handshake = settings.handshake
@@ -203,7 +210,7 @@ class Session:
         self.joiner: Joiner | None = None
         self.outbox, self.arrivals = Outbox(self), Arrivals(self)
         self.waiting, self.rounds = Waiting(self), Rounds(self)
-        self.provider = Provider(self)
+        self.provider, self.witnesses = Provider(self), Witnesses(self, settings.signatures)
         if settings.bootstrap_from:
             self.joiner = Joiner(self, settings.bootstrap_from, settings.from_round, at_start=True)
 
@@ -326,6 +333,7 @@ class Session:
                 at: BufferedFrame(f.packed, f.purpose, False, f.counted and not f.sent) for at, f in frames
             }
             known.refused = state.refused[peer]
+            known.merged_at -= down_s
             known.ever_connected = peer in state.ever_connected
             if peer in state.suspect:
                 known.state = State.SUSPECT

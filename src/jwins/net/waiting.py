@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ class Wait:
     next_notice: float = FIRST_NOTICE_S
 
 
-def _is_quorum(ahead: list[int], expected: list[int]) -> bool:
-    """Return whether most of the expected neighbours are ahead, and two at least unless there is only one."""
+def _is_quorum(ahead: Collection[int], expected: Collection[int]) -> bool:
+    """Return whether more members are ahead than half the expected neighbours, and two unless only one is."""
     return 2 * len(ahead) > len(expected) and len(ahead) >= min(2, len(expected))
 
 
@@ -185,13 +186,15 @@ class Waiting:
         """Take over the others' round if most of the expected neighbours are past this one."""
         at, expected = self._session.node.round, self._expected_neighbours()
         missing = self._session.node.waiting_for or ()
-        ahead = [
-            peer for peer in expected if peer in missing and self._is_ahead(peer) and self._is_witness(peer)
-        ]
-        if not _is_quorum(ahead, expected):
-            return False
-        target = statistics.median_low(self._session.peers[peer].round for peer in ahead)
-        target = min(target, self._session.node.rules.rounds - 1)
+        passed = [peer for peer in expected if peer in missing and self._is_ahead(peer)]
+        ahead = [peer for peer in passed if self._is_witness(peer)]
+        rounds = {peer: self._session.peers[peer].round for peer in ahead}
+        if not _is_quorum(rounds, expected):
+            self._session.witnesses.ask(passed)
+            rounds = (self._session.witnesses.ahead() if ahead else {}) | rounds
+            if not _is_quorum(rounds, expected):
+                return False
+        target = min(statistics.median_low(rounds.values()), self._session.node.rules.rounds - 1)
         if target <= at:
             return False
         if self._session.fresh:
@@ -202,10 +205,13 @@ class Waiting:
 
     def _is_witness(self, peer: int) -> bool:
         known = self._session.peers[peer]
-        possible = self._session.rounds.times.possible_rounds(
-            self._session.now - self._session.rounds.merged_at
-        )
-        return known.settled and (self._session.fresh or known.round <= self._session.node.round + possible)
+        return known.settled and self.is_possible(peer, known.round)
+
+    def is_possible(self, peer: int, round: int) -> bool:
+        """Return whether a member can have reached a round since this node last merged with it."""
+        session = self._session
+        possible = session.rounds.times.possible_rounds(session.now - session.peers[peer].merged_at)
+        return session.fresh or round <= session.node.round + possible
 
     def rejoin(self, target: int, params: Tensor | None = None) -> None:
         """Continue in a later round, with a received model or this node's own."""
@@ -213,6 +219,7 @@ class Waiting:
         self._session.log("warning", "rejoining", at=at, others=target)
         self._session.skipped_rounds += target - at
         self._session.settled = False
+        self._session.witnesses.forget()
         for known in self._session.peers.values():
             known.seen = {seen for seen in known.seen if seen[0] >= target}
             known.buffer.frames.clear()

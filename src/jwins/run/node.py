@@ -198,6 +198,7 @@ def run_node(
                 on_evaluated=_models_in(place / "models") if keep_models else None,
                 stop=lambda: interrupted() or stop(),
                 journal=journal,
+                signatures=membership,
             )
             with nullcontext() if metrics_port is None else serve(driver, metrics_port):
                 outcome = driver.run(resume=going_on)

@@ -32,6 +32,9 @@ MAX_HASH_BYTES = 64
 """Longest hash of the initial parameters."""
 MAX_REASON_CHARS = 500
 """Longest reason of a Bye."""
+NONCE_BYTES = 16
+MAX_SIGNATURE_BYTES = 512
+"""Longest signature of a round: that of RSA with 4096 bits."""
 DESCRIBED_DIM = 100_000_000
 """Largest vector whose values :func:`describe` decodes, so that a file cannot claim gigabytes of memory."""
 
@@ -39,15 +42,26 @@ DESCRIBED_DIM = 100_000_000
 _FIELDS = struct.Struct(f"<4sBBBBII{DIGEST_BYTES}sII")
 _CHECKSUM = struct.Struct("<I")
 _ROUND = struct.Struct("<I")
+_ROUND_REQUEST = struct.Struct(f"<I{NONCE_BYTES}s")  # asker, nonce
+_SIGNED_ROUND = struct.Struct("<II")  # member, asker; then the signature
 HEADER_BYTES = _FIELDS.size + _CHECKSUM.size
-_HELLO, _FRAME, _KEYFRAME_REQUEST, _BYE, _STATE_REQUEST = 1, 2, 3, 4, 5
+_HELLO, _FRAME, _KEYFRAME_REQUEST, _BYE, _STATE_REQUEST, _ROUND_REQUESTED, _ROUND_SIGNED = 1, 2, 3, 4, 5, 6, 7
 _KINDS = {
     _HELLO: "hello",
     _FRAME: "frame",
     _KEYFRAME_REQUEST: "keyframe_request",
     _BYE: "bye",
     _STATE_REQUEST: "state_request",
+    _ROUND_REQUESTED: "round_request",
+    _ROUND_SIGNED: "signed_round",
 }
+_LONGEST = {
+    _KEYFRAME_REQUEST: _ROUND.size,
+    _STATE_REQUEST: 0,
+    _ROUND_REQUESTED: _ROUND_REQUEST.size,
+    _ROUND_SIGNED: _SIGNED_ROUND.size + MAX_SIGNATURE_BYTES,
+}
+"""Longest payload of those control messages that have a smaller limit than others."""
 _KEYFRAME_FLAG = 1
 ROSTER_VERSIONS = 128
 """Roster versions in frames are modulo this number: they have 7 bits."""
@@ -135,6 +149,43 @@ class StateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundRequest:
+    """Request for signed rounds.
+
+    Attributes:
+        sender: the sending node.
+        round: the sender's round.
+        asker: the node that will check the signatures. A receiver that is asked by ``asker`` itself passes the
+            request on to its neighbours, and they answer with their own rounds.
+        nonce: :data:`NONCE_BYTES` bytes of the asker, which the signatures must cover.
+    """
+
+    sender: int
+    round: int
+    asker: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRound:
+    """A round that a member has reached, signed with its key, so that others may pass it on.
+
+    Attributes:
+        sender: the sending node.
+        round: the number of rounds that ``member`` has completed.
+        member: the node that has signed.
+        asker: the node that has requested it.
+        signature: at most :data:`MAX_SIGNATURE_BYTES`.
+    """
+
+    sender: int
+    round: int
+    member: int
+    asker: int
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Bye:
     """Announcement that ``sender`` leaves in ``round``, with a reason of at most :data:`MAX_REASON_CHARS`."""
 
@@ -143,7 +194,7 @@ class Bye:
     reason: str
 
 
-Message: TypeAlias = Hello | Frame | KeyframeRequest | StateRequest | Bye
+Message: TypeAlias = Hello | Frame | KeyframeRequest | StateRequest | RoundRequest | SignedRound | Bye
 """Every message between nodes."""
 
 
@@ -224,6 +275,8 @@ class Wire:
             )
         elif isinstance(message, StateRequest):
             kind, payload = _STATE_REQUEST, b""
+        elif isinstance(message, RoundRequest | SignedRound):
+            kind, payload = _encode_round(message)
         elif isinstance(message, Bye):
             kind, payload = _BYE, _encode_body(_ByeBody(message.reason))
         else:
@@ -269,6 +322,11 @@ class Wire:
             return Bye(header.sender, header.round, _decode_body(payload, _ByeBody).reason)
         if header.kind == _STATE_REQUEST:
             return StateRequest(header.sender, header.round)
+        if header.kind == _ROUND_REQUESTED:
+            return RoundRequest(header.sender, header.round, *_ROUND_REQUEST.unpack(payload))
+        if header.kind == _ROUND_SIGNED:
+            member, asker = _SIGNED_ROUND.unpack_from(payload)
+            return SignedRound(header.sender, header.round, member, asker, bytes(payload[_SIGNED_ROUND.size :]))
         if header.kind == _KEYFRAME_REQUEST:
             return KeyframeRequest(header.sender, header.round, _replica_round_of(payload))
         self._check_update(header)
@@ -421,18 +479,18 @@ def _read_header(data: bytes | memoryview) -> tuple[_Header, memoryview]:
         raise FrameError(f"format version {version}: this release reads version {VERSION}")
     if kind not in _KINDS:
         raise FrameError(f"message of kind {kind}: expected {min(_KINDS)} to {max(_KINDS)}")
-    controls = {_KEYFRAME_REQUEST: _ROUND.size, _STATE_REQUEST: 0}.get(kind, MAX_CONTROL_BYTES)
-    longest = max_payload_bytes(dim) if kind == _FRAME else controls
-    if length != len(view) - HEADER_BYTES or length > longest:
+    longest = max_payload_bytes(dim) if kind == _FRAME else _LONGEST.get(kind, MAX_CONTROL_BYTES)
+    least = {_ROUND_REQUESTED: longest, _ROUND_SIGNED: _SIGNED_ROUND.size}.get(kind, 0)
+    if length != len(view) - HEADER_BYTES or not least <= length <= longest:
         raise FrameError(
             f"{_KINDS[kind]} with {len(view) - HEADER_BYTES} bytes after the header, which announces {length}; "
-            f"at most {longest} are allowed"
+            f"{least} to {longest} are allowed"
         )
     payload = view[HEADER_BYTES:]
     (checksum,) = _CHECKSUM.unpack_from(view, _FIELDS.size)
     if zlib.crc32(payload, zlib.crc32(view[: _FIELDS.size])) != checksum:
         raise FrameError("checksum does not match: the frame was changed on the way")
-    if (kind != _FRAME and (flags or code)) or (kind in (_KEYFRAME_REQUEST, _STATE_REQUEST, _BYE) and dim):
+    if (kind != _FRAME and (flags or code)) or (kind not in (_HELLO, _FRAME) and dim):
         raise FrameError(f"{_KINDS[kind]} with flags {flags:#04x}, codec {code}, dim {dim}")
     return _Header(kind, code, flags, sender, round_, digest, dim), payload
 
@@ -466,6 +524,18 @@ def _encode_body(body: _HelloBody | _ByeBody) -> bytes:
             f"this message cannot be sent, {body}: {len(payload)} bytes, at most {MAX_CONTROL_BYTES}"
         )
     return payload
+
+
+def _encode_round(message: RoundRequest | SignedRound) -> tuple[int, bytes]:
+    """Return the kind and payload of a message about signed rounds."""
+    try:
+        if isinstance(message, RoundRequest) and len(message.nonce) == NONCE_BYTES:
+            return _ROUND_REQUESTED, _ROUND_REQUEST.pack(message.asker, message.nonce)
+        if isinstance(message, SignedRound) and len(message.signature) <= MAX_SIGNATURE_BYTES:
+            return _ROUND_SIGNED, _SIGNED_ROUND.pack(message.member, message.asker) + message.signature
+    except struct.error:
+        pass
+    raise UsageError(f"this message cannot be sent, {message}: a number or a length is out of range")
 
 
 _B = TypeVar("_B", _HelloBody, _ByeBody)

@@ -1,0 +1,296 @@
+"""Signed rounds: members that fell behind together, and a hostile member that signs, forges and floods."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from members import roster_of
+from test_hostile import Scene
+from world import Fault, Schedule, ToySignatures, World, play, signed_round
+
+from jwins.net import events as ev
+from jwins.net.certificate import is_signature, new_identity, sign
+from jwins.net.journal import Journal
+from jwins.net.membership import Membership
+from jwins.net.witnesses import MAX_SIGNED, SKEW
+from jwins.node import Staleness
+from jwins.topology import Ring
+from jwins.wire.frame import RoundRequest, SignedRound
+
+AHEAD, COMPANION, FAR = 1, 5, 50
+"""Neighbours of node 0 on a ring of six: one is ahead, in a round that is far away, and one keeps pace."""
+
+
+class Behind(Scene):
+    """Node 0 of a ring of six, which has asked the neighbour that is ahead for signed rounds."""
+
+    def __init__(self) -> None:
+        self.members, self.verified = set(range(6)), 0
+
+        def members() -> set[int]:
+            self.verified += 1
+            return self.members
+
+        super().__init__(ring=6, signatures=ToySignatures(0, 7, members))
+        self.connect(AHEAD)
+        self.connect(COMPANION)
+        for _ in range(3):
+            self.pass_s(1)
+            self.end_round(AHEAD, COMPANION)
+        self.connect(AHEAD, FAR)
+        for _ in range(5):
+            self.pass_s(1)
+            self.end_round(COMPANION)
+        self.pass_s(2)
+        self.feed(ev.TrainingDone(self.node.round))
+        assert self.messages(RoundRequest) == [(AHEAD, RoundRequest(0, 8, 0, self.nonce))]
+
+    @property
+    def nonce(self) -> bytes:
+        signatures = self.session.settings.signatures
+        assert signatures is not None
+        return signatures.nonce
+
+    def pass_s(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.now += 1.0
+            self.feed(ev.TimePassed())
+
+    def messages(self, kind: type[Any]) -> list[tuple[int, Any]]:
+        found = [(sent.peer, self.wire.unpack(sent.data)) for sent in self.sent if sent.label == "control"]
+        return [(peer, message) for peer, message in found if isinstance(message, kind)]
+
+    def signed(self, at: int = FAR, member: int = 2, **other: Any) -> SignedRound:
+        key = ToySignatures(other.pop("key", member), 0, tuple)
+        given = {"asker": 0, "nonce": self.nonce} | other
+        return replace(signed_round(key, AHEAD, at, member, **given), asker=0)
+
+
+def test_a_neighbour_ahead_and_the_signed_round_of_another_member_make_a_node_follow() -> None:
+    scene = Behind()
+    scene.say(AHEAD, scene.signed())
+    assert scene.node.round == FAR
+    assert scene.session.skipped_rounds == FAR - 8
+
+
+def test_the_signed_round_limits_how_far_a_neighbour_makes_a_node_skip() -> None:
+    scene = Behind()
+    scene.say(AHEAD, scene.signed(at=20))
+    assert scene.node.round == 20 + SKEW
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "forged by the neighbour": {"key": AHEAD},
+    "of another experiment": {"digest": b"another!"},
+    "of another version of the roster": {"roster_version": 1},
+    "of an earlier process": {"nonce": bytes(16)},
+    "for another asker": {"asker": 4},
+    "of the neighbour itself": {"member": AHEAD},
+    "of this node itself": {"member": 0},
+    "of no member": {"member": 99},
+    "of a removed member": {"member": 3},
+    "of a round that nobody can have reached": {"at": 2**32 - 1},
+    "of a round that all may have reached": {"at": 8 + SKEW},
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_signed_round_counts_for_nothing(kind: str) -> None:
+    scene = Behind()
+    scene.members.discard(3)
+    before = scene.session.peers[AHEAD].refused
+    scene.say(AHEAD, scene.signed(**BAD[kind]))
+    assert scene.node.round == 8
+    if kind != "of a round that all may have reached":
+        assert scene.session.peers[AHEAD].refused == before + 1
+        assert not scene.session.witnesses.rounds
+    scene.say(AHEAD, scene.signed())
+    assert scene.node.round == FAR, "and does not keep a good one away"
+
+
+def test_a_flood_of_signed_rounds_is_refused_unread_and_keeps_little() -> None:
+    scene = Behind()
+    for at in range(1000):
+        scene.say(AHEAD, scene.signed(key=AHEAD, at=FAR + at % 9))
+    assert scene.session.peers[AHEAD].refused >= 1000
+    assert scene.verified == MAX_SIGNED
+    scene.say(AHEAD, scene.signed())
+    assert scene.node.round == 8, f"it may answer {MAX_SIGNED} times, and has"
+    scene.say(COMPANION, replace(scene.signed(), sender=COMPANION))
+    assert scene.node.round == 8, "nobody else was asked"
+
+
+def test_a_flood_of_requests_is_answered_once_in_a_second() -> None:
+    scene = Behind()
+    scene.sent.clear()
+    for _ in range(500):
+        scene.say(COMPANION, RoundRequest(COMPANION, 0, COMPANION, bytes(16)))
+        scene.say(COMPANION, RoundRequest(COMPANION, 0, 4, bytes(16)))
+    passed = [RoundRequest(0, 8, COMPANION, bytes(16))]
+    assert [message for _, message in scene.messages(RoundRequest)] == passed
+    assert len(scene.messages(SignedRound)) == 1
+    assert len(scene.sent) == 3, "and a Hello with this node's round"
+    scene.pass_s(2)
+    scene.say(COMPANION, RoundRequest(COMPANION, 0, 4, bytes(16)))
+    assert len(scene.messages(SignedRound)) == 2
+
+
+@pytest.mark.parametrize(
+    ("peer", "asker"), [(2, 2), (2, 3), (COMPANION, 2), (COMPANION, 0), (COMPANION, 99), (COMPANION, 2**32 - 1)]
+)
+def test_only_neighbours_ask_and_only_for_their_neighbours(peer: int, asker: int) -> None:
+    scene = Behind()
+    scene.connect(2)
+    scene.sent.clear()
+    scene.say(peer, RoundRequest(peer, 0, asker, bytes(16)))
+    assert not scene.sent
+    assert scene.session.peers[peer].refused == 1
+
+
+def test_a_node_that_has_just_skipped_rounds_signs_none_until_it_has_merged() -> None:
+    scene = Behind()
+    scene.say(AHEAD, scene.signed())
+    scene.sent.clear()
+    scene.say(COMPANION, RoundRequest(COMPANION, 8, 4, bytes(16)))
+    assert not scene.messages(SignedRound)
+    scene.frame(AHEAD, FAR)
+    scene.feed(ev.TrainingDone(FAR))
+    scene.pass_s(6)
+    assert scene.node.round == FAR + 1
+    scene.say(COMPANION, RoundRequest(COMPANION, 8, 4, bytes(16)))
+    ((to, signed),) = scene.messages(SignedRound)
+    key = ToySignatures(0, 0, tuple)
+    assert (to, signed) == (COMPANION, signed_round(key, 0, FAR + 1, 0, 4, bytes(16)))
+
+
+def test_a_neighbour_passes_on_only_first_hand_and_valid_rounds() -> None:
+    scene = Behind()
+    scene.connect(AHEAD, FAR)
+    ask = RoundRequest(COMPANION, 8, COMPANION, b"nonce of node 5.")
+
+    def say(member: int, key: int) -> None:
+        made = signed_round(ToySignatures(key, 0, tuple), AHEAD, FAR, member, COMPANION, ask.nonce)
+        scene.say(AHEAD, made)
+
+    say(AHEAD, AHEAD)
+    assert not scene.messages(SignedRound), "nobody has requested it"
+    scene.say(COMPANION, ask)
+    say(AHEAD, 2)
+    say(2, 2)
+    assert not scene.messages(SignedRound)
+    scene.pass_s(2)
+    scene.say(COMPANION, ask)
+    say(AHEAD, AHEAD)
+    ((to, signed),) = scene.messages(SignedRound)
+    assert (to, signed.member, signed.sender, signed.round) == (COMPANION, AHEAD, 0, FAR)
+
+
+def test_asynchronous_nodes_ask_nobody_and_answer_nobody() -> None:
+    scene = Scene(ring=6, staleness=Staleness(16), signatures=ToySignatures(0, 7, lambda: range(6)))
+    scene.connect(AHEAD, FAR)
+    scene.connect(COMPANION)
+    for at in range(5):
+        scene.now += 5.0
+        scene.feed(ev.TrainingDone(at))
+    sent = {type(scene.wire.unpack(message.data)) for message in scene.sent}
+    assert RoundRequest not in sent
+    scene.sent.clear()
+    scene.say(AHEAD, RoundRequest(AHEAD, FAR, AHEAD, bytes(16)))
+    scene.say(AHEAD, RoundRequest(AHEAD, FAR, 2, bytes(16)))
+    assert not scene.sent
+    assert scene.session.peers[AHEAD].refused == 2
+
+
+# --- In the simulated world -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", [2, 3, 4])
+def test_members_side_by_side_on_a_ring_that_fell_behind_together_return(behind: int) -> None:
+    faults = (Fault(10.0, "cut", 0, 5, 60.0), Fault(10.0, "cut", behind - 1, behind, 60.0))
+    train_s = (2.0,) * behind + (1.0,) * (6 - behind)
+    world = play(Schedule(1, 6, ring=True, train_s=train_s, faults=faults))
+    skipped = [process.session.skipped_rounds for process in world.processes if process is not None]
+    assert all(rounds > 15 for rounds in skipped[:behind])
+    assert not any(skipped[behind:])
+
+
+@pytest.mark.parametrize("ring", [True, False])
+def test_one_member_alone_ahead_of_a_ring_is_caught_up_with(ring: bool) -> None:
+    others = (0, 3) if ring else (0, 1, 2, 3)
+    faults = tuple(Fault(10.0, "cut", 4, other, 60.0) for other in others)
+    world = play(Schedule(1, 5, ring=ring, train_s=(1.3,) * 4 + (1.0,), faults=faults))
+    assert not any(event == "rejoining" for node in range(4) for _, event, _ in world.reports[node])
+
+
+def test_two_members_of_a_ring_that_start_late_and_cut_off_return() -> None:
+    faults = (
+        Fault(0.0, "late_start", 1, other=0, seconds=190.2),
+        Fault(0.3, "join", 4, other=1, seconds=2.46, how="bootstraps"),
+        Fault(1.54, "silence", 0, other=3, seconds=35.49),
+        Fault(5.19, "full_disk", 1, other=2, seconds=0.1),
+    )
+    play(Schedule(20459, 5, ring=True, train_s=(2.6, 6.0, 2.6, 2.0, 2.0), faults=faults))
+
+
+@pytest.mark.parametrize("how", ["signs rounds", "far ahead", "no frames"])
+def test_a_hostile_member_alone_speeds_up_no_neighbour(how: str) -> None:
+    schedule = Schedule(5, 6, ring=True, train_s=(0.5,) * 6, faults=(Fault(0.0, "hostile", 0, how=how),))
+    world = World(schedule)
+    world.run(19.0)
+    for process in world.processes[1:]:
+        assert process is not None
+        assert process.session.skipped_rounds == 0
+        assert process.toy.round > 5
+        assert not process.session.witnesses.rounds
+
+
+# --- With the keys of certificates ------------------------------------------------------------------------
+
+
+def test_the_key_of_a_certificate_signs_and_no_other(tmp_path: Path) -> None:
+    roster = roster_of(tmp_path, 3)
+    sides = [
+        Membership(
+            None,
+            roster,
+            member.id,
+            tmp_path / f"{member.name}.key",
+            num_nodes=3,
+            build=lambda count: Ring(num_nodes=count, seed=1),
+            folder=None,
+            journal=Journal("test"),
+        )
+        for member in roster.members
+    ]
+    signature = sides[1].sign(b"text")
+    assert sides[0].verify(1, b"text", signature)
+    assert not sides[0].verify(1, b"other", signature)
+    assert not sides[0].verify(2, b"text", signature)
+    assert not sides[0].verify(1, b"text", b"")
+    assert not sides[0].verify(3, b"text", signature)
+    assert len({side.nonce for side in sides}) == 3
+    (tmp_path / "bob.key").unlink()
+    assert sides[1].sign(b"text") == b""
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+def test_other_kinds_of_keys_sign_too(kind: str, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+
+    key: Any = (
+        ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else rsa.generate_private_key(65537, 2048)
+    )
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    file = tmp_path / "own.key"
+    file.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    file.chmod(0o600)
+    der = serialization.Encoding.DER
+    public = key.public_key().public_bytes(der, serialization.PublicFormat.SubjectPublicKeyInfo)
+    _, _, other = new_identity("other", tmp_path)
+    assert is_signature(sign(file, b"text"), b"text", public)
+    assert not is_signature(sign(file, b"text"), b"other", public)
+    assert not is_signature(sign(file, b"text"), b"text", other.public_key)
