@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from members import roster_of
 from test_hostile import Scene
+from test_peer import Peers, model
+from wires import Wires
 from world import Fault, Schedule, ToySignatures, World, play, signed_round
 
 from jwins.net import events as ev
@@ -274,6 +276,16 @@ def test_the_key_of_a_certificate_signs_and_no_other(tmp_path: Path) -> None:
     assert len({side.nonce for side in sides}) == 3
     (tmp_path / "bob.key").unlink()
     assert sides[1].sign(b"text") == b""
+
+
+def test_peers_sign_with_the_keys_of_their_certificates(tmp_path: Path, wires: Wires) -> None:
+    peers = Peers(tmp_path, 2, wires)
+    with peers.peer(0, model()) as alice, peers.peer(1, model()) as bob:
+        first, second = (peer._driver.session.settings.signatures for peer in (alice, bob))
+        assert first is not None
+        assert second is not None
+        assert second.verify(0, b"text", first.sign(b"text"))
+        assert not second.verify(1, b"text", first.sign(b"text"))
 
 
 @pytest.mark.parametrize("kind", ["ed25519", "rsa"])
