@@ -225,6 +225,22 @@ def test_who_has_said_bye_is_not_waited_for_again_on_the_same_connection() -> No
     assert process.session.peers[1].state is State.LEFT
 
 
+def test_after_a_restart_a_node_waits_for_who_had_said_bye_before() -> None:
+    """Both are ended by an operator, one after the other, and started again in the other order."""
+    faults = (Fault(3.0, "quit", 1, seconds=5.0), Fault(5.0, "quit", 0, seconds=1.0))
+    world = World(with_faults(TWO, *faults))
+    world.run(5.0)
+    process = world.processes[0]
+    assert process is not None
+    assert process.session.peers[1].state is State.LEFT
+    before = len(events(world, 0, "merged with nobody"))
+    world.run(20.0)
+    process = world.processes[0]
+    assert process is not None
+    assert process.session.peers[1].state is State.ACTIVE
+    assert len(events(world, 0, "merged with nobody")) == before
+
+
 def test_a_node_that_has_ended_answers_a_late_frame_with_no_hello() -> None:
     world = World(replace(TWO, rounds=5, faults=(Fault(0.0, "late_start", 1, seconds=600.0),)))
     world.run(1.0)

@@ -147,6 +147,7 @@ class SessionState:
         fresh: whether the node had not merged with any peer yet.
         round_s: duration of a round.
         saved_at: Unix time, from which the possible progress of others is estimated.
+        left: those of ``suspect`` that had said Bye; as this node begins again, they may, too.
     """
 
     now: float
@@ -160,6 +161,7 @@ class SessionState:
     fresh: bool = False
     round_s: float = 0.0
     saved_at: float = 0.0
+    left: frozenset[int] = frozenset()
 
 
 class Session:
@@ -208,6 +210,7 @@ class Session:
         self.leaving = False
         self.out: list[ev.Command] = []
         self.joiner: Joiner | None = None
+        self._may_return: frozenset[int] = frozenset()
         self.outbox, self.arrivals = Outbox(self), Arrivals(self)
         self.waiting, self.rounds = Waiting(self), Rounds(self)
         self.provider, self.witnesses = Provider(self), Witnesses(self, settings.signatures)
@@ -221,6 +224,8 @@ class Session:
             self.rounds.finish(Finished("finished", self.node.round))
         elif self.joiner is None:
             self.begin(None if resumed else self.settings.joins_at)
+            for peer in sorted(self._may_return):
+                self.rounds.deliver(PeerUp(peer, self.node.round))
         for peer, reason in self.settings.cut.items():
             self.cut(peer, reason)
         return self._taken()
@@ -316,6 +321,7 @@ class Session:
             self.fresh,
             self.rounds.times.round_s,
             saved_at,
+            frozenset(peer for peer, known in every if known.state is State.LEFT),
         )
 
     def restore(self, state: SessionState, down_s: float = 0.0) -> None:
@@ -335,8 +341,9 @@ class Session:
             known.refused = state.refused[peer]
             known.merged_at -= down_s
             known.ever_connected = peer in state.ever_connected
-            if peer in state.suspect:
+            if peer in state.suspect - state.left:
                 known.state = State.SUSPECT
+        self._may_return = state.left
 
     def leave(self, reason: str, now: float) -> list[ev.Command]:
         """Send a Bye to all peers, and begin nothing more."""
