@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from jwins.net import events as ev
 from jwins.net.certificate import is_signature, new_identity, sign
 from jwins.net.journal import Journal
 from jwins.net.membership import Membership
+from jwins.net.peer_session import State
 from jwins.net.witnesses import MAX_SIGNED, SKEW
 from jwins.node import Staleness
 from jwins.topology import Ring
-from jwins.wire.frame import RoundRequest, SignedRound
+from jwins.wire.frame import MAX_SIGNATURE_BYTES, RoundRequest, SignedRound
 
 AHEAD, COMPANION, FAR = 1, 5, 50
 """Neighbours of node 0 on a ring of six: one is ahead, in a round that is far away, and one keeps pace."""
@@ -111,6 +112,41 @@ def test_a_signed_round_counts_for_nothing(kind: str) -> None:
         assert not scene.session.witnesses.rounds
     scene.say(AHEAD, scene.signed())
     assert scene.node.round == FAR, "and does not keep a good one away"
+
+
+def test_a_member_that_is_cut_off_or_removed_is_no_witness_any_more() -> None:
+    for state in ("cut", "removed"):
+        scene = Behind()
+        scene.session.witnesses.rounds[3] = FAR
+        assert scene.session.witnesses.ahead() == {3: FAR + SKEW}
+        if state == "cut":
+            scene.session.peers[3].cut = "inflated values"
+        else:
+            scene.session.peers[3].state = State.REMOVED
+        assert not scene.session.witnesses.ahead()
+
+
+@pytest.mark.parametrize("length", [MAX_SIGNATURE_BYTES, MAX_SIGNATURE_BYTES + 1])
+def test_a_signature_longer_than_a_message_holds_is_not_sent(length: int) -> None:
+    """An RSA key of 4096 bits signs with as many bytes as a message holds."""
+    scene = Behind()
+    scene.session.witnesses._signatures = Long(length)
+    scene.say(COMPANION, RoundRequest(COMPANION, 0, 4, bytes(16)))
+    assert len(scene.messages(SignedRound)) == (length == MAX_SIGNATURE_BYTES)
+
+
+@dataclass
+class Long:
+    """Signatures of this length."""
+
+    length: int
+    nonce = bytes(16)
+
+    def sign(self, data: bytes) -> bytes:
+        return bytes(self.length)
+
+    def verify(self, node: int, data: bytes, signature: bytes) -> bool:
+        return False
 
 
 def test_a_flood_of_signed_rounds_is_refused_unread_and_keeps_little() -> None:

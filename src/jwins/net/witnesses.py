@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from jwins.net.peer_session import State
-from jwins.wire.frame import Message, RoundRequest, SignedRound
+from jwins.wire.frame import MAX_SIGNATURE_BYTES, Message, RoundRequest, SignedRound
 
 if TYPE_CHECKING:
     from jwins.net.session import Session
@@ -66,8 +66,12 @@ class Witnesses:
 
     def ahead(self) -> dict[int, int]:
         """Return members that this node lost, and the latest rounds in which their neighbours may be."""
-        near = self._session.node.round + SKEW
-        return {member: at + SKEW for member, at in self.rounds.items() if at > near}
+        near, peers = self._session.node.round + SKEW, self._session.peers
+        return {
+            member: at + SKEW
+            for member, at in self.rounds.items()
+            if at > near and peers[member].state is not State.REMOVED and not peers[member].cut
+        }
 
     def ask(self, peers: Iterable[int]) -> None:
         """Ask neighbours that have been ahead for a timeout for the signed rounds of their neighbours."""
@@ -129,7 +133,7 @@ class Witnesses:
         if self._signatures is None or session.fresh or not session.settled:
             return
         signature = self._signatures.sign(self._text(session.node.id, at, request.asker, request.nonce))
-        if signature:
+        if 0 < len(signature) <= MAX_SIGNATURE_BYTES:
             self._send(peer, SignedRound(session.node.id, at, session.node.id, request.asker, signature))
 
     def _on_signed(self, peer: int, signed: SignedRound) -> None:
@@ -152,9 +156,10 @@ class Witnesses:
         known = session.peers.get(member)
         if known is None or known.state is State.REMOVED or known.cut or self._signatures is None:
             return False
+        if signed.round > session.node.rules.rounds or not session.waiting.is_possible(member, signed.round):
+            return False
         text = self._text(member, signed.round, signed.asker, self._nonces[signed.asker])
-        is_possible = session.waiting.is_possible(member, signed.round)
-        return is_possible and self._signatures.verify(member, text, signed.signature)
+        return self._signatures.verify(member, text, signed.signature)
 
     def _text(self, member: int, round: int, asker: int, nonce: bytes) -> bytes:
         rules = self._session.node.rules

@@ -158,7 +158,8 @@ def _after(
         x_hat = before.x_hat
     else:
         return None
-    if (known := update.advanced_from(x_hat)) is not None:
+    known = update.advanced_from(x_hat)
+    if known is not None and known.device == like.device:
         return Replica(known, item.round)
     after = advance(torch.zeros_like(like) if x_hat is None else x_hat, update)
     if after is None or (update.check is not None and hash_of(after) != update.check):
